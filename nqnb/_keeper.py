@@ -1,0 +1,170 @@
+"""The process between a `DevServer` and its nats-server: it outlives whatever kills the first, and ends the second.
+
+Run as a script by `nqnb.devserver`: ``_keeper.py FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
+commands on stdin, tells what it did in FOLDER/status, and once stdin ends (the parent has closed it, or is dead) it
+stops the server, removes FOLDER and exits. It imports only the standard library's quick parts, and has one thread,
+so that code between fork and exec is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+START = b"s"
+KILL = b"k"
+GRACE = 5.0
+"""Seconds from SIGTERM to SIGKILL."""
+_PARENT_CHECK = 0.25
+
+
+def main(folder: str, command: list[str]) -> None:
+    """Keep the server of `command` until stdin ends or the parent is gone."""
+    parent = os.getppid()
+    os.mkdir(folder, 0o700)
+    server: subprocess.Popen[bytes] | None = None
+    gone: int | None = None
+    orders, state, told = 0, "made", ""
+    try:
+        log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 2)
+        # A fork of the parent holds the pipe open beyond the parent's death, so the end of stdin is not enough.
+        while os.getppid() == parent:
+            # With the count, an answer is not mistaken for that to another order, nor for a death in between.
+            if (status := f"{orders} {state}") != told:
+                _say(folder, status)
+                told = status
+            order = _next_order(gone)
+            if order == b"":
+                break
+            orders += order is not None
+            if order == KILL and server is not None:
+                server.kill()
+                server.wait()
+            if server is not None and server.poll() is not None:
+                state, server = f"exited {server.returncode}", None
+                if gone is not None:
+                    os.close(gone)
+                    gone = None
+            if order == START and server is None:
+                try:
+                    server, gone = _start(command)
+                    state = f"started {server.pid}"
+                except OSError as error:
+                    state = f"failed {error}"
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if server is not None:
+            _stop(server)
+        import shutil  # late, as it takes as long to import as everything else here together
+
+        for _ in range(20):  # Windows lets go of a dead process's files a moment late
+            shutil.rmtree(folder, ignore_errors=True)
+            if not os.path.exists(folder):
+                break
+            time.sleep(0.05)
+
+
+def _say(folder: str, what: str) -> None:
+    draft = os.path.join(folder, "status.new")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(what)
+    for _ in range(100):
+        with contextlib.suppress(PermissionError):  # on Windows while the parent reads the old one
+            os.replace(draft, os.path.join(folder, "status"))
+            return
+        time.sleep(0.01)
+
+
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    def _next_order(gone: int | None) -> bytes | None:
+        """One command, None when none came for a moment, empty at the end of stdin."""
+        try:
+            waiting = _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)[0]
+        except OSError:
+            return b""
+        if waiting:
+            return os.read(0, 1)
+        time.sleep(0.05)
+        return None
+
+    def _start(command: list[str]) -> tuple[subprocess.Popen[bytes], int | None]:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2), None  # noqa: S603 - as given by the parent
+
+else:
+    import select
+
+    def _next_order(gone: int | None) -> bytes | None:
+        """One command, None when none came for a moment or the server went, empty at the end of stdin."""
+        watched = [0] if gone is None else [0, gone]
+        return os.read(0, 1) if 0 in select.select(watched, [], [], _PARENT_CHECK)[0] else None
+
+    def _start(command: list[str]) -> tuple[subprocess.Popen[bytes], int | None]:
+        # The server holds the writing end of a pipe and never writes: the pipe ends when the server does.
+        gone, held = os.pipe()
+        try:
+            server = subprocess.Popen(  # noqa: S603 - as given by the parent
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=(held,),
+                preexec_fn=_die_with_keeper(),
+            )
+        except OSError:
+            os.close(gone)
+            raise
+        finally:
+            os.close(held)
+        return server, gone
+
+
+def _die_with_keeper() -> Callable[[], None] | None:
+    """What makes the server die even with a keeper that was killed, where the system (Linux) can do that."""
+    if sys.platform != "linux":
+        return None
+    try:
+        import ctypes  # here, as some builds of Python lack it
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return None
+    keeper, set_death_signal = os.getpid(), 1
+
+    def ask() -> None:
+        prctl(set_death_signal, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != keeper:  # it died before the request was made
+            os._exit(1)
+
+    return ask
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _leave(signum: int, frame: object) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # A mask of the thread that started this one would otherwise keep SIGTERM from the server.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    main(sys.argv[1], sys.argv[2:])

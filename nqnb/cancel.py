@@ -1,0 +1,108 @@
+"""Cancels one task so that it cannot be lost: the canceller's half of the protocol."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nqnb import lifecycle
+from nqnb.errors import NotCancellable, NqnbError, RevisionConflict, Unconfirmed, UnknownTask
+from nqnb.lifecycle import CancelStep
+from nqnb.records import CancelReceipt
+from nqnb.wire import CancelRecord, Status, TaskMessage
+
+if TYPE_CHECKING:
+    from nqnb.jetstream.backend import Backend
+
+log = logging.getLogger("nqnb.cancel")
+
+
+async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
+    """Cancel a task; when this returns, the cancel is durable and no further run of it will be claimed.
+
+    Every decision rests on a read through the leader and is written by compare-and-set; see `nqnb.lifecycle.cancel`
+    for which.
+
+    Args:
+        backend: where.
+        task_id: the task.
+        by: who asks, for the receipt.
+
+    Raises:
+        UnknownTask: no such task.
+        NotCancellable: it has completed or failed.
+        Unconfirmed: the server's answers were lost, so the cancel may be noted or not; ask again.
+    """
+    record = CancelRecord(by=by, requested_at=time.time())
+    announced = False
+    until = time.monotonic() + backend.connection.settings.retry_for
+    while True:
+        entry = await backend.states.get(task_id)
+        if entry is None:
+            raise unknown(task_id)
+        task = TaskMessage.decode(entry.value)
+        step = lifecycle.cancel(task, announced=announced)
+        if step is CancelStep.DONE:
+            return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
+        if step is CancelStep.TOO_LATE:
+            raise NotCancellable(
+                f"task {task_id!r} has {task.Status.label} already, so there is nothing to cancel", task_id, task.Status
+            )
+        if step is CancelStep.STOPPING:
+            return CancelReceipt.of(task_id, task.Status, task.meta.cancel or record)
+        if step is CancelStep.ANNOUNCE:
+            await write_intent(backend, task_id, record)
+            await backend.announce_cancel(task.Queue, task_id)
+            announced = True
+            continue
+        status = Status.DELETED if step is CancelStep.DELETE else Status.CANCELLED
+        done = _ended(task, status, record)
+        try:
+            await backend.states.update(task_id, done.encode(), entry.revision)
+        except RevisionConflict:
+            continue
+        except Unconfirmed:
+            # It may have landed; the next read tells.
+            if time.monotonic() > until:
+                raise
+            continue
+        await _forget_message(backend, task)
+        return CancelReceipt.of(task_id, status, done.meta.cancel)
+
+
+async def write_intent(backend: Backend, task_id: str, record: CancelRecord) -> None:
+    """Write the intent to cancel a task into the bucket ``nq-cancel``; one that is there already stays.
+
+    Raises:
+        NqnbError: it is not certain that it is there.
+    """
+    try:
+        await backend.connection.insist(lambda: backend.intents.create(task_id, msgspec.json.encode(record)))
+    except RevisionConflict:
+        log.debug("task %s has an intent already", task_id)
+
+
+def unknown(task_id: str) -> UnknownTask:
+    """The error for an id that no entry has."""
+    return UnknownTask(
+        f"no task {task_id!r} is known here; check the id and the server, `nqnb task list` shows what there is", task_id
+    )
+
+
+def _ended(task: TaskMessage, status: Status, record: CancelRecord) -> TaskMessage:
+    now = time.time()
+    how = "deleted before it started" if status is Status.DELETED else "cancelled while it waited for a retry"
+    record = msgspec.structs.replace(record, stopped_at=now, how=how)
+    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0)
+    return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
+
+
+async def _forget_message(backend: Backend, task: TaskMessage) -> None:
+    """The entry is terminal, so the message only costs a delivery: failing to remove it is no failure."""
+    try:
+        await backend.delete_task_message(task.Queue, task.Sequence)
+    except NqnbError as error:
+        log.info("the message of task %s stays until a worker sees it: %s", task.ID, error)

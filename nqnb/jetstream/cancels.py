@@ -1,0 +1,102 @@
+"""The cancel multicast: each worker has a consumer of its own on each queue's cancel stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from nqnb import names
+from nqnb.aside import spawn
+from nqnb.errors import ConnectionFailed, MalformedMessage, ServerRefused
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, ensure_queue
+from nqnb.wire import CancelMessage
+
+log = logging.getLogger("nqnb.cancels")
+
+_OUTLIVES = 300_000_000_000
+"""Nanoseconds that a consumer outlives its worker's disconnect."""
+
+
+async def announce_cancel(connection: Connection, queue: str, task_id: str) -> None:
+    """Multicast a cancel, and return when the server has stored it for every worker.
+
+    Raises:
+        NqnbError: it is not certain that it was stored.
+    """
+    subject = names.cancel_subject(queue)
+    data = CancelMessage(task_id, subject).encode()
+    await connection.insist(lambda: connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"}))
+
+
+class CancelListener:
+    """Hears every cancel of some queues.
+
+    Args:
+        connection: where.
+        worker: the worker's id, which names its consumers.
+        on_cancel: called with the queue, the task id, and whether an nqnb client sent it, on the loop.
+    """
+
+    def __init__(self, connection: Connection, worker: str, on_cancel: Callable[[str, str, bool], None]) -> None:
+        self._connection = connection
+        self._worker = worker
+        self._on_cancel = on_cancel
+        self._subscriptions: dict[str, tuple[str, Subscription]] = {}
+        self._streams: dict[str, QueueStreams] = {}
+
+    async def ensure(self, queue: str) -> None:
+        """Make sure that this worker's consumer exists, so that no cancel from now on is missed."""
+        streams = await ensure_queue(self._connection, queue)
+        if queue not in self._subscriptions:
+            inbox = self._connection.client.new_inbox()
+            subscription = await self._connection.subscribe(inbox, lambda message: self._heard(queue, message))
+            self._subscriptions[queue] = (inbox, subscription)
+        self._streams[queue] = streams
+        consumer = f"{streams.cancels}.{self._worker}"
+        try:
+            await self._connection.insist(lambda: self._connection.api(f"CONSUMER.INFO.{consumer}"))
+        except ServerRefused as error:
+            if error.err_code not in NOT_FOUND:
+                raise
+            body = {
+                "stream_name": streams.cancels,
+                "config": {
+                    "durable_name": self._worker,
+                    "deliver_subject": self._subscriptions[queue][0],
+                    # Older cancels concern earlier runs, and those are covered by the intents.
+                    "deliver_policy": "new",
+                    "ack_policy": "explicit",
+                    "filter_subject": names.cancel_subject(queue),
+                    "replay_policy": "instant",
+                    "inactive_threshold": _OUTLIVES,
+                },
+            }
+            await self._connection.insist(lambda: self._connection.api(f"CONSUMER.DURABLE.CREATE.{consumer}", body))
+
+    async def close(self) -> None:
+        """Remove this worker's consumers."""
+        for streams in self._streams.values():
+            await self._connection.send(f"$JS.API.CONSUMER.DELETE.{streams.cancels}.{self._worker}")
+        for _, subscription in self._subscriptions.values():
+            await subscription.unsubscribe()
+        self._subscriptions.clear()
+        self._streams.clear()
+
+    def _heard(self, queue: str, message: Msg) -> None:
+        spawn(self._ack(message))
+        try:
+            cancel = CancelMessage.decode(message.data)
+        except MalformedMessage as error:
+            log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
+            return
+        self._on_cancel(queue, cancel.ID, names.CLIENT_HEADER in (message.headers or {}))
+
+    async def _ack(self, message: Msg) -> None:
+        try:
+            await self._connection.send(message.reply, b"+ACK")
+        except ConnectionFailed:
+            log.debug("a cancel could not be acknowledged; it will come again")

@@ -1,0 +1,345 @@
+"""One NATS connection: requests over one reply inbox, and every foreign error turned into one of ours.
+
+nats-py keeps the socket, the reconnecting and the subscriptions. Requests are ours: all answers come to one
+subscription, a lost connection fails what is in flight at once instead of after its timeout, and one timer serves all
+requests, so that thousands can be in flight for the price of a future each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client as NatsClient
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from nqnb.errors import (
+    ConnectionFailed,
+    NoJetStream,
+    NoResponders,
+    NoServer,
+    PayloadTooLarge,
+    ServerRefused,
+    Unconfirmed,
+)
+from nqnb.settings import Settings
+
+T = TypeVar("T")
+
+NO_JETSTREAM_CODES = (10039, 10076)
+"""JetStream is not enabled for the account, or on the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class PubAck:
+    """The server's word that it stored a message: its sequence, and whether it had stored it before."""
+
+    sequence: int
+    duplicate: bool
+
+
+class _ApiError(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    duplicate: bool = False
+    error: _ApiError | None = None
+
+
+_ack_decoder = msgspec.json.Decoder(_Ack)
+
+
+class Connection:
+    """An open connection; make one with `open`."""
+
+    def __init__(self, client: NatsClient, settings: Settings) -> None:
+        self.client = client
+        self.settings = settings
+        self.closed = asyncio.Event()
+        """Set when the connection is gone for good."""
+        self._waiting: dict[str, tuple[asyncio.Future[Msg], float, str]] = {}
+        self._prefix = f"{client.new_inbox()}."
+        self._count = 0
+        self._timer: asyncio.Task[None] | None = None
+        self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
+        self._on_disconnect: list[Callable[[], None]] = []
+
+    @classmethod
+    async def open(cls, settings: Settings) -> Connection:
+        """Connect, and make sure that JetStream answers.
+
+        Raises:
+            NoServer: nothing answers there within ``settings.connect_timeout``, or it turns us away.
+            NoJetStream: JetStream is off.
+        """
+        client = NatsClient()
+        connection = cls(client, settings)
+        failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        failures = 0
+
+        async def error_cb(error: Exception) -> None:
+            nonlocal failures
+            failures += 1
+            if failures >= len(settings.urls) and not failed.done():
+                failed.set_result(error)
+
+        connecting = asyncio.ensure_future(
+            client.connect(
+                list(settings.urls),
+                error_cb=error_cb,
+                disconnected_cb=connection._disconnected,
+                reconnected_cb=connection._reconnected,
+                closed_cb=connection._closed,
+                name=settings.name,
+                user=settings.user,
+                password=settings.password,
+                token=settings.token,
+                connect_timeout=max(1, int(settings.connect_timeout)),
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=1,
+                pending_size=8 * 1024 * 1024,
+            )
+        )
+        racing: set[asyncio.Future[Any]] = {connecting, failed}
+        await asyncio.wait(racing, timeout=settings.connect_timeout, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done() or connecting.exception() is not None:
+            reason = failed.result() if failed.done() else TimeoutError()
+            if connecting.done():
+                reason = connecting.exception() or reason
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
+            await client.close()
+            raise _no_server(settings, reason)
+        await client.subscribe(f"{connection._prefix}*", cb=connection._answered)
+        connection._timer = asyncio.ensure_future(connection._expire())
+        try:
+            await connection.api("INFO")
+        except (NoResponders, ServerRefused, Unconfirmed) as error:
+            await connection.close()
+            if isinstance(error, ServerRefused) and error.err_code not in NO_JETSTREAM_CODES:
+                raise
+            raise NoJetStream(
+                f"JetStream is off at {_address(settings)}; start the server with `-js`, or use `nqnb up`"
+            ) from None
+        return connection
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be spoken to at this moment."""
+        return bool(self.client.is_connected)
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes that one message may have, headers included."""
+        return int(self.client.max_payload)
+
+    @property
+    def server_version(self) -> str:
+        """The version that the server says it has."""
+        return str(self.client.connected_server_version)
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await ``callback`` after every reconnect; it must not raise."""
+        self._on_reconnect.append(callback)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` at every disconnect; it must not raise."""
+        self._on_disconnect.append(callback)
+
+    async def send(self, subject: str, data: bytes = b"", reply: str = "") -> None:
+        """Send without waiting for an answer.
+
+        Raises:
+            ConnectionFailed: the connection is closed, or away for so long that its buffer is full.
+        """
+        await self._send(subject, data, reply, None)
+
+    async def request(
+        self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> Msg:
+        """Send and await the one answer.
+
+        Raises:
+            NoResponders: nobody serves the subject; nothing happened.
+            Unconfirmed: no answer within ``timeout`` seconds (default: the settings'), or the connection was lost.
+            ConnectionFailed: as in `send`.
+            PayloadTooLarge: data and headers are above the server's limit.
+        """
+        self._check_size(data, headers)
+        self._count += 1
+        token = f"{self._prefix}{self._count}"
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        deadline = time.monotonic() + (timeout or self.settings.request_timeout)
+        self._waiting[token] = (future, deadline, subject)
+        try:
+            await self._send(subject, data, token, dict(headers) if headers else None)
+            answer = await future
+        finally:
+            self._waiting.pop(token, None)
+        if not answer.data and answer.headers and answer.headers.get("Status") == "503":
+            raise NoResponders(f"nobody serves {subject!r} on the server at this moment", subject)
+        return answer
+
+    async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> PubAck:
+        """Publish into a stream and await the server's word that it is stored.
+
+        Raises:
+            ServerRefused: the stream refused it; ``.err_code`` 10071 is a lost compare-and-set.
+            NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: as in `request`.
+        """
+        answer = await self.request(subject, data, headers)
+        ack = _ack_decoder.decode(answer.data)
+        if ack.error is not None:
+            raise _refused(ack.error, f"storing a message on {subject!r}")
+        return PubAck(ack.seq, ack.duplicate)
+
+    async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
+        """Call ``$JS.API.<name>`` and return its decoded answer.
+
+        Raises:
+            ServerRefused: the API answered with an error.
+            NoResponders, Unconfirmed, ConnectionFailed: as in `request`.
+        """
+        data = msgspec.json.encode(body) if body is not None else b""
+        answer = await self.request(f"$JS.API.{name}", data, timeout=timeout)
+        decoded: dict[str, Any] = msgspec.json.decode(answer.data)
+        if "error" in decoded:
+            raise _refused(msgspec.convert(decoded["error"], _ApiError), name)
+        return decoded
+
+    async def insist(self, ask: Callable[[], Awaitable[T]], retry_for: float | None = None) -> T:
+        """Await ``ask()``, again and again for ``retry_for`` seconds while its answer is lost or nobody serves it.
+
+        Only for what may safely happen twice.
+
+        Raises:
+            whatever the last try raised.
+        """
+        until = time.monotonic() + (self.settings.retry_for if retry_for is None else retry_for)
+        pause = 0.05
+        while True:
+            try:
+                return await ask()
+            except (NoResponders, Unconfirmed):
+                if time.monotonic() + pause > until or self.closed.is_set():
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 1.0)
+
+    async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
+        """Call ``callback`` with each message of a subject, in order, on the loop; it must not raise."""
+
+        async def deliver(message: Msg) -> None:
+            callback(message)
+
+        try:
+            return await self.client.subscribe(subject, cb=deliver)
+        except nats.errors.Error as error:
+            raise self._translated(error) from None
+
+    async def close(self) -> None:
+        """Send what is buffered, and close. Closing twice is fine."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self.client.is_closed:
+            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+                await asyncio.wait_for(self.client.flush(), 1.0)
+            await self.client.close()
+        self._fail_waiting("the connection was closed")
+        self.closed.set()
+
+    async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        try:
+            await self.client.publish(subject, data, reply=reply, headers=headers)
+        except nats.errors.Error as error:
+            raise self._translated(error) from None
+
+    def _check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
+        # 12 bytes of "NATS/1.0" with its line ends, 4 of ": " and a line end a header.
+        size = len(data) + (12 + sum(len(name) + len(value) + 4 for name, value in headers.items()) if headers else 0)
+        if size > self.max_payload:
+            raise PayloadTooLarge(
+                f"the message has {size:,} bytes with its headers, the server takes {self.max_payload:,}; "
+                "send a path or key to the data instead, or raise max_payload on the server",
+                size,
+                self.max_payload,
+            )
+
+    async def _answered(self, message: Msg) -> None:
+        waiting = self._waiting.get(message.subject)
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_result(message)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(0.1)
+            now = time.monotonic()
+            for future, deadline, subject in list(self._waiting.values()):
+                if deadline < now and not future.done():
+                    future.set_exception(Unconfirmed(f"no answer from the server about {subject!r}; ask again"))
+
+    def _fail_waiting(self, why: str) -> None:
+        for future, _, subject in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(Unconfirmed(f"{why} before the answer about {subject!r}; ask again"))
+
+    async def _disconnected(self) -> None:
+        self._fail_waiting("the connection was lost")
+        for callback in self._on_disconnect:
+            callback()
+
+    async def _reconnected(self) -> None:
+        for callback in self._on_reconnect:
+            await callback()
+
+    async def _closed(self) -> None:
+        self._fail_waiting("the connection was closed")
+        self.closed.set()
+
+    def _translated(self, error: nats.errors.Error) -> ConnectionFailed:
+        if isinstance(error, nats.errors.ConnectionClosedError):
+            return ConnectionFailed(f"the connection to {_address(self.settings)} is closed; connect again")
+        return ConnectionFailed(f"the connection to {_address(self.settings)} cannot be used now: {error}")
+
+
+def _refused(error: _ApiError, what: str) -> ServerRefused:
+    return ServerRefused(
+        f"the server refused {what}: {error.description} (code {error.err_code or error.code})",
+        error.code,
+        error.err_code,
+        error.description,
+    )
+
+
+def _no_server(settings: Settings, reason: BaseException) -> NoServer:
+    where = _address(settings)
+    remedy = "start one with `nqnb up`, or give another address with --url or NATS_URL"
+    text = str(reason).lower()
+    if isinstance(reason, nats.errors.AuthorizationError) or "authoriz" in text or "authentic" in text:
+        why, remedy = "it refused our user, password or token", "check them; nothing else is wrong with the address"
+    elif isinstance(reason, socket.gaierror):
+        why, remedy = "no host of that name is known", "check its spelling"
+    elif isinstance(reason, ConnectionRefusedError) or "refused" in text or "connect call failed" in text:
+        why = "the connection was refused"
+    elif isinstance(reason, (TimeoutError, asyncio.TimeoutError, nats.errors.TimeoutError)):
+        why = f"no answer within {settings.connect_timeout:g} s"
+    else:
+        why = str(reason) or type(reason).__name__
+    return NoServer(f"no NATS server at {where}: {why}; {remedy}", where)
+
+
+def _address(settings: Settings) -> str:
+    return ", ".join(settings.urls)

@@ -1,0 +1,77 @@
+"""One delivery of one task message, and everything that can be answered to it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from nats.aio.msg import Msg
+
+from nqnb import names
+from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
+from nqnb.jetstream.connection import Connection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
+    """A task message as the server handed it to this worker."""
+
+    connection: Connection
+    queue: str
+    data: bytes
+    reply: str
+    sequence: int
+    """Its sequence in the task stream."""
+    deliveries: int
+    """How often the server has delivered it, this time included."""
+    ours: bool
+    """It carries nqnb's header."""
+    scheduled: bool
+    """It was fired by a server-side schedule."""
+    received: float = field(default_factory=time.monotonic)
+    """When it came, on this machine's monotonic clock."""
+
+    @classmethod
+    def of(cls, connection: Connection, queue: str, message: Msg) -> Delivery:
+        """Read a message that a pull brought."""
+        # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<ns>.<pending>
+        tokens = message.reply.split(".")
+        start = 2 if len(tokens) == 9 else 4
+        headers = message.headers or {}
+        return cls(
+            connection=connection,
+            queue=queue,
+            data=message.data,
+            reply=message.reply,
+            sequence=int(tokens[start + 3]),
+            deliveries=int(tokens[start + 2]),
+            ours=names.CLIENT_HEADER in headers,
+            scheduled="Nats-Scheduler" in headers,
+        )
+
+    async def ack(self) -> None:
+        """Done: the server removes the message. A lost ack does no harm, the next delivery finds the outcome."""
+        await self._answer(b"+ACK")
+
+    async def put_back(self, delay: float = 0.0) -> None:
+        """Let the server deliver it again after ``delay`` seconds."""
+        await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")
+
+    async def terminate(self) -> None:
+        """Never deliver it again."""
+        await self._answer(b"+TERM")
+
+    async def in_progress(self) -> bool:
+        """Start the ack wait anew; True when the server has answered that it did."""
+        try:
+            await self.connection.request(self.reply, b"+WPI")
+        except (NoResponders, Unconfirmed, ConnectionFailed):
+            return False
+        return True
+
+    async def _answer(self, data: bytes) -> None:
+        try:
+            await self.connection.send(self.reply, data)
+        except ConnectionFailed:
+            # The ack wait does what the answer would have done.
+            return

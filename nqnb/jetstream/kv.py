@@ -1,0 +1,198 @@
+"""A key-value bucket of JetStream as a `StateStore`, with compare-and-set on the revision."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+from nats.aio.msg import Msg
+
+from nqnb import names
+from nqnb.errors import RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.streams import MESSAGE_NOT_FOUND
+from nqnb.store import Entry, Unsubscribe
+from nqnb.wire import parse_time
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+_OPERATION = "KV-Operation"
+_PAGE = 1000
+
+
+class _Stored(msgspec.Struct):
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _StoredAnswer(msgspec.Struct):
+    message: _Stored | None = None
+    error: dict[str, Any] | None = None
+
+
+_stored_decoder = msgspec.json.Decoder(_StoredAnswer)
+
+
+class KeyValueStore:
+    """One bucket. A fresh read asks the leader; a quick one any server that has a copy (NATS ADR-31)."""
+
+    def __init__(self, connection: Connection, bucket: str) -> None:
+        self._connection = connection
+        self._stream = names.bucket_stream(bucket)
+        self._root = names.key_subject(bucket, "")
+        self._quick_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
+        self._direct: bool | None = None
+
+    async def create(self, key: str, value: bytes) -> int:
+        """See `StateStore.create`."""
+        try:
+            return await self.update(key, value, 0)
+        except RevisionConflict:
+            # A deleted key leaves a marker with a revision of its own.
+            last = await self._last(key)
+            if last is None or not _is_marker(last.hdrs):
+                raise
+            return await self.update(key, value, last.seq)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """See `StateStore.update`."""
+        try:
+            ack = await self._connection.publish(self._root + key, value, {_EXPECTED: str(revision)})
+        except ServerRefused as error:
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                raise RevisionConflict(key) from None
+            raise
+        return ack.sequence
+
+    async def put(self, key: str, value: bytes) -> int:
+        """See `StateStore.put`."""
+        ack = await self._connection.insist(lambda: self._connection.publish(self._root + key, value))
+        return ack.sequence
+
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        """See `StateStore.get`."""
+        if not fresh and await self._has_direct():
+            return await self._connection.insist(lambda: self._get_direct(key))
+        stored = await self._last(key)
+        if stored is None or _is_marker(stored.hdrs):
+            return None
+        return Entry(key, stored.data, stored.seq, parse_time(stored.time))
+
+    async def delete(self, key: str) -> None:
+        """See `StateStore.delete`."""
+        if await self.get(key) is not None:
+            publish = self._connection.publish
+            await self._connection.insist(lambda: publish(self._root + key, b"", {_OPERATION: "DEL"}))
+
+    async def entries(self) -> AsyncIterator[Entry]:
+        """See `StateStore.entries`."""
+        config = {
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "filter_subject": f"{self._root}>",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": 30_000_000_000,
+        }
+        body = {"stream_name": self._stream, "config": config}
+        info = await self._connection.insist(lambda: self._connection.api(f"CONSUMER.CREATE.{self._stream}", body))
+        consumer = f"{self._stream}.{info['name']}"
+        left = int(info["num_pending"])
+        try:
+            while left > 0:
+                page = await _read_page(self._connection, consumer, min(left, _PAGE))
+                if not page:
+                    return
+                left -= len(page)
+                for message in page:
+                    if not message.headers or message.headers.get(_OPERATION) is None:
+                        yield self._entry_of(message)
+        finally:
+            await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
+
+    async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
+        """See `StateStore.subscribe`.
+
+        A plain subscription also hears writes that the bucket refuses, and nothing while the connection is away:
+        hence only a hint, given again after a reconnect.
+        """
+        subscription = await self._connection.subscribe(self._root + key, lambda message: wake())
+
+        async def unsubscribe() -> None:
+            if not self._connection.closed.is_set():
+                await subscription.unsubscribe()
+
+        return unsubscribe
+
+    def _entry_of(self, message: Msg) -> Entry:
+        # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<ns>.<pending>
+        tokens = message.reply.split(".")
+        start = 2 if len(tokens) == 9 else 4
+        return Entry(
+            message.subject.removeprefix(self._root),
+            message.data,
+            int(tokens[start + 3]),
+            int(tokens[start + 5]) / 1e9,
+        )
+
+    async def _last(self, key: str) -> _Stored | None:
+        """The last message of a key, a deletion's marker too, read through the leader."""
+        body = msgspec.json.encode({"last_by_subj": self._root + key})
+        subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
+        answer = await self._connection.insist(lambda: self._connection.request(subject, body))
+        decoded = _stored_decoder.decode(answer.data)
+        if decoded.error is not None and decoded.error.get("err_code") not in MESSAGE_NOT_FOUND:
+            raise ServerRefused(
+                f"the server refused to read {key!r}: {decoded.error.get('description')}",
+                int(decoded.error.get("code", 0)),
+                int(decoded.error.get("err_code", 0)),
+                str(decoded.error.get("description", "")),
+            )
+        return decoded.message
+
+    async def _get_direct(self, key: str) -> Entry | None:
+        answer = await self._connection.request(self._quick_get + key)
+        headers = answer.headers or {}
+        if "Nats-Sequence" not in headers or _OPERATION in headers:
+            return None
+        return Entry(key, answer.data, int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"]))
+
+    async def _has_direct(self) -> bool:
+        """Whether the bucket takes direct reads; one that Go NQ made may not."""
+        if self._direct is None:
+            info = await self._connection.insist(lambda: self._connection.api(f"STREAM.INFO.{self._stream}"))
+            self._direct = bool(info["config"].get("allow_direct"))
+        return self._direct
+
+
+async def _read_page(connection: Connection, consumer: str, count: int) -> list[Msg]:
+    """Pull up to ``count`` messages from a consumer that has them; fewer where the server ends the pull."""
+    page: list[Msg] = []
+    done = asyncio.get_running_loop().create_future()
+
+    def receive(message: Msg) -> None:
+        if message.reply:
+            page.append(message)
+        if (len(page) == count or not message.reply) and not done.done():
+            done.set_result(None)
+
+    inbox = connection.client.new_inbox()
+    subscription = await connection.subscribe(inbox, receive)
+    try:
+        body = msgspec.json.encode({"batch": count, "expires": 2_000_000_000})
+        await connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", body, reply=inbox)
+        await asyncio.wait_for(done, connection.settings.request_timeout)
+    except asyncio.TimeoutError:
+        raise Unconfirmed(f"the server stopped listing after {len(page)} of {count} entries; ask again") from None
+    finally:
+        await subscription.unsubscribe()
+    return page
+
+
+def _is_marker(headers: bytes) -> bool:
+    return _OPERATION.encode() in headers

@@ -1,0 +1,61 @@
+"""Which workers are alive, and what each of them runs: one entry a worker in the bucket ``nq-workers``.
+
+Age is measured on the server's clock: a worker compares the server's stamp on its own entry with its own clock, and so
+knows how far they are apart. A worker is gone when its entry is older than the ``ttl`` that it wrote there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from nqnb.records import WorkerInfo, moment
+from nqnb.store import StateStore
+
+
+class Presence:
+    """Reads presence entries, and writes one worker's own."""
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self._offset: float | None = None
+        """The server's clock less ours, in seconds."""
+
+    async def announce(self, info: WorkerInfo) -> None:
+        """Write or refresh a worker's entry."""
+        asked = time.time()
+        await self._store.put(info.id, msgspec.json.encode(info))
+        if self._offset is None:
+            entry = await self._store.get(info.id)
+            self._offset = entry.created - asked if entry is not None else None
+
+    async def withdraw(self, worker: str) -> None:
+        """Remove a worker's entry: it has stopped."""
+        await self._store.delete(worker)
+
+    async def runs(self, worker: str, task_id: str) -> bool:
+        """Whether a worker is alive and names this task among those that it runs."""
+        entry = await self._store.get(worker)
+        if entry is None:
+            return False
+        info = _decode(entry.value)
+        return info is not None and self._age(entry.created) < info.ttl and task_id in info.running
+
+    async def live(self) -> AsyncIterator[WorkerInfo]:
+        """The workers that are alive."""
+        async for entry in self._store.entries():
+            info = _decode(entry.value)
+            if info is not None and self._age(entry.created) < info.ttl:
+                yield msgspec.structs.replace(info, last_seen=moment(entry.created))
+
+    def _age(self, created: float) -> float:
+        return time.time() + (self._offset or 0.0) - created
+
+
+def _decode(value: bytes) -> WorkerInfo | None:
+    try:
+        return msgspec.json.decode(value, type=WorkerInfo)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

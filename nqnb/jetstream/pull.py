@@ -1,0 +1,179 @@
+"""The pull loop of one queue: asks for as many tasks as there are free slots, and sees every refusal at once.
+
+One inbox subscription takes the tasks and the server's status messages. Unsubscribing it withdraws what was asked for,
+because the server drops pulls that nobody listens to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from nqnb import names
+from nqnb.aside import spawn
+from nqnb.errors import NqnbError
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.delivery import Delivery
+from nqnb.jetstream.streams import QueueStreams, ensure_consumer, ensure_queue
+
+log = logging.getLogger("nqnb.pull")
+
+EXPIRES = 30.0
+"""Seconds that a pull waits on the server for tasks."""
+IDLE_HEARTBEAT = 5.0
+"""Seconds between the server's signs of life while a pull waits."""
+
+
+class PullLoop:
+    """Pulls one queue's tasks.
+
+    Args:
+        connection: where.
+        queue: the queue's name.
+        on_delivery: called with each delivery, on the loop.
+        on_trouble: called when `check` has something to mend.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
+        on_trouble: Callable[[], None],
+    ) -> None:
+        self.queue = queue
+        self.ack_wait = connection.settings.ack_wait
+        """The consumer's ack wait, in seconds."""
+        self.asked = 0
+        """How many tasks are asked for and have not come."""
+        self._connection = connection
+        self._on_delivery = on_delivery
+        self._on_trouble = on_trouble
+        self._streams: QueueStreams | None = None
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._heard = 0.0
+        self._probe: asyncio.Future[None] | None = None
+        self._broken = False
+
+    async def ensure(self) -> None:
+        """Find or make the queue's streams and its consumer.
+
+        Raises:
+            ServerRefused: the server does not let us.
+        """
+        self._streams = await ensure_queue(self._connection, self.queue)
+        self.ack_wait = await ensure_consumer(self._connection, self._streams)
+        self._broken = False
+
+    async def ask(self, count: int) -> None:
+        """Ask for ``count`` more tasks; they come when there are some."""
+        await self._request(
+            {"batch": count, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(IDLE_HEARTBEAT * 1e9)}, count
+        )
+
+    async def probe(self, count: int) -> None:
+        """Ask for up to ``count`` tasks that wait on the server now, and return when they have come.
+
+        Only while nothing else is asked for.
+        """
+        self._probe = asyncio.get_running_loop().create_future()
+        await self._request({"batch": count, "no_wait": True}, count)
+        try:
+            await asyncio.wait_for(self._probe, 2.0)
+        except asyncio.TimeoutError:
+            self._break()
+        finally:
+            self._probe = None
+
+    def withdraw(self) -> None:
+        """Take back what was asked for. What is on its way all the same is still handed over."""
+        if self.asked and self._subscription is not None:
+            spawn(self._drain(self._subscription))
+            self._subscription = None
+        self.asked = 0
+
+    async def check(self) -> None:
+        """Mend what broke: a consumer that somebody deleted, or a pull that the server has forgotten.
+
+        To be called now and then; does nothing while all is well. What cannot be mended yet is logged and tried again
+        the next time.
+        """
+        silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT
+        if not (self._broken or silent) or not self._connection.connected:
+            return
+        self.withdraw()
+        try:
+            await self.ensure()
+        except NqnbError as error:
+            log.warning("queue %s cannot be pulled now: %s", self.queue, error)
+
+    def reset(self) -> None:
+        """Start anew after a reconnect: the server has forgotten the pulls."""
+        self.withdraw()
+        self._broken = True
+
+    @property
+    def healthy(self) -> bool:
+        """Whether asking makes sense now."""
+        return self._streams is not None and not self._broken
+
+    async def _request(self, body: dict[str, object], count: int) -> None:
+        if self._streams is None:
+            raise RuntimeError("ensure() comes first")
+        if self._subscription is None:
+            self._inbox = self._connection.client.new_inbox()
+            self._subscription = await self._connection.subscribe(self._inbox, self._receiver())
+        self.asked += count
+        self._heard = asyncio.get_running_loop().time()
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._streams.tasks}.{names.CONSUMER}"
+        await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
+
+    def _receiver(self) -> Callable[[Msg], None]:
+        """A callback bound to its subscription, so that stragglers of a withdrawn one are told apart."""
+        inbox = self._inbox
+
+        def receive(message: Msg) -> None:
+            current = inbox == self._inbox and self._subscription is not None
+            if current:
+                self._heard = asyncio.get_running_loop().time()
+            if message.reply.startswith("$JS.ACK."):
+                if current:
+                    self.asked = max(0, self.asked - 1)
+                self._on_delivery(Delivery.of(self._connection, self.queue, message))
+            elif current:
+                self._status(message)
+            if current and self.asked == 0 and self._probe is not None and not self._probe.done():
+                self._probe.set_result(None)
+
+        return receive
+
+    def _status(self, message: Msg) -> None:
+        headers = message.headers or {}
+        status, description = headers.get("Status", ""), headers.get("Description", "")
+        if status == "100":
+            return
+        if status in ("404", "408") or "Batch Completed" in description:
+            # One pull ended with a part of its batch undelivered.
+            self.asked = max(0, self.asked - int(headers.get("Nats-Pending-Messages", self.asked)))
+            return
+        if status == "409" and "MaxAckPending" in description:
+            return
+        log.info("queue %s: the server ended a pull: %s %s", self.queue, status, description)
+        self._break()
+
+    def _break(self) -> None:
+        self.withdraw()
+        self._broken = True
+        self._on_trouble()
+
+    async def _drain(self, subscription: Subscription) -> None:
+        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py gives it no types

@@ -1,0 +1,191 @@
+"""Finds or makes what a queue needs on the server: its two streams, its consumer, and the buckets."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from nqnb import names
+from nqnb.errors import ServerRefused
+from nqnb.jetstream.connection import Connection
+
+NOT_FOUND = (10059, 10014)
+"""API errors: no such stream, no such consumer."""
+NAME_IN_USE = 10058
+SUBJECTS_OVERLAP = 10065
+MESSAGE_NOT_FOUND = (10037, 10043, 10057)
+_DAY = 86_400_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStreams:
+    """The streams that hold a queue's tasks and its cancels, by the names they have on this server."""
+
+    queue: str
+    tasks: str
+    cancels: str
+
+
+async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
+    """Find a queue's streams by their subjects, and make those that are missing.
+
+    An existing stream is left as it is, whatever its name. The cancel stream has Go NQ's own name ``<q>/cancel`` only
+    on servers before 2.9, since later ones refuse the slash.
+
+    Raises:
+        ServerRefused: the server does not let us.
+    """
+    subject = names.task_subject(queue)
+    tasks = await _ensure_stream(
+        connection,
+        subject,
+        {
+            "name": names.task_stream(queue),
+            "subjects": [subject],
+            "retention": "workqueue",
+            "storage": "file",
+            "num_replicas": connection.settings.replicas,
+            "discard": "old",
+        },
+    )
+    old = server_before(connection, 2, 9)
+    subject = names.cancel_subject(queue)
+    cancels = await _ensure_stream(
+        connection,
+        subject,
+        {
+            "name": names.cancel_stream(queue, old_server=old),
+            "subjects": [subject],
+            "retention": "interest",
+            "storage": "file",
+            "num_replicas": connection.settings.replicas,
+            "discard": "old",
+            # What outlives this had its chance: every worker also reads the intent.
+            "max_age": _DAY,
+        },
+    )
+    return QueueStreams(queue, tasks, cancels)
+
+
+async def ensure_consumer(connection: Connection, streams: QueueStreams) -> float:
+    """Find or make the consumer that all workers of a queue share, and return its ack wait in seconds.
+
+    An existing one is left as it is: writing it again would reset what its maker chose.
+    """
+    name = f"{streams.tasks}.{names.CONSUMER}"
+    try:
+        info = await connection.insist(lambda: connection.api(f"CONSUMER.INFO.{name}"))
+    except ServerRefused as error:
+        if error.err_code not in NOT_FOUND:
+            raise
+        body = {
+            "stream_name": streams.tasks,
+            "config": {
+                "durable_name": names.CONSUMER,
+                "deliver_policy": "all",
+                "ack_policy": "explicit",
+                "ack_wait": int(connection.settings.ack_wait * 1e9),
+                "max_deliver": -1,
+                "filter_subject": names.task_subject(streams.queue),
+                "replay_policy": "instant",
+                # Each task that is put back for later counts here until it runs.
+                "max_ack_pending": 65536,
+            },
+        }
+        info = await connection.insist(lambda: connection.api(f"CONSUMER.DURABLE.CREATE.{name}", body))
+    return float(info["config"]["ack_wait"]) / 1e9
+
+
+async def ensure_bucket(connection: Connection, bucket: str, *, max_age: float = 0) -> None:
+    """Make a key-value bucket where it is missing (NATS ADR-8), with history 1 and direct reads.
+
+    Args:
+        connection: where.
+        bucket: its name.
+        max_age: seconds after which a key vanishes, 0 = never; only for what carries no promise.
+    """
+    name = names.bucket_stream(bucket)
+    body = {
+        "name": name,
+        "subjects": [f"$KV.{bucket}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "num_replicas": connection.settings.replicas,
+        "max_msgs_per_subject": 1,
+        "max_age": int(max_age * 1e9),
+        "discard": "new",
+        "deny_delete": True,
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+    }
+    try:
+        await connection.insist(lambda: connection.api(f"STREAM.INFO.{name}"))
+    except ServerRefused as error:
+        if error.err_code not in NOT_FOUND:
+            raise
+        await _create(connection, body)
+
+
+async def delete_message(connection: Connection, stream: str, sequence: int) -> None:
+    """Remove one message from a stream; nothing happens where it is gone already."""
+    body = {"seq": sequence, "no_erase": True}
+    try:
+        await connection.insist(lambda: connection.api(f"STREAM.MSG.DELETE.{stream}", body))
+    except ServerRefused as error:
+        if error.err_code not in MESSAGE_NOT_FOUND:
+            raise
+
+
+async def read_message(connection: Connection, stream: str, sequence: int) -> bytes | None:
+    """The data of one message of a stream, None where it is gone."""
+    try:
+        answer = await connection.insist(lambda: connection.api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
+    except ServerRefused as error:
+        if error.err_code not in MESSAGE_NOT_FOUND:
+            raise
+        return None
+    return base64.b64decode(answer["message"].get("data") or "")
+
+
+async def find_stream(connection: Connection, subject: str) -> str | None:
+    """The name of the stream that captures a subject, None where none does."""
+    answer = await connection.insist(lambda: connection.api("STREAM.NAMES", {"subject": subject}))
+    found: list[str] = answer.get("streams") or []
+    return found[0] if found else None
+
+
+async def list_streams(connection: Connection, subject: str) -> list[dict[str, Any]]:
+    """The infos of all streams that capture some subject of a pattern, by name."""
+    infos: list[dict[str, Any]] = []
+    while True:
+        body = {"subject": subject, "offset": len(infos)}
+        answer = await connection.insist(functools.partial(connection.api, "STREAM.LIST", body))
+        page = answer.get("streams") or []
+        infos += page
+        if not page or len(infos) >= answer.get("total", 0):
+            return sorted(infos, key=lambda info: str(info["config"]["name"]))
+
+
+def server_before(connection: Connection, major: int, minor: int) -> bool:
+    """Whether the server is older than a version."""
+    numbers = [int(part) for part in connection.server_version.split("-")[0].split(".")[:2] if part.isdigit()]
+    return tuple(numbers) < (major, minor)
+
+
+async def _ensure_stream(connection: Connection, subject: str, config: dict[str, Any]) -> str:
+    found = await find_stream(connection, subject)
+    if found is None:
+        await _create(connection, config)
+        found = await find_stream(connection, subject)
+    return found or str(config["name"])
+
+
+async def _create(connection: Connection, config: dict[str, Any]) -> None:
+    try:
+        await connection.insist(lambda: connection.api(f"STREAM.CREATE.{config['name']}", config))
+    except ServerRefused as error:
+        # Somebody else was quicker with a configuration of its own.
+        if error.err_code not in (NAME_IN_USE, SUBJECTS_OVERLAP):
+            raise

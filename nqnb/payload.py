@@ -1,0 +1,145 @@
+"""Payloads and results: Python values to JSON and back.
+
+Bytes pass through. Anything else becomes JSON; beyond what JSON has, these encode: dates, times and UUIDs (ISO text),
+`decimal.Decimal` (text), paths (text), enums (their value), dataclasses, msgspec Structs, numpy scalars and arrays,
+pandas Timestamps. NaN and infinities are refused, since JSON has none and ``null`` would not come back as them.
+Nothing is ever pickled, and nothing that comes from a queue is evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from nqnb.errors import BadInput, UnencodableValue
+
+
+def encode(value: object, name: str = "payload") -> bytes:
+    """The bytes that carry a value.
+
+    Args:
+        value: what to carry; bytes are taken as they are.
+        name: what the value is, for the error.
+
+    Raises:
+        UnencodableValue: JSON cannot carry it; the error names the part.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    return encode_json(value, name)
+
+
+def encode_json(value: object, name: str = "result") -> bytes:
+    """The JSON of a value; bytes inside become base64.
+
+    Raises:
+        UnencodableValue: JSON cannot carry it; the error names the part.
+    """
+    try:
+        data = _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise _refusal(value, name, error) from None
+    # msgspec writes NaN and infinities as null, so only a null makes it worth looking for them.
+    if b"null" in data:
+        for part, found in _walk(value, name):
+            if _not_a_number(found):
+                raise _no_such_number(part, found)
+    return data
+
+
+def decode_json(data: bytes | None, kind: Any = Any) -> Any:
+    """The value of JSON bytes, validated as ``kind``; no bytes are None.
+
+    Raises:
+        BadInput: not JSON, or not of that kind; the text says where.
+    """
+    try:
+        return msgspec.json.decode(data or b"null", type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInput(str(error)) from None
+
+
+def _beyond_json(value: Any) -> Any:
+    """What msgspec does not know by itself; numpy and pandas are met by their habits, so neither is imported."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, datetime):
+        if _not_a_number(value):
+            raise TypeError("it is NaT")
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return timedelta(seconds=value.total_seconds())
+    if type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
+        plain = value.tolist()
+        if type(plain) is not type(value):
+            return plain
+    raise TypeError(f"{type(value).__qualname__} has no JSON form")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
+
+
+def _not_a_number(value: object) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    return type(value).__name__ in ("NaTType", "NAType") or (isinstance(value, datetime) and value != value)
+
+
+def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
+    """The error for the first part, depth first, that does not encode by itself."""
+    for part, found in _walk(value, name):
+        if _not_a_number(found):
+            return _no_such_number(part, found)
+        if isinstance(found, _BadKey):
+            return UnencodableValue(f"JSON cannot carry {part}: a key must be text or a number", part)
+        if isinstance(found, (Mapping, list, tuple, set, frozenset)):
+            continue
+        try:
+            _encoder.encode(found)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
+            return UnencodableValue(f"JSON cannot carry {part} (of type {kind}); {_remedy(found)}", part)
+    return UnencodableValue(f"JSON cannot carry {name}: {error}; send plain lists, dicts, text and numbers", name)
+
+
+def _no_such_number(part: str, found: object) -> UnencodableValue:
+    return UnencodableValue(f"{part} is {found!r}, which JSON does not have; send None or text in its place", part)
+
+
+def _remedy(found: object) -> str:
+    if hasattr(found, "to_dict") and hasattr(found, "columns"):
+        return 'send its .to_dict("records"), or a path to it'
+    if isinstance(found, str):
+        return "it holds half of a surrogate pair; drop or replace it"
+    if hasattr(found, "to_list"):
+        return "send its .to_list()"
+    return "convert it to text, numbers, lists or dicts, or send bytes of your own"
+
+
+def _walk(value: object, part: str, depth: int = 0) -> Iterator[tuple[str, object]]:
+    """Every part of a value with where it stands, the value itself last among its own parts."""
+    if depth < 100:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                if not isinstance(key, (str, int, float)):
+                    yield f"the key {key!r} of {part}", _BadKey()
+                yield from _walk(item, f"{part}[{key!r}]", depth + 1)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            for index, item in enumerate(value):
+                yield from _walk(item, f"{part}[{index}]", depth + 1)
+        elif hasattr(value, "tolist") and hasattr(value, "dtype"):
+            yield from _walk(value.tolist(), part, depth + 1)
+        else:
+            fields = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", None) or ()
+            for field in fields:
+                yield from _walk(getattr(value, field), f"{part}.{field}", depth + 1)
+    yield part, value
+
+
+class _BadKey:
+    """Stands for a dict key that JSON cannot have."""

@@ -1,0 +1,157 @@
+"""What commands, tables and callers are handed: plain frozen records, with times as UTC datetimes."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import msgspec
+from msgspec import Struct, UnsetType
+
+from nqnb.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
+
+
+class CancelReceipt(Struct, frozen=True, kw_only=True):
+    """What became of a cancel.
+
+    ``stopping`` is True while the task's code still runs; then ``status`` is not final. ``how`` says in words what
+    stopped it. Times are by the clocks of whoever noted them: the canceller's for ``requested_at``, the worker's for
+    the others.
+    """
+
+    task_id: str
+    status: Status
+    stopping: bool = False
+    by: str = ""
+    requested_at: datetime | None = None
+    delivered_at: datetime | None = None
+    stopped_at: datetime | None = None
+    worker: str = ""
+    how: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """From the request to the end of the task's code; None while either is open."""
+        if self.requested_at is None or self.stopped_at is None:
+            return None
+        return (self.stopped_at - self.requested_at).total_seconds()
+
+    @classmethod
+    def of(cls, task_id: str, status: Status, record: CancelRecord | None) -> CancelReceipt:
+        """The receipt of a task in this state, with what is noted of its cancel."""
+        record = record or CancelRecord()
+        return cls(
+            task_id=task_id,
+            status=status,
+            stopping=not status.terminal,
+            by=record.by,
+            requested_at=moment(record.requested_at),
+            delivered_at=moment(record.delivered_at),
+            stopped_at=moment(record.stopped_at),
+            worker=record.worker,
+            how=record.how or ("deleted before it started" if status is Status.DELETED else ""),
+        )
+
+
+class TaskInfo(Struct, frozen=True, kw_only=True):
+    """A task as the state bucket had it when it was read.
+
+    ``attempt`` counts from 1; ``timeout`` is in seconds, 0 = none; ``revision`` is the bucket's.
+    """
+
+    id: str
+    queue: str
+    status: Status
+    payload: bytes
+    attempt: int
+    max_retry: int
+    submitted_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    timeout: int
+    deadline: datetime | None
+    process_at: str
+    worker: str
+    client: str
+    progress: Progress | None
+    log: list[str]
+    error: ErrorInfo | None
+    cancel: CancelReceipt | None
+    result: msgspec.Raw
+    """The result as JSON, where it is small enough to stand here."""
+    result_key: str
+    """Where the result is kept, if it is large."""
+    sequence: int
+    revision: int
+    marked: bool
+    """Whether nqnb wrote this state, rather than Go NQ."""
+
+    @classmethod
+    def of(cls, message: TaskMessage, revision: int) -> TaskInfo:
+        """Read an entry of the state bucket."""
+        meta = message.meta
+        terminal = message.Status.terminal
+        return cls(
+            id=message.ID,
+            queue=message.Queue,
+            status=message.Status,
+            payload=message.Payload or b"",
+            attempt=message.CurrentRetry + 1,
+            max_retry=message.MaxRetry,
+            submitted_at=moment(meta.submitted_at),
+            started_at=moment(meta.started_at),
+            completed_at=moment(meta.finished_at or float(message.CompletedAt)) if terminal else None,
+            timeout=message.Timeout,
+            deadline=moment(float(message.Deadline)),
+            process_at="" if isinstance(message.ProcessAt, UnsetType) else message.ProcessAt,
+            worker=meta.worker,
+            client=meta.client,
+            progress=meta.progress,
+            log=meta.log,
+            error=meta.error,
+            cancel=CancelReceipt.of(message.ID, message.Status, meta.cancel) if meta.cancel else None,
+            result=meta.result,
+            result_key=meta.result_key,
+            sequence=message.Sequence,
+            revision=revision,
+            marked=message.marked,
+        )
+
+
+class QueueInfo(Struct, frozen=True, kw_only=True):
+    """A queue as the server had it when it was read.
+
+    ``pending`` counts messages that no worker holds, ``processing`` those that workers hold (or put back for later),
+    ``scheduled`` those that wait for a server-side schedule, ``redelivered`` those delivered more than once and still
+    open, ``workers`` the live nqnb workers that serve it. ``bytes`` is the stream's size; ``oldest_pending`` is when
+    its oldest message came, None where it has none.
+    """
+
+    name: str
+    pending: int
+    scheduled: int
+    processing: int
+    redelivered: int
+    workers: int
+    bytes: int
+    oldest_pending: datetime | None
+
+
+class WorkerInfo(Struct, frozen=True, kw_only=True):
+    """A live worker, as its presence entry has it; ``running`` are the ids of the tasks that it runs."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    queues: list[str]
+    concurrency: int
+    running: list[str]
+    started_at: datetime
+    ttl: float
+    """Seconds without a sign of life after which it counts as gone."""
+    last_seen: datetime | None = None
+
+
+def moment(seconds: float) -> datetime | None:
+    """Unix seconds as a UTC datetime, 0 as None."""
+    return datetime.fromtimestamp(seconds, timezone.utc) if seconds else None

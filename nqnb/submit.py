@@ -1,0 +1,152 @@
+"""Puts one task into its queue: publish the message, then create the entry, never the other way round."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nqnb import names, payload
+from nqnb.errors import BadInput, NqnbError, PayloadTooLarge, RevisionConflict, TaskExists, Unconfirmed
+from nqnb.wire import Meta, TaskMessage
+
+if TYPE_CHECKING:
+    from nqnb.jetstream.backend import Backend
+
+META_RESERVE = 16 * 1024
+"""Bytes of a message kept free for what the entry gets beside the payload: error, log, small result."""
+
+Timeout = float | timedelta | None
+Moment = datetime | timedelta | None
+
+
+def make_message(
+    queue: str,
+    value: object,
+    *,
+    id: str | None = None,
+    retry: int = 0,
+    timeout: Timeout = None,
+    deadline: Moment = None,
+    process_at: Moment = None,
+) -> TaskMessage:
+    """A task message from what a caller gives; see `Client.submit` for the arguments.
+
+    Raises:
+        BadInput: one of them cannot be used; nothing was sent.
+    """
+    if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
+        raise BadInput(f"retry={retry!r}: give the number of further attempts, 0 or more")
+    message = TaskMessage(
+        ID=names.new_task_id() if id is None else names.check_task_id(id),
+        Queue=names.check_queue(queue),
+        Payload=payload.encode(value),
+        Timeout=_seconds(timeout),
+        Deadline=_unix(deadline, "deadline"),
+        MaxRetry=retry,
+    )
+    if process_at is not None:
+        moment = datetime.fromtimestamp(_unix_exact(process_at, "process_at"), timezone.utc)
+        message.ProcessAt = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return message
+
+
+async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen: bool) -> None:
+    """Put a task into its queue; when this returns, it is stored.
+
+    Args:
+        backend: where.
+        message: the task.
+        client: who submits, for the entry.
+        chosen: the caller chose the id, so it is looked up first.
+
+    Raises:
+        TaskExists: the id is taken.
+        PayloadTooLarge: the message would be above the server's limit.
+        Unconfirmed: the server's answers were lost: the task may have been accepted or not.
+    """
+    data = message.encode()
+    check_size(backend, message, data)
+    await backend.ensure_queue(message.Queue)
+    if chosen and await backend.states.get(message.ID) is not None:
+        raise _taken(message.ID)
+    try:
+        ack = await backend.publish_task(message.Queue, message.ID, data)
+    except Unconfirmed as error:
+        raise Unconfirmed(
+            f"the server did not confirm task {message.ID!r}, which may be in the queue all the same; "
+            "ask for its status before you submit it again",
+            message.ID,
+        ) from error
+    if chosen and ack.duplicate:
+        # The id was published within the last minutes: by us, if it says the same.
+        stored = await backend.read_task_message(message.Queue, ack.sequence)
+        if stored != data:
+            raise _taken(message.ID)
+    entry = msgspec.structs.replace(message, Sequence=ack.sequence, Meta=Meta(client=client, submitted_at=time.time()))
+    try:
+        await backend.connection.insist(lambda: backend.states.create(message.ID, entry.encode()))
+    except RevisionConflict:
+        await _settle_conflict(backend, message, ack.sequence)
+    except NqnbError as error:
+        raise Unconfirmed(
+            f"task {message.ID!r} is in its queue, but its state could not be written ({error}); a worker will do so",
+            message.ID,
+        ) from error
+
+
+async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int) -> None:
+    """The entry was there first: by a quick worker or our own lost answer, or because the id is taken."""
+    entry = await backend.states.get(message.ID)
+    if entry is None or TaskMessage.decode(entry.value).Sequence in (0, sequence):
+        return
+    await backend.delete_task_message(message.Queue, sequence)
+    raise _taken(message.ID)
+
+
+def check_size(backend: Backend, message: TaskMessage, data: bytes) -> None:
+    """Refuse a task whose message or entry the server would not take.
+
+    Raises:
+        PayloadTooLarge: with both sizes.
+    """
+    size = len(data) + META_RESERVE
+    limit = backend.connection.max_payload
+    if size > limit:
+        raise PayloadTooLarge(
+            f"a payload of {len(message.Payload or b''):,} bytes makes a message of {len(data):,} bytes, and with "
+            f"{META_RESERVE:,} for headers and state that is above the server's limit of {limit:,}; "
+            "send a path or key to the data instead, or raise max_payload on the server",
+            size,
+            limit,
+        )
+
+
+def _taken(task_id: str) -> TaskExists:
+    return TaskExists(f"the task id {task_id!r} is taken; choose another, or leave it out to get a fresh one", task_id)
+
+
+def _seconds(timeout: Timeout) -> int:
+    """Whole seconds for the wire, rounded up."""
+    if timeout is None:
+        return 0
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 2**53:
+        raise BadInput(f"timeout={timeout!r}: give seconds above 0, or a timedelta")
+    return math.ceil(seconds)
+
+
+def _unix(moment: Moment, name: str) -> int:
+    return 0 if moment is None else math.ceil(_unix_exact(moment, name))
+
+
+def _unix_exact(moment: Moment, name: str) -> float:
+    if isinstance(moment, timedelta):
+        return time.time() + moment.total_seconds()
+    if isinstance(moment, datetime):
+        # A naive datetime means local time, as everywhere in Python.
+        return moment.timestamp()
+    raise BadInput(f"{name}={moment!r}: give a datetime, or a timedelta from now")

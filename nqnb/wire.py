@@ -1,0 +1,222 @@
+"""The NQ messages: what goes over the wire, with Go's field names, in Go's order.
+
+A message without ``Meta`` encodes to the very bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
+missing and ``null`` fields. Fields of nqnb's own live under ``Meta``; Go ignores it when reading and drops it when it
+rewrites an entry, so a guarantee never rests on it alone. ``Meta`` may grow new optional fields; none is ever renamed.
+"""
+
+from __future__ import annotations
+
+import enum
+from datetime import datetime, timezone
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from nqnb.errors import MalformedMessage
+
+T = TypeVar("T", bound=Struct)
+
+
+class Status(enum.IntEnum):
+    """NQ's states of a task, with NQ's numbers."""
+
+    PENDING = 0
+    PROCESSING = 1
+    FAILED = 2
+    COMPLETED = 3
+    CANCELLED = 4
+    """Cancelled after it had started, or while it waited for a retry."""
+    DELETED = 5
+    """Cancelled before it ever started."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a task never leaves this state."""
+        return self >= Status.FAILED
+
+    @property
+    def label(self) -> str:
+        """The state's name in lower case, as people see it."""
+        return self.name.lower()
+
+
+class ErrorInfo(Struct, omit_defaults=True):
+    """Why a task failed: the exception's type, its text, and its traceback, all as text."""
+
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+class Progress(Struct, omit_defaults=True):
+    """How far a handler says it is: ``done`` of ``total`` (0 = unknown), and a word about it."""
+
+    done: float = 0
+    total: float = 0
+    text: str = ""
+
+
+class CancelRecord(Struct, omit_defaults=True):
+    """One cancel's history; times are Unix seconds by the clock of whoever noted them, 0 = not yet."""
+
+    by: str = ""
+    requested_at: float = 0
+    delivered_at: float = 0
+    stopped_at: float = 0
+    worker: str = ""
+    how: str = ""
+
+
+class Meta(Struct, omit_defaults=True):
+    """What nqnb knows of a task beyond NQ. Times are Unix seconds, 0 = not yet."""
+
+    client: str = ""
+    submitted_at: float = 0
+    worker: str = ""
+    """The worker that holds the task; empty again when it was handed back."""
+    claim: str = ""
+    """Differs for every claim, so a worker can tell its own write from a later one."""
+    started_at: float = 0
+    finished_at: float = 0
+    not_before: float = 0
+    """When the next attempt is due."""
+    progress: Progress | None = None
+    log: list[str] = []
+    error: ErrorInfo | None = None
+    result: msgspec.Raw = msgspec.Raw()
+    """The result as JSON, where it is small."""
+    result_key: str = ""
+    """The key in the bucket nq-results, where the result is large."""
+    cancel: CancelRecord | None = None
+
+
+_Meta = Meta  # inside TaskMessage the name is the field's
+
+
+class TaskMessage(Struct):
+    """A task, as it stands in ``<q>.task`` and in ``$KV.nq-store.<id>``."""
+
+    Sequence: int = 0
+    ID: str = ""
+    StreamName: str = ""
+    Queue: str = ""
+    Payload: bytes | None = None
+    Status: Status = Status.PENDING
+    Timeout: int = 0
+    """Seconds; 0 = none."""
+    Deadline: int = 0
+    """Unix seconds; 0 = none."""
+    ProcessAt: str | UnsetType = UNSET
+    """RFC 3339, kept as the text that came (Go writes nanoseconds); only NQ's scheduling branch has it."""
+    CompletedAt: int = 0
+    CurrentRetry: int = 0
+    MaxRetry: int = 0
+    Meta: Meta | UnsetType = UNSET
+
+    def encode(self) -> bytes:
+        """The JSON that goes over the wire."""
+        return _as_go(_encoder.encode(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> TaskMessage:
+        """Read a task message.
+
+        Raises:
+            MalformedMessage: not JSON, not an object, a field of another type, or no ``ID`` or ``Queue``.
+        """
+        message = _decode(data, _task_decoder, cls)
+        if not message.ID or not message.Queue:
+            raise MalformedMessage("a task message needs an ID and a Queue", data)
+        return message
+
+    @property
+    def marked(self) -> bool:
+        """Whether nqnb wrote this, rather than Go NQ."""
+        return self.Meta is not UNSET
+
+    @property
+    def meta(self) -> _Meta:
+        """``Meta``, or an empty one."""
+        return _Meta() if isinstance(self.Meta, UnsetType) else self.Meta
+
+
+class CancelMessage(Struct):
+    """A cancel, as it is multicast on ``<q>.cancel``."""
+
+    ID: str = ""
+    StreamName: str = ""
+
+    def encode(self) -> bytes:
+        """The JSON that goes over the wire."""
+        return _as_go(_encoder.encode(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> CancelMessage:
+        """Read a cancel message.
+
+        Raises:
+            MalformedMessage: not JSON, not an object, a field of another type, or no ``ID``.
+        """
+        message = _decode(data, _cancel_decoder, cls)
+        if not message.ID:
+            raise MalformedMessage("a cancel message needs an ID", data)
+        return message
+
+
+def parse_time(text: str) -> float:
+    """Unix seconds of an RFC 3339 text with up to nanoseconds; 0 where it is none (NQ's "no time" is 1970)."""
+    head, dot, tail = text.partition(".")
+    digits = len(tail) - len(tail.lstrip("0123456789"))
+    text = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if dot else head
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+_encoder = msgspec.json.Encoder()
+_task_decoder = msgspec.json.Decoder(TaskMessage)
+_cancel_decoder = msgspec.json.Decoder(CancelMessage)
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder[T], kind: type[T]) -> T:
+    try:
+        return decoder.decode(data)
+    except msgspec.DecodeError:
+        return _decode_leniently(data, kind)
+
+
+def _decode_leniently(data: bytes, kind: type[T]) -> T:
+    """The slow way, for what Go may also write: ``null`` for a zero value, or a ``Meta`` that is not ours."""
+    try:
+        fields: Any = msgspec.json.decode(data)
+        if not isinstance(fields, dict):
+            raise MalformedMessage(f"not an NQ message: {_start(data)}", data)
+        fields = {name: value for name, value in fields.items() if value is not None}
+        try:
+            return msgspec.convert(fields, kind)
+        except msgspec.ValidationError:
+            if "Meta" not in fields:
+                raise
+            del fields["Meta"]
+            return msgspec.convert(fields, kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"not an NQ message ({error}): {_start(data)}", data) from None
+
+
+_GO_ESCAPES = tuple((text.encode(), b"\\u%04x" % ord(text)) for text in ("<", ">", "&", "\u2028", "\u2029"))
+
+
+def _as_go(data: bytes) -> bytes:
+    """Go's encoder escapes these five inside strings, and they stand nowhere else in JSON."""
+    for plain, escaped in _GO_ESCAPES:
+        if plain in data:
+            data = data.replace(plain, escaped)
+    return data
+
+
+def _start(data: bytes, most: int = 80) -> str:
+    return repr(data) if len(data) <= most else f"{data[:most]!r}… ({len(data)} bytes)"

@@ -1,0 +1,126 @@
+"""The first third of a task's life: from its delivery to a Processing entry that is ours."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import msgspec
+
+from nqnb import lifecycle
+from nqnb.errors import MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
+from nqnb.jetstream.backend import Backend
+from nqnb.lifecycle import ClaimStep
+from nqnb.wire import CancelRecord, Status, TaskMessage
+from nqnb.worker.run import Run
+
+log = logging.getLogger("nqnb.worker")
+
+
+async def claim(backend: Backend, worker: str, run: Run) -> bool:
+    """Make the task ours, or do about its delivery what there is to do.
+
+    Returns:
+        Whether it is ours. It may be flagged as cancelled by then, and must then be finished without running.
+
+    Raises:
+        NqnbError: the server does not answer; the delivery is left to the ack wait.
+    """
+    fresh = False
+    while True:
+        prior, revision = await read_entry(backend, run.id, fresh=fresh)
+        owner = lifecycle.foreign_owner(prior, worker)
+        verdict = lifecycle.claim(
+            run.message,
+            prior,
+            sequence=run.delivery.sequence,
+            deliveries=run.delivery.deliveries,
+            ours=run.delivery.ours,
+            scheduled=run.delivery.scheduled,
+            owner_live=bool(owner) and await backend.presence.runs(owner, run.id),
+            now=time.time(),
+            ack_wait=run.ack_wait,
+        )
+        if run.lapsed or run.gap:
+            return False
+        if verdict.step is ClaimStep.ACK:
+            log.info("task %s: nothing to do, %s", run.id, verdict.why)
+            await run.delivery.ack()
+            return False
+        if verdict.step is ClaimStep.PUT_BACK:
+            log.debug("task %s: put back for %.2f s, %s", run.id, verdict.delay, verdict.why)
+            await run.delivery.put_back(verdict.delay)
+            return False
+        run.entry = _processing(run, worker, prior)
+        try:
+            run.revision = await write_entry(backend, run.entry, revision)
+        except (RevisionConflict, Unconfirmed, NoResponders) as error:
+            fresh = True
+            if not isinstance(error, RevisionConflict):
+                await asyncio.sleep(0.05)
+            continue
+        break
+    run.claimed = True
+    # After the claim, not before: a canceller that saw Processing writes the intent while we look the other way.
+    if lifecycle.needs_intent(prior):
+        record = await read_intent(backend, run.id)
+        if record is not None:
+            run.flag(record, worker)
+    return True
+
+
+async def read_entry(backend: Backend, task_id: str, *, fresh: bool = True) -> tuple[TaskMessage | None, int]:
+    """A task's entry and its revision; what is no task counts as none, and may be written over."""
+    entry = await backend.states.get(task_id, fresh=fresh)
+    if entry is None:
+        return None, 0
+    try:
+        return TaskMessage.decode(entry.value), entry.revision
+    except MalformedMessage as error:
+        log.warning("the entry of task %s is written over: %s", task_id, error)
+        return None, entry.revision
+
+
+async def write_entry(backend: Backend, entry: TaskMessage, revision: int) -> int:
+    """Compare-and-set an entry; revision 0 creates it. Returns the new revision.
+
+    Raises:
+        RevisionConflict: somebody else wrote it.
+    """
+    if revision:
+        return await backend.states.update(entry.ID, entry.encode(), revision)
+    return await backend.states.create(entry.ID, entry.encode())
+
+
+async def read_intent(backend: Backend, task_id: str) -> CancelRecord | None:
+    """The intent to cancel a task, read through the leader; None where there is none."""
+    entry = await backend.intents.get(task_id)
+    if entry is None:
+        return None
+    try:
+        return msgspec.json.decode(entry.value, type=CancelRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        # Whoever wrote it, it says that the task is to be cancelled.
+        return CancelRecord()
+
+
+def _processing(run: Run, worker: str, prior: TaskMessage | None) -> TaskMessage:
+    before = prior or run.message
+    meta = msgspec.structs.replace(
+        before.meta,
+        worker=worker,
+        claim=run.claim,
+        started_at=time.time(),
+        finished_at=0,
+        not_before=0,
+        progress=None,
+    )
+    return msgspec.structs.replace(
+        run.message,
+        Sequence=run.delivery.sequence,
+        Status=Status.PROCESSING,
+        CompletedAt=0,
+        CurrentRetry=max(before.CurrentRetry, run.message.CurrentRetry),
+        Meta=meta,
+    )

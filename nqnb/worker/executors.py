@@ -1,0 +1,203 @@
+"""Two ways to run a handler and to stop it: a coroutine on the loop, a plain function in a thread of its own.
+
+"Ran to its end" means that the executor received the return. `stop` begins a ladder that is climbed until the code has
+ended: a coroutine is cancelled, and again after each ``grace``; a function in a thread sees ``job.cancelled`` at once,
+and after each ``grace`` that it ignores, `JobCancelled` is raised at its next bytecode. A thread inside one long C
+call cannot be stopped before that call returns; it is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import ctypes
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nqnb.errors import JobCancelled
+from nqnb.lifecycle import Ended
+from nqnb.worker.handlers import Handler
+from nqnb.worker.job import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a run ended, with the value that it returned or the exception that it raised."""
+
+    ended: Ended
+    value: Any = None
+    error: BaseException | None = None
+
+
+class Executor(Protocol):
+    """Runs one handler once."""
+
+    how: str
+    """What a stop does to it, in words."""
+
+    async def run(self) -> Result:
+        """Run to the end, or until stopped; never raises."""
+        ...
+
+    def stop(self) -> None:
+        """Begin to stop it; asking again changes nothing. A run that has not started never starts."""
+        ...
+
+
+def make_executor(handler: Handler, job: Job) -> Executor:
+    """The executor that fits a handler."""
+    return CoroutineExecutor(handler, job) if handler.is_coroutine else ThreadExecutor(handler, job)
+
+
+class _Ladder:
+    """Repeats a push after each ``grace`` until it is told that the code has ended."""
+
+    def __init__(self, push: Callable[[], None], grace: float) -> None:
+        self._push = push
+        self._grace = grace
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _next(self) -> None:
+        self._push()
+        self.start()
+
+
+class CoroutineExecutor:
+    """Runs an ``async def`` handler as a task of the loop."""
+
+    how = "its coroutine was cancelled"
+
+    def __init__(self, handler: Handler, job: Job) -> None:
+        self._handler = handler
+        self._job = job
+        self._task: asyncio.Task[Any] | None = None
+        self._stopping = False
+        self._ladder = _Ladder(self._cancel, handler.grace)
+
+    async def run(self) -> Result:
+        """See `Executor.run`."""
+        if self._stopping:
+            return Result(Ended.STOPPED)
+        try:
+            call = self._handler.call(self._job)
+        except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
+            return Result(Ended.FAILED, error=refused)
+        self._task = asyncio.ensure_future(call())
+        await asyncio.wait({self._task})
+        self._ladder.end()
+        error: BaseException | None = asyncio.CancelledError("the handler cancelled itself")
+        if not self._task.cancelled():
+            error = self._task.exception()
+        if error is None:
+            return Result(Ended.RETURNED, self._task.result())
+        return Result(Ended.STOPPED if self._stopping else Ended.FAILED, error=error)
+
+    def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._job._stop.set()
+        self._cancel()
+        self._ladder.start()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+class ThreadExecutor:
+    """Runs a plain function in a thread of its own, so that an exception raised in it can hit nothing else."""
+
+    how = "its thread was stopped"
+
+    def __init__(self, handler: Handler, job: Job) -> None:
+        self._handler = handler
+        self._job = job
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Result] = self._loop.create_future()
+        self._stopping = False
+        self._ladder = _Ladder(self._raise_in_thread, handler.grace)
+        self._lock = threading.Lock()
+        self._inside = False
+        """Whether the thread is in the handler, so that an exception may be raised in it; guarded by the lock."""
+        self._thread: threading.Thread | None = None
+
+    async def run(self) -> Result:
+        """See `Executor.run`."""
+        if self._stopping:
+            return Result(Ended.STOPPED)
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._main,), name=f"nqnb-{self._job.id}", daemon=True
+        )
+        self._thread.start()
+        result = await self._ended
+        self._ladder.end()
+        if self._stopping and result.ended is Ended.FAILED:
+            return Result(Ended.STOPPED, error=result.error)
+        return result
+
+    def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._job._stop.set()
+        self._ladder.start()
+
+    def _main(self) -> None:
+        result = Result(Ended.STOPPED)
+        # An exception meant for the handler may still hit the lines behind it.
+        with contextlib.suppress(JobCancelled):
+            result = self._call()
+        while self._inside:
+            with contextlib.suppress(JobCancelled):
+                self._leave()
+        self._tell(result)
+
+    def _call(self) -> Result:
+        try:
+            with self._lock:
+                self._inside = True
+            return Result(Ended.RETURNED, self._handler.call(self._job)())
+        except BaseException as error:  # noqa: BLE001  a handler may raise anything, and its thread ends here
+            return Result(Ended.FAILED, error=error)
+
+    def _leave(self) -> None:
+        """From here on no exception is raised in this thread, and one that is under way is called back."""
+        with self._lock:
+            _raise_in(threading.get_ident(), None)
+            self._inside = False
+
+    def _raise_in_thread(self) -> None:
+        with self._lock:
+            if self._inside and self._thread is not None and self._thread.ident is not None:
+                _raise_in(self._thread.ident, JobCancelled)
+
+    def _tell(self, result: Result) -> None:
+        def set_result() -> None:
+            if not self._ended.done():
+                self._ended.set_result(result)
+
+        try:
+            self._loop.call_soon_threadsafe(set_result)
+        except RuntimeError:
+            # The loop has closed over a thread that could not be stopped: nobody is left to tell.
+            return
+
+
+def _raise_in(thread_id: int, exception: type[BaseException] | None) -> None:
+    """Raise in another thread at its next bytecode (CPython's ``PyThreadState_SetAsyncExc``); None calls it back."""
+    target = ctypes.py_object(exception) if exception is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), target)

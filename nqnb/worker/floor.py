@@ -1,0 +1,247 @@
+"""A worker at work: the running map, and the loops around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+from nqnb import names
+from nqnb.aside import spawn
+from nqnb.errors import BadInput, MalformedMessage, NqnbError
+from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.cancels import CancelListener
+from nqnb.jetstream.delivery import Delivery
+from nqnb.jetstream.pull import PullLoop
+from nqnb.wire import CancelRecord, TaskMessage
+from nqnb.worker.claim import claim
+from nqnb.worker.execute import execute
+from nqnb.worker.finish import finish
+from nqnb.worker.heartbeat import beat, note_intent
+from nqnb.worker.intake import Intake
+from nqnb.worker.run import LEASE, Run, Stop
+
+if TYPE_CHECKING:
+    from nqnb.worker.worker import Worker
+
+log = logging.getLogger("nqnb.worker")
+
+_STOPPING_TAKES = 5.0
+"""Seconds that a stopping worker waits for code that it has told to stop."""
+
+
+class Floor:
+    """Everything that a running worker holds."""
+
+    def __init__(self, worker: Worker, backend: Backend) -> None:
+        self.backend = backend
+        self.runs: dict[str, Run] = {}
+        """The running map: what is registered, by task id."""
+        self._worker = worker
+        self._listener = CancelListener(backend.connection, worker.id, self._on_cancel)
+        self._wake = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._hurry = asyncio.Event()
+        self._pulls = [
+            PullLoop(backend.connection, queue, self._on_delivery, self._wake.set) for queue in worker.handlers
+        ]
+        self._intake = Intake(self._pulls, self.free)
+        self._loops: list[asyncio.Task[None]] = []
+        self._taking = False
+
+    def free(self) -> int:
+        """How many slots are free; none while the worker takes nothing."""
+        return self._worker.concurrency - len(self.runs) if self._taking else 0
+
+    async def open(self) -> None:
+        """Prepare, in the protocol's order: hear cancels first, then pull.
+
+        Raises:
+            NqnbError: the server does not let us.
+        """
+        for pull in self._pulls:
+            await self._listener.ensure(pull.queue)
+            await pull.ensure()
+        await self._announce()
+        self.backend.connection.on_disconnect(self._on_disconnect)
+        self.backend.connection.on_reconnect(self._on_reconnect)
+        self._taking = True
+        self._loops = [
+            asyncio.ensure_future(self._take()),
+            asyncio.ensure_future(self._heart()),
+            asyncio.ensure_future(self._leases()),
+        ]
+
+    async def gone(self) -> None:
+        """Return when the connection is gone for good."""
+        await self.backend.connection.closed.wait()
+
+    def hurry(self) -> None:
+        """Do not wait for what runs any longer."""
+        self._hurry.set()
+
+    async def drain(self, timeout: float) -> None:
+        """Take nothing more; wait for what runs, then stop it and hand it back."""
+        self._taking = False
+        for pull in self._pulls:
+            pull.withdraw()
+        await _first(self._empty, self._hurry, timeout=timeout)
+        for run in list(self.runs.values()):
+            run.stop(Stop.SHUTDOWN)
+        await _first(self._empty, timeout=_STOPPING_TAKES)
+        for run in self.runs.values():
+            log.warning("task %s runs on, its code does not stop; another worker gets it after the ack wait", run.id)
+
+    async def close(self) -> None:
+        """End the loops and the connection."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if not self.backend.connection.closed.is_set():
+            with contextlib.suppress(NqnbError):
+                await self.backend.presence.withdraw(self._worker.id)
+                await self._listener.close()
+        await self.backend.close()
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            message = TaskMessage.decode(delivery.data)
+            names.check_task_id(message.ID)
+        except (MalformedMessage, BadInput) as error:
+            self._worker.malformed += 1
+            log.warning(
+                "message %d of queue %s is no task and was thrown away: %s", delivery.sequence, delivery.queue, error
+            )
+            spawn(delivery.terminate())
+            self._wake.set()
+            return
+        known = self.runs.get(message.ID)
+        if known is not None:
+            self._deliver_again(known, delivery)
+        elif self.free() <= 0:
+            spawn(delivery.put_back())
+        else:
+            pull = next(each for each in self._pulls if each.queue == delivery.queue)
+            run = Run(delivery, message, self._worker.handlers[delivery.queue], pull.ack_wait)
+            self.runs[message.ID] = run
+            self._empty.clear()
+            spawn(self._live(run))
+
+    def _deliver_again(self, run: Run, delivery: Delivery) -> None:
+        """What we run came again: go on with the new delivery, unless that run is on its way out."""
+        leaving = run.why in (Stop.LEASE, Stop.SUPERSEDED, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
+        if run.delivery.sequence == delivery.sequence and not leaving:
+            log.info("task %s came again and runs on", run.id)
+            run.adopt(delivery)
+        else:
+            spawn(delivery.put_back(min(1.0, run.ack_wait)))
+
+    async def _live(self, run: Run) -> None:
+        """One task's life."""
+        try:
+            if not await claim(self.backend, self._worker.id, run):
+                return
+            result = await execute(self.backend, self._worker.id, run)
+            if result is not None:
+                status = await finish(self.backend, run, result)
+                log.debug("task %s ended: %s", run.id, status)
+        except NqnbError as error:
+            log.warning("task %s is left to the server, which gives it out again: %s", run.id, error)
+        finally:
+            del self.runs[run.id]
+            if not self.runs:
+                self._empty.set()
+            self._wake.set()
+
+    def _on_cancel(self, queue: str, task_id: str, ours: bool) -> None:
+        run = self.runs.get(task_id)
+        if run is not None:
+            run.flag(CancelRecord(), self._worker.id)
+        if not ours:
+            # A Go client writes no intent, and whoever runs the task may not hear it.
+            record = CancelRecord(by="a Go client", requested_at=time.time())
+            spawn(note_intent(self.backend, task_id, record))
+
+    def _on_disconnect(self) -> None:
+        for pull in self._pulls:
+            pull.reset()
+        for run in self.runs.values():
+            # What was not claimed yet may be somebody else's by the time we are back.
+            run.gap = run.gap or not run.claimed
+
+    async def _on_reconnect(self) -> None:
+        spawn(self._recover())
+
+    async def _recover(self) -> None:
+        """After a reconnect, in the protocol's order: cancels are heard, intents read, and only then tasks pulled."""
+        self._taking, taking = False, self._taking
+        try:
+            for pull in self._pulls:
+                await self._listener.ensure(pull.queue)
+            await self._announce()
+            await self._beat_all()
+        except NqnbError as error:
+            log.warning("the worker could not recover at once: %s", error)
+        finally:
+            self._taking = taking
+            self._wake.set()
+
+    async def _take(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._taking and self.backend.connection.connected:
+                try:
+                    await self._intake.step()
+                except NqnbError as error:
+                    log.warning("no tasks can be pulled now: %s", error)
+                    await asyncio.sleep(0.2)
+            await _first(self._wake, timeout=0.5)
+
+    async def _heart(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self._announce()
+            except NqnbError as error:
+                log.debug("presence is not refreshed now: %s", error)
+            young = time.monotonic() - self._interval / 2
+            await self._beat_all(before=young)
+
+    async def _beat_all(self, before: float = math.inf) -> None:
+        """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
+        runs = [run for run in self.runs.values() if run.claimed and run.beat < before]
+        await asyncio.gather(*(beat(self.backend, self._worker.id, run) for run in runs))
+
+    async def _leases(self) -> None:
+        """Stop what could not be renewed, before the server gives it to somebody else."""
+        while True:
+            await asyncio.sleep(self._interval / 8)
+            for run in self.runs.values():
+                if run.claimed and run.lapsed:
+                    run.stop(Stop.LEASE)
+
+    async def _announce(self) -> None:
+        running = list(self.runs)
+        await self.backend.presence.announce(self._worker.info(running, LEASE * self._ack_wait))
+
+    @property
+    def _ack_wait(self) -> float:
+        return min(pull.ack_wait for pull in self._pulls)
+
+    @property
+    def _interval(self) -> float:
+        return self._ack_wait / 3
+
+
+async def _first(*events: asyncio.Event, timeout: float) -> None:
+    """Wait until one of the events is set, or the seconds have passed."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()

@@ -1,0 +1,99 @@
+"""Handlers: which function runs a queue's tasks, what it is handed, and how it may be stopped."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nqnb import names, payload
+from nqnb.errors import BadInput, InvalidHandler
+from nqnb.retry import Backoff
+from nqnb.worker.job import Job
+
+
+@dataclass(frozen=True)
+class Handler:
+    """A function with its options; see `Worker.handler` for their meaning."""
+
+    queue: str
+    function: Callable[..., Any]
+    is_coroutine: bool
+    takes_payload: bool
+    payload_type: Any
+    backoff: Backoff
+    grace: float
+
+    def call(self, job: Job) -> Callable[[], Any]:
+        """The function with its arguments bound.
+
+        Raises:
+            BadInput: the payload is not what the function's annotation asks for.
+        """
+        if not self.takes_payload:
+            return functools.partial(self.function, job)
+        if self.payload_type is bytes:
+            return functools.partial(self.function, job, job.payload)
+        try:
+            value = payload.decode_json(job.payload, self.payload_type)
+        except BadInput as error:
+            raise BadInput(f"the payload does not fit {self._name()}: {error}") from None
+        return functools.partial(self.function, job, value)
+
+    def _name(self) -> str:
+        return getattr(self.function, "__qualname__", repr(self.function))
+
+
+def make_handler(
+    queue: str,
+    function: Callable[..., Any],
+    *,
+    backoff: Backoff | None = None,
+    grace: float = 1.0,
+) -> Handler:
+    """Read what a function wants from its signature.
+
+    Raises:
+        InvalidQueueName: no queue can have that name.
+        InvalidHandler: the function takes neither ``(job)`` nor ``(job, payload)``, or an option cannot be used.
+    """
+    names.check_queue(queue)
+    if not callable(function):
+        raise InvalidHandler(f"{function!r} cannot handle tasks: give a function of (job) or (job, payload)")
+    name = getattr(function, "__qualname__", repr(function))
+    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace > 0:
+        raise InvalidHandler(f"grace={grace!r} of {name}: give seconds above 0")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
+    signature = inspect.signature(function)
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [each for each in signature.parameters.values() if each.kind in positional]
+    required = [each for each in signature.parameters.values() if each.default is each.empty and each.kind < 4]
+    needed = [each for each in required if each.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)]
+    if not parameters or len(needed) > 2 or any(each.kind is each.KEYWORD_ONLY for each in needed):
+        raise InvalidHandler(f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload)")
+    takes_payload = len(parameters) > 1 and (len(needed) > 1 or parameters[1].default is inspect.Parameter.empty)
+    target = inspect.unwrap(function)
+    return Handler(
+        queue=queue,
+        function=function,
+        is_coroutine=inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(type(target).__call__),
+        takes_payload=takes_payload,
+        payload_type=_annotation(target, parameters[1].name) if takes_payload else Any,
+        backoff=backoff or Backoff(),
+        grace=float(grace),
+    )
+
+
+def _annotation(function: Callable[..., Any], name: str) -> Any:
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError) as error:
+        raise InvalidHandler(
+            f"the annotations of {getattr(function, '__qualname__', function)!r} cannot be read ({error}); "
+            "name types that its module has"
+        ) from None
+    return hints.get(name, Any)

@@ -1,0 +1,96 @@
+"""What a handler is handed: the task that it runs, and how to speak about it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from nqnb.errors import JobCancelled
+from nqnb.wire import Progress
+
+LOG_LINES = 20
+LINE_LENGTH = 200
+
+
+class Job:
+    """One attempt at a task. Every method may be called from any thread.
+
+    Attributes:
+        id: the task's id.
+        queue: its queue.
+        payload: its payload as bytes.
+        attempt: which attempt this is, from 1.
+        max_retry: how many attempts may follow the first.
+        deadline: when the attempt will be stopped (UTC), by timeout or deadline; None = never.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        queue: str,
+        payload: bytes,
+        attempt: int,
+        max_retry: int,
+        deadline: datetime | None,
+        changed: Callable[[], None],
+    ) -> None:
+        self.id = id
+        self.queue = queue
+        self.payload = payload
+        self.attempt = attempt
+        self.max_retry = max_retry
+        self.deadline = deadline
+        self._changed = changed
+        self._stop = threading.Event()
+        self._progress: Progress | None = None
+        self._log: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} in {self.queue}, attempt {self.attempt} of {self.max_retry + 1}>"
+
+    @property
+    def cancelled(self) -> bool:
+        """True once the handler is to stop: the task was cancelled, timed out, or the worker stops."""
+        return self._stop.is_set()
+
+    @property
+    def said(self) -> tuple[Progress | None, list[str]]:
+        """The last progress and the log."""
+        return self._progress, self._log
+
+    def raise_if_cancelled(self) -> None:
+        """Unwind the handler if it is to stop.
+
+        Raises:
+            JobCancelled: it is; a ``BaseException``, so that ``except Exception`` lets it pass.
+        """
+        if self._stop.is_set():
+            raise JobCancelled(f"task {self.id} is to stop")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but no longer than until the handler is to stop; for handlers in threads.
+
+        Raises:
+            JobCancelled: it is to stop.
+        """
+        self._stop.wait(seconds)
+        self.raise_if_cancelled()
+
+    def progress(self, done: float, total: float = 0, text: str = "") -> None:
+        """Say how far the work is; the latest word travels, some four times a second.
+
+        Args:
+            done: how much is done.
+            total: of how much, 0 = unknown.
+            text: a word about it, at most 200 characters.
+        """
+        self._progress = Progress(float(done), float(total), str(text)[:LINE_LENGTH])
+        self._changed()
+
+    def log(self, text: str) -> None:
+        """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""
+        stamp = time.strftime("%H:%M:%S")
+        self._log = [*self._log, f"{stamp} {text}"[:LINE_LENGTH]][-LOG_LINES:]
+        self._changed()

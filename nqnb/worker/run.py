@@ -1,0 +1,95 @@
+"""What a worker knows of one task that it has registered, from its delivery to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import secrets
+import time
+
+import msgspec
+
+from nqnb.jetstream.delivery import Delivery
+from nqnb.wire import CancelRecord, TaskMessage
+from nqnb.worker.executors import Executor
+from nqnb.worker.handlers import Handler
+from nqnb.worker.job import Job
+
+LEASE = 0.8
+"""The share of the ack wait after the last answered heartbeat at which a run is stopped: before the server may hand
+the task to somebody else, with the rest of the wait for the code to stop in."""
+
+
+class Stop(enum.Enum):
+    """Why a run was told to stop."""
+
+    CANCEL = "cancelled"
+    TIMEOUT = "past its timeout"
+    SHUTDOWN = "the worker stops"
+    LEASE = "no heartbeat was answered"
+    SUPERSEDED = "another worker owns it"
+    ENDED_ELSEWHERE = "it ended elsewhere"
+
+
+class Run:
+    """One registered task.
+
+    Args:
+        delivery: the delivery that brought it.
+        message: the task as the stream holds it.
+        handler: what runs it.
+        ack_wait: the consumer's ack wait, in seconds.
+    """
+
+    def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float) -> None:
+        self.id = message.ID
+        self.message = message
+        self.handler = handler
+        self.ack_wait = ack_wait
+        self.delivery = delivery
+        """The newest delivery: the one that heartbeats and acks answer."""
+        self.claim = secrets.token_hex(6)
+        """Marks our claim in the entry."""
+        self.claimed = False
+        self.entry = message
+        """The entry as we last wrote it."""
+        self.revision = 0
+        self.writing = asyncio.Lock()
+        """One write of the entry at a time, for each needs the revision of the one before."""
+        self.cancel: CancelRecord | None = None
+        """Set once a cancel has been heard or read: the local flag of the protocol."""
+        self.why: Stop | None = None
+        self.executor: Executor | None = None
+        self.job: Job | None = None
+        self.beat = delivery.received
+        """When the last answered heartbeat was sent, on the monotonic clock."""
+        self.gap = False
+        """The server may have handed the task to somebody else: no nak may follow."""
+
+    def adopt(self, delivery: Delivery) -> None:
+        """Take a further delivery of the same message: the server had lost patience, and we run it still."""
+        self.delivery = delivery
+        self.beat = delivery.received
+        self.gap = False
+
+    def flag(self, record: CancelRecord, worker: str) -> None:
+        """Note a cancel, and begin to stop what runs. Hearing of it again changes nothing but fills in its sender."""
+        if self.cancel is None:
+            self.cancel = msgspec.structs.replace(record, delivered_at=time.time(), worker=worker)
+        elif record.requested_at:
+            self.cancel.by, self.cancel.requested_at = record.by, record.requested_at
+        self.stop(Stop.CANCEL)
+
+    def stop(self, why: Stop) -> None:
+        """Begin to stop what runs; a run that has not started will not."""
+        self.why = self.why or why
+        if self.executor is not None:
+            self.executor.stop()
+
+    @property
+    def lapsed(self) -> bool:
+        """Whether no heartbeat was answered for most of an ack wait. Once seen it leaves a `gap`."""
+        if time.monotonic() - self.beat > LEASE * self.ack_wait:
+            self.gap = True
+            return True
+        return False

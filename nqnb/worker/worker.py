@@ -1,0 +1,224 @@
+"""The worker: its handlers, its slots, and its life from start to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nqnb.errors import BadInput, InvalidHandler
+from nqnb.records import WorkerInfo
+from nqnb.retry import Backoff
+from nqnb.settings import Settings
+from nqnb.store import StateStore
+from nqnb.version import __version__
+from nqnb.worker.handlers import Handler, make_handler
+
+if TYPE_CHECKING:
+    from nqnb.worker.floor import Floor
+
+log = logging.getLogger("nqnb.worker")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class State(enum.Enum):
+    """Where a worker is in its life."""
+
+    NEW = "new"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+class Worker:
+    """Runs the tasks of some queues.
+
+    Args:
+        settings: `Settings`, or where the server is; default ``NATS_URL``, else this machine.
+        concurrency: how many tasks run at once, over all queues.
+        shutdown_timeout: seconds that a stopping worker waits for what runs, before it stops it and hands it back.
+        store: where states are kept instead of the bucket ``nq-store``.
+        **options: fields of `Settings` to replace.
+
+    Use it as ``async with worker:`` inside a program, as ``await worker.serve()``, or as ``worker.run()`` from a
+    script. Execution is at least once; the recorded outcome is exactly one.
+
+    Raises:
+        BadInput: a setting or number that cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | str | Sequence[str] | None = None,
+        *,
+        concurrency: int = 8,
+        shutdown_timeout: float = 10.0,
+        store: StateStore | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise BadInput(f"concurrency={concurrency!r}: give the number of tasks to run at once, 1 or more")
+        if not shutdown_timeout >= 0:
+            raise BadInput(f"shutdown_timeout={shutdown_timeout!r}: give seconds, 0 or more")
+        self.settings = Settings.of(settings, **options)
+        self.concurrency = concurrency
+        self.shutdown_timeout = shutdown_timeout
+        self.id = f"w-{secrets.token_hex(6)}"
+        self.state = State.NEW
+        self.handlers: dict[str, Handler] = {}
+        self.malformed = 0
+        """How many messages were no tasks, and were terminated."""
+        self._store = store
+        self._floor: Floor | None = None
+        self._stop = asyncio.Event()
+        self._started = datetime.now(timezone.utc)
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} {self.state.value}, queues {', '.join(self.handlers) or 'none'}>"
+
+    def handler(self, queue: str, *, backoff: Backoff | None = None, grace: float = 1.0) -> Callable[[F], F]:
+        """Make the decorated function run a queue's tasks.
+
+        Args:
+            queue: the queue. Queues are served in the order of their handlers.
+            backoff: how long failed tasks wait before they run again; default `Backoff()`.
+            grace: seconds between the pushes to stop: a coroutine is cancelled at once and again after each; a
+                function in a thread has that long to look at ``job.cancelled`` before an exception is raised in it.
+
+        The function takes ``(job)`` or ``(job, payload)``. Without an annotation the payload is the decoded JSON,
+        ``payload: bytes`` the bytes, and any type that msgspec knows (dataclasses, Structs, TypedDicts …) validates it.
+        What it returns, as JSON, is the task's result.
+
+        Raises:
+            InvalidQueueName: no queue can have that name.
+            InvalidHandler: the function cannot handle tasks, or the queue has a handler.
+        """
+
+        def register(function: F) -> F:
+            if queue in self.handlers:
+                raise InvalidHandler(f"queue {queue!r} has a handler already, {self.handlers[queue].function!r}")
+            if self.state is not State.NEW:
+                raise InvalidHandler(f"the worker is {self.state.value}; register handlers before it starts")
+            self.handlers[queue] = make_handler(queue, function, backoff=backoff, grace=grace)
+            return function
+
+        return register
+
+    def info(self, running: list[str], ttl: float) -> WorkerInfo:
+        """What the worker's presence entry says."""
+        return WorkerInfo(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            queues=list(self.handlers),
+            concurrency=self.concurrency,
+            running=running,
+            started_at=self._started,
+            ttl=ttl,
+        )
+
+    async def start(self) -> None:
+        """Connect and begin to pull.
+
+        Raises:
+            InvalidHandler: there is no handler.
+            NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
+        """
+        if not self.handlers:
+            raise InvalidHandler("the worker has no handler: decorate a function with @worker.handler(queue)")
+        if self.state is not State.NEW:
+            raise InvalidHandler(f"the worker is {self.state.value}; make a new one")
+        # nats is only imported by those who connect.
+        from nqnb.jetstream.backend import Backend
+        from nqnb.worker.floor import Floor
+
+        self._started = datetime.now(timezone.utc)
+        backend = await Backend.open(self.settings, self._store)
+        self._floor = Floor(self, backend)
+        try:
+            await self._floor.open()
+        except BaseException:
+            await self._floor.close()
+            raise
+        self.state = State.RUNNING
+        log.info("worker %s serves %s", self.id, ", ".join(self.handlers))
+
+    async def stop(self, shutdown_timeout: float | None = None) -> None:
+        """Stop pulling, wait for what runs, stop what still runs after ``shutdown_timeout`` seconds, hand it back.
+
+        Stopping twice is fine.
+        """
+        if self.state is not State.RUNNING or self._floor is None:
+            return
+        self.state = State.STOPPING
+        try:
+            await self._floor.drain(self.shutdown_timeout if shutdown_timeout is None else shutdown_timeout)
+        finally:
+            await self._floor.close()
+            self.state = State.STOPPED
+            self._stop.set()
+
+    async def serve(self) -> None:
+        """Start, and run until `request_stop` is called or the connection is gone for good; raises as `start`.
+
+        SIGINT and SIGTERM call it, where this is the main thread; a second one does not wait for what runs.
+        """
+        await self.start()
+        with self._signals():
+            await self._until_stopped()
+            await self.stop()
+
+    def request_stop(self) -> None:
+        """Let `serve` stop the worker; the second call lets it stop without waiting for what runs."""
+        if self._stop.is_set():
+            self.shutdown_timeout = 0.0
+            if self._floor is not None:
+                self._floor.hurry()
+        self._stop.set()
+
+    def run(self) -> None:
+        """Serve until a signal comes: the blocking form of `serve`."""
+        asyncio.run(self.serve())
+
+    async def __aenter__(self) -> Worker:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.stop()
+
+    async def _until_stopped(self) -> None:
+        if self._floor is None:
+            return
+        waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._floor.gone())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        caught: list[signal.Signals] = []
+        if sys.platform != "win32":
+            for each in (signal.SIGINT, signal.SIGTERM):
+                with contextlib.suppress(ValueError, RuntimeError):
+                    loop.add_signal_handler(each, self.request_stop)
+                    caught.append(each)
+        try:
+            yield
+        finally:
+            for each in caught:
+                loop.remove_signal_handler(each)
