@@ -14,44 +14,49 @@
 
 from __future__ import annotations
 
-from nqnb.client import Client, connect
-from nqnb.devserver import DevServer
-from nqnb.errors import (
-    BadInput,
-    ConnectionFailed,
-    DevServerError,
-    InvalidHandler,
-    InvalidQueueName,
-    InvalidTaskId,
-    JobCancelled,
-    MalformedMessage,
-    NoJetStream,
-    NoResponders,
-    NoServer,
-    NotCancellable,
-    NotSubmitted,
-    NqnbError,
-    PayloadTooLarge,
-    RevisionConflict,
-    ServerRefused,
-    TaskCancelled,
-    TaskError,
-    TaskExists,
-    TaskFailed,
-    Unconfirmed,
-    UnencodableValue,
-    UnknownTask,
-    WaitTimeout,
-)
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
-from nqnb.retry import Backoff
-from nqnb.settings import Settings
-from nqnb.store import Entry, MemoryStore, StateStore
-from nqnb.task import Task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from nqnb.version import __version__
-from nqnb.wire import CancelMessage, CancelRecord, ErrorInfo, Progress, Status, TaskMessage
-from nqnb.worker.job import Job
-from nqnb.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from nqnb.client import Client, connect
+    from nqnb.devserver import DevServer
+    from nqnb.errors import (
+        BadInput,
+        ConnectionFailed,
+        DevServerError,
+        InvalidHandler,
+        InvalidQueueName,
+        InvalidTaskId,
+        JobCancelled,
+        MalformedMessage,
+        NoJetStream,
+        NoResponders,
+        NoServer,
+        NotCancellable,
+        NotSubmitted,
+        NqnbError,
+        PayloadTooLarge,
+        RevisionConflict,
+        ServerRefused,
+        TaskCancelled,
+        TaskError,
+        TaskExists,
+        TaskFailed,
+        Unconfirmed,
+        UnencodableValue,
+        UnknownTask,
+        WaitTimeout,
+    )
+    from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+    from nqnb.retry import Backoff
+    from nqnb.settings import Settings
+    from nqnb.store import Entry, MemoryStore, StateStore
+    from nqnb.task import Task
+    from nqnb.wire import CancelMessage, CancelRecord, ErrorInfo, Progress, Status, TaskMessage
+    from nqnb.worker.job import Job
+    from nqnb.worker.worker import Worker
 
 __all__ = [
     "Backoff",
@@ -102,3 +107,36 @@ __all__ = [
     "__version__",
     "connect",
 ]
+
+_ROOMS = {
+    "client": "Client connect",
+    "devserver": "DevServer",
+    "errors": (
+        "BadInput ConnectionFailed DevServerError InvalidHandler InvalidQueueName InvalidTaskId JobCancelled "
+        "MalformedMessage NoJetStream NoResponders NoServer NotCancellable NotSubmitted NqnbError "
+        "PayloadTooLarge RevisionConflict ServerRefused TaskCancelled TaskError TaskExists TaskFailed "
+        "Unconfirmed UnencodableValue UnknownTask WaitTimeout "
+    ),
+    "records": "CancelReceipt QueueInfo TaskInfo WorkerInfo",
+    "retry": "Backoff",
+    "settings": "Settings",
+    "store": "Entry MemoryStore StateStore",
+    "task": "Task",
+    "wire": "CancelMessage CancelRecord ErrorInfo Progress Status TaskMessage",
+    "worker.job": "Job",
+    "worker.worker": "Worker",
+}
+"""Where each public name lives. They load when first touched, so that ``import nqnb`` costs a notebook nothing."""
+
+
+def __getattr__(name: str) -> Any:
+    for room, residents in _ROOMS.items():
+        if name in residents.split():
+            value = getattr(import_module(f"nqnb.{room}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'nqnb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,69 @@
+"""Real server fixtures, and the two tiers of tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+import nqnb
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run everything, the long runs too")
+    parser.addoption("--seed", type=int, help="the seed of the random tests; default a new one, which is printed")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    long = [item for item in items if item.get_closest_marker("full")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own server must not become the tests'."""
+    for name in list(os.environ):
+        if name.startswith("NATS_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server() -> Iterator[nqnb.DevServer]:
+    """A real nats-server of this test's own, with an empty store."""
+    with nqnb.DevServer() as server:
+        yield server
+
+
+@pytest.fixture
+def settings(server: nqnb.DevServer) -> nqnb.Settings:
+    """Settings for it, with an ack wait short enough that a death costs a test a second or two."""
+    return nqnb.Settings(server.url, ack_wait=1.0, retry_for=5.0)
+
+
+@pytest.fixture
+async def nq(settings: nqnb.Settings) -> AsyncIterator[nqnb.Client]:
+    """An open client of it."""
+    async with nqnb.connect(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The seed of a random test; shown when it fails, given again with --seed."""
+    given = request.config.getoption("--seed")
+    chosen = int(given) if given is not None else secrets.randbelow(2**32)
+    print(f"seed {chosen}: repeat with --seed={chosen}")
+    random.seed(chosen)
+    return chosen
