@@ -33,7 +33,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
 
     Raises:
         UnknownTask: no such task.
-        NotCancellable: it has completed or failed.
+        NotCancellable: it had completed or failed before.
         Unconfirmed: the server's answers were lost, so the cancel may be noted or not; ask again.
     """
     record = CancelRecord(by=by, requested_at=time.time())
@@ -47,6 +47,9 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         step = lifecycle.cancel(task, announced=announced)
         if step is CancelStep.DONE:
             return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
+        if step is CancelStep.TOO_LATE and announced:
+            # It ran when it was asked to stop, and was quicker: the receipt tells.
+            return CancelReceipt.of(task_id, task.Status, None)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
                 f"task {task_id!r} has {task.Status.label} already, so there is nothing to cancel", task_id, task.Status

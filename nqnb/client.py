@@ -291,7 +291,7 @@ class Client:
             if entry is None:
                 raise TaskFailed(f"task {id!r} completed, but its result is no longer kept", id, info.status)
             return payload.decode_json(entry.value)
-        return payload.decode_json(bytes(info.result))
+        return payload.decode_json(info.result)
 
     async def cancel(self, id: str, wait: float | None = None) -> CancelReceipt:
         """Cancel a task. When this returns, the cancel is durable: no further run of it will be claimed.
@@ -301,8 +301,8 @@ class Client:
             wait: seconds to wait for code that runs to stop; None does not wait.
 
         Returns:
-            The receipt. ``.stopping`` is True where the task's code still ran at that moment; with ``wait``,
-            ``.status`` may also be Completed or Failed, where the handler was quicker. For a task cancelled or
+            The receipt. ``.stopping`` is True where the task's code still ran at that moment. ``.status`` is
+            Completed or Failed where the handler ended so before it could be stopped. For a task cancelled or
             deleted before, the receipt of then.
 
         Raises:

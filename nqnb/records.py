@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-import msgspec
 from msgspec import Struct, UnsetType
 
 from nqnb.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
@@ -76,8 +75,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     log: list[str]
     error: ErrorInfo | None
     cancel: CancelReceipt | None
-    result: msgspec.Raw
-    """The result as JSON, where it is small enough to stand here."""
+    result: bytes
+    """The result as JSON, where there is one and it is small enough to stand here."""
     result_key: str
     """Where the result is kept, if it is large."""
     sequence: int
@@ -109,7 +108,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             log=meta.log,
             error=meta.error,
             cancel=CancelReceipt.of(message.ID, message.Status, meta.cancel) if meta.cancel else None,
-            result=meta.result,
+            result=b"" if isinstance(meta.result, UnsetType) else bytes(meta.result),
             result_key=meta.result_key,
             sequence=message.Sequence,
             revision=revision,

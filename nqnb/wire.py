@@ -85,8 +85,8 @@ class Meta(Struct, omit_defaults=True):
     progress: Progress | None = None
     log: list[str] = []
     error: ErrorInfo | None = None
-    result: msgspec.Raw = msgspec.Raw()
-    """The result as JSON, where it is small."""
+    result: msgspec.Raw | UnsetType = UNSET
+    """The result as JSON, where there is one and it is small."""
     result_key: str = ""
     """The key in the bucket nq-results, where the result is large."""
     cancel: CancelRecord | None = None

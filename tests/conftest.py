@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from history import keep_history
 
 import nqnb
 
@@ -50,6 +51,12 @@ def server() -> Iterator[nqnb.DevServer]:
 def settings(server: nqnb.DevServer) -> nqnb.Settings:
     """Settings for it, with an ack wait short enough that a death costs a test a second or two."""
     return nqnb.Settings(server.url, ack_wait=1.0, retry_for=5.0)
+
+
+@pytest.fixture
+async def kept_history(settings: nqnb.Settings) -> None:
+    """The state bucket keeps every revision; to be asked for before ``nq``."""
+    await keep_history(settings)
 
 
 @pytest.fixture

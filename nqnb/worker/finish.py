@@ -153,7 +153,7 @@ async def _describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, R
 async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
     data = payload.encode_json(value, "result")
     if len(data) <= INLINE_RESULT:
-        meta.result = msgspec.Raw(data) if value is not None else msgspec.Raw()
+        meta.result = msgspec.Raw(data) if value is not None else msgspec.UNSET
         return
     # The claim's revision in the key: a loser never overwrites the winner's.
     meta.result_key = f"{run.id}.{run.revision}"

@@ -158,13 +158,13 @@ class Floor:
             self._wake.set()
 
     def _on_cancel(self, queue: str, task_id: str, ours: bool) -> None:
+        # Of ours, the intent says who asked. A Go client writes none, and whoever runs the task may not hear it.
+        record = CancelRecord() if ours else CancelRecord(by="a Go client", requested_at=time.time())
+        if not ours:
+            spawn(note_intent(self.backend, task_id, record))
         run = self.runs.get(task_id)
         if run is not None:
-            run.flag(CancelRecord(), self._worker.id)
-        if not ours:
-            # A Go client writes no intent, and whoever runs the task may not hear it.
-            record = CancelRecord(by="a Go client", requested_at=time.time())
-            spawn(note_intent(self.backend, task_id, record))
+            run.flag(record, self._worker.id)
 
     def _on_disconnect(self) -> None:
         for pull in self._pulls:

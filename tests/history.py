@@ -1,0 +1,66 @@
+"""A state bucket that keeps every revision, so that a test can read what was really written, in order."""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+
+import nqnb
+from nqnb.jetstream.connection import Connection
+from nqnb.wire import Status, TaskMessage
+
+
+async def keep_history(settings: nqnb.Settings) -> None:
+    """Make the state bucket with a history of 64 before anybody else makes it with 1."""
+    connection = await Connection.open(settings)
+    await connection.api(
+        "STREAM.CREATE.KV_nq-store",
+        {
+            "name": "KV_nq-store",
+            "subjects": ["$KV.nq-store.>"],
+            "max_msgs_per_subject": 64,
+            "discard": "new",
+            "deny_delete": True,
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+        },
+    )
+    await connection.close()
+
+
+async def read_history(nq: nqnb.Client) -> dict[str, list[TaskMessage]]:
+    """Every entry that was stored, by task, oldest first."""
+    connection = nq.backend.connection
+    info = await connection.api("STREAM.INFO.KV_nq-store")
+    history: dict[str, list[TaskMessage]] = defaultdict(list)
+    for sequence in range(1, info["state"]["last_seq"] + 1):
+        stored = await connection.api("STREAM.MSG.GET.KV_nq-store", {"seq": sequence})
+        entry = TaskMessage.decode(base64.b64decode(stored["message"]["data"]))
+        history[entry.ID].append(entry)
+    return history
+
+
+def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Status:
+    """The last entry is terminal, and no other is."""
+    statuses = [entry.Status for entry in entries]
+    assert statuses[-1].terminal, f"{task_id} is left {statuses}"
+    assert not any(status.terminal for status in statuses[:-1]), f"{task_id} left a terminal state: {statuses}"
+    return statuses[-1]
+
+
+async def assert_queues_empty(nq: nqnb.Client, *queues: str, within: float = 5.0) -> None:
+    """No message stays in the queues' streams: acks may take a moment to arrive."""
+    import asyncio
+    import time
+
+    until = time.monotonic() + within
+    while True:
+        left = {}
+        for queue in queues:
+            streams = await nq.backend.ensure_queue(queue)
+            info = await nq.backend.connection.api(f"STREAM.INFO.{streams.tasks}")
+            left[queue] = info["state"]["messages"]
+        if not any(left.values()):
+            return
+        assert time.monotonic() < until, f"messages are left: {left}"
+        await asyncio.sleep(0.05)

@@ -1,0 +1,243 @@
+"""The client's calls on a real server, with and without somebody to run the tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from diary_worker import make_worker
+from history import assert_queues_empty
+
+import nqnb
+from nqnb import Status
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_submitted_task_is_pending_and_described(nq: nqnb.Client) -> None:
+    before = datetime.now(timezone.utc)
+    task = await nq.submit("idle", {"a": 1}, retry=2, timeout=timedelta(seconds=90.5), deadline=timedelta(hours=1))
+    info = await task.fetch()
+    assert (info.id, info.queue, info.status) == (task.id, "idle", Status.PENDING)
+    assert info.payload == b'{"a":1}'
+    assert (info.attempt, info.max_retry, info.timeout) == (1, 2, 91)
+    assert info.submitted_at is not None
+    assert before <= info.submitted_at <= datetime.now(timezone.utc)
+    assert info.deadline is not None
+    assert 3599 <= (info.deadline - before).total_seconds() <= 3602
+    assert info.client.startswith(f"{getpass.getuser()}@")
+    assert (info.started_at, info.completed_at, info.worker, info.cancel) == (None, None, "", None)
+
+
+async def test_go_clients_find_the_task_as_they_expect_it(nq: nqnb.Client) -> None:
+    task = await nq.submit("idle", b"50", id="done-1")
+    stored = await nq.backend.read_task_message("idle", (await task.fetch()).sequence)
+    assert stored == (
+        b'{"Sequence":0,"ID":"done-1","StreamName":"","Queue":"idle","Payload":"NTA=","Status":0,"Timeout":0,'
+        b'"Deadline":0,"CompletedAt":0,"CurrentRetry":0,"MaxRetry":0}'
+    )
+    entry = await nq.backend.states.get("done-1")
+    assert entry is not None
+    assert entry.value.startswith(b'{"Sequence":1,"ID":"done-1"')
+
+
+async def test_submit_many_keeps_the_order(nq: nqnb.Client) -> None:
+    tasks = await nq.submit_many("idle", range(1000))
+    infos = {info.id: info for info in await nq.tasks("idle")}
+    assert [int(infos[task.id].payload) for task in tasks] == list(range(1000))
+    assert len({infos[task.id].sequence for task in tasks}) == 1000
+
+
+async def test_updates_show_every_stage_and_end(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> str:
+        job.progress(1, 2, "half")
+        job.log("on my way")
+        await asyncio.sleep(0.3)
+        job.progress(2, 2, "all")
+        return "done"
+
+    async with worker:
+        task = await nq.submit("work")
+        seen = [update async for update in task.updates()]
+    assert [update.status for update in seen][-2:] == [Status.PROCESSING, Status.COMPLETED]
+    halfway = [update.progress for update in seen if update.status is Status.PROCESSING and update.progress]
+    assert (halfway[0].done, halfway[0].total, halfway[0].text) == (1, 2, "half")
+    last = seen[-1]
+    assert last.progress is not None
+    assert (last.progress.done, last.progress.text) == (2, "all")
+    assert last.log[0].endswith("on my way")
+    assert last.worker == worker.id
+    assert [update.revision for update in seen] == sorted({update.revision for update in seen})
+
+
+async def test_results_come_back_as_they_went(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("echo")
+    def echo(job: nqnb.Job, payload: object) -> object:
+        return payload
+
+    values = [None, 0, False, "", [], {"ä": ["😀", 1.5, None]}, "x" * 200_000]
+    async with worker:
+        tasks = await nq.submit_many("echo", values)
+        assert [await task for task in tasks] == values
+
+
+async def test_wait_and_result_time_out_and_the_task_goes_on(nq: nqnb.Client) -> None:
+    task = await nq.submit("idle")
+    for call in (task.wait, task.result):
+        with pytest.raises(nqnb.WaitTimeout, match=f"{task.id}.*0.1 s") as caught:
+            await call(0.1)
+        assert caught.value.task_id == task.id
+    assert await task.status() is Status.PENDING
+
+
+async def test_a_waiting_call_notices_the_end_within_moments(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    task = await nq.submit("idle")
+    waiting = asyncio.ensure_future(task.wait(timeout=10))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
+    await task.cancel()
+    # Two seconds is when it would look by itself; hints make it quicker.
+    assert await asyncio.wait_for(waiting, 1.5) is Status.DELETED
+
+
+async def test_a_cancelled_pending_task_is_deleted_with_its_message(nq: nqnb.Client) -> None:
+    task = await nq.submit("idle")
+    receipt = await task.cancel()
+    assert (receipt.status, receipt.stopping, receipt.how) == (Status.DELETED, False, "deleted before it started")
+    assert receipt.by == (await task.fetch()).client
+    assert receipt.seconds is not None
+    assert 0 <= receipt.seconds < 5
+    await assert_queues_empty(nq, "idle")
+    assert await task.cancel() == receipt
+    with pytest.raises(nqnb.TaskCancelled, match=task.id):
+        await task
+
+
+async def test_many_cancellers_of_one_task_agree(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        await asyncio.sleep(60)
+
+    async with worker, nqnb.connect(settings) as other:
+        task = await nq.submit("work")
+        while await task.status() is not Status.PROCESSING:
+            await asyncio.sleep(0.01)
+        clients = [nq, other] * 5
+        receipts = await asyncio.gather(*(client.cancel(task.id, wait=5) for client in clients))
+    assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
+    assert not any(receipt.stopping for receipt in receipts)
+    final = await task.cancel()
+    assert final.how == "its coroutine was cancelled"
+    assert final.requested_at is not None
+    assert final.delivered_at is not None
+    assert final.stopped_at is not None
+    assert final.requested_at <= final.delivered_at <= final.stopped_at
+    assert final.worker == worker.id
+
+
+async def test_a_stubborn_thread_is_reported_as_stopping_until_it_has_stopped(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    import threading
+
+    release = threading.Event()
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work", grace=0.05)
+    def work(job: nqnb.Job) -> None:
+        release.wait(30)  # one long C call: nothing can be raised in it
+        while True:
+            pass
+
+    async with worker:
+        task = await nq.submit("work")
+        while await task.status() is not Status.PROCESSING:
+            await asyncio.sleep(0.01)
+        receipt = await task.cancel(wait=0.5)
+        assert receipt.stopping
+        assert await task.status() is Status.PROCESSING
+        assert len(worker._floor.runs) == 1 if worker._floor else False
+        release.set()
+        receipt = await task.cancel(wait=5)
+        assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
+
+
+async def test_a_handler_that_finishes_in_spite_of_a_cancel_has_completed(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return "finished all the same"
+        return "undisturbed"
+
+    async with worker:
+        task = await nq.submit("work")
+        while await task.status() is not Status.PROCESSING:
+            await asyncio.sleep(0.01)
+        receipt = await task.cancel(wait=5)
+        assert (receipt.status, receipt.stopping) == (Status.COMPLETED, False)
+        assert await task == "finished all the same"
+
+
+async def test_tasks_are_listed_by_queue_and_status(nq: nqnb.Client) -> None:
+    first, second = await nq.submit("one"), await nq.submit("two")
+    await second.cancel()
+    assert [info.id for info in await nq.tasks()] == [first.id, second.id]
+    assert [info.id for info in await nq.tasks("one")] == [first.id]
+    assert [info.id for info in await nq.tasks(status=Status.DELETED)] == [second.id]
+    assert await nq.tasks(status=[Status.FAILED, Status.COMPLETED]) == []
+
+
+async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Settings, tmp_path: object) -> None:
+    assert await nq.queues() == []
+    await nq.submit_many("idle", range(3))
+    (queue,) = await nq.queues()
+    assert (queue.name, queue.pending, queue.processing, queue.workers) == ("idle", 3, 0, 0)
+    assert queue.oldest_pending is not None
+    assert abs((datetime.now(timezone.utc) - queue.oldest_pending).total_seconds()) < 10
+    from pathlib import Path
+
+    async with make_worker(settings.urls[0], Path(str(tmp_path)) / "diary", settings.ack_wait) as worker:
+        await nq.submit("coroutine", 30.0)
+        while not (busy := [each for each in await nq.queues() if each.processing]):
+            await asyncio.sleep(0.01)
+        assert [(each.name, each.processing, each.workers) for each in busy] == [("coroutine", 1, 1)]
+        (info,) = await nq.workers()
+        assert (info.id, info.queues, info.concurrency) == (worker.id, ["coroutine", "thread"], 8)
+        await asyncio.sleep(settings.ack_wait / 2)
+        assert len((await nq.workers())[0].running) == 1
+    assert await nq.workers() == []
+
+
+async def test_a_closed_client_says_so(settings: nqnb.Settings) -> None:
+    nq = await nqnb.connect(settings)
+    await nq.close()
+    await nq.close()
+    with pytest.raises(nqnb.ConnectionFailed, match="not connected"):
+        await nq.submit("idle")
+
+
+async def test_submits_survive_a_server_that_restarts(nq: nqnb.Client, server: nqnb.DevServer) -> None:
+    submitting = asyncio.ensure_future(nq.submit_many("idle", range(3000)))
+    await asyncio.sleep(0.1)
+    server.kill()
+    server.restart()
+    tasks = await submitting
+    infos = await nq.tasks("idle")
+    assert {info.id for info in infos} == {task.id for task in tasks}
+    (queue,) = await nq.queues()
+    assert queue.pending == 3000

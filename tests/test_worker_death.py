@@ -1,0 +1,183 @@
+"""Workers that die, stop, or are cut off: no task is lost, none runs on, and cancels sent meanwhile are honoured."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from diary_worker import make_worker
+from history import assert_one_terminal_state, assert_queues_empty, read_history
+
+import nqnb
+from nqnb import Status
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    path = tmp_path / "diary"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def start_worker(settings: nqnb.Settings, diary: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(concurrency: int = 8) -> subprocess.Popen[bytes]:
+        program = Path(__file__).with_name("diary_worker.py")
+        command = [sys.executable, program, settings.urls[0], diary, str(settings.ack_wait), str(concurrency)]
+        started.append(subprocess.Popen(command))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def words(diary: Path, word: str) -> Counter[str]:
+    return Counter(line.split()[1] for line in diary.read_text().splitlines() if line.startswith(f"{word} "))
+
+
+async def processing(nq: nqnb.Client, count: int) -> list[nqnb.TaskInfo]:
+    until = time.monotonic() + 20
+    while len(found := await nq.tasks(status=Status.PROCESSING)) < count:
+        assert time.monotonic() < until, f"only {len(found)} tasks run"
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def test_tasks_of_a_killed_worker_end_once_elsewhere(
+    kept_history: None, nq: nqnb.Client, settings: nqnb.Settings, diary: Path, start_worker: Start
+) -> None:
+    first = start_worker()
+    tasks = await nq.submit_many("coroutine", [0.4] * 50)
+    running = await processing(nq, 8)
+    await asyncio.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    ended_before = words(diary, "end")
+    victim = next(info.id for info in running if info.id not in ended_before)
+    receipt = await nq.cancel(victim)
+    assert receipt.stopping, "nobody could have stopped it yet"
+    starts_before = words(diary, "start")[victim]
+
+    async with make_worker(settings.urls[0], diary, settings.ack_wait):
+        statuses = await asyncio.gather(*(task.wait(timeout=30) for task in tasks))
+        await assert_queues_empty(nq, "coroutine")
+    by_id = {task.id: status for task, status in zip(tasks, statuses, strict=True)}
+    assert by_id.pop(victim) is Status.CANCELLED
+    assert set(by_id.values()) == {Status.COMPLETED}
+    assert words(diary, "start")[victim] == starts_before, "it ran again after its cancel"
+    ends = words(diary, "end")
+    assert all(ends[task_id] >= 1 for task_id in by_id)
+    for task_id, entries in (await read_history(nq)).items():
+        assert_one_terminal_state(task_id, entries)
+
+
+@pytest.mark.parametrize("queue", ["coroutine", "thread"])
+async def test_a_stopping_worker_hands_back_at_once(
+    nq: nqnb.Client, settings: nqnb.Settings, diary: Path, start_worker: Start, queue: str
+) -> None:
+    first = start_worker()
+    task = await nq.submit(queue, 3600.0)
+    await processing(nq, 1)
+    async with make_worker(settings.urls[0], diary, settings.ack_wait):
+        await asyncio.sleep(0.1)
+        first.send_signal(signal.SIGTERM)
+        stopped = time.monotonic()
+        assert await asyncio.to_thread(first.wait, 10) == 0
+        while words(diary, "start")[task.id] < 2:
+            assert time.monotonic() - stopped < 5, "the other worker did not get it"
+            await asyncio.sleep(0.01)
+        assert (await task.fetch()).status is Status.PROCESSING
+        receipt = await task.cancel(wait=5)
+        assert receipt.status is Status.CANCELLED
+
+
+async def test_a_cancel_of_what_was_handed_back_is_not_a_deletion(
+    nq: nqnb.Client, settings: nqnb.Settings, diary: Path, start_worker: Start
+) -> None:
+    first = start_worker()
+    task = await nq.submit("coroutine", 3600.0)
+    await processing(nq, 1)
+    first.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(first.wait, 10) == 0
+    receipt = await task.cancel()
+    assert receipt.stopping, "it has started once, so it cannot be deleted as if it never had"
+    async with make_worker(settings.urls[0], diary, settings.ack_wait):
+        assert await task.wait(timeout=10) is Status.CANCELLED
+    assert words(diary, "start")[task.id] == 1
+
+
+async def test_a_long_task_outlives_many_ack_waits_and_runs_once(
+    nq: nqnb.Client, settings: nqnb.Settings, diary: Path
+) -> None:
+    quick = make_worker(settings.urls[0], diary, settings.ack_wait)
+    async with quick, make_worker(settings.urls[0], diary, settings.ack_wait):
+        task = await nq.submit("thread", 4 * settings.ack_wait)
+        assert await task.wait(timeout=20) is Status.COMPLETED
+    assert words(diary, "start")[task.id] == 1
+
+
+async def test_a_worker_goes_on_when_the_server_comes_back(
+    nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings, diary: Path
+) -> None:
+    async with make_worker(settings.urls[0], diary, settings.ack_wait):
+        assert await (await nq.submit("coroutine", 0.0)).result(timeout=5)
+        server.kill()
+        await asyncio.sleep(0.3)
+        server.restart()
+        task = await nq.submit("coroutine", 0.0)
+        assert await task.wait(timeout=15) is Status.COMPLETED
+
+
+async def test_a_run_that_cannot_be_renewed_is_stopped_before_the_server_gives_it_away(
+    nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings, diary: Path
+) -> None:
+    stopped: list[float] = []
+    worker = nqnb.Worker(settings, concurrency=1)
+
+    @worker.handler("coroutine")
+    async def handler(job: nqnb.Job) -> None:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            stopped.append(time.monotonic())
+            raise
+
+    async with worker:
+        task = await nq.submit("coroutine", None)
+        await processing(nq, 1)
+        await asyncio.sleep(0.5)
+        killed = time.monotonic()
+        server.kill()
+        await asyncio.sleep(1.5 * settings.ack_wait)
+        server.restart()
+        assert stopped, "it ran on without a lease"
+        assert stopped[0] - killed < settings.ack_wait
+        assert (await task.cancel(wait=10)).status is Status.CANCELLED
+
+
+async def test_a_deleted_consumer_is_made_again(nq: nqnb.Client, settings: nqnb.Settings, diary: Path) -> None:
+    async with make_worker(settings.urls[0], diary, settings.ack_wait):
+        assert await (await nq.submit("coroutine", 0.0)).result(timeout=5)
+        long = await nq.submit("coroutine", 2.5)
+        await processing(nq, 1)
+        for _ in range(2):
+            await nq.backend.connection.api("CONSUMER.DELETE.coroutine.MONITOR")
+            task = await nq.submit("coroutine", 0.0)
+            assert await task.wait(timeout=5) is Status.COMPLETED
+        assert await long.wait(timeout=10) is Status.COMPLETED
+    assert words(diary, "start")[long.id] == 1
