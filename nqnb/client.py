@@ -6,28 +6,19 @@ import asyncio
 import getpass
 import logging
 import socket
-import time
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from nqnb import names, payload
-from nqnb.cancel import cancel, unknown
-from nqnb.errors import (
-    ConnectionFailed,
-    MalformedMessage,
-    NotSubmitted,
-    NqnbError,
-    TaskCancelled,
-    TaskFailed,
-    Unconfirmed,
-    WaitTimeout,
-)
+from nqnb import names
+from nqnb.cancel import cancel
+from nqnb.errors import ConnectionFailed, MalformedMessage, NotSubmitted, NqnbError, WaitTimeout
+from nqnb.follow import ended, fetch, follow, result
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.submit import Moment, Timeout, make_message, submit
 from nqnb.task import Task
-from nqnb.wire import ErrorInfo, Status, TaskMessage
+from nqnb.wire import Status, TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
@@ -36,10 +27,6 @@ log = logging.getLogger("nqnb.client")
 
 IN_FLIGHT = 256
 """How many submits of one `Client.submit_many` are under way at once."""
-_POLL = 2.0
-"""Seconds after which a followed task is read again although nothing hinted at a change."""
-_LOOK_AGAIN = (0.01, 0.05, 0.25)
-"""Seconds to the next reads after a hint that came before the write that it hinted at."""
 
 
 def connect(
@@ -216,10 +203,7 @@ class Client:
             InvalidTaskId: no task can have that id.
             UnknownTask: no task has it.
         """
-        entry = await self.backend.states.get(names.check_task_id(id))
-        if entry is None:
-            raise unknown(id)
-        return TaskInfo.of(TaskMessage.decode(entry.value), entry.revision)
+        return await fetch(self.backend, names.check_task_id(id))
 
     async def status(self, id: str) -> Status:
         """A task's state now; raises as `fetch`."""
@@ -230,26 +214,9 @@ class Client:
 
         Changes that follow each other quickly may come as one.
         """
-        changed = asyncio.Event()
-        unsubscribe = await self.backend.states.subscribe(names.check_task_id(id), changed.set)
-        seen = -1
-        pauses: Iterator[float] = iter(())
-        try:
-            while True:
-                changed.clear()
-                info = await self.fetch(id)
-                if info.revision != seen:
-                    seen, pauses = info.revision, iter(())
-                    yield info
-                    if info.status.terminal:
-                        return
-                try:
-                    await asyncio.wait_for(changed.wait(), next(pauses, _POLL))
-                    pauses = iter(_LOOK_AGAIN)
-                except asyncio.TimeoutError:
-                    continue
-        finally:
-            await unsubscribe()
+        names.check_task_id(id)
+        async for info in follow(self.backend, id):
+            yield info
 
     async def wait(self, id: str, timeout: float | None = None) -> Status:
         """Wait until a task is terminal.
@@ -262,7 +229,7 @@ class Client:
             WaitTimeout: not terminal in time; it goes on.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
-        return (await self._ended(id, timeout)).status
+        return (await ended(self.backend, names.check_task_id(id), timeout)).status
 
     async def result(self, id: str, timeout: float | None = None) -> Any:
         """Wait until a task is terminal, and return what its handler returned.
@@ -279,19 +246,7 @@ class Client:
             TaskCancelled: it was cancelled or deleted.
             WaitTimeout, InvalidTaskId, UnknownTask: as in `wait`.
         """
-        info = await self._ended(id, timeout)
-        if info.status in (Status.CANCELLED, Status.DELETED):
-            raise TaskCancelled(f"task {id!r} was {info.status.label}, so it has no result", id, info.status)
-        if info.status is Status.FAILED:
-            error = info.error or ErrorInfo(message="its worker wrote no reason")
-            what = ": ".join(part for part in (error.type, error.message) if part)
-            raise TaskFailed(f"task {id!r} failed: {what}", id, info.status, error.type, error.traceback)
-        if info.result_key:
-            entry = await self.backend.results.get(info.result_key)
-            if entry is None:
-                raise TaskFailed(f"task {id!r} completed, but its result is no longer kept", id, info.status)
-            return payload.decode_json(entry.value)
-        return payload.decode_json(info.result)
+        return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout))
 
     async def cancel(self, id: str, wait: float | None = None) -> CancelReceipt:
         """Cancel a task. When this returns, the cancel is durable: no further run of it will be claimed.
@@ -314,7 +269,7 @@ class Client:
         if not receipt.stopping or wait is None:
             return receipt
         try:
-            info = await self._ended(id, wait)
+            info = await ended(self.backend, id, wait)
         except WaitTimeout:
             return receipt
         return info.cancel or CancelReceipt.of(id, info.status, None)
@@ -345,27 +300,6 @@ class Client:
     async def workers(self) -> list[WorkerInfo]:
         """Every nqnb worker that is alive; Go workers leave no trace to find them by."""
         return [info async for info in self.backend.presence.live()]
-
-    async def _ended(self, id: str, timeout: float | None) -> TaskInfo:
-        """Follow a task until it is terminal, through disconnects."""
-        until = None if timeout is None else time.monotonic() + timeout
-
-        async def follow() -> TaskInfo:
-            while True:
-                try:
-                    async for info in self.updates(id):
-                        if info.status.terminal:
-                            return info
-                except (Unconfirmed, ConnectionFailed):
-                    if self._backend is None or self.backend.connection.closed.is_set():
-                        raise
-                    await asyncio.sleep(0.2)
-
-        rest = None if until is None else max(0.001, until - time.monotonic())
-        try:
-            return await asyncio.wait_for(follow(), rest)
-        except asyncio.TimeoutError:
-            raise WaitTimeout(f"task {id!r} was not done within {timeout:g} s; it goes on", id) from None
 
 
 def _who() -> str:

@@ -64,7 +64,7 @@ def claim(
     deliveries: int,
     ours: bool,
     scheduled: bool,
-    owner_live: bool,
+    owner_rest: float,
     now: float,
     ack_wait: float,
 ) -> ClaimVerdict:
@@ -77,7 +77,7 @@ def claim(
         deliveries: how often the server has delivered this message, this time included.
         ours: the message carries nqnb's header.
         scheduled: the message was fired by a server-side schedule of ours.
-        owner_live: `foreign_owner` is alive and names this task among those it runs.
+        owner_rest: for how many seconds `foreign_owner` still counts as alive and running this task; 0 = it does not.
         now: Unix seconds.
         ack_wait: the consumer's ack wait, in seconds.
     """
@@ -95,8 +95,8 @@ def claim(
         return ClaimVerdict(ClaimStep.ACK, why=f"a duplicate of message {entry.Sequence}")
     if entry.Status is Status.PENDING:
         return _when_due(entry, now)
-    if owner_live:
-        return ClaimVerdict(ClaimStep.PUT_BACK, ack_wait, "another worker runs it")
+    if owner_rest > 0:
+        return ClaimVerdict(ClaimStep.PUT_BACK, owner_rest, "another worker runs it")
     if not entry.marked and deliveries == 1:
         return ClaimVerdict(ClaimStep.PUT_BACK, ack_wait, "a Go worker may run it")
     return ClaimVerdict(ClaimStep.TAKE)
@@ -166,15 +166,16 @@ class Ended(enum.Enum):
 def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | None:
     """The state that a run's end leads to; None where it leads to none and the task is for another worker.
 
-    A return is the truth even after a cancel; short of one, cancelling wins over failing and over retrying.
+    A return is the truth even after a cancel, and so is a failure that no retry follows; cancelling wins over
+    retrying.
     """
     if ended is Ended.RETURNED:
         return Status.COMPLETED
+    if ended is Ended.FAILED and not retries_left:
+        return Status.FAILED
     if cancelled:
         return Status.CANCELLED
-    if ended is Ended.FAILED:
-        return Status.PENDING if retries_left else Status.FAILED
-    return None
+    return Status.PENDING if ended is Ended.FAILED else None
 
 
 class FinishStep(enum.Enum):

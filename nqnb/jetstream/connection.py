@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -22,20 +21,17 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nqnb.errors import (
-    ConnectionFailed,
     NoJetStream,
     NoResponders,
-    NoServer,
     PayloadTooLarge,
     ServerRefused,
     Unconfirmed,
 )
+from nqnb.jetstream.replies import Replies
+from nqnb.jetstream.translate import NO_JETSTREAM_CODES, ApiError, address, no_server, refused, translated
 from nqnb.settings import Settings
 
 T = TypeVar("T")
-
-NO_JETSTREAM_CODES = (10039, 10076)
-"""JetStream is not enabled for the account, or on the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +42,10 @@ class PubAck:
     duplicate: bool
 
 
-class _ApiError(msgspec.Struct):
-    code: int = 0
-    err_code: int = 0
-    description: str = ""
-
-
 class _Ack(msgspec.Struct):
     seq: int = 0
     duplicate: bool = False
-    error: _ApiError | None = None
+    error: ApiError | None = None
 
 
 _ack_decoder = msgspec.json.Decoder(_Ack)
@@ -69,10 +59,7 @@ class Connection:
         self.settings = settings
         self.closed = asyncio.Event()
         """Set when the connection is gone for good."""
-        self._waiting: dict[str, tuple[asyncio.Future[Msg], float, str]] = {}
-        self._prefix = f"{client.new_inbox()}."
-        self._count = 0
-        self._timer: asyncio.Task[None] | None = None
+        self._replies = Replies(client.new_inbox())
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -121,9 +108,9 @@ class Connection:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
             await client.close()
-            raise _no_server(settings, reason)
-        await client.subscribe(f"{connection._prefix}*", cb=connection._answered)
-        connection._timer = asyncio.ensure_future(connection._expire())
+            raise no_server(settings, reason)
+        await client.subscribe(connection._replies.subject, cb=connection._replies.answered)
+        connection._replies.open()
         try:
             await connection.api("INFO")
         except (NoResponders, ServerRefused, Unconfirmed) as error:
@@ -131,7 +118,7 @@ class Connection:
             if isinstance(error, ServerRefused) and error.err_code not in NO_JETSTREAM_CODES:
                 raise
             raise NoJetStream(
-                f"JetStream is off at {_address(settings)}; start the server with `-js`, or use `nqnb up`"
+                f"JetStream is off at {address(settings)}; start the server with `-js`, or use `nqnb up`"
             ) from None
         return connection
 
@@ -178,16 +165,9 @@ class Connection:
             PayloadTooLarge: data and headers are above the server's limit.
         """
         self._check_size(data, headers)
-        self._count += 1
-        token = f"{self._prefix}{self._count}"
-        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        deadline = time.monotonic() + (timeout or self.settings.request_timeout)
-        self._waiting[token] = (future, deadline, subject)
-        try:
-            await self._send(subject, data, token, dict(headers) if headers else None)
-            answer = await future
-        finally:
-            self._waiting.pop(token, None)
+        with self._replies.expect(subject, timeout or self.settings.request_timeout) as (inbox, reply):
+            await self._send(subject, data, inbox, dict(headers) if headers else None)
+            answer = await reply
         if not answer.data and answer.headers and answer.headers.get("Status") == "503":
             raise NoResponders(f"nobody serves {subject!r} on the server at this moment", subject)
         return answer
@@ -202,7 +182,7 @@ class Connection:
         answer = await self.request(subject, data, headers)
         ack = _ack_decoder.decode(answer.data)
         if ack.error is not None:
-            raise _refused(ack.error, f"storing a message on {subject!r}")
+            raise refused(ack.error, f"storing a message on {subject!r}")
         return PubAck(ack.seq, ack.duplicate)
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
@@ -216,7 +196,7 @@ class Connection:
         answer = await self.request(f"$JS.API.{name}", data, timeout=timeout)
         decoded: dict[str, Any] = msgspec.json.decode(answer.data)
         if "error" in decoded:
-            raise _refused(msgspec.convert(decoded["error"], _ApiError), name)
+            raise refused(msgspec.convert(decoded["error"], ApiError), name)
         return decoded
 
     async def insist(self, ask: Callable[[], Awaitable[T]], retry_for: float | None = None) -> T:
@@ -247,25 +227,23 @@ class Connection:
         try:
             return await self.client.subscribe(subject, cb=deliver)
         except nats.errors.Error as error:
-            raise self._translated(error) from None
+            raise translated(error, self.settings) from None
 
     async def close(self) -> None:
         """Send what is buffered, and close. Closing twice is fine."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._replies.close()
         if not self.client.is_closed:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
                 await asyncio.wait_for(self.client.flush(), 1.0)
             await self.client.close()
-        self._fail_waiting("the connection was closed")
+        self._replies.fail_all("the connection was closed")
         self.closed.set()
 
     async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
         try:
             await self.client.publish(subject, data, reply=reply, headers=headers)
         except nats.errors.Error as error:
-            raise self._translated(error) from None
+            raise translated(error, self.settings) from None
 
     def _check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
         # 12 bytes of "NATS/1.0" with its line ends, 4 of ": " and a line end a header.
@@ -278,26 +256,8 @@ class Connection:
                 self.max_payload,
             )
 
-    async def _answered(self, message: Msg) -> None:
-        waiting = self._waiting.get(message.subject)
-        if waiting is not None and not waiting[0].done():
-            waiting[0].set_result(message)
-
-    async def _expire(self) -> None:
-        while True:
-            await asyncio.sleep(0.1)
-            now = time.monotonic()
-            for future, deadline, subject in list(self._waiting.values()):
-                if deadline < now and not future.done():
-                    future.set_exception(Unconfirmed(f"no answer from the server about {subject!r}; ask again"))
-
-    def _fail_waiting(self, why: str) -> None:
-        for future, _, subject in list(self._waiting.values()):
-            if not future.done():
-                future.set_exception(Unconfirmed(f"{why} before the answer about {subject!r}; ask again"))
-
     async def _disconnected(self) -> None:
-        self._fail_waiting("the connection was lost")
+        self._replies.fail_all("the connection was lost")
         for callback in self._on_disconnect:
             callback()
 
@@ -306,40 +266,5 @@ class Connection:
             await callback()
 
     async def _closed(self) -> None:
-        self._fail_waiting("the connection was closed")
+        self._replies.fail_all("the connection was closed")
         self.closed.set()
-
-    def _translated(self, error: nats.errors.Error) -> ConnectionFailed:
-        if isinstance(error, nats.errors.ConnectionClosedError):
-            return ConnectionFailed(f"the connection to {_address(self.settings)} is closed; connect again")
-        return ConnectionFailed(f"the connection to {_address(self.settings)} cannot be used now: {error}")
-
-
-def _refused(error: _ApiError, what: str) -> ServerRefused:
-    return ServerRefused(
-        f"the server refused {what}: {error.description} (code {error.err_code or error.code})",
-        error.code,
-        error.err_code,
-        error.description,
-    )
-
-
-def _no_server(settings: Settings, reason: BaseException) -> NoServer:
-    where = _address(settings)
-    remedy = "start one with `nqnb up`, or give another address with --url or NATS_URL"
-    text = str(reason).lower()
-    if isinstance(reason, nats.errors.AuthorizationError) or "authoriz" in text or "authentic" in text:
-        why, remedy = "it refused our user, password or token", "check them; nothing else is wrong with the address"
-    elif isinstance(reason, socket.gaierror):
-        why, remedy = "no host of that name is known", "check its spelling"
-    elif isinstance(reason, ConnectionRefusedError) or "refused" in text or "connect call failed" in text:
-        why = "the connection was refused"
-    elif isinstance(reason, (TimeoutError, asyncio.TimeoutError, nats.errors.TimeoutError)):
-        why = f"no answer within {settings.connect_timeout:g} s"
-    else:
-        why = str(reason) or type(reason).__name__
-    return NoServer(f"no NATS server at {where}: {why}; {remedy}", where)
-
-
-def _address(settings: Settings) -> str:
-    return ", ".join(settings.urls)

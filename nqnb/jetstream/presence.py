@@ -35,13 +35,20 @@ class Presence:
         """Remove a worker's entry: it has stopped."""
         await self._store.delete(worker)
 
-    async def runs(self, worker: str, task_id: str) -> bool:
-        """Whether a worker is alive and names this task among those that it runs."""
+    async def rest(self, worker: str, task_id: str, written: float) -> float:
+        """For how many seconds a worker still counts as alive and running a task; 0 = it does not.
+
+        Args:
+            worker: the worker that the task's entry names.
+            task_id: the task.
+            written: when the worker wrote that entry, by the server's clock: a sign of life too, and where it is
+                newer than the worker's presence, that cannot name the task yet.
+        """
         entry = await self._store.get(worker)
-        if entry is None:
-            return False
-        info = _decode(entry.value)
-        return info is not None and self._age(entry.created) < info.ttl and task_id in info.running
+        info = _decode(entry.value) if entry is not None else None
+        if entry is None or info is None or (task_id not in info.running and written <= entry.created):
+            return 0.0
+        return max(0.0, info.ttl - self._age(max(entry.created, written)))
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """The workers that are alive."""

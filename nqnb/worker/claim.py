@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +30,7 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
     """
     fresh = False
     while True:
-        prior, revision = await read_entry(backend, run.id, fresh=fresh)
+        prior, revision, written = await read_entry(backend, run.id, fresh=fresh)
         owner = lifecycle.foreign_owner(prior, worker)
         verdict = lifecycle.claim(
             run.message,
@@ -38,7 +39,7 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
             deliveries=run.delivery.deliveries,
             ours=run.delivery.ours,
             scheduled=run.delivery.scheduled,
-            owner_live=bool(owner) and await backend.presence.runs(owner, run.id),
+            owner_rest=await backend.presence.rest(owner, run.id, written) if owner else 0.0,
             now=time.time(),
             ack_wait=run.ack_wait,
         )
@@ -70,16 +71,24 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
     return True
 
 
-async def read_entry(backend: Backend, task_id: str, *, fresh: bool = True) -> tuple[TaskMessage | None, int]:
-    """A task's entry and its revision; what is no task counts as none, and may be written over."""
+class Seen(NamedTuple):
+    """A task's entry as it was read, with its revision and the store's time of its writing."""
+
+    task: TaskMessage | None
+    revision: int
+    written: float
+
+
+async def read_entry(backend: Backend, task_id: str, *, fresh: bool = True) -> Seen:
+    """A task's entry; what is no task counts as none, and may be written over."""
     entry = await backend.states.get(task_id, fresh=fresh)
     if entry is None:
-        return None, 0
+        return Seen(None, 0, 0.0)
     try:
-        return TaskMessage.decode(entry.value), entry.revision
+        return Seen(TaskMessage.decode(entry.value), entry.revision, entry.created)
     except MalformedMessage as error:
         log.warning("the entry of task %s is written over: %s", task_id, error)
-        return None, entry.revision
+        return Seen(None, entry.revision, entry.created)
 
 
 async def write_entry(backend: Backend, entry: TaskMessage, revision: int) -> int:

@@ -115,4 +115,4 @@ class _ProgressWriter:
                 log.debug("task %s: its progress was not written: %s", run.id, error)
         # It lost its compare-and-set, or its answer: see whose the entry is.
         with contextlib.suppress(NqnbError):
-            await check_entry(self._backend, self._worker, run, *await read_entry(self._backend, run.id))
+            await check_entry(self._backend, self._worker, run, await read_entry(self._backend, run.id))

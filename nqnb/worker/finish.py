@@ -22,7 +22,7 @@ from nqnb.errors import (
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import Ended, FinishStep
 from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessage
-from nqnb.worker.claim import read_entry, read_intent, write_entry
+from nqnb.worker.claim import Seen, read_entry, read_intent, write_entry
 from nqnb.worker.executors import Result
 from nqnb.worker.run import Run, Stop
 
@@ -43,13 +43,12 @@ async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
     Raises:
         NqnbError: the connection is gone for good; the message is left to the ack wait.
     """
-    if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED:
+    if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED and run.cancel is None:
         result = Result(Ended.FAILED, error=TimeoutError(_timeout_text(run)))
     meta, result = await _describe(backend, run, result)
     status = lifecycle.outcome(
         result.ended,
-        # What returned was not cancelled, even where its return turned out to be of no use.
-        cancelled=run.cancel is not None and not isinstance(result.error, _Useless),
+        cancelled=run.cancel is not None,
         retries_left=run.entry.CurrentRetry < run.entry.MaxRetry and not _hopeless(run, result),
     )
     if status is None:
@@ -71,7 +70,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             log.debug("task %s: its outcome is looked at again: %s", run.id, error)
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(0.1)
-        stored, revision = await _read_for_long(backend, run.id)
+        stored, revision, _ = await _read_for_long(backend, run.id)
         verdict = lifecycle.finish_again(stored, claim=run.claim, retry=run.entry.CurrentRetry, status=status)
         if verdict.step is FinishStep.LANDED:
             break
@@ -88,7 +87,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
     return status
 
 
-async def _read_for_long(backend: Backend, task_id: str) -> tuple[TaskMessage | None, int]:
+async def _read_for_long(backend: Backend, task_id: str) -> Seen:
     """Read an entry through the leader, however long the server stays away."""
     while True:
         try:
@@ -112,7 +111,8 @@ async def _without_outcome(backend: Backend, run: Run) -> None:
                 await write_entry(backend, entry, run.revision)
             except (RevisionConflict, Unconfirmed, NoResponders):
                 return
-        await run.delivery.put_back()
+        if not run.lapsed:
+            await run.delivery.put_back()
 
 
 def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[TaskMessage, float]:

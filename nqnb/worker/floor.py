@@ -22,7 +22,7 @@ from nqnb.worker.execute import execute
 from nqnb.worker.finish import finish
 from nqnb.worker.heartbeat import beat, note_intent
 from nqnb.worker.intake import Intake
-from nqnb.worker.run import LEASE, Run, Stop
+from nqnb.worker.run import PRESENCE, Run, Stop
 
 if TYPE_CHECKING:
     from nqnb.worker.worker import Worker
@@ -52,6 +52,8 @@ class Floor:
         self._intake = Intake(self._pulls, self.free)
         self._loops: list[asyncio.Task[None]] = []
         self._taking = False
+        self._announced = 0.0
+        """When presence was last written, on the monotonic clock."""
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
@@ -208,13 +210,12 @@ class Floor:
                 await self._announce()
             except NqnbError as error:
                 log.debug("presence is not refreshed now: %s", error)
-            young = time.monotonic() - self._interval / 2
-            await self._beat_all(before=young)
+            await self._beat_all(before=time.monotonic() - self._interval / 2)
 
     async def _beat_all(self, before: float = math.inf) -> None:
         """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
         runs = [run for run in self.runs.values() if run.claimed and run.beat < before]
-        await asyncio.gather(*(beat(self.backend, self._worker.id, run) for run in runs))
+        await asyncio.gather(*(beat(self.backend, self._worker.id, run, self._announced) for run in runs))
 
     async def _leases(self) -> None:
         """Stop what could not be renewed, before the server gives it to somebody else."""
@@ -225,8 +226,9 @@ class Floor:
                     run.stop(Stop.LEASE)
 
     async def _announce(self) -> None:
-        running = list(self.runs)
-        await self.backend.presence.announce(self._worker.info(running, LEASE * self._ack_wait))
+        asked = time.monotonic()
+        await self.backend.presence.announce(self._worker.info(list(self.runs), PRESENCE * self._ack_wait))
+        self._announced = asked
 
     @property
     def _ack_wait(self) -> float:

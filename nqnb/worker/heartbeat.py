@@ -11,30 +11,38 @@ from nqnb.cancel import write_intent
 from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import BeatStep
-from nqnb.wire import CancelRecord, TaskMessage
-from nqnb.worker.claim import read_entry, read_intent, write_entry
+from nqnb.wire import CancelRecord
+from nqnb.worker.claim import Seen, read_entry, read_intent, write_entry
 from nqnb.worker.run import Run, Stop
 
 log = logging.getLogger("nqnb.worker")
 
 
-async def beat(backend: Backend, worker: str, run: Run) -> None:
-    """One heartbeat of a claimed run; answers that do not come are left to the next one."""
-    sent = time.monotonic()
+async def beat(backend: Backend, worker: str, run: Run, since: float) -> None:
+    """One heartbeat of a claimed run; answers that do not come are left to the next one.
+
+    Args:
+        backend: where.
+        worker: our id.
+        run: the run.
+        since: when our presence was last written, on the monotonic clock. The lease counts from there, so that a run
+            is stopped before anybody takes its worker for dead.
+    """
     answered, seen, intent = await asyncio.gather(
         run.delivery.in_progress(), _entry(backend, run), _intent(backend, run)
     )
     if answered:
-        run.beat = max(run.beat, sent)
+        run.beat = max(run.beat, since)
     if intent is not None and run.cancel is None:
         log.info("task %s: its cancel was found by a heartbeat", run.id)
         run.flag(intent, worker)
     if seen is not None:
-        await check_entry(backend, worker, run, *seen)
+        await check_entry(backend, worker, run, seen)
 
 
-async def check_entry(backend: Backend, worker: str, run: Run, entry: TaskMessage | None, revision: int) -> None:
+async def check_entry(backend: Backend, worker: str, run: Run, seen: Seen) -> None:
     """Do about a running task's entry what there is to do."""
+    entry, revision, _ = seen
     if revision <= run.revision or run.why in (Stop.SUPERSEDED, Stop.ENDED_ELSEWHERE):
         return
     step = lifecycle.heartbeat(entry, claim=run.claim, retry=run.entry.CurrentRetry)
@@ -65,7 +73,7 @@ async def note_intent(backend: Backend, task_id: str, record: CancelRecord) -> N
         log.warning("the cancel of task %s could not be noted: %s", task_id, error)
 
 
-async def _entry(backend: Backend, run: Run) -> tuple[TaskMessage | None, int] | None:
+async def _entry(backend: Backend, run: Run) -> Seen | None:
     try:
         return await read_entry(backend, run.id)
     except NqnbError:

@@ -19,6 +19,11 @@ LEASE = 0.8
 """The share of the ack wait after the last answered heartbeat at which a run is stopped: before the server may hand
 the task to somebody else, with the rest of the wait for the code to stop in."""
 
+PRESENCE = 0.95
+"""The share of the ack wait for which a worker counts as alive after its last sign of life: longer than any run goes on
+without one, so that nobody takes a task over while it runs; shorter than the ack wait, so that a dead worker's tasks
+are taken over when they come again."""
+
 
 class Stop(enum.Enum):
     """Why a run was told to stop."""

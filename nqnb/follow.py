@@ -1,0 +1,104 @@
+"""Reads a task, follows it to its end, and fetches its result."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from nqnb import payload
+from nqnb.cancel import unknown
+from nqnb.errors import ConnectionFailed, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
+from nqnb.records import TaskInfo
+from nqnb.wire import ErrorInfo, Status, TaskMessage
+
+if TYPE_CHECKING:
+    from nqnb.jetstream.backend import Backend
+
+POLL = 2.0
+"""Seconds after which a followed task is read again although nothing hinted at a change."""
+LOOK_AGAIN = (0.02, 0.1)
+"""Seconds to the next reads after one: a hint, or the subscription, can be quicker than the write that it is about."""
+
+
+async def fetch(backend: Backend, task_id: str) -> TaskInfo:
+    """A task as it is now.
+
+    Raises:
+        UnknownTask: there is none.
+    """
+    entry = await backend.states.get(task_id)
+    if entry is None:
+        raise unknown(task_id)
+    return TaskInfo.of(TaskMessage.decode(entry.value), entry.revision)
+
+
+async def follow(backend: Backend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
+    """A task as it is now, and again at each change, until it is terminal; raises as `fetch`."""
+    changed = asyncio.Event()
+    unsubscribe = await backend.states.subscribe(task_id, changed.set)
+    seen = -1
+    pauses = iter(LOOK_AGAIN)
+    try:
+        while True:
+            changed.clear()
+            info = await fetch(backend, task_id)
+            if info.revision != seen:
+                seen, pauses = info.revision, iter(LOOK_AGAIN)
+                yield info
+                if info.status.terminal:
+                    return
+            try:
+                await asyncio.wait_for(changed.wait(), next(pauses, POLL))
+                pauses = iter(LOOK_AGAIN)
+            except asyncio.TimeoutError:
+                continue
+    finally:
+        await unsubscribe()
+
+
+async def ended(backend: Backend, task_id: str, timeout: float | None) -> TaskInfo:
+    """A task once it is terminal, through disconnects.
+
+    Raises:
+        WaitTimeout: it was not within ``timeout`` seconds.
+        UnknownTask: there is none.
+    """
+
+    async def to_its_end() -> TaskInfo:
+        while True:
+            try:
+                async with contextlib.aclosing(follow(backend, task_id)) as updates:
+                    async for info in updates:
+                        if info.status.terminal:
+                            return info
+            except (Unconfirmed, ConnectionFailed):
+                if backend.connection.closed.is_set():
+                    raise
+                await asyncio.sleep(0.2)
+
+    try:
+        return await asyncio.wait_for(to_its_end(), timeout)
+    except asyncio.TimeoutError:
+        raise WaitTimeout(f"task {task_id!r} was not done within {timeout:g} s; it goes on", task_id) from None
+
+
+async def result(backend: Backend, info: TaskInfo) -> Any:
+    """What a terminal task's handler returned.
+
+    Raises:
+        TaskFailed, TaskCancelled: it returned nothing.
+    """
+    if info.status in (Status.CANCELLED, Status.DELETED):
+        raise TaskCancelled(f"task {info.id!r} was {info.status.label}, so it has no result", info.id, info.status)
+    if info.status is Status.FAILED:
+        error = info.error or ErrorInfo(message="its worker wrote no reason")
+        what = ": ".join(part for part in (error.type, error.message) if part)
+        raise TaskFailed(f"task {info.id!r} failed: {what}", info.id, info.status, error.type, error.traceback)
+    if not info.result_key:
+        return payload.decode_json(info.result)
+    entry = await backend.results.get(info.result_key)
+    if entry is None:
+        raise TaskFailed(f"task {info.id!r} completed, but its result is no longer kept", info.id, info.status)
+    return payload.decode_json(entry.value)

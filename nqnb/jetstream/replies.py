@@ -1,0 +1,82 @@
+"""The one inbox to which all answers come: who waits for which, until when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+from nats.aio.msg import Msg
+
+from nqnb.errors import Unconfirmed
+
+_TICK = 0.1
+"""Seconds between two looks at who has waited too long: one timer serves all requests."""
+
+
+class Replies:
+    """Matches answers with requests.
+
+    Args:
+        inbox: a subject that is only ours; answers come to ``<inbox>.<number>``.
+    """
+
+    def __init__(self, inbox: str) -> None:
+        self.subject = f"{inbox}.*"
+        self._inbox = inbox
+        self._count = 0
+        self._waiting: dict[str, tuple[asyncio.Future[Msg], float, str]] = {}
+        self._timer: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to look at the clock."""
+        self._timer = asyncio.ensure_future(self._expire())
+
+    def close(self) -> None:
+        """Look at the clock no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @contextlib.contextmanager
+    def expect(self, about: str, timeout: float) -> Iterator[tuple[str, asyncio.Future[Msg]]]:
+        """Expect one answer: the subject that it is to be sent to, and its future.
+
+        The future fails with `Unconfirmed` after ``timeout`` seconds.
+        """
+        self._count += 1
+        subject = f"{self._inbox}.{self._count}"
+        future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[subject] = (future, time.monotonic() + timeout, about)
+        try:
+            yield subject, future
+        finally:
+            del self._waiting[subject]
+
+    async def answered(self, message: Msg) -> None:
+        """Hand an answer to whoever waits for it; one that comes too late is for nobody."""
+        waiting = self._waiting.get(message.subject)
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_result(message)
+
+    def fail_all(self, why: str) -> None:
+        """Tell everybody who waits that no answer will come."""
+        for future, _, about in self._waiting.values():
+            if not future.done():
+                future.set_exception(Unconfirmed(f"{why} before the answer about {about!r}; ask again"))
+                _taken_note_of(future)
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            for future, deadline, about in self._waiting.values():
+                if deadline < now and not future.done():
+                    future.set_exception(Unconfirmed(f"no answer from the server about {about!r}; ask again"))
+                    _taken_note_of(future)
+
+
+def _taken_note_of(future: asyncio.Future[Msg]) -> None:
+    """Whoever waited may have been cancelled in the same moment; then nobody needs to hear of the failure."""
+    future.exception()
