@@ -320,7 +320,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     mute.write_text("#!/bin/sh\necho mute >&2\nexec sleep 60\n")
     mute.chmod(0o755)
     monkeypatch.setenv(SERVER_VARIABLE, str(mute))
-    monkeypatch.setattr("nqnb.devserver._START_TIMEOUT", 0.5)
+    monkeypatch.setattr("nqnb.devserver.START_TIMEOUT", 0.5)
     with pytest.raises(DevServerError, match=r"did not listen within 0.5 s; the end of its log:\nmute"):
         DevServer().start()
 
@@ -406,3 +406,11 @@ def test_threads_may_share_it() -> None:
     assert server.running
     server.stop()
     assert len(errors) == 3
+
+
+def test_two_servers_never_share_a_store(tmp_path: Path) -> None:
+    with DevServer(store_dir=tmp_path / "store"):
+        with pytest.raises(DevServerError, match="in use by another dev server"):
+            DevServer(store_dir=tmp_path / "store").start()
+    with DevServer(store_dir=tmp_path / "store"):
+        pass
