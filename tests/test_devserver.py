@@ -320,7 +320,8 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     mute.write_text("#!/bin/sh\necho mute >&2\nexec sleep 60\n")
     mute.chmod(0o755)
     monkeypatch.setenv(SERVER_VARIABLE, str(mute))
-    monkeypatch.setattr("nqnb.devserver.START_TIMEOUT", 0.5)
+    for module in ("nqnb.devserver", "nqnb._kept"):
+        monkeypatch.setattr(f"{module}.START_TIMEOUT", 0.5)
     with pytest.raises(DevServerError, match=r"did not listen within 0.5 s; the end of its log:\nmute"):
         DevServer().start()
 
