@@ -176,7 +176,10 @@ class Client:
                 except NqnbError as error:
                     outcomes[index] = error
 
-        await asyncio.gather(*(carry() for _ in range(IN_FLIGHT)))
+        # All are waited for, whatever one of them meets: an iterable may raise in the middle.
+        for end in await asyncio.gather(*(carry() for _ in range(IN_FLIGHT)), return_exceptions=True):
+            if isinstance(end, BaseException):
+                raise end
         ordered = [outcomes[index] for index in range(len(outcomes))]
         failed = {index: each for index, each in enumerate(ordered) if isinstance(each, NqnbError)}
         if failed and errors == "raise":

@@ -116,7 +116,7 @@ class Backend:
         return QueueInfo(
             name=queue,
             pending=pending,
-            scheduled=max(0, messages - pending - held),
+            scheduled=max(0, messages - pending - held) if info["config"].get("allow_msg_schedules") else 0,
             processing=held,
             redelivered=redelivered,
             workers=workers,

@@ -149,7 +149,7 @@ class Connection:
         """Send without waiting for an answer.
 
         Raises:
-            ConnectionFailed: the connection is closed, or away for so long that its buffer is full.
+            ConnectionFailed: the connection is closed, or (`NoResponders`) away for so long that its buffer is full.
         """
         await self._send(subject, data, reply, None)
 
@@ -227,7 +227,7 @@ class Connection:
         try:
             return await self.client.subscribe(subject, cb=deliver)
         except nats.errors.Error as error:
-            raise translated(error, self.settings) from None
+            raise translated(error, self.settings, subject) from None
 
     async def close(self) -> None:
         """Send what is buffered, and close. Closing twice is fine."""
@@ -243,7 +243,7 @@ class Connection:
         try:
             await self.client.publish(subject, data, reply=reply, headers=headers)
         except nats.errors.Error as error:
-            raise translated(error, self.settings) from None
+            raise translated(error, self.settings, subject) from None
 
     def _check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
         # 12 bytes of "NATS/1.0" with its line ends, 4 of ": " and a line end a header.

@@ -8,7 +8,7 @@ import socket
 import msgspec
 import nats.errors
 
-from nqnb.errors import ConnectionFailed, NoServer, ServerRefused
+from nqnb.errors import ConnectionFailed, NoResponders, NoServer, ServerRefused
 from nqnb.settings import Settings
 
 NO_JETSTREAM_CODES = (10039, 10076)
@@ -23,8 +23,10 @@ class ApiError(msgspec.Struct):
     description: str = ""
 
 
-def translated(error: nats.errors.Error, settings: Settings) -> ConnectionFailed:
+def translated(error: nats.errors.Error, settings: Settings, subject: str) -> ConnectionFailed:
     """What nats-py raises while the connection is used."""
+    if isinstance(error, nats.errors.OutboundBufferLimitError):
+        return NoResponders(f"the connection to {address(settings)} is away, and its buffer is full", subject)
     if isinstance(error, nats.errors.ConnectionClosedError):
         return ConnectionFailed(f"the connection to {address(settings)} is closed; connect again")
     return ConnectionFailed(f"the connection to {address(settings)} cannot be used now: {error}")

@@ -13,6 +13,7 @@ from nqnb import lifecycle
 from nqnb.errors import MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import ClaimStep
+from nqnb.submit import META_RESERVE
 from nqnb.wire import CancelRecord, Status, TaskMessage
 from nqnb.worker.run import Run
 
@@ -53,7 +54,7 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
             log.debug("task %s: put back for %.2f s, %s", run.id, verdict.delay, verdict.why)
             await run.delivery.put_back(verdict.delay)
             return False
-        run.entry = _processing(run, worker, prior)
+        run.entry = _processing(run, worker, prior, backend.connection.max_payload)
         try:
             run.revision = await write_entry(backend, run.entry, revision)
         except (RevisionConflict, Unconfirmed, NoResponders) as error:
@@ -114,7 +115,8 @@ async def read_intent(backend: Backend, task_id: str) -> CancelRecord | None:
         return CancelRecord()
 
 
-def _processing(run: Run, worker: str, prior: TaskMessage | None) -> TaskMessage:
+def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) -> TaskMessage:
+    """Our claim, to be written over ``prior``; ``limit`` is the most bytes that the server takes."""
     before = prior or run.message
     meta = msgspec.structs.replace(
         before.meta,
@@ -125,7 +127,7 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None) -> TaskMessage
         not_before=0,
         progress=None,
     )
-    return msgspec.structs.replace(
+    entry = msgspec.structs.replace(
         run.message,
         Sequence=run.delivery.sequence,
         Status=Status.PROCESSING,
@@ -133,3 +135,7 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None) -> TaskMessage
         CurrentRetry=max(before.CurrentRetry, run.message.CurrentRetry),
         Meta=meta,
     )
+    if len(run.delivery.data) + META_RESERVE > limit:
+        # Another client filled the message to the brim: the handler has the payload, the entry has no room for it.
+        entry.Payload = None
+    return entry

@@ -46,7 +46,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     run.job = Job(
         run.id,
         run.entry.Queue,
-        run.entry.Payload or b"",
+        run.message.Payload or b"",
         run.entry.CurrentRetry + 1,
         run.entry.MaxRetry,
         moment(until),

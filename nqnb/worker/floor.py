@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from nqnb import names
@@ -46,6 +47,7 @@ class Floor:
         self._empty = asyncio.Event()
         self._empty.set()
         self._hurry = asyncio.Event()
+        self._broken = asyncio.Event()
         self._pulls = [
             PullLoop(backend.connection, queue, self._on_delivery, self._wake.set) for queue in worker.handlers
         ]
@@ -72,15 +74,11 @@ class Floor:
         self.backend.connection.on_disconnect(self._on_disconnect)
         self.backend.connection.on_reconnect(self._on_reconnect)
         self._taking = True
-        self._loops = [
-            asyncio.ensure_future(self._take()),
-            asyncio.ensure_future(self._heart()),
-            asyncio.ensure_future(self._leases()),
-        ]
+        self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in (self._take, self._heart, self._leases)]
 
     async def gone(self) -> None:
-        """Return when the connection is gone for good."""
-        await self.backend.connection.closed.wait()
+        """Return when the connection is gone for good, or one of the loops is."""
+        await _first(self.backend.connection.closed, self._broken)
 
     def hurry(self) -> None:
         """Do not wait for what runs any longer."""
@@ -192,6 +190,14 @@ class Floor:
             self._taking = taking
             self._wake.set()
 
+    async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
+        """A worker whose loop has a bug must stop rather than live on half."""
+        try:
+            await loop()
+        except Exception:
+            log.exception("the worker stops, something went wrong inside nqnb")
+            self._broken.set()
+
     async def _take(self) -> None:
         while True:
             self._wake.clear()
@@ -239,7 +245,7 @@ class Floor:
         return self._ack_wait / 3
 
 
-async def _first(*events: asyncio.Event, timeout: float) -> None:
+async def _first(*events: asyncio.Event, timeout: float | None = None) -> None:
     """Wait until one of the events is set, or the seconds have passed."""
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
