@@ -19,6 +19,7 @@ from nqnb.worker.executors import Result, make_executor
 from nqnb.worker.heartbeat import check_entry
 from nqnb.worker.job import Job
 from nqnb.worker.run import Run, Stop
+from nqnb.worker.watch import EntryWatch
 
 log = logging.getLogger("nqnb.worker")
 
@@ -56,9 +57,11 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     timer = None
     if until:
         timer = asyncio.get_running_loop().call_later(until - time.time(), run.stop, Stop.TIMEOUT)
+    watch = EntryWatch(backend, worker, run)
     try:
         return await run.executor.run()
     finally:
+        watch.close()
         progress.close()
         if timer is not None:
             timer.cancel()
