@@ -26,8 +26,8 @@ from nqnb.worker.worker import Worker
 PARCELS = 24
 SLOTS = 4
 """Tasks that run at once: three parcels beside the endless one."""
-_PACE = 0.5
-"""Seconds that a parcel takes at least, so that there is something to watch."""
+_PACE = (0.4, 1.0)
+"""Seconds that a parcel of few or of many files takes at least, so that there is something to watch."""
 _PATIENCE = 90.0
 """Seconds after which the demo gives up; it takes some five."""
 
@@ -90,6 +90,11 @@ class DemoSummary:
         """Whether every task ended as announced."""
         return not self.problems
 
+    def as_json(self) -> dict[str, int | bool]:
+        """The counts, and whether they are as announced."""
+        names = ("submitted", "completed", "failed", "cancelled", "deleted", "ok")
+        return {name: getattr(self, name) for name in names}
+
 
 async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], None]) -> DemoSummary:
     """Run the demo.
@@ -142,12 +147,13 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
 def hash_parcel(job: Job, parcel: Parcel) -> dict[str, Any]:
     """A handler in a thread: hash the files of a parcel, at a pace that can be watched."""
     digest, size, started = hashlib.sha256(), 0, time.monotonic()
+    pace = min(_PACE[0] + len(parcel.files) / 100, _PACE[1])
     for done, name in enumerate(parcel.files, 1):
         data = Path(parcel.folder, name).read_bytes()
         digest.update(data)
         size += len(data)
         job.progress(done, len(parcel.files), name)
-        job.wait(max(0.0, started + _PACE * done / len(parcel.files) - time.monotonic()))
+        job.wait(max(0.0, started + pace * done / len(parcel.files) - time.monotonic()))
     return {"digest": digest.hexdigest(), "files": len(parcel.files), "bytes": size}
 
 
@@ -201,13 +207,13 @@ class _Play:
         everything = Parcel("everything", parcels[0].folder, [file for parcel in parcels for file in parcel.files])
         state = self._board.state
         endless = await self._nq.submit(f"{self._queue}-endless", everything)
-        self._board.add(endless, "everything, endlessly")
+        self._board.add(endless, "endless")
         await self._board.until(lambda: state.count(Status.PROCESSING) == 1)
         tasks = await self._nq.submit_many(self._queue, parcels)
         for task, parcel in zip(tasks, parcels, strict=True):
             self._board.add(task, parcel.name)
         last = await self._nq.submit(self._queue, everything)
-        self._board.add(last, "everything, the last in line")
+        self._board.add(last, "last in line")
         # With all slots taken, the last in line is pending without a doubt.
         await self._board.until(lambda: state.count(Status.PROCESSING) == SLOTS or state.count(Status.COMPLETED) > 0)
         await self._cancel(last, Status.DELETED)

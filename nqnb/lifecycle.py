@@ -91,8 +91,8 @@ def claim(
         return _when_due(message, now)
     if entry.Status.terminal:
         return ClaimVerdict(ClaimStep.ACK, why=f"already {entry.Status.label}")
-    if entry.Sequence not in (0, sequence) and not scheduled:
-        return ClaimVerdict(ClaimStep.ACK, why=f"a duplicate of message {entry.Sequence}")
+    if entry.Queue != message.Queue or (entry.Sequence not in (0, sequence) and not scheduled):
+        return ClaimVerdict(ClaimStep.ACK, why=f"a duplicate of message {entry.Sequence} of queue {entry.Queue}")
     if entry.Status is Status.PENDING:
         return _when_due(entry, now)
     if owner_rest > 0:

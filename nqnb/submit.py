@@ -101,7 +101,10 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
 async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int) -> None:
     """The entry was there first: by a quick worker or our own lost answer, or because the id is taken."""
     entry = await backend.states.get(message.ID)
-    if entry is None or TaskMessage.decode(entry.value).Sequence in (0, sequence):
+    if entry is None:
+        return
+    there = TaskMessage.decode(entry.value)
+    if there.Queue == message.Queue and there.Sequence in (0, sequence):
         return
     await backend.delete_task_message(message.Queue, sequence)
     raise _taken(message.ID)

@@ -1,4 +1,4 @@
-"""One command tree for every front door: the shell's `nqnb` and whatever else can parse a line.
+"""One command tree for every front door: the shell's `nqnb`, and whatever else can parse a line.
 
 Commands return records (see `nqnb.records` and `nqnb.commands.records`) and leave it to the front door how these are
 shown; what takes long speaks through the `Front` in ``ctx.obj`` meanwhile.
@@ -8,55 +8,41 @@ from __future__ import annotations
 
 import click
 
-from nqnb.commands.about import demo, version
-from nqnb.commands.base import Front, Group, options_of
-from nqnb.commands.queue import queue
-from nqnb.commands.records import Queues, Receipts, ServerUp, Submitted, Tasks, TaskStatus, Value
-from nqnb.commands.serve import UserCodeError, up, worker
-from nqnb.commands.submit import submit
-from nqnb.commands.task import task
+from nqnb.commands import about, queue, serve, submit, task
+from nqnb.commands.front import Front
+from nqnb.commands.options import Root, help_alone
 from nqnb.version import __version__
 
-__all__ = [
-    "Front",
-    "Queues",
-    "Receipts",
-    "ServerUp",
-    "Submitted",
-    "TaskStatus",
-    "Tasks",
-    "UserCodeError",
-    "Value",
-    "options_of",
-    "tree",
-]
+__all__ = ["Front", "tree"]
 
 _EPILOG = """\b
 Try it, without a server of your own:
   nqnb demo
 \b
 A first task:
-  nqnb up                              (in another terminal)
+  nqnb up                          (leave it running)
   nqnb submit resize '{"path": "a.png"}'
   nqnb worker mymodule:worker
   nqnb task list
 \b
-Exit codes: 0 done, 1 refused, 2 usage, 3 no connection.
+Exit codes: 0 done, 1 refused, 2 usage, 3 no connection
 Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 """
 
 
 @click.group(
-    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG
+    cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG
 )
 @click.version_option(__version__, prog_name="nqnb", message="%(prog)s %(version)s")
-def tree() -> None:
+@click.pass_context
+def tree(ctx: click.Context) -> str | None:
     """NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them for certain.
 
-    The options below are also accepted after a command. User, password and token are better given as NATS_USER,
-    NATS_PASSWORD and NATS_TOKEN, where no process list shows them.
+    The options below are accepted after a command, too. Passwords and tokens are better given in NATS_PASSWORD and
+    NATS_TOKEN, where no list of processes shows them.
     """
+    return help_alone(ctx)
 
 
-for command in (up, demo, submit, task, queue, worker, version):
+for command in (serve.up, about.demo, submit.submit, task.task, queue.queue, serve.worker, about.version):
     tree.add_command(command)

@@ -1,4 +1,8 @@
-"""Records that only commands make; a record whose ``ok`` is False is shown and then counts as refused."""
+"""Records that only commands make.
+
+A record whose ``ok`` is False is shown, and then counts as refused. Where a record has ``as_json``, that is its JSON
+rather than its fields.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +56,10 @@ class Value(Struct, frozen=True):
     id: str = ""
     queue: str = ""
 
+    def as_json(self) -> Any:
+        """The value alone, where it is what was asked for."""
+        return {"id": self.id, "queue": self.queue, "result": self.value} if self.id else self.value
+
 
 class Submitted(Struct, frozen=True):
     """Tasks that one command submitted; ``many`` where it was asked for any number of them."""
@@ -65,6 +73,12 @@ class Submitted(Struct, frozen=True):
     def ok(self) -> bool:
         """Whether all were accepted."""
         return not self.errors
+
+    def as_json(self) -> dict[str, Any]:
+        """One task with its id, many with their number."""
+        if not self.many:
+            return {"id": self.ids[0], "queue": self.queue}
+        return {"queue": self.queue, "submitted": len(self.ids), "refused": len(self.errors), "ids": self.ids}
 
 
 class Progress(Struct, frozen=True):

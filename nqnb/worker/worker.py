@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nqnb.errors import BadInput, InvalidHandler
+from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.records import WorkerInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
@@ -172,12 +172,20 @@ class Worker:
     async def serve(self) -> None:
         """Start, and run until `request_stop` is called or the connection is gone for good; raises as `start`.
 
+        Raises:
+            ConnectionFailed: the connection is gone for good.
+
         SIGINT and SIGTERM call it, where this is the main thread; a second one does not wait for what runs.
         """
         await self.start()
         with self._signals():
             await self._until_stopped()
+            lost = not self._stop.is_set()
             await self.stop()
+        if lost:
+            raise ConnectionFailed(
+                f"the connection to {', '.join(self.settings.urls)} is gone for good, so the worker stopped; start it again"
+            )
 
     def request_stop(self) -> None:
         """Let `serve` stop the worker; the second call lets it stop without waiting for what runs."""

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from nqnb.cli_text import clean, line
+from nqnb.cli.text import clean, line
 from nqnb.wire import Status
 
 _GAP = 2

@@ -43,13 +43,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, Status):
         return value.label
     if isinstance(value, TaskInfo):
-        return {**_fields(value), **_payload(value.payload)}
+        result = msgspec.json.decode(value.result) if value.result else None
+        return {**_fields(value), **_payload(value.payload), "result": result}
     if isinstance(value, CancelReceipt):
         return {**_fields(value), "seconds": value.seconds}
     if isinstance(value, NqnbError):
         return error_fields(value)
-    if isinstance(value, msgspec.Raw):
-        return msgspec.json.decode(value) if bytes(value) else None
     if isinstance(value, msgspec.Struct):
         return _fields(value)
     if isinstance(value, datetime):
@@ -96,7 +95,12 @@ def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
 
 def age(moment: datetime | None) -> str:
     """How long ago, in one unit; nothing for None."""
-    return "" if moment is None else duration((datetime.now(timezone.utc) - moment).total_seconds())
+    return "" if moment is None else duration(seconds_since(moment))
+
+
+def seconds_since(moment: datetime) -> float:
+    """Seconds that have passed since; below 0 for what is to come."""
+    return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
 def duration(seconds: float) -> str:
@@ -136,7 +140,8 @@ def receipt_words(receipt: CancelReceipt) -> str:
     if receipt.stopping:
         return "cancelled for certain; its code is still stopping"
     if receipt.status is Status.CANCELLED and receipt.seconds is not None and receipt.delivered_at is not None:
-        return f"stopped {duration(receipt.seconds)} after the request"
+        took = f"{receipt.seconds * 1000:.0f} ms" if receipt.seconds < 1 else f"{receipt.seconds:.1f} s"
+        return f"stopped {took} after the request"
     if receipt.status in (Status.CANCELLED, Status.DELETED):
         return receipt.how or receipt.status.label
     return f"{receipt.status.label} before the cancel could stop it"
@@ -147,9 +152,14 @@ def _fields(record: msgspec.Struct) -> dict[str, Any]:
 
 
 def _payload(payload: bytes) -> dict[str, Any]:
+    """JSON as it is; what is none is text where it can be, else base64, under names that say so."""
     try:
         return {"payload": msgspec.json.decode(payload) if payload else None}
     except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        return {"payload": None, "payload_text": payload.decode("utf-8")}
+    except UnicodeDecodeError:
         return {"payload": None, "payload_base64": base64.b64encode(payload).decode()}
 
 

@@ -5,21 +5,34 @@ from __future__ import annotations
 from functools import singledispatch
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.console import RenderableType
 from rich.text import Text
 
-from nqnb.cli_tables import Column, Sheet, bar, fields, stack, status
-from nqnb.cli_text import age, clean, clip, clock, duration, line, payload_text, receipt_words, size, to_json
+from nqnb.cli.demo_board import Board, summary, took
+from nqnb.cli.tables import Column, Sheet, bar, fields, stack, status
+from nqnb.cli.text import (
+    age,
+    clean,
+    clip,
+    clock,
+    duration,
+    line,
+    payload_text,
+    receipt_words,
+    seconds_since,
+    size,
+    to_json,
+)
 from nqnb.commands.records import Progress, Queues, Receipts, ServerUp, Submitted, Tasks, TaskStatus, Value
-from nqnb.demo import DemoRow, DemoState, DemoSummary
+from nqnb.demo import DemoState, DemoSummary
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, moment
 from nqnb.wire import Status, parse_time
 
 
 @singledispatch
 def show(record: Any) -> RenderableType:
-    """What a record looks like on a terminal."""
-    return Text(clean(str(record)))
+    """What a record looks like; a ``str`` is to be printed as it is, never folded."""
+    return clean(str(record))
 
 
 @show.register
@@ -29,7 +42,7 @@ def _(record: dict) -> RenderableType:  # type: ignore[type-arg]  # singledispat
 
 @show.register
 def _(record: Value) -> RenderableType:
-    return Text(to_json(record.value, indent=2))
+    return to_json(record.value, indent=2)
 
 
 @show.register
@@ -39,7 +52,7 @@ def _(record: TaskStatus) -> RenderableType:
 
 @show.register
 def _(record: Submitted) -> RenderableType:
-    return Text("\n".join(record.ids))
+    return "\n".join(record.ids)
 
 
 @show.register
@@ -74,15 +87,15 @@ def _(record: Tasks) -> RenderableType:
         Column("progress", least=8, dispensable=2),
         Column("payload", least=10, dispensable=5),
     ]
-    rows = [
+    rows: list[list[str | Text]] = [
         [
             task.id,
             status(task.status),
             task.queue,
             age(task.submitted_at),
-            _took(task),
+            took(task),
             f"{task.attempt}/{task.max_retry + 1}" if task.max_retry else "",
-            _progress(task) if task.status is Status.PROCESSING else "",
+            _share(task) if task.status is Status.PROCESSING else "",
             line(payload_text(task.payload[:400]), 200),
         ]
         for task in record
@@ -93,7 +106,7 @@ def _(record: Tasks) -> RenderableType:
 
 @show.register
 def _(record: TaskInfo) -> RenderableType:
-    ran = f", took {_took(record)}" if _took(record) else ""
+    ran = f", took {took(record)}" if took(record) else ""
     due = moment(parse_time(record.process_at))
     error = record.error
     what = "" if error is None else ": ".join(part for part in (error.type, error.message) if part)
@@ -111,10 +124,11 @@ def _(record: TaskInfo) -> RenderableType:
             ("deadline", _when(record.deadline)),
             ("worker", record.worker),
             ("progress", _progress(record)),
-            ("payload", clip(payload_text(record.payload, pretty=True)) + f"  ({size(len(record.payload))})"),
+            ("payload", clip(payload_text(record.payload, pretty=True))),
+            ("size", size(len(record.payload)) if len(record.payload) > 1000 else ""),
             ("result", _result(record)),
             ("error", Text(clean(clip(what)), style="red")),
-            ("traceback", clip(error.traceback.rstrip()) if error else ""),
+            ("traceback", clip(_unmarked(error.traceback)) if error else ""),
             ("log", "\n".join(record.log)),
             ("cancel", _cancel(record.cancel) if record.cancel else ""),
         ]
@@ -132,7 +146,7 @@ def _(record: CancelReceipt) -> RenderableType:
             ("requested", clock(asked) + (f" by {record.by}" if record.by else "")),
             ("delivered", _after(record, "delivered_at") + (f" to {record.worker}" if record.worker else "")),
             ("stopped", _after(record, "stopped_at")),
-            ("how", record.how),
+            ("how", record.how if record.how != receipt_words(record) else ""),
         ]
     )
 
@@ -162,7 +176,7 @@ def _(record: QueueInfo) -> RenderableType:
 @show.register
 def _(record: Queues) -> RenderableType:
     columns = [
-        Column("queue", least=14),
+        Column("queue", least=30),
         Column("pending", right=True),
         Column("processing", right=True),
         Column("scheduled", right=True, dispensable=2),
@@ -187,82 +201,14 @@ def _(record: Queues) -> RenderableType:
     return Sheet(columns, rows, "" if rows else "no queues")
 
 
-class _Board:
-    """The demo's tasks, as many as the terminal has lines for: those that run, and what is around them."""
-
-    def __init__(self, state: DemoState) -> None:
-        self._state = state
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        state, rows = self._state, list(self._state.rows)
-        room = max(3, console.size.height - 4)
-        if console.is_terminal and len(rows) > room and not all(row.status.terminal for row in rows):
-            rows = _window(rows, room)
-        columns = [
-            Column("status"),
-            Column("task", dispensable=2),
-            Column("queue", dispensable=3),
-            Column("what", least=14),
-            Column("progress"),
-            Column("time", right=True),
-        ]
-        counts = ", ".join(f"{state.count(each)} {each.label}" for each in Status if state.count(each))
-        yield Sheet(columns, map(_demo_row, rows))
-        yield Text(f"{len(state.rows)} tasks: {counts}")
-
-
 @show.register
 def _(record: DemoState) -> RenderableType:
-    return _Board(record)
+    return Board(record)
 
 
 @show.register
 def _(record: DemoSummary) -> RenderableType:
-    parts = [
-        Text(),
-        Text("Every task ended as announced." if record.ok else "Not as announced:", "green" if record.ok else "bold red"),
-        *(Text(clean(f"  {problem}"), "red") for problem in record.problems),
-        fields(
-            [
-                ("submitted", f"{record.submitted}"),
-                ("completed", f"{record.completed}, their digests checked" if record.ok else f"{record.completed}"),
-                ("failed", f"{record.failed}"),
-                *((each.status.label, receipt_words(each)) for each in record.receipts),
-                ("hashed", f"{record.files:,} files, {size(record.bytes)}"),
-                ("time", f"{record.seconds:.1f} s"),
-                ("queues", "" if record.temporary else f"{', '.join(record.queues)} stay on {record.url}"),
-            ]
-        ),
-    ]
-    return stack(*parts)
-
-
-def _window(rows: list[DemoRow], room: int) -> list[DemoRow]:
-    """Those that run, then those that wait, then those that ended last; shown in the order of submission."""
-    running = [row for row in rows if row.status is Status.PROCESSING]
-    ended = [row for row in rows if row.status.terminal]
-    waiting = [row for row in rows if row.status is Status.PENDING]
-    some = max(0, room - len(running)) // 2
-    chosen = [*running, *waiting[:some], *reversed(ended), *waiting[some:]][:room]
-    return [row for row in rows if row in chosen]
-
-
-def _demo_row(row: DemoRow) -> list[str | Text]:
-    info = row.info
-    done: str | Text = ""
-    if row.status is Status.COMPLETED:
-        done = bar(1, 1)
-    elif info is not None and info.progress is not None:
-        done = bar(info.progress.done, info.progress.total)
-    return [status(row.status), row.id[:8], row.queue, row.what, done, _took(info) if info else ""]
-
-
-def _took(task: TaskInfo) -> str:
-    if task.started_at is None or (task.status is Status.PENDING):
-        return ""
-    if task.completed_at is None:
-        return age(task.started_at)
-    return duration((task.completed_at - task.started_at).total_seconds())
+    return summary(record)
 
 
 def _progress(task: TaskInfo) -> str:
@@ -272,18 +218,29 @@ def _progress(task: TaskInfo) -> str:
     return " ".join(part for part in (f"{done:g} of {total:g}" if total else f"{done:g}", text) if part)
 
 
+def _share(task: TaskInfo) -> str:
+    """Progress for a narrow column."""
+    if task.progress is None or not task.progress.total:
+        return _progress(task)
+    return f"{task.progress.done / task.progress.total:.0%} {task.progress.text}".rstrip()
+
+
 def _result(task: TaskInfo) -> str:
     if task.result_key:
         return "kept apart, for its size; `nqnb task result` prints it"
-    result = bytes(task.result)
-    return clip(payload_text(result, pretty=True)) if result and task.status is Status.COMPLETED else ""
+    return clip(payload_text(task.result, pretty=True)) if task.result else ""
+
+
+def _unmarked(traceback: str) -> str:
+    """A traceback without the lines of ``^^^^``, which point nowhere once they are folded."""
+    return "\n".join(each for each in traceback.rstrip().split("\n") if each.strip(" ~^") or not each)
 
 
 def _when(at: Any) -> str:
     if at is None:
         return ""
     ago = age(at)
-    return clock(at) if ago == "0ms" else f"{clock(at)} ({ago} ago)"
+    return f"{clock(at)} ({ago} ago)" if ago != "0ms" else f"{clock(at)} (in {duration(-seconds_since(at))})"
 
 
 def _after(receipt: CancelReceipt, name: str) -> str:

@@ -1,0 +1,145 @@
+"""The front door itself: tables on a terminal, plain columns in a pipe, JSON where it was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from nqnb.cli.text import clean, error_fields, line, plain, to_json
+from nqnb.client import Client, connect
+from nqnb.commands.records import Progress
+from nqnb.commands.serve import UserCodeError
+from nqnb.errors import DevServerError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+T = TypeVar("T")
+
+_PLAIN_WIDTH = 100_000
+
+
+class Shell:
+    """The front door; see `nqnb.commands.Front`."""
+
+    def __init__(self) -> None:
+        self.json = False
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """See `nqnb.commands.Front.run`."""
+        return asyncio.run(work())
+
+    def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
+        """See `nqnb.commands.Front.client`."""
+        return connect(None, **options)
+
+    def say(self, text: str) -> None:
+        """See `nqnb.commands.Front.say`."""
+        if not self.json:
+            print(clean(text), file=sys.stderr, flush=True)  # noqa: T201
+
+    def complain(self, error: Exception, text: str = "") -> None:
+        """Say on stderr what went wrong, in one line."""
+        if self.json:
+            print(to_json(error_fields(error)), file=sys.stderr)  # noqa: T201
+            return
+        text = text or str(error)
+        if isinstance(error, UserCodeError):
+            print(clean(error.traceback), file=sys.stderr)  # noqa: T201
+        # The end of the server's log is worth its lines.
+        print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)  # noqa: T201
+
+    def show(self, record: object) -> None:
+        """See `nqnb.commands.Front.show`."""
+        if self.json and not isinstance(record, str):
+            form = record.as_json() if hasattr(record, "as_json") else plain(record)
+            print(to_json(form, indent=2 if sys.stdout.isatty() else None), flush=True)  # noqa: T201
+            return
+        # rich takes 50 ms to import, which JSON need not wait for.
+        from nqnb.cli.show import show
+
+        shown = show(record)
+        console = _console(sys.stdout)
+        if isinstance(shown, str):
+            print(shown, flush=True)  # noqa: T201
+        elif console.is_terminal:
+            console.print(shown)
+        else:
+            with console.capture() as captured:
+                console.print(shown)
+            print("\n".join(each.rstrip() for each in captured.get().splitlines()), flush=True)  # noqa: T201
+
+    @contextlib.contextmanager
+    def live(self) -> Iterator[Callable[[object], None]]:
+        """See `nqnb.commands.Front.live`; without a terminal, only the last state is shown."""
+        if self.json:
+            yield lambda _: None
+            return
+        if not sys.stderr.isatty():
+            states: deque[object] = deque(maxlen=1)
+            yield states.append
+            for state in states:
+                if not isinstance(state, Progress):
+                    self.show(state)
+            return
+        from rich.live import Live
+
+        from nqnb.cli.show import show
+
+        with Live(console=_console(sys.stderr), refresh_per_second=8) as live:
+            yield lambda record: live.update(show(record))
+
+    @contextlib.asynccontextmanager
+    async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
+        """See `nqnb.commands.Front.stop_requested`: SIGINT and SIGTERM."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+        for each in former:
+            signal.signal(each, lambda *_: loop.call_soon_threadsafe(stop.set))
+        try:
+            yield stop
+        finally:
+            for each, handler in former.items():
+                signal.signal(each, handler)
+
+    def start_logging(self) -> None:
+        """See `nqnb.commands.Front.start_logging`; a program that has set up its own is left alone."""
+        if logging.getLogger().handlers:
+            return
+        handler: logging.Handler = logging.StreamHandler(sys.stderr)
+        form = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+        if sys.stderr.isatty():
+            from rich.logging import RichHandler
+
+            handler = RichHandler(console=_console(sys.stderr), show_path=False, markup=False, log_time_format="%X")
+            form = "%(message)s"
+        handler.setFormatter(_CleanFormatter(form))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _CleanFormatter(logging.Formatter):
+    """Log records may quote what came from a queue."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return clean(super().format(record))
+
+
+def _console(stream: IO[str]) -> Console:
+    from rich.console import Console
+
+    return Console(
+        file=stream,
+        width=None if stream.isatty() else _PLAIN_WIDTH,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        soft_wrap=False,
+    )

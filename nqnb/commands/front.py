@@ -1,0 +1,47 @@
+"""What a front door gives to the commands."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, Protocol, TypeVar
+
+from nqnb.client import Client
+
+T = TypeVar("T")
+
+
+class Front(Protocol):
+    """A front door, in ``ctx.obj``: how a command reaches the server and the person."""
+
+    json: bool
+    """Whether JSON was asked for."""
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run an async function to its end."""
+        ...
+
+    def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
+        """A connected client; ``options`` are the fields of `nqnb.Settings` that were given with the command."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Tell the person something beside the result."""
+        ...
+
+    def show(self, record: object) -> None:
+        """Show a record before the command ends."""
+        ...
+
+    def live(self) -> AbstractContextManager[Callable[[object], None]]:
+        """Show a record that changes: each call of the function shows its new state in place of the last one."""
+        ...
+
+    def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:
+        """An event that is set when the person or the system wants the command to end."""
+        ...
+
+    def start_logging(self) -> None:
+        """Let log records be seen."""
+        ...

@@ -1,0 +1,94 @@
+"""The demonstration: it ends as it announces, and says so when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import nqnb
+from nqnb import demo
+from nqnb.cli.show import show
+from nqnb.demo import PARCELS, DemoState, make_parcels, run_demo
+
+
+def test_the_command_announces_and_keeps_its_word() -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
+    answer = subprocess.run(
+        [sys.executable, "-m", "nqnb", "demo", "--json"],
+        env={**kept, "PYTHONPATH": str(Path(nqnb.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads(answer.stdout) == {
+        "submitted": PARCELS + 2,
+        "completed": PARCELS,
+        "failed": 0,
+        "cancelled": 1,
+        "deleted": 1,
+        "ok": True,
+    }
+
+
+def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_PACE", (0.1, 0.15))
+    looks: list[int] = []
+
+    def look(state: DemoState) -> None:
+        for width in (60, 100, 160):
+            console = Console(width=width, height=20, file=io.StringIO(), force_terminal=True, color_system=None)
+            with console.capture() as captured:
+                console.print(show(state))
+            lines = captured.get().splitlines()
+            assert max(map(len, lines)) <= width
+            assert len(lines) < 20 or all(row.status.terminal for row in state.rows)
+        looks.append(len(lines))
+
+    summary = asyncio.run(run_demo(nqnb.Settings(server.url), look))
+    assert summary.ok, summary.problems
+    assert looks
+    assert not summary.temporary
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(show(summary))
+    text = captured.get()
+    assert "deleted before it started" in text
+    assert "after the request" in text
+    assert all(queue in text for queue in summary.queues)
+    assert server.url in text
+
+
+def test_a_wrong_digest_is_not_passed_over(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_PACE", (0.1, 0.15))
+    monkeypatch.setattr(demo, "_digest", lambda parcel: "something else")
+    summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
+    assert not summary.ok
+    assert summary.as_json()["ok"] is False
+    assert len(summary.problems) == PARCELS
+
+
+@pytest.mark.parametrize("count", [1, PARCELS, 60])
+def test_every_installation_has_enough_parcels(count: int) -> None:
+    parcels = make_parcels(count)
+    assert len(parcels) == count
+    assert all(parcel.files for parcel in parcels)
+    assert all(Path(parcel.folder, name).is_file() for parcel in parcels for name in parcel.files)
+
+
+def test_a_python_without_its_sources_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    parcels = make_parcels()
+    assert len(parcels) == PARCELS
+    assert all(parcel.name == "nqnb" for parcel in parcels)
