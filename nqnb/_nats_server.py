@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import sys
 import sysconfig
 import tempfile
@@ -132,15 +133,39 @@ def lock_store(store: Path) -> int | None:
 
 def handshake(port: int) -> dict[str, Any]:
     """The server's INFO, once it has answered a PING; a server that wants credentials or TLS has answered enough."""
-    with socket.create_connection((HOST, port), timeout=1) as sock, sock.makefile("rwb") as stream:
-        info: dict[str, Any] = json.loads(stream.readline().removeprefix(b"INFO "))
-        if not (info.get("auth_required") or info.get("tls_required")):
-            stream.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
-            stream.flush()
-            while (line := stream.readline()).strip() != b"PONG":
-                if not line or line.startswith(b"-ERR"):
-                    raise ConnectionError(line.decode(errors="replace").strip() or "it hung up")
+    with socket.create_connection((HOST, port), timeout=1) as sock:
+        try:
+            info = _info(sock)
+        except TimeoutError:
+            # A server with handshake_first says nothing before.
+            return _info_within_tls(port)
+        with sock.makefile("rwb") as stream:
+            if not (info.get("auth_required") or info.get("tls_required")):
+                stream.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
+                stream.flush()
+                while (line := stream.readline()).strip() != b"PONG":
+                    if not line or line.startswith(b"-ERR"):
+                        raise ConnectionError(line.decode(errors="replace").strip() or "it hung up")
     return info
+
+
+def _info(sock: socket.socket) -> dict[str, Any]:
+    line = b""
+    while not line.endswith(b"\n"):
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionError("it hung up")
+        line += more
+    info: dict[str, Any] = json.loads(line.removeprefix(b"INFO "))
+    return info
+
+
+def _info_within_tls(port: int) -> dict[str, Any]:
+    context = ssl.create_default_context()
+    context.check_hostname = False  # it is our own child, and it gets no secret
+    context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection((HOST, port), timeout=1) as sock, context.wrap_socket(sock) as secure:
+        return _info(secure)
 
 
 def _quoted(value: str | Path) -> str:

@@ -8,15 +8,15 @@ Nothing is ever pickled, and nothing that comes from a queue is evaluated.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from nqnb.errors import BadInput, UnencodableValue
+from nqnb.parts import Unwalkable, is_numpy, not_a_number, walk
 
 
 def encode(value: object, name: str = "payload") -> bytes:
@@ -42,12 +42,12 @@ def encode_json(value: object, name: str = "result") -> bytes:
     """
     try:
         data = _encoder.encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001  a value may fail in any way while it is read
         raise _refusal(value, name, error) from None
-    # msgspec writes NaN and infinities as null, so only a null makes it worth looking for them.
-    if b"null" in data:
-        for part, found in _walk(value, name):
-            if _not_a_number(found):
+    # msgspec writes NaN and infinities as null, or as such a key: only these make it worth looking for them.
+    if any(sign in data for sign in (b"null", b'"nan"', b'inf"')):
+        for part, found in walk(value, name):
+            if not_a_number(found):
                 raise _no_such_number(part, found)
     return data
 
@@ -60,7 +60,7 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
     """
     try:
         return msgspec.json.decode(data or b"null", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadInput(str(error)) from None
 
 
@@ -69,13 +69,15 @@ def _beyond_json(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, datetime):
-        if _not_a_number(value):
+        if not_a_number(value):
             raise TypeError("it is NaT")
         return value.isoformat()
     if isinstance(value, timedelta):
         return timedelta(seconds=value.total_seconds())
-    if type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
-        plain = value.tolist()
+    if is_numpy(value):
+        # With nanoseconds, numpy itself would give plain numbers.
+        moments = value.dtype.kind in "Mm"
+        plain = (value.astype(f"{value.dtype.kind}8[us]") if moments else value).tolist()
         if type(plain) is not type(value):
             return plain
     raise TypeError(f"{type(value).__qualname__} has no JSON form")
@@ -84,24 +86,18 @@ def _beyond_json(value: Any) -> Any:
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
 
-def _not_a_number(value: object) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    return type(value).__name__ in ("NaTType", "NAType") or (isinstance(value, datetime) and value != value)
-
-
 def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
     """The error for the first part, depth first, that does not encode by itself."""
-    for part, found in _walk(value, name):
-        if _not_a_number(found):
+    for part, found in walk(value, name):
+        if not_a_number(found):
             return _no_such_number(part, found)
-        if isinstance(found, _BadKey):
-            return UnencodableValue(f"JSON cannot carry {part}: a key must be text or a number", part)
+        if isinstance(found, Unwalkable):
+            return UnencodableValue(f"JSON cannot carry {part}: {found.why}", part)
         if isinstance(found, (Mapping, list, tuple, set, frozenset)):
             continue
         try:
             _encoder.encode(found)
-        except (TypeError, ValueError, OverflowError, RecursionError):
+        except Exception:  # noqa: BLE001  as in encode_json
             kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
             return UnencodableValue(f"JSON cannot carry {part} (of type {kind}); {_remedy(found)}", part)
     return UnencodableValue(f"JSON cannot carry {name}: {error}; send plain lists, dicts, text and numbers", name)
@@ -119,27 +115,3 @@ def _remedy(found: object) -> str:
     if hasattr(found, "to_list"):
         return "send its .to_list()"
     return "convert it to text, numbers, lists or dicts, or send bytes of your own"
-
-
-def _walk(value: object, part: str, depth: int = 0) -> Iterator[tuple[str, object]]:
-    """Every part of a value with where it stands, the value itself last among its own parts."""
-    if depth < 100:
-        if isinstance(value, Mapping):
-            for key, item in value.items():
-                if not isinstance(key, (str, int, float)):
-                    yield f"the key {key!r} of {part}", _BadKey()
-                yield from _walk(item, f"{part}[{key!r}]", depth + 1)
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            for index, item in enumerate(value):
-                yield from _walk(item, f"{part}[{index}]", depth + 1)
-        elif hasattr(value, "tolist") and hasattr(value, "dtype"):
-            yield from _walk(value.tolist(), part, depth + 1)
-        else:
-            fields = getattr(value, "__struct_fields__", None) or getattr(value, "__dataclass_fields__", None) or ()
-            for field in fields:
-                yield from _walk(getattr(value, field), f"{part}.{field}", depth + 1)
-    yield part, value
-
-
-class _BadKey:
-    """Stands for a dict key that JSON cannot have."""

@@ -152,5 +152,8 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
 
 def moment(seconds: float) -> datetime | None:
-    """Unix seconds as a UTC datetime, 0 as None."""
-    return datetime.fromtimestamp(seconds, timezone.utc) if seconds else None
+    """Unix seconds as a UTC datetime; 0, and what no calendar has, as None."""
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc) if seconds else None
+    except (OverflowError, OSError, ValueError):
+        return None

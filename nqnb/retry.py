@@ -24,8 +24,9 @@ class Backoff:
     most: float = 60.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first <= self.most:
-            raise BadInput(f"Backoff({self.first}, {self.most}): give 0 <= first <= most, in seconds")
+        numbers = all(isinstance(each, (int, float)) for each in (self.first, self.most))
+        if not numbers or not 0 <= self.first <= self.most:
+            raise BadInput(f"Backoff({self.first!r}, {self.most!r}): give 0 <= first <= most, in seconds")
 
     def delay(self, retry: int, draw: float | None = None) -> float:
         """Seconds to wait before retry number ``retry`` (1 = the first).

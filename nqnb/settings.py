@@ -3,29 +3,68 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from nqnb import contexts, names
+from nqnb.contexts import Source
 from nqnb.errors import BadInput
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 _SCHEMES = ("nats", "tls", "ws", "wss")
+_BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_SEED = re.compile(r"S[A-Z2-7]{57}")
+
+_LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
+"""The ways to say who we are, in the NATS CLI's order; only one of them is used."""
+_FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
+_TLS = ("tls_ca", "tls_cert", "tls_key", "tls_first")
+_VARIABLES = {
+    "url": "NATS_URL",
+    "user": "NATS_USER",
+    "password": "NATS_PASSWORD",
+    "token": "NATS_TOKEN",
+    "creds": "NATS_CREDS",
+    "nkey": "NATS_NKEY",
+    "tls_ca": "NATS_CA",
+    "tls_cert": "NATS_CERT",
+    "tls_key": "NATS_KEY",
+}
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to reach a NATS server and what to create there.
 
+    What is not given comes from the environment, by the NATS CLI's names (``NATS_URL`` …), then from a context of the
+    NATS CLI, then from the defaults. Who we are comes as a whole from the first of these that says so: a user and
+    password (or a token), a credentials file, or an nkey.
+
     Args:
         url: one address or several of one cluster; without a scheme ``nats://`` is meant. A user and password (or a
-            token) inside it are taken out of it and kept aside, so that it can be shown. Default: ``NATS_URL``,
-            else ``nats://127.0.0.1:4222``.
-        user: user name; default ``NATS_USER``.
+            token) inside it are taken out of it and kept aside, so that it can be shown. ``tls://`` insists on TLS.
+            Default: ``NATS_URL``, else the context's, else ``nats://127.0.0.1:4222``.
+        user: user name; default ``NATS_USER``. Without a password it is a token, as in the NATS CLI.
         password: password; default ``NATS_PASSWORD``.
         token: token; default ``NATS_TOKEN``.
+        creds: path of a credentials file (a JWT and its seed); default ``NATS_CREDS``. Read at each connect.
+        nkey: path of a file with an nkey's seed, or the seed itself; default ``NATS_NKEY``.
+        tls_ca: path of the PEM file with the authorities to trust; default ``NATS_CA``, else the system's. This and
+            the other TLS settings insist on TLS: what does not speak it gets no credentials.
+        tls_cert: path of our certificate, a PEM file; default ``NATS_CERT``.
+        tls_key: path of its private key, a PEM file without a passphrase; default ``NATS_KEY``.
+        tls_first: the server wants the TLS handshake before it says anything.
+        context: name of a NATS CLI context for what is not given. Default: ``NATS_CONTEXT`` where no url was given,
+            and the selected one where neither a url nor ``NATS_URL`` was. Afterwards, the context that was read.
         name: what the server's monitoring calls this connection.
         replicas: how many servers keep each stream and bucket that nqnb creates, 1 to 5.
+        state_bucket: key-value bucket with the tasks' states; all clients and workers of a queue share it.
+        cancel_bucket: bucket with the cancels that were asked for.
+        worker_bucket: bucket in which workers say that they live.
+        result_bucket: bucket with results that are too large for the state bucket.
         ack_wait: seconds after which the server gives a task to another worker when its worker went silent; used
             where nqnb creates the consumer, an existing one keeps its own.
         connect_timeout: seconds for the first connection.
@@ -34,51 +73,93 @@ class Settings:
             elects a leader.
 
     Raises:
-        BadInput: an address or a number that cannot be used.
+        BadInput: an address, a number, a name, a file or a context that cannot be used.
     """
 
     url: str | Sequence[str] = ""
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    creds: str | os.PathLike[str] | None = None
+    nkey: str | os.PathLike[str] | None = field(default=None, repr=False)
+    tls_ca: str | os.PathLike[str] | None = None
+    tls_cert: str | os.PathLike[str] | None = None
+    tls_key: str | os.PathLike[str] | None = None
+    tls_first: bool = False
+    context: str | None = None
     name: str = "nqnb"
     replicas: int = 1
+    state_bucket: str = names.STATE_BUCKET
+    cancel_bucket: str = names.INTENT_BUCKET
+    worker_bucket: str = names.PRESENCE_BUCKET
+    result_bucket: str = names.RESULT_BUCKET
     ack_wait: float = 30.0
     connect_timeout: float = 5.0
     request_timeout: float = 5.0
     retry_for: float = 15.0
 
     def __post_init__(self) -> None:
-        given = self.url or os.environ.get("NATS_URL") or DEFAULT_URL
-        addresses = given.split(",") if isinstance(given, str) else list(given)
-        urls = tuple(self._without_secrets(address) for address in addresses)
-        object.__setattr__(self, "url", urls[0] if len(urls) == 1 else urls)
-        for name in ("user", "password", "token"):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, os.environ.get(f"NATS_{name.upper()}") or None)
-        if not 1 <= self.replicas <= 5:
-            raise BadInput(f"replicas={self.replicas!r}: NATS keeps 1 to 5 copies")
-        for number in ("ack_wait", "connect_timeout", "request_timeout", "retry_for"):
-            if not getattr(self, number) > 0:
-                raise BadInput(f"{number}={getattr(self, number)!r}: give a number of seconds above 0")
+        self._check_values()
+        sources = self._sources()
+        addresses = next((source.values["url"] for source in sources if "url" in source.values), (DEFAULT_URL,))
+        resolved = {name: None for names_ in _LOGINS for name in names_} | _login(sources)
+        for name in _TLS:
+            resolved[name] = next((source.values[name] for source in sources if name in source.values), None)
+        for name in (*_FILES, "nkey"):
+            if resolved[name] is not None:
+                label = next(source.label(name) for source in sources if name in source.values)
+                resolved[name] = (_nkey if name == "nkey" else _readable)(label, resolved[name])
+        if resolved["tls_key"] and not resolved["tls_cert"]:
+            raise BadInput("tls_key is given and tls_cert is not: a key is of no use without its certificate")
+        resolved["tls_first"] = bool(resolved["tls_first"])
+        resolved["url"] = addresses[0] if len(addresses) == 1 else addresses
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)
 
-    def _without_secrets(self, address: object) -> str:
-        text = str(address).strip()
-        parts = urlsplit(text if "://" in text else f"nats://{text}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in _SCHEMES or not parts.hostname or port == -1:
-            where = text.rpartition("@")[2]
-            raise BadInput(f"{where!r} is not the address of a NATS server: write it like {DEFAULT_URL}")
-        if parts.username is not None and parts.password is None and self.token is None:
-            object.__setattr__(self, "token", unquote(parts.username))
-        elif parts.username is not None and self.user is None:
-            object.__setattr__(self, "user", unquote(parts.username))
-            object.__setattr__(self, "password", unquote(parts.password or ""))
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return f"{parts.scheme}://{host}:{port or 4222}{parts.path.rstrip('/')}"
+    def _sources(self) -> list[Source]:
+        """The arguments, the environment, the context; the addresses in them are taken apart already."""
+        given = {name: getattr(self, name) for names_ in (*_LOGINS, _TLS) for name in names_}
+        given = {name: value for name, value in given.items() if value is not None and value is not False}
+        arguments = Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
+        environment = contexts.from_environment(_VARIABLES)
+        context = self.context or (None if self.url else os.environ.get("NATS_CONTEXT") or None)
+        if context is None and not self.url and "url" not in environment.values:
+            context = contexts.selected()
+        sources = [arguments, environment, *([contexts.load(context)] if context else [])]
+        object.__setattr__(self, "context", context)
+        taken = False
+        for source in sources:
+            if "url" in source.values:
+                # Whoever is named in an address that is not used has no business at the one that is.
+                source.values["url"], login = _addresses(source.values["url"])
+                if not taken:
+                    _add_login(source.values, login)
+                taken = True
+        return sources
+
+    def _check_values(self) -> None:
+        for name in ("user", "password", "token", "context", "name"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and (value is not None or name == "name"):
+                raise BadInput(f"{name} is of type {type(value).__name__}: give a text")
+        for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
+                raise BadInput(f"{name} is no path: give that of a file, or None")
+        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or not 1 <= self.replicas <= 5:
+            raise BadInput(f"replicas={self.replicas!r}: NATS keeps 1 to 5 copies")
+        for name in ("ack_wait", "connect_timeout", "request_timeout", "retry_for"):
+            number = getattr(self, name)
+            if not isinstance(number, (int, float)) or not number > 0:
+                raise BadInput(f"{name}={number!r}: give a number of seconds above 0")
+        buckets: dict[str, str] = {}
+        for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket"):
+            bucket = getattr(self, name)
+            if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
+                raise BadInput(f"{name}={bucket!r}: a bucket's name has 1 to 200 of the characters A-Z a-z 0-9 _ -")
+            if bucket in buckets:
+                raise BadInput(f"{name} and {buckets[bucket]} are both {bucket!r}: give each its own")
+            buckets[bucket] = name
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -86,8 +167,10 @@ class Settings:
         return (self.url,) if isinstance(self.url, str) else tuple(self.url)
 
     @classmethod
-    def of(cls, settings: Settings | str | Sequence[str] | None, **options: object) -> Settings:
+    def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
         """Settings from Settings, an address or nothing, with some fields replaced.
+
+        An option that says who we are replaces all that said so; a context replaces the address, too.
 
         Raises:
             BadInput: an option that Settings does not have, or a value that cannot be used.
@@ -96,7 +179,95 @@ class Settings:
         unknown = sorted(set(options) - known)
         if unknown:
             raise BadInput(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(known))}")
-        given = {name: getattr(settings, name) for name in known} if isinstance(settings, cls) else {}
-        if settings is not None and not isinstance(settings, cls):
-            given = {"url": settings}
-        return cls(**{**given, **options})
+        if not isinstance(settings, cls):
+            return cls(**{**({} if settings is None else {"url": settings}), **options})
+        given = {name: getattr(settings, name) for name in known}
+        logins = [name for names_ in _LOGINS for name in names_]
+        replaced: Iterable[str] = ()
+        if options.get("context") is not None:
+            replaced = ("url", *logins, *_TLS)
+        elif any(options.get(name) is not None for name in logins) or "@" in str(options.get("url", "")):
+            replaced = logins
+        return cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
+
+
+def _addresses(given: object) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The addresses without what they say of us, and that: the first one's word counts."""
+    if not isinstance(given, (str, Sequence)):
+        raise BadInput(f"a url cannot be of type {type(given).__name__}: write it like {DEFAULT_URL}")
+    urls: list[str] = []
+    login: dict[str, str] = {}
+    for address in given.split(",") if isinstance(given, str) else given:
+        text = address.strip() if isinstance(address, str) else ""
+        where = text.rpartition("@")[2]
+        try:
+            parts = urlsplit(text if "://" in text else f"nats://{text}")
+            port, host = parts.port, parts.hostname
+        except ValueError:
+            host = None
+        # A slash in a password that is not written as %2F ends the host for urllib.
+        if not host or parts.scheme not in _SCHEMES or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            raise BadInput(f"{where!r} is not the address of a NATS server: write it like {DEFAULT_URL}")
+        user, password = (None if each is None else unquote(each) for each in (parts.username, parts.password))
+        if user is not None and not login:
+            login = {"token": user} if password is None else {"user": user, "password": password}
+        shown = f"[{host}]" if ":" in host else host
+        urls.append(f"{parts.scheme}://{shown}:{port or 4222}{parts.path.rstrip('/')}")
+    return tuple(urls), login
+
+
+def _add_login(values: dict[str, Any], login: dict[str, str]) -> None:
+    """What the address says of us counts where nothing beside it does."""
+    named = {name for names_ in _LOGINS for name in names_ if name in values}
+    if named == {"password"} and "token" in login:
+        values["user"] = login["token"]
+    elif not named:
+        values.update(login)
+
+
+def _login(sources: Sequence[Source]) -> dict[str, Any]:
+    """Who we are, as the first source that says so has it."""
+    for depth, source in enumerate(sources):
+        kinds = [kind for kind in _LOGINS if any(name in source.values for name in kind)]
+        if depth == 0 and len(kinds) > 1:
+            first, second = (next(name for name in kind if name in source.values) for kind in kinds[:2])
+            raise BadInput(f"{first} and {second} both say who we are: give one of them")
+        if kinds:
+            found = {name: source.values[name] for name in kinds[0] if name in source.values}
+            if kinds[0] == _LOGINS[0] and "token" not in found:
+                _complete(found, sources[depth + 1 :])
+            return found
+    return {}
+
+
+def _complete(found: dict[str, Any], sources: Sequence[Source]) -> None:
+    """Find the password of a user, or the user of a password, in the sources further down."""
+    for source in sources:
+        user, password = (source.values.get(name) for name in ("user", "password"))
+        if "user" not in found and user is not None:
+            found["user"] = user
+        if "password" not in found and password is not None and user in (None, found.get("user")):
+            found["password"] = password
+    if found.get("user") and "password" not in found:
+        found["token"] = found.pop("user")
+
+
+def _readable(label: str, path: str | os.PathLike[str]) -> str:
+    path = os.path.expanduser(path)
+    try:
+        with open(path, "rb"):
+            return path
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(f"{label}: the file {path!r} cannot be read ({why}); name one that can") from None
+
+
+def _nkey(label: str, given: str | os.PathLike[str]) -> str:
+    text = os.path.expanduser(os.fspath(given).strip())
+    if _SEED.fullmatch(text):
+        return text
+    if os.path.isfile(text):
+        return _readable(label, text)
+    # It may be a seed with a slip of the pen: only what is certainly a path is shown.
+    shown = f" {text!r}" if os.sep in text or "." in text else ""
+    raise BadInput(f"{label}{shown} is neither a seed (58 characters that begin with SU) nor a file that can be read")

@@ -38,7 +38,7 @@ def make_message(
     Raises:
         BadInput: one of them cannot be used; nothing was sent.
     """
-    if isinstance(retry, bool) or not isinstance(retry, int) or retry < 0:
+    if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry < 2**31:
         raise BadInput(f"retry={retry!r}: give the number of further attempts, 0 or more")
     message = TaskMessage(
         ID=names.new_task_id() if id is None else names.check_task_id(id),
@@ -143,13 +143,19 @@ def _seconds(timeout: Timeout) -> int:
 
 
 def _unix(moment: Moment, name: str) -> int:
-    return 0 if moment is None else math.ceil(_unix_exact(moment, name))
+    # 0 would mean none at all.
+    return 0 if moment is None else max(1, math.ceil(_unix_exact(moment, name)))
 
 
 def _unix_exact(moment: Moment, name: str) -> float:
-    if isinstance(moment, timedelta):
-        return time.time() + moment.total_seconds()
-    if isinstance(moment, datetime):
-        # A naive datetime means local time, as everywhere in Python.
-        return moment.timestamp()
+    try:
+        if isinstance(moment, timedelta):
+            moment = datetime.now(timezone.utc) + moment
+        if isinstance(moment, datetime):
+            # A naive datetime means local time, as everywhere in Python.
+            seconds = moment.timestamp()
+            if math.isfinite(seconds):
+                return seconds
+    except (OverflowError, OSError, ValueError):
+        raise BadInput(f"{name}={moment!r}: no calendar has that moment; give one of this century") from None
     raise BadInput(f"{name}={moment!r}: give a datetime, or a timedelta from now")

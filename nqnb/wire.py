@@ -126,7 +126,7 @@ class TaskMessage(Struct):
         Raises:
             MalformedMessage: not JSON, not an object, a field of another type, or no ``ID`` or ``Queue``.
         """
-        message = _decode(data, _task_decoder, cls)
+        message = _decode(data, _task_decoder)
         if not message.ID or not message.Queue:
             raise MalformedMessage("a task message needs an ID and a Queue", data)
         return message
@@ -159,7 +159,7 @@ class CancelMessage(Struct):
         Raises:
             MalformedMessage: not JSON, not an object, a field of another type, or no ``ID``.
         """
-        message = _decode(data, _cancel_decoder, cls)
+        message = _decode(data, _cancel_decoder)
         if not message.ID:
             raise MalformedMessage("a cancel message needs an ID", data)
         return message
@@ -182,14 +182,14 @@ _task_decoder = msgspec.json.Decoder(TaskMessage)
 _cancel_decoder = msgspec.json.Decoder(CancelMessage)
 
 
-def _decode(data: bytes, decoder: msgspec.json.Decoder[T], kind: type[T]) -> T:
+def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(data)
-    except msgspec.DecodeError:
-        return _decode_leniently(data, kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _decode_leniently(data, decoder)
 
 
-def _decode_leniently(data: bytes, kind: type[T]) -> T:
+def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """The slow way, for what Go may also write: ``null`` for a zero value, or a ``Meta`` that is not ours."""
     try:
         fields: Any = msgspec.json.decode(data)
@@ -197,13 +197,13 @@ def _decode_leniently(data: bytes, kind: type[T]) -> T:
             raise MalformedMessage(f"not an NQ message: {_start(data)}", data)
         fields = {name: value for name, value in fields.items() if value is not None}
         try:
-            return msgspec.convert(fields, kind)
+            return decoder.decode(msgspec.json.encode(fields))
         except msgspec.ValidationError:
             if "Meta" not in fields:
                 raise
             del fields["Meta"]
-            return msgspec.convert(fields, kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return decoder.decode(msgspec.json.encode(fields))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessage(f"not an NQ message ({error}): {_start(data)}", data) from None
 
 

@@ -410,8 +410,8 @@ def test_threads_may_share_it() -> None:
 
 
 def test_two_servers_never_share_a_store(tmp_path: Path) -> None:
-    with DevServer(store_dir=tmp_path / "store"):
-        with pytest.raises(DevServerError, match="in use by another dev server"):
-            DevServer(store_dir=tmp_path / "store").start()
+    first, second = (DevServer(store_dir=tmp_path / "store") for _ in range(2))
+    with first, pytest.raises(DevServerError, match="in use by another dev server"):
+        second.start()
     with DevServer(store_dir=tmp_path / "store"):
         pass

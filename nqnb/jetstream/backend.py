@@ -31,10 +31,11 @@ class Backend:
 
     def __init__(self, connection: Connection, store: StateStore | None = None) -> None:
         self.connection = connection
-        self.states: StateStore = store or KeyValueStore(connection, names.STATE_BUCKET)
-        self.intents: StateStore = KeyValueStore(connection, names.INTENT_BUCKET)
-        self.results: StateStore = KeyValueStore(connection, names.RESULT_BUCKET)
-        self.presence = Presence(KeyValueStore(connection, names.PRESENCE_BUCKET))
+        settings = connection.settings
+        self.states: StateStore = store or KeyValueStore(connection, settings.state_bucket)
+        self.intents: StateStore = KeyValueStore(connection, settings.cancel_bucket)
+        self.results: StateStore = KeyValueStore(connection, settings.result_bucket)
+        self.presence = Presence(KeyValueStore(connection, settings.worker_bucket))
         self._queues: dict[str, QueueStreams] = {}
 
     @classmethod
@@ -47,10 +48,10 @@ class Backend:
         """
         connection = await Connection.open(settings)
         try:
-            for bucket in (names.STATE_BUCKET, names.INTENT_BUCKET, names.RESULT_BUCKET):
+            for bucket in (settings.state_bucket, settings.cancel_bucket, settings.result_bucket):
                 await ensure_bucket(connection, bucket)
             # A worker that died leaves an entry behind; a day later nobody needs it.
-            await ensure_bucket(connection, names.PRESENCE_BUCKET, max_age=86_400)
+            await ensure_bucket(connection, settings.worker_bucket, max_age=86_400)
         except BaseException:
             await connection.close()
             raise

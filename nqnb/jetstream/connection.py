@@ -21,12 +21,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nqnb.errors import (
+    ConnectionFailed,
     NoJetStream,
     NoResponders,
     PayloadTooLarge,
     ServerRefused,
     Unconfirmed,
 )
+from nqnb.jetstream.dial import dial
 from nqnb.jetstream.replies import Replies
 from nqnb.jetstream.translate import NO_JETSTREAM_CODES, ApiError, address, no_server, refused, translated
 from nqnb.settings import Settings
@@ -70,56 +72,15 @@ class Connection:
         Raises:
             NoServer: nothing answers there within ``settings.connect_timeout``, or it turns us away.
             NoJetStream: JetStream is off.
+            BadInput: a file that the settings name is not what it should be.
         """
-        client = NatsClient()
-        connection = cls(client, settings)
-        failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
-        failures = 0
-
-        async def error_cb(error: Exception) -> None:
-            nonlocal failures
-            failures += 1
-            if failures >= len(settings.urls) and not failed.done():
-                failed.set_result(error)
-
-        connecting = asyncio.ensure_future(
-            client.connect(
-                list(settings.urls),
-                error_cb=error_cb,
-                disconnected_cb=connection._disconnected,
-                reconnected_cb=connection._reconnected,
-                closed_cb=connection._closed,
-                name=settings.name,
-                user=settings.user,
-                password=settings.password,
-                token=settings.token,
-                connect_timeout=max(1, int(settings.connect_timeout)),
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=1,
-                pending_size=8 * 1024 * 1024,
-            )
-        )
-        racing: set[asyncio.Future[Any]] = {connecting, failed}
-        await asyncio.wait(racing, timeout=settings.connect_timeout, return_when=asyncio.FIRST_COMPLETED)
-        if not connecting.done() or connecting.exception() is not None:
-            reason = failed.result() if failed.done() else TimeoutError()
-            if connecting.done():
-                reason = connecting.exception() or reason
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
-            await client.close()
-            raise no_server(settings, reason)
-        await client.subscribe(connection._replies.subject, cb=connection._replies.answered)
-        connection._replies.open()
+        deadline = time.monotonic() + settings.connect_timeout
+        connection, trouble = await dial(settings, lambda client: cls(client, settings))
         try:
-            await connection.api("INFO")
-        except (NoResponders, ServerRefused, Unconfirmed) as error:
+            await connection._find_jetstream(trouble, deadline - time.monotonic())
+        except BaseException:
             await connection.close()
-            if isinstance(error, ServerRefused) and error.err_code not in NO_JETSTREAM_CODES:
-                raise
-            raise NoJetStream(
-                f"JetStream is off at {address(settings)}; start the server with `-js`, or use `nqnb up`"
-            ) from None
+            raise
         return connection
 
     @property
@@ -235,7 +196,9 @@ class Connection:
         if not self.client.is_closed:
             with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
                 await asyncio.wait_for(self.client.flush(), 1.0)
-            await self.client.close()
+            # The socket may break in this very moment.
+            with contextlib.suppress(nats.errors.Error, OSError):
+                await self.client.close()
         self._replies.fail_all("the connection was closed")
         self.closed.set()
 
@@ -256,15 +219,41 @@ class Connection:
                 self.max_payload,
             )
 
-    async def _disconnected(self) -> None:
+    async def _find_jetstream(self, trouble: asyncio.Future[Exception], seconds: float) -> None:
+        settings = self.settings
+        await self.client.subscribe(self._replies.subject, cb=self._replies.answered)
+        self._replies.open()
+        asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
+        # A connection that ends or lacks a permission has no other answer than its error.
+        await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            raise no_server(settings, dict.fromkeys(settings.urls, trouble.result()))
+        try:
+            asking.result()
+        except (NoResponders, ServerRefused) as error:
+            if isinstance(error, ServerRefused) and error.err_code not in NO_JETSTREAM_CODES:
+                raise
+            raise NoJetStream(
+                f"JetStream is off at {address(settings)}; start the server with `-js`, or use `nqnb up`"
+            ) from None
+        except (ConnectionFailed, Unconfirmed):
+            reason = trouble.result() if trouble.done() else TimeoutError()
+            raise no_server(settings, dict.fromkeys(settings.urls, reason)) from None
+
+    async def when_disconnected(self) -> None:
+        """Fail what is in flight. For `dial`, as are the next two."""
         self._replies.fail_all("the connection was lost")
         for callback in self._on_disconnect:
             callback()
 
-    async def _reconnected(self) -> None:
+    async def when_reconnected(self) -> None:
+        """Tell whoever asked to know."""
         for callback in self._on_reconnect:
             await callback()
 
-    async def _closed(self) -> None:
+    async def when_closed(self) -> None:
+        """It is over."""
         self._replies.fail_all("the connection was closed")
         self.closed.set()

@@ -51,23 +51,19 @@ class KeyValueStore:
     async def create(self, key: str, value: bytes) -> int:
         """See `StateStore.create`."""
         try:
-            return await self.update(key, value, 0)
+            return await self._write(key, value, 0)
         except RevisionConflict:
             # A deleted key leaves a marker with a revision of its own.
             last = await self._last(key)
             if last is None or not _is_marker(last.hdrs):
                 raise
-            return await self.update(key, value, last.seq)
+            return await self._write(key, value, last.seq)
 
     async def update(self, key: str, value: bytes, revision: int) -> int:
         """See `StateStore.update`."""
-        try:
-            ack = await self._connection.publish(self._root + key, value, {_EXPECTED: str(revision)})
-        except ServerRefused as error:
-            if error.err_code in WRONG_LAST_SEQUENCE:
-                raise RevisionConflict(key) from None
-            raise
-        return ack.sequence
+        if revision <= 0:
+            raise RevisionConflict(key)
+        return await self._write(key, value, revision)
 
     async def put(self, key: str, value: bytes) -> int:
         """See `StateStore.put`."""
@@ -139,6 +135,16 @@ class KeyValueStore:
             int(tokens[start + 3]),
             int(tokens[start + 5]) / 1e9,
         )
+
+    async def _write(self, key: str, value: bytes, revision: int) -> int:
+        """Compare-and-set; revision 0 means that the key was never written."""
+        try:
+            ack = await self._connection.publish(self._root + key, value, {_EXPECTED: str(revision)})
+        except ServerRefused as error:
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                raise RevisionConflict(key) from None
+            raise
+        return ack.sequence
 
     async def _last(self, key: str) -> _Stored | None:
         """The last message of a key, a deletion's marker too, read through the leader."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
+import ssl
+from collections.abc import Mapping
 
 import msgspec
 import nats.errors
@@ -13,6 +16,14 @@ from nqnb.settings import Settings
 
 NO_JETSTREAM_CODES = (10039, 10076)
 """JetStream is not enabled for the account, or on the server."""
+
+_UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
+"""OpenSSL's numbers for a chain that ends at nobody whom we trust."""
+_OUR_CERTIFICATE = "give the certificate and key that it accepts with tls_cert and tls_key"
+_FIRST = {
+    False: "if it wants the TLS handshake first, give tls_first",
+    True: "if it does not want the TLS handshake first, leave tls_first out",
+}
 
 
 class ApiError(msgspec.Struct):
@@ -42,22 +53,90 @@ def refused(error: ApiError, what: str) -> ServerRefused:
     )
 
 
-def no_server(settings: Settings, reason: BaseException) -> NoServer:
-    """Why the first connection failed, with the remedy."""
+class Silent(TimeoutError):
+    """The address took our connection, and said nothing."""
+
+
+class CertificateRefused(ConnectionError):
+    """The server wants a certificate, and hung up on ours or for want of one."""
+
+
+def no_server(settings: Settings, reasons: Mapping[str, BaseException]) -> NoServer:
+    """Why no address would have us, with the remedies; ``reasons`` has what happened, by address."""
     where = address(settings)
-    remedy = "start one with `nqnb up`, or give another address with --url or NATS_URL"
-    text = str(reason).lower()
-    if isinstance(reason, nats.errors.AuthorizationError) or "authoriz" in text or "authentic" in text:
-        why, remedy = "it refused our user, password or token", "check them; nothing else is wrong with the address"
-    elif isinstance(reason, socket.gaierror):
-        why, remedy = "no host of that name is known", "check its spelling"
-    elif isinstance(reason, ConnectionRefusedError) or "refused" in text or "connect call failed" in text:
-        why = "the connection was refused"
-    elif isinstance(reason, (TimeoutError, asyncio.TimeoutError, nats.errors.TimeoutError)):
-        why = f"no answer within {settings.connect_timeout:g} s"
-    else:
-        why = str(reason) or type(reason).__name__
-    return NoServer(f"no NATS server at {where}: {why}; {remedy}", where)
+    told: dict[str, list[str]] = {}
+    for url in settings.urls:
+        if url in reasons:
+            told.setdefault(_without_secrets("; ".join(_reason(settings, reasons[url])), settings), []).append(url)
+    if len(told) == 1:
+        return NoServer(f"no NATS server at {where}: {next(iter(told))}", where)
+    each = " | ".join(f"{', '.join(urls)}: {reason}" for reason, urls in told.items())
+    return NoServer(f"no NATS server at any of the addresses: {each}", where)
+
+
+def _reason(settings: Settings, reason: BaseException) -> tuple[str, str]:
+    """What went wrong, and what to do."""
+    another = "start one with `nqnb up`, or give another address with --url or NATS_URL"
+    text = str(reason)
+    if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
+        return _turned_away(settings, text)
+    if isinstance(reason, ssl.SSLError):
+        return _no_tls(settings, reason)
+    if isinstance(reason, nats.errors.SecureConnWantedError):
+        return "it does not speak TLS", "give an address with nats:// and no TLS settings if plain text will do"
+    if isinstance(reason, socket.gaierror):
+        return "no host of that name is known", "check its spelling"
+    if isinstance(reason, ConnectionRefusedError) or re.search("refused|connect call failed", text, re.IGNORECASE):
+        return "the connection was refused", another
+    if isinstance(reason, Silent):
+        why = f"it took the connection, and gave no answer within {settings.connect_timeout:g} s"
+        return why, f"{_FIRST[settings.tls_first]}; {another}"
+    if isinstance(reason, (TimeoutError, asyncio.TimeoutError)):
+        return f"no answer within {settings.connect_timeout:g} s", another
+    if isinstance(reason, CertificateRefused):
+        why = "refused our certificate" if settings.tls_cert else "wants a certificate of ours"
+        return f"it {why}", _OUR_CERTIFICATE
+    if isinstance(reason, (nats.errors.UnexpectedEOF, ConnectionResetError)) or "expecting INFO" in text:
+        return "it hung up or spoke something else", f"{_FIRST[settings.tls_first]}; {another}"
+    return text.removeprefix("nats: ").strip("'") or type(reason).__name__, another
+
+
+def _turned_away(settings: Settings, text: str) -> tuple[str, str]:
+    remedy = "nothing else is wrong with the address"
+    if "expired" in text:
+        return "our credentials have expired there", f"get new ones; {remedy}"
+    if settings.creds is not None:
+        return f"it refused our credentials file {str(settings.creds)!r}", f"check it, and whether it expired; {remedy}"
+    if settings.nkey is not None:
+        return "it refused our nkey", f"check that the server knows its public key; {remedy}"
+    given = any(each is not None for each in (settings.user, settings.password, settings.token))
+    return "it refused our user, password or token", f"check them{'' if given else ' (none was given)'}; {remedy}"
+
+
+def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        why = reason.verify_message
+        if reason.verify_code in _UNKNOWN_AUTHORITY:
+            return f"its certificate is signed by nobody we trust ({why})", "give the authority's file with tls_ca"
+        if "mismatch" in why.lower() or "valid for" in why.lower():
+            return f"its certificate is that of another host ({why})", "give the address that the certificate names"
+        return f"its certificate is not valid ({why})", "renew it, or check the clocks"
+    name = (reason.reason or str(reason)).upper()
+    if "CERTIFICATE_REQUIRED" in name or ("HANDSHAKE_FAILURE" in name and not settings.tls_cert):
+        return "it wants a certificate of ours", _OUR_CERTIFICATE
+    if "ALERT" in name and ("CERTIFICATE" in name or "UNKNOWN_CA" in name):
+        return f"it refused our certificate ({name.replace('_', ' ').lower()})", _OUR_CERTIFICATE
+    if settings.tls_first and ("WRONG_VERSION" in name or "RECORD_LAYER" in name or "PACKET_LENGTH" in name):
+        return "it does not begin with the TLS handshake", "leave tls_first out"
+    return f"TLS failed ({name.replace('_', ' ').lower()})", "check the TLS settings here and there"
+
+
+def _without_secrets(text: str, settings: Settings) -> str:
+    """The text of a foreign error, should it quote one."""
+    for secret in (settings.password, settings.token, settings.nkey):
+        if secret:
+            text = text.replace(str(secret), "…")
+    return text
 
 
 def address(settings: Settings) -> str:

@@ -92,15 +92,14 @@ class CoroutineExecutor:
             call = self._handler.call(self._job)
         except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
             return Result(Ended.FAILED, error=refused)
-        self._task = asyncio.ensure_future(call())
+        self._task = asyncio.ensure_future(_ended(call))
         await asyncio.wait({self._task})
         self._ladder.end()
-        error: BaseException | None = asyncio.CancelledError("the handler cancelled itself")
-        if not self._task.cancelled():
-            error = self._task.exception()
-        if error is None:
-            return Result(Ended.RETURNED, self._task.result())
-        return Result(Ended.STOPPED if self._stopping else Ended.FAILED, error=error)
+        # Cancelled before its first step, it never was in the handler.
+        result = Result(Ended.FAILED) if self._task.cancelled() else self._task.result()
+        if self._stopping and result.ended is Ended.FAILED:
+            return Result(Ended.STOPPED, error=result.error)
+        return result
 
     def stop(self) -> None:
         """See `Executor.stop`."""
@@ -132,6 +131,7 @@ class ThreadExecutor:
         self._inside = False
         """Whether the thread is in the handler, so that an exception may be raised in it; guarded by the lock."""
         self._thread: threading.Thread | None = None
+        self._result = Result(Ended.STOPPED)
 
     async def run(self) -> Result:
         """See `Executor.run`."""
@@ -157,14 +157,19 @@ class ThreadExecutor:
         self._ladder.start()
 
     def _main(self) -> None:
-        result = Result(Ended.STOPPED)
-        # An exception meant for the handler may still hit the lines behind it.
-        with contextlib.suppress(JobCancelled):
-            result = self._call()
-        while self._inside:
-            with contextlib.suppress(JobCancelled):
+        # A push that is meant for the handler may still hit the lines behind it, and a second one those that deal
+        # with it. From the end of _leave on none can come.
+        try:
+            try:
+                self._result = self._call()
+            finally:
                 self._leave()
-        self._tell(result)
+        except JobCancelled:
+            try:
+                self._leave()
+            except JobCancelled:
+                self._leave()
+        self._tell()
 
     def _call(self) -> Result:
         try:
@@ -181,20 +186,28 @@ class ThreadExecutor:
             self._inside = False
 
     def _raise_in_thread(self) -> None:
+        if self._thread is not None and not self._thread.is_alive():
+            self._settle()
         with self._lock:
             if self._inside and self._thread is not None and self._thread.ident is not None:
                 _raise_in(self._thread.ident, JobCancelled)
 
-    def _tell(self, result: Result) -> None:
-        def set_result() -> None:
-            if not self._ended.done():
-                self._ended.set_result(result)
+    def _tell(self) -> None:
+        # A loop that has closed over a thread which could not be stopped leaves nobody to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._settle)
 
-        try:
-            self._loop.call_soon_threadsafe(set_result)
-        except RuntimeError:
-            # The loop has closed over a thread that could not be stopped: nobody is left to tell.
-            return
+    def _settle(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(self._result)
+
+
+async def _ended(call: Callable[[], Any]) -> Result:
+    """Await a coroutine handler; whatever it raises is its result, for an exit in a handler must not end the loop."""
+    try:
+        return Result(Ended.RETURNED, await call())
+    except BaseException as error:  # noqa: BLE001  a handler may raise anything
+        return Result(Ended.FAILED, error=error)
 
 
 def _raise_in(thread_id: int, exception: type[BaseException] | None) -> None:

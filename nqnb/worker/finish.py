@@ -24,6 +24,7 @@ from nqnb.lifecycle import Ended, FinishStep
 from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessage
 from nqnb.worker.claim import Seen, read_entry, read_intent, write_entry
 from nqnb.worker.executors import Result
+from nqnb.worker.job import plain_text
 from nqnb.worker.run import Run, Stop
 
 log = logging.getLogger("nqnb.worker")
@@ -32,6 +33,7 @@ INLINE_RESULT = 4096
 """Bytes of JSON up to which a result stands in the entry itself."""
 _TRACEBACK = 4096
 _MESSAGE = 1024
+_OURS = ("nqnb.worker.executors",)
 
 
 async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
@@ -187,11 +189,20 @@ class _Useless(Exception):
 def describe_error(error: BaseException) -> ErrorInfo:
     """An exception as text, short enough for an entry; of a long traceback the end."""
     if isinstance(error, _Useless):
-        return ErrorInfo("UnencodableResult", str(error)[:_MESSAGE])
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE))
+    name = type(error).__qualname__
+    try:
+        message = plain_text(error, _MESSAGE)
+    except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
+        message = f"this {name} has no text"
+    # The frames above the handler's are ours, and tell its author nothing.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__", "") in _OURS:
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
     if len(text) > _TRACEBACK:
         text = f"…{text[-_TRACEBACK:]}"
-    return ErrorInfo(type(error).__qualname__, str(error)[:_MESSAGE], text)
+    return ErrorInfo(name, message, plain_text(text, _TRACEBACK + 1))
 
 
 def _short(error: ErrorInfo | None) -> ErrorInfo | None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from nqnb import names, payload
 from nqnb.errors import BadInput, InvalidHandler
 from nqnb.retry import Backoff
@@ -68,7 +70,10 @@ def make_handler(
         raise InvalidHandler(f"grace={grace!r} of {name}: give seconds above 0")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
-    signature = inspect.signature(function)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        raise InvalidHandler(f"{name} does not tell its arguments; wrap it in a function of (job)") from None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [each for each in signature.parameters.values() if each.kind in positional]
     required = [each for each in signature.parameters.values() if each.default is each.empty and each.kind < 4]
@@ -89,11 +94,24 @@ def make_handler(
 
 
 def _annotation(function: Callable[..., Any], name: str) -> Any:
+    """The type that a parameter asks for, checked to be one that a payload can be validated as."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not hasattr(function, "__annotations__"):
+        function = type(function).__call__
+    shown = repr(getattr(function, "__qualname__", function))
+    written = getattr(function, "__annotations__", {}).get(name, Any)
     try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError) as error:
+        holder = type("holder", (), {"__annotations__": {name: written}, "__module__": function.__module__})
+        spaces = getattr(function, "__globals__", {})
+        kind = typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
+    except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise InvalidHandler(
-            f"the annotations of {getattr(function, '__qualname__', function)!r} cannot be read ({error}); "
-            "name types that its module has"
+            f"the annotations of {shown} cannot be read ({error}); name types that its module has"
         ) from None
-    return hints.get(name, Any)
+    try:
+        if kind is not bytes:
+            msgspec.json.Decoder(kind)
+    except (TypeError, ValueError) as error:
+        raise InvalidHandler(f"the payload of {shown} cannot be validated: {error}") from None
+    return kind

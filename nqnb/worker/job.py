@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -86,11 +87,22 @@ class Job:
             total: of how much, 0 = unknown.
             text: a word about it, at most 200 characters.
         """
-        self._progress = Progress(float(done), float(total), str(text)[:LINE_LENGTH])
+        self._progress = Progress(_number(done), _number(total), plain_text(text, LINE_LENGTH))
         self._changed()
 
     def log(self, text: str) -> None:
         """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""
         stamp = time.strftime("%H:%M:%S")
-        self._log = [*self._log, f"{stamp} {text}"[:LINE_LENGTH]][-LOG_LINES:]
+        self._log = [*self._log, plain_text(f"{stamp} {text}", LINE_LENGTH)][-LOG_LINES:]
         self._changed()
+
+
+def plain_text(value: object, most: int) -> str:
+    """At most so many characters of a value's text, as JSON can carry them: half a surrogate pair is escaped."""
+    return str(value)[:most].encode("utf-8", "backslashreplace").decode()[:most]
+
+
+def _number(value: float) -> float:
+    """A number as JSON can carry it: NaN and infinities, which say nothing about progress, are 0."""
+    number = float(value)
+    return number if math.isfinite(number) else 0.0

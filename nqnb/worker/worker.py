@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from nqnb import names
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.records import WorkerInfo
 from nqnb.retry import Backoff
@@ -68,7 +69,7 @@ class Worker:
     ) -> None:
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise BadInput(f"concurrency={concurrency!r}: give the number of tasks to run at once, 1 or more")
-        if not shutdown_timeout >= 0:
+        if not isinstance(shutdown_timeout, (int, float)) or not shutdown_timeout >= 0:
             raise BadInput(f"shutdown_timeout={shutdown_timeout!r}: give seconds, 0 or more")
         self.settings = Settings.of(settings, **options)
         self.concurrency = concurrency
@@ -103,6 +104,8 @@ class Worker:
             InvalidQueueName: no queue can have that name.
             InvalidHandler: the function cannot handle tasks, or the queue has a handler.
         """
+
+        names.check_queue(queue)
 
         def register(function: F) -> F:
             if queue in self.handlers:
@@ -170,10 +173,11 @@ class Worker:
             self._stop.set()
 
     async def serve(self) -> None:
-        """Start, and run until `request_stop` is called or the connection is gone for good; raises as `start`.
+        """Start, and run until `request_stop` is called or the connection is gone for good.
 
         Raises:
             ConnectionFailed: the connection is gone for good.
+            InvalidHandler, NoServer, NoJetStream, ServerRefused: as `start`.
 
         SIGINT and SIGTERM call it, where this is the main thread; a second one does not wait for what runs.
         """
@@ -184,7 +188,8 @@ class Worker:
             await self.stop()
         if lost:
             raise ConnectionFailed(
-                f"the connection to {', '.join(self.settings.urls)} is gone for good, so the worker stopped; start it again"
+                f"the connection to {', '.join(self.settings.urls)} is gone for good, so the worker has stopped; "
+                "start it again"
             )
 
     def request_stop(self) -> None:

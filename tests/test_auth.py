@@ -1,0 +1,435 @@
+"""Real servers that want to know who we are: the right one comes in, and everybody else learns the true reason."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from certificates import Operator, new_key, write_certificates
+
+import nqnb
+from nqnb.errors import BadInput, NoJetStream, NoServer
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "s3cret"
+CONNECT_TIMEOUT = 3.0
+
+
+@pytest.fixture(autouse=True)
+def no_context(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("certificates")
+    write_certificates(folder)
+    return folder
+
+
+def tls(files: Path, name: str = "server", *more: str) -> str:
+    lines = [f'cert_file: "{files / name}.pem"', f'key_file: "{files / name}.key"', *more]
+    return "tls {\n" + "\n".join(lines) + "\n}"
+
+
+def running(config: str) -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=config) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def nothing_left() -> AsyncIterator[None]:
+    """After the block, no task and no descriptor more than before."""
+    fds = Path("/proc/self/fd")
+
+    def held() -> int:
+        return len(list(fds.iterdir())) if fds.is_dir() else 0
+
+    if sys.platform == "linux":
+        # Sockets of the loop's own (its thread pool's) are made at the first look-up of a name.
+        await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 1)
+    before, tasks = held(), asyncio.all_tasks()
+    yield
+    for _ in range(20):
+        gc.collect()  # a socket that was forgotten fails the test with its ResourceWarning
+        if held() <= before and asyncio.all_tasks() <= tasks:
+            return
+        await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() <= tasks
+    assert held() <= before
+
+
+async def comes_in(url: str | list[str], **options: Any) -> None:
+    async with nqnb.connect(url, connect_timeout=CONNECT_TIMEOUT, **options) as nq:
+        task = await nq.submit("q", {"n": 1})
+        assert await task.status() is nqnb.Status.PENDING
+
+
+async def stays_out(
+    url: str | list[str], *parts: str, kind: type[Exception] = NoServer, within: float = CONNECT_TIMEOUT, **options: Any
+) -> str:
+    """Connecting fails soon, with all these parts in one line of text, and leaves nothing behind."""
+    options = {"connect_timeout": CONNECT_TIMEOUT, **options}
+    async with nothing_left():
+        begun = time.monotonic()
+        with pytest.raises(kind) as caught:
+            async with nqnb.connect(url, **options):
+                pytest.fail("it is open")
+        assert time.monotonic() - begun < within
+        text = str(caught.value)
+        del caught
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+    return text
+
+
+class TestPasswords:
+    @pytest.fixture(scope="class")
+    def server(self) -> Iterator[nqnb.DevServer]:
+        yield from running(f"authorization {{ user: ann, password: {SECRET} }}")
+
+    async def test_the_right_one(self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        await comes_in(server.url, user="ann", password=SECRET)
+        await comes_in(server.url.replace("//", f"//ann:{SECRET}@"))
+        monkeypatch.setenv("NATS_USER", "ann")
+        monkeypatch.setenv("NATS_PASSWORD", SECRET)
+        await comes_in(server.url)
+
+    @pytest.mark.parametrize(
+        "given",
+        [{"user": "ann", "password": "wr0ng"}, {"user": "bob", "password": SECRET}, {"user": "ann", "password": ""}]
+        + [{"token": "wr0ng"}, {"user": "ann"}, {}],
+    )
+    async def test_a_wrong_one(self, server: nqnb.DevServer, given: dict[str, str]) -> None:
+        text = await stays_out(server.url, "it refused our user, password or token", server.url, within=1, **given)
+        assert "wr0ng" not in text
+        assert ("none was given" in text) == (not given)
+
+    async def test_a_token(self) -> None:
+        for server in running(f"authorization {{ token: {SECRET} }}"):
+            await comes_in(server.url, token=SECRET)
+            await comes_in(server.url.replace("//", f"//{SECRET}@"))
+            await stays_out(server.url, "check them", token="wr0ng", within=1)  # noqa: S106
+            await stays_out(server.url, "none was given", within=1)
+
+    async def test_a_user_who_may_not_use_jetstream(self) -> None:
+        deny = "permissions: { publish: { deny: '$JS.API.>' } }"
+        for server in running(f"authorization {{ users: [{{ user: ann, password: {SECRET}, {deny} }}] }}"):
+            await stays_out(server.url, "permissions violation", "$js.api.info", within=1, user="ann", password=SECRET)
+
+
+class TestNkeys:
+    @pytest.fixture(scope="class")
+    def key(self) -> tuple[str, str]:
+        return new_key("user")
+
+    @pytest.fixture(scope="class")
+    def server(self, key: tuple[str, str]) -> Iterator[nqnb.DevServer]:
+        yield from running(f"authorization {{ users: [{{ nkey: {key[1]} }}] }}")
+
+    async def test_the_right_one(
+        self, server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await comes_in(server.url, nkey=key[0])
+        path = tmp_path / "user.nk"
+        for text in (
+            key[0],
+            f"{key[0]}\n",
+            f"-----BEGIN USER NKEY SEED-----\n{key[0]}\n------END USER NKEY SEED------\n",
+        ):
+            path.write_text(text)
+            await comes_in(server.url, nkey=path)
+        monkeypatch.setenv("NATS_NKEY", str(path))
+        await comes_in(server.url)
+
+    async def test_a_wrong_one(self, server: nqnb.DevServer) -> None:
+        seed, _ = new_key("user")
+        text = await stays_out(server.url, "it refused our nkey", nkey=seed, within=1)
+        assert seed not in text
+
+    async def test_one_that_is_none(self, server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path) -> None:
+        damaged = key[0][:30] + ("A" if key[0][30] != "A" else "B") + key[0][31:]
+        text = await stays_out(server.url, "nkey is damaged", kind=BadInput, nkey=damaged)
+        assert damaged[5:20] not in text
+        text = await stays_out(server.url, "not that of a user", kind=BadInput, nkey=new_key("account")[0])
+        path = tmp_path / "user.nk"
+        path.write_text(damaged)
+        text = await stays_out(server.url, "damaged", str(path), kind=BadInput, nkey=path)
+        assert damaged[5:20] not in text
+        path.write_text("nothing")
+        await stays_out(server.url, str(path), "has no seed", kind=BadInput, nkey=path)
+
+
+class TestCredentials:
+    @pytest.fixture(scope="class")
+    def operator(self) -> Operator:
+        return Operator()
+
+    @pytest.fixture(scope="class")
+    def server(self, operator: Operator) -> Iterator[nqnb.DevServer]:
+        yield from running(operator.config)
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        return tmp_path / "app.creds"
+
+    async def test_the_right_ones(
+        self, server: nqnb.DevServer, operator: Operator, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for newline in ("\n", "\r\n"):
+            path.write_text(operator.credentials()[0], newline=newline)
+            await comes_in(server.url, creds=path)
+        monkeypatch.setenv("NATS_CREDS", str(path))
+        await comes_in(server.url)
+
+    async def test_they_are_read_again_at_a_reconnect(self, operator: Operator, path: Path) -> None:
+        text, seed = operator.credentials()
+        path.write_text(text)
+        for server in running(operator.config):
+            async with nqnb.connect(server.url, creds=path, ack_wait=1) as nq:
+                back = asyncio.Event()
+
+                async def reconnected(back: asyncio.Event = back) -> None:
+                    back.set()
+
+                nq.backend.connection.on_reconnect(reconnected)
+                path.write_text("half a file")
+                server.restart()
+                await asyncio.sleep(1.5)
+                assert not back.is_set()
+                path.write_text(operator.credentials()[0])
+                await asyncio.wait_for(back.wait(), 5)
+                await nq.submit("q")
+
+    async def test_wrong_ones(self, server: nqnb.DevServer, operator: Operator, path: Path) -> None:
+        for text, seed in (
+            operator.credentials(expires=-30),
+            operator.credentials(account_seed=new_key("account")[0]),
+            Operator().credentials(),
+        ):
+            path.write_text(text)
+            told = await stays_out(server.url, f"it refused our credentials file {str(path)!r}", within=1, creds=path)
+            assert seed not in told
+        await stays_out(server.url, "none was given", within=1)
+
+    @pytest.mark.parametrize(
+        "text", ["", "nothing", "-----BEGIN NATS USER JWT-----", "-----BEGIN NATS USER JWT-----\n"]
+    )
+    async def test_a_file_that_has_none(self, server: nqnb.DevServer, path: Path, text: str) -> None:
+        path.write_text(text)
+        await stays_out(server.url, str(path), "no NATS user JWT", kind=BadInput, within=1, creds=path)
+
+    async def test_a_file_that_vanished(self, server: nqnb.DevServer, operator: Operator, path: Path) -> None:
+        path.write_text(operator.credentials()[0])
+        settings = nqnb.Settings(server.url, creds=path)
+        path.unlink()
+        with pytest.raises(BadInput, match="cannot be read"):
+            await nqnb.connect(settings).__aenter__()
+
+
+class TestTLS:
+    @pytest.fixture(scope="class")
+    def server(self, files: Path) -> Iterator[nqnb.DevServer]:
+        yield from running(tls(files))
+
+    async def test_the_right_authority(
+        self, server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for url in (server.url, server.url.replace("nats:", "tls:")):
+            await comes_in(url, tls_ca=files / "ca.pem")
+        monkeypatch.setenv("NATS_CA", str(files / "ca.pem"))
+        await comes_in(server.url)
+
+    async def test_a_wrong_authority(self, server: nqnb.DevServer, files: Path) -> None:
+        await stays_out(server.url, "nobody we trust", "tls_ca", within=1)
+        await stays_out(server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
+
+    async def test_another_host(self, files: Path) -> None:
+        for server in running(tls(files, "elsewhere")):
+            await stays_out(server.url, "that of another host", "127.0.0.1", within=1, tls_ca=files / "ca.pem")
+
+    async def test_one_that_does_not_begin_with_it(self, server: nqnb.DevServer, files: Path) -> None:
+        parts = ("does not begin with the TLS handshake", "leave tls_first out")
+        await stays_out(server.url, *parts, within=1, tls_ca=files / "ca.pem", tls_first=True)
+
+    async def test_one_that_begins_with_it(self, files: Path) -> None:
+        for server in running(tls(files, "server", "handshake_first: true")):
+            await comes_in(server.url, tls_ca=files / "ca.pem", tls_first=True)
+            parts = ("no answer within 0.5 s", "give tls_first")
+            await stays_out(server.url, *parts, within=1, tls_ca=files / "ca.pem", connect_timeout=0.5)
+
+    async def test_a_server_without_it_gets_no_secret(self, files: Path) -> None:
+        heard = bytearray()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"server_id":"x","version":"2.12.0","auth_required":true,"nonce":"abc"}\r\n')
+            heard.extend(await reader.read())
+            writer.close()
+
+        plain = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"tls://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
+        login = {"user": "ann", "password": SECRET}
+        with pytest.raises(NoServer, match="it does not speak TLS"):
+            await nqnb.connect(url, **login).__aenter__()
+        with pytest.raises(NoServer, match="it does not speak TLS"):
+            await nqnb.connect(url.replace("tls:", "nats:"), tls_ca=files / "ca.pem", **login).__aenter__()
+        plain.close()
+        await asyncio.sleep(0.05)
+        assert not heard
+
+    async def test_where_it_is_optional(self, files: Path) -> None:
+        for server in running(f"{tls(files)}\nallow_non_tls: true"):
+            await comes_in(server.url)
+            await comes_in(server.url, tls_ca=files / "ca.pem")
+            await stays_out(server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
+
+    async def test_files_that_are_none(self, server: nqnb.DevServer, files: Path, tmp_path: Path) -> None:
+        text = tmp_path / "notes.txt"
+        text.write_text("nothing")
+        await stays_out(server.url, "tls_ca", str(text), "PEM", kind=BadInput, tls_ca=text)
+        for pair in ((text, files / "client.key"), (files / "client.pem", files / "intruder.key")):
+            ours = {"tls_cert": pair[0], "tls_key": pair[1]}
+            await stays_out(server.url, *map(str, pair), kind=BadInput, tls_ca=files / "ca.pem", **ours)
+
+
+class TestMutualTLS:
+    @pytest.fixture(scope="class")
+    def server(self, files: Path) -> Iterator[nqnb.DevServer]:
+        yield from running(tls(files, "server", f'ca_file: "{files / "ca.pem"}"', "verify: true"))
+
+    def ours(self, files: Path, name: str) -> dict[str, Path]:
+        return {"tls_ca": files / "ca.pem", "tls_cert": files / f"{name}.pem", "tls_key": files / f"{name}.key"}
+
+    async def test_the_right_certificate(
+        self, server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await comes_in(server.url, **self.ours(files, "client"))
+        for variable, name in (("NATS_CA", "ca.pem"), ("NATS_CERT", "client.pem"), ("NATS_KEY", "client.key")):
+            monkeypatch.setenv(variable, str(files / name))
+        await comes_in(server.url)
+
+    async def test_none(self, server: nqnb.DevServer, files: Path) -> None:
+        await stays_out(server.url, "wants a certificate of ours", "tls_cert", within=1, tls_ca=files / "ca.pem")
+
+    async def test_a_wrong_one(self, server: nqnb.DevServer, files: Path) -> None:
+        await stays_out(server.url, "it refused our certificate", within=1, **self.ours(files, "intruder"))
+
+    async def test_it_says_who_we_are(self, files: Path) -> None:
+        verify = (f'ca_file: "{files / "ca.pem"}"', "verify_and_map: true")
+        users = 'authorization { users: [{ user: "ann@example.com" }] }'
+        for server in running(f"{tls(files, 'server', *verify)}\n{users}"):
+            await comes_in(server.url, **self.ours(files, "client"))
+
+
+class TestAddresses:
+    @pytest.fixture
+    def mute(self) -> Iterator[str]:
+        """A host that takes connections and says nothing."""
+        with socket.socket() as mute:
+            mute.bind(("127.0.0.1", 0))
+            mute.listen()
+            yield f"nats://127.0.0.1:{mute.getsockname()[1]}"
+
+    async def test_none(self) -> None:
+        await stays_out("nats://127.0.0.1:1", "the connection was refused", "`nqnb up`", within=1)
+        await stays_out("nats://no-such-host.invalid", "no host of that name is known")
+
+    async def test_a_mute_one(self, mute: str) -> None:
+        await stays_out(mute, "no answer within 0.3 s", within=0.8, connect_timeout=0.3)
+        await stays_out(mute, "no answer within 0.3 s", within=0.8, connect_timeout=0.3, tls_first=True)
+
+    async def test_one_that_hangs_up(self) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576}\r\n')
+            await reader.readline()
+            writer.close()
+
+        there = await asyncio.start_server(serve, "127.0.0.1", 0)
+        with pytest.raises(NoServer, match="it hung up"):
+            await nqnb.connect(f"127.0.0.1:{there.sockets[0].getsockname()[1]}").__aenter__()
+        there.close()
+
+    async def test_one_without_jetstream(self) -> None:
+        with nqnb.DevServer(jetstream=False) as server:
+            await stays_out(server.url, server.url, "JetStream is off", kind=NoJetStream, within=1)
+
+    @pytest.mark.parametrize("_", range(4))
+    async def test_a_live_one_among_dead_ones(self, _: int, server: nqnb.DevServer, mute: str) -> None:
+        await comes_in(["nats://127.0.0.1:1", "nats://no-such-host.invalid", mute, server.url])
+
+    async def test_a_live_one_among_those_that_refuse_us(self, files: Path) -> None:
+        login = {"user": "ann", "password": SECRET, "tls_ca": files / "ca.pem"}
+        config = f"authorization {{ user: ann, password: {SECRET} }}\n"
+        with (
+            nqnb.DevServer(config=config + tls(files)) as right,
+            nqnb.DevServer(config=tls(files, "elsewhere")) as other,
+        ):
+            for _ in range(4):
+                await comes_in([other.url, right.url], **login)
+            await stays_out(
+                [other.url, "127.0.0.1:1"], f"{other.url}: its certificate", "127.0.0.1:1: the connection", **login
+            )
+
+    async def test_it_comes_back_to_the_others(self, server: nqnb.DevServer) -> None:
+        async with nqnb.connect(["nats://127.0.0.1:1", server.url], retry_for=10) as nq:
+            server.restart()
+            await nq.submit("q")
+
+
+class TestSecrets:
+    async def test_none_is_shown_anywhere(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        told = []
+        for server in running("authorization { user: ann, password: other }"):
+            secret_url = server.url.replace("//", f"//ann:{SECRET}@")
+            for given in (
+                {"url": secret_url},
+                {"url": [secret_url, secret_url.replace("ann", "bob")]},
+                {"url": server.url, "user": "ann", "password": SECRET},
+                {"url": server.url, "token": SECRET},
+            ):
+                settings = nqnb.Settings(**given)
+                client = nqnb.connect(settings)
+                with pytest.raises(NoServer) as caught:
+                    await client.__aenter__()
+                chain: BaseException | None = caught.value
+                while chain is not None:
+                    told.append(f"{chain!r} {chain} {vars(chain)}")
+                    chain = chain.__cause__ or chain.__context__
+                told.append(f"{settings!r} {settings} {client!r}")
+        assert SECRET not in "".join(told) + caplog.text
+
+    async def test_what_a_server_repeats_is_taken_out(self) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b'INFO {"server_id":"x","version":"2.12.0","auth_required":true}\r\n')
+            await reader.readline()
+            writer.write(f"-ERR 'nobody here knows {SECRET}'\r\n".encode())
+            await reader.read()
+            writer.close()
+
+        there = await asyncio.start_server(serve, "127.0.0.1", 0)
+        url = f"nats://127.0.0.1:{there.sockets[0].getsockname()[1]}"
+        text = await stays_out(url, "nobody here knows …", within=1, token=SECRET)
+        assert SECRET not in text
+        there.close()
+
+
+async def test_buckets_of_another_name(server: nqnb.DevServer) -> None:
+    mine = {name: f"mine-{name}" for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket")}
+    async with nqnb.connect(server.url, **mine) as nq:
+        await nq.submit("q")
+        streams = await nq.backend.connection.api("STREAM.NAMES")
+        assert {name for name in streams["streams"] if name.startswith("KV_")} == {
+            f"KV_{name}" for name in mine.values()
+        }

@@ -1,0 +1,177 @@
+"""The error tree, and that no error of nats-py comes through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import nats.errors
+import nats.js.errors
+import pytest
+from nats.aio.client import Client as NatsClient
+
+import nqnb
+from nqnb import errors
+from nqnb.errors import ConnectionFailed, JobCancelled, NqnbError
+from nqnb.jetstream.connection import Connection
+
+CLASSES = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__ == "nqnb.errors"
+}
+
+
+def drawn_tree() -> Iterator[tuple[str, str, str]]:
+    """(name, its parent's name, what is said of it) for each line of the tree in the docstring."""
+    above: list[str] = []
+    for line in inspect.getdoc(errors).splitlines():
+        drawn = re.fullmatch(r"    ((?:│   |    )*(?:[├└]── )?)(\w+)(?:\s{2,}(.*))?", line)
+        if drawn is None:
+            continue
+        depth = len(drawn[1]) // 4
+        above[depth:] = [drawn[2]]
+        yield drawn[2], above[depth - 1] if depth else "", drawn[3] or ""
+
+
+class TestTree:
+    def test_the_docstring_draws_the_classes(self) -> None:
+        drawn = {name: parent for name, parent, _ in drawn_tree()}
+        real = {name: kind.__bases__[0].__name__ for name, kind in CLASSES.items() if kind is not JobCancelled}
+        assert drawn == {**real, "NqnbError": ""}
+
+    def test_the_builtin_that_it_says_each_also_is(self) -> None:
+        said = {name: re.findall(r"also an? (\w+)", text) for name, _, text in drawn_tree()}
+        for name, builtins in said.items():
+            others = [base.__name__ for base in CLASSES[name].__bases__[1:]]
+            assert others == builtins, name
+
+    def test_the_attributes_that_it_says_each_has(self) -> None:
+        for name, _, text in drawn_tree():
+            for attribute in re.findall(r"``\.(\w+)``", text):
+                assert attribute in inspect.signature(CLASSES[name]).parameters, name
+
+    def test_job_cancelled_passes_an_except_exception(self) -> None:
+        assert JobCancelled.__bases__ == (BaseException,)
+        with pytest.raises(JobCancelled), contextlib.suppress(Exception):
+            raise JobCancelled
+
+    @pytest.mark.parametrize("name", CLASSES)
+    def test_each_is_public(self, name: str) -> None:
+        assert name in nqnb.__all__
+        assert getattr(nqnb, name) is CLASSES[name]
+
+    @pytest.mark.parametrize("name", CLASSES)
+    def test_each_has_a_sentence(self, name: str) -> None:
+        assert str(CLASSES[name].__doc__).rstrip().endswith((".", "order.\n", "let it pass."))
+
+
+NATS_ERRORS = [
+    kind
+    for module in (nats.errors, nats.js.errors)
+    for kind in vars(module).values()
+    if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__ == module.__name__
+]
+
+
+def made(kind: type[BaseException]) -> BaseException:
+    """An error of that class; each of its arguments is 1."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return kind(*(1 for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD))
+
+
+class Broken(NatsClient):
+    """A real client that fails in every way that nats-py has."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+    async def publish(self, *args: Any, **options: Any) -> None:
+        raise self.error
+
+    async def subscribe(self, *args: Any, **options: Any) -> Any:
+        raise self.error
+
+    @property
+    def max_payload(self) -> int:
+        return 1_000_000
+
+
+@pytest.mark.anyio
+class TestTranslation:
+    def test_nats_has_the_errors_that_we_know(self) -> None:
+        assert len(NATS_ERRORS) >= 30
+        assert all(issubclass(kind, nats.errors.Error) for kind in NATS_ERRORS)
+
+    @pytest.mark.parametrize("kind", NATS_ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    async def test_none_comes_through_the_connection(self, kind: type[BaseException]) -> None:
+        connection = Connection(Broken(made(kind)), nqnb.Settings("nats://ann:s3cret@h:1"))
+        calls = [
+            connection.send("a"),
+            connection.request("a"),
+            connection.publish("a", b""),
+            connection.api("INFO"),
+            connection.subscribe("a", lambda message: None),
+        ]
+        for call in calls:
+            with pytest.raises(NqnbError) as caught:
+                await call
+            assert isinstance(caught.value, ConnectionFailed)
+            assert "nats://h:1" in str(caught.value)
+            assert "s3cret" not in str(caught.value)
+
+    async def test_what_is_under_way_when_the_client_closes_ends_with_ours(self, nq: nqnb.Client) -> None:
+        task = await nq.submit("idle")
+        waiting = [
+            asyncio.ensure_future(call)
+            for call in (task.wait(), task.result(), *(nq.submit("idle", n) for n in range(20)))
+        ]
+        await asyncio.sleep(0.002)
+        await nq.close()
+        done, pending = await asyncio.wait(waiting, timeout=5)
+        assert not pending
+        failures = [each.exception() for each in done if each.exception() is not None]
+        assert failures
+        assert [each for each in failures if not isinstance(each, NqnbError)] == []
+
+    async def test_a_list_that_is_being_read_when_all_goes_down_ends_with_ours(self, server: nqnb.DevServer) -> None:
+        nq = await nqnb.connect(server.url, request_timeout=0.5)
+        await nq.submit_many("idle", range(1100))
+        entries = nq.backend.states.entries()
+        await anext(entries)
+
+        async def read_on() -> None:
+            async for _ in entries:
+                pass
+
+        # It yields the rest of its page without a pause, and then waits for the next one.
+        reading = asyncio.ensure_future(read_on())
+        await asyncio.sleep(0)
+        server.kill()
+        await nq.close()
+        with pytest.raises(NqnbError):
+            await asyncio.wait_for(reading, 5)
+
+    async def test_after_the_servers_death_every_call_and_the_close_end_with_ours(self, server: nqnb.DevServer) -> None:
+        settings = nqnb.Settings(server.url, request_timeout=0.2, retry_for=0.3)
+        async with nqnb.connect(settings) as nq:
+            task = await nq.submit("idle")
+            server.kill()
+            calls = [
+                *(task.fetch(), task.status(), task.cancel(), task.wait(1), task.result(1)),
+                *(nq.submit("idle"), nq.submit("idle", id="mine"), nq.submit("fresh"), nq.submit_many("idle", [1, 2])),
+                *(nq.tasks(), nq.queues(), nq.workers()),
+            ]
+            results = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 10)
+            assert [each for each in results if not isinstance(each, NqnbError)] == []
+
+    async def test_a_closed_client_says_what_to_do(self, settings: nqnb.Settings) -> None:
+        nq = nqnb.connect(settings)
+        for call in (nq.tasks(), nq.submit("q"), nq.fetch("a"), nq.cancel("a"), nq.queues()):
+            with pytest.raises(ConnectionFailed, match=r"use `async with nqnb\.connect\(…\) as nq`"):
+                await call

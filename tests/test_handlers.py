@@ -1,0 +1,283 @@
+"""Which functions can handle tasks, and what they are handed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, TypedDict
+
+import msgspec
+import pytest
+
+import nqnb
+from nqnb.errors import BadInput, InvalidHandler, InvalidQueueName
+from nqnb.retry import Backoff
+from nqnb.worker.handlers import Handler, make_handler
+from nqnb.worker.job import Job
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+
+class Box(msgspec.Struct):
+    corner: Point
+    name: str = ""
+
+
+class Size(TypedDict):
+    width: int
+
+
+def job_of(payload: bytes) -> Job:
+    return Job("a", "q", payload, 1, 0, None, lambda: None)
+
+
+def handed(function: Callable[..., Any], payload: bytes) -> Any:
+    """What a handler gets for a payload; the functions here return it."""
+    return make_handler("q", function).call(job_of(payload))()
+
+
+class TestSignatures:
+    def test_job_alone(self) -> None:
+        handler = make_handler("q", lambda job: job.id)
+        assert not handler.takes_payload
+        assert handler.call(job_of(b"not json"))() == "a"
+
+    def test_job_and_payload(self) -> None:
+        assert handed(lambda job, payload: (job.id, payload), b'{"a":[1]}') == ("a", {"a": [1]})
+
+    def test_names_do_not_matter(self) -> None:
+        assert handed(lambda j, /, p: p, b"5") == 5
+
+    def test_a_second_parameter_with_a_default_is_the_handlers_own(self) -> None:
+        assert handed(lambda job, factor=3: factor, b"5") == 3
+
+    def test_more_with_defaults_are_left_alone(self) -> None:
+        assert handed(lambda job, payload, factor=3, *, deep=True: (payload, factor, deep), b"5") == (5, 3, True)
+
+    def test_star_arguments_are_left_alone(self) -> None:
+        assert handed(lambda job, *args, **options: (args, options), b"5") == ((), {})
+
+    def test_a_bound_method(self) -> None:
+        class Service:
+            def handle(self, job: Job, payload: int) -> tuple[object, int]:
+                return self, payload
+
+        service = Service()
+        assert handed(service.handle, b"5") == (service, 5)
+
+    def test_a_partial(self) -> None:
+        def scale(factor: int, job: Job, payload: int) -> int:
+            return factor * payload
+
+        assert handed(functools.partial(scale, 3), b"5") == 15
+
+    def test_an_object_that_can_be_called(self) -> None:
+        class Scale:
+            def __call__(self, job: Job, payload: Point) -> Point:
+                return payload
+
+        assert handed(Scale(), b'{"x":1}') == Point(1.0)
+
+    def test_a_decorated_function_keeps_its_annotations(self) -> None:
+        def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(function)
+            def wrapper(*args: Any, **options: Any) -> Any:
+                return function(*args, **options)
+
+            return wrapper
+
+        @timed
+        def handle(job: Job, payload: Point) -> Point:
+            return payload
+
+        assert handed(handle, b'{"x":1}') == Point(1.0)
+
+    def test_what_is_a_coroutine(self) -> None:
+        async def function(job: Job) -> None: ...
+
+        class Asynchronous:
+            async def __call__(self, job: Job) -> None: ...
+
+        @functools.wraps(function)
+        async def wrapped(*args: Any) -> None: ...
+
+        assert make_handler("q", function).is_coroutine
+        assert make_handler("q", wrapped).is_coroutine
+        assert make_handler("q", functools.partial(function)).is_coroutine
+        assert make_handler("q", Asynchronous()).is_coroutine
+        assert not make_handler("q", lambda job: None).is_coroutine
+
+    @pytest.mark.parametrize(
+        "function",
+        [
+            lambda: None,
+            lambda job, payload, more: None,
+            lambda job, *, needed: None,
+            lambda *, job: None,
+            lambda **options: None,
+        ],
+    )
+    def test_wrong_ones_are_refused(self, function: Callable[..., Any]) -> None:
+        with pytest.raises(InvalidHandler, match=r"cannot handle tasks: it must take \(job\) or \(job, payload\)"):
+            make_handler("q", function)
+
+    def test_the_refusal_shows_the_signature(self) -> None:
+        def resize(job: Job, path: str, size: int) -> None: ...
+
+        with pytest.raises(InvalidHandler, match=r"resize\(job: .*Job.*, path: .*str.*, size: .*int.*\) .*cannot"):
+            make_handler("q", resize)
+
+    @pytest.mark.parametrize("thing", [None, 5, "resize", [print]])
+    def test_what_cannot_be_called_is_refused(self, thing: Any) -> None:
+        with pytest.raises(InvalidHandler, match=r"cannot handle tasks: give a function of \(job\)"):
+            make_handler("q", thing)
+
+    def test_what_has_no_signature_is_refused(self) -> None:
+        with pytest.raises(InvalidHandler):
+            make_handler("q", dict)
+
+    def test_generators_are_refused(self) -> None:
+        def generator(job: Job) -> Iterator[int]:
+            yield 1
+
+        async def generates(job: Job) -> AsyncIterator[int]:
+            yield 1
+
+        for function in (generator, generates, functools.partial(generator)):
+            with pytest.raises(InvalidHandler, match="is a generator; a handler returns its result once"):
+                make_handler("q", function)
+
+
+class TestPayload:
+    def test_bytes_come_raw(self) -> None:
+        def handle(job: Job, payload: bytes) -> bytes:
+            return payload
+
+        assert handed(handle, b"\x00\xff") == b"\x00\xff"
+        assert handed(handle, b"") == b""
+
+    def test_unannotated_is_the_decoded_json(self) -> None:
+        assert handed(lambda job, payload: payload, b'{"a":1}') == {"a": 1}
+        assert handed(lambda job, payload: payload, b"") is None
+
+    @pytest.mark.parametrize(
+        ("annotation", "data", "value"),
+        [
+            (Point, b'{"x":1}', Point(1.0)),
+            (Box, b'{"corner":{"x":1,"y":2},"unknown":5}', Box(Point(1.0, 2.0))),
+            (Size, b'{"width":3}', {"width": 3}),
+            (dict, b"{}", {}),
+            (list[Point], b'[{"x":1}]', [Point(1.0)]),
+            (int | None, b"", None),
+            (tuple[int, str], b'[1,"a"]', (1, "a")),
+            (Any, b"[1]", [1]),
+        ],
+    )
+    def test_it_is_validated_by_its_annotation(self, annotation: Any, data: bytes, value: object) -> None:
+        def handle(job: Job, payload: Any) -> Any:
+            return payload
+
+        handle.__annotations__["payload"] = annotation
+        got = handed(handle, data)
+        assert got == value
+        assert type(got) is type(value)
+
+    @pytest.mark.parametrize(
+        ("data", "where"),
+        [
+            (b'{"x":"one"}', r"Expected `float`, got `str` - at `\$\.x`"),
+            (b"{}", "missing required field `x`"),
+            (b"[]", "Expected `object`, got `array`"),
+            (b"", "Expected `object`, got `null`"),
+            (b'{"x":', "truncated"),
+            (b"\xff", ""),
+        ],
+    )
+    def test_what_does_not_fit_says_where(self, data: bytes, where: str) -> None:
+        def resize(job: Job, payload: Point) -> None: ...
+
+        with pytest.raises(BadInput, match=f"the payload does not fit .*resize: .*{where}"):
+            make_handler("q", resize).call(job_of(data))
+
+    def test_an_annotation_that_cannot_be_read_is_refused(self) -> None:
+        def handle(job: Job, payload: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
+
+        with pytest.raises(InvalidHandler, match=r"'.*handle' cannot be read \(name 'Missing' is not defined\)"):
+            make_handler("q", handle)
+
+    def test_only_the_payloads_annotation_needs_to_be_readable(self) -> None:
+        def handle(job: Missing, payload: int) -> Other:  # type: ignore[name-defined]  # noqa: F821
+            return payload
+
+        assert handed(handle, b"5") == 5
+
+    @pytest.mark.parametrize("annotation", [Point | Box, dict[int, list[Point | Box]]])
+    def test_an_annotation_that_cannot_be_validated_is_refused_at_once(self, annotation: Any) -> None:
+        def handle(job: Job, payload: Any) -> None: ...
+
+        handle.__annotations__["payload"] = annotation
+        with pytest.raises(InvalidHandler):
+            make_handler("q", handle)
+
+
+class TestOptions:
+    def test_defaults(self) -> None:
+        handler = make_handler("q", lambda job: None)
+        assert (handler.queue, handler.backoff, handler.grace) == ("q", Backoff(), 1.0)
+
+    @pytest.mark.parametrize("grace", [0, -1, float("nan"), "1", None, True])
+    def test_grace_is_above_zero(self, grace: Any) -> None:
+        with pytest.raises(InvalidHandler, match=f"grace={grace!r} of .*: give seconds above 0"):
+            make_handler("q", lambda job: None, grace=grace)
+
+    @pytest.mark.parametrize("queue", ["a b", "", "x_cancel", None])
+    def test_queue_names_are_checked(self, queue: Any) -> None:
+        with pytest.raises(InvalidQueueName):
+            make_handler(queue, lambda job: None)
+
+
+class TestRegistering:
+    def test_the_function_stays_what_it_was(self) -> None:
+        worker = nqnb.Worker()
+
+        def handle(job: Job) -> None: ...
+
+        assert worker.handler("q", grace=2, backoff=Backoff(0, 0))(handle) is handle
+        assert isinstance(worker.handlers["q"], Handler)
+        assert worker.handlers["q"].grace == 2
+
+    def test_queues_are_in_the_order_of_their_handlers(self) -> None:
+        worker = nqnb.Worker()
+        for queue in ("c", "a", "b"):
+            worker.handler(queue)(lambda job: None)
+        assert list(worker.handlers) == ["c", "a", "b"]
+        assert "c, a, b" in repr(worker)
+
+    def test_a_second_handler_of_a_queue_is_refused(self) -> None:
+        worker = nqnb.Worker()
+        worker.handler("q")(lambda job: 1)
+        with pytest.raises(InvalidHandler, match="queue 'q' has a handler already"):
+            worker.handler("q")(lambda job: 2)
+        assert worker.handlers["q"].function(None) == 1
+
+    def test_a_decorator_without_its_queue_is_refused(self) -> None:
+        worker = nqnb.Worker()
+        with pytest.raises(InvalidQueueName):
+
+            @worker.handler  # type: ignore[arg-type]
+            def handle(job: Job) -> None: ...
+
+    @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "8", None, True])
+    def test_concurrency_is_a_number_of_tasks(self, concurrency: Any) -> None:
+        with pytest.raises(BadInput, match=f"concurrency={concurrency!r}: give the number of tasks"):
+            nqnb.Worker(concurrency=concurrency)
+
+    @pytest.mark.parametrize("seconds", [-1, float("nan"), "5", None])
+    def test_shutdown_timeout_is_in_seconds(self, seconds: Any) -> None:
+        with pytest.raises(BadInput, match=f"shutdown_timeout={seconds!r}: give seconds, 0 or more"):
+            nqnb.Worker(shutdown_timeout=seconds)

@@ -1,0 +1,276 @@
+"""What becomes JSON, what is refused, and whether the refusal names the part and a remedy."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import math
+import pathlib
+import re
+import subprocess
+import sys
+import uuid
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+import pytest
+
+from nqnb import payload
+from nqnb.errors import BadInput, UnencodableValue
+
+NAN = float("nan")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclasses.dataclass
+class Point:
+    x: float
+    y: float = 0.0
+
+
+class Box(msgspec.Struct):
+    corner: Point
+    tags: list[Any]
+
+
+class TestBytes:
+    @pytest.mark.parametrize("value", [b"", b"\x00\xff", bytearray(b"\x00\xff"), memoryview(b"\x00\xff")])
+    def test_they_pass_through(self, value: bytes) -> None:
+        data = payload.encode(value)
+        assert type(data) is bytes
+        assert data == bytes(value)
+
+    def test_a_result_of_bytes_is_base64(self) -> None:
+        assert payload.encode_json(b"\x00\xff") == b'"AP8="'
+
+
+class TestJson:
+    @pytest.mark.parametrize(
+        ("value", "data"),
+        [
+            (None, b"null"),
+            (True, b"true"),
+            (0, b"0"),
+            (2**53 + 1, b"9007199254740993"),
+            (-1.5, b"-1.5"),
+            ("två", '"två"'.encode()),
+            ([1, [2], (3,)], b"[1,[2],[3]]"),
+            ({"a": {"b": None}}, b'{"a":{"b":null}}'),
+            ({1: "one"}, b'{"1":"one"}'),
+            (datetime.date(2026, 11, 24), b'"2026-11-24"'),
+            (datetime.datetime(2026, 11, 24, 3, 0, tzinfo=datetime.timezone.utc), b'"2026-11-24T03:00:00Z"'),
+            (uuid.UUID(int=1), b'"00000000-0000-0000-0000-000000000001"'),
+            (decimal.Decimal("0.10"), b'"0.10"'),
+            (pathlib.PurePosixPath("/a/b"), b'"/a/b"'),
+            (Colour.RED, b'"red"'),
+            (Point(1.0, 2.0), b'{"x":1.0,"y":2.0}'),
+            (Box(Point(1.0), ["a", Colour.RED]), b'{"corner":{"x":1.0,"y":0.0},"tags":["a","red"]}'),
+            (frozenset([7]), b"[7]"),
+            (collections.OrderedDict(b=1, a=2), b'{"b":1,"a":2}'),
+        ],
+    )
+    def test_plain_values(self, value: object, data: bytes) -> None:
+        assert payload.encode(value) == data
+
+    @pytest.mark.parametrize(
+        ("value", "plain"),
+        [
+            (np.int64(7), 7),
+            (np.uint8(255), 255),
+            (np.float64(1.5), 1.5),
+            (np.float32(0.5), 0.5),
+            (np.bool_(True), True),
+            (np.str_("a"), "a"),
+            (np.array([1, 2]), [1, 2]),
+            (np.array([[1.5], [2.5]]), [[1.5], [2.5]]),
+            (np.array(5), 5),
+            (np.array(["a", "b"]), ["a", "b"]),
+            (np.array([{"a": np.int8(1)}, None], dtype=object), [{"a": 1}, None]),
+            ({"a": [np.int32(1), {"b": np.array([], dtype=float)}]}, {"a": [1, {"b": []}]}),
+            (np.datetime64("2026-11-24T03:00:00"), "2026-11-24T03:00:00"),
+            (pd.Timestamp("2026-11-24 03:00", tz="UTC"), "2026-11-24T03:00:00+00:00"),
+            (pd.Timestamp("2026-11-24 03:00"), "2026-11-24T03:00:00"),
+            (pd.Timedelta(seconds=90), "PT90S"),
+            (datetime.timedelta(seconds=90), "PT90S"),
+        ],
+    )
+    def test_numpy_and_pandas_values(self, value: object, plain: object) -> None:
+        assert payload.decode_json(payload.encode(value)) == plain
+
+    def test_a_moment_is_text_at_every_precision_of_numpy(self) -> None:
+        # With nanoseconds, which pandas prefers, numpy itself would give a plain number.
+        moments = np.array(["2026-11-24T03:00:00"], dtype="datetime64[ns]")
+        assert str(payload.decode_json(payload.encode(moments))[0]).startswith("2026-11-24T03:00:00")
+        assert str(payload.decode_json(payload.encode(moments[0]))).startswith("2026-11-24T03:00:00")
+
+    def test_records_of_a_frame(self) -> None:
+        frame = pd.DataFrame({"path": ["a", "b"], "size": [1, 2]})
+        assert payload.decode_json(payload.encode(frame.to_dict("records"))) == [
+            {"path": "a", "size": 1},
+            {"path": "b", "size": 2},
+        ]
+
+    def test_null_is_none_and_survives(self) -> None:
+        assert payload.decode_json(payload.encode({"a": None, "b": "null"})) == {"a": None, "b": "null"}
+
+
+class TestNoSuchNumber:
+    @pytest.mark.parametrize(
+        ("value", "part"),
+        [
+            (NAN, "payload"),
+            (math.inf, "payload"),
+            ([1, -math.inf], "payload[1]"),
+            ({"rows": [1, {"x": NAN}]}, "payload['rows'][1]['x']"),
+            ({1: NAN}, "payload[1]"),
+            ((0, NAN), "payload[1]"),
+            ({NAN}, "payload[0]"),
+            (Point(1.0, NAN), "payload.y"),
+            (Box(Point(NAN), []), "payload.corner.x"),
+            ([None, "null", NAN], "payload[2]"),
+            (np.float64("nan"), "payload"),
+            (np.float32("inf"), "payload"),
+            (np.array([1.0, NAN]), "payload[1]"),
+            ({"a": np.array([[1.0], [NAN]])}, "payload['a'][1][0]"),
+            (pd.NaT, "payload"),
+            (pd.NA, "payload"),
+            ([pd.Timestamp("2026-11-24"), pd.NaT], "payload[1]"),
+            ({"a": pd.NA}, "payload['a']"),
+            ([np.datetime64("NaT")], "payload[0]"),
+            (np.array(["2026-11-24", "NaT"], dtype="datetime64[s]"), "payload[1]"),
+            (np.timedelta64("NaT"), "payload"),
+        ],
+    )
+    def test_is_refused_by_the_name_of_its_part(self, value: object, part: str) -> None:
+        with pytest.raises(UnencodableValue) as caught:
+            payload.encode(value)
+        assert caught.value.part == part
+        assert str(caught.value).startswith(f"{part} is ")
+        assert str(caught.value).endswith("which JSON does not have; send None or text in its place")
+
+    def test_is_refused_however_deep(self) -> None:
+        value: Any = NAN
+        for _ in range(150):
+            value = [value]
+        with pytest.raises(UnencodableValue):
+            payload.encode(value)
+
+    def test_is_refused_as_a_key(self) -> None:
+        with pytest.raises(UnencodableValue):
+            payload.encode({NAN: 1})
+
+    def test_in_a_result_has_its_name(self) -> None:
+        with pytest.raises(UnencodableValue, match=r"^result\['x'\] is nan"):
+            payload.encode_json({"x": NAN}, "result")
+
+    def test_as_text_or_decimal_is_text(self) -> None:
+        assert payload.encode(["NaN", decimal.Decimal("NaN")]) == b'["NaN","NaN"]'
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("value", "part", "kind"),
+        [
+            (object(), "payload", "object"),
+            ([1, object()], "payload[1]", "object"),
+            ({"a": {"b": [1j]}}, "payload['a']['b'][0]", "complex"),
+            ({"f": print}, "payload['f']", "builtin_function_or_method"),
+            (Box(Point(1.0), [object()]), "payload.tags[0]", "object"),
+            ([np.array([1j])], "payload[0][0]", "numpy.complex128"),
+            (iter([1]), "payload", "list_iterator"),
+            (ValueError("x"), "payload", "ValueError"),
+            ({"a": re.compile("x")}, "payload['a']", "re.Pattern"),
+        ],
+    )
+    def test_the_part_and_its_type_are_named(self, value: object, part: str, kind: str) -> None:
+        with pytest.raises(UnencodableValue) as caught:
+            payload.encode(value)
+        assert caught.value.part == part
+        assert f"JSON cannot carry {part} (of type {kind})" in str(caught.value)
+        assert "convert it to text, numbers, lists or dicts" in str(caught.value)
+
+    @pytest.mark.parametrize("key", [("a", 1), None, frozenset()])
+    def test_a_key_that_json_cannot_have(self, key: object) -> None:
+        with pytest.raises(UnencodableValue, match="a key must be text or a number") as caught:
+            payload.encode({"rows": {key: 1}})
+        assert caught.value.part == f"the key {key!r} of payload['rows']"
+
+    def test_half_a_surrogate_pair(self) -> None:
+        with pytest.raises(UnencodableValue, match="half of a surrogate pair; drop or replace it") as caught:
+            payload.encode({"name": ["ok", "caf\udce9"]})
+        assert caught.value.part == "payload['name'][1]"
+
+    def test_a_frame_gets_its_remedy(self) -> None:
+        with pytest.raises(UnencodableValue, match=r'send its \.to_dict\("records"\), or a path to it') as caught:
+            payload.encode({"df": pd.DataFrame({"a": [1]})})
+        assert caught.value.part == "payload['df']"
+        assert "DataFrame" in str(caught.value)
+
+    def test_a_series_gets_its_remedy(self) -> None:
+        with pytest.raises(UnencodableValue, match=r"send its \.to_list\(\)"):
+            payload.encode(pd.Series([1, 2]))
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            "a = []; a.append(a)",
+            "a = {}; a['self'] = a",
+            "a = []; b = [a]; a.append({'b': b})",
+            "a = []; a.extend([a, a])",
+            "a = {}; a.update(x=a, y=[a], z=(a, a))",
+        ],
+    )
+    def test_what_contains_itself(self, make: str) -> None:
+        # In a process of its own, for a walk that never ends cannot be stopped from outside.
+        program = f"""if True:
+            from nqnb import payload
+            {make}
+            try:
+                payload.encode(a)
+            except payload.UnencodableValue as error:
+                print(error)
+        """
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=5)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("JSON cannot carry payload")
+        assert "\n" not in done.stdout.strip()
+
+    def test_an_error_of_the_value_itself(self) -> None:
+        class Broken:
+            def __fspath__(self) -> str:
+                raise RuntimeError("no path today")
+
+        with pytest.raises(UnencodableValue, match="payload"):
+            payload.encode([Broken()])
+
+
+class TestDecode:
+    def test_no_bytes_are_none(self) -> None:
+        assert payload.decode_json(b"") is None
+        assert payload.decode_json(None) is None
+
+    def test_it_validates(self) -> None:
+        assert payload.decode_json(b'{"corner":{"x":1},"tags":[]}', Box) == Box(Point(1.0), [])
+        with pytest.raises(BadInput, match=r"Expected `float`, got `str` - at `\$\.corner\.x`"):
+            payload.decode_json(b'{"corner":{"x":"one"},"tags":[]}', Box)
+
+    @pytest.mark.parametrize("data", [b"{", b"nope", b"\xff", b'"\xff"', b"1 2"])
+    def test_what_is_no_json(self, data: bytes) -> None:
+        with pytest.raises(BadInput):
+            payload.decode_json(data)
+
+    def test_what_is_too_deep(self) -> None:
+        with pytest.raises(BadInput):
+            payload.decode_json(b"[" * 100_000)
+
+    @pytest.mark.parametrize("value", [{"a": [1, 2.5, "x", None, True]}, [], "", 0])
+    def test_it_is_the_inverse(self, value: object) -> None:
+        assert payload.decode_json(payload.encode(value)) == value

@@ -1,0 +1,126 @@
+"""The public names: sorted, complete, documented, and loaded only when they are touched."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nqnb
+
+FACE = ast.parse(Path(nqnb.__file__).read_text(encoding="utf-8"))
+NAMES = [name for name in nqnb.__all__ if name != "__version__"]
+
+
+def rooms_by_type_checking() -> dict[str, str]:
+    """Which module each name comes from, as type checkers see it."""
+    blocks = [
+        node
+        for node in FACE.body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+    ]
+    assert len(blocks) == 1
+    return {
+        alias.asname or alias.name: str(node.module)
+        for node in blocks[0].body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def loaded_by(program: str) -> set[str]:
+    """The top-level modules that a fresh Python has loaded after a program."""
+    program += "\nimport sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    return set(done.stdout.split())
+
+
+def members(kind: type) -> Iterator[tuple[str, Any]]:
+    """The public members that nqnb itself gives a class."""
+    for name, member in vars(kind).items():
+        if name.startswith("_"):
+            continue
+        function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
+        if inspect.isfunction(function):
+            yield name, function
+
+
+class TestNames:
+    def test_are_sorted_and_there_once(self) -> None:
+        assert nqnb.__all__ == sorted(set(nqnb.__all__))
+
+    @pytest.mark.parametrize("name", nqnb.__all__)
+    def test_can_be_imported(self, name: str) -> None:
+        assert getattr(nqnb, name) is not None
+
+    def test_are_what_a_star_imports(self) -> None:
+        namespace: dict[str, object] = {}
+        exec("from nqnb import *", namespace)  # noqa: S102  that is what is tested
+        assert set(namespace) - {"__builtins__"} == set(nqnb.__all__)
+
+    def test_are_in_dir(self) -> None:
+        assert set(nqnb.__all__) <= set(dir(nqnb))
+        assert dir(nqnb) == sorted(dir(nqnb))
+
+    def test_others_raise_an_attribute_error(self) -> None:
+        with pytest.raises(AttributeError, match="module 'nqnb' has no attribute 'Clint'"):
+            nqnb.Clint  # noqa: B018
+        assert not hasattr(nqnb, "Raw")
+        assert not hasattr(nqnb, "")
+
+    def test_rooms_and_imports_for_type_checkers_and_all_agree(self) -> None:
+        by_rooms = {name: f"nqnb.{room}" for room, names in nqnb._ROOMS.items() for name in names.split()}
+        assert sum(len(names.split()) for names in nqnb._ROOMS.values()) == len(by_rooms)
+        assert by_rooms == rooms_by_type_checking()
+        assert set(by_rooms) == set(NAMES)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_live_where_the_rooms_say(self, name: str) -> None:
+        assert getattr(nqnb, name).__module__ == rooms_by_type_checking()[name]
+
+
+class TestDocstrings:
+    def test_the_package_has_one(self) -> None:
+        assert nqnb.__doc__
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_public_name_has_one(self, name: str) -> None:
+        thing = getattr(nqnb, name)
+        assert (vars(thing) if inspect.isclass(thing) else {"__doc__": thing.__doc__}).get("__doc__")
+        # A dataclass without one gets its signature instead.
+        assert not thing.__doc__.startswith(f"{name}(")
+
+    @pytest.mark.parametrize("name", [name for name in NAMES if inspect.isclass(getattr(nqnb, name))])
+    def test_every_public_method_has_one(self, name: str) -> None:
+        assert [method for method, function in members(getattr(nqnb, name)) if not function.__doc__] == []
+
+
+class TestLoading:
+    def test_importing_it_loads_next_to_nothing(self) -> None:
+        heavy = {"nats", "pandas", "numpy", "IPython", "ipywidgets", "anywidget", "asyncio", "msgspec", "anyio"}
+        assert not heavy & loaded_by("import nqnb; nqnb.__version__; dir(nqnb)")
+
+    def test_touching_client_and_worker_loads_no_connection_and_no_notebook(self) -> None:
+        program = "import nqnb; nqnb.Client; nqnb.Worker; nqnb.connect(); nqnb.Worker().handler('q')(lambda job: None)"
+        loaded = loaded_by(program)
+        assert not {"nats", "pandas", "numpy", "IPython", "ipywidgets", "anywidget"} & loaded
+        assert {"nqnb", "asyncio", "msgspec"} <= loaded
+
+    def test_no_public_name_loads_the_notebook(self) -> None:
+        loaded = loaded_by("import nqnb\nfor name in nqnb.__all__: getattr(nqnb, name)")
+        assert not {"nats", "pandas", "numpy", "IPython", "ipywidgets", "anywidget"} & loaded
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert nqnb.__version__ == importlib.metadata.version("nqnb")
+
+
+def test_types_are_shipped() -> None:
+    assert Path(nqnb.__file__).with_name("py.typed").is_file()
