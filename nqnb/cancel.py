@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import lifecycle
-from nqnb.errors import NotCancellable, NqnbError, RevisionConflict, Unconfirmed, UnknownTask
+from nqnb.errors import NoResponders, NotCancellable, NqnbError, RevisionConflict, Unconfirmed, UnknownTask
 from nqnb.lifecycle import CancelStep
 from nqnb.records import CancelReceipt
 from nqnb.wire import CancelRecord, Status, TaskMessage
@@ -37,7 +38,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         Unconfirmed: the server's answers were lost, so the cancel may be noted or not; ask again.
     """
     record = CancelRecord(by=by, requested_at=time.time())
-    announced = False
+    announced = tried = False
     until = time.monotonic() + backend.connection.settings.retry_for
     while True:
         entry = await backend.states.get(task_id)
@@ -46,6 +47,9 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         task = TaskMessage.decode(entry.value)
         step = lifecycle.cancel(task, announced=announced)
         if step is CancelStep.DONE:
+            if tried:
+                # Our own write, whose answer was lost.
+                await _forget_message(backend, task)
             return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
         if step is CancelStep.TOO_LATE and announced:
             # It ran when it was asked to stop, and was quicker: the receipt tells.
@@ -63,14 +67,16 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
             continue
         status = Status.DELETED if step is CancelStep.DELETE else Status.CANCELLED
         done = _ended(task, status, record)
+        tried = True
         try:
             await backend.states.update(task_id, done.encode(), entry.revision)
         except RevisionConflict:
             continue
-        except Unconfirmed:
+        except (Unconfirmed, NoResponders):
             # It may have landed; the next read tells.
             if time.monotonic() > until:
                 raise
+            await asyncio.sleep(0.1)
             continue
         await _forget_message(backend, task)
         return CancelReceipt.of(task_id, status, done.meta.cancel)
@@ -83,7 +89,7 @@ async def write_intent(backend: Backend, task_id: str, record: CancelRecord) -> 
         NqnbError: it is not certain that it is there.
     """
     try:
-        await backend.connection.insist(lambda: backend.intents.create(task_id, msgspec.json.encode(record)))
+        await backend.insist(lambda: backend.intents.create(task_id, msgspec.json.encode(record)))
     except RevisionConflict:
         log.debug("task %s has an intent already", task_id)
 

@@ -84,11 +84,11 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     if chosen and ack.duplicate:
         # The id was published within the last minutes: by us, if it says the same.
         stored = await backend.read_task_message(message.Queue, ack.sequence)
-        if stored != data:
+        if stored != data and not (stored is None and await _is_ours(backend, message, ack.sequence)):
             raise _taken(message.ID)
     entry = msgspec.structs.replace(message, Sequence=ack.sequence, Meta=Meta(client=client, submitted_at=time.time()))
     try:
-        await backend.connection.insist(lambda: backend.states.create(message.ID, entry.encode()))
+        await backend.insist(lambda: backend.states.create(message.ID, entry.encode()))
     except RevisionConflict:
         await _settle_conflict(backend, message, ack.sequence)
     except NqnbError as error:
@@ -96,6 +96,16 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
             f"task {message.ID!r} is in its queue, but its state could not be written ({error}); a worker will do so",
             message.ID,
         ) from error
+
+
+async def _is_ours(backend: Backend, message: TaskMessage, sequence: int) -> bool:
+    """Whether the entry is of this very message, which a quick worker has ended before we heard of our publish."""
+    entry = await backend.states.get(message.ID)
+    if entry is None:
+        return False
+    there = TaskMessage.decode(entry.value)
+    same = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
+    return there.Sequence == sequence and all(getattr(there, name) == getattr(message, name) for name in same)
 
 
 async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int) -> None:

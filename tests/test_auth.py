@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import json
 import logging
+import os
 import socket
 import sys
 import time
@@ -42,9 +44,49 @@ def tls(files: Path, name: str = "server", *more: str) -> str:
     return "tls {\n" + "\n".join(lines) + "\n}"
 
 
-def running(config: str) -> Iterator[nqnb.DevServer]:
-    with nqnb.DevServer(config=config) as server:
+@pytest.fixture(scope="module")
+def password_server() -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=f"authorization {{ user: ann, password: {SECRET} }}") as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def key() -> tuple[str, str]:
+    """The seed and the public key of a user."""
+    return new_key("user")
+
+
+@pytest.fixture(scope="module")
+def nkey_server(key: tuple[str, str]) -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=f"authorization {{ users: [{{ nkey: {key[1]} }}] }}") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def operator() -> Operator:
+    return Operator()
+
+
+@pytest.fixture(scope="module")
+def jwt_server(operator: Operator) -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=operator.config) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def tls_server(files: Path) -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=tls(files)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mutual_server(files: Path) -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=tls(files, "server", f'ca_file: "{files / "ca.pem"}"', "verify: true")) as server:
+        yield server
+
+
+def write(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())
 
 
 @contextlib.asynccontextmanager
@@ -95,176 +137,160 @@ async def stays_out(
 
 
 class TestPasswords:
-    @pytest.fixture(scope="class")
-    def server(self) -> Iterator[nqnb.DevServer]:
-        yield from running(f"authorization {{ user: ann, password: {SECRET} }}")
-
-    async def test_the_right_one(self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        await comes_in(server.url, user="ann", password=SECRET)
-        await comes_in(server.url.replace("//", f"//ann:{SECRET}@"))
+    async def test_the_right_one(self, password_server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        await comes_in(password_server.url, user="ann", password=SECRET)
+        await comes_in(password_server.url.replace("//", f"//ann:{SECRET}@"))
         monkeypatch.setenv("NATS_USER", "ann")
         monkeypatch.setenv("NATS_PASSWORD", SECRET)
-        await comes_in(server.url)
+        await comes_in(password_server.url)
 
     @pytest.mark.parametrize(
         "given",
-        [{"user": "ann", "password": "wr0ng"}, {"user": "bob", "password": SECRET}, {"user": "ann", "password": ""}]
-        + [{"token": "wr0ng"}, {"user": "ann"}, {}],
+        [
+            *({"user": "ann", "password": password} for password in ("wr0ng", "")),
+            *({"user": "bob", "password": SECRET}, {"token": "wr0ng"}, {"user": "ann"}, {}),
+        ],
     )
-    async def test_a_wrong_one(self, server: nqnb.DevServer, given: dict[str, str]) -> None:
-        text = await stays_out(server.url, "it refused our user, password or token", server.url, within=1, **given)
+    async def test_a_wrong_one(self, password_server: nqnb.DevServer, given: dict[str, str]) -> None:
+        text = await stays_out(
+            password_server.url, "it refused our user, password or token", password_server.url, within=1, **given
+        )
         assert "wr0ng" not in text
         assert ("none was given" in text) == (not given)
 
     async def test_a_token(self) -> None:
-        for server in running(f"authorization {{ token: {SECRET} }}"):
+        with nqnb.DevServer(config=f"authorization {{ token: {SECRET} }}") as server:
             await comes_in(server.url, token=SECRET)
             await comes_in(server.url.replace("//", f"//{SECRET}@"))
-            await stays_out(server.url, "check them", token="wr0ng", within=1)  # noqa: S106
+            await stays_out(server.url, "check them", token="wr0ng", within=1)
             await stays_out(server.url, "none was given", within=1)
 
     async def test_a_user_who_may_not_use_jetstream(self) -> None:
         deny = "permissions: { publish: { deny: '$JS.API.>' } }"
-        for server in running(f"authorization {{ users: [{{ user: ann, password: {SECRET}, {deny} }}] }}"):
+        with nqnb.DevServer(
+            config=f"authorization {{ users: [{{ user: ann, password: {SECRET}, {deny} }}] }}"
+        ) as server:
             await stays_out(server.url, "permissions violation", "$js.api.info", within=1, user="ann", password=SECRET)
 
 
 class TestNkeys:
-    @pytest.fixture(scope="class")
-    def key(self) -> tuple[str, str]:
-        return new_key("user")
-
-    @pytest.fixture(scope="class")
-    def server(self, key: tuple[str, str]) -> Iterator[nqnb.DevServer]:
-        yield from running(f"authorization {{ users: [{{ nkey: {key[1]} }}] }}")
-
     async def test_the_right_one(
-        self, server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, nkey_server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await comes_in(server.url, nkey=key[0])
+        await comes_in(nkey_server.url, nkey=key[0])
         path = tmp_path / "user.nk"
         for text in (
             key[0],
             f"{key[0]}\n",
-            f"-----BEGIN USER NKEY SEED-----\n{key[0]}\n------END USER NKEY SEED------\n",
+            f"-----BEGIN USER NKEY SEED-----\n{key[0]}\n------END USER NKEY SEED------",
         ):
-            path.write_text(text)
-            await comes_in(server.url, nkey=path)
+            write(path, text)
+            await comes_in(nkey_server.url, nkey=path)
         monkeypatch.setenv("NATS_NKEY", str(path))
-        await comes_in(server.url)
+        await comes_in(nkey_server.url)
 
-    async def test_a_wrong_one(self, server: nqnb.DevServer) -> None:
+    async def test_a_wrong_one(self, nkey_server: nqnb.DevServer) -> None:
         seed, _ = new_key("user")
-        text = await stays_out(server.url, "it refused our nkey", nkey=seed, within=1)
+        text = await stays_out(nkey_server.url, "it refused our nkey", nkey=seed, within=1)
         assert seed not in text
 
-    async def test_one_that_is_none(self, server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path) -> None:
+    async def test_one_that_is_none(self, nkey_server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path) -> None:
         damaged = key[0][:30] + ("A" if key[0][30] != "A" else "B") + key[0][31:]
-        text = await stays_out(server.url, "nkey is damaged", kind=BadInput, nkey=damaged)
+        text = await stays_out(nkey_server.url, "nkey is damaged", kind=BadInput, nkey=damaged)
         assert damaged[5:20] not in text
-        text = await stays_out(server.url, "not that of a user", kind=BadInput, nkey=new_key("account")[0])
+        text = await stays_out(nkey_server.url, "not that of a user", kind=BadInput, nkey=new_key("account")[0])
         path = tmp_path / "user.nk"
-        path.write_text(damaged)
-        text = await stays_out(server.url, "damaged", str(path), kind=BadInput, nkey=path)
+        write(path, damaged)
+        text = await stays_out(nkey_server.url, "damaged", str(path), kind=BadInput, nkey=path)
         assert damaged[5:20] not in text
-        path.write_text("nothing")
-        await stays_out(server.url, str(path), "has no seed", kind=BadInput, nkey=path)
+        write(path, "nothing")
+        await stays_out(nkey_server.url, str(path), "has no seed", kind=BadInput, nkey=path)
 
 
 class TestCredentials:
-    @pytest.fixture(scope="class")
-    def operator(self) -> Operator:
-        return Operator()
-
-    @pytest.fixture(scope="class")
-    def server(self, operator: Operator) -> Iterator[nqnb.DevServer]:
-        yield from running(operator.config)
-
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         return tmp_path / "app.creds"
 
     async def test_the_right_ones(
-        self, server: nqnb.DevServer, operator: Operator, path: Path, monkeypatch: pytest.MonkeyPatch
+        self, jwt_server: nqnb.DevServer, operator: Operator, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for newline in ("\n", "\r\n"):
-            path.write_text(operator.credentials()[0], newline=newline)
-            await comes_in(server.url, creds=path)
+            write(path, operator.credentials()[0].replace("\n", newline))
+            await comes_in(jwt_server.url, creds=path)
         monkeypatch.setenv("NATS_CREDS", str(path))
-        await comes_in(server.url)
+        await comes_in(jwt_server.url)
 
     async def test_they_are_read_again_at_a_reconnect(self, operator: Operator, path: Path) -> None:
-        text, seed = operator.credentials()
-        path.write_text(text)
-        for server in running(operator.config):
-            async with nqnb.connect(server.url, creds=path, ack_wait=1) as nq:
-                back = asyncio.Event()
+        async def user(nq: nqnb.Client) -> str:
+            answer = await nq.backend.connection.request("$SYS.REQ.USER.INFO")
+            return str(json.loads(answer.data)["data"]["user"])
 
-                async def reconnected(back: asyncio.Event = back) -> None:
-                    back.set()
-
-                nq.backend.connection.on_reconnect(reconnected)
-                path.write_text("half a file")
+        write(path, operator.credentials()[0])
+        with nqnb.DevServer(config=operator.config) as server:
+            async with nqnb.connect(server.url, creds=path, retry_for=10) as nq:
+                first = await user(nq)
+                write(path, "half a file")
                 server.restart()
-                await asyncio.sleep(1.5)
-                assert not back.is_set()
-                path.write_text(operator.credentials()[0])
-                await asyncio.wait_for(back.wait(), 5)
                 await nq.submit("q")
+                assert await user(nq) == first
+                write(path, operator.credentials()[0])
+                server.restart()
+                await nq.submit("q")
+                assert await user(nq) != first
 
-    async def test_wrong_ones(self, server: nqnb.DevServer, operator: Operator, path: Path) -> None:
+    async def test_wrong_ones(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
         for text, seed in (
             operator.credentials(expires=-30),
             operator.credentials(account_seed=new_key("account")[0]),
             Operator().credentials(),
         ):
-            path.write_text(text)
-            told = await stays_out(server.url, f"it refused our credentials file {str(path)!r}", within=1, creds=path)
+            write(path, text)
+            told = await stays_out(
+                jwt_server.url, f"it refused our credentials file {str(path)!r}", within=1, creds=path
+            )
             assert seed not in told
-        await stays_out(server.url, "none was given", within=1)
+        await stays_out(jwt_server.url, "none was given", within=1)
 
     @pytest.mark.parametrize(
         "text", ["", "nothing", "-----BEGIN NATS USER JWT-----", "-----BEGIN NATS USER JWT-----\n"]
     )
-    async def test_a_file_that_has_none(self, server: nqnb.DevServer, path: Path, text: str) -> None:
-        path.write_text(text)
-        await stays_out(server.url, str(path), "no NATS user JWT", kind=BadInput, within=1, creds=path)
+    async def test_a_file_that_has_none(self, jwt_server: nqnb.DevServer, path: Path, text: str) -> None:
+        write(path, text)
+        await stays_out(jwt_server.url, str(path), "no NATS user JWT", kind=BadInput, within=1, creds=path)
 
-    async def test_a_file_that_vanished(self, server: nqnb.DevServer, operator: Operator, path: Path) -> None:
-        path.write_text(operator.credentials()[0])
-        settings = nqnb.Settings(server.url, creds=path)
-        path.unlink()
+    async def test_a_file_that_vanished(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
+        write(path, operator.credentials()[0])
+        settings = nqnb.Settings(jwt_server.url, creds=path)
+        os.remove(path)
         with pytest.raises(BadInput, match="cannot be read"):
             await nqnb.connect(settings).__aenter__()
 
 
 class TestTLS:
-    @pytest.fixture(scope="class")
-    def server(self, files: Path) -> Iterator[nqnb.DevServer]:
-        yield from running(tls(files))
-
     async def test_the_right_authority(
-        self, server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
+        self, tls_server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for url in (server.url, server.url.replace("nats:", "tls:")):
+        for url in (tls_server.url, tls_server.url.replace("nats:", "tls:")):
             await comes_in(url, tls_ca=files / "ca.pem")
         monkeypatch.setenv("NATS_CA", str(files / "ca.pem"))
-        await comes_in(server.url)
+        await comes_in(tls_server.url)
 
-    async def test_a_wrong_authority(self, server: nqnb.DevServer, files: Path) -> None:
-        await stays_out(server.url, "nobody we trust", "tls_ca", within=1)
-        await stays_out(server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
+    async def test_a_wrong_authority(self, tls_server: nqnb.DevServer, files: Path) -> None:
+        await stays_out(tls_server.url, "nobody we trust", "tls_ca", within=1)
+        await stays_out(tls_server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
 
     async def test_another_host(self, files: Path) -> None:
-        for server in running(tls(files, "elsewhere")):
+        with nqnb.DevServer(config=tls(files, "elsewhere")) as server:
             await stays_out(server.url, "that of another host", "127.0.0.1", within=1, tls_ca=files / "ca.pem")
 
-    async def test_one_that_does_not_begin_with_it(self, server: nqnb.DevServer, files: Path) -> None:
-        parts = ("does not begin with the TLS handshake", "leave tls_first out")
-        await stays_out(server.url, *parts, within=1, tls_ca=files / "ca.pem", tls_first=True)
+    async def test_one_that_does_not_begin_with_it(self, tls_server: nqnb.DevServer, files: Path) -> None:
+        # What it said before our handshake may be lost in ours, and nothing follows.
+        options = {"tls_ca": files / "ca.pem", "tls_first": True, "connect_timeout": 0.5}
+        await stays_out(tls_server.url, "TLS handshake", "leave tls_first out", within=1, **options)
 
     async def test_one_that_begins_with_it(self, files: Path) -> None:
-        for server in running(tls(files, "server", "handshake_first: true")):
+        with nqnb.DevServer(config=tls(files, "server", "handshake_first: true")) as server:
             await comes_in(server.url, tls_ca=files / "ca.pem", tls_first=True)
             parts = ("no answer within 0.5 s", "give tls_first")
             await stays_out(server.url, *parts, within=1, tls_ca=files / "ca.pem", connect_timeout=0.5)
@@ -289,46 +315,42 @@ class TestTLS:
         assert not heard
 
     async def test_where_it_is_optional(self, files: Path) -> None:
-        for server in running(f"{tls(files)}\nallow_non_tls: true"):
+        with nqnb.DevServer(config=f"{tls(files)}\nallow_non_tls: true") as server:
             await comes_in(server.url)
             await comes_in(server.url, tls_ca=files / "ca.pem")
             await stays_out(server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
 
-    async def test_files_that_are_none(self, server: nqnb.DevServer, files: Path, tmp_path: Path) -> None:
+    async def test_files_that_are_none(self, tls_server: nqnb.DevServer, files: Path, tmp_path: Path) -> None:
         text = tmp_path / "notes.txt"
-        text.write_text("nothing")
-        await stays_out(server.url, "tls_ca", str(text), "PEM", kind=BadInput, tls_ca=text)
+        write(text, "nothing")
+        await stays_out(tls_server.url, "tls_ca", str(text), "PEM", kind=BadInput, tls_ca=text)
         for pair in ((text, files / "client.key"), (files / "client.pem", files / "intruder.key")):
             ours = {"tls_cert": pair[0], "tls_key": pair[1]}
-            await stays_out(server.url, *map(str, pair), kind=BadInput, tls_ca=files / "ca.pem", **ours)
+            await stays_out(tls_server.url, *map(str, pair), kind=BadInput, tls_ca=files / "ca.pem", **ours)
 
 
 class TestMutualTLS:
-    @pytest.fixture(scope="class")
-    def server(self, files: Path) -> Iterator[nqnb.DevServer]:
-        yield from running(tls(files, "server", f'ca_file: "{files / "ca.pem"}"', "verify: true"))
-
     def ours(self, files: Path, name: str) -> dict[str, Path]:
         return {"tls_ca": files / "ca.pem", "tls_cert": files / f"{name}.pem", "tls_key": files / f"{name}.key"}
 
     async def test_the_right_certificate(
-        self, server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
+        self, mutual_server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await comes_in(server.url, **self.ours(files, "client"))
+        await comes_in(mutual_server.url, **self.ours(files, "client"))
         for variable, name in (("NATS_CA", "ca.pem"), ("NATS_CERT", "client.pem"), ("NATS_KEY", "client.key")):
             monkeypatch.setenv(variable, str(files / name))
-        await comes_in(server.url)
+        await comes_in(mutual_server.url)
 
-    async def test_none(self, server: nqnb.DevServer, files: Path) -> None:
-        await stays_out(server.url, "wants a certificate of ours", "tls_cert", within=1, tls_ca=files / "ca.pem")
+    async def test_none(self, mutual_server: nqnb.DevServer, files: Path) -> None:
+        await stays_out(mutual_server.url, "wants a certificate of ours", "tls_cert", within=1, tls_ca=files / "ca.pem")
 
-    async def test_a_wrong_one(self, server: nqnb.DevServer, files: Path) -> None:
-        await stays_out(server.url, "it refused our certificate", within=1, **self.ours(files, "intruder"))
+    async def test_a_wrong_one(self, mutual_server: nqnb.DevServer, files: Path) -> None:
+        await stays_out(mutual_server.url, "it refused our certificate", within=1, **self.ours(files, "intruder"))
 
     async def test_it_says_who_we_are(self, files: Path) -> None:
         verify = (f'ca_file: "{files / "ca.pem"}"', "verify_and_map: true")
         users = 'authorization { users: [{ user: "ann@example.com" }] }'
-        for server in running(f"{tls(files, 'server', *verify)}\n{users}"):
+        with nqnb.DevServer(config=f"{tls(files, 'server', *verify)}\n{users}") as server:
             await comes_in(server.url, **self.ours(files, "client"))
 
 
@@ -391,7 +413,7 @@ class TestSecrets:
     async def test_none_is_shown_anywhere(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         told = []
-        for server in running("authorization { user: ann, password: other }"):
+        with nqnb.DevServer(config="authorization { user: ann, password: other }") as server:
             secret_url = server.url.replace("//", f"//ann:{SECRET}@")
             for given in (
                 {"url": secret_url},

@@ -1,10 +1,12 @@
-"""Where the server is: arguments, then the environment, then this machine; and no secret ever shown."""
+"""Where the server is: arguments, the environment, a NATS CLI context, this machine; and no secret ever shown."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +14,32 @@ from nqnb import Settings
 from nqnb.errors import BadInput
 from nqnb.settings import DEFAULT_URL
 
+SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
+
 
 @pytest.fixture(autouse=True)
-def no_contexts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A context of the NATS CLI that a developer has selected must not become the tests'."""
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The NATS CLI's folder, which does not exist yet."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / "nats"
+
+
+def write_context(home: Path, name: str, content: Any, *, select: bool = False) -> Path:
+    path = home / "context" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    if select:
+        (home / "context.txt").write_text(f"{name}\n")
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    """The path of a file; `Settings` only looks whether it can be read."""
+    path = tmp_path / "some.file"
+    path.write_text("x")
+    return str(path)
 
 
 def shown(settings: Settings) -> str:
@@ -42,7 +64,7 @@ class TestEnvironment:
         monkeypatch.setenv("NATS_URL", "nats://env:1")
         monkeypatch.setenv("NATS_USER", "ann")
         monkeypatch.setenv("NATS_PASSWORD", "other")
-        settings = Settings("nats://given:2", user="bob", password="s3cret")  # noqa: S106
+        settings = Settings("nats://given:2", user="bob", password="s3cret")
         assert settings.url == "nats://given:2"
         assert (settings.user, settings.password) == ("bob", "s3cret")
 
@@ -62,7 +84,7 @@ class TestEnvironment:
     def test_secrets_of_its_address_are_taken_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NATS_URL", "nats://ann:s3cret@env:1")
         assert "s3cret" not in shown(Settings())
-        assert Settings().password == "s3cret"  # noqa: S105
+        assert Settings().password == "s3cret"
 
 
 class TestAddresses:
@@ -130,7 +152,7 @@ class TestSecrets:
         assert getattr(settings, name) == "s3cret"
 
     def test_of_a_token_beside_another_are_never_shown(self) -> None:
-        assert "s3cret" not in shown(Settings("nats://s3cret@h:1", token="other"))  # noqa: S106
+        assert "s3cret" not in shown(Settings("nats://s3cret@h:1", token="other"))
 
     @pytest.mark.parametrize(
         "given",
@@ -186,6 +208,13 @@ class TestOf:
         settings = Settings.of(Settings("nats://ann:s3cret@h:1"), replicas=3)
         assert (settings.url, settings.user, settings.password, settings.replicas) == ("nats://h:1", "ann", "s3cret", 3)
 
+    def test_an_option_that_says_who_we_are_replaces_all_that_did(self, file: str) -> None:
+        old = Settings("h", creds=file)
+        for options in ({"user": "ann", "password": "s3cret"}, {"url": "nats://ann:s3cret@h"}):
+            settings = Settings.of(old, **options)
+            assert (settings.creds, settings.user, settings.password) == (None, "ann", "s3cret")
+        assert Settings.of(old, url="other").creds == file
+
     @pytest.mark.parametrize("given", ["a:1,b:2", ["a:1", "b:2"]])
     def test_addresses(self, given: str | list[str]) -> None:
         assert Settings.of(given, ack_wait=2).urls == ("nats://a:1", "nats://b:2")
@@ -196,6 +225,224 @@ class TestOf:
     def test_an_unknown_option_names_the_known_ones(self) -> None:
         with pytest.raises(BadInput, match=r"no setting is called 'ack_wiat'; there are ack_wait, .*url"):
             Settings.of(None, ack_wiat=3)
+
+
+class TestLogins:
+    """Who we are comes as a whole from the first source that says so."""
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({"user": "bob", "password": "x"}, {"user": "bob", "password": "x"}),
+            ({"user": "ann"}, {"user": "ann", "password": "s3cret"}),
+            ({"password": "x"}, {"user": "ann", "password": "x"}),
+            ({"user": "bob"}, {"token": "bob"}),
+            ({"user": "bob", "password": ""}, {"user": "bob", "password": ""}),
+            ({"token": "x"}, {"token": "x"}),
+            ({"nkey": SEED}, {"nkey": SEED}),
+            ({}, {"user": "ann", "password": "s3cret"}),
+            ({"url": "nats://x@h"}, {"token": "x"}),
+            ({"url": "nats://ann@h", "password": "x"}, {"user": "ann", "password": "x"}),
+            ({"url": "nats://eve:y@h", "user": "bob", "password": "x"}, {"user": "bob", "password": "x"}),
+            ({"url": "nats://eve:y@h", "nkey": SEED}, {"nkey": SEED}),
+        ],
+    )
+    def test_of_the_arguments_win(
+        self, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: dict[str, str]
+    ) -> None:
+        monkeypatch.setenv("NATS_USER", "ann")
+        monkeypatch.setenv("NATS_PASSWORD", "s3cret")
+        settings = Settings(**given)  # type: ignore[arg-type]
+        found = {name: getattr(settings, name) for name in ("user", "password", "token", "creds", "nkey")}
+        assert {name: value for name, value in found.items() if value is not None} == expected
+
+    def test_of_the_environment_win_over_the_context(
+        self, monkeypatch: pytest.MonkeyPatch, home: Path, file: str
+    ) -> None:
+        write_context(home, "prod", {"url": "nats://c:1", "user": "ann", "password": "s3cret"}, select=True)
+        monkeypatch.setenv("NATS_CREDS", file)
+        settings = Settings()
+        assert (settings.url, settings.creds, settings.user) == ("nats://c:1", file, None)
+
+    def test_a_lone_user_of_the_environment_is_a_token(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NATS_USER", "t0ken")
+        assert (Settings().user, Settings().token) == (None, "t0ken")
+        assert "t0ken" not in shown(Settings())
+
+    def test_two_ways_at_once_are_refused(self, file: str) -> None:
+        with pytest.raises(BadInput, match="user and creds both say who we are: give one of them"):
+            Settings("h", user="ann", password="s3cret", creds=file)
+
+    @pytest.mark.parametrize("given", [{"user": 5}, {"password": b"s3cret"}, {"token": 1.5}, {"name": None}])
+    def test_only_texts(self, given: dict[str, Any]) -> None:
+        with pytest.raises(BadInput, match="give a text") as caught:
+            Settings("h", **given)
+        assert "s3cret" not in str(caught.value)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["creds", "tls_ca", "tls_cert"])
+    def test_are_paths(self, file: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for given in (file, Path(file)):
+            assert getattr(Settings("h", **{name: given}), name) == file  # type: ignore[arg-type]
+        monkeypatch.setenv("HOME", str(Path(file).parent))
+        assert getattr(Settings("h", **{name: "~/some.file"}), name) == file  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match=f"{name} is no path"):
+            Settings("h", **{name: 5})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("name", "variable"),
+        [("creds", "NATS_CREDS"), ("tls_ca", "NATS_CA"), ("tls_cert", "NATS_CERT"), ("tls_key", "NATS_KEY")],
+    )
+    def test_that_are_missing_are_told_by_name(
+        self, name: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for path in (tmp_path / "no such file", tmp_path):
+            with pytest.raises(BadInput, match=rf"^{name}: the file '{path}' cannot be read \(.*\); name one that can"):
+                Settings("h", **{name: path})  # type: ignore[arg-type]
+        monkeypatch.setenv(variable, "/no/such")
+        with pytest.raises(BadInput, match=f"{variable}: the file '/no/such' cannot be read"):
+            Settings("h")
+
+    def test_one_that_is_not_used_may_be_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NATS_CREDS", "/no/such")
+        assert Settings("h", token="t0ken").creds is None
+
+    def test_of_the_environment(self, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for variable in ("NATS_CA", "NATS_CERT", "NATS_KEY", "NATS_NKEY"):
+            monkeypatch.setenv(variable, file)
+        settings = Settings("h")
+        assert (settings.tls_ca, settings.tls_cert, settings.tls_key, settings.nkey) == (file,) * 4
+
+    def test_a_key_needs_its_certificate(self, file: str) -> None:
+        with pytest.raises(BadInput, match="tls_key is given and tls_cert is not"):
+            Settings("h", tls_key=file)
+
+    def test_a_seed_is_never_shown(self) -> None:
+        assert SEED not in shown(Settings("h", nkey=SEED))
+        assert Settings("h", nkey=f" {SEED}\n").nkey == SEED
+        for slip in (SEED[:-1], SEED.lower(), SEED.replace("3", "8"), f"{SEED}A"):
+            with pytest.raises(BadInput, match="nkey is neither a seed") as caught:
+                Settings("h", nkey=slip)
+            assert slip[5:20] not in str(caught.value)
+
+    def test_a_path_of_a_seed_is_shown(self) -> None:
+        with pytest.raises(BadInput, match=r"nkey '/no/such\.nk' is neither"):
+            Settings("h", nkey="/no/such.nk")
+
+
+class TestContexts:
+    def test_all_of_one(self, home: Path, file: str) -> None:
+        found = {"url": "tls://a:1,tls://b:2", "ca": file, "cert": file, "key": file, "tls_first": True}
+        path = write_context(home, "prod", {**found, "creds": f"file://{file}", "description": "", "nsc": ""})
+        settings = Settings(context="prod")
+        assert settings.urls == ("tls://a:1", "tls://b:2")
+        assert (settings.tls_ca, settings.tls_cert, settings.tls_key, settings.creds) == (file,) * 4
+        assert (settings.tls_first, settings.context) == (True, "prod")
+        write_context(home, "prod", {"nkey": file})
+        assert (Settings(context="prod").nkey, Settings(context="prod").url) == (file, DEFAULT_URL)
+        write_context(home, "prod", {"creds": "/no/such"})
+        with pytest.raises(BadInput) as caught:
+            Settings(context="prod")
+        assert f"'creds' of the NATS context 'prod' ({path}): the file '/no/such'" in str(caught.value)
+
+    @pytest.mark.parametrize("key", ["password", "token"])
+    def test_its_secrets_are_never_shown(self, home: Path, key: str) -> None:
+        write_context(home, "prod", {"url": "nats://c:1", "user": "ann", key: "s3cret"}, select=True)
+        assert getattr(Settings(), key) == "s3cret"
+        assert "s3cret" not in shown(Settings())
+        write_context(home, "prod", {"url": "nats://ann:s3cret@c:1"})
+        assert (Settings().password, Settings().url) == ("s3cret", "nats://c:1")
+
+    def test_which_one(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("selected", "named", "given"):
+            write_context(home, name, {"url": f"nats://{name}:1", "token": name}, select=name == "selected")
+
+        def used(*arguments: str, **options: str) -> tuple[object, ...]:
+            settings = Settings(*arguments, **options)  # type: ignore[arg-type]
+            return settings.url, settings.token, settings.context
+
+        assert used() == ("nats://selected:1", "selected", "selected")
+        assert used("h:1") == ("nats://h:1", None, None)
+        assert used("h:1", context="given") == ("nats://h:1", "given", "given")
+        monkeypatch.setenv("NATS_CONTEXT", "named")
+        assert used() == ("nats://named:1", "named", "named")
+        assert used(context="given") == ("nats://given:1", "given", "given")
+        assert used("h:1") == ("nats://h:1", None, None)
+        monkeypatch.setenv("NATS_URL", "nats://env:1")
+        assert used() == ("nats://env:1", "named", "named")
+        monkeypatch.delenv("NATS_CONTEXT")
+        assert used() == ("nats://env:1", None, None)
+
+    def test_the_folder_of_the_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("XDG_CONFIG_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        write_context(tmp_path / ".config" / "nats", "prod", {"url": "nats://c:1"}, select=True)
+        assert Settings().url == "nats://c:1"
+
+    @pytest.mark.parametrize(
+        ("content", "why"),
+        [
+            ("", "line 1, column 1"),
+            ('{"password": "s3cret', "line 1, column 14"),
+            ("[]", "it is not a JSON object"),
+            ('{"url": 5}', "'url' is not a text"),
+            ('{"tls_first": "s3cret"}', "'tls_first' is not a yes or no"),
+            ('{"creds": "op://vault/s3cret"}', "only the NATS CLI can look up"),
+            ('{"socks_proxy": "socks5://s3cret"}', "sets 'socks_proxy', which nqnb cannot follow"),
+        ],
+    )
+    def test_that_cannot_be_used(self, home: Path, content: str, why: str) -> None:
+        path = write_context(home, "prod", content, select=True)
+        for options in ({}, {"context": "prod"}):
+            with pytest.raises(BadInput) as caught:
+                Settings(**options)  # type: ignore[arg-type]
+            text = str(caught.value)
+            for part in (str(path), why, "`nats context edit prod`"):
+                assert part in text
+            assert "s3cret" not in text
+
+    def test_that_is_missing(self, home: Path) -> None:
+        with pytest.raises(BadInput, match=r"'prod' \(.*prod\.json\) does not exist; `nats context ls` shows yours"):
+            Settings(context="prod")
+        home.mkdir()
+        (home / "context.txt").write_text("gone")
+        with pytest.raises(BadInput, match="'gone'"):
+            Settings()
+        (home / "context.txt").write_text("\n")
+        assert Settings().url == DEFAULT_URL
+        (home / "context.txt").write_bytes(b"\xff")
+        with pytest.raises(BadInput, match=r"the selected NATS context cannot be read from .*context\.txt"):
+            Settings()
+
+    @pytest.mark.parametrize("name", ["../prod", "a/b", ".."])
+    def test_names_that_are_none(self, name: str) -> None:
+        with pytest.raises(BadInput, match="cannot be the name of a NATS context"):
+            Settings(context=name)
+
+    def test_one_that_replaces_an_address(self, home: Path, file: str) -> None:
+        write_context(home, "prod", {"url": "nats://c:1", "token": "t0ken"})
+        settings = Settings.of(Settings("h", user="ann", password="s3cret", tls_ca=file, replicas=3), context="prod")
+        assert (settings.url, settings.token, settings.user, settings.tls_ca) == ("nats://c:1", "t0ken", None, None)
+        assert settings.replicas == 3
+
+
+class TestBuckets:
+    NAMES = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket")
+
+    def test_are_nqs_unless_given(self) -> None:
+        settings = Settings("h", state_bucket="mine")
+        assert [getattr(settings, name) for name in self.NAMES] == ["mine", "nq-cancel", "nq-workers", "nq-results"]
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("value", ["", "a.b", "a b", "a/b", "ä", "a\n", 5, None, "a" * 201])
+    def test_of_a_name_that_is_none(self, name: str, value: object) -> None:
+        with pytest.raises(BadInput, match=f"{name}=.* a bucket's name has"):
+            Settings("h", **{name: value})  # type: ignore[arg-type]
+
+    def test_each_has_its_own(self) -> None:
+        with pytest.raises(BadInput, match="result_bucket and state_bucket are both 'nq-store'"):
+            Settings("h", result_bucket="nq-store")
 
 
 def test_settings_are_a_frozen_value() -> None:

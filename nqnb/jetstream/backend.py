@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
 
 from nqnb import names
-from nqnb.errors import ServerRefused
-from nqnb.jetstream.cancels import announce_cancel
+from nqnb.errors import NoResponders, NqnbError, ServerRefused
+from nqnb.jetstream.cancels import publish_cancel
 from nqnb.jetstream.connection import Connection, PubAck
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.presence import Presence
@@ -24,6 +25,8 @@ from nqnb.records import QueueInfo, moment
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.wire import parse_time
+
+T = TypeVar("T")
 
 
 class Backend:
@@ -47,19 +50,51 @@ class Backend:
             ServerRefused: the buckets cannot be made.
         """
         connection = await Connection.open(settings)
+        backend = cls(connection, store)
         try:
-            for bucket in (settings.state_bucket, settings.cancel_bucket, settings.result_bucket):
-                await ensure_bucket(connection, bucket)
-            # A worker that died leaves an entry behind; a day later nobody needs it.
-            await ensure_bucket(connection, settings.worker_bucket, max_age=86_400)
+            await backend.ensure_buckets()
         except BaseException:
             await connection.close()
             raise
-        return cls(connection, store)
+        connection.on_disconnect(backend._queues.clear)
+        return backend
 
     async def close(self) -> None:
         """Close the connection."""
         await self.connection.close()
+
+    async def ensure_buckets(self) -> None:
+        """Make the buckets that are missing.
+
+        Raises:
+            ServerRefused: the server does not let us.
+        """
+        settings = self.connection.settings
+        for bucket in (settings.state_bucket, settings.cancel_bucket, settings.result_bucket):
+            await ensure_bucket(self.connection, bucket)
+        # A worker that died leaves an entry behind; a day later nobody needs it.
+        await ensure_bucket(self.connection, settings.worker_bucket, max_age=86_400)
+
+    async def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> T:
+        """As `Connection.insist`, and between the tries what has been deleted meanwhile is made again.
+
+        Args:
+            ask: what may safely happen twice.
+            queue: the queue whose streams it needs, besides the buckets.
+        """
+
+        async def ask_or_mend() -> T:
+            try:
+                return await ask()
+            except NoResponders:
+                with contextlib.suppress(NqnbError):
+                    await self.ensure_buckets()
+                    if queue is not None:
+                        self._queues.pop(queue, None)
+                        await self.ensure_queue(queue)
+                raise
+
+        return await self.connection.insist(ask_or_mend)
 
     async def ensure_queue(self, queue: str) -> QueueStreams:
         """The queue's streams, made where missing; remembered."""
@@ -70,7 +105,7 @@ class Backend:
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
         """Publish a task message once, whatever happens to the answers (``Nats-Msg-Id`` is the task id)."""
         headers = {"Nats-Msg-Id": task_id, names.CLIENT_HEADER: "task"}
-        return await self.connection.insist(lambda: self.connection.publish(names.task_subject(queue), data, headers))
+        return await self.insist(lambda: self.connection.publish(names.task_subject(queue), data, headers), queue)
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
         """The bytes of a task message that is still in its stream, None where it is gone."""
@@ -84,9 +119,13 @@ class Backend:
             await delete_message(self.connection, streams.tasks, sequence)
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:
-        """See `nqnb.jetstream.cancels.announce_cancel`."""
+        """Multicast a cancel, and return when the server has stored it for every worker.
+
+        Raises:
+            NqnbError: it is not certain that it was stored.
+        """
         await self.ensure_queue(queue)
-        await announce_cancel(self.connection, queue, task_id)
+        await self.insist(lambda: publish_cancel(self.connection, queue, task_id), queue)
 
     async def queues(self) -> AsyncIterator[QueueInfo]:
         """Every queue on the server, by name."""

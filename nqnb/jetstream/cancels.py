@@ -21,15 +21,11 @@ _OUTLIVES = 300_000_000_000
 """Nanoseconds that a consumer outlives its worker's disconnect."""
 
 
-async def announce_cancel(connection: Connection, queue: str, task_id: str) -> None:
-    """Multicast a cancel, and return when the server has stored it for every worker.
-
-    Raises:
-        NqnbError: it is not certain that it was stored.
-    """
+async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
+    """Multicast a cancel once, and return when the server has stored it for every worker; raises as `publish`."""
     subject = names.cancel_subject(queue)
     data = CancelMessage(task_id, subject).encode()
-    await connection.insist(lambda: connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"}))
+    await connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"})
 
 
 class CancelListener:

@@ -141,7 +141,10 @@ class Connection:
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: as in `request`.
         """
         answer = await self.request(subject, data, headers)
-        ack = _ack_decoder.decode(answer.data)
+        try:
+            ack = _ack_decoder.decode(answer.data)
+        except msgspec.DecodeError:
+            raise Unconfirmed(f"what answered on {subject!r} was no stream: {answer.data[:80]!r}") from None
         if ack.error is not None:
             raise refused(ack.error, f"storing a message on {subject!r}")
         return PubAck(ack.seq, ack.duplicate)
@@ -170,12 +173,15 @@ class Connection:
         """
         until = time.monotonic() + (self.settings.retry_for if retry_for is None else retry_for)
         pause = 0.05
+        unsure: Unconfirmed | None = None
         while True:
             try:
                 return await ask()
-            except (NoResponders, Unconfirmed):
+            except (NoResponders, Unconfirmed) as error:
+                # Once an answer was lost it may have happened, whatever the later tries say.
+                unsure = error if isinstance(error, Unconfirmed) else unsure
                 if time.monotonic() + pause > until or self.closed.is_set():
-                    raise
+                    raise unsure or error from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
@@ -192,15 +198,17 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is buffered, and close. Closing twice is fine."""
-        self._replies.close()
-        if not self.client.is_closed:
-            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-                await asyncio.wait_for(self.client.flush(), 1.0)
-            # The socket may break in this very moment.
-            with contextlib.suppress(nats.errors.Error, OSError):
-                await self.client.close()
-        self._replies.fail_all("the connection was closed")
-        self.closed.set()
+        try:
+            if not self.client.is_closed:
+                with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
+                    await asyncio.wait_for(self.client.flush(), 1.0)
+                # The socket may break in this very moment.
+                with contextlib.suppress(nats.errors.Error, OSError):
+                    await self.client.close()
+        finally:
+            self._replies.fail_all("the connection was closed")
+            self._replies.close()
+            self.closed.set()
 
     async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
         try:

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from nats.aio.msg import Msg
 
 from nqnb import names
 from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
 from nqnb.jetstream.connection import Connection
+
+LONGEST_PUT_BACK = 3600.0
+
+
+class AckFacts(NamedTuple):
+    """What the reply subject of a delivered message tells (NATS ADR-15)."""
+
+    deliveries: int
+    sequence: int
+    stored: float
+    """When the stream stored it, in Unix seconds by the server's clock."""
+
+    @classmethod
+    def of(cls, reply: str) -> AckFacts:
+        """Read ``$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<deliveries>.<sequence>.<number>.<ns>.<pending>``."""
+        tokens = reply.split(".")
+        start = 4 if len(tokens) == 9 else 6
+        return cls(int(tokens[start]), int(tokens[start + 1]), int(tokens[start + 3]) / 1e9)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,17 +53,15 @@ class Delivery:
     @classmethod
     def of(cls, connection: Connection, queue: str, message: Msg) -> Delivery:
         """Read a message that a pull brought."""
-        # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<ns>.<pending>
-        tokens = message.reply.split(".")
-        start = 2 if len(tokens) == 9 else 4
+        facts = AckFacts.of(message.reply)
         headers = message.headers or {}
         return cls(
             connection=connection,
             queue=queue,
             data=message.data,
             reply=message.reply,
-            sequence=int(tokens[start + 3]),
-            deliveries=int(tokens[start + 2]),
+            sequence=facts.sequence,
+            deliveries=facts.deliveries,
             ours=names.CLIENT_HEADER in headers,
             scheduled="Nats-Scheduler" in headers,
         )
@@ -54,7 +71,8 @@ class Delivery:
         await self._answer(b"+ACK")
 
     async def put_back(self, delay: float = 0.0) -> None:
-        """Let the server deliver it again after ``delay`` seconds."""
+        """Let the server deliver it again after ``delay`` seconds, an hour at most: then it is looked at again."""
+        delay = min(delay, LONGEST_PUT_BACK)
         await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")
 
     async def terminate(self) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import binascii
+import contextlib
 import random
 import re
 import ssl
@@ -176,10 +178,9 @@ def _options(settings: Settings) -> dict[str, Any]:
     if settings.tls_ca or settings.tls_cert or settings.tls_first:
         options["tls"] = _tls(settings)
     if settings.creds is not None:
-        creds = str(settings.creds)
-        _read_credentials(creds)  # what is wrong with it is told before a server is asked
-        options["user_jwt_cb"] = lambda: bytearray(_at_reconnect(creds)[0])
-        options["signature_cb"] = lambda nonce: _sign(_at_reconnect(creds)[1], nonce)
+        credentials = _Credentials(str(settings.creds))
+        options["user_jwt_cb"] = credentials.jwt
+        options["signature_cb"] = credentials.sign
     if settings.nkey is not None:
         options["nkeys_seed_str"] = _read_seed(str(settings.nkey))
     return options
@@ -208,6 +209,28 @@ def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "no PEM file").replace("_", " ").lower()
     return getattr(error, "strerror", None) or str(error)
+
+
+class _Credentials:
+    """A credentials file, read again for each connection, since such files are renewed.
+
+    nats-py would loop for ever over one without a JWT.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._read = _read_credentials(path)
+
+    def sign(self, nonce: str) -> bytes:
+        """The signature of the server's nonce; called before `jwt`."""
+        # One that is being rewritten at this moment does not unmake what it said before.
+        with contextlib.suppress(BadInput):
+            self._read = _read_credentials(self._path)
+        return base64.b64encode(_key_pair(self._read[1]).sign(nonce.encode()))
+
+    def jwt(self) -> bytearray:
+        """The JWT that belongs to the signature."""
+        return bytearray(self._read[0])
 
 
 def _read_credentials(path: str) -> tuple[bytes, bytes]:
@@ -247,25 +270,12 @@ def _content(name: str, path: str) -> bytes:
 
 
 def _checked(seed: bytes, what: str) -> bytes:
-    try:
-        if _key_pair(seed).public_key[:1] == b"U":
-            return seed
-        why = "is not that of a user: a user's begins with SU"
-    except Exception:  # noqa: BLE001 - its errors have no common root, and may quote the seed
-        why = "is damaged: a character is wrong"
-    raise BadInput(f"{what} {why}")
-
-
-def _at_reconnect(path: str) -> tuple[bytes, bytes]:
-    try:
-        return _read_credentials(path)
-    except BadInput as error:
-        # The only kind of error after which nats-py tries again.
-        raise nats.errors.Error(str(error)) from None
-
-
-def _sign(seed: bytes, nonce: str) -> bytes:
-    return base64.b64encode(_key_pair(seed).sign(nonce.encode()))
+    raw = base64.b32decode(seed + b"=" * 6)  # 58 characters of its alphabet
+    if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
+        raise BadInput(f"{what} is damaged: a character is wrong")
+    if not seed.startswith(b"SU"):
+        raise BadInput(f"{what} is not that of a user: a user's begins with SU")
+    return seed
 
 
 def _key_pair(seed: bytes) -> Any:

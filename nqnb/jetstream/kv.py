@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any
 
 import msgspec
+import nats.errors
 from nats.aio.msg import Msg
 
 from nqnb import names
-from nqnb.errors import RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.errors import NoResponders, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.streams import MESSAGE_NOT_FOUND
+from nqnb.jetstream.delivery import AckFacts
+from nqnb.jetstream.streams import MESSAGE_NOT_FOUND, NOT_FOUND
+from nqnb.jetstream.translate import ApiError, refused
 from nqnb.store import Entry, Unsubscribe
 from nqnb.wire import parse_time
 
@@ -32,7 +35,7 @@ class _Stored(msgspec.Struct):
 
 class _StoredAnswer(msgspec.Struct):
     message: _Stored | None = None
-    error: dict[str, Any] | None = None
+    error: ApiError | None = None
 
 
 _stored_decoder = msgspec.json.Decoder(_StoredAnswer)
@@ -65,15 +68,19 @@ class KeyValueStore:
             raise RevisionConflict(key)
         return await self._write(key, value, revision)
 
-    async def put(self, key: str, value: bytes) -> int:
-        """See `StateStore.put`."""
-        ack = await self._connection.insist(lambda: self._connection.publish(self._root + key, value))
+    async def put(self, key: str, value: bytes, retry_for: float | None = None) -> int:
+        """See `StateStore.put`; ``retry_for`` seconds it is tried again, default the settings'."""
+        ack = await self._connection.insist(lambda: self._connection.publish(self._root + key, value), retry_for)
         return ack.sequence
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
         if not fresh and await self._has_direct():
-            return await self._connection.insist(lambda: self._get_direct(key))
+            try:
+                return await self._get_direct(key)
+            except (NoResponders, Unconfirmed):
+                # The bucket may have been made anew without direct reads.
+                self._direct = None
         stored = await self._last(key)
         if stored is None or _is_marker(stored.hdrs):
             return None
@@ -96,7 +103,12 @@ class KeyValueStore:
             "inactive_threshold": 30_000_000_000,
         }
         body = {"stream_name": self._stream, "config": config}
-        info = await self._connection.insist(lambda: self._connection.api(f"CONSUMER.CREATE.{self._stream}", body))
+        try:
+            info = await self._connection.insist(lambda: self._connection.api(f"CONSUMER.CREATE.{self._stream}", body))
+        except ServerRefused as error:
+            if error.err_code in NOT_FOUND:
+                return
+            raise
         consumer = f"{self._stream}.{info['name']}"
         left = int(info["num_pending"])
         try:
@@ -120,21 +132,14 @@ class KeyValueStore:
         subscription = await self._connection.subscribe(self._root + key, lambda message: wake())
 
         async def unsubscribe() -> None:
-            if not self._connection.closed.is_set():
+            with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
         return unsubscribe
 
     def _entry_of(self, message: Msg) -> Entry:
-        # $JS.ACK[.<domain>.<account>].<stream>.<consumer>.<delivered>.<sequence>.<consumer sequence>.<ns>.<pending>
-        tokens = message.reply.split(".")
-        start = 2 if len(tokens) == 9 else 4
-        return Entry(
-            message.subject.removeprefix(self._root),
-            message.data,
-            int(tokens[start + 3]),
-            int(tokens[start + 5]) / 1e9,
-        )
+        facts = AckFacts.of(message.reply)
+        return Entry(message.subject.removeprefix(self._root), message.data, facts.sequence, facts.stored)
 
     async def _write(self, key: str, value: bytes, revision: int) -> int:
         """Compare-and-set; revision 0 means that the key was never written."""
@@ -152,13 +157,9 @@ class KeyValueStore:
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
         answer = await self._connection.insist(lambda: self._connection.request(subject, body))
         decoded = _stored_decoder.decode(answer.data)
-        if decoded.error is not None and decoded.error.get("err_code") not in MESSAGE_NOT_FOUND:
-            raise ServerRefused(
-                f"the server refused to read {key!r}: {decoded.error.get('description')}",
-                int(decoded.error.get("code", 0)),
-                int(decoded.error.get("err_code", 0)),
-                str(decoded.error.get("description", "")),
-            )
+        # A bucket that is gone, with the server's store say, has no keys.
+        if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
+            raise refused(decoded.error, f"reading {key!r}")
         return decoded.message
 
     async def _get_direct(self, key: str) -> Entry | None:
@@ -171,7 +172,12 @@ class KeyValueStore:
     async def _has_direct(self) -> bool:
         """Whether the bucket takes direct reads; one that Go NQ made may not."""
         if self._direct is None:
-            info = await self._connection.insist(lambda: self._connection.api(f"STREAM.INFO.{self._stream}"))
+            try:
+                info = await self._connection.insist(lambda: self._connection.api(f"STREAM.INFO.{self._stream}"))
+            except ServerRefused as error:
+                if error.err_code in NOT_FOUND:
+                    return False
+                raise
             self._direct = bool(info["config"].get("allow_direct"))
         return self._direct
 

@@ -11,25 +11,30 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from nqnb.jetstream.kv import KeyValueStore
 from nqnb.records import WorkerInfo, moment
-from nqnb.store import StateStore
 
 
 class Presence:
     """Reads presence entries, and writes one worker's own."""
 
-    def __init__(self, store: StateStore) -> None:
+    def __init__(self, store: KeyValueStore) -> None:
         self._store = store
         self._offset: float | None = None
         """The server's clock less ours, in seconds."""
 
     async def announce(self, info: WorkerInfo) -> None:
-        """Write or refresh a worker's entry."""
+        """Write or refresh a worker's entry, with one try: a later one must not carry what it ran before.
+
+        Raises:
+            NqnbError: it is not certain that it was written.
+        """
         asked = time.time()
-        await self._store.put(info.id, msgspec.json.encode(info))
+        await self._store.put(info.id, msgspec.json.encode(info), retry_for=0)
+        answered = time.time()
         if self._offset is None:
             entry = await self._store.get(info.id)
-            self._offset = entry.created - asked if entry is not None else None
+            self._offset = entry.created - (asked + answered) / 2 if entry is not None else None
 
     async def withdraw(self, worker: str) -> None:
         """Remove a worker's entry: it has stopped."""
@@ -52,7 +57,11 @@ class Presence:
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """The workers that are alive."""
-        async for entry in self._store.entries():
+        entries = [entry async for entry in self._store.entries()]
+        if self._offset is None:
+            # Whoever never wrote one knows at least that no entry is of the future.
+            self._offset = max([0.0, *(entry.created - time.time() for entry in entries)])
+        for entry in entries:
             info = _decode(entry.value)
             if info is not None and self._age(entry.created) < info.ttl:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))

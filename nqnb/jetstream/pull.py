@@ -21,7 +21,7 @@ from nqnb.aside import spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.streams import QueueStreams, ensure_consumer, ensure_queue
+from nqnb.jetstream.streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue
 
 log = logging.getLogger("nqnb.pull")
 
@@ -38,7 +38,7 @@ class PullLoop:
         connection: where.
         queue: the queue's name.
         on_delivery: called with each delivery, on the loop.
-        on_trouble: called when `check` has something to mend.
+        wake: called when there is something to ask for, or for `check` to mend.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PullLoop:
         connection: Connection,
         queue: str,
         on_delivery: Callable[[Delivery], None],
-        on_trouble: Callable[[], None],
+        wake: Callable[[], None],
     ) -> None:
         self.queue = queue
         self.ack_wait = connection.settings.ack_wait
@@ -55,13 +55,17 @@ class PullLoop:
         """How many tasks are asked for and have not come."""
         self._connection = connection
         self._on_delivery = on_delivery
-        self._on_trouble = on_trouble
+        self._wake = wake
         self._streams: QueueStreams | None = None
+        self._limits = ConsumerLimits(self.ack_wait)
         self._subscription: Subscription | None = None
         self._inbox = ""
         self._heard = 0.0
         self._probe: asyncio.Future[None] | None = None
         self._broken = False
+        self._pause = 0.0
+        self._not_before = 0.0
+        """When a pull that the server refused may be tried again, on the loop's clock."""
 
     async def ensure(self) -> None:
         """Find or make the queue's streams and its consumer.
@@ -70,13 +74,17 @@ class PullLoop:
             ServerRefused: the server does not let us.
         """
         self._streams = await ensure_queue(self._connection, self.queue)
-        self.ack_wait = await ensure_consumer(self._connection, self._streams)
+        self._limits = await ensure_consumer(self._connection, self._streams)
+        self.ack_wait = self._limits.ack_wait
         self._broken = False
 
     async def ask(self, count: int) -> None:
-        """Ask for ``count`` more tasks; they come when there are some."""
+        """Ask for ``count`` more tasks, or as many as the consumer allows; they come when there are some."""
+        count = min(count, self._limits.max_batch)
+        expires = min(EXPIRES, self._limits.max_expires)
+        heartbeat = min(IDLE_HEARTBEAT, expires / 2.5)
         await self._request(
-            {"batch": count, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(IDLE_HEARTBEAT * 1e9)}, count
+            {"batch": count, "expires": int(expires * 1e9), "idle_heartbeat": int(heartbeat * 1e9)}, count
         )
 
     async def probe(self, count: int) -> None:
@@ -84,6 +92,7 @@ class PullLoop:
 
         Only while nothing else is asked for.
         """
+        count = min(count, self._limits.max_batch)
         self._probe = asyncio.get_running_loop().create_future()
         await self._request({"batch": count, "no_wait": True}, count)
         try:
@@ -99,6 +108,7 @@ class PullLoop:
             spawn(self._drain(self._subscription))
             self._subscription = None
         self.asked = 0
+        self._end_probe()
 
     async def check(self) -> None:
         """Mend what broke: a consumer that somebody deleted, or a pull that the server has forgotten.
@@ -108,6 +118,8 @@ class PullLoop:
         """
         silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT
         if not (self._broken or silent) or not self._connection.connected:
+            return
+        if asyncio.get_running_loop().time() < self._not_before:
             return
         self.withdraw()
         try:
@@ -147,11 +159,14 @@ class PullLoop:
             if message.reply.startswith("$JS.ACK."):
                 if current:
                     self.asked = max(0, self.asked - 1)
+                self._pause = 0.0
                 self._on_delivery(Delivery.of(self._connection, self.queue, message))
             elif current:
                 self._status(message)
-            if current and self.asked == 0 and self._probe is not None and not self._probe.done():
-                self._probe.set_result(None)
+            if current and self.asked == 0:
+                self._end_probe()
+                # There may be slots to ask for.
+                self._wake()
 
         return receive
 
@@ -165,14 +180,23 @@ class PullLoop:
             self.asked = max(0, self.asked - int(headers.get("Nats-Pending-Messages", self.asked)))
             return
         if status == "409" and "MaxAckPending" in description:
+            # A waiting pull is served once others have acked; a probe gets nothing more.
+            self.asked = 0 if self._probe is not None else self.asked
             return
-        log.info("queue %s: the server ended a pull: %s %s", self.queue, status, description)
+        log.warning("queue %s: the server ended a pull: %s %s", self.queue, status, description)
         self._break()
+
+    def _end_probe(self) -> None:
+        if self._probe is not None and not self._probe.done():
+            self._probe.set_result(None)
 
     def _break(self) -> None:
         self.withdraw()
         self._broken = True
-        self._on_trouble()
+        # What the server refuses once it may go on refusing.
+        self._not_before = asyncio.get_running_loop().time() + self._pause
+        self._pause = min(5.0, max(0.1, self._pause * 2))
+        self._wake()
 
     async def _drain(self, subscription: Subscription) -> None:
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):

@@ -27,11 +27,11 @@ class Replies:
         self._inbox = inbox
         self._count = 0
         self._waiting: dict[str, tuple[asyncio.Future[Msg], float, str]] = {}
-        self._timer: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
         """Begin to look at the clock."""
-        self._timer = asyncio.ensure_future(self._expire())
+        self._timer = asyncio.get_running_loop().call_later(_TICK, self._expire)
 
     def close(self) -> None:
         """Look at the clock no more."""
@@ -67,14 +67,14 @@ class Replies:
                 future.set_exception(Unconfirmed(f"{why} before the answer about {about!r}; ask again"))
                 _taken_note_of(future)
 
-    async def _expire(self) -> None:
-        while True:
-            await asyncio.sleep(_TICK)
-            now = time.monotonic()
-            for future, deadline, about in self._waiting.values():
-                if deadline < now and not future.done():
-                    future.set_exception(Unconfirmed(f"no answer from the server about {about!r}; ask again"))
-                    _taken_note_of(future)
+    def _expire(self) -> None:
+        # A timer of the loop, not a task: what cancels all tasks must not leave requests waiting for ever.
+        now = time.monotonic()
+        for future, deadline, about in self._waiting.values():
+            if deadline < now and not future.done():
+                future.set_exception(Unconfirmed(f"no answer from the server about {about!r}; ask again"))
+                _taken_note_of(future)
+        self.open()
 
 
 def _taken_note_of(future: asyncio.Future[Msg]) -> None:

@@ -69,8 +69,17 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
     return QueueStreams(queue, tasks, cancels)
 
 
-async def ensure_consumer(connection: Connection, streams: QueueStreams) -> float:
-    """Find or make the consumer that all workers of a queue share, and return its ack wait in seconds.
+@dataclass(frozen=True)
+class ConsumerLimits:
+    """What a consumer allows; times in seconds."""
+
+    ack_wait: float
+    max_batch: int = 1_000_000
+    max_expires: float = 3600.0
+
+
+async def ensure_consumer(connection: Connection, streams: QueueStreams) -> ConsumerLimits:
+    """Find or make the consumer that all workers of a queue share.
 
     An existing one is left as it is: writing it again would reset what its maker chose.
     """
@@ -95,7 +104,12 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams) -> floa
             },
         }
         info = await connection.insist(lambda: connection.api(f"CONSUMER.DURABLE.CREATE.{name}", body))
-    return float(info["config"]["ack_wait"]) / 1e9
+    config = info["config"]
+    return ConsumerLimits(
+        ack_wait=float(config["ack_wait"]) / 1e9,
+        max_batch=int(config.get("max_batch") or ConsumerLimits.max_batch),
+        max_expires=float(config.get("max_expires") or 0) / 1e9 or ConsumerLimits.max_expires,
+    )
 
 
 async def ensure_bucket(connection: Connection, bucket: str, *, max_age: float = 0) -> None:

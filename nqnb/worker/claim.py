@@ -44,7 +44,7 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
             now=time.time(),
             ack_wait=run.ack_wait,
         )
-        if run.lapsed or run.gap:
+        if run.lost_hold():
             return False
         if verdict.step is ClaimStep.ACK:
             log.info("task %s: nothing to do, %s", run.id, verdict.why)

@@ -35,7 +35,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
-    if run.lapsed or run.gap:
+    if run.lost_hold():
         return None
     if run.why is not None:
         return Result(Ended.STOPPED)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import contextvars
 import ctypes
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,11 +60,15 @@ class _Ladder:
         self._push = push
         self._grace = grace
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
 
     def start(self) -> None:
+        if self._ended:
+            return
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)
 
     def end(self) -> None:
+        self._ended = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -130,6 +135,7 @@ class ThreadExecutor:
         self._lock = threading.Lock()
         self._inside = False
         """Whether the thread is in the handler, so that an exception may be raised in it; guarded by the lock."""
+        self._leaving = False
         self._thread: threading.Thread | None = None
         self._result = Result(Ended.STOPPED)
 
@@ -157,13 +163,15 @@ class ThreadExecutor:
         self._ladder.start()
 
     def _main(self) -> None:
-        # A push that is meant for the handler may still hit the lines behind it, and a second one those that deal
-        # with it. From the end of _leave on none can come.
+        # A push that is meant for the handler may still hit the lines behind it. Once `_leaving` is up, at most two are
+        # on their way: one that is pending, and one whose pusher held the lock. So the third try is safe.
+        try:  # noqa: SIM105  contextlib.suppress is Python code, in which a push can strike outside of its guard
+            self._result = self._call()
+        except JobCancelled:
+            pass
+        self._leaving = True
         try:
-            try:
-                self._result = self._call()
-            finally:
-                self._leave()
+            self._leave()
         except JobCancelled:
             try:
                 self._leave()
@@ -189,7 +197,7 @@ class ThreadExecutor:
         if self._thread is not None and not self._thread.is_alive():
             self._settle()
         with self._lock:
-            if self._inside and self._thread is not None and self._thread.ident is not None:
+            if self._inside and not self._leaving and self._thread is not None and self._thread.ident is not None:
                 _raise_in(self._thread.ident, JobCancelled)
 
     def _tell(self) -> None:
@@ -205,7 +213,9 @@ class ThreadExecutor:
 async def _ended(call: Callable[[], Any]) -> Result:
     """Await a coroutine handler; whatever it raises is its result, for an exit in a handler must not end the loop."""
     try:
-        return Result(Ended.RETURNED, await call())
+        value = call()
+        # A plain wrapper may hand out the coroutine of what it wraps, and a coroutine may wrap a plain function.
+        return Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value)
     except BaseException as error:  # noqa: BLE001  a handler may raise anything
         return Result(Ended.FAILED, error=error)
 

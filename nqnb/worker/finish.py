@@ -64,6 +64,10 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
     """Compare-and-set the outcome, whatever happens to the answers, then answer the message."""
     revision = run.revision
     while True:
+        if status is Status.PENDING and run.cancel is not None:
+            # It was cancelled while its retry was being written: cancelling wins.
+            status = Status.CANCELLED
+            meta = msgspec.structs.replace(meta, cancel=await _receipt(backend, run))
         entry, delay = _outcome_entry(backend, run, status, meta)
         try:
             await write_entry(backend, entry, revision)
@@ -72,6 +76,10 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             log.debug("task %s: its outcome is looked at again: %s", run.id, error)
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(0.1)
+        except ServerRefused as error:
+            # Its storage is full, say: the outcome must not be lost for that.
+            log.warning("task %s: its outcome is written again in a second: %s", run.id, error)
+            await asyncio.sleep(1)
         stored, revision, _ = await _read_for_long(backend, run.id)
         verdict = lifecycle.finish_again(stored, claim=run.claim, retry=run.entry.CurrentRetry, status=status)
         if verdict.step is FinishStep.LANDED:
@@ -84,7 +92,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
         status = verdict.status
     if status is not Status.PENDING:
         await run.delivery.ack()
-    elif not run.gap and not run.lapsed:
+    elif not run.lost_hold():
         await run.delivery.put_back(delay)
     return status
 
@@ -103,7 +111,7 @@ async def _without_outcome(backend: Backend, run: Run) -> None:
     """It was stopped, and not by a cancel."""
     if run.why is Stop.ENDED_ELSEWHERE:
         await run.delivery.ack()
-    elif run.why is Stop.SHUTDOWN and not run.lapsed and not run.gap:
+    elif run.why is Stop.SHUTDOWN and not run.lost_hold():
         # It stays Processing, of nobody: as Pending it would look as if it had never started, and a cancel would
         # delete it unseen.
         meta = msgspec.structs.replace(run.entry.meta, worker="")
@@ -113,7 +121,7 @@ async def _without_outcome(backend: Backend, run: Run) -> None:
                 await write_entry(backend, entry, run.revision)
             except (RevisionConflict, Unconfirmed, NoResponders):
                 return
-        if not run.lapsed:
+        if not run.lost_hold():
             await run.delivery.put_back()
 
 

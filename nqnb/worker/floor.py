@@ -17,9 +17,11 @@ from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
+from nqnb.lifecycle import Ended
 from nqnb.wire import CancelRecord, TaskMessage
 from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
+from nqnb.worker.executors import Result
 from nqnb.worker.finish import finish
 from nqnb.worker.heartbeat import beat, note_intent
 from nqnb.worker.intake import Intake
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nqnb.worker")
 
+_GOODBYE_TAKES = 2.0
+"""Seconds for removing what says that we are alive; without it others wait until it lapses."""
 _STOPPING_TAKES = 5.0
 """Seconds that a stopping worker waits for code that it has told to stop."""
 
@@ -53,13 +57,18 @@ class Floor:
         ]
         self._intake = Intake(self._pulls, self.free)
         self._loops: list[asyncio.Task[None]] = []
-        self._taking = False
+        self._stopping = False
+        self._keeping = False
+        self._recovering = True
+        """Until cancels are heard again: at the start, and from a disconnect to the end of the recovery from it."""
+        self._recovery: asyncio.Task[None] | None = None
         self._announced = 0.0
         """When presence was last written, on the monotonic clock."""
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
-        return self._worker.concurrency - len(self.runs) if self._taking else 0
+        resting = self._stopping or self._recovering
+        return 0 if resting else self._worker.concurrency - len(self.runs)
 
     async def open(self) -> None:
         """Prepare, in the protocol's order: hear cancels first, then pull.
@@ -73,7 +82,7 @@ class Floor:
         await self._announce()
         self.backend.connection.on_disconnect(self._on_disconnect)
         self.backend.connection.on_reconnect(self._on_reconnect)
-        self._taking = True
+        self._recovering = False
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in (self._take, self._heart, self._leases)]
 
     async def gone(self) -> None:
@@ -86,7 +95,9 @@ class Floor:
 
     async def drain(self, timeout: float) -> None:
         """Take nothing more; wait for what runs, then stop it and hand it back."""
-        self._taking = False
+        self._stopping = True
+        if self._recovery is not None:
+            self._recovery.cancel()
         for pull in self._pulls:
             pull.withdraw()
         await _first(self._empty, self._hurry, timeout=timeout)
@@ -101,11 +112,18 @@ class Floor:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        if not self.backend.connection.closed.is_set():
-            with contextlib.suppress(NqnbError):
-                await self.backend.presence.withdraw(self._worker.id)
-                await self._listener.close()
-        await self.backend.close()
+        if self._recovery is not None:
+            self._recovery.cancel()
+        try:
+            if self.backend.connection.connected:
+                with contextlib.suppress(NqnbError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self._say_goodbye(), _GOODBYE_TAKES)
+        finally:
+            await self.backend.close()
+
+    async def _say_goodbye(self) -> None:
+        await self.backend.presence.withdraw(self._worker.id)
+        await self._listener.close()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -151,11 +169,22 @@ class Floor:
                 log.debug("task %s ended: %s", run.id, status)
         except NqnbError as error:
             log.warning("task %s is left to the server, which gives it out again: %s", run.id, error)
+        except Exception as error:
+            log.exception("task %s: something went wrong inside nqnb", run.id)
+            await self._fail(run, error)
         finally:
             del self.runs[run.id]
             if not self.runs:
                 self._empty.set()
             self._wake.set()
+
+    async def _fail(self, run: Run, error: Exception) -> None:
+        """A bug of ours must not bring the task back for ever."""
+        if run.claimed:
+            try:
+                await finish(self.backend, run, Result(Ended.FAILED, error=error))
+            except Exception:
+                log.exception("task %s: that could not be written either", run.id)
 
     def _on_cancel(self, queue: str, task_id: str, ours: bool) -> None:
         # Of ours, the intent says who asked. A Go client writes none, and whoever runs the task may not hear it.
@@ -167,6 +196,7 @@ class Floor:
             run.flag(record, self._worker.id)
 
     def _on_disconnect(self) -> None:
+        self._recovering = True
         for pull in self._pulls:
             pull.reset()
         for run in self.runs.values():
@@ -174,21 +204,26 @@ class Floor:
             run.gap = run.gap or not run.claimed
 
     async def _on_reconnect(self) -> None:
-        spawn(self._recover())
+        if self._recovery is not None:
+            self._recovery.cancel()
+        if not self._stopping:
+            self._recovery = spawn(self._recover())
 
     async def _recover(self) -> None:
         """After a reconnect, in the protocol's order: cancels are heard, intents read, and only then tasks pulled."""
-        self._taking, taking = False, self._taking
-        try:
-            for pull in self._pulls:
-                await self._listener.ensure(pull.queue)
-            await self._announce()
-            await self._beat_all()
-        except NqnbError as error:
-            log.warning("the worker could not recover at once: %s", error)
-        finally:
-            self._taking = taking
-            self._wake.set()
+        while True:
+            try:
+                await self.backend.ensure_buckets()
+                for pull in self._pulls:
+                    await self._listener.ensure(pull.queue)
+                await self._announce()
+                await self._beat_all()
+                break
+            except NqnbError as error:
+                log.warning("the worker has not recovered yet, it tries again: %s", error)
+                await asyncio.sleep(0.5)
+        self._recovering = False
+        self._wake.set()
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A worker whose loop has a bug must stop rather than live on half."""
@@ -201,7 +236,7 @@ class Floor:
     async def _take(self) -> None:
         while True:
             self._wake.clear()
-            if self._taking and self.backend.connection.connected:
+            if self.backend.connection.connected:
                 try:
                     await self._intake.step()
                 except NqnbError as error:
@@ -215,8 +250,24 @@ class Floor:
             try:
                 await self._announce()
             except NqnbError as error:
-                log.debug("presence is not refreshed now: %s", error)
-            await self._beat_all(before=time.monotonic() - self._interval / 2)
+                log.info("presence is not refreshed now: %s", error)
+            # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
+            spawn(self._beat_all(before=time.monotonic() - self._interval / 2))
+            spawn(self._keep_what_is_needed())
+
+    async def _keep_what_is_needed(self) -> None:
+        """Make again what somebody deleted: the buckets, the cancel streams, our consumers there."""
+        if self._keeping or self._recovering or self._stopping:
+            return
+        self._keeping = True
+        try:
+            await self.backend.ensure_buckets()
+            for pull in self._pulls:
+                await self._listener.ensure(pull.queue)
+        except NqnbError as error:
+            log.info("something is missing on the server and cannot be made now: %s", error)
+        finally:
+            self._keeping = False
 
     async def _beat_all(self, before: float = math.inf) -> None:
         """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
@@ -228,7 +279,7 @@ class Floor:
         while True:
             await asyncio.sleep(self._interval / 8)
             for run in self.runs.values():
-                if run.claimed and run.lapsed:
+                if run.claimed and run.lost_hold():
                     run.stop(Stop.LEASE)
 
     async def _announce(self) -> None:

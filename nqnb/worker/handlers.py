@@ -85,7 +85,9 @@ def make_handler(
     return Handler(
         queue=queue,
         function=function,
-        is_coroutine=inspect.iscoroutinefunction(target) or inspect.iscoroutinefunction(type(target).__call__),
+        is_coroutine=any(
+            inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
+        ),
         takes_payload=takes_payload,
         payload_type=_annotation(target, parameters[1].name) if takes_payload else Any,
         backoff=backoff or Backoff(),

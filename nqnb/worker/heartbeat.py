@@ -28,16 +28,30 @@ async def beat(backend: Backend, worker: str, run: Run, since: float) -> None:
         since: when our presence was last written, on the monotonic clock. The lease counts from there, so that a run
             is stopped before anybody takes its worker for dead.
     """
-    answered, seen, intent = await asyncio.gather(
-        run.delivery.in_progress(), _entry(backend, run), _intent(backend, run)
-    )
-    if answered:
+    if run.beating:
+        return
+    run.beating = True
+    try:
+        await asyncio.gather(_renew(run, since), _look(backend, worker, run))
+    finally:
+        run.beating = False
+
+
+async def _renew(run: Run, since: float) -> None:
+    if await run.delivery.in_progress():
         run.beat = max(run.beat, since)
-    if intent is not None and run.cancel is None:
-        log.info("task %s: its cancel was found by a heartbeat", run.id)
-        run.flag(intent, worker)
-    if seen is not None:
-        await check_entry(backend, worker, run, seen)
+
+
+async def _look(backend: Backend, worker: str, run: Run) -> None:
+    """See what was written about the run; what cannot be read now is left to the next heartbeat."""
+    try:
+        intent = await read_intent(backend, run.id) if run.cancel is None else None
+        if intent is not None:
+            log.info("task %s: its cancel was found by a heartbeat", run.id)
+            run.flag(intent, worker)
+        await check_entry(backend, worker, run, await read_entry(backend, run.id))
+    except NqnbError as error:
+        log.debug("task %s: nothing could be read about it: %s", run.id, error)
 
 
 async def check_entry(backend: Backend, worker: str, run: Run, seen: Seen) -> None:
@@ -71,17 +85,3 @@ async def note_intent(backend: Backend, task_id: str, record: CancelRecord) -> N
         await write_intent(backend, task_id, record)
     except NqnbError as error:
         log.warning("the cancel of task %s could not be noted: %s", task_id, error)
-
-
-async def _entry(backend: Backend, run: Run) -> Seen | None:
-    try:
-        return await read_entry(backend, run.id)
-    except NqnbError:
-        return None
-
-
-async def _intent(backend: Backend, run: Run) -> CancelRecord | None:
-    try:
-        return await read_intent(backend, run.id)
-    except NqnbError:
-        return None

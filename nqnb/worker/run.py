@@ -69,7 +69,9 @@ class Run:
         self.beat = delivery.received
         """When the last answered heartbeat was sent, on the monotonic clock."""
         self.gap = False
-        """The server may have handed the task to somebody else: no nak may follow."""
+        """See `lost_hold`."""
+        self.beating = False
+        """A heartbeat is under way."""
 
     def adopt(self, delivery: Delivery) -> None:
         """Take a further delivery of the same message: the server had lost patience, and we run it still."""
@@ -91,10 +93,10 @@ class Run:
         if self.executor is not None:
             self.executor.stop()
 
-    @property
-    def lapsed(self) -> bool:
-        """Whether no heartbeat was answered for most of an ack wait. Once seen it leaves a `gap`."""
-        if time.monotonic() - self.beat > LEASE * self.ack_wait:
-            self.gap = True
-            return True
-        return False
+    def lost_hold(self) -> bool:
+        """Whether the server may have handed the task to somebody else: then nothing is started and nothing nak'ed.
+
+        So it is after a `gap`, and once no heartbeat was answered for most of an ack wait, which leaves one.
+        """
+        self.gap = self.gap or time.monotonic() - self.beat > LEASE * self.ack_wait
+        return self.gap

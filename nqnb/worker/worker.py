@@ -168,9 +168,11 @@ class Worker:
         try:
             await self._floor.drain(self.shutdown_timeout if shutdown_timeout is None else shutdown_timeout)
         finally:
-            await self._floor.close()
-            self.state = State.STOPPED
-            self._stop.set()
+            try:
+                await self._floor.close()
+            finally:
+                self.state = State.STOPPED
+                self._stop.set()
 
     async def serve(self) -> None:
         """Start, and run until `request_stop` is called or the connection is gone for good.
@@ -183,9 +185,11 @@ class Worker:
         """
         await self.start()
         with self._signals():
-            await self._until_stopped()
-            lost = not self._stop.is_set()
-            await self.stop()
+            try:
+                await self._until_stopped()
+            finally:
+                lost = not self._stop.is_set()
+                await self.stop()
         if lost:
             raise ConnectionFailed(
                 f"the connection to {', '.join(self.settings.urls)} is gone for good, so the worker has stopped; "
