@@ -32,6 +32,8 @@ from nqnb._nats_server import (
 from nqnb.errors import DevServerError
 from nqnb.names import check_queue
 
+__all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
+
 _STOP_TIMEOUT = 2 * _keeper.GRACE
 
 

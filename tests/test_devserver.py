@@ -367,7 +367,7 @@ def test_bad_arguments() -> None:
 
 def test_more_configuration() -> None:
     async def run(url: str) -> int:
-        connection = await nats.connect(url, user="ann", password="secret")  # noqa: S106 - of this test's server
+        connection = await nats.connect(url, user="ann", password="secret")
         limit = connection.max_payload
         await connection.close()
         return limit

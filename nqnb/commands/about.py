@@ -9,9 +9,9 @@ import subprocess
 
 import click
 
-from nqnb._nats_server import find_server
 from nqnb.commands.options import Command, front_of, options_of
 from nqnb.demo import DemoSummary, run_demo
+from nqnb.devserver import find_server
 from nqnb.errors import DevServerError
 from nqnb.settings import Settings
 from nqnb.version import __version__
@@ -35,7 +35,7 @@ def demo(ctx: click.Context) -> DemoSummary:
     """
     front = front_of(ctx)
     options = options_of(ctx)
-    settings = Settings.of(None, **options) if "url" in options else None
+    settings = Settings.of(None, **options) if options.keys() & {"url", "context"} else None
     with front.live() as show:
         return front.run(lambda: run_demo(settings, show))
 

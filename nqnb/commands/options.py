@@ -80,11 +80,20 @@ def _keep_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 
 
 def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[click.Parameter]:
+    file: dict[str, Any] = {"metavar": "FILE", "type": click.Path()}
     shared = [
         _shared("--url", "-u", metavar="URL", help="Address of the server, several with commas  [NATS_URL]"),
         _shared("--user", metavar="NAME", help="User name  [NATS_USER]"),
         _shared("--password", metavar="TEXT", help="Password  [NATS_PASSWORD]"),
         _shared("--token", metavar="TEXT", help="Token  [NATS_TOKEN]"),
+        _shared("--creds", **file, help="Credentials file  [NATS_CREDS]"),
+        _shared("--nkey", **file, help="File with an nkey's seed  [NATS_NKEY]"),
+        _shared("tls_ca", "--tlsca", **file, help="Certificates of the authorities to trust  [NATS_CA]"),
+        _shared("tls_cert", "--tlscert", **file, help="Our certificate  [NATS_CERT]"),
+        _shared("tls_key", "--tlskey", **file, help="Its private key  [NATS_KEY]"),
+        _shared("tls_first", "--tlsfirst", is_flag=True, default=None, help="TLS handshake before the greeting"),
+        _shared("--context", metavar="NAME", help="Context of the NATS CLI  [NATS_CONTEXT]"),
+        _shared("--name", metavar="NAME", help="What the server calls this connection  [nqnb]"),
         _shared(
             "connect_timeout", "--timeout", metavar="SECONDS", type=seconds, help="How long connecting may take  [5]"
         ),

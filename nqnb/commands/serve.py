@@ -93,11 +93,7 @@ def worker(ctx: click.Context, target: str, concurrency: int | None) -> None:
     front = front_of(ctx)
     front.start_logging()
     found = _find(target)
-    options = options_of(ctx)
-    if "@" in options.get("url", ""):
-        # What the address brings along must not be mixed with what the module has.
-        options = {"user": None, "password": None, "token": None, **options}
-    found.settings = Settings.of(found.settings, **options)
+    found.settings = Settings.of(found.settings, **options_of(ctx))
     if concurrency is not None:
         found.concurrency = concurrency
     front.run(found.serve)

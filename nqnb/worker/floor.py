@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -23,9 +22,10 @@ from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
 from nqnb.worker.executors import Result
 from nqnb.worker.finish import finish
-from nqnb.worker.heartbeat import beat, note_intent
+from nqnb.worker.heartbeat import note_intent
 from nqnb.worker.intake import Intake
-from nqnb.worker.run import PRESENCE, Run, Stop
+from nqnb.worker.run import Run, Stop
+from nqnb.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from nqnb.worker.worker import Worker
@@ -58,16 +58,11 @@ class Floor:
         self._intake = Intake(self._pulls, self.free)
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
-        self._keeping = False
-        self._recovering = True
-        """Until cancels are heard again: at the start, and from a disconnect to the end of the recovery from it."""
-        self._recovery: asyncio.Task[None] | None = None
-        self._announced = 0.0
-        """When presence was last written, on the monotonic clock."""
+        self._upkeep = Upkeep(worker, backend, self.runs, self._pulls, self._listener, self._wake.set)
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
-        resting = self._stopping or self._recovering
+        resting = self._stopping or self._upkeep.recovering
         return 0 if resting else self._worker.concurrency - len(self.runs)
 
     async def open(self) -> None:
@@ -76,14 +71,10 @@ class Floor:
         Raises:
             NqnbError: the server does not let us.
         """
-        for pull in self._pulls:
-            await self._listener.ensure(pull.queue)
-            await pull.ensure()
-        await self._announce()
-        self.backend.connection.on_disconnect(self._on_disconnect)
-        self.backend.connection.on_reconnect(self._on_reconnect)
-        self._recovering = False
-        self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in (self._take, self._heart, self._leases)]
+        await self._upkeep.open()
+        self._loops = [
+            asyncio.ensure_future(self._guarded(loop)) for loop in (self._take, self._upkeep.heart, self._upkeep.leases)
+        ]
 
     async def gone(self) -> None:
         """Return when the connection is gone for good, or one of the loops is."""
@@ -96,8 +87,7 @@ class Floor:
     async def drain(self, timeout: float) -> None:
         """Take nothing more; wait for what runs, then stop it and hand it back."""
         self._stopping = True
-        if self._recovery is not None:
-            self._recovery.cancel()
+        self._upkeep.close()
         for pull in self._pulls:
             pull.withdraw()
         await _first(self._empty, self._hurry, timeout=timeout)
@@ -112,8 +102,7 @@ class Floor:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        if self._recovery is not None:
-            self._recovery.cancel()
+        self._upkeep.close()
         try:
             if self.backend.connection.connected:
                 with contextlib.suppress(NqnbError, asyncio.TimeoutError):
@@ -195,36 +184,6 @@ class Floor:
         if run is not None:
             run.flag(record, self._worker.id)
 
-    def _on_disconnect(self) -> None:
-        self._recovering = True
-        for pull in self._pulls:
-            pull.reset()
-        for run in self.runs.values():
-            # What was not claimed yet may be somebody else's by the time we are back.
-            run.gap = run.gap or not run.claimed
-
-    async def _on_reconnect(self) -> None:
-        if self._recovery is not None:
-            self._recovery.cancel()
-        if not self._stopping:
-            self._recovery = spawn(self._recover())
-
-    async def _recover(self) -> None:
-        """After a reconnect, in the protocol's order: cancels are heard, intents read, and only then tasks pulled."""
-        while True:
-            try:
-                await self.backend.ensure_buckets()
-                for pull in self._pulls:
-                    await self._listener.ensure(pull.queue)
-                await self._announce()
-                await self._beat_all()
-                break
-            except NqnbError as error:
-                log.warning("the worker has not recovered yet, it tries again: %s", error)
-                await asyncio.sleep(0.5)
-        self._recovering = False
-        self._wake.set()
-
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A worker whose loop has a bug must stop rather than live on half."""
         try:
@@ -243,57 +202,6 @@ class Floor:
                     log.warning("no tasks can be pulled now: %s", error)
                     await asyncio.sleep(0.2)
             await _first(self._wake, timeout=0.5)
-
-    async def _heart(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval)
-            try:
-                await self._announce()
-            except NqnbError as error:
-                log.info("presence is not refreshed now: %s", error)
-            # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
-            spawn(self._beat_all(before=time.monotonic() - self._interval / 2))
-            spawn(self._keep_what_is_needed())
-
-    async def _keep_what_is_needed(self) -> None:
-        """Make again what somebody deleted: the buckets, the cancel streams, our consumers there."""
-        if self._keeping or self._recovering or self._stopping:
-            return
-        self._keeping = True
-        try:
-            await self.backend.ensure_buckets()
-            for pull in self._pulls:
-                await self._listener.ensure(pull.queue)
-        except NqnbError as error:
-            log.info("something is missing on the server and cannot be made now: %s", error)
-        finally:
-            self._keeping = False
-
-    async def _beat_all(self, before: float = math.inf) -> None:
-        """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
-        runs = [run for run in self.runs.values() if run.claimed and run.beat < before]
-        await asyncio.gather(*(beat(self.backend, self._worker.id, run, self._announced) for run in runs))
-
-    async def _leases(self) -> None:
-        """Stop what could not be renewed, before the server gives it to somebody else."""
-        while True:
-            await asyncio.sleep(self._interval / 8)
-            for run in self.runs.values():
-                if run.claimed and run.lost_hold():
-                    run.stop(Stop.LEASE)
-
-    async def _announce(self) -> None:
-        asked = time.monotonic()
-        await self.backend.presence.announce(self._worker.info(list(self.runs), PRESENCE * self._ack_wait))
-        self._announced = asked
-
-    @property
-    def _ack_wait(self) -> float:
-        return min(pull.ack_wait for pull in self._pulls)
-
-    @property
-    def _interval(self) -> float:
-        return self._ack_wait / 3
 
 
 async def _first(*events: asyncio.Event, timeout: float | None = None) -> None:

@@ -1,0 +1,161 @@
+"""Keeps a worker's hold: its presence, its leases, what it needs on the server, and its way back after a disconnect."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from nqnb.aside import spawn
+from nqnb.errors import NqnbError
+from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.cancels import CancelListener
+from nqnb.jetstream.pull import PullLoop
+from nqnb.worker.heartbeat import beat
+from nqnb.worker.run import PRESENCE, Run, Stop
+
+if TYPE_CHECKING:
+    from nqnb.worker.worker import Worker
+
+log = logging.getLogger("nqnb.worker")
+
+
+class Upkeep:
+    """What has to be done again and again while a worker works.
+
+    Args:
+        worker: whose presence it is.
+        backend: where.
+        runs: the running map.
+        pulls: the queues' pull loops.
+        listener: what hears cancels.
+        wake: called when tasks may be pulled again.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        backend: Backend,
+        runs: Mapping[str, Run],
+        pulls: Sequence[PullLoop],
+        listener: CancelListener,
+        wake: Callable[[], None],
+    ) -> None:
+        self.recovering = True
+        """Until cancels are heard: at the start, and from a disconnect to the end of the recovery from it."""
+        self._worker = worker
+        self._backend = backend
+        self._runs = runs
+        self._pulls = pulls
+        self._listener = listener
+        self._wake = wake
+        self._recovery: asyncio.Task[None] | None = None
+        self._keeping = False
+        self._closed = False
+        self._announced = 0.0
+        """When presence was last written, on the monotonic clock."""
+
+    async def open(self) -> None:
+        """Prepare, in the protocol's order: hear cancels first, then pull.
+
+        Raises:
+            NqnbError: the server does not let us.
+        """
+        for pull in self._pulls:
+            await self._listener.ensure(pull.queue)
+            await pull.ensure()
+        await self._announce()
+        self._backend.connection.on_disconnect(self._on_disconnect)
+        self._backend.connection.on_reconnect(self._on_reconnect)
+        self.recovering = False
+
+    def close(self) -> None:
+        """Recover no more."""
+        self._closed = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+
+    def _on_disconnect(self) -> None:
+        self.recovering = True
+        for pull in self._pulls:
+            pull.reset()
+        for run in self._runs.values():
+            # What was not claimed yet may be somebody else's by the time we are back.
+            run.gap = run.gap or not run.claimed
+
+    async def _on_reconnect(self) -> None:
+        if self._recovery is not None:
+            self._recovery.cancel()
+        if not self._closed:
+            self._recovery = spawn(self._recover())
+
+    async def _recover(self) -> None:
+        """After a reconnect, in the protocol's order: cancels are heard, intents read, and only then tasks pulled."""
+        while True:
+            try:
+                await self._backend.ensure_buckets()
+                for pull in self._pulls:
+                    await self._listener.ensure(pull.queue)
+                await self._announce()
+                await self._beat_all()
+                break
+            except NqnbError as error:
+                log.warning("the worker has not recovered yet, it tries again: %s", error)
+                await asyncio.sleep(0.5)
+        self.recovering = False
+        self._wake()
+
+    async def heart(self) -> None:
+        """Renew presence and leases every third of the ack wait, until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self._announce()
+            except NqnbError as error:
+                log.info("presence is not refreshed now: %s", error)
+            # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
+            spawn(self._beat_all(before=time.monotonic() - self._interval / 2))
+            spawn(self._keep_what_is_needed())
+
+    async def _keep_what_is_needed(self) -> None:
+        """Make again what somebody deleted: the buckets, the cancel streams, our consumers there."""
+        if self._keeping or self.recovering or self._closed:
+            return
+        self._keeping = True
+        try:
+            await self._backend.ensure_buckets()
+            for pull in self._pulls:
+                await self._listener.ensure(pull.queue)
+        except NqnbError as error:
+            log.info("something is missing on the server and cannot be made now: %s", error)
+        finally:
+            self._keeping = False
+
+    async def _beat_all(self, before: float = math.inf) -> None:
+        """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
+        runs = [run for run in self._runs.values() if run.claimed and run.beat < before]
+        await asyncio.gather(*(beat(self._backend, self._worker.id, run, self._announced) for run in runs))
+
+    async def leases(self) -> None:
+        """Stop what could not be renewed, before the server gives it to somebody else."""
+        while True:
+            await asyncio.sleep(self._interval / 8)
+            for run in self._runs.values():
+                if run.claimed and run.lost_hold():
+                    run.stop(Stop.LEASE)
+
+    async def _announce(self) -> None:
+        asked = time.monotonic()
+        await self._backend.presence.announce(self._worker.info(list(self._runs), PRESENCE * self._ack_wait))
+        self._announced = asked
+
+    @property
+    def _ack_wait(self) -> float:
+        return min(pull.ack_wait for pull in self._pulls)
+
+    @property
+    def _interval(self) -> float:
+        return self._ack_wait / 3
