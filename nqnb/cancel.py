@@ -113,5 +113,7 @@ async def _forget_message(backend: Backend, task: TaskMessage) -> None:
     """The entry is terminal, so the message only costs a delivery: failing to remove it is no failure."""
     try:
         await backend.delete_task_message(task.Queue, task.Sequence)
+        if lifecycle.due_at(task):
+            await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
         log.info("the message of task %s stays until a worker sees it: %s", task.ID, error)

@@ -18,6 +18,8 @@ FIRST_PUT_BACK = 0.05
 """Seconds that a message without an entry is first put back for; each time it doubles."""
 PUT_BACKS = 9
 """How often: 0.05 s, 0.1 s … 12.8 s, together 25 s, in which a Go client's late Pending has landed."""
+LONG = 60.0
+"""Seconds above which a wait is left to the server's schedules, where it has them."""
 
 
 class ClaimStep(enum.Enum):
@@ -29,6 +31,8 @@ class ClaimStep(enum.Enum):
     """Nothing is left to do: the message can go."""
     PUT_BACK = enum.auto()
     """Not now: let the server deliver it again after the delay."""
+    POSTPONE = enum.auto()
+    """Not for long: as PUT_BACK, or better in a schedule of the server, where it keeps those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,8 @@ def claim(
 
 def _when_due(task: TaskMessage, now: float) -> ClaimVerdict:
     rest = due_at(task) - now
+    if rest > LONG:
+        return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for long")
     if rest > 0:
         return ClaimVerdict(ClaimStep.PUT_BACK, rest, "not yet due")
     return ClaimVerdict(ClaimStep.TAKE)

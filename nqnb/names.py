@@ -88,6 +88,16 @@ def cancel_stream(queue: str, *, old_server: bool = False) -> str:
     return f"{queue}/cancel" if old_server else f"{queue}_cancel"
 
 
+def schedule_subject(queue: str, task_id: str) -> str:
+    """The subject on which a queue's task waits for its time (NATS ADR-51); the id becomes one token of it."""
+    return f"{queue}.sched.{task_id.replace('.', '%2E')}"
+
+
+def schedule_pattern(queue: str) -> str:
+    """The subjects of all of a queue's schedules."""
+    return f"{queue}.sched.*"
+
+
 def cancel_subject(queue: str) -> str:
     """The subject on which a queue's cancels are multicast."""
     return f"{queue}.cancel"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nqnb import names, payload
+from nqnb import lifecycle, names, payload
 from nqnb.errors import BadInput, NqnbError, PayloadTooLarge, RevisionConflict, TaskExists, Unconfirmed
 from nqnb.wire import Meta, TaskMessage
 
@@ -74,7 +74,11 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     if chosen and await backend.states.get(message.ID) is not None:
         raise _taken(message.ID)
     try:
-        ack = await backend.publish_task(message.Queue, message.ID, data)
+        due = lifecycle.due_at(message)
+        if due - time.time() > lifecycle.LONG and backend.can_schedule:
+            ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
+        else:
+            ack = await backend.publish_task(message.Queue, message.ID, data)
     except Unconfirmed as error:
         raise Unconfirmed(
             f"the server did not confirm task {message.ID!r}, which may be in the queue all the same; "

@@ -82,6 +82,8 @@ class Meta(Struct, omit_defaults=True):
     finished_at: float = 0
     not_before: float = 0
     """When the next attempt is due."""
+    crashes: int = 0
+    """How often in a row its worker went silent while it ran."""
     progress: Progress | None = None
     log: list[str] = []
     error: ErrorInfo | None = None

@@ -12,6 +12,7 @@ from nqnb.jetstream.cancels import publish_cancel
 from nqnb.jetstream.connection import Connection, PubAck
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.presence import Presence
+from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.jetstream.streams import (
     NOT_FOUND,
     QueueStreams,
@@ -40,6 +41,8 @@ class Backend:
         self.results: StateStore = KeyValueStore(connection, settings.result_bucket)
         self.presence = Presence(KeyValueStore(connection, settings.worker_bucket))
         self._queues: dict[str, QueueStreams] = {}
+        self._scheduling: set[str] = set()
+        """Queues whose streams are known to take schedules."""
 
     @classmethod
     async def open(cls, settings: Settings, store: StateStore | None = None) -> Backend:
@@ -107,6 +110,33 @@ class Backend:
         headers = {"Nats-Msg-Id": task_id, names.CLIENT_HEADER: "task"}
         return await self.insist(lambda: self.connection.publish(names.task_subject(queue), data, headers), queue)
 
+    @property
+    def can_schedule(self) -> bool:
+        """Whether the server keeps schedules (>= 2.12)."""
+        return can_schedule(self.connection)
+
+    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck:
+        """Let the server publish a task message at a time, once: see `nqnb.jetstream.schedules.publish_schedule`."""
+
+        async def publish() -> PubAck:
+            streams = await self.ensure_queue(queue)
+            if queue not in self._scheduling:
+                await allow_schedules(self.connection, queue, streams.tasks)
+                self._scheduling.add(queue)
+            try:
+                return await publish_schedule(self.connection, queue, task_id, data, at, message_id)
+            except NoResponders:
+                self._scheduling.discard(queue)
+                raise
+
+        return await self.insist(publish, queue)
+
+    async def unschedule_task(self, queue: str, task_id: str) -> None:
+        """Remove a task's schedule; nothing happens where there is none."""
+        if self.can_schedule:
+            streams = await self.ensure_queue(queue)
+            await purge_schedule(self.connection, queue, task_id, streams.tasks)
+
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
         """The bytes of a task message that is still in its stream, None where it is gone."""
         streams = await self.ensure_queue(queue)
@@ -140,10 +170,21 @@ class Backend:
                 if "*" not in queue and ">" not in queue:
                     yield await self._queue_info(queue, info, serving.get(queue, 0))
 
+    async def _only_schedules(self, queue: str, stream: str) -> bool:
+        """Whether none of a stream's messages is a task that could run now."""
+        body = {"subjects_filter": names.task_subject(queue)}
+        info = await self.connection.api(f"STREAM.INFO.{stream}", body)
+        return not info["state"].get("subjects")
+
     async def _queue_info(self, queue: str, info: dict[str, Any], workers: int) -> QueueInfo:
         stream, state = str(info["config"]["name"]), info["state"]
         messages = int(state["messages"])
-        pending, held, redelivered = messages, 0, 0
+        scheduled = 0
+        if info["config"].get("allow_msg_schedules"):
+            # Schedules have a subject each, all the other messages one together.
+            subjects = int(state.get("num_subjects") or 0)
+            scheduled = min(messages, subjects if await self._only_schedules(queue, stream) else max(0, subjects - 1))
+        pending, held, redelivered = messages - scheduled, 0, 0
         try:
             consumer = await self.connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
             pending = int(consumer["num_pending"])
@@ -156,7 +197,7 @@ class Backend:
         return QueueInfo(
             name=queue,
             pending=pending,
-            scheduled=max(0, messages - pending - held) if info["config"].get("allow_msg_schedules") else 0,
+            scheduled=scheduled,
             processing=held,
             redelivered=redelivered,
             workers=workers,

@@ -20,8 +20,14 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 
-async def claim(backend: Backend, worker: str, run: Run) -> bool:
+async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> bool:
     """Make the task ours, or do about its delivery what there is to do.
+
+    Args:
+        backend: where.
+        worker: our id.
+        run: the task.
+        poison_limit: how many workers it may silence before it is given up.
 
     Returns:
         Whether it is ours. It may be flagged as cancelled by then, and must then be finished without running.
@@ -50,7 +56,12 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
             log.info("task %s: nothing to do, %s", run.id, verdict.why)
             await run.delivery.ack()
             return False
-        if verdict.step is ClaimStep.PUT_BACK:
+        if verdict.step is ClaimStep.POSTPONE and backend.can_schedule:
+            if await _postpone(backend, run, prior, revision):
+                return False
+            fresh = True
+            continue
+        if verdict.step in (ClaimStep.PUT_BACK, ClaimStep.POSTPONE):
             log.debug("task %s: put back for %.2f s, %s", run.id, verdict.delay, verdict.why)
             await run.delivery.put_back(verdict.delay)
             return False
@@ -64,6 +75,7 @@ async def claim(backend: Backend, worker: str, run: Run) -> bool:
             continue
         break
     run.claimed = True
+    run.poisoned = run.entry.meta.crashes >= poison_limit
     # After the claim, not before: a canceller that saw Processing writes the intent while we look the other way.
     if lifecycle.needs_intent(prior):
         record = await read_intent(backend, run.id)
@@ -115,12 +127,30 @@ async def read_intent(backend: Backend, task_id: str) -> CancelRecord | None:
         return CancelRecord()
 
 
+async def _postpone(backend: Backend, run: Run, prior: TaskMessage | None, revision: int) -> bool:
+    """Move a task that is not due for long into a schedule of the server: the schedule first, then the entry, then
+    the old message. Returns False where the entry has changed meanwhile."""
+    task = prior or run.message
+    due = lifecycle.due_at(task)
+    ack = await backend.schedule_task(run.message.Queue, run.id, run.delivery.data, due, f"{run.id}#{run.claim}")
+    try:
+        await write_entry(backend, msgspec.structs.replace(task, Sequence=ack.sequence, Meta=task.meta), revision)
+    except (RevisionConflict, Unconfirmed, NoResponders):
+        # A schedule too many does no harm: what it fires finds the entry as it is by then.
+        return False
+    await run.delivery.ack()
+    return True
+
+
 def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) -> TaskMessage:
     """Our claim, to be written over ``prior``; ``limit`` is the most bytes that the server takes."""
     before = prior or run.message
+    # Handed back, it is nobody's; else whoever claimed it before us went silent.
+    crashed = before.Status is Status.PROCESSING and bool(before.meta.worker)
     meta = msgspec.structs.replace(
         before.meta,
         worker=worker,
+        crashes=before.meta.crashes + crashed,
         claim=run.claim,
         started_at=time.time(),
         finished_at=0,

@@ -27,6 +27,16 @@ FLUSH = 0.25
 """Seconds between two writes of a task's progress and log."""
 
 
+class Poisoned(Exception):
+    """A task that has silenced too many workers."""
+
+    def __init__(self, crashes: int) -> None:
+        super().__init__(
+            f"its worker died or went silent {crashes} times while it ran, so it is given up; see what it does to a "
+            "process (memory, exit, a crash in a C library), then submit it again"
+        )
+
+
 async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     """Run a claimed task to its end, or until it is stopped.
 
@@ -39,6 +49,8 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         return None
     if run.why is not None:
         return Result(Ended.STOPPED)
+    if run.poisoned:
+        return Result(Ended.FAILED, error=Poisoned(run.entry.meta.crashes))
     until = _until(run)
     if until and until <= time.time():
         run.stop(Stop.TIMEOUT)

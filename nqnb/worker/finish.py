@@ -23,6 +23,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import Ended, FinishStep
 from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessage
 from nqnb.worker.claim import Seen, read_entry, read_intent, write_entry
+from nqnb.worker.execute import Poisoned
 from nqnb.worker.executors import Result
 from nqnb.worker.job import plain_text
 from nqnb.worker.run import Run, Stop
@@ -69,6 +70,12 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             status = Status.CANCELLED
             meta = msgspec.structs.replace(meta, cancel=await _receipt(backend, run))
         entry, delay = _outcome_entry(backend, run, status, meta)
+        scheduled = delay > lifecycle.LONG and backend.can_schedule
+        if scheduled:
+            # The schedule first, then the entry, then the old message.
+            at = entry.meta.not_before
+            ack = await backend.schedule_task(entry.Queue, run.id, run.delivery.data, at, f"{run.id}#{run.claim}")
+            entry.Sequence = ack.sequence
         try:
             await write_entry(backend, entry, revision)
             break
@@ -90,7 +97,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
         if verdict.step is FinishStep.DROP:
             return None
         status = verdict.status
-    if status is not Status.PENDING:
+    if status is not Status.PENDING or scheduled:
         await run.delivery.ack()
     elif not run.lost_hold():
         await run.delivery.put_back(delay)
@@ -111,7 +118,7 @@ async def _without_outcome(backend: Backend, run: Run) -> None:
     """It was stopped, and not by a cancel."""
     if run.why is Stop.ENDED_ELSEWHERE:
         await run.delivery.ack()
-    elif run.why is Stop.SHUTDOWN and not run.lost_hold():
+    elif run.why in (Stop.SHUTDOWN, Stop.LEASE):
         # It stays Processing, of nobody: as Pending it would look as if it had never started, and a cancel would
         # delete it unseen.
         meta = msgspec.structs.replace(run.entry.meta, worker="")
@@ -131,8 +138,10 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
     delay = 0.0
     if status is Status.PENDING:
         entry.CurrentRetry += 1
-        delay = run.handler.backoff.delay(entry.CurrentRetry)
-        entry.Meta = msgspec.structs.replace(meta, not_before=time.time() + delay, worker="", cancel=None)
+        delay = run.retry_delay = run.retry_delay or run.handler.backoff.delay(entry.CurrentRetry)
+        entry.Meta = msgspec.structs.replace(
+            meta, not_before=time.time() + delay, worker="", cancel=None, crashes=0, finished_at=0
+        )
     else:
         entry.CompletedAt = int(meta.finished_at)
     if status in (Status.COMPLETED, Status.FAILED):
@@ -219,8 +228,10 @@ def _short(error: ErrorInfo | None) -> ErrorInfo | None:
 
 def _hopeless(run: Run, result: Result) -> bool:
     """Whether another attempt would end the same way."""
+    judge = run.handler.is_failure
+    final = judge is not None and isinstance(result.error, Exception) and judge(result.error)
     past_deadline = bool(run.entry.Deadline) and time.time() >= run.entry.Deadline
-    return past_deadline or isinstance(result.error, (_Useless, BadInput))
+    return past_deadline or final or isinstance(result.error, (_Useless, Poisoned, BadInput))
 
 
 def _timeout_text(run: Run) -> str:

@@ -58,11 +58,12 @@ class Floor:
         self._intake = Intake(self._pulls, self.free)
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._paused = False
         self._upkeep = Upkeep(worker, backend, self.runs, self._pulls, self._listener, self._wake.set)
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
-        resting = self._stopping or self._upkeep.recovering
+        resting = self._stopping or self._paused or self._upkeep.recovering
         return 0 if resting else self._worker.concurrency - len(self.runs)
 
     async def open(self) -> None:
@@ -72,6 +73,8 @@ class Floor:
             NqnbError: the server does not let us.
         """
         await self._upkeep.open()
+        if self._worker.shutdown_on_disconnect:
+            self.backend.connection.on_disconnect(self._give_up)
         self._loops = [
             asyncio.ensure_future(self._guarded(loop)) for loop in (self._take, self._upkeep.heart, self._upkeep.leases)
         ]
@@ -83,6 +86,12 @@ class Floor:
     def hurry(self) -> None:
         """Do not wait for what runs any longer."""
         self._hurry.set()
+
+    def pause(self) -> None:
+        """Take nothing more, and go on with what runs."""
+        self._paused = True
+        for pull in self._pulls:
+            pull.withdraw()
 
     async def drain(self, timeout: float) -> None:
         """Take nothing more; wait for what runs, then stop it and hand it back."""
@@ -150,7 +159,7 @@ class Floor:
     async def _live(self, run: Run) -> None:
         """One task's life."""
         try:
-            if not await claim(self.backend, self._worker.id, run):
+            if not await claim(self.backend, self._worker.id, run, self._worker.poison_limit):
                 return
             result = await execute(self.backend, self._worker.id, run)
             if result is not None:
@@ -183,6 +192,14 @@ class Floor:
         run = self.runs.get(task_id)
         if run is not None:
             run.flag(record, self._worker.id)
+
+    def _give_up(self) -> None:
+        """The server is gone, and the worker is to go with it."""
+        log.error("the connection is lost, so the worker stops")
+        for run in self.runs.values():
+            run.stop(Stop.LEASE)
+        self._hurry.set()
+        self._broken.set()
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
         """A worker whose loop has a bug must stop rather than live on half."""

@@ -28,6 +28,7 @@ class Handler:
     payload_type: Any
     backoff: Backoff
     grace: float
+    is_failure: Callable[[Exception], bool] | None = None
 
     def call(self, job: Job) -> Callable[[], Any]:
         """The function with its arguments bound.
@@ -55,6 +56,7 @@ def make_handler(
     *,
     backoff: Backoff | None = None,
     grace: float = 1.0,
+    is_failure: Callable[[Exception], bool] | None = None,
 ) -> Handler:
     """Read what a function wants from its signature.
 
@@ -92,6 +94,7 @@ def make_handler(
         payload_type=_annotation(target, parameters[1].name) if takes_payload else Any,
         backoff=backoff or Backoff(),
         grace=float(grace),
+        is_failure=is_failure,
     )
 
 

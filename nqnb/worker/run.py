@@ -56,6 +56,8 @@ class Run:
         self.claim = secrets.token_hex(6)
         """Marks our claim in the entry."""
         self.claimed = False
+        self.poisoned = False
+        """It has silenced so many workers that it is not run again."""
         self.entry = message
         """The entry as we last wrote it."""
         self.revision = 0
@@ -70,6 +72,8 @@ class Run:
         """When the last answered heartbeat was sent, on the monotonic clock."""
         self.gap = False
         """See `lost_hold`."""
+        self.retry_delay = 0.0
+        """How long its retry waits, in seconds, once that is drawn."""
         self.beating = False
         """A heartbeat is under way."""
 

@@ -48,6 +48,9 @@ class Worker:
         settings: `Settings`, or where the server is; default ``NATS_URL``, else this machine.
         concurrency: how many tasks run at once, over all queues.
         shutdown_timeout: seconds that a stopping worker waits for what runs, before it stops it and hands it back.
+        poison_limit: how many workers in a row a task may silence while it runs, before it is given up as failed.
+        shutdown_on_disconnect: stop what runs and end when the server is gone, as NQ can; else the worker waits for
+            its return, and only runs whose lease can no longer be renewed are stopped.
         store: where states are kept instead of the bucket ``nq-store``.
         **options: fields of `Settings` to replace.
 
@@ -64,6 +67,8 @@ class Worker:
         *,
         concurrency: int = 8,
         shutdown_timeout: float = 10.0,
+        poison_limit: int = 5,
+        shutdown_on_disconnect: bool = False,
         store: StateStore | None = None,
         **options: Any,
     ) -> None:
@@ -71,6 +76,10 @@ class Worker:
             raise BadInput(f"concurrency={concurrency!r}: give the number of tasks to run at once, 1 or more")
         if not isinstance(shutdown_timeout, (int, float)) or not shutdown_timeout >= 0:
             raise BadInput(f"shutdown_timeout={shutdown_timeout!r}: give seconds, 0 or more")
+        if isinstance(poison_limit, bool) or not isinstance(poison_limit, int) or poison_limit < 1:
+            raise BadInput(f"poison_limit={poison_limit!r}: give how many workers a task may silence, 1 or more")
+        self.poison_limit = poison_limit
+        self.shutdown_on_disconnect = shutdown_on_disconnect
         self.settings = Settings.of(settings, **options)
         self.concurrency = concurrency
         self.shutdown_timeout = shutdown_timeout
@@ -87,7 +96,14 @@ class Worker:
     def __repr__(self) -> str:
         return f"<Worker {self.id} {self.state.value}, queues {', '.join(self.handlers) or 'none'}>"
 
-    def handler(self, queue: str, *, backoff: Backoff | None = None, grace: float = 1.0) -> Callable[[F], F]:
+    def handler(
+        self,
+        queue: str,
+        *,
+        backoff: Backoff | None = None,
+        grace: float = 1.0,
+        is_failure: Callable[[Exception], bool] | None = None,
+    ) -> Callable[[F], F]:
         """Make the decorated function run a queue's tasks.
 
         Args:
@@ -95,6 +111,9 @@ class Worker:
             backoff: how long failed tasks wait before they run again; default `Backoff()`.
             grace: seconds between the pushes to stop: a coroutine is cancelled at once and again after each; a
                 function in a thread has that long to look at ``job.cancelled`` before an exception is raised in it.
+
+            is_failure: called with what the function raised: True makes the task fail for good, whatever retries it
+                has left, as NQ's ``isFailureFn`` does; default: no exception does.
 
         The function takes ``(job)`` or ``(job, payload)``. Without an annotation the payload is the decoded JSON,
         ``payload: bytes`` the bytes, and any type that msgspec knows (dataclasses, Structs, TypedDicts …) validates it.
@@ -112,7 +131,7 @@ class Worker:
                 raise InvalidHandler(f"queue {queue!r} has a handler already, {self.handlers[queue].function!r}")
             if self.state is not State.NEW:
                 raise InvalidHandler(f"the worker is {self.state.value}; register handlers before it starts")
-            self.handlers[queue] = make_handler(queue, function, backoff=backoff, grace=grace)
+            self.handlers[queue] = make_handler(queue, function, backoff=backoff, grace=grace, is_failure=is_failure)
             return function
 
         return register
@@ -192,9 +211,13 @@ class Worker:
                 await self.stop()
         if lost:
             raise ConnectionFailed(
-                f"the connection to {', '.join(self.settings.urls)} is gone for good, so the worker has stopped; "
-                "start it again"
+                f"the connection to {', '.join(self.settings.urls)} is lost, so the worker has stopped; start it again"
             )
+
+    def pause(self) -> None:
+        """Pull nothing more, and go on with what runs; SIGTSTP does this."""
+        if self._floor is not None:
+            self._floor.pause()
 
     def request_stop(self) -> None:
         """Let `serve` stop the worker; the second call lets it stop without waiting for what runs."""
@@ -230,9 +253,10 @@ class Worker:
         loop = asyncio.get_running_loop()
         caught: list[signal.Signals] = []
         if sys.platform != "win32":
-            for each in (signal.SIGINT, signal.SIGTERM):
+            actions = {signal.SIGINT: self.request_stop, signal.SIGTERM: self.request_stop, signal.SIGTSTP: self.pause}
+            for each, action in actions.items():
                 with contextlib.suppress(ValueError, RuntimeError):
-                    loop.add_signal_handler(each, self.request_stop)
+                    loop.add_signal_handler(each, action)
                     caught.append(each)
         try:
             yield

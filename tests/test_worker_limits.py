@@ -1,0 +1,123 @@
+"""When a worker gives something up: poisoned tasks, failures that are final, a lost connection, a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import nqnb
+from nqnb import Status
+
+pytestmark = pytest.mark.anyio
+
+POISON = """
+import os, sys, nqnb
+worker = nqnb.Worker(sys.argv[1], ack_wait=0.5, poison_limit=2)
+
+@worker.handler("work")
+def work(job, payload):
+    if payload == "poison":
+        os._exit(9)
+    return "fine"
+
+worker.run()
+"""
+
+
+async def test_a_task_that_kills_its_workers_is_given_up(server: nqnb.DevServer, tmp_path: Path) -> None:
+    program = tmp_path / "poison.py"
+    program.write_text(POISON)
+    async with nqnb.connect(server.url, ack_wait=0.5) as nq:
+        task = await nq.submit("work", "poison", retry=5)
+        deaths = 0
+        until = time.monotonic() + 30
+        while not (await task.status()).terminal:
+            assert time.monotonic() < until
+            worker = subprocess.Popen([sys.executable, program, server.url])
+            try:
+                while worker.poll() is None and not (await task.status()).terminal:
+                    assert time.monotonic() < until
+                    await asyncio.sleep(0.02)
+                deaths += worker.poll() == 9
+            finally:
+                worker.kill()
+                worker.wait()
+        assert deaths == 2
+        info = await task.fetch()
+        assert info.status is Status.FAILED
+        assert info.error is not None
+        assert info.error.type == "Poisoned"
+        assert "died or went silent 2 times" in info.error.message
+
+
+async def test_a_final_failure_is_not_retried(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+    attempts = []
+
+    @worker.handler("work", backoff=nqnb.Backoff(0, 0), is_failure=lambda error: isinstance(error, KeyError))
+    async def work(job: nqnb.Job, payload: str) -> None:
+        attempts.append(payload)
+        raise {"final": KeyError, "passing": ValueError}[payload](payload)
+
+    async with worker:
+        for payload, expected in (("final", 1), ("passing", 3)):
+            attempts.clear()
+            task = await nq.submit("work", payload, retry=2)
+            assert await task.wait(timeout=10) is Status.FAILED
+            assert len(attempts) == expected
+
+
+async def test_shutdown_on_disconnect_stops_at_once_and_says_so(
+    nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings, shutdown_on_disconnect=True, request_timeout=0.5)
+    stopped = []
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.append(time.monotonic())
+
+    serving = asyncio.ensure_future(worker.serve())
+    task = await nq.submit("work")
+    while await task.status() is not Status.PROCESSING:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    killed = time.monotonic()
+    server.kill()
+    with pytest.raises(nqnb.ConnectionFailed, match="lost"):
+        await asyncio.wait_for(serving, 10)
+    assert stopped[0] - killed < 0.5
+    server.restart()
+    assert await task.status() is Status.PROCESSING
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTSTP")
+async def test_sigtstp_stops_pulling_only(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "done"
+
+    serving = asyncio.ensure_future(worker.serve())
+    running = await nq.submit("work", 0.5)
+    while await running.status() is not Status.PROCESSING:
+        await asyncio.sleep(0.01)
+    signal.raise_signal(signal.SIGTSTP)
+    await asyncio.sleep(0.1)
+    waiting = await nq.submit("work", 0)
+    assert await running.result(timeout=5) == "done"
+    await asyncio.sleep(0.3)
+    assert await waiting.status() is Status.PENDING
+    worker.request_stop()
+    await serving
