@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -19,10 +18,9 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def short_is_long(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def short_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait above a third of a second goes to the server's schedules."""
     monkeypatch.setattr(lifecycle, "LONG", 0.3)
-    yield
 
 
 def make_worker(settings: nqnb.Settings, started: list[tuple[str, float]]) -> nqnb.Worker:
