@@ -24,6 +24,8 @@ CLIENT_HEADER = "Nqnb-Client"
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_ID_BITS = 160
+"""More than the 131 that 22 characters hold, so that each is as likely as any other."""
 
 
 def check_queue(queue: object) -> str:
@@ -65,7 +67,12 @@ def check_task_id(task_id: object) -> str:
 
 def new_task_id() -> str:
     """A fresh task id: 22 characters of base 62, as NQ's (NUID), from the system's randomness."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(22))
+    # One draw for all the characters: a draw for each would be a third of what a submit costs.
+    number, characters = secrets.randbits(_ID_BITS), []
+    for _ in range(22):
+        number, rest = divmod(number, 62)
+        characters.append(_ALPHABET[rest])
+    return "".join(characters)
 
 
 def task_stream(queue: str) -> str:

@@ -126,9 +126,12 @@ class Connection:
             PayloadTooLarge: data and headers are above the server's limit.
         """
         self._check_size(data, headers)
-        with self._replies.expect(subject, timeout or self.settings.request_timeout) as (inbox, reply):
+        inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout)
+        try:
             await self._send(subject, data, inbox, dict(headers) if headers else None)
             answer = await reply
+        finally:
+            self._replies.forget(inbox)
         if not answer.data and answer.headers and answer.headers.get("Status") == "503":
             raise NoResponders(f"nobody serves {subject!r} on the server at this moment", subject)
         return answer

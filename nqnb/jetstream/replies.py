@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import Iterator
 
 from nats.aio.msg import Msg
 
@@ -39,9 +37,8 @@ class Replies:
             self._timer.cancel()
             self._timer = None
 
-    @contextlib.contextmanager
-    def expect(self, about: str, timeout: float) -> Iterator[tuple[str, asyncio.Future[Msg]]]:
-        """Expect one answer: the subject that it is to be sent to, and its future.
+    def expect(self, about: str, timeout: float) -> tuple[str, asyncio.Future[Msg]]:
+        """Expect one answer: the subject that it is to be sent to, and its future; `forget` it in the end.
 
         The future fails with `Unconfirmed` after ``timeout`` seconds.
         """
@@ -49,10 +46,11 @@ class Replies:
         subject = f"{self._inbox}.{self._count}"
         future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
         self._waiting[subject] = (future, time.monotonic() + timeout, about)
-        try:
-            yield subject, future
-        finally:
-            del self._waiting[subject]
+        return subject, future
+
+    def forget(self, subject: str) -> None:
+        """Expect nothing more on that subject."""
+        del self._waiting[subject]
 
     async def answered(self, message: Msg) -> None:
         """Hand an answer to whoever waits for it; one that comes too late is for nobody."""
