@@ -71,9 +71,7 @@ async def test_a_taken_id_leaves_no_schedule(short_is_long: None, nq: nqnb.Clien
     assert sum((await subjects(nq)).values()) == 1
 
 
-async def test_a_long_backoff_is_a_schedule_too(
-    short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings
-) -> None:
+async def test_a_long_backoff_is_a_schedule_too(short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings) -> None:
     started: list[tuple[str, float]] = []
     async with make_worker(settings, started):
         task = await nq.submit("later", 1, retry=1)
