@@ -2,8 +2,9 @@
 
 Run as a script by `nqnb.devserver`: ``_keeper.py FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
 commands on stdin, tells what it did in FOLDER/status, and once stdin ends (the parent has closed it, or is dead) it
-stops the server, removes FOLDER and exits. It imports only the standard library's quick parts, and has one thread,
-so that code between fork and exec is safe.
+stops the server, removes FOLDER and exits. After the command DETACH it no longer cares about its parent: it ends with
+SIGTERM, likewise, or when the server ends by itself, and then leaves FOLDER and its log to be read. It imports only
+the standard library's quick parts, and has one thread, so that code between fork and exec is safe.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 START = b"s"
 KILL = b"k"
+DETACH = b"d"
 GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 _PARENT_CHECK = 0.25
@@ -31,16 +33,19 @@ def main(folder: str, command: list[str]) -> None:
     server: subprocess.Popen[bytes] | None = None
     gone: int | None = None
     orders, state, told = 0, "made", ""
+    detached = False
     try:
         log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 2)
         # A fork of the parent holds the pipe open beyond the parent's death, so the end of stdin is not enough.
-        while os.getppid() == parent:
+        while detached or os.getppid() == parent:
             # With the count, an answer is not mistaken for that to another order, nor for a death in between.
             if (status := f"{orders} {state}") != told:
                 _say(folder, status)
                 told = status
-            order = _next_order(gone)
+            if detached and server is None:
+                return
+            order = _next_order(gone, deaf=detached)
             if order == b"":
                 break
             orders += order is not None
@@ -52,6 +57,8 @@ def main(folder: str, command: list[str]) -> None:
                 if gone is not None:
                     os.close(gone)
                     gone = None
+            if order == DETACH:
+                detached = True
             if order == START and server is None:
                 try:
                     server, gone = _start(command)
@@ -62,13 +69,18 @@ def main(folder: str, command: list[str]) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if server is not None:
             _stop(server)
-        import shutil  # late, as it takes as long to import as everything else here together
+        if server is not None or not detached:
+            _remove(folder)
 
-        for _ in range(20):  # Windows lets go of a dead process's files a moment late
-            shutil.rmtree(folder, ignore_errors=True)
-            if not os.path.exists(folder):
-                break
-            time.sleep(0.05)
+
+def _remove(folder: str) -> None:
+    import shutil  # late, as it takes as long to import as everything else here together
+
+    for _ in range(20):  # Windows lets go of a dead process's files a moment late
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            break
+        time.sleep(0.05)
 
 
 def _say(folder: str, what: str) -> None:
@@ -86,8 +98,11 @@ if sys.platform == "win32":
     import _winapi
     import msvcrt
 
-    def _next_order(gone: int | None) -> bytes | None:
-        """One command, None when none came for a moment, empty at the end of stdin."""
+    def _next_order(gone: int | None, *, deaf: bool) -> bytes | None:
+        """One command, None when none came for a moment (or we are deaf), empty at the end of stdin."""
+        if deaf:
+            time.sleep(_PARENT_CHECK)
+            return None
         try:
             waiting = _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)[0]
         except OSError:
@@ -103,10 +118,13 @@ if sys.platform == "win32":
 else:
     import select
 
-    def _next_order(gone: int | None) -> bytes | None:
-        """One command, None when none came for a moment or the server went, empty at the end of stdin."""
-        watched = [0] if gone is None else [0, gone]
-        return os.read(0, 1) if 0 in select.select(watched, [], [], _PARENT_CHECK)[0] else None
+    def _next_order(gone: int | None, *, deaf: bool) -> bytes | None:
+        """One command, None when none came for a moment, or the server went; empty at the end of stdin.
+
+        When deaf, only the server counts, and for as long as it lives.
+        """
+        watched = [*([] if deaf else [0]), *([] if gone is None else [gone])]
+        return os.read(0, 1) if 0 in select.select(watched, [], [], None if deaf else _PARENT_CHECK)[0] else None
 
     def _start(command: list[str]) -> tuple[subprocess.Popen[bytes], int | None]:
         # The server holds the writing end of a pipe and never writes: the pipe ends when the server does.

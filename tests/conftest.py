@@ -38,7 +38,8 @@ def interruptible() -> None:
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A developer's own server must not become the tests'."""
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp()))
+    for folder in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(folder, str(tmp_path_factory.getbasetemp()))
     for name in list(os.environ):
         if name.startswith("NATS_"):
             monkeypatch.delenv(name)

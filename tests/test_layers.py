@@ -31,6 +31,7 @@ ROOMS = [
     "worker",
     "_keeper _kept _nats_server",
     "devserver",
+    "detached",
     "nqnb",
     "frames",
     "demo",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A narrow encoding must not turn a result into a traceback.
             stream.reconfigure(errors="replace")
+    if "_NQNB_COMPLETE" in os.environ:
+        logging.disable()  # a log record would end up in somebody's command line
     shell = Shell()
     try:
         code = _run(shell, arguments)

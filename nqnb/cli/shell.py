@@ -9,14 +9,17 @@ import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager
 from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+import click
 
 from nqnb.cli.text import clean, error_fields, line, plain, to_json
 from nqnb.client import Client, connect
+from nqnb.commands import NeedsYes
 from nqnb.commands.records import Progress
 from nqnb.commands.serve import UserCodeError
-from nqnb.errors import DevServerError
+from nqnb.detached import choose
+from nqnb.errors import DevServerError, NoServer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,14 +34,24 @@ class Shell:
 
     def __init__(self) -> None:
         self.json = False
+        self.verbose = False
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """See `nqnb.commands.Front.run`."""
         return asyncio.run(work())
 
-    def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """See `nqnb.commands.Front.client`."""
-        return connect(None, **options)
+    @contextlib.asynccontextmanager
+    async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:
+        """See `nqnb.commands.Front.client`; where no server was named, `nqnb.detached.choose` finds it."""
+        choice = choose(**options)
+        if self.verbose:
+            self.say(f"server {', '.join(choice.settings.urls)}: the address is {choice.source}")
+        try:
+            nq = await connect(choice.settings).open()
+        except NoServer as error:
+            raise choice.explained(error) from error
+        async with nq:
+            yield nq
 
     def say(self, text: str) -> None:
         """See `nqnb.commands.Front.say`."""
@@ -55,6 +68,12 @@ class Shell:
             print(clean(error.traceback), file=sys.stderr)  # noqa: T201
         # The end of the server's log is worth its lines.
         print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)  # noqa: T201
+
+    def confirm(self, question: str) -> bool:
+        """See `nqnb.commands.Front.confirm`."""
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise NeedsYes(f"{question} There is no terminal to ask on: add --yes")
+        return click.confirm(clean(question), err=True)
 
     def show(self, record: object) -> None:
         """See `nqnb.commands.Front.show`."""
@@ -95,6 +114,38 @@ class Shell:
 
         with Live(console=_console(sys.stderr), refresh_per_second=8) as live:
             yield lambda record: live.update(show(record))
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[Callable[[Any], None]]:
+        """See `nqnb.commands.Front.follow`: a screen of its own on a terminal, else lines; JSON is one line a time."""
+        if self.json:
+            yield lambda record: print(to_json(record.as_json()), flush=True)  # noqa: T201
+            return
+        if not sys.stdout.isatty():
+            seen = False
+
+            def show_news(record: Any) -> None:
+                nonlocal seen
+                self.show(record.news if seen and hasattr(record, "news") else record)
+                seen = True
+
+            yield show_news
+            return
+        from rich.live import Live
+
+        from nqnb.cli.show import show
+
+        last: deque[object] = deque(maxlen=1)
+
+        def update(record: object) -> None:
+            last.append(record)
+            live.update(show(record))
+
+        console = _console(sys.stdout)
+        with Live(console=console, screen=True, refresh_per_second=4, vertical_overflow="crop") as live:
+            yield update
+        for record in last:
+            self.show(record)
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:

@@ -8,25 +8,40 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from nqnb.cli import lists
 from nqnb.cli.demo_board import Board, summary, took
-from nqnb.cli.tables import Column, Sheet, bar, fields, stack, status
+from nqnb.cli.tables import bar, fields, stack, status
 from nqnb.cli.text import (
     age,
     clean,
     clip,
     clock,
     duration,
-    line,
     payload_text,
     receipt_words,
     seconds_since,
     size,
     to_json,
 )
-from nqnb.commands.records import Progress, Queues, Receipts, ServerUp, Submitted, Tasks, TaskStatus, Value
+from nqnb.cli.watch_board import WatchBoard, changes
+from nqnb.commands.records import (
+    Cancelled,
+    DetachedServer,
+    Preview,
+    Progress,
+    Queues,
+    Receipts,
+    ServerUp,
+    Submitted,
+    Tasks,
+    TaskStatus,
+    Value,
+    Workers,
+)
+from nqnb.commands.watch import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, moment
-from nqnb.wire import Status, parse_time
+from nqnb.wire import parse_time
 
 
 @singledispatch
@@ -76,35 +91,6 @@ def _(record: ServerUp) -> RenderableType:
 
 
 @show.register
-def _(record: Tasks) -> RenderableType:
-    columns = [
-        Column("id", least=22),
-        Column("status"),
-        Column("queue", least=10, dispensable=1),
-        Column("age", right=True),
-        Column("took", right=True, dispensable=3),
-        Column("try", right=True, dispensable=4),
-        Column("progress", least=8, dispensable=2),
-        Column("payload", least=10, dispensable=5),
-    ]
-    rows: list[list[str | Text]] = [
-        [
-            task.id,
-            status(task.status),
-            task.queue,
-            age(task.submitted_at),
-            took(task),
-            f"{task.attempt}/{task.max_retry + 1}" if task.max_retry else "",
-            _share(task) if task.status is Status.PROCESSING else "",
-            line(payload_text(task.payload[:400]), 200),
-        ]
-        for task in record
-    ]
-    more = f"the last {len(record):,} of {record.total:,}; --limit shows more" if record.total > len(record) else ""
-    return Sheet(columns, rows, more if rows else "no tasks")
-
-
-@show.register
 def _(record: TaskInfo) -> RenderableType:
     ran = f", took {took(record)}" if took(record) else ""
     due = moment(parse_time(record.process_at))
@@ -123,7 +109,7 @@ def _(record: TaskInfo) -> RenderableType:
             ("timeout", duration(record.timeout) if record.timeout else ""),
             ("deadline", _when(record.deadline)),
             ("worker", record.worker),
-            ("progress", _progress(record)),
+            ("progress", lists.progress_words(record)),
             ("payload", clip(payload_text(record.payload, pretty=True))),
             ("size", size(len(record.payload)) if len(record.payload) > 1000 else ""),
             ("result", _result(record)),
@@ -152,12 +138,6 @@ def _(record: CancelReceipt) -> RenderableType:
 
 
 @show.register
-def _(record: Receipts) -> RenderableType:
-    columns = [Column("id", least=22), Column("status"), Column("cancel", least=20)]
-    return Sheet(columns, ([each.task_id, status(each.status), receipt_words(each)] for each in record))
-
-
-@show.register
 def _(record: QueueInfo) -> RenderableType:
     return fields(
         [
@@ -174,31 +154,26 @@ def _(record: QueueInfo) -> RenderableType:
 
 
 @show.register
-def _(record: Queues) -> RenderableType:
-    columns = [
-        Column("queue", least=30),
-        Column("pending", right=True),
-        Column("processing", right=True),
-        Column("scheduled", right=True, dispensable=2),
-        Column("redelivered", right=True, dispensable=4),
-        Column("workers", right=True),
-        Column("size", right=True, dispensable=3),
-        Column("oldest", right=True, dispensable=1),
-    ]
-    rows = [
+def _(record: Snapshot) -> RenderableType:
+    return WatchBoard(record)
+
+
+@show.register
+def _(record: Changes) -> RenderableType:
+    return changes(record)
+
+
+@show.register
+def _(record: DetachedServer) -> RenderableType:
+    details = fields(
         [
-            each.name,
-            f"{each.pending:,}",
-            f"{each.processing:,}",
-            f"{each.scheduled:,}",
-            f"{each.redelivered:,}",
-            f"{each.workers:,}",
-            size(each.bytes),
-            age(each.oldest_pending),
+            ("address", record.url or ""),
+            ("store", record.store or ""),
+            ("server", f"nats-server {record.version}, process {record.pid}" if record.version else ""),
+            ("started", _when(record.started_at)),
         ]
-        for each in record
-    ]
-    return Sheet(columns, rows, "" if rows else "no queues")
+    )
+    return stack(Text(clean(record.note), style="bold"), *([details] if record.url else []))
 
 
 @show.register
@@ -211,18 +186,12 @@ def _(record: DemoSummary) -> RenderableType:
     return summary(record)
 
 
-def _progress(task: TaskInfo) -> str:
-    if task.progress is None:
-        return ""
-    done, total, text = task.progress.done, task.progress.total, task.progress.text
-    return " ".join(part for part in (f"{done:g} of {total:g}" if total else f"{done:g}", text) if part)
-
-
-def _share(task: TaskInfo) -> str:
-    """Progress for a narrow column."""
-    if task.progress is None or not task.progress.total:
-        return _progress(task)
-    return f"{task.progress.done / task.progress.total:.0%} {task.progress.text}".rstrip()
+show.register(Tasks, lists.tasks)
+show.register(Receipts, lists.receipts)
+show.register(Queues, lists.queues)
+show.register(Workers, lists.workers)
+show.register(Preview, lists.preview)
+show.register(Cancelled, lists.cancelled)
 
 
 def _result(task: TaskInfo) -> str:

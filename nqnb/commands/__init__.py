@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import click
 
-from nqnb.commands import about, queue, serve, submit, task
-from nqnb.commands.front import Front
+from nqnb.commands import about, cancel, look, queue, serve, submit, task, up, watch
+from nqnb.commands.front import Front, NeedsYes
 from nqnb.commands.options import Root, help_alone
 from nqnb.version import __version__
 
-__all__ = ["Front", "tree"]
+__all__ = ["Front", "NeedsYes", "tree"]
 
 _EPILOG = """\b
 Try it, without a server of your own:
   nqnb demo
 \b
 A first task:
-  nqnb up                          (leave it running)
+  nqnb up --detach
   nqnb submit resize '{"path": "a.png"}'
   nqnb worker mymodule:worker
-  nqnb task list
+  nqnb watch
 \b
 Exit codes: 0 done, 1 refused, 2 usage, 3 no connection
 Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
@@ -44,5 +44,18 @@ def tree(ctx: click.Context) -> str | None:
     return help_alone(ctx)
 
 
-for command in (serve.up, about.demo, submit.submit, task.task, queue.queue, serve.worker, about.version):
+for command in (
+    up.up,
+    about.demo,
+    submit.submit,
+    look.tasks,
+    look.queues,
+    look.workers,
+    watch.watch,
+    cancel.cancel,
+    task.task,
+    queue.queue,
+    serve.worker,
+    about.version,
+):
     tree.add_command(command)

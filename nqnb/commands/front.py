@@ -8,8 +8,13 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from nqnb.client import Client
+from nqnb.errors import NqnbError
 
 T = TypeVar("T")
+
+
+class NeedsYes(NqnbError):
+    """A command wants to be confirmed, and there is nobody to ask."""
 
 
 class Front(Protocol):
@@ -17,6 +22,8 @@ class Front(Protocol):
 
     json: bool
     """Whether JSON was asked for."""
+    verbose: bool
+    """Whether to tell which server was taken, and why."""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run an async function to its end."""
@@ -30,12 +37,27 @@ class Front(Protocol):
         """Tell the person something beside the result."""
         ...
 
+    def confirm(self, question: str) -> bool:
+        """Ask the person; whether the answer is yes. Called outside of `run`, as it takes as long as it takes.
+
+        Raises:
+            NeedsYes: there is nobody to ask.
+        """
+        ...
+
     def show(self, record: object) -> None:
         """Show a record before the command ends."""
         ...
 
     def live(self) -> AbstractContextManager[Callable[[object], None]]:
         """Show a record that changes: each call of the function shows its new state in place of the last one."""
+        ...
+
+    def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
+        """Like `live`, for what is the result itself: where no state can replace the last one, each is shown anew.
+
+        A record that has ``news`` is shown whole at first, and by its ``news`` from then on.
+        """
         ...
 
     def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:

@@ -79,6 +79,11 @@ def _keep_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         front_of(ctx).json = True
 
 
+def _keep_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.obj is not None:
+        front_of(ctx).verbose = True
+
+
 def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[click.Parameter]:
     file: dict[str, Any] = {"metavar": "FILE", "type": click.Path()}
     shared = [
@@ -99,6 +104,13 @@ def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[clic
         ),
         click.Option(
             ["as_json", "--json"], is_flag=True, expose_value=False, callback=_keep_json, help="Answer in JSON"
+        ),
+        click.Option(
+            ["verbose", "--verbose", "-v"],
+            is_flag=True,
+            expose_value=False,
+            callback=_keep_verbose,
+            help="Say which server was taken, and why",
         ),
     ]
     taken = {opt for param in params for opt in param.opts}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from nqnb.client import Client
+from nqnb.commands import complete
+from nqnb.commands.look import list_queues
 from nqnb.commands.options import Group, ask, help_alone
 from nqnb.commands.records import Queues
 from nqnb.commands.values import queue_name
@@ -23,16 +25,19 @@ def queue(ctx: click.Context) -> str | None:
 @click.pass_context
 def list_(ctx: click.Context) -> Queues:
     """List the queues of the server."""
-
-    async def question(nq: Client) -> Queues:
-        return Queues(await nq.queues())
-
-    return ask(ctx, question)
+    return ask(ctx, list_queues)
 
 
 @queue.command(epilog="\b\nExamples:\n  nqnb queue stats resize\n  nqnb queue stats --name resize")
-@click.argument("name", type=queue_name, required=False)
-@click.option("--name", "named", type=queue_name, metavar="NAME", help="The queue, as NQ writes it")
+@click.argument("name", type=queue_name, required=False, shell_complete=complete.queues)
+@click.option(
+    "--name",
+    "named",
+    type=queue_name,
+    metavar="NAME",
+    shell_complete=complete.queues,
+    help="The queue, as NQ writes it",
+)
 @click.pass_context
 def stats(ctx: click.Context, name: str | None, named: str | None) -> QueueInfo:
     """Show how one queue is doing."""

@@ -6,14 +6,16 @@ rather than its fields.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
 
-from nqnb.errors import NqnbError
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo
+from nqnb.errors import ConnectionFailed, NqnbError, TaskError, Unconfirmed, UnknownTask
+from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.wire import Status
 
 
@@ -29,6 +31,10 @@ class Queues(list[QueueInfo]):
     """Queues, by name."""
 
 
+class Workers(list[WorkerInfo]):
+    """Live workers, by host and process."""
+
+
 class Receipts(list[CancelReceipt]):
     """What became of the cancels of several tasks; ``errors`` are those of the tasks that were refused."""
 
@@ -40,6 +46,90 @@ class Receipts(list[CancelReceipt]):
     def ok(self) -> bool:
         """Whether every one was cancelled, and stopped where that was waited for."""
         return not self.errors
+
+
+class OpenTasks(Struct, frozen=True):
+    """Tasks of one queue in one state; ``oldest`` is when the first of them was submitted."""
+
+    queue: str
+    status: Status
+    tasks: int
+    oldest: datetime | None
+
+
+class Preview(Struct, frozen=True):
+    """What would be cancelled."""
+
+    groups: list[OpenTasks]
+    ids: list[str]
+
+    @classmethod
+    def of(cls, tasks: Iterable[TaskInfo]) -> Preview:
+        """Tasks by queue and state."""
+        groups: dict[tuple[str, Status], list[TaskInfo]] = {}
+        for each in tasks:
+            groups.setdefault((each.queue, each.status), []).append(each)
+        return cls(
+            [
+                OpenTasks(queue, status, len(some), min((t.submitted_at for t in some if t.submitted_at), default=None))
+                for (queue, status), some in sorted(groups.items())
+            ],
+            [each.id for some in groups.values() for each in some],
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The groups, and every id."""
+        rows = [
+            {"queue": each.queue, "status": each.status.label, "tasks": each.tasks, "oldest": each.oldest}
+            for each in self.groups
+        ]
+        return {"tasks": len(self.ids), "groups": rows, "ids": self.ids}
+
+
+class Cancelled(Struct, frozen=True):
+    """What became of the cancels of many tasks."""
+
+    receipts: list[CancelReceipt]
+    refused: list[NqnbError]
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many tasks came to what, in one word: the most frequent first."""
+        counts = Counter("stopping" if each.stopping else each.status.label for each in self.receipts)
+        counts.update(map(_refusal, self._without_receipt()))
+        return dict(counts.most_common())
+
+    @property
+    def ok(self) -> bool:
+        """Whether each one is cancelled or deleted, or will certainly be."""
+        fine = (Status.CANCELLED, Status.DELETED)
+        return not self.refused and all(each.stopping or each.status in fine for each in self.receipts)
+
+    @property
+    def errors(self) -> list[NqnbError]:
+        """Why some were not, as far as anybody would read on."""
+        return self.refused[:10]
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts, receipts, errors."""
+        return {
+            "tasks": len(self.receipts) + len(self._without_receipt()),
+            "outcomes": self.outcomes,
+            "receipts": self.receipts,
+            "errors": self.refused,
+        }
+
+    def _without_receipt(self) -> list[NqnbError]:
+        known = {each.task_id for each in self.receipts}
+        return [each for each in self.refused if getattr(each, "task_id", None) not in known]
+
+
+def _refusal(error: NqnbError) -> str:
+    if isinstance(error, UnknownTask):
+        return "unknown"
+    if isinstance(error, (Unconfirmed, ConnectionFailed)):
+        return "unconfirmed"
+    return error.status.label if isinstance(error, TaskError) and error.status is not None else "refused"
 
 
 class TaskStatus(Struct, frozen=True):
@@ -96,3 +186,20 @@ class ServerUp(Struct, frozen=True):
     store: Path
     version: str
     pid: int
+
+
+class DetachedServer(Struct, frozen=True):
+    """The user's detached server, or that there is none; its token is not told.
+
+    ``state`` is one word, ``note`` says the same to people; ``ok`` is whether it is as the command wants it.
+    """
+
+    state: str
+    note: str
+    ok: bool = True
+    url: str | None = None
+    pid: int | None = None
+    keeper: int | None = None
+    store: str | None = None
+    version: str | None = None
+    started_at: datetime | None = None

@@ -1,10 +1,9 @@
-"""`nqnb up` and `nqnb worker`: what runs until it is told to stop."""
+"""`nqnb worker`: run the tasks of some queues."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -13,17 +12,14 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 import click
-import platformdirs
 
 from nqnb.commands.options import Command, front_of, options_of
-from nqnb.commands.records import ServerUp
-from nqnb.devserver import DevServer
-from nqnb.errors import DevServerError, NqnbError
-from nqnb.settings import Settings
+from nqnb.detached import choose
+from nqnb.errors import NqnbError
+from nqnb.settings import DEFAULT_URL, Settings
 from nqnb.worker.worker import Worker
 
-_LOOK = 0.5
-"""Seconds between looks at whether the server still runs."""
+log = logging.getLogger("nqnb.worker")
 
 
 class UserCodeError(NqnbError):
@@ -32,44 +28,6 @@ class UserCodeError(NqnbError):
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
         self.traceback = traceback
-
-
-@click.command(
-    cls=Command,
-    epilog="""\b
-Examples:
-  nqnb up
-  nqnb up --port 4333 --store-dir ./jetstream
-""",
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=4222, metavar="PORT", show_default=True, help="0: any")
-@click.option(
-    "--store-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    help="Where the tasks are kept; default a folder of yours for that port",
-)
-@click.pass_context
-def up(ctx: click.Context, port: int, store_dir: Path | None) -> None:
-    """Run a nats-server here until Ctrl-C.
-
-    It has JetStream, listens on 127.0.0.1 only, and comes with nqnb: nothing needs to be installed.
-    """
-    front = front_of(ctx)
-    # Two servers must never share a store, hence a folder for each port.
-    if store_dir is None and port:
-        store_dir = Path(platformdirs.user_data_dir("nqnb", appauthor=False), f"server-{port}")
-
-    async def serve() -> None:
-        async with front.stop_requested() as stop, DevServer(port, store_dir) as server:
-            front.show(ServerUp(server.url, server.store_dir, server.version, server.pid))
-            while server.running and not stop.is_set():
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _LOOK)
-            if not stop.is_set():
-                raise DevServerError(f"the nats-server at {server.url} ended by itself; start it again with `nqnb up`")
-
-    front.run(serve)
 
 
 @click.command(
@@ -93,10 +51,19 @@ def worker(ctx: click.Context, target: str, concurrency: int | None) -> None:
     front = front_of(ctx)
     front.start_logging()
     found = _find(target)
-    found.settings = Settings.of(found.settings, **options_of(ctx))
+    found.settings = _settings(found.settings, options_of(ctx))
     if concurrency is not None:
         found.concurrency = concurrency
     front.run(found.serve)
+
+
+def _settings(own: Settings, options: dict[str, Any]) -> Settings:
+    """The worker's settings, with what was given; one that names no server gets the one that every command gets."""
+    nameless = own.urls == (DEFAULT_URL,) and not any((own.user, own.token, own.creds, own.nkey, own.tls_ca))
+    if nameless and (choice := choose(**options)).detached:
+        log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
+        options = {**options, "url": choice.settings.url, "token": choice.settings.token}
+    return Settings.of(own, **options)
 
 
 def _find(target: str) -> Worker:

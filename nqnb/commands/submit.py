@@ -10,6 +10,7 @@ import click
 
 from nqnb import payload as payloads
 from nqnb.client import Client
+from nqnb.commands import complete
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Progress, Submitted, Value
 from nqnb.commands.values import coming_moment, moment, queue_name, seconds, task_id
@@ -36,7 +37,7 @@ Examples:
   seq 1000 | nqnb submit square --lines -
 """,
 )
-@click.argument("queue", type=queue_name)
+@click.argument("queue", type=queue_name, shell_complete=complete.queues)
 @click.argument("payload", required=False)
 @click.option("--id", type=task_id, metavar="ID", help="An id of your own; default a fresh one")
 @click.option("--retry", type=click.IntRange(0), default=0, metavar="N", help="Attempts after the first, if it fails")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import click
 
 from nqnb.client import Client
+from nqnb.commands import complete
+from nqnb.commands.cancel import cancel_ids
+from nqnb.commands.look import Filter, list_tasks, the_limit, the_states
 from nqnb.commands.options import Group, ask, front_of, help_alone
 from nqnb.commands.records import Receipts, Tasks, TaskStatus, Value
-from nqnb.commands.values import queue_name, seconds, status, task_id
-from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
+from nqnb.commands.values import queue_name, seconds, task_id
+from nqnb.errors import TaskFailed
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.wire import Status
-
-_AT_ONCE = 64
-"""How many cancels of one command are under way at once."""
 
 
 @click.group(cls=Group)
@@ -28,8 +27,9 @@ def task(ctx: click.Context) -> str | None:
 
 def _one_id(function: Any) -> Any:
     """The id as an argument, or as NQ's --id."""
-    function = click.option("--id", "named", type=task_id, metavar="ID", help="The task, as NQ writes it")(function)
-    return click.argument("id", type=task_id, required=False)(function)
+    named: dict[str, Any] = {"type": task_id, "metavar": "ID", "help": "The task, as NQ writes it"}
+    function = click.option("--id", "named", shell_complete=complete.ids, **named)(function)
+    return click.argument("id", type=task_id, required=False, shell_complete=complete.ids)(function)
 
 
 def _chosen(id: str | None, named: str | None) -> str:
@@ -97,20 +97,15 @@ Examples:
   nqnb task list -q resize -s pending -s processing
 """,
 )
-@click.option("--queue", "-q", type=queue_name, metavar="QUEUE", help="Only of this queue")
-@click.option("statuses", "--status", "-s", type=status, multiple=True, metavar="STATE", help="Only these, repeatable")
 @click.option(
-    "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="At most so many"
+    "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=complete.queues, help="Only of this queue"
 )
+@the_states
+@the_limit
 @click.pass_context
 def list_(ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], limit: int) -> Tasks:
     """List tasks, last changed at the end."""
-
-    async def question(nq: Client) -> Tasks:
-        found = await nq.tasks(queue, statuses or None)
-        return Tasks(found[-limit:], len(found))
-
-    return ask(ctx, question)
+    return ask(ctx, lambda nq: list_tasks(nq, Filter(queue, statuses), limit))
 
 
 @task.command(
@@ -120,8 +115,16 @@ Examples:
   nqnb task cancel A B C --wait 10
 """
 )
-@click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...")
-@click.option("named", "--id", type=task_id, multiple=True, metavar="ID", help="A task, as NQ writes it; repeatable")
+@click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=complete.open_ids)
+@click.option(
+    "named",
+    "--id",
+    type=task_id,
+    multiple=True,
+    metavar="ID",
+    shell_complete=complete.open_ids,
+    help="A task, as NQ writes it; repeatable",
+)
 @click.option("--wait", type=seconds, metavar="SECONDS", help="Wait until its code has stopped, at most that long")
 @click.pass_context
 def cancel(
@@ -135,48 +138,4 @@ def cancel(
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
         raise click.UsageError("give one task id or several, as ID or --id ID")
-    receipts = ask(ctx, lambda nq: _cancel_all(nq, chosen, wait))
-    if len(chosen) > 1:
-        return receipts
-    if receipts.errors:
-        if receipts:
-            front_of(ctx).show(receipts[0])
-        raise receipts.errors[0]
-    return receipts[0]
-
-
-async def _cancel_all(nq: Client, ids: list[str], wait: float | None) -> Receipts:
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(id: str) -> CancelReceipt | NqnbError:
-        async with slots:
-            try:
-                return await nq.cancel(id, wait)
-            except ConnectionFailed:
-                raise
-            except NqnbError as error:
-                return error
-
-    outcomes = await asyncio.gather(*(one(each) for each in ids))
-    receipts = Receipts(
-        (each for each in outcomes if isinstance(each, CancelReceipt)),
-        (each for each in outcomes if isinstance(each, NqnbError)),
-    )
-    if wait is not None:
-        receipts.errors += filter(None, (_missed(each, wait) for each in receipts))
-    return receipts
-
-
-def _missed(receipt: CancelReceipt, wait: float) -> NqnbError | None:
-    """Why somebody who waited for the stop must not believe that there was one."""
-    task_id, state = receipt.task_id, receipt.status
-    if receipt.stopping:
-        return WaitTimeout(
-            f"task {task_id!r} is cancelled for certain, but its code had not stopped after {wait:g} s; "
-            "ask again to wait on",
-            task_id,
-            state,
-        )
-    if state in (Status.COMPLETED, Status.FAILED):
-        return NotCancellable(f"task {task_id!r} has {state.label} before the cancel could stop it", task_id, state)
-    return None
+    return cancel_ids(ctx, chosen, wait)

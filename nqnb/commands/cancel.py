@@ -1,0 +1,187 @@
+"""`nqnb cancel`: cancel tasks by their ids, or by what they have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import click
+
+from nqnb.client import Client
+from nqnb.commands import complete
+from nqnb.commands.look import Filter
+from nqnb.commands.options import Command, ask, front_of
+from nqnb.commands.records import Cancelled, Preview, Progress, Receipts
+from nqnb.commands.values import queue_name, seconds, status, task_id
+from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, WaitTimeout
+from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.wire import Status
+
+_AT_ONCE = 64
+"""How many cancels of one command are under way at once."""
+
+
+def _open_state(text: str) -> Status:
+    found = status(text)
+    if found.terminal:
+        raise click.BadParameter(f"{found.label} tasks have ended, so they cannot be cancelled: pending, processing")
+    return found
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb cancel mic7JrVU1b6ZQ167o6RivY
+  nqnb cancel --queue resize --dry-run
+  nqnb cancel --queue resize --status pending --older-than 1h
+  nqnb cancel -s processing --wait 10 --yes
+""",
+)
+@click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=complete.open_ids)
+@click.option(
+    "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=complete.queues, help="Those of this queue"
+)
+@click.option(
+    "statuses",
+    "--status",
+    "-s",
+    type=_open_state,
+    multiple=True,
+    metavar="STATE",
+    shell_complete=complete.open_states,
+    help="Those in this state: pending or processing; both, if it is left out",
+)
+@click.option("--older-than", type=seconds, metavar="AGE", help="Those submitted longer ago (90s, 10m, 2h, 1d)")
+@click.option("--newer-than", type=seconds, metavar="AGE", help="Those submitted within that time")
+@click.option("--wait", type=seconds, metavar="SECONDS", help="Wait until their code has stopped, at most that long")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask")
+@click.option("--dry-run", is_flag=True, help="Only show what would be cancelled")
+@click.pass_context
+def cancel(
+    ctx: click.Context,
+    ids: tuple[str, ...],
+    queue: str | None,
+    statuses: tuple[Status, ...],
+    older_than: float | None,
+    newer_than: float | None,
+    wait: float | None,
+    yes: bool,
+    dry_run: bool,
+) -> CancelReceipt | Receipts | Preview | Cancelled:
+    """Cancel tasks for certain: those named, at once, or all that fit, after a preview.
+
+    What is asked about is what gets cancelled: tasks that come later are left alone. When this returns, the cancels
+    are stored: no further run of these tasks will start. Their code may still be stopping; with --wait, exit code 0
+    says that it has stopped.
+    """
+    filters = bool(queue or statuses or older_than is not None or newer_than is not None)
+    if bool(ids) == filters:
+        raise click.UsageError("give task ids, or say which are meant with --queue, --status or an age")
+    if ids and not dry_run:
+        return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
+    which = Filter(queue, statuses or complete.OPEN, older_than, newer_than)
+    found = ask(ctx, (lambda nq: _fetch(nq, ids)) if ids else which.tasks)
+    preview = Preview.of(found)
+    if dry_run:
+        return preview
+    if not found:
+        return Cancelled([], [])
+    front = front_of(ctx)
+    if not front.json:
+        front.show(preview)
+    if not yes and not front.confirm(f"Cancel {_tasks(len(found))}?"):
+        raise NqnbError("nothing was cancelled, as that was not confirmed")
+    with front.live() as show:
+        done = ask(ctx, lambda nq: cancel_all(nq, preview.ids, wait, show))
+    return Cancelled(list(done), done.errors)
+
+
+def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> CancelReceipt | Receipts:
+    """Cancel tasks by their ids; one is answered with its receipt, or with why there is none."""
+    receipts = ask(ctx, lambda nq: cancel_all(nq, ids, wait))
+    for error in receipts.errors:
+        if isinstance(error, ConnectionFailed) and not receipts:
+            raise error
+    if len(ids) > 1:
+        return receipts
+    if receipts.errors:
+        if receipts:
+            front_of(ctx).show(receipts[0])
+        raise receipts.errors[0]
+    return receipts[0]
+
+
+async def cancel_all(
+    nq: Client, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
+) -> Receipts:
+    """Cancel all of them, whatever becomes of some; the wait for their code begins when all were cancelled.
+
+    Args:
+        nq: the client.
+        ids: the tasks.
+        wait: seconds to wait for code to stop; None does not wait.
+        show: is told how far it is.
+    """
+    outcomes: dict[str, CancelReceipt | NqnbError] = {}
+
+    async def each(some: Sequence[str], limit: Callable[[], float | None], what: str) -> None:
+        work = iter(some)
+        done = 0
+
+        async def carry() -> None:
+            nonlocal done
+            for name in work:
+                try:
+                    outcomes[name] = await nq.cancel(name, limit())
+                except NqnbError as error:
+                    # An answer that was lost while we waited does not undo a cancel that is stored.
+                    if name not in outcomes or isinstance(error, NotCancellable):
+                        outcomes[name] = error
+                done += 1
+                show(Progress(done, len(some), what))
+
+        await asyncio.gather(*(carry() for _ in range(min(_AT_ONCE, len(some)))))
+
+    await each(ids, lambda: None, "tasks cancelled")
+    if wait is not None:
+        deadline = time.monotonic() + wait
+        running = [name for name, got in outcomes.items() if isinstance(got, CancelReceipt) and got.stopping]
+        if running:
+            await each(running, lambda: max(0.01, deadline - time.monotonic()), "stopped")
+    got = [outcomes[name] for name in ids]
+    receipts = Receipts(
+        (each for each in got if isinstance(each, CancelReceipt)), (each for each in got if isinstance(each, NqnbError))
+    )
+    if wait is not None:
+        receipts.errors += filter(None, (_missed(each, wait) for each in receipts))
+    return receipts
+
+
+async def _fetch(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
+    found = []
+    for name in dict.fromkeys(ids):
+        info = await nq.fetch(name)
+        if not info.status.terminal:
+            found.append(info)
+    return found
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
+
+
+def _missed(receipt: CancelReceipt, wait: float) -> NqnbError | None:
+    """Why somebody who waited for the stop must not believe that there was one."""
+    task_id, state = receipt.task_id, receipt.status
+    if receipt.stopping:
+        return WaitTimeout(
+            f"task {task_id!r} is cancelled for certain, but its code had not stopped after {wait:g} s; "
+            "ask again to wait on",
+            task_id,
+            state,
+        )
+    if state in (Status.COMPLETED, Status.FAILED):
+        return NotCancellable(f"task {task_id!r} has {state.label} before the cancel could stop it", task_id, state)
+    return None

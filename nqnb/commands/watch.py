@@ -1,0 +1,229 @@
+"""`nqnb watch`: queues and tasks while they change."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import click
+from msgspec import Struct
+
+from nqnb.client import Client
+from nqnb.commands import complete
+from nqnb.commands.options import Command, ask, front_of
+from nqnb.commands.values import seconds, task_id
+from nqnb.errors import ConnectionFailed, NqnbError, Unconfirmed
+from nqnb.records import QueueInfo, TaskInfo
+from nqnb.wire import Status
+
+_SHORTEST = 0.25
+_AT_ONCE = 64
+_RECENT = 50
+"""How many tasks a first line of JSON, or a first table without a terminal, has at most."""
+
+
+class QueueCounts(Struct, frozen=True):
+    """A queue as the server has it, and how many of its tasks are in each state."""
+
+    info: QueueInfo
+    states: dict[Status, int]
+
+
+class Changes(Struct, frozen=True):
+    """Tasks that changed since the last look; ``trouble`` says why there was none."""
+
+    tasks: list[TaskInfo]
+    trouble: str = ""
+
+
+class Snapshot(Struct, frozen=True):
+    """One look; ``changed`` has the tasks that are new or otherwise than at the look before.
+
+    ``tasks`` has those that run, by their start, then the others, what changed last first.
+    """
+
+    at: datetime
+    queues: list[QueueCounts]
+    tasks: list[TaskInfo]
+    changed: list[TaskInfo]
+    once: bool = False
+    trouble: str = ""
+
+    @property
+    def news(self) -> Changes:
+        """What differs from the look before."""
+        return Changes(self.changed, self.trouble)
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts of the queues, and the tasks that changed."""
+        return {
+            "at": self.at,
+            "queues": [
+                {
+                    "name": each.info.name,
+                    "pending": each.info.pending,
+                    "processing": each.info.processing,
+                    "scheduled": each.info.scheduled,
+                    "workers": each.info.workers,
+                    "tasks": {state.label: count for state, count in sorted(each.states.items())},
+                }
+                for each in self.queues
+            ],
+            "tasks": [_task_fields(each) for each in self.changed],
+            **({"trouble": self.trouble} if self.trouble else {}),
+        }
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb watch
+  nqnb watch resize --interval 5
+  nqnb watch mic7JrVU1b6ZQ167o6RivY 5Xbq0h2y8n3kqk0QTr1c9e
+  nqnb watch resize --json
+""",
+)
+@click.argument("what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=complete.queues_and_ids)
+@click.option("--interval", type=seconds, default=1.0, metavar="SECONDS", help="Between two looks  [1, at least 0.25]")
+@click.option("--once", is_flag=True, help="Look once, and end")
+@click.pass_context
+def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool) -> Snapshot | None:
+    """Watch all queues, one queue, or some tasks, until Ctrl-C or until these tasks have ended.
+
+    Each look lists the tasks of the server, so choose a longer --interval where there are very many. Without a
+    terminal, a line is printed for each task that changed; with --json, one line of JSON for each look that shows a
+    change, with the tasks that changed.
+    """
+    watcher = _Watcher(tuple(dict.fromkeys(what)), once)
+    if once:
+        return ask(ctx, watcher.look)
+    front = front_of(ctx)
+
+    async def run(nq: Client) -> None:
+        async with front.stop_requested() as stop:
+            stopping = asyncio.ensure_future(stop.wait())
+            # Before the screen is taken, so that what cannot be watched is told on the person's own.
+            first = await _unless(stopping, watcher.look(nq))
+            with front.follow() as show:
+                if first is not None:
+                    show(first)
+                while not stop.is_set() and not watcher.ended:
+                    await asyncio.wait({stopping}, timeout=max(interval, _SHORTEST))
+                    snapshot = await _unless(stopping, watcher.look_again(nq))
+                    if snapshot is not None:
+                        show(snapshot)
+            stopping.cancel()
+
+    ask(ctx, run)
+    return None
+
+
+class _Watcher:
+    """Looks at a queue, some tasks or everything, and tells what changed since."""
+
+    def __init__(self, what: tuple[str, ...], once: bool) -> None:
+        self._what = what
+        self._once = once
+        self._by_id: bool | None = None if what else False
+        self._last: Snapshot | None = None
+        self._seen: dict[str, int] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Whether tasks are watched of which none will change any more."""
+        return bool(self._by_id and self._last and all(each.status.terminal for each in self._last.tasks))
+
+    async def look(self, nq: Client) -> Snapshot:
+        """What there is, whether it changed or not."""
+        every = await nq.queues()
+        if self._by_id is None:
+            self._by_id = not (len(self._what) == 1 and any(info.name == self._what[0] for info in every))
+        if self._by_id:
+            tasks = await _fetch(nq, self._what)
+            wanted = {each.queue for each in tasks}
+        else:
+            tasks = await nq.tasks(self._what[0] if self._what else None)
+            wanted = set(self._what) or {info.name for info in every}
+        counts: dict[str, Counter[Status]] = {}
+        for each in tasks:
+            counts.setdefault(each.queue, Counter())[each.status] += 1
+        queues = [QueueCounts(info, dict(counts.get(info.name, {}))) for info in every if info.name in wanted]
+        changed = [each for each in tasks if self._seen.get(each.id) != each.revision]
+        if self._last is None and not self._by_id:
+            changed = changed[-_RECENT:]
+        self._seen = {each.id: each.revision for each in tasks}
+        running = [each for each in tasks if each.status is Status.PROCESSING]
+        # By what does not change while they run, so that the eye can stay on one of them.
+        running.sort(key=lambda each: (each.started_at is None, each.started_at, each.id))
+        ordered = [*running, *(each for each in reversed(tasks) if each.status is not Status.PROCESSING)]
+        self._last = Snapshot(datetime.now(timezone.utc), queues, ordered, changed, self._once)
+        return self._last
+
+    async def look_again(self, nq: Client) -> Snapshot | None:
+        """The same; None where nothing changed. A server that is away is looked for again."""
+        last = self._last
+        if last is None:
+            return await self.look(nq)
+        try:
+            found = await self.look(nq)
+        except (ConnectionFailed, Unconfirmed) as error:
+            if last.trouble:
+                return None
+            since = last.at.astimezone().strftime("%H:%M:%S")
+            self._last = Snapshot(last.at, last.queues, last.tasks, [], trouble=f"no answer since {since}: {error}")
+            return self._last
+        same = not found.changed and not last.trouble and _counts(found) == _counts(last)
+        return None if same and len(found.tasks) == len(last.tasks) else found
+
+
+def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
+    return [
+        (each.info.name, each.info.pending, each.info.processing, each.info.scheduled, each.info.workers, each.states)
+        for each in snapshot.queues
+    ]
+
+
+async def _fetch(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(id: str) -> TaskInfo:
+        async with slots:
+            return await nq.fetch(id)
+
+    found = await asyncio.gather(*(one(each) for each in ids), return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return sorted((each for each in found if isinstance(each, TaskInfo)), key=lambda each: each.revision)
+
+
+async def _unless(stopping: asyncio.Future[Any], look: Any) -> Any:
+    """What comes of a look; None where the person wants no more of it."""
+    looking = asyncio.ensure_future(look)
+    await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if looking.done():
+        return looking.result()
+    looking.cancel()
+    with contextlib.suppress(asyncio.CancelledError, NqnbError):
+        await looking
+    return None
+
+
+def _task_fields(task: TaskInfo) -> dict[str, Any]:
+    return {
+        "id": task.id,
+        "queue": task.queue,
+        "status": task.status,
+        "attempt": task.attempt,
+        "max_retry": task.max_retry,
+        "submitted_at": task.submitted_at,
+        "started_at": task.started_at,
+        "completed_at": task.completed_at,
+        "worker": task.worker,
+        "progress": task.progress,
+    }

@@ -1,0 +1,63 @@
+"""Which server is meant where none was named: NATS_URL, a context, the user's detached server, this machine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from nqnb.detached.state import Condition, look
+from nqnb.errors import NoServer
+from nqnb.settings import Settings
+
+_CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
+_VARIABLES = (
+    *("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS", "NATS_NKEY"),
+    *("NATS_CA", "NATS_CERT", "NATS_KEY"),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The server that was chosen.
+
+    Attributes:
+        settings: how to reach it.
+        source: why it is that one, in words.
+        detached: whether it is the user's detached server.
+    """
+
+    settings: Settings
+    source: str
+    detached: bool = False
+
+    def explained(self, error: NoServer) -> NoServer:
+        """The same error, with the source of the address."""
+        return NoServer(f"{error} (the address is {self.source})", error.url)
+
+
+def choose(**options: Any) -> Choice:
+    """The server that is meant: the url given, ``NATS_URL``, a NATS CLI context, the detached server, the default.
+
+    Credentials without an address were made for another server than the detached one, so they lead to the default.
+
+    Args:
+        **options: fields of `Settings` that were given.
+
+    Raises:
+        BadInput: as `Settings`.
+    """
+    settings = Settings.of(None, **options)
+    if options.get("url"):
+        return Choice(settings, "the one given")
+    if os.environ.get("NATS_URL"):
+        return Choice(settings, "that of NATS_URL")
+    if settings.context is not None:
+        return Choice(settings, f"that of the NATS context {settings.context!r}")
+    if any(options.get(name) for name in _CREDENTIALS) or any(os.environ.get(name) for name in _VARIABLES):
+        return Choice(settings, "the default, as neither a url nor NATS_URL is given")
+    found = look()
+    if found.condition is Condition.RUNNING and found.server is not None:
+        mine = Settings.of(None, **options, url=found.server.url, token=found.server.token)
+        return Choice(mine, "that of your detached server", detached=True)
+    return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""))

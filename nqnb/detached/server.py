@@ -1,0 +1,102 @@
+"""A dev server that can be let go of: from then on its keeper ends it on SIGTERM, and no longer with its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nqnb import _keeper
+from nqnb._kept import START_TIMEOUT, KeptServer
+from nqnb._nats_server import handshake, lock_store
+from nqnb.devserver import DevServer
+from nqnb.errors import DevServerError
+
+
+class DetachableServer(DevServer):
+    """A `DevServer` in a folder of the caller's choice.
+
+    Args:
+        folder: for its configuration, log and status; made by the keeper, who removes it.
+        lock: a file descriptor that the keeper holds open for as long as it lives; -1 = none.
+        port: see `DevServer`, like the others.
+        store_dir: the folder of the streams.
+        go_queues: queues of unpatched Go workers.
+        config: more configuration.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        lock: int,
+        port: int,
+        store_dir: str | os.PathLike[str],
+        go_queues: Sequence[str],
+        *,
+        config: str,
+    ) -> None:
+        super().__init__(port, store_dir, go_queues, config=config)
+        self._folder = folder
+        self._held = [] if lock < 0 else [lock]
+
+    @property
+    def keeper(self) -> int:
+        """The process id of the keeper."""
+        return self._started().keeper.pid
+
+    def info(self) -> dict[str, Any]:
+        """What the server says of itself.
+
+        Raises:
+            DevServerError: it does not answer.
+        """
+        run = self._started()
+        try:
+            return handshake(run.port)
+        except (OSError, ValueError) as error:
+            raise run.failure(f"it did not answer ({error})") from error
+
+    def detach(self) -> None:
+        """Let go of it: it no longer ends with this process, nor with `stop`.
+
+        Raises:
+            DevServerError: its keeper did not answer.
+        """
+        with self._lock:
+            run = self._started()
+            run.order(_keeper.DETACH, time.monotonic() + START_TIMEOUT)
+            self._run = None
+        with contextlib.suppress(OSError):
+            run.dismiss()
+        # Should the keeper end before this process, somebody must take note of it.
+        threading.Thread(target=run.keeper.wait, name="nqnb-detached", daemon=True).start()
+
+    def _keep(self, server: Path) -> KeptServer:
+        folder, store = self._folder, self.store_dir
+        lock = lock_store(store)
+        held = [*self._held, *([] if lock is None else [lock])]
+        try:
+            keeper = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
+                [sys.executable, "-I", "-S", _keeper.__file__, folder, server, "-c", folder / "server.conf"],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=held,
+                cwd=folder.parent,  # a long-lived process must not keep the caller's folder busy
+                start_new_session=True,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+                | getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            raise DevServerError(f"the detached server cannot be run by {sys.executable!r}: {error}") from error
+        finally:
+            if lock is not None:
+                os.close(lock)
+        return KeptServer(keeper, folder, store, self._port)

@@ -1,0 +1,528 @@
+"""Commands about many tasks: listings, cancels by what tasks have in common, watching, and completion."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+from test_cli import NOBODY, Answer, Run, environment, one_line
+
+import nqnb
+from nqnb.cli import main
+from nqnb.cli.show import show
+from nqnb.commands.records import Cancelled, Preview, Workers
+from nqnb.commands.watch import QueueCounts, Snapshot
+from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.wire import Progress, Status, TaskMessage
+
+pty = pytest.importorskip("pty", reason="needs POSIX terminals")
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with nqnb.DevServer() as server:
+        yield server.url
+
+
+@pytest.fixture
+def run(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def run(*arguments: str, stdin: bytes = b"", server: str = url) -> Answer:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = main(["-u", server, *arguments])
+        return Answer(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def many(run: Run) -> Callable[[str, int], list[str]]:
+    """Submit so many tasks to a queue; their ids."""
+
+    def many(queue: str, count: int) -> list[str]:
+        lines = "\n".join(map(str, range(count))).encode()
+        ids: list[str] = run("submit", queue, "--lines", "-", "--json", stdin=lines).json["ids"]
+        return ids
+
+    return many
+
+
+@pytest.fixture
+def start(url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command; it is killed at the end."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nqnb", "-u", url, *arguments],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
+# Listings
+
+
+def test_tasks(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    ids = many("seen", 4)
+    run("cancel", ids[0])
+    assert [each["id"] for each in run("tasks", "seen", "--json").json][-1] == ids[0]
+    assert {each["id"] for each in run("tasks", "seen", "-s", "pending", "--json").json} == set(ids[1:])
+    assert "the last 2 of 4" in run("tasks", "seen", "--limit", "2").out
+    assert len(run("tasks", "seen", "--since", "1h", "--json").json) == 4
+    time.sleep(0.06)
+    assert run("tasks", "seen", "--since", "0.05").out == "no tasks\n"
+
+
+def test_queues_and_workers(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    many("counted", 2)
+    assert run("queues", "--json").json == run("queue", "list", "--json").json
+    assert "counted" in run("queues").out
+    assert "no nqnb workers" in run("workers").out
+    assert run("workers", "--json").json == []
+
+
+# Cancelling
+
+
+def test_ids_are_cancelled_at_once(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    one, two, three = many("named", 3)
+    assert "deleted before it started" in run("cancel", one).out
+    assert [each["status"] for each in run("cancel", two, three, "--json").json] == ["deleted", "deleted"]
+    answer = run("cancel", "nobody-knows-it")
+    assert answer.code == 1
+    assert one_line(answer.err)
+
+
+def test_a_filter_cancels_many(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    ids, other = many("heap", 500), many("other", 1)
+    answer = run("cancel", "--queue", "heap", "--yes")
+    assert answer.code == 0, answer.err
+    assert re.search(r"heap +pending +500", answer.out)
+    assert sum(each in answer.out for each in ids) == 3
+    assert "and 497 more" in answer.out
+    assert re.search(r"deleted +500", answer.out)
+    assert len(run("tasks", "heap", "-s", "deleted", "-n", "1000", "--json").json) == 500
+    assert run("task", "status", *other).out == "pending\n"
+    again = run("cancel", "-q", "heap", "-y")
+    assert (again.code, again.out) == (0, "no tasks to cancel\n")
+
+
+def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    many("spared", 3)
+    answer = run("cancel", "--queue", "spared", "--status", "pending")
+    assert answer.code == 1
+    assert re.search(r"spared +pending +3", answer.out)
+    assert one_line(answer.err)
+    assert "Cancel 3 tasks?" in answer.err
+    assert "add --yes" in answer.err
+    assert len(run("tasks", "spared", "-s", "pending", "--json").json) == 3
+    silent = run("cancel", "--queue", "spared", "--json")
+    assert (silent.code, silent.out, json.loads(silent.err)["type"]) == (1, "", "NeedsYes")
+
+
+def test_a_dry_run_only_shows(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    ids = many("dry", 2)
+    shown = run("cancel", "--queue", "dry", "--dry-run", "--json").json
+    assert (shown["tasks"], sorted(shown["ids"])) == (2, sorted(ids))
+    assert shown["groups"][0]["status"] == "pending"
+    assert run("cancel", ids[0], "--dry-run", "--json").json["ids"] == ids[:1]
+    assert {each["status"] for each in run("tasks", "dry", "--json").json} == {"pending"}
+
+
+def test_ages(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    old = many("aged", 1)
+    time.sleep(1.2)
+    new = many("aged", 1)
+    assert run("cancel", "-q", "aged", "--newer-than", "1", "--dry-run", "--json").json["ids"] == new
+    done = run("cancel", "-q", "aged", "--older-than", "1", "--yes", "--json").json
+    assert (done["tasks"], done["outcomes"], done["receipts"][0]["task_id"]) == (1, {"deleted": 1}, old[0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cancel",),
+        ("cancel", "--yes"),
+        ("cancel", "A", "--queue", "q"),
+        ("cancel", "--status", "completed"),
+        ("cancel", "--older-than", "soon"),
+        ("tasks", "bad.name"),
+        ("tasks", "--since", "-1"),
+        ("watch", "a b"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments: tuple[str, ...], run: Run) -> None:
+    answer = run(*arguments)
+    assert answer.code == 2
+    assert one_line(answer.err)
+
+
+def test_one_that_is_refused_stops_none_of_the_others(
+    run: Run, many: Callable[[str, int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = many("mixed", 20)
+    cancel = nqnb.Client.cancel
+
+    async def sometimes(self: nqnb.Client, id: str, wait: float | None = None) -> CancelReceipt:
+        if id in ids[5:7]:
+            raise nqnb.Unconfirmed("the answer was lost", id)
+        return await cancel(self, id, wait)
+
+    monkeypatch.setattr(nqnb.Client, "cancel", sometimes)
+    answer = run("cancel", "-q", "mixed", "--yes", "--json")
+    assert answer.code == 1
+    assert answer.json["outcomes"] == {"deleted": 18, "unconfirmed": 2}
+    assert {each["task_id"] for each in answer.json["errors"]} == set(ids[5:7])
+
+
+@pytest.fixture
+def busy(url: str) -> Iterator[None]:
+    """A worker whose tasks never end by themselves."""
+    worker = nqnb.Worker(url, concurrency=10)
+
+    @worker.handler("busy")
+    async def handle(job: nqnb.Job) -> None:
+        await asyncio.sleep(60)
+
+    loop, ended = asyncio.new_event_loop(), asyncio.Event()
+
+    async def serve() -> None:
+        async with worker:
+            await ended.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    yield
+    loop.call_soon_threadsafe(ended.set)
+    thread.join()
+    loop.close()
+
+
+def test_running_code_is_waited_for(run: Run, busy: None) -> None:
+    for _ in range(6):
+        run("submit", "busy")
+    end = time.monotonic() + 10
+    while len(run("tasks", "busy", "-s", "processing", "--json").json) < 6:
+        assert time.monotonic() < end
+    assert [each["queues"] for each in run("workers", "--json").json] == [["busy"]]
+    assert "busy" in run("workers").out
+    assert re.search(r"busy +0 +6", run("watch", "busy", "--once").out)
+    answer = run("cancel", "-q", "busy", "--wait", "10", "--yes", "--json")
+    assert (answer.code, answer.json["outcomes"]) == (0, {"cancelled": 6})
+
+
+# On a terminal
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.said = ""
+        self._file, its = pty.openpty()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "nqnb", *arguments],
+            env=environment(COLUMNS="100", LINES="24", TERM="xterm"),
+            stdin=its,
+            stdout=its,
+            stderr=its,
+            start_new_session=True,
+        )
+        os.close(its)
+
+    def until(self, text: str, seconds: float = 15) -> None:
+        end = time.monotonic() + seconds
+        while text not in self.said:
+            assert time.monotonic() < end, f"{text!r} did not come, but {self.said!r}"
+            self._read(0.1)
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._file], [], [], seconds)[0]:
+            return False
+        try:
+            data = os.read(self._file, 65536)
+        except OSError:  # how Linux says that the other end is closed
+            return False
+        self.said += data.decode(errors="replace")
+        return bool(data)
+
+    def type(self, text: str) -> None:
+        os.write(self._file, text.encode())
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        """The exit code."""
+        while self._read(15):
+            pass
+        return self._process.wait(15)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._file)
+
+
+@pytest.fixture
+def terminal(url: str) -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def terminal(*arguments: str) -> Terminal:
+        opened.append(Terminal("-u", url, *arguments))
+        return opened[-1]
+
+    yield terminal
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("n\n", 1, 2), ("y\n", 0, 0)])
+def test_a_person_is_asked(
+    answer: str,
+    code: int,
+    left: int,
+    terminal: Callable[..., Terminal],
+    run: Run,
+    many: Callable[[str, int], list[str]],
+) -> None:
+    many(f"asked-{code}", 2)
+    asked = terminal("cancel", "-q", f"asked-{code}")
+    asked.until("Cancel 2 tasks? [y/N]")
+    asked.type(answer)
+    assert asked.end() == code
+    assert ("nothing was cancelled" in asked.said) == bool(code)
+    assert len(run("tasks", f"asked-{code}", "-s", "pending", "--json").json) == left
+
+
+def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(
+    terminal: Callable[..., Terminal], many: Callable[[str, int], list[str]]
+) -> None:
+    many("shown", 1)
+    watching = terminal("watch", "shown", "--interval", "0.3")
+    watching.until("Ctrl-C ends")
+    (late,) = many("shown", 1)
+    watching.until(late)
+    watching.interrupt()
+    assert watching.end() == 0
+    assert "Traceback" not in watching.said
+
+
+# Watching
+
+
+def test_watch_once(run: Run, many: Callable[[str, int], list[str]]) -> None:
+    ids = many("looked-at", 3)
+    shown = run("watch", "looked-at", "--once")
+    assert shown.code == 0
+    assert all(each in shown.out for each in ids)
+    assert "\x1b" not in shown.out
+    found = run("watch", "looked-at", "--once", "--json").json
+    assert found["queues"][0]["tasks"] == {"pending": 3}
+    assert {each["id"] for each in found["tasks"]} == set(ids)
+    assert ids[0] in run("watch", ids[0], "--once").out
+    assert run("watch", "--once").code == 0
+    assert run("watch", "nobody-knows-it", "--once").code == 1
+    assert run("watch", "--once", server=NOBODY).code == 3
+
+
+def test_watch_in_a_pipe_tells_changes_and_ends_with_its_tasks(
+    start: Callable[..., subprocess.Popen[str]], run: Run, many: Callable[[str, int], list[str]]
+) -> None:
+    ids = many("piped", 2)
+    watching = start("watch", *ids, "--json", "--interval", "0.25")
+    assert watching.stdout is not None
+    first = json.loads(watching.stdout.readline())
+    assert {each["status"] for each in first["tasks"]} == {"pending"}
+    run("cancel", ids[0])
+    second = json.loads(watching.stdout.readline())
+    assert [(each["id"], each["status"]) for each in second["tasks"]] == [(ids[0], "deleted")]
+    plain = start("watch", "piped", "--interval", "0.25")
+    assert plain.stdout is not None
+    lines = [plain.stdout.readline() for _ in range(6)]
+    assert any(ids[1] in each for each in lines)
+    run("cancel", ids[1])
+    out, err = watching.communicate(timeout=20)
+    assert (watching.returncode, err) == (0, "")
+    assert json.loads(out.splitlines()[-1])["tasks"][0]["status"] == "deleted"
+    assert re.search(rf"deleted +{ids[1]} +piped", plain.stdout.readline())
+    plain.send_signal(signal.SIGINT)
+    assert plain.wait(20) == 0
+    assert plain.communicate()[1] == ""
+
+
+def test_watch_goes_on_when_the_server_was_away() -> None:
+    with nqnb.DevServer() as server:
+        main(["-u", server.url, "submit", "away", "1"])
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nqnb", "-u", server.url, "watch", "--json", "--interval", "0.25"],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["tasks"]
+            server.restart()
+            main(["-u", server.url, "submit", "away", "2"])
+            assert json.loads(process.stdout.readline())["queues"]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+# Completion
+
+
+def complete(url: str, *words: str, **more: str) -> list[str]:
+    answer = subprocess.run(
+        [sys.executable, "-c", "import sys; from nqnb.cli import main; sys.exit(main())"],
+        env=environment(
+            _NQNB_COMPLETE="bash_complete",
+            COMP_WORDS=" ".join(("nqnb", *words)),
+            COMP_CWORD=str(len(words)),
+            **{"NATS_URL": url, **more},
+        ),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert answer.stderr == ""
+    return [line.partition(",")[2] for line in answer.stdout.splitlines() if line]
+
+
+def test_completion(url: str, run: Run, many: Callable[[str, int], list[str]]) -> None:
+    ended, open_ = many("tabbed", 2)
+    run("cancel", ended)
+    for words in (
+        ("submit", "tab"),
+        ("tasks", "tab"),
+        ("task", "list", "--queue", "tab"),
+        ("queue", "stats", "tab"),
+        ("queue", "stats", "--name", "tab"),
+        ("cancel", "--queue", "tab"),
+        ("watch", "tab"),
+    ):
+        assert complete(url, *words) == ["tabbed"], words
+    for command in ("status", "show", "result"):
+        assert complete(url, "task", command, ended[:6]) == [ended]
+        assert complete(url, "task", command, "--id", ended[:6]) == [ended]
+    for words in (("cancel",), ("task", "cancel"), ("task", "cancel", "--id")):
+        assert complete(url, *words, open_[:6]) == [open_]
+        assert complete(url, *words, ended[:6]) == []
+    assert complete(url, "watch", ended[:6]) == [ended]
+    assert complete(url, "tasks", "--status", "c") == ["completed", "cancelled"]
+    assert complete(url, "cancel", "--status", "p") == ["pending", "processing"]
+    assert complete(NOBODY, "-u", url, "submit", "tab") == ["tabbed"], "the address given counts"
+
+
+def test_completion_without_a_server_is_silent_and_quick() -> None:
+    begun = time.monotonic()
+    assert complete(NOBODY, "submit", "x") == []
+    assert complete("nats://10.255.255.1:4222", "submit", "x") == []
+    assert complete("ftp://nonsense", "submit", "x") == []
+    assert time.monotonic() - begun < 6
+
+
+# How it looks
+
+
+def records() -> list[Any]:
+    now = datetime.now(timezone.utc)
+    task = replace(
+        TaskInfo.of(TaskMessage(ID="A" * 22, Queue="q" * 40, Payload=b"1"), 1),
+        status=Status.PROCESSING,
+        started_at=now - timedelta(seconds=5),
+        progress=Progress(1, 3, "text " * 20),
+    )
+    queue = QueueInfo(
+        name="q" * 60,
+        pending=1_000_000,
+        scheduled=1,
+        processing=2,
+        redelivered=3,
+        workers=4,
+        bytes=5,
+        oldest_pending=now - timedelta(days=3),
+    )
+    worker = WorkerInfo(
+        id="w-" + "a" * 12,
+        host="host" * 10,
+        pid=12345,
+        version="0.1.0",
+        queues=["q" * 30, "r" * 30],
+        concurrency=8,
+        running=[],
+        started_at=now,
+        ttl=30,
+        last_seen=now,
+    )
+    receipt = CancelReceipt(task_id="A" * 100, status=Status.PROCESSING, stopping=True)
+    return [
+        Workers([worker]),
+        Preview.of([task] * 5),
+        Cancelled([receipt], [nqnb.UnknownTask("no such task", "x")]),
+        Snapshot(now, [QueueCounts(queue, {Status.FAILED: 3})] * 30, [task] * 100, [task]),
+        Snapshot(now, [], [], [], trouble="no answer since 12:00:00: " + "x" * 300),
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+@pytest.mark.parametrize("index", range(5))
+def test_a_terminal_of_any_width_is_enough(index: int, width: int) -> None:
+    console = Console(width=width, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(show(records()[index]))
+    lines = captured.get().splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= 24
+
+
+def test_what_came_from_a_queue_is_only_text() -> None:
+    task = replace(
+        TaskInfo.of(TaskMessage(ID="A", Queue="q", Payload=b"1"), 1),
+        status=Status.PROCESSING,
+        progress=Progress(1, 0, "\x1b[31mred [bold]x[/bold]\x9b2J"),
+    )
+    snapshot = Snapshot(datetime.now(timezone.utc), [], [task], [])
+    console = Console(width=160, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(show(snapshot))
+    assert not {"\x1b", "\x9b"} & set(captured.get())
+    assert "[bold]x" in captured.get()
+
+
+def test_completion_needs_no_home(tmp_path: Path, url: str) -> None:
+    assert complete(url, "queue", "stats", "no-such", HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path / "none")) == []
