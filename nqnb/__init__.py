@@ -35,9 +35,11 @@ if TYPE_CHECKING:
         NoResponders,
         NoServer,
         NotCancellable,
+        NotRequeueable,
         NotSubmitted,
         NqnbError,
         PayloadTooLarge,
+        QueueInUse,
         RevisionConflict,
         ServerRefused,
         TaskCancelled,
@@ -46,10 +48,11 @@ if TYPE_CHECKING:
         TaskFailed,
         Unconfirmed,
         UnencodableValue,
+        UnknownQueue,
         UnknownTask,
         WaitTimeout,
     )
-    from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+    from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
     from nqnb.retry import Backoff
     from nqnb.settings import Settings
     from nqnb.store import Entry, MemoryStore, StateStore
@@ -81,10 +84,14 @@ __all__ = [
     "NoResponders",
     "NoServer",
     "NotCancellable",
+    "NotRequeueable",
     "NotSubmitted",
     "NqnbError",
     "PayloadTooLarge",
     "Progress",
+    "PruneReceipt",
+    "PurgeReceipt",
+    "QueueInUse",
     "QueueInfo",
     "RevisionConflict",
     "ServerRefused",
@@ -100,6 +107,7 @@ __all__ = [
     "TaskMessage",
     "Unconfirmed",
     "UnencodableValue",
+    "UnknownQueue",
     "UnknownTask",
     "WaitTimeout",
     "Worker",
@@ -113,11 +121,11 @@ _ROOMS = {
     "devserver": "DevServer",
     "errors": (
         "BadInput ConnectionFailed DevServerError InvalidHandler InvalidQueueName InvalidTaskId JobCancelled "
-        "MalformedMessage NoJetStream NoResponders NoServer NotCancellable NotSubmitted NqnbError "
-        "PayloadTooLarge RevisionConflict ServerRefused TaskCancelled TaskError TaskExists TaskFailed "
-        "Unconfirmed UnencodableValue UnknownTask WaitTimeout "
+        "MalformedMessage NoJetStream NoResponders NoServer NotCancellable NotRequeueable NotSubmitted NqnbError "
+        "PayloadTooLarge QueueInUse RevisionConflict ServerRefused TaskCancelled TaskError TaskExists TaskFailed "
+        "Unconfirmed UnencodableValue UnknownQueue UnknownTask WaitTimeout "
     ),
-    "records": "CancelReceipt QueueInfo TaskInfo WorkerInfo",
+    "records": "CancelReceipt PruneReceipt PurgeReceipt QueueInfo TaskInfo WorkerInfo",
     "retry": "Backoff",
     "settings": "Settings",
     "store": "Entry MemoryStore StateStore",

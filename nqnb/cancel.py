@@ -49,7 +49,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         if step is CancelStep.DONE:
             if tried:
                 # Our own write, whose answer was lost.
-                await _forget_message(backend, task)
+                await _forget_message(backend, task, entry.value, entry.revision)
             return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
         if step is CancelStep.TOO_LATE and announced:
             # It ran when it was asked to stop, and was quicker: the receipt tells.
@@ -69,7 +69,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         done = _ended(task, status, record)
         tried = True
         try:
-            await backend.states.update(task_id, done.encode(), entry.revision)
+            revision = await backend.states.update(task_id, done.encode(), entry.revision)
         except RevisionConflict:
             continue
         except (Unconfirmed, NoResponders):
@@ -78,7 +78,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
                 raise
             await asyncio.sleep(0.1)
             continue
-        await _forget_message(backend, task)
+        await _forget_message(backend, task, done.encode(), revision)
         return CancelReceipt.of(task_id, status, done.meta.cancel)
 
 
@@ -109,7 +109,7 @@ def _ended(task: TaskMessage, status: Status, record: CancelRecord) -> TaskMessa
     return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
 
 
-async def _forget_message(backend: Backend, task: TaskMessage) -> None:
+async def _forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:
     """The entry is terminal, so the message only costs a delivery: failing to remove it is no failure."""
     try:
         await backend.delete_task_message(task.Queue, task.Sequence)
@@ -117,3 +117,7 @@ async def _forget_message(backend: Backend, task: TaskMessage) -> None:
             await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
         log.info("the message of task %s stays until a worker sees it: %s", task.ID, error)
+        return
+    if task.Sequence and not lifecycle.due_at(task):
+        # Only now: an entry that expired before its message would let it run again.
+        await backend.let_expire(task.ID, value, revision)

@@ -6,14 +6,15 @@ import asyncio
 import getpass
 import logging
 import socket
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from nqnb import names
+from nqnb import housekeeping, names
 from nqnb.cancel import cancel
 from nqnb.errors import ConnectionFailed, MalformedMessage, NotSubmitted, NqnbError, WaitTimeout
 from nqnb.follow import ended, fetch, follow, result
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.submit import Moment, Timeout, make_message, submit
@@ -299,6 +300,112 @@ class Client:
     async def queues(self) -> list[QueueInfo]:
         """Every queue on the server, by name."""
         return [info async for info in self.backend.queues()]
+
+    async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
+        """Empty a queue: every task that has never started becomes Deleted, every one that waits for a retry Cancelled.
+
+        What runs goes on, and so does a task that a worker is faster with: nothing is both deleted and started. Tasks
+        that are submitted meanwhile may stay.
+
+        Args:
+            queue: the queue.
+            progress: called now and then with how many tasks are done, and of how many.
+
+        Returns:
+            The receipt; its ``.left`` counts messages that stay.
+
+        Raises:
+            UnknownQueue: there is no such queue.
+            Unconfirmed: the server's answers were lost, so some may be ended and some not; ask again.
+        """
+        return await housekeeping.purge_queue(self.backend, queue, self._name, progress)
+
+    async def delete_queue(
+        self,
+        queue: str,
+        force: bool = False,
+        *,
+        wait: float = 30.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PurgeReceipt:
+        """Remove a queue from the server, with its cancels and its pause. Its tasks' states stay for as long as ever.
+
+        A submit makes the queue anew, and so does a live worker that serves it.
+
+        Args:
+            queue: the queue.
+            force: purge it first, and cancel what runs; else it must be empty, and no live worker may serve it.
+            wait: seconds to wait, with force, until the code of what runs has stopped.
+            progress: as in `purge_queue`.
+
+        Returns:
+            The receipt; nothing is ``.left``.
+
+        Raises:
+            QueueInUse: there is still something, and nothing was removed; its ``.pending``, ``.processing`` and
+                ``.workers`` say what. With force: code had not stopped in time, or the stream carries other queues.
+            UnknownQueue: there is no such queue.
+            Unconfirmed: as in `purge_queue`.
+        """
+        return await housekeeping.delete_queue(
+            self.backend, queue, self._name, force=force, wait=wait, progress=progress
+        )
+
+    async def pause(self, queue: str) -> None:
+        """Let no worker take tasks of a queue, until `resume`; what runs goes on. Pausing twice is fine.
+
+        It is kept on the server. Servers from 2.11 on give nothing out from that moment, to Go workers neither; for
+        older ones nqnb's workers see to it within a second. Go workers that make the consumer anew are stopped again
+        while an nqnb worker serves the queue.
+
+        Raises:
+            UnknownQueue: there is no such queue.
+        """
+        await housekeeping.set_paused(self.backend, queue, self._name, True)
+
+    async def resume(self, queue: str) -> None:
+        """Let workers take tasks of a queue again; they begin within a second. Resuming twice is fine.
+
+        Raises:
+            UnknownQueue: there is no such queue.
+        """
+        await housekeeping.set_paused(self.backend, queue, self._name, False)
+
+    async def requeue(self, id: str) -> Task:
+        """Submit an ended task once more: a new task, since a terminal state is never left.
+
+        It has the same queue, payload, retries and timeout, and neither deadline nor time to start. Its
+        `TaskInfo.origin` is the task that was first submitted.
+
+        Args:
+            id: the ended task.
+
+        Raises:
+            NotRequeueable: it has not ended, or its payload is not kept.
+            InvalidTaskId, UnknownTask: as in `fetch`.
+            Unconfirmed: as in `submit`.
+        """
+        message = await housekeeping.requeue(self.backend, names.check_task_id(id), self._name)
+        return Task(self, message.ID, message.Queue)
+
+    async def prune(
+        self, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False
+    ) -> PruneReceipt:
+        """Remove the states of tasks that ended long ago, with their results and the intents of their cancels.
+
+        Servers from 2.11 on remove states and results by themselves, see `Settings`. No state goes whose task has not
+        ended, or whose message is still in its queue.
+
+        Args:
+            older_than: how long ago a task must have ended: seconds, or a timedelta.
+            queue: only of this queue; else also results and intents that no task has any more.
+            dry_run: remove nothing, and say what would go.
+
+        Raises:
+            BadInput: that is no time.
+            Unconfirmed: the server's answers were lost, so some may be gone; ask again.
+        """
+        return await housekeeping.prune(self.backend, older_than, queue, dry_run=dry_run)
 
     async def workers(self) -> list[WorkerInfo]:
         """Every nqnb worker that is alive; Go workers leave no trace to find them by."""

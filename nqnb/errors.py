@@ -17,10 +17,13 @@
     ├── ServerRefused             JetStream answered with an error of its own
     ├── RevisionConflict          a compare-and-set lost against a newer write
     ├── MalformedMessage          bytes that are not an NQ message
+    ├── UnknownQueue              no such queue on the server; has ``.queue``
+    ├── QueueInUse                not deleted, there is still something; has ``.queue``
     ├── TaskError                 about one task; has ``.task_id``
     │   ├── UnknownTask
     │   ├── TaskExists            the id is taken
     │   ├── NotCancellable        completed or failed before the cancel; has ``.status``
+    │   ├── NotRequeueable        not ended yet, or without its payload; has ``.status``
     │   ├── TaskFailed            raised to whoever asks for the result
     │   ├── TaskCancelled         raised to whoever asks for the result
     │   └── WaitTimeout           not terminal in time (also a TimeoutError)
@@ -144,6 +147,29 @@ class MalformedMessage(NqnbError):
         self.data = data
 
 
+class UnknownQueue(NqnbError):
+    """No stream on the server takes that queue's tasks; ``.queue`` is its name."""
+
+    def __init__(self, message: str, queue: str) -> None:
+        super().__init__(message)
+        self.queue = queue
+
+
+class QueueInUse(NqnbError):
+    """A queue was not deleted, for there is still something.
+
+    ``.queue`` is its name, ``.pending`` how many tasks wait, ``.processing`` how many run, ``.workers`` how many live
+    workers serve it.
+    """
+
+    def __init__(self, message: str, queue: str, pending: int = 0, processing: int = 0, workers: int = 0) -> None:
+        super().__init__(message)
+        self.queue = queue
+        self.pending = pending
+        self.processing = processing
+        self.workers = workers
+
+
 class TaskError(NqnbError):
     """About one task; ``.task_id`` names it and ``.status`` is its state where that is known."""
 
@@ -163,6 +189,10 @@ class TaskExists(TaskError):
 
 class NotCancellable(TaskError):
     """The task completed or failed before it could be cancelled; ``.status`` says which."""
+
+
+class NotRequeueable(TaskError):
+    """The task cannot be submitted again: it has not ended, or its payload is not kept; ``.status`` is its state."""
 
 
 class TaskFailed(TaskError):

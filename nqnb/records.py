@@ -83,6 +83,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     revision: int
     marked: bool
     """Whether nqnb wrote this state, rather than Go NQ."""
+    origin: str = ""
+    """The task that was first submitted, where this one is that one requeued."""
 
     @classmethod
     def of(cls, message: TaskMessage, revision: int) -> TaskInfo:
@@ -113,6 +115,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             sequence=message.Sequence,
             revision=revision,
             marked=message.marked,
+            origin=meta.origin,
         )
 
 
@@ -122,7 +125,7 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     ``pending`` counts messages that no worker holds, ``processing`` those that workers hold (or put back for later),
     ``scheduled`` those that wait for a server-side schedule, ``redelivered`` those delivered more than once and still
     open, ``workers`` the live nqnb workers that serve it. ``bytes`` is the stream's size; ``oldest_pending`` is when
-    its oldest message came, None where it has none.
+    its oldest message came, None where it has none. ``paused`` is True while no worker takes tasks from it.
     """
 
     name: str
@@ -133,6 +136,36 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     workers: int
     bytes: int
     oldest_pending: datetime | None
+    paused: bool = False
+
+
+class PurgeReceipt(Struct, frozen=True, kw_only=True):
+    """What became of a queue that was purged or deleted.
+
+    ``deleted`` counts tasks that had never started, ``cancelled`` those that had (waiting for a retry; where the queue
+    was deleted, running ones too), ``left`` the messages that stay in the queue: of tasks that run, or that came
+    meanwhile. ``seconds`` is how long it took.
+    """
+
+    queue: str
+    deleted: int
+    cancelled: int
+    left: int
+    seconds: float
+
+
+class PruneReceipt(Struct, frozen=True, kw_only=True):
+    """What a prune removed, or would remove where ``dry_run`` is True.
+
+    ``entries`` counts states of ended tasks, ``results`` and ``intents`` what belonged to them or to nobody any more,
+    ``kept`` the entries that are old enough but stay, since their message is still in its queue.
+    """
+
+    entries: int
+    results: int
+    intents: int
+    kept: int
+    dry_run: bool
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):

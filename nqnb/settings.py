@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +14,8 @@ from nqnb import contexts, names
 from nqnb.contexts import Source
 from nqnb.errors import BadInput
 
+QUEUE_BUCKET = "nq-queues"
+WEEK = 7 * 86_400.0
 DEFAULT_URL = "nats://127.0.0.1:4222"
 _SCHEMES = ("nats", "tls", "ws", "wss")
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
@@ -65,6 +68,13 @@ class Settings:
         cancel_bucket: bucket with the cancels that were asked for.
         worker_bucket: bucket in which workers say that they live.
         result_bucket: bucket with results that are too large for the state bucket.
+        queue_bucket: bucket that says which queues are paused; made with the first pause.
+        retention: for how long the states and results of ended tasks are kept: seconds or a timedelta, default 7 days;
+            None keeps them for ever. It is never less than an hour or ten ack waits, whatever is given here. Servers
+            from 2.11 on remove them by themselves, for others (and for the intents of cancels) there is
+            `Client.prune`. A state must outlive its task's message: a worker that dies in the moment between writing
+            an outcome and answering for it leaves the message behind, and should nobody serve the queue until the
+            state has expired, the task runs again.
         ack_wait: seconds after which the server gives a task to another worker when its worker went silent; used
             where nqnb creates the consumer, an existing one keeps its own.
         connect_timeout: seconds for the first connection.
@@ -93,6 +103,8 @@ class Settings:
     cancel_bucket: str = names.INTENT_BUCKET
     worker_bucket: str = names.PRESENCE_BUCKET
     result_bucket: str = names.RESULT_BUCKET
+    queue_bucket: str = QUEUE_BUCKET
+    retention: float | timedelta | None = WEEK
     ack_wait: float = 30.0
     connect_timeout: float = 5.0
     request_timeout: float = 5.0
@@ -152,8 +164,12 @@ class Settings:
             number = getattr(self, name)
             if not isinstance(number, (int, float)) or not number > 0:
                 raise BadInput(f"{name}={number!r}: give a number of seconds above 0")
+        kept = self.retention.total_seconds() if isinstance(self.retention, timedelta) else self.retention
+        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, (int, float)) or not 0 < kept < 2**31):
+            raise BadInput(f"retention={self.retention!r}: give seconds above 0, a timedelta, or None for ever")
+        object.__setattr__(self, "retention", kept)
         buckets: dict[str, str] = {}
-        for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket"):
+        for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket"):
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
                 raise BadInput(f"{name}={bucket!r}: a bucket's name has 1 to 200 of the characters A-Z a-z 0-9 _ -")
@@ -165,6 +181,11 @@ class Settings:
     def urls(self) -> tuple[str, ...]:
         """The addresses, without secrets."""
         return (self.url,) if isinstance(self.url, str) else tuple(self.url)
+
+    @property
+    def retention_seconds(self) -> float | None:
+        """``retention`` in seconds."""
+        return self.retention.total_seconds() if isinstance(self.retention, timedelta) else self.retention
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:

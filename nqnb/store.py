@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -23,9 +24,13 @@ class Entry:
 
 
 class StateStore(Protocol):
-    """Keys with revisioned values. The revision is the fence: it grows with every write of a key."""
+    """Keys with revisioned values. The revision is the fence: it grows with every write of a key.
 
-    async def create(self, key: str, value: bytes) -> int:
+    A write's ``ttl`` is for how many seconds at least the store keeps it, unless it is written over; None is for ever.
+    A store that keeps everything for ever may ignore it.
+    """
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """Write a key that is not there, and return its revision.
 
         Raises:
@@ -33,7 +38,7 @@ class StateStore(Protocol):
         """
         ...
 
-    async def update(self, key: str, value: bytes, revision: int) -> int:
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
         """Write a key over exactly that revision, and return the new one.
 
         Raises:
@@ -41,7 +46,7 @@ class StateStore(Protocol):
         """
         ...
 
-    async def put(self, key: str, value: bytes) -> int:
+    async def put(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """Write a key whatever it has, and return its revision."""
         ...
 
@@ -54,8 +59,14 @@ class StateStore(Protocol):
         """
         ...
 
-    async def delete(self, key: str) -> None:
-        """Remove a key; nothing happens where it is not there."""
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Remove a key; nothing happens where it is not there.
+
+        Args:
+            key: the key.
+            revision: remove it only as it is at that revision, and leave any later one alone. Of such a removal
+                subscribers need not be told.
+        """
         ...
 
     def entries(self) -> AsyncIterator[Entry]:
@@ -72,39 +83,44 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
+        self._ends: dict[str, float] = {}
+        """When a key expires, on the monotonic clock."""
         self._wakers: dict[str, list[Callable[[], None]]] = {}
         self._revision = 0
 
-    async def create(self, key: str, value: bytes) -> int:
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """See `StateStore.create`."""
-        if key in self._entries:
+        if self._kept(key) is not None:
             raise RevisionConflict(key)
-        return self._write(key, value)
+        return self._write(key, value, ttl)
 
-    async def update(self, key: str, value: bytes, revision: int) -> int:
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
         """See `StateStore.update`."""
-        entry = self._entries.get(key)
+        entry = self._kept(key)
         if entry is None or entry.revision != revision:
             raise RevisionConflict(key)
-        return self._write(key, value)
+        return self._write(key, value, ttl)
 
-    async def put(self, key: str, value: bytes) -> int:
+    async def put(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """See `StateStore.put`."""
-        return self._write(key, value)
+        return self._write(key, value, ttl)
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
-        return self._entries.get(key)
+        return self._kept(key)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, revision: int | None = None) -> None:
         """See `StateStore.delete`."""
-        if self._entries.pop(key, None) is not None:
+        entry = self._kept(key)
+        if entry is not None and revision in (None, entry.revision):
+            self._entries.pop(key)
             self._wake(key)
 
     async def entries(self) -> AsyncIterator[Entry]:
         """See `StateStore.entries`."""
         for entry in list(self._entries.values()):
-            yield entry
+            if self._kept(entry.key) is not None:
+                yield entry
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """See `StateStore.subscribe`."""
@@ -117,8 +133,17 @@ class MemoryStore:
 
         return unsubscribe
 
-    def _write(self, key: str, value: bytes) -> int:
+    def _kept(self, key: str) -> Entry | None:
+        if self._ends.get(key, math.inf) < time.monotonic():
+            self._entries.pop(key, None)
+            del self._ends[key]
+        return self._entries.get(key)
+
+    def _write(self, key: str, value: bytes, ttl: float | None) -> int:
         self._revision += 1
+        self._ends.pop(key, None)
+        if ttl is not None:
+            self._ends[key] = time.monotonic() + ttl
         self._entries.pop(key, None)
         self._entries[key] = Entry(key, value, self._revision, time.time())
         self._wake(key)

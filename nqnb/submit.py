@@ -90,7 +90,9 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
         stored = await backend.read_task_message(message.Queue, ack.sequence)
         if stored != data and not (stored is None and await _is_ours(backend, message, ack.sequence)):
             raise _taken(message.ID)
-    entry = msgspec.structs.replace(message, Sequence=ack.sequence, Meta=Meta(client=client, submitted_at=time.time()))
+    entry = msgspec.structs.replace(
+        message, Sequence=ack.sequence, Meta=Meta(client=client, submitted_at=time.time(), origin=message.meta.origin)
+    )
     try:
         await backend.insist(lambda: backend.states.create(message.ID, entry.encode()))
     except RevisionConflict:

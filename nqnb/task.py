@@ -58,6 +58,10 @@ class Task:
         """See `Client.result`."""
         return await self._client.result(self.id, timeout)
 
+    async def requeue(self) -> Task:
+        """See `Client.requeue`."""
+        return await self._client.requeue(self.id)
+
     async def cancel(self, wait: float | None = None) -> CancelReceipt:
         """See `Client.cancel`."""
         return await self._client.cancel(self.id, wait)

@@ -92,6 +92,8 @@ class Meta(Struct, omit_defaults=True):
     result_key: str = ""
     """The key in the bucket nq-results, where the result is large."""
     cancel: CancelRecord | None = None
+    origin: str = ""
+    """The task that was first submitted, where this one is that one requeued."""
 
 
 _Meta = Meta  # inside TaskMessage the name is the field's

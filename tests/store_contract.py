@@ -153,6 +153,24 @@ class StoreContract:
         await store.delete("never")
         assert await listed(store) == []
 
+    async def test_deleting_a_revision_spares_a_later_one(self, store: StateStore) -> None:
+        first = await store.create("a", b"one")
+        second = await store.update("a", b"two", first)
+        await store.create("b", b"three")
+        await store.delete("a", first)
+        assert (await self.value(store, "a")) == b"two"
+        await store.delete("a", second)
+        await store.delete("a", second)
+        assert await store.get("a") is None
+        assert [entry.key for entry in await listed(store)] == ["b"]
+        assert await store.create("a", b"four") > second
+
+    async def test_every_write_takes_a_time_to_live(self, store: StateStore) -> None:
+        revision = await store.create("a", b"one", 3600)
+        assert await store.update("a", b"two", revision, ttl=3600) > revision
+        await store.put("b", b"three", ttl=3600)
+        assert [entry.value for entry in await listed(store)] == [b"two", b"three"]
+
     async def test_entries_of_an_empty_store(self, store: StateStore) -> None:
         assert await listed(store) == []
 

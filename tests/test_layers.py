@@ -26,7 +26,7 @@ ROOMS = [
     "store",
     "jetstream",
     "submit cancel",
-    "follow",
+    "follow housekeeping",
     "task client",
     "worker",
     "_keeper _kept _nats_server",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -96,7 +97,9 @@ class Connection:
     @property
     def server_version(self) -> str:
         """The version that the server says it has."""
-        return str(self.client.connected_server_version)
+        # nats-py wraps it in words.
+        found = re.search(r"\d+(\.\d+)+\S*[^\s>]", str(self.client.connected_server_version))
+        return found[0] if found else "unknown"
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
         """Await ``callback`` after every reconnect; it must not raise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
@@ -20,8 +21,10 @@ from nqnb.store import Entry, Unsubscribe
 from nqnb.wire import parse_time
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
+TTL_DISABLED = 10166
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _OPERATION = "KV-Operation"
+_TTL = "Nats-TTL"
 _PAGE = 1000
 
 
@@ -50,28 +53,29 @@ class KeyValueStore:
         self._root = names.key_subject(bucket, "")
         self._quick_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
         self._direct: bool | None = None
+        self.expires = False
+        """Whether the bucket honours a ``ttl`` (server >= 2.11, see `ensure_bucket`); where not, it is left out."""
 
-    async def create(self, key: str, value: bytes) -> int:
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """See `StateStore.create`."""
         try:
-            return await self._write(key, value, 0)
+            return await self._write(key, value, 0, ttl)
         except RevisionConflict:
             # A deleted key leaves a marker with a revision of its own.
             last = await self._last(key)
             if last is None or not _is_marker(last.hdrs):
                 raise
-            return await self._write(key, value, last.seq)
+            return await self._write(key, value, last.seq, ttl)
 
-    async def update(self, key: str, value: bytes, revision: int) -> int:
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
         """See `StateStore.update`."""
         if revision <= 0:
             raise RevisionConflict(key)
-        return await self._write(key, value, revision)
+        return await self._write(key, value, revision, ttl)
 
-    async def put(self, key: str, value: bytes, retry_for: float | None = None) -> int:
+    async def put(self, key: str, value: bytes, ttl: float | None = None, *, retry_for: float | None = None) -> int:
         """See `StateStore.put`; ``retry_for`` seconds it is tried again, default the settings'."""
-        ack = await self._connection.insist(lambda: self._connection.publish(self._root + key, value), retry_for)
-        return ack.sequence
+        return await self._connection.insist(lambda: self._publish(key, value, {}, ttl), retry_for)
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
@@ -86,9 +90,17 @@ class KeyValueStore:
             return None
         return Entry(key, stored.data, stored.seq, parse_time(stored.time))
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, revision: int | None = None) -> None:
         """See `StateStore.delete`."""
-        if await self.get(key) is not None:
+        if revision is not None:
+            # Leaves no marker, and what is newer is out of its reach.
+            body = {"filter": self._root + key, "seq": revision + 1}
+            try:
+                await self._connection.insist(lambda: self._connection.api(f"STREAM.PURGE.{self._stream}", body))
+            except ServerRefused as error:
+                if error.err_code not in NOT_FOUND:
+                    raise
+        elif await self.get(key) is not None:
             publish = self._connection.publish
             await self._connection.insist(lambda: publish(self._root + key, b"", {_OPERATION: "DEL"}))
 
@@ -141,15 +153,29 @@ class KeyValueStore:
         facts = AckFacts.of(message.reply)
         return Entry(message.subject.removeprefix(self._root), message.data, facts.sequence, facts.stored)
 
-    async def _write(self, key: str, value: bytes, revision: int) -> int:
+    async def _write(self, key: str, value: bytes, revision: int, ttl: float | None) -> int:
         """Compare-and-set; revision 0 means that the key was never written."""
         try:
-            ack = await self._connection.publish(self._root + key, value, {_EXPECTED: str(revision)})
+            return await self._publish(key, value, {_EXPECTED: str(revision)}, ttl)
         except ServerRefused as error:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 raise RevisionConflict(key) from None
             raise
-        return ack.sequence
+
+    async def _publish(self, key: str, value: bytes, headers: dict[str, str], ttl: float | None) -> int:
+        publish, subject = self._connection.publish, self._root + key
+        if ttl is not None and self.expires:
+            try:
+                # The server counts whole seconds, from 1.
+                ack = await publish(subject, value, {**headers, _TTL: f"{max(1, math.ceil(ttl))}s"})
+            except ServerRefused as error:
+                if error.err_code != TTL_DISABLED:
+                    raise
+                # The bucket was made anew by somebody else.
+                self.expires = False
+            else:
+                return ack.sequence
+        return (await publish(subject, value, headers)).sequence
 
     async def _last(self, key: str) -> _Stored | None:
         """The last message of a key, a deletion's marker too, read through the leader."""

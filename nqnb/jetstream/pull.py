@@ -21,7 +21,8 @@ from nqnb.aside import spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue
+from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue, pause_consumer
 
 log = logging.getLogger("nqnb.pull")
 
@@ -29,6 +30,12 @@ EXPIRES = 30.0
 """Seconds that a pull waits on the server for tasks."""
 IDLE_HEARTBEAT = 5.0
 """Seconds between the server's signs of life while a pull waits."""
+
+
+LOOK = 0.5
+"""Seconds between two looks at whether the queue is paused."""
+PAUSE_AGAIN = 5.0
+"""Seconds after which a paused queue's consumer is paused again: a Go worker may have made it anew."""
 
 
 class PullLoop:
@@ -66,6 +73,11 @@ class PullLoop:
         self._pause = 0.0
         self._not_before = 0.0
         """When a pull that the server refused may be tried again, on the loop's clock."""
+        self._pauses = KeyValueStore(connection, connection.settings.queue_bucket)
+        self._paused = False
+        """Somebody wants that nothing of this queue is taken now."""
+        self._looking = False
+        self._looked = self._paused_again = 0.0
 
     async def ensure(self) -> None:
         """Find or make the queue's streams and its consumer.
@@ -73,8 +85,10 @@ class PullLoop:
         Raises:
             ServerRefused: the server does not let us.
         """
-        self._streams = await ensure_queue(self._connection, self.queue)
-        self._limits = await ensure_consumer(self._connection, self._streams)
+        streams = await ensure_queue(self._connection, self.queue)
+        self._paused = await self._pauses.get(self.queue) is not None
+        self._limits = await ensure_consumer(self._connection, streams, paused=self._paused)
+        self._streams = streams
         self.ack_wait = self._limits.ack_wait
         self._broken = False
 
@@ -116,6 +130,7 @@ class PullLoop:
         To be called now and then; does nothing while all is well. What cannot be mended yet is logged and tried again
         the next time.
         """
+        self._look_for_a_pause()
         silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT
         if not (self._broken or silent) or not self._connection.connected:
             return
@@ -135,7 +150,34 @@ class PullLoop:
     @property
     def healthy(self) -> bool:
         """Whether asking makes sense now."""
-        return self._streams is not None and not self._broken
+        return self._streams is not None and not self._broken and not self._paused
+
+    def _look_for_a_pause(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._looking and now - self._looked >= LOOK and self._connection.connected:
+            self._looking, self._looked = True, now
+            # Aside: what the server is slow to say must not keep the other queues waiting.
+            spawn(self._see_whether_paused())
+
+    async def _see_whether_paused(self) -> None:
+        try:
+            was, self._paused = self._paused, await self._pauses.get(self.queue, fresh=False) is not None
+            now = asyncio.get_running_loop().time()
+            if self._paused and not was:
+                log.info("queue %s is paused", self.queue)
+                self.withdraw()
+            elif was and not self._paused:
+                log.info("queue %s is resumed", self.queue)
+            if self._streams is not None and (
+                was != self._paused or (self._paused and now - self._paused_again >= PAUSE_AGAIN)
+            ):
+                self._paused_again = now
+                await pause_consumer(self._connection, self._streams.tasks, self._paused)
+        except NqnbError as error:
+            log.debug("queue %s: whether it is paused cannot be seen now: %s", self.queue, error)
+        finally:
+            self._looking = False
+            self._wake()
 
     async def _request(self, body: dict[str, object], count: int) -> None:
         if self._streams is None:

@@ -104,15 +104,15 @@ async def read_entry(backend: Backend, task_id: str, *, fresh: bool = True) -> S
         return Seen(None, entry.revision, entry.created)
 
 
-async def write_entry(backend: Backend, entry: TaskMessage, revision: int) -> int:
-    """Compare-and-set an entry; revision 0 creates it. Returns the new revision.
+async def write_entry(backend: Backend, entry: TaskMessage, revision: int, ttl: float | None = None) -> int:
+    """Compare-and-set an entry; revision 0 creates it, and ``ttl`` seconds later it may go. Returns the new revision.
 
     Raises:
         RevisionConflict: somebody else wrote it.
     """
     if revision:
-        return await backend.states.update(entry.ID, entry.encode(), revision)
-    return await backend.states.create(entry.ID, entry.encode())
+        return await backend.states.update(entry.ID, entry.encode(), revision, ttl)
+    return await backend.states.create(entry.ID, entry.encode(), ttl)
 
 
 async def read_intent(backend: Backend, task_id: str) -> CancelRecord | None:

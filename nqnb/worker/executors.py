@@ -1,4 +1,6 @@
-"""Two ways to run a handler and to stop it: a coroutine on the loop, a plain function in a thread of its own.
+"""Ways to run a handler and to stop it: a coroutine on the loop, a plain function in a thread of its own.
+
+The third, a process of its own, is in `nqnb.worker.processes`.
 
 "Ran to its end" means that the executor received the return. `stop` begins a ladder that is climbed until the code has
 ended: a coroutine is cancelled, and again after each ``grace``; a function in a thread sees ``job.cancelled`` at once,
@@ -50,6 +52,11 @@ class Executor(Protocol):
 
 def make_executor(handler: Handler, job: Job) -> Executor:
     """The executor that fits a handler."""
+    if handler.isolation == "process":
+        # Only a worker that has such a handler loads what processes need.
+        from nqnb.worker.processes import ProcessExecutor
+
+        return ProcessExecutor(handler, job)
     return CoroutineExecutor(handler, job) if handler.is_coroutine else ThreadExecutor(handler, job)
 
 

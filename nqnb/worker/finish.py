@@ -77,7 +77,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             ack = await backend.schedule_task(entry.Queue, run.id, run.delivery.data, at, f"{run.id}#{run.claim}")
             entry.Sequence = ack.sequence
         try:
-            await write_entry(backend, entry, revision)
+            await write_entry(backend, entry, revision, backend.terminal_ttl if status.terminal else None)
             break
         except (RevisionConflict, Unconfirmed, NoResponders) as error:
             log.debug("task %s: its outcome is looked at again: %s", run.id, error)
@@ -177,7 +177,7 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
     # The claim's revision in the key: a loser never overwrites the winner's.
     meta.result_key = f"{run.id}.{run.revision}"
     try:
-        await backend.results.put(meta.result_key, data)
+        await backend.results.put(meta.result_key, data, backend.result_ttl)
     except PayloadTooLarge as error:
         raise BadInput(
             f"the result has {len(data):,} bytes, the server takes {error.limit:,}; "

@@ -25,6 +25,7 @@ from nqnb.worker.finish import finish
 from nqnb.worker.heartbeat import note_intent
 from nqnb.worker.intake import Intake
 from nqnb.worker.run import Run, Stop
+from nqnb.worker.spares import Reserve
 from nqnb.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Floor:
         ]
         self._intake = Intake(self._pulls, self.free)
         self._loops: list[asyncio.Task[None]] = []
+        self._reserve: Reserve | None = None
         self._stopping = False
         self._paused = False
         self._upkeep = Upkeep(worker, backend, self.runs, self._pulls, self._listener, self._wake.set)
@@ -72,6 +74,7 @@ class Floor:
         Raises:
             NqnbError: the server does not let us.
         """
+        self._reserve = Reserve(self._worker.handlers.values(), self._worker.concurrency)
         await self._upkeep.open()
         if self._worker.shutdown_on_disconnect:
             self.backend.connection.on_disconnect(self._give_up)
@@ -112,6 +115,8 @@ class Floor:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._upkeep.close()
+        if self._reserve is not None:
+            await self._reserve.close()
         try:
             if self.backend.connection.connected:
                 with contextlib.suppress(NqnbError, asyncio.TimeoutError):

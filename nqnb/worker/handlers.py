@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -15,6 +16,9 @@ from nqnb import names, payload
 from nqnb.errors import BadInput, InvalidHandler
 from nqnb.retry import Backoff
 from nqnb.worker.job import Job
+
+Isolation = Literal["coroutine", "thread", "process"]
+"""What a handler runs in: the worker's event loop, a thread of its own, a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Handler:
     payload_type: Any
     backoff: Backoff
     grace: float
+    isolation: Isolation
     is_failure: Callable[[Exception], bool] | None = None
 
     def call(self, job: Job) -> Callable[[], Any]:
@@ -36,15 +41,22 @@ class Handler:
         Raises:
             BadInput: the payload is not what the function's annotation asks for.
         """
+        return functools.partial(self.function, job, *self.arguments(job))
+
+    def arguments(self, job: Job) -> tuple[Any, ...]:
+        """What the function takes after the job: its payload, or nothing.
+
+        Raises:
+            BadInput: the payload is not what the function's annotation asks for.
+        """
         if not self.takes_payload:
-            return functools.partial(self.function, job)
+            return ()
         if self.payload_type is bytes:
-            return functools.partial(self.function, job, job.payload)
+            return (job.payload,)
         try:
-            value = payload.decode_json(job.payload, self.payload_type)
+            return (payload.decode_json(job.payload, self.payload_type),)
         except BadInput as error:
             raise BadInput(f"the payload does not fit {self._name()}: {error}") from None
-        return functools.partial(self.function, job, value)
 
     def _name(self) -> str:
         return getattr(self.function, "__qualname__", repr(self.function))
@@ -56,6 +68,7 @@ def make_handler(
     *,
     backoff: Backoff | None = None,
     grace: float = 1.0,
+    isolation: Isolation | None = None,
     is_failure: Callable[[Exception], bool] | None = None,
 ) -> Handler:
     """Read what a function wants from its signature.
@@ -84,18 +97,38 @@ def make_handler(
         raise InvalidHandler(f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload)")
     takes_payload = len(parameters) > 1 and (len(needed) > 1 or parameters[1].default is inspect.Parameter.empty)
     target = inspect.unwrap(function)
+    is_coroutine = any(
+        inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
+    )
     return Handler(
         queue=queue,
         function=function,
-        is_coroutine=any(
-            inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
-        ),
+        is_coroutine=is_coroutine,
         takes_payload=takes_payload,
         payload_type=_annotation(target, parameters[1].name) if takes_payload else Any,
         backoff=backoff or Backoff(),
         grace=float(grace),
+        isolation=_isolation(isolation, name, is_coroutine=is_coroutine),
         is_failure=is_failure,
     )
+
+
+def _isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
+    """What a function runs in: what was asked for, checked to fit it."""
+    fits: Isolation = "coroutine" if is_coroutine else "thread"
+    if asked is None:
+        return fits
+    if asked not in get_args(Isolation):
+        choices = ", ".join(map(repr, get_args(Isolation)))
+        raise InvalidHandler(f"isolation={asked!r} of {name}: give one of {choices}")
+    if asked == "process":
+        if sys.platform == "win32":
+            raise InvalidHandler(f"isolation='process' of {name} needs process groups, which Windows does not have")
+        return "process"
+    if asked != fits:
+        kind = "an async function" if is_coroutine else "a plain function"
+        raise InvalidHandler(f"isolation={asked!r} of {name}: {kind} runs as {fits!r} or 'process'")
+    return fits
 
 
 def _annotation(function: Callable[..., Any], name: str) -> Any:

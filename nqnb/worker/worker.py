@@ -22,7 +22,7 @@ from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.version import __version__
-from nqnb.worker.handlers import Handler, make_handler
+from nqnb.worker.handlers import Handler, Isolation, make_handler
 
 if TYPE_CHECKING:
     from nqnb.worker.floor import Floor
@@ -102,6 +102,7 @@ class Worker:
         *,
         backoff: Backoff | None = None,
         grace: float = 1.0,
+        isolation: Isolation | None = None,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
         """Make the decorated function run a queue's tasks.
@@ -110,8 +111,12 @@ class Worker:
             queue: the queue. Queues are served in the order of their handlers.
             backoff: how long failed tasks wait before they run again; default `Backoff()`.
             grace: seconds between the pushes to stop: a coroutine is cancelled at once and again after each; a
-                function in a thread has that long to look at ``job.cancelled`` before an exception is raised in it.
-
+                function in a thread has that long to look at ``job.cancelled`` before an exception is raised in it; a
+                process gets SIGINT at once, which raises `JobCancelled` in a plain function, SIGTERM after ``grace``,
+                and SIGKILL a quarter second later.
+            isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
+                ``"thread"`` for any other; ``"process"`` gives each task a process of its own, the only one that
+                always stops, and that may crash alone. The function must be one that cloudpickle can send there.
             is_failure: called with what the function raised: True makes the task fail for good, whatever retries it
                 has left, as NQ's ``isFailureFn`` does; default: no exception does.
 
@@ -131,7 +136,9 @@ class Worker:
                 raise InvalidHandler(f"queue {queue!r} has a handler already, {self.handlers[queue].function!r}")
             if self.state is not State.NEW:
                 raise InvalidHandler(f"the worker is {self.state.value}; register handlers before it starts")
-            self.handlers[queue] = make_handler(queue, function, backoff=backoff, grace=grace, is_failure=is_failure)
+            self.handlers[queue] = make_handler(
+                queue, function, backoff=backoff, grace=grace, isolation=isolation, is_failure=is_failure
+            )
             return function
 
         return register

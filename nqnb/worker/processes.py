@@ -1,0 +1,217 @@
+"""The third way to run a handler: in a process of its own, in a group of its own, which always stops.
+
+A stop climbs: SIGINT at once (`JobCancelled` in the handler), SIGTERM after ``grace``, SIGKILL a quarter second later.
+However a run ends, everything that its process has started and left behind is killed before it counts as ended.
+The function travels by cloudpickle, so one from a notebook or a closure will do; what it returns comes back as JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle  # type: ignore[import-untyped]  # it has no types
+import msgspec
+
+from nqnb.errors import InvalidHandler, UnencodableValue
+from nqnb.lifecycle import Ended
+from nqnb.wire import Progress
+from nqnb.worker.executors import Result
+from nqnb.worker.handlers import Handler
+from nqnb.worker.job import Job
+from nqnb.worker.spares import Spares, TaskProcess
+
+LAST = 0.25
+"""Seconds from SIGTERM to SIGKILL."""
+_LEAVING = 1.0
+"""Seconds that a process whose handler has ended may take to end too (``atexit``, threads that it has left)."""
+
+
+class ProcessEnded(Exception):
+    """The process of a handler ended, and the handler had not."""
+
+
+class UnencodableResult(UnencodableValue):
+    """What a handler returned in its process cannot be a result."""
+
+
+class ProcessTraceback(Exception):
+    """Stands as the cause of an exception from another process, and shows the traceback that it had there."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+class ProcessExecutor:
+    """Runs a handler in a process of its own."""
+
+    def __init__(self, handler: Handler, job: Job) -> None:
+        self.how = "its process was interrupted"
+        self._handler = handler
+        self._job = job
+        self._loop = asyncio.get_running_loop()
+        self._process: TaskProcess | None = None
+        self._outcome: Result | None = None
+        self._stopping = False
+        self._timers: list[asyncio.TimerHandle] = []
+
+    async def run(self) -> Result:
+        """See `Executor.run`."""
+        if self._stopping:
+            return Result(Ended.STOPPED)
+        try:
+            arguments = self._handler.arguments(self._job)
+            call = _pickled(self._handler, arguments)
+            process = self._process = Spares.here().take()
+        except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
+            return Result(Ended.FAILED, error=refused)
+        process.hear = self._hear
+        job = self._job
+        facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
+        process.send((sys.path, _folder(), facts, call))
+        try:
+            status = await asyncio.shield(process.ended)
+        finally:
+            process.kill()
+            for timer in self._timers:
+                timer.cancel()
+        result = self._outcome or self._without_outcome(status)
+        if self._stopping and result.ended is Ended.FAILED:
+            return Result(Ended.STOPPED, error=result.error)
+        return result
+
+    def stop(self) -> None:
+        """See `Executor.stop`."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._job._stop.set()
+        if self._process is not None and self._outcome is None:
+            self._process.interrupt()
+            self._later(self._handler.grace, self._terminate, self._process)
+
+    def _later(self, seconds: float, step: Callable[[TaskProcess], None], process: TaskProcess) -> None:
+        self._timers.append(self._loop.call_later(seconds, step, process))
+
+    def _terminate(self, process: TaskProcess) -> None:
+        if self._outcome is None:
+            self.how = "its process was terminated"
+        process.terminate()
+        self._later(LAST, self._kill, process)
+
+    def _kill(self, process: TaskProcess) -> None:
+        if self._outcome is None:
+            self.how = "its process was killed"
+        process.kill()
+
+    def _hear(self, message: tuple[Any, ...]) -> None:
+        what, *told = message
+        if what == "said":
+            progress, lines = told
+            self._job._progress, self._job._log = progress and Progress(*progress), lines
+            self._job._changed()
+            return
+        if what == "returned":
+            # The JSON goes on as it is: to decode it only for the entry would change numbers that JSON alone can hold.
+            value = None if told[0] == b"null" else msgspec.Raw(told[0])
+            self._outcome = Result(Ended.RETURNED, value)
+        elif what == "useless":
+            self._outcome = Result(Ended.FAILED, error=UnencodableResult(*told))
+        else:
+            self._outcome = Result(Ended.FAILED, error=_exception(*told))
+        if self._process is not None:
+            self._later(_LEAVING, self._kill, self._process)
+
+    def _without_outcome(self, status: int | None) -> Result:
+        # A rung that came while the one before did its work has done nothing.
+        if status == -signal.SIGINT:
+            self.how = "its process was interrupted"
+        elif status == -signal.SIGTERM:
+            self.how = "its process was terminated"
+        return Result(Ended.FAILED, error=ProcessEnded(_end_text(status)))
+
+
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return os.curdir
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Sends what msgspec has had its hands on."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """See `pickle.Pickler`."""
+        if isinstance(obj, type):
+            if "__msgspec_cache__" in vars(obj):
+                # It cannot travel, and is made anew when needed.
+                del obj.__msgspec_cache__  # type: ignore[attr-defined]
+            if issubclass(obj, msgspec.Struct) and not _importable(obj):
+                raise pickle.PicklingError(
+                    f"the Struct {obj.__qualname__} is not in a module; move it into one, or make it a dataclass"
+                )
+        return super().reducer_override(obj)
+
+
+def _importable(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__) if kind.__module__ != "__main__" else None
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind
+
+
+def _pickled(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
+    data = io.BytesIO()
+    try:
+        _Pickler(data).dump((handler.function, handler.is_coroutine, arguments))
+    except Exception as error:
+        name = getattr(handler.function, "__qualname__", repr(handler.function))
+        hint = "; open connections, locks and the like inside of it" if isinstance(error, TypeError) else ""
+        raise InvalidHandler(f"{name} cannot be sent to a process ({type(error).__name__}: {error}){hint}") from error
+    return data.getvalue()
+
+
+def _exception(name: str, text: str, trace: str, data: bytes | None) -> BaseException:
+    """The handler's exception made anew; where that cannot be, one of the same name and text."""
+    error = _rebuilt(data, text) if data is not None else None
+    if error is None:
+        error = type(name, (Exception,), {"__module__": __name__, "__qualname__": name})(text)
+    error.__cause__ = ProcessTraceback(trace)
+    return error
+
+
+def _rebuilt(data: bytes, text: str) -> BaseException | None:
+    try:
+        kind, arguments, state = pickle.loads(data)  # noqa: S301  from a process of ours
+    except Exception:  # noqa: BLE001  its class may exist only there
+        return None
+    # Its __init__ may take other arguments than those that it passed on; some classes of C set all up in theirs.
+    for make in (kind.__new__, lambda kind, *arguments: kind(*arguments)):
+        try:
+            error = make(kind, *arguments)
+            error.__dict__.update(state)
+            if isinstance(error, BaseException) and str(error) == text:
+                return error
+        except Exception:  # noqa: BLE001, S112  the class may do anything
+            continue
+    return None
+
+
+def _end_text(status: int | None) -> str:
+    if status is None:
+        return "its process is gone, and so is the one that watched over it"
+    if status >= 0:
+        return f"its process ended with exit code {status} before the handler returned"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = str(-status)
+    hint = " (out of memory, or killed by somebody)" if status == -signal.SIGKILL else ""
+    return f"its process ended with signal {name}{hint}"

@@ -1,0 +1,244 @@
+"""Processes for tasks: the worker's end of each, and a few that stand by, so that no task waits for a start.
+
+Every process runs one task. Behind each is `nqnb.worker._watcher`, which ends it when the worker is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from nqnb.worker import _watcher
+from nqnb.worker._runner import LENGTH, frame
+from nqnb.worker.handlers import Handler
+
+log = logging.getLogger("nqnb.worker")
+
+MOST_SPARES = 2
+"""How many processes a worker keeps ready; each takes some 20 MB."""
+_ENDING_TAKES = 5.0
+"""Seconds that a stopping worker waits at most for spares that it has killed."""
+
+
+class TaskProcess:
+    """A started process that waits for its task; to be made and used on a running loop.
+
+    Raises:
+        OSError: the system has no room for another process.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[int | None] = self._loop.create_future()
+        """How it ended once everything of it is gone: an exit code, or minus a signal; None where nobody knows."""
+        self.hear: Callable[[tuple[Any, ...]], None] = lambda message: None
+        """Called with each message from it."""
+        self._line, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._popen = subprocess.Popen(  # noqa: S603  our own script
+                    [sys.executable, str(Path(_watcher.__file__)), str(theirs.fileno())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    bufsize=0,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+            except BaseException:
+                self._line.close()
+                raise
+        assert self._popen.stdin is not None  # noqa: S101  for the type checker
+        assert self._popen.stdout is not None  # noqa: S101
+        self._orders, self._report = self._popen.stdin, self._popen.stdout
+        self._line.setblocking(False)
+        os.set_blocking(self._report.fileno(), False)
+        self._incoming, self._outgoing, self._told = bytearray(), bytearray(), b""
+        self._order(json.dumps([str(each) for each in sys.path]).encode() + b"\n")
+        self._loop.add_reader(self._line.fileno(), self._receive)
+        self._loop.add_reader(self._report.fileno(), self._read_report)
+
+    @property
+    def session(self) -> int:
+        """The session that it leads, which is its watcher's process id."""
+        return self._popen.pid
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Send a message, as fast as it is taken."""
+        self._outgoing += frame(message)
+        self._flush()
+
+    def interrupt(self) -> None:
+        """Send its group SIGINT."""
+        self._order(_watcher.INTERRUPT)
+
+    def terminate(self) -> None:
+        """Send its group SIGTERM."""
+        self._order(_watcher.TERMINATE)
+
+    def kill(self) -> None:
+        """Kill it with all that it has started; killing twice is fine."""
+        self._orders.close()
+
+    def _order(self, data: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it is gone, or killed
+            self._orders.write(data)
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._line.send(self._outgoing)]
+        except BlockingIOError:
+            self._loop.add_writer(self._line.fileno(), self._flush)
+            return
+        except OSError:
+            self._outgoing.clear()  # its end will be told
+        self._loop.remove_writer(self._line.fileno())
+
+    def _receive(self) -> bool:
+        """Take what has come; whether more may."""
+        try:
+            data = self._line.recv(1 << 18)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._line.fileno())
+            return False
+        self._incoming += data
+        try:
+            self._take_messages()
+        except Exception:  # the handler has written on a descriptor that is not its own, say
+            log.exception("a task's process is killed, it sent what cannot be read")
+            self._loop.remove_reader(self._line.fileno())
+            self.kill()
+            return False
+        return True
+
+    def _take_messages(self) -> None:
+        while len(self._incoming) >= LENGTH.size:
+            end = LENGTH.size + LENGTH.unpack_from(self._incoming)[0]
+            if len(self._incoming) < end:
+                break
+            message = pickle.loads(self._incoming[LENGTH.size : end])  # noqa: S301  from a process of ours
+            del self._incoming[:end]
+            self.hear(message)
+
+    def _read_report(self) -> None:
+        try:
+            told = self._report.read(4096)
+        except OSError:
+            told = b""
+        if told is None:
+            return
+        self._told += told
+        if told:
+            return
+        # All of it is gone, so what it has sent is here.
+        while self._receive():
+            pass
+        self._loop.remove_reader(self._report.fileno())
+        self._loop.remove_reader(self._line.fileno())
+        self._loop.remove_writer(self._line.fileno())
+        for end in (self._line, self._report, self._orders):
+            end.close()
+        self._reap()
+
+    def _reap(self) -> None:
+        # Its pipe ends a moment before the process does.
+        if self._popen.poll() is None:
+            self._loop.call_later(0.001, self._reap)
+            return
+        numbers = [int(word) for word in self._told.split()]
+        if len(numbers) == 1:
+            # The watcher was killed. The handler's process goes with it (on Linux), its children may not.
+            with contextlib.suppress(OSError):
+                os.killpg(numbers[0], signal.SIGKILL)
+        if not self.ended.done():
+            self.ended.set_result(numbers[1] if len(numbers) == 2 else None)
+
+
+class Spares:
+    """The processes of one event loop that stand by."""
+
+    def __init__(self) -> None:
+        self._idle: list[TaskProcess] = []
+        self._wanted = 0
+
+    @staticmethod
+    def here() -> Spares:
+        """Those of the running loop: several workers in it share them."""
+        return _of_loop.setdefault(asyncio.get_running_loop(), Spares())
+
+    @property
+    def idle(self) -> list[TaskProcess]:
+        """Those that wait for a task."""
+        return [each for each in self._idle if not each.ended.done()]
+
+    def take(self) -> TaskProcess:
+        """A process for a task: one that stands by, or else a new one. Its place is filled in the background.
+
+        Raises:
+            OSError: the system has no room for another process.
+        """
+        self._idle = self.idle
+        process = self._idle.pop(0) if self._idle else TaskProcess()
+        asyncio.get_running_loop().call_soon(self.fill)
+        return process
+
+    def want(self, change: int) -> None:
+        """Keep more or fewer from now on; more are started with `fill` or the first task."""
+        self._wanted += change
+
+    def fill(self) -> None:
+        """Start those that are missing."""
+        try:
+            while len(self._idle) < self._wanted:
+                self._idle.append(TaskProcess())
+        except OSError as error:
+            log.warning("no process can be kept ready: %s", error)
+
+    async def shrink(self) -> None:
+        """End those that are too many."""
+        surplus, self._idle = self._idle[self._wanted :], self._idle[: self._wanted]
+        for each in surplus:
+            each.kill()
+        if surplus:
+            await asyncio.wait([each.ended for each in surplus], timeout=_ENDING_TAKES)
+
+
+_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = weakref.WeakKeyDictionary()
+
+
+class Reserve:
+    """A running worker's share of the spares: started at once if one of its handlers runs in processes.
+
+    Args:
+        handlers: the worker's handlers.
+        concurrency: how many tasks it runs at once.
+    """
+
+    def __init__(self, handlers: Iterable[Handler], concurrency: int) -> None:
+        self._count = min(concurrency, MOST_SPARES)
+        self._spares = Spares.here()
+        self._spares.want(self._count)
+        if any(handler.isolation == "process" for handler in handlers):
+            self._spares.fill()
+
+    async def close(self) -> None:
+        """End them; closing twice is fine."""
+        self._spares.want(-self._count)
+        self._count = 0
+        await self._spares.shrink()

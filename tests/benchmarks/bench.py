@@ -1,0 +1,218 @@
+"""Measures nqnb, and peers beside it in the same run; prints one JSON object.
+
+    python tests/benchmarks/bench.py [--tasks N] [--url URL] [--peer SCRIPT ...]
+
+A peer is a script that is called with a server's URL and prints one JSON object of tasks per second
+(``enqueue_sequential`` and so on). Each gets a server of its own unless --url is given. Figures are tasks per second
+and milliseconds (p50, p99); machines are noisy, so compare within one run only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import nqnb
+
+HERE = Path(__file__).parent
+
+
+def peak(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def milliseconds(values: list[float]) -> dict[str, float]:
+    return {"p50": round(1e3 * statistics.median(values), 2), "p99": round(1e3 * peak(values, 0.99), 2)}
+
+
+class WorkerProcess:
+    """A worker in a process of its own, whose lines are facts."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def facts(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = await asyncio.wait_for(self._process.stdout.readline(), 60)
+        return dict(json.loads(line))
+
+    async def expect(self, name: str, value: str | None = None) -> dict[str, Any]:
+        while True:
+            facts = await self.facts()
+            if name in facts and value in (None, facts[name]):
+                return facts
+
+
+@contextlib.asynccontextmanager
+async def worker_process(url: str) -> AsyncIterator[WorkerProcess]:
+    command = (sys.executable, str(HERE / "bench_worker.py"), url)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        yield WorkerProcess(process)
+    finally:
+        process.terminate()
+        await process.communicate()
+
+
+async def enqueue(nq: nqnb.Client, tasks: int) -> dict[str, int]:
+    few = max(200, tasks // 5)
+    start = time.perf_counter()
+    for _ in range(few):
+        await nq.submit("bench-noop", b"x")
+    sequential = few / (time.perf_counter() - start)
+    start = time.perf_counter()
+    await nq.submit_many("bench-noop", [b"x"] * (tasks - few))
+    return {
+        "enqueue_sequential": round(sequential),
+        "enqueue_pipelined": round((tasks - few) / (time.perf_counter() - start)),
+    }
+
+
+async def drain(worker: WorkerProcess, tasks: int) -> int:
+    """No-op tasks per second between the first mark and the last, as in the peers' scripts."""
+    marks = []
+    while not marks or marks[-1]["done"] < tasks - 500:
+        marks.append(await worker.expect("done"))
+    first, last = marks[0], marks[-1]
+    return round((last["done"] - first["done"]) / (last["at"] - first["at"]))
+
+
+async def submit_to_start(nq: nqnb.Client, worker: WorkerProcess, samples: int) -> dict[str, float]:
+    waits = []
+    for _ in range(samples):
+        before = time.monotonic()
+        task = await nq.submit("bench-start")
+        waits.append((await worker.expect("started", task.id))["at"] - before)
+        await task.wait(10)
+    return milliseconds(waits)
+
+
+async def cancel_to_handler(nq: nqnb.Client, worker: WorkerProcess, kind: str, samples: int) -> dict[str, float]:
+    waits = []
+    for _ in range(samples):
+        task = await nq.submit(f"bench-{kind}")
+        await worker.expect("running", task.id)
+        await asyncio.sleep(0.02)
+        before = time.monotonic()
+        cancelling = asyncio.ensure_future(task.cancel())
+        waits.append((await worker.expect("cancelled", task.id))["at"] - before)
+        await cancelling
+        await task.wait(10)
+    return milliseconds(waits)
+
+
+def memory() -> int:
+    """Bytes that this process holds in memory."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def memory_of_running(url: str, tasks: int) -> float:
+    """KiB for each 1,000 tasks that run at once as coroutines in this process."""
+    worker = nqnb.Worker(url, concurrency=tasks, shutdown_timeout=0)
+    running = 0
+
+    @worker.handler("bench-memory")
+    async def rest(job: nqnb.Job) -> None:
+        nonlocal running
+        running += 1
+        await asyncio.sleep(600)
+
+    async with nqnb.connect(url) as nq, worker:
+        submitted = await nq.submit_many("bench-memory", [b"x"])
+        while running < 1:
+            await asyncio.sleep(0.01)
+        before = memory()
+        submitted += await nq.submit_many("bench-memory", [b"x"] * (tasks - 1))
+        while running < tasks:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        grown = memory() - before
+        await asyncio.gather(*(task.cancel() for task in submitted))
+        await asyncio.gather(*(task.wait(30) for task in submitted))
+    return round(grown / 1024 / tasks * 1000)
+
+
+async def measure(url: str, tasks: int, samples: int) -> dict[str, Any]:
+    async with nqnb.connect(url) as nq:
+        figures: dict[str, Any] = await enqueue(nq, tasks)
+        async with worker_process(url) as worker:
+            figures["drain"] = await drain(worker, tasks)
+            figures["submit_to_start_ms"] = await submit_to_start(nq, worker, samples)
+            for kind in ("coroutine", "thread", "process"):
+                count = samples if kind != "process" else max(5, samples // 10)
+                figures[f"cancel_to_{kind}_ms"] = await cancel_to_handler(nq, worker, kind, count)
+        figures["kib_a_1000_running_tasks"] = await memory_of_running(url, 1000)
+    return figures
+
+
+def run_peer(script: Path, url: str) -> dict[str, Any]:
+    print(f"measuring {script.name} …", file=sys.stderr)
+    done = subprocess.run([sys.executable, script, url], capture_output=True, text=True, timeout=600, cwd=script.parent)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:]}
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", type=int, default=10_000, help="how many no-op tasks to enqueue and drain")
+    parser.add_argument("--samples", type=int, default=200, help="how many latencies to take")
+    parser.add_argument("--rounds", type=int, default=1, help="how often to measure nqnb and each peer, in turn")
+    parser.add_argument("--url", help="a server to measure on; default a bundled one for each measurement")
+    parser.add_argument("--peer", type=Path, action="append", default=[], help="a script that measures a peer")
+    given = parser.parse_args()
+    rounds: list[dict[str, Any]] = []
+    version = ""
+    for number in range(given.rounds):
+        measured: dict[str, Any] = {}
+        with nqnb.DevServer() as server:
+            version = server.version
+            print(f"measuring nqnb, round {number + 1} of {given.rounds} …", file=sys.stderr)
+            measured["nqnb"] = asyncio.run(measure(given.url or server.url, given.tasks, given.samples))
+        for script in given.peer:
+            with nqnb.DevServer() as server:
+                measured[script.stem] = run_peer(script.resolve(), given.url or server.url)
+        rounds.append(measured)
+    print(json.dumps({**machine(version), "rounds": rounds, "ratios": ratios(rounds)}, indent=2))
+
+
+def machine(server: str) -> dict[str, Any]:
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "python": platform.python_version(),
+        "nats_server": server,
+        "nqnb": nqnb.__version__,
+    }
+
+
+def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The median over the rounds of nqnb's figure over the peer's, for each figure that both have."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for measured in rounds:
+        for peer, figures in measured.items():
+            for name, figure in figures.items():
+                ours = measured["nqnb"].get(name)
+                if peer != "nqnb" and isinstance(figure, (int, float)) and isinstance(ours, (int, float)) and figure:
+                    found.setdefault(peer, {}).setdefault(name, []).append(ours / figure)
+    return {
+        peer: {name: round(statistics.median(values), 2) for name, values in names.items()}
+        for peer, names in found.items()
+    }
+
+
+if __name__ == "__main__":
+    main()
