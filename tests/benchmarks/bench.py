@@ -46,8 +46,12 @@ class WorkerProcess:
 
     async def facts(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = await asyncio.wait_for(self._process.stdout.readline(), 60)
-        return dict(json.loads(line))
+        while True:
+            line = await asyncio.wait_for(self._process.stdout.readline(), 60)
+            if not line:
+                raise SystemExit("the worker ended before it was measured")
+            if line.startswith(b"{"):
+                return dict(json.loads(line))
 
     async def expect(self, name: str, value: str | None = None) -> dict[str, Any]:
         while True:
@@ -59,7 +63,9 @@ class WorkerProcess:
 @contextlib.asynccontextmanager
 async def worker_process(url: str) -> AsyncIterator[WorkerProcess]:
     command = (sys.executable, str(HERE / "bench_worker.py"), url)
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    # What a handler in a process prints goes to its worker's stderr.
+    pipe, same = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=same)
     try:
         yield WorkerProcess(process)
     finally:
