@@ -49,7 +49,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         if step is CancelStep.DONE:
             if tried:
                 # Our own write, whose answer was lost.
-                await _forget_message(backend, task, entry.value, entry.revision)
+                await forget_message(backend, task, entry.value, entry.revision)
             return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
         if step is CancelStep.TOO_LATE and announced:
             # It ran when it was asked to stop, and was quicker: the receipt tells.
@@ -66,7 +66,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
             announced = True
             continue
         status = Status.DELETED if step is CancelStep.DELETE else Status.CANCELLED
-        done = _ended(task, status, record)
+        done = ended_by_cancel(task, status, record)
         tried = True
         try:
             revision = await backend.states.update(task_id, done.encode(), entry.revision)
@@ -78,7 +78,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
                 raise
             await asyncio.sleep(0.1)
             continue
-        await _forget_message(backend, task, done.encode(), revision)
+        await forget_message(backend, task, done.encode(), revision)
         return CancelReceipt.of(task_id, status, done.meta.cancel)
 
 
@@ -101,15 +101,24 @@ def unknown(task_id: str) -> UnknownTask:
     )
 
 
-def _ended(task: TaskMessage, status: Status, record: CancelRecord) -> TaskMessage:
+def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, how: str = "") -> TaskMessage:
+    """The entry of a task that a cancel ends.
+
+    Args:
+        task: the task as it was read.
+        status: Deleted or Cancelled.
+        record: who cancels it, since when.
+        how: how it ended, where that is not plain from its state.
+    """
     now = time.time()
-    how = "deleted before it started" if status is Status.DELETED else "cancelled while it waited for a retry"
+    deleted = status is Status.DELETED
+    how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
     record = msgspec.structs.replace(record, stopped_at=now, how=how)
     meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0)
     return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
 
 
-async def _forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:
+async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:
     """The entry is terminal, so the message only costs a delivery: failing to remove it is no failure."""
     try:
         await backend.delete_task_message(task.Queue, task.Sequence)

@@ -14,6 +14,7 @@ from nqnb import housekeeping, names
 from nqnb.cancel import cancel
 from nqnb.errors import ConnectionFailed, MalformedMessage, NotSubmitted, NqnbError, WaitTimeout
 from nqnb.follow import ended, fetch, follow, result
+from nqnb.prune import prune
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -405,7 +406,7 @@ class Client:
             BadInput: that is no time.
             Unconfirmed: the server's answers were lost, so some may be gone; ask again.
         """
-        return await housekeeping.prune(self.backend, older_than, queue, dry_run=dry_run)
+        return await prune(self.backend, older_than, queue, dry_run=dry_run)
 
     async def workers(self) -> list[WorkerInfo]:
         """Every nqnb worker that is alive; Go workers leave no trace to find them by."""

@@ -1,4 +1,4 @@
-"""Keeps house: empties and deletes queues, pauses them, submits ended tasks anew, removes what is old.
+"""Keeps house: empties and deletes queues, pauses them, submits ended tasks anew.
 
 All of it goes by the protocol's rule that an entry decides, by compare-and-set, and that its message only follows: a
 task that a worker is faster with is left to run, and no message goes whose task has not ended.
@@ -7,33 +7,31 @@ task that a worker is faster with is left to run, and no message goes whose task
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import timedelta
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from nqnb import lifecycle, names
-from nqnb.cancel import cancel
+from nqnb import names
+from nqnb.cancel import cancel, ended_by_cancel, forget_message
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
     NoResponders,
     NotCancellable,
     NotRequeueable,
-    NqnbError,
     QueueInUse,
     RevisionConflict,
     Unconfirmed,
     UnknownQueue,
     UnknownTask,
 )
-from nqnb.records import PruneReceipt, PurgeReceipt
-from nqnb.store import Entry, StateStore
+from nqnb.records import PurgeReceipt
+from nqnb.store import Entry
 from nqnb.submit import submit
+from nqnb.sweep import each_in, each_of, task_entries
 from nqnb.wire import CancelRecord, Meta, Status, TaskMessage
 
 if TYPE_CHECKING:
@@ -44,13 +42,9 @@ log = logging.getLogger("nqnb.housekeeping")
 
 T = TypeVar("T")
 
-AT_ONCE = 64
-"""How many tasks are dealt with at once."""
 UNWRITTEN = 30.0
 """Seconds after which a message without an entry, and without our header, is nobody's any more: a Go client writes the
 entry right after the message, and over whatever stands there."""
-ORPHANED = 3600.0
-"""Seconds that what no entry refers to is left alone at least: its entry may be on its way."""
 _LOOK_AGAIN = 0.1
 
 ProgressCallback = Callable[[int, int], None]
@@ -92,14 +86,14 @@ async def delete_queue(
     deleted = cancelled = 0
     if force:
         receipt = await purge_queue(backend, queue, by, progress)
-        running = [each async for each in _entries(backend, queue) if not each[1].Status.terminal]
+        running = [each async for each in task_entries(backend, queue) if not each[1].Status.terminal]
         stopped = await _stop_all(backend, queue, [task for _, task in running], by, wait)
         deleted, cancelled = receipt.deleted, receipt.cancelled + stopped
     else:
         await _refuse_if_in_use(backend, queue, stream)
     await backend.delete_queue(queue)
     # Who submitted in that moment has an entry and no message; who submitted after it has a new stream.
-    async for entry, task in _entries(backend, queue):
+    async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.born(queue):
             status = await _end(backend, entry, task, _record(by), forget=False)
             deleted += status is Status.DELETED
@@ -149,63 +143,7 @@ async def requeue(backend: Backend, task_id: str, by: str) -> TaskMessage:
         Meta=Meta(origin=origin),
     )
     await submit(backend, message, by, chosen=False)
-    await _link(backend, message.ID, origin)
     return message
-
-
-async def prune(
-    backend: Backend, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False
-) -> PruneReceipt:
-    """Remove what ended long ago; see `Client.prune`."""
-    seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise BadInput(f"older_than={older_than!r}: give seconds, 0 or more, or a timedelta")
-    before = time.time() - seconds
-    old: dict[str, list[tuple[Entry, TaskMessage]]] = {}
-    kept_results: dict[str, str | None] = {}
-    """By task: the key of its result, None where it may still get one."""
-    async for entry, task in _entries(backend, queue):
-        kept_results[task.ID] = task.meta.result_key if task.Status.terminal else None
-        if task.Status.terminal and entry.created < before:
-            # Without its payload: there may be many.
-            slim = Entry(entry.key, b"", entry.revision, entry.created)
-            old.setdefault(task.Queue, []).append((slim, msgspec.structs.replace(task, Payload=None)))
-    gone: list[tuple[Entry, TaskMessage]] = []
-    kept = 0
-    for each, candidates in old.items():
-        waiting = await _ids_in_stream(backend, each)
-        free = [pair for pair in candidates if pair[1].ID not in waiting]
-        kept += len(candidates) - len(free)
-        gone += free
-    intents = {entry.key: entry async for entry in backend.intents.entries()}
-    ids = {task.ID for _, task in gone}
-    doomed = [entry for key, entry in intents.items() if key in ids]
-    results = [task.meta.result_key for _, task in gone if task.meta.result_key]
-    orphans: list[Entry] = []
-    if queue is None:
-        aged = min(before, time.time() - ORPHANED)
-        doomed += [
-            entry
-            for key, entry in intents.items()
-            if key not in kept_results and entry.created < aged and await backend.states.get(key) is None
-        ]
-        orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
-    if not dry_run:
-        # The entry first, by its revision: should it stand anew, what belongs to it stays.
-        await _each(gone, lambda pair: backend.states.delete(pair[0].key, pair[0].revision))
-        await _each(results, lambda key: _remove(backend.results, key))
-        await _each(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
-        await _each(doomed, lambda entry: backend.intents.delete(entry.key, entry.revision))
-    return PruneReceipt(
-        entries=len(gone), results=len(results) + len(orphans), intents=len(doomed), kept=kept, dry_run=dry_run
-    )
-
-
-async def _remove(store: StateStore, key: str) -> None:
-    """Remove a key that nobody writes any more, and leave no marker."""
-    entry = await store.get(key)
-    if entry is not None:
-        await store.delete(key, entry.revision)
 
 
 async def _stream(backend: Backend, queue: str) -> str:
@@ -217,18 +155,6 @@ async def _stream(backend: Backend, queue: str) -> str:
             queue,
         )
     return stream
-
-
-async def _entries(backend: Backend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """The tasks of a queue, or of all; what is no task is left out."""
-    async with contextlib.aclosing(backend.states.entries()) as entries:  # type: ignore[type-var]  # a generator
-        async for entry in entries:
-            try:
-                task = TaskMessage.decode(entry.value)
-            except MalformedMessage:
-                continue
-            if (queue is None or task.Queue == queue) and entry.key == task.ID:
-                yield entry, task
 
 
 async def _end_waiting(
@@ -246,8 +172,8 @@ async def _end_waiting(
             done = sum(ended.values())
             progress(done, max(done, total))
 
-    waiting = (pair async for pair in _entries(backend, queue) if pair[1].Status is Status.PENDING)
-    await _each_of(waiting, carry)
+    waiting = (pair async for pair in task_entries(backend, queue) if pair[1].Status is Status.PENDING)
+    await each_of(waiting, carry)
     return ended
 
 
@@ -281,11 +207,12 @@ async def _end(
             and task.meta.cancel.requested_at == record.requested_at
         ):
             # Our own write, whose answer was lost.
-            await _forget(backend, task, found.value, found.revision, forget)
+            if forget:
+                await forget_message(backend, task, found.value, found.revision)
             return task.Status
         if task.Status is not Status.PENDING:
             return None
-        done = _ended(task, record)
+        done = ended_by_cancel(task, _end_of(task), record)
         value = done.encode()
         try:
             revision = await backend.states.update(task.ID, value, found.revision)
@@ -298,39 +225,19 @@ async def _end(
             await asyncio.sleep(_LOOK_AGAIN)
             found = await backend.states.get(task.ID)
             continue
-        await _forget(backend, task, value, revision, forget)
+        if forget:
+            await forget_message(backend, task, value, revision)
         return done.Status
     return None
 
 
-async def _forget(backend: Backend, task: TaskMessage, value: bytes, revision: int, forget: bool) -> None:
-    """Remove an ended task's message, and only then let its entry expire: the other way round it could run again."""
-    if not forget:
-        return
-    try:
-        await backend.delete_task_message(task.Queue, task.Sequence)
-        if lifecycle.due_at(task):
-            await backend.unschedule_task(task.Queue, task.ID)
-    except NqnbError as error:
-        log.info("the message of task %s stays until a worker sees it: %s", task.ID, error)
-        return
-    if task.Sequence and not lifecycle.due_at(task):
-        # What a schedule may just have fired lies elsewhere: that entry is left to `prune`, which looks for it.
-        await backend.let_expire(task.ID, value, revision)
+def _end_of(task: TaskMessage) -> Status:
+    """Deleted for a task that never started, Cancelled for any other."""
+    return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
 
 
 def _record(by: str) -> CancelRecord:
     return CancelRecord(by=by, requested_at=time.time())
-
-
-def _ended(task: TaskMessage, record: CancelRecord, how: str = "") -> TaskMessage:
-    now = time.time()
-    fresh = task.Status is Status.PENDING and task.CurrentRetry == 0
-    how = how or ("deleted before it started" if fresh else "cancelled while it waited for a retry")
-    record = msgspec.structs.replace(record, stopped_at=now, how=how)
-    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0)
-    status = Status.DELETED if fresh else Status.CANCELLED
-    return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
 
 
 async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage, by: str) -> Status | None:
@@ -348,19 +255,20 @@ async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage
         return None
     if await backend.states.get(task.ID) is not None:
         return None
-    done = _ended(msgspec.structs.replace(task, Sequence=message.sequence), _record(by))
+    task = msgspec.structs.replace(task, Sequence=message.sequence)
+    done = ended_by_cancel(task, _end_of(task), _record(by))
     try:
         revision = await backend.states.create(task.ID, done.encode())
     except (RevisionConflict, Unconfirmed, NoResponders):
         return None
-    await _forget(backend, done, done.encode(), revision, forget=True)
+    await forget_message(backend, done, done.encode(), revision)
     return done.Status
 
 
 async def _refuse_if_in_use(backend: Backend, queue: str, stream: str) -> None:
     counts = {Status.PENDING: 0, Status.PROCESSING: 0}
     known = set()
-    async for _, task in _entries(backend, queue):
+    async for _, task in task_entries(backend, queue):
         known.add(task.ID)
         if not task.Status.terminal:
             counts[task.Status] += 1
@@ -411,7 +319,7 @@ async def _stop_all(backend: Backend, queue: str, tasks: list[TaskMessage], by: 
             await asyncio.sleep(0 if status.terminal else _LOOK_AGAIN)
         cancelled += status in (Status.CANCELLED, Status.DELETED)
 
-    await _each(tasks, stop)
+    await each_in(tasks, stop)
     if running:
         raise QueueInUse(
             f"queue {queue!r} is not deleted: {running:,} tasks are cancelled for certain, but their code had not "
@@ -434,100 +342,9 @@ async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Statu
         return task.Status
     if owner and await backend.presence.rest(owner, task_id, entry.created) > 0:
         return task.Status
-    done = _ended(task, _record(by), "cancelled with its queue, when no worker had it")
+    done = ended_by_cancel(task, _end_of(task), _record(by), "cancelled with its queue, when no worker had it")
     try:
         await backend.states.update(task_id, done.encode(), entry.revision)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return task.Status
     return done.Status
-
-
-async def _link(backend: Backend, task_id: str, origin: str) -> None:
-    """Note in a new task's entry where it comes from, unless it stands there already or the task runs by now."""
-    while True:
-        entry = await backend.states.get(task_id)
-        task = None if entry is None else TaskMessage.decode(entry.value)
-        if entry is None or task is None or task.meta.origin or task.Status is not Status.PENDING:
-            return
-        task.Meta = msgspec.structs.replace(task.meta, origin=origin)
-        try:
-            await backend.states.update(task_id, task.encode(), entry.revision)
-        except RevisionConflict:
-            continue
-        except NqnbError as error:
-            log.info("task %s: that it comes from %s could not be noted: %s", task_id, origin, error)
-        return
-
-
-async def _ids_in_stream(backend: Backend, queue: str) -> set[str]:
-    """The ids of all tasks that have a message in a queue's stream; none where there is no such queue."""
-    stream = await backend.find_queue(queue)
-    if stream is None:
-        return set()
-    ids = set()
-    for message in await backend.messages_at_all(stream):
-        with contextlib.suppress(MalformedMessage):
-            ids.add(TaskMessage.decode(message.data).ID)
-    return ids
-
-
-async def _orphaned_results(backend: Backend, kept: dict[str, str | None], before: float) -> AsyncIterator[Entry]:
-    """The results that no entry refers to, nor can come to."""
-    async for result in backend.results.entries():
-        task_id = result.key.rpartition(".")[0]
-        if result.created >= before or (task_id in kept and kept[task_id] in (None, result.key)):
-            continue
-        # The listing may have missed a state that was written meanwhile.
-        entry = await backend.states.get(task_id)
-        if entry is None or _is_of_another_end(entry, result.key):
-            yield result
-
-
-def _is_of_another_end(entry: Entry, result_key: str) -> bool:
-    """Whether a task ended, and not with that result."""
-    try:
-        task = TaskMessage.decode(entry.value)
-    except MalformedMessage:
-        return False
-    return task.Status.terminal and task.meta.result_key != result_key
-
-
-async def _each(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
-    async def listed() -> AsyncIterator[T]:
-        for thing in things:
-            yield thing
-
-    await _each_of(listed(), work)
-
-
-async def _each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do the work for each thing, 64 at once; what one of them raises is raised when all the others are done."""
-    queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
-
-    async def carry() -> None:
-        failed: Exception | None = None
-        while (thing := await queue.get()) is not None:
-            try:
-                await work(thing)
-            except Exception as error:  # noqa: BLE001  raised below
-                failed = failed or error
-        if failed is not None:
-            raise failed
-
-    async def feed() -> None:
-        try:
-            async for thing in things:
-                await queue.put(thing)
-        finally:
-            for _ in range(AT_ONCE):
-                await queue.put(None)
-
-    works = [asyncio.ensure_future(each) for each in (feed(), *(carry() for _ in range(AT_ONCE)))]
-    try:
-        ends = await asyncio.gather(*works, return_exceptions=True)
-    finally:
-        for each in works:
-            each.cancel()
-    for end in ends:
-        if isinstance(end, BaseException):
-            raise end

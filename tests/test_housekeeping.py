@@ -11,7 +11,7 @@ import pytest
 from history import assert_one_terminal_state, assert_queues_empty, read_history
 
 import nqnb
-from nqnb import Status, housekeeping
+from nqnb import Status, housekeeping, prune
 from nqnb.jetstream import backend as backends
 from nqnb.jetstream.streams import can_pause
 from nqnb.wire import CancelRecord, Meta, TaskMessage
@@ -383,7 +383,7 @@ class TestPrune:
             await intents.put(key, b"{}")
         await asyncio.sleep(0.05)
         assert (await nq.prune(0)).results == 0, "too young"
-        monkeypatch.setattr(housekeeping, "ORPHANED", 0.0)
+        monkeypatch.setattr(prune, "ORPHANED", 0.0)
         assert (await nq.prune(0, "idle")).results == 0
         receipt = await nq.prune(0)
         assert (receipt.entries, receipt.results, receipt.intents) == (0, 1, 1)

@@ -56,18 +56,18 @@ class Shell:
     def say(self, text: str) -> None:
         """See `nqnb.commands.Front.say`."""
         if not self.json:
-            print(clean(text), file=sys.stderr, flush=True)  # noqa: T201
+            print(clean(text), file=sys.stderr, flush=True)
 
     def complain(self, error: Exception, text: str = "") -> None:
         """Say on stderr what went wrong, in one line."""
         if self.json:
-            print(to_json(error_fields(error)), file=sys.stderr)  # noqa: T201
+            print(to_json(error_fields(error)), file=sys.stderr)
             return
         text = text or str(error)
         if isinstance(error, UserCodeError):
-            print(clean(error.traceback), file=sys.stderr)  # noqa: T201
+            print(clean(error.traceback), file=sys.stderr)
         # The end of the server's log is worth its lines.
-        print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)  # noqa: T201
+        print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)
 
     def confirm(self, question: str) -> bool:
         """See `nqnb.commands.Front.confirm`."""
@@ -79,7 +79,7 @@ class Shell:
         """See `nqnb.commands.Front.show`."""
         if self.json and not isinstance(record, str):
             form = record.as_json() if hasattr(record, "as_json") else plain(record)
-            print(to_json(form, indent=2 if sys.stdout.isatty() else None), flush=True)  # noqa: T201
+            print(to_json(form, indent=2 if sys.stdout.isatty() else None), flush=True)
             return
         # rich takes 50 ms to import, which JSON need not wait for.
         from nqnb.cli.show import show
@@ -87,13 +87,13 @@ class Shell:
         shown = show(record)
         console = _console(sys.stdout)
         if isinstance(shown, str):
-            print(shown, flush=True)  # noqa: T201
+            print(shown, flush=True)
         elif console.is_terminal:
             console.print(shown)
         else:
             with console.capture() as captured:
                 console.print(shown)
-            print("\n".join(each.rstrip() for each in captured.get().splitlines()), flush=True)  # noqa: T201
+            print("\n".join(each.rstrip() for each in captured.get().splitlines()), flush=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[object], None]]:
@@ -119,7 +119,7 @@ class Shell:
     def follow(self) -> Iterator[Callable[[Any], None]]:
         """See `nqnb.commands.Front.follow`: a screen of its own on a terminal, else lines; JSON is one line a time."""
         if self.json:
-            yield lambda record: print(to_json(record.as_json()), flush=True)  # noqa: T201
+            yield lambda record: print(to_json(record.as_json()), flush=True)
             return
         if not sys.stdout.isatty():
             seen = False
