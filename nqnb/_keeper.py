@@ -1,6 +1,6 @@
 """The process between a `DevServer` and its nats-server: it outlives whatever kills the first, and ends the second.
 
-Run as a script by `nqnb.devserver`: ``_keeper.py FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
+Run as a script by `nqnb._kept`: ``_keeper.py FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
 commands on stdin, tells what it did in FOLDER/status, and once stdin ends (the parent has closed it, or is dead) it
 stops the server, removes FOLDER and exits. After the command DETACH it no longer cares about its parent: it ends with
 SIGTERM, likewise, or when the server ends by itself, and then leaves FOLDER and its log to be read. It imports only

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from nqnb import _keeper
+from nqnb._nats_server import lock_store
 from nqnb.errors import DevServerError
 
 START_TIMEOUT = 10.0
@@ -27,6 +34,57 @@ class KeptServer:
     pid: int = 0
     version: str = ""
     orders: int = 0
+
+    @classmethod
+    def begin(
+        cls,
+        server: Path,
+        folder: Path | None,
+        store: Path | None,
+        port: int,
+        *,
+        held: Sequence[int] = (),
+        cwd: Path | None = None,
+    ) -> KeptServer:
+        """Start a keeper, which waits for its first order.
+
+        Args:
+            server: the nats-server that it is to run.
+            folder: for configuration, log and status; None is one of the system's temporary ones. It is made by the
+                keeper, who removes it: made here, it would stay if this process died in between.
+            store: the folder for the streams; None is one inside of ``folder``.
+            port: the TCP port, 0 = any free one.
+            held: file descriptors that the keeper holds open for as long as it lives.
+            cwd: the keeper's working folder; default ours.
+
+        Raises:
+            DevServerError: it cannot be run, or the store cannot be used.
+        """
+        lock = None
+        try:
+            if folder is None:
+                folder = Path(tempfile.gettempdir(), f"nqnb-{secrets.token_hex(8)}").absolute()
+            if store is not None:
+                lock = lock_store(store)
+            keeper = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
+                [sys.executable, "-I", "-S", _keeper.__file__, folder, server, "-c", folder / "server.conf"],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                # The keeper holds the store's lock too, for as long as the server may live.
+                pass_fds=[*held, *([] if lock is None else [lock])],
+                cwd=cwd,
+                start_new_session=True,  # Ctrl-C in a terminal is for Python alone
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+                | getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
+        except OSError as error:
+            raise DevServerError(f"nats-server cannot be kept by {sys.executable!r}: {error}") from error
+        finally:
+            if lock is not None:
+                os.close(lock)
+        return cls(keeper, folder, store or folder / "store", port)
 
     def status(self) -> tuple[int, str, str]:
         """The orders that the keeper has carried out, the state that it is in, and a detail of that."""

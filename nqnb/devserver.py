@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import shutil
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +24,6 @@ from nqnb._nats_server import (
     configuration,
     find_server,
     handshake,
-    lock_store,
 )
 from nqnb.errors import DevServerError
 from nqnb.names import check_queue
@@ -190,31 +186,7 @@ class DevServer:
         return self._run
 
     def _keep(self, server: Path) -> KeptServer:
-        lock = None
-        try:
-            # Made by the keeper, who removes it: made here, it would stay if this process died in between.
-            folder = Path(tempfile.gettempdir(), f"nqnb-{secrets.token_hex(8)}").absolute()
-            store = self._store_dir or folder / "store"
-            if self._store_dir:
-                lock = lock_store(self._store_dir)
-            keeper = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
-                [sys.executable, "-I", "-S", _keeper.__file__, folder, server, "-c", folder / "server.conf"],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # The keeper holds the lock for as long as the server may live.
-                pass_fds=() if lock is None else (lock,),
-                start_new_session=True,  # Ctrl-C in a terminal is for Python alone
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-                | getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        except OSError as error:
-            raise DevServerError(f"the dev server cannot be run by {sys.executable!r}: {error}") from error
-        finally:
-            if lock is not None:
-                os.close(lock)
-        return KeptServer(keeper, folder, store, self._port)
+        return KeptServer.begin(server, None, self._store_dir, self._port)
 
     def _serve(self, run: KeptServer, deadline: float) -> None:
         run.order(b"", deadline)

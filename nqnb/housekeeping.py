@@ -1,350 +1,116 @@
-"""Keeps house: empties and deletes queues, pauses them, submits ended tasks anew.
-
-All of it goes by the protocol's rule that an entry decides, by compare-and-set, and that its message only follows: a
-task that a worker is faster with is left to run, and no message goes whose task has not ended.
-"""
+"""Keeps house: what a client does to whole queues, and to what ended long ago."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from datetime import timedelta
 
 import msgspec
 
-from nqnb import names
-from nqnb.cancel import cancel, ended_by_cancel, forget_message
-from nqnb.errors import (
-    BadInput,
-    MalformedMessage,
-    NoResponders,
-    NotCancellable,
-    NotRequeueable,
-    QueueInUse,
-    RevisionConflict,
-    Unconfirmed,
-    UnknownQueue,
-    UnknownTask,
-)
-from nqnb.records import PurgeReceipt
-from nqnb.store import Entry
-from nqnb.submit import submit
-from nqnb.sweep import each_in, each_of, task_entries
-from nqnb.wire import CancelRecord, Meta, Status, TaskMessage
-
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
-    from nqnb.jetstream.streams import StreamMessage
-
-log = logging.getLogger("nqnb.housekeeping")
-
-T = TypeVar("T")
-
-UNWRITTEN = 30.0
-"""Seconds after which a message without an entry, and without our header, is nobody's any more: a Go client writes the
-entry right after the message, and over whatever stands there."""
-_LOOK_AGAIN = 0.1
-
-ProgressCallback = Callable[[int, int], None]
+from nqnb.connected import Connected
+from nqnb.delete import delete_queue
+from nqnb.prune import prune
+from nqnb.purge import purge_queue
+from nqnb.records import PruneReceipt, PurgeReceipt, QueueInfo, WorkerInfo
+from nqnb.sweep import stream_of
 
 
-async def purge_queue(backend: Backend, queue: str, by: str, progress: ProgressCallback | None = None) -> PurgeReceipt:
-    """End every task of a queue that waits; see `Client.purge_queue`."""
-    started = time.monotonic()
-    stream = await _stream(backend, queue)
-    ended = await _end_waiting(backend, queue, by, progress)
-    left = 0
-    async for message in backend.task_messages(queue, stream):
-        status = await _settle_unwritten(backend, queue, message, by)
-        ended[status] = ended.get(status, 0) + 1
-        left += status is None
-    return PurgeReceipt(
-        queue=queue,
-        deleted=ended.get(Status.DELETED, 0),
-        cancelled=ended.get(Status.CANCELLED, 0),
-        left=left,
-        seconds=time.monotonic() - started,
-    )
+class Housekeeping(Connected):
+    """The calls of `nqnb.Client` that are about queues and workers, not about single tasks."""
 
+    async def queues(self) -> list[QueueInfo]:
+        """Every queue on the server, by name."""
+        return [info async for info in self.backend.queues()]
 
-async def delete_queue(
-    backend: Backend, queue: str, by: str, *, force: bool, wait: float, progress: ProgressCallback | None = None
-) -> PurgeReceipt:
-    """Remove a queue; see `Client.delete_queue`."""
-    started = time.monotonic()
-    stream = await _stream(backend, queue)
-    foreign = await backend.foreign_subjects(queue)
-    if foreign:
-        shared, subjects = next(iter(foreign.items()))
-        raise QueueInUse(
-            f"queue {queue!r} is not deleted: its stream {shared!r} also carries {', '.join(subjects)}; "
-            "purge the queue, and take its subject out of that stream by hand",
-            queue,
-        )
-    deleted = cancelled = 0
-    if force:
-        receipt = await purge_queue(backend, queue, by, progress)
-        running = [each async for each in task_entries(backend, queue) if not each[1].Status.terminal]
-        stopped = await _stop_all(backend, queue, [task for _, task in running], by, wait)
-        deleted, cancelled = receipt.deleted, receipt.cancelled + stopped
-    else:
-        await _refuse_if_in_use(backend, queue, stream)
-    await backend.delete_queue(queue)
-    # Who submitted in that moment has an entry and no message; who submitted after it has a new stream.
-    async for entry, task in task_entries(backend, queue):
-        if task.Status is Status.PENDING and entry.created < await backend.born(queue):
-            status = await _end(backend, entry, task, _record(by), forget=False)
-            deleted += status is Status.DELETED
-            cancelled += status is Status.CANCELLED
-    return PurgeReceipt(queue=queue, deleted=deleted, cancelled=cancelled, left=0, seconds=time.monotonic() - started)
+    async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
+        """Empty a queue: every task that has never started becomes Deleted, every one that waits for a retry Cancelled.
 
+        What runs goes on, and so does a task that a worker is faster with: nothing is both deleted and started. Tasks
+        that are submitted meanwhile may stay.
 
-async def set_paused(backend: Backend, queue: str, by: str, paused: bool) -> None:
-    """Pause or resume a queue; see `Client.pause`.
+        Args:
+            queue: the queue.
+            progress: called now and then with how many tasks are done, and of how many.
 
-    Raises:
-        UnknownQueue: there is none of that name.
-    """
-    stream = await _stream(backend, queue)
-    if paused:
-        await backend.pause(queue, stream, msgspec.json.encode({"by": by, "at": time.time()}))
-    else:
-        await backend.resume(queue, stream)
+        Returns:
+            The receipt; its ``.left`` counts messages that stay.
 
+        Raises:
+            UnknownQueue: there is no such queue.
+            Unconfirmed: the server's answers were lost, so some may be ended and some not; ask again.
+        """
+        return await purge_queue(self.backend, queue, self._name, progress)
 
-async def requeue(backend: Backend, task_id: str, by: str) -> TaskMessage:
-    """Submit an ended task anew; see `Client.requeue`. Returns the new task."""
-    entry = await backend.states.get(task_id)
-    if entry is None:
-        raise UnknownTask(
-            f"no task {task_id!r} is known here, or it is no longer kept; `nqnb task list` shows what there is", task_id
-        )
-    task = TaskMessage.decode(entry.value)
-    if not task.Status.terminal:
-        raise NotRequeueable(
-            f"task {task_id!r} is still {task.Status.label}; wait for its end, or cancel it first", task_id, task.Status
-        )
-    if task.Payload is None and task.marked:
-        raise NotRequeueable(
-            f"the payload of task {task_id!r} is not kept: there was none, or it was too large for the state bucket; "
-            "submit a new task",
-            task_id,
-            task.Status,
-        )
-    origin = task.meta.origin or task.ID
-    message = TaskMessage(
-        ID=names.new_task_id(),
-        Queue=task.Queue,
-        Payload=task.Payload,
-        Timeout=task.Timeout,
-        MaxRetry=task.MaxRetry,
-        Meta=Meta(origin=origin),
-    )
-    await submit(backend, message, by, chosen=False)
-    return message
+    async def delete_queue(
+        self,
+        queue: str,
+        force: bool = False,
+        *,
+        wait: float = 30.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PurgeReceipt:
+        """Remove a queue from the server, with its cancels and its pause. Its tasks' states stay for as long as ever.
 
+        A submit makes the queue anew, and so does a live worker that serves it.
 
-async def _stream(backend: Backend, queue: str) -> str:
-    stream = await backend.find_queue(names.check_queue(queue))
-    if stream is None:
-        raise UnknownQueue(
-            f"there is no queue {queue!r} on this server; a queue appears with its first task, "
-            "`nqnb queue list` shows what there is",
-            queue,
-        )
-    return stream
+        Args:
+            queue: the queue.
+            force: purge it first, and cancel what runs; else it must be empty, and no live worker may serve it.
+            wait: seconds to wait, with force, until the code of what runs has stopped.
+            progress: as in `purge_queue`.
 
+        Returns:
+            The receipt; nothing is ``.left``.
 
-async def _end_waiting(
-    backend: Backend, queue: str, by: str, progress: ProgressCallback | None
-) -> dict[Status | None, int]:
-    """End all tasks of a queue that wait, and count by what became of them; None is those that a worker has."""
-    total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
-    record = _record(by)
-    ended: dict[Status | None, int] = {}
+        Raises:
+            QueueInUse: there is still something, and nothing was removed; its ``.pending``, ``.processing`` and
+                ``.workers`` say what. With force: code had not stopped in time, or the stream carries other queues.
+            UnknownQueue: there is no such queue.
+            Unconfirmed: as in `purge_queue`.
+        """
+        return await delete_queue(self.backend, queue, self._name, force=force, wait=wait, progress=progress)
 
-    async def carry(pair: tuple[Entry, TaskMessage]) -> None:
-        status = await _end(backend, *pair, record)
-        ended[status] = ended.get(status, 0) + 1
-        if progress is not None:
-            done = sum(ended.values())
-            progress(done, max(done, total))
+    async def pause(self, queue: str) -> None:
+        """Let no worker take tasks of a queue, until `resume`; what runs goes on. Pausing twice is fine.
 
-    waiting = (pair async for pair in task_entries(backend, queue) if pair[1].Status is Status.PENDING)
-    await each_of(waiting, carry)
-    return ended
+        It is kept on the server. Servers from 2.11 on give nothing out from that moment, to Go workers neither; for
+        older ones nqnb's workers see to it within a second. Go workers that make the consumer anew are stopped again
+        while an nqnb worker serves the queue.
 
+        Raises:
+            UnknownQueue: there is no such queue.
+        """
+        stream = await stream_of(self.backend, queue)
+        await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": time.time()}))
 
-async def _end(
-    backend: Backend, entry: Entry, task: TaskMessage, record: CancelRecord, *, forget: bool = True
-) -> Status | None:
-    """End a task that waits, by compare-and-set, and then remove its message.
+    async def resume(self, queue: str) -> None:
+        """Let workers take tasks of a queue again; they begin within a second. Resuming twice is fine.
 
-    Unlike a cancel it announces nothing: whoever loses the compare-and-set against a claim leaves the task to run.
+        Raises:
+            UnknownQueue: there is no such queue.
+        """
+        await self.backend.resume(queue, await stream_of(self.backend, queue))
 
-    Args:
-        backend: where.
-        entry: the task's entry.
-        task: what it says.
-        record: who ends it.
-        forget: remove the message; False where its stream is gone, for a new one has other messages there.
+    async def prune(
+        self, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False
+    ) -> PruneReceipt:
+        """Remove the states of tasks that ended long ago, with their results and the intents of their cancels.
 
-    Returns:
-        Deleted, or Cancelled where it had run; None where it was not waiting any more.
+        Servers from 2.11 on remove states and results by themselves, see `Settings`. No state goes whose task has not
+        ended, or whose message is still in its queue.
 
-    Raises:
-        Unconfirmed, NoResponders: the server does not answer.
-    """
-    until = time.monotonic() + backend.connection.settings.retry_for
-    found: Entry | None = entry
-    while found is not None:
-        task = TaskMessage.decode(found.value)
-        if (
-            task.Status.terminal
-            and task.meta.cancel is not None
-            and task.meta.cancel.requested_at == record.requested_at
-        ):
-            # Our own write, whose answer was lost.
-            if forget:
-                await forget_message(backend, task, found.value, found.revision)
-            return task.Status
-        if task.Status is not Status.PENDING:
-            return None
-        done = ended_by_cancel(task, _end_of(task), record)
-        value = done.encode()
-        try:
-            revision = await backend.states.update(task.ID, value, found.revision)
-        except RevisionConflict:
-            found = await backend.states.get(task.ID)
-            continue
-        except (Unconfirmed, NoResponders):
-            if time.monotonic() > until:
-                raise
-            await asyncio.sleep(_LOOK_AGAIN)
-            found = await backend.states.get(task.ID)
-            continue
-        if forget:
-            await forget_message(backend, task, value, revision)
-        return done.Status
-    return None
+        Args:
+            older_than: how long ago a task must have ended: seconds, or a timedelta.
+            queue: only of this queue; else also results and intents that no task has any more.
+            dry_run: remove nothing, and say what would go.
 
+        Raises:
+            BadInput: that is no time.
+            Unconfirmed: the server's answers were lost, so some may be gone; ask again.
+        """
+        return await prune(self.backend, older_than, queue, dry_run=dry_run)
 
-def _end_of(task: TaskMessage) -> Status:
-    """Deleted for a task that never started, Cancelled for any other."""
-    return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
-
-
-def _record(by: str) -> CancelRecord:
-    return CancelRecord(by=by, requested_at=time.time())
-
-
-async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage, by: str) -> Status | None:
-    """End the task of a message that has no entry: whoever submitted it died in between. Returns as `_end`.
-
-    The entry is created first, so that a worker which takes the message just now finds it, or wins.
-    """
-    try:
-        task = TaskMessage.decode(message.data)
-        names.check_task_id(task.ID)
-    except (MalformedMessage, BadInput):
-        # A worker throws it away.
-        return None
-    if task.Queue != queue or (not message.ours and time.time() - message.stored < UNWRITTEN):
-        return None
-    if await backend.states.get(task.ID) is not None:
-        return None
-    task = msgspec.structs.replace(task, Sequence=message.sequence)
-    done = ended_by_cancel(task, _end_of(task), _record(by))
-    try:
-        revision = await backend.states.create(task.ID, done.encode())
-    except (RevisionConflict, Unconfirmed, NoResponders):
-        return None
-    await forget_message(backend, done, done.encode(), revision)
-    return done.Status
-
-
-async def _refuse_if_in_use(backend: Backend, queue: str, stream: str) -> None:
-    counts = {Status.PENDING: 0, Status.PROCESSING: 0}
-    known = set()
-    async for _, task in task_entries(backend, queue):
-        known.add(task.ID)
-        if not task.Status.terminal:
-            counts[task.Status] += 1
-    unwritten = [message async for message in backend.task_messages(queue, stream) if not _is_known(message, known)]
-    counts[Status.PENDING] += len(unwritten)
-    workers = sum([queue in worker.queues async for worker in backend.presence.live()])
-    if any(counts.values()) or workers:
-        parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
-        parts += [f"{workers:,} live workers serve it"] if workers else []
-        raise QueueInUse(
-            f"queue {queue!r} is not deleted: {', '.join(parts)}; let that come to its end and stop the workers, "
-            "or delete it with force, which deletes and cancels its tasks",
-            queue,
-            counts[Status.PENDING],
-            counts[Status.PROCESSING],
-            workers,
-        )
-
-
-def _is_known(message: StreamMessage, known: set[str]) -> bool:
-    try:
-        return TaskMessage.decode(message.data).ID in known
-    except MalformedMessage:
-        return True
-
-
-async def _stop_all(backend: Backend, queue: str, tasks: list[TaskMessage], by: str, wait: float) -> int:
-    """Cancel what runs, and return when all of it has ended: how many became cancelled.
-
-    Raises:
-        QueueInUse: some still run after ``wait`` seconds.
-    """
-    until = time.monotonic() + wait
-    cancelled, running = 0, 0
-
-    async def stop(task: TaskMessage) -> None:
-        nonlocal cancelled, running
-        try:
-            status = (await cancel(backend, task.ID, by)).status
-        except (NotCancellable, UnknownTask):
-            return
-        while not status.terminal:
-            late = time.monotonic() > until
-            status = await _stopped(backend, task.ID, by, late)
-            if late and not status.terminal:
-                running += 1
-                return
-            await asyncio.sleep(0 if status.terminal else _LOOK_AGAIN)
-        cancelled += status in (Status.CANCELLED, Status.DELETED)
-
-    await each_in(tasks, stop)
-    if running:
-        raise QueueInUse(
-            f"queue {queue!r} is not deleted: {running:,} tasks are cancelled for certain, but their code had not "
-            f"stopped after {wait:g} s; ask again, or stop their workers",
-            queue,
-            processing=running,
-        )
-    return cancelled
-
-
-async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Status:
-    """The state of a task that is cancelled. Where its worker is gone, which of a Go worker is known only when it is
-    late, Cancelled is written in its place: a worker that comes back after all finds it."""
-    entry = await backend.states.get(task_id)
-    if entry is None:
-        return Status.CANCELLED
-    task = TaskMessage.decode(entry.value)
-    owner = task.meta.worker
-    if task.Status.terminal or (not task.marked and not late):
-        return task.Status
-    if owner and await backend.presence.rest(owner, task_id, entry.created) > 0:
-        return task.Status
-    done = ended_by_cancel(task, _end_of(task), _record(by), "cancelled with its queue, when no worker had it")
-    try:
-        await backend.states.update(task_id, done.encode(), entry.revision)
-    except (RevisionConflict, Unconfirmed, NoResponders):
-        return task.Status
-    return done.Status
+    async def workers(self) -> list[WorkerInfo]:
+        """Every nqnb worker that is alive; Go workers leave no trace to find them by."""
+        return [info async for info in self.backend.presence.live()]

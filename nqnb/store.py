@@ -1,14 +1,17 @@
-"""Where states are kept: the `StateStore` protocol that the engine needs, and a store in memory."""
+"""Where states are kept: the `StateStore` protocol that the engine needs, and a store in memory.
+
+`nqnb.testing` has the tests that a store must pass.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nqnb.errors import RevisionConflict
+from nqnb.errors import BadInput, RevisionConflict
 
 Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
@@ -25,6 +28,10 @@ class Entry:
 
 class StateStore(Protocol):
     """Keys with revisioned values. The revision is the fence: it grows with every write of a key.
+
+    Clients and workers of the same tasks need the same states, and times are compared with those of the server: the
+    store's clock should agree with the server's to a second. A store that cannot tell whether a write has happened
+    raises `Unconfirmed`: then it is read, and tried again. `nqnb.testing.StoreContract` tests what is said below.
 
     A write's ``ttl`` is for how many seconds at least the store keeps it, unless it is written over; None is for ever.
     A store that keeps everything for ever may ignore it.
@@ -69,13 +76,30 @@ class StateStore(Protocol):
         """
         ...
 
-    def entries(self) -> AsyncIterator[Entry]:
+    def entries(self) -> AsyncGenerator[Entry, None]:
         """Every key as it is now, oldest write first; keys written meanwhile may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """Call ``wake`` whenever the key may have changed: a hint to read it, which can be early or for nothing."""
         ...
+
+
+def check_store(store: StateStore | None) -> StateStore | None:
+    """A store that was given can be one; None is left as it is.
+
+    Raises:
+        BadInput: it is a class, or lacks methods of `StateStore`.
+    """
+    if store is None:
+        return None
+    if isinstance(store, type):
+        raise BadInput(f"store={store.__name__} is a class: make a store of it, and give that")
+    wanted = [name for name in vars(StateStore) if not name.startswith("_")]
+    missing = [name for name in wanted if not callable(getattr(store, name, None))]
+    if missing:
+        raise BadInput(f"store: a {type(store).__name__} is no StateStore, for it has no {', '.join(missing)}")
+    return store
 
 
 class MemoryStore:
@@ -116,7 +140,7 @@ class MemoryStore:
             self._entries.pop(key)
             self._wake(key)
 
-    async def entries(self) -> AsyncIterator[Entry]:
+    async def entries(self) -> AsyncGenerator[Entry, None]:
         """See `StateStore.entries`."""
         for entry in list(self._entries.values()):
             if self._kept(entry.key) is not None:

@@ -1,32 +1,60 @@
-"""Goes through many tasks: lists them, and works on many at once."""
+"""Goes through queues: finds their streams, lists their tasks, and works on many at once."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
-from nqnb.errors import MalformedMessage
+from nqnb import names
+from nqnb.errors import MalformedMessage, NqnbError, UnknownQueue
 from nqnb.store import Entry
 from nqnb.wire import TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
 
+log = logging.getLogger("nqnb.sweep")
+
 T = TypeVar("T")
+R = TypeVar("R")
 
 AT_ONCE = 64
 """How many tasks are dealt with at once."""
 
 
+async def stream_of(backend: Backend, queue: str) -> str:
+    """The name of the stream that a queue's tasks are in.
+
+    Raises:
+        UnknownQueue: there is no such queue.
+        InvalidQueueName: nor can there be.
+    """
+    stream = await backend.find_queue(names.check_queue(queue))
+    if stream is None:
+        raise unknown_queue(queue)
+    return stream
+
+
+def unknown_queue(queue: str) -> UnknownQueue:
+    """What is raised to somebody who names a queue that there is not."""
+    return UnknownQueue(
+        f"there is no queue {queue!r} on this server; a queue appears with its first task, "
+        "`nqnb queue list` shows what there is",
+        queue,
+    )
+
+
 async def task_entries(backend: Backend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """The tasks of a queue, or of all; what is no task is left out."""
-    async with contextlib.aclosing(backend.states.entries()) as entries:  # type: ignore[type-var]  # a generator
+    """The tasks of a queue, or of all, longest unchanged first; what is no task is left out."""
+    async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
             try:
                 task = TaskMessage.decode(entry.value)
-            except MalformedMessage:
+            except MalformedMessage as error:
+                log.warning("the entry %r is left out: %s", entry.key, error)
                 continue
             if (queue is None or task.Queue == queue) and entry.key == task.ID:
                 yield entry, task
@@ -73,3 +101,26 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
     for end in ends:
         if isinstance(end, BaseException):
             raise end
+
+
+async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
+    """Do the work for each thing, so many at once, and draw a thing only when its work begins.
+
+    Returns:
+        What the work gave, or the error of nqnb's that it raised, in the order of the things.
+    """
+    outcomes: dict[int, R | NqnbError] = {}
+    numbered = enumerate(things)
+
+    async def carry() -> None:
+        for index, thing in numbered:
+            try:
+                outcomes[index] = await work(thing)
+            except NqnbError as error:
+                outcomes[index] = error
+
+    # All are waited for, whatever one of them meets: an iterable may raise in the middle.
+    for end in await asyncio.gather(*(carry() for _ in range(at_once)), return_exceptions=True):
+        if isinstance(end, BaseException):
+            raise end
+    return [outcomes[index] for index in range(len(outcomes))]

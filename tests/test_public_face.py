@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import pydoc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,8 +44,9 @@ def loaded_by(program: str) -> set[str]:
 
 
 def members(kind: type) -> Iterator[tuple[str, Any]]:
-    """The public members that nqnb itself gives a class."""
-    for name, member in vars(kind).items():
+    """The public members that nqnb itself gives a class, or one that it is made of."""
+    ours = [base for base in reversed(kind.__mro__) if base.__module__.partition(".")[0] == "nqnb"]
+    for name, member in [pair for base in ours for pair in vars(base).items()]:
         if name.startswith("_"):
             continue
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
@@ -100,6 +102,13 @@ class TestDocstrings:
     @pytest.mark.parametrize("name", [name for name in NAMES if inspect.isclass(getattr(nqnb, name))])
     def test_every_public_method_has_one(self, name: str) -> None:
         assert [method for method, function in members(getattr(nqnb, name)) if not function.__doc__] == []
+
+    def test_help_of_the_client_has_all_its_calls(self) -> None:
+        text = pydoc.render_doc(nqnb.Client, renderer=pydoc.plaintext)
+        assert {"open", "backend", "submit", "cancel", "purge_queue", "workers"} <= {n for n, _ in members(nqnb.Client)}
+        for name, function in members(nqnb.Client):
+            assert f" {name}(" in text or f" {name}\n" in text
+            assert function.__doc__.strip().splitlines()[0] in text
 
 
 class TestLoading:

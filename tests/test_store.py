@@ -1,20 +1,24 @@
-"""One contract, two stores: a user's own store can be held against the same suite."""
+"""One contract, several stores: nqnb's two, one of a user's own, and broken ones that it must find out."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
-from store_contract import StoreContract, listed, until
 
 import nqnb
-from nqnb import MemoryStore
+from nqnb import Entry, MemoryStore, RevisionConflict, Status
+from nqnb.jetstream.buckets import ensure_bucket
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
-from nqnb.jetstream.streams import ensure_bucket
-from nqnb.store import StateStore
+from nqnb.store import StateStore, Unsubscribe
+from nqnb.testing import StoreContract
+from nqnb.testing.waking import Bell
 
+pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.anyio
 
 _buckets = itertools.count()
@@ -43,14 +47,16 @@ async def connection(shared_server: nqnb.DevServer) -> AsyncIterator[Connection]
 async def bucket(connection: Connection) -> str:
     """A bucket of the test's own."""
     name = f"bucket-{next(_buckets)}"
-    await ensure_bucket(connection, name)
+    await ensure_bucket(connection, name, expires=True)
     return name
 
 
 class TestKeyValueStore(StoreContract):
     @pytest.fixture
     def store(self, connection: Connection, bucket: str) -> StateStore:
-        return KeyValueStore(connection, bucket)
+        store = KeyValueStore(connection, bucket)
+        store.expires = True
+        return store
 
 
 class TestKeyValueStoreOverTwoConnections:
@@ -59,15 +65,15 @@ class TestKeyValueStoreOverTwoConnections:
     ) -> None:
         other = await Connection.open(nqnb.Settings(shared_server.url))
         ours, theirs = KeyValueStore(connection, bucket), KeyValueStore(other, bucket)
-        woken: list[None] = []
-        unsubscribe = await ours.subscribe("a", lambda: woken.append(None))
+        bell = Bell()
+        unsubscribe = await ours.subscribe("a", bell.ring)
         await connection.client.flush()
         revision = await theirs.create("a", b"theirs")
-        await until(lambda: bool(woken))
+        await TestKeyValueStore().woken(bell, "create")
         entry = await ours.get("a")
         assert entry is not None
         assert (entry.value, entry.revision) == (b"theirs", revision)
-        with pytest.raises(nqnb.RevisionConflict):
+        with pytest.raises(RevisionConflict):
             await ours.create("a", b"ours")
         await unsubscribe()
         await other.close()
@@ -76,7 +82,7 @@ class TestKeyValueStoreOverTwoConnections:
         store = KeyValueStore(connection, bucket)
         await store.create("a", b"one")
         await ensure_bucket(connection, bucket)
-        assert [entry.value for entry in await listed(store)] == [b"one"]
+        assert [entry.value async for entry in store.entries()] == [b"one"]
 
     async def test_a_bucket_without_direct_reads_serves_quick_ones_too(self, connection: Connection) -> None:
         # Go NQ's client library made buckets so, before direct reads existed.
@@ -88,3 +94,338 @@ class TestKeyValueStoreOverTwoConnections:
         assert entry is not None
         assert entry.value == b"one"
         assert await store.get("b", fresh=False) is None
+
+
+class Broken(MemoryStore):
+    """A store that a subclass breaks in one place."""
+
+
+class CreatesOver(Broken):
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        return await self.put(key, value, ttl)
+
+
+class CreatesInTwoSteps(Broken):
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        if await self.get(key) is not None:
+            raise RevisionConflict(key)
+        await asyncio.sleep(0)
+        return await self.put(key, value, ttl)
+
+
+class ForgetsTheFence(Broken):
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        return await self.put(key, value, ttl)
+
+
+class RaisesItsOwn(Broken):
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        try:
+            return await super().update(key, value, revision, ttl)
+        except RevisionConflict:
+            raise KeyError(key) from None
+
+
+class CountsFromOne(Broken):
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        await super().delete(key, revision)
+        self._revision = 0
+
+
+class KeepsTheRevision(Broken):
+    async def put(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        there = await self.get(key)
+        await super().put(key, value, ttl)
+        if there is not None:
+            self._entries[key] = Entry(key, value, there.revision, there.created)
+        return self._entries[key].revision
+
+
+class DeletesAnyRevision(Broken):
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        await super().delete(key)
+
+
+class FoldsCase(Broken):
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        return await super().create(key.lower(), value, ttl)
+
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        return await super().get(key.lower())
+
+
+class LagsBehind(Broken):
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        return await super().get(key) if fresh else None
+
+
+class ForgetsTheEmpty(Broken):
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        entry = await super().get(key)
+        return entry if entry is not None and entry.value else None
+
+
+class SpeaksInMilliseconds(Broken):
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        entry = await super().get(key)
+        return entry and Entry(entry.key, entry.value, entry.revision, entry.created * 1000)
+
+
+class ListsByName(Broken):
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        for entry in sorted(self._entries.values(), key=lambda entry: entry.key):
+            yield entry
+
+
+class ListsOnePage(Broken):
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        for entry in list(self._entries.values())[:1000]:
+            yield entry
+
+
+class ListsWhatChanges(Broken):
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        for entry in self._entries.values():
+            yield entry
+
+
+class CannotBeClosed(Broken):
+    def entries(self) -> Any:
+        return _Endless(list(self._entries.values()))
+
+
+class _Endless:
+    def __init__(self, entries: list[Entry]) -> None:
+        self._left = iter(entries)
+
+    def __aiter__(self) -> _Endless:
+        return self
+
+    async def __anext__(self) -> Entry:
+        for entry in self._left:
+            return entry
+        raise StopAsyncIteration
+
+
+class LosesDeletes(Broken):
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        wakers, self._wakers = self._wakers, {}
+        await super().delete(key, revision)
+        self._wakers = wakers
+
+
+class LosesTheSecondWrite(Broken):
+    async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
+        once = iter([wake])
+        return await super().subscribe(key, lambda: next(once, lambda: None)())
+
+
+class WakesByPrefix(Broken):
+    def _wake(self, key: str) -> None:
+        for other in [other for other in self._wakers if key.startswith(other)]:
+            super()._wake(other)
+
+
+class NeverLetsGo(Broken):
+    async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
+        await super().subscribe(key, wake)
+        return _nothing
+
+
+async def _nothing() -> None: ...
+
+
+class WakesFromAThread(Broken):
+    async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
+        loop = asyncio.get_running_loop()
+        return await super().subscribe(key, lambda: loop.run_in_executor(None, wake) and None)
+
+
+class KeepsTheFirstTtl(Broken):
+    def _write(self, key: str, value: bytes, ttl: float | None) -> int:
+        end = self._ends.get(key)
+        revision = super()._write(key, value, ttl)
+        if end is not None:
+            self._ends[key] = end
+        return revision
+
+
+BROKEN = [
+    (
+        CreatesOver,
+        "test_create_loses_against_what_is_there",
+        "create of a key that is there wrote revision 2, and must raise RevisionConflict",
+    ),
+    (
+        CreatesInTwoSteps,
+        "test_of_many_creates_one_wins",
+        "of 20 creates at once 20 succeeded; one must, and the others raise RevisionConflict",
+    ),
+    (
+        ForgetsTheFence,
+        "test_update_of_a_stale_revision_loses",
+        "update over revision 1, older than 2, wrote revision 3, and must raise RevisionConflict",
+    ),
+    (ForgetsTheFence, "test_of_many_updates_one_wins", "of 20 updates at once over one revision 20 succeeded"),
+    (ForgetsTheFence, "test_update_of_a_later_revision_loses", "update over revision 2, which never was, wrote"),
+    (ForgetsTheFence, "test_update_never_creates", "update over revision 0 of no key wrote revision 1"),
+    (ForgetsTheFence, "test_update_after_delete_loses", "update of a key that was deleted wrote revision 2"),
+    (
+        RaisesItsOwn,
+        "test_update_of_a_stale_revision_loses",
+        "older than 2, raised KeyError('a'), and must raise RevisionConflict('a')",
+    ),
+    (
+        CountsFromOne,
+        "test_create_after_delete",
+        "create of a key that was deleted gave the revision 1: it must be a number above 1",
+    ),
+    (KeepsTheRevision, "test_put_writes_whatever_is_there", "put over a value gave the revision 1"),
+    (DeletesAnyRevision, "test_deleting_a_revision_spares_a_later_one", "get('a') gave None, but the key"),
+    (FoldsCase, "test_keys_of_every_allowed_character", "RevisionConflict"),
+    (LagsBehind, "test_what_is_created_is_read", "but with fresh=False None, 0.1 s later still"),
+    (ForgetsTheEmpty, "test_an_empty_value_is_a_value", "get('a') gave None, but the key has been written"),
+    (SpeaksInMilliseconds, "test_what_is_created_is_read", "in Unix seconds"),
+    (
+        ListsByName,
+        "test_entries_are_what_get_gives_oldest_write_first",
+        "entries() gave ['a', 'b', 'c'], and must give ['c', 'a', 'b']",
+    ),
+    (ListsOnePage, "test_entries_of_many_keys", "of 2,277 keys, entries() gave 1,000: 1,277 are missing"),
+    (ListsWhatChanges, "test_writes_do_not_disturb_entries", "dictionary changed size during iteration"),
+    (
+        CannotBeClosed,
+        "test_entries_can_be_left_early_and_read_twice_at_once",
+        "make it an async generator",
+    ),
+    (
+        LosesDeletes,
+        "test_a_subscriber_is_woken_by_every_kind_of_write",
+        "a subscriber was not woken by delete of its key, 0.1 s later still",
+    ),
+    (
+        LosesTheSecondWrite,
+        "test_a_subscriber_is_woken_by_every_kind_of_write",
+        "a subscriber was not woken by update of its key",
+    ),
+    (WakesByPrefix, "test_a_subscriber_hears_only_its_key", "a subscriber of 'a' was woken by writes of 'a.b'"),
+    (NeverLetsGo, "test_unsubscribing_ends_it", "a subscriber that had left was woken"),
+    (NeverLetsGo, "test_one_of_two_subscribers_can_leave", "a subscriber that had left was woken"),
+    (
+        WakesFromAThread,
+        "test_a_subscriber_may_leave_while_it_is_woken",
+        "use `loop.call_soon_threadsafe(wake)`",
+    ),
+    (KeepsTheFirstTtl, "test_a_later_write_outlives_the_ttl_of_an_earlier_one", "get('a') gave None, but the key"),
+]
+"""Each with a test that it fails, and what it is told there."""
+
+USERS_FILE = """
+import pytest
+from nqnb.testing import StoreContract
+
+class TestGood(StoreContract):
+    @pytest.fixture
+    async def store(self):
+        from nqnb import MemoryStore
+        yield MemoryStore()
+"""
+BROKEN_CLASS = """
+class Test{name}(StoreContract):
+    patience = 0.1
+
+    @pytest.fixture
+    def store(self):
+        import test_store
+        return test_store.{name}()
+"""
+
+
+class TestAUsersTests:
+    def test_a_few_lines_give_all_the_tests(self, pytester: pytest.Pytester) -> None:
+        path = pytester.makepyfile(test_users=USERS_FILE)
+        passed, skipped, failed = pytester.inline_run(path, "-Werror").listoutcomes()
+        assert {each.nodeid.rpartition("::")[2].partition("[")[0] for each in passed} == {
+            name for name in dir(StoreContract) if name.startswith("test_")
+        }
+        assert not skipped
+        assert not failed
+
+    def test_broken_stores_fail_and_are_told_why(self, pytester: pytest.Pytester) -> None:
+        kinds = dict.fromkeys(kind.__name__ for kind, _, _ in BROKEN)
+        source = USERS_FILE + "".join(BROKEN_CLASS.format(name=name) for name in kinds)
+        path = pytester.makepyfile(test_users=source)
+        nodes = [f"{path}::Test{kind.__name__}::{test}" for kind, test, _ in BROKEN]
+        *_, failed = pytester.inline_run(*nodes, "-Werror").listoutcomes()
+        for kind, test, words in BROKEN:
+            node = f"::Test{kind.__name__}::{test}"
+            told = [each.longreprtext for each in failed if each.nodeid.partition("[")[0].endswith(node)]
+            assert any(words in text for text in told), f"{node}: {told or 'it passed'}"
+
+
+class Users(MemoryStore):
+    """A store of a user's own, which counts its writes; when it is empty, it is false."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _write(self, key: str, value: bytes, ttl: float | None) -> int:
+        self.writes += 1
+        return super()._write(key, value, ttl)
+
+
+class TestAStoreOfOnesOwn:
+    async def test_client_and_worker_keep_the_states_there(self, settings: nqnb.Settings) -> None:
+        store = Users()
+        worker = nqnb.Worker(settings, store=store)
+
+        @worker.handler("work", backoff=nqnb.Backoff(0.05, 0.05))
+        async def work(job: nqnb.Job, payload: str) -> str:
+            if payload == "sleep":
+                await asyncio.sleep(60)
+            if payload == "fail once" and job.attempt == 1:
+                raise ValueError("as told")
+            return payload.upper()
+
+        async with nqnb.connect(settings, store=store) as nq, nqnb.connect(settings) as elsewhere:
+            never = await nq.submit("idle")
+            assert (await never.cancel()).status is Status.DELETED
+            async with worker:
+                assert await (await nq.submit("work", "a")).result(10) == "A"
+                assert await (await nq.submit("work", "fail once", retry=1)).result(10) == "FAIL ONCE"
+                sleeping = await nq.submit("work", "sleep")
+                async for update in sleeping.updates():
+                    if update.status is Status.PROCESSING:
+                        break
+                assert (await sleeping.cancel(wait=10)).status is Status.CANCELLED
+            assert store.writes > len(store) == 4
+            assert {info.status for info in await nq.tasks()} == {Status.DELETED, Status.COMPLETED, Status.CANCELLED}
+            again = await never.requeue()
+            assert (await nq.purge_queue("idle")).deleted == 1
+            assert await again.status() is Status.DELETED
+            await nq.delete_queue("idle")
+            assert (await nq.prune(0)).entries == 5
+            assert len(store) == 0
+            assert await elsewhere.tasks() == []
+
+    @pytest.mark.parametrize(
+        ("store", "words"),
+        [
+            (MemoryStore, "store=MemoryStore is a class: make a store of it"),
+            (
+                "redis://me:secret@host",
+                "a str is no StateStore, for it has no create, update, put, get, delete, entries",
+            ),
+            ({}, "a dict is no StateStore, for it has no create, put, delete, entries, subscribe"),
+        ],
+    )
+    def test_what_can_be_no_store_is_refused(self, store: Any, words: str) -> None:
+        for make in (nqnb.connect, nqnb.Worker):
+            with pytest.raises(nqnb.BadInput) as caught:
+                make(store=store)
+            assert words in str(caught.value)
+            assert "secret" not in str(caught.value)

@@ -25,11 +25,13 @@ class Choice:
         settings: how to reach it.
         source: why it is that one, in words.
         detached: whether it is the user's detached server.
+        named: whether anything named it; else it is only where a server would be by default.
     """
 
     settings: Settings
     source: str
     detached: bool = False
+    named: bool = True
 
     def explained(self, error: NoServer) -> NoServer:
         """The same error, with the source of the address."""
@@ -60,4 +62,4 @@ def choose(**options: Any) -> Choice:
     if found.condition is Condition.RUNNING and found.server is not None:
         mine = Settings.of(None, **options, url=found.server.url, token=found.server.token)
         return Choice(mine, "that of your detached server", detached=True)
-    return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""))
+    return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -14,9 +12,8 @@ from typing import Any
 
 from nqnb import _keeper
 from nqnb._kept import START_TIMEOUT, KeptServer
-from nqnb._nats_server import handshake, lock_store
+from nqnb._nats_server import handshake
 from nqnb.devserver import DevServer
-from nqnb.errors import DevServerError
 
 
 class DetachableServer(DevServer):
@@ -78,25 +75,6 @@ class DetachableServer(DevServer):
         threading.Thread(target=run.keeper.wait, name="nqnb-detached", daemon=True).start()
 
     def _keep(self, server: Path) -> KeptServer:
-        folder, store = self._folder, self.store_dir
-        lock = lock_store(store)
-        held = [*self._held, *([] if lock is None else [lock])]
-        try:
-            keeper = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
-                [sys.executable, "-I", "-S", _keeper.__file__, folder, server, "-c", folder / "server.conf"],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=held,
-                cwd=folder.parent,  # a long-lived process must not keep the caller's folder busy
-                start_new_session=True,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
-                | getattr(subprocess, "CREATE_NO_WINDOW", 0),
-            )
-        except OSError as error:
-            raise DevServerError(f"the detached server cannot be run by {sys.executable!r}: {error}") from error
-        finally:
-            if lock is not None:
-                os.close(lock)
-        return KeptServer(keeper, folder, store, self._port)
+        # A long-lived process must not keep the caller's folder busy.
+        folder = self._folder
+        return KeptServer.begin(server, folder, self.store_dir, self._port, held=self._held, cwd=folder.parent)

@@ -1,0 +1,162 @@
+"""Empties a queue: ends what waits there, and leaves what runs.
+
+It goes by the protocol's rule that an entry decides, by compare-and-set, and that its message only follows: a task that
+a worker is faster with is left to run, and no message goes whose task has not ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from nqnb import names
+from nqnb.cancel import ended_by_cancel, forget_message
+from nqnb.errors import BadInput, MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
+from nqnb.records import PurgeReceipt
+from nqnb.store import Entry
+from nqnb.sweep import each_of, stream_of, task_entries
+from nqnb.wire import CancelRecord, Status, TaskMessage
+
+if TYPE_CHECKING:
+    from nqnb.jetstream.backend import Backend
+    from nqnb.jetstream.messages import StreamMessage
+
+UNWRITTEN = 30.0
+"""Seconds after which a message without an entry, and without our header, is nobody's any more: a Go client writes the
+entry right after the message, and over whatever stands there."""
+LOOK_AGAIN = 0.1
+"""Seconds until an entry is read again."""
+
+ProgressCallback = Callable[[int, int], None]
+
+
+async def purge_queue(backend: Backend, queue: str, by: str, progress: ProgressCallback | None = None) -> PurgeReceipt:
+    """End every task of a queue that waits; see `Client.purge_queue`."""
+    started = time.monotonic()
+    stream = await stream_of(backend, queue)
+    ended = await _end_waiting(backend, queue, by, progress)
+    left = 0
+    async for message in backend.task_messages(queue, stream):
+        status = await _settle_unwritten(backend, queue, message, by)
+        ended[status] = ended.get(status, 0) + 1
+        left += status is None
+    return PurgeReceipt(
+        queue=queue,
+        deleted=ended.get(Status.DELETED, 0),
+        cancelled=ended.get(Status.CANCELLED, 0),
+        left=left,
+        seconds=time.monotonic() - started,
+    )
+
+
+async def _end_waiting(
+    backend: Backend, queue: str, by: str, progress: ProgressCallback | None
+) -> dict[Status | None, int]:
+    """End all tasks of a queue that wait, and count by what became of them; None is those that a worker has."""
+    total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
+    record = record_of(by)
+    ended: dict[Status | None, int] = {}
+
+    async def carry(entry: Entry) -> None:
+        status = await end_waiting_task(backend, entry, record)
+        ended[status] = ended.get(status, 0) + 1
+        if progress is not None:
+            done = sum(ended.values())
+            progress(done, max(done, total))
+
+    waiting = (entry async for entry, task in task_entries(backend, queue) if task.Status is Status.PENDING)
+    await each_of(waiting, carry)
+    return ended
+
+
+async def end_waiting_task(
+    backend: Backend, entry: Entry, record: CancelRecord, *, forget: bool = True
+) -> Status | None:
+    """End a task that waits, by compare-and-set, and then remove its message.
+
+    Unlike a cancel it announces nothing: whoever loses the compare-and-set against a claim leaves the task to run.
+
+    Args:
+        backend: where.
+        entry: the task's entry.
+        record: who ends it.
+        forget: remove the message; False where its stream is gone, for a new one has other messages there.
+
+    Returns:
+        Deleted, or Cancelled where it had run; None where it was not waiting any more.
+
+    Raises:
+        Unconfirmed, NoResponders: the server does not answer.
+    """
+    until = time.monotonic() + backend.connection.settings.retry_for
+    found: Entry | None = entry
+    while found is not None:
+        task = TaskMessage.decode(found.value)
+        if (
+            task.Status.terminal
+            and task.meta.cancel is not None
+            and task.meta.cancel.requested_at == record.requested_at
+        ):
+            # Our own write, whose answer was lost.
+            if forget:
+                await forget_message(backend, task, found.value, found.revision)
+            return task.Status
+        if task.Status is not Status.PENDING:
+            return None
+        done = ended_by_cancel(task, end_of(task), record)
+        value = done.encode()
+        try:
+            revision = await backend.states.update(task.ID, value, found.revision)
+        except RevisionConflict:
+            found = await backend.states.get(task.ID)
+            continue
+        except (Unconfirmed, NoResponders):
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(LOOK_AGAIN)
+            found = await backend.states.get(task.ID)
+            continue
+        if forget:
+            await forget_message(backend, task, value, revision)
+        return done.Status
+    return None
+
+
+def end_of(task: TaskMessage) -> Status:
+    """Deleted for a task that never started, Cancelled for any other."""
+    return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
+
+
+def record_of(by: str) -> CancelRecord:
+    """The record of an end that is asked for now."""
+    return CancelRecord(by=by, requested_at=time.time())
+
+
+async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage, by: str) -> Status | None:
+    """End the task of a message that has no entry: whoever submitted it died in between.
+
+    The entry is created first, so that a worker which takes the message just now finds it, or wins. Returns as
+    `end_waiting_task`.
+    """
+    try:
+        task = TaskMessage.decode(message.data)
+        names.check_task_id(task.ID)
+    except (MalformedMessage, BadInput):
+        # A worker throws it away.
+        return None
+    if task.Queue != queue or (not message.ours and time.time() - message.stored < UNWRITTEN):
+        return None
+    if await backend.states.get(task.ID) is not None:
+        return None
+    task = msgspec.structs.replace(task, Sequence=message.sequence)
+    done = ended_by_cancel(task, end_of(task), record_of(by))
+    try:
+        revision = await backend.states.create(task.ID, done.encode())
+    except (RevisionConflict, Unconfirmed, NoResponders):
+        return None
+    await forget_message(backend, done, done.encode(), revision)
+    return done.Status
