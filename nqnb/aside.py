@@ -14,7 +14,7 @@ _running: set[asyncio.Task[Any]] = set()
 
 def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     """Run a coroutine on the current loop; an error that it ends with is logged."""
-    task = asyncio.ensure_future(coroutine)
+    task = asyncio.get_running_loop().create_task(coroutine)
     _running.add(task)
     task.add_done_callback(_ended)
     return task

@@ -14,7 +14,7 @@
     │   ├── NoJetStream           a server, but JetStream is off
     │   └── NoResponders          nobody serves that subject now; nothing was stored
     ├── Unconfirmed               the server's answer was lost: it may or may not have happened
-    ├── ServerRefused             JetStream answered with an error of its own
+    ├── ServerRefused             the server refused what was asked, or our user may not ask it
     ├── RevisionConflict          a compare-and-set lost against a newer write
     ├── MalformedMessage          bytes that are not an NQ message
     ├── UnknownQueue              no such queue on the server; has ``.queue``
@@ -122,7 +122,10 @@ class Unconfirmed(NqnbError):
 
 
 class ServerRefused(NqnbError):
-    """JetStream refused a request; ``.err_code`` is its own number, ``.description`` its words."""
+    """The server refused a request; ``.err_code`` is JetStream's own number, ``.description`` its words.
+
+    Where our user lacks the permission to ask, ``.code`` is 403 and ``.err_code`` 0.
+    """
 
     def __init__(self, message: str, code: int, err_code: int, description: str) -> None:
         super().__init__(message)

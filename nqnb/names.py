@@ -24,8 +24,7 @@ CLIENT_HEADER = "Nqnb-Client"
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
-_ID_BITS = 160
-"""More than the 131 that 22 characters hold, so that each is as likely as any other."""
+_LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
 
 def check_queue(queue: object) -> str:
@@ -66,13 +65,9 @@ def check_task_id(task_id: object) -> str:
 
 
 def new_task_id() -> str:
-    """A fresh task id: 22 characters of base 62, as NQ's (NUID), from the system's randomness."""
-    # One draw for all the characters: a draw for each would be a third of what a submit costs.
-    number, characters = secrets.randbits(_ID_BITS), []
-    for _ in range(22):
-        number, rest = divmod(number, 62)
-        characters.append(_ALPHABET[rest])
-    return "".join(characters)
+    """A fresh task id: 22 characters of base 62, as NQ's (NUID), with 125 bits of the system's randomness."""
+    # A draw for each character would be a third of what a submit costs.
+    return secrets.token_bytes(22).translate(_LETTER_OF_BYTE).decode()
 
 
 def task_stream(queue: str) -> str:

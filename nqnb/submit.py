@@ -75,7 +75,7 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
         raise _taken(message.ID)
     try:
         due = lifecycle.due_at(message)
-        if due - time.time() > lifecycle.LONG and backend.can_schedule:
+        if due - time.time() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
             ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
         else:
             ack = await backend.publish_task(message.Queue, message.ID, data)

@@ -212,11 +212,12 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 _GO_ESCAPES = tuple((text.encode(), b"\\u%04x" % ord(text)) for text in ("<", ">", "&", "\u2028", "\u2029"))
+_ASCII_ESCAPES = _GO_ESCAPES[:3]
 
 
 def _as_go(data: bytes) -> bytes:
     """Go's encoder escapes these five inside strings, and they stand nowhere else in JSON."""
-    for plain, escaped in _GO_ESCAPES:
+    for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:
             data = data.replace(plain, escaped)
     return data

@@ -12,12 +12,12 @@ from typing import Any
 import nats.errors
 import nats.js.errors
 import pytest
-from nats.aio.client import Client as NatsClient
 
 import nqnb
 from nqnb import errors
 from nqnb.errors import ConnectionFailed, JobCancelled, NqnbError
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.lane import LaneClient
 
 CLASSES = {
     name: kind
@@ -76,6 +76,7 @@ NATS_ERRORS = [
     for kind in vars(module).values()
     if inspect.isclass(kind) and issubclass(kind, BaseException) and kind.__module__ == module.__name__
 ]
+SENDING_ERRORS = [kind for kind in NATS_ERRORS if kind is not nats.errors.MaxPayloadError]
 
 
 def made(kind: type[BaseException]) -> BaseException:
@@ -84,7 +85,7 @@ def made(kind: type[BaseException]) -> BaseException:
     return kind(*(1 for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD))
 
 
-class Broken(NatsClient):
+class Broken(LaneClient):
     """A real client that fails in every way that nats-py has."""
 
     def __init__(self, error: BaseException) -> None:
@@ -108,7 +109,12 @@ class TestTranslation:
         assert len(NATS_ERRORS) >= 30
         assert all(issubclass(kind, nats.errors.Error) for kind in NATS_ERRORS)
 
-    @pytest.mark.parametrize("kind", NATS_ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+    async def test_too_large_a_message_is_told_apart(self) -> None:
+        connection = Connection(Broken(nats.errors.MaxPayloadError()), nqnb.Settings("nats://h:1"))
+        with pytest.raises(nqnb.PayloadTooLarge, match="1,000,000"):
+            await connection.send("a", b"x")
+
+    @pytest.mark.parametrize("kind", SENDING_ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
     async def test_none_comes_through_the_connection(self, kind: type[BaseException]) -> None:
         connection = Connection(Broken(made(kind)), nqnb.Settings("nats://ann:s3cret@h:1"))
         calls = [
@@ -149,10 +155,10 @@ class TestTranslation:
             async for _ in entries:
                 pass
 
+        server.kill()
         # It yields the rest of its page without a pause, and then waits for the next one.
         reading = asyncio.ensure_future(read_on())
         await asyncio.sleep(0)
-        server.kill()
         await nq.close()
         with pytest.raises(NqnbError):
             await asyncio.wait_for(reading, 5)

@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, TypeVar
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 from nqnb import names
 from nqnb.errors import NoResponders, NqnbError, ServerRefused
+from nqnb.jetstream.buckets import ensure_bucket
 from nqnb.jetstream.cancels import publish_cancel
 from nqnb.jetstream.connection import Connection, PubAck
+from nqnb.jetstream.consumers import pause_consumer
+from nqnb.jetstream.feed import Feed, Page, poll
 from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.messages import StreamMessage, delete_message, messages_at_all, read_message, read_messages
 from nqnb.jetstream.presence import Presence
+from nqnb.jetstream.queues import born, foreign_subjects, queue_infos
 from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
-from nqnb.jetstream.streams import (
-    NOT_FOUND,
-    QueueStreams,
-    StreamMessage,
-    delete_message,
-    delete_stream,
-    ensure_bucket,
-    ensure_queue,
-    find_stream,
-    list_streams,
-    pause_consumer,
-    read_message,
-    read_messages,
-)
-from nqnb.records import QueueInfo, moment
+from nqnb.jetstream.streams import QueueStreams, delete_stream, ensure_queue, find_stream
+from nqnb.records import QueueInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
-from nqnb.wire import parse_time
 
 T = TypeVar("T")
+
+log = logging.getLogger("nqnb.backend")
 
 SHORTEST_RETENTION = 3600.0
 """Seconds for which the state of an ended task is kept at least, since it must outlive its message."""
@@ -42,8 +34,6 @@ _ACK_WAITS = 10
 """So many ack waits it is kept at least: each may bring back a message whose worker died before it answered."""
 _RESULT_MARGIN = 3600.0
 """Seconds that a result, which is written before its entry, is kept longer."""
-_WALKERS = 64
-"""How many parts of a stream are read at once."""
 
 
 class Backend:
@@ -54,7 +44,7 @@ class Backend:
         settings = connection.settings
         self._bucket = KeyValueStore(connection, settings.state_bucket)
         self._results = KeyValueStore(connection, settings.result_bucket)
-        self.states: StateStore = store or self._bucket
+        self.states: StateStore = self._bucket if store is None else store
         self.intents: StateStore = KeyValueStore(connection, settings.cancel_bucket)
         self.results: StateStore = self._results
         self.pauses: StateStore = KeyValueStore(connection, settings.queue_bucket)
@@ -134,7 +124,7 @@ class Backend:
             with contextlib.suppress(NqnbError):
                 await self.states.update(task_id, value, revision, ttl)
 
-    async def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> T:
+    def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
         """As `Connection.insist`, and between the tries what has been deleted meanwhile is made again.
 
         Args:
@@ -142,18 +132,22 @@ class Backend:
             queue: the queue whose streams it needs, besides the buckets.
         """
 
-        async def ask_or_mend() -> T:
-            try:
-                return await ask()
-            except NoResponders:
-                with contextlib.suppress(NqnbError):
-                    await self.ensure_buckets()
-                    if queue is not None:
-                        self._queues.pop(queue, None)
-                        await self.ensure_queue(queue)
-                raise
+        async def mend() -> None:
+            with contextlib.suppress(NqnbError):
+                await self.ensure_buckets()
+                if queue is not None:
+                    self._queues.pop(queue, None)
+                    await self.ensure_queue(queue)
 
-        return await self.connection.insist(ask_or_mend)
+        return self.connection.insist(ask, mend=mend)
+
+    async def watch_states(self) -> AsyncGenerator[Page, None]:
+        """Every entry of the state store, then every change of one; see `nqnb.jetstream.feed`."""
+        own = self.states is self._bucket
+        pages = Feed(self.connection, self.connection.settings.state_bucket).pages() if own else poll(self.states)
+        async with contextlib.aclosing(pages):
+            async for page in pages:
+                yield page
 
     async def ensure_queue(self, queue: str) -> QueueStreams:
         """The queue's streams, made where missing; remembered."""
@@ -171,14 +165,22 @@ class Backend:
         """Whether the server keeps schedules (>= 2.12)."""
         return can_schedule(self.connection)
 
+    async def takes_schedules(self, queue: str) -> bool:
+        """Whether a queue's stream takes schedules: it is made to where the server keeps them, and our user may."""
+        if not self.can_schedule:
+            return False
+        try:
+            await self._allow_schedules(queue)
+        except ServerRefused as error:
+            log.info("waits in queue %s are put back, its stream takes no schedules: %s", queue, error)
+            return False
+        return True
+
     async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck:
         """Let the server publish a task message at a time, once: see `nqnb.jetstream.schedules.publish_schedule`."""
 
         async def publish() -> PubAck:
-            streams = await self.ensure_queue(queue)
-            if queue not in self._scheduling:
-                await allow_schedules(self.connection, queue, streams.tasks)
-                self._scheduling.add(queue)
+            await self._allow_schedules(queue)
             try:
                 return await publish_schedule(self.connection, queue, task_id, data, at, message_id)
             except NoResponders:
@@ -186,6 +188,11 @@ class Backend:
                 raise
 
         return await self.insist(publish, queue)
+
+    async def _allow_schedules(self, queue: str) -> None:
+        if queue not in self._scheduling:
+            await allow_schedules(self.connection, queue, (await self.ensure_queue(queue)).tasks)
+            self._scheduling.add(queue)
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
         """Remove a task's schedule; nothing happens where there is none."""
@@ -214,20 +221,8 @@ class Backend:
             yield message
 
     async def messages_at_all(self, stream: str) -> list[StreamMessage]:
-        """Every message that lies in a stream, schedules too, in no order.
-
-        A schedule that fires meanwhile is here twice rather than not at all.
-        """
-        info = await self.connection.insist(lambda: self.connection.api(f"STREAM.INFO.{stream}"))
-        first, end = int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1
-        step = max(1, -(-(end - first) // _WALKERS))
-
-        async def walk(start: int, stop: int | None) -> list[StreamMessage]:
-            return [each async for each in read_messages(self.connection, stream, start=start, end=stop)]
-
-        parts = await asyncio.gather(*(walk(at, min(at + step, end)) for at in range(first, end, step)))
-        # What came meanwhile last: there is what a schedule fired whose place was looked at too late.
-        return [message for part in (*parts, await walk(max(end, 1), None)) for message in part]
+        """Every message that lies in a stream; see `nqnb.jetstream.messages.messages_at_all`."""
+        return await messages_at_all(self.connection, stream)
 
     async def delete_queue(self, queue: str) -> None:
         """Remove a queue's streams, with everything in them, and its pause."""
@@ -240,20 +235,12 @@ class Backend:
         self._scheduling.discard(queue)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """What the queue's streams carry beside it, by stream; one that is the queue's alone is left out."""
-        own = {names.task_subject(queue), names.schedule_pattern(queue), names.cancel_subject(queue)}
-        foreign: dict[str, list[str]] = {}
-        for subject in (names.task_subject(queue), names.cancel_subject(queue)):
-            for info in await list_streams(self.connection, subject):
-                others = sorted(set(info["config"].get("subjects") or []) - own)
-                if others:
-                    foreign[str(info["config"]["name"])] = others
-        return foreign
+        """What the queue's streams carry beside it; see `nqnb.jetstream.queues.foreign_subjects`."""
+        return await foreign_subjects(self.connection, queue)
 
     async def born(self, queue: str) -> float:
-        """When the queue's stream was made, in Unix seconds by the server's clock; infinite where there is none."""
-        infos = await list_streams(self.connection, names.task_subject(queue))
-        return min((parse_time(info["created"]) for info in infos), default=math.inf)
+        """When the queue's stream was made; see `nqnb.jetstream.queues.born`."""
+        return await born(self.connection, queue)
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
         """Let no worker take tasks of a queue; the note says who wants that."""
@@ -284,46 +271,5 @@ class Backend:
             for queue in worker.queues:
                 serving[queue] = serving.get(queue, 0) + 1
         paused = {entry.key async for entry in self.pauses.entries()}
-        for info in await list_streams(self.connection, names.task_subject("*")):
-            subjects = [subject for subject in info["config"].get("subjects") or [] if subject.endswith(".task")]
-            for subject in subjects:
-                queue = names.queue_of_subject(subject)
-                if "*" not in queue and ">" not in queue:
-                    yield await self._queue_info(queue, info, serving.get(queue, 0), queue in paused)
-
-    async def _only_schedules(self, queue: str, stream: str) -> bool:
-        """Whether none of a stream's messages is a task that could run now."""
-        body = {"subjects_filter": names.task_subject(queue)}
-        info = await self.connection.api(f"STREAM.INFO.{stream}", body)
-        return not info["state"].get("subjects")
-
-    async def _queue_info(self, queue: str, info: dict[str, Any], workers: int, paused: bool) -> QueueInfo:
-        stream, state = str(info["config"]["name"]), info["state"]
-        messages = int(state["messages"])
-        scheduled = 0
-        if info["config"].get("allow_msg_schedules"):
-            # Schedules have a subject each, all the other messages one together.
-            subjects = int(state.get("num_subjects") or 0)
-            scheduled = min(messages, subjects if await self._only_schedules(queue, stream) else max(0, subjects - 1))
-        pending, held, redelivered = messages - scheduled, 0, 0
-        try:
-            consumer = await self.connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
-            pending = int(consumer["num_pending"])
-            held = int(consumer["num_ack_pending"])
-            redelivered = int(consumer["num_redelivered"])
-            paused = paused or bool(consumer.get("paused"))
-        except ServerRefused as error:
-            # No worker has ever come: all of it is pending.
-            if error.err_code not in NOT_FOUND:
-                raise
-        return QueueInfo(
-            name=queue,
-            pending=pending,
-            scheduled=scheduled,
-            processing=held,
-            redelivered=redelivered,
-            workers=workers,
-            bytes=int(state["bytes"]),
-            oldest_pending=moment(parse_time(state["first_ts"])) if messages else None,
-            paused=paused,
-        )
+        async for info in queue_infos(self.connection, serving, paused):
+            yield info

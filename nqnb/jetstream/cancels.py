@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nqnb import names
 from nqnb.aside import spawn
 from nqnb.errors import ConnectionFailed, MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.lane import Message
 from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, ensure_queue
 from nqnb.wire import CancelMessage
 
@@ -19,6 +19,8 @@ log = logging.getLogger("nqnb.cancels")
 
 _OUTLIVES = 300_000_000_000
 """Nanoseconds that a consumer outlives its worker's disconnect."""
+_AGAIN = 1_000_000_000
+"""Nanoseconds after which a cancel that went into a dead connection comes again; to hear it twice does no harm."""
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
@@ -66,6 +68,7 @@ class CancelListener:
                     # Older cancels concern earlier runs, and those are covered by the intents.
                     "deliver_policy": "new",
                     "ack_policy": "explicit",
+                    "ack_wait": _AGAIN,
                     "filter_subject": names.cancel_subject(queue),
                     "replay_policy": "instant",
                     "inactive_threshold": _OUTLIVES,
@@ -82,16 +85,16 @@ class CancelListener:
         self._subscriptions.clear()
         self._streams.clear()
 
-    def _heard(self, queue: str, message: Msg) -> None:
+    def _heard(self, queue: str, message: Message) -> None:
         spawn(self._ack(message))
         try:
             cancel = CancelMessage.decode(message.data)
         except MalformedMessage as error:
             log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
             return
-        self._on_cancel(queue, cancel.ID, names.CLIENT_HEADER in (message.headers or {}))
+        self._on_cancel(queue, cancel.ID, names.CLIENT_HEADER in message.headers)
 
-    async def _ack(self, message: Msg) -> None:
+    async def _ack(self, message: Message) -> None:
         try:
             await self._connection.send(message.reply, b"+ACK")
         except ConnectionFailed:

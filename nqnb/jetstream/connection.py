@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,8 +18,6 @@ from typing import Any, TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client as NatsClient
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nqnb.errors import (
@@ -29,12 +28,27 @@ from nqnb.errors import (
     ServerRefused,
     Unconfirmed,
 )
-from nqnb.jetstream.dial import dial
+from nqnb.jetstream.dial import dial, leave
+from nqnb.jetstream.lane import Hear, LaneClient, Message, header_block
 from nqnb.jetstream.replies import Replies
-from nqnb.jetstream.translate import NO_JETSTREAM_CODES, ApiError, address, no_server, refused, translated
+from nqnb.jetstream.translate import (
+    NO_JETSTREAM_CODES,
+    ApiError,
+    address,
+    denied_subject,
+    no_server,
+    not_permitted,
+    refused,
+    translated,
+)
 from nqnb.settings import Settings
 
 T = TypeVar("T")
+
+log = logging.getLogger("nqnb.connection")
+
+_CLOSING = 3.0
+"""Seconds that nats-py may take to close: in the middle of a reconnect it may wait for what never comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +71,13 @@ _ack_decoder = msgspec.json.Decoder(_Ack)
 class Connection:
     """An open connection; make one with `open`."""
 
-    def __init__(self, client: NatsClient, settings: Settings) -> None:
+    def __init__(self, client: LaneClient, settings: Settings) -> None:
         self.client = client
         self.settings = settings
         self.closed = asyncio.Event()
         """Set when the connection is gone for good."""
+        self.losses = 0
+        """How often it was lost so far."""
         self._replies = Replies(client.new_inbox())
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
@@ -119,23 +135,23 @@ class Connection:
 
     async def request(
         self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None, timeout: float | None = None
-    ) -> Msg:
+    ) -> Message:
         """Send and await the one answer.
 
         Raises:
             NoResponders: nobody serves the subject; nothing happened.
             Unconfirmed: no answer within ``timeout`` seconds (default: the settings'), or the connection was lost.
+            ServerRefused: our user may not publish there; ``.code`` is 403.
             ConnectionFailed: as in `send`.
             PayloadTooLarge: data and headers are above the server's limit.
         """
-        self._check_size(data, headers)
         inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout)
         try:
-            await self._send(subject, data, inbox, dict(headers) if headers else None)
+            await self._send(subject, data, inbox, headers)
             answer = await reply
         finally:
             self._replies.forget(inbox)
-        if not answer.data and answer.headers and answer.headers.get("Status") == "503":
+        if not answer.data and answer.headers.get("Status") == "503":
             raise NoResponders(f"nobody serves {subject!r} on the server at this moment", subject)
         return answer
 
@@ -169,10 +185,15 @@ class Connection:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
         return decoded
 
-    async def insist(self, ask: Callable[[], Awaitable[T]], retry_for: float | None = None) -> T:
+    async def insist(
+        self,
+        ask: Callable[[], Awaitable[T]],
+        retry_for: float | None = None,
+        mend: Callable[[], Awaitable[None]] | None = None,
+    ) -> T:
         """Await ``ask()``, again and again for ``retry_for`` seconds while its answer is lost or nobody serves it.
 
-        Only for what may safely happen twice.
+        Only for what may safely happen twice. ``mend()`` is awaited each time that nobody serves it; it must not raise.
 
         Raises:
             whatever the last try raised.
@@ -184,6 +205,8 @@ class Connection:
             try:
                 return await ask()
             except (NoResponders, Unconfirmed) as error:
+                if mend is not None and isinstance(error, NoResponders):
+                    await mend()
                 # Once an answer was lost it may have happened, whatever the later tries say.
                 unsure = error if isinstance(error, Unconfirmed) else unsure
                 if time.monotonic() + pause > until or self.closed.is_set():
@@ -191,14 +214,10 @@ class Connection:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 1.0)
 
-    async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
-        """Call ``callback`` with each message of a subject, in order, on the loop; it must not raise."""
-
-        async def deliver(message: Msg) -> None:
-            callback(message)
-
+    async def subscribe(self, subject: str, hear: Hear) -> Subscription:
+        """Call ``hear`` with each message of a subject, in order, on the loop; it must not block."""
         try:
-            return await self.client.subscribe(subject, cb=deliver)
+            return await self.client.listen(subject, hear)
         except nats.errors.Error as error:
             raise translated(error, self.settings, subject) from None
 
@@ -208,39 +227,34 @@ class Connection:
             if not self.client.is_closed:
                 with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
                     await asyncio.wait_for(self.client.flush(), 1.0)
-                # The socket may break in this very moment.
-                with contextlib.suppress(nats.errors.Error, OSError):
-                    await self.client.close()
+                await leave(self.client, _CLOSING)
         finally:
             self._replies.fail_all("the connection was closed")
             self._replies.close()
             self.closed.set()
 
-    async def _send(self, subject: str, data: bytes, reply: str, headers: dict[str, str] | None) -> None:
+    async def _send(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         try:
-            await self.client.publish(subject, data, reply=reply, headers=headers)
-        except nats.errors.Error as error:
-            raise translated(error, self.settings, subject) from None
-
-    def _check_size(self, data: bytes, headers: Mapping[str, str] | None) -> None:
-        # 12 bytes of "NATS/1.0" with its line ends, 4 of ": " and a line end a header.
-        size = len(data) + (12 + sum(len(name) + len(value) + 4 for name, value in headers.items()) if headers else 0)
-        if size > self.max_payload:
+            await self.client.write(subject, data, reply, headers)
+        except nats.errors.MaxPayloadError:
+            size = len(data) + len(header_block(headers or {}))
             raise PayloadTooLarge(
                 f"the message has {size:,} bytes with its headers, the server takes {self.max_payload:,}; "
                 "send a path or key to the data instead, or raise max_payload on the server",
                 size,
                 self.max_payload,
-            )
+            ) from None
+        except nats.errors.Error as error:
+            raise translated(error, self.settings, subject) from None
 
     async def _find_jetstream(self, trouble: asyncio.Future[Exception], seconds: float) -> None:
         settings = self.settings
-        await self.client.subscribe(self._replies.subject, cb=self._replies.answered)
+        await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
         # A connection that ends or lacks a permission has no other answer than its error.
         await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
-        if not asking.done():
+        if trouble.done() and not (asking.done() and asking.exception() is None):
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
             raise no_server(settings, dict.fromkeys(settings.urls, trouble.result()))
@@ -253,11 +267,11 @@ class Connection:
                 f"JetStream is off at {address(settings)}; start the server with `-js`, or use `nqnb up`"
             ) from None
         except (ConnectionFailed, Unconfirmed):
-            reason = trouble.result() if trouble.done() else TimeoutError()
-            raise no_server(settings, dict.fromkeys(settings.urls, reason)) from None
+            raise no_server(settings, dict.fromkeys(settings.urls, TimeoutError())) from None
 
     async def when_disconnected(self) -> None:
-        """Fail what is in flight. For `dial`, as are the next two."""
+        """Fail what is in flight. For `dial`, as are the next three."""
+        self.losses += 1
         self._replies.fail_all("the connection was lost")
         for callback in self._on_disconnect:
             callback()
@@ -271,3 +285,15 @@ class Connection:
         """It is over."""
         self._replies.fail_all("the connection was closed")
         self.closed.set()
+
+    async def when_refused(self, error: Exception) -> None:
+        """Fail what our user may not ask; it gets no answer."""
+        denied = denied_subject(error)
+        if denied is None:
+            return
+        verb, subject = denied
+        waited = verb == "publish" and self._replies.refuse(
+            subject, lambda about: not_permitted(self.settings, verb, about)
+        )
+        if not waited:
+            log.error("%s", not_permitted(self.settings, verb, subject))

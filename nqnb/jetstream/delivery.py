@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nats.aio.msg import Msg
-
 from nqnb import names
 from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.lane import Message
 
 LONGEST_PUT_BACK = 3600.0
 
@@ -31,7 +31,7 @@ class AckFacts(NamedTuple):
         return cls(int(tokens[start]), int(tokens[start + 1]), int(tokens[start + 3]) / 1e9)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen, which would make it thrice as dear
 class Delivery:
     """A task message as the server handed it to this worker."""
 
@@ -49,12 +49,17 @@ class Delivery:
     """It was fired by a server-side schedule."""
     received: float = field(default_factory=time.monotonic)
     """When it came, on this machine's monotonic clock."""
+    stored: float = math.inf
+    """When the stream stored it, in Unix seconds by the server's clock."""
+    void: bool = False
+    """Its stream is no more: by its number, an answer would be about another's message in the stream that came after.
+    So nothing is answered, and there is no hold to renew."""
 
     @classmethod
-    def of(cls, connection: Connection, queue: str, message: Msg) -> Delivery:
+    def of(cls, connection: Connection, queue: str, message: Message) -> Delivery:
         """Read a message that a pull brought."""
         facts = AckFacts.of(message.reply)
-        headers = message.headers or {}
+        headers = message.headers
         return cls(
             connection=connection,
             queue=queue,
@@ -64,6 +69,7 @@ class Delivery:
             deliveries=facts.deliveries,
             ours=names.CLIENT_HEADER in headers,
             scheduled="Nats-Scheduler" in headers,
+            stored=facts.stored,
         )
 
     async def ack(self) -> None:
@@ -80,14 +86,24 @@ class Delivery:
         await self._answer(b"+TERM")
 
     async def in_progress(self) -> bool:
-        """Start the ack wait anew; True when the server has answered that it did."""
+        """Start the ack wait anew; True when the server has answered that it did.
+
+        Raises:
+            NoResponders: the consumer is gone.
+        """
+        if self.void:
+            return True
         try:
             await self.connection.request(self.reply, b"+WPI")
-        except (NoResponders, Unconfirmed, ConnectionFailed):
+        except NoResponders:
+            raise
+        except (Unconfirmed, ConnectionFailed):
             return False
         return True
 
     async def _answer(self, data: bytes) -> None:
+        if self.void:
+            return
         try:
             await self.connection.send(self.reply, data)
         except ConnectionFailed:

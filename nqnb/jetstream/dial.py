@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
-from nats.aio.client import Client as NatsClient
 
 from nqnb.errors import BadInput
 from nqnb.jetstream.credentials import Credentials, read_seed
+from nqnb.jetstream.lane import LaneClient
 from nqnb.jetstream.translate import CertificateRefused, Silent, no_server
 from nqnb.settings import Settings
 
@@ -41,11 +41,15 @@ class Listener(Protocol):
         """It is gone for good."""
         ...
 
+    async def when_refused(self, error: Exception) -> None:
+        """The server complains of what was sent, and goes on."""
+        ...
+
 
 L = TypeVar("L", bound=Listener)
 
 
-async def dial(settings: Settings, listener: Callable[[NatsClient], L]) -> tuple[L, asyncio.Future[Exception]]:
+async def dial(settings: Settings, listener: Callable[[LaneClient], L]) -> tuple[L, asyncio.Future[Exception]]:
     """Connect to the first server that lets us in, within ``settings.connect_timeout``.
 
     Args:
@@ -74,26 +78,29 @@ async def dial(settings: Settings, listener: Callable[[NatsClient], L]) -> tuple
             return heard, trouble
         except (asyncio.TimeoutError, TimeoutError, _Refused):
             reasons[url] = client.reason(trouble.result() if trouble.done() else TimeoutError())
-            await _drop(client)
+            await leave(client)
         except BaseException:
-            await _drop(client)
+            await leave(client)
             raise
     raise no_server(settings, reasons)
 
 
-async def _drop(client: NatsClient) -> None:
-    """Leave a connection that failed."""
+async def leave(client: LaneClient, seconds: float = _CLOSING) -> None:
+    """Close a connection, and after some seconds wait no longer for what nats-py still awaits."""
     closing = asyncio.ensure_future(client.close())
-    await asyncio.wait({closing}, timeout=_CLOSING)
-    closing.cancel()
-    await asyncio.gather(closing, return_exceptions=True)
+    # The socket may break in this very moment, which nobody needs to hear of.
+    closing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
+    await asyncio.wait({closing}, timeout=seconds)
+    if not closing.done():
+        closing.cancel()
+        await asyncio.wait({closing}, timeout=_CLOSING)
 
 
 class _Refused(Exception):
     """The try failed; the future beside it knows why."""
 
 
-class _Client(NatsClient):
+class _Client(LaneClient):
     def __init__(self, *, insist_on_tls: bool) -> None:
         super().__init__()
         self._insist_on_tls = insist_on_tls
@@ -120,7 +127,7 @@ class _Client(NatsClient):
 
 
 async def _connect(
-    client: NatsClient, urls: list[str], heard: Listener, trouble: asyncio.Future[Exception], options: dict[str, Any]
+    client: LaneClient, urls: list[str], heard: Listener, trouble: asyncio.Future[Exception], options: dict[str, Any]
 ) -> None:
     dialling = True
 
@@ -129,6 +136,7 @@ async def _connect(
             trouble.set_result(error)
         if dialling:
             raise _Refused
+        await heard.when_refused(error)
 
     try:
         await client.connect(

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 
 from nqnb import names
 from nqnb.errors import NoResponders, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
-from nqnb.jetstream.streams import MESSAGE_NOT_FOUND, NOT_FOUND
+from nqnb.jetstream.lane import Message
+from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
+from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.jetstream.translate import ApiError, refused
 from nqnb.store import Entry, Unsubscribe
 from nqnb.wire import parse_time
@@ -23,7 +24,7 @@ from nqnb.wire import parse_time
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-_OPERATION = "KV-Operation"
+OPERATION = "KV-Operation"
 _TTL = "Nats-TTL"
 _PAGE = 1000
 
@@ -102,9 +103,9 @@ class KeyValueStore:
                     raise
         elif await self.get(key) is not None:
             publish = self._connection.publish
-            await self._connection.insist(lambda: publish(self._root + key, b"", {_OPERATION: "DEL"}))
+            await self._connection.insist(lambda: publish(self._root + key, b"", {OPERATION: "DEL"}))
 
-    async def entries(self) -> AsyncIterator[Entry]:
+    async def entries(self) -> AsyncGenerator[Entry, None]:
         """See `StateStore.entries`."""
         config = {
             "deliver_policy": "last_per_subject",
@@ -130,7 +131,7 @@ class KeyValueStore:
                     return
                 left -= len(page)
                 for message in page:
-                    if not message.headers or message.headers.get(_OPERATION) is None:
+                    if OPERATION not in message.headers:
                         yield self._entry_of(message)
         finally:
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
@@ -149,7 +150,7 @@ class KeyValueStore:
 
         return unsubscribe
 
-    def _entry_of(self, message: Msg) -> Entry:
+    def _entry_of(self, message: Message) -> Entry:
         facts = AckFacts.of(message.reply)
         return Entry(message.subject.removeprefix(self._root), message.data, facts.sequence, facts.stored)
 
@@ -190,8 +191,8 @@ class KeyValueStore:
 
     async def _get_direct(self, key: str) -> Entry | None:
         answer = await self._connection.request(self._quick_get + key)
-        headers = answer.headers or {}
-        if "Nats-Sequence" not in headers or _OPERATION in headers:
+        headers = answer.headers
+        if "Nats-Sequence" not in headers or OPERATION in headers:
             return None
         return Entry(key, answer.data, int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"]))
 
@@ -208,12 +209,12 @@ class KeyValueStore:
         return self._direct
 
 
-async def _read_page(connection: Connection, consumer: str, count: int) -> list[Msg]:
+async def _read_page(connection: Connection, consumer: str, count: int) -> list[Message]:
     """Pull up to ``count`` messages from a consumer that has them; fewer where the server ends the pull."""
-    page: list[Msg] = []
+    page: list[Message] = []
     done = asyncio.get_running_loop().create_future()
 
-    def receive(message: Msg) -> None:
+    def receive(message: Message) -> None:
         if message.reply:
             page.append(message)
         if (len(page) == count or not message.reply) and not done.done():
@@ -233,4 +234,4 @@ async def _read_page(connection: Connection, consumer: str, count: int) -> list[
 
 
 def _is_marker(headers: bytes) -> bool:
-    return _OPERATION.encode() in headers
+    return OPERATION.encode() in headers

@@ -13,16 +13,17 @@ from collections.abc import Callable
 
 import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from nqnb import names
 from nqnb.aside import spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.consumers import ConsumerLimits, ensure_consumer, pause_consumer
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.kv import KeyValueStore
-from nqnb.jetstream.streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue, pause_consumer
+from nqnb.jetstream.lane import Message
+from nqnb.jetstream.streams import QueueStreams, ensure_queue
 
 log = logging.getLogger("nqnb.pull")
 
@@ -190,11 +191,11 @@ class PullLoop:
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._streams.tasks}.{names.CONSUMER}"
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
-    def _receiver(self) -> Callable[[Msg], None]:
+    def _receiver(self) -> Callable[[Message], None]:
         """A callback bound to its subscription, so that stragglers of a withdrawn one are told apart."""
         inbox = self._inbox
 
-        def receive(message: Msg) -> None:
+        def receive(message: Message) -> None:
             current = inbox == self._inbox and self._subscription is not None
             if current:
                 self._heard = asyncio.get_running_loop().time()
@@ -212,8 +213,8 @@ class PullLoop:
 
         return receive
 
-    def _status(self, message: Msg) -> None:
-        headers = message.headers or {}
+    def _status(self, message: Message) -> None:
+        headers = message.headers
         status, description = headers.get("Status", ""), headers.get("Description", "")
         if status == "100":
             return
@@ -225,6 +226,9 @@ class PullLoop:
             # A waiting pull is served once others have acked; a probe gets nothing more.
             self.asked = 0 if self._probe is not None else self.asked
             return
+        if "Consumer Deleted" in description:
+            # The pull stood until then, so nothing was refused.
+            self._pause = 0.0
         log.warning("queue %s: the server ended a pull: %s %s", self.queue, status, description)
         self._break()
 

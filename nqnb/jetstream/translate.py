@@ -20,6 +20,7 @@ NO_JETSTREAM_CODES = (10039, 10076)
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 """OpenSSL's numbers for a chain that ends at nobody whom we trust."""
 _OUR_CERTIFICATE = "give the certificate and key that it accepts with tls_cert and tls_key"
+_PERMISSIONS = "ask its operator for the permissions that nqnb's README lists"
 _FIRST = {
     False: "if it wants the TLS handshake first, give tls_first",
     True: "if it does not want the TLS handshake first, leave tls_first out",
@@ -53,6 +54,19 @@ def refused(error: ApiError, what: str) -> ServerRefused:
     )
 
 
+def denied_subject(error: BaseException) -> tuple[str, str] | None:
+    """What a user may not do, "publish" or "subscribe", and to which subject; None where it is about something else."""
+    found = re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', str(error), re.IGNORECASE)
+    return None if found is None else ("publish" if found[1].lower() == "publish" else "subscribe", found[2])
+
+
+def not_permitted(settings: Settings, verb: str, subject: str) -> ServerRefused:
+    """Our user lacks a permission, which the server says beside the answers, and only there."""
+    who = f"user {settings.user!r}" if settings.user else "our user"
+    text = f"{who} may not {verb} to {subject!r}"
+    return ServerRefused(f"the server refused a request: {text}; {_PERMISSIONS}", 403, 0, text)
+
+
 class Silent(TimeoutError):
     """The address took our connection, and said nothing."""
 
@@ -80,6 +94,8 @@ def _reason(settings: Settings, reason: BaseException) -> tuple[str, str]:
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
         return _turned_away(settings, text)
+    if denied_subject(reason) is not None:
+        return text.removeprefix("nats: "), _PERMISSIONS
     if isinstance(reason, ssl.SSLError):
         return _no_tls(settings, reason)
     if isinstance(reason, nats.errors.SecureConnWantedError):

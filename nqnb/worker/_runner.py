@@ -32,13 +32,14 @@ from typing import Any
 
 from nqnb import payload
 from nqnb.errors import JobCancelled, UnencodableValue
-from nqnb.worker.job import Job
+from nqnb.worker.job import Job, StopFlag
 
 Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 """What `Job` takes, but for its last argument."""
 LENGTH = struct.Struct(">I")
 MOST_RESULT = 64 * 2**20
 """Bytes; no server takes more."""
+_OURS = (__name__, "nqnb.notebook.prints")
 _BETWEEN = 0.05
 """Seconds between two words of the handler that travel; the worker writes them less often still."""
 
@@ -68,8 +69,10 @@ def _receive(connection: socket.socket) -> tuple[Any, ...] | None:
         return task
 
 
-class _StopFlag(threading.Event):
-    """An event that a signal handler may set: its base has a lock, which the thread that is interrupted may hold."""
+class _StopFlag(StopFlag):
+    """One that a signal handler may set: its base has a lock, which the thread that is interrupted may hold."""
+
+    __slots__ = ("_full", "_raised", "_ready")
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,10 +87,9 @@ class _StopFlag(threading.Event):
             self._raised = True
             os.write(self._full, b"!")  # and never read, so that it wakes every thread
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def wait(self, seconds: float) -> None:
         if not self._raised:
-            select.select([self._ready], [], [], None if timeout is None else max(timeout, 0.0))
-        return self._raised
+            select.select([self._ready], [], [], max(seconds, 0.0))
 
 
 class _Runner:
@@ -234,7 +236,7 @@ def _failure(error: BaseException) -> tuple[Any, ...]:
     # The frames above the handler's are ours, and tell its author nothing.
     trace = each = error.__traceback__
     while each is not None:
-        if each.tb_frame.f_globals.get("__name__") == __name__ and each.tb_next is not None:
+        if each.tb_frame.f_globals.get("__name__") in _OURS and each.tb_next is not None:
             trace = each.tb_next
         each = each.tb_next
     written = io.StringIO()

@@ -56,7 +56,7 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             log.info("task %s: nothing to do, %s", run.id, verdict.why)
             await run.delivery.ack()
             return False
-        if verdict.step is ClaimStep.POSTPONE and backend.can_schedule:
+        if verdict.step is ClaimStep.POSTPONE and await backend.takes_schedules(run.message.Queue):
             if await _postpone(backend, run, prior, revision):
                 return False
             fresh = True

@@ -19,7 +19,6 @@ from nqnb.worker.executors import Result, make_executor
 from nqnb.worker.heartbeat import check_entry
 from nqnb.worker.job import Job
 from nqnb.worker.run import Run, Stop
-from nqnb.worker.watch import EntryWatch
 
 log = logging.getLogger("nqnb.worker")
 
@@ -69,11 +68,13 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     timer = None
     if until:
         timer = asyncio.get_running_loop().call_later(until - time.time(), run.stop, Stop.TIMEOUT)
-    watch = EntryWatch(backend, worker, run)
+    run.started = time.monotonic()
     try:
         return await run.executor.run()
     finally:
-        watch.close()
+        run.started = 0.0
+        if run.watch is not None:
+            run.watch.close()
         progress.close()
         if timer is not None:
             timer.cancel()

@@ -34,7 +34,7 @@ INLINE_RESULT = 4096
 """Bytes of JSON up to which a result stands in the entry itself."""
 _TRACEBACK = 4096
 _MESSAGE = 1024
-_OURS = ("nqnb.worker.executors",)
+_OURS = ("nqnb.worker.executors", "nqnb.notebook.prints", "nqnb.notebook.kernel")
 
 
 async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
@@ -70,7 +70,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             status = Status.CANCELLED
             meta = msgspec.structs.replace(meta, cancel=await _receipt(backend, run))
         entry, delay = _outcome_entry(backend, run, status, meta)
-        scheduled = delay > lifecycle.LONG and backend.can_schedule
+        scheduled = delay > lifecycle.LONG and await backend.takes_schedules(entry.Queue)
         if scheduled:
             # The schedule first, then the entry, then the old message.
             at = entry.meta.not_before
@@ -170,9 +170,11 @@ async def _describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, R
 
 
 async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
+    if value is None:
+        return
     data = payload.encode_json(value, "result")
     if len(data) <= INLINE_RESULT:
-        meta.result = msgspec.Raw(data) if value is not None else msgspec.UNSET
+        meta.result = msgspec.Raw(data)
         return
     # The claim's revision in the key: a loser never overwrites the winner's.
     meta.result_key = f"{run.id}.{run.revision}"
@@ -231,7 +233,7 @@ def _hopeless(run: Run, result: Result) -> bool:
     judge = run.handler.is_failure
     final = judge is not None and isinstance(result.error, Exception) and judge(result.error)
     past_deadline = bool(run.entry.Deadline) and time.time() >= run.entry.Deadline
-    return past_deadline or final or isinstance(result.error, (_Useless, Poisoned, BadInput))
+    return past_deadline or final or run.delivery.void or isinstance(result.error, (_Useless, Poisoned, BadInput))
 
 
 def _timeout_text(run: Run) -> str:

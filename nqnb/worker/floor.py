@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -53,15 +55,16 @@ class Floor:
         self._empty.set()
         self._hurry = asyncio.Event()
         self._broken = asyncio.Event()
-        self._pulls = [
-            PullLoop(backend.connection, queue, self._on_delivery, self._wake.set) for queue in worker.handlers
-        ]
-        self._intake = Intake(self._pulls, self.free)
+        self._pulls = {
+            queue: PullLoop(backend.connection, queue, self._on_delivery, self._wake.set) for queue in worker.handlers
+        }
+        self._intake = Intake(list(self._pulls.values()), self.free)
+        self._mark, self._claims = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
         self._reserve: Reserve | None = None
         self._stopping = False
         self._paused = False
-        self._upkeep = Upkeep(worker, backend, self.runs, self._pulls, self._listener, self._wake.set)
+        self._upkeep = Upkeep(worker, backend, self.runs, list(self._pulls.values()), self._listener, self._wake.set)
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
@@ -78,9 +81,8 @@ class Floor:
         await self._upkeep.open()
         if self._worker.shutdown_on_disconnect:
             self.backend.connection.on_disconnect(self._give_up)
-        self._loops = [
-            asyncio.ensure_future(self._guarded(loop)) for loop in (self._take, self._upkeep.heart, self._upkeep.leases)
-        ]
+        loops = (self._take, self._upkeep.heart, self._upkeep.leases, self._upkeep.watches)
+        self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
         """Return when the connection is gone for good, or one of the loops is."""
@@ -93,14 +95,20 @@ class Floor:
     def pause(self) -> None:
         """Take nothing more, and go on with what runs."""
         self._paused = True
-        for pull in self._pulls:
+        for pull in self._pulls.values():
             pull.withdraw()
+
+    def resize(self) -> None:
+        """The concurrency has changed: ask for as many tasks as there are slots now."""
+        for pull in self._pulls.values():
+            pull.withdraw()
+        self._wake.set()
 
     async def drain(self, timeout: float) -> None:
         """Take nothing more; wait for what runs, then stop it and hand it back."""
         self._stopping = True
         self._upkeep.close()
-        for pull in self._pulls:
+        for pull in self._pulls.values():
             pull.withdraw()
         await _first(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
@@ -146,8 +154,9 @@ class Floor:
         elif self.free() <= 0:
             spawn(delivery.put_back())
         else:
-            pull = next(each for each in self._pulls if each.queue == delivery.queue)
-            run = Run(delivery, message, self._worker.handlers[delivery.queue], pull.ack_wait)
+            queue = delivery.queue
+            mark = f"{self._mark}{next(self._claims):x}"
+            run = Run(delivery, message, self._worker.handlers[queue], self._pulls[queue].ack_wait, mark)
             self.runs[message.ID] = run
             self._empty.clear()
             spawn(self._live(run))
@@ -166,6 +175,8 @@ class Floor:
         try:
             if not await claim(self.backend, self._worker.id, run, self._worker.poison_limit):
                 return
+            # It may have been swapped since the task came.
+            run.handler = self._worker.handlers[run.delivery.queue]
             result = await execute(self.backend, self._worker.id, run)
             if result is not None:
                 status = await finish(self.backend, run, result)

@@ -56,9 +56,11 @@ class Handler:
         try:
             return (payload.decode_json(job.payload, self.payload_type),)
         except BadInput as error:
-            raise BadInput(f"the payload does not fit {self._name()}: {error}") from None
+            raise BadInput(f"the payload does not fit {self.name}: {error}") from None
 
-    def _name(self) -> str:
+    @property
+    def name(self) -> str:
+        """The function's name."""
         return getattr(self.function, "__qualname__", repr(self.function))
 
 

@@ -8,7 +8,7 @@ import time
 
 from nqnb import lifecycle
 from nqnb.cancel import write_intent
-from nqnb.errors import NqnbError
+from nqnb.errors import NoResponders, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import BeatStep
 from nqnb.wire import CancelRecord
@@ -18,7 +18,7 @@ from nqnb.worker.run import Run, Stop
 log = logging.getLogger("nqnb.worker")
 
 
-async def beat(backend: Backend, worker: str, run: Run, since: float) -> None:
+async def beat(backend: Backend, worker: str, run: Run, since: float) -> bool:
     """One heartbeat of a claimed run; answers that do not come are left to the next one.
 
     Args:
@@ -27,19 +27,28 @@ async def beat(backend: Backend, worker: str, run: Run, since: float) -> None:
         run: the run.
         since: when our presence was last written, on the monotonic clock. The lease counts from there, so that a run
             is stopped before anybody takes its worker for dead.
+
+    Returns:
+        Whether the consumer is gone: it has to be made again, and the heartbeat repeated, or the lease runs out.
     """
     if run.beating:
-        return
+        return False
     run.beating = True
     try:
-        await asyncio.gather(_renew(run, since), _look(backend, worker, run))
+        gone, _ = await asyncio.gather(_renew(run, since), _look(backend, worker, run))
     finally:
         run.beating = False
+    return gone
 
 
-async def _renew(run: Run, since: float) -> None:
-    if await run.delivery.in_progress():
-        run.beat = max(run.beat, since)
+async def _renew(run: Run, since: float) -> bool:
+    """Renew the lease; returns whether the consumer is gone."""
+    try:
+        if await run.delivery.in_progress():
+            run.beat = max(run.beat, since)
+    except NoResponders:
+        return True
+    return False
 
 
 async def _look(backend: Backend, worker: str, run: Run) -> None:

@@ -15,6 +15,32 @@ LOG_LINES = 20
 LINE_LENGTH = 200
 
 
+class StopFlag:
+    """A `threading.Event` that is set once, by one thread; every task makes one, so it is made of little."""
+
+    __slots__ = ("_is_set", "_lock")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set it, and wake whoever waits."""
+        if not self._is_set:
+            self._is_set = True
+            self._lock.release()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is set, but no longer than that."""
+        if self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
+            self._lock.release()
+
+
 class Job:
     """One attempt at a task. Every method may be called from any thread.
 
@@ -44,7 +70,7 @@ class Job:
         self.max_retry = max_retry
         self.deadline = deadline
         self._changed = changed
-        self._stop = threading.Event()
+        self._stop = StopFlag()
         self._progress: Progress | None = None
         self._log: list[str] = []
 

@@ -22,7 +22,7 @@ import msgspec
 from nqnb.errors import InvalidHandler, UnencodableValue
 from nqnb.lifecycle import Ended
 from nqnb.wire import Progress
-from nqnb.worker.executors import Result
+from nqnb.worker.executors import Executor, Result
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
 from nqnb.worker.spares import Spares, TaskProcess
@@ -48,23 +48,18 @@ class ProcessTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
-class ProcessExecutor:
+class ProcessExecutor(Executor):
     """Runs a handler in a process of its own."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
+        super().__init__(handler, job)
         self.how = "its process was interrupted"
-        self._handler = handler
-        self._job = job
         self._loop = asyncio.get_running_loop()
         self._process: TaskProcess | None = None
         self._outcome: Result | None = None
-        self._stopping = False
         self._timers: list[asyncio.TimerHandle] = []
 
-    async def run(self) -> Result:
-        """See `Executor.run`."""
-        if self._stopping:
-            return Result(Ended.STOPPED)
+    async def _run(self) -> Result:
         try:
             arguments = self._handler.arguments(self._job)
             call = _pickled(self._handler, arguments)
@@ -81,17 +76,9 @@ class ProcessExecutor:
             process.kill()
             for timer in self._timers:
                 timer.cancel()
-        result = self._outcome or self._without_outcome(status)
-        if self._stopping and result.ended is Ended.FAILED:
-            return Result(Ended.STOPPED, error=result.error)
-        return result
+        return self._outcome or self._without_outcome(status)
 
-    def stop(self) -> None:
-        """See `Executor.stop`."""
-        if self._stopping:
-            return
-        self._stopping = True
-        self._job._stop.set()
+    def _begin_to_stop(self) -> None:
         if self._process is not None and self._outcome is None:
             self._process.interrupt()
             self._later(self._handler.grace, self._terminate, self._process)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import secrets
 import time
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,6 +14,9 @@ from nqnb.wire import CancelRecord, TaskMessage
 from nqnb.worker.executors import Executor
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
+
+if TYPE_CHECKING:
+    from nqnb.worker.watch import EntryWatch
 
 LEASE = 0.8
 """The share of the ack wait after the last answered heartbeat at which a run is stopped: before the server may hand
@@ -44,17 +47,17 @@ class Run:
         message: the task as the stream holds it.
         handler: what runs it.
         ack_wait: the consumer's ack wait, in seconds.
+        claim: marks our claim in the entry; differs for every claim.
     """
 
-    def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float) -> None:
+    def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float, claim: str) -> None:
         self.id = message.ID
         self.message = message
         self.handler = handler
         self.ack_wait = ack_wait
         self.delivery = delivery
         """The newest delivery: the one that heartbeats and acks answer."""
-        self.claim = secrets.token_hex(6)
-        """Marks our claim in the entry."""
+        self.claim = claim
         self.claimed = False
         self.poisoned = False
         """It has silenced so many workers that it is not run again."""
@@ -67,6 +70,9 @@ class Run:
         """Set once a cancel has been heard or read: the local flag of the protocol."""
         self.why: Stop | None = None
         self.executor: Executor | None = None
+        self.started = 0.0
+        """When the handler was started, on the monotonic clock; 0 while it does not run."""
+        self.watch: EntryWatch | None = None
         self.job: Job | None = None
         self.beat = delivery.received
         """When the last answered heartbeat was sent, on the monotonic clock."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -10,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nqnb.aside import spawn
-from nqnb.errors import NqnbError
+from nqnb.errors import NoResponders, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.pull import PullLoop
 from nqnb.worker.heartbeat import beat
 from nqnb.worker.run import PRESENCE, Run, Stop
+from nqnb.worker.watch import AFTER, EntryWatch
 
 if TYPE_CHECKING:
     from nqnb.worker.worker import Worker
@@ -99,6 +101,7 @@ class Upkeep:
                 await self._backend.ensure_buckets()
                 for pull in self._pulls:
                     await self._listener.ensure(pull.queue)
+                await self._disown()
                 await self._announce()
                 await self._beat_all()
                 break
@@ -129,15 +132,43 @@ class Upkeep:
             await self._backend.ensure_buckets()
             for pull in self._pulls:
                 await self._listener.ensure(pull.queue)
+            await self._disown()
         except NqnbError as error:
             log.info("something is missing on the server and cannot be made now: %s", error)
         finally:
             self._keeping = False
 
+    async def _disown(self) -> None:
+        """Let no run answer for a message of a stream that is no more, as when the server has lost its store."""
+        for queue in {run.delivery.queue for run in self._runs.values()}:
+            born = await self._backend.born(queue)
+            for run in self._runs.values():
+                # Infinite is one that is not there at this moment.
+                if run.delivery.queue == queue and run.delivery.stored < born < math.inf:
+                    run.delivery.void = True
+
     async def _beat_all(self, before: float = math.inf) -> None:
         """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
         runs = [run for run in self._runs.values() if run.claimed and run.beat < before]
-        await asyncio.gather(*(beat(self._backend, self._worker.id, run, self._announced) for run in runs))
+        orphans = await self._beat(runs)
+        if orphans:
+            # While all slots are taken nobody pulls, so nobody else would see it.
+            for pull in self._pulls:
+                if any(run.delivery.queue == pull.queue for run in orphans):
+                    await self._make_again(pull)
+            await self._beat(orphans)
+
+    async def _make_again(self, pull: PullLoop) -> None:
+        log.info("queue %s: its consumer is gone, and is made again", pull.queue)
+        try:
+            await pull.ensure()
+        except NqnbError as error:
+            log.warning("queue %s: its consumer cannot be made now: %s", pull.queue, error)
+
+    async def _beat(self, runs: Sequence[Run]) -> list[Run]:
+        """A heartbeat for each; returns those whose consumer is gone."""
+        gone = await asyncio.gather(*(beat(self._backend, self._worker.id, run, self._announced) for run in runs))
+        return [run for run, missing in zip(runs, gone, strict=True) if missing]
 
     async def leases(self) -> None:
         """Stop what could not be renewed, before the server gives it to somebody else."""
@@ -147,7 +178,25 @@ class Upkeep:
                 if run.claimed and run.lost_hold():
                     run.stop(Stop.LEASE)
 
+    async def watches(self) -> None:
+        """Watch the entries of tasks that run for longer."""
+        while True:
+            await asyncio.sleep(AFTER / 2)
+            before = time.monotonic() - AFTER
+            for run in self._runs.values():
+                if 0 < run.started < before and run.watch is None:
+                    run.watch = EntryWatch(self._backend, self._worker.id, run)
+
     async def _announce(self) -> None:
+        try:
+            await self._write_presence()
+        except NoResponders:
+            # Somebody deleted its bucket, and without presence no lease is renewed. Heartbeats must not wait for long.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._backend.ensure_buckets(), self._interval / 2)
+            await self._write_presence()
+
+    async def _write_presence(self) -> None:
         asked = time.monotonic()
         await self._backend.presence.announce(self._worker.info(list(self._runs), PRESENCE * self._ack_wait))
         self._announced = asked

@@ -22,22 +22,24 @@ _SETTLE = 0.02
 
 
 class EntryWatch:
-    """Watches one running task's entry, from `AFTER` its start until it is closed."""
+    """Watches one running task's entry until it is closed."""
 
     def __init__(self, backend: Backend, worker: str, run: Run) -> None:
         self._backend = backend
         self._worker = worker
         self._run = run
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(AFTER, lambda: spawn(self._open()))
+        self._timer: asyncio.TimerHandle | None = None
         self._unsubscribe: Unsubscribe | None = None
         self._looking = False
         self._closed = False
+        spawn(self._open())
 
     def close(self) -> None:
         """Watch no more."""
         self._closed = True
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._unsubscribe is not None:
             spawn(self._unsubscribe())
             self._unsubscribe = None

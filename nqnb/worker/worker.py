@@ -20,7 +20,7 @@ from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.records import WorkerInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
-from nqnb.store import StateStore
+from nqnb.store import StateStore, check_store
 from nqnb.version import __version__
 from nqnb.worker.handlers import Handler, Isolation, make_handler
 
@@ -88,7 +88,7 @@ class Worker:
         self.handlers: dict[str, Handler] = {}
         self.malformed = 0
         """How many messages were no tasks, and were terminated."""
-        self._store = store
+        self._store = check_store(store)
         self._floor: Floor | None = None
         self._stop = asyncio.Event()
         self._started = datetime.now(timezone.utc)
@@ -142,6 +142,29 @@ class Worker:
             return function
 
         return register
+
+    def swap(self, handler: Handler, concurrency: int) -> None:
+        """Run a queue's tasks with another handler, and so many at once; what runs now ends on the old one.
+
+        To be called on the worker's loop.
+
+        Raises:
+            InvalidHandler: the worker does not serve that queue.
+        """
+        if handler.queue not in self.handlers:
+            raise InvalidHandler(
+                f"the worker does not serve queue {handler.queue!r}: register a handler before it starts"
+            )
+        self.handlers[handler.queue] = handler
+        if concurrency != self.concurrency:
+            self.concurrency = concurrency
+            if self._floor is not None:
+                self._floor.resize()
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the tasks that it runs."""
+        return [] if self._floor is None else list(self._floor.runs)
 
     def info(self, running: list[str], ttl: float) -> WorkerInfo:
         """What the worker's presence entry says."""
@@ -212,7 +235,7 @@ class Worker:
         await self.start()
         with self._signals():
             try:
-                await self._until_stopped()
+                await self.ended()
             finally:
                 lost = not self._stop.is_set()
                 await self.stop()
@@ -245,7 +268,8 @@ class Worker:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop()
 
-    async def _until_stopped(self) -> None:
+    async def ended(self) -> None:
+        """Return when `request_stop` was called, or the worker cannot go on: its connection is gone for good."""
         if self._floor is None:
             return
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._floor.gone())]

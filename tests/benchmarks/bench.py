@@ -4,7 +4,7 @@
 
 A peer is a script that is called with a server's URL and prints one JSON object of tasks per second
 (``enqueue_sequential`` and so on). Each gets a server of its own unless --url is given. Figures are tasks per second
-and milliseconds (p50, p99); machines are noisy, so compare within one run only.
+and milliseconds (p50, p99); machines are noisy, so compare within one run only. The output says what bounds each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import platform
@@ -27,6 +26,17 @@ from typing import Any
 import nqnb
 
 HERE = Path(__file__).parent
+
+BOUNDS = {
+    "enqueue_sequential": "two round trips a task, one after the other: its message, then its entry",
+    "enqueue_pipelined": "one core of Python in the client: two stored messages a task",
+    "drain": "one core of Python in the worker: three round trips (read, claim, outcome) and an ack a task",
+    "submit_to_start_ms": "the message's way through the server, and two round trips of the worker: read, claim",
+    "cancel_to_coroutine_ms": "two round trips of the client (read, intent), and the multicast through the server",
+    "cancel_to_thread_ms": "as for a coroutine, and a switch of threads",
+    "cancel_to_process_ms": "as for a coroutine, and a signal to another process",
+    "kib_a_1000_running_tasks": "some twenty Python objects a task: its message, entry, job, executor and coroutine",
+}
 
 
 def peak(values: list[float], share: float) -> float:
@@ -53,7 +63,7 @@ class WorkerProcess:
             if line.startswith(b"{"):
                 return dict(json.loads(line))
 
-    async def expect(self, name: str, value: str | None = None) -> dict[str, Any]:
+    async def expect(self, name: str, value: str | int | None = None) -> dict[str, Any]:
         while True:
             facts = await self.facts()
             if name in facts and value in (None, facts[name]):
@@ -61,8 +71,8 @@ class WorkerProcess:
 
 
 @contextlib.asynccontextmanager
-async def worker_process(url: str) -> AsyncIterator[WorkerProcess]:
-    command = (sys.executable, str(HERE / "bench_worker.py"), url)
+async def worker_process(url: str, *options: str) -> AsyncIterator[WorkerProcess]:
+    command = (sys.executable, str(HERE / "bench_worker.py"), url, *options)
     # What a handler in a process prints goes to its worker's stderr.
     pipe, same = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
     process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=same)
@@ -93,6 +103,9 @@ async def drain(worker: WorkerProcess, tasks: int) -> int:
     while not marks or marks[-1]["done"] < tasks - 500:
         marks.append(await worker.expect("done"))
     first, last = marks[0], marks[-1]
+    while marks[-1]["done"] + 500 <= tasks:
+        # What is measured next must not wait for the rest.
+        marks.append(await worker.expect("done"))
     return round((last["done"] - first["done"]) / (last["at"] - first["at"]))
 
 
@@ -120,33 +133,13 @@ async def cancel_to_handler(nq: nqnb.Client, worker: WorkerProcess, kind: str, s
     return milliseconds(waits)
 
 
-def memory() -> int:
-    """Bytes that this process holds in memory."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def memory_of_running(url: str, tasks: int) -> float:
-    """KiB for each 1,000 tasks that run at once as coroutines in this process."""
-    worker = nqnb.Worker(url, concurrency=tasks, shutdown_timeout=0)
-    running = 0
-
-    @worker.handler("bench-memory")
-    async def rest(job: nqnb.Job) -> None:
-        nonlocal running
-        running += 1
-        await asyncio.sleep(600)
-
-    async with nqnb.connect(url) as nq, worker:
+async def memory_of_running(url: str, tasks: int) -> int:
+    """KiB for each 1,000 tasks that run at once as coroutines, in a process that has run none before."""
+    async with worker_process(url, "--memory") as worker, nqnb.connect(url) as nq:
         submitted = await nq.submit_many("bench-memory", [b"x"])
-        while running < 1:
-            await asyncio.sleep(0.01)
-        before = memory()
+        before = (await worker.expect("bytes"))["bytes"]
         submitted += await nq.submit_many("bench-memory", [b"x"] * (tasks - 1))
-        while running < tasks:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.5)
-        grown = memory() - before
+        grown = (await worker.expect("running", tasks))["bytes"] - before
         await asyncio.gather(*(task.cancel() for task in submitted))
         await asyncio.gather(*(task.wait(30) for task in submitted))
     return round(grown / 1024 / tasks * 1000)
@@ -193,7 +186,7 @@ def main() -> None:
             with nqnb.DevServer() as server:
                 measured[script.stem] = run_peer(script.resolve(), given.url or server.url)
         rounds.append(measured)
-    print(json.dumps({**machine(version), "rounds": rounds, "ratios": ratios(rounds)}, indent=2))
+    print(json.dumps({**machine(version), "rounds": rounds, "ratios": ratios(rounds), "bounds": BOUNDS}, indent=2))
 
 
 def machine(server: str) -> dict[str, Any]:

@@ -1,22 +1,32 @@
 """The worker of the benchmark, in a process of its own: prints what it measures as lines of JSON.
 
-python bench_worker.py URL
+python bench_worker.py URL [--memory]
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import nqnb
 
 MARK = 500
 """Finished no-op tasks between two marks."""
 
-worker = nqnb.Worker(sys.argv[1] if len(sys.argv) > 1 else None, concurrency=64)
-done = 0
+CONCURRENCY = 100
+"""As many as a worker of taskiq takes when nothing is said."""
+
+worker = nqnb.Worker(
+    sys.argv[1] if len(sys.argv) > 1 else None,
+    concurrency=1000 if "--memory" in sys.argv else CONCURRENCY,
+    shutdown_timeout=1,
+)
+done = running = 0
 
 
 def tell(**facts: object) -> None:
@@ -61,6 +71,22 @@ def process(job: nqnb.Job) -> None:
         time.sleep(600)
     finally:
         tell(cancelled=job.id, at=time.monotonic())
+
+
+def memory() -> int:
+    """Bytes that this process holds in memory."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@worker.handler("bench-memory")
+async def rest(job: nqnb.Job) -> None:
+    global running
+    running += 1
+    if running in (1, worker.concurrency):
+        await asyncio.sleep(0.5)
+        tell(running=running, bytes=memory())
+    await asyncio.sleep(600)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""The short way through nats-py does what its public way does, and gives way where nats-py has changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import nats.errors
+import pytest
+from nats.aio.client import Client as NatsClient
+
+import nqnb
+from nqnb.jetstream.lane import LaneClient, Message, header_block, read_headers
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=[True, False], ids=["quick", "public"])
+async def client(server: nqnb.DevServer, request: pytest.FixtureRequest) -> AsyncIterator[LaneClient]:
+    client = LaneClient()
+    assert client.quick, "nats-py has changed: the short way is gone"
+    client.quick = request.param
+    await client.connect(server.url)
+    yield client
+    await client.close()
+
+
+async def heard(client: LaneClient, *sends: tuple[str, bytes, str, dict[str, str] | None]) -> list[Message]:
+    got: list[Message] = []
+    done = asyncio.Event()
+
+    def hear(message: Message) -> None:
+        got.append(message)
+        if len(got) == len(sends):
+            done.set()
+
+    await client.listen("lane.>", hear)
+    for subject, data, reply, headers in sends:
+        await client.write(subject, data, reply, headers)
+    await asyncio.wait_for(done.wait(), 5)
+    return got
+
+
+async def test_what_is_written_is_heard_in_order(client: LaneClient) -> None:
+    sends = [
+        (f"lane.{n}", b"\r\n" * n, f"reply.{n}" if n % 2 else "", {"N": str(n)} if n % 3 else None) for n in range(9)
+    ]
+    got = await heard(client, *sends)
+    assert [(each.subject, each.data, each.reply, each.headers or None) for each in got] == sends
+
+
+async def test_nats_py_reads_what_is_written_and_writes_what_is_read(
+    client: LaneClient, server: nqnb.DevServer
+) -> None:
+    other = NatsClient()
+    await other.connect(server.url)
+    theirs = await other.subscribe("lane.theirs")
+    await other.flush()
+    await client.write("lane.theirs", b"data", "reply", {"Name": "value: of it"})
+    message = await theirs.next_msg(5)
+    assert (message.data, message.reply, message.headers) == (b"data", "reply", {"Name": "value: of it"})
+    got: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+    await client.listen("lane.ours", got.set_result)
+    await client.flush()
+    await other.publish("lane.ours", b"data", "reply", headers={"Name": "value: of it"})
+    ours = await asyncio.wait_for(got, 5)
+    assert (ours.data, ours.reply, ours.headers) == (b"data", "reply", {"Name": "value: of it"})
+    await other.close()
+
+
+async def test_a_subject_or_header_that_would_make_two_lines_is_refused(client: LaneClient) -> None:
+    with pytest.raises(nats.errors.BadSubjectError):
+        await client.write("lane.x 0\r\n\r\nPUB lane.y", b"")
+    with pytest.raises(nats.errors.BadSubjectError):
+        await client.write("", b"")
+    with pytest.raises(nats.errors.Error, match="line end"):
+        await client.write("lane.x", b"", "", {"Name": "a\r\nOther: b"})
+
+
+async def test_what_is_above_the_servers_limit_is_refused_headers_included(client: LaneClient) -> None:
+    headers = {"Name": "value"}
+    room = client.max_payload - len(header_block(headers))
+    await client.write("lane.x", b"x" * room, "", headers)
+    with pytest.raises(nats.errors.MaxPayloadError):
+        await client.write("lane.x", b"x" * (room + 1), "", headers)
+    await client.flush()
+    assert client.is_connected
+
+
+async def test_nothing_is_heard_after_unsubscribing(client: LaneClient) -> None:
+    got: list[Message] = []
+    subscription = await client.listen("lane.x", got.append)
+    await client.write("lane.x", b"1")
+    await client.flush()
+    await asyncio.sleep(0.01)
+    await subscription.unsubscribe()
+    await client.write("lane.x", b"2")
+    await client.flush()
+    assert [each.data for each in got] == [b"1"]
+    assert not client._lanes
+
+
+async def test_an_error_in_a_callback_is_logged_and_ends_nothing(
+    client: LaneClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    got: list[bytes] = []
+
+    def hear(message: Message) -> None:
+        got.append(message.data)
+        raise ValueError("of the test")
+
+    await client.listen("lane.x", hear)
+    with caplog.at_level(logging.ERROR, "nqnb"):
+        for number in (b"1", b"2"):
+            await client.write("lane.x", number)
+        await client.flush()
+        await asyncio.sleep(0.01)
+    assert got == [b"1", b"2"]
+    assert "lane.x" in caplog.text
+
+
+async def test_a_closed_client_says_so(client: LaneClient) -> None:
+    await client.close()
+    with pytest.raises(nats.errors.ConnectionClosedError):
+        await client.write("lane.x", b"")
+
+
+@pytest.mark.parametrize(
+    ("raw", "headers"),
+    [
+        (b"NATS/1.0 503\r\n\r\n", {"Status": "503"}),
+        (b"NATS/1.0 404 No Messages\r\n\r\n", {"Status": "404", "Description": "No Messages"}),
+        (
+            b"NATS/1.0 100 Idle Heartbeat\r\nNats-Last-Stream:12\r\n\r\n",
+            {"Status": "100", "Description": "Idle Heartbeat", "Nats-Last-Stream": "12"},
+        ),
+        (b"NATS/1.0\r\nA:b:c\r\n\r\n", {"A": "b:c"}),
+        (b"NATS/1.0\r\nA: \xff\r\n\r\n", {"A": "\ufffd"}),
+    ],
+)
+def test_the_servers_status_lines_are_read(raw: bytes, headers: dict[str, str]) -> None:
+    assert read_headers(raw) == headers
