@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import getpass
-import logging
-import socket
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Literal
 
-from nqnb import housekeeping, names
+from nqnb import names
 from nqnb.cancel import cancel
-from nqnb.errors import ConnectionFailed, MalformedMessage, NotSubmitted, NqnbError, WaitTimeout
-from nqnb.follow import ended, fetch, follow, result
-from nqnb.prune import prune
-from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.errors import NotSubmitted, NqnbError, WaitTimeout
+from nqnb.follow import ended, fetch, follow, result, watch
+from nqnb.housekeeping import Housekeeping
+from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
+from nqnb.requeue import requeue
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.submit import Moment, Timeout, make_message, submit
+from nqnb.sweep import outcomes_of, task_entries
 from nqnb.task import Task
-from nqnb.wire import Status, TaskMessage
-
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
-
-log = logging.getLogger("nqnb.client")
+from nqnb.wire import Status
 
 IN_FLIGHT = 256
 """How many submits of one `Client.submit_many` are under way at once."""
@@ -38,68 +31,21 @@ def connect(
 
     Args:
         settings: `Settings`, one address or several of a cluster; default ``NATS_URL``, else this machine.
-        store: where states are kept instead of the bucket ``nq-store``.
+        store: where states are kept instead of the bucket ``nq-store``; see `StateStore` for one of your own.
         **options: fields of `Settings` to replace.
 
     Raises:
-        BadInput: a setting that cannot be used.
+        BadInput: a setting or store that cannot be used.
     """
     return Client(Settings.of(settings, **options), store)
 
 
-class Client:
-    """Speaks with one server; make one with `connect`."""
+class Client(Housekeeping):
+    """Speaks with one server; make one with `connect`.
 
-    def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
-        self.settings = settings
-        self._store = store
-        self._backend: Backend | None = None
-        self._name = _who()
-
-    async def open(self) -> Client:
-        """Connect.
-
-        Raises:
-            NoServer: nothing answers there in time, or it turns us away.
-            NoJetStream: JetStream is off.
-        """
-        if self._backend is None:
-            # nats is only imported by those who connect.
-            from nqnb.jetstream.backend import Backend
-
-            self._backend = await Backend.open(self.settings, self._store)
-        return self
-
-    async def close(self) -> None:
-        """Disconnect. Tasks go on. Closing twice is fine."""
-        backend, self._backend = self._backend, None
-        if backend is not None:
-            await backend.close()
-
-    async def __aenter__(self) -> Client:
-        return await self.open()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
-
-    def __await__(self) -> Generator[Any, None, Client]:
-        return self.open().__await__()
-
-    @property
-    def backend(self) -> Backend:
-        """What the client speaks through.
-
-        Raises:
-            ConnectionFailed: the client is not open.
-        """
-        if self._backend is None:
-            raise ConnectionFailed("the client is not connected; use `async with nqnb.connect(…) as nq`")
-        return self._backend
-
-    @property
-    def server_version(self) -> str:
-        """The version that the server says it has."""
-        return self.backend.connection.server_version
+    Its calls about single tasks are here, those about whole queues in `nqnb.housekeeping`, and those that open and
+    close it in `nqnb.connected`.
+    """
 
     async def submit(
         self,
@@ -166,23 +112,13 @@ class Client:
             InvalidQueueName: nothing was sent.
         """
         names.check_queue(queue)
-        outcomes: dict[int, Task | NqnbError] = {}
-        work = enumerate(payloads)
 
-        async def carry() -> None:
-            for index, each in work:
-                try:
-                    outcomes[index] = await self.submit(
-                        queue, each, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
-                    )
-                except NqnbError as error:
-                    outcomes[index] = error
+        async def put(payload: Any) -> Task:
+            return await self.submit(
+                queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+            )
 
-        # All are waited for, whatever one of them meets: an iterable may raise in the middle.
-        for end in await asyncio.gather(*(carry() for _ in range(IN_FLIGHT)), return_exceptions=True):
-            if isinstance(end, BaseException):
-                raise end
-        ordered = [outcomes[index] for index in range(len(outcomes))]
+        ordered = await outcomes_of(payloads, put, IN_FLIGHT)
         failed = {index: each for index, each in enumerate(ordered) if isinstance(each, NqnbError)}
         if failed and errors == "raise":
             index, first = next(iter(failed.items()))
@@ -287,90 +223,23 @@ class Client:
             status: only in this state, or one of these.
         """
         wanted = None if status is None else {status} if isinstance(status, Status) else set(status)
-        found = []
-        async for entry in self.backend.states.entries():
-            try:
-                message = TaskMessage.decode(entry.value)
-            except MalformedMessage as error:
-                log.warning("the entry %r is left out: %s", entry.key, error)
-                continue
-            if (queue is None or message.Queue == queue) and (wanted is None or message.Status in wanted):
-                found.append(TaskInfo.of(message, entry.revision))
-        return found
+        return [
+            TaskInfo.of(task, entry.revision)
+            async for entry, task in task_entries(self.backend, queue)
+            if wanted is None or task.Status in wanted
+        ]
 
-    async def queues(self) -> list[QueueInfo]:
-        """Every queue on the server, by name."""
-        return [info async for info in self.backend.queues()]
+    async def watch(self) -> AsyncIterator[TaskBatch]:
+        """Every task that the state bucket has, in batches, and then every change as it comes, without end.
 
-    async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """Empty a queue: every task that has never started becomes Deleted, every one that waits for a retry Cancelled.
-
-        What runs goes on, and so does a task that a worker is faster with: nothing is both deleted and started. Tasks
-        that are submitted meanwhile may stay.
-
-        Args:
-            queue: the queue.
-            progress: called now and then with how many tasks are done, and of how many.
-
-        Returns:
-            The receipt; its ``.left`` counts messages that stay.
+        It goes on through disconnects, and says so. With a store of your own, changes are looked for once a second.
 
         Raises:
-            UnknownQueue: there is no such queue.
-            Unconfirmed: the server's answers were lost, so some may be ended and some not; ask again.
+            ConnectionFailed: the client was closed.
         """
-        return await housekeeping.purge_queue(self.backend, queue, self._name, progress)
-
-    async def delete_queue(
-        self,
-        queue: str,
-        force: bool = False,
-        *,
-        wait: float = 30.0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> PurgeReceipt:
-        """Remove a queue from the server, with its cancels and its pause. Its tasks' states stay for as long as ever.
-
-        A submit makes the queue anew, and so does a live worker that serves it.
-
-        Args:
-            queue: the queue.
-            force: purge it first, and cancel what runs; else it must be empty, and no live worker may serve it.
-            wait: seconds to wait, with force, until the code of what runs has stopped.
-            progress: as in `purge_queue`.
-
-        Returns:
-            The receipt; nothing is ``.left``.
-
-        Raises:
-            QueueInUse: there is still something, and nothing was removed; its ``.pending``, ``.processing`` and
-                ``.workers`` say what. With force: code had not stopped in time, or the stream carries other queues.
-            UnknownQueue: there is no such queue.
-            Unconfirmed: as in `purge_queue`.
-        """
-        return await housekeeping.delete_queue(
-            self.backend, queue, self._name, force=force, wait=wait, progress=progress
-        )
-
-    async def pause(self, queue: str) -> None:
-        """Let no worker take tasks of a queue, until `resume`; what runs goes on. Pausing twice is fine.
-
-        It is kept on the server. Servers from 2.11 on give nothing out from that moment, to Go workers neither; for
-        older ones nqnb's workers see to it within a second. Go workers that make the consumer anew are stopped again
-        while an nqnb worker serves the queue.
-
-        Raises:
-            UnknownQueue: there is no such queue.
-        """
-        await housekeeping.set_paused(self.backend, queue, self._name, True)
-
-    async def resume(self, queue: str) -> None:
-        """Let workers take tasks of a queue again; they begin within a second. Resuming twice is fine.
-
-        Raises:
-            UnknownQueue: there is no such queue.
-        """
-        await housekeeping.set_paused(self.backend, queue, self._name, False)
+        async with contextlib.aclosing(watch(self.backend)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def requeue(self, id: str) -> Task:
         """Submit an ended task once more: a new task, since a terminal state is never left.
@@ -386,37 +255,5 @@ class Client:
             InvalidTaskId, UnknownTask: as in `fetch`.
             Unconfirmed: as in `submit`.
         """
-        message = await housekeeping.requeue(self.backend, names.check_task_id(id), self._name)
+        message = await requeue(self.backend, names.check_task_id(id), self._name)
         return Task(self, message.ID, message.Queue)
-
-    async def prune(
-        self, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False
-    ) -> PruneReceipt:
-        """Remove the states of tasks that ended long ago, with their results and the intents of their cancels.
-
-        Servers from 2.11 on remove states and results by themselves, see `Settings`. No state goes whose task has not
-        ended, or whose message is still in its queue.
-
-        Args:
-            older_than: how long ago a task must have ended: seconds, or a timedelta.
-            queue: only of this queue; else also results and intents that no task has any more.
-            dry_run: remove nothing, and say what would go.
-
-        Raises:
-            BadInput: that is no time.
-            Unconfirmed: the server's answers were lost, so some may be gone; ask again.
-        """
-        return await prune(self.backend, older_than, queue, dry_run=dry_run)
-
-    async def workers(self) -> list[WorkerInfo]:
-        """Every nqnb worker that is alive; Go workers leave no trace to find them by."""
-        return [info async for info in self.backend.presence.live()]
-
-
-def _who() -> str:
-    """Who the receipts name: user and host."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"

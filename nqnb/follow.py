@@ -1,20 +1,23 @@
-"""Reads a task, follows it to its end, and fetches its result."""
+"""Reads a task, follows it to its end, and fetches its result; or watches all of them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from nqnb import payload
 from nqnb.cancel import unknown
-from nqnb.errors import ConnectionFailed, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
-from nqnb.records import TaskInfo
+from nqnb.errors import ConnectionFailed, MalformedMessage, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
+from nqnb.records import TaskBatch, TaskInfo
 from nqnb.wire import ErrorInfo, Status, TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
+
+log = logging.getLogger("nqnb.client")
 
 POLL = 2.0
 """Seconds after which a followed task is read again although nothing hinted at a change."""
@@ -82,6 +85,19 @@ async def ended(backend: Backend, task_id: str, timeout: float | None) -> TaskIn
         return await asyncio.wait_for(to_its_end(), timeout)
     except asyncio.TimeoutError:
         raise WaitTimeout(f"task {task_id!r} was not done within {timeout:g} s; it goes on", task_id) from None
+
+
+async def watch(backend: Backend) -> AsyncGenerator[TaskBatch, None]:
+    """Every task, and then every change; see `Client.watch`."""
+    async with contextlib.aclosing(backend.watch_states()) as pages:
+        async for page in pages:
+            tasks = []
+            for entry in page.entries:
+                try:
+                    tasks.append(TaskInfo.of(TaskMessage.decode(entry.value), entry.revision))
+                except MalformedMessage as error:
+                    log.info("the entry of %r is left out: %s", entry.key, error)
+            yield TaskBatch(tasks=tasks, gone=page.gone, complete=page.complete, lost=page.lost, anew=page.anew)
 
 
 async def result(backend: Backend, info: TaskInfo) -> Any:

@@ -85,6 +85,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """Whether nqnb wrote this state, rather than Go NQ."""
     origin: str = ""
     """The task that was first submitted, where this one is that one requeued."""
+    not_before: datetime | None = None
+    """When the next attempt is due, where it waits for one."""
 
     @classmethod
     def of(cls, message: TaskMessage, revision: int) -> TaskInfo:
@@ -116,7 +118,24 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             revision=revision,
             marked=message.marked,
             origin=meta.origin,
+            not_before=moment(meta.not_before),
         )
+
+
+class TaskBatch(Struct, frozen=True, kw_only=True):
+    """What came at once while all tasks are watched; see `nqnb.Client.watch`.
+
+    ``tasks`` are in the order of their changes, the same one perhaps several times. ``gone`` are the ids of tasks whose
+    state was removed. ``complete`` is True once everything that was there at the start has come. ``lost`` is True where
+    the connection is away: the next batch without it goes on where the last one ended. ``anew`` is True where what came
+    before no longer counts, since the server has lost its store: this batch begins again.
+    """
+
+    tasks: list[TaskInfo] = []
+    gone: list[str] = []
+    complete: bool = False
+    lost: bool = False
+    anew: bool = False
 
 
 class QueueInfo(Struct, frozen=True, kw_only=True):

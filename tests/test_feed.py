@@ -1,0 +1,165 @@
+"""Every task and then every change comes, in order, whatever happens to the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import nqnb
+from nqnb.jetstream import feed
+from nqnb.records import TaskBatch
+from nqnb.store import MemoryStore
+
+pytestmark = pytest.mark.anyio
+
+
+class Seen:
+    """What a watch has told so far."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, nqnb.Status] = {}
+        self.batches: list[TaskBatch] = []
+        self._news = asyncio.Condition()
+
+    async def read(self, nq: nqnb.Client) -> None:
+        async for batch in nq.watch():
+            async with self._news:
+                self.batches.append(batch)
+                if batch.anew:
+                    self.status.clear()
+                self.status.update((task.id, task.status) for task in batch.tasks)
+                for task_id in batch.gone:
+                    self.status.pop(task_id, None)
+                self._news.notify_all()
+
+    async def until(self, **wanted: bool) -> TaskBatch:
+        """The next batch that has these fields."""
+        async with self._news:
+            start = len(self.batches)
+
+            def found() -> TaskBatch | None:
+                matching = (b for b in self.batches[start:] if all(getattr(b, k) == v for k, v in wanted.items()))
+                return next(matching, None)
+
+            await asyncio.wait_for(self._news.wait_for(found), 20)
+            return found() or TaskBatch()
+
+    async def until_it_is(self, expected: dict[str, nqnb.Status]) -> None:
+        async with self._news:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._news.wait_for(lambda: self.status == expected), 20)
+        assert self.status == expected
+
+
+@contextlib.asynccontextmanager
+async def watching(nq: nqnb.Client) -> AsyncIterator[Seen]:
+    seen = Seen()
+    reading = asyncio.ensure_future(seen.read(nq))
+    try:
+        yield seen
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def test_an_empty_bucket_is_complete_at_once(nq: nqnb.Client) -> None:
+    async with watching(nq) as seen:
+        assert await seen.until(complete=True) == TaskBatch(complete=True)
+
+
+async def test_what_is_there_comes_in_pages_and_then_what_changes(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PAGE", 10)
+    tasks = await nq.submit_many("q", range(35))
+    expected = {task.id: nqnb.Status.PENDING for task in tasks}
+    async with watching(nq) as seen:
+        await seen.until(complete=True)
+        assert seen.status == expected
+        assert len(seen.batches) >= 4
+        assert not any(batch.complete for batch in seen.batches[:-1])
+        for task in tasks[:12]:
+            await task.cancel()
+            expected[task.id] = nqnb.Status.DELETED
+        expected[(await nq.submit("q")).id] = nqnb.Status.PENDING
+        await seen.until_it_is(expected)
+
+
+async def test_what_is_removed_is_gone(nq: nqnb.Client) -> None:
+    task = await nq.submit("q")
+    async with watching(nq) as seen:
+        await seen.until_it_is({task.id: nqnb.Status.PENDING})
+        await nq.backend.states.delete(task.id)
+        await seen.until_it_is({})
+
+
+async def test_what_is_no_task_is_left_out(nq: nqnb.Client) -> None:
+    await nq.backend.states.create("odd", b"{")
+    task = await nq.submit("q")
+    async with watching(nq) as seen:
+        await seen.until_it_is({task.id: nqnb.Status.PENDING})
+
+
+async def test_it_goes_on_where_it_ended_when_the_server_is_back(tmp_path: Path) -> None:
+    with nqnb.DevServer(store_dir=tmp_path) as server:
+        url, port = server.url, int(server.url.rsplit(":", 1)[1])
+        nq = await nqnb.connect(url, retry_for=20).open()
+        tasks = await nq.submit_many("q", range(5))
+        expected = {task.id: nqnb.Status.PENDING for task in tasks}
+        stack = contextlib.AsyncExitStack()
+        seen = await stack.enter_async_context(watching(nq))
+        await seen.until_it_is(expected)
+        told = len(seen.batches)
+        lost = asyncio.ensure_future(seen.until(lost=True))
+        await asyncio.sleep(0)
+    await lost
+    with nqnb.DevServer(store_dir=tmp_path, port=port):
+        await tasks[0].cancel()
+        expected[tasks[0].id] = nqnb.Status.DELETED
+        await seen.until_it_is(expected)
+        again = [task.id for batch in seen.batches[told:] for task in batch.tasks]
+        assert set(again) == {tasks[0].id}, "what had come before came again"
+        await stack.aclose()
+        await nq.close()
+
+
+async def test_a_store_that_was_lost_begins_anew(tmp_path: Path) -> None:
+    with nqnb.DevServer(store_dir=tmp_path / "one") as server:
+        url, port = server.url, int(server.url.rsplit(":", 1)[1])
+        nq = await nqnb.connect(url, retry_for=20).open()
+        stack = contextlib.AsyncExitStack()
+        await nq.submit("q")
+        seen = await stack.enter_async_context(watching(nq))
+        await seen.until(complete=True)
+        lost = asyncio.ensure_future(seen.until(lost=True))
+        await asyncio.sleep(0)
+    await lost
+    with nqnb.DevServer(store_dir=tmp_path / "two", port=port):
+        task = await nq.submit("q")
+        await seen.until_it_is({task.id: nqnb.Status.PENDING})
+        await stack.aclose()
+        await nq.close()
+
+
+async def test_a_closed_client_ends_the_watch(settings: nqnb.Settings) -> None:
+    nq = await nqnb.connect(settings).open()
+    reading = asyncio.ensure_future(Seen().read(nq))
+    await asyncio.sleep(0.1)
+    await nq.close()
+    with pytest.raises(nqnb.ConnectionFailed):
+        await asyncio.wait_for(reading, 10)
+
+
+async def test_a_store_of_ones_own_is_looked_through(settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nqnb.connect(settings, store=MemoryStore()) as nq:
+        task = await nq.submit("q")
+        async with watching(nq) as seen:
+            await seen.until_it_is({task.id: nqnb.Status.PENDING})
+            await task.cancel()
+            await seen.until_it_is({task.id: nqnb.Status.DELETED})
+            await nq.backend.states.delete(task.id)
+            await seen.until_it_is({})
