@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from rich.console import Console
+from command_line import NOBODY, Run, Start, ended, environment, one_line, until_said
 
 import nqnb
 from nqnb.cli import main
-from nqnb.cli.show import show
 from nqnb.cli.text import clean, clock, duration, line, to_json
 from nqnb.commands import tree
-from nqnb.commands.records import Queues, Receipts, Tasks
 from nqnb.commands.values import moment, seconds
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo
-from nqnb.wire import TaskMessage
 
-NOBODY = "nats://127.0.0.1:1"
 EVIL = "\x1b[31mred\x1b[0m \x9b2J \u202etxt [bold]x[/bold]"
 
 JOBS = f"""
@@ -63,65 +55,6 @@ number = 3
 """
 
 
-@dataclass
-class Answer:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Answer]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
-    return {**kept, "PYTHONPATH": str(Path(nqnb.__file__).parents[1]), **more}
-
-
-STARTED: list[subprocess.Popen[str]] = []
-
-
-def start(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:
-    STARTED.append(
-        subprocess.Popen(
-            [sys.executable, "-m", "nqnb", *arguments],
-            cwd=cwd,
-            env=environment(**more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    )
-    return STARTED[-1]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_is_left() -> Iterator[None]:
-    """What a failed test leaves running is stopped."""
-    yield
-    while STARTED:
-        process = STARTED.pop()
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-
-
-def ended(process: subprocess.Popen[str]) -> Answer:
-    out, err = process.communicate(timeout=20)
-    return Answer(process.returncode, out, err)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with nqnb.DevServer() as server:
-        yield server.url
-
-
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
@@ -136,28 +69,14 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worker(url: str, jobs: Path) -> Iterator[None]:
+def worker(url: str, jobs: Path, start: Start) -> Iterator[None]:
     """A worker of the command's own, in its own process; ends cleanly on SIGTERM."""
     process = start("worker", "jobs:worker", "-u", url, cwd=jobs)
-    assert process.stderr is not None
-    while "serves echo, boom" not in (said := process.stderr.readline()):
-        assert said, "the worker did not start"
+    until_said(process, "serves echo, boom")
     yield
     process.terminate()
     answer = ended(process)
     assert answer.code == 0, answer.err
-
-
-@pytest.fixture
-def run(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in this process, with the server's address before it."""
-
-    def run(*arguments: str, stdin: bytes = b"", server: str = url) -> Answer:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = main(["-u", server, *arguments])
-        return Answer(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture
@@ -179,14 +98,10 @@ def until(run: Run, id: str, status: str) -> None:
     raise AssertionError(f"task {id} never was {status}")
 
 
-def one_line(text: str) -> bool:
-    return text.startswith("nqnb: ") and text.count("\n") == 1 and text.endswith("\n") and "Traceback" not in text
-
-
 # What needs no server
 
 
-def test_alone_it_shows_its_help_as_a_module_too() -> None:
+def test_alone_it_shows_its_help_as_a_module_too(start: Start) -> None:
     answer = ended(start())
     assert answer.code == 0
     assert answer.out.startswith("Usage: nqnb [OPTIONS] COMMAND [ARGS]...")
@@ -455,6 +370,25 @@ def test_queues(run: Run, new: Callable[..., str]) -> None:
         ("worker", "jobs"),
         ("worker", "jobs.py:worker"),
         ("worker", "no_such_module:worker"),
+        ("cancel",),
+        ("cancel", "--yes"),
+        ("cancel", "A", "--queue", "q"),
+        ("cancel", "--status", "completed"),
+        ("cancel", "--older-than", "soon"),
+        ("tasks", "bad.name"),
+        ("tasks", "--since", "-1"),
+        ("watch", "a b"),
+        ("queue", "purge"),
+        ("queue", "purge", "bad.name"),
+        ("queue", "delete", "q", "--wait", "5"),
+        ("queue", "delete", "q", "--force", "--wait", "soon"),
+        ("queue", "pause"),
+        ("task", "requeue"),
+        ("task", "requeue", "a b"),
+        ("prune",),
+        ("prune", "--older-than", "soon"),
+        ("prune", "--older-than", "1d", "--queue", "bad.name"),
+        ("worker", "jobs:worker", "--processes", "0"),
         ("--timeout", "-3", "queue", "list"),
     ],
     ids=" ".join,
@@ -544,7 +478,7 @@ def test_what_came_from_a_queue_is_only_text(run: Run, new: Callable[..., str], 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path, capsys: Any) -> None:
+def test_up_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path, capsys: Any, start: Start) -> None:
     process = start("up", "--port", "0", "--store-dir", str(tmp_path / "store"), "--json")
     assert process.stdout is not None
     up = json.loads(process.stdout.readline())
@@ -555,7 +489,7 @@ def test_up_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path, 
     assert (tmp_path / "store").is_dir()
 
 
-def test_up_keeps_its_tasks_in_a_folder_of_its_port(tmp_path: Path) -> None:
+def test_up_keeps_its_tasks_in_a_folder_of_its_port(tmp_path: Path, start: Start) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -584,7 +518,7 @@ def test_up_on_a_taken_port_says_what_to_do(url: str, run: Run) -> None:
         ("gone:worker", 3, "the connection is gone"),
     ],
 )
-def test_a_worker_that_cannot_be_served(target: str, code: int, remedy: str, jobs: Path) -> None:
+def test_a_worker_that_cannot_be_served(target: str, code: int, remedy: str, jobs: Path, start: Start) -> None:
     answer = ended(start("worker", target, cwd=jobs))
     assert answer.code == code
     assert one_line(answer.err)
@@ -594,7 +528,7 @@ def test_a_worker_that_cannot_be_served(target: str, code: int, remedy: str, job
 @pytest.mark.parametrize(
     ("target", "where"), [("broken:worker", "return 1 / 0"), ("needy:worker", "import no_such_thing_at_all")]
 )
-def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs: Path) -> None:
+def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs: Path, start: Start) -> None:
     answer = ended(start("worker", target, cwd=jobs))
     assert answer.code == 1
     assert where in answer.err
@@ -603,7 +537,7 @@ def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs:
     assert one_line(answer.err.splitlines(keepends=True)[-1])
 
 
-def test_an_interrupted_wait_ends_quietly(url: str) -> None:
+def test_an_interrupted_wait_ends_quietly(url: str, start: Start) -> None:
     process = start("submit", "idle", "1", "--wait", "-u", url)
     assert process.stderr is not None
     assert process.stderr.readline().strip()
@@ -613,7 +547,7 @@ def test_an_interrupted_wait_ends_quietly(url: str) -> None:
     assert answer.err.strip() == ""
 
 
-def test_a_closed_pipe_is_no_traceback(url: str) -> None:
+def test_a_closed_pipe_is_no_traceback(url: str, start: Start) -> None:
     process = start("queue", "list", "--json", "-u", url)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -623,46 +557,7 @@ def test_a_closed_pipe_is_no_traceback(url: str) -> None:
     process.stderr.close()
 
 
-# How it looks
-
-
-def a_task() -> TaskInfo:
-    message = TaskMessage(ID="A" * 22, Queue="q" * 40, Payload=b'{"a": "' + b"x" * 500)
-    return TaskInfo.of(message, 1)
-
-
-RECORDS = [
-    Tasks([a_task()], 7),
-    a_task(),
-    Queues(
-        [
-            QueueInfo(
-                name="q" * 60,
-                pending=1_000_000,
-                scheduled=1,
-                processing=2,
-                redelivered=3,
-                workers=4,
-                bytes=5,
-                oldest_pending=datetime.now(timezone.utc) - timedelta(days=3),
-            )
-        ]
-    ),
-    Receipts([CancelReceipt(task_id="A" * 100, status=nqnb.Status.PROCESSING, stopping=True)]),
-    CancelReceipt(task_id="A" * 100, status=nqnb.Status.PROCESSING, stopping=True, by="somebody@somewhere"),
-]
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 160, 200])
-@pytest.mark.parametrize("record", RECORDS, ids=lambda record: type(record).__name__)
-def test_a_terminal_of_any_width_is_enough(record: object, width: int) -> None:
-    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
-    with console.capture() as captured:
-        console.print(show(record))
-    lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= width
-    if isinstance(record, list):
-        assert len(lines) == 2 + isinstance(record, Tasks), "one line a row"
+# Small things
 
 
 def test_small_things() -> None:

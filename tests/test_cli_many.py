@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
+import logging
 import os
 import re
 import select
@@ -13,84 +13,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from msgspec.structs import replace
-from rich.console import Console
-from test_cli import NOBODY, Answer, Run, environment, one_line
+from command_line import NOBODY, Many, Run, Start, ended, environment, one_line
 
 import nqnb
 from nqnb.cli import main
-from nqnb.cli.show import show
-from nqnb.commands.records import Cancelled, Preview, Workers
-from nqnb.commands.watch import QueueCounts, Snapshot
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
-from nqnb.wire import Progress, Status, TaskMessage
+from nqnb.records import CancelReceipt
 
 pty = pytest.importorskip("pty", reason="needs POSIX terminals")
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with nqnb.DevServer() as server:
-        yield server.url
-
-
-@pytest.fixture
-def run(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def run(*arguments: str, stdin: bytes = b"", server: str = url) -> Answer:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = main(["-u", server, *arguments])
-        return Answer(code, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def many(run: Run) -> Callable[[str, int], list[str]]:
-    """Submit so many tasks to a queue; their ids."""
-
-    def many(queue: str, count: int) -> list[str]:
-        lines = "\n".join(map(str, range(count))).encode()
-        ids: list[str] = run("submit", queue, "--lines", "-", "--json", stdin=lines).json["ids"]
-        return ids
-
-    return many
-
-
-@pytest.fixture
-def start(url: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a command; it is killed at the end."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nqnb", "-u", url, *arguments],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 # Listings
 
 
-def test_tasks(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_tasks(run: Run, many: Many) -> None:
     ids = many("seen", 4)
     run("cancel", ids[0])
     assert [each["id"] for each in run("tasks", "seen", "--json").json][-1] == ids[0]
@@ -101,7 +40,7 @@ def test_tasks(run: Run, many: Callable[[str, int], list[str]]) -> None:
     assert run("tasks", "seen", "--since", "0.05").out == "no tasks\n"
 
 
-def test_queues_and_workers(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_queues_and_workers(run: Run, many: Many) -> None:
     many("counted", 2)
     assert run("queues", "--json").json == run("queue", "list", "--json").json
     assert "counted" in run("queues").out
@@ -112,7 +51,7 @@ def test_queues_and_workers(run: Run, many: Callable[[str, int], list[str]]) -> 
 # Cancelling
 
 
-def test_ids_are_cancelled_at_once(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_ids_are_cancelled_at_once(run: Run, many: Many) -> None:
     one, two, three = many("named", 3)
     assert "deleted before it started" in run("cancel", one).out
     assert [each["status"] for each in run("cancel", two, three, "--json").json] == ["deleted", "deleted"]
@@ -121,7 +60,7 @@ def test_ids_are_cancelled_at_once(run: Run, many: Callable[[str, int], list[str
     assert one_line(answer.err)
 
 
-def test_a_filter_cancels_many(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_a_filter_cancels_many(run: Run, many: Many) -> None:
     ids, other = many("heap", 500), many("other", 1)
     answer = run("cancel", "--queue", "heap", "--yes")
     assert answer.code == 0, answer.err
@@ -135,7 +74,7 @@ def test_a_filter_cancels_many(run: Run, many: Callable[[str, int], list[str]]) 
     assert (again.code, again.out) == (0, "no tasks to cancel\n")
 
 
-def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Many) -> None:
     many("spared", 3)
     answer = run("cancel", "--queue", "spared", "--status", "pending")
     assert answer.code == 1
@@ -148,7 +87,7 @@ def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Callabl
     assert (silent.code, silent.out, json.loads(silent.err)["type"]) == (1, "", "NeedsYes")
 
 
-def test_a_dry_run_only_shows(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_a_dry_run_only_shows(run: Run, many: Many) -> None:
     ids = many("dry", 2)
     shown = run("cancel", "--queue", "dry", "--dry-run", "--json").json
     assert (shown["tasks"], sorted(shown["ids"])) == (2, sorted(ids))
@@ -157,7 +96,7 @@ def test_a_dry_run_only_shows(run: Run, many: Callable[[str, int], list[str]]) -
     assert {each["status"] for each in run("tasks", "dry", "--json").json} == {"pending"}
 
 
-def test_ages(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_ages(run: Run, many: Many) -> None:
     old = many("aged", 1)
     time.sleep(1.2)
     new = many("aged", 1)
@@ -166,29 +105,7 @@ def test_ages(run: Run, many: Callable[[str, int], list[str]]) -> None:
     assert (done["tasks"], done["outcomes"], done["receipts"][0]["task_id"]) == (1, {"deleted": 1}, old[0])
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("cancel",),
-        ("cancel", "--yes"),
-        ("cancel", "A", "--queue", "q"),
-        ("cancel", "--status", "completed"),
-        ("cancel", "--older-than", "soon"),
-        ("tasks", "bad.name"),
-        ("tasks", "--since", "-1"),
-        ("watch", "a b"),
-    ],
-    ids=" ".join,
-)
-def test_wrong_usage(arguments: tuple[str, ...], run: Run) -> None:
-    answer = run(*arguments)
-    assert answer.code == 2
-    assert one_line(answer.err)
-
-
-def test_one_that_is_refused_stops_none_of_the_others(
-    run: Run, many: Callable[[str, int], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_is_refused_stops_none_of_the_others(run: Run, many: Many, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = many("mixed", 20)
     cancel = nqnb.Client.cancel
 
@@ -313,7 +230,7 @@ def test_a_person_is_asked(
     left: int,
     terminal: Callable[..., Terminal],
     run: Run,
-    many: Callable[[str, int], list[str]],
+    many: Many,
 ) -> None:
     many(f"asked-{code}", 2)
     asked = terminal("cancel", "-q", f"asked-{code}")
@@ -324,9 +241,7 @@ def test_a_person_is_asked(
     assert len(run("tasks", f"asked-{code}", "-s", "pending", "--json").json) == left
 
 
-def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(
-    terminal: Callable[..., Terminal], many: Callable[[str, int], list[str]]
-) -> None:
+def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(terminal: Callable[..., Terminal], many: Many) -> None:
     many("shown", 1)
     watching = terminal("watch", "shown", "--interval", "0.3")
     watching.until("Ctrl-C ends")
@@ -340,7 +255,7 @@ def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(
 # Watching
 
 
-def test_watch_once(run: Run, many: Callable[[str, int], list[str]]) -> None:
+def test_watch_once(run: Run, many: Many) -> None:
     ids = many("looked-at", 3)
     shown = run("watch", "looked-at", "--once")
     assert shown.code == 0
@@ -355,18 +270,16 @@ def test_watch_once(run: Run, many: Callable[[str, int], list[str]]) -> None:
     assert run("watch", "--once", server=NOBODY).code == 3
 
 
-def test_watch_in_a_pipe_tells_changes_and_ends_with_its_tasks(
-    start: Callable[..., subprocess.Popen[str]], run: Run, many: Callable[[str, int], list[str]]
-) -> None:
+def test_watch_in_a_pipe_tells_changes_and_ends_with_its_tasks(start: Start, url: str, run: Run, many: Many) -> None:
     ids = many("piped", 2)
-    watching = start("watch", *ids, "--json", "--interval", "0.25")
+    watching = start("-u", url, "watch", *ids, "--json", "--interval", "0.25")
     assert watching.stdout is not None
     first = json.loads(watching.stdout.readline())
     assert {each["status"] for each in first["tasks"]} == {"pending"}
     run("cancel", ids[0])
     second = json.loads(watching.stdout.readline())
     assert [(each["id"], each["status"]) for each in second["tasks"]] == [(ids[0], "deleted")]
-    plain = start("watch", "piped", "--interval", "0.25")
+    plain = start("-u", url, "watch", "piped", "--interval", "0.25")
     assert plain.stdout is not None
     lines = [plain.stdout.readline() for _ in range(6)]
     assert any(ids[1] in each for each in lines)
@@ -380,71 +293,89 @@ def test_watch_in_a_pipe_tells_changes_and_ends_with_its_tasks(
     assert plain.communicate()[1] == ""
 
 
-def test_watch_goes_on_when_the_server_was_away() -> None:
+def test_watch_goes_on_when_the_server_was_away(start: Start) -> None:
     with nqnb.DevServer() as server:
         main(["-u", server.url, "submit", "away", "1"])
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nqnb", "-u", server.url, "watch", "--json", "--interval", "0.25"],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stdout is not None
-            assert json.loads(process.stdout.readline())["tasks"]
-            server.restart()
-            main(["-u", server.url, "submit", "away", "2"])
-            assert json.loads(process.stdout.readline())["queues"]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
-        finally:
-            process.kill()
-            process.communicate()
+        process = start("-u", server.url, "watch", "--json", "--interval", "0.25")
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["tasks"]
+        server.restart()
+        main(["-u", server.url, "submit", "away", "2"])
+        assert json.loads(process.stdout.readline())["queues"]
+        process.send_signal(signal.SIGTERM)
+        assert ended(process).code == 0
 
 
 # Completion
 
 
 def complete(url: str, *words: str, **more: str) -> list[str]:
+    """What a shell offers, asked as bash asks."""
     answer = subprocess.run(
         [sys.executable, "-c", "import sys; from nqnb.cli import main; sys.exit(main())"],
-        env=environment(
-            _NQNB_COMPLETE="bash_complete",
-            COMP_WORDS=" ".join(("nqnb", *words)),
-            COMP_CWORD=str(len(words)),
-            **{"NATS_URL": url, **more},
-        ),
+        env=environment(**asked(words), **{"NATS_URL": url, **more}),
         capture_output=True,
         text=True,
         timeout=20,
         check=False,
     )
     assert answer.stderr == ""
-    return [line.partition(",")[2] for line in answer.stdout.splitlines() if line]
+    return offered(answer.stdout)
 
 
-def test_completion(url: str, run: Run, many: Callable[[str, int], list[str]]) -> None:
+def asked(words: Sequence[str]) -> dict[str, str]:
+    return {
+        "_NQNB_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(("nqnb", *words)),
+        "COMP_CWORD": str(len(words)),
+    }
+
+
+def offered(text: str) -> list[str]:
+    return [line.partition(",")[2] for line in text.splitlines() if line]
+
+
+def test_completion(
+    url: str, run: Run, many: Many, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended, open_ = many("tabbed", 2)
     run("cancel", ended)
+    monkeypatch.setattr(logging, "disable", lambda: None)
+
+    def here(*words: str) -> list[str]:
+        """The same, without a process of its own for each."""
+        with monkeypatch.context() as patch:
+            for name, value in {**asked(words), "NATS_URL": url}.items():
+                patch.setenv(name, value)
+            with pytest.raises(SystemExit):
+                main()
+        return offered(capsys.readouterr().out)
+
     for words in (
         ("submit", "tab"),
         ("tasks", "tab"),
         ("task", "list", "--queue", "tab"),
         ("queue", "stats", "tab"),
         ("queue", "stats", "--name", "tab"),
+        ("queue", "purge", "tab"),
+        ("queue", "delete", "tab"),
+        ("queue", "pause", "tab"),
+        ("queue", "resume", "tab"),
+        ("prune", "--queue", "tab"),
         ("cancel", "--queue", "tab"),
         ("watch", "tab"),
     ):
-        assert complete(url, *words) == ["tabbed"], words
-    for command in ("status", "show", "result"):
-        assert complete(url, "task", command, ended[:6]) == [ended]
-        assert complete(url, "task", command, "--id", ended[:6]) == [ended]
+        assert here(*words) == ["tabbed"], words
+    for command in ("status", "show", "result", "requeue"):
+        assert here("task", command, ended[:6]) == [ended]
+        assert here("task", command, "--id", ended[:6]) == [ended]
+    assert here("task", "requeue", open_[:6]) == []
     for words in (("cancel",), ("task", "cancel"), ("task", "cancel", "--id")):
-        assert complete(url, *words, open_[:6]) == [open_]
-        assert complete(url, *words, ended[:6]) == []
-    assert complete(url, "watch", ended[:6]) == [ended]
-    assert complete(url, "tasks", "--status", "c") == ["completed", "cancelled"]
-    assert complete(url, "cancel", "--status", "p") == ["pending", "processing"]
+        assert here(*words, open_[:6]) == [open_]
+        assert here(*words, ended[:6]) == []
+    assert here("watch", ended[:6]) == [ended]
+    assert here("tasks", "--status", "c") == ["completed", "cancelled"]
+    assert here("cancel", "--status", "p") == ["pending", "processing"]
     assert complete(NOBODY, "-u", url, "submit", "tab") == ["tabbed"], "the address given counts"
 
 
@@ -454,74 +385,6 @@ def test_completion_without_a_server_is_silent_and_quick() -> None:
     assert complete("nats://10.255.255.1:4222", "submit", "x") == []
     assert complete("ftp://nonsense", "submit", "x") == []
     assert time.monotonic() - begun < 6
-
-
-# How it looks
-
-
-def records() -> list[Any]:
-    now = datetime.now(timezone.utc)
-    task = replace(
-        TaskInfo.of(TaskMessage(ID="A" * 22, Queue="q" * 40, Payload=b"1"), 1),
-        status=Status.PROCESSING,
-        started_at=now - timedelta(seconds=5),
-        progress=Progress(1, 3, "text " * 20),
-    )
-    queue = QueueInfo(
-        name="q" * 60,
-        pending=1_000_000,
-        scheduled=1,
-        processing=2,
-        redelivered=3,
-        workers=4,
-        bytes=5,
-        oldest_pending=now - timedelta(days=3),
-    )
-    worker = WorkerInfo(
-        id="w-" + "a" * 12,
-        host="host" * 10,
-        pid=12345,
-        version="0.1.0",
-        queues=["q" * 30, "r" * 30],
-        concurrency=8,
-        running=[],
-        started_at=now,
-        ttl=30,
-        last_seen=now,
-    )
-    receipt = CancelReceipt(task_id="A" * 100, status=Status.PROCESSING, stopping=True)
-    return [
-        Workers([worker]),
-        Preview.of([task] * 5),
-        Cancelled([receipt], [nqnb.UnknownTask("no such task", "x")]),
-        Snapshot(now, [QueueCounts(queue, {Status.FAILED: 3})] * 30, [task] * 100, [task]),
-        Snapshot(now, [], [], [], trouble="no answer since 12:00:00: " + "x" * 300),
-    ]
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 160])
-@pytest.mark.parametrize("index", range(5))
-def test_a_terminal_of_any_width_is_enough(index: int, width: int) -> None:
-    console = Console(width=width, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
-    with console.capture() as captured:
-        console.print(show(records()[index]))
-    lines = captured.get().splitlines()
-    assert max(map(len, lines)) <= width
-    assert len(lines) <= 24
-
-
-def test_what_came_from_a_queue_is_only_text() -> None:
-    task = replace(
-        TaskInfo.of(TaskMessage(ID="A", Queue="q", Payload=b"1"), 1),
-        status=Status.PROCESSING,
-        progress=Progress(1, 0, "\x1b[31mred [bold]x[/bold]\x9b2J"),
-    )
-    snapshot = Snapshot(datetime.now(timezone.utc), [], [task], [])
-    console = Console(width=160, file=io.StringIO(), force_terminal=True, color_system=None)
-    with console.capture() as captured:
-        console.print(show(snapshot))
-    assert not {"\x1b", "\x9b"} & set(captured.get())
-    assert "[bold]x" in captured.get()
 
 
 def test_completion_needs_no_home(tmp_path: Path, url: str) -> None:

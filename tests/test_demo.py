@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import nqnb
-from nqnb import demo
 from nqnb.cli.show import show
-from nqnb.demo import PARCELS, DemoState, make_parcels, run_demo
+from nqnb.demo import DemoState, parcels, play, run_demo
+from nqnb.demo.parcels import PARCELS, Parcel, hash_parcel, make_parcels
 
 
 def test_the_command_announces_and_keeps_its_word() -> None:
@@ -31,11 +33,13 @@ def test_the_command_announces_and_keeps_its_word() -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout) == {
-        "submitted": PARCELS + 2,
-        "completed": PARCELS,
+        "submitted": PARCELS + 4,
+        "completed": PARCELS + 2,
         "failed": 0,
         "cancelled": 1,
         "deleted": 1,
+        "retried": 2,
+        "scheduled": 1,
         "ok": True,
     }
 
@@ -43,7 +47,7 @@ def test_the_command_announces_and_keeps_its_word() -> None:
 def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "_PACE", (0.1, 0.15))
+    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
     looks: list[int] = []
 
     def look(state: DemoState) -> None:
@@ -66,17 +70,54 @@ def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
     text = captured.get()
     assert "deleted before it started" in text
     assert "after the request" in text
+    assert "2 times" in text
+    assert "not run before its time" in text
     assert all(queue in text for queue in summary.queues)
     assert server.url in text
 
 
 def test_a_wrong_digest_is_not_passed_over(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_PACE", (0.1, 0.15))
-    monkeypatch.setattr(demo, "_digest", lambda parcel: "something else")
+    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
+    monkeypatch.setattr(play, "digest", lambda parcel: "something else")
     summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
     assert not summary.ok
     assert summary.as_json()["ok"] is False
-    assert len(summary.problems) == PARCELS
+    assert len(summary.problems) == PARCELS + 2
+
+
+def test_what_was_not_retried_or_came_too_early_is_not_passed_over(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
+    monkeypatch.setattr(play, "hash_after_failures", hash_parcel)
+    submit = nqnb.Client.submit
+
+    @functools.wraps(submit)
+    async def at_once(self: nqnb.Client, *args: Any, process_at: Any = None, **options: Any) -> nqnb.Task:
+        return await submit(self, *args, **options)
+
+    monkeypatch.setattr(nqnb.Client, "submit", at_once)
+    summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
+    assert (summary.completed, summary.retried, summary.scheduled) == (PARCELS + 2, 0, 0)
+    assert summary.as_json()["ok"] is False
+    retried, early = summary.problems
+    assert "was to run 3 times, and ran once" in retried
+    assert "before it" in early
+
+
+def test_a_task_that_fails_too_often_is_not_passed_over(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
+
+    def fail(job: nqnb.Job, parcel: Parcel) -> None:
+        raise OSError("no luck at all")
+
+    monkeypatch.setattr(play, "hash_after_failures", fail)
+    summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
+    assert (summary.failed, summary.retried) == (1, 2)
+    (problem,) = summary.problems
+    assert "was to be completed, and is failed" in problem
 
 
 @pytest.mark.parametrize("count", [1, PARCELS, 60])

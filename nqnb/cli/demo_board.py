@@ -28,6 +28,7 @@ class Board:
             Column("task", dispensable=2),
             Column("queue", dispensable=3),
             Column("what", least=14),
+            Column("run", right=True, dispensable=1),
             Column("progress"),
             Column("time", right=True),
         ]
@@ -49,6 +50,8 @@ def summary(record: DemoSummary) -> RenderableType:
                 ("completed", f"{record.completed}, their digests checked" if record.ok else f"{record.completed}"),
                 ("failed", f"{record.failed}"),
                 *((each.status.label, f"1, {receipt_words(each)}") for each in record.receipts),
+                ("retried", f"{record.retried} times, after waits that grow" if record.retried else "0"),
+                ("scheduled", f"{record.scheduled}, not run before its time" if record.scheduled else "0"),
                 ("hashed", f"{record.files:,} files, {size(record.bytes)}"),
                 ("time", f"{record.seconds:.1f} s"),
                 ("queues", "" if record.temporary else f"{', '.join(record.queues)} stay on {record.url}"),
@@ -84,4 +87,9 @@ def _demo_row(row: DemoRow) -> list[str | Text]:
         done = bar(1, 1)
     elif info is not None and info.progress is not None:
         done = bar(info.progress.done, info.progress.total)
-    return [status(row.status), row.id[:8], row.queue, row.what, done, took(info) if info else ""]
+    return [status(row.status), row.id[:8], row.queue, row.what, _run(info), done, took(info) if info else ""]
+
+
+def _run(info: TaskInfo | None) -> str:
+    """Which run it is of how many, where there may be more than one."""
+    return f"{info.attempt}/{info.max_retry + 1}" if info is not None and info.max_retry else ""

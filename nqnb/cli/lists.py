@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -9,7 +11,7 @@ from nqnb.cli.demo_board import took
 from nqnb.cli.tables import Column, Sheet, stack, status
 from nqnb.cli.text import age, line, payload_text, receipt_words, size
 from nqnb.commands.records import Cancelled, Preview, Queues, Receipts, Tasks, Workers
-from nqnb.records import TaskInfo
+from nqnb.records import QueueInfo, TaskInfo
 from nqnb.wire import Status
 
 _MEANING = {
@@ -35,6 +37,7 @@ def tasks(record: Tasks) -> RenderableType:
         Column("try", right=True, dispensable=4),
         Column("progress", least=8, dispensable=2),
         Column("payload", least=10, dispensable=5),
+        Column("requeued from", least=13, dispensable=6),
     ]
     rows: list[list[str | Text]] = [
         [
@@ -46,6 +49,7 @@ def tasks(record: Tasks) -> RenderableType:
             f"{task.attempt}/{task.max_retry + 1}" if task.max_retry else "",
             _share(task) if task.status is Status.PROCESSING else "",
             line(payload_text(task.payload[:400]), 200),
+            task.origin,
         ]
         for task in record
     ]
@@ -62,18 +66,20 @@ def receipts(record: Receipts) -> RenderableType:
 def queues(record: Queues) -> RenderableType:
     """Queues, one a row."""
     columns = [
-        Column("queue", least=30),
+        Column("queue", least=16),
+        Column("state", dispensable=1),
         Column("pending", right=True),
         Column("processing", right=True),
-        Column("scheduled", right=True, dispensable=2),
-        Column("redelivered", right=True, dispensable=4),
-        Column("workers", right=True),
-        Column("size", right=True, dispensable=3),
-        Column("oldest", right=True, dispensable=1),
+        scheduled_column(record),
+        Column("redelivered", right=True, dispensable=6),
+        Column("workers", right=True, dispensable=2),
+        Column("size", right=True, dispensable=5),
+        Column("oldest", right=True, dispensable=3),
     ]
-    rows = [
+    rows: list[list[str | Text]] = [
         [
             each.name,
+            state(each),
             f"{each.pending:,}",
             f"{each.processing:,}",
             f"{each.scheduled:,}",
@@ -85,6 +91,16 @@ def queues(record: Queues) -> RenderableType:
         for each in record
     ]
     return Sheet(columns, rows, "" if rows else "no queues")
+
+
+def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
+    """What is scheduled. Where anything is, narrow tables have the column too: it may be all that there is."""
+    return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
+
+
+def state(queue: QueueInfo) -> Text:
+    """Whether a queue is paused, in a word; nothing where it is not."""
+    return Text("paused" if queue.paused else "", style="bold magenta")
 
 
 def workers(record: Workers) -> RenderableType:
@@ -116,9 +132,9 @@ def workers(record: Workers) -> RenderableType:
 
 
 def preview(record: Preview) -> RenderableType:
-    """What would be cancelled, by queue and state."""
+    """What would be ended, by queue and state."""
     if not record.ids:
-        return "no tasks to cancel"
+        return "no tasks to end"
     columns = [
         Column("queue", least=16),
         Column("status"),

@@ -38,6 +38,14 @@ class Shell:
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """See `nqnb.commands.Front.run`."""
+        if sys.version_info < (3, 11):
+            # There asyncio lets a Ctrl-C break into whatever runs; anyio cancels the work, as later ones do.
+            import anyio
+
+            try:
+                return anyio.run(work)
+            except asyncio.CancelledError:
+                raise KeyboardInterrupt from None
         return asyncio.run(work())
 
     @contextlib.asynccontextmanager

@@ -27,10 +27,13 @@ from nqnb.cli.watch_board import WatchBoard, changes
 from nqnb.commands.records import (
     Cancelled,
     DetachedServer,
+    Emptied,
     Preview,
     Progress,
     Queues,
     Receipts,
+    Requeued,
+    RequeuedTask,
     ServerUp,
     Submitted,
     Tasks,
@@ -40,7 +43,7 @@ from nqnb.commands.records import (
 )
 from nqnb.commands.watch import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, moment
+from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
 from nqnb.wire import parse_time
 
 
@@ -100,6 +103,7 @@ def _(record: TaskInfo) -> RenderableType:
         [
             ("task", record.id),
             ("queue", record.queue),
+            ("requeued", f"from {record.origin}" if record.origin else ""),
             ("status", status(record.status)),
             ("attempt", f"{record.attempt} of {record.max_retry + 1}"),
             ("submitted", _when(record.submitted_at) + (f" by {record.client}" if record.client else "")),
@@ -142,6 +146,7 @@ def _(record: QueueInfo) -> RenderableType:
     return fields(
         [
             ("queue", record.name),
+            ("paused", f"no worker takes its tasks, until `nqnb queue resume {record.name}`" if record.paused else ""),
             ("pending", f"{record.pending:,}"),
             ("processing", f"{record.processing:,}"),
             ("scheduled", f"{record.scheduled:,}"),
@@ -151,6 +156,44 @@ def _(record: QueueInfo) -> RenderableType:
             ("oldest", _when(record.oldest_pending)),
         ]
     )
+
+
+@show.register
+def _(record: Emptied) -> RenderableType:
+    receipt = record.receipt
+    left = f"{receipt.left:,}, which run, wait for a worker's answer, or came meanwhile" if receipt.left else ""
+    return fields(
+        [
+            ("queue", f"{receipt.queue}, which is no more" if record.removed else receipt.queue),
+            ("deleted", f"{receipt.deleted:,}, before they started" if receipt.deleted else "none"),
+            ("cancelled", f"{receipt.cancelled:,}, which had started" if receipt.cancelled else ""),
+            ("left", left),
+            ("time", duration(receipt.seconds)),
+        ]
+    )
+
+
+@show.register
+def _(record: PruneReceipt) -> RenderableType:
+    counts = fields(
+        [
+            ("tasks", f"{record.entries:,}"),
+            ("results", f"{record.results:,}"),
+            ("cancels", f"{record.intents:,}"),
+            ("kept", f"{record.kept:,}, whose messages are still in their queues" if record.kept else ""),
+        ]
+    )
+    return stack(Text("Would be removed:" if record.dry_run else "Removed:", style="bold"), counts)
+
+
+@show.register
+def _(record: RequeuedTask) -> RenderableType:
+    return record.id
+
+
+@show.register
+def _(record: Requeued) -> RenderableType:
+    return "\n".join(each.id for each in record)
 
 
 @show.register

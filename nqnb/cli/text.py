@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import enum
 import json
-import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -15,27 +14,19 @@ import msgspec
 from nqnb.errors import NqnbError
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.wire import Status
-
-# Beside the control characters, what turns the direction of text around: it could make a line read as another one.
-_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
-_UNSAFE = re.compile(f"[{_CONTROL}]")
-
-
-def clean(text: str) -> str:
-    """Text of unknown origin with everything that a terminal would act upon made visible; line ends stay."""
-    return _UNSAFE.sub(_escape, text.replace("\r\n", "\n").replace("\t", "    "))
-
-
-def line(text: str, most: int = 1000) -> str:
-    """The same in one line, clipped."""
-    text = clean(" ".join(text[: 4 * most].split()))
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+from nqnb.words import UNSAFE
+from nqnb.words import clean as clean
+from nqnb.words import clip as clip
+from nqnb.words import line as line
+from nqnb.words import payload_text as payload_text
+from nqnb.words import receipt_words as receipt_words
+from nqnb.words import size as size
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that a terminal shows as it is."""
     text = json.dumps(plain(value), ensure_ascii=False, indent=indent)
-    return _UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def plain(value: Any) -> Any:
@@ -72,27 +63,6 @@ def error_fields(error: Exception) -> dict[str, Any]:
     return {"error": str(error), "type": type(error).__name__, **known}
 
 
-def payload_text(payload: bytes, *, pretty: bool = False) -> str:
-    """A payload for people: JSON as it is (or indented), else text, else hexadecimal."""
-    try:
-        text = payload.decode("utf-8")
-    except UnicodeDecodeError:
-        return f"0x{payload[:1000].hex()}"
-    if pretty:
-        try:
-            return json.dumps(msgspec.json.decode(payload), ensure_ascii=False, indent=2)
-        except msgspec.DecodeError:
-            pass
-    return text
-
-
-def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
-    """The beginning of a long text."""
-    rows = text[:characters].split("\n")
-    short = "\n".join(rows[:lines])
-    return short if len(short) == len(text) else f"{short} …"
-
-
 def age(moment: datetime | None) -> str:
     """How long ago, in one unit; nothing for None."""
     return "" if moment is None else duration(seconds_since(moment))
@@ -125,28 +95,6 @@ def clock(moment: datetime | None) -> str:
     return local.strftime("%H:%M:%S" if near else "%Y-%m-%d %H:%M:%S")
 
 
-def size(count: int) -> str:
-    """Bytes for people, in powers of ten."""
-    number = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.1f} TB"
-
-
-def receipt_words(receipt: CancelReceipt) -> str:
-    """What became of a cancel, in a few words."""
-    if receipt.stopping:
-        return "cancelled for certain; its code is still stopping"
-    if receipt.status is Status.CANCELLED and receipt.seconds is not None and receipt.delivered_at is not None:
-        took = f"{receipt.seconds * 1000:.0f} ms" if receipt.seconds < 1 else f"{receipt.seconds:.1f} s"
-        return f"stopped {took} after the request"
-    if receipt.status in (Status.CANCELLED, Status.DELETED):
-        return receipt.how or receipt.status.label
-    return f"{receipt.status.label} before the cancel could stop it"
-
-
 def _fields(record: msgspec.Struct) -> dict[str, Any]:
     return {name: plain(getattr(record, name)) for name in record.__struct_fields__}
 
@@ -161,8 +109,3 @@ def _payload(payload: bytes) -> dict[str, Any]:
         return {"payload": None, "payload_text": payload.decode("utf-8")}
     except UnicodeDecodeError:
         return {"payload": None, "payload_base64": base64.b64encode(payload).decode()}
-
-
-def _escape(found: re.Match[str]) -> str:
-    code = ord(found.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

@@ -6,6 +6,7 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from nqnb.cli.demo_board import took
+from nqnb.cli.lists import scheduled_column, state
 from nqnb.cli.tables import Column, Sheet, bar, status
 from nqnb.cli.text import age, clean, clock, line
 from nqnb.commands.watch import Changes, QueueCounts, Snapshot
@@ -77,20 +78,25 @@ def _busiest(queues: list[QueueCounts], most: int) -> list[QueueCounts]:
     """Those with the most open work, by name."""
     if len(queues) <= most:
         return queues
-    by_work = sorted(queues, key=lambda each: each.info.processing + each.info.pending, reverse=True)
+
+    def work(each: QueueCounts) -> int:
+        return each.info.processing + each.info.pending + each.info.scheduled
+
+    by_work = sorted(queues, key=work, reverse=True)
     return sorted(by_work[:most], key=lambda each: each.info.name)
 
 
 def _queues(queues: list[QueueCounts], total: int) -> Sheet:
     columns = [
         Column("queue", least=16),
+        Column("state", dispensable=1),
         Column("pending", right=True),
         Column("processing", right=True),
-        Column("scheduled", right=True, dispensable=5),
-        Column("completed", right=True, dispensable=2),
-        Column("failed", right=True, dispensable=1),
-        Column("cancelled", right=True, dispensable=3),
-        Column("workers", right=True, dispensable=4),
+        scheduled_column(each.info for each in queues),
+        Column("completed", right=True, dispensable=3),
+        Column("failed", right=True, dispensable=2),
+        Column("cancelled", right=True, dispensable=4),
+        Column("workers", right=True, dispensable=5),
     ]
     more = f"and {total - len(queues):,} more queues" if total > len(queues) else ""
     return Sheet(columns, map(_queue_row, queues), more if queues else "no queues")
@@ -103,6 +109,7 @@ def _queue_row(each: QueueCounts) -> list[str | Text]:
     info = each.info
     return [
         info.name,
+        state(info),
         f"{info.pending:,}",
         f"{info.processing:,}",
         f"{info.scheduled:,}",

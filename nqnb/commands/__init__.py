@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from nqnb.commands import about, cancel, look, queue, serve, submit, task, up, watch
+from nqnb.commands import about, cancel, look, prune, queue, serve, submit, task, up, watch
 from nqnb.commands.front import Front, NeedsYes
 from nqnb.commands.options import Root, help_alone
 from nqnb.version import __version__
@@ -55,6 +55,7 @@ for command in (
     cancel.cancel,
     task.task,
     queue.queue,
+    prune.prune,
     serve.worker,
     about.version,
 ):

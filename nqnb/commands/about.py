@@ -29,9 +29,9 @@ Examples:
 def demo(ctx: click.Context) -> DemoSummary:
     """See tasks run, and two be cancelled.
 
-    A worker hashes the files of this Python installation. One task that never ends is cancelled while it runs, one
-    while it waits. The server is a temporary one of its own, unless -u names one; there, the demo uses queues of its
-    own. Exit code 0 says that every task ended as announced.
+    A worker hashes the files of this Python installation. One task fails twice and is retried, one waits for its time;
+    one that never ends is cancelled while it runs, one while it waits. The server is a temporary one of its own, unless
+    -u names one; there, the demo uses queues of its own. Exit code 0 says that every task ended as announced.
     """
     front = front_of(ctx)
     options = options_of(ctx)

@@ -10,10 +10,21 @@ import click
 
 from nqnb.client import Client
 from nqnb.commands import complete
-from nqnb.commands.look import Filter
+from nqnb.commands.arguments import (
+    a_dry_run,
+    confirm,
+    tasks,
+    the_age,
+    the_ids,
+    the_queue,
+    the_states,
+    the_wait,
+    the_yes,
+)
+from nqnb.commands.look import Filter, fetch_all
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Cancelled, Preview, Progress, Receipts
-from nqnb.commands.values import queue_name, seconds, status, task_id
+from nqnb.commands.values import status
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, WaitTimeout
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.wire import Status
@@ -39,25 +50,18 @@ Examples:
   nqnb cancel -s processing --wait 10 --yes
 """,
 )
-@click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=complete.open_ids)
-@click.option(
-    "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=complete.queues, help="Those of this queue"
-)
-@click.option(
-    "statuses",
-    "--status",
-    "-s",
-    type=_open_state,
-    multiple=True,
-    metavar="STATE",
-    shell_complete=complete.open_states,
+@the_ids(complete.open_ids)
+@the_queue("Those of this queue")
+@the_states(
+    _open_state,
+    completion=complete.open_states,
     help="Those in this state: pending or processing; both, if it is left out",
 )
-@click.option("--older-than", type=seconds, metavar="AGE", help="Those submitted longer ago (90s, 10m, 2h, 1d)")
-@click.option("--newer-than", type=seconds, metavar="AGE", help="Those submitted within that time")
-@click.option("--wait", type=seconds, metavar="SECONDS", help="Wait until their code has stopped, at most that long")
-@click.option("--yes", "-y", is_flag=True, help="Do not ask")
-@click.option("--dry-run", is_flag=True, help="Only show what would be cancelled")
+@the_age("--older-than", "Those submitted longer ago")
+@the_age("--newer-than", "Those submitted within that time")
+@the_wait("Wait until their code has stopped")
+@the_yes
+@a_dry_run("Only show what would be cancelled")
 @click.pass_context
 def cancel(
     ctx: click.Context,
@@ -82,18 +86,14 @@ def cancel(
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
     which = Filter(queue, statuses or complete.OPEN, older_than, newer_than)
-    found = ask(ctx, (lambda nq: _fetch(nq, ids)) if ids else which.tasks)
+    found = ask(ctx, (lambda nq: _open(nq, ids)) if ids else which.tasks)
     preview = Preview.of(found)
     if dry_run:
         return preview
     if not found:
         return Cancelled([], [])
-    front = front_of(ctx)
-    if not front.json:
-        front.show(preview)
-    if not yes and not front.confirm(f"Cancel {_tasks(len(found))}?"):
-        raise NqnbError("nothing was cancelled, as that was not confirmed")
-    with front.live() as show:
+    confirm(ctx, preview, f"Cancel {tasks(len(found))}?", yes=yes, otherwise="nothing was cancelled")
+    with front_of(ctx).live() as show:
         done = ask(ctx, lambda nq: cancel_all(nq, preview.ids, wait, show))
     return Cancelled(list(done), done.errors)
 
@@ -150,26 +150,14 @@ async def cancel_all(
         running = [name for name, got in outcomes.items() if isinstance(got, CancelReceipt) and got.stopping]
         if running:
             await each(running, lambda: max(0.01, deadline - time.monotonic()), "stopped")
-    got = [outcomes[name] for name in ids]
-    receipts = Receipts(
-        (each for each in got if isinstance(each, CancelReceipt)), (each for each in got if isinstance(each, NqnbError))
-    )
+    receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:
         receipts.errors += filter(None, (_missed(each, wait) for each in receipts))
     return receipts
 
 
-async def _fetch(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
-    found = []
-    for name in dict.fromkeys(ids):
-        info = await nq.fetch(name)
-        if not info.status.terminal:
-            found.append(info)
-    return found
-
-
-def _tasks(count: int) -> str:
-    return "1 task" if count == 1 else f"{count:,} tasks"
+async def _open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
+    return [each for each in await fetch_all(nq, ids) if not each.status.terminal]
 
 
 def _missed(receipt: CancelReceipt, wait: float) -> NqnbError | None:

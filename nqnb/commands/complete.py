@@ -59,6 +59,15 @@ def open_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     return _quickly(ctx, question)
 
 
+def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The tasks that can be submitted once more, the one that ended last first."""
+
+    async def question(nq: Client) -> list[CompletionItem]:
+        return _items(await nq.tasks(status=[each for each in Status if each.terminal]), incomplete)
+
+    return _quickly(ctx, question)
+
+
 def queues_and_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Queues, then tasks; after a first task, tasks alone."""
 

@@ -1,19 +1,21 @@
-"""`nqnb tasks`, `nqnb queues`, `nqnb workers`: what there is, and the ways to say which tasks are meant."""
+"""`nqnb tasks`, `nqnb queues`, `nqnb workers`: what there is."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
 
 import click
 from msgspec import Struct
 
 from nqnb.client import Client
 from nqnb.commands import complete
+from nqnb.commands.arguments import the_age, the_limit, the_states
 from nqnb.commands.options import Command, ask
 from nqnb.commands.records import Queues, Tasks, Workers
-from nqnb.commands.values import queue_name, seconds, status
+from nqnb.commands.values import queue_name
 from nqnb.records import TaskInfo
+from nqnb.sweep import each_in
 from nqnb.wire import Status
 
 
@@ -41,25 +43,19 @@ class Filter(Struct, frozen=True):
         )
 
 
-def the_states(function: Any) -> Any:
-    """The option that names states."""
-    return click.option(
-        "statuses",
-        "--status",
-        "-s",
-        type=status,
-        multiple=True,
-        metavar="STATE",
-        shell_complete=complete.states,
-        help="Only these, repeatable",
-    )(function)
+async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
+    """The tasks of these ids, longest unchanged first.
 
+    Raises:
+        UnknownTask: there is no such task.
+    """
+    found: list[TaskInfo] = []
 
-def the_limit(function: Any) -> Any:
-    """The option that says how many are shown."""
-    return click.option(
-        "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="At most so many"
-    )(function)
+    async def one(id: str) -> None:
+        found.append(await nq.fetch(id))
+
+    await each_in(list(dict.fromkeys(ids)), one)
+    return sorted(found, key=lambda each: each.revision)
 
 
 async def list_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
@@ -83,8 +79,8 @@ Examples:
 """,
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=complete.queues)
-@the_states
-@click.option("--since", type=seconds, metavar="AGE", help="Only those submitted within that time (90s, 10m, 2h, 1d)")
+@the_states(help="Only these, repeatable")
+@the_age("--since", "Only those submitted within that time")
 @the_limit
 @click.pass_context
 def tasks(

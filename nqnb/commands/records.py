@@ -10,13 +10,18 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from nqnb.errors import ConnectionFailed, NqnbError, TaskError, Unconfirmed, UnknownTask
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.wire import Status
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+T = TypeVar("T")
 
 
 class Tasks(list[TaskInfo]):
@@ -35,17 +40,55 @@ class Workers(list[WorkerInfo]):
     """Live workers, by host and process."""
 
 
-class Receipts(list[CancelReceipt]):
-    """What became of the cancels of several tasks; ``errors`` are those of the tasks that were refused."""
+class Outcomes(list[T]):
+    """What became of several tasks, for those that were not refused; ``errors`` are those of the others."""
 
-    def __init__(self, receipts: Iterable[CancelReceipt] = (), errors: Iterable[NqnbError] = ()) -> None:
-        super().__init__(receipts)
+    def __init__(self, records: Iterable[T] = (), errors: Iterable[NqnbError] = ()) -> None:
+        super().__init__(records)
         self.errors = list(errors)
+
+    @classmethod
+    def of(cls, outcomes: Iterable[T | NqnbError]) -> Self:
+        """Records and errors, told apart."""
+        made = cls()
+        for each in outcomes:
+            if isinstance(each, NqnbError):
+                made.errors.append(each)
+            else:
+                made.append(each)
+        return made
 
     @property
     def ok(self) -> bool:
-        """Whether every one was cancelled, and stopped where that was waited for."""
+        """Whether none was refused, nor fell short of what was asked."""
         return not self.errors
+
+
+class Receipts(Outcomes[CancelReceipt]):
+    """Receipts of several cancels."""
+
+
+class RequeuedTask(Struct, frozen=True):
+    """A task that was submitted once more: the new one's ``id``, and which ended task it was made ``of``."""
+
+    id: str
+    queue: str
+    of: str
+
+
+class Requeued(Outcomes[RequeuedTask]):
+    """Several tasks that were submitted once more."""
+
+
+class Emptied(Struct, frozen=True):
+    """What became of a queue that was purged, or ``removed`` altogether."""
+
+    receipt: PurgeReceipt
+    removed: bool
+
+    def as_json(self) -> dict[str, Any]:
+        """The receipt's fields, and whether the queue is gone."""
+        return {**structs.asdict(self.receipt), "removed": self.removed}
 
 
 class OpenTasks(Struct, frozen=True):

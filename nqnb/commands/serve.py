@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from nqnb.commands.crew import Crew, Membership
 from nqnb.commands.options import Command, front_of, options_of
 from nqnb.detached import choose
 from nqnb.errors import NqnbError
@@ -36,25 +37,51 @@ class UserCodeError(NqnbError):
 Examples:
   nqnb worker mymodule:worker
   nqnb worker app.tasks:worker --concurrency 16
+  nqnb worker app.tasks:worker --processes 4
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
 @click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Tasks at once, in place of the worker's own")
+@click.option(
+    "--processes", type=click.IntRange(1), metavar="N", help="N processes that serve the same, each with its own slots"
+)
+@click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
-def worker(ctx: click.Context, target: str, concurrency: int | None) -> None:
+def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:
     """Run the tasks of some queues.
 
     MODULE is imported as Python would from the current folder; WORKER is the name of an nqnb.Worker in it. SIGINT
     (Ctrl-C) or SIGTERM stops it: what runs may end, for as long as the worker's shutdown_timeout; a second one does
     not wait.
+
+    One process uses about one core, as long as its handlers are coroutines or threads: with --processes there are
+    several, each with the worker's own concurrency. One that crashes is replaced, and the signals are passed on to all
+    of them; the exit code is the worst of theirs.
     """
     front = front_of(ctx)
     front.start_logging()
+    options = options_of(ctx)
+    membership = Membership() if member else None
+    if membership is not None:
+        options = {**options, **membership.options}
     found = _find(target)
-    found.settings = _settings(found.settings, options_of(ctx))
+    if processes is not None:
+        ctx.exit(front.run(_crew(found, target, concurrency, front.json, options, processes).run))
+    found.settings = _settings(found.settings, options)
     if concurrency is not None:
         found.concurrency = concurrency
-    front.run(found.serve)
+    front.run(found.serve if membership is None else lambda: membership.serve(found))
+
+
+def _crew(found: Worker, target: str, concurrency: int | None, json: bool, options: dict[str, Any], size: int) -> Crew:
+    if sys.platform == "win32":
+        raise click.UsageError("--processes needs POSIX signals, which Windows has not; start several workers instead")
+    given = [
+        target,
+        *(() if concurrency is None else ("--concurrency", f"{concurrency}")),
+        *(["--json"] if json else []),
+    ]
+    return Crew(given, options, size, found.shutdown_timeout)
 
 
 def _settings(own: Settings, options: dict[str, Any]) -> Settings:

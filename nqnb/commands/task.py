@@ -1,4 +1,4 @@
-"""`nqnb task …`: look at tasks and cancel them."""
+"""`nqnb task …`: look at tasks, cancel them, submit them once more."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import click
 
 from nqnb.client import Client
 from nqnb.commands import complete
+from nqnb.commands.arguments import chosen_ids, ids_or_named, the_limit, the_queue, the_states, the_wait
 from nqnb.commands.cancel import cancel_ids
-from nqnb.commands.look import Filter, list_tasks, the_limit, the_states
+from nqnb.commands.look import Filter, list_tasks
 from nqnb.commands.options import Group, ask, front_of, help_alone
-from nqnb.commands.records import Receipts, Tasks, TaskStatus, Value
-from nqnb.commands.values import queue_name, seconds, task_id
-from nqnb.errors import TaskFailed
+from nqnb.commands.records import Receipts, Requeued, RequeuedTask, Tasks, TaskStatus, Value
+from nqnb.commands.values import seconds, task_id
+from nqnb.errors import NqnbError, TaskFailed
 from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.sweep import each_in
 from nqnb.wire import Status
 
 
 @click.group(cls=Group)
 @click.pass_context
 def task(ctx: click.Context) -> str | None:
-    """Look at tasks, wait for them, cancel them."""
+    """Look at tasks, wait for them, cancel them, submit them once more."""
     return help_alone(ctx)
 
 
@@ -97,10 +99,8 @@ Examples:
   nqnb task list -q resize -s pending -s processing
 """,
 )
-@click.option(
-    "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=complete.queues, help="Only of this queue"
-)
-@the_states
+@the_queue("Only of this queue")
+@the_states(help="Only these, repeatable")
 @the_limit
 @click.pass_context
 def list_(ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], limit: int) -> Tasks:
@@ -115,17 +115,8 @@ Examples:
   nqnb task cancel A B C --wait 10
 """
 )
-@click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=complete.open_ids)
-@click.option(
-    "named",
-    "--id",
-    type=task_id,
-    multiple=True,
-    metavar="ID",
-    shell_complete=complete.open_ids,
-    help="A task, as NQ writes it; repeatable",
-)
-@click.option("--wait", type=seconds, metavar="SECONDS", help="Wait until its code has stopped, at most that long")
+@ids_or_named(complete.open_ids)
+@the_wait("Wait until its code has stopped")
 @click.pass_context
 def cancel(
     ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], wait: float | None
@@ -135,7 +126,47 @@ def cancel(
     When this returns, the cancel is stored: no further run of the task will start. Its code may still be stopping;
     with --wait, exit code 0 says that it has stopped.
     """
-    chosen = list(dict.fromkeys((*ids, *named)))
-    if not chosen:
-        raise click.UsageError("give one task id or several, as ID or --id ID")
-    return cancel_ids(ctx, chosen, wait)
+    return cancel_ids(ctx, chosen_ids(ids, named), wait)
+
+
+@task.command(
+    epilog="""\b
+Examples:
+  nqnb task requeue mic7JrVU1b6ZQ167o6RivY
+  nqnb task requeue A B C --json
+"""
+)
+@ids_or_named(complete.ended_ids)
+@click.pass_context
+def requeue(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> RequeuedTask | Requeued:
+    """Submit ended tasks once more; print the ids of the new ones.
+
+    Each is a new task with the same queue, payload, retries and timeout. One that has not ended is refused, and so is
+    one whose payload is not kept.
+    """
+    chosen = chosen_ids(ids, named)
+
+    async def question(nq: Client) -> Requeued:
+        return await _requeue_all(nq, chosen)
+
+    done = ask(ctx, question)
+    if len(chosen) > 1:
+        return done
+    if done.errors:
+        raise done.errors[0]
+    return done[0]
+
+
+async def _requeue_all(nq: Client, ids: list[str]) -> Requeued:
+    """Requeue all of them, whatever becomes of some."""
+    outcomes: dict[str, RequeuedTask | NqnbError] = {}
+
+    async def one(id: str) -> None:
+        try:
+            new = await nq.requeue(id)
+            outcomes[id] = RequeuedTask(new.id, new.queue, id)
+        except NqnbError as error:
+            outcomes[id] = error
+
+    await each_in(ids, one)
+    return Requeued.of(outcomes[each] for each in ids)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,6 +13,7 @@ from msgspec import Struct
 
 from nqnb.client import Client
 from nqnb.commands import complete
+from nqnb.commands.look import fetch_all
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.values import seconds, task_id
 from nqnb.errors import ConnectionFailed, NqnbError, Unconfirmed
@@ -21,7 +21,6 @@ from nqnb.records import QueueInfo, TaskInfo
 from nqnb.wire import Status
 
 _SHORTEST = 0.25
-_AT_ONCE = 64
 _RECENT = 50
 """How many tasks a first line of JSON, or a first table without a terminal, has at most."""
 
@@ -69,6 +68,7 @@ class Snapshot(Struct, frozen=True):
                     "processing": each.info.processing,
                     "scheduled": each.info.scheduled,
                     "workers": each.info.workers,
+                    "paused": each.info.paused,
                     "tasks": {state.label: count for state, count in sorted(each.states.items())},
                 }
                 for each in self.queues
@@ -144,7 +144,7 @@ class _Watcher:
         if self._by_id is None:
             self._by_id = not (len(self._what) == 1 and any(info.name == self._what[0] for info in every))
         if self._by_id:
-            tasks = await _fetch(nq, self._what)
+            tasks = await fetch_all(nq, self._what)
             wanted = {each.queue for each in tasks}
         else:
             tasks = await nq.tasks(self._what[0] if self._what else None)
@@ -183,23 +183,10 @@ class _Watcher:
 
 def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
     return [
-        (each.info.name, each.info.pending, each.info.processing, each.info.scheduled, each.info.workers, each.states)
+        (info.name, info.pending, info.processing, info.scheduled, info.workers, info.paused, each.states)
         for each in snapshot.queues
+        for info in (each.info,)
     ]
-
-
-async def _fetch(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
-    slots = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(id: str) -> TaskInfo:
-        async with slots:
-            return await nq.fetch(id)
-
-    found = await asyncio.gather(*(one(each) for each in ids), return_exceptions=True)
-    for each in found:
-        if isinstance(each, BaseException):
-            raise each
-    return sorted((each for each in found if isinstance(each, TaskInfo)), key=lambda each: each.revision)
 
 
 async def _unless(stopping: asyncio.Future[Any], look: Any) -> Any:

@@ -1,99 +1,43 @@
-"""A demonstration that checks itself: tasks that hash files, one cancelled while it runs, one while it waits."""
+"""The demo's acts, in their order, and what follows its tasks meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import secrets
-import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from nqnb.client import Client, connect
+from nqnb.demo.parcels import (
+    PARCELS,
+    RETRIES,
+    Parcel,
+    digest,
+    hash_after_failures,
+    hash_endlessly,
+    hash_parcel,
+    make_parcels,
+)
+from nqnb.demo.records import DemoRow, DemoState, DemoSummary
 from nqnb.devserver import DevServer
 from nqnb.errors import NotCancellable
 from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.task import Task
 from nqnb.wire import Status
-from nqnb.worker.job import Job
 from nqnb.worker.worker import Worker
 
-PARCELS = 24
 SLOTS = 4
 """Tasks that run at once: three parcels beside the endless one."""
-_PACE = (0.4, 1.0)
-"""Seconds that a parcel of few or of many files takes at least, so that there is something to watch."""
+AHEAD = 1.5
+"""Seconds from the submission of the scheduled task to the moment that it is for."""
+_BACKOFF = Backoff(0.3, 0.6)
 _PATIENCE = 90.0
 """Seconds after which the demo gives up; it takes some five."""
-
-
-@dataclass
-class Parcel:
-    """The payload of a task: files of one package, relative to a folder."""
-
-    name: str
-    folder: str
-    files: list[str]
-
-
-@dataclass
-class DemoRow:
-    """One task of the demo: what it is, and what was last heard of it."""
-
-    id: str
-    queue: str
-    what: str
-    info: TaskInfo | None = None
-
-    @property
-    def status(self) -> Status:
-        """The state that was last heard of."""
-        return Status.PENDING if self.info is None else self.info.status
-
-
-@dataclass
-class DemoState:
-    """The demo while it runs: its tasks, in the order of their submission."""
-
-    rows: list[DemoRow] = field(default_factory=list)
-
-    def count(self, status: Status) -> int:
-        """How many tasks are in that state."""
-        return sum(row.status is status for row in self.rows)
-
-
-@dataclass
-class DemoSummary:
-    """How the demo ended. ``problems`` says what was not as announced; without any, ``ok`` is True."""
-
-    submitted: int
-    completed: int
-    failed: int
-    cancelled: int
-    deleted: int
-    files: int
-    bytes: int
-    seconds: float
-    url: str
-    temporary: bool
-    queues: list[str]
-    receipts: list[CancelReceipt]
-    problems: list[str]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every task ended as announced."""
-        return not self.problems
-
-    def as_json(self) -> dict[str, int | bool]:
-        """The counts, and whether they are as announced."""
-        names = ("submitted", "completed", "failed", "cancelled", "deleted", "ok")
-        return {name: getattr(self, name) for name in names}
 
 
 async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], None]) -> DemoSummary:
@@ -113,6 +57,8 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
             settings = Settings((await stack.enter_async_context(DevServer())).url)
         queue = f"nqnb-demo-{secrets.token_hex(3)}"
         worker = Worker(settings, concurrency=SLOTS, shutdown_timeout=1)
+        # In this order, so that a retry need not stand in line behind the parcels.
+        worker.handler(f"{queue}-flaky", backoff=_BACKOFF)(hash_after_failures)
         worker.handler(queue)(hash_parcel)
         worker.handler(f"{queue}-endless")(hash_endlessly)
         nq = await stack.enter_async_context(connect(settings))
@@ -133,6 +79,8 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
             failed=counts[Status.FAILED],
             cancelled=counts[Status.CANCELLED],
             deleted=counts[Status.DELETED],
+            retried=sum(row.info.attempt - 1 for row in board.state.rows if row.info is not None),
+            scheduled=play.in_time,
             files=sum(each["files"] for each in play.results),
             bytes=sum(each["bytes"] for each in play.results),
             seconds=time.monotonic() - started,
@@ -144,53 +92,6 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
         )
 
 
-def hash_parcel(job: Job, parcel: Parcel) -> dict[str, Any]:
-    """A handler in a thread: hash the files of a parcel, at a pace that can be watched."""
-    digest, size, started = hashlib.sha256(), 0, time.monotonic()
-    pace = min(_PACE[0] + len(parcel.files) / 100, _PACE[1])
-    for done, name in enumerate(parcel.files, 1):
-        data = Path(parcel.folder, name).read_bytes()
-        digest.update(data)
-        size += len(data)
-        job.progress(done, len(parcel.files), name)
-        job.wait(max(0.0, started + pace * done / len(parcel.files) - time.monotonic()))
-    return {"digest": digest.hexdigest(), "files": len(parcel.files), "bytes": size}
-
-
-async def hash_endlessly(job: Job, parcel: Parcel) -> None:
-    """A coroutine as a handler: hash the files over and over, until it is cancelled."""
-    turn = 0
-    while True:
-        turn += 1
-        for done, name in enumerate(parcel.files, 1):
-            data = await asyncio.to_thread(Path(parcel.folder, name).read_bytes)
-            hashlib.sha256(data).hexdigest()
-            job.progress(done, len(parcel.files), f"turn {turn}")
-            # Without a pause it would take the time of the parcels on a small machine.
-            await asyncio.sleep(0.002)
-
-
-def make_parcels(count: int = PARCELS) -> list[Parcel]:
-    """The source files of the standard library in that many parcels, a package each as far as there are enough."""
-    root = Path(sysconfig.get_path("stdlib"))
-    packages = {
-        folder.name: sorted(str(file.relative_to(root)) for file in folder.rglob("*.py"))
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and folder.name not in ("site-packages", "dist-packages", "test")
-    }
-    # Some Pythons come without their sources, zipped or stripped; our own are always there.
-    if sum(map(len, packages.values())) < count:
-        root = Path(__file__).parent
-        packages = {"nqnb": sorted(str(file.relative_to(root)) for file in root.rglob("*.py"))}
-    found = sorted(((name, files) for name, files in packages.items() if files), key=lambda each: len(each[1]))[-count:]
-    while len(found) < count:
-        name, files = found.pop()
-        half = len(files) // 2
-        found += [(name, files[:half]), (name, files[half:])]
-        found.sort(key=lambda each: len(each[1]))
-    return [Parcel(name, str(root), files) for name, files in sorted(found)]
-
-
 class _Play:
     """The demo's acts, in their order."""
 
@@ -198,6 +99,7 @@ class _Play:
         self.problems: list[str] = []
         self.receipts: list[CancelReceipt] = []
         self.results: list[dict[str, Any]] = []
+        self.in_time = 0
         self._nq = nq
         self._queue = queue
         self._board = board
@@ -209,6 +111,11 @@ class _Play:
         endless = await self._nq.submit(f"{self._queue}-endless", everything)
         self._board.add(endless, "endless")
         await self._board.until(lambda: state.count(Status.PROCESSING) == 1)
+        flaky = await self._nq.submit(f"{self._queue}-flaky", parcels[0], retry=RETRIES)
+        self._board.add(flaky, "flaky")
+        due = datetime.now(timezone.utc) + timedelta(seconds=AHEAD)
+        scheduled = await self._nq.submit(self._queue, parcels[1], process_at=due)
+        self._board.add(scheduled, f"in {AHEAD:g} s")
         tasks = await self._nq.submit_many(self._queue, parcels)
         for task, parcel in zip(tasks, parcels, strict=True):
             self._board.add(task, parcel.name)
@@ -220,7 +127,10 @@ class _Play:
         await self._board.until(lambda: sum(row.status.terminal for row in state.rows) > PARCELS // 2)
         await self._cancel(endless, Status.CANCELLED)
         await self._board.until(lambda: all(row.status.terminal for row in state.rows))
-        await self._check(tasks, parcels)
+        for task, parcel in zip(tasks, parcels, strict=True):
+            await self._check(task, parcel)
+        self._check_retries(await self._check(flaky, parcels[0]))
+        self._check_time(await self._check(scheduled, parcels[1]), due)
 
     async def _cancel(self, task: Task, announced: Status) -> None:
         try:
@@ -232,24 +142,31 @@ class _Play:
         if receipt.status is not announced:
             self.problems.append(f"task {task.id} was to be {announced.label}, and is {receipt.status.label}")
 
-    async def _check(self, tasks: list[Task], parcels: list[Parcel]) -> None:
-        for task, parcel in zip(tasks, parcels, strict=True):
-            info = await task.fetch()
-            if info.status is not Status.COMPLETED:
-                why = f": {info.error.message}" if info.error else ""
-                self.problems.append(
-                    f"task {task.id} ({parcel.name}) was to be completed, and is {info.status.label}{why}"
-                )
-                continue
-            result = await task.result()
-            self.results.append(result)
-            if result["digest"] != await asyncio.to_thread(_digest, parcel):
-                self.problems.append(f"task {task.id} ({parcel.name}) has a wrong digest")
+    async def _check(self, task: Task, parcel: Parcel) -> TaskInfo:
+        info = await task.fetch()
+        if info.status is not Status.COMPLETED:
+            why = f": {info.error.message}" if info.error else ""
+            self.problems.append(f"task {task.id} ({parcel.name}) was to be completed, and is {info.status.label}{why}")
+            return info
+        result = await task.result()
+        self.results.append(result)
+        if result["digest"] != await asyncio.to_thread(digest, parcel):
+            self.problems.append(f"task {task.id} ({parcel.name}) has a wrong digest")
+        return info
 
+    def _check_retries(self, flaky: TaskInfo) -> None:
+        if flaky.attempt != RETRIES + 1:
+            ran = "once" if flaky.attempt == 1 else f"{flaky.attempt} times"
+            self.problems.append(f"task {flaky.id} was to run {RETRIES + 1} times, and ran {ran}")
 
-def _digest(parcel: Parcel) -> str:
-    """What the handler must have found, in another way."""
-    return hashlib.sha256(b"".join(Path(parcel.folder, name).read_bytes() for name in parcel.files)).hexdigest()
+    def _check_time(self, scheduled: TaskInfo, due: datetime) -> None:
+        if scheduled.status is not Status.COMPLETED or scheduled.started_at is None:
+            return
+        if scheduled.started_at < due:
+            early = (due - scheduled.started_at).total_seconds()
+            self.problems.append(f"task {scheduled.id} was to run at its time, and ran {early:.1f} s before it")
+        else:
+            self.in_time += 1
 
 
 class _Board:

@@ -1,0 +1,198 @@
+"""Commands that look after queues: purge, delete, pause, resume, requeue, prune."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Many, Run, Start, one_line, until_said
+
+import nqnb
+
+JOBS = """
+import asyncio
+import nqnb
+
+worker = nqnb.Worker(concurrency=4, shutdown_timeout=1)
+
+@worker.handler("quick")
+def quick(job, payload):
+    return payload
+
+@worker.handler("held")
+async def held(job, payload):
+    await asyncio.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def worker(url: str, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Serves ``quick`` and ``held``."""
+    folder: Path = tmp_path_factory.mktemp("jobs")
+    (folder / "jobs.py").write_text(JOBS)
+    process = start("worker", "jobs:worker", "-u", url, cwd=folder)
+    until_said(process, "serves quick")
+    yield
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+def states(run: Run, queue: str) -> list[str]:
+    return [each["status"] for each in run("tasks", queue, "-n", "1000", "--json").json]
+
+
+def until(run: Run, queue: str, status: str, count: int = 1) -> None:
+    end = time.monotonic() + 20
+    while states(run, queue).count(status) < count:
+        assert time.monotonic() < end, states(run, queue)
+
+
+# Purge and delete
+
+
+def test_purge_after_a_preview(run: Run, many: Many) -> None:
+    many("heap", 5)
+    spared = run("queue", "purge", "heap")
+    assert spared.code == 1
+    assert re.search(r"heap +pending +5", spared.out)
+    assert one_line(spared.err)
+    assert "End the 5 tasks of queue 'heap' that wait?" in spared.err
+    assert "add --yes" in spared.err
+    assert states(run, "heap") == ["pending"] * 5
+    answer = run("queue", "purge", "heap", "--yes")
+    assert answer.code == 0, answer.err
+    assert "5, before they started" in answer.out
+    assert states(run, "heap") == ["deleted"] * 5
+    again = run("queue", "purge", "heap", "--json")
+    assert (again.code, again.json["deleted"], again.json["left"], again.json["removed"]) == (0, 0, 0, False)
+
+
+def test_in_json_the_refusal_is_an_error_object(run: Run, many: Many) -> None:
+    many("spared", 1)
+    for words in (("queue", "purge", "spared"), ("queue", "delete", "spared", "--force")):
+        answer = run(*words, "--json")
+        assert (answer.code, answer.out, json.loads(answer.err)["type"]) == (1, "", "NeedsYes")
+    assert states(run, "spared") == ["pending"]
+
+
+def test_delete_only_what_is_empty_unless_forced(run: Run, many: Many) -> None:
+    many("full", 3)
+    refused = run("queue", "delete", "full", "--yes")
+    assert refused.code == 1
+    assert one_line(refused.err)
+    assert "3 tasks are pending" in refused.err
+    assert "Delete queue 'full' and end its 3 tasks?" in run("queue", "delete", "full", "--force").err
+    answer = run("queue", "delete", "full", "--force", "--yes", "--json")
+    assert (answer.code, answer.json["deleted"], answer.json["removed"]) == (0, 3, True)
+    assert states(run, "full") == ["deleted"] * 3
+    missing = run("queue", "stats", "full")
+    assert missing.code == 1
+    assert one_line(missing.err)
+
+
+def test_delete_asks_even_where_nothing_is_in_it(run: Run, many: Many) -> None:
+    many("bare", 1)
+    run("queue", "purge", "bare", "--yes")
+    answer = run("queue", "delete", "bare")
+    assert answer.code == 1
+    assert "Delete queue 'bare'?" in answer.err
+    assert "no more" in run("queue", "delete", "bare", "-y").out
+
+
+def test_a_forced_delete_waits_for_code_to_stop(run: Run, worker: None) -> None:
+    run("submit", "held", "1")
+    until(run, "held", "processing")
+    answer = run("queue", "delete", "held", "--force", "--wait", "10", "--yes", "--json")
+    assert (answer.code, answer.json["cancelled"]) == (0, 1), answer.err
+    assert states(run, "held") == ["cancelled"]
+
+
+@pytest.mark.parametrize("command", ["stats", "purge", "delete", "pause", "resume"])
+def test_an_unknown_queue_is_one_line(command: str, run: Run) -> None:
+    answer = run("queue", command, "no-such")
+    assert answer.code == 1
+    assert one_line(answer.err)
+    assert "'no-such'" in answer.err
+    error = json.loads(run("queue", command, "no-such", "--json").err)
+    assert (error["type"], error["queue"]) == ("UnknownQueue", "no-such")
+
+
+# Pause and resume
+
+
+def test_a_paused_queue_waits_until_it_is_resumed(run: Run, worker: None) -> None:
+    run("submit", "quick", "1", "--wait", "10")
+    assert run("queue", "pause", "quick", "--json").json["paused"] is True
+    time.sleep(1.1)  # for the workers of an older server to hear of it
+    (task_id,) = run("submit", "quick", "2").out.split()
+    assert "nqnb queue resume quick" in run("queue", "stats", "quick").out
+    assert re.search("quick +paused", run("queues").out)
+    assert re.search("quick +paused", run("watch", "quick", "--once").out)
+    watched = run("watch", "quick", "--once", "--json").json
+    assert watched["queues"][0]["paused"] is True
+    assert run("task", "result", task_id, "--timeout", "0.5").code == 1
+    assert "paused" not in run("queue", "resume", "quick").out
+    assert run("task", "result", task_id, "--timeout", "10").json == 2
+
+
+# Requeue
+
+
+def test_ended_tasks_are_submitted_once_more(run: Run, many: Many) -> None:
+    first, second, third = many("again", 3)
+    run("cancel", first, second)
+    new = run("task", "requeue", first)
+    assert new.code == 0, new.err
+    (new_id,) = new.out.split()
+    task = run("task", "show", new_id, "--json").json
+    assert (task["queue"], task["status"], task["origin"]) == ("again", "pending", first)
+    assert first in run("task", "show", new_id).out
+    assert first in run("task", "list", "-q", "again", "-s", "pending").out
+    assert run("task", "requeue", first, "--json").json["of"] == first
+    some = run("task", "requeue", second, third, "--id", first, "--json")
+    assert some.code == 1
+    assert [each["of"] for each in some.json] == [second, first]
+    assert json.loads(some.err)["type"] == "NotRequeueable"
+    for refused in (third, "nobody-knows-it"):
+        answer = run("task", "requeue", refused)
+        assert (answer.code, answer.out) == (1, "")
+        assert one_line(answer.err)
+
+
+# Prune
+
+
+def test_prune_shows_asks_and_removes(run: Run, many: Many) -> None:
+    old = many("aged", 4)
+    run("cancel", *old[:3])
+    time.sleep(1.2)
+    shown = run("prune", "--older-than", "1", "--queue", "aged", "--dry-run", "--json").json
+    assert (shown["entries"], shown["dry_run"]) == (3, True)
+    asked = run("prune", "--older-than", "1", "--queue", "aged")
+    assert asked.code == 1
+    assert "Would be removed:" in asked.out
+    assert "Remove what is kept of 3 tasks?" in asked.err
+    assert len(states(run, "aged")) == 4
+    answer = run("prune", "--older-than", "1", "-q", "aged", "--yes")
+    assert answer.code == 0, answer.err
+    assert re.search(r"tasks +3", answer.out)
+    assert states(run, "aged") == ["pending"]
+    nothing = run("prune", "--older-than", "1", "-q", "aged", "--json")
+    assert (nothing.code, nothing.json["entries"], nothing.json["dry_run"]) == (0, 0, False)
+
+
+def test_a_client_sees_what_the_commands_did(url: str, run: Run, many: Many) -> None:
+    many("seen", 1)
+    run("queue", "pause", "seen")
+
+    async def look() -> Any:
+        async with nqnb.connect(url) as nq:
+            return next(each for each in await nq.queues() if each.name == "seen")
+
+    assert asyncio.run(look()).paused
