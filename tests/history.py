@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import time
 from collections import defaultdict
 
 import nqnb
@@ -32,17 +34,23 @@ async def read_history(nq: nqnb.Client) -> dict[str, list[TaskMessage]]:
     """Every entry that was stored, by task, oldest first."""
     connection = nq.backend.connection
     info = await connection.api("STREAM.INFO.KV_nq-store")
+    state, step = info["state"], 200
+    assert state["messages"] == state["last_seq"], "the bucket has not kept every revision"
     history: dict[str, list[TaskMessage]] = defaultdict(list)
-    for sequence in range(1, info["state"]["last_seq"] + 1):
-        stored = await connection.api("STREAM.MSG.GET.KV_nq-store", {"seq": sequence})
-        entry = TaskMessage.decode(base64.b64decode(stored["message"]["data"]))
-        history[entry.ID].append(entry)
+    for start in range(1, state["last_seq"] + 1, step):
+        sequences = range(start, min(start + step, state["last_seq"] + 1))
+        api = connection.api
+        for stored in await asyncio.gather(*(api("STREAM.MSG.GET.KV_nq-store", {"seq": each}) for each in sequences)):
+            entry = TaskMessage.decode(base64.b64decode(stored["message"]["data"]))
+            history[entry.ID].append(entry)
     return history
 
 
 def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Status:
-    """The last entry is terminal, and no other is."""
+    """The last entry is terminal, and no other is; attempts are never counted back."""
     statuses = [entry.Status for entry in entries]
+    retries = [entry.CurrentRetry for entry in entries]
+    assert retries == sorted(retries), f"{task_id} had the retries {retries}"
     assert statuses[-1].terminal, f"{task_id} is left {statuses}"
     assert not any(status.terminal for status in statuses[:-1]), f"{task_id} left a terminal state: {statuses}"
     return statuses[-1]
@@ -50,9 +58,6 @@ def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Statu
 
 async def assert_queues_empty(nq: nqnb.Client, *queues: str, within: float = 5.0) -> None:
     """No message stays in the queues' streams: acks may take a moment to arrive."""
-    import asyncio
-    import time
-
     until = time.monotonic() + within
     while True:
         left = {}
