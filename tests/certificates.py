@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,28 @@ class Operator:
         )
         """Configuration of a server that obeys this operator."""
 
-    def credentials(self, expires: float | None = None, account_seed: str | None = None) -> tuple[str, str]:
-        """The text of a credentials file of a new user, and the seed in it; ``expires`` in seconds from now."""
+    def credentials(
+        self, expires: float | None = None, account_seed: str | None = None, deny: Sequence[str] = ()
+    ) -> tuple[str, str]:
+        """The text of a credentials file of a new user, and the seed in it.
+
+        Args:
+            expires: in seconds from now.
+            account_seed: whose user it is; default this operator's account.
+            deny: what the user may not publish to.
+        """
         seed, key = new_key("user")
         claims: dict[str, Any] = {} if expires is None else {"exp": int(time.time() + expires)}
-        jwt = _jwt(account_seed or self._account_seed, key, "user", claims, subs=-1, data=-1, payload=-1)
+        jwt = _jwt(
+            account_seed or self._account_seed,
+            key,
+            "user",
+            claims,
+            subs=-1,
+            data=-1,
+            payload=-1,
+            pub={"deny": list(deny)},
+        )
         return (
             f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
             f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"

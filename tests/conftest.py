@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from command_line import many, run, start, url  # noqa: F401  fixtures
 from history import keep_history
 
 import nqnb

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
 import socket
@@ -19,7 +18,7 @@ import pytest
 from certificates import Operator, new_key, write_certificates
 
 import nqnb
-from nqnb.errors import BadInput, NoJetStream, NoServer
+from nqnb.errors import BadInput, NoJetStream, NoResponders, NoServer, ServerRefused
 
 pytestmark = pytest.mark.anyio
 
@@ -222,22 +221,27 @@ class TestCredentials:
         await comes_in(jwt_server.url)
 
     async def test_they_are_read_again_at_a_reconnect(self, operator: Operator, path: Path) -> None:
-        async def user(nq: nqnb.Client) -> str:
-            answer = await nq.backend.connection.request("$SYS.REQ.USER.INFO")
-            return str(json.loads(answer.data)["data"]["user"])
+        async def may_ask(nq: nqnb.Client) -> bool:
+            try:
+                await nq.backend.connection.request("nobody.there")
+            except ServerRefused:
+                return False
+            except NoResponders:
+                return True
+            raise AssertionError("nobody answered")
 
         write(path, operator.credentials()[0])
         with nqnb.DevServer(config=operator.config) as server:
             async with nqnb.connect(server.url, creds=path, retry_for=10) as nq:
-                first = await user(nq)
+                assert await may_ask(nq)
                 write(path, "half a file")
                 server.restart()
                 await nq.submit("q")
-                assert await user(nq) == first
-                write(path, operator.credentials()[0])
+                assert await may_ask(nq)
+                write(path, operator.credentials(deny=["nobody.there"])[0])
                 server.restart()
                 await nq.submit("q")
-                assert await user(nq) != first
+                assert not await may_ask(nq)
 
     async def test_wrong_ones(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
         for text, seed in (
@@ -289,7 +293,9 @@ class TestTLS:
         options = {"tls_ca": files / "ca.pem", "tls_first": True, "connect_timeout": 0.5}
         await stays_out(tls_server.url, "TLS handshake", "leave tls_first out", within=1, **options)
 
-    async def test_one_that_begins_with_it(self, files: Path) -> None:
+    async def test_one_that_begins_with_it(self, tls_server: nqnb.DevServer, files: Path) -> None:
+        if tls_server.version.startswith("2.9."):
+            pytest.skip("nats-server 2.9 has no handshake_first, so no such server of that version exists")
         with nqnb.DevServer(config=tls(files, "server", "handshake_first: true")) as server:
             await comes_in(server.url, tls_ca=files / "ca.pem", tls_first=True)
             parts = ("no answer within 0.5 s", "give tls_first")

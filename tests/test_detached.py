@@ -57,6 +57,11 @@ def keepers(folder: Path) -> list[int]:
     return [int(pid) for pid, command in lines if "_keeper.py" in command]
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.fixture
 def running() -> detached.Detached:
     server, new = detached.start()
@@ -233,6 +238,8 @@ def test_a_death_of_the_server_alone_is_told(running: detached.Detached, capsys:
 def test_a_stranger_at_its_port_is_not_joined(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
     os.kill(running.keeper, signal.SIGKILL)
     assert within(5, lambda: detached.look().condition is Condition.STALE)
+    # The server ends with its keeper, and takes a moment for it.
+    assert within(5, lambda: not listens(running.port))
     with DevServer(running.port) as stranger:
         assert detached.find() is None
         assert main(["up", "--detach", "--json"]) == 0

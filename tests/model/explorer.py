@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 S = TypeVar("S", bound=Hashable)
 
 
-class Step(NamedTuple, Generic[S]):
+@dataclass(slots=True)
+class Step(Generic[S]):
     """A step that a state allows: its name, where it leads, and whether it is a fault that need not happen."""
 
     name: str
@@ -57,10 +58,11 @@ def explore(
     came_from: list[tuple[int, str]] = [(-1, "")]
     predecessors: list[list[int]] = [[]]
     for here, state in enumerate(states):  # it grows while it is walked
-        for name, after, fault in steps(state):
+        for step in steps(state):
+            name = step.name
             taken.add(name)
-            rule = broken(state, after)
-            after = alike(after)
+            rule = broken(state, step.state)
+            after = alike(step.state)
             there = number.get(after)
             if there is None:
                 there = number[after] = len(states)
@@ -70,7 +72,7 @@ def explore(
             if rule:
                 trace = [*_trace(here, states, came_from), (name, after)]
                 return Exploration(states, taken, rule, trace)
-            if not fault:
+            if not step.fault:
                 predecessors[there].append(here)
         if len(states) > most:
             raise RuntimeError(f"more than {most} states")
