@@ -8,6 +8,7 @@ rewrites an entry, so a guarantee never rests on it alone. ``Meta`` may grow new
 from __future__ import annotations
 
 import enum
+import sys
 from datetime import datetime, timezone
 from typing import Any, TypeVar
 
@@ -171,11 +172,14 @@ class CancelMessage(Struct):
 
 def parse_time(text: str) -> float:
     """Unix seconds of an RFC 3339 text with up to nanoseconds; 0 where it is none (NQ's "no time" is 1970)."""
-    head, dot, tail = text.partition(".")
-    digits = len(tail) - len(tail.lstrip("0123456789"))
-    text = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if dot else head
+    if sys.version_info < (3, 11):
+        # It reads neither the Z nor more or fewer digits than these.
+        head, dot, tail = text.partition(".")
+        digits = len(tail) - len(tail.lstrip("0123456789"))
+        text = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if dot else head
+        text = text.replace("Z", "+00:00")
     try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(text)
     except ValueError:
         return 0.0
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()

@@ -126,6 +126,15 @@ async def test_a_closed_client_says_so(client: LaneClient) -> None:
         await client.write("lane.x", b"")
 
 
+async def test_a_header_is_found_by_its_name_alone(client: LaneClient) -> None:
+    sends = [
+        ("lane.1", b"", "", {"Other": "x Name: y"}),
+        ("lane.2", b"", "", {"A": "b", "Name": ""}),
+        ("lane.3", b"", "", None),
+    ]
+    assert [each.carries("Name") for each in await heard(client, *sends)] == [False, True, False]
+
+
 @pytest.mark.parametrize(
     ("raw", "headers"),
     [

@@ -92,7 +92,7 @@ class CancelListener:
         except MalformedMessage as error:
             log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
             return
-        self._on_cancel(queue, cancel.ID, names.CLIENT_HEADER in message.headers)
+        self._on_cancel(queue, cancel.ID, message.carries(names.CLIENT_HEADER))
 
     async def _ack(self, message: Message) -> None:
         try:

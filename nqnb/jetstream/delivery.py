@@ -59,7 +59,6 @@ class Delivery:
     def of(cls, connection: Connection, queue: str, message: Message) -> Delivery:
         """Read a message that a pull brought."""
         facts = AckFacts.of(message.reply)
-        headers = message.headers
         return cls(
             connection=connection,
             queue=queue,
@@ -67,8 +66,8 @@ class Delivery:
             reply=message.reply,
             sequence=facts.sequence,
             deliveries=facts.deliveries,
-            ours=names.CLIENT_HEADER in headers,
-            scheduled="Nats-Scheduler" in headers,
+            ours=message.carries(names.CLIENT_HEADER),
+            scheduled=message.carries("Nats-Scheduler"),
             stored=facts.stored,
         )
 

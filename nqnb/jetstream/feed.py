@@ -149,7 +149,7 @@ class Feed:
                 facts = AckFacts.of(message.reply)
                 self._last = max(self._last, facts.sequence)
                 key = message.subject.removeprefix(self._root)
-                if OPERATION in message.headers:
+                if message.carries(OPERATION):
                     gone.append(key)
                 else:
                     entries.append(Entry(key, message.data, facts.sequence, facts.stored))

@@ -131,7 +131,7 @@ class KeyValueStore:
                     return
                 left -= len(page)
                 for message in page:
-                    if OPERATION not in message.headers:
+                    if not message.carries(OPERATION):
                         yield self._entry_of(message)
         finally:
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")

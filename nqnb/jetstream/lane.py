@@ -11,6 +11,7 @@ effect: `LaneClient.quick` tells.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -53,6 +54,12 @@ class Message:
         if self._headers is None:
             self._headers = read_headers(self._raw) if self._raw else {}
         return self._headers
+
+    def carries(self, name: str) -> bool:
+        """Whether it has a header of that name; quicker than reading them all."""
+        if self._headers is None:
+            return self._raw is not None and _start_of(name) in self._raw
+        return name in self._headers
 
 
 Hear = Callable[[Message], None]
@@ -152,6 +159,11 @@ def read_headers(raw: bytes) -> dict[str, str]:
         if colon:
             headers[name] = value.strip()
     return headers
+
+
+@functools.cache
+def _start_of(name: str) -> bytes:
+    return f"\r\n{name}:".encode()
 
 
 def _tell(hear: Hear, message: Message) -> None:
