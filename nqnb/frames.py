@@ -1,0 +1,255 @@
+"""Records as pandas DataFrames, with dtypes that do not depend on what is in them.
+
+Times are UTC, in microseconds; what is unknown is ``NaT`` or ``<NA>``; counts are nullable ``Int64``; a status is an
+ordered categorical in the order of `Status`. A frame of nothing has the columns and dtypes of a full one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from nqnb.errors import NqnbError
+from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo, moment
+from nqnb.wire import Progress, Status, parse_time
+from nqnb.words import line, payload_text, receipt_words
+
+STATUS = pd.CategoricalDtype([status.label for status in Status], ordered=True)
+"""The dtype of a column of states."""
+
+
+def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.DataFrame:
+    """Tasks, one a row, under their ids.
+
+    Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
+    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` where it runs), ``due_at`` (of one that waits for
+    its time), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``payload``
+    and ``result`` (decoded where they are JSON, else the bytes; None where there is none), ``result_key`` (where a
+    large result is kept), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``, ``revision``.
+
+    Args:
+        infos: what the client gives.
+        now: up to when tasks have run that still run; default this moment.
+    """
+    tasks = list(infos)
+    now = now or datetime.now(timezone.utc)
+    return _frame(
+        "id",
+        [task.id for task in tasks],
+        {
+            "queue": _texts(task.queue for task in tasks),
+            "status": _states(task.status for task in tasks),
+            "attempt": _counts(task.attempt for task in tasks),
+            "max_retry": _counts(task.max_retry for task in tasks),
+            "submitted_at": _times(task.submitted_at for task in tasks),
+            "started_at": _times(task.started_at for task in tasks),
+            "completed_at": _times(task.completed_at for task in tasks),
+            "run_time": _spans(run_time(task, now) for task in tasks),
+            "due_at": _times(due_at(task) for task in tasks),
+            "deadline": _times(task.deadline for task in tasks),
+            "timeout": _spans(_length(task.timeout) if task.timeout else None for task in tasks),
+            "worker": _texts(task.worker for task in tasks),
+            "client": _texts(task.client for task in tasks),
+            "progress": _numbers(share(task.progress) for task in tasks),
+            "progress_text": _texts(task.progress.text if task.progress else "" for task in tasks),
+            "payload": _objects(decoded(task.payload) for task in tasks),
+            "result": _objects(decoded(task.result) for task in tasks),
+            "result_key": _texts(task.result_key for task in tasks),
+            "error": _texts(error_text(task) for task in tasks),
+            "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),
+            "origin": _texts(task.origin for task in tasks),
+            "revision": _counts(task.revision for task in tasks),
+        },
+    )
+
+
+def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
+    """Queues, one a row, under their names; the columns are the fields of `QueueInfo`."""
+    queues = list(infos)
+    counts = ("pending", "scheduled", "processing", "redelivered", "workers", "bytes")
+    return _frame(
+        "name",
+        [queue.name for queue in queues],
+        {
+            **{name: _counts(getattr(queue, name) for queue in queues) for name in counts},
+            "oldest_pending": _times(queue.oldest_pending for queue in queues),
+            "paused": _flags(queue.paused for queue in queues),
+        },
+    )
+
+
+def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
+    """Live workers, one a row, under their ids; the columns are the fields of `WorkerInfo`, ``ttl`` as a timedelta."""
+    workers = list(infos)
+    return _frame(
+        "id",
+        [worker.id for worker in workers],
+        {
+            "host": _texts(worker.host for worker in workers),
+            "pid": _counts(worker.pid for worker in workers),
+            "version": _texts(worker.version for worker in workers),
+            "queues": _objects(list(worker.queues) for worker in workers),
+            "concurrency": _counts(worker.concurrency for worker in workers),
+            "running": _objects(list(worker.running) for worker in workers),
+            "started_at": _times(worker.started_at for worker in workers),
+            "last_seen": _times(worker.last_seen for worker in workers),
+            "ttl": _spans(_length(worker.ttl) for worker in workers),
+        },
+    )
+
+
+def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.DataFrame:
+    """What became of cancels, one a row, under the tasks' ids.
+
+    Columns: ``status`` (``<NA>`` where it is not known), ``stopping`` (its code still runs), ``outcome`` (in words),
+    ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request to the end of its code),
+    ``how``, ``error`` (why it was refused; ``<NA>`` where it was not).
+    """
+    ids = list(outcomes)
+    receipts = [each if isinstance(each, CancelReceipt) else None for each in outcomes.values()]
+    errors = [each if isinstance(each, NqnbError) else None for each in outcomes.values()]
+    pairs = list(zip(receipts, errors, strict=True))
+    return _frame(
+        "id",
+        ids,
+        {
+            "status": _states(each.status if each else getattr(error, "status", None) for each, error in pairs),
+            "stopping": _flags(bool(each and each.stopping) for each in receipts),
+            "outcome": _texts(receipt_words(each) if each else f"refused: {error}" for each, error in pairs),
+            "by": _texts(each.by if each else "" for each in receipts),
+            "requested_at": _times(each.requested_at if each else None for each in receipts),
+            "delivered_at": _times(each.delivered_at if each else None for each in receipts),
+            "stopped_at": _times(each.stopped_at if each else None for each in receipts),
+            "seconds": _numbers(each.seconds if each else None for each in receipts),
+            "how": _texts(each.how if each else "" for each in receipts),
+            "error": _texts(f"{type(error).__name__}: {error}" if error else "" for error in errors),
+        },
+    )
+
+
+def preview(payload: bytes, most: int = 80) -> str:
+    """A payload in one line of safe text: JSON or text as it is, else hexadecimal, cut to ``most`` characters.
+
+    It costs the same however large the payload is, but for JSON with escapes of up to 4 kB, which is read and written
+    anew, so that people see the characters.
+    """
+    if len(payload) <= 4096 and b"\\u" in payload:
+        with contextlib.suppress(*_NOT_JSON):
+            payload = msgspec.json.encode(msgspec.json.decode(payload))
+    start = payload[: 16 * most]
+    if len(start) < len(payload):
+        start = start[: len(start) - _torn(start)]
+    text = line(payload_text(start), most)
+    return text if len(start) == len(payload) or text.endswith("…") else f"{text[: most - 1]}…"
+
+
+def decoded(data: bytes) -> Any:
+    """The value of JSON, the bytes where it is none, None for no bytes."""
+    if not data:
+        return None
+    try:
+        return msgspec.json.decode(data)
+    except _NOT_JSON:
+        return data
+
+
+def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
+    """How long the last attempt took, or has taken by ``now``; None where none started or its times are unknown."""
+    if task.started_at is None or task.status is Status.PENDING:
+        return None
+    end = task.completed_at if task.status.terminal else now
+    return None if end is None else max(end - task.started_at, timedelta())
+
+
+def due_at(task: TaskInfo) -> datetime | None:
+    """When a task that waits for its time may run; a retry's time rules over the one it was submitted with."""
+    if task.status is not Status.PENDING:
+        return None
+    return task.not_before or moment(parse_time(task.process_at))
+
+
+def share(progress: Progress | None) -> float | None:
+    """How much is done, from 0 to 1; None where it is not known."""
+    if progress is None or not progress.total > 0:
+        return None
+    return min(1.0, max(0.0, progress.done / progress.total))
+
+
+def error_text(task: TaskInfo) -> str:
+    """Why a task failed: "Type: message"; nothing where it did not."""
+    return ": ".join(part for part in (task.error.type, task.error.message) if part) if task.error else ""
+
+
+_NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError, ValueError)
+"""Not JSON, or deeper, or with longer numbers, than Python takes."""
+
+_AGES = 86400 * 365 * 1000
+"""Seconds: longer than anything waits, and short enough for a timedelta in microseconds."""
+
+_MOST = 2**63 - 1
+_TEXT = pd.StringDtype("python")
+"""Not by way of Arrow, where that is installed: it refuses half of a surrogate pair."""
+
+
+def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any]) -> pd.DataFrame:
+    index = pd.Index(pd.array(list(ids), dtype=_TEXT), name=name)
+    frame: pd.DataFrame = pd.DataFrame(dict(columns), index=index)
+    return frame
+
+
+def _texts(values: Iterable[str]) -> Any:
+    return pd.array([value or None for value in values], dtype=_TEXT)
+
+
+def _counts(values: Iterable[int]) -> Any:
+    return pd.array([max(-_MOST, min(value, _MOST)) for value in values], dtype="Int64")
+
+
+def _numbers(values: Iterable[float | None]) -> Any:
+    return pd.array(list(values), dtype="Float64")
+
+
+def _flags(values: Iterable[bool]) -> Any:
+    return pd.array(list(values), dtype="boolean")
+
+
+def _states(values: Iterable[Status | None]) -> Any:
+    return pd.Categorical([None if value is None else value.label for value in values], dtype=STATUS)
+
+
+def _times(values: Iterable[datetime | None]) -> Any:
+    plain = [value and value.astimezone(timezone.utc).replace(tzinfo=None) for value in values]
+    return pd.Series(np.array(plain, dtype="datetime64[us]")).dt.tz_localize("UTC").array
+
+
+def _spans(values: Iterable[timedelta | None]) -> Any:
+    return pd.Series(np.array(list(values), dtype="timedelta64[us]")).array
+
+
+def _length(seconds: float) -> timedelta:
+    return timedelta(seconds=max(0, min(seconds, _AGES)))
+
+
+def _objects(values: Iterable[Any]) -> Any:
+    """Whatever the values are: pandas must not look into them."""
+    plain = list(values)
+    column = np.empty(len(plain), dtype=object)
+    for position, value in enumerate(plain):
+        column[position] = value
+    return column
+
+
+def _torn(data: bytes) -> int:
+    """How many bytes at the end are the beginning of a character that was cut."""
+    for back in range(1, min(4, len(data)) + 1):
+        if data[-back] >= 0xC0:
+            return back
+        if data[-back] < 0x80:
+            break
+    return 0

@@ -1,0 +1,683 @@
+// @ts-check
+/**
+ * The live table's page. The kernel keeps, sorts and filters; this draws the one page of rows that it sends, in place:
+ * a row keeps its elements for as long as it is shown, so that focus, selection and opened rows stay as they are.
+ * Whatever comes from a queue goes through `textContent` or an attribute: nothing here makes markup out of data.
+ *
+ * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
+ *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
+ *   stopping: ?number, pressed: ?number, refused: string}} Row  times are Unix seconds of the kernel's clock
+ * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
+ * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
+ *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
+ *   sort: string, down: boolean, queues: boolean, behind: boolean, ended: string[], heard: Record<string, number>,
+ *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number}} Rows
+ */
+
+const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
+/** Class, heading, and what the kernel sorts by. */
+const COLUMNS = [
+  ["id", "id", "id"],
+  ["queue", "queue", "queue"],
+  ["status", "status", "status"],
+  ["attempt", "attempt", "attempt"],
+  ["age", "age", "age"],
+  ["run", "run time", "run"],
+  ["worker", "worker", "worker"],
+  ["progress", "progress", "progress"],
+  ["payload", "payload", "payload"],
+];
+const SIZES = [10, 20, 50, 100];
+const POINTING = 4000; // ms without a move after which a pointer over the rows no longer holds their order
+const ANSWER = 2; // seconds that the kernel may take to answer a press before the button says that it is busy
+
+/** An element with properties and children; strings become text. */
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element && !name.includes("-")) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  // What may have the focus, lest JupyterLab takes plain keys for commands of the notebook: "d d" deletes the cell.
+  if (["BUTTON", "INPUT", "SELECT", "PRE", "TR"].includes(element.tagName)) element.setAttribute("data-lm-suppress-shortcuts", "");
+  element.append(...children);
+  return element;
+}
+
+function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+function mark(element, name, value) {
+  if (value === null || value === false) element.removeAttribute(name);
+  else if (element.getAttribute(name) !== String(value)) element.setAttribute(name, String(value));
+}
+
+const number = (value) => value.toLocaleString("en-US");
+const two = (value) => String(value).padStart(2, "0");
+
+/** A length of time, of about one width for as long as one looks. */
+export function span(seconds) {
+  seconds = Math.max(0, seconds);
+  const whole = Math.floor(seconds);
+  if (seconds < 60) return `${(Math.floor(seconds * 10) / 10).toFixed(1)} s`;
+  if (seconds < 3600) return `${Math.floor(whole / 60)} m ${two(whole % 60)} s`;
+  if (seconds < 86400) return `${Math.floor(whole / 3600)} h ${two(Math.floor(whole / 60) % 60)} m`;
+  return `${Math.floor(whole / 86400)} d ${Math.floor(whole / 3600) % 24} h`;
+}
+
+/** The same without tenths. */
+const about = (seconds) => (seconds < 60 ? `${Math.round(seconds)} s` : span(seconds));
+/** In one unit, for what is far from exact. */
+const roughly = (seconds) => (seconds < 60 ? about(seconds) : about(seconds).split(" ").slice(0, 2).join(" "));
+
+/** How fast, in the unit that gives a number of one to three digits. */
+export function speed(rate) {
+  const [value, unit] = rate >= 1 ? [rate, "s"] : rate * 60 >= 1 ? [rate * 60, "min"] : [rate * 3600, "h"];
+  return `${value >= 10 ? number(Math.round(value)) : Number(value.toFixed(1))} tasks/${unit}`;
+}
+
+/** A share in percent: 100 only for what is whole. */
+const percent = (share) => `${Math.min(Math.round(share * 100), share < 1 ? 99 : 100)} %`;
+
+/** Light or dark, as the front end says it; the system's wish where it says nothing. */
+function theme() {
+  const body = document.body;
+  if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "true" ? "light" : "dark";
+  const kind = body.dataset.vscodeThemeKind;
+  if (kind) return kind.endsWith("light") ? "light" : "dark";
+  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+}
+
+/** One task's rows: the row itself, why a cancel was refused, and what it opens to. */
+class Task {
+  constructor(id) {
+    this.id = id;
+    /** @type {Row} */ this.row = /** @type {any} */ (null);
+    this.cells = {};
+    for (const [name] of COLUMNS) this.cells[name] = make("td", { className: `nq-${name}` });
+    this.opener = make("button", { type: "button", className: "nq-opener", "data-act": "open" });
+    this.box = make("input", { type: "checkbox", "data-act": "select" });
+    this.code = make("code", {});
+    this.copy = make("button", { type: "button", className: "nq-copy", "data-act": "copy" }, this.code);
+    this.label = make("span", { className: "nq-label" });
+    this.extra = make("span", { className: "nq-extra" });
+    this.bar = make("i");
+    this.track = make("span", { className: "nq-bar", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": 100 }, this.bar);
+    this.share = make("span", { className: "nq-share" });
+    this.words = make("span", { className: "nq-words" });
+    this.payload = make("code", {});
+    this.button = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel" });
+    this.cells.id.append(this.copy);
+    this.cells.status.append(make("span", { className: "nq-dot" }), this.label, this.extra);
+    this.cells.progress.append(this.track, this.share, this.words);
+    this.cells.payload.append(this.payload);
+    const act = make("td", { className: "nq-act" }, this.button);
+    const select = make("td", { className: "nq-select" }, this.opener, this.box);
+    this.line = make("tr", { className: "nq-row", tabIndex: -1 }, select, ...Object.values(this.cells), act);
+    this.body = make("tbody", { "data-id": id }, this.line);
+    this.controls = [this.opener, this.box, this.copy, this.button];
+    this.why = this.more = this.reason = null;
+  }
+
+  /** What does not tick. */
+  draw(row, { selected, opened, details, span: columns }) {
+    this.row = row;
+    mark(this.body, "data-status", row.status);
+    put(this.code, row.name.length > 12 ? `${row.name.slice(0, 11)}…` : row.name);
+    mark(this.copy, "title", `${row.name} · click copies`);
+    mark(this.copy, "aria-label", `Copy the id ${row.name}`);
+    mark(this.opener, "aria-label", `Details of ${row.name}`);
+    mark(this.opener, "aria-expanded", opened);
+    mark(this.box, "aria-label", `Select ${row.name}`);
+    this.box.checked = selected;
+    mark(this.line, "aria-selected", selected);
+    put(this.cells.queue, row.queue);
+    put(this.cells.attempt, row.attempt);
+    put(this.cells.worker, row.worker || "–");
+    mark(this.cells.worker, "title", row.worker || null);
+    put(this.payload, row.payload);
+    mark(this.cells.payload, "title", row.payload || null);
+    const known = row.share !== null;
+    this.track.hidden = !known;
+    if (known) {
+      this.bar.style.width = `${(row.share * 100).toFixed(1)}%`;
+      mark(this.track, "aria-valuenow", Math.round(row.share * 100));
+      mark(this.track, "aria-label", `Progress of ${row.name}`);
+    }
+    put(this.share, known ? percent(row.share) : "");
+    put(this.words, row.words);
+    mark(this.cells.progress, "title", row.words || null);
+    this.explain(row.refused, columns);
+    this.open(opened, details, columns);
+  }
+
+  /** What ticks: age, run time, and how long a cancel has taken. `pressed` is when its button was, `heard` if it was. */
+  tick(now, pressed, heard) {
+    const row = this.row;
+    const open = row.status === "pending" || row.status === "processing";
+    const asked = open ? (row.pressed ?? pressed ?? (row.stopping || null)) : null;
+    const cancelling = open && (asked !== null || row.stopping !== null);
+    const taken = asked === null ? null : Math.max(0, now - asked);
+    put(this.cells.age, row.submitted === null ? "–" : about(Math.max(0, now - row.submitted)));
+    const end = row.ended ?? (row.status === "processing" ? now : null);
+    put(this.cells.run, row.started === null || end === null ? "–" : span(end - row.started));
+    const wait = row.due === null ? 0 : row.due - now;
+    mark(this.body, "data-cancelling", cancelling ? "" : null);
+    put(this.label, cancelling ? (taken === null ? "cancelling…" : `cancelling… ${taken < 10 ? span(taken) : about(taken)}`) : row.status);
+    let extra = "";
+    if (!cancelling && row.status === "pending" && wait > 0)
+      extra = ` · ${row.attempt.startsWith("1") ? "in" : "retry in"} ${roughly(wait)}`;
+    else if (!cancelling && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
+    put(this.extra, extra);
+    mark(this.extra, "class", row.status === "processing" ? "nq-extra nq-narrow" : "nq-extra");
+    mark(this.cells.status, "title", extra ? this.label.textContent + extra : null);
+    if (!open && this.button.contains(document.activeElement)) this.line.focus({ preventScroll: true });
+    mark(this.body, "data-open", open ? "" : null);
+    mark(this.button, "aria-disabled", cancelling ? "true" : null);
+    let text = "Cancel";
+    if (cancelling) text = row.status === "processing" && taken !== null && taken > 1 ? "still running" : "cancelling…";
+    if (cancelling && !heard && taken !== null && taken > ANSWER) text = "kernel busy…";
+    put(this.button, text);
+    mark(this.button, "aria-label", `${text} ${row.name}`);
+    this.box.disabled = !open;
+    return open && !cancelling;
+  }
+
+  explain(refused, columns) {
+    if (!refused) {
+      this.why?.remove();
+      this.why = null;
+    } else if (!this.why) {
+      this.reason = make("span", { className: "nq-reason" });
+      const close = make("button", { type: "button", className: "nq-plain", "data-act": "dismiss", "aria-label": "Dismiss" }, "×");
+      this.why = make("tr", { className: "nq-why" }, make("td", { colSpan: columns }, this.reason, close));
+      this.line.after(this.why);
+    }
+    if (refused) put(this.reason, `Not cancelled: ${refused}`);
+  }
+
+  open(opened, parts, columns) {
+    if (!opened) {
+      this.more?.remove();
+      this.more = null;
+      return;
+    }
+    if (!this.more) {
+      this.inner = make("div", { className: "nq-parts", role: "region", "aria-label": `Details of ${this.row.name}` });
+      this.more = make("tr", { className: "nq-more" }, make("td", { colSpan: columns }, this.inner));
+      this.body.append(this.more);
+      this.parts = "";
+    }
+    if (!parts) put(this.inner, "…");
+    else this.fill(parts);
+  }
+
+  fill(parts) {
+    const shape = parts.map((part) => part.kind).join();
+    if (shape !== this.parts) {
+      this.parts = shape;
+      this.inner.replaceChildren(
+        ...parts.map(({ kind }) => {
+          const text = kind === "facts" ? make("div", { className: "nq-list" }) : make("pre", { tabIndex: 0 });
+          return make("section", { className: `nq-${kind}` }, make("h4"), text);
+        }),
+      );
+    }
+    parts.forEach((part, position) => {
+      const [head, text] = this.inner.children[position].children;
+      put(head, part.name);
+      if (part.kind !== "facts") {
+        put(text, part.text);
+        mark(text, "aria-label", part.name);
+      } else if (text.dataset.text !== part.text) {
+        text.dataset.text = part.text;
+        text.replaceChildren(
+          ...part.text.split("\n").map((line) => {
+            const colon = line.indexOf(": ");
+            return make("span", {}, make("b", {}, line.slice(0, colon)), " ", make("bdi", {}, line.slice(colon + 2)));
+          }),
+        );
+      }
+    });
+  }
+}
+
+function render({ model, el }) {
+  const view = Math.random().toString(36).slice(2);
+  let sent = 0; // messages to the kernel so far
+  let looked = 0; // the one that last asked for another look
+  let held = 0; // the one that last asked to hold the order
+  let drift = 0; // seconds that the kernel's clock is ahead of the page's
+  let came = 0; // when the last message of the kernel came
+  let over = false; // whether the kernel has closed the table
+  /** @type {?Rows} */ let last = null;
+  let current = ""; // the row that Tab leads to
+  const tasks = /** @type {Map<string, Task>} */ (new Map());
+  const selected = new Set();
+  const opened = new Set();
+  const details = new Map();
+  const pressed = /** @type {Map<string, {at: number, n: number}>} */ (new Map());
+  const look = { search: "", statuses: /** @type {string[]} */ ([]), sort: "activity", down: false, page: 0, size: 20 };
+
+  const root = make("div", { className: "nq", role: "region" });
+  const title = make("span", { className: "nq-title" });
+  const state = make("span", { className: "nq-state" });
+  const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
+  const search = make("input", {
+    type: "search", placeholder: "id, payload, error…", "aria-label": "Search tasks", spellcheck: false,
+  });
+  const chip = (name) => {
+    const count = make("b", {}, "0");
+    const button = make("button", { type: "button", className: "nq-chip", "data-act": "filter", "data-status": name });
+    button.append(...(name ? [make("span", { className: "nq-dot" })] : []), name || "all", count);
+    if (name) button.title = `only ${name} tasks; with Shift beside those chosen already`;
+    chips.append(button);
+    return { button, count };
+  };
+  const counts = new Map(["", ...STATUSES].map((name) => [name, chip(name)]));
+  const all = make("input", { type: "checkbox", "data-act": "select-all", "aria-label": "Select all open tasks on this page" });
+  const headings = COLUMNS.map(([name, text, sort]) => {
+    const button = make("button", { type: "button", "data-act": "sort", "data-sort": sort }, text);
+    return make("th", { className: `nq-${name}`, scope: "col" }, button);
+  });
+  const head = make("tr", {}, make("th", { className: "nq-select", scope: "col" }, all), ...headings);
+  head.append(make("th", { className: "nq-act", scope: "col", "aria-label": "Cancel" }));
+  const table = make("table", {}, make("thead", {}, head));
+  const scroller = make("div", { className: "nq-scroll" }, table);
+  const empty = make("div", { className: "nq-empty" });
+  const some = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel-selected" });
+  const every = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "ask-all" });
+  every.title = "every task that matches and has not ended, on all pages";
+  const question = make("span", {});
+  const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });
+  const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" }, "Keep them");
+  const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, yes, no);
+  const pace = make("span", { className: "nq-pace" });
+  const where = make("span", { className: "nq-where" });
+  const sizes = make("select", { "data-act": "size", "aria-label": "Rows on a page" });
+  sizes.append(...SIZES.map((size) => make("option", { value: String(size) }, `${size} rows`)));
+  const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Page before" }, "‹");
+  const next = make("button", { type: "button", className: "nq-plain", "data-act": "next", "aria-label": "Next page" }, "›");
+  const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
+  root.append(
+    make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips, search),
+    scroller, empty,
+    make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next)),
+    voice,
+  );
+
+  const kernelNow = () => Date.now() / 1000 + drift;
+  const say = (text) => put(voice, text);
+  const columns = () => [...head.children].filter((each) => getComputedStyle(each).display !== "none").length;
+  const send = (message) => {
+    try {
+      if (!over) model.send({ ...message, view, n: ++sent });
+    } catch {
+      closed(); // Jupyter refuses to send to a kernel that is no more.
+    }
+    return sent;
+  };
+  const ask = (changes, then = {}) => {
+    Object.assign(look, { page: 0 }, changes);
+    looked = send({ type: "look", ...look, ...then });
+    controls();
+  };
+
+  /** The header and the footer, by what was asked for, which the kernel may not have done yet. */
+  function controls() {
+    for (const [name, { button }] of counts)
+      mark(button, "aria-pressed", name ? look.statuses.includes(name) : look.statuses.length === 0);
+    for (const heading of headings) {
+      const sort = /** @type {HTMLElement} */ (heading.firstChild).dataset.sort;
+      mark(heading, "aria-sort", sort !== look.sort ? null : look.down ? "descending" : "ascending");
+    }
+    if (document.activeElement !== search) search.value = look.search;
+    sizes.value = String(look.size);
+    put(some, `Cancel selected (${number(selected.size)})`);
+    mark(some, "aria-disabled", selected.size === 0 || over ? "true" : null);
+    const open = last?.open ?? 0;
+    put(every, `Cancel all (${number(open)})`);
+    mark(every, "aria-disabled", open === 0 || over ? "true" : null);
+  }
+
+  /** The rows of the last message, in place. */
+  function rows(message, keepOrder) {
+    const span = columns();
+    const shown = keepOrder ? message.rows.filter((row) => tasks.has(row.id)) : message.rows;
+    const focus = /** @type {?HTMLElement} */ (root.contains(document.activeElement) ? document.activeElement : null);
+    if (!keepOrder) {
+      const stay = new Set(shown.map((row) => row.id));
+      for (const [id, task] of tasks)
+        if (!stay.has(id)) {
+          task.body.remove();
+          tasks.delete(id);
+        }
+    }
+    let place = table.tHead.nextSibling;
+    for (const row of shown) {
+      let task = tasks.get(row.id);
+      if (!task) tasks.set(row.id, (task = new Task(row.id)));
+      const mine = pressed.get(row.id);
+      if (mine && (message.heard[view] ?? 0) >= mine.n) pressed.delete(row.id);
+      task.draw(row, { selected: selected.has(row.id), opened: opened.has(row.id), details: details.get(row.id), span });
+      if (keepOrder) continue;
+      // A row that moved down is taken out of the way, so that those below need not move, nor lose the focus.
+      if (place && place !== task.body && place.nextSibling === task.body) {
+        const moved = place;
+        place = task.body;
+        moved.remove();
+      }
+      if (place === task.body) place = place.nextSibling;
+      else table.insertBefore(task.body, place);
+    }
+    if (!tasks.has(current)) current = shown[0]?.id ?? "";
+    reach();
+    if (focus && focus !== document.activeElement && root.contains(focus)) focus.focus({ preventScroll: true });
+  }
+
+  /** Only the controls of one row are on the way of the Tab key; the arrow keys go from row to row. */
+  function reach() {
+    for (const [id, task] of tasks) {
+      const tab = id === current ? 0 : -1;
+      if (task.line.tabIndex !== tab || task.opener.tabIndex !== tab)
+        for (const each of [task.line, ...task.controls]) each.tabIndex = tab;
+    }
+  }
+
+  function tick() {
+    const now = kernelNow();
+    const heard = last?.heard[view] ?? 0;
+    let choosable = 0;
+    let chosen = 0;
+    for (const [id, task] of tasks) {
+      const press = pressed.get(id);
+      if (task.tick(now, press?.at ?? null, !press || heard >= press.n)) {
+        choosable += 1;
+        if (selected.has(id)) chosen += 1;
+      }
+    }
+    all.disabled = choosable === 0;
+    all.checked = choosable > 0 && chosen === choosable;
+    all.indeterminate = chosen > 0 && chosen < choosable;
+    let text = "";
+    if (over) text = "ended; the rows are as of then";
+    else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
+    else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows are as of then`;
+    put(state, text);
+    mark(root, "data-state", over ? "over" : (last?.state ?? "loading"));
+    const fresh = last?.rate && last.state === "live" && Date.now() - came < 15_000;
+    const left = fresh && last?.left ? `about ${about(last.left)} left` : "";
+    put(pace, fresh ? [speed(last?.rate), left].filter(Boolean).join(" · ") : "");
+  }
+
+  /** @param {Rows} message */
+  function show(message) {
+    const heard = message.heard[view] ?? 0;
+    const before = last;
+    over = false;
+    last = message;
+    came = Date.now();
+    drift = message.now - came / 1000;
+    put(title, message.title);
+    mark(root, "aria-label", `Tasks: ${message.title}`);
+    for (const [name, { button, count }] of counts) {
+      const value = name ? message.counts[name] : STATUSES.reduce((sum, each) => sum + message.counts[each], 0);
+      put(count, number(value));
+      mark(button, "aria-label", `${name || "all"}, ${number(value)}`);
+      button.hidden = name === "deleted" && !value && !look.statuses.includes(name);
+    }
+    if (heard >= looked) {
+      const { search, statuses, sort, down, page, size } = message;
+      Object.assign(look, { search: look.search.trim().toLowerCase() === search ? look.search : search, statuses, sort, down, page, size });
+    }
+    for (const id of message.ended) selected.delete(id);
+    for (const [id, parts] of Object.entries(message.details)) details.set(id, parts);
+    mark(root, "data-queues", message.queues ? "" : null);
+    if (heard >= looked || !before) rows(message, pointing() && heard < held && before !== null);
+    for (const id of details.keys()) if (!opened.has(id)) details.delete(id);
+    const start = message.page * message.size;
+    put(where, message.matching ? `${number(start + 1)} – ${number(start + message.rows.length)} of ${number(message.matching)}` : "0");
+    mark(where, "title", message.behind ? "the order is held while you are at the rows" : null);
+    mark(where, "data-held", message.behind ? "" : null);
+    mark(back, "aria-disabled", message.page === 0 ? "true" : null);
+    mark(next, "aria-disabled", message.page >= message.pages - 1 ? "true" : null);
+    const none = message.rows.length === 0;
+    empty.hidden = !none;
+    put(empty, !none ? "" : message.total ? "No task matches." : message.state === "loading" ? "Loading…" : "No tasks yet.");
+    if (before && before.state !== message.state) say(message.state === "lost" ? "Connection lost" : message.state === "live" ? "Connected" : "");
+    else if (before && heard >= looked && (before.heard[view] ?? 0) < looked) say(`${number(message.matching)} tasks match`);
+    for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
+    controls();
+    tick();
+  }
+
+  function press(ids) {
+    const at = kernelNow();
+    const open = ids.filter((id) => !pressed.has(id));
+    if (over || open.length === 0) return;
+    const n = send({ type: "cancel", ids: open });
+    for (const id of open) {
+      pressed.set(id, { at, n });
+      const task = tasks.get(id);
+      if (task) task.explain("", 1);
+    }
+    say(open.length === 1 ? `Cancelling ${tasks.get(open[0])?.row.name ?? ""}` : `Cancelling ${number(open.length)} tasks`);
+    tick();
+  }
+
+  function choose(ids, on) {
+    for (const id of ids) on ? selected.add(id) : selected.delete(id);
+    for (const id of ids) {
+      const task = tasks.get(id);
+      if (task) task.box.checked = on;
+      if (task) mark(task.line, "aria-selected", on);
+    }
+    send({ type: "select", ids: [...selected] });
+    controls();
+    tick();
+  }
+
+  function toggle(id) {
+    const task = tasks.get(id);
+    if (!task) return;
+    opened.has(id) ? opened.delete(id) : opened.add(id);
+    mark(task.opener, "aria-expanded", opened.has(id));
+    task.open(opened.has(id), details.get(id), columns());
+    send({ type: "open", ids: [...opened] });
+  }
+
+  async function copy(task) {
+    try {
+      await navigator.clipboard.writeText(task.id);
+    } catch {
+      // Without a secure origin there is no clipboard but that of the selection.
+      const field = make("textarea", { value: task.id, className: "nq-voice" });
+      root.append(field);
+      field.select();
+      document.execCommand("copy");
+      field.remove();
+      task.copy.focus({ preventScroll: true });
+    }
+    mark(task.copy, "data-copied", "");
+    say("Copied");
+    setTimeout(() => mark(task.copy, "data-copied", null), 1200);
+  }
+
+  function sure(on) {
+    confirm.hidden = !on;
+    some.hidden = every.hidden = on;
+    if (on) {
+      const what = `${number(last?.open ?? 0)} task${last?.open === 1 ? "" : "s"}`;
+      put(question, `Cancel ${what}, on all pages?`);
+      put(yes, `Cancel ${what}`);
+      no.focus({ preventScroll: true });
+    } else every.focus({ preventScroll: true });
+  }
+
+  function act(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    const control = /** @type {?HTMLElement} */ (target.closest("[data-act]"));
+    const id = /** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "";
+    const task = tasks.get(id);
+    if (control?.getAttribute("aria-disabled") === "true") return;
+    switch (control?.dataset.act) {
+      case "cancel": return press([id]);
+      case "copy": return task && copy(task);
+      case "open": return toggle(id);
+      case "select": return choose([id], /** @type {HTMLInputElement} */ (control).checked);
+      case "dismiss":
+        task?.explain("", 1);
+        task?.line.focus({ preventScroll: true });
+        return send({ type: "dismiss", id });
+      case "select-all":
+        return choose([...tasks].filter(([, each]) => !each.box.disabled && each.button.getAttribute("aria-disabled") === null).map(([id]) => id), all.checked);
+      case "cancel-selected": {
+        const ids = [...selected];
+        choose(ids, false);
+        return press(ids);
+      }
+      case "ask-all":
+        send({ type: "ask_all" });
+        return sure(true);
+      case "cancel-all":
+        send({ type: "cancel_all" });
+        say("Cancelling all that match");
+        return sure(false);
+      case "keep-all": return sure(false);
+      case "filter": {
+        const name = control.dataset.status;
+        const have = look.statuses;
+        const add = event.shiftKey || event.ctrlKey || event.metaKey;
+        if (!name) return ask({ statuses: [] });
+        if (have.includes(name)) return ask({ statuses: add ? have.filter((each) => each !== name) : have.length > 1 ? [name] : [] });
+        return ask({ statuses: add ? [...have, name] : [name] });
+      }
+      case "sort": {
+        const sort = control.dataset.sort;
+        if (look.sort !== sort) return ask({ sort, down: false });
+        return ask(look.down ? { sort: "activity", down: false } : { down: true });
+      }
+      case "back": return ask({ page: look.page - 1 });
+      case "next": return ask({ page: look.page + 1 });
+    }
+    // A click anywhere else in a row opens it, but for one that ends a selection of text.
+    if (!control && task && target.closest(".nq-row") && !String(getSelection())) toggle(id);
+  }
+
+  function keys(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    const ids = [...table.tBodies].map((each) => each.dataset.id ?? "");
+    const at = ids.indexOf(/** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "");
+    if (event.altKey || event.ctrlKey || event.metaKey) return;
+    event.stopPropagation();
+    if (event.key === "Escape" && !confirm.hidden) sure(false);
+    else if (at < 0 || target.closest("pre")) return;
+    else if (event.key === "Escape" && opened.has(ids[at])) toggle(ids[at]), tasks.get(ids[at])?.line.focus({ preventScroll: true });
+    else if (["ArrowDown", "ArrowUp", "Home", "End"].includes(event.key)) {
+      const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: ids.length - 1 }[event.key];
+      tasks.get(ids[Math.max(0, Math.min(to, ids.length - 1))])?.line.focus();
+    } else if (!target.matches(".nq-row")) return;
+    else if (event.key === "Enter") toggle(ids[at]);
+    else if (event.key === " ") {
+      if (!tasks.get(ids[at])?.box.disabled) choose([ids[at]], !selected.has(ids[at]));
+    } else return;
+    event.preventDefault();
+  }
+
+  // While a person is at the rows, none moves away from below the pointer or the focus.
+  let over_rows = false;
+  let by_keys = false;
+  let resting = 0;
+  const pointing = () => over_rows || by_keys;
+  function point(rows, keys) {
+    const before = pointing();
+    [over_rows, by_keys] = [rows, keys];
+    if (pointing() !== before) held = send({ type: "hold", on: pointing() });
+  }
+  function pointer(event) {
+    clearTimeout(resting);
+    const rows = event.type !== "pointerleave" && event.pointerType !== "touch" && event.target.closest("tbody") !== null;
+    point(rows, by_keys);
+    if (rows) resting = setTimeout(() => point(false, by_keys), POINTING);
+  }
+  function focus(event) {
+    const target = /** @type {HTMLElement} */ (event.target);
+    const body = /** @type {?HTMLElement} */ (event.type === "focusin" ? target.closest("tbody") : null);
+    if (body) {
+      current = body.dataset.id ?? "";
+      reach();
+    }
+    point(over_rows, body !== null && target.matches(":focus-visible"));
+  }
+
+  let typed = 0;
+  const type = () => {
+    clearTimeout(typed);
+    typed = setTimeout(() => search.value !== look.search && ask({ search: search.value }), 150);
+  };
+  root.addEventListener("click", act);
+  root.addEventListener("keydown", keys);
+  root.addEventListener("focusin", focus);
+  root.addEventListener("focusout", focus);
+  table.addEventListener("pointermove", pointer);
+  table.addEventListener("pointerleave", pointer);
+  search.addEventListener("input", type);
+  sizes.addEventListener("change", () => ask({ size: Number(sizes.value) }));
+
+  const dress = () => mark(root, "data-theme", theme());
+  const dresser = new MutationObserver(dress);
+  dresser.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-vscode-theme-kind", "class"] });
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  system.addEventListener("change", dress);
+  dress();
+  const measure = new ResizeObserver(() => {
+    const span = columns();
+    for (const cell of /** @type {NodeListOf<HTMLTableCellElement>} */ (table.querySelectorAll("td[colspan]"))) cell.colSpan = span;
+  });
+  measure.observe(root);
+
+  const hear = (message) => message?.type === "rows" && show(message);
+  const closed = () => {
+    over = true;
+    controls();
+    tick();
+  };
+  // Jupyter's manager says so when the kernel restarts or goes away, and again when it is back; which of them, it does not.
+  const turned = () => {
+    if (!over) return closed();
+    over = false;
+    send({ type: "hello" });
+  };
+  const leave = () => send({ type: "bye", why: "hidden" });
+  const arrive = (event) => event.persisted && send({ type: "hello" });
+  model.on("msg:custom", hear);
+  model.on("comm:close", closed);
+  model.on("comm_live_update", turned);
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", arrive);
+  const slow = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const ticking = setInterval(() => document.visibilityState === "visible" && tick(), slow ? 1000 : 200);
+
+  controls();
+  tick();
+  el.append(root);
+  send({ type: "hello" });
+
+  return () => {
+    clearInterval(ticking);
+    clearTimeout(typed);
+    clearTimeout(resting);
+    dresser.disconnect();
+    measure.disconnect();
+    system.removeEventListener("change", dress);
+    removeEventListener("pagehide", leave);
+    removeEventListener("pageshow", arrive);
+    model.off("msg:custom", hear);
+    model.off("comm:close", closed);
+    model.off("comm_live_update", turned);
+    send({ type: "bye", why: "removed" });
+  };
+}
+
+export default { render };

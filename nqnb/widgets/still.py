@@ -1,0 +1,143 @@
+"""Tables that stand still: HTML and plain text of what a live table shows, for where nothing can live.
+
+The HTML is complete in itself, without scripts; it takes its colours from the notebook around it, and where there is
+none from whatever is inherited, so that it reads on light and on dark.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from html import escape
+
+from nqnb.frames import error_text, preview, run_time, share
+from nqnb.records import TaskInfo
+from nqnb.widgets.cells import attempt
+from nqnb.widgets.rows import Rows
+from nqnb.wire import Status
+from nqnb.words import line
+
+MOST = 50
+"""Rows at most, unless told."""
+
+DOTS = {
+    "pending": "#8b949e",
+    "processing": "#2f81f7",
+    "completed": "#2a9d43",
+    "failed": "#e5484d",
+    "cancelled": "#bf8700",
+    "deleted": "#9a6dd7",
+}
+"""Seen on white and on black: three to one against both."""
+
+COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "payload", "note")
+
+_FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
+_LINE = "border-bottom:1px solid rgba(128,128,128,.3)"
+_CELL = f"text-align:left;padding:4px 10px;white-space:nowrap;{_LINE};unicode-bidi:isolate"
+_CODE = (
+    "font:12px var(--jp-code-font-family,ui-monospace,monospace);"
+    "white-space:nowrap;padding:0;background:none;color:inherit"
+)
+
+
+def html(rows: Rows, *, title: str = "tasks", most: int = MOST, start: int = 0) -> str:
+    """The rows that match, from one on, as HTML; whatever came from a queue is escaped text."""
+    names, lines = _table(rows, start, most)
+    head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{name}</th>' for name in names)
+    body = "".join(f"<tr>{''.join(_html_cell(name, each[name]) for name in names)}</tr>" for each in lines)
+    chips = "".join(
+        f'<span style="margin-right:12px;white-space:nowrap">{_dot(name)}{name} <b>{count:,}</b></span>'
+        for name, count in rows.counts().items()
+        if count
+    )
+    table = (
+        '<div style="overflow-x:auto"><table style="table-layout:auto;border-collapse:collapse;width:100%;font:inherit;'
+        f'color:inherit;font-variant-numeric:tabular-nums"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        if lines
+        else ""
+    )
+    return (
+        f'<div style="{_FONT}"><div style="padding:4px 0 8px"><b style="margin-right:16px;unicode-bidi:isolate">'
+        f"{escape(line(title, 100))}</b>{chips}</div>{table}"
+        f'<div style="padding:6px 0 2px;opacity:.8">{escape(_foot(rows, len(lines), start))}</div></div>'
+    )
+
+
+def text(rows: Rows, *, title: str = "tasks", most: int = MOST, start: int = 0) -> str:
+    """The rows that match, from one on, as lines of plain text."""
+    names, found = _table(rows, start, most)
+    lines = [names, *([each[name] for name in names] for each in found)] if found else []
+    widths = [max(len(each[column]) for each in lines) for column in range(len(names))] if lines else []
+    counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts().items() if count)
+    return "\n".join(
+        [
+            f"{line(title, 100)}{': ' if counts else ''}{counts}",
+            *("  ".join(map(str.ljust, each, widths)).rstrip() for each in lines),
+            _foot(rows, len(found), start),
+        ]
+    )
+
+
+def span(seconds: float) -> str:
+    """A length of time, as the live table writes it: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``, ``3 d 2 h``."""
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return f"{int(seconds * 10) / 10:.1f} s"
+    whole = int(seconds)
+    if seconds < 3600:
+        return f"{whole // 60} m {whole % 60:02} s"
+    if seconds < 86400:
+        return f"{whole // 3600} h {whole // 60 % 60:02} m"
+    return f"{whole // 86400} d {whole // 3600 % 24} h"
+
+
+def _table(rows: Rows, start: int, most: int) -> tuple[list[str], list[dict[str, str]]]:
+    """The columns that say something, and the cells of each row."""
+    lines = [_cells(rows.task(each)) for each in rows.page(start, most)]
+    silent = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
+    if not rows.many_queues:
+        silent.add("queue")
+    return [name for name in COLUMNS if name not in silent], lines
+
+
+def _cells(task: TaskInfo) -> dict[str, str]:
+    ran = run_time(task, datetime.now(timezone.utc))
+    done = share(task.progress) if task.status is Status.PROCESSING else None
+    note = error_text(task) or ("" if done is None else f"{done:.0%}")
+    return {
+        "id": line(task.id, 40),
+        "queue": line(task.queue, 30),
+        "status": task.status.label,
+        "attempt": attempt(task),
+        "run time": "" if ran is None else span(ran.total_seconds()),
+        "worker": line(task.worker, 30),
+        "payload": preview(task.payload, 48),
+        "note": line(note, 80),
+    }
+
+
+def _html_cell(name: str, cell: str) -> str:
+    inner = escape(cell)
+    if name == "status":
+        inner = _dot(cell) + inner
+    elif name in ("id", "payload"):
+        inner = f'<code style="{_CODE}">{inner}</code>'
+    return f'<td style="{_CELL}">{inner}</td>'
+
+
+def _dot(label: str) -> str:
+    return (
+        f'<span aria-hidden="true" style="display:inline-block;width:8px;height:8px;border-radius:50%;'
+        f'background:{DOTS[label]};margin-right:6px"></span>'
+    )
+
+
+def _foot(rows: Rows, shown: int, start: int) -> str:
+    matching = len(rows.order)
+    at = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    if not matching:
+        return f"no tasks, as of {at}"
+    which = f"{matching:,} task{'s' * (matching != 1)}"
+    if shown < matching:
+        which = f"{start + 1:,} to {start + shown:,} of {which}"
+    return f"{which}, as of {at}"

@@ -1,0 +1,138 @@
+"""What the page sees of the rows: what it asked for, and the message that shows it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from nqnb.widgets.order import COLUMNS
+from nqnb.widgets.rows import Rows
+from nqnb.wire import Status
+
+SIZES = (10, 20, 50, 100)
+"""How many rows a page may have."""
+STATUSES = {status.label: status for status in Status}
+
+
+class Window:
+    """One page of rows, as the person has set it. All views of a table show the same window.
+
+    Args:
+        rows: the rows.
+        size: rows on a page, one of `SIZES`.
+    """
+
+    def __init__(self, rows: Rows, size: int = 20) -> None:
+        self.rows = rows
+        self.size = size
+        self.page = 0
+        self.views: set[str] = set()
+        self.hidden = False
+        """Whether the last view left with the whole page, rather than by being removed from it."""
+        self.opened: set[str] = set()
+        self.selected: set[str] = set()
+        self._hold = False
+        self._shown: list[str] = []
+        self._detailed: dict[str, int] = {}
+        self._heard: dict[str, int] = {}
+
+    @property
+    def read(self) -> bool:
+        """Whether a person points at the rows, or has one open."""
+        return bool(self.views) and (self._hold or bool(self.opened & set(self._shown)))
+
+    def heed(self, message: dict[str, Any]) -> None:
+        """Do what a message of the page asks of the window; one that makes no sense is passed over."""
+        view = message.get("view")
+        if isinstance(view, str) and isinstance(message.get("n"), int):
+            self._heard[view] = message["n"]
+        match message:
+            case {"type": "hello", "view": str(view)}:
+                self.views.add(view)
+                self.hidden = False
+                self._detailed.clear()
+            case {"type": "bye", "view": str(view)}:
+                self.views.discard(view)
+                self._heard.pop(view, None)
+                self._hold = False
+                self.hidden = message.get("why") == "hidden"
+            case {"type": "look"}:
+                self._look(message)
+            case {"type": "hold", "on": bool(on)}:
+                self._hold = on
+            case {"type": "open", "ids": list(ids)}:
+                self.opened = _texts(ids)
+                self._detailed = {each: at for each, at in self._detailed.items() if each in self.opened}
+            case {"type": "select", "ids": list(ids)}:
+                self.selected = _texts(ids)
+            case {"type": "dismiss", "id": str(task_id)}:
+                self.rows.asked.dismiss(task_id)
+
+    def begin_anew(self) -> None:
+        """What was shown is no more."""
+        self._shown = []
+        self._detailed.clear()
+
+    def body(self) -> dict[str, Any]:
+        """What is to be seen, without what changes by itself."""
+        rows = self.rows
+        matching = len(rows.order)
+        pages = max(1, math.ceil(matching / self.size))
+        self.page = min(self.page, pages - 1)
+        start = self.page * self.size
+        ids = rows.page(start, self.size, self._shown if self._hold else ())
+        behind = self._hold and ids != rows.page(start, self.size)
+        self._shown = ids
+        ended = sorted(each for each in self.selected if not rows.is_open(each))
+        self.selected.difference_update(ended)
+        return {
+            "rows": [rows.row(each) for each in ids],
+            "counts": rows.counts(),
+            "total": len(rows),
+            "matching": matching,
+            "open": len(rows.open_matching()),
+            "page": self.page,
+            "pages": pages,
+            "size": self.size,
+            "search": rows.search,
+            "statuses": sorted(status.label for status in rows.statuses),
+            "sort": rows.order.column,
+            "down": rows.order.down,
+            "queues": rows.many_queues,
+            "behind": behind,
+            "ended": ended,
+            "heard": dict(self._heard),
+        }
+
+    def details(self) -> dict[str, list[dict[str, str]]]:
+        """The details of opened rows that the page does not have yet."""
+        fresh = {}
+        for task_id in self._shown:
+            revision = self.rows.revision(task_id)
+            if task_id in self.opened and self._detailed.get(task_id) != revision:
+                self._detailed[task_id] = revision
+                fresh[task_id] = self.rows.detail(task_id)
+        return fresh
+
+    def _look(self, message: dict[str, Any]) -> None:
+        """Another search, filter, order or page."""
+        match message:
+            case {"search": str(text)}:
+                self.rows.find(text)
+        match message:
+            case {"statuses": list(names)}:
+                self.rows.only(STATUSES[name] for name in _texts(names) if name in STATUSES)
+        match message:
+            case {"sort": str(column), "down": bool(down)} if column in COLUMNS:
+                self.rows.sort(column, down=down)
+        match message:
+            case {"size": int(size)} if size in SIZES:
+                self.size = size
+        match message:
+            case {"page": int(page)}:
+                self.page = max(0, page)
+        self._shown = []
+
+
+def _texts(values: list[Any]) -> set[str]:
+    return {each for each in values if isinstance(each, str)}

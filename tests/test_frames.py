@@ -1,0 +1,245 @@
+"""Records as DataFrames: the same columns and dtypes whatever is in them, and nothing a foreign task could break."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pandas as pd
+import pytest
+
+from nqnb.errors import NotCancellable, NqnbError, Unconfirmed
+from nqnb.frames import decoded, outcomes_frame, preview, queues_frame, tasks_frame, workers_frame
+from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
+
+NOW = datetime(2026, 11, 24, 8, 0, tzinfo=timezone.utc)
+LABELS = ["pending", "processing", "failed", "completed", "cancelled", "deleted"]
+
+
+def info(
+    task_id: str = "t1", status: Status = Status.PENDING, payload: bytes = b'{"a": [1]}', **meta: object
+) -> TaskInfo:
+    return TaskInfo.of(TaskMessage(ID=task_id, Queue="resize", Status=status, Payload=payload, Meta=Meta(**meta)), 7)  # type: ignore[arg-type]  # a test names them
+
+
+def queue(**changes: object) -> QueueInfo:
+    fields = {
+        "name": "resize",
+        "pending": 1,
+        "scheduled": 0,
+        "processing": 2,
+        "redelivered": 0,
+        "workers": 1,
+        "bytes": 9,
+    }
+    return QueueInfo(**{**fields, "oldest_pending": NOW, **changes})  # type: ignore[arg-type]  # as above
+
+
+def worker() -> WorkerInfo:
+    return WorkerInfo(
+        id="w1",
+        host="gpu-3",
+        pid=811,
+        version="1",
+        queues=["resize"],
+        concurrency=4,
+        running=["t1"],
+        started_at=NOW,
+        ttl=30,
+    )
+
+
+FRAMES = {
+    "tasks": (tasks_frame, [info()], []),
+    "queues": (queues_frame, [queue()], []),
+    "workers": (workers_frame, [worker()], []),
+    "outcomes": (outcomes_frame, {"t1": CancelReceipt(task_id="t1", status=Status.CANCELLED, requested_at=NOW)}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", FRAMES)
+def test_a_frame_of_nothing_has_the_columns_and_dtypes_of_a_full_one(kind: str) -> None:
+    make, full, empty = FRAMES[kind]
+    some, none = make(full), make(empty)  # type: ignore[operator]  # each takes its own records
+    assert len(some) == 1
+    assert len(none) == 0
+    assert list(none.columns) == list(some.columns)
+    assert none.dtypes.to_dict() == some.dtypes.to_dict()
+    assert (none.index.name, none.index.dtype) == (some.index.name, some.index.dtype)
+    assert pd.concat([none, some]).dtypes.to_dict() == some.dtypes.to_dict()
+
+
+def test_the_dtypes_of_tasks() -> None:
+    frame = tasks_frame([])
+    status = frame["status"].dtype
+    assert isinstance(status, pd.CategoricalDtype)
+    assert status.ordered
+    assert list(status.categories) == LABELS
+    times = ["submitted_at", "started_at", "completed_at", "due_at", "deadline", "cancel_requested_at"]
+    assert {str(frame[name].dtype) for name in times} == {"datetime64[us, UTC]"}
+    assert {str(frame[name].dtype) for name in ("run_time", "timeout")} == {"timedelta64[us]"}
+    assert {str(frame[name].dtype) for name in ("attempt", "max_retry", "revision")} == {"Int64"}
+    assert str(frame["progress"].dtype) == "Float64"
+    assert {str(frame[name].dtype) for name in ("queue", "worker", "client", "error")} == {"string"}
+    assert frame.index.name == "id"
+
+
+def test_a_task_with_everything() -> None:
+    at = NOW.timestamp()
+    message = TaskMessage(
+        ID="t1",
+        Queue="resize",
+        Payload=b'{"path": "a.png"}',
+        Status=Status.FAILED,
+        CurrentRetry=2,
+        MaxRetry=2,
+        Timeout=60,
+        Deadline=int(at) + 100,
+        Meta=Meta(
+            client="me",
+            worker="w1",
+            submitted_at=at - 10,
+            started_at=at - 5,
+            finished_at=at - 2,
+            progress=Progress(3, 4, "thumbnails"),
+            error=ErrorInfo("ValueError", "no such file", "Traceback"),
+            cancel=CancelRecord(by="me", requested_at=at - 3),
+        ),
+    )
+    row = tasks_frame([TaskInfo.of(message, 9)]).loc["t1"]
+    assert row["status"] == "failed"
+    assert (row["attempt"], row["max_retry"], row["revision"]) == (3, 2, 9)
+    assert row["run_time"] == timedelta(seconds=3)
+    assert row["timeout"] == timedelta(seconds=60)
+    assert row["deadline"] == NOW + timedelta(seconds=100)
+    assert (row["worker"], row["client"]) == ("w1", "me")
+    assert (row["progress"], row["progress_text"]) == (0.75, "thumbnails")
+    assert row["payload"] == {"path": "a.png"}
+    assert row["error"] == "ValueError: no such file"
+    assert row["cancel_requested_at"] == NOW - timedelta(seconds=3)
+
+
+def test_what_is_unknown_is_nat_and_na() -> None:
+    row = tasks_frame([info(payload=b"")]).loc["t1"]
+    for name in ("submitted_at", "started_at", "completed_at", "run_time", "deadline", "timeout", "worker", "progress"):
+        assert pd.isna(row[name]), name
+    assert row["payload"] is None
+    assert row["result"] is None
+
+
+def test_run_time_goes_on_while_a_task_runs_and_is_that_of_the_last_attempt() -> None:
+    began = NOW.timestamp() - 30
+    running = info("a", Status.PROCESSING, started_at=began)
+    waiting = info("b", Status.PENDING, started_at=began, not_before=NOW.timestamp() + 8)
+    clocks_differ = info("c", Status.COMPLETED, started_at=began, finished_at=began - 1)
+    frame = tasks_frame([running, waiting, clocks_differ], now=NOW)
+    assert frame.loc["a", "run_time"] == timedelta(seconds=30)
+    assert pd.isna(frame.loc["b", "run_time"])
+    assert frame.loc["b", "due_at"] == NOW + timedelta(seconds=8)
+    assert frame.loc["c", "run_time"] == timedelta()
+
+
+@pytest.mark.parametrize(
+    ("payload", "value"),
+    [
+        (b"", None),
+        (b"null", None),
+        (b"[1, 2]", [1, 2]),
+        (b'"text"', "text"),
+        (b"\xff\x00", b"\xff\x00"),
+        (b"{broken", b"{broken"),
+        (b"[" * 100_000, b"[" * 100_000),
+        (b"1" * 10_000, b"1" * 10_000),
+    ],
+)
+def test_payloads_are_decoded_where_they_are_json(payload: bytes, value: object) -> None:
+    found = decoded(payload)
+    # Numbers of any length are Python's to take or to leave.
+    assert found == value or isinstance(found, (int, float))
+    assert tasks_frame([info(payload=payload)])["payload"].iloc[0] == found
+
+
+def test_lists_as_payloads_stay_whole_beside_others() -> None:
+    frame = tasks_frame([info("a", payload=b"[1, 2]"), info("b", payload=b"[3, 4]"), info("c", payload=b"{}")])
+    assert frame["payload"].tolist() == [[1, 2], [3, 4], {}]
+
+
+def test_tasks_of_go_nq_and_numbers_beyond_reason() -> None:
+    go = TaskMessage(ID="go", Queue="resize", Status=Status.COMPLETED, CompletedAt=1795485621, Payload=b"NTA=")
+    odd = TaskMessage(ID="odd", Queue="q", CurrentRetry=2**63, MaxRetry=-(2**70), Timeout=2**62, Deadline=2**60)
+    low = TaskMessage(ID="low", Queue="q", Timeout=-(2**62), Meta=Meta(progress=Progress(5, -1), started_at=-1e300))
+    frame = tasks_frame([TaskInfo.of(each, 1) for each in (go, odd, low)])
+    assert frame.loc["go", "completed_at"] == pd.Timestamp(1795485621, unit="s", tz="UTC")
+    assert pd.isna(frame.loc["go", "started_at"])
+    assert pd.isna(frame.loc["odd", "deadline"])
+    assert frame.loc["odd", "attempt"] == 2**63 - 1
+    assert pd.isna(frame.loc["low", "progress"])
+
+
+def test_queues_and_workers() -> None:
+    row = queues_frame([queue(paused=True, oldest_pending=None)]).loc["resize"]
+    assert (row["pending"], row["processing"], row["bytes"], row["paused"]) == (1, 2, 9, True)
+    assert pd.isna(row["oldest_pending"])
+    other = workers_frame([worker()]).loc["w1"]
+    assert (other["host"], other["pid"], other["running"]) == ("gpu-3", 811, ["t1"])
+    assert other["ttl"] == timedelta(seconds=30)
+
+
+def test_outcomes_of_cancels_and_of_refusals() -> None:
+    stopped = CancelReceipt(
+        task_id="a",
+        status=Status.CANCELLED,
+        by="me",
+        requested_at=NOW,
+        delivered_at=NOW + timedelta(milliseconds=10),
+        stopped_at=NOW + timedelta(milliseconds=250),
+        how="the coroutine was cancelled",
+    )
+    stopping = CancelReceipt(task_id="b", status=Status.PROCESSING, stopping=True, requested_at=NOW)
+    refusal = NotCancellable("task c had completed", "c", Status.COMPLETED)
+    outcomes: dict[str, CancelReceipt | NqnbError] = {
+        "a": stopped,
+        "b": stopping,
+        "c": refusal,
+        "d": Unconfirmed("lost"),
+    }
+    frame = outcomes_frame(outcomes)
+    assert frame.index.tolist() == ["a", "b", "c", "d"]
+    assert frame["status"].astype(object).where(frame["status"].notna(), None).tolist() == [
+        "cancelled",
+        "processing",
+        "completed",
+        None,
+    ]
+    assert frame["stopping"].tolist() == [False, True, False, False]
+    assert frame.loc["a", "seconds"] == 0.25
+    assert frame.loc["a", "outcome"] == "stopped 250 ms after the request"
+    assert frame.loc["c", "outcome"] == "refused: task c had completed"
+    assert frame.loc["c", "error"] == "NotCancellable: task c had completed"
+    assert frame["error"].isna().tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("payload", "text"),
+    [
+        (b"", ""),
+        (b'{"path":\n  "a.png"}', '{"path": "a.png"}'),
+        (rb'{"a": "\ud83d\ude00"}', '{"a":"😀"}'),
+        (rb'{"a": "\ud83d"}', r'{"a": "\ud83d"}'),
+        (b"\xff\x00", "0xff00"),
+        (b"a\x1b[31m\x00", r"a\x1b[31m\x00"),
+        ("a\u202eb".encode(), r"a\u202eb"),
+        ("é".encode() * 1000, "é" * 19 + "…"),
+        (b"x" * 1000, "x" * 19 + "…"),
+        (b"x" * 20, "x" * 20),
+    ],
+)
+def test_a_preview_is_one_short_line_of_safe_text(payload: bytes, text: str) -> None:
+    assert preview(payload, 20 if len(payload) >= 20 else 80) == text
+
+
+def test_a_cut_within_a_character_does_not_make_bytes_of_text() -> None:
+    for start in range(4):
+        text = preview(b"x" * start + "😀é€".encode() * 5000, 30)
+        assert text.startswith("x" * start + "😀é€")
+        assert text.endswith("…")
