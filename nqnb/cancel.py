@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import lifecycle
-from nqnb.errors import NoResponders, NotCancellable, NqnbError, RevisionConflict, Unconfirmed, UnknownTask
+from nqnb.errors import (
+    MalformedMessage,
+    NoResponders,
+    NotCancellable,
+    NqnbError,
+    RevisionConflict,
+    Unconfirmed,
+    UnknownTask,
+)
 from nqnb.lifecycle import CancelStep
 from nqnb.records import CancelReceipt
 from nqnb.wire import CancelRecord, Status, TaskMessage
@@ -121,7 +129,8 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, how
 async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:
     """The entry is terminal, so the message only costs a delivery: failing to remove it is no failure."""
     try:
-        await backend.delete_task_message(task.Queue, task.Sequence)
+        if await _is_its_message(backend, task):
+            await backend.delete_task_message(task.Queue, task.Sequence)
         if lifecycle.due_at(task):
             await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
@@ -130,3 +139,12 @@ async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revi
     if task.Sequence and not lifecycle.due_at(task):
         # Only now: an entry that expired before its message would let it run again.
         await backend.let_expire(task.ID, value, revision)
+
+
+async def _is_its_message(backend: Backend, task: TaskMessage) -> bool:
+    """Whether a task's message is where its entry says: a stream that was made anew gives the same numbers again."""
+    data = await backend.read_task_message(task.Queue, task.Sequence) if task.Sequence else None
+    try:
+        return data is not None and TaskMessage.decode(data).ID == task.ID
+    except MalformedMessage:
+        return False

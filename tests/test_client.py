@@ -120,6 +120,18 @@ async def test_a_cancelled_pending_task_is_deleted_with_its_message(nq: nqnb.Cli
         await task
 
 
+async def test_a_cancel_takes_no_message_that_has_only_the_number_of_its_own(nq: nqnb.Client) -> None:
+    old = await nq.submit("idle", 1)
+    await nq.backend.connection.api("STREAM.DELETE.idle")
+    nq.backend._queues.clear()
+    new = await nq.submit("idle", 2)
+    assert (await old.fetch()).sequence == (await new.fetch()).sequence
+    assert (await old.cancel()).status is nqnb.Status.DELETED
+    stored = await nq.backend.read_task_message("idle", (await new.fetch()).sequence)
+    assert stored is not None
+    assert new.id.encode() in stored
+
+
 async def test_many_cancellers_of_one_task_agree(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
 
