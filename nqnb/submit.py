@@ -110,8 +110,12 @@ async def _is_ours(backend: Backend, message: TaskMessage, sequence: int) -> boo
     if entry is None:
         return False
     there = TaskMessage.decode(entry.value)
-    same = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
-    return there.Sequence == sequence and all(getattr(there, name) == getattr(message, name) for name in same)
+    return there.Sequence == sequence and _same(there, message)
+
+
+def _same(one: TaskMessage, other: TaskMessage) -> bool:
+    fields = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int) -> None:
@@ -121,6 +125,9 @@ async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int
         return
     there = TaskMessage.decode(entry.value)
     if there.Queue == message.Queue and there.Sequence in (0, sequence):
+        return
+    # A worker that is quicker still has moved it into a schedule, which has a later number.
+    if there.Sequence > sequence and _same(there, message):
         return
     await backend.delete_task_message(message.Queue, sequence)
     raise _taken(message.ID)

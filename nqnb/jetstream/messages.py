@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from nqnb import names
@@ -33,7 +33,7 @@ class StreamMessage:
 
 async def read_messages(
     connection: Connection, stream: str, *, start: int = 1, end: int | None = None, subject: str = ">"
-) -> AsyncIterator[StreamMessage]:
+) -> AsyncGenerator[StreamMessage, None]:
     """Read messages that lie in a stream without taking them, oldest first; none where the stream is gone.
 
     Args:

@@ -15,6 +15,7 @@ from nqnb.errors import NoResponders, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.pull import PullLoop
+from nqnb.jetstream.strays import Strays
 from nqnb.worker.heartbeat import beat
 from nqnb.worker.run import PRESENCE, Run, Stop
 from nqnb.worker.watch import AFTER, EntryWatch
@@ -53,6 +54,7 @@ class Upkeep:
         self._runs = runs
         self._pulls = pulls
         self._listener = listener
+        self._strays = [Strays(backend.connection, pull.queue) for pull in pulls]
         self._wake = wake
         self._recovery: asyncio.Task[None] | None = None
         self._keeping = False
@@ -133,6 +135,8 @@ class Upkeep:
             for pull in self._pulls:
                 await self._listener.ensure(pull.queue)
             await self._disown()
+            for strays in self._strays:
+                await strays.look()
         except NqnbError as error:
             log.info("something is missing on the server and cannot be made now: %s", error)
         finally:
