@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         UnknownTask,
         WaitTimeout,
     )
+    from nqnb.notebook.extension import load_ipython_extension, unload_ipython_extension
+    from nqnb.notebook.nest import nest
+    from nqnb.notebook.sessions import session
     from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
     from nqnb.retry import Backoff
     from nqnb.settings import Settings
@@ -114,6 +117,10 @@ __all__ = [
     "WorkerInfo",
     "__version__",
     "connect",
+    "load_ipython_extension",
+    "nest",
+    "session",
+    "unload_ipython_extension",
 ]
 
 _ROOMS = {
@@ -125,6 +132,9 @@ _ROOMS = {
         "PayloadTooLarge QueueInUse RevisionConflict ServerRefused TaskCancelled TaskError TaskExists TaskFailed "
         "Unconfirmed UnencodableValue UnknownQueue UnknownTask WaitTimeout "
     ),
+    "notebook.extension": "load_ipython_extension unload_ipython_extension",
+    "notebook.nest": "nest",
+    "notebook.sessions": "session",
     "records": "CancelReceipt PruneReceipt PurgeReceipt QueueInfo TaskInfo WorkerInfo",
     "retry": "Backoff",
     "settings": "Settings",

@@ -17,13 +17,14 @@ import nqnb
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run everything, the long runs too")
+    parser.addoption("--picture", action="store_true", help="make the README's picture of the live table anew")
     parser.addoption("--seed", type=int, help="the seed of the random tests; default a new one, which is printed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--full"):
         return
-    long = [item for item in items if item.get_closest_marker("full")]
+    long = [item for item in items if item.get_closest_marker("full") or "browser" in item.path.parts]
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]

@@ -14,7 +14,7 @@ from nqnb.cli.shell import Shell
 from nqnb.commands import tree
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
 
-__all__ = ["exit_code", "main"]
+__all__ = ["exit_code", "main", "usage"]
 
 DONE, REFUSED, USAGE, NO_CONNECTION = range(4)
 INTERRUPTED = 128 + signal.SIGINT
@@ -54,7 +54,7 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except click.ClickException as error:
-        shell.complain(error, _usage(error))
+        shell.complain(error, usage(error))
         return USAGE
     except NqnbError as error:
         shell.complain(error)
@@ -75,7 +75,8 @@ def exit_code(error: NqnbError) -> int:
     return USAGE if isinstance(error, BadInput) else REFUSED
 
 
-def _usage(error: click.ClickException) -> str:
+def usage(error: click.ClickException) -> str:
+    """What was wrong with a command line, and where its help is."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} -h`)" if context is not None else ""
     return f"{error.format_message().rstrip('.')}{hint}"

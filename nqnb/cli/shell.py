@@ -61,10 +61,17 @@ class Shell:
         async with nq:
             yield nq
 
+    def stdin(self) -> bytes:
+        """See `nqnb.commands.Front.stdin`."""
+        return sys.stdin.buffer.read()
+
     def say(self, text: str) -> None:
         """See `nqnb.commands.Front.say`."""
         if not self.json:
             print(clean(text), file=sys.stderr, flush=True)
+
+    def waits_for(self, task_id: str) -> None:
+        """See `nqnb.commands.Front.waits_for`: whoever interrupts a command line knows what it was about."""
 
     def complain(self, error: Exception, text: str = "") -> None:
         """Say on stderr what went wrong, in one line."""

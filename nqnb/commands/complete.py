@@ -96,11 +96,13 @@ def _quickly(ctx: click.Context, question: Callable[[Client], Awaitable[list[Com
     front.verbose = False
     limits = {"connect_timeout": _CONNECT, "request_timeout": _CONNECT, "retry_for": _CONNECT}
 
-    async def conversation() -> list[CompletionItem]:
-        async with front.client({**options_of(ctx), **limits}) as nq:
-            return await question(nq)
-
     # Whatever goes wrong, a message in the middle of somebody's command line helps nobody.
     with contextlib.suppress(Exception):
+        connected = front.client({**options_of(ctx), **limits})
+
+        async def conversation() -> list[CompletionItem]:
+            async with connected as nq:
+                return await question(nq)
+
         return front.run(lambda: asyncio.wait_for(conversation(), _ALTOGETHER))
     return []

@@ -30,11 +30,22 @@ class Front(Protocol):
         ...
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """A connected client; ``options`` are the fields of `nqnb.Settings` that were given with the command."""
+        """A connected client; ``options`` are the fields of `nqnb.Settings` that were given with the command.
+
+        Called outside of `run`, and entered inside.
+        """
+        ...
+
+    def stdin(self) -> bytes:
+        """What comes in beside the command itself, to its end."""
         ...
 
     def say(self, text: str) -> None:
         """Tell the person something beside the result."""
+        ...
+
+    def waits_for(self, task_id: str) -> None:
+        """Take note of the task that the command waits for from now on."""
         ...
 
     def confirm(self, question: str) -> bool:

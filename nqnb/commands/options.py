@@ -30,9 +30,10 @@ def options_of(ctx: click.Context) -> dict[str, Any]:
 def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
     """Connect, ask, disconnect."""
     front = front_of(ctx)
+    connected = front.client(options_of(ctx))
 
     async def conversation() -> T:
-        async with front.client(options_of(ctx)) as nq:
+        async with connected as nq:
             return await question(nq)
 
     return front.run(conversation)

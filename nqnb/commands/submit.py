@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import IO, Any, Literal
 
 import click
@@ -78,7 +77,7 @@ def submit(
         raise click.UsageError("give PAYLOAD or --file, not both")
     if lines and (id is not None or waits):
         raise click.UsageError(f"--lines makes many tasks, so {'--wait' if waits else '--id'} does not go with it")
-    data = _read(payload, file)
+    data = _read(ctx, payload, file)
     if not lines:
         value = _encode(data, form or "json", "the payload")
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
@@ -99,6 +98,7 @@ async def _submit_one(
     if not waits:
         return Submitted(queue, [task.id])
     front_of(ctx).say(task.id)
+    front_of(ctx).waits_for(task.id)
     return Value(await task.result(wait), task.id, queue)
 
 
@@ -117,11 +117,11 @@ async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[b
     return Submitted(queue, ids, many=True, errors=errors)
 
 
-def _read(payload: str | None, file: IO[bytes] | None) -> bytes | None:
+def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> bytes | None:
     if file is not None:
         return file.read()
     if payload == "-":
-        return sys.stdin.buffer.read()
+        return front_of(ctx).stdin()
     return None if payload is None else payload.encode("utf-8", "surrogateescape")
 
 

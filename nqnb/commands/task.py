@@ -81,6 +81,7 @@ def result(ctx: click.Context, id: str | None, named: str | None, timeout: float
     chosen = _chosen(id, named)
 
     async def question(nq: Client) -> Value:
+        front_of(ctx).waits_for(chosen)
         try:
             return Value(await nq.result(chosen, timeout))
         except TaskFailed as error:

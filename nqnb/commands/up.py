@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -81,7 +82,7 @@ def up(
     if mode == "status":
         return _status()
     if mode == "stop":
-        return _stop(ctx, yes)
+        return stop(ctx, yes)
     if mode == "detach":
         return _detach(ctx, port, store_dir, go_queues)
     _serve(ctx, _PORT if port is None else port, store_dir, go_queues)
@@ -123,13 +124,24 @@ def _status() -> DetachedServer:
     return _record(found.condition.value, note, found.server, ok=False)
 
 
-def _stop(ctx: click.Context, yes: bool) -> DetachedServer:
+def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: None) -> DetachedServer:
+    """Stop the detached server, once it was said what is queued or runs there, and that was confirmed.
+
+    Args:
+        ctx: the command's.
+        yes: the answer was given with the command.
+        before: called when it is settled that the server stops, just before it does.
+
+    Raises:
+        NqnbError: the answer is no, or (`NeedsYes`) there is nobody to ask.
+    """
     front = front_of(ctx)
     found = detached.look()
     if found.condition in (Condition.RUNNING, Condition.SILENT) and found.server is not None:
         question = _question(ctx, found.server, found.problem)
         if question and not yes and not front.confirm(f"{question} Stop it?"):
             raise NqnbError("it was not stopped, as that was not confirmed")
+    before()
     stopped = detached.stop()
     if stopped is None:
         gone = found.condition is Condition.STALE

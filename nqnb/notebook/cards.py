@@ -1,0 +1,154 @@
+"""The card of a session: server, storage, queues, workers, and what runs in this kernel, as HTML and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+from nqnb import detached as detached_server
+from nqnb.client import Client
+from nqnb.errors import ConnectionFailed, NqnbError
+from nqnb.names import bucket_stream
+from nqnb.notebook.local import Local
+from nqnb.records import QueueInfo, WorkerInfo
+from nqnb.store import StateStore
+
+_MOST = 8
+"""Queues, and workers, that a card names."""
+
+_STYLE = """
+.nqnb-card{font:13px/1.5 system-ui,sans-serif;max-width:46em;border:1px solid #8886;border-radius:8px;
+padding:.7em 1em;color:inherit}
+.nqnb-card h4{margin:0 0 .3em;font-size:14px;font-weight:600}
+.nqnb-card dl{display:grid;grid-template-columns:max-content 1fr;gap:.1em 1em;margin:0}
+.nqnb-card dt{opacity:.75}.nqnb-card dd{margin:0;overflow-wrap:anywhere}
+.nqnb-card .away{font-weight:600}
+"""
+
+
+@dataclass
+class Card:
+    """What a card says; `fill` asks the server for the rest."""
+
+    urls: Sequence[str]
+    why: str
+    store: StateStore | None
+    local: Local
+    detached: bool = False
+    problem: str = ""
+    version: str = ""
+    jetstream: str = ""
+    states: str = ""
+    queues: list[QueueInfo] | None = None
+    workers: list[WorkerInfo] | None = field(default=None)
+
+    async def fill(self, client: Client) -> None:
+        """Ask the server; what it does not let us see is left out."""
+        self.version = client.server_version
+        connection = client.backend.connection
+        if not connection.connected:
+            raise ConnectionFailed("the server is away; the session goes on when it is back")
+        self.jetstream = _usage(await _seen(connection.api("INFO")))
+        self.queues = await _seen(client.queues())
+        self.workers = await _seen(client.workers())
+        bucket = client.settings.state_bucket
+        if self.store is None:
+            info = await _seen(connection.api(f"STREAM.INFO.{bucket_stream(bucket)}"))
+            self.states = f"bucket {bucket}" + (f", {_count(info['state']['messages'], 'task')}" if info else "")
+        else:
+            self.states = f"{type(self.store).__qualname__}, a store of your own"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What it says, as names and texts."""
+        found: list[tuple[str, str]] = []
+        if self.problem:
+            found.append(("now", self.problem))
+        found.append(("server", " ".join(filter(None, ("nats-server", self.version, f"({self.why})")))))
+        if self.jetstream:
+            found.append(("JetStream", self.jetstream))
+        if self.states:
+            found.append(("states", self.states))
+        if self.detached and (server := detached_server.look().server) is not None:
+            found.append(("kept in", server.store))
+        if self.queues is not None:
+            found.append(("queues", _listed([_queue(each) for each in self.queues], "none yet")))
+        if self.workers is not None:
+            found.append(("workers", _listed([_worker(each) for each in self.workers], "none")))
+        if len(self.local):
+            found.append(("runs here", _listed([repr(self.local[queue]) for queue in self.local], "")))
+        return found
+
+
+def html(card: Card) -> str:
+    """The card for a page; it follows the page's light or dark colours."""
+    items = "".join(
+        f"<dt>{escape(name)}</dt><dd{' class=away' if name == 'now' else ''}>{escape(text)}</dd>".replace("\n", "<br>")
+        for name, text in card.lines()
+    )
+    head = escape(", ".join(card.urls))
+    return f'<div class="nqnb-card"><style>{_STYLE}</style><h4>nqnb · {head}</h4><dl>{items}</dl></div>'
+
+
+def text(card: Card) -> str:
+    """The card as plain text."""
+    lines = [f"nqnb session with {', '.join(card.urls)}"]
+    for name, said in card.lines():
+        first, *rest = said.split("\n")
+        lines += [f"  {name:<10}{first}", *(f"  {'':<10}{line}" for line in rest)]
+    return "\n".join(lines)
+
+
+async def _seen(ask: Any) -> Any:
+    """What the server answers; None where our user may not ask."""
+    try:
+        return await ask
+    except NqnbError:
+        return None
+
+
+def _usage(info: dict[str, Any] | None) -> str:
+    if info is None:
+        return ""
+    limits = info.get("limits") or {}
+    parts = [f"{_bytes(info.get('storage', 0))} on disk{_of(limits.get('max_storage'))}"]
+    if info.get("memory"):
+        parts.append(f"{_bytes(info['memory'])} in memory{_of(limits.get('max_memory'))}")
+    parts += [_count(info.get("streams", 0), "stream"), _count(info.get("consumers", 0), "consumer")]
+    return ", ".join(parts)
+
+
+def _of(limit: Any) -> str:
+    return f" of {_bytes(limit)}" if isinstance(limit, int) and limit > 0 else ""
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _queue(info: QueueInfo) -> str:
+    parts = [f"{info.pending:,} pending", f"{info.processing:,} processing"]
+    if info.scheduled:
+        parts.append(f"{info.scheduled:,} scheduled")
+    parts.append(_count(info.workers, "worker"))
+    return f"{info.name}: {', '.join(parts)}{' (paused)' if info.paused else ''}"
+
+
+def _worker(info: WorkerInfo) -> str:
+    queues = ", ".join(info.queues)
+    return f"{info.id} on {info.host}, process {info.pid}: {queues}, runs {len(info.running)} of {info.concurrency}"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _listed(parts: list[str], none: str) -> str:
+    if len(parts) > _MOST:
+        parts = [*parts[:_MOST], f"and {len(parts) - _MOST:,} more"]
+    return "\n".join(parts) or none

@@ -1,0 +1,64 @@
+"""What the server knows, asked from a loop in a thread of its own, as Playwright has the main thread's."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+import nqnb
+
+
+class Bucket:
+    """A client of the test's own."""
+
+    def __init__(self, portal: BlockingPortal, client: nqnb.Client) -> None:
+        self._portal = portal
+        self.client = client
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call one of the client's."""
+        return self._portal.call(function, *arguments)
+
+    def status(self, id: str) -> nqnb.Status:
+        """A task's state."""
+        return self.call(self.client.status, id)
+
+    def fetch(self, id: str) -> nqnb.TaskInfo:
+        """All about a task."""
+        return self.call(self.client.fetch, id)
+
+    def counts(self, queue: str | None = None) -> Counter[str]:
+        """How many tasks are in which state."""
+        return Counter(each.status.label for each in self.call(self.client.tasks, queue))
+
+    def ids(self, queue: str, status: nqnb.Status) -> set[str]:
+        """The tasks that are in a state."""
+        return {each.id for each in self.call(self.client.tasks, queue) if each.status is status}
+
+    def submit(self, queue: str, payload: Any = None, id: str | None = None) -> str:
+        """Submit a task; its id."""
+
+        async def submit() -> str:
+            return (await self.client.submit(queue, payload, id=id)).id
+
+        return str(self.call(submit))
+
+    def ended(self, id: str, within: float = 10.0) -> tuple[nqnb.Status, float]:
+        """Wait for a task's end: how it ended, and after how many seconds from now."""
+        start = time.monotonic()
+        while not (status := self.status(id)).terminal:
+            assert time.monotonic() - start < within, f"{id} is {status.label} after {within} s"
+            time.sleep(0.01)
+        return status, time.monotonic() - start
+
+
+@contextmanager
+def bucket(url: str) -> Iterator[Bucket]:
+    """A client of a server."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(nqnb.connect(url)) as client:
+        yield Bucket(portal, client)

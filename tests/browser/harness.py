@@ -1,0 +1,137 @@
+"""The page of a live table in a real browser, and behind it the real `TaskTable`, with no notebook in between."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nqnb
+from nqnb.records import TaskBatch, TaskInfo
+from nqnb.widgets.rows import Rows
+from nqnb.widgets.table import TaskTable
+from nqnb.wire import Meta, Status, TaskMessage
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Route
+
+SITE = "http://localhost:9/"
+"""Nothing listens there: every request is answered here. Of this name, it may use the clipboard."""
+FILES = {
+    "": Path(__file__).parent / "harness.html",
+    **{name: Path(nqnb.__file__).parent / "widgets" / "static" / name for name in ("table.js", "table.css")},
+}
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+
+def task(task_id: str, status: Status = Status.PENDING, revision: int = 1, **fields: Any) -> TaskInfo:
+    """A task; fields that are not the message's own are its ``Meta``'s."""
+    own = {name: fields.pop(name) for name in ("Payload", "CurrentRetry", "MaxRetry") if name in fields}
+    now = time.time()
+    fields.setdefault("submitted_at", now - 100)
+    if status is not Status.PENDING:
+        fields = {"started_at": now - 40, "worker": "gpu-3/811", **fields}
+    if status.terminal:
+        fields.setdefault("finished_at", now - 10)
+    message = TaskMessage(ID=task_id, Queue="resize", Status=status, Meta=Meta(**fields), **{"Payload": b"{}", **own})
+    return TaskInfo.of(message, revision)
+
+
+class Bench:
+    """A page with a table.
+
+    Args:
+        browser: of Playwright.
+        width: of the page, in pixels; the table has 40 less.
+        dark: whether the system wishes for dark pages.
+    """
+
+    def __init__(self, browser: Browser, *, width: int = 1200, dark: bool = False, rows: Rows | None = None) -> None:
+        self.cancelled: list[list[str]] = []
+        self.heard: list[dict[str, Any]] = []
+        self.errors: list[str] = []
+        self.deaf = False
+        """Whether messages of the page stay away from the kernel, as while it is busy."""
+        self._kept: list[dict[str, Any]] = []
+        self._pushes: deque[dict[str, Any]] = deque()
+        self.table = TaskTable(Rows() if rows is None else rows, title="resize", cancel=self.cancelled.append)
+        self.table.send = lambda content, buffers=None: self._pushes.append(content)  # type: ignore[method-assign]  # no comm
+        scheme: Any = "dark" if dark else "light"
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=SITE)
+        self.page = self.context.new_page()
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.route("**/*", self._serve)
+        self.page.expose_function("toKernel", self._hear)
+        self.page.goto(SITE)
+        self.until(lambda: self.page.evaluate("window.ready"))
+
+    def close(self) -> None:
+        self.table.close()
+        self.context.close()
+        assert not self.errors, self.errors
+
+    def feed(self, *tasks: TaskInfo, **fields: Any) -> None:
+        """Give the table a batch, and wait for the page to have heard of it."""
+        self.table.update(TaskBatch(tasks=list(tasks), **{"complete": True, **fields}))
+        self.settle()
+
+    def settle(self, seconds: float = 0.25) -> None:
+        """Let messages go to and fro."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._pump()
+
+    def until(self, true: Callable[[], Any], seconds: float = 5) -> None:
+        """Let messages go to and fro until something is so."""
+        end = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < end, "it did not come"
+            self._pump()
+
+    def listen(self) -> None:
+        """Give the kernel what was kept from it."""
+        self.deaf = False
+        for message in self._kept:
+            self._hear(message)
+        self._kept.clear()
+
+    def row(self, task_id: str) -> Locator:
+        return self.page.locator(f'tbody[data-id="{task_id}"]')
+
+    def button(self, task_id: str) -> Locator:
+        return self.row(task_id).locator("[data-act=cancel]")
+
+    @property
+    def ids(self) -> list[str]:
+        """The rows, as they stand."""
+        return [
+            str(each) for each in self.page.eval_on_selector_all("tbody", "rows => rows.map(row => row.dataset.id)")
+        ]
+
+    @property
+    def focused(self) -> str:
+        """What has the focus, as its row and class."""
+        found = "e => [e.closest('tbody')?.dataset.id ?? '', e.className].join(' ')"
+        return str(self.page.evaluate(f"({found})(document.activeElement)"))
+
+    def _pump(self) -> None:
+        while self._pushes:
+            self.page.evaluate("message => window.fire('msg:custom', message)", self._pushes.popleft())
+        self.page.wait_for_timeout(10)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if self.deaf:
+            self._kept.append(message)
+        else:
+            self.heard.append(message)
+            self.table._hear(message)
+
+    def _serve(self, route: Route) -> None:
+        file = FILES.get(route.request.url.removeprefix(SITE))
+        if file is None:
+            route.fulfill(status=204)
+        else:
+            route.fulfill(body=file.read_text(encoding="utf-8"), content_type=KINDS[file.suffix])

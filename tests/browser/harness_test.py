@@ -1,0 +1,327 @@
+"""What a person sees and does at a live table, in a real browser without a notebook around it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import Bench, task
+
+from nqnb.records import TaskBatch
+from nqnb.wire import ErrorInfo, Progress, Status
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def make(browser: Browser) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def new(**options: Any) -> Bench:
+        made.append(Bench(browser, **options))
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def bench(make: Callable[..., Bench]) -> Bench:
+    """A table with two tasks that run, three that wait, one that failed and one that is done."""
+    found = make()
+    error = ErrorInfo("ValueError", "no <b>image</b>", "Traceback:\n  resize.py:14\nValueError: no <b>image</b>")
+    found.feed(
+        task("r1", Status.PROCESSING, started_at=time.time() - 50, progress=Progress(62, 100)),
+        task("r2", Status.PROCESSING),
+        *(task(f"p{each}", submitted_at=time.time() - 100 + each) for each in range(3)),
+        task("f1", Status.FAILED, error=error, log=["one", "two"], finished_at=time.time() - 1),
+        task("c1", Status.COMPLETED),
+    )
+    return found
+
+
+def text(bench: Bench, selector: str) -> str:
+    return bench.page.locator(selector).inner_text()
+
+
+def test_rows_stand_in_their_order_and_tick_by_themselves(bench: Bench) -> None:
+    assert bench.ids == ["r1", "r2", "p0", "p1", "p2", "f1", "c1"]
+    first = text(bench, '[data-id="r1"] td.nq-run')
+    bench.until(lambda: text(bench, '[data-id="r1"] td.nq-run') != first)
+    assert text(bench, '[data-id="r1"] td.nq-progress').strip() == "62 %"
+    assert text(bench, '[data-id="c1"] td.nq-run') == "30.0 s"
+    assert text(bench, '[data-id="p0"] td.nq-run') == "\u2013"
+
+
+def test_a_pressed_button_is_cancelling_at_once_and_until_the_end(bench: Bench) -> None:
+    bench.deaf = True
+    bench.button("r1").click()
+    assert text(bench, '[data-id="r1"] .nq-label').startswith("cancelling…")
+    assert bench.button("r1").get_attribute("aria-disabled") == "true"
+    bench.until(lambda: bench.button("r1").inner_text() == "kernel busy…")
+    assert not bench.cancelled
+    bench.listen()
+    bench.until(lambda: bench.button("r1").inner_text() == "still running")
+    assert bench.cancelled == [["r1"]]
+    bench.button("r1").click(force=True)
+    bench.feed(task("r1", Status.PROCESSING, 2, progress=Progress(63, 100)))
+    assert text(bench, '[data-id="r1"] .nq-label').startswith("cancelling…")
+    bench.feed(task("r1", Status.CANCELLED, 3))
+    assert text(bench, '[data-id="r1"] .nq-label') == "cancelled"
+    assert not bench.button("r1").is_visible()
+    assert bench.cancelled == [["r1"]]
+    assert bench.focused.startswith("r1 "), "the focus stays in the row whose button went"
+
+
+def test_a_refusal_says_why_and_gives_the_button_back(bench: Bench) -> None:
+    bench.button("p0").click()
+    bench.settle()
+    bench.table.cancel_outcome("p0", "the <i>user</i> may not", refused=True)
+    bench.until(lambda: bench.row("p0").locator(".nq-why").count() == 1)
+    assert bench.row("p0").locator(".nq-reason").inner_text() == "Not cancelled: the <i>user</i> may not"
+    assert bench.button("p0").inner_text() == "Cancel"
+    assert "may not" in text(bench, ".nq-voice")
+    bench.row("p0").locator("[data-act=dismiss]").click()
+    bench.settle()
+    assert bench.row("p0").locator(".nq-why").count() == 0
+
+
+def test_rows_below_the_pointer_stay_where_they_are(bench: Bench) -> None:
+    bench.button("p1").hover()
+    bench.settle()
+    bench.feed(task("p0", Status.COMPLETED, 2), task("p2", Status.PROCESSING, 2), task("new", submitted_at=time.time()))
+    assert bench.ids == ["r1", "r2", "p0", "p1", "p2", "f1", "c1", "new"]
+    assert text(bench, '[data-id="p0"] .nq-label') == "completed"
+    assert bench.page.locator(".nq-where[data-held]").count() == 1
+    bench.page.locator(".nq-title").hover()
+    bench.settle()
+    assert bench.ids[:5] == ["r1", "r2", "p2", "p1", "new"]
+
+
+def test_a_pointer_that_rests_does_not_hold_for_ever(bench: Bench) -> None:
+    bench.page.clock.install()
+    bench.button("p1").hover()
+    bench.settle()
+    bench.feed(task("p2", Status.PROCESSING, 2))
+    assert bench.ids.index("p2") == 4
+    bench.page.clock.fast_forward(5000)
+    bench.settle()
+    assert bench.ids.index("p2") < 3
+
+
+def test_updates_steal_neither_focus_nor_selection_nor_an_open_row(bench: Bench) -> None:
+    bench.row("f1").locator("[data-act=open]").click()
+    bench.until(lambda: "resize.py:14" in bench.row("f1").inner_text())
+    bench.page.locator(".nq-title").hover()
+    bench.page.evaluate("getSelection().selectAllChildren(document.querySelector('.nq-error pre'))")
+    bench.row("p1").locator("[data-act=copy]").focus()
+    bench.page.evaluate("getSelection().selectAllChildren(document.querySelector('.nq-error pre'))")
+    for revision in range(2, 6):
+        bench.feed(task("p2", Status.PROCESSING if revision % 2 else Status.PENDING, revision), task(f"n{revision}"))
+    assert bench.page.evaluate("String(getSelection())").startswith("Traceback:")
+    assert bench.focused.startswith("p1 nq-copy")
+    assert bench.row("f1").locator(".nq-more").is_visible()
+
+
+def test_by_keyboard_alone(bench: Bench) -> None:
+    bench.page.locator("#before").focus()
+    for _ in range(40):
+        bench.page.keyboard.press("Tab")
+        if bench.focused.startswith("r1 nq-row"):
+            break
+    assert bench.focused.startswith("r1 nq-row")
+    outline = bench.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    bench.page.keyboard.press("ArrowDown")
+    bench.page.keyboard.press("ArrowDown")
+    assert bench.focused.startswith("p0 nq-row")
+    bench.page.keyboard.press("Space")
+    bench.page.keyboard.press("End")
+    bench.page.keyboard.press("ArrowUp")
+    assert bench.focused.startswith("f1 nq-row")
+    bench.page.keyboard.press("Enter")
+    bench.until(lambda: "no <b>image</b>" in bench.row("f1").inner_text())
+    bench.page.keyboard.press("Escape")
+    assert bench.row("f1").locator(".nq-more").count() == 0
+    bench.page.keyboard.press("Home")
+    for _ in range(4):
+        bench.page.keyboard.press("Tab")
+    assert bench.focused.startswith("r1 nq-button")
+    bench.page.keyboard.press("Enter")
+    bench.settle()
+    assert bench.cancelled == [["r1"]]
+    bench.page.locator("[data-act=cancel-selected]").press("Enter")
+    bench.settle()
+    assert bench.cancelled == [["r1"], ["p0"]]
+
+
+def test_plain_keys_do_not_reach_the_notebook_around_it(bench: Bench) -> None:
+    bench.page.evaluate("window.keys = []; document.addEventListener('keydown', event => window.keys.push(event.key))")
+    for place in (".nq-row", "[data-act=copy]", "[data-act=cancel]", "[data-act=filter]", "select"):
+        bench.page.locator(place).first.focus()
+        bench.page.keyboard.press("d")
+        assert bench.page.evaluate("document.activeElement.hasAttribute('data-lm-suppress-shortcuts')")
+    bench.page.keyboard.press("Control+F2")
+    assert bench.page.evaluate("window.keys") == ["Control", "F2"]
+
+
+def test_selecting_a_page_and_cancelling_the_selected(bench: Bench) -> None:
+    bench.page.locator("[data-act=select-all]").check()
+    assert text(bench, "[data-act=cancel-selected]") == "Cancel selected (5)"
+    bench.row("p2").locator("[data-act=select]").uncheck()
+    assert bench.page.locator("[data-act=select-all]").evaluate("box => box.indeterminate")
+    bench.feed(task("r2", Status.COMPLETED, 2))
+    assert text(bench, "[data-act=cancel-selected]") == "Cancel selected (3)"
+    bench.page.locator("[data-act=cancel-selected]").click()
+    bench.settle()
+    assert [sorted(ids) for ids in bench.cancelled] == [["p0", "p1", "r1"]]
+    assert text(bench, "[data-act=cancel-selected]") == "Cancel selected (0)"
+
+
+def test_cancelling_all_that_match_asks_first(bench: Bench) -> None:
+    bench.page.locator("[data-act=filter][data-status=pending]").click()
+    bench.until(lambda: bench.ids == ["p0", "p1", "p2"])
+    bench.page.locator("[data-act=ask-all]").click()
+    assert "Cancel 3 tasks, on all pages?" in text(bench, ".nq-confirm")
+    bench.page.locator("[data-act=keep-all]").click()
+    bench.settle()
+    assert not bench.cancelled
+    bench.page.locator("[data-act=ask-all]").click()
+    bench.feed(task("p9"))
+    bench.page.locator("[data-act=cancel-all]").click()
+    bench.settle()
+    assert [sorted(ids) for ids in bench.cancelled] == [["p0", "p1", "p2"]]
+    assert text(bench, '[data-id="p0"] .nq-label').startswith("cancelling…")
+    assert text(bench, '[data-id="p9"] .nq-label') == "pending"
+
+
+def test_filter_search_sort_and_page(bench: Bench) -> None:
+    page = bench.page
+    bench.feed(*(task(f"x{each:02}", Payload=b'{"n": %d}' % each) for each in range(30)))
+    assert text(bench, ".nq-where") == "1 \u2013 20 of 37"
+    page.locator("[data-act=next]").click()
+    bench.until(lambda: text(bench, ".nq-where") == "21 \u2013 37 of 37")
+    page.locator("select").select_option("50")
+    bench.until(lambda: text(bench, ".nq-where") == "1 \u2013 37 of 37")
+    page.locator("[data-act=filter][data-status=failed]").click()
+    bench.until(lambda: bench.ids == ["f1"])
+    page.locator("[data-act=filter][data-status=completed]").click(modifiers=["Shift"])
+    bench.until(lambda: bench.ids == ["f1", "c1"])
+    page.locator("[data-act=filter][data-status='']").click()
+    page.fill("input[type=search]", '"n": 2')
+    bench.until(lambda: len(bench.ids) == 12)
+    assert text(bench, "[data-act=filter][data-status=''] b") == "12"
+    page.fill("input[type=search]", "x2")
+    bench.until(lambda: len(bench.ids) == 10)
+    page.locator("[data-sort=id]").click()
+    page.locator("[data-sort=id]").click()
+    bench.until(lambda: bench.ids[0] == "x29")
+    assert page.locator("th.nq-id").get_attribute("aria-sort") == "descending"
+    page.fill("input[type=search]", "nothing at all")
+    bench.until(lambda: text(bench, ".nq-empty") == "No task matches.")
+
+
+def test_an_id_is_copied(bench: Bench) -> None:
+    bench.row("f1").locator("[data-act=copy]").click()
+    bench.settle()
+    assert bench.page.evaluate("navigator.clipboard.readText()") == "f1"
+    assert bench.row("f1").locator(".nq-more").count() == 0
+
+
+def test_a_lost_connection_is_shown_and_a_kernel_that_left_too(bench: Bench) -> None:
+    bench.table.update(TaskBatch(lost=True))
+    bench.until(lambda: text(bench, ".nq-state").startswith("connection lost"))
+    bench.feed(task("p0", Status.COMPLETED, 2))
+    bench.until(lambda: text(bench, ".nq-state") == "")
+    bench.page.evaluate("window.fire('comm:close')")
+    assert text(bench, ".nq-state").startswith("ended")
+    bench.button("p1").click()
+    assert text(bench, '[data-id="p1"] .nq-label') == "pending"
+    bench.page.evaluate("window.fire('comm_live_update')")  # and is back
+    bench.until(lambda: text(bench, ".nq-state") == "")
+
+
+HOSTILE = [
+    "<script>document.title='executed'</script>",
+    "<img src=x onerror=\"document.title='executed'\">",
+    "\"'></td></table>",
+    "\u202egnp.exe",
+    "👩‍👩‍👧 שלום",
+    "W" * 1_000_000,
+]
+
+
+@pytest.mark.parametrize("width", [500, 1200])
+def test_whatever_comes_from_a_queue_is_text_and_the_layout_holds(make: Callable[..., Bench], width: int) -> None:
+    bench = make(width=width)
+    plain = task("plain", Status.FAILED, error=ErrorInfo("E", "m", "t"))
+    bench.feed(plain)
+    columns = "[...document.querySelectorAll('th')].map(each => each.getBoundingClientRect().x)"
+    height = "document.querySelector('.nq-row').getBoundingClientRect().height"
+    before = bench.page.evaluate(f"[{columns}, {height}]")
+    title = bench.page.title()
+    for place, found in enumerate(HOSTILE):
+        error = ErrorInfo(found, found, found)
+        progress = Progress(1, 2, found)
+        hostile = task(
+            f"{place}{found[:300]}", Status.FAILED, Payload=found.encode(), worker=found, error=error, log=[found]
+        )
+        bench.feed(hostile, task(f"r{place}", Status.PROCESSING, worker=found, progress=progress))
+    for opener in bench.page.locator("tbody[data-status=failed] [data-act=open]").all():
+        opener.click()
+    bench.table.cancel_outcome("r1", HOSTILE[0] + HOSTILE[5], refused=True)
+    bench.settle(0.5)
+    assert bench.page.evaluate(f"[{columns}, {height}]") == before
+    assert bench.page.title() == title
+    assert bench.page.locator("#table script, #table img").count() == 0
+    assert bench.page.evaluate("document.documentElement.scrollWidth") == width
+    assert bench.row("r1").locator(".nq-reason").inner_text().startswith(f"Not cancelled: {HOSTILE[0]}WWW")
+
+
+@pytest.mark.parametrize("width", [500, 700, 900, 1200, 1600])
+def test_the_button_is_on_the_screen_at_every_width(make: Callable[..., Bench], width: int) -> None:
+    bench = make(width=width, dark=width == 900)
+    bench.feed(task("r1", Status.PROCESSING), task("f1", Status.FAILED, error=ErrorInfo("E", "m", "t" * 5000)))
+    bench.row("f1").locator("[data-act=open]").click()
+    bench.settle()
+    box = bench.button("r1").bounding_box()
+    assert box is not None
+    assert box["x"] + box["width"] <= width - 20
+    assert bench.page.evaluate("document.documentElement.scrollWidth") == width
+    assert bench.page.locator(".nq").get_attribute("data-theme") == ("dark" if width == 900 else "light")
+
+
+def test_every_control_has_a_name(bench: Bench) -> None:
+    bench.row("f1").locator("[data-act=open]").click()
+    bench.settle()
+    nameless = bench.page.evaluate(
+        "[...document.querySelectorAll('.nq button, .nq input, .nq select, .nq th')].filter(each =>"
+        " !(each.getAttribute('aria-label') || each.innerText.trim() || each.querySelector('[aria-label]'))"
+        " && each.checkVisibility()).map(each => each.outerHTML)"
+    )
+    assert nameless == []
+
+
+def test_a_view_that_is_removed_says_so_and_ticks_no_more(bench: Bench) -> None:
+    bench.page.evaluate("window.remove()")
+    bench.settle()
+    assert bench.heard[-1]["type"] == "bye"
+    assert bench.heard[-1]["why"] == "removed"

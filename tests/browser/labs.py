@@ -1,0 +1,145 @@
+"""A Jupyter server of a fresh user's own, which serves JupyterLab and Notebook 7, and a Chromium to look at it with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--font-render-hinting=none",
+]
+PATIENCE = 60.0
+"""Seconds for the server to come up."""
+SETTINGS = {
+    # No news, no look for updates: nothing here talks to the outside.
+    "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
+    # Notebooks are what they are on the disk; a save that nobody asked for would only race with the tests.
+    "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
+}
+
+
+def chromium_path() -> str | None:
+    """Where Chromium is."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium. While it runs, this thread seems to have a running event loop: Playwright's."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Lab:
+    """A running Jupyter server.
+
+    Attributes:
+        url: its address, on loopback; it asks for no token.
+        root: the folder of its notebooks.
+        home: its user's home.
+    """
+
+    url: str
+    root: Path
+    home: Path
+
+    def ask(self, method: str, path: str) -> Any:
+        """Ask its API."""
+        request = urllib.request.Request(f"{self.url}/api/{path}", method=method)  # noqa: S310  on loopback
+        with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  the same
+            body = answer.read()
+        return json.loads(body) if body else None
+
+    def end_kernels(self) -> None:
+        """Shut down every kernel."""
+        for session in self.ask("GET", "sessions"):
+            self.ask("DELETE", f"sessions/{session['id']}")
+
+    @property
+    def log(self) -> str:
+        """What the server has said."""
+        return (self.home / "server.log").read_text(errors="replace")
+
+
+@contextlib.contextmanager
+def jupyter(
+    root: Path, home: Path, python: str = sys.executable, environ: Mapping[str, str] | None = None
+) -> Iterator[Lab]:
+    """Run a Jupyter server.
+
+    Args:
+        root: the folder of its notebooks.
+        home: an empty folder; nothing is read from, or written to, the real user's.
+        python: whose JupyterLab and Notebook it is.
+        environ: more environment variables.
+    """
+    for name, content in SETTINGS.items():
+        path = home / "settings" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    own = {
+        name: str(home / name.lower())
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "XDG_CONFIG_HOME",
+                     "XDG_DATA_HOME", "XDG_CACHE_HOME", "JUPYTERLAB_WORKSPACES_DIR")
+    }  # fmt: skip
+    own |= {"HOME": str(home), "LOGNAME": "ada", "JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("NATS_", "JUPYTER", "JPY_"))}
+    command = [
+        python, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0",
+        "--IdentityProvider.token=", "--ServerApp.password=", "--ServerApp.disable_check_xsrf=True",
+        f"--ServerApp.root_dir={root}",
+        "--ServerApp.terminals_enabled=False", "--MappingKernelManager.cull_idle_timeout=0",
+    ]  # fmt: skip
+    with (home / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**kept, **own, **(environ or {})}, cwd=root, start_new_session=True
+        )
+    try:
+        yield Lab(_address(process, Path(own["JUPYTER_RUNTIME_DIR"]), home), root, home)
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], runtime: Path, home: Path) -> str:
+    """The address that the server has written down, once it answers there."""
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            found = json.loads(next(runtime.glob("jpserver-*.json")).read_text())
+            url = f"http://127.0.0.1:{found['port']}"
+            urllib.request.urlopen(f"{url}/api/status", timeout=2)  # noqa: S310  on loopback
+            return url
+        time.sleep(0.05)
+    raise AssertionError(f"the Jupyter server does not start:\n{(home / 'server.log').read_text()[-3000:]}")

@@ -1,0 +1,246 @@
+"""A notebook that is open in JupyterLab or Notebook 7, and what a person does with it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import nbformat
+from labs import Lab
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+App = Literal["lab", "notebook"]
+PATIENCE = 30_000
+"""Milliseconds after which what does not come fails its test."""
+OF_NOTEBOOK = ("reading 'schema'", "Command 'filebrowser:open-path' not registered")
+"""What Notebook 7 itself complains about in its console, with nothing of ours in the page."""
+PROMPT = (
+    "document.querySelectorAll('.jp-Notebook .jp-Cell')[i]?.querySelector('.jp-InputArea-prompt')?.textContent ?? ''"
+)
+
+PROMPTS = (
+    "[...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputArea-prompt')].map(each => each.textContent)"
+)
+
+
+def write(path: Path, *cells: str, kernel: str = "python3") -> None:
+    """Write a notebook of code cells."""
+    spec = {"name": kernel, "display_name": kernel, "language": "python"}
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": spec})
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in cells]
+    nbformat.write(notebook, path)
+
+
+class Sheet:
+    """A notebook in a page of its own, with a kernel of its own.
+
+    Args:
+        browser: of Playwright.
+        lab: the Jupyter server.
+        app: the front end.
+        name: the notebook's file, in the server's folder.
+        width: of the page, in pixels.
+        height: the same.
+        scale: device pixels for a pixel, for pictures.
+    """
+
+    def __init__(
+        self,
+        browser: Browser,
+        lab: Lab,
+        app: App,
+        name: str,
+        *,
+        width: int = 1400,
+        height: int = 1000,
+        scale: float = 1,
+    ) -> None:
+        self.lab = lab
+        self.app = app
+        self.name = name
+        self.errors: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
+        self.page: Page = self.context.new_page()
+        self.page.set_default_timeout(PATIENCE)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.open()
+
+    def open(self) -> None:
+        """Open it, and wait for its kernel."""
+        path = f"lab/tree/{self.name}?reset" if self.app == "lab" else f"notebooks/{self.name}"
+        self.page.goto(f"{self.lab.url}/{path}")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        self.idle()
+
+    def idle(self) -> None:
+        """Wait until the kernel is connected and does nothing."""
+        if self.app == "lab":
+            # The indicator of the notebook flashes idle before the kernel is connected; the status bar does not.
+            self.page.wait_for_function(
+                "document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')", timeout=60_000
+            )
+        self.page.wait_for_selector(
+            '.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached", timeout=60_000
+        )
+
+    def close(self) -> None:
+        """Close the page; what went wrong in it fails the test."""
+        self.context.close()
+        ours = [each for each in self.errors if self.app == "lab" or not any(known in each for known in OF_NOTEBOOK)]
+        assert not ours, ours
+
+    def cell(self, i: int) -> Locator:
+        """The cell at a position."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(i)
+
+    def output(self, i: int) -> Locator:
+        """What is below it."""
+        return self.cell(i).locator(".jp-OutputArea").first
+
+    def start(self, i: int) -> None:
+        """Click a cell and press Shift+Enter; back once it runs, or has run."""
+        before = self.prompt(i)
+        for _ in range(3):
+            self.cell(i).locator(".cm-content").click()
+            self.page.keyboard.press("Shift+Enter")
+            with contextlib.suppress(Exception):
+                self.page.wait_for_function(
+                    f"([i, before]) => {{ const now = {PROMPT}; return /\\[[\\d*]+\\]/.test(now) && now !== before }}",
+                    arg=[i, before],
+                    timeout=3000,
+                )
+                return
+        raise AssertionError(f"cell {i} did not start")
+
+    def run(self, i: int, timeout: float = PATIENCE) -> str:
+        """Run a cell to its end, which must be a good one; the text below it."""
+        self.start(i)
+        return self.done(i, timeout)
+
+    def done(self, i: int, timeout: float = PATIENCE) -> str:
+        """Wait for the end of a cell that runs, which must be a good one; the text below it."""
+        self.ended(i, timeout)
+        assert not self.failed(i), f"cell {i}: {self.text(i)}"
+        return self.text(i)
+
+    def ended(self, i: int, timeout: float = PATIENCE) -> None:
+        """Wait until a cell has its number, whatever it ended with."""
+        self.page.wait_for_function(f"i => /\\[\\d+\\]/.test({PROMPT})", arg=i, timeout=timeout)
+
+    def failed(self, i: int) -> bool:
+        """Whether there is an error below a cell."""
+        said = self.cell(i).locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
+        return any(line.startswith(("-" * 40, "Traceback (", "nqnb: ")) for each in said for line in each.splitlines())
+
+    def prompt(self, i: int) -> str:
+        """What stands left of a cell, such as ``[3]:``."""
+        return str(self.page.evaluate(f"i => {PROMPT}", i))
+
+    def text(self, i: int) -> str:
+        """The text below a cell."""
+        return "\n".join(self.cell(i).locator(".jp-OutputArea-output").all_inner_texts()).strip()
+
+    def table(self, i: int) -> Table:
+        """The live table below a cell."""
+        found = self.output(i).locator(".nq")
+        found.wait_for()
+        return Table(self, found)
+
+    def command(self, text: str) -> None:
+        """Choose a command of JupyterLab's palette by its label."""
+        self.page.keyboard.press("Control+Shift+c")
+        field = self.page.locator(".lm-CommandPalette-input:visible").last
+        field.fill(text)
+        self.page.locator(".lm-CommandPalette-item:visible").first.wait_for()
+        field.press("Enter")
+
+    def menu(self, *labels: str) -> None:
+        """Choose from the menu bar."""
+        self.page.locator(".lm-MenuBar-item", has_text=labels[0]).first.click()
+        for label in labels[1:]:
+            self.page.locator(".lm-Menu-item:visible").filter(
+                has=self.page.get_by_text(label, exact=True)
+            ).first.click()
+
+    def run_all(self, *, restart: bool = False, timeout: float = PATIENCE) -> None:
+        """Run > Run All Cells, or Kernel > Restart Kernel and Run All Cells…; back once every cell has its number."""
+        if restart:
+            self.menu("Kernel", "Restart Kernel and Run All Cells…")
+            self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        else:
+            self.menu("Run", "Run All Cells")
+        self.page.wait_for_function(f"() => {PROMPTS}.at(-1) === '[*]:'")
+        try:
+            self.page.wait_for_function(f"() => {PROMPTS}.every(each => /\\[\\d+\\]/.test(each))", timeout=timeout)
+        except Exception as error:
+            cells = range(self.page.locator(".jp-Notebook .jp-Cell").count())
+            raise AssertionError("\n".join(f"{self.prompt(i)} {self.text(i)}" for i in cells)) from error
+
+    def interrupt(self) -> None:
+        """Press the stop button."""
+        self.page.locator('[data-jp-item-name="interrupt"], [data-command="notebook:interrupt-kernel"]').first.click()
+
+    def restart(self) -> None:
+        """Kernel > Restart Kernel…, and yes."""
+        self.menu("Kernel", "Restart Kernel…")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.locator(".jp-Dialog").wait_for(state="detached")
+        self.idle()
+
+    def until(self, holds: Callable[[], Any], what: str = "", timeout: float = PATIENCE / 1000) -> Any:
+        """Wait until something holds; what it gave."""
+        end = time.monotonic() + timeout
+        while not (found := holds()):
+            assert time.monotonic() < end, f"it does not come: {what or holds}"
+            self.page.wait_for_timeout(30)
+        return found
+
+
+class Table:
+    """A live table in a notebook."""
+
+    def __init__(self, sheet: Sheet, root: Locator) -> None:
+        self.sheet = sheet
+        self.root = root
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the rows, from the top."""
+        return list(
+            self.root.evaluate("root => [...root.querySelectorAll('tbody[data-id]')].map(each => each.dataset.id)")
+        )
+
+    def row(self, id: str) -> Locator:
+        """A task's rows."""
+        return self.root.locator(f'tbody[data-id="{id}"]')
+
+    def button(self, id: str) -> Locator:
+        """Its cancel button."""
+        return self.row(id).locator("[data-act=cancel]")
+
+    def label(self, id: str) -> str:
+        """What stands in its status."""
+        return self.row(id).locator(".nq-label").inner_text()
+
+    def statuses(self) -> list[str]:
+        """The statuses of the rows, from the top."""
+        return list(
+            self.root.evaluate("root => [...root.querySelectorAll('tbody[data-id]')].map(each => each.dataset.status)")
+        )
+
+    def count(self, status: str = "") -> int:
+        """The number in a status's chip; that of all without one."""
+        return int(self.chip(status).locator("b").inner_text().replace(",", ""))
+
+    def chip(self, status: str = "") -> Locator:
+        """The button that filters by a status."""
+        return self.root.locator(f'[data-act=filter][data-status="{status}"]')
+
+    def until(self, holds: Callable[[], Any], what: str = "", timeout: float = PATIENCE / 1000) -> Any:
+        """See `Sheet.until`."""
+        return self.sheet.until(holds, what, timeout)

@@ -1,0 +1,108 @@
+"""Cancel buttons work while the cell is busy: pressed in the page, terminal in the bucket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bucket import Bucket
+from labs import Lab
+from sheets import App, Sheet, write
+
+import nqnb
+from nqnb import Status
+
+SETUP = """
+import time
+import nqnb
+nq = nqnb.session()
+
+@nq.handler("slow", concurrency=12)
+async def slow(job, payload):
+    import asyncio
+    await asyncio.sleep(600)
+
+watched = nq.submit("slow", "the one that cells wait for")
+table = nq.watch("slow")
+table
+"""
+BUSY = {
+    "time.sleep": "time.sleep(20)",
+    "task.result()": "watched.result()",
+    "await task": "await watched",
+}
+TIMES = 10
+
+
+def press(page: Sheet, look: Bucket, times: int = TIMES) -> list[float]:
+    """Press the buttons of tasks that run, one after the other; seconds from the press to the end in the bucket."""
+    table = page.table(1)
+    ids = [look.submit("slow", n) for n in range(times)]
+    took = []
+    for task in ids:
+        page.until(lambda task=task: task in table.ids and table.row(task).get_attribute("data-status") == "processing")
+        table.button(task).scroll_into_view_if_needed()
+        start = time.monotonic()
+        table.button(task).click()
+        clicked = time.monotonic()
+        status, _ = look.ended(task)
+        took.append(time.monotonic() - start)
+        assert status is Status.CANCELLED, f"{task} ended as {status.label}"
+        print(f"pressed within {clicked - start:.3f} s, ended after {took[-1]:.3f} s")
+    return took
+
+
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_clicks_while_a_cell_is_busy(app: App, sheet: Callable[..., Sheet], look: Bucket) -> None:
+    page = sheet(app, SETUP, *BUSY.values(), "1 + 1")
+    page.run(0)
+    page.run(1)
+    for i, what in enumerate(BUSY, 2):
+        page.start(i)
+        took = press(page, look)
+        assert "*" in page.prompt(i), f"{what} is still busy"
+        print(f"{app}, {what}: {sorted(round(each, 3) for each in took)}")
+        assert sum(each < 1 for each in took) == TIMES, f"{what}: {took}"
+        page.interrupt()
+        page.ended(i)
+    assert page.run(5) == "2"
+
+
+@pytest.fixture(scope="module")
+def old_kernel(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A kernel of ipykernel 6.31, in an environment of its own; its name."""
+    venv = tmp_path_factory.mktemp("old") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    tree = Path(__file__).parents[2]
+    subprocess.run([venv / "bin" / "pip", "install", "-q", str(tree), "ipykernel==6.31.*"], check=True)
+    command = [str(venv / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    folder = lab.home / "jupyter_data_dir" / "kernels" / "old"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "old", "language": "python"}))
+    return "old"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_clicks_on_an_older_ipykernel(
+    app: App, old_kernel: str, sheet: Callable[..., Sheet], lab: Lab, server: nqnb.DevServer, look: Bucket
+) -> None:
+    name = f"old-{app}.ipynb"
+    write(lab.root / name, f"%env NATS_URL={server.url}", SETUP, BUSY["task.result()"], "1 + 1", kernel=old_kernel)
+    page = sheet(app, name=name)
+    page.run(0)
+    page.run(1)
+    page.start(2)
+    took = press(page, look)
+    print(f"{app}, ipykernel 6.31: {sorted(round(each, 3) for each in took)}")
+    assert "*" in page.prompt(2), "it is still busy"
+    assert sum(each < 1 for each in took) == TIMES, took
+    page.interrupt()
+    page.ended(2)
+    assert page.run(3) == "2"

@@ -1,0 +1,52 @@
+"""The stop button: a wait ends at once, says what goes on, and leaves the kernel as it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from bucket import Bucket
+from sheets import Sheet
+
+from nqnb import Status
+
+SETUP = """
+import asyncio, nqnb
+nq = nqnb.session()
+
+@nq.handler("slow", concurrency=2)
+async def slow(job, payload):
+    await asyncio.sleep(600)
+
+task = nq.submit("slow")
+print(task.id)
+"""
+
+
+def stop(page: Sheet, i: int) -> float:
+    """Press the stop button while a cell waits; seconds until it has its number."""
+    page.start(i)
+    page.page.wait_for_timeout(500)
+    start = time.monotonic()
+    page.interrupt()
+    page.ended(i)
+    return time.monotonic() - start
+
+
+def test_the_stop_button_ends_a_wait(sheet: Callable[..., Sheet], look: Bucket) -> None:
+    page = sheet("lab", SETUP, "task.result()", "await task", "task.result(cancel_on_interrupt=True)", "1 + 1")
+    page.run(0)
+    task = page.run(1)
+    page.until(lambda: look.status(task) is Status.PROCESSING)
+    for i in (2, 3):
+        took = stop(page, i)
+        print(f"cell {i} ended {took:.3f} s after the stop button was pressed")
+        assert took < 3, "at once, but for a machine that is busy otherwise"
+        assert page.failed(i), "KeyboardInterrupt"
+        assert f"1 task still runs; `%nq cancel {task}` stops it" in page.text(i)
+        assert look.status(task) is Status.PROCESSING
+    took = stop(page, 4)
+    print(f"with cancel_on_interrupt, after {took:.3f} s")
+    assert took < 3, "at once, but for a machine that is busy otherwise"
+    assert look.ended(task)[0] is Status.CANCELLED
+    assert page.run(5) == "2"

@@ -1,0 +1,88 @@
+"""A real IPython shell for tests, which runs cells in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+
+@dataclass
+class Ran:
+    """What became of a cell."""
+
+    value: Any
+    """What its last line gave."""
+    error: BaseException | None
+    out: str
+    err: str
+
+
+class Shell:
+    """The shell; make one with `shell`."""
+
+    def __init__(self, ip: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+        self.ip = ip
+        self._capsys = capsys
+
+    def run(self, cell: str) -> Ran:
+        """Run a cell, which must not fail."""
+        ran = self.attempt(cell)
+        assert ran.error is None, f"{cell}\n{ran}"
+        return ran
+
+    def attempt(self, cell: str) -> Ran:
+        """Run a cell, whatever becomes of it."""
+        self._capsys.readouterr()
+        result = self.ip.run_cell(cell)
+        return Ran(result.result, result.error_before_exec or result.error_in_exec, *self._capsys.readouterr())
+
+    def refused(self, cell: str) -> str:
+        """Run a cell that must fail with one line, and no traceback; the line."""
+        ran = self.attempt(cell)
+        assert ran.error is not None, ran
+        said = [line for line in (ran.out + ran.err).splitlines() if line]
+        assert len(said) == 1, ran
+        assert said[0].startswith("nqnb: "), ran
+        return said[0]
+
+    def refused_after(self, cell: str) -> str:
+        """The same, where it has shown something before; the line."""
+        ran = self.attempt(cell)
+        assert ran.error is not None, ran
+        last = ran.out.splitlines()[-1]
+        assert last.startswith("nqnb: "), ran
+        assert "Traceback" not in ran.out, ran
+        return last
+
+    def completed(self, cell: str) -> list[str]:
+        """What Tab offers at the end of a cell, here and in a kernel."""
+        with provisionalcompleter():
+            return [each.text for each in self.ip.Completer.completions(cell, len(cell))]
+
+
+@contextmanager
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[Shell]:
+    """A shell whose files lie in that folder; at the end it is as if there had been none."""
+    monkeypatch.setenv("IPYTHONDIR", folder)
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    for name in ("excepthook", "ps1", "ps2", "ps3"):
+        monkeypatch.setattr(sys, name, getattr(sys, name, ""), raising=False)
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    ip = InteractiveShell.instance(config=config)
+    try:
+        yield Shell(ip, capsys)
+    finally:
+        if "nqnb" in ip.extension_manager.loaded:
+            ip.extension_manager.unload_extension("nqnb")
+        ip.run_line_magic("reset", "-f")
+        InteractiveShell.clear_instance()

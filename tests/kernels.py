@@ -1,0 +1,122 @@
+"""Real kernels for tests: cells run in an ipykernel of their own, and can be interrupted."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+from jupyter_client.blocking.client import BlockingKernelClient
+from jupyter_client.manager import KernelManager
+
+PATIENCE = 30.0
+"""Seconds after which a cell that has not ended fails its test."""
+
+
+@dataclass
+class Cell:
+    """What a cell has put out."""
+
+    stdout: str = ""
+    stderr: str = ""
+    error: str = ""
+    """The name of the exception that ended it; empty where none did."""
+    text: str = ""
+    """What it displayed and what its last line gave, as plain text."""
+    html: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    """From the moment it was last touched (started, interrupted) to its end."""
+
+
+class Kernel:
+    """A kernel with its client; make one with `kernel`."""
+
+    def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
+        self.manager = manager
+        self.client = client
+        self._touched = 0.0
+
+    def run(self, code: str) -> Cell:
+        """Run a cell to its end, which must be a good one."""
+        cell = self.end(self.start(code))
+        assert not cell.error, f"{code}\n{cell.error}\n{cell.stderr}\n{cell.stdout}"
+        return cell
+
+    def start(self, code: str) -> str:
+        """Start a cell; `end` waits for it."""
+        self._touched = time.monotonic()
+        return str(self.client.execute(code))
+
+    def interrupt(self) -> None:
+        """Press the stop button."""
+        self._touched = time.monotonic()
+        self.manager.interrupt_kernel()
+
+    def until(self, code_id: str, said: str) -> None:
+        """Wait until a cell that runs has printed something."""
+        cell = Cell()
+        end = time.monotonic() + PATIENCE
+        while said not in cell.stdout:
+            self._read(code_id, cell, end)
+
+    def end(self, code_id: str) -> Cell:
+        """Wait for the end of a cell: what it has put out since it was started, or last looked at."""
+        cell = Cell()
+        end = time.monotonic() + PATIENCE
+        while not self._read(code_id, cell, end):
+            pass
+        cell.seconds = time.monotonic() - self._touched
+        reply: dict[str, Any] = {}
+        while reply.get("parent_header", {}).get("msg_id") != code_id:
+            reply = self.client.get_shell_msg(timeout=PATIENCE)
+        return cell
+
+    def _read(self, code_id: str, cell: Cell, end: float) -> bool:
+        """Take one message in; whether it says that the cell has ended."""
+        try:
+            message = self.client.get_iopub_msg(timeout=max(0.1, end - time.monotonic()))
+        except Empty:
+            raise AssertionError(f"the cell does not end; so far: {cell}") from None
+        if message["parent_header"].get("msg_id") != code_id:
+            return False
+        kind, content = message["msg_type"], message["content"]
+        if kind == "stream":
+            setattr(cell, content["name"], getattr(cell, content["name"]) + content["text"])
+        elif kind == "error":
+            cell.error = f"{content['ename']}: {content['evalue']}"
+        elif kind in ("execute_result", "display_data", "update_display_data"):
+            cell.text += content["data"].get("text/plain", "") + "\n"
+            cell.html += [content["data"]["text/html"]] if "text/html" in content["data"] else []
+        return kind == "status" and content["execution_state"] == "idle"
+
+
+@contextmanager
+def kernel(folder: Path, **variables: str) -> Iterator[Kernel]:
+    """A kernel of a fresh user's own, whose files lie in that folder.
+
+    Args:
+        folder: where.
+        **variables: of its environment.
+    """
+    names = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_DATA_HOME")
+    own = {name: str(folder / name) for name in names}
+    for path in own.values():
+        os.makedirs(path, exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
+    manager = KernelManager(kernel_name="python3")
+    manager.start_kernel(env={**environment, **own, **variables}, cwd=str(folder))
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=PATIENCE)
+        yield Kernel(manager, client)
+    finally:
+        client.stop_channels()
+        if manager.is_alive():
+            manager.shutdown_kernel(now=True)
+        manager.cleanup_resources()

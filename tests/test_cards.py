@@ -1,0 +1,134 @@
+"""The card of a session: what it says, in HTML and as text, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+
+import pytest
+
+import nqnb
+from nqnb.notebook import cards
+from nqnb.notebook.local import Local
+from nqnb.notebook.session import Session
+
+
+class Printer:
+    """Takes what `_repr_pretty_` says."""
+
+    said = ""
+
+    def text(self, text: str) -> None:
+        self.said += text
+
+
+def as_text(session: Session) -> str:
+    printer = Printer()
+    session._repr_pretty_(printer, False)
+    return printer.said
+
+
+@pytest.fixture
+def session(server: nqnb.DevServer) -> Iterator[Session]:
+    made = nqnb.session(server.url)
+    yield made
+    made.down()
+
+
+def test_it_says_what_there_is(session: Session, server: nqnb.DevServer) -> None:
+    @session.handler("resize", concurrency=3)
+    def resize(job: nqnb.Job) -> None: ...
+
+    session.submit("scale", 1)
+    session.pause("scale")
+    worker = session.local["resize"].info.id
+    text, page = as_text(session), session._repr_html_()
+    for said in (text, page):
+        assert server.url in said
+        assert f"nats-server {server.version} (the one given)" in said
+        assert re.search(r"JetStream.* k?B on disk.*\d+ streams", said, re.DOTALL)
+        assert "bucket nq-store, 1 task" in said
+        assert "scale: 1 pending, 0 processing, 0 workers (paused)" in said
+        assert "resize: 0 pending, 0 processing, 1 worker" in said
+        assert worker in said
+        assert "resize (thread, 3 at once), idle" in said
+    assert repr(session) == f"<Session {server.url}, server {server.version}>"
+
+
+def test_many_queues_are_cut(session: Session) -> None:
+    for number in range(11):
+        session.submit(f"q{number:02}")
+    said = as_text(session)
+    assert "q07" in said
+    assert "q08" not in said
+    assert "and 3 more" in said
+
+
+def test_it_keeps_secrets() -> None:
+    config = 'authorization { users: [ {user: "ann", password: "hush-hush"} ] }'
+    with nqnb.DevServer(config=config) as server:
+        nq = nqnb.session(server.url.replace("//", "//ann:hush-hush@"))
+        try:
+            said = as_text(nq) + nq._repr_html_() + repr(nq) + nq.why + str(vars(nq))
+        finally:
+            nq.down()
+    assert server._config == config
+    assert "nats-server" in said
+    assert "hush" not in said
+
+
+def test_a_server_that_is_away_is_said_to_be_and_costs_no_time(session: Session, server: nqnb.DevServer) -> None:
+    version = server.version
+    session.submit("resize")
+    server.kill()
+    end = time.monotonic() + 10
+    while session.connected:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    began = time.monotonic()
+    for said in (as_text(session), session._repr_html_()):
+        assert "the server is away" in said
+        assert f"nats-server {version}" in said
+        assert "queues" not in said
+    assert time.monotonic() - began < 5
+    server.restart()
+
+
+class Shape(HTMLParser):
+    """Which tags there are, and whether each is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        if tag != "br":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_all_that_it_says_is_text(session: Session) -> None:
+    evil = "</dl><script>alert(1)</script>"
+    card = cards.Card([f"nats://{evil}"], evil, None, Local(session.settings, None), problem=evil, version=evil)
+    card.jetstream = card.states = evil
+    page = cards.html(card)
+    shape = Shape()
+    shape.feed(page)
+    assert not shape.open
+    assert shape.seen <= {"div", "style", "h4", "dl", "dt", "dd", "br"}
+    assert page.count("&lt;script&gt;") == 6
+    assert cards.text(card).count(evil) == 6
+
+
+def test_a_store_of_ones_own_is_named(server: nqnb.DevServer) -> None:
+    nq = nqnb.session(server.url, store=nqnb.MemoryStore())
+    try:
+        assert "MemoryStore, a store of your own" in as_text(nq)
+    finally:
+        nq.down()
