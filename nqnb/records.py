@@ -126,9 +126,10 @@ class TaskBatch(Struct, frozen=True, kw_only=True):
     """What came at once while all tasks are watched; see `nqnb.Client.watch`.
 
     ``tasks`` are in the order of their changes, the same one perhaps several times. ``gone`` are the ids of tasks whose
-    state was removed. ``complete`` is True once everything that was there at the start has come. ``lost`` is True where
-    the connection is away: the next batch without it goes on where the last one ended. ``anew`` is True where what came
-    before no longer counts, since the server has lost its store: this batch begins again.
+    state was deleted; of those that were pruned or have expired the server tells nothing. ``complete`` is True once
+    everything that was there at the start has come. ``lost`` is True where the connection is away: the next batch
+    without it goes on where the last one ended. ``anew`` is True where what came before no longer counts, since the
+    server has lost its store: this batch begins again.
     """
 
     tasks: list[TaskInfo] = []

@@ -477,6 +477,13 @@ class TestForeignMessages:
         worker.handler("foreign")(lambda job: None)
         return worker
 
+    async def test_a_cancel_of_a_very_long_id_stops_no_worker(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+        async with self.worker(settings):
+            await nq.backend.ensure_queue("foreign")
+            await nq.backend.connection.publish("foreign.cancel", b'{"ID":"' + b"x" * 5000 + b'","StreamName":"s"}')
+            await asyncio.sleep(0.3)
+            await the_next_task_runs(nq, "foreign")
+
     async def test_no_tasks_are_thrown_away_once_and_counted(
         self, nq: nqnb.Client, settings: nqnb.Settings, seed: int
     ) -> None:
@@ -496,6 +503,8 @@ class TestForeignMessages:
         [
             pytest.param(b'{"ID":"\xff","Queue":"foreign"}', id="an id that is no utf-8"),
             pytest.param(b'{"ID":"a","Queue":"foreign","More":' + b"[" * 100_000, id="deep"),
+            # A server hangs up on who uses such a subject.
+            pytest.param(b'{"ID":"a","Queue":"' + b"q" * 5000 + b'"}', id="a long queue"),
         ],
     )
     async def test_the_cunning_ones_too(self, nq: nqnb.Client, settings: nqnb.Settings, data: bytes) -> None:

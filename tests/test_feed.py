@@ -97,6 +97,21 @@ async def test_what_is_removed_is_gone(nq: nqnb.Client) -> None:
         await seen.until_it_is({})
 
 
+async def test_what_is_removed_before_it_came_does_not_keep_it_from_being_complete(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "PAGE", 10)
+    monkeypatch.setattr(feed, "_IDLE_HEARTBEAT", 0.5)
+    tasks = await nq.submit_many("q", range(25))
+    async with contextlib.aclosing(nq.watch()) as batches:
+        assert not (await anext(batches)).complete
+        entries = [entry async for entry in nq.backend.states.entries()]
+        await nq.backend.states.delete(tasks[-1].id, next(e.revision for e in entries if e.key == tasks[-1].id))
+        async for batch in batches:
+            if batch.complete:
+                break
+
+
 async def test_what_is_no_task_is_left_out(nq: nqnb.Client) -> None:
     await nq.backend.states.create("odd", b"{")
     task = await nq.submit("q")

@@ -150,3 +150,51 @@ async def test_a_header_is_found_by_its_name_alone(client: LaneClient) -> None:
 )
 def test_the_servers_status_lines_are_read(raw: bytes, headers: dict[str, str]) -> None:
     assert read_headers(raw) == headers
+
+
+async def test_a_ping_does_not_overtake_what_was_written_before(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = LaneClient()
+    await client.connect(server.url)
+    sent: list[bytes] = []
+    transport = client._transport
+    write, writelines = transport.write, transport.writelines
+    monkeypatch.setattr(transport, "write", lambda data: (sent.append(data), write(data))[1])
+    monkeypatch.setattr(transport, "writelines", lambda lines: (sent.extend(lines), writelines(lines))[1])
+    await client.write("lane.x", b"1")
+    await client.flush()
+    assert [line.split()[0] for line in sent] == [b"PUB", b"PING"]
+    await client.close()
+
+
+async def test_an_answer_after_its_time_ends_nothing(server: nqnb.DevServer) -> None:
+    client = LaneClient()
+    await client.connect(server.url)
+    # As `flush` does when its time is over.
+    late = asyncio.get_running_loop().create_future()
+    await client._send_ping(late)
+    late.cancel()
+    await client.flush()
+    assert [each.data for each in await heard(client, ("lane.x", b"1", "", None))] == [b"1"]
+    await client.close()
+
+
+async def test_what_is_retired_is_left_out_whether_it_was_answered_or_not(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = LaneClient()
+    await client.connect(server.url)
+    await client.retire(await client.listen("lane.x", lambda message: None))
+    subscription = await client.listen("lane.x", lambda message: None)
+
+    async def unanswered(timeout: float = 10) -> None:
+        raise nats.errors.TimeoutError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(client, "flush", unanswered)
+        with pytest.raises(nats.errors.TimeoutError):
+            await client.retire(subscription)
+    assert not client._lanes
+    assert not client._subs
+    await client.close()

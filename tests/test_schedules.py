@@ -11,6 +11,7 @@ from history import assert_queues_empty
 
 import nqnb
 from nqnb import Status, lifecycle
+from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.schedules import can_schedule
 from nqnb.wire import TaskMessage
 
@@ -130,3 +131,43 @@ async def test_schedules_survive_a_killed_server(
     async with make_worker(settings, started):
         assert await task.wait(timeout=10) is Status.COMPLETED
     assert len(started) == 1
+
+
+async def test_an_outcome_survives_a_server_that_is_away_when_its_retry_is_scheduled(
+    short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = iter([True])
+    takes = Backend.takes_schedules
+
+    async def takes_schedules(backend: Backend, queue: str) -> bool:
+        if next(away, False):
+            raise nqnb.Unconfirmed("the test took the answer away")
+        return await takes(backend, queue)
+
+    monkeypatch.setattr(Backend, "takes_schedules", takes_schedules)
+    started: list[tuple[str, float]] = []
+    async with make_worker(settings, started):
+        task = await nq.submit("later", 1, retry=1)
+        assert await task.result(timeout=10)
+    assert len(started) == 2, "a run that had failed was not counted"
+
+
+async def test_a_task_that_a_quick_worker_has_moved_into_a_schedule_is_not_taken_for_anothers(
+    short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_schedule(nq.backend.connection):
+        pytest.skip("servers before 2.12 keep no schedules")
+    create = nq.backend.states.create
+
+    async def slow_create(key: str, value: bytes, ttl: float | None = None) -> int:
+        while (entry := await nq.backend.states.get(key)) is None or TaskMessage.decode(entry.value).CurrentRetry == 0:
+            await asyncio.sleep(0.02)
+        return await create(key, value, ttl)
+
+    started: list[tuple[str, float]] = []
+    async with make_worker(settings, started):
+        with monkeypatch.context() as patched:
+            patched.setattr(nq.backend.states, "create", slow_create)
+            task = await asyncio.wait_for(nq.submit("later", 1, retry=1), 10)
+        assert await task.result(timeout=10)
+    assert len(started) == 2

@@ -65,6 +65,8 @@ class Feed:
         self._last = 0
         """The sequence of the newest entry that came."""
         self._complete = False
+        self._anew = False
+        """What came before is of another bucket, and nobody has been told yet."""
         self._born = ""
         """When the bucket was made; another one begins anew."""
 
@@ -95,7 +97,7 @@ class Feed:
     async def _until_broken(self) -> AsyncGenerator[Page, None]:
         """Pages from where the last ones ended, until the consumer or the connection is gone."""
         losses = self._connection.losses
-        consumer, waiting, anew = await self._open()
+        consumer, waiting = await self._open()
         messages: list[Message] = []
         news = asyncio.Event()
 
@@ -108,8 +110,7 @@ class Feed:
         try:
             if waiting == 0:
                 self._complete = True
-                yield Page([], [], True, anew=anew)
-                anew = False
+                yield self._told(Page([], [], True, anew=self._anew))
             asked = 0
             heard = asyncio.get_running_loop().time()
             while self._connection.losses == losses and self._connection.connected:
@@ -126,12 +127,12 @@ class Feed:
                 heard = now
                 news.clear()
                 taken, messages[:] = messages[:], []
-                page, ended, broken = self._page(taken, waiting, anew)
+                was = self._complete
+                page, ended, broken = self._page(taken, waiting)
                 asked = 0 if ended else max(0, asked - len(page.entries) - len(page.gone))
                 waiting = max(0, waiting - len(page.entries) - len(page.gone))
-                if page.entries or page.gone:
-                    anew = False
-                    yield page
+                if page.entries or page.gone or page.complete != was:
+                    yield self._told(page)
                 if broken:
                     return
         finally:
@@ -139,11 +140,15 @@ class Feed:
                 await subscription.unsubscribe()
                 await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
-    def _page(self, taken: list[Message], waiting: int, anew: bool) -> tuple[Page, bool, bool]:
+    def _told(self, page: Page) -> Page:
+        self._anew = False
+        return page
+
+    def _page(self, taken: list[Message], waiting: int) -> tuple[Page, bool, bool]:
         """What messages say: their page, whether the pull has ended, and whether the consumer is gone."""
         entries: list[Entry] = []
         gone: list[str] = []
-        ended = broken = False
+        ended = broken = idle = False
         for message in taken:
             if message.reply.startswith("$JS.ACK."):
                 facts = AckFacts.of(message.reply)
@@ -155,18 +160,20 @@ class Feed:
                     entries.append(Entry(key, message.data, facts.sequence, facts.stored))
             elif message.headers.get("Status") in ("404", "408") or "Batch" in message.headers.get("Description", ""):
                 ended = True
-            elif message.headers.get("Status") != "100":
+            elif message.headers.get("Status") == "100":
+                # Nothing is left, though less may have come than waited: some was removed meanwhile.
+                idle = True
+            else:
                 broken = True
-        self._complete = self._complete or len(entries) + len(gone) >= waiting
-        return Page(entries, gone, self._complete, anew=anew), ended, broken
+        self._complete = self._complete or idle or len(entries) + len(gone) >= waiting
+        return Page(entries, gone, self._complete, anew=self._anew), ended, broken
 
-    async def _open(self) -> tuple[str, int, bool]:
-        """Make the consumer: its name, how many entries wait for it, and whether the bucket is another one."""
+    async def _open(self) -> tuple[str, int]:
+        """Make the consumer: its name, and how many entries wait for it."""
         born = str((await self._connection.api(f"STREAM.INFO.{self._stream}"))["created"])
-        anew = bool(self._born) and born != self._born
+        if self._born and born != self._born:
+            self._last, self._complete, self._anew = 0, False, True
         self._born = born
-        if anew:
-            self._last, self._complete = 0, False
         where = (
             {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last + 1}
             if self._last
@@ -182,7 +189,7 @@ class Feed:
         }
         body = {"stream_name": self._stream, "config": config}
         info = await self._connection.api(f"CONSUMER.CREATE.{self._stream}", body)
-        return f"{self._stream}.{info['name']}", int(info["num_pending"]), anew
+        return f"{self._stream}.{info['name']}", int(info["num_pending"])
 
     async def _ask(self, consumer: str, inbox: str) -> None:
         body = {"batch": PAGE, "expires": int(_EXPIRES * 1e9), "idle_heartbeat": int(_IDLE_HEARTBEAT * 1e9)}

@@ -11,10 +11,12 @@ effect: `LaneClient.quick` tells.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client as NatsClient
@@ -23,9 +25,13 @@ from nats.aio.subscription import Subscription
 
 log = logging.getLogger("nqnb")
 
-_PRIVATE = ("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "_flush_pending", "stats")
-_OVERRIDDEN = ("_process_msg", "_remove_sub")
-_SUBJECT = re.compile(r"[^\s\x00]+")
+_PRIVATE = (
+    *("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "_flush_pending", "stats"),
+    *("_transport", "_pongs"),
+)
+_OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
+_SUBJECT = re.compile(r"[^\s\x00]{1,2000}")
+"""A server hangs up for good on a line of more than 4096 bytes, in which a reply subject stands too."""
 _STATUS = len("NATS/1.0")
 
 
@@ -128,9 +134,36 @@ class LaneClient(NatsClient):
         self.stats["in_bytes"] += len(data)
         _tell(hear, Message(subject.decode(), reply.decode(), data, headers))
 
+    async def retire(self, subscription: Subscription) -> None:
+        """Unsubscribe, and hear what was on its way until then.
+
+        Raises:
+            nats.errors.Error: as `nats.aio.subscription.Subscription.drain`; it is unsubscribed all the same.
+        """
+        try:
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py gives it no types
+        finally:
+            # Without an answer, nats-py would keep it, and subscribe it again after each reconnect.
+            subscription._stop_processing()
+            self._remove_sub(subscription._id)
+
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
         self._lanes.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
+
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        # nats-py's PING overtakes what waits in its buffer. Its PONG would come before the server has heard an UNSUB,
+        # and what it sends in between would be for nobody.
+        if self.quick and self.is_connected and self._transport is not None:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            self._transport.writelines(pending)
+        await super()._send_ping(future)
+
+    async def _process_pong(self) -> None:
+        # The late PONG of a flush that gave up would end the loop that reads the socket.
+        if self.quick and self._pongs and self._pongs[0].done():
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:

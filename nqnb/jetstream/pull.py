@@ -246,4 +246,4 @@ class PullLoop:
 
     async def _drain(self, subscription: Subscription) -> None:
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py gives it no types
+            await self._connection.client.retire(subscription)

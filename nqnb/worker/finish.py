@@ -63,20 +63,20 @@ async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
 
 async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Status | None:
     """Compare-and-set the outcome, whatever happens to the answers, then answer the message."""
-    revision = run.revision
+    revision, scheduled = run.revision, False
     while True:
         if status is Status.PENDING and run.cancel is not None:
             # It was cancelled while its retry was being written: cancelling wins.
             status = Status.CANCELLED
             meta = msgspec.structs.replace(meta, cancel=await _receipt(backend, run))
         entry, delay = _outcome_entry(backend, run, status, meta)
-        scheduled = delay > lifecycle.LONG and await backend.takes_schedules(entry.Queue)
-        if scheduled:
-            # The schedule first, then the entry, then the old message.
-            at = entry.meta.not_before
-            ack = await backend.schedule_task(entry.Queue, run.id, run.delivery.data, at, f"{run.id}#{run.claim}")
-            entry.Sequence = ack.sequence
         try:
+            scheduled = delay > lifecycle.LONG and await backend.takes_schedules(entry.Queue)
+            if scheduled:
+                # The schedule first, then the entry, then the old message.
+                at = entry.meta.not_before
+                ack = await backend.schedule_task(entry.Queue, run.id, run.delivery.data, at, f"{run.id}#{run.claim}")
+                entry.Sequence = ack.sequence
             await write_entry(backend, entry, revision, backend.terminal_ttl if status.terminal else None)
             break
         except (RevisionConflict, Unconfirmed, NoResponders) as error:

@@ -140,6 +140,7 @@ class Floor:
         try:
             message = TaskMessage.decode(delivery.data)
             names.check_task_id(message.ID)
+            names.check_queue(message.Queue)
         except (MalformedMessage, BadInput) as error:
             self._worker.malformed += 1
             log.warning(

@@ -37,7 +37,7 @@ class StopFlag:
 
     def wait(self, seconds: float) -> None:
         """Wait until it is set, but no longer than that."""
-        if self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
+        if not self._is_set and self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
             self._lock.release()
 
 

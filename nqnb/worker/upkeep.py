@@ -84,6 +84,9 @@ class Upkeep:
 
     def _on_disconnect(self) -> None:
         self.recovering = True
+        if self._recovery is not None:
+            # Its last step does not fail, so it would end well while we are away.
+            self._recovery.cancel()
         for pull in self._pulls:
             pull.reset()
         for run in self._runs.values():
