@@ -10,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from waiting import within
 
 import nqnb
 from nqnb import detached
@@ -26,15 +26,6 @@ from nqnb.errors import DevServerError, NoServer
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
 PS = [shutil.which("ps") or "ps", "-eww", "-o", "pid=,args="]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @pytest.fixture(autouse=True)

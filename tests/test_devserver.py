@@ -17,6 +17,7 @@ from pathlib import Path
 import nats
 import pytest
 from nats.js.api import StreamConfig
+from waiting import within
 
 from nqnb.devserver import SERVER_VARIABLE, DevServer, find_server
 from nqnb.errors import DevServerError, InvalidQueueName
@@ -32,15 +33,6 @@ def port_of(server: DevServer) -> int:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 async def publish(url: str, data: bytes) -> None:

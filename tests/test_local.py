@@ -9,12 +9,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from kernels import Kernel, kernel
+from waiting import within
 
 import nqnb
 from nqnb import Status
@@ -22,15 +23,6 @@ from nqnb.notebook.prints import Router
 from nqnb.notebook.session import Session
 
 posix = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def said(task: Any) -> list[str]:
@@ -203,7 +195,7 @@ class TestSwap:
                 time.sleep(0.01)
 
         task = session.submit("resize")
-        assert within(10, lambda: session.local["resize"].running == [task.id])
+        assert within(10, lambda: task.status() is Status.PROCESSING)
         assert task.cancel(wait=10).status is Status.CANCELLED
 
     def test_a_handler_may_use_the_session(self, session: Session) -> None:

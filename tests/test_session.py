@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from kernels import Cell, Kernel, kernel
+from waiting import within
 
 import nqnb
 from nqnb import Status, detached
@@ -29,15 +30,6 @@ from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.task import SessionTask
 from nqnb.notebook.tasklist import TaskList
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @pytest.fixture
