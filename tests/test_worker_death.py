@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from crew import Crew, processing, words
@@ -17,6 +18,7 @@ from history import assert_one_terminal_state, assert_queues_empty, read_history
 
 import nqnb
 from nqnb import Status
+from nqnb.jetstream.connection import Connection
 
 pytestmark = pytest.mark.anyio
 
@@ -146,6 +148,39 @@ async def test_a_run_that_cannot_be_renewed_is_stopped_before_the_server_gives_i
         assert stopped, "it ran on without a lease"
         assert stopped[0] - killed < settings.ack_wait
         assert (await task.cancel(wait=10)).status is Status.CANCELLED
+
+
+@pytest.mark.parametrize(("subject", "said"), [("$KV.nq-workers.", b""), ("$JS.ACK.coroutine.MONITOR.", b"+WPI")])
+async def test_a_heartbeat_that_is_never_answered_costs_no_second_run(
+    nq: nqnb.Client,
+    settings: nqnb.Settings,
+    diary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    subject: str,
+    said: bytes,
+) -> None:
+    # A server that deletes a bucket answers nothing to what comes in that moment, which no test can hit on purpose.
+    send, lost = Connection._send, 0
+
+    async def lossy(self: Connection, to: str, data: bytes, *rest: Any) -> None:
+        nonlocal lost
+        if (
+            to.startswith(subject)
+            and data.startswith(said)
+            and time.monotonic() > begun + settings.ack_wait
+            and not lost
+        ):
+            lost += 1
+        else:
+            await send(self, to, data, *rest)
+
+    begun = time.monotonic()
+    monkeypatch.setattr(Connection, "_send", lossy)
+    async with make_worker(settings.urls[0], diary, settings.ack_wait):
+        task = await nq.submit("coroutine", 4 * settings.ack_wait)
+        assert await task.wait(timeout=20) is Status.COMPLETED
+    assert lost == 1
+    assert words(diary, "start")[task.id] == 1
 
 
 async def test_a_deleted_consumer_is_made_again(nq: nqnb.Client, settings: nqnb.Settings, diary: Path) -> None:

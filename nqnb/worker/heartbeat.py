@@ -31,13 +31,7 @@ async def beat(backend: Backend, worker: str, run: Run, since: float) -> bool:
     Returns:
         Whether the consumer is gone: it has to be made again, and the heartbeat repeated, or the lease runs out.
     """
-    if run.beating:
-        return False
-    run.beating = True
-    try:
-        gone, _ = await asyncio.gather(_renew(run, since), _look(backend, worker, run))
-    finally:
-        run.beating = False
+    gone, _ = await asyncio.gather(_renew(run, since), _look(backend, worker, run))
     return gone
 
 
@@ -53,6 +47,9 @@ async def _renew(run: Run, since: float) -> bool:
 
 async def _look(backend: Backend, worker: str, run: Run) -> None:
     """See what was written about the run; what cannot be read now is left to the next heartbeat."""
+    if run.looking:
+        return
+    run.looking = True
     try:
         intent = await read_intent(backend, run.id) if run.cancel is None else None
         if intent is not None:
@@ -61,6 +58,8 @@ async def _look(backend: Backend, worker: str, run: Run) -> None:
         await check_entry(backend, worker, run, await read_entry(backend, run.id))
     except NqnbError as error:
         log.debug("task %s: nothing could be read about it: %s", run.id, error)
+    finally:
+        run.looking = False
 
 
 async def check_entry(backend: Backend, worker: str, run: Run, seen: Seen) -> None:

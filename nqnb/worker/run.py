@@ -80,8 +80,8 @@ class Run:
         """See `lost_hold`."""
         self.retry_delay = 0.0
         """How long its retry waits, in seconds, once that is drawn."""
-        self.beating = False
-        """A heartbeat is under way."""
+        self.looking = False
+        """A heartbeat looks at what was written about it."""
 
     def adopt(self, delivery: Delivery) -> None:
         """Take a further delivery of the same message: the server had lost patience, and we run it still."""

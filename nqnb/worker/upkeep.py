@@ -118,12 +118,13 @@ class Upkeep:
 
     async def heart(self) -> None:
         """Renew presence and leases every third of the ack wait, until cancelled."""
+        pause = self._interval
         while True:
-            await asyncio.sleep(self._interval)
-            try:
-                await self._announce()
-            except NqnbError as error:
-                log.info("presence is not refreshed now: %s", error)
+            await asyncio.sleep(pause)
+            # A server answers nothing to what it is asked while it deletes a bucket, and leases must not wait for that:
+            # what is not answered soon is asked again beside it. One connection keeps the order.
+            answered, _ = await asyncio.wait({spawn(self._refresh())}, timeout=self._interval / 2)
+            pause = self._interval if answered else 0.0
             # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
             spawn(self._beat_all(before=time.monotonic() - self._interval / 2))
             spawn(self._keep_what_is_needed())
@@ -194,6 +195,12 @@ class Upkeep:
                 if 0 < run.started < before and run.watch is None:
                     run.watch = EntryWatch(self._backend, self._worker.id, run)
 
+    async def _refresh(self) -> None:
+        try:
+            await self._announce()
+        except NqnbError as error:
+            log.info("presence is not refreshed now: %s", error)
+
     async def _announce(self) -> None:
         try:
             await self._write_presence()
@@ -206,7 +213,7 @@ class Upkeep:
     async def _write_presence(self) -> None:
         asked = time.monotonic()
         await self._backend.presence.announce(self._worker.info(list(self._runs), PRESENCE * self._ack_wait))
-        self._announced = asked
+        self._announced = max(self._announced, asked)
 
     @property
     def _ack_wait(self) -> float:
