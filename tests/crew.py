@@ -53,3 +53,11 @@ async def processing(nq: nqnb.Client, count: int) -> list[nqnb.TaskInfo]:
         assert time.monotonic() < until, f"only {len(found)} tasks run"
         await asyncio.sleep(0.02)
     return found
+
+
+async def started(diary: Path, *tasks: nqnb.Task) -> None:
+    """Wait until their handlers run. One whose worker has not heard yet that it is claimed is dropped in a cut."""
+    until = time.monotonic() + 20
+    while missing := {task.id for task in tasks} - set(words(diary, "start")):
+        assert time.monotonic() < until, f"{missing} have not started"
+        await asyncio.sleep(0.02)

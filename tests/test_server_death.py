@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from crew import Crew, processing, words
+from crew import Crew, started, words
 from diary_worker import make_worker
 from history import assert_one_terminal_state, assert_queues_empty, keep_history, read_history
 
@@ -194,7 +194,7 @@ async def test_a_server_that_has_lost_everything_is_served_as_a_new_one(
         assert await done.wait(timeout=5) is Status.COMPLETED
         running = await nq.submit("coroutine", 3600.0)
         ending = await nq.submit("thread", 1.5)
-        await processing(nq, 2)
+        await started(diary, running, ending)
         waiting = await nq.submit("coroutine", 0.0)
         awaited = asyncio.ensure_future(waiting.wait(timeout=30))
         await lose_everything(server)
@@ -223,9 +223,11 @@ async def test_what_ran_before_all_was_lost_answers_for_no_new_task(
 ) -> None:
     worker = nqnb.Worker(settings, ack_wait=OUTLIVES, shutdown_timeout=0)
     go_on = asyncio.Event()
+    kinds: list[str] = []
 
     @worker.handler("work", backoff=nqnb.Backoff(0.1, 0.1))
     async def work(job: nqnb.Job, kind: str) -> str:
+        kinds.append(kind)
         if kind.startswith("old"):
             await go_on.wait()
         elif job.attempt == 1:
@@ -238,7 +240,8 @@ async def test_what_ran_before_all_was_lost_answers_for_no_new_task(
     async with worker:
         old = await nq.submit("work", "old")
         failing = await nq.submit("work", "old and failing", retry=1)
-        await processing(nq, 2)
+        while len(kinds) < 2:
+            await asyncio.sleep(0.01)
         await lose_everything(server)
         # Its message has the number that the old one had in a stream that is no more.
         new = await nq.submit("work", "new", retry=1)
