@@ -1,4 +1,4 @@
-"""Coroutines that run beside their starter, which nobody awaits: kept from the garbage collector, never silent."""
+"""Coroutines that run beside their starter: kept from the garbage collector, never silent; and a wait for events."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
+    """Wait until one of the events is set, or the seconds have passed; a cancel of the waiter is never swallowed.
+
+    `asyncio.wait_for` before Python 3.12 swallows one that comes in the moment of the event (CPython issue 86296), and
+    a loop around it would then run for ever.
+    """
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waits:
+            each.cancel()
 
 
 def _ended(task: asyncio.Task[Any]) -> None:

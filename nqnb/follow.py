@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from nqnb import payload
+from nqnb.aside import first_of
 from nqnb.cancel import unknown
 from nqnb.errors import ConnectionFailed, MalformedMessage, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
 from nqnb.records import TaskBatch, TaskInfo
@@ -52,11 +53,9 @@ async def follow(backend: Backend, task_id: str) -> AsyncGenerator[TaskInfo, Non
                 yield info
                 if info.status.terminal:
                     return
-            try:
-                await asyncio.wait_for(changed.wait(), next(pauses, POLL))
+            await first_of(changed, timeout=next(pauses, POLL))
+            if changed.is_set():
                 pauses = iter(LOOK_AGAIN)
-            except asyncio.TimeoutError:
-                continue
     finally:
         await unsubscribe()
 

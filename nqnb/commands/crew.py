@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 
+from nqnb.aside import first_of
 from nqnb.retry import Backoff
 from nqnb.worker.worker import State, Worker
 
@@ -105,8 +106,7 @@ class Crew:
                 break
             wait = _BACKOFF.delay(quick)
             log.warning("%s; another one takes its place in %.1f s", what, wait)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), wait)
+            await first_of(self._stop, timeout=wait)
             member = None
         return code
 

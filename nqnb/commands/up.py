@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import click
 import platformdirs
 
 from nqnb import detached
+from nqnb.aside import first_of
 from nqnb.client import connect
 from nqnb.commands.complete import OPEN
 from nqnb.commands.options import Command, front_of
@@ -99,8 +98,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
         async with front.stop_requested() as stop, DevServer(port, store_dir, go_queues) as server:
             front.show(ServerUp(server.url, server.store_dir, server.version, server.pid))
             while server.running and not stop.is_set():
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(stop.wait(), _LOOK)
+                await first_of(stop, timeout=_LOOK)
             if not stop.is_set():
                 raise DevServerError(f"the nats-server at {server.url} ended by itself; start it again with `nqnb up`")
 

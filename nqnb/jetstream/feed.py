@@ -17,6 +17,7 @@ import msgspec
 import nats.errors
 
 from nqnb import names
+from nqnb.aside import first_of
 from nqnb.errors import NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
@@ -117,8 +118,7 @@ class Feed:
                 if asked == 0:
                     await self._ask(consumer, inbox)
                     asked = PAGE
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(news.wait(), _LOOK)
+                await first_of(news, timeout=_LOOK)
                 now = asyncio.get_running_loop().time()
                 if not news.is_set():
                     if now - heard > 2.5 * _IDLE_HEARTBEAT:

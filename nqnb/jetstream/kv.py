@@ -225,11 +225,11 @@ async def _read_page(connection: Connection, consumer: str, count: int) -> list[
     try:
         body = msgspec.json.encode({"batch": count, "expires": 2_000_000_000})
         await connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", body, reply=inbox)
-        await asyncio.wait_for(done, connection.settings.request_timeout)
-    except asyncio.TimeoutError:
-        raise Unconfirmed(f"the server stopped listing after {len(page)} of {count} entries; ask again") from None
+        await asyncio.wait({done}, timeout=connection.settings.request_timeout)
     finally:
         await subscription.unsubscribe()
+    if not done.done():
+        raise Unconfirmed(f"the server stopped listing after {len(page)} of {count} entries; ask again")
     return page
 
 

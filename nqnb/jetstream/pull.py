@@ -108,14 +108,14 @@ class PullLoop:
         Only while nothing else is asked for.
         """
         count = min(count, self._limits.max_batch)
-        self._probe = asyncio.get_running_loop().create_future()
+        probe = self._probe = asyncio.get_running_loop().create_future()
         await self._request({"batch": count, "no_wait": True}, count)
         try:
-            await asyncio.wait_for(self._probe, 2.0)
-        except asyncio.TimeoutError:
-            self._break()
+            await asyncio.wait({probe}, timeout=2.0)
         finally:
             self._probe = None
+        if not probe.done():
+            self._break()
 
     def withdraw(self) -> None:
         """Take back what was asked for. What is on its way all the same is still handed over."""

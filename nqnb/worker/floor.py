@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from nqnb import names
-from nqnb.aside import spawn
+from nqnb.aside import first_of, spawn
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
@@ -86,7 +86,7 @@ class Floor:
 
     async def gone(self) -> None:
         """Return when the connection is gone for good, or one of the loops is."""
-        await _first(self.backend.connection.closed, self._broken)
+        await first_of(self.backend.connection.closed, self._broken)
 
     def hurry(self) -> None:
         """Do not wait for what runs any longer."""
@@ -110,10 +110,10 @@ class Floor:
         self._upkeep.close()
         for pull in self._pulls.values():
             pull.withdraw()
-        await _first(self._empty, self._hurry, timeout=timeout)
+        await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
             run.stop(Stop.SHUTDOWN)
-        await _first(self._empty, timeout=_STOPPING_TAKES)
+        await first_of(self._empty, timeout=_STOPPING_TAKES)
         for run in self.runs.values():
             log.warning("task %s runs on, its code does not stop; another worker gets it after the ack wait", run.id)
 
@@ -235,14 +235,4 @@ class Floor:
                 except NqnbError as error:
                     log.warning("no tasks can be pulled now: %s", error)
                     await asyncio.sleep(0.2)
-            await _first(self._wake, timeout=0.5)
-
-
-async def _first(*events: asyncio.Event, timeout: float | None = None) -> None:
-    """Wait until one of the events is set, or the seconds have passed."""
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for each in waits:
-            each.cancel()
+            await first_of(self._wake, timeout=0.5)

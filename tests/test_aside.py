@@ -1,0 +1,35 @@
+"""What runs beside, and waits that can be cancelled at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from nqnb.aside import first_of
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancel_in_the_moment_of_the_event_is_not_swallowed(turns: int) -> None:
+    event = asyncio.Event()
+    waiting = asyncio.ensure_future(first_of(event, timeout=10))
+    await asyncio.sleep(0.01)
+    event.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if waiting.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    else:
+        await waiting
+
+
+async def test_the_first_event_or_the_time_ends_the_wait() -> None:
+    never, soon = asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().call_later(0.02, soon.set)
+    await first_of(never, soon)
+    assert soon.is_set()
+    await asyncio.wait_for(first_of(never, timeout=0.01), 5)
+    assert not never.is_set()
