@@ -171,3 +171,16 @@ def test_run_all_without_a_person_stops_at_what_fails(tmp_path: Path, monkeypatc
         failed = [each for each in notebook.cells[3].outputs if each.output_type == "error"]
         assert [each.ename for each in failed] == ["NeedsYes"]
         assert len(failed[0].traceback) == 1
+
+
+def test_what_is_replaced_between_two_cells_reaches_those_who_read_only_while_one_runs(cells: Kernel) -> None:
+    cells.run(
+        "from threading import Timer\n"
+        "from IPython.display import display\n"
+        "from nqnb.widgets.outputs import replace\n"
+        "display({'text/plain': 'live'}, raw=True, display_id='x')\n"
+        "Timer(0.2, replace, ('x', {'text/plain': 'frozen'})).start()"
+    )
+    time.sleep(0.6)  # as nbclient, nobody looks meanwhile
+    assert cells.run("pass").text == "frozen\n"
+    assert cells.run("pass").text == "", "once is enough"

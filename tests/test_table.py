@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from nqnb.errors import ConnectionFailed
 from nqnb.records import TaskBatch, TaskInfo
-from nqnb.widgets import clicks, table
+from nqnb.widgets import clicks, outputs, table
 from nqnb.widgets.pacer import Pacer
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.table import TaskTable
@@ -293,7 +293,7 @@ class Shell:
             table, "display", lambda data, display_id=None, **_: self.displayed.append((data, display_id))
         )
         monkeypatch.setattr(
-            table, "update_display", lambda data, display_id, **_: self.updated.append((data, display_id))
+            outputs, "update_display", lambda data, display_id, **_: self.updated.append((data, display_id))
         )
 
 

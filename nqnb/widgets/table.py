@@ -14,13 +14,13 @@ from typing import Any
 
 import anywidget
 import pandas as pd
-from IPython.core.interactiveshell import InteractiveShell
-from IPython.display import display, update_display
+from IPython.display import display
 
 from nqnb.errors import NqnbError
 from nqnb.frames import tasks_frame
 from nqnb.records import TaskBatch
 from nqnb.widgets import clicks, still
+from nqnb.widgets.outputs import replace
 from nqnb.widgets.pacer import Pacer
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.window import Window
@@ -127,8 +127,8 @@ class TaskTable(anywidget.AnyWidget):
             bundle = self._still()
         try:
             # First, so that the output is never empty in between.
-            if self._displayed and InteractiveShell.initialized():
-                update_display(bundle, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]  # IPython's
+            if self._displayed:
+                replace(self._display_id, bundle)
         finally:
             self.close()
 

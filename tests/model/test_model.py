@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from .explorer import Exploration
 from .invariants import settled
 from .protocol import Model
 from .records import Ask, Fault
-from .state import State
+from .state import State, as_task
 from .variants import Broken
 
 QUICK = (Fault.CRASH, Fault.LOST_REPLY, Fault.SHUTDOWN, Fault.CLIENT_CRASH)
@@ -103,6 +104,14 @@ BREAKS = {
     Broken.ENTRY_CREATED_AS_PLAIN_PUT: (QUIET, TERMINAL_CHANGED),
     Broken.CONFLICT_IS_ALWAYS_TAKEN: (replace(QUIET, faults=(Fault.CRASH,)), STUCK),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """A million states that stay would make every later collection of garbage take a second."""
+    yield
+    exploration_of.cache_clear()
+    as_task.cache_clear()
 
 
 @cache
