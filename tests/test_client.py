@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import getpass
+import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 from diary_worker import make_worker
@@ -214,16 +216,14 @@ async def test_tasks_are_listed_by_queue_and_status(nq: nqnb.Client) -> None:
     assert await nq.tasks(status=[Status.FAILED, Status.COMPLETED]) == []
 
 
-async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Settings, tmp_path: object) -> None:
+async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path) -> None:
     assert await nq.queues() == []
     await nq.submit_many("idle", range(3))
     (queue,) = await nq.queues()
     assert (queue.name, queue.pending, queue.processing, queue.workers) == ("idle", 3, 0, 0)
     assert queue.oldest_pending is not None
     assert abs((datetime.now(timezone.utc) - queue.oldest_pending).total_seconds()) < 10
-    from pathlib import Path
-
-    async with make_worker(settings.urls[0], Path(str(tmp_path)) / "diary", settings.ack_wait) as worker:
+    async with make_worker(settings.urls[0], tmp_path / "diary", settings.ack_wait) as worker:
         await nq.submit("coroutine", 30.0)
         while not (busy := [each for each in await nq.queues() if each.processing]):
             await asyncio.sleep(0.01)
@@ -233,6 +233,18 @@ async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Se
         await asyncio.sleep(settings.ack_wait / 2)
         assert len((await nq.workers())[0].running) == 1
     assert await nq.workers() == []
+
+
+async def test_what_a_worker_runs_is_known_long_before_its_next_heartbeat(
+    nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path
+) -> None:
+    async with make_worker(settings.urls[0], tmp_path / "diary", ack_wait=300.0):
+        tasks = await nq.submit_many("coroutine", [1.0, 30.0])
+        for running in ({task.id for task in tasks}, {tasks[1].id}):
+            until = time.monotonic() + 10
+            while set((await nq.workers())[0].running) != running:
+                assert time.monotonic() < until, await nq.workers()
+                await asyncio.sleep(0.05)
 
 
 async def test_a_closed_client_says_so(settings: nqnb.Settings) -> None:

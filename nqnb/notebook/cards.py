@@ -23,7 +23,7 @@ _STYLE = """
 padding:.7em 1em;color:inherit}
 .nqnb-card h4{margin:0 0 .3em;font-size:14px;font-weight:600}
 .nqnb-card dl{display:grid;grid-template-columns:max-content 1fr;gap:.1em 1em;margin:0}
-.nqnb-card dt{opacity:.75}.nqnb-card dd{margin:0;overflow-wrap:anywhere}
+.nqnb-card dt{opacity:.75;width:auto;white-space:nowrap}.nqnb-card dd{margin:0;overflow-wrap:anywhere}
 .nqnb-card .away{font-weight:600}
 """
 

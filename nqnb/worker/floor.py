@@ -81,7 +81,7 @@ class Floor:
         await self._upkeep.open()
         if self._worker.shutdown_on_disconnect:
             self.backend.connection.on_disconnect(self._give_up)
-        loops = (self._take, self._upkeep.heart, self._upkeep.leases, self._upkeep.watches)
+        loops = (self._take, self._upkeep.heart, self._upkeep.news, self._upkeep.leases, self._upkeep.watches)
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nqnb.worker")
 
+_NEWS = 1.0
+"""Seconds between two looks at whether presence names what runs."""
+
 
 class Upkeep:
     """What has to be done again and again while a worker works.
@@ -61,6 +64,8 @@ class Upkeep:
         self._closed = False
         self._announced = 0.0
         """When presence was last written, on the monotonic clock."""
+        self._named: set[str] = set()
+        """The tasks that it named."""
 
     async def open(self) -> None:
         """Prepare, in the protocol's order: hear cancels first, then pull.
@@ -195,6 +200,13 @@ class Upkeep:
                 if 0 < run.started < before and run.watch is None:
                     run.watch = EntryWatch(self._backend, self._worker.id, run)
 
+    async def news(self) -> None:
+        """Say in our presence soon what runs: between two heartbeats it may be another task ten times."""
+        while True:
+            await asyncio.sleep(_NEWS)
+            if self._named != self._runs.keys() and self._backend.connection.connected and not self.recovering:
+                await self._refresh()
+
     async def _refresh(self) -> None:
         try:
             await self._announce()
@@ -212,6 +224,7 @@ class Upkeep:
 
     async def _write_presence(self) -> None:
         asked = time.monotonic()
+        self._named = set(self._runs)
         await self._backend.presence.announce(self._worker.info(list(self._runs), PRESENCE * self._ack_wait))
         self._announced = max(self._announced, asked)
 
