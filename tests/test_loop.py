@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -110,6 +111,23 @@ def test_it_can_be_awaited_from_another_loop_and_is_cancelled_with_its_waiter(lo
 
     assert asyncio.run(both()) == "done"
     assert cancelled.wait(2)
+
+
+def test_what_nobody_waits_for_is_kept_from_the_garbage_collector(loop: Loop) -> None:
+    ended = threading.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    loop.begin(wait())
+    loop.call(asyncio.sleep(0))
+    gc.collect()
+    assert not ended.is_set()
+    loop.stop()
+    assert ended.is_set()
 
 
 def test_stopping_ends_what_is_on_it_and_leaves_no_thread_and_no_descriptor(loop: Loop) -> None:

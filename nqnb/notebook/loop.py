@@ -91,6 +91,7 @@ class Call(Generic[T]):
 
     def _begin(self) -> None:
         assert self._loop is not None  # noqa: S101  for the type checker
+        _running.add(self)
         self._task = self._loop.create_task(self._coroutine)
         self._task.add_done_callback(self._settle)
 
@@ -99,6 +100,7 @@ class Call(Generic[T]):
             self._task.cancel()
 
     def _settle(self, task: asyncio.Task[T]) -> None:
+        _running.discard(self)
         if task.cancelled():
             self._future.set_exception(concurrent.futures.CancelledError())
         elif (error := task.exception()) is not None:
@@ -108,16 +110,20 @@ class Call(Generic[T]):
         self._ended.set()
 
 
+_running: set[Call[Any]] = set()
+"""Calls that may be nobody's any more, as after an interrupt; a loop keeps no task from the garbage collector."""
+
+
 class Loop:
     """The loop and its thread; they start with the first call, and again with the first after `stop`."""
 
+    meanwhile: Callable[[], None] | None
+    """Called some 20 times a second while the main thread waits, where it is set; see `nqnb.notebook.pump`."""
     _lock: threading.Lock
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
 
     def __init__(self) -> None:
-        self.meanwhile: Callable[[], None] | None = None
-        """Called some 20 times a second while the main thread waits, where it is set."""
         self._forget()
 
     @property
@@ -199,6 +205,7 @@ class Loop:
         _left.append(self._loop)
         self._lock = threading.Lock()
         self._loop = self._thread = None
+        self.meanwhile = None  # it is about the kernel's sockets, which stay the parent's
 
 
 def _both(one: Callable[[], None] | None, other: Callable[[], None] | None) -> Callable[[], None] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from nqnb import detached
 from nqnb.errors import BadInput, DevServerError, NoServer
+from nqnb.notebook import pump
 from nqnb.notebook.log import KEPT
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
@@ -60,6 +61,7 @@ def beside(url: str | None = None, *, store: StateStore | None = None, **options
     made = Session(choice.settings, why, detached=choice.detached, store=store)
     made._when_down = lambda: _forget(key, made)
     KEPT.begin()
+    pump.begin()
     try:
         made.connect()
     except BaseException as error:
@@ -113,6 +115,7 @@ def _forget(key: tuple[str, ...], session: Session) -> None:
 
 def _stop_if_unused() -> None:
     if not opened():
+        pump.end()
         LOOP.stop()
         KEPT.end()
 

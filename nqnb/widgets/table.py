@@ -128,6 +128,9 @@ class TaskTable(anywidget.AnyWidget):
         try:
             # First, so that the output is never empty in between.
             if self._displayed:
+                # A page that still said goodbye to a table that is being closed would say it to nobody, and ipykernel
+                # prints that into a cell.
+                self.send({"type": "over"})
                 replace(self._display_id, bundle)
         finally:
             self.close()

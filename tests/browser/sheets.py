@@ -19,6 +19,8 @@ PATIENCE = 30_000
 """Milliseconds after which what does not come fails its test."""
 OF_NOTEBOOK = ("reading 'schema'", "Command 'filebrowser:open-path' not registered")
 """What Notebook 7 itself complains about in its console, with nothing of ours in the page."""
+STRAY = ("Task was destroyed", "exception was never retrieved", "was never awaited", "nats: encountered error")
+"""What asyncio and the NATS client print into whichever cell is current when something was left behind."""
 PROMPT = (
     "document.querySelectorAll('.jp-Notebook .jp-Cell')[i]?.querySelector('.jp-InputArea-prompt')?.textContent ?? ''"
 )
@@ -64,10 +66,13 @@ class Sheet:
         self.app = app
         self.name = name
         self.errors: list[str] = []
+        self.strays: list[str] = []
         self.context = browser.new_context(viewport={"width": width, "height": height}, device_scale_factor=scale)
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        # What the kernel sends, rather than what is below the cells: another run takes that away.
+        self.page.on("websocket", lambda socket: socket.on("framereceived", self._look))
         self.open()
 
     def open(self) -> None:
@@ -89,10 +94,16 @@ class Sheet:
         )
 
     def close(self) -> None:
-        """Close the page; what went wrong in it fails the test."""
+        """Close the page; what went wrong in it fails the test, and so does what was left behind in its kernel."""
         self.context.close()
         ours = [each for each in self.errors if self.app == "lab" or not any(known in each for known in OF_NOTEBOOK)]
         assert not ours, ours
+        assert not self.strays, "\n".join(self.strays)
+
+    def _look(self, frame: str | bytes) -> None:
+        text = frame if isinstance(frame, str) else frame.decode(errors="replace")
+        if '"stderr"' in text and any(each in text for each in STRAY):
+            self.strays.append(text)
 
     def cell(self, i: int) -> Locator:
         """The cell at a position."""

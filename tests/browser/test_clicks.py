@@ -106,3 +106,25 @@ def test_clicks_on_an_older_ipykernel(
     page.interrupt()
     page.ended(2)
     assert page.run(3) == "2"
+
+
+@pytest.mark.full
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_run_all_on_an_older_ipykernel_keeps_the_cells_that_wait(
+    app: App, old_kernel: str, sheet: Callable[..., Sheet], lab: Lab, server: nqnb.DevServer, look: Bucket
+) -> None:
+    name = f"old-all-{app}.ipynb"
+    later = [f"print('cell', {n})" for n in range(5)]
+    waits = "print('waits')\nprint(watched.wait().label)"
+    write(lab.root / name, f"%env NATS_URL={server.url}", SETUP, waits, *later, kernel=old_kernel)
+    page = sheet(app, name=name)
+    page.menu("Run", "Run All Cells")
+    page.until(lambda: page.text(2) == "waits")
+    watched = page.until(lambda: page.table(1).ids, "its row")[0]
+    press(page, look, 3)
+    assert [page.prompt(i) for i in range(2, 8)] == ["[*]:"] * 6, "they wait for the busy one"
+    page.table(1).button(watched).click()
+    page.ended(7)
+    assert [page.prompt(i) for i in range(8)] == [f"[{i + 1}]:" for i in range(8)]
+    assert [page.text(i) for i in range(2, 8)] == ["waits\ncancelled", *(f"cell {n}" for n in range(5))]

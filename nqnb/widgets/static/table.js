@@ -637,7 +637,10 @@ function render({ model, el }) {
   });
   measure.observe(root);
 
-  const hear = (message) => message?.type === "rows" && show(message);
+  const hear = (message) => {
+    if (message?.type === "rows") show(message);
+    if (message?.type === "over") over = true; // it is replaced at once: nothing is drawn, and nobody hears a goodbye
+  };
   const closed = () => {
     over = true;
     controls();
