@@ -1,32 +1,44 @@
 """Messages that a server before 2.11 gives to nobody any more once it was killed: found, and given out again.
 
-Such a server can come back with a consumer that counts a message as acked which it had only delivered. The message
-stays in the stream, below the consumer's ack floor, and its task would never end. A consumer made anew begins with all
-messages that are there, and whoever gets one of a task that runs or has ended knows what to do.
+Such a server can come back with a consumer that counts a message as acked which it had only delivered, or that waits
+for an answer to one and has forgotten to give it out again when none comes. The message stays in the stream, and its
+task would never end. A consumer made anew begins with all messages that are there, and whoever gets one of a task that
+runs or has ended knows what to do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
 
-from nqnb import names
-from nqnb.errors import ServerRefused
-from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.messages import read_messages
+from nqnb import lifecycle, names
+from nqnb.errors import MalformedMessage, ServerRefused
+from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.messages import StreamMessage, read_messages
 from nqnb.jetstream.streams import NOT_FOUND, ensure_queue, server_before
+from nqnb.wire import Status, TaskMessage
 
 log = logging.getLogger("nqnb.pull")
+
+_STILL = 2.0
+"""Ack waits without a delivery after which whatever was to come again has come."""
+_MOST = 64
+"""Delivered messages that are looked at; one that runs for long stands in front of others."""
 
 
 class Strays:
     """Looks for them in one queue."""
 
-    def __init__(self, connection: Connection, queue: str) -> None:
-        self._connection = connection
+    def __init__(self, backend: Backend, queue: str) -> None:
+        self._backend = backend
         self._queue = queue
         self._seen = 0
         """The sequence of one that was seen at the last look: a message that is just being acked is no stray."""
+        self._given, self._since = -1, 0.0
+        """How many deliveries the consumer had made, and since when, on the monotonic clock."""
         self._allowed = True
 
     async def look(self) -> None:
@@ -35,17 +47,17 @@ class Strays:
         Raises:
             NqnbError: the server does not answer.
         """
-        if not (self._allowed and server_before(self._connection, 2, 11)):
+        connection = self._backend.connection
+        if not (self._allowed and server_before(connection, 2, 11)):
             return
-        stream = (await ensure_queue(self._connection, self._queue)).tasks
+        stream = (await ensure_queue(connection, self._queue)).tasks
         consumer = f"{stream}.{names.CONSUMER}"
         try:
-            info = await self._connection.api(f"CONSUMER.INFO.{consumer}")
-            floor = int(info["ack_floor"]["stream_seq"])
-            stray = await self._first_up_to(stream, floor)
+            info = await connection.api(f"CONSUMER.INFO.{consumer}")
+            stray = await self._forgotten(stream, info) or await self._held(stream, info)
             if stray and stray == self._seen:
                 log.warning("queue %s: its server forgot a message, and is made to give it out again", self._queue)
-                await self._connection.api(f"CONSUMER.DELETE.{consumer}")
+                await connection.api(f"CONSUMER.DELETE.{consumer}")
                 stray = 0
             self._seen = stray
         except ServerRefused as error:
@@ -53,11 +65,48 @@ class Strays:
                 log.info("queue %s is not looked through for forgotten messages: %s", self._queue, error)
                 self._allowed = False
 
-    async def _first_up_to(self, stream: str, floor: int) -> int:
-        """The sequence of the first message up to there; 0 where there is none."""
-        subject = names.task_subject(self._queue)
-        messages = read_messages(self._connection, stream, end=floor + 1, subject=subject)
-        async with contextlib.aclosing(messages):
+    async def _forgotten(self, stream: str, info: Any) -> int:
+        """The sequence of the first message that counts as acked; 0 where there is none."""
+        async with contextlib.aclosing(self._up_to(stream, info["ack_floor"]["stream_seq"])) as messages:
             async for message in messages:
                 return message.sequence
         return 0
+
+    async def _held(self, stream: str, info: Any) -> int:
+        """The sequence of the first message that should have come again long ago; 0 where there is none."""
+        given, now = int(info["delivered"]["consumer_seq"]), time.monotonic()
+        long = _STILL * info["config"]["ack_wait"] / 1e9
+        if given != self._given or not (info["num_ack_pending"] and info["num_waiting"]):
+            self._given, self._since = given, now
+        if now - self._since < long:
+            return 0
+        left = _MOST
+        async with contextlib.aclosing(self._up_to(stream, info["delivered"]["stream_seq"])) as messages:
+            async for message in messages:
+                if await self._is_nobodys(message, long):
+                    return message.sequence
+                if not (left := left - 1):
+                    break
+        return 0
+
+    async def _is_nobodys(self, message: StreamMessage, long: float) -> bool:
+        """Whether its task waits for nothing else, and no worker that lives runs it."""
+        try:
+            task_id = TaskMessage.decode(message.data).ID
+            entry = await self._backend.states.get(task_id)
+            task = TaskMessage.decode(entry.value) if entry is not None else None
+        except MalformedMessage:
+            return False
+        if task is None or entry is None:
+            return False
+        if task.Status is Status.PENDING:
+            return time.time() - lifecycle.due_at(task) > long
+        worker = task.meta.worker
+        if task.Status is not Status.PROCESSING or not worker:
+            return False
+        return not await self._backend.presence.rest(worker, task_id, entry.created)
+
+    def _up_to(self, stream: str, sequence: int) -> AsyncGenerator[StreamMessage, None]:
+        """The queue's messages up to that sequence."""
+        subject = names.task_subject(self._queue)
+        return read_messages(self._backend.connection, stream, end=int(sequence) + 1, subject=subject)

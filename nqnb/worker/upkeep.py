@@ -57,7 +57,7 @@ class Upkeep:
         self._runs = runs
         self._pulls = pulls
         self._listener = listener
-        self._strays = [Strays(backend.connection, pull.queue) for pull in pulls]
+        self._strays = [Strays(backend, pull.queue) for pull in pulls]
         self._wake = wake
         self._recovery: asyncio.Task[None] | None = None
         self._keeping = False
