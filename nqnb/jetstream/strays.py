@@ -101,10 +101,11 @@ class Strays:
             return False
         if task.Status is Status.PENDING:
             return time.time() - lifecycle.due_at(task) > long
-        worker = task.meta.worker
-        if task.Status is not Status.PROCESSING or not worker:
-            return False
-        return not await self._backend.presence.rest(worker, task_id, entry.created)
+        if task.Status is Status.PROCESSING:
+            # Of a Go worker's nobody knows whether it runs.
+            worker = task.meta.worker
+            return task.marked and not (worker and await self._backend.presence.rest(worker, task_id, entry.created))
+        return True
 
     def _up_to(self, stream: str, sequence: int) -> AsyncGenerator[StreamMessage, None]:
         """The queue's messages up to that sequence."""
