@@ -181,6 +181,9 @@ async def until_known(nq: nqnb.Client, task: nqnb.Task) -> None:
 
 
 async def lose_everything(server: nqnb.DevServer) -> None:
+    if server.version.startswith("2.9."):
+        # A nil pointer in jsMsgGetRequest: the stream has no store yet.
+        pytest.skip("nats-server 2.9 may crash when it is asked for a message of a stream that is just being made")
     await asyncio.to_thread(server.kill)
     shutil.rmtree(server.store_dir / "jetstream")
     await asyncio.to_thread(server.restart)
