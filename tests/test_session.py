@@ -466,7 +466,8 @@ class TestInAKernel:
         cells.run(f"nq.cancel_on_interrupt = {how == 'task.wait()'}")
         running = "task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)"
         cell = interrupted(cells, how, before=running)
-        assert cell.stderr == "interrupted: 1 task is told to stop\n"
+        # It may have ended by the time that its cancel is confirmed.
+        assert cell.stderr in ("interrupted: 1 task is told to stop\n", "interrupted: 1 task is cancelled\n")
         assert cells.run("print(task.wait(10).label)").stdout == "cancelled\n"
 
     def test_a_task_can_be_awaited_and_that_interrupted(self, cells: Kernel) -> None:
