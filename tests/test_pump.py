@@ -206,10 +206,9 @@ def test_a_kernel_that_is_made_otherwise_is_left_alone(
     monkeypatch.setattr(LOOP, "meanwhile", pump.Pump(kernel))
     try:
         assert LOOP.call(asyncio.sleep(0.2, "done")) == "done"
-        assert LOOP.meanwhile is None
     finally:
         LOOP.stop()
-    assert "buttons wait" in caplog.text
+    assert caplog.text.count("buttons wait") == 1
 
 
 @pytest.mark.parametrize(

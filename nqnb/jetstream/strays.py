@@ -2,8 +2,10 @@
 
 Such a server can come back with a consumer that counts a message as acked which it had only delivered, or that waits
 for an answer to one and has forgotten to give it out again when none comes. The message stays in the stream, and its
-task would never end. A consumer made anew begins with all messages that are there, and whoever gets one of a task that
-runs or has ended knows what to do.
+task would never end. The second kind shows once the queue has been quiet for two ack waits.
+
+A consumer made anew begins with all messages that are there, and whoever gets one of a task that runs or has ended
+knows what to do.
 """
 
 from __future__ import annotations
@@ -35,14 +37,17 @@ class Strays:
     def __init__(self, backend: Backend, queue: str) -> None:
         self._backend = backend
         self._queue = queue
-        self._seen = 0
-        """The sequence of one that was seen at the last look: a message that is just being acked is no stray."""
-        self._given, self._since = -1, 0.0
-        """How many deliveries the consumer had made, and since when, on the monotonic clock."""
+        self._seen, self._first_seen = 0, 0.0
+        """The sequence of one that was seen at the last look, and since when, on the monotonic clock: a message that is
+        just being acked is no stray."""
+        self._given: tuple[str, int] = ("", 0)
+        self._quiet_since = 0.0
+        """How many deliveries which consumer had made, and since when."""
         self._allowed = True
+        self._checked = False
 
     async def look(self) -> None:
-        """Look, and where one is seen for the second time, remove the consumer, for `PullLoop` to make it again.
+        """Look, and where one has been seen for an ack wait, remove the consumer, for `PullLoop` to make it again.
 
         Raises:
             NqnbError: the server does not answer.
@@ -53,17 +58,27 @@ class Strays:
         stream = (await ensure_queue(connection, self._queue)).tasks
         consumer = f"{stream}.{names.CONSUMER}"
         try:
+            if not self._checked:
+                # A stream of an operator's own may keep what is acked.
+                kept = (await connection.api(f"STREAM.INFO.{stream}"))["config"].get("retention")
+                self._checked, self._allowed = True, kept == "workqueue"
+                if not self._allowed:
+                    return
             info = await connection.api(f"CONSUMER.INFO.{consumer}")
-            stray = await self._forgotten(stream, info) or await self._held(stream, info)
-            if stray and stray == self._seen:
+            ack_wait, now = info["config"]["ack_wait"] / 1e9, time.monotonic()
+            stray = await self._forgotten(stream, info) or await self._held(stream, info, _STILL * ack_wait)
+            if stray != self._seen:
+                self._seen, self._first_seen = stray, now
+            elif stray and now - self._first_seen >= ack_wait:
                 log.warning("queue %s: its server forgot a message, and is made to give it out again", self._queue)
                 await connection.api(f"CONSUMER.DELETE.{consumer}")
-                stray = 0
-            self._seen = stray
+                self._seen = 0
         except ServerRefused as error:
-            if error.err_code not in NOT_FOUND:
+            if error.code == 403:
                 log.info("queue %s is not looked through for forgotten messages: %s", self._queue, error)
                 self._allowed = False
+            elif error.err_code not in NOT_FOUND:
+                raise
 
     async def _forgotten(self, stream: str, info: Any) -> int:
         """The sequence of the first message that counts as acked; 0 where there is none."""
@@ -72,13 +87,12 @@ class Strays:
                 return message.sequence
         return 0
 
-    async def _held(self, stream: str, info: Any) -> int:
-        """The sequence of the first message that should have come again long ago; 0 where there is none."""
-        given, now = int(info["delivered"]["consumer_seq"]), time.monotonic()
-        long = _STILL * info["config"]["ack_wait"] / 1e9
+    async def _held(self, stream: str, info: Any, long: float) -> int:
+        """The sequence of the first message that should have come again ``long`` ago; 0 where there is none."""
+        given, now = (str(info["created"]), int(info["delivered"]["consumer_seq"])), time.monotonic()
         if given != self._given or not (info["num_ack_pending"] and info["num_waiting"]):
-            self._given, self._since = given, now
-        if now - self._since < long:
+            self._given, self._quiet_since = given, now
+        if now - self._quiet_since < long:
             return 0
         left = _MOST
         async with contextlib.aclosing(self._up_to(stream, info["delivered"]["stream_seq"])) as messages:

@@ -56,23 +56,26 @@ class Pump:
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel
         self._pumping = False
+        self._broken = False
 
     def __call__(self) -> None:
         """Handle what is there. Nothing happens inside of what a widget's message has set off, nor outside of a cell.
 
         A handler that waits for nqnb is thereby not entered once more meanwhile, as it never is without a pump.
         """
-        if self._pumping or not self._in_a_cell():
+        if self._pumping or self._broken:
             return
         self._pumping = True
         sent: deque[Any] = deque()
         try:
+            if not self._in_a_cell():
+                return
             with _uninterrupted():
                 self._take(sent)
             while sent:
                 self._handle(sent.popleft()[2][0])
         except Exception:  # noqa: BLE001  what a kernel of another make lacks is no reason for the wait to fail
-            end()
+            self._broken = True
             _log.warning("buttons wait for the end of the cell, as this kernel cannot be pumped", exc_info=True)
         finally:
             self._pumping = False

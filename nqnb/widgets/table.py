@@ -86,7 +86,7 @@ class TaskTable(anywidget.AnyWidget):
         self._since = time.time()
         self._complete = False
         self._fed = True
-        self._ended = False
+        self._ended = self._freezing = False
         self._fresh = False
         self._last: dict[str, Any] = {}
         self._timer: threading.Timer | None = None
@@ -124,6 +124,7 @@ class TaskTable(anywidget.AnyWidget):
         if self._ended:
             return
         with self._lock:
+            self._freezing = True
             bundle = self._still()
         try:
             # First, so that the output is never empty in between.
@@ -251,6 +252,8 @@ class TaskTable(anywidget.AnyWidget):
                 self._settle()
 
     def _show(self) -> None:
+        if self._freezing:
+            return
         body = {**self._window.body(), "title": self._title, "state": self._state, "since": self._since}
         details = self._window.details()
         if body == self._last and not details and not self._fresh:

@@ -133,6 +133,7 @@ class Floor:
             await self.backend.close()
 
     async def _say_goodbye(self) -> None:
+        self._upkeep.leave()
         await self.backend.presence.withdraw(self._worker.id)
         await self._listener.close()
 

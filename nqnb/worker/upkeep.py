@@ -61,7 +61,7 @@ class Upkeep:
         self._wake = wake
         self._recovery: asyncio.Task[None] | None = None
         self._keeping = False
-        self._closed = False
+        self._closed = self._left = False
         self._announced = 0.0
         """When presence was last written, on the monotonic clock."""
         self._named: set[str] = set()
@@ -86,6 +86,10 @@ class Upkeep:
         self._closed = True
         if self._recovery is not None:
             self._recovery.cancel()
+
+    def leave(self) -> None:
+        """Say no more that we are here: our presence is about to be removed."""
+        self._left = True
 
     def _on_disconnect(self) -> None:
         self.recovering = True
@@ -126,10 +130,15 @@ class Upkeep:
         pause = self._interval
         while True:
             await asyncio.sleep(pause)
+            if not self._backend.connection.connected:
+                pause = self._interval
+                continue
             # A server answers nothing to what it is asked while it deletes a bucket, and leases must not wait for that:
-            # what is not answered soon is asked again beside it. One connection keeps the order.
-            answered, _ = await asyncio.wait({spawn(self._refresh())}, timeout=self._interval / 2)
-            pause = self._interval if answered else 0.0
+            # what has not succeeded soon is asked again, beside it if need be. One connection keeps the order.
+            asked, refresh = time.monotonic(), spawn(self._refresh())
+            await asyncio.wait({refresh}, timeout=self._interval / 2)
+            fresh = refresh.done() and refresh.result()
+            pause = self._interval if fresh else max(0.0, self._interval / 2 - (time.monotonic() - asked))
             # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
             spawn(self._beat_all(before=time.monotonic() - self._interval / 2))
             spawn(self._keep_what_is_needed())
@@ -207,22 +216,31 @@ class Upkeep:
             if self._named != self._runs.keys() and self._backend.connection.connected and not self.recovering:
                 await self._refresh()
 
-    async def _refresh(self) -> None:
+    async def _refresh(self) -> bool:
+        """Write our presence anew; whether it was."""
         try:
             await self._announce()
         except NqnbError as error:
             log.info("presence is not refreshed now: %s", error)
+            self._named = set()
+            return False
+        return True
 
     async def _announce(self) -> None:
         try:
             await self._write_presence()
         except NoResponders:
             # Somebody deleted its bucket, and without presence no lease is renewed. Heartbeats must not wait for long.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._backend.ensure_buckets(), self._interval / 2)
+            await asyncio.wait({spawn(self._make_buckets())}, timeout=self._interval / 2)
             await self._write_presence()
 
+    async def _make_buckets(self) -> None:
+        with contextlib.suppress(NqnbError):
+            await self._backend.ensure_buckets()
+
     async def _write_presence(self) -> None:
+        if self._left:
+            return
         asked = time.monotonic()
         self._named = set(self._runs)
         await self._backend.presence.announce(self._worker.info(list(self._runs), PRESENCE * self._ack_wait))
