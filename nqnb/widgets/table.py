@@ -20,7 +20,7 @@ from nqnb.errors import NqnbError
 from nqnb.frames import tasks_frame
 from nqnb.records import TaskBatch
 from nqnb.widgets import clicks, still
-from nqnb.widgets.outputs import replace
+from nqnb.widgets.outputs import at_ends_of_cells, replace
 from nqnb.widgets.pacer import Pacer
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.window import Window
@@ -158,6 +158,16 @@ class TaskTable(anywidget.AnyWidget):
         display(  # type: ignore[no-untyped-call]  # IPython's
             data, metadata=metadata, raw=True, display_id=self._display_id
         )
+        at_ends_of_cells(self._cell_ends)
+
+    def _cell_ends(self) -> bool:
+        """Freeze, where no page shows it and all has ended, while whoever runs the cells still looks; else go on."""
+        with self._lock:
+            self._drain()
+            freeze = self._is_over() and not self._window.views
+        if freeze and not self._ended:
+            self.freeze()
+        return not self._ended
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The live view, and beside it the table as it stands, for where nothing can live."""
@@ -248,8 +258,11 @@ class TaskTable(anywidget.AnyWidget):
                 return
             if self._window.views:
                 self._show()
-            if self._freezes and self._complete and self._state == "live" and self._rows.done:
+            if self._is_over():
                 self._settle()
+
+    def _is_over(self) -> bool:
+        return self._freezes and self._complete and self._state == "live" and self._rows.done
 
     def _show(self) -> None:
         if self._freezing:
