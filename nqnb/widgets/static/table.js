@@ -264,6 +264,7 @@ function render({ model, el }) {
   const title = make("span", { className: "nq-title" });
   const state = make("span", { className: "nq-state" });
   const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
+  let typed = 0; // the timer of what was just typed into the search, and is not asked for yet
   const search = make("input", {
     type: "search", placeholder: "id, payload, error…", "aria-label": "Search tasks", spellcheck: false,
   });
@@ -332,7 +333,7 @@ function render({ model, el }) {
       const sort = /** @type {HTMLElement} */ (heading.firstChild).dataset.sort;
       mark(heading, "aria-sort", sort !== look.sort ? null : look.down ? "descending" : "ascending");
     }
-    if (document.activeElement !== search) search.value = look.search;
+    if (document.activeElement !== search && !typed) search.value = look.search;
     sizes.value = String(look.size);
     put(some, `Cancel selected (${number(selected.size)})`);
     mark(some, "aria-disabled", selected.size === 0 || over ? "true" : null);
@@ -611,10 +612,12 @@ function render({ model, el }) {
     point(over_rows, body !== null && target.matches(":focus-visible"));
   }
 
-  let typed = 0;
   const type = () => {
     clearTimeout(typed);
-    typed = setTimeout(() => search.value !== look.search && ask({ search: search.value }), 150);
+    typed = setTimeout(() => {
+      typed = 0;
+      if (search.value !== look.search) ask({ search: search.value });
+    }, 150);
   };
   root.addEventListener("click", act);
   root.addEventListener("keydown", keys);
