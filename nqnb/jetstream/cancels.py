@@ -86,13 +86,13 @@ class CancelListener:
         self._streams.clear()
 
     def _heard(self, queue: str, message: Message) -> None:
-        spawn(self._ack(message))
         try:
             cancel = CancelMessage.decode(message.data)
+            self._on_cancel(queue, cancel.ID, message.carries(names.CLIENT_HEADER))
         except MalformedMessage as error:
             log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
-            return
-        self._on_cancel(queue, cancel.ID, message.carries(names.CLIENT_HEADER))
+        # Only now, so that what runs is told first.
+        spawn(self._ack(message))
 
     async def _ack(self, message: Message) -> None:
         try:
