@@ -158,7 +158,8 @@ class TaskTable(anywidget.AnyWidget):
         display(  # type: ignore[no-untyped-call]  # IPython's
             data, metadata=metadata, raw=True, display_id=self._display_id
         )
-        at_ends_of_cells(self._cell_ends)
+        if self._freezes:
+            at_ends_of_cells(self._cell_ends)
 
     def _cell_ends(self) -> bool:
         """Freeze, where no page shows it and all has ended, while whoever runs the cells still looks; else go on."""
