@@ -47,6 +47,7 @@ def execute(path: Path, url: str) -> Any:
             timeout=TAKES,
             kernel_name="python3",
             store_widget_state=False,
+            coalesce_streams=True,  # a kernel may send one print in two parts
             record_timing=False,
             resources={"metadata": {"path": str(path.parent)}},
         )

@@ -31,6 +31,7 @@ ROOMS = [
     "delete",
     "housekeeping",
     "task client",
+    "cancelling",
     "worker",
     "_keeper _nats_server",
     "_kept",

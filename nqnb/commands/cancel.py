@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Sequence
 
 import click
 
+from nqnb import cancelling
 from nqnb.client import Client
 from nqnb.commands import complete
 from nqnb.commands.arguments import (
@@ -28,9 +27,6 @@ from nqnb.commands.values import status
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, WaitTimeout
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.wire import Status
-
-_AT_ONCE = 64
-"""How many cancels of one command are under way at once."""
 
 
 def _open_state(text: str) -> Status:
@@ -116,7 +112,7 @@ def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> Cancel
 async def cancel_all(
     nq: Client, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
 ) -> Receipts:
-    """Cancel all of them, whatever becomes of some; the wait for their code begins when all were cancelled.
+    """Cancel all of them; see `nqnb.cancelling.cancel_all`.
 
     Args:
         nq: the client.
@@ -125,31 +121,7 @@ async def cancel_all(
         show: is told how far it is.
     """
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
-
-    async def each(some: Sequence[str], limit: Callable[[], float | None], what: str) -> None:
-        work = iter(some)
-        done = 0
-
-        async def carry() -> None:
-            nonlocal done
-            for name in work:
-                try:
-                    outcomes[name] = await nq.cancel(name, limit())
-                except NqnbError as error:
-                    # An answer that was lost while we waited does not undo a cancel that is stored.
-                    if name not in outcomes or isinstance(error, NotCancellable):
-                        outcomes[name] = error
-                done += 1
-                show(Progress(done, len(some), what))
-
-        await asyncio.gather(*(carry() for _ in range(min(_AT_ONCE, len(some)))))
-
-    await each(ids, lambda: None, "tasks cancelled")
-    if wait is not None:
-        deadline = time.monotonic() + wait
-        running = [name for name, got in outcomes.items() if isinstance(got, CancelReceipt) and got.stopping]
-        if running:
-            await each(running, lambda: max(0.01, deadline - time.monotonic()), "stopped")
+    await cancelling.cancel_all(nq, ids, wait, outcomes, lambda done, of, what: show(Progress(done, of, what)))
     receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:
         receipts.errors += filter(None, (_missed(each, wait) for each in receipts))

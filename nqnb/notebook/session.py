@@ -7,13 +7,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb import names
+from nqnb.cancelling import cancel_all
 from nqnb.errors import NqnbError
 from nqnb.notebook import picking
 from nqnb.notebook.housekeeping import Housekeeping
 from nqnb.notebook.local import Place
 from nqnb.notebook.submitting import Submitting
 from nqnb.notebook.task import SessionTask
-from nqnb.notebook.waiting import cancel_all
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.retry import Backoff
 from nqnb.wire import Status
@@ -104,7 +104,10 @@ class Session(Submitting, Housekeeping):
         try:
             self.call(cancel_all(self.client, ids, wait, outcomes))
         except KeyboardInterrupt:
-            self.say(f"interrupted: {len(outcomes):,} of {len(ids):,} cancels are done; call it again for the others")
+            if missing := len(set(ids)) - len(outcomes):
+                self.say(f"interrupted: {missing:,} of {len(ids):,} tasks are not cancelled; call it again for these")
+            else:
+                self.say("interrupted: all cancels are stored; call it again to wait on for the code to stop")
             raise
         return outcomes_frame({each: outcomes[each] for each in ids})
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nqnb.client import Client
+from nqnb.cancelling import cancel_all
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
 from nqnb.records import CancelReceipt
@@ -36,20 +36,6 @@ def interrupted(session: Connected, ids: Sequence[str], cancel: bool) -> None:
     text = _cancel(session, ids) if cancel else _look(session, ids)
     if text:
         session.say(text)
-
-
-async def cancel_all(
-    client: Client, ids: Sequence[str], wait: float | None, outcomes: dict[str, CancelReceipt | NqnbError]
-) -> None:
-    """Cancel tasks, 64 at once; what becomes of each is put into the outcomes."""
-
-    async def one(id: str) -> None:
-        try:
-            outcomes[id] = await client.cancel(id, wait)
-        except NqnbError as error:
-            outcomes[id] = error
-
-    await outcomes_of(ids, one, AT_ONCE)
 
 
 def _look(session: Connected, ids: Sequence[str]) -> str:

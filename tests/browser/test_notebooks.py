@@ -25,6 +25,12 @@ def kinds(notebook: Any) -> list[list[str]]:
     return [[each.output_type for each in cell.get("outputs", [])] for cell in notebook.cells]
 
 
+def complaints(notebook: Any) -> list[str]:
+    """What a cell wrote to stderr; nothing does in these notebooks."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return [output.text for output in outputs if output.get("name") == "stderr"]
+
+
 def views(notebook: Any) -> list[str]:
     """The outputs that only a live kernel could show."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
@@ -41,6 +47,7 @@ def test_a_notebook_runs_from_a_clean_kernel(path: Path, server: nqnb.DevServer)
     execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
     made = execute(path, server.url)
     saved = nbformat.read(path, as_version=4)
+    assert complaints(made) == []
     assert kinds(made) == kinds(saved), "the saved outputs are those of these cells: `python notebooks/execute.py`"
     assert views(made) == []
 
