@@ -69,6 +69,14 @@ class CancelRecord(Struct, omit_defaults=True):
     worker: str = ""
     how: str = ""
 
+    @classmethod
+    def of_intent(cls, data: bytes) -> CancelRecord:
+        """The record in an intent. Whoever wrote one that cannot be read, it says that the task is to be cancelled."""
+        try:
+            return _intent_decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return cls()
+
 
 class Meta(Struct, omit_defaults=True):
     """What nqnb knows of a task beyond NQ. Times are Unix seconds, 0 = not yet."""
@@ -188,6 +196,7 @@ def parse_time(text: str) -> float:
 _encoder = msgspec.json.Encoder()
 _task_decoder = msgspec.json.Decoder(TaskMessage)
 _cancel_decoder = msgspec.json.Decoder(CancelMessage)
+_intent_decoder = msgspec.json.Decoder(CancelRecord)
 
 
 def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:

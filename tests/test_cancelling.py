@@ -1,4 +1,4 @@
-"""A cancel of many tasks reaches all of them before it waits for the code of any."""
+"""A cancel reaches who runs the task as soon as it can, and all of many before it waits for the code of any."""
 
 from __future__ import annotations
 
@@ -72,3 +72,73 @@ async def test_who_has_not_stopped_in_time_is_said_to_be_stopping(
     outcomes: dict[str, nqnb.CancelReceipt | NqnbError] = {}
     await cancel_all(nq, ids, 0.2, outcomes)
     assert [(outcomes[each].status, outcomes[each].stopping) for each in ids] == [(Status.PROCESSING, True)] * MANY
+
+
+async def test_who_runs_it_hears_the_intent_itself(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the multicast, and long before the next heartbeat."""
+    worker = nqnb.Worker(settings, ack_wait=30.0)
+    started, stopped, let_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+
+    announce = nq.backend.announce_cancel
+
+    async def late(queue: str, task_id: str) -> None:
+        await let_go.wait()
+        await announce(queue, task_id)
+
+    monkeypatch.setattr(nq.backend, "announce_cancel", late)
+    async with worker:
+        task = await nq.submit("work")
+        await started.wait()
+        cancelling = asyncio.ensure_future(task.cancel(wait=5))
+        await asyncio.wait_for(stopped.wait(), 5)
+        while await task.status() is not Status.CANCELLED:
+            await asyncio.sleep(0.01)
+        assert not cancelling.done(), "it has not returned before its multicast was answered"
+        let_go.set()
+        receipt = await cancelling
+    assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
+    assert receipt.by == (await task.fetch()).client
+    assert receipt.requested_at is not None
+    assert receipt.delivered_at is not None
+    assert receipt.requested_at <= receipt.delivered_at
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status"),
+    [
+        (b"", {"KV-Operation": "DEL"}, Status.COMPLETED),
+        (b"", {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}, Status.COMPLETED),
+        (b"no record at all", {}, Status.CANCELLED),
+        (b'{"by": 7}', {}, Status.CANCELLED),
+    ],
+    ids=["deleted", "purged", "unreadable", "of another shape"],
+)
+async def test_what_is_no_intent_stops_nothing(
+    nq: nqnb.Client, settings: nqnb.Settings, data: bytes, headers: dict[str, str], status: Status
+) -> None:
+    worker = nqnb.Worker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        await release.wait()
+
+    async with worker:
+        task = await nq.submit("work")
+        await started.wait()
+        await nq.backend.connection.publish(f"$KV.nq-cancel.{task.id}", data, headers)
+        # Until the next heartbeats have looked at the bucket, too.
+        await asyncio.sleep(settings.ack_wait)
+        release.set()
+        assert await task.wait(timeout=10) is status

@@ -45,7 +45,7 @@ class Backend:
         self._bucket = KeyValueStore(connection, settings.state_bucket)
         self._results = KeyValueStore(connection, settings.result_bucket)
         self.states: StateStore = self._bucket if store is None else store
-        self.intents: StateStore = KeyValueStore(connection, settings.cancel_bucket)
+        self.intents = KeyValueStore(connection, settings.cancel_bucket)
         self.results: StateStore = self._results
         self.pauses: StateStore = KeyValueStore(connection, settings.queue_bucket)
         """The queues that are paused, by name."""

@@ -1,8 +1,14 @@
-"""The cancel multicast: each worker has a consumer of its own on each queue's cancel stream."""
+"""How a worker hears of cancels: by the multicast, which misses nobody, and by intents as they pass, which is sooner.
+
+Each worker has a consumer of its own on each queue's cancel stream. A canceller multicasts only when its intent is
+stored. Whoever runs the task need not wait for that: to be told to stop is no more than a cancel in NQ ever is, and the
+canceller goes on until it is durable.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from nats.aio.subscription import Subscription
@@ -11,9 +17,11 @@ from nqnb import names
 from nqnb.aside import spawn
 from nqnb.errors import ConnectionFailed, MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, ensure_queue
-from nqnb.wire import CancelMessage
+from nqnb.store import Unsubscribe
+from nqnb.wire import CancelMessage, CancelRecord
 
 log = logging.getLogger("nqnb.cancels")
 
@@ -35,16 +43,26 @@ class CancelListener:
 
     Args:
         connection: where.
+        intents: the bucket of the intents.
         worker: the worker's id, which names its consumers.
-        on_cancel: called with the queue, the task id, and whether an nqnb client sent it, on the loop.
+        on_cancel: called with the task id, what is known of the cancel, and whether its canceller writes an intent, on
+            the loop; for one cancel more than once.
     """
 
-    def __init__(self, connection: Connection, worker: str, on_cancel: Callable[[str, str, bool], None]) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        intents: KeyValueStore,
+        worker: str,
+        on_cancel: Callable[[str, CancelRecord, bool], None],
+    ) -> None:
         self._connection = connection
+        self._intents = intents
         self._worker = worker
         self._on_cancel = on_cancel
         self._subscriptions: dict[str, tuple[str, Subscription]] = {}
         self._streams: dict[str, QueueStreams] = {}
+        self._deafen: Unsubscribe | None = None
 
     async def ensure(self, queue: str) -> None:
         """Make sure that this worker's consumer exists, so that no cancel from now on is missed."""
@@ -75,6 +93,8 @@ class CancelListener:
                 },
             }
             await self._connection.insist(lambda: self._connection.api(f"CONSUMER.DURABLE.CREATE.{consumer}", body))
+        if self._deafen is None:
+            self._deafen = await self._intents.overhear(self._overheard)
 
     async def close(self) -> None:
         """Remove this worker's consumers."""
@@ -82,17 +102,27 @@ class CancelListener:
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{streams.cancels}.{self._worker}")
         for _, subscription in self._subscriptions.values():
             await subscription.unsubscribe()
+        if self._deafen is not None:
+            await self._deafen()
+            self._deafen = None
         self._subscriptions.clear()
         self._streams.clear()
 
     def _heard(self, queue: str, message: Message) -> None:
         try:
             cancel = CancelMessage.decode(message.data)
-            self._on_cancel(queue, cancel.ID, message.carries(names.CLIENT_HEADER))
+            if message.carries(names.CLIENT_HEADER):
+                # Who asked stands in the intent.
+                self._on_cancel(cancel.ID, CancelRecord(), True)
+            else:
+                self._on_cancel(cancel.ID, CancelRecord(by="a Go client", requested_at=time.time()), False)
         except MalformedMessage as error:
             log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
         # Only now, so that what runs is told first.
         spawn(self._ack(message))
+
+    def _overheard(self, task_id: str, intent: bytes) -> None:
+        self._on_cancel(task_id, CancelRecord.of_intent(intent), True)
 
     async def _ack(self, message: Message) -> None:
         try:

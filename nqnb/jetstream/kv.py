@@ -142,7 +142,23 @@ class KeyValueStore:
         A plain subscription also hears writes that the bucket refuses, and nothing while the connection is away:
         hence only a hint, given again after a reconnect.
         """
-        subscription = await self._connection.subscribe(self._root + key, lambda message: wake())
+        return await self._plain(key, lambda message: wake())
+
+    async def overhear(self, hear: Callable[[str, bytes], None]) -> Unsubscribe:
+        """Call ``hear`` with the key and value of every write as it passes the server, on the loop; it must not block.
+
+        That is before the bucket has stored it, and of writes that it refuses, too; nothing comes while the
+        connection is away.
+        """
+
+        def take(message: Message) -> None:
+            if not message.carries(OPERATION):
+                hear(message.subject.removeprefix(self._root), message.data)
+
+        return await self._plain(">", take)
+
+    async def _plain(self, key: str, hear: Callable[[Message], None]) -> Unsubscribe:
+        subscription = await self._connection.subscribe(self._root + key, hear)
 
         async def unsubscribe() -> None:
             with contextlib.suppress(nats.errors.Error):

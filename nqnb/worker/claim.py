@@ -118,13 +118,7 @@ async def write_entry(backend: Backend, entry: TaskMessage, revision: int, ttl: 
 async def read_intent(backend: Backend, task_id: str) -> CancelRecord | None:
     """The intent to cancel a task, read through the leader; None where there is none."""
     entry = await backend.intents.get(task_id)
-    if entry is None:
-        return None
-    try:
-        return msgspec.json.decode(entry.value, type=CancelRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # Whoever wrote it, it says that the task is to be cancelled.
-        return CancelRecord()
+    return None if entry is None else CancelRecord.of_intent(entry.value)
 
 
 async def _postpone(backend: Backend, run: Run, prior: TaskMessage | None, revision: int) -> bool:

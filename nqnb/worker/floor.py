@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import logging
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -49,7 +48,7 @@ class Floor:
         self.runs: dict[str, Run] = {}
         """The running map: what is registered, by task id."""
         self._worker = worker
-        self._listener = CancelListener(backend.connection, worker.id, self._on_cancel)
+        self._listener = CancelListener(backend.connection, backend.intents, worker.id, self._on_cancel)
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -202,10 +201,9 @@ class Floor:
             except Exception:
                 log.exception("task %s: that could not be written either", run.id)
 
-    def _on_cancel(self, queue: str, task_id: str, ours: bool) -> None:
-        # Of ours, the intent says who asked. A Go client writes none, and whoever runs the task may not hear it.
-        record = CancelRecord() if ours else CancelRecord(by="a Go client", requested_at=time.time())
-        if not ours:
+    def _on_cancel(self, task_id: str, record: CancelRecord, noted: bool) -> None:
+        if not noted:
+            # A Go client writes no intent, and whoever runs the task may not have heard it.
             spawn(note_intent(self.backend, task_id, record))
         run = self.runs.get(task_id)
         if run is not None:

@@ -32,7 +32,7 @@ BOUNDS = {
     "enqueue_pipelined": "one core of Python in the client: two stored messages a task",
     "drain": "one core of Python in the worker: three round trips (read, claim, outcome) and an ack a task",
     "submit_to_start_ms": "the message's way through the server, and two round trips of the worker: read, claim",
-    "cancel_to_coroutine_ms": "two round trips of the client (read, intent), and the multicast through the server",
+    "cancel_to_coroutine_ms": "a round trip of the client (read), and its intent's way through the server",
     "cancel_to_thread_ms": "as for a coroutine, and a switch of threads",
     "cancel_to_process_ms": "as for a coroutine, and a signal to another process",
     "kib_a_1000_running_tasks": "some twenty Python objects a task: its message, entry, job, executor and coroutine",
@@ -95,6 +95,10 @@ async def enqueue(nq: nqnb.Client, tasks: int) -> dict[str, int]:
         "enqueue_sequential": round(sequential),
         "enqueue_pipelined": round((tasks - few) / (time.perf_counter() - start)),
     }
+
+
+FEWEST = 2_000
+"""Tasks that give more than one of the marks between which the speed is taken."""
 
 
 async def drain(worker: WorkerProcess, tasks: int) -> int:
@@ -174,6 +178,8 @@ def main() -> None:
     parser.add_argument("--url", help="a server to measure on; default a bundled one for each measurement")
     parser.add_argument("--peer", type=Path, action="append", default=[], help="a script that measures a peer")
     given = parser.parse_args()
+    if given.tasks < FEWEST:
+        parser.error(f"--tasks {given.tasks}: too few to tell a speed from; give at least {FEWEST:,}")
     rounds: list[dict[str, Any]] = []
     version = ""
     for number in range(given.rounds):

@@ -59,6 +59,11 @@ def cancel(state: State, i: int, broken: Broken) -> Steps:
             Broken.CANCEL_RETURNS_BEFORE_PUBACK: Client(Ask.RETURNED_EARLY),
         }.get(broken, Client(Ask.ANNOUNCE))
         yield Step(f"c{i} writes the intent", noted.with_canceller(i, after))
+        # A plain subscription hears a write before it is stored, and one that never will be.
+        for w, worker in enumerate(state.workers):
+            if worker.link is not Link.DOWN and worker.deliveries and not worker.inbox:
+                early = state.with_worker(w, worker._replace(inbox=True))
+                yield Step(f"c{i}'s intent passes w{w}", early)
     elif who.ask in (Ask.ANNOUNCE, Ask.RETURNED_EARLY):
         told = state
         for w, worker in enumerate(state.workers):

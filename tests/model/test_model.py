@@ -39,7 +39,9 @@ class World(NamedTuple):
 
 
 WORLDS = {
-    "two cancellers": World(Model(max_retry=1, cancellers=2), 5_000, {"c1 loses the race", "c0 writes cancelled"}),
+    "two cancellers": World(
+        Model(max_retry=1, cancellers=2), 5_000, {"c1 loses the race", "c0 writes cancelled", "c1's intent passes w0"}
+    ),
     "three quick faults": World(
         Model(max_retry=1, faults=QUICK, together=3),
         25_000,
