@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -142,3 +143,30 @@ async def test_what_is_no_intent_stops_nothing(
         await asyncio.sleep(settings.ack_wait)
         release.set()
         assert await task.wait(timeout=10) is status
+
+
+async def test_the_receipt_names_who_cancelled_first(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        while not release.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await release.wait()
+        raise asyncio.CancelledError
+
+    async with worker:
+        task = await nq.submit("work")
+        await started.wait()
+        first = await task.cancel()
+        later = b'{"by":"somebody else","requested_at":1.5}'
+        with pytest.raises(nqnb.NqnbError, match="wrong last sequence"):
+            await nq.backend.connection.publish(
+                f"$KV.nq-cancel.{task.id}", later, {"Nats-Expected-Last-Subject-Sequence": "0"}
+            )
+        release.set()
+        receipt = await task.cancel(wait=10)
+    assert receipt.status is Status.CANCELLED
+    assert (receipt.by, receipt.requested_at) == (first.by, first.requested_at)

@@ -90,10 +90,13 @@ class Run:
         self.gap = False
 
     def flag(self, record: CancelRecord, worker: str) -> None:
-        """Note a cancel, and begin to stop what runs. Hearing of it again changes nothing but fills in its sender."""
+        """Note a cancel, and begin to stop what runs.
+
+        Of several cancels the first counts; hearing of one again fills in who asked, where that was not known.
+        """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=time.time(), worker=worker)
-        elif record.requested_at:
+        elif record.requested_at and not self.cancel.requested_at:
             self.cancel.by, self.cancel.requested_at = record.by, record.requested_at
         self.stop(Stop.CANCEL)
 
