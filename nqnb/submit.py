@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import lifecycle, names, payload
-from nqnb.errors import BadInput, NqnbError, PayloadTooLarge, RevisionConflict, TaskExists, Unconfirmed
+from nqnb.errors import (
+    BadInput,
+    MalformedMessage,
+    NqnbError,
+    PayloadTooLarge,
+    RevisionConflict,
+    TaskExists,
+    Unconfirmed,
+)
 from nqnb.wire import Meta, TaskMessage
 
 if TYPE_CHECKING:
@@ -68,6 +76,9 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
         PayloadTooLarge: the message would be above the server's limit.
         Unconfirmed: the server's answers were lost: the task may have been accepted or not.
     """
+    # The message has it too: a worker may be quicker than we are, and write the entry from what it got.
+    origin = message.meta.origin
+    message = msgspec.structs.replace(message, Meta=Meta(client=client, submitted_at=time.time(), origin=origin))
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
@@ -88,11 +99,10 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     if chosen and ack.duplicate:
         # The id was published within the last minutes: by us, if it says the same.
         stored = await backend.read_task_message(message.Queue, ack.sequence)
-        if stored != data and not (stored is None and await _is_ours(backend, message, ack.sequence)):
+        same = await _is_ours(backend, message, ack.sequence) if stored is None else _is_same(stored, message)
+        if not same:
             raise _taken(message.ID)
-    entry = msgspec.structs.replace(
-        message, Sequence=ack.sequence, Meta=Meta(client=client, submitted_at=time.time(), origin=message.meta.origin)
-    )
+    entry = msgspec.structs.replace(message, Sequence=ack.sequence)
     try:
         await backend.insist(lambda: backend.states.create(message.ID, entry.encode()))
     except RevisionConflict:
@@ -111,6 +121,14 @@ async def _is_ours(backend: Backend, message: TaskMessage, sequence: int) -> boo
         return False
     there = TaskMessage.decode(entry.value)
     return there.Sequence == sequence and _same(there, message)
+
+
+def _is_same(stored: bytes, message: TaskMessage) -> bool:
+    """Whether a message of the stream is this one, sent before."""
+    try:
+        return _same(TaskMessage.decode(stored), message)
+    except MalformedMessage:
+        return False
 
 
 def _same(one: TaskMessage, other: TaskMessage) -> bool:

@@ -153,6 +153,19 @@ class TestTakenIds:
         await refusal(TaskExists, late, "'mine'")
         await assert_queues_empty(nq, "two")
 
+    async def test_sent_before_without_its_state_it_is_the_same_task(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def lost(*_: object) -> int:
+            raise nqnb.ServerRefused("somebody stumbled over the cable", 500, 0, "")
+
+        with monkeypatch.context() as cut:
+            cut.setattr(nq.backend.states, "create", lost)
+            await refusal(nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "stumbled", "a worker will do so")
+        await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "choose another")
+        assert (await nq.submit("q", 1, id="mine")).id == "mine"
+        assert [each.pending for each in await nq.queues()] == [1]
+
 
 class TestPayloads:
     @pytest.mark.parametrize(

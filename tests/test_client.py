@@ -36,9 +36,10 @@ async def test_a_submitted_task_is_pending_and_described(nq: nqnb.Client) -> Non
 async def test_go_clients_find_the_task_as_they_expect_it(nq: nqnb.Client) -> None:
     task = await nq.submit("idle", b"50", id="done-1")
     stored = await nq.backend.read_task_message("idle", (await task.fetch()).sequence)
-    assert stored == (
+    assert stored is not None
+    assert stored.startswith(
         b'{"Sequence":0,"ID":"done-1","StreamName":"","Queue":"idle","Payload":"NTA=","Status":0,"Timeout":0,'
-        b'"Deadline":0,"CompletedAt":0,"CurrentRetry":0,"MaxRetry":0}'
+        b'"Deadline":0,"CompletedAt":0,"CurrentRetry":0,"MaxRetry":0,"Meta":{"client":'
     )
     entry = await nq.backend.states.get("done-1")
     assert entry is not None

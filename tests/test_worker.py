@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from history import assert_queues_empty
@@ -158,6 +159,38 @@ async def test_a_task_is_not_started_before_its_time(nq: nqnb.Client, settings: 
         assert await task.result(timeout=10) - submitted >= 1.0
 
 
+async def test_a_worker_quicker_than_its_client_knows_who_submitted_what_and_when(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+    runs: list[str] = []
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        runs.append(job.id)
+
+    create = nq.backend.states.create
+
+    async def late(task_id: str, *arguments: Any) -> int:
+        while task_id not in runs:
+            await asyncio.sleep(0.01)
+        return await create(task_id, *arguments)
+
+    who = (await (await nq.submit("idle")).fetch()).client
+    monkeypatch.setattr(nq.backend.states, "create", late)
+    async with worker:
+        before = time.time()
+        first = await nq.submit("work", id="mine")
+        assert await first.wait(timeout=10) is Status.COMPLETED
+        again = await nq.requeue("mine")
+        assert await again.wait(timeout=10) is Status.COMPLETED
+    for info in (await first.fetch(), await again.fetch()):
+        assert info.client == who
+        assert info.submitted_at is not None
+        assert before <= info.submitted_at.timestamp() <= time.time()
+    assert info.origin == "mine"
+
+
 async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
     nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
@@ -182,6 +215,9 @@ async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
         message = await go_submit("go-1", b"0", 0.02)
         await nq.backend.states.put("go-1", message.encode())
         assert await nq.wait("go-1", timeout=10) is Status.COMPLETED
+        submitted_at = (await nq.fetch("go-1")).submitted_at
+        assert submitted_at is not None, "the stream knows when"
+        assert 0 <= time.time() - submitted_at.timestamp() < 10
 
         started.clear()
         message = await go_submit("go-2", b"2.0", 0)

@@ -143,6 +143,8 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) ->
     crashed = before.Status is Status.PROCESSING and bool(before.meta.worker)
     meta = msgspec.structs.replace(
         before.meta,
+        # A Go client does not say when; the stream does.
+        submitted_at=before.meta.submitted_at or min(run.delivery.stored, time.time()),
         worker=worker,
         crashes=before.meta.crashes + crashed,
         claim=run.claim,
