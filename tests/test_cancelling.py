@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -56,8 +55,9 @@ async def test_the_last_is_cancelled_while_the_first_still_stop(
     told: list[tuple[int, int, str]] = []
     call = asyncio.ensure_future(cancel_all(nq, ids, 60, outcomes, lambda *what: told.append(what)))
     until = time.monotonic() + 20
-    while len(heard) < MANY:
-        assert time.monotonic() < until, f"{len(heard)} of {MANY} have heard of it"
+    # They hear of it before the canceller knows that it is done, and would end too early for it to wait for them.
+    while len(heard) < MANY or len(told) < MANY:
+        assert time.monotonic() < until, f"{len(heard)} of {MANY} have heard of it, {len(told)} are cancelled"
         await asyncio.sleep(0.01)
     assert not call.done()
     release.set()
@@ -147,20 +147,23 @@ async def test_what_is_no_intent_stops_nothing(
 
 async def test_the_receipt_names_who_cancelled_first(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
-    started, release = asyncio.Event(), asyncio.Event()
+    started, heard, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     @worker.handler("work")
     async def work(job: nqnb.Job) -> None:
         started.set()
         while not release.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
+            try:
                 await release.wait()
+            except asyncio.CancelledError:
+                heard.set()
         raise asyncio.CancelledError
 
     async with worker:
         task = await nq.submit("work")
         await started.wait()
         first = await task.cancel()
+        await asyncio.wait_for(heard.wait(), 10)  # before, its end would be its own
         later = b'{"by":"somebody else","requested_at":1.5}'
         with pytest.raises(nqnb.NqnbError, match="wrong last sequence"):
             await nq.backend.connection.publish(

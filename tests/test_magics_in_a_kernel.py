@@ -73,26 +73,25 @@ class TestInterrupt:
     @pytest.mark.parametrize("line", ["task result {id}", "submit waits 1 --wait"])
     def test_ends_a_wait_in_one_line(self, cells: Kernel, line: str) -> None:
         task_id = cells.run("task = nq.submit('waits', 1); print(task.id)").stdout.strip()
-        waits = cells.start(f"print('waits', flush=True)\n%nq {line.format(id=task_id)}")
-        cells.until(waits, "waits")
-        time.sleep(0.4)
+        waits = cells.start_waiting(f"%nq {line.format(id=task_id)}")
         cells.interrupt()
         cell = cells.end(waits)
         assert cell.error == "KeyboardInterrupt: "
-        assert cell.seconds < 2  # half a second, on a machine that is not busy
-        waited = cell.stdout.strip() if line.startswith("submit") else task_id
+        assert cell.seconds < 5  # half a second, on a machine that is not busy
+        waited = cells.run("print(nq.interrupted[0].id)").stdout.strip()
+        assert (waited == task_id) is not line.startswith("submit")
         assert cell.stderr == f"1 task still waits to run; `%nq cancel {waited}` stops it\n"
-        assert cells.run("print(task.status().label)").stdout == "pending\n"
+        assert cells.run(f"print(nq.status({waited!r}).label)").stdout == "pending\n"
 
     def test_cancels_where_the_session_does(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('waits', 1)\nnq.cancel_on_interrupt = True")
-        waits = cells.start("print('waits', flush=True)\nget_ipython().run_line_magic('nq', f'task result {task.id}')")
-        cells.until(waits, "waits")
-        time.sleep(2)  # a busy machine takes a while from there to the wait, before which there is nothing to cancel
+        waits = cells.start_waiting("get_ipython().run_line_magic('nq', f'task result {task.id}')")
         cells.interrupt()
         cell = cells.end(waits)
-        assert cell.stderr == "interrupted: 1 task is cancelled\n", cell
-        assert cells.run("nq.cancel_on_interrupt = False; print(task.status().label)").stdout == "deleted\n"
+        # The second, where a busy machine takes its time.
+        on_its_way = "interrupted: 1 task is being cancelled, which goes on in the background\n"
+        assert cell.stderr in ("interrupted: 1 task is cancelled\n", on_its_way), cell
+        assert cells.run("nq.cancel_on_interrupt = False; print(task.wait(20).label)").stdout == "deleted\n"
 
     def test_of_a_handlers_cell_shows_where_it_was(self, cells: Kernel) -> None:
         waits = cells.start(

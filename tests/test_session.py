@@ -423,14 +423,19 @@ def own_cells(server: nqnb.DevServer, tmp_path: Path) -> Iterator[Kernel]:
         yield made
 
 
-def interrupted(cells: Kernel, code: str, *, error: str = "KeyboardInterrupt", before: str = "") -> Cell:
+def interrupted(
+    cells: Kernel, code: str, *, error: str = "KeyboardInterrupt", before: str = "", says_so: bool = False
+) -> Cell:
     """Interrupt a cell that waits, in time: within half a second, once at least where the machine is busy."""
     for _ in range(5):
         if before:
             cells.run(before)
-        waits = cells.start(code if "'waits'" in code else f"print('waits', flush=True)\n{code}")
-        cells.until(waits, "waits")
-        time.sleep(0.3)
+        if says_so:
+            waits = cells.start(code)
+            cells.until(waits, "waits")
+            time.sleep(0.3)
+        else:
+            waits = cells.start_waiting(code)
         cells.interrupt()
         cell = cells.end(waits)
         assert cell.error.startswith(error)
@@ -473,7 +478,9 @@ class TestInAKernel:
     def test_a_task_can_be_awaited_and_that_interrupted(self, cells: Kernel) -> None:
         assert cells.run("task = nq.submit('resize', 0.1)\nprint(await task)").stdout == "0.1\n"
         cells.run("tasks = nq.map('resize', [30, 30])\nwhile tasks.counts() != {'processing': 2}: time.sleep(0.01)")
-        cell = interrupted(cells, "await asyncio.gather(*tasks)", error="CancelledError")
+        cell = interrupted(
+            cells, "print('waits', flush=True)\nawait asyncio.gather(*tasks)", error="CancelledError", says_so=True
+        )
         told = cell.stderr + cells.run("await asyncio.sleep(0.1)").stderr
         assert told.startswith("2 tasks still run; `%nq cancel ")
         assert cells.run("print(len(tasks.cancel()))").stdout == "2\n"
@@ -482,7 +489,7 @@ class TestInAKernel:
     def test_an_interrupted_map_says_or_cancels_what_it_has_submitted(self, cells: Kernel, cancels: bool) -> None:
         slowly = "def slowly():\n    yield from [30] * 100\n    time.sleep(0.2)\n    yield 30\n    yield 30\n"
         slowly += "    print('waits', flush=True)\n    time.sleep(30)\n"
-        cell = interrupted(cells, f"{slowly}nq.map('other', slowly(), cancel_on_interrupt={cancels})")
+        cell = interrupted(cells, f"{slowly}nq.map('other', slowly(), cancel_on_interrupt={cancels})", says_so=True)
         code = "t = nq.interrupted; nq.cancel(t) if 'pending' in t.counts() else 0\nprint(len(t), t.counts())"
         count, _, states = cells.run(code).stdout.partition(" ")
         assert count == "101"
@@ -495,9 +502,7 @@ class TestInAKernel:
             "@nq.handler('apart', isolation='process')\ndef apart(job):\n    time.sleep(2)\n    return 'done'\n"
             "task = nq.submit('apart')\nwhile task.status().label != 'processing': time.sleep(0.01)\ntime.sleep(0.3)"
         )
-        waits = cells.start("print('waits', flush=True)\ntask.result()")
-        cells.until(waits, "waits")
-        time.sleep(0.3)
+        waits = cells.start_waiting("task.result()")
         cells.interrupt()
         assert "1 task still runs" in cells.end(waits).stderr
         assert cells.run("print(task.result(20))").stdout == "done\n"
@@ -547,9 +552,7 @@ class TestInAKernel:
 def test_ones_own_server_outlives_interrupts_and_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with kernel(tmp_path) as cells:
         cells.run("import time, nqnb\nnq = nqnb.session()\ntask = nq.submit('resize', 1)")
-        waits = cells.start("print('waits', flush=True)\ntask.result()")
-        cells.until(waits, "waits")
-        time.sleep(0.2)
+        waits = cells.start_waiting("task.result()")
         cells.interrupt()
         assert "1 task still waits to run" in cells.end(waits).stderr
         task_id = cells.run("print(task.id, task.status().label)").stdout.split()[0]
