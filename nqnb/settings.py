@@ -8,21 +8,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from nqnb import contexts, names
 from nqnb.contexts import Source
+from nqnb.credentials import DEFAULT_URL, LOGINS, add_login, addresses_of, login_of, nkey, readable
 from nqnb.errors import BadInput
 
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
-DEFAULT_URL = "nats://127.0.0.1:4222"
-_SCHEMES = ("nats", "tls", "ws", "wss")
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
-_SEED = re.compile(r"S[A-Z2-7]{57}")
 
-_LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
-"""The ways to say who we are, in the NATS CLI's order; only one of them is used."""
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
 _TLS = ("tls_ca", "tls_cert", "tls_key", "tls_first")
 _VARIABLES = {
@@ -114,13 +109,13 @@ class Settings:
         self._check_values()
         sources = self._sources()
         addresses = next((source.values["url"] for source in sources if "url" in source.values), (DEFAULT_URL,))
-        resolved = {name: None for names_ in _LOGINS for name in names_} | _login(sources)
+        resolved = {name: None for names_ in LOGINS for name in names_} | login_of(sources)
         for name in _TLS:
             resolved[name] = next((source.values[name] for source in sources if name in source.values), None)
         for name in (*_FILES, "nkey"):
             if resolved[name] is not None:
                 label = next(source.label(name) for source in sources if name in source.values)
-                resolved[name] = (_nkey if name == "nkey" else _readable)(label, resolved[name])
+                resolved[name] = (nkey if name == "nkey" else readable)(label, resolved[name])
         if resolved["tls_key"] and not resolved["tls_cert"]:
             raise BadInput("tls_key is given and tls_cert is not: a key is of no use without its certificate")
         resolved["tls_first"] = bool(resolved["tls_first"])
@@ -130,7 +125,7 @@ class Settings:
 
     def _sources(self) -> list[Source]:
         """The arguments, the environment, the context; the addresses in them are taken apart already."""
-        given = {name: getattr(self, name) for names_ in (*_LOGINS, _TLS) for name in names_}
+        given = {name: getattr(self, name) for names_ in (*LOGINS, _TLS) for name in names_}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
         environment = contexts.from_environment(_VARIABLES)
@@ -143,9 +138,9 @@ class Settings:
         for source in sources:
             if "url" in source.values:
                 # Whoever is named in an address that is not used has no business at the one that is.
-                source.values["url"], login = _addresses(source.values["url"])
+                source.values["url"], login = addresses_of(source.values["url"])
                 if not taken:
-                    _add_login(source.values, login)
+                    add_login(source.values, login)
                 taken = True
         return sources
 
@@ -203,92 +198,10 @@ class Settings:
         if not isinstance(settings, cls):
             return cls(**{**({} if settings is None else {"url": settings}), **options})
         given = {name: getattr(settings, name) for name in known}
-        logins = [name for names_ in _LOGINS for name in names_]
+        logins = [name for names_ in LOGINS for name in names_]
         replaced: Iterable[str] = ()
         if options.get("context") is not None:
             replaced = ("url", *logins, *_TLS)
         elif any(options.get(name) is not None for name in logins) or "@" in str(options.get("url", "")):
             replaced = logins
         return cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
-
-
-def _addresses(given: object) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The addresses without what they say of us, and that: the first one's word counts."""
-    if not isinstance(given, (str, Sequence)):
-        raise BadInput(f"a url cannot be of type {type(given).__name__}: write it like {DEFAULT_URL}")
-    urls: list[str] = []
-    login: dict[str, str] = {}
-    for address in given.split(",") if isinstance(given, str) else given:
-        text = address.strip() if isinstance(address, str) else ""
-        where = text.rpartition("@")[2]
-        try:
-            parts = urlsplit(text if "://" in text else f"nats://{text}")
-            port, host = parts.port, parts.hostname
-        except ValueError:
-            host = None
-        # A slash in a password that is not written as %2F ends the host for urllib.
-        if not host or parts.scheme not in _SCHEMES or "@" in f"{parts.path}{parts.query}{parts.fragment}":
-            raise BadInput(f"{where!r} is not the address of a NATS server: write it like {DEFAULT_URL}")
-        user, password = (None if each is None else unquote(each) for each in (parts.username, parts.password))
-        if user is not None and not login:
-            login = {"token": user} if password is None else {"user": user, "password": password}
-        shown = f"[{host}]" if ":" in host else host
-        urls.append(f"{parts.scheme}://{shown}:{port or 4222}{parts.path.rstrip('/')}")
-    return tuple(urls), login
-
-
-def _add_login(values: dict[str, Any], login: dict[str, str]) -> None:
-    """What the address says of us counts where nothing beside it does."""
-    named = {name for names_ in _LOGINS for name in names_ if name in values}
-    if named == {"password"} and "token" in login:
-        values["user"] = login["token"]
-    elif not named:
-        values.update(login)
-
-
-def _login(sources: Sequence[Source]) -> dict[str, Any]:
-    """Who we are, as the first source that says so has it."""
-    for depth, source in enumerate(sources):
-        kinds = [kind for kind in _LOGINS if any(name in source.values for name in kind)]
-        if depth == 0 and len(kinds) > 1:
-            first, second = (next(name for name in kind if name in source.values) for kind in kinds[:2])
-            raise BadInput(f"{first} and {second} both say who we are: give one of them")
-        if kinds:
-            found = {name: source.values[name] for name in kinds[0] if name in source.values}
-            if kinds[0] == _LOGINS[0] and "token" not in found:
-                _complete(found, sources[depth + 1 :])
-            return found
-    return {}
-
-
-def _complete(found: dict[str, Any], sources: Sequence[Source]) -> None:
-    """Find the password of a user, or the user of a password, in the sources further down."""
-    for source in sources:
-        user, password = (source.values.get(name) for name in ("user", "password"))
-        if "user" not in found and user is not None:
-            found["user"] = user
-        if "password" not in found and password is not None and user in (None, found.get("user")):
-            found["password"] = password
-    if found.get("user") and "password" not in found:
-        found["token"] = found.pop("user")
-
-
-def _readable(label: str, path: str | os.PathLike[str]) -> str:
-    path = os.path.expanduser(path)
-    try:
-        with open(path, "rb"):
-            return path
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise BadInput(f"{label}: the file {path!r} cannot be read ({why}); name one that can") from None
-
-
-def _nkey(label: str, given: str | os.PathLike[str]) -> str:
-    text = os.path.expanduser(os.fspath(given).strip())
-    if _SEED.fullmatch(text):
-        return text
-    if os.path.isfile(text):
-        return _readable(label, text)
-    # It may be a seed with a slip of the pen: only what is certainly a path is shown.
-    shown = f" {text!r}" if os.sep in text or "." in text else ""
-    raise BadInput(f"{label}{shown} is neither a seed (58 characters that begin with SU) nor a file that can be read")

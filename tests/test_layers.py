@@ -23,6 +23,7 @@ ROOMS = [
     "retry lifecycle records payload",
     "words",
     "contexts",
+    "credentials",
     "settings",
     "store",
     "jetstream testing",

@@ -15,9 +15,10 @@ import click
 
 from nqnb.commands.crew import Crew, Membership
 from nqnb.commands.options import Command, front_of, options_of
+from nqnb.credentials import DEFAULT_URL
 from nqnb.detached import choose
 from nqnb.errors import NqnbError
-from nqnb.settings import DEFAULT_URL, Settings
+from nqnb.settings import Settings
 from nqnb.worker.worker import Worker
 
 log = logging.getLogger("nqnb.worker")
