@@ -19,7 +19,7 @@ from nqnb.errors import (
 from nqnb.purge import LOOK_AGAIN, ProgressCallback, end_of, end_waiting_task, purge_queue, record_of
 from nqnb.records import PurgeReceipt
 from nqnb.sweep import each_in, stream_of, task_entries
-from nqnb.wire import Status, TaskMessage
+from nqnb.wire import CancelRecord, Status, TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
@@ -135,7 +135,9 @@ async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Statu
         return task.Status
     if owner and await backend.presence.rest(owner, task_id, entry.created) > 0:
         return task.Status
-    done = ended_by_cancel(task, end_of(task), record_of(by), "cancelled with its queue, when no worker had it")
+    intent = await backend.intents.get(task_id)
+    record = record_of(by) if intent is None else CancelRecord.of_intent(intent.value)
+    done = ended_by_cancel(task, end_of(task), record, "cancelled with its queue, when no worker had it")
     try:
         await backend.states.update(task_id, done.encode(), entry.revision)
     except (RevisionConflict, Unconfirmed, NoResponders):

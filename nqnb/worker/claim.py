@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from nqnb import lifecycle
-from nqnb.errors import MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
+from nqnb.errors import MalformedMessage, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import ClaimStep
 from nqnb.submit import META_RESERVE
@@ -18,6 +18,9 @@ from nqnb.wire import CancelRecord, Status, TaskMessage
 from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
+
+TOO_LARGE = 10054
+"""JetStream's number for a message above the stream's own limit, which only an operator sets."""
 
 
 async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> bool:
@@ -72,6 +75,11 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             fresh = True
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(0.05)
+            continue
+        except ServerRefused as error:
+            if error.err_code != TOO_LARGE or run.slim:
+                raise
+            run.slim = True
             continue
         break
     run.claimed = True
@@ -140,7 +148,8 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) ->
     """Our claim, to be written over ``prior``; ``limit`` is the most bytes that the server takes."""
     before = prior or run.message
     # Handed back, it is nobody's; else whoever claimed it before us went silent.
-    crashed = before.Status is Status.PROCESSING and bool(before.meta.worker)
+    # A claim of our own is here where its answer was lost.
+    crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != run.claim
     meta = msgspec.structs.replace(
         before.meta,
         # A Go client does not say when; the stream does.
@@ -161,7 +170,7 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) ->
         CurrentRetry=max(before.CurrentRetry, run.message.CurrentRetry),
         Meta=meta,
     )
-    if len(run.delivery.data) + META_RESERVE > limit:
+    if run.slim or len(run.delivery.data) + META_RESERVE > limit:
         # Another client filled the message to the brim: the handler has the payload, the entry has no room for it.
         entry.Payload = None
     return entry

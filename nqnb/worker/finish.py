@@ -5,36 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 
 import msgspec
 
-from nqnb import lifecycle, payload
-from nqnb.errors import (
-    BadInput,
-    NoResponders,
-    NqnbError,
-    PayloadTooLarge,
-    RevisionConflict,
-    ServerRefused,
-    Unconfirmed,
-)
+from nqnb import lifecycle
+from nqnb.errors import BadInput, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import Ended, FinishStep
-from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessage
-from nqnb.worker.claim import Seen, read_entry, read_intent, write_entry
+from nqnb.wire import Meta, Status, TaskMessage
+from nqnb.worker.claim import TOO_LARGE, Seen, read_entry, write_entry
+from nqnb.worker.describe import Useless, describe, receipt, shortened, with_small_entry
 from nqnb.worker.execute import Poisoned
 from nqnb.worker.executors import Result
-from nqnb.worker.job import plain_text
 from nqnb.worker.run import Run, Stop
 
 log = logging.getLogger("nqnb.worker")
-
-INLINE_RESULT = 4096
-"""Bytes of JSON up to which a result stands in the entry itself."""
-_TRACEBACK = 4096
-_MESSAGE = 1024
-_OURS = ("nqnb.worker.executors", "nqnb.notebook.prints", "nqnb.notebook.kernel")
 
 
 async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
@@ -48,7 +33,7 @@ async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
     """
     if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED and run.cancel is None:
         result = Result(Ended.FAILED, error=TimeoutError(_timeout_text(run)))
-    meta, result = await _describe(backend, run, result)
+    meta, result = await describe(backend, run, result)
     status = lifecycle.outcome(
         result.ended,
         cancelled=run.cancel is not None,
@@ -68,7 +53,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
         if status is Status.PENDING and run.cancel is not None:
             # It was cancelled while its retry was being written: cancelling wins.
             status = Status.CANCELLED
-            meta = msgspec.structs.replace(meta, cancel=await _receipt(backend, run))
+            meta = msgspec.structs.replace(meta, cancel=await receipt(backend, run))
         entry, delay = _outcome_entry(backend, run, status, meta)
         try:
             scheduled = delay > lifecycle.LONG and await backend.takes_schedules(entry.Queue)
@@ -84,6 +69,10 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(0.1)
         except ServerRefused as error:
+            if error.err_code == TOO_LARGE and not run.slim:
+                run.slim = True
+                status, meta = await with_small_entry(backend, run, status, meta)
+                continue
             # Its storage is full, say: the outcome must not be lost for that.
             log.warning("task %s: its outcome is written again in a second: %s", run.id, error)
             await asyncio.sleep(1)
@@ -147,93 +136,26 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
     if status in (Status.COMPLETED, Status.FAILED):
         # A cancel that came too late has no receipt: the outcome is another.
         entry.Meta = msgspec.structs.replace(entry.meta, cancel=None)
-    if len(entry.encode()) + 256 > backend.connection.max_payload:
-        entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=_short(entry.meta.error))
+    if run.slim:
+        entry.Payload = None
+    if run.slim or len(entry.encode()) + 256 > backend.connection.max_payload:
+        entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=shortened(entry.meta.error))
     return entry, delay
-
-
-async def _describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
-    """What the entry will tell of this run. A return that cannot be kept turns into a failure that says so."""
-    meta = msgspec.structs.replace(run.entry.meta, finished_at=time.time(), error=None)
-    if run.job is not None:
-        meta.progress, meta.log = run.job.said
-    if result.ended is Ended.RETURNED:
-        try:
-            await _keep_result(backend, run, meta, result.value)
-        except (BadInput, ServerRefused) as error:
-            result = Result(Ended.FAILED, error=_Useless(str(error)))
-    if result.ended is Ended.FAILED and result.error is not None:
-        meta.error = describe_error(result.error)
-    if run.cancel is not None:
-        meta.cancel = await _receipt(backend, run)
-    return meta, result
-
-
-async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
-    if value is None:
-        return
-    data = payload.encode_json(value, "result")
-    if len(data) <= INLINE_RESULT:
-        meta.result = msgspec.Raw(data)
-        return
-    # The claim's revision in the key: a loser never overwrites the winner's.
-    meta.result_key = f"{run.id}.{run.revision}"
-    try:
-        await backend.results.put(meta.result_key, data, backend.result_ttl)
-    except PayloadTooLarge as error:
-        raise BadInput(
-            f"the result has {len(data):,} bytes, the server takes {error.limit:,}; "
-            "keep it elsewhere and return a path or key to it"
-        ) from None
-
-
-async def _receipt(backend: Backend, run: Run) -> CancelRecord:
-    """The cancel's record with its end; who asked stands in the intent, which the multicast does not carry."""
-    record = run.cancel or CancelRecord()
-    if not record.requested_at:
-        try:
-            intent = await read_intent(backend, run.id)
-        except NqnbError:
-            intent = None
-        if intent is not None:
-            record = msgspec.structs.replace(record, by=intent.by, requested_at=intent.requested_at)
-    how = run.executor.how if run.executor is not None else "it was not started"
-    return msgspec.structs.replace(record, stopped_at=time.time(), how=how)
-
-
-class _Useless(Exception):
-    """A handler's return that cannot be kept."""
-
-
-def describe_error(error: BaseException) -> ErrorInfo:
-    """An exception as text, short enough for an entry; of a long traceback the end."""
-    if isinstance(error, _Useless):
-        return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE))
-    name = type(error).__qualname__
-    try:
-        message = plain_text(error, _MESSAGE)
-    except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
-        message = f"this {name} has no text"
-    # The frames above the handler's are ours, and tell its author nothing.
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__", "") in _OURS:
-        trace = trace.tb_next
-    text = "".join(traceback.format_exception(type(error), error, trace))
-    if len(text) > _TRACEBACK:
-        text = f"…{text[-_TRACEBACK:]}"
-    return ErrorInfo(name, message, plain_text(text, _TRACEBACK + 1))
-
-
-def _short(error: ErrorInfo | None) -> ErrorInfo | None:
-    return error and ErrorInfo(error.type, error.message[:100])
 
 
 def _hopeless(run: Run, result: Result) -> bool:
     """Whether another attempt would end the same way."""
-    judge = run.handler.is_failure
-    final = judge is not None and isinstance(result.error, Exception) and judge(result.error)
     past_deadline = bool(run.entry.Deadline) and time.time() >= run.entry.Deadline
-    return past_deadline or final or run.delivery.void or isinstance(result.error, (_Useless, Poisoned, BadInput))
+    if past_deadline or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
+        return True
+    judge = run.handler.is_failure
+    if judge is None or not isinstance(result.error, Exception):
+        return False
+    try:
+        return bool(judge(result.error))
+    except Exception:
+        log.exception("task %s: is_failure itself failed over %r, so it is retried", run.id, result.error)
+        return False
 
 
 def _timeout_text(run: Run) -> str:

@@ -164,8 +164,10 @@ class Floor:
 
     def _deliver_again(self, run: Run, delivery: Delivery) -> None:
         """What we run came again: go on with the new delivery, unless that run is on its way out."""
-        leaving = run.why in (Stop.LEASE, Stop.SUPERSEDED, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
-        if run.delivery.sequence == delivery.sequence and not leaving:
+        leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
+        # Of two queues, each may have a message of that number, and of that task, too.
+        same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
+        if same and not leaving:
             log.info("task %s came again and runs on", run.id)
             run.adopt(delivery)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 
@@ -18,25 +17,17 @@ from nqnb.worker.run import Run, Stop
 log = logging.getLogger("nqnb.worker")
 
 
-async def beat(backend: Backend, worker: str, run: Run, since: float) -> bool:
-    """One heartbeat of a claimed run; answers that do not come are left to the next one.
+async def renew(run: Run, since: float) -> bool:
+    """Renew a claimed run's lease: one half of a heartbeat; an answer that does not come is left to the next one.
 
     Args:
-        backend: where.
-        worker: our id.
         run: the run.
         since: when our presence was last written, on the monotonic clock. The lease counts from there, so that a run
             is stopped before anybody takes its worker for dead.
 
     Returns:
-        Whether the consumer is gone: it has to be made again, and the heartbeat repeated, or the lease runs out.
+        Whether the consumer is gone: it has to be made again, and the lease renewed once more, or it runs out.
     """
-    gone, _ = await asyncio.gather(_renew(run, since), _look(backend, worker, run))
-    return gone
-
-
-async def _renew(run: Run, since: float) -> bool:
-    """Renew the lease; returns whether the consumer is gone."""
     try:
         if await run.delivery.in_progress():
             run.beat = max(run.beat, since)
@@ -45,8 +36,8 @@ async def _renew(run: Run, since: float) -> bool:
     return False
 
 
-async def _look(backend: Backend, worker: str, run: Run) -> None:
-    """See what was written about the run; what cannot be read now is left to the next heartbeat."""
+async def look(backend: Backend, worker: str, run: Run) -> None:
+    """See what was written about the run: the other half; what cannot be read now is left to the next heartbeat."""
     if run.looking:
         return
     run.looking = True
@@ -65,7 +56,7 @@ async def _look(backend: Backend, worker: str, run: Run) -> None:
 async def check_entry(backend: Backend, worker: str, run: Run, seen: Seen) -> None:
     """Do about a running task's entry what there is to do."""
     entry, revision, _ = seen
-    if revision <= run.revision or run.why in (Stop.SUPERSEDED, Stop.ENDED_ELSEWHERE):
+    if revision <= run.revision or run.superseded or run.why is Stop.ENDED_ELSEWHERE:
         return
     step = lifecycle.heartbeat(entry, claim=run.claim, retry=run.entry.CurrentRetry)
     if step is BeatStep.REPAIR:
@@ -81,6 +72,7 @@ async def check_entry(backend: Backend, worker: str, run: Run, seen: Seen) -> No
     elif step is BeatStep.STOP_AND_ACK:
         run.stop(Stop.ENDED_ELSEWHERE)
     elif step is BeatStep.STOP_AND_DROP:
+        run.superseded = True
         run.stop(Stop.SUPERSEDED)
     elif entry is not None:
         # Our own write, whose answer was lost.

@@ -80,6 +80,11 @@ class Run:
         """See `lost_hold`."""
         self.retry_delay = 0.0
         """How long its retry waits, in seconds, once that is drawn."""
+        self.superseded = False
+        """A newer claim owns the task: no more heartbeats, for only the unacked message saves it when that owner dies,
+        whatever this run was told to stop for first."""
+        self.slim = False
+        """The bucket takes no entry with its payload."""
         self.looking = False
         """A heartbeat looks at what was written about it."""
 

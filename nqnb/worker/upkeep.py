@@ -16,7 +16,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.strays import Strays
-from nqnb.worker.heartbeat import beat
+from nqnb.worker.heartbeat import look, renew
 from nqnb.worker.run import PRESENCE, Run, Stop
 from nqnb.worker.watch import AFTER, EntryWatch
 
@@ -101,6 +101,8 @@ class Upkeep:
         for run in self._runs.values():
             # What was not claimed yet may be somebody else's by the time we are back.
             run.gap = run.gap or not run.claimed
+            # A look that hangs must not keep the recovery from its own.
+            run.looking = False
 
     async def _on_reconnect(self) -> None:
         if self._recovery is not None:
@@ -121,7 +123,9 @@ class Upkeep:
                 break
             except NqnbError as error:
                 log.warning("the worker has not recovered yet, it tries again: %s", error)
-                await asyncio.sleep(0.5)
+            except Exception:
+                log.exception("the worker tries to recover again, something went wrong inside nqnb")
+            await asyncio.sleep(0.5)
         self.recovering = False
         self._wake()
 
@@ -171,14 +175,17 @@ class Upkeep:
 
     async def _beat_all(self, before: float = math.inf) -> None:
         """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
-        runs = [run for run in self._runs.values() if run.claimed and run.beat < before]
-        orphans = await self._beat(runs)
+        runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
+        # Beside them, for no lease must wait until something is read.
+        looks = [spawn(look(self._backend, self._worker.id, run)) for run in runs]
+        orphans = await self._renew(runs)
         if orphans:
             # While all slots are taken nobody pulls, so nobody else would see it.
             for pull in self._pulls:
                 if any(run.delivery.queue == pull.queue for run in orphans):
                     await self._make_again(pull)
-            await self._beat(orphans)
+            await self._renew(orphans)
+        await asyncio.gather(*looks)
 
     async def _make_again(self, pull: PullLoop) -> None:
         log.info("queue %s: its consumer is gone, and is made again", pull.queue)
@@ -187,9 +194,9 @@ class Upkeep:
         except NqnbError as error:
             log.warning("queue %s: its consumer cannot be made now: %s", pull.queue, error)
 
-    async def _beat(self, runs: Sequence[Run]) -> list[Run]:
-        """A heartbeat for each; returns those whose consumer is gone."""
-        gone = await asyncio.gather(*(beat(self._backend, self._worker.id, run, self._announced) for run in runs))
+    async def _renew(self, runs: Sequence[Run]) -> list[Run]:
+        """Renew the lease of each; returns those whose consumer is gone."""
+        gone = await asyncio.gather(*(renew(run, self._announced) for run in runs))
         return [run for run, missing in zip(runs, gone, strict=True) if missing]
 
     async def leases(self) -> None:

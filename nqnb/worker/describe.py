@@ -1,0 +1,143 @@
+"""What an entry tells of a run that has ended: its result, its error, its cancel's receipt."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import traceback
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from nqnb import payload
+from nqnb.errors import BadInput, NoResponders, NqnbError, PayloadTooLarge, ServerRefused, Unconfirmed
+from nqnb.jetstream.backend import Backend
+from nqnb.lifecycle import Ended
+from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status
+from nqnb.worker.claim import TOO_LARGE, read_intent
+from nqnb.worker.executors import Result
+from nqnb.worker.job import plain_text
+from nqnb.worker.run import Run
+
+log = logging.getLogger("nqnb.worker")
+
+INLINE_RESULT = 4096
+"""Bytes of JSON up to which a result stands in the entry itself."""
+_TRACEBACK = 4096
+_MESSAGE = 1024
+_OURS = ("nqnb.worker.executors", "nqnb.notebook.prints", "nqnb.notebook.kernel")
+
+
+async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
+    """What the entry will tell of this run. A return that cannot be kept turns into a failure that says so."""
+    meta = msgspec.structs.replace(run.entry.meta, finished_at=time.time(), error=None)
+    if run.job is not None:
+        meta.progress, meta.log = run.job.said
+    if result.ended is Ended.RETURNED:
+        try:
+            await _keep_result(backend, run, meta, result.value)
+        except BadInput as error:
+            result = Result(Ended.FAILED, error=Useless(str(error)))
+    if result.ended is Ended.FAILED and result.error is not None:
+        meta.error = describe_error(result.error)
+    if run.cancel is not None:
+        meta.cancel = await receipt(backend, run)
+    return meta, result
+
+
+async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
+    if value is None:
+        return
+    data = payload.encode_json(value, "result")
+    if len(data) <= INLINE_RESULT:
+        meta.result = msgspec.Raw(data)
+    else:
+        meta.result_key = await _put_result(backend, run, data)
+
+
+async def with_small_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
+    """The same where the entry has no room for the result: that goes into its bucket, or the run has failed."""
+    if isinstance(meta.result, UnsetType):
+        return status, meta
+    try:
+        key = await _put_result(backend, run, bytes(meta.result))
+    except BadInput as error:
+        return Status.FAILED, msgspec.structs.replace(meta, result=UNSET, error=describe_error(Useless(str(error))))
+    return status, msgspec.structs.replace(meta, result=UNSET, result_key=key)
+
+
+async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
+    """Put a result into its bucket, however long the server stays away; returns its key there.
+
+    Raises:
+        BadInput: the server does not take it, and would not later.
+    """
+    # The claim's revision in the key: a loser never overwrites the winner's.
+    key, until = f"{run.id}.{run.revision}", time.monotonic() + backend.connection.settings.retry_for
+    why: NqnbError
+    while True:
+        try:
+            await backend.results.put(key, data, backend.result_ttl)
+            return key
+        except PayloadTooLarge as error:
+            raise BadInput(
+                f"the result has {len(data):,} bytes, the server takes {error.limit:,}; "
+                "keep it elsewhere and return a path or key to it"
+            ) from None
+        except ServerRefused as error:
+            # A bucket that is full may have room again in a moment.
+            if error.code == 403 or error.err_code == TOO_LARGE or time.monotonic() > until:
+                raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
+            why = error
+        except (NoResponders, Unconfirmed) as error:
+            if backend.connection.closed.is_set():
+                raise
+            why = error
+        log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
+        await asyncio.sleep(1)
+        with contextlib.suppress(NqnbError):
+            await backend.ensure_buckets()
+
+
+async def receipt(backend: Backend, run: Run) -> CancelRecord:
+    """The cancel's record with its end; who asked stands in the intent, which the multicast does not carry."""
+    record = run.cancel or CancelRecord()
+    if not record.requested_at:
+        try:
+            intent = await read_intent(backend, run.id)
+        except NqnbError:
+            intent = None
+        if intent is not None:
+            record = msgspec.structs.replace(record, by=intent.by, requested_at=intent.requested_at)
+    how = run.executor.how if run.executor is not None else "it was not started"
+    return msgspec.structs.replace(record, stopped_at=time.time(), how=how)
+
+
+class Useless(Exception):
+    """A handler's return that cannot be kept."""
+
+
+def describe_error(error: BaseException) -> ErrorInfo:
+    """An exception as text, short enough for an entry; of a long traceback the end."""
+    if isinstance(error, Useless):
+        return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE))
+    name = type(error).__qualname__
+    try:
+        message = plain_text(error, _MESSAGE)
+    except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
+        message = f"this {name} has no text"
+    # The frames above the handler's are ours, and tell its author nothing.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None and trace.tb_frame.f_globals.get("__name__", "") in _OURS:
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    if len(text) > _TRACEBACK:
+        text = f"…{text[-_TRACEBACK:]}"
+    return ErrorInfo(name, message, plain_text(text, _TRACEBACK + 1))
+
+
+def shortened(error: ErrorInfo | None) -> ErrorInfo | None:
+    """Of an error, what fits into any entry."""
+    return error and ErrorInfo(error.type, error.message[:100])
