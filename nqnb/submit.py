@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from datetime import datetime, timedelta, timezone
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 META_RESERVE = 16 * 1024
 """Bytes of a message kept free for what the entry gets beside the payload: error, log, small result."""
 
+_LATEST = 9_214_646_400
+"""The first moment of 2262, in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
+
 Timeout = float | timedelta | None
 Moment = datetime | timedelta | None
 
@@ -47,7 +51,7 @@ def make_message(
         BadInput: one of them cannot be used; nothing was sent.
     """
     if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry < 2**31:
-        raise BadInput(f"retry={retry!r}: give the number of further attempts, 0 or more")
+        raise BadInput(f"retry={retry!r}: give the number of further attempts, 0 to {2**31 - 1:,}")
     message = TaskMessage(
         ID=names.new_task_id() if id is None else names.check_task_id(id),
         Queue=names.check_queue(queue),
@@ -57,7 +61,12 @@ def make_message(
         MaxRetry=retry,
     )
     if process_at is not None:
-        moment = datetime.fromtimestamp(_unix_exact(process_at, "process_at"), timezone.utc)
+        start = _unix_exact(process_at, "process_at")
+        if deadline is not None and message.Deadline <= start:
+            raise BadInput(
+                f"process_at={process_at!r} is not before deadline={deadline!r}: the task would end without having run"
+            )
+        moment = datetime.fromtimestamp(start, timezone.utc)
         message.ProcessAt = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
     return message
 
@@ -82,8 +91,8 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
-    if chosen and await backend.states.get(message.ID) is not None:
-        raise _taken(message.ID)
+    if chosen:
+        await _make_room(backend, message.ID)
     try:
         due = lifecycle.due_at(message)
         if due - time.time() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
@@ -112,6 +121,19 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
             f"task {message.ID!r} is in its queue, but its state could not be written ({error}); a worker will do so",
             message.ID,
         ) from error
+
+
+async def _make_room(backend: Backend, task_id: str) -> None:
+    """See that a chosen id is free. The cancel of a task that is no longer kept must not meet the new one.
+
+    The intent is read first: whoever cancels has seen an entry, and none being there afterwards, it was a former one's.
+    """
+    intent = await backend.intents.get(task_id)
+    if await backend.states.get(task_id) is not None:
+        raise _taken(task_id)
+    if intent is not None:
+        with contextlib.suppress(RevisionConflict):
+            await backend.insist(lambda: backend.intents.retire(task_id, intent.revision))
 
 
 async def _is_ours(backend: Backend, message: TaskMessage, sequence: int) -> bool:
@@ -188,15 +210,15 @@ def _unix(moment: Moment, name: str) -> int:
     return 0 if moment is None else max(1, math.ceil(_unix_exact(moment, name)))
 
 
-def _unix_exact(moment: Moment, name: str) -> float:
+def _unix_exact(given: Moment, name: str) -> float:
+    if not isinstance(given, (datetime, timedelta)):
+        raise BadInput(f"{name}={given!r}: give a datetime, or a timedelta from now")
     try:
-        if isinstance(moment, timedelta):
-            moment = datetime.now(timezone.utc) + moment
-        if isinstance(moment, datetime):
-            # A naive datetime means local time, as everywhere in Python.
-            seconds = moment.timestamp()
-            if math.isfinite(seconds):
-                return seconds
+        # A naive datetime means local time, as everywhere in Python.
+        moment = datetime.now(timezone.utc) + given if isinstance(given, timedelta) else given
+        seconds = moment.timestamp()
     except (OverflowError, OSError, ValueError):
-        raise BadInput(f"{name}={moment!r}: no calendar has that moment; give one of this century") from None
-    raise BadInput(f"{name}={moment!r}: give a datetime, or a timedelta from now")
+        seconds = math.inf
+    if seconds >= _LATEST:
+        raise BadInput(f"{name}={given!r}: no server counts so far; give a moment before the year 2262")
+    return seconds

@@ -7,6 +7,7 @@ import getpass
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diary_worker import make_worker
@@ -266,3 +267,74 @@ async def test_submits_survive_a_server_that_restarts(nq: nqnb.Client, server: n
     assert {info.id for info in infos} == {task.id for task in tasks}
     (queue,) = await nq.queues()
     assert queue.pending == 3000
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [datetime.max, datetime(9999, 12, 31, 23, 59, 59, 999_999), datetime(2262, 6, 1), timedelta.max],
+    ids=["the last", "its end", "after what NATS counts", "an endless wait"],
+)
+@pytest.mark.parametrize("name", ["process_at", "deadline"])
+async def test_moments_that_no_server_counts_are_refused(
+    nq: nqnb.Client, name: str, moment: datetime | timedelta
+) -> None:
+    options: dict[str, Any] = {name: moment}
+    with pytest.raises(nqnb.BadInput, match=rf"{name}=.*: .*give a moment before the year 2262"):
+        await nq.submit("later", **options)
+    assert await nq.queues() == []
+
+
+async def test_a_task_that_could_only_end_is_refused(nq: nqnb.Client) -> None:
+    with pytest.raises(nqnb.BadInput, match=r"process_at=.*3600.* is not before deadline=.*600"):
+        await nq.submit("later", process_at=timedelta(hours=1), deadline=timedelta(minutes=10))
+    assert await nq.queues() == []
+
+
+async def test_the_cancel_of_a_task_that_is_no_longer_kept_is_not_its_successors(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("nightly")
+    async def nightly(job: nqnb.Job, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "done"
+
+    async with worker:
+        first = await nq.submit("nightly", 60, id="nightly")
+        while await first.status() is not Status.PROCESSING:
+            await asyncio.sleep(0.01)
+        assert (await first.cancel(wait=10)).status is Status.CANCELLED
+        # As time does it: the entry expires, and its stream forgets the id. Nothing removes the intent.
+        entry = await nq.backend.states.get("nightly")
+        assert entry is not None
+        await nq.backend.states.delete("nightly", entry.revision)
+        api = nq.backend.connection.api
+        config = (await api("STREAM.INFO.nightly"))["config"]
+        await api("STREAM.UPDATE.nightly", {**config, "duplicate_window": 100_000_000})
+        await asyncio.sleep(0.3)
+        assert await nq.backend.intents.get("nightly") is not None
+        # It runs for longer than it takes a heartbeat to look.
+        again = await nq.submit("nightly", settings.ack_wait, id="nightly")
+        assert await again.result(timeout=20) == "done"
+
+
+async def test_a_cancelled_ids_successor_can_be_cancelled_too(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    """The marker of the first intent is no obstacle to the second."""
+    revision = await nq.backend.intents.create("mine", b"{}")
+    worker = nqnb.Worker(settings)
+    started = asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        await asyncio.sleep(60)
+
+    async with worker:
+        task = await nq.submit("work", id="mine")
+        assert await nq.backend.intents.get("mine") is None
+        await started.wait()
+        assert (await task.cancel(wait=10)).status is Status.CANCELLED
+    intent = await nq.backend.intents.get("mine")
+    assert intent is not None
+    assert intent.revision > revision

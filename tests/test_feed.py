@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from proxy import Proxy
 
 import nqnb
 from nqnb.jetstream import feed
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.lane import Hear, Message
 from nqnb.records import TaskBatch
-from nqnb.store import MemoryStore
+from nqnb.store import Entry, MemoryStore
 
 pytestmark = pytest.mark.anyio
 
@@ -160,6 +166,76 @@ async def test_a_store_that_was_lost_begins_anew(tmp_path: Path) -> None:
         await nq.close()
 
 
+async def test_a_store_that_is_set_back_begins_anew(tmp_path: Path) -> None:
+    with nqnb.DevServer(store_dir=tmp_path / "now") as server:
+        url, port = server.url, int(server.url.rsplit(":", 1)[1])
+        nq = await nqnb.connect(url, retry_for=20).open()
+        expected = {(await nq.submit("q")).id: nqnb.Status.PENDING}
+    shutil.copytree(tmp_path / "now", tmp_path / "then")
+    stack = contextlib.AsyncExitStack()
+    with nqnb.DevServer(store_dir=tmp_path / "now", port=port):
+        seen = await stack.enter_async_context(watching(nq))
+        tasks = await nq.submit_many("q", range(5))
+        await seen.until_it_is({**expected, **{task.id: nqnb.Status.PENDING for task in tasks}})
+        lost = asyncio.ensure_future(seen.until(lost=True))
+        await asyncio.sleep(0)
+    await lost
+    with nqnb.DevServer(store_dir=tmp_path / "then", port=port):
+        await seen.until_it_is(expected)
+        expected[(await nq.submit("q")).id] = nqnb.Status.PENDING
+        await seen.until_it_is(expected)
+        await stack.aclose()
+        await nq.close()
+
+
+async def test_what_a_quick_reconnect_has_lost_comes_all_the_same(server: nqnb.DevServer) -> None:
+    async with (
+        Proxy(server) as proxy,
+        nqnb.connect(server.url) as other,
+        nqnb.connect(proxy.url, retry_for=20) as nq,
+        watching(nq) as seen,
+    ):
+        await seen.until(complete=True)
+        expected = {(await other.submit("q")).id: nqnb.Status.PENDING}
+        await seen.until_it_is(expected)
+        # nats-py connects again without a pause only where it has been connected for a second.
+        await asyncio.sleep(1.2)
+        proxy.swallow()
+        expected.update((task.id, nqnb.Status.PENDING) for task in await other.submit_many("q", range(5)))
+        await asyncio.sleep(0.1)
+        proxy.hang_up()
+        await proxy.heal()
+        connection = nq.backend.connection
+        while not (connection.losses and connection.connected):
+            await asyncio.sleep(0.001)
+        for _ in range(20):
+            expected[(await other.submit("q")).id] = nqnb.Status.PENDING
+            await asyncio.sleep(0.01)
+        await seen.until_it_is(expected)
+
+
+async def test_a_message_that_got_lost_is_missed(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    subscribe, dropped = Connection.subscribe, list[Message]()
+
+    async def leaky(self: Connection, subject: str, hear: Hear) -> Any:
+        def pass_on(message: Message) -> None:
+            if message.reply.startswith("$JS.ACK.") and armed and not dropped:
+                dropped.append(message)
+            else:
+                hear(message)
+
+        return await subscribe(self, subject, pass_on)
+
+    armed = False
+    monkeypatch.setattr(Connection, "subscribe", leaky)
+    async with watching(nq) as seen:
+        await seen.until(complete=True)
+        armed = True
+        tasks = [await nq.submit("q") for _ in range(3)]
+        await seen.until_it_is({task.id: nqnb.Status.PENDING for task in tasks})
+    assert dropped
+
+
 async def test_a_closed_client_ends_the_watch(settings: nqnb.Settings) -> None:
     nq = await nqnb.connect(settings).open()
     reading = asyncio.ensure_future(Seen().read(nq))
@@ -178,3 +254,50 @@ async def test_a_store_of_ones_own_is_looked_through(settings: nqnb.Settings, mo
             await seen.until_it_is({task.id: nqnb.Status.DELETED})
             await nq.backend.states.delete(task.id)
             await seen.until_it_is({})
+
+
+class Flaky(MemoryStore):
+    """A store that cannot be listed while `failing`."""
+
+    failing: Exception | None = None
+
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        if self.failing is not None:
+            raise self.failing
+        async for entry in super().entries():
+            yield entry
+
+
+@pytest.mark.parametrize("error", [nqnb.Unconfirmed("a blip"), ConnectionError("of somebody else's library")])
+async def test_a_store_of_ones_own_that_fails_is_lost_until_it_is_back(
+    settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    monkeypatch.setattr(feed.poll, "__defaults__", (0.05,))
+    store = Flaky()
+    async with nqnb.connect(settings, store=store) as nq, watching(nq) as seen:
+        await seen.until(complete=True)
+        with caplog.at_level(logging.WARNING, logger="nqnb.feed"):
+            store.failing = error
+            assert await seen.until(lost=True) == TaskBatch(complete=True, lost=True)
+            told = len(seen.batches)
+            await asyncio.sleep(0.3)
+            assert len(seen.batches) == told
+            store.failing = None
+            assert await seen.until(lost=False) == TaskBatch(complete=True)
+        assert len(caplog.records) == 1
+        task = await nq.submit("q")
+        await seen.until_it_is({task.id: nqnb.Status.PENDING})
+
+
+@pytest.mark.parametrize("failing", [None, nqnb.Unconfirmed("a blip")])
+async def test_a_closed_client_ends_the_watch_of_a_store_of_ones_own(
+    settings: nqnb.Settings, failing: Exception | None
+) -> None:
+    store = Flaky()
+    store.failing = failing
+    nq = await nqnb.connect(settings, store=store).open()
+    reading = asyncio.ensure_future(Seen().read(nq))
+    await asyncio.sleep(0.1)
+    await nq.close()
+    with pytest.raises(nqnb.ConnectionFailed, match="closed"):
+        await asyncio.wait_for(reading, 10)

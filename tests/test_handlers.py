@@ -230,6 +230,16 @@ class TestOptions:
         handler = make_handler("q", lambda job: None)
         assert (handler.queue, handler.backoff, handler.grace) == ("q", Backoff(), 1.0)
 
+    @pytest.mark.parametrize("backoff", [3, "x", (1, 60)])
+    def test_a_backoff_is_one(self, backoff: Any) -> None:
+        with pytest.raises(InvalidHandler, match=r"backoff=.* of .*: give a Backoff\(first, most\)"):
+            make_handler("q", lambda job: None, backoff=backoff)
+
+    def test_what_judges_failures_can_be_called(self) -> None:
+        judge: Any = 3
+        with pytest.raises(InvalidHandler, match=r"is_failure=3 of .*: give a function of the exception"):
+            make_handler("q", lambda job: None, is_failure=judge)
+
     @pytest.mark.parametrize("grace", [0, -1, float("nan"), "1", None, True])
     def test_grace_is_above_zero(self, grace: Any) -> None:
         with pytest.raises(InvalidHandler, match=f"grace={grace!r} of .*: give seconds above 0"):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from proxy import Proxy
 
 import nqnb
 from nqnb import Entry, MemoryStore, RevisionConflict, Status
+from nqnb.jetstream import listing
 from nqnb.jetstream.buckets import ensure_bucket
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.lane import Hear, Message
 from nqnb.store import StateStore, Unsubscribe
 from nqnb.testing import StoreContract
 from nqnb.testing.waking import Bell
@@ -94,6 +100,125 @@ class TestKeyValueStoreOverTwoConnections:
         assert entry is not None
         assert entry.value == b"one"
         assert await store.get("b", fresh=False) is None
+
+
+class TestListing:
+    """All entries come, or an error: never only some of them."""
+
+    @pytest.fixture(autouse=True)
+    def small_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(listing, "PAGE", 10)
+
+    @pytest.fixture
+    async def store(self, connection: Connection, bucket: str) -> KeyValueStore:
+        return await self.filled(connection, bucket)
+
+    async def filled(self, connection: Connection, bucket: str) -> KeyValueStore:
+        store = KeyValueStore(connection, bucket)
+        for number in range(35):
+            await store.create(f"{number}", b"")
+        return store
+
+    async def end_consumers(self, connection: Connection, bucket: str) -> None:
+        for consumer in (await connection.api(f"CONSUMER.NAMES.KV_{bucket}"))["consumers"]:
+            await connection.api(f"CONSUMER.DELETE.KV_{bucket}.{consumer}")
+
+    @pytest.mark.parametrize("at", [0, 4, 9, 10, 29, 33])
+    async def test_a_consumer_that_vanishes(
+        self, connection: Connection, bucket: str, store: KeyValueStore, at: int
+    ) -> None:
+        found: list[int] = []
+        async for entry in store.entries():
+            if len(found) == at:
+                await self.end_consumers(connection, bucket)
+            found.append(int(entry.key))
+        assert found == list(range(35))
+
+    async def test_a_server_that_starts_again(self, tmp_path: Path) -> None:
+        with nqnb.DevServer(store_dir=tmp_path) as server:
+            connection = await Connection.open(nqnb.Settings(server.url, retry_for=20))
+            await ensure_bucket(connection, "b")
+            store = await self.filled(connection, "b")
+            found: list[int] = []
+            async for entry in store.entries():
+                if len(found) in (3, 25):
+                    await asyncio.to_thread(server.restart)
+                found.append(int(entry.key))
+            assert found == list(range(35))
+            await connection.close()
+
+    async def test_a_server_that_stays_away(self) -> None:
+        with nqnb.DevServer() as server:
+            connection = await Connection.open(nqnb.Settings(server.url, retry_for=0.5, request_timeout=0.3))
+            await ensure_bucket(connection, "b")
+            entries = (await self.filled(connection, "b")).entries()
+            await anext(entries)
+        with pytest.raises(nqnb.Unconfirmed):
+            async for _ in entries:
+                pass
+        await connection.close()
+
+    async def test_a_lost_connection_is_seen_before_the_request_timeout(self, shared_server: nqnb.DevServer) -> None:
+        async with Proxy(shared_server) as proxy:
+            ours = await Connection.open(nqnb.Settings(proxy.url, request_timeout=60, retry_for=20))
+            await ensure_bucket(ours, "cut")
+            store = await self.filled(ours, "cut")
+            entries = store.entries()
+            found = [int((await anext(entries)).key) for _ in range(10)]
+            proxy.swallow()
+            rest = asyncio.ensure_future(_keys(entries))
+            await asyncio.sleep(0.1)
+            start = time.monotonic()
+            proxy.hang_up()
+            await proxy.heal()
+            assert [*found, *await rest] == list(range(35))
+            assert time.monotonic() - start < 5
+            await ours.close()
+
+    @pytest.mark.parametrize("lost", [1, 7, 10, 35])
+    async def test_a_message_that_gets_lost(
+        self, connection: Connection, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch, lost: int
+    ) -> None:
+        subscribe, came = Connection.subscribe, itertools.count(1)
+
+        async def leaky(self: Connection, subject: str, hear: Hear) -> Any:
+            def pass_on(message: Message) -> None:
+                if not message.reply.startswith("$JS.ACK.") or next(came) != lost:
+                    hear(message)
+
+            return await subscribe(self, subject, pass_on)
+
+        monkeypatch.setattr(Connection, "subscribe", leaky)
+        monkeypatch.setattr(connection, "settings", dataclasses.replace(connection.settings, request_timeout=0.5))
+        assert await _keys(store.entries()) == list(range(35))
+
+    async def test_what_is_removed_meanwhile_is_not_waited_for(self, store: KeyValueStore) -> None:
+        entries = store.entries()
+        found = [int((await anext(entries)).key)]
+        for number in range(12, 32, 2):
+            entry = await store.get(f"{number}")
+            assert entry is not None
+            await store.delete(f"{number}", entry.revision)
+        start = time.monotonic()
+        found += await _keys(entries)
+        assert found == [*range(12), *range(13, 31, 2), *range(31, 35)]
+        assert time.monotonic() - start < 1
+
+    async def test_what_is_written_meanwhile_comes_once(
+        self, connection: Connection, bucket: str, store: KeyValueStore
+    ) -> None:
+        found: list[int] = []
+        async for entry in store.entries():
+            if len(found) == 15:
+                await store.put("3", b"again")
+                await store.put("33", b"again")
+                await self.end_consumers(connection, bucket)
+            found.append(int(entry.key))
+        assert found == [*range(33), 34, 33]
+
+
+async def _keys(entries: AsyncGenerator[Entry, None]) -> list[int]:
+    return [int(entry.key) async for entry in entries]
 
 
 class Broken(MemoryStore):

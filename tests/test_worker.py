@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from datetime import timedelta
@@ -297,3 +298,44 @@ async def test_no_thread_and_no_task_is_left_behind(nq: nqnb.Client, settings: n
     while (left := (threading.active_count(), len(asyncio.all_tasks()))) != (threads, tasks):
         assert time.monotonic() < end, left
         await asyncio.sleep(0.01)
+
+
+async def test_a_worker_says_what_its_operator_needs_to_know(
+    nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nqnb.worker")
+    worker = nqnb.Worker(settings)
+    started = asyncio.Event()
+
+    @worker.handler("work", backoff=nqnb.Backoff(0.1, 0.1))
+    async def work(job: nqnb.Job, what: str) -> None:
+        if what == "fail":
+            raise ValueError("no")
+        started.set()
+        await asyncio.sleep(60)
+
+    async with worker:
+        failed = await nq.submit("work", "fail", retry=1)
+        assert await failed.wait(timeout=10) is Status.FAILED
+        cancelled = await nq.submit("work", "run")
+        await started.wait()
+        await cancelled.cancel(wait=10)
+        started.clear()
+        left = await nq.submit("work", "run")
+        await started.wait()
+        await worker.stop(0.1)
+    said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    for line in (
+        rf"INFO task {failed.id} of queue work failed at attempt 1 of 2, and runs again in 0\.[01] s: ValueError: no",
+        rf"WARNING task {failed.id} of queue work has failed: ValueError: no",
+        rf"INFO task {cancelled.id} of queue work is cancelled: its coroutine was cancelled",
+        rf"INFO worker {worker.id} stops; it waits 0.1 s for what runs: 1",
+        rf"INFO task {left.id} of queue work is stopped, and handed back",
+        rf"INFO worker {worker.id} has stopped",
+    ):
+        assert any(re.fullmatch(line, each) for each in said), (line, said)
+
+
+async def test_run_inside_of_a_loop_says_what_to_do(settings: nqnb.Settings) -> None:
+    with pytest.raises(nqnb.BadInput, match=r"await worker\.serve\(\)"):
+        nqnb.Worker(settings).run()

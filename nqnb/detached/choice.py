@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from typing import Any
 
-from nqnb.detached.state import Condition, look
+from nqnb._kept import START_TIMEOUT
+from nqnb.detached.state import Condition, Look, look
 from nqnb.errors import NoServer
 from nqnb.settings import Settings
 
@@ -15,6 +17,11 @@ _VARIABLES = (
     *("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS", "NATS_NKEY"),
     *("NATS_CA", "NATS_CERT", "NATS_KEY"),
 )
+_PATIENCE = 3.0
+"""Seconds that a server which does not answer has for it: it may be busy, or just being stopped."""
+_POLL = 0.1
+_UNSETTLED = {Condition.SILENT: _PATIENCE, Condition.STARTING: START_TIMEOUT}
+"""Conditions that may pass by themselves, and how many seconds they have for it."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,19 @@ class Choice:
         return NoServer(f"{error} (the address is {self.source})", error.url)
 
 
-def choose(**options: Any) -> Choice:
+def choose(*, patient: bool = True, **options: Any) -> Choice:
     """The server that is meant: the url given, ``NATS_URL``, a NATS CLI context, the detached server, the default.
 
     Credentials without an address were made for another server than the detached one, so they lead to the default.
+    A detached server that is there and does not answer does not: somebody else's may listen at the default.
 
     Args:
+        patient: whether a detached server that does not answer has some seconds for it.
         **options: fields of `Settings` that were given.
 
     Raises:
         BadInput: as `Settings`.
+        NoServer: the detached server is meant, and does not answer, or does not come up.
     """
     settings = Settings.of(None, **options)
     if options.get("url"):
@@ -58,8 +68,27 @@ def choose(**options: Any) -> Choice:
         return Choice(settings, f"that of the NATS context {settings.context!r}")
     if any(options.get(name) for name in _CREDENTIALS) or any(os.environ.get(name) for name in _VARIABLES):
         return Choice(settings, "the default, as neither a url nor NATS_URL is given")
-    found = look()
+    found = _settled() if patient else look()
     if found.condition is Condition.RUNNING and found.server is not None:
-        mine = Settings.of(None, **options, url=found.server.url, token=found.server.token)
+        mine = Settings.of(None, **{**options, "url": found.server.url, "token": found.server.token})
         return Choice(mine, "that of your detached server", detached=True)
+    if found.condition in _UNSETTLED:
+        raise _no_answer(found)
     return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)
+
+
+def _settled() -> Look:
+    """How it stands with the detached server, once that is certain; it may be starting, stopping, or busy."""
+    begun = time.monotonic()
+    while True:
+        found = look()
+        if time.monotonic() - begun >= _UNSETTLED.get(found.condition, 0.0):
+            return found
+        time.sleep(_POLL)
+
+
+def _no_answer(found: Look) -> NoServer:
+    if found.condition is Condition.STARTING:
+        return NoServer(f"{found.problem}; try again in a moment, or name a server with -u or NATS_URL", "")
+    remedy = "end it with `nqnb up --stop`, then `nqnb up --detach`; or name a server with -u or NATS_URL"
+    return NoServer(f"{found.problem}; {remedy}", found.server.url if found.server is not None else "")

@@ -144,7 +144,8 @@ class Backend:
     async def watch_states(self) -> AsyncGenerator[Page, None]:
         """Every entry of the state store, then every change of one; see `nqnb.jetstream.feed`."""
         own = self.states is self._bucket
-        pages = Feed(self.connection, self.connection.settings.state_bucket).pages() if own else poll(self.states)
+        feed = Feed(self.connection, self.connection.settings.state_bucket)
+        pages = feed.pages() if own else poll(self.states, self.connection)
         async with contextlib.aclosing(pages):
             async for page in pages:
                 yield page

@@ -20,6 +20,8 @@ class AckFacts(NamedTuple):
 
     deliveries: int
     sequence: int
+    number: int
+    """Which of its consumer's deliveries it is, from 1: a gap tells that some were lost on their way."""
     stored: float
     """When the stream stored it, in Unix seconds by the server's clock."""
 
@@ -28,7 +30,8 @@ class AckFacts(NamedTuple):
         """Read ``$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<deliveries>.<sequence>.<number>.<ns>.<pending>``."""
         tokens = reply.split(".")
         start = 4 if len(tokens) == 9 else 6
-        return cls(int(tokens[start]), int(tokens[start + 1]), int(tokens[start + 3]) / 1e9)
+        deliveries, sequence, number, stored = map(int, tokens[start : start + 4])
+        return cls(deliveries, sequence, number, stored / 1e9)
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which would make it thrice as dear

@@ -18,11 +18,12 @@ import nats.errors
 
 from nqnb import names
 from nqnb.aside import first_of
-from nqnb.errors import NqnbError, ServerRefused
+from nqnb.errors import ConnectionFailed, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
-from nqnb.jetstream.kv import OPERATION
 from nqnb.jetstream.lane import Message
+from nqnb.jetstream.listing import OPERATION
+from nqnb.jetstream.translate import address
 from nqnb.store import Entry, StateStore
 
 log = logging.getLogger("nqnb.feed")
@@ -65,6 +66,8 @@ class Feed:
         self._root = names.key_subject(bucket, "")
         self._last = 0
         """The sequence of the newest entry that came."""
+        self._number = 0
+        """How many messages of its consumer came, none missing in between."""
         self._complete = False
         self._anew = False
         """What came before is of another bucket, and nobody has been told yet."""
@@ -119,6 +122,9 @@ class Feed:
                     await self._ask(consumer, inbox)
                     asked = PAGE
                 await first_of(news, timeout=_LOOK)
+                if self._connection.losses != losses:
+                    # A quick reconnect goes on with the old pull, behind what was lost on its way.
+                    return
                 now = asyncio.get_running_loop().time()
                 if not news.is_set():
                     if now - heard > 2.5 * _IDLE_HEARTBEAT:
@@ -152,6 +158,10 @@ class Feed:
         for message in taken:
             if message.reply.startswith("$JS.ACK."):
                 facts = AckFacts.of(message.reply)
+                if facts.number != self._number + 1:
+                    broken = True
+                    break
+                self._number = facts.number
                 self._last = max(self._last, facts.sequence)
                 key = message.subject.removeprefix(self._root)
                 if message.carries(OPERATION):
@@ -170,8 +180,10 @@ class Feed:
 
     async def _open(self) -> tuple[str, int]:
         """Make the consumer: its name, and how many entries wait for it."""
-        born = str((await self._connection.api(f"STREAM.INFO.{self._stream}"))["created"])
-        if self._born and born != self._born:
+        found = await self._connection.api(f"STREAM.INFO.{self._stream}")
+        born = str(found["created"])
+        # A store that is set back, to a copy say, keeps its birth.
+        if self._born and (born != self._born or int(found["state"]["last_seq"]) < self._last):
             self._last, self._complete, self._anew = 0, False, True
         self._born = born
         where = (
@@ -189,6 +201,7 @@ class Feed:
         }
         body = {"stream_name": self._stream, "config": config}
         info = await self._connection.api(f"CONSUMER.CREATE.{self._stream}", body)
+        self._number = 0
         return f"{self._stream}.{info['name']}", int(info["num_pending"])
 
     async def _ask(self, consumer: str, inbox: str) -> None:
@@ -196,21 +209,36 @@ class Feed:
         await self._connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", msgspec.json.encode(body), reply=inbox)
 
 
-async def poll(store: StateStore, every: float = 1.0) -> AsyncGenerator[Page, None]:
+async def poll(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
     """The same of a store that tells nothing by itself: it is looked through again and again.
+
+    While it cannot be read, the last page is a lost one.
 
     Args:
         store: the store.
+        connection: the client's; it ends the pages when it is closed.
         every: seconds between two looks.
+
+    Raises:
+        ConnectionFailed: the connection was closed.
     """
     seen: dict[str, int] = {}
-    first = True
-    while True:
-        entries = [entry async for entry in store.entries()]
-        now = {entry.key: entry.revision for entry in entries}
-        changed = [entry for entry in entries if seen.get(entry.key) != entry.revision]
-        gone = [key for key in seen if key not in now]
-        if first or changed or gone:
-            yield Page(sorted(changed, key=lambda entry: entry.created), gone, True)
-        seen, first = now, False
-        await asyncio.sleep(every)
+    complete = lost = False
+    while not connection.closed.is_set():
+        try:
+            entries = [entry async for entry in store.entries()]
+        except Exception as error:
+            # Any: what a store of somebody's own raises is not known here.
+            if not lost:
+                lost = True
+                log.warning("the states cannot be read, it is tried again every %g s", every, exc_info=error)
+                yield Page([], [], complete, lost=True)
+        else:
+            now = {entry.key: entry.revision for entry in entries}
+            changed = [entry for entry in entries if seen.get(entry.key) != entry.revision]
+            gone = [key for key in seen if key not in now]
+            if changed or gone or lost or not complete:
+                yield Page(sorted(changed, key=lambda entry: entry.created), gone, True)
+            seen, complete, lost = now, True, False
+        await first_of(connection.closed, timeout=every)
+    raise ConnectionFailed(f"the connection to {address(connection.settings)} is closed; connect again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Callable
@@ -13,8 +12,8 @@ import nats.errors
 from nqnb import names
 from nqnb.errors import NoResponders, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.lane import Message
+from nqnb.jetstream.listing import OPERATION, list_entries
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.jetstream.translate import ApiError, refused
@@ -24,9 +23,7 @@ from nqnb.wire import parse_time
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-OPERATION = "KV-Operation"
 _TTL = "Nats-TTL"
-_PAGE = 1000
 
 
 class _Stored(msgspec.Struct):
@@ -50,6 +47,7 @@ class KeyValueStore:
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
+        self._name = bucket
         self._stream = names.bucket_stream(bucket)
         self._root = names.key_subject(bucket, "")
         self._quick_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
@@ -105,36 +103,9 @@ class KeyValueStore:
             publish = self._connection.publish
             await self._connection.insist(lambda: publish(self._root + key, b"", {OPERATION: "DEL"}))
 
-    async def entries(self) -> AsyncGenerator[Entry, None]:
-        """See `StateStore.entries`."""
-        config = {
-            "deliver_policy": "last_per_subject",
-            "ack_policy": "none",
-            "filter_subject": f"{self._root}>",
-            "mem_storage": True,
-            "num_replicas": 1,
-            "inactive_threshold": 30_000_000_000,
-        }
-        body = {"stream_name": self._stream, "config": config}
-        try:
-            info = await self._connection.insist(lambda: self._connection.api(f"CONSUMER.CREATE.{self._stream}", body))
-        except ServerRefused as error:
-            if error.err_code in NOT_FOUND:
-                return
-            raise
-        consumer = f"{self._stream}.{info['name']}"
-        left = int(info["num_pending"])
-        try:
-            while left > 0:
-                page = await _read_page(self._connection, consumer, min(left, _PAGE))
-                if not page:
-                    return
-                left -= len(page)
-                for message in page:
-                    if not message.carries(OPERATION):
-                        yield self._entry_of(message)
-        finally:
-            await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
+    def entries(self) -> AsyncGenerator[Entry, None]:
+        """See `StateStore.entries`; raises as `nqnb.jetstream.listing.list_entries`."""
+        return list_entries(self._connection, self._name)
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """See `StateStore.subscribe`.
@@ -166,14 +137,19 @@ class KeyValueStore:
 
         return unsubscribe
 
-    def _entry_of(self, message: Message) -> Entry:
-        facts = AckFacts.of(message.reply)
-        return Entry(message.subject.removeprefix(self._root), message.data, facts.sequence, facts.stored)
+    async def retire(self, key: str, revision: int) -> None:
+        """Remove a key that still has that revision, by a marker: unlike `delete`, it only takes leave to write keys.
 
-    async def _write(self, key: str, value: bytes, revision: int, ttl: float | None) -> int:
+        Raises:
+            RevisionConflict: somebody else wrote it.
+        """
+        await self._write(key, b"", revision, None, "DEL")
+
+    async def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> int:
         """Compare-and-set; revision 0 means that the key was never written."""
+        headers = {_EXPECTED: str(revision)} | ({OPERATION: operation} if operation else {})
         try:
-            return await self._publish(key, value, {_EXPECTED: str(revision)}, ttl)
+            return await self._publish(key, value, headers, ttl)
         except ServerRefused as error:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 raise RevisionConflict(key) from None
@@ -223,30 +199,6 @@ class KeyValueStore:
                 raise
             self._direct = bool(info["config"].get("allow_direct"))
         return self._direct
-
-
-async def _read_page(connection: Connection, consumer: str, count: int) -> list[Message]:
-    """Pull up to ``count`` messages from a consumer that has them; fewer where the server ends the pull."""
-    page: list[Message] = []
-    done = asyncio.get_running_loop().create_future()
-
-    def receive(message: Message) -> None:
-        if message.reply:
-            page.append(message)
-        if (len(page) == count or not message.reply) and not done.done():
-            done.set_result(None)
-
-    inbox = connection.client.new_inbox()
-    subscription = await connection.subscribe(inbox, receive)
-    try:
-        body = msgspec.json.encode({"batch": count, "expires": 2_000_000_000})
-        await connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", body, reply=inbox)
-        await asyncio.wait({done}, timeout=connection.settings.request_timeout)
-    finally:
-        await subscription.unsubscribe()
-    if not done.done():
-        raise Unconfirmed(f"the server stopped listing after {len(page)} of {count} entries; ask again")
-    return page
 
 
 def _is_marker(headers: bytes) -> bool:

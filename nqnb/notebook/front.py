@@ -153,7 +153,7 @@ class Completing(Notebook):
             if not known.connected:
                 raise ConnectionFailed("the server is away")
             return contextlib.nullcontext(known.client)
-        choice = detached.choose(**options)
+        choice = detached.choose(patient=False, **options)
         if not choice.named:
             raise ConnectionFailed("no server was named")
         return connect(choice.settings)

@@ -90,6 +90,8 @@ class Feed:
     def _attach(self, seat: _Seat) -> None:
         if self._closed:
             return
+        if self._watch is None or self._watch.done():
+            self._begin_anew()
         known = [task for task in self._tasks.values() if seat.wanted(task)]
         self._seats.append(seat)
         for start in range(0, len(known), _PAGE):
@@ -97,8 +99,14 @@ class Feed:
             self._tell(seat, TaskBatch(tasks=known[start : start + _PAGE], complete=self._complete and not more))
         if not known or self._lost:
             self._tell(seat, TaskBatch(complete=self._complete, lost=self._lost))
-        if self._watch is None or self._watch.done():
-            self._watch = spawn(self._run())
+
+    def _begin_anew(self) -> None:
+        """Watch from the start: what a watch that has ended knew may be gone."""
+        self._tasks = {}
+        self._complete = self._lost = False
+        self._watch = spawn(self._run())
+        for seat in list(self._seats):
+            self._tell(seat, TaskBatch(anew=True))
 
     def _detach(self, table: TaskTable) -> None:
         self._seats = [seat for seat in self._seats if seat.table is not table]
@@ -118,6 +126,9 @@ class Feed:
                 self._take(batch)
         except NqnbError as error:
             log.warning("the live tables stand still: %s", error)
+            self._take(TaskBatch(complete=self._complete, lost=True))
+        except Exception:
+            log.exception("the live tables stand still, something went wrong inside nqnb")
             self._take(TaskBatch(complete=self._complete, lost=True))
 
     def _take(self, batch: TaskBatch) -> None:

@@ -43,7 +43,26 @@ async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
         await _without_outcome(backend, run)
         return None
     async with run.writing:
-        return await _write(backend, run, status, meta)
+        written = await _write(backend, run, status, meta)
+    if written is not None:
+        log.log(_LEVELS.get(written, logging.INFO), "%s", _told(run, written, meta))
+    return written
+
+
+_LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
+"""How loud the ends are that are not as usual."""
+
+
+def _told(run: Run, status: Status, meta: Meta) -> str:
+    """What an operator reads of an end."""
+    task = f"task {run.id} of queue {run.entry.Queue}"
+    why = f": {meta.error.type}: {meta.error.message}" if meta.error is not None else ""
+    if status is Status.PENDING:
+        attempt, of = run.entry.CurrentRetry + 1, run.entry.MaxRetry + 1
+        return f"{task} failed at attempt {attempt} of {of}, and runs again in {run.retry_delay:.1f} s{why}"
+    if status is Status.CANCELLED and meta.cancel is not None:
+        return f"{task} is cancelled: {meta.cancel.how}"
+    return f"{task} has {status.label}{why}"
 
 
 async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Status | None:

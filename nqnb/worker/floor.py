@@ -109,8 +109,11 @@ class Floor:
         self._upkeep.close()
         for pull in self._pulls.values():
             pull.withdraw()
+        if self.runs:
+            log.info("worker %s stops; it waits %g s for what runs: %d", self._worker.id, timeout, len(self.runs))
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
+            log.info("task %s of queue %s is stopped, and handed back", run.id, run.delivery.queue)
             run.stop(Stop.SHUTDOWN)
         await first_of(self._empty, timeout=_STOPPING_TAKES)
         for run in self.runs.values():
@@ -182,8 +185,7 @@ class Floor:
             run.handler = self._worker.handlers[run.delivery.queue]
             result = await execute(self.backend, self._worker.id, run)
             if result is not None:
-                status = await finish(self.backend, run, result)
-                log.debug("task %s ended: %s", run.id, status)
+                await finish(self.backend, run, result)
         except NqnbError as error:
             log.warning("task %s is left to the server, which gives it out again: %s", run.id, error)
         except Exception as error:

@@ -85,6 +85,10 @@ def make_handler(
     name = getattr(function, "__qualname__", repr(function))
     if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace > 0:
         raise InvalidHandler(f"grace={grace!r} of {name}: give seconds above 0")
+    if backoff is not None and not isinstance(backoff, Backoff):
+        raise InvalidHandler(f"backoff={backoff!r} of {name}: give a Backoff(first, most), in seconds")
+    if is_failure is not None and not callable(is_failure):
+        raise InvalidHandler(f"is_failure={is_failure!r} of {name}: give a function of the exception")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
     try:

@@ -92,6 +92,8 @@ class Upkeep:
         self._left = True
 
     def _on_disconnect(self) -> None:
+        if not self.recovering and not self._closed:
+            log.warning("the connection is lost; what runs goes on while its hold lasts: %d", len(self._runs))
         self.recovering = True
         if self._recovery is not None:
             # Its last step does not fail, so it would end well while we are away.
@@ -127,6 +129,7 @@ class Upkeep:
                 log.exception("the worker tries to recover again, something went wrong inside nqnb")
             await asyncio.sleep(0.5)
         self.recovering = False
+        log.info("connected again; still running: %d", len(self._runs))
         self._wake()
 
     async def heart(self) -> None:
@@ -205,6 +208,10 @@ class Upkeep:
             await asyncio.sleep(self._interval / 8)
             for run in self._runs.values():
                 if run.claimed and run.lost_hold():
+                    if run.why is None:
+                        log.warning(
+                            "task %s is stopped: its hold could not be renewed, so another worker may get it", run.id
+                        )
                     run.stop(Stop.LEASE)
 
     async def watches(self) -> None:

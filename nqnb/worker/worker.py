@@ -222,6 +222,7 @@ class Worker:
             finally:
                 self.state = State.STOPPED
                 self._stop.set()
+                log.info("worker %s has stopped", self.id)
 
     async def serve(self) -> None:
         """Start, and run until `request_stop` is called or the connection is gone for good.
@@ -258,8 +259,17 @@ class Worker:
         self._stop.set()
 
     def run(self) -> None:
-        """Serve until a signal comes: the blocking form of `serve`."""
-        asyncio.run(self.serve())
+        """Serve until a signal comes: the blocking form of `serve`.
+
+        Raises:
+            BadInput: this thread runs an event loop, on which `serve` is to be awaited.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            asyncio.run(self.serve())
+        else:
+            raise BadInput("run() begins a loop of its own, and one runs here already: `await worker.serve()` instead")
 
     async def __aenter__(self) -> Worker:
         await self.start()

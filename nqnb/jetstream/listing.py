@@ -1,0 +1,172 @@
+"""Every entry of a bucket as it is now, page by page, through restarts of the server and lost connections.
+
+A consumer of its own brings the pages, and lives in the server's memory. Where it vanishes or something that it sent is
+lost, another one begins from the start, and what was given already is left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+
+import msgspec
+import nats.errors
+
+from nqnb import names
+from nqnb.aside import first_of
+from nqnb.errors import ConnectionFailed, NoResponders, ServerRefused, Unconfirmed
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.delivery import AckFacts
+from nqnb.jetstream.lane import Message
+from nqnb.jetstream.streams import NOT_FOUND
+from nqnb.store import Entry
+
+OPERATION = "KV-Operation"
+"""The header of a marker, which says that a key was removed."""
+PAGE = 1000
+"""Entries that one pull asks for."""
+_OUTLIVES = 30.0
+"""Seconds that the consumer outlives its last pull."""
+_LOOK = 0.25
+"""Seconds between two looks at whether the connection is still the same."""
+
+
+async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[Entry, None]:
+    """Every key once, oldest write first; none where there is no such bucket.
+
+    Args:
+        connection: where; for its ``retry_for`` seconds without a new entry it is tried again.
+        bucket: the bucket's name.
+
+    Raises:
+        Unconfirmed: not all could be read.
+        ConnectionFailed: the connection is closed, or (`NoResponders`) JetStream is away.
+        ServerRefused: our user may not read the bucket so.
+    """
+    given: set[str] = set()
+    known, until, pause = -1, 0.0, 0.05
+    while True:
+        try:
+            async with contextlib.aclosing(_pages(connection, bucket)) as pages:
+                async for page in pages:
+                    for entry in page:
+                        if entry.key not in given:
+                            given.add(entry.key)
+                            yield entry
+            return
+        except (NoResponders, Unconfirmed):
+            now = time.monotonic()
+            if len(given) > known:
+                known, until, pause = len(given), now + connection.settings.retry_for, 0.05
+            if now + pause > until:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
+    """What one consumer brings; raises `Unconfirmed` where that is not all, after what came before the gap."""
+    losses = connection.losses
+    made = await _make_consumer(connection, bucket)
+    if made is None:
+        return
+    consumer, left = made
+    reader = _Reader(names.key_subject(bucket, ""))
+    inbox = connection.client.new_inbox()
+    subscription = await connection.subscribe(inbox, reader.receive)
+    try:
+        while left > 0:
+            wanted = reader.begin(min(left, PAGE))
+            # Not to wait: the server says at once where less is left, as some was removed meanwhile.
+            body = msgspec.json.encode({"batch": wanted, "no_wait": True})
+            await connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", body, reply=inbox)
+            await _brought(reader, connection, losses)
+            before = reader.number
+            entries, status = reader.read()
+            if entries:
+                yield entries
+            came = reader.number - before
+            left -= came
+            if status == "404" and came == 0:
+                return
+            short = came < wanted and not (came and status in ("404", "408"))
+            if short or (left > 0 and connection.losses != losses):
+                raise Unconfirmed(f"the server stopped listing after {reader.number:,} entries; ask again")
+    finally:
+        with contextlib.suppress(nats.errors.Error, ConnectionFailed):
+            await subscription.unsubscribe()
+            await connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
+
+
+async def _make_consumer(connection: Connection, bucket: str) -> tuple[str, int] | None:
+    """A consumer's name, and how many entries wait for it; None where there is no such bucket."""
+    stream = names.bucket_stream(bucket)
+    config = {
+        "deliver_policy": "last_per_subject",
+        "ack_policy": "none",
+        "filter_subject": names.key_subject(bucket, ">"),
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": int(_OUTLIVES * 1e9),
+    }
+    try:
+        info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+    except ServerRefused as error:
+        if error.err_code in NOT_FOUND:
+            return None
+        raise
+    return f"{stream}.{info['name']}", int(info["num_pending"])
+
+
+async def _brought(reader: _Reader, connection: Connection, losses: int) -> None:
+    """Return when the page has come or ended, nothing comes any more, or the connection was lost."""
+    heard, at = 0, time.monotonic()
+    while not reader.ended.is_set() and connection.losses == losses and not connection.closed.is_set():
+        await first_of(reader.ended, timeout=_LOOK)
+        if len(reader.messages) > heard:
+            heard, at = len(reader.messages), time.monotonic()
+        elif time.monotonic() - at > connection.settings.request_timeout:
+            return
+
+
+class _Reader:
+    """Takes what one consumer sends, and tells whether something is missing in between."""
+
+    def __init__(self, root: str) -> None:
+        self.messages: list[Message] = []
+        self.ended = asyncio.Event()
+        """The page is full, or the server ended the pull."""
+        self.number = 0
+        """How many messages came, none missing in between."""
+        self._root = root
+        self._wanted = 0
+
+    def begin(self, wanted: int) -> int:
+        """Await the next page, of so many messages."""
+        self.messages.clear()
+        self.ended.clear()
+        self._wanted = wanted
+        return wanted
+
+    def receive(self, message: Message) -> None:
+        """Take a message of the inbox."""
+        self.messages.append(message)
+        if len(self.messages) == self._wanted or not message.reply:
+            self.ended.set()
+
+    def read(self) -> tuple[list[Entry], str]:
+        """The page's entries up to what is missing, and the status with which the server ended the pull."""
+        entries: list[Entry] = []
+        for message in self.messages:
+            if not message.reply:
+                return entries, message.headers.get("Status", "")
+            facts = AckFacts.of(message.reply)
+            if facts.number != self.number + 1:
+                break
+            self.number = facts.number
+            if not message.carries(OPERATION):
+                key = message.subject.removeprefix(self._root)
+                entries.append(Entry(key, message.data, facts.sequence, facts.stored))
+        return entries, ""

@@ -1,0 +1,43 @@
+"""What feeds the live tables: a watch that ends is told, and the next one begins with nothing of what it knew."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+
+import pytest
+from waiting import within
+
+import nqnb
+from nqnb.notebook.session import Session
+from nqnb.records import TaskBatch
+
+
+@pytest.fixture
+def session(settings: nqnb.Settings) -> Iterator[Session]:
+    made = nqnb.session(settings.url)
+    yield made
+    made.down()
+
+
+@pytest.mark.parametrize("error", [nqnb.Unconfirmed("a blip"), RuntimeError("nobody thought of it")])
+def test_a_watch_that_ended_is_told_and_its_tasks_are_forgotten(
+    session: Session, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    watch = session.client.watch
+    old = session.submit("q").fetch()
+
+    async def broken() -> AsyncGenerator[TaskBatch, None]:
+        yield TaskBatch(tasks=[old], complete=True)
+        raise error
+
+    monkeypatch.setattr(session.client, "watch", broken)
+    first = session.watch("q")
+    assert within(5, lambda: first._state == "lost"), first._state
+    assert list(first.df.index) == [old.id]
+    session.call(session.client.backend.states.delete(old.id, old.revision))
+    new = session.submit("q")
+    monkeypatch.setattr(session.client, "watch", watch)
+    second = session.watch("q")
+    for table in (first, second):
+        assert within(5, lambda table=table: table._state == "live")
+        assert list(table.df.index) == [new.id]
