@@ -79,7 +79,10 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True once the handler is to stop: the task was cancelled, timed out, or the worker stops."""
+        """True once the handler is to stop: the task was cancelled, timed out, or the worker stops.
+
+        To stop is to raise, as `raise_if_cancelled` does: a handler that returns has completed its task all the same.
+        """
         return self._stop.is_set()
 
     @property
