@@ -19,7 +19,7 @@ from waiting import within
 import nqnb
 from nqnb import detached
 from nqnb.cli import main
-from nqnb.detached import Condition, choice, files
+from nqnb.detached import Condition, files
 from nqnb.devserver import DevServer
 from nqnb.errors import DevServerError, NoServer
 
@@ -315,19 +315,14 @@ def test_what_is_named_comes_first(
     assert detached.choose().detached
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "_UNSETTLED", dict.fromkeys(choice._UNSETTLED, 0.2))
-
-
 def test_one_that_does_not_answer_is_not_passed_over(
-    running: detached.Detached, impatient: None, capsys: pytest.CaptureFixture[str]
+    running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.pid, signal.SIGSTOP)
     try:
         with pytest.raises(NoServer, match=r"does not answer .*`nqnb up --stop`, then `nqnb up --detach`.* NATS_URL"):
-            detached.choose()
-        assert main(["submit", "q", "1"]) == 3
+            detached.choose(connect_timeout=0.2)
+        assert main(["--timeout", "0.2", "submit", "q", "1"]) == 3
         assert "`nqnb up --stop`" in capsys.readouterr().err
         assert not detached.choose(url="nats://127.0.0.1:1").detached
     finally:
@@ -335,26 +330,26 @@ def test_one_that_does_not_answer_is_not_passed_over(
     assert detached.choose().detached
 
 
-def test_one_on_another_host_is_not_passed_over(running: detached.Detached, impatient: None) -> None:
+def test_one_on_another_host_is_not_passed_over(running: detached.Detached) -> None:
     rewrite(token="another", host="another")
     with pytest.raises(NoServer, match=r"runs on 'another'.*NATS_URL") as caught:
-        detached.choose()
+        detached.choose(connect_timeout=0.2)
     assert caught.value.url == running.url
 
 
-def test_one_that_is_starting_is_not_passed_over(impatient: None) -> None:
+def test_one_that_is_starting_is_not_passed_over() -> None:
     with files.lock(files.make_home()) as lock:
         assert lock is not None
         assert detached.look().condition is Condition.STARTING
         with pytest.raises(NoServer, match="just starting or stopping; try again in a moment"):
-            detached.choose()
+            detached.choose(connect_timeout=0.2)
     assert not detached.choose().named
 
 
 def test_a_choice_waits_for_one_that_comes_up() -> None:
     process = start("up", "--detach")
     assert within(20, lambda: detached.look().condition is not Condition.NONE)
-    assert detached.choose().detached
+    assert detached.choose(connect_timeout=30).detached
     assert ended(process)[0] == 0
 
 

@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from nqnb._kept import START_TIMEOUT
 from nqnb.detached.state import Condition, Look, look
 from nqnb.errors import NoServer
 from nqnb.settings import Settings
@@ -17,11 +16,9 @@ _VARIABLES = (
     *("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS", "NATS_NKEY"),
     *("NATS_CA", "NATS_CERT", "NATS_KEY"),
 )
-_PATIENCE = 3.0
-"""Seconds that a server which does not answer has for it: it may be busy, or just being stopped."""
 _POLL = 0.1
-_UNSETTLED = {Condition.SILENT: _PATIENCE, Condition.STARTING: START_TIMEOUT}
-"""Conditions that may pass by themselves, and how many seconds they have for it."""
+_UNSETTLED = (Condition.SILENT, Condition.STARTING)
+"""Conditions that may pass by themselves: it is busy, or just being started or stopped."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
     A detached server that is there and does not answer does not: somebody else's may listen at the default.
 
     Args:
-        patient: whether a detached server that does not answer has some seconds for it.
+        patient: whether a detached server that does not answer has the ``connect_timeout`` for it.
         **options: fields of `Settings` that were given.
 
     Raises:
@@ -68,7 +65,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
         return Choice(settings, f"that of the NATS context {settings.context!r}")
     if any(options.get(name) for name in _CREDENTIALS) or any(os.environ.get(name) for name in _VARIABLES):
         return Choice(settings, "the default, as neither a url nor NATS_URL is given")
-    found = _settled() if patient else look()
+    found = _settled(settings.connect_timeout if patient else 0.0)
     if found.condition is Condition.RUNNING and found.server is not None:
         mine = Settings.of(None, **{**options, "url": found.server.url, "token": found.server.token})
         return Choice(mine, "that of your detached server", detached=True)
@@ -77,12 +74,12 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
     return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)
 
 
-def _settled() -> Look:
-    """How it stands with the detached server, once that is certain; it may be starting, stopping, or busy."""
-    begun = time.monotonic()
+def _settled(patience: float) -> Look:
+    """How it stands with the detached server, once that is certain, or so many seconds have passed."""
+    until = time.monotonic() + patience
     while True:
         found = look()
-        if time.monotonic() - begun >= _UNSETTLED.get(found.condition, 0.0):
+        if found.condition not in _UNSETTLED or time.monotonic() >= until:
             return found
         time.sleep(_POLL)
 
