@@ -13,6 +13,7 @@ from nqnb.errors import BadInput, NoResponders, RevisionConflict, ServerRefused,
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import Ended, FinishStep
 from nqnb.wire import Meta, Status, TaskMessage
+from nqnb.words import line
 from nqnb.worker.claim import TOO_LARGE, Seen, read_entry, write_entry
 from nqnb.worker.describe import Useless, describe, receipt, shortened, with_small_entry
 from nqnb.worker.execute import Poisoned
@@ -56,7 +57,7 @@ _LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
 def _told(run: Run, status: Status, meta: Meta) -> str:
     """What an operator reads of an end."""
     task = f"task {run.id} of queue {run.entry.Queue}"
-    why = f": {meta.error.type}: {meta.error.message}" if meta.error is not None else ""
+    why = f": {line(f'{meta.error.type}: {meta.error.message}', 300)}" if meta.error is not None else ""
     if status is Status.PENDING:
         attempt, of = run.entry.CurrentRetry + 1, run.entry.MaxRetry + 1
         return f"{task} failed at attempt {attempt} of {of}, and runs again in {run.retry_delay:.1f} s{why}"
