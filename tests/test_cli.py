@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from nqnb.cli import main
 from nqnb.cli.text import clean, clock, duration, line, to_json
 from nqnb.commands import tree
 from nqnb.commands.values import moment, seconds
+from nqnb.words import UNSAFE
 
 EVIL = "\x1b[31mred\x1b[0m \x9b2J \u202etxt [bold]x[/bold]"
 
@@ -105,7 +107,7 @@ def test_alone_it_shows_its_help_as_a_module_too(start: Start) -> None:
     answer = ended(start())
     assert answer.code == 0
     assert answer.out.startswith("Usage: nqnb [OPTIONS] COMMAND [ARGS]...")
-    assert "Exit codes: 0 done, 1 refused, 2 usage, 3 no connection" in answer.out
+    assert "Exit codes: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted" in answer.out
 
 
 def test_the_shell_loads_neither_nats_nor_the_notebook() -> None:
@@ -128,6 +130,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], run: Run)
     answer = run(*path, "-h")
     assert answer.code == 0
     assert "Usage: nqnb" in answer.out
+    assert not UNSAFE.search(answer.out), "a mark of click's that it took for text"
     if path not in ((), ("task",), ("queue",)):
         assert f"  nqnb {' '.join(path)}" in answer.out
 
@@ -357,6 +360,11 @@ def test_queues(run: Run, new: Callable[..., str]) -> None:
         ("submit", "q", "--lines"),
         ("submit", "q", "--lines", "-", "--wait"),
         ("submit", "q", "--lines", "-", "--id", "x"),
+        ("submit", "q", ""),
+        ("submit", "q", "-"),
+        ("submit", "q", "1", "--text", "--raw"),
+        ("submit", "q", "1", "--process-at", "1h", "--deadline", "10m"),
+        ("submit", "--wait", "q", "1"),
         ("task", "status"),
         ("task", "status", "a", "--id", "a"),
         ("task", "status", "a..b"),
@@ -366,6 +374,8 @@ def test_queues(run: Run, new: Callable[..., str]) -> None:
         ("queue", "stats"),
         ("queue", "stats", "a", "--name", "a"),
         ("up", "--port", "70000"),
+        ("up", "--stop", "--status"),
+        ("up", "--stop", "--detach"),
         ("worker",),
         ("worker", "jobs"),
         ("worker", "jobs.py:worker"),
@@ -398,6 +408,71 @@ def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], run: Run
     assert answer.code == 2
     assert answer.out == ""
     assert one_line(answer.err), answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("submit", "q", "1", "--id", "a b"), "the characters A-Z a-z 0-9 - / _ = . (see"),
+        (("submit", "q", "{a:1}"), "quote it for the shell"),
+        (("submit", "q", ""), "is empty, which is not JSON; write null, or use --text"),
+        (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=10"),
+        (("submit", "q", "1", "--text", "--raw"), "only one of --text and --raw"),
+        (("up", "--stop", "--status"), "only one of --status and --stop"),
+        (("worker", "./jobs:worker"), "like jobs:worker,"),
+        (("worker", "app/jobs.py:crew"), "like jobs:crew,"),
+        (("watch", "nosuch", "--once"), "'nosuch' is neither a queue nor a task"),
+        (("watch", "nosuch"), "'nosuch' is neither a queue nor a task"),
+    ],
+    ids=" ".join,
+)
+def test_a_refusal_says_what_to_do(arguments: tuple[str, ...], said: str, run: Run) -> None:
+    answer = run(*arguments)
+    assert one_line(answer.err), answer.err
+    assert said in answer.err
+
+
+def test_what_came_from_a_file_needs_no_quotes(run: Run) -> None:
+    for arguments in (("--file", __file__), ("-",), ("--lines", "-")):
+        answer = run("submit", "q", *arguments, stdin=b"hi there\n")
+        assert (answer.code, one_line(answer.err)) == (2, True)
+        assert "quote" not in answer.err
+        assert "--text" in answer.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nosuch", "--json"), ("--json", "nosuch"), ("submit", "q", "--bogus", "--json"), ("up", "x", "--json")],
+)
+def test_wrong_usage_in_json(arguments: tuple[str, ...], run: Run) -> None:
+    answer = run(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert json.loads(answer.err)["error"]
+
+
+def test_a_payload_that_looks_like_the_option_is_none(run: Run) -> None:
+    assert one_line(run("submit", "q", "--", "--json").err)
+
+
+def test_nothing_to_show_is_no_empty_line(run: Run) -> None:
+    answer = run("submit", "lines", "--lines", "-")
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    answer = run("cancel", "nosuch", "a.b", "--yes")
+    assert (answer.code, answer.out) == (1, "")
+
+
+def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
+    told = " ".join(run("-h").out.split())
+    assert "only --timeout of submit and task result, and --name of queue stats, mean something else there" in told
+    taken = {
+        (" ".join(path), option)
+        for path in every_command()
+        if path
+        for option in ("--timeout", "--name", "--url", "--user", "--context")
+        for shown in [run(*path, "-h").out]
+        if re.search(rf"^  (-\w, )?{option} ", shown, re.MULTILINE)
+    }
+    assert taken == {("submit", "--timeout"), ("task result", "--timeout"), ("queue stats", "--name")}
 
 
 def test_a_bad_address(run: Run) -> None:
@@ -535,16 +610,6 @@ def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs:
     assert "importlib" not in answer.err
     assert "nqnb/commands" not in answer.err
     assert one_line(answer.err.splitlines(keepends=True)[-1])
-
-
-def test_an_interrupted_wait_ends_quietly(url: str, start: Start) -> None:
-    process = start("submit", "idle", "1", "--wait", "-u", url)
-    assert process.stderr is not None
-    assert process.stderr.readline().strip()
-    process.send_signal(signal.SIGINT)
-    answer = ended(process)
-    assert answer.code == 130
-    assert answer.err.strip() == ""
 
 
 def test_a_closed_pipe_is_no_traceback(url: str, start: Start) -> None:

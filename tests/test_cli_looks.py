@@ -107,6 +107,16 @@ def test_a_queue_that_is_only_scheduled_or_paused_says_so(width: int) -> None:
         assert {"7", "paused"} <= set(row.split())
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_what_was_deleted_is_not_counted_as_cancelled(width: int) -> None:
+    queue = replace(QUEUE, name="r" * 16, pending=7, scheduled=0, paused=False)
+    counts = QueueCounts(queue, {Status.CANCELLED: 21, Status.DELETED: 34})
+    heading, row = (each.split() for each in shown(Snapshot(NOW, [counts], [], []), width).splitlines()[:2])
+    told = dict(zip(heading, row, strict=True))
+    assert told.get("CANCELLED") == ("21" if width >= 80 else None)
+    assert told.get("DELETED") == ("34" if width >= 100 else None)
+
+
 def test_a_queue_with_nothing_to_do_goes_before_one_that_is_scheduled() -> None:
     idle = [QueueCounts(replace(QUEUE, name=f"idle-{n}", pending=0, processing=0, scheduled=0), {}) for n in range(30)]
     later = QueueCounts(replace(QUEUE, name="later", pending=0, processing=0, scheduled=1), {})

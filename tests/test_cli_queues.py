@@ -87,6 +87,8 @@ def test_delete_only_what_is_empty_unless_forced(run: Run, many: Many) -> None:
     assert refused.code == 1
     assert one_line(refused.err)
     assert "3 tasks are pending" in refused.err
+    assert "add --force" in refused.err
+    assert refused.out == "", "a preview of what will not be done"
     assert "Delete queue 'full' and end its 3 tasks?" in run("queue", "delete", "full", "--force").err
     answer = run("queue", "delete", "full", "--force", "--yes", "--json")
     assert (answer.code, answer.json["deleted"], answer.json["removed"]) == (0, 3, True)
@@ -94,6 +96,21 @@ def test_delete_only_what_is_empty_unless_forced(run: Run, many: Many) -> None:
     missing = run("queue", "stats", "full")
     assert missing.code == 1
     assert one_line(missing.err)
+
+
+def test_delete_refuses_before_it_asks(run: Run, many: Many) -> None:
+    many("single", 1)
+    refused = run("queue", "delete", "single")
+    assert (refused.code, refused.out, one_line(refused.err)) == (1, "", True)
+    assert "1 task is pending" in refused.err
+    assert json.loads(run("queue", "delete", "single", "--json").err)["type"] == "QueueInUse"
+
+
+def test_delete_refuses_where_workers_serve(run: Run, worker: None) -> None:
+    run("submit", "quick", "1", "--wait", "10")
+    refused = run("queue", "delete", "quick")
+    assert (refused.code, refused.out, one_line(refused.err)) == (1, "", True)
+    assert "1 live worker serves it" in refused.err
 
 
 def test_delete_asks_even_where_nothing_is_in_it(run: Run, many: Many) -> None:

@@ -13,13 +13,14 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from nqnb.cli.streams import is_terminal
 from nqnb.cli.text import clean, error_fields, line, plain, to_json
 from nqnb.client import Client, connect
 from nqnb.commands import NeedsYes
 from nqnb.commands.records import Progress
 from nqnb.commands.serve import UserCodeError
 from nqnb.detached import choose
-from nqnb.errors import DevServerError, NoServer
+from nqnb.errors import DevServerError, NoServer, NqnbError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,12 +30,21 @@ T = TypeVar("T")
 _PLAIN_WIDTH = 100_000
 
 
+class Interrupted(NqnbError):
+    """A person did not wait for the end of a command; the text says what goes on, ``.task_id`` where it is a task."""
+
+    def __init__(self, message: str, task_id: str | None = None) -> None:
+        super().__init__(message)
+        self.task_id = task_id
+
+
 class Shell:
     """The front door; see `nqnb.commands.Front`."""
 
     def __init__(self) -> None:
         self.json = False
         self.verbose = False
+        self._waits_for = ""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """See `nqnb.commands.Front.run`."""
@@ -63,6 +73,8 @@ class Shell:
 
     def stdin(self) -> bytes:
         """See `nqnb.commands.Front.stdin`."""
+        if sys.stdin is None:
+            raise click.UsageError("stdin is closed, so nothing comes in there; name a file with --file")
         return sys.stdin.buffer.read()
 
     def say(self, text: str) -> None:
@@ -71,7 +83,15 @@ class Shell:
             print(clean(text), file=sys.stderr, flush=True)
 
     def waits_for(self, task_id: str) -> None:
-        """See `nqnb.commands.Front.waits_for`: whoever interrupts a command line knows what it was about."""
+        """See `nqnb.commands.Front.waits_for`."""
+        self._waits_for = task_id
+
+    def interrupted(self, said: str) -> None:
+        """Say what goes on after an interrupt: what the command has ``said``, or the task that was waited for."""
+        if self._waits_for and not said:
+            said = f"interrupted; task {self._waits_for!r} goes on, `nqnb cancel {self._waits_for}` stops it"
+        if said:
+            self.complain(Interrupted(said, self._waits_for or None))
 
     def complain(self, error: Exception, text: str = "") -> None:
         """Say on stderr what went wrong, in one line."""
@@ -86,7 +106,7 @@ class Shell:
 
     def confirm(self, question: str) -> bool:
         """See `nqnb.commands.Front.confirm`."""
-        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
             raise NeedsYes(f"{question} There is no terminal to ask on: add --yes")
         return click.confirm(clean(question), err=True)
 
@@ -101,14 +121,15 @@ class Shell:
 
         shown = show(record)
         console = _console(sys.stdout)
-        if isinstance(shown, str):
-            print(shown, flush=True)
-        elif console.is_terminal:
+        if console.is_terminal and not isinstance(shown, str):
             console.print(shown)
-        else:
+            return
+        if not isinstance(shown, str):
             with console.capture() as captured:
                 console.print(shown)
-            print("\n".join(each.rstrip() for each in captured.get().splitlines()), flush=True)
+            shown = "\n".join(each.rstrip() for each in captured.get().splitlines())
+        if shown:
+            print(shown, flush=True)
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[object], None]]:

@@ -53,7 +53,7 @@ class WatchBoard:
 
 def changes(record: Changes) -> RenderableType:
     """What happened since, a line each."""
-    lines = [line(record.trouble)] if record.trouble else []
+    lines = [line(record.trouble)] if record.trouble else ["the server answers again"] if record.back else []
     for task in record.tasks:
         parts = (clock_of(task), task.status.label, task.id, task.queue, took(task), progress_text(task), task.worker)
         lines.append("  ".join(line(part) for part in parts if part))
@@ -96,6 +96,7 @@ def _queues(queues: list[QueueCounts], total: int) -> Sheet:
         Column("completed", right=True, dispensable=3),
         Column("failed", right=True, dispensable=2),
         Column("cancelled", right=True, dispensable=4),
+        Column("deleted", right=True, dispensable=6),
         Column("workers", right=True, dispensable=5),
     ]
     more = f"and {total - len(queues):,} more queues" if total > len(queues) else ""
@@ -103,8 +104,8 @@ def _queues(queues: list[QueueCounts], total: int) -> Sheet:
 
 
 def _queue_row(each: QueueCounts) -> list[str | Text]:
-    def count(*states: Status) -> str:
-        return f"{sum(each.states.get(state, 0) for state in states):,}"
+    def count(state: Status) -> str:
+        return f"{each.states.get(state, 0):,}"
 
     info = each.info
     return [
@@ -115,7 +116,8 @@ def _queue_row(each: QueueCounts) -> list[str | Text]:
         f"{info.scheduled:,}",
         count(Status.COMPLETED),
         count(Status.FAILED),
-        count(Status.CANCELLED, Status.DELETED),
+        count(Status.CANCELLED),
+        count(Status.DELETED),
         f"{info.workers:,}",
     ]
 

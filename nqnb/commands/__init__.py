@@ -18,14 +18,16 @@ __all__ = ["Front", "NeedsYes", "tree"]
 _EPILOG = """\b
 Try it, without a server of your own:
   nqnb demo
+
 \b
 A first task:
   nqnb up --detach
   nqnb submit resize '{"path": "a.png"}'
   nqnb worker mymodule:worker
   nqnb watch
+
 \b
-Exit codes: 0 done, 1 refused, 2 usage, 3 no connection
+Exit codes: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted
 Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 """
 
@@ -38,8 +40,9 @@ Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 def tree(ctx: click.Context) -> str | None:
     """NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them for certain.
 
-    The options below are accepted after a command, too. Passwords and tokens are better given in NATS_PASSWORD and
-    NATS_TOKEN, where no list of processes shows them.
+    The options below are accepted after a command, too; only --timeout of submit and task result, and --name of queue
+    stats, mean something else there. Passwords and tokens are better given in NATS_PASSWORD and NATS_TOKEN, where no
+    list of processes shows them.
     """
     return help_alone(ctx)
 

@@ -98,6 +98,18 @@ def a_dry_run(help: str) -> Callable[[F], F]:
     return click.option("--dry-run", is_flag=True, help=help)
 
 
+def one_of(**flags: bool) -> str | None:
+    """The name of the flag that was given; None where none was.
+
+    Raises:
+        click.UsageError: several were.
+    """
+    given = [name for name, value in flags.items() if value]
+    if len(given) > 1:
+        raise click.UsageError(f"give only one of {' and '.join(f'--{name}' for name in given)}")
+    return given[0] if given else None
+
+
 def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, otherwise: str) -> None:
     """Show what is about to happen, and ask, unless that is answered.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import click
 
@@ -90,13 +90,13 @@ def cancel(
         return Cancelled([], [])
     confirm(ctx, preview, f"Cancel {tasks(len(found))}?", yes=yes, otherwise="nothing was cancelled")
     with front_of(ctx).live() as show:
-        done = ask(ctx, lambda nq: cancel_all(nq, preview.ids, wait, show))
+        done = _cancel(ctx, preview.ids, wait, show)
     return Cancelled(list(done), done.errors)
 
 
 def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> CancelReceipt | Receipts:
     """Cancel tasks by their ids; one is answered with its receipt, or with why there is none."""
-    receipts = ask(ctx, lambda nq: cancel_all(nq, ids, wait))
+    receipts = _cancel(ctx, ids, wait)
     for error in receipts.errors:
         if isinstance(error, ConnectionFailed) and not receipts:
             raise error
@@ -109,8 +109,36 @@ def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> Cancel
     return receipts[0]
 
 
+def _cancel(
+    ctx: click.Context, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
+) -> Receipts:
+    """Cancel all of them; whoever interrupts that is told what is stored."""
+    outcomes: dict[str, CancelReceipt | NqnbError] = {}
+    try:
+        return ask(ctx, lambda nq: cancel_all(nq, ids, wait, show, outcomes))
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (_interrupted(ids, outcomes),)
+        raise
+
+
+def _interrupted(ids: Sequence[str], outcomes: Mapping[str, CancelReceipt | NqnbError]) -> str:
+    stored = [each for each in outcomes.values() if isinstance(each, CancelReceipt)]
+    if not stored:
+        return "interrupted before any cancel was known to be stored; ask again"
+    stopping = sum(each.stopping for each in stored)
+    if len(ids) == 1:
+        return "interrupted; the cancel is stored" + (", its code was still stopping" if stopping else "")
+    rest = f", the code of {tasks(stopping)} was still stopping" if stopping else ""
+    missing = "; ask again for the others" if len(outcomes) < len(ids) else ""
+    return f"interrupted; the cancels of {len(stored):,} of {tasks(len(ids))} are known to be stored{rest}{missing}"
+
+
 async def cancel_all(
-    nq: Client, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
+    nq: Client,
+    ids: Sequence[str],
+    wait: float | None,
+    show: Callable[[object], None],
+    outcomes: MutableMapping[str, CancelReceipt | NqnbError],
 ) -> Receipts:
     """Cancel all of them; see `nqnb.cancelling.cancel_all`.
 
@@ -119,8 +147,8 @@ async def cancel_all(
         ids: the tasks.
         wait: seconds to wait for code to stop; None does not wait.
         show: is told how far it is.
+        outcomes: what becomes of each is put in here as it is known.
     """
-    outcomes: dict[str, CancelReceipt | NqnbError] = {}
     await cancelling.cancel_all(nq, ids, wait, outcomes, lambda done, of, what: show(Progress(done, of, what)))
     receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 import click
@@ -13,6 +14,7 @@ from nqnb.commands.look import list_queues
 from nqnb.commands.options import Group, ask, front_of, help_alone
 from nqnb.commands.records import Emptied, Preview, Progress, Queues
 from nqnb.commands.values import queue_name
+from nqnb.errors import QueueInUse
 from nqnb.records import PurgeReceipt, QueueInfo
 from nqnb.sweep import unknown_queue
 from nqnb.wire import Status
@@ -111,7 +113,7 @@ def delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes:
     """
     if wait is not None and not force:
         raise click.UsageError("--wait is about what runs, which only --force cancels: add it, or leave --wait out")
-    preview = ask(ctx, lambda nq: _open(nq, queue, complete.OPEN))
+    preview = ask(ctx, lambda nq: _removable(nq, queue, force=force))
     what = f" and end its {tasks(len(preview.ids))}" if force and preview.ids else ""
     confirm(ctx, preview, f"Delete queue {queue!r}{what}?", yes=yes, otherwise="nothing was deleted")
     limit = _STOPPING_TAKES if wait is None else wait
@@ -139,6 +141,27 @@ async def _look(nq: Client, name: str) -> QueueInfo:
 async def _open(nq: Client, name: str, states: Iterable[Status]) -> Preview:
     await _look(nq, name)
     return Preview.of(await nq.tasks(name, states))
+
+
+async def _removable(nq: Client, name: str, *, force: bool) -> Preview:
+    """What would be ended with a queue; refused before anybody is asked, where the delete itself would refuse."""
+    info, preview = await _look(nq, name), Preview.of(await nq.tasks(name, complete.OPEN))
+    if force or not (preview.ids or info.workers):
+        return preview
+    counts = Counter[Status]()
+    for each in preview.groups:
+        counts[each.status] += each.tasks
+    there = [f"{tasks(counts[each])} {'is' if counts[each] == 1 else 'are'} {each.label}" for each in sorted(counts)]
+    if info.workers:
+        there.append("1 live worker serves it" if info.workers == 1 else f"{info.workers:,} live workers serve it")
+    raise QueueInUse(
+        f"queue {name!r} is not deleted: {', '.join(there)}; let that come to its end and stop the workers, "
+        "or add --force, which deletes and cancels its tasks",
+        name,
+        counts[Status.PENDING],
+        counts[Status.PROCESSING],
+        info.workers,
+    )
 
 
 def _with_progress(ctx: click.Context, work: Callable[[Client, ShowCount], Awaitable[PurgeReceipt]]) -> PurgeReceipt:

@@ -97,7 +97,7 @@ def _settings(own: Settings, options: dict[str, Any]) -> Settings:
 def _find(target: str) -> Worker:
     name, _, path = target.partition(":")
     if not name or not path or name.endswith(".py") or "/" in name:
-        example = Path(name).stem if name.endswith(".py") else name or "mymodule"
+        example = Path(name).name.removesuffix(".py") or "mymodule"
         raise click.UsageError(
             f"{target!r} names no worker: write MODULE:WORKER, like {example}:{path or 'worker'}, "
             "in the folder where the module is"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import IO, Any, Literal
 
 import click
@@ -10,6 +11,7 @@ import click
 from nqnb import payload as payloads
 from nqnb.client import Client
 from nqnb.commands import complete
+from nqnb.commands.arguments import one_of
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Progress, Submitted, Value
 from nqnb.commands.values import coming_moment, moment, queue_name, seconds, task_id
@@ -18,12 +20,30 @@ from nqnb.task import Task
 
 _BATCH = 2000
 _FOREVER = "forever"
+_QUOTE = "quote it for the shell like '{\"a\": 1}', or "
 
 Form = Literal["json", "text", "raw"]
 
 
+class _File(click.File):
+    """A file, or stdin as ``-``, which a shell may have closed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType.convert`."""
+        if value == "-" and sys.stdin is None:
+            self.fail("stdin is closed, so nothing comes in there", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _wait(text: str) -> float | None:
-    return None if text == _FOREVER else seconds(text)
+    if text == _FOREVER:
+        return None
+    try:
+        return seconds(text)
+    except click.BadParameter as error:
+        raise click.BadParameter(
+            f"{error.message}; a time is optional here, so put --wait last, or write --wait=10 or --wait={_FOREVER}"
+        ) from None
 
 
 @click.command(
@@ -43,10 +63,10 @@ Examples:
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="How long one attempt may run (90, 10m, 2h)")
 @click.option("--deadline", type=coming_moment, metavar="WHEN", help="When it must have ended (10m, 2030-12-31T18:00)")
 @click.option("--process-at", type=moment, metavar="WHEN", help="When it may start, likewise")
-@click.option("--file", type=click.File("rb"), metavar="PATH", help="Take the payload from a file")
+@click.option("--file", type=_File("rb"), metavar="PATH", help="Take the payload from a file")
 @click.option("--lines", is_flag=True, help="One task a line of the file, or of -; empty lines are left out")
-@click.option("form", "--text", flag_value="text", help="The payload is plain text, sent as a JSON string")
-@click.option("form", "--raw", flag_value="raw", help="The payload is sent byte by byte, whatever it is")
+@click.option("--text", is_flag=True, help="The payload is plain text, sent as a JSON string")
+@click.option("--raw", is_flag=True, help="The payload is sent byte by byte, whatever it is")
 @click.option(
     "--wait",
     is_flag=False,
@@ -64,7 +84,8 @@ def submit(
     id: str | None,
     file: IO[bytes] | None,
     lines: bool,
-    form: Form | None,
+    text: bool,
+    raw: bool,
     **options: Any,
 ) -> Submitted | Value:
     """Put a task into QUEUE and print its id.
@@ -77,14 +98,16 @@ def submit(
         raise click.UsageError("give PAYLOAD or --file, not both")
     if lines and (id is not None or waits):
         raise click.UsageError(f"--lines makes many tasks, so {'--wait' if waits else '--id'} does not go with it")
+    one_of(text=text, raw=raw)
+    form: Form = "text" if text else "raw" if raw else "json"
     data = _read(ctx, payload, file)
     if not lines:
-        value = _encode(data, form or "json", "the payload")
+        value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
         raise click.UsageError("--lines reads a file or stdin: give --file PATH, or - as PAYLOAD")
     values = [
-        _encode(line.rstrip(b"\r\n"), form or "json", f"line {number}")
+        _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
         if line.strip()
     ]
@@ -125,7 +148,8 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
     return None if payload is None else payload.encode("utf-8", "surrogateescape")
 
 
-def _encode(data: bytes | None, form: Form, what: str) -> bytes:
+def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
+    """The payload to send; what is ``quoted`` came through a shell, which may have taken its quotes away."""
     if data is None:
         return b"null"
     if form == "raw":
@@ -135,12 +159,14 @@ def _encode(data: bytes | None, form: Form, what: str) -> bytes:
             return json.dumps(data.decode("utf-8"), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
             raise click.UsageError(f"{what} is not UTF-8 text ({error}); --raw sends bytes as they are") from None
+    if not data.strip():
+        raise click.UsageError(f"{what} is empty, which is not JSON; write null, or use --text for empty text")
     try:
         payloads.decode_json(data)
     except BadInput as error:
         start = data[:40].decode("utf-8", "replace")
         raise click.UsageError(
             f"{what}, {start!r}{'…' if len(data) > 40 else ''}, is not JSON ({error}); "
-            "quote it for the shell like '{\"a\": 1}', or use --text for plain text"
+            f"{_QUOTE if quoted else ''}use --text for plain text, --raw for bytes"
         ) from None
     return data.strip()

@@ -11,6 +11,7 @@ import platformdirs
 from nqnb import detached
 from nqnb.aside import first_of
 from nqnb.client import connect
+from nqnb.commands.arguments import one_of
 from nqnb.commands.complete import OPEN
 from nqnb.commands.options import Command, front_of
 from nqnb.commands.records import DetachedServer, Preview, ServerUp
@@ -56,9 +57,9 @@ Examples:
     metavar="QUEUE",
     help="Let unpatched Go workers find the cancels of this queue; repeatable",
 )
-@click.option("mode", "--detach", flag_value="detach", help="Run it in the background; every command then finds it")
-@click.option("mode", "--status", flag_value="status", help="Show the server in the background; exit code 0: it runs")
-@click.option("mode", "--stop", flag_value="stop", help="Stop it; its tasks are kept")
+@click.option("--detach", is_flag=True, help="Run it in the background; every command then finds it")
+@click.option("--status", is_flag=True, help="Show the server in the background; exit code 0: it runs")
+@click.option("stops", "--stop", is_flag=True, help="Stop it; its tasks are kept")
 @click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask, whatever is queued or runs")
 @click.pass_context
 def up(
@@ -66,7 +67,9 @@ def up(
     port: int | None,
     store_dir: Path | None,
     go_queues: tuple[str, ...],
-    mode: str | None,
+    detach: bool,
+    status: bool,
+    stops: bool,
     yes: bool,
 ) -> DetachedServer | None:
     """Run a nats-server here until Ctrl-C.
@@ -76,6 +79,7 @@ def up(
     With --detach it outlives this shell: one a user, with a token that only files of yours hold. Commands and
     notebooks that name no server find it, after NATS_URL and a context of the NATS CLI.
     """
+    mode = one_of(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
         raise click.UsageError(f"--{mode} is about the server that runs: leave the other options out")
     if mode == "status":

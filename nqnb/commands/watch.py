@@ -9,18 +9,20 @@ from datetime import datetime, timezone
 from typing import Any
 
 import click
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from nqnb.client import Client
 from nqnb.commands import complete
 from nqnb.commands.look import fetch_all
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.values import seconds, task_id
-from nqnb.errors import ConnectionFailed, NqnbError, Unconfirmed
+from nqnb.errors import ConnectionFailed, NoJetStream, NoResponders, NqnbError, Unconfirmed, UnknownTask
 from nqnb.records import QueueInfo, TaskInfo
 from nqnb.wire import Status
 
 _SHORTEST = 0.25
+_PATIENCE = 1.0
+"""Seconds that a look may take before it is asked whether the server is there."""
 _RECENT = 50
 """How many tasks a first line of JSON, or a first table without a terminal, has at most."""
 
@@ -33,10 +35,11 @@ class QueueCounts(Struct, frozen=True):
 
 
 class Changes(Struct, frozen=True):
-    """Tasks that changed since the last look; ``trouble`` says why there was none."""
+    """Tasks that changed since the last look; ``trouble`` says why there was none, ``back`` that this is over."""
 
     tasks: list[TaskInfo]
     trouble: str = ""
+    back: bool = False
 
 
 class Snapshot(Struct, frozen=True):
@@ -51,11 +54,12 @@ class Snapshot(Struct, frozen=True):
     changed: list[TaskInfo]
     once: bool = False
     trouble: str = ""
+    back: bool = False
 
     @property
     def news(self) -> Changes:
         """What differs from the look before."""
-        return Changes(self.changed, self.trouble)
+        return Changes(self.changed, self.trouble, self.back)
 
     def as_json(self) -> dict[str, Any]:
         """Counts of the queues, and the tasks that changed."""
@@ -118,6 +122,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
                     if snapshot is not None:
                         show(snapshot)
             stopping.cancel()
+            await watcher.close()
 
     ask(ctx, run)
     return None
@@ -132,6 +137,7 @@ class _Watcher:
         self._by_id: bool | None = None if what else False
         self._last: Snapshot | None = None
         self._seen: dict[str, int] = {}
+        self._looking: asyncio.Future[Snapshot] | None = None
 
     @property
     def ended(self) -> bool:
@@ -140,11 +146,15 @@ class _Watcher:
 
     async def look(self, nq: Client) -> Snapshot:
         """What there is, whether it changed or not."""
+        self._last = await self._look(nq)
+        return self._last
+
+    async def _look(self, nq: Client) -> Snapshot:
         every = await nq.queues()
         if self._by_id is None:
             self._by_id = not (len(self._what) == 1 and any(info.name == self._what[0] for info in every))
         if self._by_id:
-            tasks = await fetch_all(nq, self._what)
+            tasks = await self._named(nq)
             wanted = {each.queue for each in tasks}
         else:
             tasks = await nq.tasks(self._what[0] if self._what else None)
@@ -161,24 +171,59 @@ class _Watcher:
         # By what does not change while they run, so that the eye can stay on one of them.
         running.sort(key=lambda each: (each.started_at is None, each.started_at, each.id))
         ordered = [*running, *(each for each in reversed(tasks) if each.status is not Status.PROCESSING)]
-        self._last = Snapshot(datetime.now(timezone.utc), queues, ordered, changed, self._once)
-        return self._last
+        return Snapshot(datetime.now(timezone.utc), queues, ordered, changed, self._once)
+
+    async def _named(self, nq: Client) -> list[TaskInfo]:
+        try:
+            return await fetch_all(nq, self._what)
+        except UnknownTask as error:
+            if len(self._what) > 1:
+                raise
+            raise UnknownTask(
+                f"{self._what[0]!r} is neither a queue nor a task on this server; `nqnb queue list` and "
+                "`nqnb task list` show what there is",
+                error.task_id,
+            ) from None
 
     async def look_again(self, nq: Client) -> Snapshot | None:
         """The same; None where nothing changed. A server that is away is looked for again."""
         last = self._last
         if last is None:
             return await self.look(nq)
+        looking = self._looking = self._looking or asyncio.ensure_future(self._look(nq))
+        while not looking.done():
+            await asyncio.wait({looking}, timeout=_PATIENCE)
+            # It goes on, for it is asked again and again; but the person need not wait to hear of that.
+            if not looking.done() and not nq.backend.connection.connected:
+                return self._lost(last, "the server does not answer")
+        self._looking = None
         try:
-            found = await self.look(nq)
+            found = self._last = looking.result()
         except (ConnectionFailed, Unconfirmed) as error:
-            if last.trouble:
-                return None
-            since = last.at.astimezone().strftime("%H:%M:%S")
-            self._last = Snapshot(last.at, last.queues, last.tasks, [], trouble=f"no answer since {since}: {error}")
-            return self._last
-        same = not found.changed and not last.trouble and _counts(found) == _counts(last)
+            return self._lost(last, _silent(error))
+        if last.trouble:
+            return structs.replace(found, back=True)
+        same = not found.changed and _counts(found) == _counts(last)
         return None if same and len(found.tasks) == len(last.tasks) else found
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._looking is not None:
+            await _given_up(self._looking)
+
+    def _lost(self, last: Snapshot, why: str) -> Snapshot | None:
+        if last.trouble:
+            return None
+        since = last.at.astimezone().strftime("%H:%M:%S")
+        self._last = structs.replace(last, changed=[], trouble=f"{why} since {since}")
+        return self._last
+
+
+def _silent(error: NqnbError) -> str:
+    """Who does not answer; an error of one request among many says more than anybody wants to know."""
+    if isinstance(error, (NoResponders, NoJetStream)):
+        return "the server's JetStream does not answer"
+    return "the server does not answer"
 
 
 def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
@@ -195,10 +240,14 @@ async def _unless(stopping: asyncio.Future[Any], look: Any) -> Any:
     await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if looking.done():
         return looking.result()
+    await _given_up(looking)
+    return None
+
+
+async def _given_up(looking: asyncio.Future[Any]) -> None:
     looking.cancel()
     with contextlib.suppress(asyncio.CancelledError, NqnbError):
         await looking
-    return None
 
 
 def _task_fields(task: TaskInfo) -> dict[str, Any]:

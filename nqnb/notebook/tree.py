@@ -21,10 +21,12 @@ Begin with:
   %nq up
   %nq submit resize '{"path": "a.png"}'
   %nq watch
+
 \b
 A cell as payload, or as handler:
   %%nq submit resize
   %%nq handler resize -c 4
+
 \b
 JSON and words are read as by a shell, and nothing is expanded. What a command returns is an object: `frame = %nq tasks`
 """

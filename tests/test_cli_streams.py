@@ -1,0 +1,177 @@
+"""Command lines whose stdin, stdout or stderr are closed or full, and those that are interrupted."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Answer, Many, Run, Start, ended, environment, one_line, until_said
+
+import nqnb
+
+JOBS = """
+import asyncio
+import nqnb
+
+worker = nqnb.Worker(shutdown_timeout=1)
+
+@worker.handler("stubborn", grace=60)
+async def stubborn(job, payload):
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(10)
+"""
+
+FULL = "No space left on device"
+
+
+def shell(url: str, line: str) -> Answer:
+    """What a shell makes of a line in which ``nqnb`` is the command."""
+    line = f'nqnb() {{ "{sys.executable}" -m nqnb "$@"; }}; {line}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", line],
+        env=environment(NATS_URL=url),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+# Closed
+
+
+@pytest.mark.parametrize("payload", ["-", "--lines -", "--file -", "--lines --file -"])
+def test_a_closed_stdin_has_no_payload(payload: str, url: str) -> None:
+    answer = shell(url, f"nqnb submit closed {payload} <&-")
+    assert (answer.code, answer.out) == (2, "")
+    assert one_line(answer.err), answer.err
+    assert "stdin is closed" in answer.err
+
+
+def test_nobody_can_be_asked_on_a_closed_stdin(url: str, many: Many) -> None:
+    many("unasked", 1)
+    answer = shell(url, "nqnb cancel -q unasked <&-")
+    assert answer.code == 1
+    assert one_line(answer.err), answer.err
+    assert "add --yes" in answer.err
+    assert json.loads(shell(url, "nqnb cancel -q unasked --json <&-").err)["type"] == "NeedsYes"
+
+
+@pytest.mark.parametrize("arguments", ["queues", "queues --json", "submit unheard 1", "watch --once", "--help"])
+def test_a_closed_stdout_is_no_traceback(arguments: str, url: str) -> None:
+    assert shell(url, f"nqnb {arguments} >&-") == Answer(0, "", "")
+
+
+def test_a_closed_stderr_is_not_taken_for_stdout(url: str) -> None:
+    assert shell(url, "nqnb nosuch 2>&-") == Answer(2, "", "")
+
+
+# Full
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+class TestFull:
+    @pytest.mark.parametrize(
+        "arguments", ["tasks", "tasks --json", "--help", "task status -h", "queue", "version", "watch"]
+    )
+    def test_stdout(self, arguments: str, url: str) -> None:
+        answer = shell(url, f"nqnb {arguments} >/dev/full")
+        assert answer.code == 1
+        if "--json" in arguments:
+            assert FULL in json.loads(answer.err)["error"]
+        else:
+            assert one_line(answer.err), answer.err
+            assert FULL in answer.err
+
+    def test_the_state_of_a_task(self, url: str, many: Many) -> None:
+        (task_id,) = many("full", 1)
+        answer = shell(url, f"nqnb task status {task_id} >/dev/full")
+        assert (answer.code, one_line(answer.err)) == (1, True)
+
+    @pytest.mark.parametrize("line", ["nqnb nosuch 2>/dev/full", "nqnb queues >/dev/full 2>&1"])
+    def test_stderr(self, line: str, url: str) -> None:
+        assert shell(url, line) == Answer(1, "", "")
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("arguments", [("submit", "idle", "1", "--wait"), ("task", "result", "awaited")])
+def test_an_interrupted_wait_says_that_the_task_goes_on(
+    arguments: tuple[str, ...], url: str, start: Start, run: Run
+) -> None:
+    run("submit", "idle", "1", "--id", "awaited")
+    process = start("-v", "-u", url, *arguments)
+    until_said(process, "server")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1)
+    process.send_signal(signal.SIGINT)
+    answer = ended(process)
+    assert (answer.code, answer.out) == (130, "")
+    assert one_line(f"{answer.err.splitlines()[-1]}\n"), answer.err
+    assert re.search(r"task '(\w+)' goes on, `nqnb cancel \1` stops it", answer.err)
+    assert "Traceback" not in answer.err
+
+
+def test_an_interrupted_wait_in_json(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    run("submit", "idle", "1", "--id", "awaited-too")
+
+    async def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nqnb.Client, "result", interrupted)
+    answer = run("task", "result", "awaited-too", "--json")
+    assert (answer.code, answer.out) == (130, "")
+    error = json.loads(answer.err)
+    assert (error["type"], error["task_id"]) == ("Interrupted", "awaited-too")
+
+
+def test_an_interrupted_cancel_says_that_it_is_stored(
+    url: str, start: Start, run: Run, many: Many, tmp_path: Path
+) -> None:
+    (tmp_path / "jobs.py").write_text(JOBS)
+    worker = start("worker", "jobs:worker", "-u", url, cwd=tmp_path)
+    until_said(worker, "serves stubborn")
+    first, second, third = many("stubborn", 3)
+    for ids, told in (
+        ((first,), "interrupted; the cancel is stored, its code was still stopping"),
+        ((second, third), "the cancels of 2 of 2 tasks are known to be stored, the code of 2 tasks was still stopping"),
+    ):
+        for each in ids:
+            while run("task", "status", each).out != "processing\n":
+                pass
+        process = start("-v", "-u", url, "cancel", *ids, "--wait", "30")
+        until_said(process, "server")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)
+        process.send_signal(signal.SIGINT)
+        answer = ended(process)
+        assert (answer.code, answer.out) == (130, "")
+        assert one_line(answer.err.lstrip()), answer.err
+        assert told in answer.err
+    worker.kill()
+
+
+# Watching a server that goes away
+
+
+def test_watch_in_a_pipe_says_when_the_server_is_lost_and_back(start: Start) -> None:
+    with nqnb.DevServer() as server:
+        process = start("-u", server.url, "watch", "--interval", "0.25")
+        assert process.stdout is not None
+        while process.stdout.readline() != "no tasks\n":
+            assert process.poll() is None
+        server.kill()
+        assert process.stdout.readline().startswith("the server does not answer since ")
+        server.restart()
+        assert process.stdout.readline() == "the server answers again\n"
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == Answer(0, "", "")
