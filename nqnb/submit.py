@@ -220,5 +220,5 @@ def _unix_exact(given: Moment, name: str) -> float:
     except (OverflowError, OSError, ValueError):
         seconds = math.inf
     if seconds >= _LATEST:
-        raise BadInput(f"{name}={given!r}: no server counts so far; give a moment before the year 2262")
+        raise BadInput(f"{name}={given!r}: no server counts so far; give a moment from 1970 to 2261")
     return seconds

@@ -56,6 +56,13 @@ def test_a_closed_stdin_has_no_payload(payload: str, url: str) -> None:
     assert "stdin is closed" in answer.err
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
+def test_a_payload_that_cannot_be_read_is_not_taken_for_an_output(url: str) -> None:
+    answer = shell(url, "nqnb submit unread --file /proc/self/mem")
+    assert (answer.code, answer.out) == (2, "")
+    assert answer.err.startswith("nqnb: the payload cannot be read: Input/output error"), answer.err
+
+
 def test_nobody_can_be_asked_on_a_closed_stdin(url: str, many: Many) -> None:
     many("unasked", 1)
     answer = shell(url, "nqnb cancel -q unasked <&-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -190,6 +191,24 @@ async def test_a_state_bucket_with_a_limit_of_its_own(nq: nqnb.Client, settings:
         task = await nq.submit("work", "p" * 1000)
         assert await task.result(timeout=20) == "r" * size
         assert await (await nq.submit("work", "next")).result(timeout=20) == "r" * size
+        await assert_queues_empty(nq, "work")
+
+
+async def test_an_entry_that_has_room_for_neither_payload_nor_result(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, concurrency=1)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job, text: str) -> str:
+        return text[:4000]
+
+    async with worker:
+        await limit(nq, "nq-store", max_msg_size=4096)
+        # The client cannot write the state, and says so; the worker does.
+        with suppress(Unconfirmed):
+            await nq.submit("work", "p" * 5000, id="mine")
+        while await nq.backend.states.get("mine") is None:
+            await asyncio.sleep(0.01)
+        assert await nq.result("mine", timeout=20) == "p" * 4000
         await assert_queues_empty(nq, "work")
 
 

@@ -134,6 +134,19 @@ class TestListing:
             found.append(int(entry.key))
         assert found == list(range(35))
 
+    @pytest.mark.parametrize("other", ["3", "new"], ids=["one that was given", "a new one"])
+    async def test_what_is_written_meanwhile_takes_no_place_of_what_was_there(
+        self, store: KeyValueStore, other: str
+    ) -> None:
+        found: list[str] = []
+        async for entry in store.entries():
+            if len(found) == 10:
+                await store.put(other, b"")
+                await store.put("20", b"")
+            found.append(entry.key)
+        assert len(found) == len(set(found))
+        assert {f"{number}" for number in range(35)} <= set(found)
+
     async def test_a_server_that_starts_again(self, tmp_path: Path) -> None:
         with nqnb.DevServer(store_dir=tmp_path) as server:
             connection = await Connection.open(nqnb.Settings(server.url, retry_for=20))

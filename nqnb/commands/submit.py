@@ -141,10 +141,13 @@ async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[b
 
 
 def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> bytes | None:
-    if file is not None:
-        return file.read()
-    if payload == "-":
-        return front_of(ctx).stdin()
+    try:
+        if file is not None:
+            return file.read()
+        if payload == "-":
+            return front_of(ctx).stdin()
+    except OSError as error:
+        raise click.UsageError(f"the payload cannot be read: {error.strerror}") from None
     return None if payload is None else payload.encode("utf-8", "surrogateescape")
 
 

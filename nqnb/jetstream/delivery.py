@@ -24,14 +24,16 @@ class AckFacts(NamedTuple):
     """Which of its consumer's deliveries it is, from 1: a gap tells that some were lost on their way."""
     stored: float
     """When the stream stored it, in Unix seconds by the server's clock."""
+    pending: int
+    """How many more its consumer had to deliver then."""
 
     @classmethod
     def of(cls, reply: str) -> AckFacts:
         """Read ``$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<deliveries>.<sequence>.<number>.<ns>.<pending>``."""
         tokens = reply.split(".")
         start = 4 if len(tokens) == 9 else 6
-        deliveries, sequence, number, stored = map(int, tokens[start : start + 4])
-        return cls(deliveries, sequence, number, stored / 1e9)
+        deliveries, sequence, number, stored, pending = map(int, tokens[start : start + 5])
+        return cls(deliveries, sequence, number, stored / 1e9, pending)
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which would make it thrice as dear

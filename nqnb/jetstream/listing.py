@@ -88,7 +88,8 @@ async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Ent
             if entries:
                 yield entries
             came = reader.number - before
-            left -= came
+            # By the server's count: what is written meanwhile comes too, and takes no place of what was there.
+            left = reader.pending if came else left
             if status == "404" and came == 0:
                 return
             short = came < wanted and not (came and status in ("404", "408"))
@@ -140,6 +141,8 @@ class _Reader:
         """The page is full, or the server ended the pull."""
         self.number = 0
         """How many messages came, none missing in between."""
+        self.pending = 0
+        """How many more were to come after the last of them."""
         self._root = root
         self._wanted = 0
 
@@ -165,7 +168,7 @@ class _Reader:
             facts = AckFacts.of(message.reply)
             if facts.number != self.number + 1:
                 break
-            self.number = facts.number
+            self.number, self.pending = facts.number, facts.pending
             if not message.carries(OPERATION):
                 key = message.subject.removeprefix(self._root)
                 entries.append(Entry(key, message.data, facts.sequence, facts.stored))

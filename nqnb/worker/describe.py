@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 import traceback
@@ -75,12 +74,16 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
         BadInput: the server does not take it, and would not later.
     """
     # The claim's revision in the key: a loser never overwrites the winner's.
-    key, until = f"{run.id}.{run.revision}", time.monotonic() + backend.connection.settings.retry_for
-    why: NqnbError
+    key, refused_since = f"{run.id}.{run.revision}", 0.0
     while True:
         try:
-            await backend.results.put(key, data, backend.result_ttl)
-            return key
+            try:
+                await backend.results.put(key, data, backend.result_ttl)
+                return key
+            except NoResponders:
+                # Somebody deleted the bucket.
+                await backend.ensure_buckets()
+                why = "its bucket was gone"
         except PayloadTooLarge as error:
             raise BadInput(
                 f"the result has {len(data):,} bytes, the server takes {error.limit:,}; "
@@ -88,17 +91,17 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
             ) from None
         except ServerRefused as error:
             # A bucket that is full may have room again in a moment.
-            if error.code == 403 or error.err_code == TOO_LARGE or time.monotonic() > until:
+            refused_since = refused_since or time.monotonic()
+            patience = 0.0 if error.err_code == TOO_LARGE else backend.connection.settings.retry_for
+            if time.monotonic() - refused_since >= patience:
                 raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
-            why = error
+            why = str(error)
         except (NoResponders, Unconfirmed) as error:
             if backend.connection.closed.is_set():
                 raise
-            why = error
+            why = str(error)
         log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
         await asyncio.sleep(1)
-        with contextlib.suppress(NqnbError):
-            await backend.ensure_buckets()
 
 
 async def receipt(backend: Backend, run: Run) -> CancelRecord:

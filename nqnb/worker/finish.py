@@ -7,6 +7,7 @@ import logging
 import time
 
 import msgspec
+from msgspec import UnsetType
 
 from nqnb import lifecycle
 from nqnb.errors import BadInput, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
@@ -44,7 +45,7 @@ async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
         await _without_outcome(backend, run)
         return None
     async with run.writing:
-        written = await _write(backend, run, status, meta)
+        written, meta = await _write(backend, run, status, meta)
     if written is not None:
         log.log(_LEVELS.get(written, logging.INFO), "%s", _told(run, written, meta))
     return written
@@ -66,8 +67,8 @@ def _told(run: Run, status: Status, meta: Meta) -> str:
     return f"{task} has {status.label}{why}"
 
 
-async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Status | None:
-    """Compare-and-set the outcome, whatever happens to the answers, then answer the message."""
+async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status | None, Meta]:
+    """Compare-and-set the outcome, whatever happens to the answers, then answer the message; returns the outcome."""
     revision, scheduled = run.revision, False
     while True:
         if status is Status.PENDING and run.cancel is not None:
@@ -89,7 +90,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(0.1)
         except ServerRefused as error:
-            if error.err_code == TOO_LARGE and not run.slim:
+            if error.err_code == TOO_LARGE and not (run.slim and isinstance(meta.result, UnsetType)):
                 run.slim = True
                 status, meta = await with_small_entry(backend, run, status, meta)
                 continue
@@ -102,15 +103,15 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> Stat
             break
         if verdict.step is FinishStep.ACK:
             await run.delivery.ack()
-            return None
+            return None, meta
         if verdict.step is FinishStep.DROP:
-            return None
+            return None, meta
         status = verdict.status
     if status is not Status.PENDING or scheduled:
         await run.delivery.ack()
     elif not run.lost_hold():
         await run.delivery.put_back(delay)
-    return status
+    return status, meta
 
 
 async def _read_for_long(backend: Backend, task_id: str) -> Seen:

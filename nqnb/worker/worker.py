@@ -264,12 +264,10 @@ class Worker:
         Raises:
             BadInput: this thread runs an event loop, on which `serve` is to be awaited.
         """
-        try:
+        with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-        except RuntimeError:
-            asyncio.run(self.serve())
-        else:
             raise BadInput("run() begins a loop of its own, and one runs here already: `await worker.serve()` instead")
+        asyncio.run(self.serve())
 
     async def __aenter__(self) -> Worker:
         await self.start()
