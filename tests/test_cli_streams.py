@@ -177,7 +177,7 @@ def test_watch_in_a_pipe_says_when_the_server_is_lost_and_back(start: Start) -> 
         while process.stdout.readline() != "no tasks\n":
             assert process.poll() is None
         server.kill()
-        assert process.stdout.readline().startswith("the server does not answer since ")
+        assert process.stdout.readline().startswith("the server has not answered since ")
         server.restart()
         assert process.stdout.readline() == "the server answers again\n"
         process.send_signal(signal.SIGTERM)
