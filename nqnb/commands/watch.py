@@ -195,7 +195,7 @@ class _Watcher:
             await asyncio.wait({looking}, timeout=_PATIENCE)
             # It goes on, for it is asked again and again; but the person need not wait to hear of that.
             if not looking.done() and not nq.backend.connection.connected:
-                return self._lost(last, "the server does not answer")
+                return self._lost(last, "the server has not answered")
         self._looking = None
         try:
             found = self._last = looking.result()
@@ -220,10 +220,10 @@ class _Watcher:
 
 
 def _silent(error: NqnbError) -> str:
-    """Who does not answer; an error of one request among many says more than anybody wants to know."""
+    """Who has not answered; an error of one request among many says more than anybody wants to know."""
     if isinstance(error, (NoResponders, NoJetStream)):
-        return "the server's JetStream does not answer"
-    return "the server does not answer"
+        return "the server's JetStream has not answered"
+    return "the server has not answered"
 
 
 def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
