@@ -64,7 +64,8 @@ def make_message(
         start = _unix_exact(process_at, "process_at")
         if deadline is not None and message.Deadline <= start:
             raise BadInput(
-                f"process_at={process_at!r} is not before deadline={deadline!r}: the task would end without having run"
+                f"process_at={_said(process_at)} is not before deadline={_said(deadline)}: "
+                "the task would end without having run"
             )
         moment = datetime.fromtimestamp(start, timezone.utc)
         message.ProcessAt = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -220,5 +221,9 @@ def _unix_exact(given: Moment, name: str) -> float:
     except (OverflowError, OSError, ValueError):
         seconds = math.inf
     if seconds >= _LATEST:
-        raise BadInput(f"{name}={given!r}: no server counts so far; give a moment from 1970 to 2261")
+        raise BadInput(f"{name}={_said(given)}: no server counts so far; give a moment from 1970 to 2261")
     return seconds
+
+
+def _said(moment: Moment) -> str:
+    return f"{moment} from now" if isinstance(moment, timedelta) else str(moment)

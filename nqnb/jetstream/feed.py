@@ -22,7 +22,7 @@ from nqnb.errors import ConnectionFailed, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.lane import Message
-from nqnb.jetstream.listing import OPERATION
+from nqnb.jetstream.listing import OPERATION, make_consumer
 from nqnb.jetstream.translate import address
 from nqnb.store import Entry, StateStore
 
@@ -62,6 +62,7 @@ class Feed:
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
+        self._bucket = bucket
         self._stream = names.bucket_stream(bucket)
         self._root = names.key_subject(bucket, "")
         self._last = 0
@@ -186,23 +187,9 @@ class Feed:
         if self._born and (born != self._born or int(found["state"]["last_seq"]) < self._last):
             self._last, self._complete, self._anew = 0, False, True
         self._born = born
-        where = (
-            {"deliver_policy": "by_start_sequence", "opt_start_seq": self._last + 1}
-            if self._last
-            else {"deliver_policy": "last_per_subject"}
-        )
-        config = {
-            **where,
-            "ack_policy": "none",
-            "filter_subject": f"{self._root}>",
-            "mem_storage": True,
-            "num_replicas": 1,
-            "inactive_threshold": int(_OUTLIVES * 1e9),
-        }
-        body = {"stream_name": self._stream, "config": config}
-        info = await self._connection.api(f"CONSUMER.CREATE.{self._stream}", body)
+        made = await make_consumer(self._connection, self._bucket, outlives=_OUTLIVES, after=self._last)
         self._number = 0
-        return f"{self._stream}.{info['name']}", int(info["num_pending"])
+        return made
 
     async def _ask(self, consumer: str, inbox: str) -> None:
         body = {"batch": PAGE, "expires": int(_EXPIRES * 1e9), "idle_heartbeat": int(_IDLE_HEARTBEAT * 1e9)}

@@ -69,10 +69,12 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
 async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
     """What one consumer brings; raises `Unconfirmed` where that is not all, after what came before the gap."""
     losses = connection.losses
-    made = await _make_consumer(connection, bucket)
-    if made is None:
-        return
-    consumer, left = made
+    try:
+        consumer, left = await make_consumer(connection, bucket, outlives=_OUTLIVES)
+    except ServerRefused as error:
+        if error.err_code in NOT_FOUND:
+            return
+        raise
     reader = _Reader(names.key_subject(bucket, ""))
     inbox = connection.client.new_inbox()
     subscription = await connection.subscribe(inbox, reader.receive)
@@ -101,23 +103,36 @@ async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Ent
             await connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
 
-async def _make_consumer(connection: Connection, bucket: str) -> tuple[str, int] | None:
-    """A consumer's name, and how many entries wait for it; None where there is no such bucket."""
+async def make_consumer(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
+    """Make a consumer that brings a bucket's entries, each in its newest state, then what is written.
+
+    Args:
+        connection: where.
+        bucket: the bucket's name.
+        outlives: seconds that the consumer outlives its last pull.
+        after: the sequence of the last entry that is known already; 0 for all.
+
+    Returns:
+        Its name, and how many entries wait for it.
+
+    Raises:
+        ServerRefused: there is no such bucket, or our user may not read it so.
+    """
     stream = names.bucket_stream(bucket)
+    where = (
+        {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
+        if after
+        else {"deliver_policy": "last_per_subject"}
+    )
     config = {
-        "deliver_policy": "last_per_subject",
+        **where,
         "ack_policy": "none",
         "filter_subject": names.key_subject(bucket, ">"),
         "mem_storage": True,
         "num_replicas": 1,
-        "inactive_threshold": int(_OUTLIVES * 1e9),
+        "inactive_threshold": int(outlives * 1e9),
     }
-    try:
-        info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-    except ServerRefused as error:
-        if error.err_code in NOT_FOUND:
-            return None
-        raise
+    info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
     return f"{stream}.{info['name']}", int(info["num_pending"])
 
 

@@ -14,6 +14,7 @@ from nqnb.names import bucket_stream
 from nqnb.notebook.local import Local
 from nqnb.records import QueueInfo, WorkerInfo
 from nqnb.store import StateStore
+from nqnb.words import size
 
 _MOST = 8
 """Queues, and workers, that a card names."""
@@ -112,23 +113,15 @@ def _usage(info: dict[str, Any] | None) -> str:
     if info is None:
         return ""
     limits = info.get("limits") or {}
-    parts = [f"{_bytes(info.get('storage', 0))} on disk{_of(limits.get('max_storage'))}"]
+    parts = [f"{size(info.get('storage', 0))} on disk{_of(limits.get('max_storage'))}"]
     if info.get("memory"):
-        parts.append(f"{_bytes(info['memory'])} in memory{_of(limits.get('max_memory'))}")
+        parts.append(f"{size(info['memory'])} in memory{_of(limits.get('max_memory'))}")
     parts += [_count(info.get("streams", 0), "stream"), _count(info.get("consumers", 0), "consumer")]
     return ", ".join(parts)
 
 
 def _of(limit: Any) -> str:
-    return f" of {_bytes(limit)}" if isinstance(limit, int) and limit > 0 else ""
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return f" of {size(limit)}" if isinstance(limit, int) and limit > 0 else ""
 
 
 def _queue(info: QueueInfo) -> str:
