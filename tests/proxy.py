@@ -15,9 +15,11 @@ class Proxy:
 
     Args:
         server: the server.
+        delay: seconds for which whatever comes is held back, each way.
     """
 
-    def __init__(self, server: nqnb.DevServer) -> None:
+    def __init__(self, server: nqnb.DevServer, delay: float = 0.0) -> None:
+        self._delay = delay
         there = urlsplit(server.url)
         self._there = (there.hostname, there.port)
         self._port = 0
@@ -88,6 +90,7 @@ class Proxy:
         try:
             while data := await reader.read(65536):
                 await self._flows.wait()
+                await asyncio.sleep(self._delay)
                 writer.write(data)
                 await writer.drain()
             # That one side has left is not known to the other before it can be told.

@@ -147,6 +147,26 @@ class TestListing:
         assert len(found) == len(set(found))
         assert {f"{number}" for number in range(35)} <= set(found)
 
+    async def test_it_ends_although_others_write_without_end(
+        self, shared_server: nqnb.DevServer, bucket: str, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(listing, "PAGE", 1000)
+        numbers = itertools.count(35)
+        ended = False
+
+        async def write() -> None:
+            while not ended:
+                await store.put(f"{next(numbers)}", b"")
+
+        async with Proxy(shared_server, delay=0.02) as proxy:
+            far = await Connection.open(nqnb.Settings(proxy.url))
+            writing = [asyncio.ensure_future(write()) for _ in range(3)]
+            found = await asyncio.wait_for(_keys(KeyValueStore(far, bucket).entries()), 10)
+            ended = True
+            await asyncio.gather(*writing)
+            await far.close()
+        assert set(found) >= set(range(35))
+
     async def test_a_server_that_starts_again(self, tmp_path: Path) -> None:
         with nqnb.DevServer(store_dir=tmp_path) as server:
             connection = await Connection.open(nqnb.Settings(server.url, retry_for=20))

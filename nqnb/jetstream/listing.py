@@ -70,7 +70,7 @@ async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Ent
     """What one consumer brings; raises `Unconfirmed` where that is not all, after what came before the gap."""
     losses = connection.losses
     try:
-        consumer, left = await make_consumer(connection, bucket, outlives=_OUTLIVES)
+        consumer, waiting = await make_consumer(connection, bucket, outlives=_OUTLIVES)
     except ServerRefused as error:
         if error.err_code in NOT_FOUND:
             return
@@ -79,10 +79,11 @@ async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Ent
     inbox = connection.client.new_inbox()
     subscription = await connection.subscribe(inbox, reader.receive)
     try:
-        while left > 0:
-            wanted = reader.begin(min(left, PAGE))
-            # Not to wait: the server says at once where less is left, as some was removed meanwhile.
-            body = msgspec.json.encode({"batch": wanted, "no_wait": True})
+        while waiting and not reader.complete:
+            reader.begin(PAGE)
+            # Not to wait: the server says at once where nothing is left, as the last were removed meanwhile. And more
+            # than is left: what others write meanwhile comes with it, so that one of us catches up with all of them.
+            body = msgspec.json.encode({"batch": PAGE, "no_wait": True})
             await connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", body, reply=inbox)
             await _brought(reader, connection, losses)
             before = reader.number
@@ -90,12 +91,9 @@ async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Ent
             if entries:
                 yield entries
             came = reader.number - before
-            # By the server's count: what is written meanwhile comes too, and takes no place of what was there.
-            left = reader.pending if came else left
-            if status == "404" and came == 0:
-                return
-            short = came < wanted and not (came and status in ("404", "408"))
-            if short or (left > 0 and connection.losses != losses):
+            # Nothing left, and none was the last: that one was removed meanwhile, or was lost on its way.
+            short = came < PAGE and not (came and status in ("404", "408"))
+            if not reader.complete and (short or connection.losses != losses):
                 raise Unconfirmed(f"the server stopped listing after {reader.number:,} entries; ask again")
     finally:
         with contextlib.suppress(nats.errors.Error, ConnectionFailed):
@@ -151,39 +149,39 @@ class _Reader:
     """Takes what one consumer sends, and tells whether something is missing in between."""
 
     def __init__(self, root: str) -> None:
-        self.messages: list[Message] = []
+        self.messages: list[tuple[Message, AckFacts | None]] = []
         self.ended = asyncio.Event()
-        """The page is full, or the server ended the pull."""
+        """The page is full, nothing is left, or the server ended the pull."""
         self.number = 0
         """How many messages came, none missing in between."""
-        self.pending = 0
-        """How many more were to come after the last of them."""
+        self.complete = False
+        """By the server's count nothing was left after one of them: what was written meanwhile has come too."""
         self._root = root
         self._wanted = 0
 
-    def begin(self, wanted: int) -> int:
-        """Await the next page, of so many messages."""
+    def begin(self, wanted: int) -> None:
+        """Await the next page, of so many messages at most."""
         self.messages.clear()
         self.ended.clear()
         self._wanted = wanted
-        return wanted
 
     def receive(self, message: Message) -> None:
         """Take a message of the inbox."""
-        self.messages.append(message)
-        if len(self.messages) == self._wanted or not message.reply:
+        facts = AckFacts.of(message.reply) if message.reply else None
+        self.messages.append((message, facts))
+        if facts is None or facts.pending == 0 or len(self.messages) == self._wanted:
             self.ended.set()
 
     def read(self) -> tuple[list[Entry], str]:
         """The page's entries up to what is missing, and the status with which the server ended the pull."""
         entries: list[Entry] = []
-        for message in self.messages:
-            if not message.reply:
+        for message, facts in self.messages:
+            if facts is None:
                 return entries, message.headers.get("Status", "")
-            facts = AckFacts.of(message.reply)
             if facts.number != self.number + 1:
                 break
-            self.number, self.pending = facts.number, facts.pending
+            self.number = facts.number
+            self.complete = self.complete or facts.pending == 0
             if not message.carries(OPERATION):
                 key = message.subject.removeprefix(self._root)
                 entries.append(Entry(key, message.data, facts.sequence, facts.stored))
