@@ -14,7 +14,9 @@ from history import assert_queues_empty
 import nqnb
 from nqnb import Status
 from nqnb.errors import Unconfirmed
+from nqnb.jetstream import backend, queues
 from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.connection import Connection
 from nqnb.store import Entry
 from nqnb.wire import TaskMessage
 
@@ -83,6 +85,29 @@ async def test_an_is_failure_that_fails_judges_nothing(nq: nqnb.Client, settings
     assert runs == 3
     assert error is not None
     assert (error.type, error.message) == ("ValueError", "no")
+
+
+async def test_two_clocks_make_no_other_stream(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server stamps when a stream is made, another one its messages."""
+
+    async def ahead(connection: Connection, queue: str) -> float:
+        return await queues.born(connection, queue) + 60
+
+    monkeypatch.setattr(backend, "born", ahead)
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work", backoff=nqnb.Backoff(0.01, 0.01))
+    async def work(job: nqnb.Job) -> int:
+        await asyncio.sleep(settings.ack_wait)
+        if job.attempt == 1:
+            raise ValueError("as told")
+        return job.attempt
+
+    async with worker:
+        assert await (await nq.submit("work", retry=1)).result(timeout=20) == 2
+        await assert_queues_empty(nq, "work")
 
 
 async def test_a_claim_whose_answer_was_lost_is_no_crash(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nqnb.aside import spawn
-from nqnb.errors import NoResponders, NqnbError
+from nqnb.errors import NoResponders, NqnbError, ServerRefused
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.pull import PullLoop
@@ -64,6 +64,8 @@ class Upkeep:
         self._closed = self._left = False
         self._announced = 0.0
         """When presence was last written, on the monotonic clock."""
+        self._births: dict[str, float] = {}
+        """When each queue's stream was made that we met first, in Unix seconds by the server's clock."""
         self._named: set[str] = set()
         """The tasks that it named."""
 
@@ -76,6 +78,8 @@ class Upkeep:
         for pull in self._pulls:
             await self._listener.ensure(pull.queue)
             await pull.ensure()
+            with contextlib.suppress(ServerRefused):
+                await self._is_another(pull.queue)
         await self._announce()
         self._backend.connection.on_disconnect(self._on_disconnect)
         self._backend.connection.on_reconnect(self._on_reconnect)
@@ -170,11 +174,19 @@ class Upkeep:
     async def _disown(self) -> None:
         """Let no run answer for a message of a stream that is no more, as when the server has lost its store."""
         for queue in {run.delivery.queue for run in self._runs.values()}:
-            born = await self._backend.born(queue)
+            born = await self._is_another(queue)
             for run in self._runs.values():
-                # Infinite is one that is not there at this moment.
-                if run.delivery.queue == queue and run.delivery.stored < born < math.inf:
+                if run.delivery.queue == queue and run.delivery.stored < born:
                     run.delivery.void = True
+
+    async def _is_another(self, queue: str) -> float:
+        """When a queue's stream was made, if it is another one than at first, else 0.
+
+        The two times that are compared may be of two servers' clocks: only if the stream has changed do they count.
+        """
+        born = await self._backend.born(queue)
+        # Infinite is one that is not there at this moment.
+        return 0.0 if born == math.inf or born == self._births.setdefault(queue, born) else born
 
     async def _beat_all(self, before: float = math.inf) -> None:
         """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
