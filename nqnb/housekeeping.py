@@ -97,7 +97,8 @@ class Housekeeping(Connected):
     ) -> PruneReceipt:
         """Remove the states of tasks that ended long ago, with their results and the intents of their cancels.
 
-        Servers from 2.11 on remove states and results by themselves, see `Settings`. No state goes whose task has not
+        Servers from 2.11 on remove results by themselves, and states but those of tasks that were cancelled while they
+        waited for their time, see `Settings`. No state goes whose task has not
         ended, or whose message is still in its queue.
 
         Args:

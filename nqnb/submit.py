@@ -94,11 +94,12 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     await backend.ensure_queue(message.Queue)
     if chosen:
         await _make_room(backend, message.ID)
+    ack = None
     try:
         due = lifecycle.due_at(message)
         if due - time.time() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
             ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
-        else:
+        if ack is None:
             ack = await backend.publish_task(message.Queue, message.ID, data)
     except Unconfirmed as error:
         raise Unconfirmed(

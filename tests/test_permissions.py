@@ -204,10 +204,22 @@ async def test_they_are_enough_and_none_is_idle(
 
 
 async def test_a_stream_that_takes_no_schedules_and_that_they_may_not_change(server: nqnb.DevServer) -> None:
-    """Waits are then put back, as on an older server, and nothing is lost."""
     settings = users(server)
     async with nqnb.connect(settings[OPERATOR]) as operator:
         await operator.submit(QUEUE, "small")
+    await waits_are_put_back(settings)
+
+
+async def test_schedules_that_they_may_not_publish() -> None:
+    """Refused one by one, which must not keep an outcome from being written."""
+    with nqnb.DevServer(config=without(f"{QUEUE}.sched.*")) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        await waits_are_put_back(settings)
+
+
+async def waits_are_put_back(settings: dict[str, nqnb.Settings]) -> None:
+    """As on an older server, and nothing is lost."""
     async with nqnb.connect(settings[CLIENT]) as nq, make_worker(settings[WORKER]):
         delayed = await nq.submit(QUEUE, "small", process_at=timedelta(hours=1))
         failing = await nq.submit(QUEUE, "fails", retry=1)

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from nqnb import names
-from nqnb.errors import NoResponders, NqnbError, ServerRefused
+from nqnb.errors import NoResponders, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.buckets import ensure_bucket
 from nqnb.jetstream.cancels import publish_cancel
 from nqnb.jetstream.connection import Connection, PubAck
@@ -177,8 +177,12 @@ class Backend:
             return False
         return True
 
-    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck:
-        """Let the server publish a task message at a time, once: see `nqnb.jetstream.schedules.publish_schedule`."""
+    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
+        """Let the server publish a task message at a time, once: see `nqnb.jetstream.schedules.publish_schedule`.
+
+        Returns:
+            Its acknowledgement; None where the server takes no such message, which has to wait in the queue instead.
+        """
 
         async def publish() -> PubAck:
             await self._allow_schedules(queue)
@@ -188,7 +192,11 @@ class Backend:
                 self._scheduling.discard(queue)
                 raise
 
-        return await self.insist(publish, queue)
+        try:
+            return await self.insist(publish, queue)
+        except (ServerRefused, PayloadTooLarge) as error:
+            log.warning("task %s waits in queue %s itself, its schedule was refused: %s", task_id, queue, error)
+            return None
 
     async def _allow_schedules(self, queue: str) -> None:
         if queue not in self._scheduling:

@@ -60,10 +60,13 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             await run.delivery.ack()
             return False
         if verdict.step is ClaimStep.POSTPONE and await backend.takes_schedules(run.message.Queue):
-            if await _postpone(backend, run, prior, revision):
-                return False
-            fresh = True
-            continue
+            due, once = lifecycle.due_at(prior or run.message), f"{run.id}#{run.claim}"
+            ack = await backend.schedule_task(run.message.Queue, run.id, run.delivery.data, due, once)
+            if ack is not None:
+                if await _move(backend, run, prior, revision, ack.sequence):
+                    return False
+                fresh = True
+                continue
         if verdict.step in (ClaimStep.PUT_BACK, ClaimStep.POSTPONE):
             log.debug("task %s: put back for %.2f s, %s", run.id, verdict.delay, verdict.why)
             await run.delivery.put_back(verdict.delay)
@@ -129,14 +132,12 @@ async def read_intent(backend: Backend, task_id: str) -> CancelRecord | None:
     return None if entry is None else CancelRecord.of_intent(entry.value)
 
 
-async def _postpone(backend: Backend, run: Run, prior: TaskMessage | None, revision: int) -> bool:
-    """Move a task that is not due for long into a schedule of the server: the schedule first, then the entry, then
-    the old message. Returns False where the entry has changed meanwhile."""
+async def _move(backend: Backend, run: Run, prior: TaskMessage | None, revision: int, sequence: int) -> bool:
+    """Say that a task is in a schedule of the server: the schedule is first, then the entry, then the old message.
+    Returns False where the entry has changed meanwhile."""
     task = prior or run.message
-    due = lifecycle.due_at(task)
-    ack = await backend.schedule_task(run.message.Queue, run.id, run.delivery.data, due, f"{run.id}#{run.claim}")
     try:
-        await write_entry(backend, msgspec.structs.replace(task, Sequence=ack.sequence, Meta=task.meta), revision)
+        await write_entry(backend, msgspec.structs.replace(task, Sequence=sequence, Meta=task.meta), revision)
     except (RevisionConflict, Unconfirmed, NoResponders):
         # A schedule too many does no harm: what it fires finds the entry as it is by then.
         return False

@@ -77,12 +77,13 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tupl
             meta = msgspec.structs.replace(meta, cancel=await receipt(backend, run))
         entry, delay = _outcome_entry(backend, run, status, meta)
         try:
-            scheduled = delay > lifecycle.LONG and await backend.takes_schedules(entry.Queue)
-            if scheduled:
+            scheduled = False
+            if delay > lifecycle.LONG and await backend.takes_schedules(entry.Queue):
                 # The schedule first, then the entry, then the old message.
                 at = entry.meta.not_before
                 ack = await backend.schedule_task(entry.Queue, run.id, run.delivery.data, at, f"{run.id}#{run.claim}")
-                entry.Sequence = ack.sequence
+                if ack is not None:
+                    scheduled, entry.Sequence = True, ack.sequence
             await write_entry(backend, entry, revision, backend.terminal_ttl if status.terminal else None)
             break
         except (RevisionConflict, Unconfirmed, NoResponders) as error:
