@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +26,14 @@ def addresses_of(given: object) -> tuple[tuple[str, ...], dict[str, str]]:
         raise BadInput(f"a url cannot be of type {type(given).__name__}: write it like {DEFAULT_URL}")
     urls: list[str] = []
     login: dict[str, str] = {}
-    for address in given.split(",") if isinstance(given, str) else given:
+    texts = given.split(",") if isinstance(given, str) else given
+    if isinstance(given, str) and any("@" in b and "://" not in b and "@" not in a for a, b in pairwise(texts)):
+        # What stands before the comma may be the beginning of a password, so none of it is shown.
+        raise BadInput(
+            "the addresses of NATS servers cannot be told apart: write a comma in a password as %2C, "
+            f"and where only some of several addresses say who we are, each in full, like {DEFAULT_URL}"
+        )
+    for address in texts:
         text = address.strip() if isinstance(address, str) else ""
         where = text.rpartition("@")[2]
         try:
@@ -35,6 +43,9 @@ def addresses_of(given: object) -> tuple[tuple[str, ...], dict[str, str]]:
             host = None
         # A slash in a password that is not written as %2F ends the host for urllib.
         if not host or parts.scheme not in _SCHEMES or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            if "@" not in text:
+                # With its host forgotten, a password stands where a port would.
+                where = re.sub(r"^((?:\w+://)?[^:]*:).+", r"\1…", where)
             raise BadInput(f"{where!r} is not the address of a NATS server: write it like {DEFAULT_URL}")
         user, password = (None if each is None else unquote(each) for each in (parts.username, parts.password))
         if user is not None and not login:

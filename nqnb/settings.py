@@ -104,11 +104,15 @@ class Settings:
     connect_timeout: float = 5.0
     request_timeout: float = 5.0
     retry_for: float = 15.0
+    named: bool = field(default=True, init=False, repr=False, compare=False)
+    """Whether an argument, the environment or a context says where the server is; else it is the default."""
 
     def __post_init__(self) -> None:
         self._check_values()
         sources = self._sources()
-        addresses = next((source.values["url"] for source in sources if "url" in source.values), (DEFAULT_URL,))
+        addresses = next((source.values["url"] for source in sources if "url" in source.values), ())
+        object.__setattr__(self, "named", bool(addresses))
+        addresses = addresses or (DEFAULT_URL,)
         resolved = {name: None for names_ in LOGINS for name in names_} | login_of(sources)
         for name in _TLS:
             resolved[name] = next((source.values[name] for source in sources if name in source.values), None)
@@ -191,7 +195,7 @@ class Settings:
         Raises:
             BadInput: an option that Settings does not have, or a value that cannot be used.
         """
-        known = {each.name for each in fields(cls)}
+        known = {each.name for each in fields(cls) if each.init}
         unknown = sorted(set(options) - known)
         if unknown:
             raise BadInput(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(known))}")
@@ -204,4 +208,7 @@ class Settings:
             replaced = ("url", *logins, *_TLS)
         elif any(options.get(name) is not None for name in logins) or "@" in str(options.get("url", "")):
             replaced = logins
-        return cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
+        made = cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
+        if not settings.named and made.url == settings.url and not options.get("url"):
+            object.__setattr__(made, "named", False)
+        return made

@@ -19,6 +19,8 @@ from waiting import within
 import nqnb
 from nqnb import detached
 from nqnb.cli import main
+from nqnb.commands import serve
+from nqnb.credentials import DEFAULT_URL
 from nqnb.detached import Condition, files
 from nqnb.devserver import DevServer
 from nqnb.errors import DevServerError, NoServer
@@ -380,6 +382,11 @@ def test_a_worker_that_names_no_server_serves_it(running: detached.Detached, tmp
         said = process.communicate(timeout=20)[1]
     assert f"serves your detached server at {running.url}" in said
     assert running.token not in said
+
+
+def test_a_worker_that_names_the_default_address_does_not_serve_it(running: detached.Detached) -> None:
+    assert serve._settings(nqnb.Settings(DEFAULT_URL), {}).urls == (DEFAULT_URL,)
+    assert serve._settings(nqnb.Settings(), {}).urls == (running.url,)
 
 
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])

@@ -128,6 +128,17 @@ class TestAddresses:
             Settings(given)  # type: ignore[arg-type]
 
 
+def test_whether_an_address_was_named_outlives_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    unnamed = Settings(token="x")
+    assert not unnamed.named
+    assert not Settings.of(unnamed, replicas=3).named
+    assert not Settings.of(Settings.of(unnamed, name="me"), url=None).named
+    assert Settings.of(unnamed, url=unnamed.url).named
+    assert Settings.of(Settings(unnamed.url), replicas=3).named
+    monkeypatch.setenv("NATS_URL", str(unnamed.url))
+    assert Settings().named
+
+
 class TestSecrets:
     @pytest.mark.parametrize(
         "given",
@@ -165,6 +176,14 @@ class TestSecrets:
             "nats://ann:12/s3cret@host:1",
             "nats://ann:12#s3cret@host:1",
             "nats://ann:12?s3cret@host:1",
+            "nats://ann:s3cret",
+            "ann:s3cret",
+            "nats://ann:s3cret,s3cret@host:1",
+            "nats://ann:12,s3cret@host:1",
+            "ann:12,s3cret@host:1",
+            "s3cret,s3cret@host:1",
+            "nats://bob@a:1,nats://ann:s3cret,12@host:1",
+            "nats://ann:12,s3cret,34@host:1",
         ],
     )
     def test_in_an_address_that_is_refused_are_not_shown(self, given: str) -> None:

@@ -15,7 +15,6 @@ import click
 
 from nqnb.commands.crew import Crew, Membership
 from nqnb.commands.options import Command, front_of, options_of
-from nqnb.credentials import DEFAULT_URL
 from nqnb.detached import choose
 from nqnb.errors import NqnbError
 from nqnb.settings import Settings
@@ -87,7 +86,7 @@ def _crew(found: Worker, target: str, concurrency: int | None, json: bool, optio
 
 def _settings(own: Settings, options: dict[str, Any]) -> Settings:
     """The worker's settings, with what was given; one that names no server gets the one that every command gets."""
-    nameless = own.urls == (DEFAULT_URL,) and not any((own.user, own.token, own.creds, own.nkey, own.tls_ca))
+    nameless = not own.named and not any((own.user, own.token, own.creds, own.nkey, own.tls_ca, own.context))
     if nameless and (choice := choose(**options)).detached:
         log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
         options = {**options, "url": choice.settings.url, "token": choice.settings.token}
