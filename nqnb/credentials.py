@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from nqnb.contexts import Source
 from nqnb.errors import BadInput
@@ -20,39 +19,63 @@ LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
 """The ways to say who we are, in the NATS CLI's order; only one of them is used."""
 
 
-def addresses_of(given: object) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The addresses without what they say of us, and that: the first one's word counts."""
+def addresses_of(given: object, label: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The addresses without what they say of us, and that: the first one's word counts.
+
+    ``label`` says in an error whose they are. Nothing of them is quoted there: in a malformed one, a password can stand
+    anywhere.
+    """
     if not isinstance(given, (str, Sequence)):
         raise BadInput(f"a url cannot be of type {type(given).__name__}: write it like {DEFAULT_URL}")
     urls: list[str] = []
     login: dict[str, str] = {}
     texts = given.split(",") if isinstance(given, str) else given
-    if isinstance(given, str) and any("@" in b and "://" not in b and "@" not in a for a, b in pairwise(texts)):
-        # What stands before the comma may be the beginning of a password, so none of it is shown.
+    if isinstance(given, str) and any(map(_may_be_one, texts, texts[1:])):
         raise BadInput(
-            "the addresses of NATS servers cannot be told apart: write a comma in a password as %2C, "
-            f"and where only some of several addresses say who we are, each in full, like {DEFAULT_URL}"
+            f"{label}: the addresses of NATS servers cannot be told apart: write a comma in a password as %2C, "
+            f"and where several addresses do not all say the same of who we are, each in full, like {DEFAULT_URL}"
         )
-    for address in texts:
-        text = address.strip() if isinstance(address, str) else ""
-        where = text.rpartition("@")[2]
-        try:
-            parts = urlsplit(text if "://" in text else f"nats://{text}")
-            port, host = parts.port, parts.hostname
-        except ValueError:
-            host = None
-        # A slash in a password that is not written as %2F ends the host for urllib.
-        if not host or parts.scheme not in _SCHEMES or "@" in f"{parts.path}{parts.query}{parts.fragment}":
-            if "@" not in text:
-                # With its host forgotten, a password stands where a port would.
-                where = re.sub(r"^((?:\w+://)?[^:]*:).+", r"\1…", where)
-            raise BadInput(f"{where!r} is not the address of a NATS server: write it like {DEFAULT_URL}")
+    for number, address in enumerate(texts, 1):
+        parts, problem = _split(address.strip() if isinstance(address, str) else "")
+        if parts is None:
+            which = label if len(texts) == 1 else f"{label}, number {number} of {len(texts)},"
+            raise BadInput(f"{which} is not the address of a NATS server: write it like {DEFAULT_URL} ({problem})")
         user, password = (None if each is None else unquote(each) for each in (parts.username, parts.password))
         if user is not None and not login:
             login = {"token": user} if password is None else {"user": user, "password": password}
-        shown = f"[{host}]" if ":" in host else host
-        urls.append(f"{parts.scheme}://{shown}:{port or 4222}{parts.path.rstrip('/')}")
+        shown = f"[{parts.hostname}]" if ":" in f"{parts.hostname}" else parts.hostname
+        urls.append(f"{parts.scheme}://{shown}:{parts.port or 4222}{parts.path.rstrip('/')}")
     return tuple(urls), login
+
+
+def _may_be_one(before: str, after: str) -> bool:
+    """Whether the comma between two texts may stand within a password; the same login twice is that of two addresses."""
+    one, other = (text.strip().rpartition("://")[2].rpartition("@")[:2] for text in (before, after))
+    return "@" in after and "://" not in after and one != other
+
+
+def _split(text: str) -> tuple[SplitResult | None, str]:
+    """The parts of an address; or None and what is wrong with it, in words that show nothing of it."""
+    try:
+        parts = urlsplit(text if "://" in text else f"nats://{text}")
+    except ValueError:
+        return None, "it names no host"
+    rest = f"{parts.path.rstrip('/')}{parts.query}{parts.fragment}"
+    # A slash in a password that is not written as %2F ends the host for urllib.
+    if "@" in rest:
+        return None, "in a password, / ? # are written %2F %3F %23"
+    if parts.scheme not in _SCHEMES:
+        return None, f"it begins with none of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+    if not parts.hostname:
+        return None, "it names no host"
+    try:
+        _ = parts.port
+    except ValueError:
+        return None, "its port is no number up to 65535; a password ends with @ and the host"
+    # With its host forgotten, a password stands where a port would, and what follows its slash where a path would.
+    if rest and parts.scheme in ("nats", "tls"):
+        return None, "only ws:// and wss:// have a path; in a password, / ? # are written %2F %3F %23"
+    return parts, ""
 
 
 def add_login(values: dict[str, Any], login: dict[str, str]) -> None:

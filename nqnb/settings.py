@@ -142,7 +142,7 @@ class Settings:
         for source in sources:
             if "url" in source.values:
                 # Whoever is named in an address that is not used has no business at the one that is.
-                source.values["url"], login = addresses_of(source.values["url"])
+                source.values["url"], login = addresses_of(source.values["url"], source.label("url"))
                 if not taken:
                     add_login(source.values, login)
                 taken = True
@@ -209,6 +209,6 @@ class Settings:
         elif any(options.get(name) is not None for name in logins) or "@" in str(options.get("url", "")):
             replaced = logins
         made = cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
-        if not settings.named and made.url == settings.url and not options.get("url"):
+        if not settings.named and "url" not in options and options.get("context") is None:
             object.__setattr__(made, "named", False)
         return made

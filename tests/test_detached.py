@@ -392,3 +392,21 @@ def test_a_worker_that_names_the_default_address_does_not_serve_it(running: deta
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
 def test_what_is_about_a_running_server_takes_no_other_options(words: list[str]) -> None:
     assert main(words) == 2
+
+
+@pytest.mark.parametrize("source", ["argument", "environment", "context"])
+def test_a_worker_that_names_a_server_never_asks_for_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be silent, which must not keep a worker of another server from its start."""
+
+    def asked(**_: object) -> None:
+        raise AssertionError("the detached server was asked for")
+
+    monkeypatch.setattr(serve, "choose", asked)
+    if source == "environment":
+        monkeypatch.setenv("NATS_URL", DEFAULT_URL)
+    context = Path(os.environ["XDG_CONFIG_HOME"], "nats", "context", "mine.json")
+    context.parent.mkdir(parents=True)
+    context.write_text(json.dumps({"url": DEFAULT_URL}))
+    given = {"argument": {"url": DEFAULT_URL}, "environment": {}, "context": {"context": "mine"}}[source]
+    own = nqnb.Worker(nqnb.Settings(**given), concurrency=2).settings  # type: ignore[arg-type]
+    assert serve._settings(own, {}).urls == (DEFAULT_URL,)

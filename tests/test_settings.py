@@ -128,7 +128,7 @@ class TestAddresses:
             Settings(given)  # type: ignore[arg-type]
 
 
-def test_whether_an_address_was_named_outlives_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whether_an_address_was_named_outlives_copies(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unnamed = Settings(token="x")
     assert not unnamed.named
     assert not Settings.of(unnamed, replicas=3).named
@@ -137,6 +137,13 @@ def test_whether_an_address_was_named_outlives_copies(monkeypatch: pytest.Monkey
     assert Settings.of(Settings(unnamed.url), replicas=3).named
     monkeypatch.setenv("NATS_URL", str(unnamed.url))
     assert Settings().named
+    assert Settings.of(unnamed, url=None).named
+    monkeypatch.delenv("NATS_URL")
+    write_context(home, "prod", {"url": unnamed.url})
+    assert Settings(context="prod").named
+    assert Settings.of(unnamed, context="prod").named
+    assert "named" not in repr(unnamed)
+    assert not pickle.loads(pickle.dumps(unnamed)).named  # noqa: S301  our own bytes
 
 
 class TestSecrets:
@@ -184,12 +191,63 @@ class TestSecrets:
             "s3cret,s3cret@host:1",
             "nats://bob@a:1,nats://ann:s3cret,12@host:1",
             "nats://ann:12,s3cret,34@host:1",
+            "nats://ann:s3cret,@host:1",
+            "nats://ann:12,s3cret://x@host:1",
+            # An @ that is not written as %40, beside a comma, makes a host of what is between them.
+            "nats://ann:12@s3cret,34@host:1",
+            "ann:12@34,s3cret@host:1",
+            "nats://ann:12@s3cret:x",
+            "nats://ann:12\ns3cret",
+            "nats://ann:12/s3cret",
+            "nats://[s3cret",
+            "nat://s3cret",
+            "s3cret://host",
+            ["a:1", "ann:s3cret"],
         ],
     )
-    def test_in_an_address_that_is_refused_are_not_shown(self, given: str) -> None:
+    def test_in_an_address_that_is_refused_are_not_shown(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch, given: str | list[str]
+    ) -> None:
+        told = []
         with pytest.raises(BadInput) as caught:
             Settings(given)
-        assert "s3cret" not in str(caught.value)
+        told.append(str(caught.value))
+        if isinstance(given, str):
+            path = write_context(home, "prod", {"url": given})
+            with pytest.raises(BadInput, match=f"^'url' of the NATS context 'prod' .{path}") as caught:
+                Settings(context="prod")
+            told.append(str(caught.value))
+            monkeypatch.setenv("NATS_URL", given)
+            with pytest.raises(BadInput, match=r"^NATS_URL\b") as caught:
+                Settings()
+            told.append(str(caught.value))
+        assert "s3cret" not in "".join(told)
+
+    def test_a_refused_address_is_told_by_its_number_and_its_fault(self) -> None:
+        with pytest.raises(BadInput, match=r"^url, number 2 of 3, is not .* \(its port is no number up to 65535; "):
+            Settings("a:1,ann:s3cret,b:2")
+        with pytest.raises(
+            BadInput, match=r"^url is not .* \(it begins with none of nats://, tls://, ws://, wss://\)$"
+        ):
+            Settings("http://host")
+        with pytest.raises(BadInput, match=r"^url: .* cannot be told apart: write a comma in a password as %2C"):
+            Settings("nats://ann:12,s3cret@host:1")
+
+    @pytest.mark.parametrize(
+        "given",
+        [
+            "ann:s3cret@a:1,b:2",
+            "nats://ann:s3cret@a:1,nats://b:2",
+            "ann:s3cret@a:1, ann:s3cret@b:2",
+            "nats://ann:s3cret@a:1,ann:s3cret@b:2",
+            "a:1,nats://ann:s3cret@b:2",
+            "nats://ann:s3cret@a:1,nats://bob:other@b:2",
+        ],
+    )
+    def test_in_addresses_that_can_be_told_apart_are_taken(self, given: str) -> None:
+        settings = Settings(given)
+        assert settings.urls == ("nats://a:1", "nats://b:2")
+        assert (settings.user, settings.password) == ("ann", "s3cret")
 
     def test_with_percent_signs_are_read(self) -> None:
         settings = Settings("nats://an%40n:p%2Fw%3A%25@host:1")
