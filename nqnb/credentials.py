@@ -49,7 +49,7 @@ def addresses_of(given: object, label: str) -> tuple[tuple[str, ...], dict[str, 
 
 
 def _may_be_one(before: str, after: str) -> bool:
-    """Whether the comma between two texts may stand within a password; the same login twice is that of two addresses."""
+    """Whether the comma between two texts may be of a password; the same login twice is that of two addresses."""
     one, other = (text.strip().rpartition("://")[2].rpartition("@")[:2] for text in (before, after))
     return "@" in after and "://" not in after and one != other
 
