@@ -408,5 +408,5 @@ def test_a_worker_that_names_a_server_never_asks_for_it(source: str, monkeypatch
     context.parent.mkdir(parents=True)
     context.write_text(json.dumps({"url": DEFAULT_URL}))
     given = {"argument": {"url": DEFAULT_URL}, "environment": {}, "context": {"context": "mine"}}[source]
-    own = nqnb.Worker(nqnb.Settings(**given), concurrency=2).settings  # type: ignore[arg-type]
+    own = nqnb.Worker(nqnb.Settings(**given), concurrency=2).settings  # type: ignore[arg-type]  # a dict of texts
     assert serve._settings(own, {}).urls == (DEFAULT_URL,)

@@ -143,7 +143,7 @@ def test_whether_an_address_was_named_outlives_copies(home: Path, monkeypatch: p
     assert Settings(context="prod").named
     assert Settings.of(unnamed, context="prod").named
     assert "named" not in repr(unnamed)
-    assert not pickle.loads(pickle.dumps(unnamed)).named  # noqa: S301  our own bytes
+    assert not pickle.loads(pickle.dumps(unnamed)).named  # noqa: S301  # bytes of this very line
 
 
 class TestSecrets:
@@ -528,4 +528,4 @@ def test_settings_are_a_frozen_value() -> None:
         settings.url = "other"  # type: ignore[misc]
     assert settings == Settings("nats://h:4222")
     assert hash(Settings(["a", "b"])) == hash(Settings("a,b"))
-    assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301  our own bytes
+    assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301  # bytes of this very line
