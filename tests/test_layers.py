@@ -37,6 +37,7 @@ ROOMS = [
     "_keeper _nats_server",
     "_kept",
     "devserver",
+    "cluster",
     "detached",
     "nqnb",
     "frames",
@@ -56,6 +57,7 @@ ALONE: dict[str, set[str]] = {
     "_kept": {"errors", "_keeper", "_nats_server"},
     "_nats_server": {"errors", "names"},
     "devserver": {"errors", "names", "_keeper", "_kept", "_nats_server"},
+    "cluster": {"errors", "_nats_server", "devserver"},
 }
 """Rooms that import from these only, whatever stands above them."""
 
