@@ -124,6 +124,23 @@ def needs_intent(before: TaskMessage | None) -> bool:
     return not (before is not None and before.marked and before.Status is Status.PENDING and before.CurrentRetry == 0)
 
 
+def why_unrun(before: TaskMessage | None, worker: str) -> str:
+    """Say for a receipt why a cancelled task was not run after it was claimed.
+
+    Args:
+        before: the entry that the claim was written over, None where there was none.
+        worker: the worker that claimed it.
+    """
+    if before is None or before.Status is not Status.PROCESSING:
+        retry = before is not None and before.CurrentRetry > 0
+        return "its retry was not started" if retry else "it was not started"
+    if before.marked and not before.meta.worker:
+        return "its worker had stopped, so it was not run again"
+    if before.meta.worker == worker:
+        return "its lease had run out, so it was not run again"
+    return "its worker was gone, so it was not run again"
+
+
 class BeatStep(enum.Enum):
     """What a heartbeat does about the entry of a running task."""
 

@@ -16,7 +16,7 @@ import nqnb
 
 ROOMS = [
     "version",
-    "aside",
+    "aside elapsed",
     "errors",
     "names wire",
     "parts",

@@ -165,6 +165,28 @@ class TestNeedsIntent:
         assert lifecycle.needs_intent(before)
 
 
+class TestWhyUnrun:
+    """What a receipt says of a task that was cancelled before its handler was called."""
+
+    @pytest.mark.parametrize(
+        ("before", "why"),
+        [
+            (None, "it was not started"),
+            (entry(Status.PENDING), "it was not started"),
+            (entry(Status.PENDING, go=True), "it was not started"),
+            (entry(Status.PENDING, retry=1), "its retry was not started"),
+            (entry(Status.PROCESSING, worker="w-other"), "its worker was gone, so it was not run again"),
+            (entry(Status.PROCESSING, go=True), "its worker was gone, so it was not run again"),
+            (entry(Status.PROCESSING, worker=""), "its worker had stopped, so it was not run again"),
+            (entry(Status.PROCESSING, worker="w-me"), "its lease had run out, so it was not run again"),
+        ],
+    )
+    def test_it_says_that_a_task_was_not_started_only_where_no_worker_had_it(
+        self, before: TaskMessage | None, why: str
+    ) -> None:
+        assert lifecycle.why_unrun(before, "w-me") == why
+
+
 class TestHeartbeat:
     @pytest.mark.parametrize(
         ("stored", "step"),

@@ -60,6 +60,9 @@ async def test_tasks_of_a_killed_worker_end_once_elsewhere(
     assert by_id.pop(victim) is Status.CANCELLED
     assert set(by_id.values()) == {Status.COMPLETED}
     assert words(diary, "start")[victim] == starts_before, "it ran again after its cancel"
+    cancelled = (await nq.fetch(victim)).cancel
+    assert cancelled is not None
+    assert cancelled.how == "its worker was gone, so it was not run again"
     ends = words(diary, "end")
     assert all(ends[task_id] >= 1 for task_id in by_id)
     for task_id, entries in (await read_history(nq)).items():
@@ -99,6 +102,9 @@ async def test_a_cancel_of_what_was_handed_back_is_not_a_deletion(
     async with make_worker(settings.urls[0], diary, settings.ack_wait):
         assert await task.wait(timeout=10) is Status.CANCELLED
     assert words(diary, "start")[task.id] == 1
+    cancelled = (await task.fetch()).cancel
+    assert cancelled is not None
+    assert cancelled.how == "its worker had stopped, so it was not run again"
 
 
 async def test_a_long_task_outlives_many_ack_waits_and_runs_once(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nqnb import names
+from nqnb.elapsed import elapsed
 from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.lane import Message
@@ -52,8 +52,8 @@ class Delivery:
     """It carries nqnb's header."""
     scheduled: bool
     """It was fired by a server-side schedule."""
-    received: float = field(default_factory=time.monotonic)
-    """When it came, on this machine's monotonic clock."""
+    received: float = field(default_factory=elapsed)
+    """When it came, as `elapsed` counts."""
     stored: float = math.inf
     """When the stream stored it, in Unix seconds by the server's clock."""
     void: bool = False

@@ -71,6 +71,9 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             log.debug("task %s: put back for %.2f s, %s", run.id, verdict.delay, verdict.why)
             await run.delivery.put_back(verdict.delay)
             return False
+        if prior is None or not lifecycle.is_claim(prior, run.claim):
+            # Else the prior entry is our own claim, whose answer was lost.
+            run.unrun = lifecycle.why_unrun(prior, worker)
         run.entry = _processing(run, worker, prior, backend.connection.max_payload)
         try:
             run.revision = await write_entry(backend, run.entry, revision)

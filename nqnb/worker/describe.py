@@ -114,7 +114,7 @@ async def receipt(backend: Backend, run: Run) -> CancelRecord:
             intent = None
         if intent is not None:
             record = msgspec.structs.replace(record, by=intent.by, requested_at=intent.requested_at)
-    how = run.executor.how if run.executor is not None else "it was not started"
+    how = run.executor.how if run.executor is not None else run.unrun
     return msgspec.structs.replace(record, stopped_at=time.time(), how=how)
 
 

@@ -22,7 +22,7 @@ async def renew(run: Run, since: float) -> bool:
 
     Args:
         run: the run.
-        since: when our presence was last written, on the monotonic clock. The lease counts from there, so that a run
+        since: when our presence was last written, as `elapsed` counts. The lease counts from there, so that a run
             is stopped before anybody takes its worker for dead.
 
     Returns:

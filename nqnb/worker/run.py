@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nqnb.elapsed import elapsed
 from nqnb.jetstream.delivery import Delivery
 from nqnb.wire import CancelRecord, TaskMessage
 from nqnb.worker.executors import Executor
@@ -69,13 +70,15 @@ class Run:
         self.cancel: CancelRecord | None = None
         """Set once a cancel has been heard or read: the local flag of the protocol."""
         self.why: Stop | None = None
+        self.unrun = ""
+        """Why it was not run, should it be cancelled before its handler is called; in words, for the receipt."""
         self.executor: Executor | None = None
         self.started = 0.0
         """When the handler was started, on the monotonic clock; 0 while it does not run."""
         self.watch: EntryWatch | None = None
         self.job: Job | None = None
         self.beat = delivery.received
-        """When the last answered heartbeat was sent, on the monotonic clock."""
+        """When the last answered heartbeat was sent, as `elapsed` counts."""
         self.gap = False
         """See `lost_hold`."""
         self.retry_delay = 0.0
@@ -116,5 +119,5 @@ class Run:
 
         So it is after a `gap`, and once no heartbeat was answered for most of an ack wait, which leaves one.
         """
-        self.gap = self.gap or time.monotonic() - self.beat > LEASE * self.ack_wait
+        self.gap = self.gap or elapsed() - self.beat > LEASE * self.ack_wait
         return self.gap

@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nqnb.aside import spawn
+from nqnb.elapsed import elapsed
 from nqnb.errors import NoResponders, NqnbError, ServerRefused
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.strays import Strays
+from nqnb.records import WorkerInfo
 from nqnb.worker.heartbeat import look, renew
 from nqnb.worker.run import PRESENCE, Run, Stop
 from nqnb.worker.watch import AFTER, EntryWatch
@@ -63,7 +65,7 @@ class Upkeep:
         self._keeping = False
         self._closed = self._left = False
         self._announced = 0.0
-        """When presence was last written, on the monotonic clock."""
+        """When presence was last written, as `elapsed` counts."""
         self._births: dict[str, float] = {}
         """When each queue's stream was made that we met first, in Unix seconds by the server's clock."""
         self._named: set[str] = set()
@@ -146,12 +148,12 @@ class Upkeep:
                 continue
             # A server answers nothing to what it is asked while it deletes a bucket, and leases must not wait for that:
             # what has not succeeded soon is asked again, beside it if need be. One connection keeps the order.
-            asked, refresh = time.monotonic(), spawn(self._refresh())
+            asked, refresh = elapsed(), spawn(self._refresh())
             await asyncio.wait({refresh}, timeout=self._interval / 2)
             fresh = refresh.done() and refresh.result()
-            pause = self._interval if fresh else max(0.0, self._interval / 2 - (time.monotonic() - asked))
+            pause = self._interval if fresh else max(0.0, self._interval / 2 - (elapsed() - asked))
             # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
-            spawn(self._beat_all(before=time.monotonic() - self._interval / 2))
+            spawn(self._beat_all(before=elapsed() - self._interval / 2))
             spawn(self._keep_what_is_needed())
 
     async def _keep_what_is_needed(self) -> None:
@@ -189,7 +191,7 @@ class Upkeep:
         return 0.0 if born == math.inf or born == self._births.setdefault(queue, born) else born
 
     async def _beat_all(self, before: float = math.inf) -> None:
-        """A heartbeat for each run whose last one was earlier than that, on the monotonic clock."""
+        """A heartbeat for each run whose last one was earlier than that, as `elapsed` counts."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Beside them, for no lease must wait until something is read.
         looks = [spawn(look(self._backend, self._worker.id, run)) for run in runs]
@@ -264,12 +266,16 @@ class Upkeep:
         with contextlib.suppress(NqnbError):
             await self._backend.ensure_buckets()
 
+    def presence(self) -> WorkerInfo:
+        """Return what our presence says now; may be called from any thread."""
+        return self._worker.info(list(self._runs), PRESENCE * self._ack_wait)
+
     async def _write_presence(self) -> None:
         if self._left:
             return
-        asked = time.monotonic()
+        asked = elapsed()
         self._named = set(self._runs)
-        await self._backend.presence.announce(self._worker.info(list(self._runs), PRESENCE * self._ack_wait))
+        await self._backend.presence.announce(self.presence())
         self._announced = max(self._announced, asked)
 
     @property
