@@ -52,7 +52,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         entry = await backend.states.get(task_id)
         if entry is None:
             raise unknown(task_id)
-        task = TaskMessage.decode(entry.value)
+        task = TaskMessage.of_entry(task_id, entry.value)
         step = lifecycle.cancel(task, announced=announced)
         if step is CancelStep.DONE:
             if tried:

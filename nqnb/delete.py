@@ -101,7 +101,7 @@ async def _stop_all(backend: Backend, queue: str, tasks: list[TaskMessage], by: 
         nonlocal cancelled, running
         try:
             status = (await cancel(backend, task.ID, by)).status
-        except (NotCancellable, UnknownTask):
+        except (NotCancellable, UnknownTask, MalformedMessage):
             return
         while not status.terminal:
             late = time.monotonic() > until
@@ -129,7 +129,11 @@ async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Statu
     entry = await backend.states.get(task_id)
     if entry is None:
         return Status.CANCELLED
-    task = TaskMessage.decode(entry.value)
+    try:
+        task = TaskMessage.of_entry(task_id, entry.value)
+    except MalformedMessage:
+        # Somebody wrote over it, so nothing is known of its end.
+        return Status.CANCELLED
     owner = task.meta.worker
     if task.Status.terminal or (not task.marked and not late):
         return task.Status

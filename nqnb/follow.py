@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from nqnb import payload
 from nqnb.aside import first_of
 from nqnb.cancel import unknown
+from nqnb.decode import SkipLog
 from nqnb.errors import ConnectionFailed, MalformedMessage, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.wire import ErrorInfo, Status, TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
-
-log = logging.getLogger("nqnb.client")
 
 POLL = 2.0
 """Seconds after which a followed task is read again although nothing hinted at a change."""
@@ -35,7 +33,7 @@ async def fetch(backend: Backend, task_id: str) -> TaskInfo:
     entry = await backend.states.get(task_id)
     if entry is None:
         raise unknown(task_id)
-    return TaskInfo.of(TaskMessage.decode(entry.value), entry.revision)
+    return TaskInfo.of(TaskMessage.of_entry(task_id, entry.value), entry.revision)
 
 
 async def follow(backend: Backend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
@@ -88,14 +86,18 @@ async def ended(backend: Backend, task_id: str, timeout: float | None) -> TaskIn
 
 async def watch(backend: Backend) -> AsyncGenerator[TaskBatch, None]:
     """Every task, and then every change; see `Client.watch`."""
+    skips, skipped = SkipLog(backend.connection.settings.state_bucket), dict[str, str]()
     async with contextlib.aclosing(backend.watch_states()) as pages:
         async for page in pages:
             tasks = []
             for entry in page.entries:
                 try:
-                    tasks.append(TaskInfo.of(TaskMessage.decode(entry.value), entry.revision))
+                    tasks.append(TaskInfo.of(TaskMessage.of_entry(entry.key, entry.value), entry.revision))
+                    skipped.pop(entry.key, None)
                 except MalformedMessage as error:
-                    log.info("the entry of %r is left out: %s", entry.key, error)
+                    skipped[entry.key] = str(error)
+            if page.complete:
+                skips.tell(skipped)
             yield TaskBatch(tasks=tasks, gone=page.gone, complete=page.complete, lost=page.lost, anew=page.anew)
 
 

@@ -15,7 +15,8 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from nqnb.errors import NqnbError
+from nqnb.decode import decode_value
+from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo, moment
 from nqnb.wire import Progress, Status, parse_time
 from nqnb.words import line, payload_text, receipt_words
@@ -140,8 +141,8 @@ def preview(payload: bytes, most: int = 80) -> str:
     anew, so that people see the characters.
     """
     if len(payload) <= 4096 and b"\\u" in payload:
-        with contextlib.suppress(*_NOT_JSON):
-            payload = msgspec.json.encode(msgspec.json.decode(payload))
+        with contextlib.suppress(MalformedMessage):
+            payload = msgspec.json.encode(decode_value(payload))
     start = payload[: 16 * most]
     if len(start) < len(payload):
         start = start[: len(start) - _torn(start)]
@@ -150,12 +151,12 @@ def preview(payload: bytes, most: int = 80) -> str:
 
 
 def decoded(data: bytes) -> Any:
-    """The value of JSON, the bytes where it is none, None for no bytes."""
+    """Return the value of JSON, the bytes where they are not JSON or nested too deep to print, None for no bytes."""
     if not data:
         return None
     try:
-        return msgspec.json.decode(data)
-    except _NOT_JSON:
+        return decode_value(data)
+    except MalformedMessage:
         return data
 
 
@@ -185,9 +186,6 @@ def error_text(task: TaskInfo) -> str:
     """Why a task failed: "Type: message"; nothing where it did not."""
     return ": ".join(part for part in (task.error.type, task.error.message) if part) if task.error else ""
 
-
-_NOT_JSON = (msgspec.DecodeError, UnicodeError, RecursionError, ValueError)
-"""Not JSON, or deeper, or with longer numbers, than Python takes."""
 
 _AGES = 86400 * 365 * 1000
 """Seconds: longer than anything waits, and short enough for a timedelta in microseconds."""

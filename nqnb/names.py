@@ -23,6 +23,7 @@ CLIENT_HEADER = "Nqnb-Client"
 
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
+_KEY = re.compile(r"(?=.{1,1000}\Z)[-/_=a-zA-Z0-9]+(\.[-/_=a-zA-Z0-9]+)*")
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(256))
 
@@ -62,6 +63,14 @@ def check_task_id(task_id: object) -> str:
             f"{_shown(task_id)} cannot be a task id: a dot may stand only between other characters", task_id
         )
     return task_id
+
+
+def is_key(text: str) -> bool:
+    """Return whether a bucket can have a text as a key. A server also stores keys with wildcards.
+
+    To read or purge such a key would be to read or purge others.
+    """
+    return _KEY.fullmatch(text) is not None
 
 
 def new_task_id() -> str:

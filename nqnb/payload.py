@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from nqnb.decode import UNREADABLE
 from nqnb.errors import BadInput, UnencodableValue
 from nqnb.parts import Unwalkable, is_numpy, not_a_number, walk
 
@@ -60,7 +61,7 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
     """
     try:
         return msgspec.json.decode(data or b"null", type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise BadInput(str(error)) from None
 
 

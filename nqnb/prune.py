@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from nqnb import names
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.records import PruneReceipt
 from nqnb.store import Entry, StateStore
@@ -47,7 +48,8 @@ async def prune(
         free = [pair for pair in candidates if pair[1].ID not in waiting]
         kept += len(candidates) - len(free)
         gone += free
-    intents = {entry.key: entry async for entry in backend.intents.entries()}
+    # Keys that a bucket cannot have stay: to purge one would be to purge others.
+    intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
     doomed = [entry for key, entry in intents.items() if key in ids]
     results = [task.meta.result_key for _, task in gone if task.meta.result_key]
@@ -94,7 +96,11 @@ async def _orphaned_results(backend: Backend, kept: dict[str, str | None], befor
     """The results that no entry refers to, nor can come to."""
     async for result in backend.results.entries():
         task_id = result.key.rpartition(".")[0]
-        if result.created >= before or (task_id in kept and kept[task_id] in (None, result.key)):
+        if (
+            result.created >= before
+            or not names.is_key(result.key)
+            or (task_id in kept and kept[task_id] in (None, result.key))
+        ):
             continue
         # The listing may have missed a state that was written meanwhile.
         entry = await backend.states.get(task_id)
@@ -105,7 +111,7 @@ async def _orphaned_results(backend: Backend, kept: dict[str, str | None], befor
 def _is_of_another_end(entry: Entry, result_key: str) -> bool:
     """Whether a task ended, and not with that result."""
     try:
-        task = TaskMessage.decode(entry.value)
+        task = TaskMessage.of_entry(entry.key, entry.value)
     except MalformedMessage:
         return False
     return task.Status.terminal and task.meta.result_key != result_key

@@ -95,7 +95,11 @@ async def end_waiting_task(
     until = time.monotonic() + backend.connection.settings.retry_for
     found: Entry | None = entry
     while found is not None:
-        task = TaskMessage.decode(found.value)
+        try:
+            task = TaskMessage.of_entry(entry.key, found.value)
+        except MalformedMessage:
+            # Somebody wrote over it meanwhile; the next listing names it.
+            return None
         if (
             task.Status.terminal
             and task.meta.cancel is not None

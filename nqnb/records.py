@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+import msgspec
 from msgspec import Struct, UnsetType
 
+from nqnb.decode import LAST_MOMENT, Int64, Moment, decode, shown
+from nqnb.errors import MalformedMessage
 from nqnb.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
 
 
@@ -193,20 +196,35 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
     id: str
     host: str
-    pid: int
+    pid: Int64
     version: str
     queues: list[str]
-    concurrency: int
+    concurrency: Int64
     running: list[str]
     started_at: datetime
-    ttl: float
+    ttl: Moment
     """Seconds without a sign of life after which it counts as gone."""
     last_seen: datetime | None = None
 
+    @classmethod
+    def of_entry(cls, key: str, data: bytes) -> WorkerInfo:
+        """Read an entry of the bucket of the workers.
+
+        Raises:
+            MalformedMessage: the bytes are no such entry, or the entry is another worker's.
+        """
+        info = decode(data, _worker_decoder, "a worker's presence")
+        if info.id != key:
+            raise MalformedMessage(f"the entry {shown(key)} has the id {shown(info.id)} of another worker", data)
+        # Without a time zone, or at the end of the calendar, it cannot be compared with other moments.
+        if info.started_at.tzinfo is None or not 1970 <= info.started_at.year < 9999:
+            raise MalformedMessage(f"not a worker's presence: started_at is {info.started_at.isoformat()}", data)
+        return info
+
+
+_worker_decoder = msgspec.json.Decoder(WorkerInfo)
+
 
 def moment(seconds: float) -> datetime | None:
-    """Unix seconds as a UTC datetime; 0, and what no calendar has, as None."""
-    try:
-        return datetime.fromtimestamp(seconds, timezone.utc) if seconds else None
-    except (OverflowError, OSError, ValueError):
-        return None
+    """Return Unix seconds as a UTC datetime; None for what is not after 1970 and before the end of 9999."""
+    return datetime.fromtimestamp(seconds, timezone.utc) if 0 < seconds < LAST_MOMENT else None

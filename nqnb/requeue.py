@@ -20,7 +20,7 @@ async def requeue(backend: Backend, task_id: str, by: str) -> TaskMessage:
         raise UnknownTask(
             f"no task {task_id!r} is known here, or it is no longer kept; `nqnb task list` shows what there is", task_id
         )
-    task = TaskMessage.decode(entry.value)
+    task = TaskMessage.of_entry(task_id, entry.value)
     if not task.Status.terminal:
         raise NotRequeueable(
             f"task {task_id!r} is still {task.Status.label}; wait for its end, or cancel it first", task_id, task.Status

@@ -143,7 +143,10 @@ async def _is_ours(backend: Backend, message: TaskMessage, sequence: int) -> boo
     entry = await backend.states.get(message.ID)
     if entry is None:
         return False
-    there = TaskMessage.decode(entry.value)
+    try:
+        there = TaskMessage.of_entry(message.ID, entry.value)
+    except MalformedMessage:
+        return False
     return there.Sequence == sequence and _same(there, message)
 
 
@@ -165,12 +168,13 @@ async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int
     entry = await backend.states.get(message.ID)
     if entry is None:
         return
-    there = TaskMessage.decode(entry.value)
-    if there.Queue == message.Queue and there.Sequence in (0, sequence):
-        return
-    # A worker that is quicker still has moved it into a schedule, which has a later number.
-    if there.Sequence > sequence and _same(there, message):
-        return
+    with contextlib.suppress(MalformedMessage):
+        there = TaskMessage.of_entry(message.ID, entry.value)
+        if there.Queue == message.Queue and there.Sequence in (0, sequence):
+            return
+        # A worker that is quicker still has moved it into a schedule, which has a later number.
+        if there.Sequence > sequence and _same(there, message):
+            return
     await backend.delete_task_message(message.Queue, sequence)
     raise _taken(message.ID)
 

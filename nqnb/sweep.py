@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from nqnb import names
-from nqnb.errors import MalformedMessage, NqnbError, UnknownQueue
+from nqnb.errors import InvalidTaskId, MalformedMessage, NqnbError, UnknownQueue
 from nqnb.store import Entry
 from nqnb.wire import TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
-
-log = logging.getLogger("nqnb.sweep")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,16 +45,19 @@ def unknown_queue(queue: str) -> UnknownQueue:
 
 
 async def task_entries(backend: Backend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """The tasks of a queue, or of all, longest unchanged first; what is no task is left out."""
+    """Yield the tasks of a queue, or of all, longest unchanged first; entries that cannot be read are skipped."""
+    skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
             try:
-                task = TaskMessage.decode(entry.value)
-            except MalformedMessage as error:
-                log.warning("the entry %r is left out: %s", entry.key, error)
+                task = TaskMessage.of_entry(entry.key, entry.value)
+                names.check_task_id(task.ID)
+            except (MalformedMessage, InvalidTaskId) as error:
+                skipped[entry.key] = str(error)
                 continue
-            if (queue is None or task.Queue == queue) and entry.key == task.ID:
+            if queue is None or task.Queue == queue:
                 yield entry, task
+    backend.skips.tell(skipped)
 
 
 async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:

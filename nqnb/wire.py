@@ -8,13 +8,16 @@ rewrites an entry, so a guarantee never rests on it alone. ``Meta`` may grow new
 from __future__ import annotations
 
 import enum
+import math
+import re
 import sys
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed, shown
 from nqnb.errors import MalformedMessage
 
 T = TypeVar("T", bound=Struct)
@@ -63,35 +66,40 @@ class CancelRecord(Struct, omit_defaults=True):
     """One cancel's history; times are Unix seconds by the clock of whoever noted them, 0 = not yet."""
 
     by: str = ""
-    requested_at: float = 0
-    delivered_at: float = 0
-    stopped_at: float = 0
+    requested_at: Moment = 0
+    delivered_at: Moment = 0
+    stopped_at: Moment = 0
     worker: str = ""
     how: str = ""
 
     @classmethod
     def of_intent(cls, data: bytes) -> CancelRecord:
-        """The record in an intent. Whoever wrote one that cannot be read, it says that the task is to be cancelled."""
+        """Return the record of a cancel request. Whatever its bytes are, it says that the task is to be cancelled.
+
+        Its texts are clipped, since the worker copies them into the task's entry.
+        """
         try:
-            return _intent_decoder.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            found = _intent_decoder.decode(data)
+        except UNREADABLE:
             return cls()
+        found.by, found.worker, found.how = (text[:LONGEST_NAME] for text in (found.by, found.worker, found.how))
+        return found
 
 
 class Meta(Struct, omit_defaults=True):
     """What nqnb knows of a task beyond NQ. Times are Unix seconds, 0 = not yet."""
 
     client: str = ""
-    submitted_at: float = 0
+    submitted_at: Moment = 0
     worker: str = ""
     """The worker that holds the task; empty again when it was handed back."""
     claim: str = ""
     """Differs for every claim, so a worker can tell its own write from a later one."""
-    started_at: float = 0
-    finished_at: float = 0
-    not_before: float = 0
+    started_at: Moment = 0
+    finished_at: Moment = 0
+    not_before: Moment = 0
     """When the next attempt is due."""
-    crashes: int = 0
+    crashes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     """How often in a row its worker went silent while it ran."""
     progress: Progress | None = None
     log: list[str] = []
@@ -111,21 +119,21 @@ _Meta = Meta  # inside TaskMessage the name is the field's
 class TaskMessage(Struct):
     """A task, as it stands in ``<q>.task`` and in ``$KV.nq-store.<id>``."""
 
-    Sequence: int = 0
+    Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
     ID: str = ""
     StreamName: str = ""
     Queue: str = ""
     Payload: bytes | None = None
     Status: Status = Status.PENDING
-    Timeout: int = 0
+    Timeout: Int64 = 0
     """Seconds; 0 = none."""
-    Deadline: int = 0
+    Deadline: Int64 = 0
     """Unix seconds; 0 = none."""
     ProcessAt: str | UnsetType = UNSET
     """RFC 3339, kept as the text that came (Go writes nanoseconds); only NQ's scheduling branch has it."""
-    CompletedAt: int = 0
-    CurrentRetry: int = 0
-    MaxRetry: int = 0
+    CompletedAt: Int64 = 0
+    CurrentRetry: Int64 = 0
+    MaxRetry: Int64 = 0
     Meta: Meta | UnsetType = UNSET
 
     def encode(self) -> bytes:
@@ -137,12 +145,27 @@ class TaskMessage(Struct):
         """Read a task message.
 
         Raises:
-            MalformedMessage: not JSON, not an object, a field of another type, or no ``ID`` or ``Queue``.
+            MalformedMessage: not JSON, not an object, a field of another type, a number that Go or a calendar does not
+                have, or no ``ID`` or ``Queue``.
         """
         message = _decode(data, _task_decoder)
         if not message.ID or not message.Queue:
             raise MalformedMessage("a task message needs an ID and a Queue", data)
+        if message.Sequence > _LARGEST_SEQUENCE:
+            raise malformed("an NQ message", "its Sequence is out of range", data)
         return message
+
+    @classmethod
+    def of_entry(cls, key: str, data: bytes) -> TaskMessage:
+        """Read an entry of the state bucket.
+
+        Raises:
+            MalformedMessage: as `decode`, or the entry is another task's.
+        """
+        task = cls.decode(data)
+        if key != task.ID:
+            raise MalformedMessage(f"the entry {shown(key)} has the ID {shown(task.ID)} of another task", data)
+        return task
 
     @property
     def marked(self) -> bool:
@@ -179,7 +202,10 @@ class CancelMessage(Struct):
 
 
 def parse_time(text: str) -> float:
-    """Unix seconds of an RFC 3339 text with up to nanoseconds; 0 where it is none (NQ's "no time" is 1970)."""
+    """Return the Unix seconds of an RFC 3339 text with up to nanoseconds.
+
+    0 where it is no date (NQ's "no time" is 1970); infinity for a year above 9999.
+    """
     if sys.version_info < (3, 11):
         # It reads neither the Z nor more or fewer digits than these.
         head, dot, tail = text.partition(".")
@@ -189,7 +215,7 @@ def parse_time(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        return 0.0
+        return math.inf if _FAR_YEAR.match(text) else 0.0
     return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
@@ -199,10 +225,18 @@ _cancel_decoder = msgspec.json.Decoder(CancelMessage)
 _intent_decoder = msgspec.json.Decoder(CancelRecord)
 
 
+LONGEST_NAME = 200
+"""Characters of a client's or worker's name, and of a word about a cancel, that are kept."""
+
+_LARGEST_SEQUENCE = 2**64 - 1
+_FAR_YEAR = re.compile(r"\+?[0-9]{5,}-")
+_MOMENTS = frozenset(("submitted_at", "started_at", "finished_at", "not_before", *CancelRecord.__struct_fields__))
+
+
 def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _decode_leniently(data, decoder)
 
 
@@ -211,17 +245,31 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         fields: Any = msgspec.json.decode(data)
         if not isinstance(fields, dict):
-            raise MalformedMessage(f"not an NQ message: {_start(data)}", data)
+            raise malformed("an NQ message", "not an object", data)
         fields = {name: value for name, value in fields.items() if value is not None}
         try:
             return decoder.decode(msgspec.json.encode(fields))
         except msgspec.ValidationError:
-            if "Meta" not in fields:
+            if "Meta" not in fields or _has_wild_number(fields["Meta"]):
                 raise
             del fields["Meta"]
             return decoder.decode(msgspec.json.encode(fields))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedMessage(f"not an NQ message ({error}): {_start(data)}", data) from None
+    except UNREADABLE as error:
+        raise malformed("an NQ message", error, data) from None
+
+
+def _has_wild_number(meta: Any) -> bool:
+    """Return whether a ``Meta`` is ours but for a number out of range. Then the message is damaged, and not foreign."""
+    if not isinstance(meta, dict):
+        return False
+    parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
+    return any(
+        isinstance(value, (int, float)) and not 0 <= value < LAST_MOMENT
+        if name in _MOMENTS
+        else isinstance(value, int) and abs(value) >= 2**63
+        for part in parts
+        for name, value in part.items()
+    )
 
 
 _GO_ESCAPES = tuple((text.encode(), b"\\u%04x" % ord(text)) for text in ("<", ">", "&", "\u2028", "\u2029"))
@@ -234,7 +282,3 @@ def _as_go(data: bytes) -> bytes:
         if plain in data:
             data = data.replace(plain, escaped)
     return data
-
-
-def _start(data: bytes, most: int = 80) -> str:
-    return repr(data) if len(data) <= most else f"{data[:most]!r}… ({len(data)} bytes)"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-import msgspec
-
+from nqnb.decode import decode_value
+from nqnb.errors import MalformedMessage
 from nqnb.records import CancelReceipt
 from nqnb.wire import Status
 
@@ -34,8 +34,8 @@ def payload_text(payload: bytes, *, pretty: bool = False) -> str:
         return f"0x{payload[:1000].hex()}"
     if pretty:
         try:
-            return json.dumps(msgspec.json.decode(payload), ensure_ascii=False, indent=2)
-        except (msgspec.DecodeError, RecursionError, ValueError):
+            return json.dumps(decode_value(payload), ensure_ascii=False, indent=2)
+        except MalformedMessage:
             pass  # not JSON, or deeper or with longer numbers than Python takes
     return text
 

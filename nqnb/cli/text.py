@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from nqnb.errors import NqnbError
+from nqnb.decode import decode_value
+from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.wire import Status
 from nqnb.words import UNSAFE
@@ -34,8 +35,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Status):
         return value.label
     if isinstance(value, TaskInfo):
-        result = msgspec.json.decode(value.result) if value.result else None
-        return {**_fields(value), **_payload(value.payload), "result": result}
+        return {**_fields(value), **_json("payload", value.payload), **_json("result", value.result)}
     if isinstance(value, CancelReceipt):
         return {**_fields(value), "seconds": value.seconds}
     if isinstance(value, NqnbError):
@@ -99,13 +99,13 @@ def _fields(record: msgspec.Struct) -> dict[str, Any]:
     return {name: plain(getattr(record, name)) for name in record.__struct_fields__}
 
 
-def _payload(payload: bytes) -> dict[str, Any]:
-    """JSON as it is; what is none is text where it can be, else base64, under names that say so."""
+def _json(name: str, data: bytes) -> dict[str, Any]:
+    """Return JSON as it is; what is not JSON, or nested too deep to print, as text or else base64, named as such."""
     try:
-        return {"payload": msgspec.json.decode(payload) if payload else None}
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return {name: decode_value(data) if data else None}
+    except MalformedMessage:
         pass
     try:
-        return {"payload": None, "payload_text": payload.decode("utf-8")}
+        return {name: None, f"{name}_text": data.decode("utf-8")}
     except UnicodeDecodeError:
-        return {"payload": None, "payload_base64": base64.b64encode(payload).decode()}
+        return {name: None, f"{name}_base64": base64.b64encode(data).decode()}

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from nqnb import names
+from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.buckets import ensure_bucket
 from nqnb.jetstream.cancels import publish_cancel
@@ -49,7 +50,9 @@ class Backend:
         self.results: StateStore = self._results
         self.pauses: StateStore = KeyValueStore(connection, settings.queue_bucket)
         """The queues that are paused, by name."""
-        self.presence = Presence(KeyValueStore(connection, settings.worker_bucket))
+        self.presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
+        self.skips = SkipLog(settings.state_bucket)
+        """Names the states that a listing skips."""
         self._queues: dict[str, QueueStreams] = {}
         self._scheduling: set[str] = set()
         """Queues whose streams are known to take schedules."""

@@ -15,7 +15,7 @@ from nats.aio.subscription import Subscription
 
 from nqnb import names
 from nqnb.aside import spawn
-from nqnb.errors import ConnectionFailed, MalformedMessage, ServerRefused
+from nqnb.errors import ConnectionFailed, InvalidTaskId, MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.lane import Message
@@ -111,12 +111,13 @@ class CancelListener:
     def _heard(self, queue: str, message: Message) -> None:
         try:
             cancel = CancelMessage.decode(message.data)
+            names.check_task_id(cancel.ID)
             if message.carries(names.CLIENT_HEADER):
                 # Who asked stands in the intent.
                 self._on_cancel(cancel.ID, CancelRecord(), True)
             else:
                 self._on_cancel(cancel.ID, CancelRecord(by="a Go client", requested_at=time.time()), False)
-        except MalformedMessage as error:
+        except (MalformedMessage, InvalidTaskId) as error:
             log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
         # Only now, so that what runs is told first.
         spawn(self._ack(message))

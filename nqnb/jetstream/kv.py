@@ -10,7 +10,8 @@ import msgspec
 import nats.errors
 
 from nqnb import names
-from nqnb.errors import NoResponders, RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.decode import shown
+from nqnb.errors import BadInput, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.listing import OPERATION, list_entries
@@ -78,6 +79,8 @@ class KeyValueStore:
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
+        if not names.is_key(key):
+            return None
         if not fresh and await self._has_direct():
             try:
                 return await self._get_direct(key)
@@ -91,6 +94,8 @@ class KeyValueStore:
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """See `StateStore.delete`."""
+        if not names.is_key(key):
+            return
         if revision is not None:
             # Leaves no marker, and what is newer is out of its reach.
             body = {"filter": self._root + key, "seq": revision + 1}
@@ -156,6 +161,8 @@ class KeyValueStore:
             raise
 
     async def _publish(self, key: str, value: bytes, headers: dict[str, str], ttl: float | None) -> int:
+        if not names.is_key(key):
+            raise BadInput(f"key {shown(key)} is invalid: use the characters A-Z a-z 0-9 - / _ = .")
         publish, subject = self._connection.publish, self._root + key
         if ttl is not None and self.expires:
             try:

@@ -127,12 +127,14 @@ class LaneClient(NatsClient):
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         hear = self._lanes.get(sid)
+        # A server passes on any bytes, and an error here would end the loop that reads the socket.
+        name, answer = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
         if hear is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            await super()._process_msg(sid, name.encode(), answer.encode(), data, headers)
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        _tell(hear, Message(subject.decode(), reply.decode(), data, headers))
+        _tell(hear, Message(name, answer, data, headers))
 
     async def retire(self, subscription: Subscription) -> None:
         """Unsubscribe, and hear what was on its way until then.

@@ -11,15 +11,19 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from nqnb.decode import SkipLog
+from nqnb.errors import MalformedMessage
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.records import WorkerInfo, moment
+from nqnb.store import Entry
 
 
 class Presence:
     """Reads presence entries, and writes one worker's own."""
 
-    def __init__(self, store: KeyValueStore) -> None:
+    def __init__(self, store: KeyValueStore, bucket: str) -> None:
         self._store = store
+        self._skips = SkipLog(bucket)
         self._offset: float | None = None
         """The server's clock less ours, in seconds."""
 
@@ -50,7 +54,7 @@ class Presence:
                 newer than the worker's presence, that cannot name the task yet.
         """
         entry = await self._store.get(worker)
-        info = _decode(entry.value) if entry is not None else None
+        info = _info(entry) if entry is not None else None
         if entry is None or info is None or (task_id not in info.running and written <= entry.created):
             return 0.0
         return max(0.0, info.ttl - self._age(max(entry.created, written)))
@@ -61,17 +65,22 @@ class Presence:
         if self._offset is None:
             # Whoever never wrote one knows at least that no entry is of the future.
             self._offset = max([0.0, *(entry.created - time.time() for entry in entries)])
+        skipped: dict[str, str] = {}
         for entry in entries:
-            info = _decode(entry.value)
+            info = _info(entry, skipped)
             if info is not None and self._age(entry.created) < info.ttl:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))
+        self._skips.tell(skipped)
 
     def _age(self, created: float) -> float:
         return time.time() + (self._offset or 0.0) - created
 
 
-def _decode(value: bytes) -> WorkerInfo | None:
+def _info(entry: Entry, skipped: dict[str, str] | None = None) -> WorkerInfo | None:
+    """A worker's entry; None where it cannot be read, and then ``skipped`` gets the reason."""
     try:
-        return msgspec.json.decode(value, type=WorkerInfo)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return WorkerInfo.of_entry(entry.key, entry.value)
+    except MalformedMessage as error:
+        if skipped is not None:
+            skipped[entry.key] = str(error)
         return None

@@ -108,7 +108,7 @@ class Strays:
         try:
             task_id = TaskMessage.decode(message.data).ID
             entry = await self._backend.states.get(task_id)
-            task = TaskMessage.decode(entry.value) if entry is not None else None
+            task = TaskMessage.of_entry(task_id, entry.value) if entry is not None else None
         except MalformedMessage:
             return False
         if task is None or entry is None:

@@ -112,7 +112,7 @@ async def read_entry(backend: Backend, task_id: str, *, fresh: bool = True) -> S
     if entry is None:
         return Seen(None, 0, 0.0)
     try:
-        return Seen(TaskMessage.decode(entry.value), entry.revision, entry.created)
+        return Seen(TaskMessage.of_entry(task_id, entry.value), entry.revision, entry.created)
     except MalformedMessage as error:
         log.warning("the entry of task %s is written over: %s", task_id, error)
         return Seen(None, entry.revision, entry.created)
