@@ -9,10 +9,10 @@ from typing import Literal
 
 import pytest
 from history import assert_queues_empty
-from proxy import Proxy
 
 import nqnb
 from nqnb import Status
+from nqnb.testing.proxy import Proxy
 from nqnb.wire import CancelMessage
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proxy import Proxy
 
 import nqnb
 from nqnb.jetstream import feed
@@ -19,6 +18,7 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.lane import Hear, Message
 from nqnb.records import TaskBatch
 from nqnb.store import Entry, MemoryStore
+from nqnb.testing.proxy import Proxy
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proxy import Proxy
 
 import nqnb
 from nqnb import Entry, MemoryStore, RevisionConflict, Status
@@ -22,6 +21,7 @@ from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.lane import Hear, Message
 from nqnb.store import StateStore, Unsubscribe
 from nqnb.testing import StoreContract
+from nqnb.testing.proxy import Proxy
 from nqnb.testing.waking import Bell
 
 pytest_plugins = ["pytester"]

@@ -1,6 +1,6 @@
-"""Tests for a `StateStore` of your own: subclass `StoreContract` where pytest finds it, and give it a store.
+"""Tests that nqnb offers to others: of a `StateStore` of your own, and of nqnb itself, by an attack (`chaos`).
 
-::
+Subclass `StoreContract` where pytest finds it, and give it a store::
 
     import pytest
     from nqnb.testing import StoreContract
@@ -12,30 +12,23 @@
                 await store.clear()
                 yield store
 
-This room is for tests alone: it needs pytest, and nothing else of nqnb imports it.
+The contract needs pytest, so it loads when it is first touched; the attack does not.
 """
 
 from __future__ import annotations
 
-import pytest
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from nqnb.testing.listing import ListingContract
-from nqnb.testing.waking import WakingContract
-from nqnb.testing.writing import WritingContract
+if TYPE_CHECKING:
+    from nqnb.testing.contract import StoreContract
 
 __all__ = ["StoreContract"]
 
 
-class StoreContract(WritingContract, ListingContract, WakingContract):
-    """What every `StateStore` must do, as pytest tests; what fails says what the store did.
-
-    A subclass, named ``Test…``, has a fixture ``store`` that gives each test an empty store of its own; it may be
-    async. The tests run on asyncio by anyio's pytest plugin, which comes with nqnb. ``patience`` can be set.
-    """
-
-    pytestmark = pytest.mark.anyio
-
-    @pytest.fixture
-    def anyio_backend(self) -> str:
-        """The loop that the tests run on: nqnb's is asyncio."""
-        return "asyncio"
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        value = getattr(import_module("nqnb.testing.contract"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'nqnb.testing' has no attribute {name!r}")

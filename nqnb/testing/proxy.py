@@ -7,20 +7,20 @@ from collections.abc import Coroutine
 from types import TracebackType
 from urllib.parse import urlsplit
 
-import nqnb
+from nqnb.devserver import DevServer
 
 
 class Proxy:
     """Listens on a free port of this machine, and carries what comes to a server and back.
 
     Args:
-        server: the server.
+        server: the server, or its address.
         delay: seconds for which whatever comes is held back, each way.
     """
 
-    def __init__(self, server: nqnb.DevServer, delay: float = 0.0) -> None:
-        self._delay = delay
-        there = urlsplit(server.url)
+    def __init__(self, server: DevServer | str, delay: float = 0.0) -> None:
+        self.delay = delay
+        there = urlsplit(server if isinstance(server, str) else server.url)
         self._there = (there.hostname, there.port)
         self._port = 0
         self._listening: asyncio.Server | None = None
@@ -90,7 +90,7 @@ class Proxy:
         try:
             while data := await reader.read(65536):
                 await self._flows.wait()
-                await asyncio.sleep(self._delay)
+                await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
             # That one side has left is not known to the other before it can be told.
