@@ -221,6 +221,11 @@ class Connection:
         except nats.errors.Error as error:
             raise translated(error, self.settings, subject) from None
 
+    async def caught_up(self) -> None:
+        """Return once everything was heard that the server had sent before the call, or the connection is lost."""
+        with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
+            await self.client.flush()
+
     async def close(self) -> None:
         """Send what is buffered, and close. Closing twice is fine."""
         try:

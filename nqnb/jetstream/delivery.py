@@ -61,8 +61,8 @@ class Delivery:
     So nothing is answered, and there is no hold to renew."""
 
     @classmethod
-    def of(cls, connection: Connection, queue: str, message: Message) -> Delivery:
-        """Read a message that a pull brought."""
+    def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
+        """Read a message that a pull brought, and that came at that time."""
         facts = AckFacts.of(message.reply)
         return cls(
             connection=connection,
@@ -73,6 +73,7 @@ class Delivery:
             deliveries=facts.deliveries,
             ours=message.carries(names.CLIENT_HEADER),
             scheduled=message.carries("Nats-Scheduler"),
+            received=received,
             stored=facts.stored,
         )
 
@@ -89,8 +90,11 @@ class Delivery:
         """Never deliver it again."""
         await self._answer(b"+TERM")
 
-    async def in_progress(self) -> bool:
+    async def in_progress(self, connection: Connection | None = None) -> bool:
         """Start the ack wait anew; True when the server has answered that it did.
+
+        Args:
+            connection: asks over this one, default the one that brought the message.
 
         Raises:
             NoResponders: the consumer is gone.
@@ -98,7 +102,7 @@ class Delivery:
         if self.void:
             return True
         try:
-            await self.connection.request(self.reply, b"+WPI")
+            await (connection or self.connection).request(self.reply, b"+WPI")
         except NoResponders:
             raise
         except (Unconfirmed, ConnectionFailed):

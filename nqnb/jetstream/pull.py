@@ -17,6 +17,7 @@ from nats.aio.subscription import Subscription
 
 from nqnb import names
 from nqnb.aside import spawn
+from nqnb.elapsed import elapsed
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.consumers import ConsumerLimits, ensure_consumer, pause_consumer
@@ -47,6 +48,7 @@ class PullLoop:
         queue: the queue's name.
         on_delivery: called with each delivery, on the loop.
         wake: called when there is something to ask for, or for `check` to mend.
+        arrived: returns when a message came that is read now, as `elapsed` counts.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class PullLoop:
         queue: str,
         on_delivery: Callable[[Delivery], None],
         wake: Callable[[], None],
+        arrived: Callable[[], float] = elapsed,
     ) -> None:
         self.queue = queue
         self.ack_wait = connection.settings.ack_wait
@@ -64,6 +67,7 @@ class PullLoop:
         self._connection = connection
         self._on_delivery = on_delivery
         self._wake = wake
+        self._arrived = arrived
         self._streams: QueueStreams | None = None
         self._limits = ConsumerLimits(self.ack_wait)
         self._subscription: Subscription | None = None
@@ -203,7 +207,7 @@ class PullLoop:
                 if current:
                     self.asked = max(0, self.asked - 1)
                 self._pause = 0.0
-                self._on_delivery(Delivery.of(self._connection, self.queue, message))
+                self._on_delivery(Delivery.of(self._connection, self.queue, message, self._arrived()))
             elif current:
                 self._status(message)
             if current and self.asked == 0:

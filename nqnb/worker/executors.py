@@ -68,6 +68,10 @@ class Executor(abc.ABC):
             self._job._stop.set()
             self._begin_to_stop()
 
+    def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether the handler runs as that task of the loop; may be called from any thread."""
+        return False
+
     @abc.abstractmethod
     async def _run(self) -> Result:
         """Run the handler to its end, whatever it is."""
@@ -135,6 +139,10 @@ class CoroutineExecutor(Executor):
     def _begin_to_stop(self) -> None:
         self._cancel()
         self._ladder.start()
+
+    def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
+        """See `Executor.runs_as`."""
+        return task is not None and self._task is task
 
     def _cancel(self) -> None:
         if self._task is not None:

@@ -23,8 +23,10 @@ from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
 from nqnb.worker.executors import Result
 from nqnb.worker.finish import finish
+from nqnb.worker.guard import Guard
 from nqnb.worker.heartbeat import note_intent
 from nqnb.worker.intake import Intake
+from nqnb.worker.pulse import Pulse
 from nqnb.worker.run import Run, Stop
 from nqnb.worker.spares import Reserve
 from nqnb.worker.upkeep import Upkeep
@@ -49,13 +51,15 @@ class Floor:
         """The running map: what is registered, by task id."""
         self._worker = worker
         self._listener = CancelListener(backend.connection, backend.intents, worker.id, self._on_cancel)
+        self._pulse = Pulse()
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._hurry = asyncio.Event()
         self._broken = asyncio.Event()
         self._pulls = {
-            queue: PullLoop(backend.connection, queue, self._on_delivery, self._wake.set) for queue in worker.handlers
+            queue: PullLoop(backend.connection, queue, self._on_delivery, self._wake.set, self._pulse.arrived)
+            for queue in worker.handlers
         }
         self._intake = Intake(list(self._pulls.values()), self.free)
         self._mark, self._claims = secrets.token_hex(6), itertools.count(1)
@@ -64,6 +68,7 @@ class Floor:
         self._stopping = False
         self._paused = False
         self._upkeep = Upkeep(worker, backend, self.runs, list(self._pulls.values()), self._listener, self._wake.set)
+        self._guard = Guard(worker, self._upkeep, self.runs, self._pulse, backend.connection.settings)
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
@@ -80,6 +85,9 @@ class Floor:
         await self._upkeep.open()
         if self._worker.shutdown_on_disconnect:
             self.backend.connection.on_disconnect(self._give_up)
+        ack_wait = min(pull.ack_wait for pull in self._pulls.values())
+        self._pulse.start(ack_wait, self.backend.connection.caught_up, self._upkeep.hasten)
+        self._guard.start()
         loops = (self._take, self._upkeep.heart, self._upkeep.news, self._upkeep.leases, self._upkeep.watches)
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
@@ -125,6 +133,9 @@ class Floor:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._upkeep.close()
+        self._pulse.stop()
+        # First, for it could write the presence that is to be removed.
+        await self._guard.close()
         if self._reserve is not None:
             await self._reserve.close()
         try:

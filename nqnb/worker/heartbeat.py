@@ -29,7 +29,8 @@ async def renew(run: Run, since: float) -> bool:
         Whether the consumer is gone: it has to be made again, and the lease renewed once more, or it runs out.
     """
     try:
-        if await run.delivery.in_progress():
+        # An answer that comes after the lease's end may be about a message that another worker has by now.
+        if await run.delivery.in_progress() and not run.lost_hold():
             run.beat = max(run.beat, since)
     except NoResponders:
         return True

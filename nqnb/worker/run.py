@@ -119,5 +119,9 @@ class Run:
 
         So it is after a `gap`, and once no heartbeat was answered for most of an ack wait, which leaves one.
         """
-        self.gap = self.gap or elapsed() - self.beat > LEASE * self.ack_wait
+        self.gap = self.lapsed()
         return self.gap
+
+    def lapsed(self) -> bool:
+        """As `lost_hold`, and nothing is noted: for the guard's thread."""
+        return self.gap or elapsed() - self.beat > LEASE * self.ack_wait

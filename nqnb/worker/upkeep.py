@@ -64,8 +64,8 @@ class Upkeep:
         self._recovery: asyncio.Task[None] | None = None
         self._keeping = False
         self._closed = self._left = False
-        self._announced = 0.0
-        """When presence was last written, as `elapsed` counts."""
+        self.announced = 0.0
+        """When presence was last written on the loop, as `elapsed` counts."""
         self._births: dict[str, float] = {}
         """When each queue's stream was made that we met first, in Unix seconds by the server's clock."""
         self._named: set[str] = set()
@@ -156,6 +156,15 @@ class Upkeep:
             spawn(self._beat_all(before=elapsed() - self._interval / 2))
             spawn(self._keep_what_is_needed())
 
+    def hasten(self) -> None:
+        """Renew presence and leases now: the loop was blocked, and the next heartbeat may come too late."""
+        if self._backend.connection.connected and not self.recovering:
+            spawn(self._hasten())
+
+    async def _hasten(self) -> None:
+        await self._refresh()
+        await self._beat_all(before=elapsed() - self._interval / 2)
+
     async def _keep_what_is_needed(self) -> None:
         """Make again what somebody deleted: the buckets, the cancel streams, our consumers there."""
         if self._keeping or self.recovering or self._closed:
@@ -213,7 +222,7 @@ class Upkeep:
 
     async def _renew(self, runs: Sequence[Run]) -> list[Run]:
         """Renew the lease of each; returns those whose consumer is gone."""
-        gone = await asyncio.gather(*(renew(run, self._announced) for run in runs))
+        gone = await asyncio.gather(*(renew(run, self.announced) for run in runs))
         return [run for run, missing in zip(runs, gone, strict=True) if missing]
 
     async def leases(self) -> None:
@@ -266,6 +275,10 @@ class Upkeep:
         with contextlib.suppress(NqnbError):
             await self._backend.ensure_buckets()
 
+    def announced_elsewhere(self) -> None:
+        """Write our presence again soon: the guard's write may have overtaken the last one. From any thread."""
+        self._named = set()
+
     def presence(self) -> WorkerInfo:
         """Return what our presence says now; may be called from any thread."""
         return self._worker.info(list(self._runs), PRESENCE * self._ack_wait)
@@ -276,7 +289,7 @@ class Upkeep:
         asked = elapsed()
         self._named = set(self._runs)
         await self._backend.presence.announce(self.presence())
-        self._announced = max(self._announced, asked)
+        self.announced = max(self.announced, asked)
 
     @property
     def _ack_wait(self) -> float:

@@ -1,0 +1,299 @@
+"""Keeps a worker's presence and leases while its event loop is blocked: a thread with a connection of its own.
+
+A coroutine handler that calls `time.sleep`, or computes for long, blocks the loop on which the worker's heartbeats run.
+Without them the server would deliver its tasks to other workers while their code still runs here. The guard watches the
+loop's pulse; while that is missing, it writes the presence and renews the leases. It decides nothing: cancels, timeouts
+and outcomes wait for the loop.
+
+It cannot help while one long C call holds the interpreter's lock, for then no Python thread runs, nor while the
+process is stopped. Leases that ran out meanwhile are not renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from nqnb.aside import first_of
+from nqnb.elapsed import elapsed
+from nqnb.errors import NqnbError
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.presence import Presence
+from nqnb.records import WorkerInfo
+from nqnb.settings import Settings
+from nqnb.worker.pulse import MISSED, TICKS, Pulse
+from nqnb.worker.run import Run, Stop
+from nqnb.worker.stack import Place
+
+if TYPE_CHECKING:
+    from nqnb.worker.worker import Worker
+
+log = logging.getLogger("nqnb.worker")
+
+REPEAT_SECONDS = 60.0
+"""Seconds between two warnings about the same block."""
+_SHORTEST_TOLD_SECONDS = 1.0
+"""Seconds that a block must last to be worth a warning."""
+_RETRY_SECONDS = 30.0
+"""Seconds between two tries to open the guard's connection while the loop is not blocked."""
+_CLOSING_SECONDS = 1.0
+"""Seconds that a stopping worker waits for its guard; its thread is a daemon and ends by itself."""
+_ROUND = 1 / 6
+"""The share of the ack wait between two rounds of renewals."""
+
+
+class Holder(Protocol):
+    """What knows the worker's presence: its `Upkeep`. All of it may be used from the guard's thread."""
+
+    announced: float
+
+    def presence(self) -> WorkerInfo:
+        """What the presence entry says now."""
+        ...
+
+    def announced_elsewhere(self) -> None:
+        """The guard has written the presence entry."""
+        ...
+
+
+class Guard:
+    """The guard of one worker.
+
+    Args:
+        worker: whose guard it is.
+        holder: knows its presence.
+        runs: the running map.
+        pulse: the pulse of its loop.
+        settings: how to connect.
+    """
+
+    def __init__(
+        self, worker: Worker, holder: Holder, runs: Mapping[str, Run], pulse: Pulse, settings: Settings
+    ) -> None:
+        self._worker = worker
+        self._holder = holder
+        self._runs = runs
+        self._pulse = pulse
+        self._given = settings
+        self._home: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._closing = threading.Event()
+        self._wake: Callable[[], None] = lambda: None
+
+        # What follows belongs to the guard's thread.
+        self._connection: Connection | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._round: asyncio.Task[None] | None = None
+        self._next_round = self._next_try = self._next_warning = 0.0
+        self._announced = 0.0
+        self._blocked_since = 0.0
+        self._trouble = ""
+        """Why there is no connection."""
+        self._teller: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to watch the running loop, whose pulse ticks already."""
+        self._home = asyncio.get_running_loop()
+        self._ended = self._home.create_future()
+        self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker.id}", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """End the thread and its connection."""
+        self._closing.set()
+        self._wake()
+        if self._ended is not None and self._thread is not None:
+            await asyncio.wait({self._ended}, timeout=_CLOSING_SECONDS)
+            if self._ended.done():
+                self._thread.join()
+
+    def _main(self) -> None:
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(self._watch())
+        except Exception:
+            log.exception("worker %s has no guard any more, something went wrong inside nqnb", self._worker.id)
+        finally:
+            loop.run_until_complete(_clear())
+            loop.close()
+            assert self._home is not None  # noqa: S101  for the type checker: start() has set it
+            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+                self._home.call_soon_threadsafe(self._tell_end)
+
+    def _tell_end(self) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _watch(self) -> None:
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # this loop is closed
+                loop.call_soon_threadsafe(woken.set)
+
+        self._wake = wake
+        assert self._home is not None  # noqa: S101  for the type checker: start() has set it
+        try:
+            while not self._closing.is_set() and not self._home.is_closed():
+                before = elapsed()
+                await first_of(woken, timeout=self._pulse.interval)
+                if self._closing.is_set():
+                    break
+                if (slept := elapsed() - before) > (1 + MISSED) * self._pulse.interval:
+                    # The loop gets a moment to tick: it may have been stopped with us.
+                    self._say(
+                        logging.WARNING,
+                        "worker %s: its process was suspended, or one C call held the interpreter, for %.1f s; tasks "
+                        "whose lease has run out are stopped",
+                        self._worker.id,
+                        slept,
+                    )
+                    continue
+                # A loop that does not run executes nothing, as between two calls of run_until_complete.
+                self._look(self._pulse.blocked_for() if self._home.is_running() else 0.0)
+        finally:
+            for task in (self._opening, self._round):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
+            if self._connection is not None:
+                await self._connection.close()
+
+    def _look(self, blocked: float) -> None:
+        now = elapsed()
+        if self._connection is not None and self._connection.closed.is_set():
+            self._connection, self._trouble = None, "it was lost for good"
+        if self._connection is None and self._opening is None and now >= self._next_try:
+            self._next_try = now + _RETRY_SECONDS
+            # Connecting takes a while, so it is done before it is needed where a handler may block the loop.
+            if blocked or any(each.isolation == "coroutine" for each in list(self._worker.handlers.values())):
+                self._opening = asyncio.ensure_future(self._open())
+        if not blocked:
+            if self._blocked_since:
+                self._say(
+                    logging.INFO,
+                    "worker %s: its event loop runs again, after %.1f s",
+                    self._worker.id,
+                    now - self._blocked_since,
+                )
+            self._blocked_since = self._next_warning = 0.0
+            return
+        if self._connection is None:
+            self._next_try = min(self._next_try, now + self._round_seconds)
+        elif now >= self._next_round and self._round is None:
+            self._next_round = now + self._round_seconds
+            self._round = asyncio.ensure_future(self._keep(self._connection))
+        if blocked >= _SHORTEST_TOLD_SECONDS and now >= self._next_warning:
+            self._next_warning = now + REPEAT_SECONDS
+            self._warn(blocked)
+            self._blocked_since = now - blocked
+
+    @property
+    def _round_seconds(self) -> float:
+        return self._pulse.interval * TICKS * _ROUND
+
+    async def _open(self) -> None:
+        try:
+            settings = Settings.of(
+                self._given,
+                name=f"{self._given.name} (guard)",
+                # An answer that has not come by then is of no use.
+                request_timeout=min(self._given.request_timeout, max(0.25, self._round_seconds)),
+            )
+            self._connection = await Connection.open(settings)
+            self._trouble = ""
+        except NqnbError as error:
+            if not self._trouble:
+                self._say(
+                    logging.WARNING,
+                    "worker %s: its guard has no connection: %s. Its leases run out should its event loop be blocked",
+                    self._worker.id,
+                    error,
+                )
+            self._trouble = str(error)
+        finally:
+            self._opening = None
+
+    async def _keep(self, connection: Connection) -> None:
+        """Write the presence, and renew every lease that has not run out: one heartbeat, without its looks."""
+        try:
+            asked = elapsed()
+            presence = Presence(KeyValueStore(connection, connection.settings.worker_bucket))
+            try:
+                await presence.announce(self._holder.presence())
+                self._announced = asked
+            except NqnbError as error:
+                log.info("worker %s: its guard could not write its presence: %s", self._worker.id, error)
+            finally:
+                # The loop's own write may have been overtaken by this one.
+                self._holder.announced_elsewhere()
+            since = max(self._announced, self._holder.announced)
+            runs = list(self._runs.values())
+            await asyncio.gather(*(self._renew(connection, run, since) for run in runs if _is_held(run)))
+        finally:
+            self._round = None
+
+    async def _renew(self, connection: Connection, run: Run, since: float) -> None:
+        delivery = run.delivery
+        try:
+            answered = await delivery.in_progress(connection)
+        except NqnbError as error:
+            log.info("task %s: its lease could not be renewed by the guard: %s", run.id, error)
+            return
+        # An answer that comes after the lease's end may be about a message that another worker has by now.
+        if answered and run.delivery is delivery and not run.lapsed():
+            run.beat = max(run.beat, since)
+
+    def _warn(self, blocked: float) -> None:
+        place = Place.of(self._pulse.thread)
+        if place is None:
+            what = "gets no time to run; other threads or processes take it"
+        else:
+            what = f"is blocked by {self._culprit() if place.in_handler else 'code'} at {place.text}"
+        leases = "Leases are kept" if self._connection is not None else f"Leases run out ({self._trouble})"
+        self._say(
+            logging.WARNING,
+            "worker %s: for %.1f s its event loop %s. %s; cancels, timeouts and the worker's other coroutines wait. "
+            "Make a handler that blocks a plain function, or call what blocks with `await asyncio.to_thread(...)`",
+            self._worker.id,
+            blocked,
+            what,
+            leases,
+        )
+
+    def _culprit(self) -> str:
+        """The handler that blocks the loop."""
+        task = asyncio.current_task(self._home)
+        for run in list(self._runs.values()):
+            if run.executor is not None and run.executor.runs_as(task):
+                return f"handler {run.handler.name} of queue {run.delivery.queue} (task {run.id})"
+        return "a handler"
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        # In a thread of its own: the loop may be blocked inside of logging, whose lock would block the guard, too.
+        if self._teller is None or not self._teller.is_alive():
+            self._teller = threading.Thread(
+                target=log.log, args=(level, text, *values), name="nqnb-guard-log", daemon=True
+            )
+            self._teller.start()
+
+
+def _is_held(run: Run) -> bool:
+    """Whether a lease is the guard's to renew: it has not run out, and the run is not on its way to another worker."""
+    return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
+
+
+async def _clear() -> None:
+    """End what is left on the guard's loop, as of a connection that was cut off."""
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    if rest:
+        await asyncio.wait(rest, timeout=_CLOSING_SECONDS)
+    await asyncio.get_running_loop().shutdown_asyncgens()

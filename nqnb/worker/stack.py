@@ -1,0 +1,69 @@
+"""Where a thread is at this moment: the line of code that blocks an event loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from types import FrameType
+from typing import NamedTuple
+
+_STARTERS = {("nqnb.worker.executors", "_ended"), ("nqnb.notebook.kernel", "_inside")}
+"""The functions of ours that call handlers on a loop."""
+_WRAPPERS = ("nqnb.notebook.prints", "contextlib")
+"""Modules that may stand between those and the handler."""
+
+
+class Place(NamedTuple):
+    """A line of code.
+
+    Attributes:
+        text: the line, with its function, and with the line of the library where that is another file.
+        in_handler: whether a handler of ours called it.
+    """
+
+    text: str
+    in_handler: bool
+
+    @classmethod
+    def of(cls, thread: int) -> Place | None:
+        """Return where a thread is; None where it has ended, or only its event loop runs."""
+        frames = _frames(sys._current_frames().get(thread))
+        start = _index_of(frames, _STARTERS)
+        ours = [each for each in frames[:start] if _module(each) not in _WRAPPERS]
+        if start == len(frames):
+            # What the loop called: the code behind the last line of asyncio.
+            ours = ours[: next((at for at, each in enumerate(ours) if _is_loop(each)), len(ours))]
+        if not ours:
+            return None
+        inner, outer = ours[0], ours[-1]
+        shown = next(each for each in ours if each.f_code.co_filename == outer.f_code.co_filename)
+        inside = "" if shown is inner else f" (inside {_line(inner)})"
+        return cls(f"{_line(shown)}{inside}", in_handler=start < len(frames))
+
+
+def _frames(frame: FrameType | None) -> list[FrameType]:
+    """The frames of a stack, the innermost first."""
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _index_of(frames: list[FrameType], functions: Collection[tuple[str, str]]) -> int:
+    for index, frame in enumerate(frames):
+        if (_module(frame), frame.f_code.co_name) in functions:
+            return index
+    return len(frames)
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_loop(frame: FrameType) -> bool:
+    return _module(frame).partition(".")[0] in ("asyncio", "selectors", "uvloop")
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"

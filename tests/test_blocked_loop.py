@@ -1,0 +1,236 @@
+"""Coroutine handlers that block the worker's event loop: leases and presence are kept, and the log names the line."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import blocking_worker
+import pytest
+from crew import started, words
+from waiting import within
+
+import nqnb
+from nqnb import Status
+from nqnb.elapsed import elapsed
+from nqnb.worker.pulse import Pulse
+from nqnb.worker.stack import Place
+
+pytestmark = pytest.mark.anyio
+
+ACK_WAIT = 1.0
+BLOCK = 3 * ACK_WAIT
+
+Start = Callable[[], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def settings(server: nqnb.DevServer) -> nqnb.Settings:
+    return nqnb.Settings(server.url, ack_wait=ACK_WAIT, retry_for=5.0)
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Path:
+    path = tmp_path / "diary"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def start_worker(settings: nqnb.Settings, diary: Path, log: Path) -> Iterator[Start]:
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        command = [sys.executable, blocking_worker.__file__, settings.urls[0], str(diary), str(ACK_WAIT)]
+        with log.open("ab") as lines:
+            processes.append(subprocess.Popen(command, stderr=lines))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def other(settings: nqnb.Settings, diary: Path) -> nqnb.Worker:
+    """A second worker, in the test's process, that gets what the first one's leases let go; its code does not block."""
+    worker = nqnb.Worker(settings, concurrency=4)
+
+    async def taken_over(job: nqnb.Job) -> None:
+        with diary.open("a") as lines:
+            lines.write(f"start {job.id} other\nend {job.id} other\n")
+
+    worker.handler("blocking")(taken_over)
+    worker.handler("thread")(taken_over)
+    return worker
+
+
+async def named_by_presence(nq: nqnb.Client, *tasks: nqnb.Task) -> AsyncIterator[set[str]]:
+    """Which of the tasks the live workers say that they run, again and again for one block."""
+    until = time.monotonic() + BLOCK - ACK_WAIT
+    while time.monotonic() < until:
+        yield {task.id for task in tasks} & {each for worker in await nq.workers() for each in worker.running}
+        await asyncio.sleep(0.2)
+
+
+async def test_a_blocked_loop_keeps_every_lease_and_its_presence_and_the_log_names_the_line(
+    nq: nqnb.Client, diary: Path, log: Path, start_worker: Start, other: nqnb.Worker
+) -> None:
+    start_worker()
+    neighbour = await nq.submit("thread", BLOCK + 1)
+    await started(diary, neighbour)
+    # The second is claimed, or about to be, when the first one blocks.
+    blocking = await nq.submit_many("blocking", [[BLOCK, 0.1], [0.1, 0.0]])
+    await started(diary, blocking[0])
+    await asyncio.sleep(0.3 * ACK_WAIT)
+    async with other:
+        async for named in named_by_presence(nq, neighbour, blocking[0]):
+            assert named == {neighbour.id, blocking[0].id}
+        for task in (*blocking, neighbour):
+            assert await task.wait(timeout=20) is Status.COMPLETED
+    starts = words(diary, "start")
+    assert {starts[task.id] for task in (neighbour, blocking[0])} == {1}
+    assert starts[blocking[1].id] == 1
+    warnings = [line for line in log.read_text().splitlines() if line.startswith("WARNING") and "blocked" in line]
+    source = Path(blocking_worker.__file__).read_text().splitlines()
+    (number,) = (number for number, line in enumerate(source, 1) if "time.sleep(seconds[0])" in line)
+    told = rf".* is blocked by handler .*blocking of queue blocking \(task {blocking[0].id}\) at .*blocking_worker\.py"
+    assert [bool(re.match(rf"{told}:{number} in blocking\. Leases are kept", line)) for line in warnings] == [True]
+
+
+@pytest.mark.parametrize(
+    ("then", "end"),
+    [(60.0, Status.CANCELLED), pytest.param(0.0, Status.COMPLETED, marks=pytest.mark.full)],
+)
+async def test_a_cancel_while_the_loop_is_blocked_says_that_the_code_still_runs(
+    nq: nqnb.Client, diary: Path, start_worker: Start, other: nqnb.Worker, then: float, end: Status
+) -> None:
+    start_worker()
+    task = await nq.submit("blocking", [BLOCK, then])
+    await started(diary, task)
+    async with other:
+        await asyncio.sleep(0.7 * BLOCK)
+        receipt = await task.cancel()
+        assert (receipt.status, receipt.stopping) == (Status.PROCESSING, True)
+        assert await task.wait(timeout=20) is end
+    assert words(diary, "start")[task.id] == 1
+    cancelled = (await task.fetch()).cancel
+    assert (cancelled.how if cancelled else "") == ("its coroutine was cancelled" if then else "")
+
+
+async def test_a_guard_that_cannot_connect_is_told_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    with nqnb.DevServer(config="max_connections: 2") as server:
+        async with nqnb.connect(server.url) as nq:
+            worker = nqnb.Worker(server.url)
+
+            @worker.handler("work")
+            async def work(job: nqnb.Job) -> str:
+                return "done"
+
+            async with worker:
+                until = time.monotonic() + 10
+                while "its guard has no connection" not in caplog.text:
+                    assert time.monotonic() < until
+                    await asyncio.sleep(0.02)
+                assert await (await nq.submit("work")).result(timeout=10) == "done"
+
+
+async def test_the_guard_ends_with_its_worker(settings: nqnb.Settings) -> None:
+    for pause in (0.0, 0.1):
+        worker = nqnb.Worker(settings)
+
+        @worker.handler("work")
+        async def work(job: nqnb.Job) -> None: ...
+
+        async with worker:
+            assert guards(worker)
+            # It may be connecting, or be connected.
+            await asyncio.sleep(pause)
+        assert not guards(worker)
+
+
+def guards(worker: nqnb.Worker) -> list[str]:
+    return [each.name for each in threading.enumerate() if each.name == f"nqnb-guard-{worker.id}"]
+
+
+def test_the_guard_ends_with_a_loop_that_was_closed_over_its_worker(server: nqnb.DevServer) -> None:
+    program = f"""
+import asyncio, threading, time, nqnb
+worker = nqnb.Worker({server.url!r}, ack_wait=1.0)
+@worker.handler("work")
+async def work(job): ...
+asyncio.run(worker.start())
+until = time.monotonic() + 10
+while any(each.name.startswith("nqnb-guard") for each in threading.enumerate()):
+    assert time.monotonic() < until
+    time.sleep(0.02)
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "ended\n", done.stderr
+
+
+async def test_what_is_read_after_a_block_may_have_come_at_its_beginning() -> None:
+    pulse, read = Pulse(), asyncio.Event()
+
+    async def caught_up() -> None:
+        await read.wait()
+
+    unblocked: list[bool] = []
+    pulse.start(1.0, caught_up, lambda: unblocked.append(True))
+    try:
+        before = elapsed()
+        assert before <= pulse.arrived() <= elapsed()
+        time.sleep(0.5)  # noqa: ASYNC251  that it blocks is what is tested
+        assert pulse.blocked_for() >= 0.4
+        assert pulse.arrived() <= before
+        while not unblocked:
+            await asyncio.sleep(0)
+        # The loop ticks again, and what came meanwhile is still in the socket.
+        assert pulse.blocked_for() == 0
+        assert pulse.arrived() <= before
+        read.set()
+        while pulse.arrived() <= before:
+            await asyncio.sleep(0)
+    finally:
+        pulse.stop()
+
+
+def test_a_loop_that_only_waits_has_no_line_that_blocks_it() -> None:
+    asleep, blocking, go = threading.Event(), threading.Event(), threading.Event()
+
+    async def program() -> None:
+        asyncio.get_running_loop().call_later(0.05, asleep.set)
+        while not go.is_set():
+            await asyncio.sleep(0.2)
+        go.clear()
+        blocking.set()
+        go.wait(20)
+
+    thread = threading.Thread(target=asyncio.run, args=(program(),))
+    thread.start()
+    assert thread.ident is not None
+    assert asleep.wait(20)
+    # Its timers last for a few lines of Python, its waiting for the rest of the time.
+    assert within(20, lambda: Place.of(thread.ident or 0) is None)
+    go.set()
+    assert blocking.wait(20)
+    assert within(20, lambda: "threading.py" in str(Place.of(thread.ident or 0)))
+    place = Place.of(thread.ident)
+    go.set()
+    thread.join()
+    assert place is not None
+    assert re.fullmatch(r".*test_blocked_loop\.py:\d+ in program \(inside .*threading\.py:\d+ in wait\)", place.text)
+    assert not place.in_handler
