@@ -88,6 +88,7 @@ class Guard:
 
         # What follows belongs to the guard's thread.
         self._connection: Connection | None = None
+        self._presence: Presence | None = None
         self._opening: asyncio.Task[None] | None = None
         self._round: asyncio.Task[None] | None = None
         self._next_round = self._next_try = self._next_warning = 0.0
@@ -184,11 +185,11 @@ class Guard:
                 )
             self._blocked_since = self._next_warning = 0.0
             return
-        if self._connection is None:
+        if self._connection is None or self._presence is None:
             self._next_try = min(self._next_try, now + self._round_seconds)
         elif now >= self._next_round and self._round is None:
             self._next_round = now + self._round_seconds
-            self._round = asyncio.ensure_future(self._keep(self._connection))
+            self._round = asyncio.ensure_future(self._keep(self._connection, self._presence))
         if blocked >= _SHORTEST_TOLD_SECONDS and now >= self._next_warning:
             self._next_warning = now + REPEAT_SECONDS
             self._warn(blocked)
@@ -206,7 +207,9 @@ class Guard:
                 # An answer that has not come by then is of no use.
                 request_timeout=min(self._given.request_timeout, max(0.25, self._round_seconds)),
             )
-            self._connection = await Connection.open(settings)
+            connection = await Connection.open(settings)
+            self._presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
+            self._connection = connection
             self._trouble = ""
         except NqnbError as error:
             if not self._trouble:
@@ -220,11 +223,10 @@ class Guard:
         finally:
             self._opening = None
 
-    async def _keep(self, connection: Connection) -> None:
+    async def _keep(self, connection: Connection, presence: Presence) -> None:
         """Write the presence, and renew every lease that has not run out: one heartbeat, without its looks."""
         try:
             asked = elapsed()
-            presence = Presence(KeyValueStore(connection, connection.settings.worker_bucket))
             try:
                 await presence.announce(self._holder.presence())
                 self._announced = asked
