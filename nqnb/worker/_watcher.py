@@ -1,10 +1,11 @@
 """The process between a worker and one process of a task: it outlives what the task does, and not the worker.
 
-Run as a script by `nqnb.worker.spares`: ``_watcher.py LINE``, as the leader of a session of its own. It forks the
-process that will run the handler, as the leader of a process group, and hands it the socket LINE. On stdin it takes
-the worker's ``sys.path`` as a line of JSON and then one-byte commands; on stdout it tells that process's id, and in the
-end how it ended (an exit code, or minus a signal). Once the handler's process has ended, or stdin has (the worker
-closed it, or is dead), it kills whatever is left of the group and, on Linux, of all its descendants.
+Run as a script by `nqnb.worker.spares`: ``_watcher.py LINE WORKER``, as the leader of a session of its own. It forks
+the process that will run the handler, as the leader of a process group, and hands it the socket LINE. On stdin it takes
+the worker's ``sys.path`` as a line of JSON and then one-byte commands; on stdout it reports that process's id, and in
+the end how that process ended (an exit code, or minus a signal). Once the handler's process has ended, or KILL has
+come, or the process WORKER is dead, it kills whatever is left of the group and, on Linux, of all its descendants. The
+end of stdin does the same, but nothing relies on it: a fork of the worker holds the pipe open.
 
 It must not be the process of the handler, for there a C call may hold the GIL for hours; and it must not be in its
 group, or it could not reap what it kills. It imports only the standard library's quick parts, and has one thread, so
@@ -23,24 +24,24 @@ import time
 
 INTERRUPT = b"i"
 TERMINATE = b"t"
+KILL = b"k"
 _SIGNALS = {INTERRUPT: signal.SIGINT, TERMINATE: signal.SIGTERM}
 _PARENT_CHECK = 0.5
-"""Seconds between two looks whether the parent lives: a fork of it may hold the pipe open beyond its death."""
+"""Seconds between two looks whether the worker lives: a fork of it may hold the pipe open beyond its death."""
 _CLEARING_TAKES = 2.0
 """Seconds that killed processes may take to end; one that the kernel holds longer is left to it."""
 _DEATH_SIGNAL, _SUBREAPER = 1, 36
 """Options of Linux's ``prctl``."""
 
 
-def main(line: int) -> None:
+def main(line: int, worker: int) -> None:
     """Start the handler's process, and see it to its end; in that process, return once it has run its task."""
-    parent = os.getppid()
     os.set_inheritable(line, False)
     # One that comes too early waits until the handler's process can take it. The mask of the thread that started this
     # one would otherwise keep SIGTERM from it.
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    path = _read_path()
+    path = _read_path(worker)
     if path is None:
         return
     _prctl(_SUBREAPER, 1)
@@ -58,17 +59,21 @@ def main(line: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _tell(runner)
-    status = _watch(parent, runner)
+    status = _watch(worker, runner)
     clear(runner)
     if status is not None:
         _tell(status)
 
 
-def _read_path() -> list[str] | None:
-    """The worker's ``sys.path``; None where the worker has no use for us after all."""
+def _read_path(worker: int) -> list[str] | None:
+    """Read the worker's ``sys.path``; return None where the worker has no use for us after all, or is dead."""
     # Not a byte more than the line, for commands may follow.
     data = b""
     while not data.endswith(b"\n"):
+        if not select.select([0], [], [], _PARENT_CHECK)[0]:
+            if os.getppid() != worker:
+                return None
+            continue
         more = os.read(0, 1)
         if not more:
             return None
@@ -91,8 +96,8 @@ def _become_runner(line: int, path: list[str]) -> None:
     run(line)
 
 
-def _watch(parent: int, runner: int) -> int | None:
-    """How the handler's process ended; None if it still runs while its worker is gone."""
+def _watch(worker: int, runner: int) -> int | None:
+    """Wait until the handler's process has ended, and kill it where it must; None where it has not ended even then."""
     wake, woken = os.pipe()
     os.set_blocking(woken, False)
     signal.signal(signal.SIGCHLD, lambda signum, frame: None)
@@ -106,11 +111,11 @@ def _watch(parent: int, runner: int) -> int | None:
             os.read(wake, 4096)
         if 0 in ready:
             command = os.read(0, 1)
-            if not command:
+            if command not in _SIGNALS:
                 break
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(runner, _SIGNALS[command])
-        elif os.getppid() != parent:
+        elif os.getppid() != worker:
             break
     _kill_group(runner)
     return _reap(runner, wait=True)
@@ -177,4 +182,4 @@ def _tell(number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import os
@@ -15,21 +16,32 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from nqnb.worker import _watcher
-from nqnb.worker._runner import LENGTH, frame
+from nqnb.worker._runner import LENGTH, MOST_RESULT, frame
 from nqnb.worker.handlers import Handler
 
 log = logging.getLogger("nqnb.worker")
 
 MOST_SPARES = 2
 """How many processes a worker keeps ready; each takes some 20 MB."""
-_ENDING_TAKES = 5.0
+_KILLING_TAKES = 6.0
+"""Seconds from the order to kill until the worker kills by itself; a watcher in order has done it after four."""
+_ENDING_TAKES = 7.0
 """Seconds that a stopping worker waits at most for spares that it has killed."""
+_LOOK = 1.0
+"""Seconds between two looks whether the watcher lives: a fork of the worker may hold its pipe open beyond its death."""
+_REAPING_TAKES = 1.0
+"""Seconds that a watcher which has reported everything may take to end before it is killed."""
+_LARGEST_FRAME = 2 * MOST_RESULT
+"""Bytes of a message; a larger one is garbage."""
+_LAST_READS = 4096
+"""How often the socket is read at most after the end: where a child of the handler still writes, it never runs dry."""
 
 
 class TaskProcess:
@@ -41,6 +53,9 @@ class TaskProcess:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._worker = os.getpid()
+        """A fork of it has this object too, and must not give orders."""
+        self._killed = self._over = False
         self.ended: asyncio.Future[int | None] = self._loop.create_future()
         """How it ended once everything of it is gone: an exit code, or minus a signal; None where nobody knows."""
         self.hear: Callable[[tuple[Any, ...]], None] = lambda message: None
@@ -49,7 +64,7 @@ class TaskProcess:
         with theirs:
             try:
                 self._popen = subprocess.Popen(  # noqa: S603  our own script
-                    [sys.executable, str(Path(_watcher.__file__)), str(theirs.fileno())],
+                    [sys.executable, str(Path(_watcher.__file__)), str(theirs.fileno()), str(self._worker)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     bufsize=0,
@@ -66,6 +81,8 @@ class TaskProcess:
         os.set_blocking(self._report.fileno(), False)
         self._incoming, self._outgoing, self._told = bytearray(), bytearray(), b""
         self._order(json.dumps([str(each) for each in sys.path]).encode() + b"\n")
+        os.set_blocking(self._orders.fileno(), False)
+        self._timers = {"look": self._loop.call_later(_LOOK, self._look)}
         self._loop.add_reader(self._line.fileno(), self._receive)
         self._loop.add_reader(self._report.fileno(), self._read_report)
 
@@ -89,11 +106,33 @@ class TaskProcess:
 
     def kill(self) -> None:
         """Kill it with all that it has started; killing twice is fine."""
-        self._orders.close()
+        if self._killed or self._over or os.getpid() != self._worker:
+            return
+        self._killed = True
+        self._order(_watcher.KILL)
+        self._popen.send_signal(signal.SIGCONT)  # the handler may have stopped its watcher
+        self._timers["kill"] = self._loop.call_later(_KILLING_TAKES, self._kill_without_watcher)
+
+    def _kill_without_watcher(self) -> None:
+        log.error("the process %d that watches over a task does not obey, so the worker kills both", self._popen.pid)
+        self._kill_group()
+        self._popen.kill()
+
+    def _kill_group(self) -> None:
+        """Kill the handler's group, whose id is free to be another's only once its watcher has reported its end."""
+        if len(numbers := self._numbers) == 1:
+            with contextlib.suppress(OSError):
+                os.killpg(numbers[0], signal.SIGKILL)
+
+    @property
+    def _numbers(self) -> list[int]:
+        """What the watcher has reported: the id of the handler's process, and how that ended."""
+        return [int(line) for line in self._told.split(b"\n")[:-1]]
 
     def _order(self, data: bytes) -> None:
-        with contextlib.suppress(OSError, ValueError):  # it is gone, or killed
-            self._orders.write(data)
+        if os.getpid() == self._worker:
+            with contextlib.suppress(OSError, ValueError):  # it is gone
+                self._orders.write(data)
 
     def _flush(self) -> None:
         try:
@@ -130,9 +169,11 @@ class TaskProcess:
     def _take_messages(self) -> None:
         while len(self._incoming) >= LENGTH.size:
             end = LENGTH.size + LENGTH.unpack_from(self._incoming)[0]
+            if end > _LARGEST_FRAME:
+                raise ValueError(f"a message of {end} bytes")
             if len(self._incoming) < end:
                 break
-            message = pickle.loads(self._incoming[LENGTH.size : end])  # noqa: S301  from a process of ours
+            message = _PlainUnpickler(io.BytesIO(self._incoming[LENGTH.size : end])).load()
             del self._incoming[:end]
             self.hear(message)
 
@@ -144,30 +185,55 @@ class TaskProcess:
         if told is None:
             return
         self._told += told
-        if told:
+        # Nothing waits for the end of the pipe: a fork of this process may hold it open.
+        if not told or len(self._numbers) == 2:
+            self._finish()
+
+    def _look(self) -> None:
+        if self._popen.poll() is None:
+            self._timers["look"] = self._loop.call_later(_LOOK, self._look)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Let go of it: all of it is gone, so what it has sent is here."""
+        if self._over:
             return
-        # All of it is gone, so what it has sent is here.
-        while self._receive():
-            pass
+        self._over = True
+        with contextlib.suppress(OSError):
+            self._told += self._report.read(4096) or b""
+        for _ in range(_LAST_READS):
+            if not self._receive():
+                break
         self._loop.remove_reader(self._report.fileno())
         self._loop.remove_reader(self._line.fileno())
         self._loop.remove_writer(self._line.fileno())
         for end in (self._line, self._report, self._orders):
             end.close()
-        self._reap()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._reap(time.monotonic() + _REAPING_TAKES)
 
-    def _reap(self) -> None:
-        # Its pipe ends a moment before the process does.
+    def _reap(self, until: float) -> None:
+        # It has reported, or its pipe has ended, a moment before the process does.
         if self._popen.poll() is None:
-            self._loop.call_later(0.001, self._reap)
+            if time.monotonic() > until:
+                self._popen.kill()
+            self._loop.call_later(0.001 if time.monotonic() < until else 0.1, self._reap, until)
             return
-        numbers = [int(word) for word in self._told.split()]
-        if len(numbers) == 1:
-            # The watcher was killed. The handler's process goes with it (on Linux), its children may not.
-            with contextlib.suppress(OSError):
-                os.killpg(numbers[0], signal.SIGKILL)
+        # Where the watcher was killed, the handler's process goes with it (on Linux), its children may not.
+        self._kill_group()
+        numbers = self._numbers
         if not self.ended.done():
             self.ended.set_result(numbers[1] if len(numbers) == 2 else None)
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads messages, which are made of Python's own plain values: nothing is imported for them on the loop."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """See `pickle.Unpickler`."""
+        raise pickle.UnpicklingError(f"{module}.{name} in a message")
 
 
 class Spares:
