@@ -1,10 +1,11 @@
 """The process between a `DevServer` and its nats-server: it outlives whatever kills the first, and ends the second.
 
-Run as a script by `nqnb._kept`: ``_keeper.py FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
-commands on stdin, tells what it did in FOLDER/status, and once stdin ends (the parent has closed it, or is dead) it
-stops the server, removes FOLDER and exits. After the command DETACH it no longer cares about its parent: it ends with
-SIGTERM, likewise, or when the server ends by itself, and then leaves FOLDER and its log to be read. It imports only
-the standard library's quick parts, and has one thread, so that code between fork and exec is safe.
+Run as a script by `nqnb._kept`: ``_keeper.py PARENT FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
+commands on stdin, and tells what it did in FOLDER/status. Once STOP has come, or the process PARENT is dead, it stops
+the server, removes FOLDER and exits. The end of stdin does the same, but nothing relies on it: a fork of the parent
+holds the pipe open. After the command DETACH it no longer cares about its parent: it ends with SIGTERM, likewise, or
+when the server ends by itself, and then leaves FOLDER and its log to be read. It imports only the standard library's
+quick parts, and has one thread, so that code between fork and exec is safe.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from typing import NoReturn
 START = b"s"
 KILL = b"k"
 DETACH = b"d"
+STOP = b"x"
 GRACE = 5.0
 """Seconds from SIGTERM to SIGKILL."""
 _PARENT_CHECK = 0.25
 
 
-def main(folder: str, command: list[str]) -> None:
-    """Keep the server of `command` until stdin ends or the parent is gone."""
-    parent = os.getppid()
+def main(parent: int, folder: str, command: list[str]) -> None:
+    """Keep the server of `command` until it is to stop or the parent is gone."""
+    if sys.platform == "win32":
+        parent = os.getppid()  # in a virtual environment there is a launcher in between
     os.mkdir(folder, 0o700)
     server: subprocess.Popen[bytes] | None = None
     gone: int | None = None
@@ -37,7 +40,6 @@ def main(folder: str, command: list[str]) -> None:
     try:
         log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 2)
-        # A fork of the parent holds the pipe open beyond the parent's death, so the end of stdin is not enough.
         while detached or os.getppid() == parent:
             # With the count, an answer is not mistaken for that to another order, nor for a death in between.
             if (status := f"{orders} {state}") != told:
@@ -46,7 +48,7 @@ def main(folder: str, command: list[str]) -> None:
             if detached and server is None:
                 return
             order = _next_order(gone, deaf=detached)
-            if order == b"":
+            if order in (b"", STOP):
                 break
             orders += order is not None
             if order == KILL and server is not None:
@@ -185,4 +187,4 @@ if __name__ == "__main__":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # A mask of the thread that started this one would otherwise keep SIGTERM from the server.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    main(sys.argv[1], sys.argv[2:])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])

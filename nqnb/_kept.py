@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +35,8 @@ class KeptServer:
     pid: int = 0
     version: str = ""
     orders: int = 0
+    parent: int = field(default_factory=os.getpid)
+    """The process that may stop it; a fork of that has this object too."""
 
     @classmethod
     def begin(
@@ -67,7 +70,10 @@ class KeptServer:
             if store is not None:
                 lock = lock_store(store)
             keeper = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
-                [sys.executable, "-I", "-S", _keeper.__file__, folder, server, "-c", folder / "server.conf"],
+                [
+                    *(sys.executable, "-I", "-S", _keeper.__file__, str(os.getpid())),
+                    *(folder, server, "-c", folder / "server.conf"),
+                ],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -122,8 +128,17 @@ class KeptServer:
         return DevServerError(f"nats-server with store {str(self.store)!r} failed: {problem}{log}")
 
     def dismiss(self) -> None:
-        """Let the keeper stop the server, remove the folder and end."""
-        _stdin(self.keeper).close()
+        """Have the keeper stop the server, remove the folder and end; a fork of the parent only lets go of it."""
+        if os.getpid() == self.parent:
+            # The end of the pipe alone says nothing while a fork of this process holds it.
+            with contextlib.suppress(OSError, ValueError):  # the keeper is gone, or was dismissed
+                _stdin(self.keeper).write(_keeper.STOP)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the way to the keeper; one that was told to DETACH goes on."""
+        with contextlib.suppress(OSError):
+            _stdin(self.keeper).close()
 
     def listening_port(self) -> int:
         """The port in the file that nats-server writes once it listens, so never that of another server; 0 before."""

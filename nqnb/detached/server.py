@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -69,8 +68,7 @@ class DetachableServer(DevServer):
             run = self._started()
             run.order(_keeper.DETACH, time.monotonic() + START_TIMEOUT)
             self._run = None
-        with contextlib.suppress(OSError):
-            run.dismiss()
+        run.let_go()
         # Should the keeper end before this process, somebody must take note of it.
         threading.Thread(target=run.keeper.wait, name="nqnb-detached", daemon=True).start()
 
