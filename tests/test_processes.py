@@ -29,6 +29,7 @@ import nqnb
 from nqnb import Status
 from nqnb.errors import BadInput, InvalidHandler, JobCancelled
 from nqnb.lifecycle import Ended
+from nqnb.worker.describe import describe_error
 from nqnb.worker.executors import Executor, Result, make_executor
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
@@ -87,9 +88,14 @@ async def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
 # -- by the executor alone ---------------------------------------------------------------------------------------------
 
 
-def executor(function: Callable[..., Any], payload: bytes = b"null", grace: float = 0.2) -> ProcessExecutor:
+def executor(
+    function: Callable[..., Any],
+    payload: bytes = b"null",
+    grace: float = 0.2,
+    is_failure: Callable[[Exception], bool] | None = None,
+) -> ProcessExecutor:
     job = Job("a", "q", payload, 2, 3, None, lambda: None)
-    made = make_executor(make_handler("q", function, grace=grace, isolation="process"), job)
+    made = make_executor(make_handler("q", function, grace=grace, isolation="process", is_failure=is_failure), job)
     assert isinstance(made, ProcessExecutor)
     return made
 
@@ -104,8 +110,12 @@ async def value_of(function: Callable[..., Any], payload: bytes = b"null") -> An
     return None if result.value is None else json.loads(bytes(result.value))
 
 
-async def error_of(function: Callable[..., Any], payload: bytes = b"null") -> BaseException:
-    result = await ended(executor(function, payload))
+async def error_of(
+    function: Callable[..., Any],
+    payload: bytes = b"null",
+    is_failure: Callable[[Exception], bool] | None = None,
+) -> BaseException:
+    result = await ended(executor(function, payload, is_failure=is_failure))
     assert result.ended is Ended.FAILED, result
     assert result.error is not None
     return result.error
@@ -211,6 +221,40 @@ class TestResults:
         assert await value_of(handle) == [5, str(tmp_path)]
         await reserve.close()
 
+    async def test_the_environment_is_that_of_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NQNB_TEST_GOES", "1")
+        monkeypatch.setenv("NQNB_TEST_CHANGES", "1")
+        reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
+        (spare,) = Spares.here().idle
+        monkeypatch.setenv("NQNB_TEST_COMES", "\udcff ü")
+        monkeypatch.setenv("NQNB_TEST_CHANGES", "2")
+        monkeypatch.delenv("NQNB_TEST_GOES")
+        monkeypatch.setenv("TZ", "XYZ-5")
+
+        def handle(job: Job) -> list[Any]:
+            mine = {name: ascii(value) for name, value in os.environ.items() if name.startswith("NQNB_TEST_")}
+            for_programs = subprocess.run(["/usr/bin/env"], capture_output=True, check=True).stdout
+            return [mine, b"NQNB_TEST_COMES" in for_programs, b"NQNB_TEST_GOES" in for_programs, time.tzname[0]]
+
+        seen = {"NQNB_TEST_COMES": ascii("\udcff ü"), "NQNB_TEST_CHANGES": "'2'"}
+        assert await value_of(handle) == [seen, True, False, "XYZ"]
+        assert spare.ended.done(), "it ran in another process than the one that stood by"
+        await reserve.close()
+
+    async def test_the_environment_is_there_before_the_function_s_module_is_imported(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "reads_at_import.py").write_text(
+            "import os\nVALUE = os.environ.get('NQNB_TEST_LATE')\ndef handle(job):\n    return VALUE\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
+        import reads_at_import  # type: ignore[import-not-found]  # made above
+
+        monkeypatch.setenv("NQNB_TEST_LATE", "late")
+        assert await value_of(reads_at_import.handle) == "late"
+        await reserve.close()
+
     async def test_a_million_bytes_go_either_way(self) -> None:
         def handle(job: Job, payload: str) -> str:
             return payload
@@ -242,15 +286,52 @@ class TestResults:
 
 
 class TestFailures:
-    async def test_the_exception_comes_back_as_itself_with_its_traceback(self) -> None:
+    async def test_its_exception_has_the_same_name_text_notes_and_traceback(self) -> None:
+        def handle(job: Job) -> None:
+            error = Picky(7)
+            error.__notes__ = ["noted"]  # type: ignore[attr-defined]  # as `add_note` of Python 3.11 does
+            raise error
+
+        for is_failure in (None, lambda error: True):
+            error = await error_of(handle, is_failure=is_failure)
+            assert isinstance(error, Picky) == (is_failure is not None), "made again where nothing asks for it"
+            told = describe_error(error)
+            assert (told.type, told.message) == ("Picky", "code 7")
+            assert f"{Picky.__module__}.Picky: code 7\n" in told.traceback.rpartition("direct cause")[2]
+            assert ("noted" in told.traceback) == (sys.version_info >= (3, 11))
+            assert "in handle" in str(error.__cause__)
+            assert "_runner.py" not in str(error.__cause__)
+
+    async def test_is_failure_sees_the_exception_itself(self) -> None:
         def handle(job: Job) -> None:
             raise Picky(7)
 
-        error = await error_of(handle)
+        error = await error_of(handle, is_failure=lambda error: True)
         assert isinstance(error, Picky)
-        assert (error.code, str(error)) == (7, "code 7")
-        assert "in handle" in str(error.__cause__)
-        assert "_runner.py" not in str(error.__cause__)
+        assert error.code == 7
+
+    async def test_one_that_no_retry_can_help_is_told_apart(self) -> None:
+        class Mine(InvalidHandler):
+            pass
+
+        def handle(job: Job) -> None:
+            raise Mine("no")
+
+        assert isinstance(await error_of(handle), BadInput)
+
+    async def test_text_of_any_size_and_class_travels(self) -> None:
+        class Text(str):
+            __slots__ = ()
+
+        class Odd(Exception):
+            def __str__(self) -> str:
+                return Text("x" * 80_000_000)
+
+        def handle(job: Job) -> None:
+            raise Odd
+
+        told = describe_error(await error_of(handle))
+        assert (told.type.rpartition(".")[2], told.message) == ("Odd", "x" * 1024)
 
     async def test_one_that_cannot_travel_has_its_name_and_text(self) -> None:
         def handle(job: Job) -> None:
@@ -268,14 +349,15 @@ class TestFailures:
         def holds_a_lock(job: Job) -> None:
             raise Picky(8, lock=True)
 
-        assert isinstance(await error_of(holds_a_lock), Picky)
+        assert isinstance(await error_of(holds_a_lock, is_failure=lambda error: True), Picky)
 
     @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), JobCancelled("x"), UnicodeError("y")])
     async def test_whatever_it_raises_is_its_failure(self, error: BaseException) -> None:
         def handle(job: Job) -> None:
             raise error
 
-        assert type(await error_of(handle)) is type(error)
+        assert type(await error_of(handle)).__qualname__ == type(error).__qualname__
+        assert type(await error_of(handle, is_failure=lambda error: True)) is type(error)
 
     async def test_a_return_that_json_cannot_carry(self) -> None:
         error = await error_of(lambda job: {"a": threading.Lock()})
@@ -337,7 +419,7 @@ class TestStopping:
         run.stop()
         begun = time.monotonic()
         result = await running
-        assert (result.ended, type(result.error)) == (Ended.STOPPED, JobCancelled)
+        assert (result.ended, type(result.error).__qualname__) == (Ended.STOPPED, "JobCancelled")
         assert time.monotonic() - begun < 4
         assert not (tmp_path / "started").exists()
 
@@ -351,7 +433,7 @@ class TestStopping:
                 Path(f"{flag}.{job.cancelled}").touch()
 
         result, how = await stopped_once_inside(handle, tmp_path / "flag", grace=10)
-        assert (result.ended, type(result.error)) == (Ended.STOPPED, JobCancelled)
+        assert (result.ended, type(result.error).__qualname__) == (Ended.STOPPED, "JobCancelled")
         assert how == "its process was interrupted"
         assert (tmp_path / "flag.True").exists()
 
@@ -409,7 +491,7 @@ class TestStopping:
                     job.log("x" * 200)
 
             result, how = await stopped_once_inside(handle, tmp_path / str(number), grace=10)
-            assert (result.ended, type(result.error)) == (Ended.STOPPED, JobCancelled)
+            assert (result.ended, type(result.error).__qualname__) == (Ended.STOPPED, "JobCancelled")
             assert how == "its process was interrupted"
 
         for first in (0, 4):

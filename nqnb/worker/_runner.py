@@ -2,8 +2,8 @@
 
 Frames on the socket are four bytes of length and a pickle; both ends are ours, and nothing from a queue is ever
 unpickled. The worker sends one, the task. Back come ``("said", progress, log)`` and at last one of
-``("returned", JSON)``, ``("useless", text, part)`` for a return that JSON cannot carry, and
-``("failed", type name, text, traceback, pickle or None)``.
+``("returned", JSON)``, ``("useless", text, part)`` for a return that JSON cannot carry, and ``("failed", …)`` with the
+fields of `nqnb.worker.rebuild.Told`. What comes back is made of plain values, so the worker imports nothing for it.
 
 SIGINT is the worker's word to stop. It raises `JobCancelled` in a plain handler, once, and cancels a coroutine.
 """
@@ -31,7 +31,7 @@ from types import FrameType
 from typing import Any
 
 from nqnb import payload
-from nqnb.errors import JobCancelled, UnencodableValue
+from nqnb.errors import BadInput, JobCancelled, UnencodableValue
 from nqnb.worker.job import Job, StopFlag
 
 Facts = tuple[str, str, bytes, int, int, "datetime | None"]
@@ -39,6 +39,8 @@ Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 LENGTH = struct.Struct(">I")
 MOST_RESULT = 64 * 2**20
 """Bytes; no server takes more."""
+_MOST_TEXT = 2**20
+"""Characters of an exception's text and traceback that travel; the entry keeps a few thousand."""
 _OURS = (__name__, "nqnb.notebook.prints")
 _BETWEEN = 0.05
 """Seconds between two words of the handler that travel; the worker writes them less often still."""
@@ -99,11 +101,20 @@ class _Runner:
         connection: to the worker.
         path: the worker's ``sys.path``.
         folder: its working directory.
+        environment: its environment variables; this process was started with those of an earlier moment.
         facts: what the handler's `Job` knows.
         call: pickled, the function, whether it is a coroutine, and what it takes after the job.
     """
 
-    def __init__(self, connection: socket.socket, path: list[str], folder: str, facts: Facts, call: bytes) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        path: list[str],
+        folder: str,
+        environment: dict[str, str],
+        facts: Facts,
+        call: bytes,
+    ) -> None:
         self._connection = connection
         self._call = call
         self._stop = _StopFlag()
@@ -123,6 +134,7 @@ class _Runner:
         sys.path[:] = path
         with contextlib.suppress(OSError):
             os.chdir(folder)
+        _set_environment(environment)
 
     def run(self) -> None:
         """Run the handler, and send how it ended."""
@@ -213,6 +225,22 @@ class _Runner:
         self._connection.sendall(frame(("said", progress and (progress.done, progress.total, progress.text), log)))
 
 
+def _set_environment(environment: dict[str, str]) -> None:
+    """Make the environment variables exactly these."""
+    zone = os.environ.get("TZ")
+    for name in {*os.environ, *environment}:
+        value = environment.get(name)
+        if value != os.environ.get(name):
+            # Names that the system takes from a parent, and not from a program, are left as they are.
+            with contextlib.suppress(OSError, ValueError):
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+    if os.environ.get("TZ") != zone:
+        time.tzset()
+
+
 def _return(value: Any) -> tuple[Any, ...]:
     try:
         data = payload.encode_json(value, "result")
@@ -228,9 +256,12 @@ def _return(value: Any) -> tuple[Any, ...]:
 
 
 def _failure(error: BaseException) -> tuple[Any, ...]:
-    name = type(error).__qualname__
+    # A str of a class of the handler's own would have to be imported where it arrives.
+    name = str.__str__(type(error).__qualname__)
+    module: object = type(error).__module__
+    module = str.__str__(module) if isinstance(module, str) else "<unknown>"
     try:
-        text = str(error)
+        text = str.__str__(str(error))
     except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
         text = f"this {name} has no text"
     # The frames above the handler's are ours, and tell its author nothing.
@@ -244,15 +275,22 @@ def _failure(error: BaseException) -> tuple[Any, ...]:
         written.writelines(traceback.format_exception(type(error), error, trace))
     except Exception:  # noqa: BLE001  as above
         written.write(f"{name}: {text}\n")
-    return "failed", name, text, written.getvalue(), _pickled(error)
+    trace_text = written.getvalue()[-_MOST_TEXT:]
+    final = isinstance(error, BadInput)
+    return "failed", module, name, text[:_MOST_TEXT], _notes(error), trace_text, final, _pickled(error)
+
+
+def _notes(error: BaseException) -> list[str]:
+    notes = getattr(error, "__notes__", None)
+    return [str.__str__(each)[:_MOST_TEXT] for each in notes if isinstance(each, str)] if type(notes) is list else []
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """What the worker makes the exception anew from, for its ``is_failure``; None where it cannot travel."""
+    """What the worker makes the exception again from, for its ``is_failure``; None where it cannot travel."""
     for state in (vars(error), {}):
         try:
             data: bytes = import_module("cloudpickle").dumps((type(error), error.args, state))
-            return data
+            return data if len(data) <= MOST_RESULT else None
         except Exception:  # noqa: BLE001, S112  what is pickled may fail in any way
             continue
     return None

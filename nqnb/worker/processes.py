@@ -25,6 +25,7 @@ from nqnb.wire import Progress
 from nqnb.worker.executors import Executor, Result
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
+from nqnb.worker.rebuild import Told, rebuilt, stand_in
 from nqnb.worker.spares import Spares, TaskProcess
 
 LAST = 0.25
@@ -41,13 +42,6 @@ class UnencodableResult(UnencodableValue):
     """What a handler returned in its process cannot be a result."""
 
 
-class ProcessTraceback(Exception):
-    """Stands as the cause of an exception from another process, and shows the traceback that it had there."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
 class ProcessExecutor(Executor):
     """Runs a handler in a process of its own."""
 
@@ -57,6 +51,8 @@ class ProcessExecutor(Executor):
         self._loop = asyncio.get_running_loop()
         self._process: TaskProcess | None = None
         self._outcome: Result | None = None
+        self._raised: Told | None = None
+        self._rebuilding: asyncio.Task[BaseException] | None = None
         self._timers: list[asyncio.TimerHandle] = []
 
     async def _run(self) -> Result:
@@ -69,19 +65,31 @@ class ProcessExecutor(Executor):
         process.hear = self._hear
         job = self._job
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
-        process.send((sys.path, _folder(), facts, call))
+        process.send((sys.path, _folder(), _environment(), facts, call))
         try:
             status = await asyncio.shield(process.ended)
         finally:
             process.kill()
             for timer in self._timers:
                 timer.cancel()
+        if self._raised is not None and self._is_judged():
+            self._rebuilding = asyncio.ensure_future(rebuilt(self._raised))
+            await asyncio.wait([self._rebuilding])
+            if not self._rebuilding.cancelled():
+                return Result(Ended.FAILED, error=self._rebuilding.result())
         return self._outcome or self._without_outcome(status)
+
+    def _is_judged(self) -> bool:
+        """Whether ``is_failure`` will see what the handler has raised."""
+        retries_left = self._job.attempt <= self._job.max_retry
+        return self._handler.is_failure is not None and retries_left and not self._stopping
 
     def _begin_to_stop(self) -> None:
         if self._process is not None and self._outcome is None:
             self._process.interrupt()
             self._later(self._handler.grace, self._terminate, self._process)
+        if self._rebuilding is not None:
+            self._rebuilding.cancel()
 
     def _later(self, seconds: float, step: Callable[[TaskProcess], None], process: TaskProcess) -> None:
         self._timers.append(self._loop.call_later(seconds, step, process))
@@ -111,7 +119,8 @@ class ProcessExecutor(Executor):
         elif what == "useless":
             self._outcome = Result(Ended.FAILED, error=UnencodableResult(*told))
         else:
-            self._outcome = Result(Ended.FAILED, error=_exception(*told))
+            self._raised = Told(*told)
+            self._outcome = Result(Ended.FAILED, error=stand_in(self._raised))
         if self._process is not None:
             self._later(_LEAVING, self._kill, self._process)
 
@@ -122,6 +131,11 @@ class ProcessExecutor(Executor):
         elif status == -signal.SIGTERM:
             self.how = "its process was terminated"
         return Result(Ended.FAILED, error=ProcessEnded(_end_text(status)))
+
+
+def _environment() -> dict[str, str]:
+    """The environment variables of now; another thread may be changing them."""
+    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
 
 def _folder() -> str:
@@ -163,32 +177,6 @@ def _pickled(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
         hint = "; open connections, locks and the like inside of it" if isinstance(error, TypeError) else ""
         raise InvalidHandler(f"{name} cannot be sent to a process ({type(error).__name__}: {error}){hint}") from error
     return data.getvalue()
-
-
-def _exception(name: str, text: str, trace: str, data: bytes | None) -> BaseException:
-    """The handler's exception made anew; where that cannot be, one of the same name and text."""
-    error = _rebuilt(data, text) if data is not None else None
-    if error is None:
-        error = type(name, (Exception,), {"__module__": __name__, "__qualname__": name})(text)
-    error.__cause__ = ProcessTraceback(trace)
-    return error
-
-
-def _rebuilt(data: bytes, text: str) -> BaseException | None:
-    try:
-        kind, arguments, state = pickle.loads(data)  # noqa: S301  from a process of ours
-    except Exception:  # noqa: BLE001  its class may exist only there
-        return None
-    # Its __init__ may take other arguments than those that it passed on; some classes of C set all up in theirs.
-    for make in (kind.__new__, lambda kind, *arguments: kind(*arguments)):
-        try:
-            error = make(kind, *arguments)
-            error.__dict__.update(state)
-            if isinstance(error, BaseException) and str(error) == text:
-                return error
-        except Exception:  # noqa: BLE001, S112  the class may do anything
-            continue
-    return None
 
 
 def _end_text(status: int | None) -> str:
