@@ -76,6 +76,10 @@ def stops_its_watcher(job):
     inside()
     time.sleep(3600)
 
+def kills_its_watcher(job):
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(3600)
+
 def never_lets_its_watcher_run(job):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     watcher = os.getppid()
@@ -162,7 +166,7 @@ async def main():
             return start(*arguments)
 
         subprocess.Popen._execute_child = fork_and_start
-        await ends(runs((lambda job: 5) if kind == "start" else lambda job: os.kill(os.getppid(), signal.SIGKILL))[1])
+        await ends(runs((lambda job: 5) if kind == "start" else kills_its_watcher)[1])
 
 asyncio.run(main())
 """
