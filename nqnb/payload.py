@@ -3,7 +3,7 @@
 Bytes pass through. Anything else becomes JSON; beyond what JSON has, these encode: dates, times and UUIDs (ISO text),
 `decimal.Decimal` (text), paths (text), enums (their value), dataclasses, msgspec Structs, numpy scalars and arrays,
 pandas Timestamps. NaN and infinities are refused, since JSON has none and ``null`` would not come back as them.
-Nothing is ever pickled, and nothing that comes from a queue is evaluated.
+Nothing is pickled here, and nothing that comes from a queue is unpickled or evaluated.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """The third way to run a handler: in a process of its own, in a group of its own, which always stops.
 
 A stop climbs: SIGINT at once (`JobCancelled` in the handler), SIGTERM after ``grace``, SIGKILL a quarter second later.
-However a run ends, everything that its process has started and left behind is killed before it counts as ended.
-The function travels by cloudpickle, so one from a notebook or a closure will do; what it returns comes back as JSON.
+However a run ends, what its process has started and left behind is killed before it counts as ended: on Linux every
+descendant, elsewhere its process group. The function and its arguments are pickled by cloudpickle, so one from a
+notebook or a closure will do; what it returns comes back as JSON. The environment variables go the same way, over a
+socket that only the two processes have.
 """
 
 from __future__ import annotations

@@ -116,7 +116,9 @@ class Worker:
                 and SIGKILL a quarter second later.
             isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
                 ``"thread"`` for any other; ``"process"`` gives each task a process of its own, the only one that
-                always stops, and that may crash alone. The function must be one that cloudpickle can send there.
+                always stops, and that may crash alone. On Linux every process that it started is killed with it,
+                elsewhere only its process group. The function must be one that cloudpickle can send there. It sees
+                the worker's environment variables of the moment when the task starts.
             is_failure: called with what the function raised: True makes the task fail for good, whatever retries it
                 has left, as NQ's ``isFailureFn`` does; default: no exception does.
 
