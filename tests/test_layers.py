@@ -70,6 +70,8 @@ OUTSIDE = {
     "IPython": {"notebook", "widgets"},
     "traitlets": {"notebook", "widgets"},
     "pytest": {"testing"},
+    "pickle": {"worker"},
+    "cloudpickle": {"worker"},
     "click": {"commands", "cli", "notebook", "demo"},
     "rich": {"cli", "commands"},
 }
