@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import NOBODY, Start
 from waiting import within
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
@@ -288,6 +290,37 @@ def test_a_dev_server_stops_at_once_and_only_for_its_own_process(kind: str) -> N
         assert facts["seconds"] < PROMPT
         assert not alive(facts["pid"])
         assert not Path(facts["folder"]).exists()
+
+
+FORKY = """
+import os, sys, time
+import nqnb
+
+worker = nqnb.Worker()
+
+if "--member" in sys.argv:
+    if (child := os.fork()) == 0:
+        for each in (0, 1, 2):
+            os.dup2(os.open(os.devnull, os.O_RDWR), each)
+        time.sleep(120)
+    with open("children", "a") as file:
+        file.write(f"{child}\\n")
+    os._exit(7)
+"""
+
+
+def test_a_member_that_dies_over_its_own_fork_is_missed_by_its_crew(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "forky.py").write_text(FORKY)
+    parent = start("worker", "forky:worker", "-u", NOBODY, "--processes", "2", cwd=tmp_path)
+    try:
+        assert parent.stderr is not None
+        assert select.select([parent.stderr], [], [], 20)[0], "it still waits for a process that is dead"
+        assert "ended with exit code 7" in parent.stderr.readline()
+    finally:
+        parent.kill()
+        parent.wait()
+        for each in (tmp_path / "children").read_text().split():
+            os.kill(int(each), signal.SIGKILL)
 
 
 DETACHED = (

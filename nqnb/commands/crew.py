@@ -172,8 +172,17 @@ class _Member:
     async def serves(self) -> bool:
         """Wait until it serves; False where it ended before."""
         if not self._serves:
-            with contextlib.suppress(OSError):
-                self._serves = bool(await asyncio.get_running_loop().sock_recv(self._line, 1))
+            word = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._line, 1))
+            try:
+                # The socket's end alone says nothing: a fork of the member holds it open beyond the member's death.
+                while self._process.poll() is None and not word.done():
+                    await asyncio.wait([word], timeout=_LOOK)
+                await asyncio.wait([word], timeout=_LOOK)
+            finally:
+                word.cancel()
+                await asyncio.wait([word])
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                self._serves = bool(word.result())
         return self._serves
 
     async def ended(self) -> int:
