@@ -21,6 +21,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="the seed of the random tests; default a new one, which is printed")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Most tests wait for a server or a process, so one worker more than cores keeps the cores busy."""
+    return min(8, (os.cpu_count() or 1) + 1)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--full"):
         return

@@ -31,7 +31,7 @@ def test_queue_names_that_are_refused(queue: object) -> None:
     assert len(str(caught.value)) < 250
 
 
-@pytest.mark.parametrize("task_id", ["a", "0", "a.b", "a/b/c", "=", "-", "a=1-2_3.4/5", "x" * 200, names.new_task_id()])
+@pytest.mark.parametrize("task_id", ["a", "0", "a.b", "a/b/c", "=", "-", "a=1-2_3.4/5", "x" * 200])
 def test_task_ids_that_are_taken(task_id: str) -> None:
     assert names.check_task_id(task_id) == task_id
 

@@ -387,7 +387,7 @@ class TestFailures:
 
     async def test_one_that_writes_on_our_line_fails_alone(self) -> None:
         def handle(job: Job) -> None:
-            for number in range(3, 20):
+            for number in range(3, 256):
                 with contextlib.suppress(OSError):
                     os.write(number, b"\0\0\0\5hello")
             time.sleep(60)
