@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from crew import started, words
+from crew import Crew, started, words
 from diary_worker import make_worker
 
 import nqnb
 from nqnb import elapsed
+from nqnb.jetstream.lane import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +25,12 @@ def diary(tmp_path: Path) -> Path:
     path = tmp_path / "diary"
     path.touch()
     return path
+
+
+@pytest.fixture
+def crew(settings: nqnb.Settings, diary: Path) -> Iterator[Crew]:
+    with Crew(settings, diary) as crew:
+        yield crew
 
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux calls it so")
@@ -51,3 +61,60 @@ async def test_a_machine_that_slept_stops_what_it_ran(
         # Its leases are looked at each 1.25 s. Its heartbeats would come after 10 s.
         await asyncio.wait_for(handed_back(), 9)
         assert not words(diary, "end")
+
+
+async def deliveries(nq: nqnb.Client, queue: str) -> int:
+    """How many deliveries the queue's consumer has made."""
+    streams = await nq.backend.ensure_queue(queue)
+    info: dict[str, Any] = await nq.backend.connection.api(f"CONSUMER.INFO.{streams.tasks}.MONITOR")
+    return int(info["delivered"]["consumer_seq"])
+
+
+async def test_a_process_that_was_stopped_does_nothing_about_what_another_worker_runs_now(
+    nq: nqnb.Client, settings: nqnb.Settings, diary: Path, crew: Crew
+) -> None:
+    suspended = crew.start(concurrency=3)
+    ran = await nq.submit("coroutine", 3600.0)
+    await started(diary, ran)
+    suspended.send_signal(signal.SIGSTOP)
+    # Delivered to the pull of the stopped process, this one lies in its socket. So does the first that comes again.
+    unread = await nq.submit("coroutine", 3600.0)
+    until = time.monotonic() + 30
+    while await deliveries(nq, "coroutine") < 2:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(2 * settings.ack_wait)
+    release = asyncio.Event()
+    other = nqnb.Worker(settings)
+
+    @other.handler("coroutine")
+    async def coroutine(job: nqnb.Job) -> str:
+        with diary.open("a") as lines:
+            lines.write(f"other {job.id}\n")
+        await release.wait()
+        return "other"
+
+    naks: list[str] = []
+
+    def hear(message: Message) -> None:
+        if message.data.startswith(b"-NAK"):
+            naks.append(message.subject)
+
+    async with other:
+        while set(words(diary, "other")) < {ran.id, unread.id}:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.02)
+        await nq.backend.connection.subscribe("$JS.ACK.coroutine.MONITOR.>", hear)
+        await nq.backend.connection.caught_up()
+        suspended.send_signal(signal.SIGCONT)
+        # Once its presence is back, and names neither, it has read what lay in its socket.
+        while [worker.running for worker in await nq.workers() if worker.pid == suspended.pid] != [[]]:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.02)
+        assert sorted(other.running) == sorted([ran.id, unread.id])
+        release.set()
+        assert [await task.result(timeout=20) for task in (ran, unread)] == ["other", "other"]
+    assert not naks
+    assert not {ran.id, unread.id} & set(words(diary, "end"))
+    assert words(diary, "start")[ran.id] == 1
+    assert words(diary, "start")[unread.id] == 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from nqnb import names
 from nqnb.aside import first_of, spawn
+from nqnb.elapsed import elapsed
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
@@ -27,7 +28,7 @@ from nqnb.worker.guard import Guard
 from nqnb.worker.heartbeat import note_intent
 from nqnb.worker.intake import Intake
 from nqnb.worker.pulse import Pulse
-from nqnb.worker.run import Run, Stop
+from nqnb.worker.run import LEASE, Run, Stop
 from nqnb.worker.spares import Reserve
 from nqnb.worker.upkeep import Upkeep
 
@@ -162,6 +163,11 @@ class Floor:
             )
             spawn(delivery.terminate())
             self._wake.set()
+            return
+        if elapsed() - delivery.received > LEASE * self._pulls[delivery.queue].ack_wait:
+            # It lay unread while the loop was blocked or the machine slept: another worker may have it by now, and a
+            # nak would be about that delivery.
+            log.info("task %s was read too late, and is left to the server, which delivers it again", message.ID)
             return
         known = self.runs.get(message.ID)
         if known is not None:

@@ -148,13 +148,14 @@ class Guard:
                     break
                 if (slept := elapsed() - before) > (1 + MISSED) * self._pulse.interval:
                     # The loop gets a moment to tick: it may have been stopped with us.
-                    self._say(
-                        logging.WARNING,
-                        "worker %s: its process was suspended, or one C call held the interpreter, for %.1f s; tasks "
-                        "whose lease has run out are stopped",
-                        self._worker.id,
-                        slept,
-                    )
+                    if slept >= _SHORTEST_TOLD_SECONDS:
+                        self._say(
+                            logging.WARNING,
+                            "worker %s: its process was suspended, or one C call held the interpreter, for %.1f s; "
+                            "tasks whose lease has run out are stopped",
+                            self._worker.id,
+                            slept,
+                        )
                     continue
                 # A loop that does not run executes nothing, as between two calls of run_until_complete.
                 self._look(self._pulse.blocked_for() if self._home.is_running() else 0.0)
