@@ -20,6 +20,9 @@ PUT_BACKS = 9
 """How often: 0.05 s, 0.1 s … 12.8 s, together 25 s, in which a Go client's late Pending has landed."""
 LONG = 60.0
 """Seconds above which a wait is left to the server's schedules, where it has them."""
+LAST_SCHEDULE = 9_214_646_400.0
+"""2262-01-01 in Unix seconds. A server counts nanoseconds in 63 bits, which end in that year: a schedule after its end
+fires at once, and again each time that it is renewed."""
 
 
 class ClaimStep(enum.Enum):
@@ -45,12 +48,15 @@ class ClaimVerdict:
 
 
 def due_at(message: TaskMessage) -> float:
-    """When the task may run, in Unix seconds; 0 = at once. A later retry's time rules over ``ProcessAt``."""
+    """Return when the task may run, in Unix seconds; 0 = at once. The time of a retry rules over ``ProcessAt``.
+
+    A later date than the server can schedule counts as the last one that it can.
+    """
     if message.meta.not_before:
-        return message.meta.not_before
+        return min(message.meta.not_before, LAST_SCHEDULE)
     if isinstance(message.ProcessAt, UnsetType):
         return 0.0
-    return parse_time(message.ProcessAt)
+    return min(parse_time(message.ProcessAt), LAST_SCHEDULE)
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
@@ -92,13 +98,13 @@ def claim(
                 FIRST_PUT_BACK * 2 ** (deliveries - 1),
                 "its client has not written it yet",
             )
-        return _when_due(message, now)
+        return _when_due(message, now, scheduled)
     if entry.Status.terminal:
         return ClaimVerdict(ClaimStep.ACK, why=f"already {entry.Status.label}")
     if entry.Queue != message.Queue or (entry.Sequence not in (0, sequence) and not scheduled):
         return ClaimVerdict(ClaimStep.ACK, why=f"a duplicate of message {entry.Sequence} of queue {entry.Queue}")
     if entry.Status is Status.PENDING:
-        return _when_due(entry, now)
+        return _when_due(entry, now, scheduled)
     if owner_rest > 0:
         return ClaimVerdict(ClaimStep.PUT_BACK, owner_rest, "another worker runs it")
     if not entry.marked and deliveries == 1:
@@ -106,8 +112,11 @@ def claim(
     return ClaimVerdict(ClaimStep.TAKE)
 
 
-def _when_due(task: TaskMessage, now: float) -> ClaimVerdict:
+def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
     rest = due_at(task) - now
+    if rest > LONG and scheduled:
+        # The server's clock and ours differ, or the schedule did not hold. Another one would fire at once, too.
+        return ClaimVerdict(ClaimStep.PUT_BACK, rest, "its schedule fired before it is due")
     if rest > LONG:
         return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for long")
     if rest > 0:

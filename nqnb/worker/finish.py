@@ -151,7 +151,12 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
         entry.CurrentRetry += 1
         delay = run.retry_delay = run.retry_delay or run.handler.backoff.delay(entry.CurrentRetry)
         entry.Meta = msgspec.structs.replace(
-            meta, not_before=time.time() + delay, worker="", cancel=None, crashes=0, finished_at=0
+            meta,
+            not_before=min(time.time() + delay, lifecycle.LAST_SCHEDULE),
+            worker="",
+            cancel=None,
+            crashes=0,
+            finished_at=0,
         )
     else:
         entry.CompletedAt = int(meta.finished_at)
