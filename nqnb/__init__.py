@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         MalformedMessage,
         NoJetStream,
         NoResponders,
+        NoRoom,
         NoServer,
         NotCancellable,
         NotRequeueable,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         TaskError,
         TaskExists,
         TaskFailed,
+        Unavailable,
         Unconfirmed,
         UnencodableValue,
         UnknownQueue,
@@ -85,6 +87,7 @@ __all__ = [
     "MemoryStore",
     "NoJetStream",
     "NoResponders",
+    "NoRoom",
     "NoServer",
     "NotCancellable",
     "NotRequeueable",
@@ -108,6 +111,7 @@ __all__ = [
     "TaskFailed",
     "TaskInfo",
     "TaskMessage",
+    "Unavailable",
     "Unconfirmed",
     "UnencodableValue",
     "UnknownQueue",
@@ -128,9 +132,9 @@ _ROOMS = {
     "devserver": "DevServer",
     "errors": (
         "BadInput ConnectionFailed DevServerError InvalidHandler InvalidQueueName InvalidTaskId JobCancelled "
-        "MalformedMessage NoJetStream NoResponders NoServer NotCancellable NotRequeueable NotSubmitted NqnbError "
-        "PayloadTooLarge QueueInUse RevisionConflict ServerRefused TaskCancelled TaskError TaskExists TaskFailed "
-        "Unconfirmed UnencodableValue UnknownQueue UnknownTask WaitTimeout "
+        "MalformedMessage NoJetStream NoResponders NoRoom NoServer NotCancellable NotRequeueable NotSubmitted "
+        "NqnbError PayloadTooLarge QueueInUse RevisionConflict ServerRefused TaskCancelled TaskError TaskExists "
+        "TaskFailed Unavailable Unconfirmed UnencodableValue UnknownQueue UnknownTask WaitTimeout "
     ),
     "notebook.extension": "load_ipython_extension unload_ipython_extension",
     "notebook.nest": "nest",

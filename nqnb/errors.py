@@ -13,6 +13,8 @@
     │   ├── NoServer              nothing answers at the address, or it turns us away
     │   ├── NoJetStream           a server, but JetStream is off
     │   └── NoResponders          nobody serves that subject now; nothing was stored
+    │       └── Unavailable       JetStream answers "not now": no leader, no quorum; has ``.err_code``
+    │           └── NoRoom        a storage limit is reached
     ├── Unconfirmed               the server's answer was lost: it may or may not have happened
     ├── ServerRefused             the server refused what was asked, or our user may not ask it
     ├── RevisionConflict          a compare-and-set lost against a newer write
@@ -111,6 +113,24 @@ class NoResponders(ConnectionFailed):
     def __init__(self, message: str, subject: str) -> None:
         super().__init__(message)
         self.subject = subject
+
+
+class Unavailable(NoResponders):
+    """JetStream cannot do it at this moment, so nothing was stored; the same request may succeed later.
+
+    A cluster answers so without a leader or a quorum. ``.code``, ``.err_code`` and ``.description`` are JetStream's
+    own, as in `ServerRefused`; ``.subject`` says what was asked.
+    """
+
+    def __init__(self, message: str, subject: str, code: int, err_code: int, description: str) -> None:
+        super().__init__(message, subject)
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+
+class NoRoom(Unavailable):
+    """A storage limit is reached, of the server, the account or one stream; the message says what frees room."""
 
 
 class Unconfirmed(NqnbError):

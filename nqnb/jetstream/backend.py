@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from nqnb import names
 from nqnb.decode import SkipLog
-from nqnb.errors import NoResponders, NqnbError, PayloadTooLarge, ServerRefused
+from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.buckets import ensure_bucket
 from nqnb.jetstream.cancels import publish_cancel
 from nqnb.jetstream.connection import Connection, PubAck
@@ -53,6 +54,7 @@ class Backend:
         self.presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
         self.skips = SkipLog(settings.state_bucket)
         """Names the states that a listing skips."""
+        self._spared_until = 0.0
         self._queues: dict[str, QueueStreams] = {}
         self._scheduling: set[str] = set()
         """Queues whose streams are known to take schedules."""
@@ -90,8 +92,36 @@ class Backend:
         self._bucket.expires = await ensure_bucket(self.connection, settings.state_bucket, expires=expires)
         self._results.expires = await ensure_bucket(self.connection, settings.result_bucket, expires=expires)
         await ensure_bucket(self.connection, settings.cancel_bucket)
+        await self._ensure_presence()
+
+    async def _ensure_presence(self, *, memory: bool = False) -> None:
         # A worker that died leaves an entry behind; a day later nobody needs it.
-        await ensure_bucket(self.connection, settings.worker_bucket, max_age=86_400)
+        bucket = self.connection.settings.worker_bucket
+        await ensure_bucket(self.connection, bucket, max_age=86_400, memory=memory)
+
+    async def move_presence(self) -> None:
+        """Move the presence bucket into the server's memory: workers must be able to say that they live, full disk or
+        not. A server that is restarted forgets the bucket, which is then made in a file again.
+
+        Raises:
+            NqnbError: the server does not let us.
+        """
+        stream = names.bucket_stream(self.connection.settings.worker_bucket)
+        config = (await self.connection.api(f"STREAM.INFO.{stream}"))["config"]
+        if config.get("storage") == "file":
+            log.warning("the presence of workers moves into memory: the server has no room for it on disk")
+            # What is in it is written again by each worker within a third of its ack wait.
+            await delete_stream(self.connection, stream)
+            await self._ensure_presence(memory=True)
+
+    def spare_owners(self, seconds: float) -> None:
+        """Count every worker as alive for some seconds, when the server may have lost or refused their presence."""
+        self._spared_until = max(self._spared_until, time.monotonic() + seconds)
+
+    @property
+    def spared_for(self) -> float:
+        """For how many seconds more every worker counts as alive; see `spare_owners`."""
+        return max(0.0, self._spared_until - time.monotonic())
 
     @property
     def terminal_ttl(self) -> float | None:
@@ -197,7 +227,7 @@ class Backend:
 
         try:
             return await self.insist(publish, queue)
-        except (ServerRefused, PayloadTooLarge) as error:
+        except (ServerRefused, PayloadTooLarge, NoRoom) as error:
             log.warning("task %s waits in queue %s itself, its schedule was refused: %s", task_id, queue, error)
             return None
 

@@ -20,17 +20,20 @@ import msgspec
 import nats.errors
 from nats.aio.subscription import Subscription
 
+from nqnb.aside import spawn
 from nqnb.errors import (
     ConnectionFailed,
     NoJetStream,
     NoResponders,
     PayloadTooLarge,
     ServerRefused,
+    Unavailable,
     Unconfirmed,
 )
 from nqnb.jetstream.dial import dial, leave
 from nqnb.jetstream.lane import Hear, LaneClient, Message, header_block
-from nqnb.jetstream.replies import Replies
+from nqnb.jetstream.outage import Outage
+from nqnb.jetstream.replies import Replies, Request
 from nqnb.jetstream.translate import (
     NO_JETSTREAM_CODES,
     ApiError,
@@ -65,6 +68,11 @@ class _Ack(msgspec.Struct):
     error: ApiError | None = None
 
 
+_ONCE = ("Nats-Msg-Id", "Nats-Expected-Last-Subject-Sequence")
+"""A message with one of these headers is stored once, however often it is sent."""
+_LONGEST_PAUSE_SECONDS = 0.5
+"""Seconds between two tries of `Connection.insist`, after some: a new leader must not wait for us."""
+
 _ack_decoder = msgspec.json.Decoder(_Ack)
 
 
@@ -78,7 +86,8 @@ class Connection:
         """Set when the connection is gone for good."""
         self.losses = 0
         """How often it was lost so far."""
-        self._replies = Replies(client.new_inbox())
+        self.outage = Outage()
+        self._replies = Replies(client.new_inbox(), self._send_again)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
 
@@ -104,6 +113,11 @@ class Connection:
     def connected(self) -> bool:
         """Whether the server can be spoken to at this moment."""
         return bool(self.client.is_connected)
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is part of a cluster, whose streams may be without a leader while it answers."""
+        return self.client.clustered
 
     @property
     def max_payload(self) -> int:
@@ -134,41 +148,74 @@ class Connection:
         await self._send(subject, data, reply, None)
 
     async def request(
-        self, subject: str, data: bytes = b"", headers: Mapping[str, str] | None = None, timeout: float | None = None
+        self,
+        subject: str,
+        data: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        *,
+        again: bool = False,
     ) -> Message:
         """Send and await the one answer.
 
+        Args:
+            subject: where to.
+            data: what.
+            headers: with which headers.
+            timeout: seconds; default the settings'.
+            again: in a cluster, send it again each second until the answer comes. Only for what may happen twice.
+
         Raises:
             NoResponders: nobody serves the subject; nothing happened.
-            Unconfirmed: no answer within ``timeout`` seconds (default: the settings'), or the connection was lost.
+            Unconfirmed: no answer within ``timeout`` seconds, or the connection was lost.
             ServerRefused: our user may not publish there; ``.code`` is 403.
             ConnectionFailed: as in `send`.
             PayloadTooLarge: data and headers are above the server's limit.
         """
-        inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout)
+        return (await self._ask(subject, data, headers, timeout, again))[0]
+
+    async def _ask(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float | None, again: bool
+    ) -> tuple[Message, bool]:
+        """As `request`; returns also whether it was sent more than once."""
+        repeated = Request(subject, data, headers) if again and self.client.clustered else None
+        inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout, repeated)
+        sent_again = False
         try:
             await self._send(subject, data, inbox, headers)
             answer = await reply
         finally:
-            self._replies.forget(inbox)
+            sent_again = self._replies.forget(inbox)
         if not answer.data and answer.headers.get("Status") == "503":
-            raise NoResponders(f"nobody serves {subject!r} on the server at this moment", subject)
-        return answer
+            if sent_again:
+                # Nobody served it the second time; the first time somebody may have.
+                raise Unconfirmed(f"no answer from the server about {subject!r}, and nobody serves it now; ask again")
+            raise NoResponders(
+                f"nobody serves {subject!r} on the server at this moment: its stream has no leader, or does not exist. "
+                "Check that JetStream and, in a cluster, a majority of the servers run, then try again.",
+                subject,
+            )
+        return answer, sent_again
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> PubAck:
         """Publish into a stream and await the server's word that it is stored.
 
         Raises:
             ServerRefused: the stream refused it; ``.err_code`` 10071 is a lost compare-and-set.
+            Unavailable: the stream cannot store it now, and has not (`NoRoom`: a storage limit is reached).
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: as in `request`.
         """
-        answer = await self.request(subject, data, headers)
+        once = headers is not None and any(name in headers for name in _ONCE)
+        answer, sent_again = await self._ask(subject, data, headers, None, once)
         try:
             ack = _ack_decoder.decode(answer.data)
         except msgspec.DecodeError:
             raise Unconfirmed(f"what answered on {subject!r} was no stream: {answer.data[:80]!r}") from None
         if ack.error is not None:
-            raise refused(ack.error, f"storing a message on {subject!r}")
+            error = refused(ack.error, f"storing a message on {subject!r}")
+            if sent_again and isinstance(error, Unavailable):
+                raise Unconfirmed(f"no answer from the server about {subject!r}. Since then: {error}")
+            raise error
         return PubAck(ack.seq, ack.duplicate)
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
@@ -176,10 +223,13 @@ class Connection:
 
         Raises:
             ServerRefused: the API answered with an error.
+            Unavailable: it answered that it cannot do that now.
             NoResponders, Unconfirmed, ConnectionFailed: as in `request`.
         """
         data = msgspec.json.encode(body) if body is not None else b""
-        answer = await self.request(f"$JS.API.{name}", data, timeout=timeout)
+        # Each call for a consumer without a name makes another one.
+        again = not name.startswith("CONSUMER.CREATE.")
+        answer = await self.request(f"$JS.API.{name}", data, timeout=timeout, again=again)
         decoded: dict[str, Any] = msgspec.json.decode(answer.data)
         if "error" in decoded:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
@@ -193,7 +243,8 @@ class Connection:
     ) -> T:
         """Await ``ask()``, again and again for ``retry_for`` seconds while its answer is lost or nobody serves it.
 
-        Only for what may safely happen twice. ``mend()`` is awaited each time that nobody serves it; it must not raise.
+        So it is, too, while JetStream answers that it cannot do it now. Only for what may safely happen twice.
+        ``mend()`` is awaited each time that nobody serves it; it must not raise.
 
         Raises:
             whatever the last try raised.
@@ -205,14 +256,16 @@ class Connection:
             try:
                 return await ask()
             except (NoResponders, Unconfirmed) as error:
-                if mend is not None and isinstance(error, NoResponders):
+                if mend is not None and isinstance(error, NoResponders) and not isinstance(error, Unavailable):
                     await mend()
                 # Once an answer was lost it may have happened, whatever the later tries say.
                 unsure = error if isinstance(error, Unconfirmed) else unsure
                 if time.monotonic() + pause > until or self.closed.is_set():
-                    raise unsure or error from None
+                    if unsure is not None and unsure is not error:
+                        raise Unconfirmed(f"{unsure}. Since then: {error}") from None
+                    raise error from None
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, hear: Hear) -> Subscription:
         """Call ``hear`` with each message of a subject, in order, on the loop; it must not block."""
@@ -228,6 +281,7 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is buffered, and close. Closing twice is fine."""
+        self.outage.close()
         try:
             if not self.client.is_closed:
                 with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
@@ -237,6 +291,15 @@ class Connection:
             self._replies.fail_all("the connection was closed")
             self._replies.close()
             self.closed.set()
+
+    def _send_again(self, request: Request, reply: str) -> None:
+        if self.connected:
+            spawn(self._send_quietly(request, reply))
+
+    async def _send_quietly(self, request: Request, reply: str) -> None:
+        # Whoever waits for the answer hears of a lost connection by another way.
+        with contextlib.suppress(ConnectionFailed, PayloadTooLarge):
+            await self._send(request.subject, request.data, reply, request.headers)
 
     async def _send(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
         try:
@@ -266,12 +329,18 @@ class Connection:
         try:
             asking.result()
         except (NoResponders, ServerRefused) as error:
-            if isinstance(error, ServerRefused) and error.err_code not in NO_JETSTREAM_CODES:
+            if isinstance(error, Unavailable) and error.err_code not in NO_JETSTREAM_CODES:
+                # It is there, and what is asked next waits until it has a leader.
+                return
+            if isinstance(error, ServerRefused):
                 raise
             raise NoJetStream(
                 f"JetStream is off at {address(settings)}; start the server with `-js`, or use `nqnb up`"
             ) from None
         except (ConnectionFailed, Unconfirmed):
+            if self.connected and self.client.clustered:
+                # A cluster that has just lost its leader says nothing for some seconds.
+                return
             raise no_server(settings, dict.fromkeys(settings.urls, TimeoutError())) from None
 
     async def when_disconnected(self) -> None:

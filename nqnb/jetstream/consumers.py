@@ -20,6 +20,8 @@ class ConsumerLimits:
     ack_wait: float
     max_batch: int = 1_000_000
     max_expires: float = 3600.0
+    made: bool = False
+    """It did not exist before."""
 
 
 async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paused: bool = False) -> ConsumerLimits:
@@ -33,6 +35,7 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
         paused: make it so that nobody is given anything (server >= 2.11).
     """
     name = f"{streams.tasks}.{names.CONSUMER}"
+    made = False
     try:
         info = await connection.insist(lambda: connection.api(f"CONSUMER.INFO.{name}"))
     except ServerRefused as error:
@@ -54,11 +57,13 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
             },
         }
         info = await connection.insist(lambda: connection.api(f"CONSUMER.DURABLE.CREATE.{name}", body))
+        made = True
     config = info["config"]
     return ConsumerLimits(
         ack_wait=float(config["ack_wait"]) / 1e9,
         max_batch=int(config.get("max_batch") or ConsumerLimits.max_batch),
         max_expires=float(config.get("max_expires") or 0) / 1e9 or ConsumerLimits.max_expires,
+        made=made,
     )
 
 

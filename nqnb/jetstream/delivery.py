@@ -102,7 +102,7 @@ class Delivery:
         if self.void:
             return True
         try:
-            await (connection or self.connection).request(self.reply, b"+WPI")
+            await (connection or self.connection).request(self.reply, b"+WPI", again=True)
         except NoResponders:
             raise
         except (Unconfirmed, ConnectionFailed):

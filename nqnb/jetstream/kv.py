@@ -181,12 +181,16 @@ class KeyValueStore:
         """The last message of a key, a deletion's marker too, read through the leader."""
         body = msgspec.json.encode({"last_by_subj": self._root + key})
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
-        answer = await self._connection.insist(lambda: self._connection.request(subject, body))
-        decoded = _stored_decoder.decode(answer.data)
-        # A bucket that is gone, with the server's store say, has no keys.
-        if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
-            raise refused(decoded.error, f"reading {key!r}")
-        return decoded.message
+
+        async def ask() -> _Stored | None:
+            answer = await self._connection.request(subject, body, again=True)
+            decoded = _stored_decoder.decode(answer.data)
+            # A bucket that is gone, with the server's store say, has no keys.
+            if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
+                raise refused(decoded.error, f"reading {key!r}")
+            return decoded.message
+
+        return await self._connection.insist(ask)
 
     async def _get_direct(self, key: str) -> Entry | None:
         answer = await self._connection.request(self._quick_get + key)

@@ -82,6 +82,12 @@ class LaneClient(NatsClient):
         )
         """Whether this release of nats-py has what the short way needs."""
 
+    @property
+    def clustered(self) -> bool:
+        """Whether the server says that it is part of a cluster."""
+        # nats-py has no public name for what the server says of itself.
+        return bool(getattr(self, "_server_info", {}).get("cluster"))
+
     async def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Publish, as `nats.aio.client.Client.publish` does.
 

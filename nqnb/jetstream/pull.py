@@ -84,8 +84,8 @@ class PullLoop:
         self._looking = False
         self._looked = self._paused_again = 0.0
 
-    async def ensure(self) -> None:
-        """Find or make the queue's streams and its consumer.
+    async def ensure(self) -> bool:
+        """Find or make the queue's streams and its consumer; returns whether the consumer was made.
 
         Raises:
             ServerRefused: the server does not let us.
@@ -96,6 +96,7 @@ class PullLoop:
         self._streams = streams
         self.ack_wait = self._limits.ack_wait
         self._broken = False
+        return self._limits.made
 
     async def ask(self, count: int) -> None:
         """Ask for ``count`` more tasks, or as many as the consumer allows; they come when there are some."""
@@ -145,7 +146,8 @@ class PullLoop:
         try:
             await self.ensure()
         except NqnbError as error:
-            log.warning("queue %s cannot be pulled now: %s", self.queue, error)
+            if not self._connection.outage.took(error):
+                log.warning("queue %s cannot be pulled now: %s", self.queue, error)
 
     def reset(self) -> None:
         """Start anew after a reconnect: the server has forgotten the pulls."""
@@ -233,7 +235,10 @@ class PullLoop:
         if "Consumer Deleted" in description:
             # The pull stood until then, so nothing was refused.
             self._pause = 0.0
-        log.warning("queue %s: the server ended a pull: %s %s", self.queue, status, description)
+        if status == "503" or "Leadership" in description:
+            self._connection.outage.began(f"queue {self.queue} has no leader ({status} {description})")
+        else:
+            log.warning("queue %s: the server ended a pull: %s %s", self.queue, status, description)
         self._break()
 
     def _end_probe(self) -> None:

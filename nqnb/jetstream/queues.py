@@ -60,7 +60,7 @@ async def queue_infos(connection: Connection, serving: Mapping[str, int], paused
 async def _only_schedules(connection: Connection, queue: str, stream: str) -> bool:
     """Whether none of a stream's messages is a task that could run now."""
     body = {"subjects_filter": names.task_subject(queue)}
-    info = await connection.api(f"STREAM.INFO.{stream}", body)
+    info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}", body))
     return not info["state"].get("subjects")
 
 
@@ -78,7 +78,7 @@ async def _queue_info(
         )
     pending, held, redelivered = messages - scheduled, 0, 0
     try:
-        consumer = await connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
+        consumer = await connection.insist(lambda: connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}"))
         pending = int(consumer["num_pending"])
         held = int(consumer["num_ack_pending"])
         redelivered = int(consumer["num_redelivered"])

@@ -11,11 +11,37 @@ from collections.abc import Mapping
 import msgspec
 import nats.errors
 
-from nqnb.errors import ConnectionFailed, NoResponders, NoServer, ServerRefused
+from nqnb.errors import ConnectionFailed, NoResponders, NoRoom, NoServer, ServerRefused, Unavailable
 from nqnb.settings import Settings
 
 NO_JETSTREAM_CODES = (10039, 10076)
 """JetStream is not enabled for the account, or on the server."""
+
+STREAM_FULL = 10077
+"""JetStream's number for what one stream cannot store, because of its own limits among others."""
+_NOT_NOW = {
+    **dict.fromkeys((10007, 10008, 10009), "JetStream has no leader at this moment"),
+    **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is off at this moment"),
+    10004: "some servers of the cluster did not answer",
+    10041: "the servers of the cluster do not agree at this moment",
+    10075: "the cluster is moving the stream",
+    STREAM_FULL: "the stream cannot store anything at this moment",
+    10118: "the servers that have the stream are offline",
+    10119: "the servers that have the consumer are offline",
+    10163: "an earlier write of the same key is still under way",
+}
+"""JetStream's numbers for "not now", and what each means. None of them says that the request itself is wrong."""
+_NO_PEERS = 10005
+"""No servers for a stream's replicas: "not now" where some are offline, else a setting that asks for too many."""
+_LIMITS = {
+    10002: "the account's storage limit",
+    10023: "the server's storage limit (max_file_store or max_memory_store)",
+    10028: "the memory limit (max_memory_store, or the account's)",
+    10047: "the storage limit (max_file_store, or the account's)",
+}
+"""JetStream's numbers for a storage limit that is reached, and which one that is."""
+_FULL = re.compile("maximum (bytes|messages)|no space|disk", re.IGNORECASE)
+"""What 10077 says where its stream or the disk is full."""
 
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 """OpenSSL's numbers for a chain that ends at nobody whom we trust."""
@@ -44,13 +70,39 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
     return ConnectionFailed(f"the connection to {address(settings)} cannot be used now: {error}")
 
 
-def refused(error: ApiError, what: str) -> ServerRefused:
-    """What the JetStream API answered."""
+def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
+    """Return the error for what the JetStream API answered.
+
+    Args:
+        error: the answer.
+        what: what was asked, such as "storing a message on 'q.task'".
+    """
+    facts = (error.code, error.err_code, error.description)
+    told = f"{error.description}, code {error.err_code or error.code}"
+    limit = _LIMITS.get(error.err_code)
+    if error.err_code == STREAM_FULL and (found := _FULL.search(error.description)):
+        limit = f"the stream's limit of {found[1]}" if found[1] else "the server's disk"
+    if limit is not None:
+        return NoRoom(
+            f"{what} failed: {limit} is reached ({told}). "
+            "Free room with `nqnb prune` or `nqnb queue purge QUEUE`, or raise the limit.",
+            what,
+            *facts,
+        )
+    why = _NOT_NOW.get(error.err_code)
+    if error.err_code == _NO_PEERS and "offline" in error.description:
+        why = "too many servers of the cluster are offline"
+    if why is None and error.code == 503 and not error.err_code:
+        why = "JetStream is not available at this moment"
+    if why is not None:
+        return Unavailable(
+            f"{what} failed: {why} ({told}). "
+            "Check that a majority of the cluster's servers runs (`nats server report jetstream`), then try again.",
+            what,
+            *facts,
+        )
     return ServerRefused(
-        f"the server refused {what}: {error.description} (code {error.err_code or error.code})",
-        error.code,
-        error.err_code,
-        error.description,
+        f"the server refused {what}: {error.description} (code {error.err_code or error.code})", *facts
     )
 
 

@@ -49,14 +49,15 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             deliveries=run.delivery.deliveries,
             ours=run.delivery.ours,
             scheduled=run.delivery.scheduled,
-            owner_rest=await backend.presence.rest(owner, run.id, written) if owner else 0.0,
+            owner_rest=await _rest(backend, owner, run.id, written) if owner else 0.0,
             now=time.time(),
             ack_wait=run.ack_wait,
         )
         if run.lost_hold():
             return False
         if verdict.step is ClaimStep.ACK:
-            log.info("task %s: nothing to do, %s", run.id, verdict.why)
+            # After an outage each message whose answer was lost comes again.
+            log.debug("task %s: nothing to do, %s", run.id, verdict.why)
             await run.delivery.ack()
             return False
         if verdict.step is ClaimStep.POSTPONE and await backend.takes_schedules(run.message.Queue):
@@ -96,6 +97,11 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
         if record is not None:
             run.flag(record, worker)
     return True
+
+
+async def _rest(backend: Backend, owner: str, task_id: str, written: float) -> float:
+    """Seconds for which the worker that has a task still counts as alive."""
+    return max(await backend.presence.rest(owner, task_id, written), backend.spared_for)
 
 
 class Seen(NamedTuple):

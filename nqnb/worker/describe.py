@@ -11,8 +11,18 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from nqnb import payload
-from nqnb.errors import BadInput, NoResponders, NqnbError, PayloadTooLarge, ServerRefused, Unconfirmed
+from nqnb.errors import (
+    BadInput,
+    NoResponders,
+    NoRoom,
+    NqnbError,
+    PayloadTooLarge,
+    ServerRefused,
+    Unavailable,
+    Unconfirmed,
+)
 from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.translate import STREAM_FULL
 from nqnb.lifecycle import Ended
 from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status
 from nqnb.worker.claim import TOO_LARGE, read_intent
@@ -80,6 +90,8 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
             try:
                 await backend.results.put(key, data, backend.result_ttl)
                 return key
+            except Unavailable:
+                raise
             except NoResponders:
                 # Somebody deleted the bucket.
                 await backend.ensure_buckets()
@@ -89,6 +101,11 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
                 f"the result has {len(data):,} bytes, the server takes {error.limit:,}; "
                 "keep it elsewhere and return a path or key to it"
             ) from None
+        except NoRoom as error:
+            if error.err_code == STREAM_FULL:
+                # An operator has limited the bucket, and may mean that it is to have nothing more.
+                raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
+            why = str(error)
         except ServerRefused as error:
             # A bucket that is full may have room again in a moment.
             refused_since = refused_since or time.monotonic()
@@ -99,8 +116,10 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
         except (NoResponders, Unconfirmed) as error:
             if backend.connection.closed.is_set():
                 raise
+            backend.connection.outage.took(error)
             why = str(error)
-        log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
+        if not backend.connection.outage.active:
+            log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
         await asyncio.sleep(1)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UnsetType
 
 from nqnb import lifecycle
-from nqnb.errors import BadInput, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.errors import BadInput, ConnectionFailed, NoRoom, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import Ended, FinishStep
 from nqnb.wire import Meta, Status, TaskMessage
@@ -23,6 +23,10 @@ from nqnb.worker.run import Run, Stop
 
 log = logging.getLogger("nqnb.worker")
 
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
+"""Seconds between two tries to write an outcome, the first and the later ones."""
+
 
 async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
     """Record how a run ended.
@@ -33,6 +37,7 @@ async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
     Raises:
         NqnbError: the connection is gone for good; the message is left to the ack wait.
     """
+    run.finishing = True
     if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED and run.cancel is None:
         result = Result(Ended.FAILED, error=TimeoutError(_timeout_text(run)))
     meta, result = await describe(backend, run, result)
@@ -69,7 +74,8 @@ def _told(run: Run, status: Status, meta: Meta) -> str:
 
 async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status | None, Meta]:
     """Compare-and-set the outcome, whatever happens to the answers, then answer the message; returns the outcome."""
-    revision, scheduled = run.revision, False
+    revision, scheduled, waited = run.revision, False, False
+    pause = _FIRST_PAUSE_SECONDS
     while True:
         if status is Status.PENDING and run.cancel is not None:
             # It was cancelled while its retry was being written: cancelling wins.
@@ -86,16 +92,21 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tupl
                     scheduled, entry.Sequence = True, ack.sequence
             await write_entry(backend, entry, revision, backend.terminal_ttl if status.terminal else None)
             break
-        except (RevisionConflict, Unconfirmed, NoResponders) as error:
+        except (RevisionConflict, Unconfirmed, ConnectionFailed) as error:
             log.debug("task %s: its outcome is looked at again: %s", run.id, error)
             if not isinstance(error, RevisionConflict):
-                await asyncio.sleep(0.1)
+                if backend.connection.closed.is_set():
+                    raise
+                if not waited and (pause > _FIRST_PAUSE_SECONDS or isinstance(error, NoRoom)):
+                    waited = backend.connection.outage.took(error, "outcomes had to wait")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         except ServerRefused as error:
             if error.err_code == TOO_LARGE and not (run.slim and isinstance(meta.result, UnsetType)):
                 run.slim = True
                 status, meta = await with_small_entry(backend, run, status, meta)
                 continue
-            # Its storage is full, say: the outcome must not be lost for that.
+            # Whatever it is that the server does not like: the outcome must not be lost for that.
             log.warning("task %s: its outcome is written again in a second: %s", run.id, error)
             await asyncio.sleep(1)
         stored, revision, _ = await _read_for_long(backend, run.id)
@@ -120,9 +131,11 @@ async def _read_for_long(backend: Backend, task_id: str) -> Seen:
     while True:
         try:
             return await read_entry(backend, task_id)
-        except (Unconfirmed, NoResponders):
+        except (Unconfirmed, ConnectionFailed) as error:
             if backend.connection.closed.is_set():
                 raise
+            backend.connection.outage.took(error)
+            await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
 
 async def _without_outcome(backend: Backend, run: Run) -> None:
@@ -137,7 +150,7 @@ async def _without_outcome(backend: Backend, run: Run) -> None:
         async with run.writing:
             try:
                 await write_entry(backend, entry, run.revision)
-            except (RevisionConflict, Unconfirmed, NoResponders):
+            except (RevisionConflict, Unconfirmed, ConnectionFailed):
                 return
         if not run.lost_hold():
             await run.delivery.put_back()

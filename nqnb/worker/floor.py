@@ -188,7 +188,8 @@ class Floor:
         # Of two queues, each may have a message of that number, and of that task, too.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
         if same and not leaving:
-            log.info("task %s came again and runs on", run.id)
+            level = logging.DEBUG if run.finishing else logging.INFO
+            log.log(level, "task %s came again and runs on", run.id)
             run.adopt(delivery)
         else:
             spawn(delivery.put_back(min(1.0, run.ack_wait)))
@@ -204,7 +205,10 @@ class Floor:
             if result is not None:
                 await finish(self.backend, run, result)
         except NqnbError as error:
-            log.warning("task %s is left to the server, which gives it out again: %s", run.id, error)
+            if self.backend.connection.outage.took(error, "tasks were left to be redelivered"):
+                log.debug("task %s is left to the server, which redelivers it: %s", run.id, error)
+            else:
+                log.warning("task %s is left to the server, which redelivers it: %s", run.id, error)
         except Exception as error:
             log.exception("task %s: something went wrong inside nqnb", run.id)
             await self._fail(run, error)
@@ -253,6 +257,7 @@ class Floor:
                 try:
                     await self._intake.step()
                 except NqnbError as error:
-                    log.warning("no tasks can be pulled now: %s", error)
+                    if not self.backend.connection.outage.took(error):
+                        log.warning("no tasks can be pulled now: %s", error)
                     await asyncio.sleep(0.2)
             await first_of(self._wake, timeout=0.5)

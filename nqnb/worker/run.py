@@ -88,6 +88,9 @@ class Run:
         whatever this run was told to stop for first."""
         self.slim = False
         """The bucket takes no entry with its payload."""
+        self.finishing = False
+        """Its handler has ended, and how is being written, however long the server stays away. The lease has nothing
+        left to stop."""
         self.looking = False
         """A heartbeat looks at what was written about it."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nqnb.aside import spawn
 from nqnb.elapsed import elapsed
-from nqnb.errors import NoResponders, NqnbError, ServerRefused
+from nqnb.errors import NoResponders, NoRoom, NqnbError, ServerRefused, Unavailable
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.pull import PullLoop
@@ -68,6 +68,9 @@ class Upkeep:
         """When presence was last written on the loop, as `elapsed` counts."""
         self._births: dict[str, float] = {}
         """When each queue's stream was made that we met first, in Unix seconds by the server's clock."""
+        self._making: set[str] = set()
+        """The queues whose consumer is being made again."""
+        self._outage = backend.connection.outage
         self._named: set[str] = set()
         """The tasks that it named."""
 
@@ -99,7 +102,8 @@ class Upkeep:
 
     def _on_disconnect(self) -> None:
         if not self.recovering and not self._closed:
-            log.warning("the connection is lost; what runs goes on while its hold lasts: %d", len(self._runs))
+            running = f"; {len(self._runs):,} tasks run on while their lease lasts" if self._runs else ""
+            self._outage.began(f"the connection to the server is lost{running}")
         self.recovering = True
         if self._recovery is not None:
             # Its last step does not fail, so it would end well while we are away.
@@ -130,12 +134,14 @@ class Upkeep:
                 await self._beat_all()
                 break
             except NqnbError as error:
-                log.warning("the worker has not recovered yet, it tries again: %s", error)
+                if not self._outage.took(error):
+                    log.warning("the worker has not recovered yet, it tries again: %s", error)
             except Exception:
                 log.exception("the worker tries to recover again, something went wrong inside nqnb")
             await asyncio.sleep(0.5)
         self.recovering = False
-        log.info("connected again; still running: %d", len(self._runs))
+        self._spare_others()
+        self._outage.over()
         self._wake()
 
     async def heart(self) -> None:
@@ -151,6 +157,8 @@ class Upkeep:
             asked, refresh = elapsed(), spawn(self._refresh())
             await asyncio.wait({refresh}, timeout=self._interval / 2)
             fresh = refresh.done() and refresh.result()
+            if fresh and not self.recovering:
+                self._outage.over(quiet_for=self._interval)
             pause = self._interval if fresh else max(0.0, self._interval / 2 - (elapsed() - asked))
             # Nobody waits for the beats: a slow answer about one run must not cost the others theirs.
             spawn(self._beat_all(before=elapsed() - self._interval / 2))
@@ -178,7 +186,8 @@ class Upkeep:
             for strays in self._strays:
                 await strays.look()
         except NqnbError as error:
-            log.info("something is missing on the server and cannot be made now: %s", error)
+            if not self._outage.took(error):
+                log.info("something is missing on the server and cannot be made now: %s", error)
         finally:
             self._keeping = False
 
@@ -214,11 +223,17 @@ class Upkeep:
         await asyncio.gather(*looks)
 
     async def _make_again(self, pull: PullLoop) -> None:
-        log.info("queue %s: its consumer is gone, and is made again", pull.queue)
+        if pull.queue in self._making:
+            return
+        self._making.add(pull.queue)
         try:
-            await pull.ensure()
+            if await pull.ensure():
+                log.info("queue %s: its consumer was gone, and is made again", pull.queue)
         except NqnbError as error:
-            log.warning("queue %s: its consumer cannot be made now: %s", pull.queue, error)
+            if not self._outage.took(error):
+                log.warning("queue %s: its consumer cannot be made now: %s", pull.queue, error)
+        finally:
+            self._making.discard(pull.queue)
 
     async def _renew(self, runs: Sequence[Run]) -> list[Run]:
         """Renew the lease of each; returns those whose consumer is gone."""
@@ -229,13 +244,17 @@ class Upkeep:
         """Stop what could not be renewed, before the server gives it to somebody else."""
         while True:
             await asyncio.sleep(self._interval / 8)
-            for run in self._runs.values():
-                if run.claimed and run.lost_hold():
-                    if run.why is None:
-                        log.warning(
-                            "task %s is stopped: its hold could not be renewed, so another worker may get it", run.id
-                        )
-                    run.stop(Stop.LEASE)
+            lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_hold()]
+            for run in lapsed:
+                if run.why is None:
+                    self._tell_lapsed(run)
+                run.stop(Stop.LEASE)
+
+    def _tell_lapsed(self, run: Run) -> None:
+        if self._outage.active:
+            self._outage.note("tasks were stopped because their lease ended")
+        else:
+            log.warning("task %s is stopped: its lease could not be renewed, so another worker may get it", run.id)
 
     async def watches(self) -> None:
         """Watch the entries of tasks that run for longer."""
@@ -250,6 +269,7 @@ class Upkeep:
         """Say in our presence soon what runs: between two heartbeats it may be another task ten times."""
         while True:
             await asyncio.sleep(_NEWS)
+            self._outage.tick()
             if self._named != self._runs.keys() and self._backend.connection.connected and not self.recovering:
                 await self._refresh()
 
@@ -258,7 +278,8 @@ class Upkeep:
         try:
             await self._announce()
         except NqnbError as error:
-            log.info("presence is not refreshed now: %s", error)
+            if not self._outage.took(error):
+                log.info("presence is not refreshed now: %s", error)
             self._named = set()
             return False
         return True
@@ -266,6 +287,11 @@ class Upkeep:
     async def _announce(self) -> None:
         try:
             await self._write_presence()
+        except NoRoom:
+            await self._backend.move_presence()
+            await self._write_presence()
+        except Unavailable:
+            raise
         except NoResponders:
             # Somebody deleted its bucket, and without presence no lease is renewed. Heartbeats must not wait for long.
             await asyncio.wait({spawn(self._make_buckets())}, timeout=self._interval / 2)
@@ -289,7 +315,14 @@ class Upkeep:
         asked = elapsed()
         self._named = set(self._runs)
         await self._backend.presence.announce(self.presence())
+        if self.announced and asked - self.announced > 2 * self._interval:
+            self._spare_others()
         self.announced = max(self.announced, asked)
+
+    def _spare_others(self) -> None:
+        """Count other workers as alive for as long as one lives without presence: what kept ours from being written,
+        or lost it, was the server, and their outcomes may be on their way."""
+        self._backend.spare_owners(PRESENCE * self._ack_wait)
 
     @property
     def _ack_wait(self) -> float:
