@@ -1,9 +1,10 @@
-"""Coroutines that run beside their starter: kept from the garbage collector, never silent; and a wait for events."""
+"""What runs beside its starter: coroutines that the garbage collector leaves alone, log lines that block nobody."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Coroutine
 from typing import Any
 
@@ -32,6 +33,11 @@ async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None
     finally:
         for each in waits:
             each.cancel()
+
+
+def log_aside(logger: logging.Logger, level: int, text: str, *values: object) -> None:
+    """Log a line in a thread of its own, for whom must not wait: another thread may be blocked inside of logging."""
+    threading.Thread(target=logger.log, args=(level, text, *values), name="nqnb-log", daemon=True).start()
 
 
 def _ended(task: asyncio.Task[Any]) -> None:

@@ -415,6 +415,30 @@ class TestInAKernel:
         code = "while not task.status().terminal: await asyncio.sleep(0.01)\nprint(task.status().label, len(ended))"
         assert cells.run(code).stdout == "cancelled 1\n"
 
+    def test_a_handler_that_blocks_the_kernel_keeps_its_lease_and_is_named(
+        self, cells: Kernel, server: nqnb.DevServer, session: Session
+    ) -> None:
+        cells.run(f"own = nqnb.session({server.url!r}, ack_wait=1.0)")
+        cells.run(
+            "began = []\n"
+            "@own.handler('block', isolation='kernel')\n"
+            "async def block(job):\n"
+            "    began.append(1)\n"
+            "    time.sleep(5)\n"
+            "    await asyncio.sleep(30)"
+        )
+        task = session.submit("block")
+        assert within(20, lambda: task.status() is Status.PROCESSING)
+        time.sleep(2)
+        receipt = task.cancel()
+        assert (receipt.status, receipt.stopping) == (Status.PROCESSING, True)
+        assert within(20, lambda: task.status() is Status.CANCELLED)
+        log = cells.run("print(began, *own.log, sep='\\n'); own.down()").stdout
+        assert log.startswith("[1]\n")
+        (told,) = (line for line in log.splitlines() if "blocks the kernel" in line)
+        assert f"task {task.id} of queue block" in told
+        assert ":5 in block. Its lease is kept" in told
+
     def test_the_kernels_loop_takes_only_coroutines(self, cells: Kernel) -> None:
         ended = cells.end(cells.start("@nq.handler('touch', isolation='kernel')\ndef touch(job): pass"))
         assert ended.error.startswith("InvalidHandler: isolation='kernel' takes an async function")

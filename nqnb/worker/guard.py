@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from nqnb.aside import first_of
+from nqnb.aside import first_of, log_aside
 from nqnb.elapsed import elapsed
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
@@ -96,7 +96,6 @@ class Guard:
         self._blocked_since = 0.0
         self._trouble = ""
         """Why there is no connection."""
-        self._teller: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin to watch the running loop, whose pulse ticks already."""
@@ -279,12 +278,8 @@ class Guard:
         return "a handler"
 
     def _say(self, level: int, text: str, *values: object) -> None:
-        # In a thread of its own: the loop may be blocked inside of logging, whose lock would block the guard, too.
-        if self._teller is None or not self._teller.is_alive():
-            self._teller = threading.Thread(
-                target=log.log, args=(level, text, *values), name="nqnb-guard-log", daemon=True
-            )
-            self._teller.start()
+        # The loop may be blocked inside of logging, whose lock would block the guard, too.
+        log_aside(log, level, text, *values)
 
 
 def _is_held(run: Run) -> bool:
