@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec import UNSET
 
 from nqnb import lifecycle
 from nqnb.errors import (
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
 
 log = logging.getLogger("nqnb.cancel")
+
+HEADERS = 256
+"""Bytes of a message kept free for the headers of a write."""
 
 
 async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
@@ -77,7 +81,8 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         done = ended_by_cancel(task, status, record)
         tried = True
         try:
-            revision = await backend.states.update(task_id, done.encode(), entry.revision)
+            value = entry_bytes(backend, done)
+            revision = await backend.states.update(task_id, value, entry.revision)
         except RevisionConflict:
             continue
         except (Unconfirmed, NoResponders):
@@ -86,7 +91,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
                 raise
             await asyncio.sleep(0.1)
             continue
-        await forget_message(backend, task, done.encode(), revision)
+        await forget_message(backend, task, value, revision)
         return CancelReceipt.of(task_id, status, done.meta.cancel)
 
 
@@ -122,8 +127,14 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, how
     deleted = status is Status.DELETED
     how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
     record = msgspec.structs.replace(record, stopped_at=now, how=how)
-    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0)
+    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0, result=UNSET, result_key="")
     return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
+
+
+def entry_bytes(backend: Backend, task: TaskMessage) -> bytes:
+    """Return the entry of a task that a cancel ends, without its payload where the server would not take all of it."""
+    data = task.encode()
+    return data if len(data) + HEADERS <= backend.connection.max_payload else task.lean().encode()
 
 
 async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:

@@ -37,6 +37,7 @@ Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=LAST_MOMENT)]
 """Unix seconds."""
 
+_FEW_BRACKETS = 64
 _NAMED_ENTRIES = 3
 _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
@@ -64,12 +65,28 @@ def decode_value(data: bytes) -> Any:
     Raises:
         MalformedMessage: not JSON, or nested deeper.
     """
-    if data.count(b"[") + data.count(b"{") > DEEPEST and _depth(data) > DEEPEST:
+    if depth(data) > DEEPEST:
         raise MalformedMessage(f"not a JSON value: nested more than {DEEPEST} deep", data)
     try:
         return msgspec.json.decode(data)
     except UNREADABLE as error:
         raise malformed("a JSON value", error, data) from None
+
+
+def depth(data: bytes) -> int:
+    """Return how deep JSON is nested, or an upper bound of it that is at most 64."""
+    brackets = data.count(b"[") + data.count(b"{")
+    if brackets <= _FEW_BRACKETS:
+        return brackets
+    now = deepest = 0
+    for found in _BRACKET.finditer(data):
+        start = found.group()[:1]
+        if start in b"[{":
+            now += 1
+            deepest = max(deepest, now)
+        elif start in b"]}":
+            now -= 1
+    return deepest
 
 
 def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessage:
@@ -117,16 +134,3 @@ def shown(text: str, most: int = 60) -> str:
     """Text of unknown origin as a short literal without control characters."""
     literal = repr(text[: most + 1])
     return literal if len(text) <= most else f"{literal[:most]}… ({len(text)} characters)"
-
-
-def _depth(data: bytes) -> int:
-    """How deep JSON is nested; brackets in strings do not count."""
-    depth = deepest = 0
-    for found in _BRACKET.finditer(data):
-        start = found.group()[:1]
-        if start in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif start in b"]}":
-            depth -= 1
-    return deepest

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from nqnb.cancel import cancel, ended_by_cancel
+from nqnb.cancel import cancel, ended_by_cancel, entry_bytes
 from nqnb.errors import (
     MalformedMessage,
     NoResponders,
@@ -143,7 +143,7 @@ async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Statu
     record = record_of(by) if intent is None else CancelRecord.of_intent(intent.value)
     done = ended_by_cancel(task, end_of(task), record, "cancelled with its queue, when no worker had it")
     try:
-        await backend.states.update(task_id, done.encode(), entry.revision)
+        await backend.states.update(task_id, entry_bytes(backend, done), entry.revision)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return task.Status
     return done.Status

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import names
-from nqnb.cancel import ended_by_cancel, forget_message
+from nqnb.cancel import ended_by_cancel, entry_bytes, forget_message
 from nqnb.errors import BadInput, MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
 from nqnb.records import PurgeReceipt
 from nqnb.store import Entry
@@ -112,7 +112,7 @@ async def end_waiting_task(
         if task.Status is not Status.PENDING:
             return None
         done = ended_by_cancel(task, end_of(task), record)
-        value = done.encode()
+        value = entry_bytes(backend, done)
         try:
             revision = await backend.states.update(task.ID, value, found.revision)
         except RevisionConflict:
@@ -159,8 +159,9 @@ async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage
     task = msgspec.structs.replace(task, Sequence=message.sequence)
     done = ended_by_cancel(task, end_of(task), record_of(by))
     try:
-        revision = await backend.states.create(task.ID, done.encode())
+        value = entry_bytes(backend, done)
+        revision = await backend.states.create(task.ID, value)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return None
-    await forget_message(backend, done, done.encode(), revision)
+    await forget_message(backend, done, value, revision)
     return done.Status

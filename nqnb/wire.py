@@ -79,11 +79,14 @@ class CancelRecord(Struct, omit_defaults=True):
         Its texts are clipped, since the worker copies them into the task's entry.
         """
         try:
-            found = _intent_decoder.decode(data)
+            return _intent_decoder.decode(data).clipped()
         except UNREADABLE:
             return cls()
-        found.by, found.worker, found.how = (text[:LONGEST_NAME] for text in (found.by, found.worker, found.how))
-        return found
+
+    def clipped(self) -> CancelRecord:
+        """Return the record with short texts."""
+        by, worker, how = (text[:LONGEST_NAME] for text in (self.by, self.worker, self.how))
+        return msgspec.structs.replace(self, by=by, worker=worker, how=how)
 
 
 class Meta(Struct, omit_defaults=True):
@@ -138,7 +141,7 @@ class TaskMessage(Struct):
 
     def encode(self) -> bytes:
         """The JSON that goes over the wire."""
-        return _as_go(_encoder.encode(self))
+        return as_go(_encoder.encode(self))
 
     @classmethod
     def decode(cls, data: bytes) -> TaskMessage:
@@ -167,6 +170,27 @@ class TaskMessage(Struct):
             raise MalformedMessage(f"the entry {shown(key)} has the ID {shown(task.ID)} of another task", data)
         return task
 
+    def lean(self) -> TaskMessage:
+        """Return the task without its payload and with short texts, for a server that does not take all of it."""
+        meta, error, cancel, progress = self.meta, self.meta.error, self.meta.cancel, self.meta.progress
+        return msgspec.structs.replace(
+            self,
+            Payload=None,
+            StreamName=self.StreamName[:LONGEST_NAME],
+            ProcessAt=UNSET if self.ProcessAt is not UNSET and len(self.ProcessAt) > LONGEST_NAME else self.ProcessAt,
+            Meta=msgspec.structs.replace(
+                meta,
+                client=meta.client[:LONGEST_NAME],
+                worker=meta.worker[:LONGEST_NAME],
+                origin=meta.origin[:LONGEST_NAME],
+                result_key=meta.result_key if len(meta.result_key) <= 2 * LONGEST_NAME else "",
+                log=[],
+                error=error and ErrorInfo(error.type[:LONGEST_NAME], error.message[:LONGEST_NAME]),
+                cancel=cancel and cancel.clipped(),
+                progress=None if progress and len(progress.text) > LONGEST_NAME else progress,
+            ),
+        )
+
     @property
     def marked(self) -> bool:
         """Whether nqnb wrote this, rather than Go NQ."""
@@ -186,7 +210,7 @@ class CancelMessage(Struct):
 
     def encode(self) -> bytes:
         """The JSON that goes over the wire."""
-        return _as_go(_encoder.encode(self))
+        return as_go(_encoder.encode(self))
 
     @classmethod
     def decode(cls, data: bytes) -> CancelMessage:
@@ -276,8 +300,11 @@ _GO_ESCAPES = tuple((text.encode(), b"\\u%04x" % ord(text)) for text in ("<", ">
 _ASCII_ESCAPES = _GO_ESCAPES[:3]
 
 
-def _as_go(data: bytes) -> bytes:
-    """Go's encoder escapes these five inside strings, and they stand nowhere else in JSON."""
+def as_go(data: bytes) -> bytes:
+    """Return JSON as Go's encoder writes it: five characters escaped, which makes six bytes of one.
+
+    They stand inside strings, and nowhere else in JSON.
+    """
     for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:
             data = data.replace(plain, escaped)

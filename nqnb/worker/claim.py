@@ -8,9 +8,18 @@ import time
 from typing import NamedTuple
 
 import msgspec
+from msgspec import UNSET
 
 from nqnb import lifecycle
-from nqnb.errors import MalformedMessage, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.errors import (
+    MalformedMessage,
+    NoResponders,
+    NqnbError,
+    PayloadTooLarge,
+    RevisionConflict,
+    ServerRefused,
+    Unconfirmed,
+)
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import ClaimStep
 from nqnb.submit import META_RESERVE
@@ -21,6 +30,11 @@ log = logging.getLogger("nqnb.worker")
 
 TOO_LARGE = 10054
 """JetStream's number for a message above the stream's own limit, which only an operator sets."""
+
+
+def is_too_large(error: NqnbError) -> bool:
+    """Return whether a write failed for its size, by the server's limit or by the stream's own."""
+    return isinstance(error, PayloadTooLarge) or (isinstance(error, ServerRefused) and error.err_code == TOO_LARGE)
 
 
 async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> bool:
@@ -83,8 +97,8 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(0.05)
             continue
-        except ServerRefused as error:
-            if error.err_code != TOO_LARGE or run.slim:
+        except (ServerRefused, PayloadTooLarge) as error:
+            if not is_too_large(error) or run.slim:
                 raise
             run.slim = True
             continue
@@ -171,6 +185,8 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) ->
         finished_at=0,
         not_before=0,
         progress=None,
+        result=UNSET,
+        result_key="",
     )
     entry = msgspec.structs.replace(
         run.message,
@@ -182,5 +198,5 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) ->
     )
     if run.slim or len(run.delivery.data) + META_RESERVE > limit:
         # Another client filled the message to the brim: the handler has the payload, the entry has no room for it.
-        entry.Payload = None
+        entry = entry.lean()
     return entry

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from nqnb import payload
+from nqnb.decode import depth
 from nqnb.errors import (
     BadInput,
     NoResponders,
@@ -24,7 +25,7 @@ from nqnb.errors import (
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.translate import STREAM_FULL
 from nqnb.lifecycle import Ended
-from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status
+from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status, as_go
 from nqnb.worker.claim import TOO_LARGE, read_intent
 from nqnb.worker.executors import Result
 from nqnb.worker.job import plain_text
@@ -33,9 +34,12 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 INLINE_RESULT = 4096
-"""Bytes of JSON up to which a result stands in the entry itself."""
+"""Bytes of JSON, escaped as Go does, up to which a result stands in the entry itself."""
+_DEEPEST_INLINE = 100
+"""How deep a result in the entry may be nested: who cannot decode it cannot read the task's state either."""
 _TRACEBACK = 4096
 _MESSAGE = 1024
+_NAME = 100
 _OURS = ("nqnb.worker.executors", "nqnb.notebook.prints", "nqnb.notebook.kernel")
 
 
@@ -60,7 +64,7 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
     if value is None:
         return
     data = payload.encode_json(value, "result")
-    if len(data) <= INLINE_RESULT:
+    if len(data) <= INLINE_RESULT >= len(as_go(data)) and depth(data) <= _DEEPEST_INLINE:
         meta.result = msgspec.Raw(data)
     else:
         meta.result_key = await _put_result(backend, run, data)
@@ -145,7 +149,7 @@ def describe_error(error: BaseException) -> ErrorInfo:
     """An exception as text, short enough for an entry; of a long traceback the end."""
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE))
-    name = type(error).__qualname__
+    name = plain_text(type(error).__qualname__, _NAME)
     try:
         message = plain_text(error, _MESSAGE)
     except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
@@ -162,4 +166,4 @@ def describe_error(error: BaseException) -> ErrorInfo:
 
 def shortened(error: ErrorInfo | None) -> ErrorInfo | None:
     """Of an error, what fits into any entry."""
-    return error and ErrorInfo(error.type, error.message[:100])
+    return error and ErrorInfo(error.type[:_NAME], error.message[:100])

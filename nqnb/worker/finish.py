@@ -10,12 +10,21 @@ import msgspec
 from msgspec import UnsetType
 
 from nqnb import lifecycle
-from nqnb.errors import BadInput, ConnectionFailed, NoRoom, RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.cancel import HEADERS
+from nqnb.errors import (
+    BadInput,
+    ConnectionFailed,
+    NoRoom,
+    PayloadTooLarge,
+    RevisionConflict,
+    ServerRefused,
+    Unconfirmed,
+)
 from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import Ended, FinishStep
 from nqnb.wire import Meta, Status, TaskMessage
 from nqnb.words import line
-from nqnb.worker.claim import TOO_LARGE, Seen, read_entry, write_entry
+from nqnb.worker.claim import Seen, is_too_large, read_entry, write_entry
 from nqnb.worker.describe import Useless, describe, receipt, shortened, with_small_entry
 from nqnb.worker.execute import Poisoned
 from nqnb.worker.executors import Result
@@ -101,8 +110,8 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tupl
                     waited = backend.connection.outage.took(error, "outcomes had to wait")
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        except ServerRefused as error:
-            if error.err_code == TOO_LARGE and not (run.slim and isinstance(meta.result, UnsetType)):
+        except (ServerRefused, PayloadTooLarge) as error:
+            if is_too_large(error) and not (run.slim and isinstance(meta.result, UnsetType)):
                 run.slim = True
                 status, meta = await with_small_entry(backend, run, status, meta)
                 continue
@@ -177,8 +186,8 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
         # A cancel that came too late has no receipt: the outcome is another.
         entry.Meta = msgspec.structs.replace(entry.meta, cancel=None)
     if run.slim:
-        entry.Payload = None
-    if run.slim or len(entry.encode()) + 256 > backend.connection.max_payload:
+        entry = entry.lean()
+    elif len(entry.encode()) + HEADERS > backend.connection.max_payload:
         entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=shortened(entry.meta.error))
     return entry, delay
 
