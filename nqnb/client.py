@@ -8,15 +8,19 @@ from typing import Any, Literal
 
 from nqnb import names
 from nqnb.cancel import cancel
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NotSubmitted, NqnbError, WaitTimeout
 from nqnb.follow import ended, fetch, follow, result, watch
 from nqnb.housekeeping import Housekeeping
+from nqnb.inputs import check_choice
+from nqnb.moments import Moment
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
 from nqnb.requeue import requeue
 from nqnb.settings import Settings
+from nqnb.states import check_statuses
 from nqnb.store import StateStore
-from nqnb.submit import Moment, Timeout, make_message, submit
-from nqnb.sweep import outcomes_of, task_entries
+from nqnb.submit import Payloads, Timeout, make_message, submit
+from nqnb.sweep import outcomes_of, task_entries, unknown_queue
 from nqnb.task import Task
 from nqnb.wire import Status
 
@@ -79,7 +83,7 @@ class Client(Housekeeping):
             queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
         )
         await submit(self.backend, message, self._name, chosen=id is not None)
-        return Task(self, message.ID, queue)
+        return Task(self, message.ID, message.Queue)
 
     async def submit_many(
         self,
@@ -108,25 +112,25 @@ class Client(Housekeeping):
             A `Task` for each payload, in their order.
 
         Raises:
-            NotSubmitted: some were not accepted; its ``.tasks`` and ``.errors`` say which.
-            InvalidQueueName: nothing was sent.
+            NotSubmitted: some were not accepted, or the iterable raised an error; its ``.tasks`` and ``.errors`` say
+                which.
+            BadInput: a queue, an option or payloads that cannot be used; nothing was sent.
         """
-        names.check_queue(queue)
+        check_choice("errors", errors, ("raise", "return"))
+        make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
+        drawn = Payloads(payloads)
 
         async def put(payload: Any) -> Task:
             return await self.submit(
                 queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
             )
 
-        ordered = await outcomes_of(payloads, put, IN_FLIGHT)
-        failed = {index: each for index, each in enumerate(ordered) if isinstance(each, NqnbError)}
-        if failed and errors == "raise":
-            index, first = next(iter(failed.items()))
-            raise NotSubmitted(
-                f"{len(failed):,} of {len(ordered):,} tasks were not accepted, the first at position {index}: {first}",
-                [each if isinstance(each, Task) else None for each in ordered],
-                failed,
-            ) from first
+        ordered: list[Any] = await outcomes_of(drawn, put, IN_FLIGHT)
+        if drawn.error is not None:
+            raise not_submitted([*ordered, drawn.refused(len(ordered))]) from drawn.error
+        failed = next((each for each in ordered if isinstance(each, NqnbError)), None)
+        if failed is not None and errors == "raise":
+            raise not_submitted(ordered) from failed
         return ordered
 
     def task(self, id: str) -> Task:
@@ -155,29 +159,29 @@ class Client(Housekeeping):
 
         Changes that follow each other quickly may come as one.
         """
-        names.check_task_id(id)
-        async for info in follow(self.backend, id):
+        async for info in follow(self.backend, names.check_task_id(id)):
             yield info
 
-    async def wait(self, id: str, timeout: float | None = None) -> Status:
+    async def wait(self, id: str, timeout: Duration | None = None) -> Status:
         """Wait until a task is terminal.
 
         Args:
             id: the task.
-            timeout: seconds; None waits as long as it takes.
+            timeout: seconds, or a timedelta; 0 only looks whether it is. None waits as long as it takes.
 
         Raises:
             WaitTimeout: not terminal in time; it goes on.
+            BadInput: a timeout that cannot be used.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
         return (await ended(self.backend, names.check_task_id(id), timeout)).status
 
-    async def result(self, id: str, timeout: float | None = None) -> Any:
+    async def result(self, id: str, timeout: Duration | None = None) -> Any:
         """Wait until a task is terminal, and return what its handler returned.
 
         Args:
             id: the task.
-            timeout: seconds; None waits as long as it takes.
+            timeout: as in `wait`.
 
         Returns:
             The handler's return as it came through JSON; None for a task that a Go worker completed.
@@ -185,16 +189,16 @@ class Client(Housekeeping):
         Raises:
             TaskFailed: it failed; the error has the handler's error and traceback as text.
             TaskCancelled: it was cancelled or deleted.
-            WaitTimeout, InvalidTaskId, UnknownTask: as in `wait`.
+            WaitTimeout, BadInput, InvalidTaskId, UnknownTask: as in `wait`.
         """
         return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout))
 
-    async def cancel(self, id: str, wait: float | None = None) -> CancelReceipt:
+    async def cancel(self, id: str, wait: Duration | None = None) -> CancelReceipt:
         """Cancel a task. When this returns, the cancel is durable: no further run of it will be claimed.
 
         Args:
             id: the task.
-            wait: seconds to wait for code that runs to stop; None does not wait.
+            wait: how long to wait for code that runs to stop: seconds, or a timedelta; None does not wait.
 
         Returns:
             The receipt. ``.stopping`` is True where the task's code still ran at that moment. ``.status`` is
@@ -204,30 +208,42 @@ class Client(Housekeeping):
         Raises:
             NotCancellable: it had completed or failed already.
             Unconfirmed: the server's answers were lost; ask again.
+            BadInput: a wait that cannot be used; nothing was cancelled.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
-        receipt = await cancel(self.backend, names.check_task_id(id), self._name)
-        if not receipt.stopping or wait is None:
+        task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
+        receipt = await cancel(self.backend, task_id, self._name)
+        if not receipt.stopping or seconds is None:
             return receipt
         try:
-            info = await ended(self.backend, id, wait)
+            info = await ended(self.backend, task_id, seconds)
         except WaitTimeout:
             return receipt
-        return info.cancel or CancelReceipt.of(id, info.status, None)
+        return info.cancel or CancelReceipt.of(task_id, info.status, None)
 
-    async def tasks(self, queue: str | None = None, status: Status | Iterable[Status] | None = None) -> list[TaskInfo]:
+    async def tasks(
+        self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
+    ) -> list[TaskInfo]:
         """Every task that the state bucket has, longest unchanged first.
 
         Args:
             queue: only of this queue.
-            status: only in this state, or one of these.
+            status: only in this state, or one of these: a `Status`, its label (``"failed"``) or NQ's number.
+
+        Raises:
+            UnknownQueue: there is no such queue, and no task of it is known.
+            BadInput: no queue can have that name, or there is no such state.
         """
-        wanted = None if status is None else {status} if isinstance(status, Status) else set(status)
-        return [
-            TaskInfo.of(task, entry.revision)
-            async for entry, task in task_entries(self.backend, queue)
-            if wanted is None or task.Status in wanted
-        ]
+        wanted = check_statuses(status)
+        queue = None if queue is None else names.check_queue(queue)
+        found, seen = [], False
+        async for entry, task in task_entries(self.backend, queue):
+            seen = True
+            if wanted is None or task.Status in wanted:
+                found.append(TaskInfo.of(task, entry.revision))
+        if queue is not None and not seen and await self.backend.find_queue(queue) is None:
+            raise await unknown_queue(self.backend, queue)
+        return found
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
         """Every task that the state bucket has, in batches, and then every change as it comes, without end.
@@ -257,3 +273,14 @@ class Client(Housekeeping):
         """
         message = await requeue(self.backend, names.check_task_id(id), self._name)
         return Task(self, message.ID, message.Queue)
+
+
+def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
+    """Return the error for outcomes some of which are errors: the tasks in their places, and the errors by theirs."""
+    failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
+    index, first = next(iter(failed.items()))
+    return NotSubmitted(
+        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted, the first at position {index}: {first}",
+        [None if isinstance(each, NqnbError) else each for each in outcomes],
+        failed,
+    )

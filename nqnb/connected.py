@@ -7,7 +7,8 @@ import socket
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
-from nqnb.errors import ConnectionFailed
+from nqnb.errors import BadInput, ConnectionFailed
+from nqnb.inputs import kind_of
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 
@@ -21,6 +22,8 @@ class Connected:
     """A connection, to be used as ``async with``, or opened and closed by hand."""
 
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
+        if not isinstance(settings, Settings):
+            raise BadInput(f"settings is of {kind_of(settings)}: give nqnb.Settings, or use nqnb.connect(…).")
         self.settings = settings
         self._store = check_store(store)
         self._backend: Backend | None = None

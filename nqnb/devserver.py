@@ -25,7 +25,8 @@ from nqnb._nats_server import (
     find_server,
     handshake,
 )
-from nqnb.errors import DevServerError
+from nqnb.errors import BadInput, DevServerError
+from nqnb.inputs import check_count, check_flag, kind_of, shown
 from nqnb.names import check_queue
 
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
@@ -47,7 +48,7 @@ class DevServer:
         jetstream: False leaves JetStream off.
 
     Raises:
-        DevServerError: the port is out of range, or `go_queues` is a single string.
+        BadInput: the port is out of range, `store_dir` is not a path, or `go_queues` not a list of names.
         InvalidQueueName: one of `go_queues` cannot be a queue.
     """
 
@@ -60,15 +61,13 @@ class DevServer:
         config: str = "",
         jetstream: bool = True,
     ) -> None:
-        if not 0 <= port <= 65535:
-            raise DevServerError(f"port {port} is out of range: use 1 to 65535, or 0 for a free one")
-        if isinstance(go_queues, str):
-            raise DevServerError(f"go_queues is the string {go_queues!r}: use a list of queue names, [{go_queues!r}]")
-        self._port = port
-        self._store_dir = None if store_dir is None else Path(os.path.abspath(store_dir))
-        self._go_queues = tuple(check_queue(queue) for queue in go_queues)
+        self._port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
+        self._store_dir = None if store_dir is None else _folder(store_dir)
+        self._go_queues = _queues(go_queues)
+        if not isinstance(config, str):
+            raise BadInput(f"config is of {kind_of(config)}: give the text of a configuration.")
         self._config = config
-        self._jetstream = jetstream
+        self._jetstream = check_flag("jetstream", jetstream)
         self._lock = threading.Lock()
         self._run: KeptServer | None = None
 
@@ -231,6 +230,26 @@ class DevServer:
             run.keeper.wait()
         if run.keeper.returncode:  # it did not come to its own clean-up
             shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def _folder(store_dir: object) -> Path:
+    try:
+        path = os.fspath(store_dir)  # type: ignore[call-overload]  # that is what is tried
+        if isinstance(path, str) and path and "\0" not in path:
+            return Path(os.path.abspath(path))
+    except Exception:  # noqa: BLE001, S110  a stranger's `__fspath__` may fail in any way; refused below
+        pass
+    raise BadInput(f"store_dir={shown(store_dir)} is invalid: not the path of a folder. Give one, or None.")
+
+
+def _queues(go_queues: object) -> tuple[str, ...]:
+    if isinstance(go_queues, (str, bytes)):
+        raise BadInput(f"go_queues is the string {shown(go_queues)}: use a list of queue names, [{shown(go_queues)}]")
+    try:
+        queues: tuple[object, ...] = tuple(go_queues)  # type: ignore[arg-type]  # that is what is tried
+    except Exception:  # noqa: BLE001  whatever a stranger's iterable raises
+        raise BadInput(f"go_queues={shown(go_queues)} is invalid: give a list of queue names.") from None
+    return tuple(check_queue(queue) for queue in queues)
 
 
 async def _in_thread(function: Callable[[], None]) -> None:

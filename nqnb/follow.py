@@ -11,6 +11,7 @@ from nqnb import payload
 from nqnb.aside import first_of
 from nqnb.cancel import unknown
 from nqnb.decode import SkipLog
+from nqnb.durations import check_seconds
 from nqnb.errors import ConnectionFailed, MalformedMessage, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.wire import ErrorInfo, Status, TaskMessage
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 POLL = 2.0
 """Seconds after which a followed task is read again although nothing hinted at a change."""
+LAST_LOOK_SECONDS = 1.0
+"""How long a wait that is over before any answer came still asks whether the task has ended."""
 LOOK_AGAIN = (0.02, 0.1)
 """Seconds to the next reads after one: a hint, or the subscription, can be quicker than the write that it is about."""
 
@@ -58,19 +61,29 @@ async def follow(backend: Backend, task_id: str) -> AsyncGenerator[TaskInfo, Non
         await unsubscribe()
 
 
-async def ended(backend: Backend, task_id: str, timeout: float | None) -> TaskInfo:
+async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
     """A task once it is terminal, through disconnects.
 
+    Args:
+        backend: where.
+        task_id: the task.
+        timeout: as the caller gave it, see `Client.wait`. However short it is, the task is read once.
+
     Raises:
-        WaitTimeout: it was not within ``timeout`` seconds.
+        WaitTimeout: it was not within that time.
+        BadInput: that is not a time to wait.
         UnknownTask: there is none.
     """
+    seconds = check_seconds("timeout", timeout, none=True)
+    answered = False
 
     async def to_its_end() -> TaskInfo:
+        nonlocal answered
         while True:
             try:
                 async with contextlib.aclosing(follow(backend, task_id)) as updates:
                     async for info in updates:
+                        answered = True
                         if info.status.terminal:
                             return info
             except (Unconfirmed, ConnectionFailed):
@@ -78,10 +91,15 @@ async def ended(backend: Backend, task_id: str, timeout: float | None) -> TaskIn
                     raise
                 await asyncio.sleep(0.2)
 
-    try:
-        return await asyncio.wait_for(to_its_end(), timeout)
-    except asyncio.TimeoutError:
-        raise WaitTimeout(f"task {task_id!r} was not done within {timeout:g} s; it goes on", task_id) from None
+    with contextlib.suppress(asyncio.TimeoutError):
+        if seconds != 0:
+            return await asyncio.wait_for(to_its_end(), seconds)
+    if not answered:
+        with contextlib.suppress(asyncio.TimeoutError, Unconfirmed, ConnectionFailed):
+            info = await asyncio.wait_for(fetch(backend, task_id), LAST_LOOK_SECONDS)
+            if info.status.terminal:
+                return info
+    raise WaitTimeout(f"task {task_id!r} was not done within {seconds:g} s; it goes on", task_id)
 
 
 async def watch(backend: Backend) -> AsyncGenerator[TaskBatch, None]:

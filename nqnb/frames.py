@@ -9,17 +9,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 import pandas as pd
 
 from nqnb.decode import decode_value
-from nqnb.errors import MalformedMessage, NqnbError
+from nqnb.errors import BadInput, MalformedMessage, NqnbError
+from nqnb.inputs import kind_of, shown
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo, moment
 from nqnb.wire import Progress, Status, parse_time
 from nqnb.words import line, payload_text, receipt_words
+
+T = TypeVar("T")
 
 STATUS = pd.CategoricalDtype([status.label for status in Status], ordered=True)
 """The dtype of a column of states."""
@@ -38,8 +41,11 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
         infos: what the client gives.
         now: up to when tasks have run that still run; default this moment.
     """
-    tasks = list(infos)
-    now = now or datetime.now(timezone.utc)
+    tasks = _listed("infos", infos, TaskInfo)
+    if now is None:
+        now = datetime.now(timezone.utc)
+    elif not isinstance(now, datetime) or now.tzinfo is None:
+        raise BadInput(f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}.")
     return _frame(
         "id",
         [task.id for task in tasks],
@@ -72,7 +78,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
     """Queues, one a row, under their names; the columns are the fields of `QueueInfo`."""
-    queues = list(infos)
+    queues = _listed("infos", infos, QueueInfo)
     counts = ("pending", "scheduled", "processing", "redelivered", "workers", "bytes")
     return _frame(
         "name",
@@ -87,7 +93,7 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
 
 def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
     """Live workers, one a row, under their ids; the columns are the fields of `WorkerInfo`, ``ttl`` as a timedelta."""
-    workers = list(infos)
+    workers = _listed("infos", infos, WorkerInfo)
     return _frame(
         "id",
         [worker.id for worker in workers],
@@ -112,7 +118,10 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
     ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request to the end of its code),
     ``how``, ``error`` (why it was refused; ``<NA>`` where it was not).
     """
-    ids = list(outcomes)
+    if not isinstance(outcomes, Mapping):
+        raise BadInput(f"outcomes={shown(outcomes)} is invalid: expected a dict of ids, got {kind_of(outcomes)}.")
+    ids = _listed("the ids of outcomes", outcomes, str)
+    _listed("outcomes", outcomes.values(), (CancelReceipt, NqnbError))
     receipts = [each if isinstance(each, CancelReceipt) else None for each in outcomes.values()]
     errors = [each if isinstance(each, NqnbError) else None for each in outcomes.values()]
     pairs = list(zip(receipts, errors, strict=True))
@@ -193,6 +202,23 @@ _AGES = 86400 * 365 * 1000
 _MOST = 2**63 - 1
 _TEXT = pd.StringDtype("python")
 """Not by way of Arrow, where that is installed: it refuses half of a surrogate pair."""
+
+
+def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
+    """What was given as a list, each of these kinds.
+
+    Raises:
+        BadInput: something else.
+    """
+    try:
+        found = list(given)
+    except Exception:  # noqa: BLE001  whatever a stranger's iterable raises
+        raise BadInput(f"{name}={shown(given)} is invalid: expected several records, got {kind_of(given)}.") from None
+    for each in found:
+        if not isinstance(each, kinds):
+            named = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+            raise BadInput(f"{name} has {shown(each)}, of {kind_of(each)}: each must be a {named}.")
+    return found
 
 
 def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any]) -> pd.DataFrame:

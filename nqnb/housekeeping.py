@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
 
 import msgspec
 
+from nqnb import names
 from nqnb.connected import Connected
 from nqnb.delete import delete_queue
+from nqnb.durations import Duration, check_seconds
+from nqnb.inputs import check_callable, check_flag
 from nqnb.prune import prune
 from nqnb.purge import purge_queue
 from nqnb.records import PruneReceipt, PurgeReceipt, QueueInfo, WorkerInfo
@@ -40,6 +42,8 @@ class Housekeeping(Connected):
             UnknownQueue: there is no such queue.
             Unconfirmed: the server's answers were lost, so some may be ended and some not; ask again.
         """
+        queue = names.check_queue(queue)
+        check_callable("progress", progress, "a function of (done, total)")
         return await purge_queue(self.backend, queue, self._name, progress)
 
     async def delete_queue(
@@ -47,7 +51,7 @@ class Housekeeping(Connected):
         queue: str,
         force: bool = False,
         *,
-        wait: float = 30.0,
+        wait: Duration = 30.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> PurgeReceipt:
         """Remove a queue from the server, with its cancels and its pause. Its tasks' states stay for as long as ever.
@@ -57,7 +61,7 @@ class Housekeeping(Connected):
         Args:
             queue: the queue.
             force: purge it first, and cancel what runs; else it must be empty, and no live worker may serve it.
-            wait: seconds to wait, with force, until the code of what runs has stopped.
+            wait: how long to wait, with force, until the code of what runs has stopped: seconds, or a timedelta.
             progress: as in `purge_queue`.
 
         Returns:
@@ -69,7 +73,10 @@ class Housekeeping(Connected):
             UnknownQueue: there is no such queue.
             Unconfirmed: as in `purge_queue`.
         """
-        return await delete_queue(self.backend, queue, self._name, force=force, wait=wait, progress=progress)
+        queue, force = names.check_queue(queue), check_flag("force", force)
+        check_callable("progress", progress, "a function of (done, total)")
+        seconds = check_seconds("wait", wait)
+        return await delete_queue(self.backend, queue, self._name, force=force, wait=seconds, progress=progress)
 
     async def pause(self, queue: str) -> None:
         """Let no worker take tasks of a queue, until `resume`; what runs goes on. Pausing twice is fine.
@@ -81,6 +88,7 @@ class Housekeeping(Connected):
         Raises:
             UnknownQueue: there is no such queue.
         """
+        queue = names.check_queue(queue)
         stream = await stream_of(self.backend, queue)
         await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": time.time()}))
 
@@ -90,11 +98,10 @@ class Housekeeping(Connected):
         Raises:
             UnknownQueue: there is no such queue.
         """
+        queue = names.check_queue(queue)
         await self.backend.resume(queue, await stream_of(self.backend, queue))
 
-    async def prune(
-        self, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False
-    ) -> PruneReceipt:
+    async def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states of tasks that ended long ago, with their results and the intents of their cancels.
 
         Servers from 2.11 on remove results by themselves, and states but those of tasks that were cancelled while they
@@ -107,7 +114,8 @@ class Housekeeping(Connected):
             dry_run: remove nothing, and say what would go.
 
         Raises:
-            BadInput: that is no time.
+            BadInput: not a length of time, or no queue can have that name.
+            UnknownQueue: there is no such queue, and no task of it is known.
             Unconfirmed: the server's answers were lost, so some may be gone; ask again.
         """
         return await prune(self.backend, older_than, queue, dry_run=dry_run)

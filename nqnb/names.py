@@ -11,6 +11,7 @@ import secrets
 import string
 
 from nqnb.errors import InvalidQueueName, InvalidTaskId
+from nqnb.inputs import plain_text, shown
 
 CONSUMER = "MONITOR"
 STATE_BUCKET = "nq-store"
@@ -29,40 +30,40 @@ _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(
 
 
 def check_queue(queue: object) -> str:
-    """Return the queue name.
+    """Return the queue name, as a plain ``str``.
 
     Raises:
         InvalidQueueName: not 1 to 200 of ``A-Z a-z 0-9 _ -``, or it ends in ``_cancel``, which names cancel streams.
     """
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise InvalidQueueName(
-            f"{_shown(queue)} cannot be a queue name: use 1 to 200 of the characters A-Z a-z 0-9 _ -", queue
+            f"{shown(queue)} cannot be a queue name: use 1 to 200 of the characters A-Z a-z 0-9 _ -", queue
         )
     if queue.endswith("_cancel"):
         raise InvalidQueueName(
-            f"{_shown(queue)} cannot be a queue name: names that end in '_cancel' belong to cancel streams; "
+            f"{shown(queue)} cannot be a queue name: names that end in '_cancel' belong to cancel streams; "
             "choose another ending",
             queue,
         )
-    return queue
+    return plain_text(queue)
 
 
 def check_task_id(task_id: object) -> str:
-    """Return the task id.
+    """Return the task id, as a plain ``str``.
 
     Raises:
         InvalidTaskId: not 1 to 200 of ``A-Z a-z 0-9 - / _ = .``, or a dot leads, trails or is doubled.
     """
     if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(
-            f"{_shown(task_id)} cannot be a task id: use 1 to 200 of the characters A-Z a-z 0-9 - / _ = .",
+            f"{shown(task_id)} cannot be a task id: use 1 to 200 of the characters A-Z a-z 0-9 - / _ = .",
             task_id,
         )
     if task_id.startswith(".") or task_id.endswith(".") or ".." in task_id:
         raise InvalidTaskId(
-            f"{_shown(task_id)} cannot be a task id: a dot may stand only between other characters", task_id
+            f"{shown(task_id)} cannot be a task id: a dot may stand only between other characters", task_id
         )
-    return task_id
+    return plain_text(task_id)
 
 
 def is_key(text: str) -> bool:
@@ -122,8 +123,3 @@ def bucket_stream(bucket: str) -> str:
 def key_subject(bucket: str, key: str) -> str:
     """The subject of one key of a bucket (NATS ADR-8)."""
     return f"$KV.{bucket}.{key}"
-
-
-def _shown(value: object, most: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from nqnb import names
-from nqnb.errors import BadInput, MalformedMessage
+from nqnb.durations import Duration, check_seconds
+from nqnb.errors import MalformedMessage
+from nqnb.inputs import check_flag
 from nqnb.records import PruneReceipt
 from nqnb.store import Entry, StateStore
-from nqnb.sweep import each_in, task_entries
+from nqnb.sweep import each_in, task_entries, unknown_queue
 from nqnb.wire import TaskMessage
 
 if TYPE_CHECKING:
@@ -25,13 +26,12 @@ ORPHANED = 3600.0
 
 
 async def prune(
-    backend: Backend, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False
+    backend: Backend, older_than: Duration, queue: str | None = None, *, dry_run: bool = False
 ) -> PruneReceipt:
     """Remove what ended long ago; see `Client.prune`."""
-    seconds = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds >= 0:
-        raise BadInput(f"older_than={older_than!r}: give seconds, 0 or more, or a timedelta")
-    before = time.time() - seconds
+    before = time.time() - check_seconds("older_than", older_than)
+    queue = None if queue is None else names.check_queue(queue)
+    dry_run = check_flag("dry_run", dry_run)
     old: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
     """By task: the key of its result, None where it may still get one."""
@@ -41,6 +41,8 @@ async def prune(
             # Without its payload: there may be many.
             slim = Entry(entry.key, b"", entry.revision, entry.created)
             old.setdefault(task.Queue, []).append((slim, msgspec.structs.replace(task, Payload=None)))
+    if queue is not None and not kept_results and await backend.find_queue(queue) is None:
+        raise await unknown_queue(backend, queue)
     gone: list[tuple[Entry, TaskMessage]] = []
     kept = 0
     for each, candidates in old.items():

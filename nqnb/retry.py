@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput
+from nqnb.inputs import check_count, check_share, shown
 
 
 @dataclass(frozen=True)
@@ -13,20 +15,25 @@ class Backoff:
     """Exponential back-off with full jitter below a growing ceiling.
 
     Args:
-        first: the longest wait before the first retry, in seconds.
-        most: the longest wait before any retry, in seconds.
+        first: the longest wait before the first retry: seconds, or a timedelta; kept in seconds.
+        most: the longest wait before any retry, likewise.
 
     Raises:
-        BadInput: a negative number, or ``most`` below ``first``.
+        BadInput: not a length of time, or ``most`` below ``first``.
     """
 
-    first: float = 1.0
-    most: float = 60.0
+    first: Duration = 1.0
+    most: Duration = 60.0
 
     def __post_init__(self) -> None:
-        numbers = all(isinstance(each, (int, float)) for each in (self.first, self.most))
-        if not numbers or not 0 <= self.first <= self.most:
-            raise BadInput(f"Backoff({self.first!r}, {self.most!r}): give 0 <= first <= most, in seconds")
+        first, most = check_seconds("first", self.first), check_seconds("most", self.most)
+        if most < first:
+            raise BadInput(
+                f"Backoff({shown(self.first)}, {shown(self.most)}) is invalid: most is below first. "
+                "Give 0 <= first <= most."
+            )
+        object.__setattr__(self, "first", first)
+        object.__setattr__(self, "most", most)
 
     def delay(self, retry: int, draw: float | None = None) -> float:
         """Seconds to wait before retry number ``retry`` (1 = the first).
@@ -36,7 +43,12 @@ class Backoff:
             draw: a number in [0, 1) instead of a random one.
 
         Half of the wait is fixed and half is drawn, so that tasks that failed together come back apart.
+
+        Raises:
+            BadInput: ``retry`` does not count from 1, or ``draw`` is not in that range.
         """
-        ceiling = min(self.most, self.first * 2.0 ** min(retry - 1, 60))
-        share = random.random() if draw is None else draw  # noqa: S311  spreads load, guards no secret
+        retry = check_count("retry", retry, 1, 2**31, "which retry it is")
+        first, most = check_seconds("first", self.first), check_seconds("most", self.most)
+        ceiling = min(most, first * 2.0 ** min(retry - 1, 60))
+        share = check_share("draw", random.random() if draw is None else draw)  # noqa: S311  spreads load, no secret
         return ceiling * (0.5 + 0.5 * share)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from datetime import timedelta
 from typing import Any
 
 from nqnb import contexts, names
 from nqnb.contexts import Source
 from nqnb.credentials import DEFAULT_URL, LOGINS, add_login, addresses_of, login_of, nkey, readable
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput
+from nqnb.inputs import check_count, check_flag, hint, plain_text, shown
 
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
+SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
+"""A lease is renewed every third of the ack wait, and what ended is kept for ten ack waits at least."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
@@ -70,12 +74,12 @@ class Settings:
             `Client.prune`. A state must outlive its task's message: a worker that dies in the moment between writing
             an outcome and answering for it leaves the message behind, and should nobody serve the queue until the
             state has expired, the task runs again.
-        ack_wait: seconds after which the server gives a task to another worker when its worker went silent; used
-            where nqnb creates the consumer, an existing one keeps its own.
-        connect_timeout: seconds for the first connection.
-        request_timeout: seconds to wait for one answer of the server.
-        retry_for: seconds over which what can safely be asked again is asked again, while the server is away or
-            elects a leader.
+        ack_wait: how long the server waits for a silent worker before it gives its task to another one; used where
+            nqnb creates the consumer, an existing one keeps its own. Seconds or a timedelta, 0.01 s to 30 days.
+        connect_timeout: how long the first connection may take: seconds or a timedelta.
+        request_timeout: how long to wait for one answer of the server, likewise.
+        retry_for: how long what can safely be asked again is asked again, while the server is away or elects a leader,
+            likewise.
 
     Raises:
         BadInput: an address, a number, a name, a file or a context that cannot be used.
@@ -99,7 +103,7 @@ class Settings:
     worker_bucket: str = names.PRESENCE_BUCKET
     result_bucket: str = names.RESULT_BUCKET
     queue_bucket: str = QUEUE_BUCKET
-    retention: float | timedelta | None = WEEK
+    retention: Duration | None = WEEK
     ack_wait: float = 30.0
     connect_timeout: float = 5.0
     request_timeout: float = 5.0
@@ -152,26 +156,34 @@ class Settings:
         for name in ("user", "password", "token", "context", "name"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "name"):
+                # The value may be a secret.
                 raise BadInput(f"{name} is of type {type(value).__name__}: give a text")
+            if value is not None:
+                object.__setattr__(self, name, plain_text(value))
         for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
-                raise BadInput(f"{name} is no path: give that of a file, or None")
-        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or not 1 <= self.replicas <= 5:
-            raise BadInput(f"replicas={self.replicas!r}: NATS keeps 1 to 5 copies")
-        for name in ("ack_wait", "connect_timeout", "request_timeout", "retry_for"):
-            number = getattr(self, name)
-            if not isinstance(number, (int, float)) or not number > 0:
-                raise BadInput(f"{name}={number!r}: give a number of seconds above 0")
-        kept = self.retention.total_seconds() if isinstance(self.retention, timedelta) else self.retention
-        if kept is not None and (isinstance(kept, bool) or not isinstance(kept, (int, float)) or not 0 < kept < 2**31):
-            raise BadInput(f"retention={self.retention!r}: give seconds above 0, a timedelta, or None for ever")
-        object.__setattr__(self, "retention", kept)
+            if value is not None:
+                object.__setattr__(self, name, _path(name, value))
+        numbers: dict[str, object] = {
+            "replicas": check_count("replicas", self.replicas, 1, 5, "the number of copies that NATS keeps"),
+            "tls_first": check_flag("tls_first", False if self.tls_first is None else self.tls_first),
+            "retention": check_seconds("retention", self.retention, positive=True, none=True),
+            "ack_wait": check_seconds(
+                "ack_wait", self.ack_wait, least=SHORTEST_ACK_WAIT_SECONDS, most=LONGEST_ACK_WAIT_SECONDS
+            ),
+        }
+        for name in ("connect_timeout", "request_timeout", "retry_for"):
+            numbers[name] = check_seconds(name, getattr(self, name), positive=True)
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
         buckets: dict[str, str] = {}
         for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket"):
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
-                raise BadInput(f"{name}={bucket!r}: a bucket's name has 1 to 200 of the characters A-Z a-z 0-9 _ -")
+                raise BadInput(
+                    f"{name}={shown(bucket)}: a bucket's name has 1 to 200 of the characters A-Z a-z 0-9 _ -"
+                )
+            object.__setattr__(self, name, bucket := plain_text(bucket))
             if bucket in buckets:
                 raise BadInput(f"{name} and {buckets[bucket]} are both {bucket!r}: give each its own")
             buckets[bucket] = name
@@ -184,7 +196,7 @@ class Settings:
     @property
     def retention_seconds(self) -> float | None:
         """``retention`` in seconds."""
-        return self.retention.total_seconds() if isinstance(self.retention, timedelta) else self.retention
+        return check_seconds("retention", self.retention, none=True)
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
@@ -196,9 +208,9 @@ class Settings:
             BadInput: an option that Settings does not have, or a value that cannot be used.
         """
         known = {each.name for each in fields(cls) if each.init}
-        unknown = sorted(set(options) - known)
+        unknown, listed = sorted(set(options) - known), ", ".join(sorted(known))
         if unknown:
-            raise BadInput(f"no setting is called {unknown[0]!r}; there are {', '.join(sorted(known))}")
+            raise BadInput(f"no setting is called {unknown[0]!r}; {hint(unknown[0], known)}There are {listed}.")
         if not isinstance(settings, cls):
             return cls(**{**({} if settings is None else {"url": settings}), **options})
         given = {name: getattr(settings, name) for name in known}
@@ -212,3 +224,14 @@ class Settings:
         if not settings.named and "url" not in options and options.get("context") is None:
             object.__setattr__(made, "named", False)
         return made
+
+
+def _path(name: str, value: object) -> str:
+    """The text of a path, whatever gives it; it may be a secret, so that no error shows it."""
+    path: object = None
+    if isinstance(value, (str, os.PathLike)):
+        with contextlib.suppress(Exception):  # a stranger's `__fspath__` may fail in any way
+            path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise BadInput(f"{name} is no path: give that of a file, or None")
+    return plain_text(path)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from datetime import datetime, timedelta, timezone
+from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from nqnb import lifecycle, names, payload
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
@@ -20,6 +22,8 @@ from nqnb.errors import (
     TaskExists,
     Unconfirmed,
 )
+from nqnb.inputs import check_count, kind_of, said, shown
+from nqnb.moments import Moment, check_moment, shown_moment
 from nqnb.wire import Meta, TaskMessage
 
 if TYPE_CHECKING:
@@ -28,11 +32,7 @@ if TYPE_CHECKING:
 META_RESERVE = 16 * 1024
 """Bytes of a message kept free for what the entry gets beside the payload: error, log, small result."""
 
-_LATEST = 9_214_646_400
-"""The first moment of 2262, in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
-
-Timeout = float | timedelta | None
-Moment = datetime | timedelta | None
+Timeout = Duration | None
 
 
 def make_message(
@@ -50,21 +50,21 @@ def make_message(
     Raises:
         BadInput: one of them cannot be used; nothing was sent.
     """
-    if isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry < 2**31:
-        raise BadInput(f"retry={retry!r}: give the number of further attempts, 0 to {2**31 - 1:,}")
+    retry = check_count("retry", retry, 0, 2**31 - 1, "the number of further attempts")
     message = TaskMessage(
         ID=names.new_task_id() if id is None else names.check_task_id(id),
         Queue=names.check_queue(queue),
         Payload=payload.encode(value),
-        Timeout=_seconds(timeout),
-        Deadline=_unix(deadline, "deadline"),
+        # Whole seconds for the wire, rounded up; 0 means none at all.
+        Timeout=0 if timeout is None else math.ceil(check_seconds("timeout", timeout, positive=True)),
+        Deadline=0 if deadline is None else max(1, math.ceil(check_moment("deadline", deadline))),
         MaxRetry=retry,
     )
     if process_at is not None:
-        start = _unix_exact(process_at, "process_at")
+        start = check_moment("process_at", process_at)
         if deadline is not None and message.Deadline <= start:
             raise BadInput(
-                f"process_at={_said(process_at)} is not before deadline={_said(deadline)}: "
+                f"process_at={shown_moment(process_at)} is not before deadline={shown_moment(deadline)}: "
                 "the task would end without having run"
             )
         moment = datetime.fromtimestamp(start, timezone.utc)
@@ -201,34 +201,51 @@ def _taken(task_id: str) -> TaskExists:
     return TaskExists(f"the task id {task_id!r} is taken; choose another, or leave it out to get a fresh one", task_id)
 
 
-def _seconds(timeout: Timeout) -> int:
-    """Whole seconds for the wire, rounded up."""
-    if timeout is None:
-        return 0
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < 2**53:
-        raise BadInput(f"timeout={timeout!r}: give seconds above 0, or a timedelta")
-    return math.ceil(seconds)
+class Payloads:
+    """The payloads of many tasks, to be iterated once; the iterable's own error ends them, and is kept.
+
+    Args:
+        given: what the caller gave.
+
+    Attributes:
+        error: what the iterable raised, if it did.
+
+    Raises:
+        BadInput: not an iterable of payloads.
+    """
+
+    def __init__(self, given: object) -> None:
+        self.error: Exception | None = None
+        self._payloads = _iterator(given)
+
+    def __iter__(self) -> Iterator[object]:
+        try:
+            yield from self._payloads
+        except Exception as error:  # noqa: BLE001  the caller's code may raise anything; `refused` says so
+            self.error = error
+
+    def refused(self, count: int) -> BadInput:
+        """Return the error that says where the payloads ended, after so many of them."""
+        assert self.error is not None  # noqa: S101  for the type checker
+        return BadInput(
+            f"payloads ended at position {count}: their iterable raised {said(self.error)}. "
+            "The payloads before that position were submitted; give the rest again."
+        )
 
 
-def _unix(moment: Moment, name: str) -> int:
-    # 0 would mean none at all.
-    return 0 if moment is None else max(1, math.ceil(_unix_exact(moment, name)))
-
-
-def _unix_exact(given: Moment, name: str) -> float:
-    if not isinstance(given, (datetime, timedelta)):
-        raise BadInput(f"{name}={given!r}: give a datetime, or a timedelta from now")
+def _iterator(given: object) -> Iterator[object]:
     try:
-        # A naive datetime means local time, as everywhere in Python.
-        moment = datetime.now(timezone.utc) + given if isinstance(given, timedelta) else given
-        seconds = moment.timestamp()
-    except (OverflowError, OSError, ValueError):
-        seconds = math.inf
-    if seconds >= _LATEST:
-        raise BadInput(f"{name}={_said(given)}: no server counts so far; give a moment from 1970 to 2261")
-    return seconds
-
-
-def _said(moment: Moment) -> str:
-    return f"{moment} from now" if isinstance(moment, timedelta) else str(moment)
+        if hasattr(given, "columns") and hasattr(given, "to_dict"):
+            raise BadInput('payloads is a DataFrame: a task takes one row. Give `frame.to_dict("records")`.')
+        if isinstance(given, (str, bytes, bytearray, dict)):
+            raise TypeError
+        iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # that is what is tried
+        return iterator
+    except BadInput:
+        raise
+    except Exception:  # noqa: BLE001  whatever a stranger's object raises
+        one = "asynchronous: collect it into a list first" if hasattr(type(given), "__aiter__") else "not several"
+        raise BadInput(
+            f"payloads={shown(given)} is invalid: {kind_of(given)} is {one}. "
+            "Give a list, or another iterable of payloads."
+        ) from None

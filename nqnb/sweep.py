@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from nqnb import names
 from nqnb.errors import InvalidTaskId, MalformedMessage, NqnbError, UnknownQueue
+from nqnb.inputs import hint
 from nqnb.store import Entry
 from nqnb.wire import TaskMessage
 
@@ -31,14 +32,17 @@ async def stream_of(backend: Backend, queue: str) -> str:
     """
     stream = await backend.find_queue(names.check_queue(queue))
     if stream is None:
-        raise unknown_queue(queue)
+        raise await unknown_queue(backend, queue)
     return stream
 
 
-def unknown_queue(queue: str) -> UnknownQueue:
-    """What is raised to somebody who names a queue that there is not."""
+async def unknown_queue(backend: Backend, queue: str) -> UnknownQueue:
+    """Return the error for a queue that is not on the server; it suggests one that is, with a name like it."""
+    known: list[str] = []
+    with contextlib.suppress(NqnbError):  # a user may lack the permission to list queues
+        known = await backend.queue_names()
     return UnknownQueue(
-        f"there is no queue {queue!r} on this server; a queue appears with its first task, "
+        f"there is no queue {queue!r} on this server; {hint(queue, known)}a queue appears with its first task, "
         "`nqnb queue list` shows what there is",
         queue,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING, Any
 
+from nqnb.durations import Duration
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.wire import Status
 
@@ -50,11 +51,11 @@ class Task:
         """See `Client.updates`."""
         return self._client.updates(self.id)
 
-    async def wait(self, timeout: float | None = None) -> Status:
+    async def wait(self, timeout: Duration | None = None) -> Status:
         """See `Client.wait`."""
         return await self._client.wait(self.id, timeout)
 
-    async def result(self, timeout: float | None = None) -> Any:
+    async def result(self, timeout: Duration | None = None) -> Any:
         """See `Client.result`."""
         return await self._client.result(self.id, timeout)
 
@@ -62,6 +63,6 @@ class Task:
         """See `Client.requeue`."""
         return await self._client.requeue(self.id)
 
-    async def cancel(self, wait: float | None = None) -> CancelReceipt:
+    async def cancel(self, wait: Duration | None = None) -> CancelReceipt:
         """See `Client.cancel`."""
         return await self._client.cancel(self.id, wait)

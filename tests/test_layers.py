@@ -18,9 +18,10 @@ ROOMS = [
     "version",
     "aside elapsed",
     "errors",
-    "names decode",
-    "wire",
-    "parts",
+    "inputs",
+    "names decode durations",
+    "wire moments",
+    "parts states",
     "retry lifecycle records payload",
     "words",
     "contexts",
@@ -57,7 +58,7 @@ ALONE: dict[str, set[str]] = {
     "_keeper": set(),
     "_kept": {"errors", "_keeper", "_nats_server"},
     "_nats_server": {"errors", "names"},
-    "devserver": {"errors", "names", "_keeper", "_kept", "_nats_server"},
+    "devserver": {"errors", "inputs", "names", "_keeper", "_kept", "_nats_server"},
     "cluster": {"errors", "_nats_server", "devserver"},
 }
 """Rooms that import from these only, whatever stands above them."""

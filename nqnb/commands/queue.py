@@ -135,7 +135,7 @@ async def _look(nq: Client, name: str) -> QueueInfo:
     for info in await nq.queues():
         if info.name == name:
             return info
-    raise unknown_queue(name)
+    raise await unknown_queue(nq.backend, name)
 
 
 async def _open(nq: Client, name: str, states: Iterable[Status]) -> Preview:

@@ -8,12 +8,10 @@ from datetime import datetime, timedelta
 import click
 
 from nqnb import names
+from nqnb.durations import LONGEST_SECONDS, read_length
 from nqnb.errors import BadInput
+from nqnb.states import check_status
 from nqnb.wire import Status
-
-_LENGTH = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
-_UNITS = (86400, 3600, 60, 1)
-_MOST = 100 * 365 * 86400
 
 
 def task_id(text: str) -> str:
@@ -35,24 +33,23 @@ def queue_name(text: str) -> str:
 def status(text: str) -> Status:
     """A state by its name."""
     try:
-        return Status[text.upper()]
-    except KeyError:
-        known = ", ".join(each.label for each in Status)
-        raise click.BadParameter(f"{text!r} is no state; there are {known}") from None
+        return check_status(text)
+    except BadInput as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def seconds(text: str | float) -> float:
     """A length of time above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
-    length = _length(str(text))
-    if length is None or not 0 < length < _MOST:
+    length = read_length(str(text))
+    if length is None or not 0 < length < LONGEST_SECONDS:
         raise click.BadParameter(f"{text!r} is no length of time: write seconds above 0, or 90s, 10m, 2h30m, 1d")
     return length
 
 
 def moment(text: str) -> datetime | timedelta:
     """A moment: a length of time from now, or an ISO date and time (local, unless it names a zone)."""
-    length = _length(text.removeprefix("+"))
-    if length is not None and length < _MOST:
+    length = read_length(text.removeprefix("+"))
+    if length is not None and length < LONGEST_SECONDS:
         return timedelta(seconds=length)
     try:
         # Python 3.10 does not read the Z.
@@ -67,13 +64,13 @@ def moment(text: str) -> datetime | timedelta:
 def coming_moment(text: str) -> datetime | timedelta:
     """A moment that has not passed."""
     found = moment(text)
-    if isinstance(found, datetime) and found.timestamp() <= datetime.now().timestamp():
+    if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
         raise click.BadParameter(f"{text!r} has passed already; name a later moment, or a length of time from now")
     return found
 
 
-def _length(text: str) -> float | None:
-    found = _LENGTH.fullmatch(text)
-    if found is None:
-        return None
-    return sum(float(number) * unit for number, unit in zip(found.groups(), _UNITS, strict=True) if number)
+def _unix(moment: datetime) -> float:
+    try:
+        return moment.timestamp()
+    except (OverflowError, OSError, ValueError):  # year 1 or 9999, in some time zones
+        return float("-inf") if moment.year < 1970 else float("inf")

@@ -19,7 +19,7 @@ from nqnb.jetstream.feed import Feed, Page, poll
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.messages import StreamMessage, delete_message, messages_at_all, read_message, read_messages
 from nqnb.jetstream.presence import Presence
-from nqnb.jetstream.queues import born, foreign_subjects, queue_infos
+from nqnb.jetstream.queues import born, foreign_subjects, queue_infos, queue_names
 from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.jetstream.streams import QueueStreams, delete_stream, ensure_queue, find_stream
 from nqnb.records import QueueInfo
@@ -305,6 +305,10 @@ class Backend:
         """
         await self.ensure_queue(queue)
         await self.insist(lambda: publish_cancel(self.connection, queue, task_id), queue)
+
+    async def queue_names(self) -> list[str]:
+        """The names of the queues on the server; see `nqnb.jetstream.queues.queue_names`."""
+        return await queue_names(self.connection)
 
     async def queues(self) -> AsyncIterator[QueueInfo]:
         """Every queue on the server, by name."""

@@ -50,11 +50,19 @@ async def queue_infos(connection: Connection, serving: Mapping[str, int], paused
         paused: the queues that are noted as paused.
     """
     for info in await list_streams(connection, names.task_subject("*")):
-        subjects = [subject for subject in info["config"].get("subjects") or [] if subject.endswith(".task")]
-        for subject in subjects:
-            queue = names.queue_of_subject(subject)
-            if "*" not in queue and ">" not in queue:
-                yield await _queue_info(connection, queue, info, serving.get(queue, 0), queue in paused)
+        for queue in _queues_of(info):
+            yield await _queue_info(connection, queue, info, serving.get(queue, 0), queue in paused)
+
+
+async def queue_names(connection: Connection) -> list[str]:
+    """The names of the queues on the server."""
+    return [queue for info in await list_streams(connection, names.task_subject("*")) for queue in _queues_of(info)]
+
+
+def _queues_of(info: dict[str, Any]) -> list[str]:
+    """The queues whose tasks a stream takes."""
+    subjects = [subject for subject in info["config"].get("subjects") or [] if subject.endswith(".task")]
+    return [queue for queue in map(names.queue_of_subject, subjects) if "*" not in queue and ">" not in queue]
 
 
 async def _only_schedules(connection: Connection, queue: str, stream: str) -> bool:

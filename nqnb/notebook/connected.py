@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from nqnb.client import Client
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, ConnectionFailed
 from nqnb.notebook import cards
 from nqnb.notebook.local import Local
@@ -106,19 +107,23 @@ class Connected:
         """Connect; see `Client.open` for what it raises."""
         self.call(self.client.open())
 
-    def down(self, *, wait: float = 0.0) -> None:
+    def down(self, *, wait: Duration = 0.0) -> None:
         """Disconnect: stop the handlers of this session, end its live tables, and close its connections.
 
         Tasks go on elsewhere; what runs here is stopped, and handed back for other workers. Twice is fine.
 
         Args:
-            wait: seconds that what runs here has to end by itself.
+            wait: how long what runs here has to end by itself: seconds, or a timedelta.
+
+        Raises:
+            BadInput: that is no time to wait; the session stays open.
         """
+        seconds = check_seconds("wait", wait)
         if not self.open:
             return
         try:
             self._feed.close_tables()
-            LOOP.call(self.close(wait))
+            LOOP.call(self.close(seconds))
         finally:
             self._client = None
             self._when_down()

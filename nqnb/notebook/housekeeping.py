@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from nqnb.durations import Duration
 from nqnb.notebook.connected import Connected
 from nqnb.records import PruneReceipt, PurgeReceipt
 
@@ -37,7 +37,7 @@ class Housekeeping(Connected):
         queue: str,
         force: bool = False,
         *,
-        wait: float = 30.0,
+        wait: Duration = 30.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> PurgeReceipt:
         """Remove a queue; see `nqnb.Client.delete_queue`. ``progress`` is called in nqnb's own thread."""
@@ -51,6 +51,6 @@ class Housekeeping(Connected):
         """Let workers take tasks of a queue again; see `nqnb.Client.resume`."""
         self.call(self.client.resume(queue))
 
-    def prune(self, older_than: float | timedelta, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
+    def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states of tasks that ended long ago; see `nqnb.Client.prune`."""
         return self.call(self.client.prune(older_than, queue, dry_run=dry_run))

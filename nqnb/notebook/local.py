@@ -7,10 +7,13 @@ import dataclasses
 import html
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+from nqnb import names
 from nqnb.aside import spawn
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, InvalidHandler
+from nqnb.inputs import shown
 from nqnb.notebook.kernel import KernelLoop
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.prints import ROUTING, Elsewhere, printing
@@ -114,27 +117,32 @@ class Local:
             f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
         )
 
-    def stop(self, queue: str | None = None, *, wait: float = 10.0) -> None:
+    def stop(self, queue: str | None = None, *, wait: Duration = 10.0) -> None:
         """Run no more tasks here.
 
         Args:
             queue: only those of this queue; default all.
-            wait: seconds to wait for what runs; then it is stopped, and handed back for other workers.
+            wait: how long to wait for what runs, as seconds or a timedelta; then it is stopped, and handed back for
+                other workers.
 
         Raises:
-            BadInput: no handler of that queue runs here.
+            BadInput: no handler of that queue runs here, or that is no time to wait; nothing was stopped.
         """
-        if queue is not None and queue not in self._workers:
+        seconds = check_seconds("wait", wait)
+        if queue is not None and (not isinstance(queue, str) or queue not in list(self._workers)):
             here = ", ".join(self._workers) or "none"
-            raise BadInput(f"no handler of queue {queue!r} runs in this kernel; queues that are served here: {here}")
+            raise BadInput(
+                f"no handler of queue {shown(queue)} runs in this kernel; queues that are served here: {here}"
+            )
         with self._lock:
             if self._workers:
-                LOOP.call(self.close(wait, None if queue is None else [queue]))
+                LOOP.call(self.close(seconds, None if queue is None else [queue]))
 
     def serve(
         self, queue: str, function: F, *, concurrency: int | None = None, isolation: str | None = None, **options: Any
     ) -> F:
         """Let a function run a queue's tasks from now on; see `Session.handler`."""
+        queue = names.check_queue(queue)
         with self._lock:
             known = self._workers.get(queue)
             if concurrency is None:
@@ -190,7 +198,7 @@ def _prepare(
     queue: str, function: Callable[..., Any], isolation: str | None, options: dict[str, Any]
 ) -> tuple[Handler, Place]:
     """The handler for a worker of this kernel, and what it runs in."""
-    kernel = KernelLoop() if isolation == "kernel" else None
+    kernel = KernelLoop() if isinstance(isolation, str) and isolation == "kernel" else None
     try:
         handler = make_handler(
             queue,
@@ -199,7 +207,7 @@ def _prepare(
             **options,
         )
     except InvalidHandler as error:
-        if isolation in (None, "thread", "coroutine", "process", "kernel"):
+        if isolation is None or (isinstance(isolation, str) and isolation in get_args(Place)):
             raise
         raise InvalidHandler(f"{error}, or 'kernel' for a coroutine on the kernel's own loop") from None
     except TypeError as error:

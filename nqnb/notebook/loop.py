@@ -16,6 +16,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 from nqnb.errors import BadInput, ConnectionFailed
+from nqnb.inputs import kind_of, shown
 
 T = TypeVar("T")
 
@@ -148,6 +149,10 @@ class Loop:
         Raises:
             BadInput: this is the loop's own thread, which cannot wait for itself.
         """
+        if not isinstance(coroutine, Coroutine):
+            raise BadInput(
+                f"{shown(coroutine)} cannot run on nqnb's loop: expected a coroutine, got {kind_of(coroutine)}."
+            )
         if self.here:
             coroutine.close()
             raise BadInput(

@@ -1,17 +1,18 @@
-"""What people hand to a session when they mean tasks, states, or a time, read."""
+"""What people hand to a session when they mean tasks, read."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from datetime import datetime, timedelta
 from typing import Any
 
 from nqnb.errors import BadInput
+from nqnb.inputs import plain_text, shown
 from nqnb.notebook.task import SessionTask
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.task import Task
-from nqnb.wire import Status
+
+DEEPEST = 100
+"""How deep lists of tasks may be nested."""
 
 
 def ids_of(what: object) -> list[str]:
@@ -24,57 +25,19 @@ def ids_of(what: object) -> list[str]:
     Raises:
         BadInput: it means no tasks.
     """
-    return list(dict.fromkeys(_ids(what)))
-
-
-def statuses(status: object) -> list[Status] | None:
-    """States by themselves or by their names; None for all.
-
-    Raises:
-        BadInput: there is no such state.
-    """
-    if status is None:
-        return None
-    several = [status] if isinstance(status, (str, int)) else list(status) if isinstance(status, Iterable) else [status]
-    return [_status(each) for each in several]
-
-
-def moment(since: object) -> float | None:
-    """A time in Unix seconds: a datetime (naive = local time), or so long ago, as seconds, a timedelta, or ``"10m"``.
-
-    Raises:
-        BadInput: it is none of these.
-    """
-    if since is None:
-        return None
-    if isinstance(since, datetime):
-        return since.timestamp()
-    if isinstance(since, timedelta):
-        return time.time() - since.total_seconds()
-    if isinstance(since, (int, float, str)) and not isinstance(since, bool):
-        # The commands' own reader; it costs click, which few cells need.
-        import click
-
-        from nqnb.commands import values
-
-        try:
-            return time.time() - values.seconds(since)
-        except click.BadParameter as error:
-            raise BadInput(f"since: {error.message}") from None
-    raise BadInput(f"since={since!r}: give a datetime, or how long ago as seconds, a timedelta, or '10m'")
-
-
-def _status(each: object) -> Status:
     try:
-        return Status[each.upper()] if isinstance(each, str) else Status(each)  # type: ignore[arg-type]  # it checks
-    except (KeyError, ValueError, TypeError):
-        known = ", ".join(each.label for each in Status)
-        raise BadInput(f"status {each!r} is no state; there are {known}") from None
+        return list(dict.fromkeys(_ids(what, 0)))
+    except BadInput:
+        raise
+    except Exception:  # noqa: BLE001  whatever a stranger's object raises while it is looked at
+        raise BadInput(f"{shown(what)} means no task: give ids, tasks, or a frame of tasks") from None
 
 
-def _ids(what: Any) -> Iterable[str]:
+def _ids(what: Any, depth: int) -> Iterable[str]:
+    if depth > DEEPEST:
+        raise BadInput(f"{shown(what)} means no task: it is nested more than {DEEPEST} deep")
     if isinstance(what, str):
-        return [what]
+        return [plain_text(what)]
     if isinstance(what, (SessionTask, Task, TaskInfo)):
         return [what.id]
     if isinstance(what, CancelReceipt):
@@ -87,18 +50,13 @@ def _ids(what: Any) -> Iterable[str]:
             return _texts([what.name], "the name of the row")
         return _texts(what.index if what.index.name == "id" else what, "the column")
     if isinstance(what, Iterable) and not isinstance(what, (bytes, dict)):
-        return [found for each in what for found in _ids(each)]
-    raise BadInput(f"{_shown(what)} means no task: give ids, tasks, or a frame of tasks")
+        return [found for each in what for found in _ids(each, depth + 1)]
+    raise BadInput(f"{shown(what)} means no task: give ids, tasks, or a frame of tasks")
 
 
 def _texts(values: Iterable[Any], where: str) -> list[str]:
     found = list(values)
     wrong = next((each for each in found if not isinstance(each, str)), None)
     if wrong is not None:
-        raise BadInput(f"{where} has {_shown(wrong)}, which is no task id; a frame of tasks has their ids as its index")
-    return found
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+        raise BadInput(f"{where} has {shown(wrong)}, which is no task id; a frame of tasks has their ids as its index")
+    return [plain_text(each) for each in found]

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb import names
 from nqnb.cancelling import cancel_all
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NqnbError
+from nqnb.inputs import check_optional_flag
+from nqnb.moments import check_past
 from nqnb.notebook import picking
 from nqnb.notebook.housekeeping import Housekeeping
 from nqnb.notebook.local import Place
@@ -48,7 +51,8 @@ class Session(Submitting, Housekeeping):
 
     def updates(self, id: str) -> Iterator[TaskInfo]:
         """What is known of a task now, and again at each change until it is terminal; see `nqnb.Client.updates`."""
-        updates = self.client.updates(id)
+        task_id = names.check_task_id(id)
+        updates = self.client.updates(task_id)
 
         async def step() -> TaskInfo | None:
             return await anext(updates, None)
@@ -57,34 +61,36 @@ class Session(Submitting, Housekeeping):
             await updates.aclose()  # type: ignore[attr-defined]  # it is a generator
 
         try:
-            while (info := self.waiting(step(), lambda: [id])) is not None:
+            while (info := self.waiting(step(), lambda: [task_id])) is not None:
                 yield info
         finally:
             if self.open:
                 self.call(close())
 
-    def wait(self, id: str, timeout: float | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
+    def wait(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
         """Wait until a task is terminal; see `nqnb.Client.wait`.
 
         Args:
             id: the task.
-            timeout: seconds; None waits as long as it takes.
+            timeout: see `nqnb.Client.wait`.
             cancel_on_interrupt: see `result`.
         """
-        return self.waiting(self.client.wait(id, timeout), lambda: [id], cancel_on_interrupt)
+        task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
+        return self.waiting(self.client.wait(task_id, timeout), lambda: [task_id], cancel)
 
-    def result(self, id: str, timeout: float | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
+    def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
         """Wait until a task is terminal, and return what its handler returned; see `nqnb.Client.result`.
 
         Args:
             id: the task.
-            timeout: seconds; None waits as long as it takes.
+            timeout: see `nqnb.Client.wait`.
             cancel_on_interrupt: whether an interrupt cancels the task. False lets it go on, and says so; None is as
                 the session's ``cancel_on_interrupt`` says.
         """
-        return self.waiting(self.client.result(id, timeout), lambda: [id], cancel_on_interrupt)
+        task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
+        return self.waiting(self.client.result(task_id, timeout), lambda: [task_id], cancel)
 
-    def cancel(self, what: object, wait: float | None = None) -> pd.DataFrame:
+    def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame:
         """Cancel tasks. It goes through all of them, whatever becomes of some.
 
         Args:
@@ -95,14 +101,14 @@ class Session(Submitting, Housekeeping):
             What became of each, under its id; where one was refused, ``error`` says why.
 
         Raises:
-            BadInput: that means no tasks; nothing was cancelled.
+            BadInput: that means no tasks, or is no time to wait; nothing was cancelled.
         """
         from nqnb.frames import outcomes_frame
 
-        ids = picking.ids_of(what)
+        ids, seconds = picking.ids_of(what), check_seconds("wait", wait, none=True)
         outcomes: dict[str, CancelReceipt | NqnbError] = {}
         try:
-            self.call(cancel_all(self.client, ids, wait, outcomes))
+            self.call(cancel_all(self.client, ids, seconds, outcomes))
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(f"interrupted: {missing:,} of {len(ids):,} tasks are not cancelled; call it again for these")
@@ -111,28 +117,31 @@ class Session(Submitting, Housekeeping):
             raise
         return outcomes_frame({each: outcomes[each] for each in ids})
 
-    def cancel_one(self, id: str, wait: float | None = None) -> CancelReceipt:
+    def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt:
         """Cancel a task, and return the receipt; see `nqnb.Client.cancel`, also for what it raises."""
         return self.call(self.client.cancel(id, wait))
 
     def tasks(
         self,
         queue: str | None = None,
-        status: Status | str | Iterable[Status | str] | None = None,
+        status: Status | str | int | Iterable[Status | str | int] | None = None,
         since: float | str | datetime | timedelta | None = None,
     ) -> pd.DataFrame:
         """Every task that the state bucket has, longest unchanged first; see `nqnb.frames.tasks_frame` for the columns.
 
         Args:
             queue: only of this queue.
-            status: only in this state, or one of these; names will do.
+            status: only in this state, or one of these; see `nqnb.Client.tasks`.
             since: only those submitted since then: a datetime (naive = local time), or so long ago, as seconds, a
                 timedelta, or a text like ``"10m"``.
+
+        Raises:
+            UnknownQueue, BadInput: see `nqnb.Client.tasks`.
         """
         from nqnb.frames import tasks_frame
 
-        states, start = picking.statuses(status), picking.moment(since)
-        infos = self.call(self.client.tasks(queue, states))
+        start = check_past("since", since)
+        infos = self.call(self.client.tasks(queue, status))
         if start is not None:
             infos = [each for each in infos if each.submitted_at is not None and each.submitted_at.timestamp() >= start]
         return tasks_frame(infos)
@@ -171,7 +180,7 @@ class Session(Submitting, Housekeeping):
         concurrency: int | None = None,
         isolation: Place | None = None,
         backoff: Backoff | None = None,
-        grace: float = 1.0,
+        grace: Duration = 1.0,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
         """Make the decorated function run a queue's tasks, in this kernel.

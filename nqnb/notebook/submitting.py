@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nqnb import names
-from nqnb.client import IN_FLIGHT
-from nqnb.errors import BadInput, NotSubmitted, NqnbError
+from nqnb.client import IN_FLIGHT, not_submitted
+from nqnb.errors import NqnbError
+from nqnb.inputs import check_choice, check_optional_flag, shown
+from nqnb.moments import Moment
 from nqnb.notebook.connected import Connected
 from nqnb.notebook.progress import SubmitProgress
 from nqnb.notebook.task import SessionTask
 from nqnb.notebook.tasklist import TaskList
-from nqnb.submit import Moment, Timeout
+from nqnb.submit import Payloads, Timeout, make_message
 from nqnb.sweep import outcomes_of
 
 if TYPE_CHECKING:
@@ -53,9 +55,9 @@ class Submitting(Connected):
                 )
             )
         except KeyboardInterrupt:
-            self.say(f"interrupted: the task may be in queue {queue!r} or not")
+            self.say(f"interrupted: the task may be in queue {shown(queue)} or not")
             raise
-        return SessionTask(self._whole, task.id, queue)
+        return SessionTask(self._whole, task.id, task.queue)
 
     def submit_many(
         self,
@@ -103,10 +105,10 @@ class Submitting(Connected):
             cancel_on_interrupt: whether an interrupt cancels what was submitted before; None is as the session's
                 ``cancel_on_interrupt`` says.
         """
-        shown = SubmitProgress(queue, len(payloads) if isinstance(payloads, Sequence) else None)
+        progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
-        made = self._many(queue, payloads, errors, options, shown.show, cancel_on_interrupt)
-        shown.show(len(made), over=True)
+        made = self._many(queue, payloads, errors, options, progress.show, cancel_on_interrupt)
+        progress.show(len(made), over=True)
         return made
 
     @property
@@ -122,24 +124,21 @@ class Submitting(Connected):
         show: Callable[[int], None] = lambda done: None,
         cancel: bool | None = None,
     ) -> list[Any]:
-        made = self._submit_all(queue, payloads, options, show, cancel)
+        check_choice("errors", errors, ("raise", "return"))
+        cancel = check_optional_flag("cancel_on_interrupt", cancel)
+        queue = make_message(queue, b"", **options).Queue
+        made = self._submit_all(queue, Payloads(payloads), options, show, cancel)
         tasks = [each for each in made if isinstance(each, SessionTask)]
         if len(tasks) == len(made):
             return TaskList(self._whole, tasks)
         if errors == "return":
             return made
-        failed = {index: each for index, each in enumerate(made) if isinstance(each, NqnbError)}
-        index, first = next(iter(failed.items()))
-        raise NotSubmitted(
-            f"{len(failed):,} of {len(made):,} tasks were not accepted, the first at position {index}: {first}",
-            [each if isinstance(each, SessionTask) else None for each in made],  # type: ignore[misc]  # its likes
-            failed,
-        ) from first
+        raise not_submitted(made) from next(each for each in made if isinstance(each, NqnbError))
 
     def _submit_all(
         self,
         queue: str,
-        payloads: Iterable[Any],
+        payloads: Payloads,
         options: dict[str, Any],
         show: Callable[[int], None],
         cancel: bool | None,
@@ -147,9 +146,10 @@ class Submitting(Connected):
         """A task for each payload, or the error of one that was not accepted, in their order.
 
         An interrupt, or an error that the iterable raises, leaves the tasks that were accepted before in `interrupted`.
+
+        Raises:
+            NotSubmitted: the iterable raised an error.
         """
-        names.check_queue(queue)
-        batches = _batches(_checked(payloads))
         outcomes: dict[int, SessionTask | NqnbError] = {}
 
         async def put(each: tuple[int, Any]) -> None:
@@ -162,9 +162,12 @@ class Submitting(Connected):
                 outcomes[index] = SessionTask(self._whole, task.id, queue)
 
         try:
-            for drawn in batches:
+            for drawn in _batches(payloads):
                 self.call(outcomes_of(drawn, put, IN_FLIGHT))
                 show(len(outcomes))
+            if payloads.error is not None:
+                ordered: list[Any] = [outcomes[index] for index in range(len(outcomes))]
+                raise not_submitted([*ordered, payloads.refused(len(ordered))]) from payloads.error
         except BaseException as error:
             ids = [each.id for _, each in sorted(outcomes.items()) if isinstance(each, SessionTask)]
             self.leave(ids)
@@ -174,28 +177,24 @@ class Submitting(Connected):
         return [outcomes[index] for index in range(len(outcomes))]
 
 
-def _checked(payloads: Any) -> Iterable[Any]:
-    if hasattr(payloads, "columns") and hasattr(payloads, "to_dict"):
-        raise BadInput('a DataFrame is no list of payloads: give `frame.to_dict("records")` for a task a row')
-    if isinstance(payloads, (str, bytes, dict)) or not isinstance(payloads, Iterable):
-        raise BadInput(f"payloads are of type {type(payloads).__name__}: give a list, or another iterable of payloads")
-    return payloads
+def _count_of(payloads: object) -> int | None:
+    """How many payloads there are, where that is known before they are drawn."""
+    try:
+        return len(payloads) if isinstance(payloads, Sequence) else None
+    except Exception:  # noqa: BLE001  a stranger's `__len__` may fail in any way
+        return None
 
 
 def _batches(payloads: Iterable[Any]) -> Iterator[list[tuple[int, Any]]]:
-    """The payloads with their positions, as many at once as come in a moment; what the iterable raises comes last."""
+    """The payloads with their positions, as many at once as come in a moment."""
     numbered = enumerate(payloads)
     while True:
         drawn: list[tuple[int, Any]] = []
         until = time.monotonic() + _DRAWING_TAKES
-        try:
-            for each in itertools.islice(numbered, _DRAWN):
-                drawn.append(each)
-                if time.monotonic() > until:
-                    break
-        except Exception:
-            yield drawn
-            raise
+        for each in itertools.islice(numbered, _DRAWN):
+            drawn.append(each)
+            if time.monotonic() > until:
+                break
         if not drawn:
             return
         yield drawn

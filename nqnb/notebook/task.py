@@ -7,6 +7,7 @@ import html
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
+from nqnb.durations import Duration
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
 from nqnb.records import CancelReceipt, TaskInfo
@@ -57,15 +58,15 @@ class SessionTask:
         """See `Client.updates`."""
         return self._session.updates(self.id)
 
-    def wait(self, timeout: float | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
+    def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
         """See `Session.wait`."""
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
-    def result(self, timeout: float | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
+    def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
         """See `Session.result`."""
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
-    def cancel(self, wait: float | None = None) -> CancelReceipt:
+    def cancel(self, wait: Duration | None = None) -> CancelReceipt:
         """Cancel it; see `Client.cancel`."""
         return self._session.cancel_one(self.id, wait)
 

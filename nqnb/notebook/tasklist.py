@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from nqnb.client import IN_FLIGHT
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NqnbError, TaskError, WaitTimeout
+from nqnb.inputs import check_choice, check_optional_flag
 from nqnb.notebook.task import SessionTask
 from nqnb.records import TaskInfo
 from nqnb.sweep import outcomes_of
@@ -68,7 +70,7 @@ class TaskList(list[SessionTask]):
 
     def results(
         self,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         *,
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
@@ -76,7 +78,7 @@ class TaskList(list[SessionTask]):
         """Wait until all have ended, and return what their handlers returned, in the order of the tasks.
 
         Args:
-            timeout: seconds for each wait; None waits as long as it takes.
+            timeout: for each wait, see `nqnb.Client.wait`.
             errors: what to do about tasks that have no result, once all others have ended: ``"raise"`` the first
                 one's error, or ``"return"`` their errors in their places.
             cancel_on_interrupt: see `Session.result`.
@@ -84,29 +86,32 @@ class TaskList(list[SessionTask]):
         Raises:
             TaskFailed, TaskCancelled, WaitTimeout, UnknownTask: as `Client.result`.
         """
-        outcomes = self._each(lambda each: self._session.client.result(each, timeout), cancel_on_interrupt)
+        check_choice("errors", errors, ("raise", "return"))
+        seconds = check_seconds("timeout", timeout, none=True)
+        outcomes = self._each(lambda each: self._session.client.result(each, seconds), cancel_on_interrupt)
         failed = next((each for each in outcomes if isinstance(each, NqnbError)), None)
         if failed is not None and errors == "raise":
             raise failed
         return outcomes
 
-    def wait(self, timeout: float | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
+    def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
         """Wait until all have ended; how they ended, in the order of the tasks.
 
         Args:
-            timeout: seconds for each wait; None waits as long as it takes.
+            timeout: for each wait, see `nqnb.Client.wait`.
             cancel_on_interrupt: see `Session.result`.
 
         Raises:
             WaitTimeout, UnknownTask: as `Client.wait`.
         """
-        outcomes = self._each(lambda each: self._session.client.wait(each, timeout), cancel_on_interrupt)
+        seconds = check_seconds("timeout", timeout, none=True)
+        outcomes = self._each(lambda each: self._session.client.wait(each, seconds), cancel_on_interrupt)
         for each in outcomes:
             if isinstance(each, NqnbError):
                 raise each
         return outcomes
 
-    def cancel(self, wait: float | None = None) -> pd.DataFrame:
+    def cancel(self, wait: Duration | None = None) -> pd.DataFrame:
         """Cancel them all; see `Session.cancel`."""
         return self._session.cancel(self, wait)
 
@@ -132,6 +137,7 @@ class TaskList(list[SessionTask]):
         return await outcomes_of(self.ids, self._session.client.status, IN_FLIGHT)
 
     def _each(self, ask: Any, cancel_on_interrupt: bool | None) -> list[Any]:
+        cancel_on_interrupt = check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         ended: set[str] = set()
 
         async def one(id: str) -> Any:

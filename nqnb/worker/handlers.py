@@ -13,7 +13,9 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from nqnb import names, payload
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, InvalidHandler
+from nqnb.inputs import plain_text, shown
 from nqnb.retry import Backoff
 from nqnb.worker.job import Job
 
@@ -61,7 +63,7 @@ class Handler:
     @property
     def name(self) -> str:
         """The function's name."""
-        return getattr(self.function, "__qualname__", repr(self.function))
+        return _name_of(self.function)
 
 
 def make_handler(
@@ -69,7 +71,7 @@ def make_handler(
     function: Callable[..., Any],
     *,
     backoff: Backoff | None = None,
-    grace: float = 1.0,
+    grace: Duration = 1.0,
     isolation: Isolation | None = None,
     is_failure: Callable[[Exception], bool] | None = None,
 ) -> Handler:
@@ -79,21 +81,20 @@ def make_handler(
         InvalidQueueName: no queue can have that name.
         InvalidHandler: the function takes neither ``(job)`` nor ``(job, payload)``, or an option cannot be used.
     """
-    names.check_queue(queue)
+    queue = names.check_queue(queue)
     if not callable(function):
-        raise InvalidHandler(f"{function!r} cannot handle tasks: give a function of (job) or (job, payload)")
-    name = getattr(function, "__qualname__", repr(function))
-    if isinstance(grace, bool) or not isinstance(grace, (int, float)) or not grace > 0:
-        raise InvalidHandler(f"grace={grace!r} of {name}: give seconds above 0")
+        raise InvalidHandler(f"{shown(function)} cannot handle tasks: give a function of (job) or (job, payload)")
+    name = _name_of(function)
+    seconds = check_seconds("grace", grace, positive=True, refusal=InvalidHandler)
     if backoff is not None and not isinstance(backoff, Backoff):
-        raise InvalidHandler(f"backoff={backoff!r} of {name}: give a Backoff(first, most), in seconds")
+        raise InvalidHandler(f"backoff={shown(backoff)} of {name}: give a Backoff(first, most), in seconds")
     if is_failure is not None and not callable(is_failure):
-        raise InvalidHandler(f"is_failure={is_failure!r} of {name}: give a function of the exception")
+        raise InvalidHandler(f"is_failure={shown(is_failure)} of {name}: give a function of the exception")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):
+    except Exception:  # noqa: BLE001  a stranger's object may fail in any way while it is looked at
         raise InvalidHandler(f"{name} does not tell its arguments; wrap it in a function of (job)") from None
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [each for each in signature.parameters.values() if each.kind in positional]
@@ -113,10 +114,15 @@ def make_handler(
         takes_payload=takes_payload,
         payload_type=_annotation(target, parameters[1].name) if takes_payload else Any,
         backoff=backoff or Backoff(),
-        grace=float(grace),
+        grace=seconds,
         isolation=_isolation(isolation, name, is_coroutine=is_coroutine),
         is_failure=is_failure,
     )
+
+
+def _name_of(function: Any) -> str:
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else shown(function)
 
 
 def _isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
@@ -124,9 +130,10 @@ def _isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
-    if asked not in get_args(Isolation):
+    if not isinstance(asked, str) or plain_text(asked) not in get_args(Isolation):
         choices = ", ".join(map(repr, get_args(Isolation)))
-        raise InvalidHandler(f"isolation={asked!r} of {name}: give one of {choices}")
+        raise InvalidHandler(f"isolation={shown(asked)} of {name}: give one of {choices}")
+    asked = plain_text(asked)
     if asked == "process":
         if sys.platform == "win32":
             raise InvalidHandler(f"isolation='process' of {name} needs process groups, which Windows does not have")

@@ -16,7 +16,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb import names
+from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
+from nqnb.inputs import check_count, check_flag, shown
 from nqnb.records import WorkerInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from nqnb.worker.floor import Floor
 
 log = logging.getLogger("nqnb.worker")
+
+MOST_AT_ONCE = 1_000_000
+"""The highest concurrency: far above the 65,536 messages that a queue's consumer hands out at once."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,13 +46,23 @@ class State(enum.Enum):
     STOPPED = "stopped"
 
 
+def check_concurrency(concurrency: object) -> int:
+    """Return how many tasks run at once.
+
+    Raises:
+        BadInput: not a whole number from 1 on.
+    """
+    return check_count("concurrency", concurrency, 1, MOST_AT_ONCE, "the number of tasks to run at once")
+
+
 class Worker:
     """Runs the tasks of some queues.
 
     Args:
         settings: `Settings`, or where the server is; default ``NATS_URL``, else this machine.
         concurrency: how many tasks run at once, over all queues.
-        shutdown_timeout: seconds that a stopping worker waits for what runs, before it stops it and hands it back.
+        shutdown_timeout: how long a stopping worker waits for what runs, before it stops it and hands it back:
+            seconds, or a timedelta.
         poison_limit: how many workers in a row a task may silence while it runs, before it is given up as failed.
         shutdown_on_disconnect: stop what runs and end when the server is gone, as NQ can; else the worker waits for
             its return, and only runs whose lease can no longer be renewed are stopped.
@@ -66,23 +81,17 @@ class Worker:
         settings: Settings | str | Sequence[str] | None = None,
         *,
         concurrency: int = 8,
-        shutdown_timeout: float = 10.0,
+        shutdown_timeout: Duration = 10.0,
         poison_limit: int = 5,
         shutdown_on_disconnect: bool = False,
         store: StateStore | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise BadInput(f"concurrency={concurrency!r}: give the number of tasks to run at once, 1 or more")
-        if not isinstance(shutdown_timeout, (int, float)) or not shutdown_timeout >= 0:
-            raise BadInput(f"shutdown_timeout={shutdown_timeout!r}: give seconds, 0 or more")
-        if isinstance(poison_limit, bool) or not isinstance(poison_limit, int) or poison_limit < 1:
-            raise BadInput(f"poison_limit={poison_limit!r}: give how many workers a task may silence, 1 or more")
-        self.poison_limit = poison_limit
-        self.shutdown_on_disconnect = shutdown_on_disconnect
+        self.concurrency = check_concurrency(concurrency)
+        self.shutdown_timeout = check_seconds("shutdown_timeout", shutdown_timeout)
+        self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
+        self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
         self.settings = Settings.of(settings, **options)
-        self.concurrency = concurrency
-        self.shutdown_timeout = shutdown_timeout
         self.id = f"w-{secrets.token_hex(6)}"
         self.state = State.NEW
         self.handlers: dict[str, Handler] = {}
@@ -101,7 +110,7 @@ class Worker:
         queue: str,
         *,
         backoff: Backoff | None = None,
-        grace: float = 1.0,
+        grace: Duration = 1.0,
         isolation: Isolation | None = None,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
@@ -110,10 +119,10 @@ class Worker:
         Args:
             queue: the queue. Queues are served in the order of their handlers.
             backoff: how long failed tasks wait before they run again; default `Backoff()`.
-            grace: seconds between the pushes to stop: a coroutine is cancelled at once and again after each; a
-                function in a thread has that long to look at ``job.cancelled`` before an exception is raised in it; a
-                process gets SIGINT at once, which raises `JobCancelled` in a plain function, SIGTERM after ``grace``,
-                and SIGKILL a quarter second later.
+            grace: time between the pushes to stop, as seconds or a timedelta: a coroutine is cancelled at once and
+                again after each; a function in a thread has that long to look at ``job.cancelled`` before an exception
+                is raised in it; a process gets SIGINT at once, which raises `JobCancelled` in a plain function, SIGTERM
+                after ``grace``, and SIGKILL a quarter second later.
             isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
                 ``"thread"`` for any other; ``"process"`` gives each task a process of its own, the only one that
                 always stops, and that may crash alone. On Linux every process that it started is killed with it,
@@ -131,11 +140,11 @@ class Worker:
             InvalidHandler: the function cannot handle tasks, or the queue has a handler.
         """
 
-        names.check_queue(queue)
+        queue = names.check_queue(queue)
 
         def register(function: F) -> F:
             if queue in self.handlers:
-                raise InvalidHandler(f"queue {queue!r} has a handler already, {self.handlers[queue].function!r}")
+                raise InvalidHandler(f"queue {queue!r} has a handler already, {shown(self.handlers[queue].function)}")
             if self.state is not State.NEW:
                 raise InvalidHandler(f"the worker is {self.state.value}; register handlers before it starts")
             self.handlers[queue] = make_handler(
@@ -153,6 +162,11 @@ class Worker:
         Raises:
             InvalidHandler: the worker does not serve that queue.
         """
+        if not isinstance(handler, Handler):
+            raise InvalidHandler(
+                f"handler={shown(handler)} is invalid: make it with nqnb.worker.handlers.make_handler."
+            )
+        concurrency = check_concurrency(concurrency)
         if handler.queue not in self.handlers:
             raise InvalidHandler(
                 f"the worker does not serve queue {handler.queue!r}: register a handler before it starts"
@@ -208,16 +222,20 @@ class Worker:
         self.state = State.RUNNING
         log.info("worker %s serves %s", self.id, ", ".join(self.handlers))
 
-    async def stop(self, shutdown_timeout: float | None = None) -> None:
+    async def stop(self, shutdown_timeout: Duration | None = None) -> None:
         """Stop pulling, wait for what runs, stop what still runs after ``shutdown_timeout`` seconds, hand it back.
 
         Stopping twice is fine.
+
+        Raises:
+            BadInput: a shutdown_timeout that cannot be used; the worker goes on.
         """
+        seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
         if self.state is not State.RUNNING or self._floor is None:
             return
         self.state = State.STOPPING
         try:
-            await self._floor.drain(self.shutdown_timeout if shutdown_timeout is None else shutdown_timeout)
+            await self._floor.drain(self.shutdown_timeout if seconds is None else seconds)
         finally:
             try:
                 await self._floor.close()
