@@ -35,7 +35,7 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def plain_text(value: str) -> str:
+def exact_text(value: str) -> str:
     """Return a ``str`` of exactly that type; subclasses (numpy's, enums) are copied by their characters."""
     return value if type(value) is str else str.__str__(value)
 
@@ -94,14 +94,14 @@ def check_count(name: str, value: object, least: int, most: int, what: str) -> i
 
 
 def check_share(name: str, value: object) -> float:
-    """Return a number from 0 up to and without 1.
+    """Return a number from 0 to 1.
 
     Raises:
         BadInput: another value.
     """
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
-    raise BadInput(f"{name}={shown(value)} is invalid: must be a number from 0 up to and without 1.")
+    raise BadInput(f"{name}={shown(value)} is invalid: must be a number from 0 to 1.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
@@ -111,7 +111,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
         BadInput: another value.
     """
     known = list(choices)
-    text = plain_text(value) if isinstance(value, str) else None
+    text = exact_text(value) if isinstance(value, str) else None
     if text in known:
         return text
     listed = " or ".join(map(repr, known))

@@ -9,7 +9,7 @@ from typing import Any
 
 from nqnb.durations import check_seconds, read_length
 from nqnb.errors import BadInput
-from nqnb.inputs import kind_of, plain_text, shown
+from nqnb.inputs import exact_text, kind_of, shown
 
 Moment = datetime | timedelta | None
 """A date and time (a naive one is local time), or a length of time from now."""
@@ -54,7 +54,7 @@ def check_past(name: str, value: Any) -> float | None:
         return None
     if isinstance(value, datetime):
         return check_moment(name, value)
-    length = read_length(plain_text(value)) if isinstance(value, str) else value
+    length = read_length(exact_text(value)) if isinstance(value, str) else value
     if length is None:
         raise BadInput(
             f"{name}={shown(value)} is invalid: not a length of time. "

@@ -11,7 +11,7 @@ import secrets
 import string
 
 from nqnb.errors import InvalidQueueName, InvalidTaskId
-from nqnb.inputs import plain_text, shown
+from nqnb.inputs import exact_text, shown
 
 CONSUMER = "MONITOR"
 STATE_BUCKET = "nq-store"
@@ -45,7 +45,7 @@ def check_queue(queue: object) -> str:
             "choose another ending",
             queue,
         )
-    return plain_text(queue)
+    return exact_text(queue)
 
 
 def check_task_id(task_id: object) -> str:
@@ -63,7 +63,7 @@ def check_task_id(task_id: object) -> str:
         raise InvalidTaskId(
             f"{shown(task_id)} cannot be a task id: a dot may stand only between other characters", task_id
         )
-    return plain_text(task_id)
+    return exact_text(task_id)
 
 
 def is_key(text: str) -> bool:

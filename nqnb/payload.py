@@ -9,7 +9,7 @@ Nothing is pickled here, and nothing that comes from a queue is unpickled or eva
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 
 from nqnb.decode import UNREADABLE
 from nqnb.errors import BadInput, UnencodableValue
+from nqnb.inputs import exact_text, said, shown
 from nqnb.parts import Unwalkable, is_numpy, not_a_number, walk
 
 
@@ -31,7 +32,10 @@ def encode(value: object, name: str = "payload") -> bytes:
         UnencodableValue: JSON cannot carry it; the error names the part.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return bytes(value)
+        try:
+            return bytes(value)
+        except Exception as error:  # noqa: BLE001  a released view, or a subclass of a stranger's
+            raise UnencodableValue(f"{name} cannot be read as bytes: {said(error)}.", name) from None
     return encode_json(value, name)
 
 
@@ -47,9 +51,12 @@ def encode_json(value: object, name: str = "result") -> bytes:
         raise _refusal(value, name, error) from None
     # msgspec writes NaN and infinities as null, or as such a key: only these make it worth looking for them.
     if any(sign in data for sign in (b"null", b'"nan"', b'inf"')):
-        for part, found in walk(value, name):
-            if not_a_number(found):
-                raise _no_such_number(part, found)
+        try:
+            bad = next(((part, found) for part, found in walk(value, name) if not_a_number(found)), None)
+        except Exception as error:  # noqa: BLE001  as above
+            raise _unreadable(name, error) from None
+        if bad is not None:
+            raise _no_such_number(*bad)
     return data
 
 
@@ -81,14 +88,33 @@ def _beyond_json(value: Any) -> Any:
         plain = (value.astype(f"{value.dtype.kind}8[us]") if moments else value).tolist()
         if type(plain) is not type(value):
             return plain
+    for kind, plain_of in _PLAIN.items():
+        if isinstance(value, kind):
+            return plain_of(value)
     raise TypeError(f"{type(value).__qualname__} has no JSON form")
 
+
+_PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}
+"""How the plain value of a subclass is read; msgspec takes the types themselves only."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
 
 def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
     """The error for the first part, depth first, that does not encode by itself."""
+    try:
+        return _first_refusal(value, name, error)
+    except Exception as another:  # noqa: BLE001  a value may fail in any way while it is looked at, too
+        return _unreadable(name, another)
+
+
+def _unreadable(name: str, error: Exception) -> UnencodableValue:
+    return UnencodableValue(
+        f"JSON cannot carry {name}: reading it raised {said(error)}. Send plain lists, dicts, text and numbers.", name
+    )
+
+
+def _first_refusal(value: object, name: str, error: Exception) -> UnencodableValue:
     for part, found in walk(value, name):
         if not_a_number(found):
             return _no_such_number(part, found)
@@ -101,11 +127,11 @@ def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
         except Exception:  # noqa: BLE001  as in encode_json
             kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
             return UnencodableValue(f"JSON cannot carry {part} (of type {kind}); {_remedy(found)}", part)
-    return UnencodableValue(f"JSON cannot carry {name}: {error}; send plain lists, dicts, text and numbers", name)
+    return UnencodableValue(f"JSON cannot carry {name}: {said(error)}; send plain lists, dicts, text and numbers", name)
 
 
 def _no_such_number(part: str, found: object) -> UnencodableValue:
-    return UnencodableValue(f"{part} is {found!r}, which JSON does not have; send None or text in its place", part)
+    return UnencodableValue(f"{part} is {shown(found)}, which JSON does not have; send None or text in its place", part)
 
 
 def _remedy(found: object) -> str:

@@ -40,7 +40,7 @@ class Backoff:
 
         Args:
             retry: which retry is about to wait.
-            draw: a number in [0, 1) instead of a random one.
+            draw: a number from 0 to 1 instead of a random one.
 
         Half of the wait is fixed and half is drawn, so that tasks that failed together come back apart.
 

@@ -14,7 +14,7 @@ from nqnb.contexts import Source
 from nqnb.credentials import DEFAULT_URL, LOGINS, add_login, addresses_of, login_of, nkey, readable
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput
-from nqnb.inputs import check_count, check_flag, hint, plain_text, shown
+from nqnb.inputs import check_count, check_flag, exact_text, hint, shown
 
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
@@ -159,7 +159,7 @@ class Settings:
                 # The value may be a secret.
                 raise BadInput(f"{name} is of type {type(value).__name__}: give a text")
             if value is not None:
-                object.__setattr__(self, name, plain_text(value))
+                object.__setattr__(self, name, exact_text(value))
         for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
             value = getattr(self, name)
             if value is not None:
@@ -183,7 +183,7 @@ class Settings:
                 raise BadInput(
                     f"{name}={shown(bucket)}: a bucket's name has 1 to 200 of the characters A-Z a-z 0-9 _ -"
                 )
-            object.__setattr__(self, name, bucket := plain_text(bucket))
+            object.__setattr__(self, name, bucket := exact_text(bucket))
             if bucket in buckets:
                 raise BadInput(f"{name} and {buckets[bucket]} are both {bucket!r}: give each its own")
             buckets[bucket] = name
@@ -210,7 +210,7 @@ class Settings:
         known = {each.name for each in fields(cls) if each.init}
         unknown, listed = sorted(set(options) - known), ", ".join(sorted(known))
         if unknown:
-            raise BadInput(f"no setting is called {unknown[0]!r}; {hint(unknown[0], known)}There are {listed}.")
+            raise BadInput(f"no setting is called {unknown[0]!r}. {hint(unknown[0], known)}The settings are {listed}.")
         if not isinstance(settings, cls):
             return cls(**{**({} if settings is None else {"url": settings}), **options})
         given = {name: getattr(settings, name) for name in known}
@@ -234,4 +234,4 @@ def _path(name: str, value: object) -> str:
             path = os.fspath(value)
     if not isinstance(path, str) or not path or "\0" in path:
         raise BadInput(f"{name} is no path: give that of a file, or None")
-    return plain_text(path)
+    return exact_text(path)

@@ -6,7 +6,7 @@ import numbers
 from typing import Any
 
 from nqnb.errors import BadInput
-from nqnb.inputs import hint, is_numpy_scalar, kind_of, plain_text, shown
+from nqnb.inputs import exact_text, hint, is_numpy_scalar, kind_of, shown
 from nqnb.wire import Status
 
 LABELS = {status.label: status for status in Status}
@@ -20,7 +20,7 @@ def check_status(value: object) -> Status:
     """
     if isinstance(value, Status):
         return value
-    text = plain_text(value) if isinstance(value, str) else None
+    text = exact_text(value) if isinstance(value, str) else None
     if text is not None and text.lower() in LABELS:
         return LABELS[text.lower()]
     if isinstance(value, numbers.Integral) and not isinstance(value, bool) and not is_numpy_scalar(value, "m"):

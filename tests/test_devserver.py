@@ -20,7 +20,7 @@ from nats.js.api import StreamConfig
 from waiting import within
 
 from nqnb.devserver import SERVER_VARIABLE, DevServer, find_server
-from nqnb.errors import DevServerError, InvalidQueueName
+from nqnb.errors import BadInput, DevServerError, InvalidQueueName
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes")
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
@@ -351,9 +351,9 @@ def test_go_queues_map_the_old_name_of_the_cancel_stream() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(InvalidQueueName):
         DevServer(go_queues=["a.b"])
-    with pytest.raises(DevServerError, match=r"\['resize'\]"):
+    with pytest.raises(BadInput, match=r"\['resize'\]"):
         DevServer(go_queues="resize")
-    with pytest.raises(DevServerError, match="65536 is out of range"):
+    with pytest.raises(BadInput, match="port=65536 is invalid: out of range"):
         DevServer(65536)
 
 

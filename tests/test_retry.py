@@ -42,12 +42,12 @@ def test_first_may_equal_most() -> None:
 
 @pytest.mark.parametrize(("first", "most"), [(-1, 5), (5, 1), (0, -1), (float("nan"), 1), (1, float("nan"))])
 def test_what_cannot_be_used(first: float, most: float) -> None:
-    with pytest.raises(BadInput, match="give 0 <= first <= most, in seconds") as caught:
+    with pytest.raises(BadInput, match="is invalid") as caught:
         Backoff(first, most)
-    assert f"Backoff({first}, {most})" in str(caught.value)
+    assert any(f"{number}" in str(caught.value) for number in (first, most))
 
 
 @pytest.mark.parametrize(("first", "most"), [("1", 5), (1, None)])
 def test_what_is_no_number(first: object, most: object) -> None:
-    with pytest.raises(BadInput, match="give 0 <= first <= most, in seconds"):
+    with pytest.raises(BadInput, match="expected a length of time"):
         Backoff(first, most)  # type: ignore[arg-type]

@@ -205,7 +205,7 @@ class TestCalls:
         assert len(session.tasks(status=["pending", Status.DELETED])) == 2
         for since in (0.2, timedelta(seconds=0.2), "0.2s", datetime.now(timezone.utc) - timedelta(seconds=0.2)):
             assert list(session.tasks(since=since).queue) == ["scale"]
-        with pytest.raises(nqnb.BadInput, match="no state"):
+        with pytest.raises(nqnb.BadInput, match="status 'waiting' is invalid: The states are pending"):
             session.tasks(status="waiting")
         with pytest.raises(nqnb.BadInput, match="since"):
             session.tasks(since="yesterday")
@@ -264,8 +264,9 @@ class TestMany:
                 yield number
             raise LookupError("the file ends here")
 
-        with pytest.raises(LookupError):
+        with pytest.raises(nqnb.NotSubmitted, match="at position 1500: .* LookupError: the file ends here") as caught:
             session.map("resize", payloads())
+        assert isinstance(caught.value.__cause__, LookupError)
         assert len(session.interrupted) == 1500
         assert len(session.interrupted.cancel()) == 1500
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nqnb.errors import BadInput
-from nqnb.inputs import plain_text, shown
+from nqnb.inputs import exact_text, shown
 from nqnb.notebook.task import SessionTask
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.task import Task
@@ -37,7 +37,7 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
     if depth > DEEPEST:
         raise BadInput(f"{shown(what)} means no task: it is nested more than {DEEPEST} deep")
     if isinstance(what, str):
-        return [plain_text(what)]
+        return [exact_text(what)]
     if isinstance(what, (SessionTask, Task, TaskInfo)):
         return [what.id]
     if isinstance(what, CancelReceipt):
@@ -59,4 +59,4 @@ def _texts(values: Iterable[Any], where: str) -> list[str]:
     wrong = next((each for each in found if not isinstance(each, str)), None)
     if wrong is not None:
         raise BadInput(f"{where} has {shown(wrong)}, which is no task id; a frame of tasks has their ids as its index")
-    return [plain_text(each) for each in found]
+    return [exact_text(each) for each in found]

@@ -15,7 +15,7 @@ import msgspec
 from nqnb import names, payload
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, InvalidHandler
-from nqnb.inputs import plain_text, shown
+from nqnb.inputs import exact_text, shown
 from nqnb.retry import Backoff
 from nqnb.worker.job import Job
 
@@ -130,10 +130,10 @@ def _isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
-    if not isinstance(asked, str) or plain_text(asked) not in get_args(Isolation):
+    if not isinstance(asked, str) or exact_text(asked) not in get_args(Isolation):
         choices = ", ".join(map(repr, get_args(Isolation)))
         raise InvalidHandler(f"isolation={shown(asked)} of {name}: give one of {choices}")
-    asked = plain_text(asked)
+    asked = exact_text(asked)
     if asked == "process":
         if sys.platform == "win32":
             raise InvalidHandler(f"isolation='process' of {name} needs process groups, which Windows does not have")

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from nqnb.errors import JobCancelled
+from nqnb.durations import LONGEST_SECONDS, Duration, check_seconds
+from nqnb.errors import BadInput, JobCancelled
+from nqnb.inputs import kind_of, shown
 from nqnb.wire import Progress
 
 LOG_LINES = 20
@@ -99,13 +101,17 @@ class Job:
         if self._stop.is_set():
             raise JobCancelled(f"task {self.id} is to stop")
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds: Duration) -> None:
         """Sleep, but no longer than until the handler is to stop; for handlers in threads.
 
+        Args:
+            seconds: how long: seconds, or a timedelta; less than 0 counts as 0.
+
         Raises:
+            BadInput: not a length of time.
             JobCancelled: it is to stop.
         """
-        self._stop.wait(seconds)
+        self._stop.wait(check_seconds("seconds", seconds, least=-LONGEST_SECONDS))
         self.raise_if_cancelled()
 
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
@@ -115,23 +121,35 @@ class Job:
             done: how much is done.
             total: of how much, 0 = unknown.
             text: a word about it, at most 200 characters.
+
+        Raises:
+            BadInput: ``done`` or ``total`` is not a number.
         """
-        self._progress = Progress(_number(done), _number(total), plain_text(text, LINE_LENGTH))
+        self._progress = Progress(_number("done", done), _number("total", total), plain_text(text, LINE_LENGTH))
         self._changed()
 
     def log(self, text: str) -> None:
         """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""
         stamp = time.strftime("%H:%M:%S")
-        self._log = [*self._log, plain_text(f"{stamp} {text}", LINE_LENGTH)][-LOG_LINES:]
+        self._log = [*self._log, plain_text(f"{stamp} {plain_text(text, LINE_LENGTH)}", LINE_LENGTH)][-LOG_LINES:]
         self._changed()
 
 
 def plain_text(value: object, most: int) -> str:
     """At most so many characters of a value's text, as JSON can carry them: half a surrogate pair is escaped."""
-    return str(value)[:most].encode("utf-8", "backslashreplace").decode()[:most]
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001  a stranger's `__str__` may fail in any way
+        text = shown(value)
+    return text[:most].encode("utf-8", "backslashreplace").decode()[:most]
 
 
-def _number(value: float) -> float:
+def _number(name: str, value: float) -> float:
     """A number as JSON can carry it: NaN and infinities, which say nothing about progress, are 0."""
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return 0.0
+    except Exception:  # noqa: BLE001  not a number, or one of a stranger's type
+        raise BadInput(f"{name}={shown(value)} is invalid: expected a number, got {kind_of(value)}.") from None
     return number if math.isfinite(number) else 0.0
