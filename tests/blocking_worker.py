@@ -33,7 +33,11 @@ def make_worker(url: str, diary: Path, ack_wait: float) -> nqnb.Worker:
     @worker.handler("thread")
     def thread(job: nqnb.Job, seconds: float) -> None:
         note("start", job)
-        job.wait(seconds)
+        try:
+            job.wait(seconds)
+        except nqnb.JobCancelled:
+            note("stop", job)
+            raise
         note("end", job)
 
     return worker

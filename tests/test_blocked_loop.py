@@ -130,6 +130,24 @@ async def test_a_cancel_while_the_loop_is_blocked_says_that_the_code_still_runs(
     assert (cancelled.how if cancelled else "") == ("its coroutine was cancelled" if then else "")
 
 
+async def test_a_thread_is_told_of_its_cancel_while_the_loop_is_blocked(
+    nq: nqnb.Client, diary: Path, start_worker: Start
+) -> None:
+    start_worker()
+    thread = await nq.submit("thread", 3600.0)
+    await started(diary, thread)
+    task = await nq.submit("blocking", [BLOCK, 0.0])
+    await started(diary, task)
+    assert (await thread.cancel()).stopping
+    while not words(diary, "stop")[thread.id]:
+        assert not words(diary, "end")[task.id], "it was told only once the loop was free"
+        await asyncio.sleep(0.02)
+    assert await thread.wait(timeout=20) is Status.CANCELLED
+    cancelled = (await thread.fetch()).cancel
+    assert cancelled is not None
+    assert cancelled.how == "its thread was stopped"
+
+
 async def test_a_guard_that_cannot_connect_is_told_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     with nqnb.DevServer(config="max_connections: 2") as server:
         async with nqnb.connect(server.url) as nq:

@@ -15,9 +15,8 @@ from typing import Any
 
 from nqnb.aside import log_aside
 from nqnb.errors import InvalidHandler
-from nqnb.worker.guard import REPEAT_SECONDS
 from nqnb.worker.job import Job
-from nqnb.worker.stack import Place
+from nqnb.worker.stack import REPEAT_SECONDS, Place
 
 log = logging.getLogger("nqnb.worker")
 

@@ -2,8 +2,8 @@
 
 A coroutine handler that calls `time.sleep`, or computes for long, blocks the loop on which the worker's heartbeats run.
 Without them the server would deliver its tasks to other workers while their code still runs here. The guard watches the
-loop's pulse; while that is missing, it writes the presence and renews the leases. It decides nothing: cancels, timeouts
-and outcomes wait for the loop.
+loop's pulse; while that is missing, it writes the presence and renews the leases. It decides nothing: timeouts,
+outcomes and cancels wait for the loop. Of a cancel ``job.cancelled`` tells at once, so that code in a thread can stop.
 
 It cannot help while one long C call holds the interpreter's lock, for then no Python thread runs, nor while the
 process is stopped. Leases that ran out meanwhile are not renewed.
@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from nqnb.aside import first_of, log_aside
+from nqnb.aside import first_of, log_aside, spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
@@ -26,17 +26,16 @@ from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.presence import Presence
 from nqnb.records import WorkerInfo
 from nqnb.settings import Settings
+from nqnb.wire import CancelRecord
 from nqnb.worker.pulse import MISSED, TICKS, Pulse
 from nqnb.worker.run import Run, Stop
-from nqnb.worker.stack import Place
+from nqnb.worker.stack import REPEAT_SECONDS, Place
 
 if TYPE_CHECKING:
     from nqnb.worker.worker import Worker
 
 log = logging.getLogger("nqnb.worker")
 
-REPEAT_SECONDS = 60.0
-"""Seconds between two warnings about the same block."""
 _SHORTEST_TOLD_SECONDS = 1.0
 """Seconds that a block must last to be worth a warning."""
 _RETRY_SECONDS = 30.0
@@ -174,7 +173,7 @@ class Guard:
             self._next_try = now + _RETRY_SECONDS
             # Connecting takes a while, so it is done before it is needed where a handler may block the loop.
             if blocked or any(each.isolation == "coroutine" for each in list(self._worker.handlers.values())):
-                self._opening = asyncio.ensure_future(self._open())
+                self._opening = spawn(self._open())
         if not blocked:
             if self._blocked_since:
                 self._say(
@@ -189,7 +188,7 @@ class Guard:
             self._next_try = min(self._next_try, now + self._round_seconds)
         elif now >= self._next_round and self._round is None:
             self._next_round = now + self._round_seconds
-            self._round = asyncio.ensure_future(self._keep(self._connection, self._presence))
+            self._round = spawn(self._keep(self._connection, self._presence))
         if blocked >= _SHORTEST_TOLD_SECONDS and now >= self._next_warning:
             self._next_warning = now + REPEAT_SECONDS
             self._warn(blocked)
@@ -201,11 +200,13 @@ class Guard:
 
     async def _open(self) -> None:
         try:
+            patience = min(self._given.request_timeout, max(0.25, self._round_seconds))
             settings = Settings.of(
                 self._given,
                 name=f"{self._given.name} (guard)",
                 # An answer that has not come by then is of no use.
-                request_timeout=min(self._given.request_timeout, max(0.25, self._round_seconds)),
+                request_timeout=patience,
+                retry_for=patience,
             )
             connection = await Connection.open(settings)
             self._presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
@@ -238,6 +239,10 @@ class Guard:
             since = max(self._announced, self._holder.announced)
             runs = list(self._runs.values())
             await asyncio.gather(*(self._renew(connection, run, since) for run in runs if _is_held(run)))
+            # What runs in a process of its own is stopped by signals, which the loop sends.
+            running = [run for run in runs if run.started and run.handler.isolation != "process"]
+            intents = KeyValueStore(connection, connection.settings.cancel_bucket)
+            await asyncio.gather(*(self._hear(intents, run) for run in running if run.cancel is None))
         finally:
             self._round = None
 
@@ -251,6 +256,22 @@ class Guard:
         # An answer that comes after the lease's end may be about a message that another worker has by now.
         if answered and run.delivery is delivery and not run.lapsed():
             run.beat = max(run.beat, since)
+
+    async def _hear(self, intents: KeyValueStore, run: Run) -> None:
+        try:
+            entry = await intents.get(run.id)
+        except NqnbError as error:
+            log.debug("task %s: the guard could not look for its cancel: %s", run.id, error)
+            return
+        if entry is not None and run.job is not None and self._home is not None:
+            # First, so that the loop takes the end of code that stops now for that of a cancel.
+            self._home.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
+            run.job._stop.set()
+
+    def _flag(self, run: Run, record: CancelRecord) -> None:
+        if self._runs.get(run.id) is run:
+            log.info("task %s: its cancel was found by the guard", run.id)
+            run.flag(record, self._worker.id)
 
     def _warn(self, blocked: float) -> None:
         place = Place.of(self._pulse.thread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -18,7 +19,7 @@ LINE_LENGTH = 200
 
 
 class StopFlag:
-    """A `threading.Event` that is set once, by one thread; every task makes one, so it is made of little."""
+    """A `threading.Event` that is never cleared; every task makes one, so it is made of little."""
 
     __slots__ = ("_is_set", "_lock")
 
@@ -35,12 +36,14 @@ class StopFlag:
         """Set it, and wake whoever waits."""
         if not self._is_set:
             self._is_set = True
-            self._lock.release()
+            with contextlib.suppress(RuntimeError):  # the guard's thread has set it in the same moment
+                self._lock.release()
 
     def wait(self, seconds: float) -> None:
         """Wait until it is set, but no longer than that."""
         if not self._is_set and self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
-            self._lock.release()
+            with contextlib.suppress(RuntimeError):  # as above
+                self._lock.release()
 
 
 class Job:

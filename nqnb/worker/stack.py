@@ -7,6 +7,8 @@ from collections.abc import Collection
 from types import FrameType
 from typing import NamedTuple
 
+REPEAT_SECONDS = 60.0
+"""Seconds between two warnings about the same block."""
 _STARTERS = {("nqnb.worker.executors", "_ended"), ("nqnb.notebook.kernel", "_inside")}
 """The functions of ours that call handlers on a loop."""
 _WRAPPERS = ("nqnb.notebook.prints", "contextlib")
