@@ -264,7 +264,7 @@ class TestMany:
                 yield number
             raise LookupError("the file ends here")
 
-        with pytest.raises(nqnb.NotSubmitted, match="at position 1500: .* LookupError: the file ends here") as caught:
+        with pytest.raises(nqnb.NotSubmitted, match=r"at position 1500: .* LookupError: the file ends here") as caught:
             session.map("resize", payloads())
         assert isinstance(caught.value.__cause__, LookupError)
         assert len(session.interrupted) == 1500

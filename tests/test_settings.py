@@ -302,7 +302,7 @@ class TestOf:
     def test_an_unknown_option_names_the_known_ones(self) -> None:
         with pytest.raises(
             BadInput,
-            match=r"no setting is called 'ack_wiat'. Did you mean 'ack_wait'\? The settings are ack_wait, .*url",
+            match=r"'ack_wiat'. Did you mean 'ack_wait'\? The settings are ack_wait, .*url",
         ):
             Settings.of(None, ack_wiat=3)
 
