@@ -33,10 +33,10 @@ def fork(kind="os"):
     if kind == "os":
         child = os.fork()
         if child == 0:
-            time.sleep(120)
+            time.sleep(30)
             os._exit(0)
     else:
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(30,))
         process.start()
         child = process.pid
     children.append(child)
@@ -127,6 +127,10 @@ async def main():
         await stop(never_lets_its_watcher_run)
     elif kind == "stopped handler":
         await stop(stops_itself)
+    elif kind == "closed descriptors":
+        os.close(0)
+        os.close(2)
+        await ends(runs(lambda job: [print("x") or os.fstat(number).st_ino for number in range(3)] and 5)[1])
     elif kind == "spares":
         reserve = spares.Reserve([handler(ignores)], 2)
         fork()
@@ -160,14 +164,15 @@ async def main():
         await running
         os._exit(0)
     else:
-        # A fork in the very moment of the start holds the other ends too.
-        start = subprocess.Popen._execute_child
+        # A fork in the very moment of the start, as another thread can make it, holds every end.
+        pipe = os.pipe
 
-        def fork_and_start(*arguments):
+        def pipe_and_fork():
+            ends = pipe()
             fork()
-            return start(*arguments)
+            return ends
 
-        subprocess.Popen._execute_child = fork_and_start
+        os.pipe = pipe_and_fork
         await ends(runs((lambda job: 5) if kind == "start" else kills_its_watcher)[1])
 
 asyncio.run(main())
@@ -227,6 +232,11 @@ class TestProcessesOfTasks:
                 for each in (watcher, handler):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
+
+    def test_a_worker_without_stdin_and_stderr_has_them_too(self, tmp_path: Path) -> None:
+        with told_by(WORKER, "closed descriptors", str(tmp_path / "flag")) as (_, lines):
+            facts = next(lines)
+            assert (facts["ended"], facts["value"]) == ("RETURNED", 5), facts
 
     def test_spares_end_with_their_worker(self, tmp_path: Path) -> None:
         with told_by(WORKER, "spares", str(tmp_path / "flag")) as (_, lines):

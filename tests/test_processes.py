@@ -255,6 +255,15 @@ class TestResults:
         assert await value_of(reads_at_import.handle) == "late"
         await reserve.close()
 
+    async def test_it_inherits_no_descriptor(self) -> None:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 200, inheritable=True)  # as a library of C may leave its own
+        try:
+            assert await value_of(lambda job: Path("/proc/self/fd/200").exists()) is False
+        finally:
+            os.close(nothing)
+            os.close(200)
+
     async def test_a_million_bytes_go_either_way(self) -> None:
         def handle(job: Job, payload: str) -> str:
             return payload
@@ -398,7 +407,7 @@ class TestFailures:
         def full(*args: Any, **options: Any) -> None:
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
-        monkeypatch.setattr(subprocess, "Popen", full)
+        monkeypatch.setattr(os, "posix_spawn", full)
         assert isinstance(await error_of(lambda job: 5), BlockingIOError)
 
 

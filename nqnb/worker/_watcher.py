@@ -36,6 +36,9 @@ _DEATH_SIGNAL, _SUBREAPER = 1, 36
 
 def main(line: int, worker: int) -> None:
     """Start the handler's process, and see it to its end; in that process, return once it has run its task."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()  # not every system can do so while it starts a program
+    _close_all_but(0, 1, 2, line)
     os.set_inheritable(line, False)
     # One that comes too early waits until the handler's process can take it. The mask of the thread that started this
     # one would otherwise keep SIGTERM from it.
@@ -65,6 +68,13 @@ def main(line: int, worker: int) -> None:
         _tell(status)
 
 
+def _close_all_but(*kept: int) -> None:
+    """Close what the worker's libraries have left open for every child."""
+    for each in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
+        with contextlib.suppress(OSError):  # the folder's own, which is closed
+            os.close(each)
+
+
 def _read_path(worker: int) -> list[str] | None:
     """Read the worker's ``sys.path``; return None where the worker has no use for us after all, or is dead."""
     # Not a byte more than the line, for commands may follow.
@@ -83,11 +93,16 @@ def _read_path(worker: int) -> list[str] | None:
 
 
 def _become_runner(line: int, path: list[str]) -> None:
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    os.close(nothing)
     # What the handler prints goes where the worker's errors go; stdout is ours.
-    os.dup2(2, 1)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # the worker was started with its stderr closed
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+    if nothing > 2:
+        os.close(nothing)
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.path[:] = path

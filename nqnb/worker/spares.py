@@ -14,7 +14,6 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import time
 import weakref
@@ -25,6 +24,7 @@ from typing import Any
 from nqnb.worker import _watcher
 from nqnb.worker._runner import LENGTH, MOST_RESULT, frame
 from nqnb.worker.handlers import Handler
+from nqnb.worker.spawn import LINE, Spawned
 
 log = logging.getLogger("nqnb.worker")
 
@@ -63,20 +63,12 @@ class TaskProcess:
         self._line, theirs = socket.socketpair()
         with theirs:
             try:
-                self._popen = subprocess.Popen(  # noqa: S603  our own script
-                    [sys.executable, str(Path(_watcher.__file__)), str(theirs.fileno()), str(self._worker)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    bufsize=0,
-                    pass_fds=(theirs.fileno(),),
-                    start_new_session=True,
-                )
+                command = [sys.executable, str(Path(_watcher.__file__)), str(LINE), str(self._worker)]
+                self._spawned = Spawned(command, theirs.fileno())
             except BaseException:
                 self._line.close()
                 raise
-        assert self._popen.stdin is not None  # noqa: S101  for the type checker
-        assert self._popen.stdout is not None  # noqa: S101
-        self._orders, self._report = self._popen.stdin, self._popen.stdout
+        self._orders, self._report = self._spawned.stdin, self._spawned.stdout
         self._line.setblocking(False)
         os.set_blocking(self._report.fileno(), False)
         self._incoming, self._outgoing, self._told = bytearray(), bytearray(), b""
@@ -89,7 +81,7 @@ class TaskProcess:
     @property
     def session(self) -> int:
         """The session that it leads, which is its watcher's process id."""
-        return self._popen.pid
+        return self._spawned.pid
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Send a message, as fast as it is taken."""
@@ -110,13 +102,13 @@ class TaskProcess:
             return
         self._killed = True
         self._order(_watcher.KILL)
-        self._popen.send_signal(signal.SIGCONT)  # the handler may have stopped its watcher
+        self._spawned.send_signal(signal.SIGCONT)  # the handler may have stopped its watcher
         self._timers["kill"] = self._loop.call_later(_KILLING_TAKES, self._kill_without_watcher)
 
     def _kill_without_watcher(self) -> None:
-        log.error("the process %d that watches over a task does not obey, so the worker kills both", self._popen.pid)
+        log.error("the process %d that watches over a task does not obey, so the worker kills both", self._spawned.pid)
         self._kill_group()
-        self._popen.kill()
+        self._spawned.send_signal(signal.SIGKILL)
 
     def _kill_group(self) -> None:
         """Kill the handler's group, whose id is free to be another's only once its watcher has reported its end."""
@@ -190,7 +182,7 @@ class TaskProcess:
             self._finish()
 
     def _look(self) -> None:
-        if self._popen.poll() is None:
+        if not self._spawned.has_ended():
             self._timers["look"] = self._loop.call_later(_LOOK, self._look)
         else:
             self._finish()
@@ -216,9 +208,9 @@ class TaskProcess:
 
     def _reap(self, until: float) -> None:
         # It has reported, or its pipe has ended, a moment before the process does.
-        if self._popen.poll() is None:
+        if not self._spawned.has_ended():
             if time.monotonic() > until:
-                self._popen.kill()
+                self._spawned.send_signal(signal.SIGKILL)
             self._loop.call_later(0.001 if time.monotonic() < until else 0.1, self._reap, until)
             return
         # Where the watcher was killed, the handler's process goes with it (on Linux), its children may not.
