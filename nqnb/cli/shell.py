@@ -141,7 +141,7 @@ class Shell:
             states: deque[object] = deque(maxlen=1)
             yield states.append
             for state in states:
-                if not isinstance(state, Progress):
+                if not (isinstance(state, Progress) or getattr(state, "transient", False)):
                     self.show(state)
             return
         from rich.live import Live

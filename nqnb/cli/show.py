@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from nqnb.cli import lists
+from nqnb.cli.chaos_board import ChaosBoard, chaos_report
 from nqnb.cli.demo_board import Board, summary, took
 from nqnb.cli.tables import bar, fields, stack, status
 from nqnb.cli.text import (
@@ -44,6 +45,7 @@ from nqnb.commands.records import (
 from nqnb.commands.watch import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
 from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
+from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.wire import parse_time
 
 
@@ -217,6 +219,16 @@ def _(record: DetachedServer) -> RenderableType:
         ]
     )
     return stack(Text(clean(record.note), style="bold"), *([details] if record.url else []))
+
+
+@show.register
+def _(record: ChaosState) -> RenderableType:
+    return ChaosBoard(record)
+
+
+@show.register
+def _(record: ChaosReport) -> RenderableType:
+    return chaos_report(record)
 
 
 @show.register

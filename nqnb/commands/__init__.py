@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import click
 
-from nqnb.commands import about, cancel, look, prune, queue, serve, submit, task, up, watch
+from nqnb.commands import about, cancel, chaos, look, prune, queue, serve, submit, task, up, watch
 from nqnb.commands.front import Front, NeedsYes
 from nqnb.commands.options import Root, help_alone
 from nqnb.version import __version__
@@ -60,6 +60,7 @@ for command in (
     queue.queue,
     prune.prune,
     serve.worker,
+    chaos.chaos,
     about.version,
 ):
     tree.add_command(command)

@@ -1,0 +1,297 @@
+"""Injects faults at random moments: kills and suspends workers, kills servers, cuts links, fills the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nqnb.errors import DevServerError, NoRoom, NqnbError, ServerRefused
+from nqnb.testing.chaos.evidence import FaultSeen
+from nqnb.testing.chaos.load import Load
+from nqnb.testing.chaos.plan import ChaosOptions
+from nqnb.testing.chaos.stage import Stage
+from nqnb.testing.chaos.workforce import Workforce
+
+CLOCK_SECONDS = 3600.0
+_BALLAST = "nqnb-chaos-ballast"
+_BALLAST_BYTES = (768 * 2**10, 64 * 2**10, 4 * 2**10, 256)
+_FILLING_TAKES_SECONDS = 20.0
+_SETTLE_TAKES_SECONDS = 30.0
+
+
+class Faults:
+    """The faults of one attack, dealt like cards, so that each kind comes as often as the others.
+
+    Args:
+        options: the attack's.
+        stage: its servers and links.
+        workforce: its worker processes.
+        load: its tasks.
+    """
+
+    def __init__(self, options: ChaosOptions, stage: Stage, workforce: Workforce, load: Load) -> None:
+        self.seen: list[FaultSeen] = []
+        self._options = options
+        self._stage = stage
+        self._workforce = workforce
+        self._load = load
+        self._dice = random.Random(f"faults {options.seed}")
+        self._aside: set[asyncio.Task[None]] = set()
+        self._busy: set[int] = set()
+        """The places whose worker process is suspended or starts again."""
+        self._cut: set[int] = set()
+        """The links that are cut."""
+        kinds: dict[str, Callable[[], Awaitable[None]]] = {
+            "worker": self._worker,
+            "server": self._server,
+            "link": self._link,
+            "full": self._full,
+            "cluster": self._cluster,
+        }
+        self._kinds = {kind: inject for kind, inject in kinds.items() if kind in options.faults}
+        if stage.cluster is not None:
+            # A single server of a cluster dies by the cluster's own faults.
+            self._kinds.pop("server", None)
+            self._kinds.pop("full", None)
+
+    async def run(self) -> None:
+        """Inject faults until cancelled; what is broken then is left to `heal`."""
+        if not self._kinds:
+            self._load.fully_faulted.set()
+            return
+        while True:
+            deck = list(self._kinds.values())
+            self._dice.shuffle(deck)
+            for inject in deck:
+                await asyncio.sleep(self._dice.uniform(0.2, 1.0))
+                for said in self._workforce.look():
+                    self._note("worker", said, None).ended = time.monotonic()
+                await inject()
+            self._load.fully_faulted.set()
+
+    async def heal(self) -> None:
+        """Mend everything, and wait until it works again.
+
+        Raises:
+            DevServerError: a server does not come back.
+        """
+        for each in self._aside:
+            each.cancel()
+        await asyncio.gather(*self._aside, return_exceptions=True)
+        if self._stage.server is not None and not self._stage.server.running:
+            await asyncio.to_thread(self._stage.server.restart)
+        if self._stage.cluster is not None:
+            for number in range(len(self._stage.cluster.servers)):
+                if number not in self._stage.cluster.running:
+                    await asyncio.to_thread(self._stage.cluster.restart, number)
+            await asyncio.to_thread(self._stage.cluster.wait_ready)
+        if "link" in self._options.faults:
+            for link in self._stage.links:
+                await link.heal()
+        if self._stage.options.settings is None and "full" in self._kinds:
+            await self._make_room()
+        for place in range(self._workforce.places):
+            self._workforce.resume(place)
+            if self._workforce.number_at(place) is None:
+                self._workforce.start(place)
+        now = time.monotonic()
+        for fault in self.seen:
+            fault.ended = fault.ended or now
+
+    def stand(self, kind: str, what: str, numbers: tuple[int, ...] | None = None) -> None:
+        """Note a fault that lasts for the whole attack."""
+        self._note(kind, what, numbers).harmless = True
+
+    def _note(self, kind: str, what: str, numbers: tuple[int, ...] | None) -> FaultSeen:
+        fault = FaultSeen(kind, what, time.monotonic(), numbers=numbers)
+        self.seen.append(fault)
+        return fault
+
+    def _go_aside(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+    # -- workers
+
+    async def _worker(self) -> None:
+        free = [place for place in range(self._workforce.places) if place not in self._busy]
+        if len(free) < 2:
+            # One stays, so that something runs.
+            return
+        place = self._dice.choice(free)
+        if self._dice.random() < 0.6:
+            await self._kill(place)
+        else:
+            self._busy.add(place)
+            self._go_aside(self._suspend(place, self._options.ack_wait * self._dice.uniform(1.1, 1.5)))
+
+    async def _kill(self, place: int) -> None:
+        number = self._workforce.number_at(place)
+        if number is None:
+            return
+        fault = self._note("worker", f"worker process {number} was killed", (number,))
+        self._busy.add(place)
+        await self._workforce.kill(place)
+        self._go_aside(self._start_later(place, fault, self._dice.choice([0.0, self._dice.uniform(0, 1.5)])))
+
+    async def _start_later(self, place: int, fault: FaultSeen, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._workforce.start(place)
+        fault.ended = time.monotonic()
+        self._busy.discard(place)
+
+    async def _suspend(self, place: int, seconds: float) -> None:
+        number = self._workforce.number_at(place)
+        if number is None:
+            self._busy.discard(place)
+            return
+        fault = self._note("worker", f"worker process {number} was suspended for {seconds:.1f} s", (number,))
+        self._workforce.suspend(place)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._workforce.resume(place)
+            fault.ended = time.monotonic()
+            self._busy.discard(place)
+
+    async def _perhaps_kill_amid(self, seconds: float) -> None:
+        """Wait; while a server is away, a worker may die, too."""
+        free = [place for place in range(self._workforce.places) if place not in self._busy]
+        if "worker" in self._kinds and len(free) > 1 and self._dice.random() < 0.5:
+            first = seconds * self._dice.uniform(0.1, 0.9)
+            await asyncio.sleep(first)
+            await self._kill(self._dice.choice(free))
+            seconds -= first
+        await asyncio.sleep(max(0.0, seconds))
+
+    # -- one server
+
+    async def _server(self) -> None:
+        server = self._stage.server
+        if server is None:
+            return
+        lease = self._options.ack_wait
+        seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.3, 1.5), lease * 1.3])
+        fault = self._note("server", f"the server was killed for {seconds:.1f} s", None)
+        await asyncio.to_thread(server.kill)
+        await self._perhaps_kill_amid(seconds)
+        await asyncio.to_thread(server.restart)
+        fault.ended = time.monotonic()
+
+    async def _full(self) -> None:
+        connection = self._stage.connection
+        if connection is None:
+            return
+        seconds = self._dice.uniform(0.5, 3)
+        fault = self._note("full", f"the store was full for {seconds:.1f} s", None)
+        try:
+            body = {"name": _BALLAST, "subjects": [_BALLAST], "storage": "file"}
+            await connection.insist(lambda: connection.api(f"STREAM.CREATE.{_BALLAST}", body))
+            until = time.monotonic() + _FILLING_TAKES_SECONDS
+            for size in _BALLAST_BYTES:
+                while time.monotonic() < until and await self._stow(size):
+                    pass
+            await self._perhaps_kill_amid(seconds)
+        finally:
+            await self._make_room()
+            fault.ended = time.monotonic()
+
+    async def _stow(self, size: int) -> bool:
+        """Store a message; whether there was room."""
+        connection = self._stage.connection
+        if connection is None:
+            return False
+        try:
+            await connection.publish(_BALLAST, bytes(size))
+        except (NoRoom, ServerRefused):
+            return False
+        except NqnbError:
+            await asyncio.sleep(0.05)
+        return True
+
+    async def _make_room(self) -> None:
+        connection = self._stage.connection
+        if connection is not None:
+            with contextlib.suppress(ServerRefused):
+                await connection.insist(lambda: connection.api(f"STREAM.DELETE.{_BALLAST}"), _SETTLE_TAKES_SECONDS)
+
+    # -- links
+
+    async def _link(self) -> None:
+        free = [number for number in range(len(self._stage.links)) if number not in self._cut]
+        if free:
+            number = self._dice.choice(free)
+            self._cut.add(number)
+            self._go_aside(self._cut_link(number))
+
+    async def _cut_link(self, number: int) -> None:
+        link = self._stage.links[number]
+        process = self._workforce.number_at(number) if number < self._workforce.places else None
+        name = "a client" if number == self._workforce.places else f"worker process {process}"
+        seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.5, 1.5 * self._options.ack_wait)])
+        how = self._dice.choice(["refused", "swallowed", "swallowed and reset", "reset", "slow"])
+        fault = self._note("link", f"the link of {name} was {how} for {seconds:.1f} s", None)
+        # A worker process that starts meanwhile in that place is cut off, too.
+        fault.numbers = () if number == self._workforce.places else None if process is None else (process,)
+        try:
+            if how == "refused":
+                await link.refuse()
+            elif how == "reset":
+                link.hang_up()
+            elif how == "slow":
+                link.slow_down(self._dice.uniform(0.02, 0.2))
+            else:
+                link.swallow()
+            await asyncio.sleep(seconds)
+            if how == "swallowed and reset":
+                link.hang_up()
+        finally:
+            await link.heal()
+            later = self._workforce.number_at(number) if number < self._workforce.places else None
+            if fault.numbers and later is not None:
+                fault.numbers = (*fault.numbers, later)
+            fault.ended = time.monotonic()
+            self._cut.discard(number)
+
+    # -- a cluster
+
+    async def _cluster(self) -> None:
+        cluster = self._stage.cluster
+        if cluster is None:
+            return
+        stream = self._dice.choice(list(self._stage.queues.values()))
+        what = self._dice.choice(["task leader", "state leader", "two of three", "rolling restart"])
+        fault = self._note("cluster", "", None)
+        call: Callable[..., Awaitable[Any]] = asyncio.to_thread
+        # A leader that cannot be found is another fault's work: any server will do then.
+        down: list[int] = []
+        if what in ("task leader", "state leader"):
+            name = stream if what == "task leader" else f"KV_{self._stage.settings.state_bucket}"
+            leader = await asyncio.to_thread(cluster.leader_of, name)
+            down = [self._dice.choice(cluster.running) if leader is None else leader]
+            seconds = self._dice.uniform(1, 6)
+            fault.what = f"server {down[0]}, which led {name}, was killed for {seconds:.1f} s"
+        elif what == "two of three":
+            down = self._dice.sample(cluster.running, 2)
+            seconds = self._dice.uniform(1, 2 * self._options.ack_wait)
+            fault.what = f"servers {down[0]} and {down[1]} were killed for {seconds:.1f} s"
+        else:
+            fault.what = "all servers were restarted, one after the other"
+            for number in list(cluster.running):
+                await call(cluster.restart, number)
+                with contextlib.suppress(DevServerError):
+                    await call(cluster.wait_ready)
+        if down:
+            for number in down:
+                await call(cluster.kill, number)
+            await self._perhaps_kill_amid(seconds)
+            for number in down:
+                await call(cluster.restart, number)
+        with contextlib.suppress(DevServerError):
+            await call(cluster.wait_ready)
+        fault.ended = time.monotonic()

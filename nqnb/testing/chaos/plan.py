@@ -1,0 +1,214 @@
+"""What an attack does, drawn from its seed: the tasks with their handlers, and the cancels with their moments."""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from nqnb.errors import BadInput
+from nqnb.settings import Settings
+
+FAULTS = ("worker", "server", "link", "block", "full", "clock", "cluster")
+"""Every kind of fault."""
+DEFAULT_FAULTS = FAULTS[:-1]
+"""Every kind that a single server can have."""
+FOREIGN_FAULTS = ("worker", "block")
+"""The kinds that are injected where the server is not the attack's own."""
+
+ACK_WAIT_SECONDS = 3.0
+PATIENT_SECONDS = 1.0
+"""Seconds that a task of the patient queue waits for its retry."""
+FAR_DELAY_SECONDS = 0.015
+"""Seconds by which the link of one worker delays everything, each way."""
+
+
+class Moment(enum.Enum):
+    """A moment of a task's life at which it is cancelled."""
+
+    SUBMIT = "before the submit returns"
+    PENDING = "pending"
+    CLAIM = "at the claim"
+    STARTED = "just started"
+    RUNNING = "running"
+    RETRY = "waiting for a retry"
+    FINISH = "at the finish"
+    ENDED = "after the end"
+
+
+class Kind(enum.Enum):
+    """What a task's handler runs in; each kind has a queue of its own."""
+
+    COROUTINE = "coroutine"
+    THREAD = "thread"
+    PROCESS = "process"
+    PATIENT = "patient"
+    """A coroutine whose retries wait for long."""
+
+
+@dataclass(frozen=True)
+class ChaosOptions:
+    """What to attack, and how.
+
+    Args:
+        tasks: how many tasks are submitted.
+        seed: tasks, cancels and faults are drawn from it.
+        minutes: after so many minutes nothing more is submitted.
+        faults: which kinds of `FAULTS` are injected.
+        settings: a server to attack; None starts one, or three where ``faults`` has ``cluster``.
+        workers: how many worker processes run.
+        concurrency: how many tasks each of them runs at once.
+        ack_wait: the ack wait of the queues, in seconds.
+        prelude: ``module:function``, called in each worker process before its worker is made.
+
+    Raises:
+        BadInput: one of these cannot be used.
+    """
+
+    tasks: int = 1000
+    seed: int = 1
+    minutes: float = 10.0
+    faults: tuple[str, ...] = DEFAULT_FAULTS
+    settings: Settings | None = None
+    workers: int = 3
+    concurrency: int = 16
+    ack_wait: float = ACK_WAIT_SECONDS
+    prelude: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.faults) - set(FAULTS))
+        if unknown:
+            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use {', '.join(FAULTS)}.")
+        if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
+            raise BadInput("an attack needs at least 1 task, 2 workers and some time. Raise them.")
+        elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
+        if self.settings is not None and elsewhere:
+            raise BadInput(
+                f"faults are invalid: {elsewhere[0]!r} needs a server of the attack's own. "
+                f"On a given server use {' and '.join(FOREIGN_FAULTS)}."
+            )
+
+
+@dataclass(frozen=True)
+class CancelPlan:
+    """One cancel: the moment it aims at, the seconds that it comes after the moment's sign, and who sends it."""
+
+    aim: Moment
+    after: float
+    hand: int
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """One task, what its handler does, and who cancels it when."""
+
+    number: int
+    kind: Kind
+    seconds: float
+    failures: int = 0
+    """How many attempts fail."""
+    retry: int = 0
+    wait: float = 0.0
+    """Seconds from the submit to the time that the task is for."""
+    polite: bool = True
+    """Whether a handler in a thread or process looks at ``job.cancelled``."""
+    progress: bool = False
+    block: float = 0.0
+    """Seconds for which the handler blocks its event loop."""
+    chosen: bool = False
+    """Whether the client chooses the task's id."""
+    hand: int = 0
+    """Which client submits it."""
+    cancels: tuple[CancelPlan, ...] = field(default_factory=tuple)
+
+    @property
+    def payload(self) -> dict[str, object]:
+        """What the handler is told."""
+        return {
+            "kind": self.kind.value,
+            "seconds": self.seconds,
+            "failures": self.failures,
+            "polite": self.polite,
+            "progress": self.progress,
+            "block": self.block,
+        }
+
+
+_KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
+_BLOCKS_ONE_IN = 400
+"""Of so many tasks one blocks its event loop; at least two do."""
+
+
+def plan_tasks(options: ChaosOptions, hands: int) -> Iterator[TaskPlan]:
+    """Draw the tasks, in the order of their submits.
+
+    Args:
+        options: the attack's.
+        hands: how many clients submit and cancel.
+    """
+    dice = random.Random(f"tasks {options.seed}")
+    blocks = max(2, options.tasks // _BLOCKS_ONE_IN) if "block" in options.faults else 0
+    blocking = {round((each + 0.5) * options.tasks / blocks) for each in range(blocks)}
+    for number in range(options.tasks):
+        if number in blocking:
+            # Beyond the ack wait, so that a worker that only renews its leases on this loop loses them.
+            seconds = options.ack_wait * dice.uniform(1.2, 1.5)
+            yield TaskPlan(number, Kind.COROUTINE, 0.0, block=seconds)
+        else:
+            yield _draw(dice, number, options, hands)
+
+
+def _draw(dice: random.Random, number: int, options: ChaosOptions, hands: int) -> TaskPlan:
+    kind = dice.choices(list(_KINDS), list(_KINDS.values()))[0]
+    aims = dice.choices([0, 1, 2], [45, 45, 10])[0]
+    moments = [dice.choice(list(Moment)) for _ in range(aims)]
+    seconds = dice.choices(
+        [0.0, dice.uniform(0, 0.06), dice.uniform(0.1, 1), dice.uniform(1, 2 * options.ack_wait)], [20, 50, 26, 4]
+    )[0]
+    if kind is Kind.PROCESS:
+        seconds = min(seconds, 1.0)
+    if {Moment.CLAIM, Moment.STARTED} & set(moments) and dice.random() < 0.7:
+        # Long enough for a cancel that nobody heard to be seen.
+        seconds = dice.uniform(1.2, 2.0)
+    elif Moment.RUNNING in moments:
+        seconds = max(seconds, dice.uniform(0.2, 0.6))
+    failures = dice.choices([0, 1, 2], [8, 2, 1])[0]
+    retry = dice.choice([0, 1, 2])
+    if Moment.RETRY in moments or kind is Kind.PATIENT:
+        failures, retry, seconds = max(1, failures), max(1, retry), min(seconds, 0.3)
+    wait = dice.choices([0.0, dice.uniform(0.05, 0.4), dice.uniform(0.4, 2)], [85, 10, 5])[0]
+    if Moment.PENDING in moments:
+        wait = dice.choice([0.0, dice.uniform(0.1, 1)])
+    return TaskPlan(
+        number,
+        kind,
+        seconds,
+        failures,
+        retry,
+        wait,
+        polite=dice.random() < 0.6,
+        progress=dice.random() < 0.2,
+        chosen=Moment.SUBMIT in moments or dice.random() < 0.05,
+        hand=dice.randrange(hands),
+        cancels=tuple(CancelPlan(each, _after(dice, each, seconds, wait), dice.randrange(hands)) for each in moments),
+    )
+
+
+def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
+    """Draw how many seconds a cancel comes after the sign of its moment."""
+    if aim is Moment.SUBMIT:
+        return dice.choice([dice.uniform(0, 0.004), dice.uniform(0, 0.1)])
+    if aim is Moment.PENDING:
+        return dice.uniform(0, max(0.002, 0.9 * wait))
+    if aim is Moment.CLAIM:
+        return dice.choice([0.0, dice.uniform(0, 0.003)])
+    if aim is Moment.STARTED:
+        return dice.uniform(0.003, 0.03)
+    if aim is Moment.RUNNING:
+        return seconds * dice.uniform(0.2, 0.8)
+    if aim is Moment.RETRY:
+        return dice.choice([0.0, dice.uniform(0, 0.8 * PATIENT_SECONDS)])
+    if aim is Moment.FINISH:
+        return max(0.0, seconds + dice.uniform(-0.002, 0.006))
+    return dice.uniform(0, 0.3)

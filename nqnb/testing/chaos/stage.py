@@ -1,0 +1,178 @@
+"""Where an attack happens: a server of its own or three, or one that was given; the links to it; its buckets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from nqnb.cluster import Cluster
+from nqnb.credentials import LOGINS
+from nqnb.devserver import DevServer
+from nqnb.errors import NqnbError
+from nqnb.jetstream.connection import Connection
+from nqnb.settings import Settings
+from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, ChaosOptions, Kind
+from nqnb.testing.chaos.revisions import keep_history
+from nqnb.testing.proxy import Proxy
+from nqnb.wire import parse_time
+
+_FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
+_BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")
+_STORE_BYTES = 64 * 2**20
+"""Bytes that the attack's own server may store; more for each task."""
+_STORE_BYTES_PER_TASK = 24 * 2**10
+_SHORT_SECONDS = 5.0
+
+
+class Link:
+    """What lies between a client or a worker and the servers: a proxy for each."""
+
+    def __init__(self, urls: list[str], delay: float = 0.0) -> None:
+        self.delay = delay
+        self._proxies = [Proxy(url, delay) for url in urls]
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses to connect to."""
+        return [proxy.url for proxy in self._proxies]
+
+    async def open(self) -> None:
+        """Begin to carry."""
+        for proxy in self._proxies:
+            await proxy.heal()
+
+    async def refuse(self) -> None:
+        """Reset connections, and refuse new ones."""
+        for proxy in self._proxies:
+            await proxy.refuse()
+
+    def swallow(self) -> None:
+        """Let nothing pass, and tell nobody."""
+        for proxy in self._proxies:
+            proxy.swallow()
+
+    def hang_up(self) -> None:
+        """Reset connections."""
+        for proxy in self._proxies:
+            proxy.hang_up()
+
+    def slow_down(self, delay: float) -> None:
+        """Delay everything by that many seconds more, each way."""
+        for proxy in self._proxies:
+            proxy.delay = self.delay + delay
+
+    async def heal(self) -> None:
+        """Carry again, as at first."""
+        for proxy in self._proxies:
+            proxy.delay = self.delay
+            await proxy.heal()
+
+    async def close(self) -> None:
+        """End it."""
+        await asyncio.gather(*(proxy.__aexit__(None, None, None) for proxy in self._proxies))
+
+
+class Stage:
+    """The servers and the links of one attack; make one with `opened`."""
+
+    def __init__(self, options: ChaosOptions, folder: Path) -> None:
+        self.options = options
+        self.folder = folder
+        self.server: DevServer | None = None
+        self.cluster: Cluster | None = None
+        self.links: list[Link] = []
+        """The link of each worker's place, then that of the second client."""
+        self.settings = Settings("nats://127.0.0.1")
+        """The settings of who connects directly."""
+        self.queues: dict[str, str] = {}
+        """The queue of each kind of handler."""
+        self.offset = 0.0
+        """The server's clock less the monotonic one, in seconds."""
+        self.connection: Connection | None = None
+        """The attack's own, for what only an operator does."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def opened(cls, options: ChaosOptions) -> AsyncIterator[Stage]:
+        """Start what is needed; it ends with the block."""
+        folder = Path(tempfile.mkdtemp(prefix="nqnb-chaos-"))
+        stage = cls(options, folder)
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                await stage._open(stack)
+                yield stage
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> None:
+        options, given = self.options, self.options.settings
+        mark = secrets.token_hex(3)
+        self.queues = {kind.value: f"nqnb-chaos-{mark}-{kind.value}" for kind in Kind}
+        common: dict[str, Any] = {"ack_wait": options.ack_wait, "request_timeout": _SHORT_SECONDS}
+        if given is not None:
+            # With buckets of its own an attack neither sees nor leaves anything among the states of others.
+            buckets = {name: f"nqnb-chaos-{mark}-{name.partition('_')[0]}" for name in _BUCKETS}
+            self.settings = Settings.of(given, **common, **buckets)
+            stack.push_async_callback(self._tidy_up)
+        elif "cluster" in options.faults:
+            self.cluster = await stack.enter_async_context(Cluster(3))
+            self.settings = Settings(self.cluster.urls, replicas=3, **common)
+        else:
+            store = self.folder / "store"
+            most = _STORE_BYTES + _STORE_BYTES_PER_TASK * options.tasks
+            config = f"jetstream {{ store_dir: {json.dumps(str(store))}, max_file_store: {most} }}"
+            self.server = await stack.enter_async_context(DevServer(store_dir=store, config=config))
+            self.settings = Settings(self.server.url, **common)
+        self.connection = await Connection.open(self.settings)
+        stack.push_async_callback(self.connection.close)
+        await keep_history(self.connection, self.settings.state_bucket)
+        asked = time.monotonic()
+        info = await self.connection.api(f"STREAM.INFO.KV_{self.settings.state_bucket}")
+        answered = time.monotonic()
+        server = parse_time(str(info.get("ts") or ""))
+        self.offset = (server or time.time()) - ((asked + answered) / 2 if server else answered)
+        for place in range(options.workers + 1):
+            far = "link" in options.faults and place == options.workers - 1
+            link = Link(list(self.settings.urls), FAR_DELAY_SECONDS if far else 0.0)
+            if "link" in options.faults:
+                await link.open()
+                stack.push_async_callback(link.close)
+            self.links.append(link)
+
+    def fields(self, place: int | None = None) -> dict[str, Any]:
+        """The fields of the settings of a place's worker, or of who connects directly, as JSON can carry them."""
+        settings = self.settings
+        urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
+        plain = ("replicas", "ack_wait", "request_timeout", *_BUCKETS)
+        fields = {name: getattr(settings, name) for name in plain}
+        logins = {name: getattr(settings, name) for name in _FIELDS}
+        paths = {
+            name: value if isinstance(value, (str, bool)) else str(value) for name, value in logins.items() if value
+        }
+        return {"url": urls, **fields, **paths}
+
+    def linked(self) -> Settings:
+        """The settings of the second client, whose link can be cut."""
+        if "link" not in self.options.faults:
+            return self.settings
+        return dataclasses.replace(self.settings, url=self.links[-1].urls)
+
+    async def _tidy_up(self) -> None:
+        """Remove the queues and buckets from a server that is not ours."""
+        connection = await Connection.open(self.settings)
+        try:
+            names = [name for queue in self.queues.values() for name in (queue, f"{queue}_cancel")]
+            for name in [*names, *(f"KV_{getattr(self.settings, each)}" for each in _BUCKETS)]:
+                with contextlib.suppress(NqnbError):
+                    await connection.api(f"STREAM.DELETE.{name}")
+        finally:
+            await connection.close()
