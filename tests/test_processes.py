@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ import nqnb
 from nqnb import Status
 from nqnb.errors import BadInput, InvalidHandler, JobCancelled
 from nqnb.lifecycle import Ended
+from nqnb.worker._runner import LENGTH, frame
 from nqnb.worker.describe import describe_error
 from nqnb.worker.executors import Executor, Result, make_executor
 from nqnb.worker.handlers import make_handler
@@ -402,6 +404,54 @@ class TestFailures:
             time.sleep(60)
 
         assert "SIGKILL" in str(await error_of(handle))
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            b"\xff\xff\xff\xff" + b"x" * 1000,
+            LENGTH.pack(18) + b"cos\nabort\n(tR.....",
+            frame(("said",)),
+            frame(("said", 5, 6)),
+            frame(("what", "ever")),
+            frame(("returned",)),
+        ],
+        ids=["4 GB", "a call", "too little", "no progress", "unknown", "no value"],
+    )
+    async def test_one_that_forges_a_message_fails_alone(self, said: bytes) -> None:
+        def handle(job: Job) -> None:
+            for number in range(3, 20):
+                with contextlib.suppress(OSError):
+                    if stat.S_ISSOCK(os.fstat(number).st_mode):
+                        os.write(number, said)
+            time.sleep(60)
+
+        assert "SIGKILL" in str(await error_of(handle))
+        assert await value_of(lambda job: 5) == 5
+
+    async def test_one_that_closes_our_line_ends_by_itself_or_by_a_stop(self, tmp_path: Path) -> None:
+        def handle(job: Job, flag: str) -> None:
+            os.closerange(3, 100)
+            Path(flag).touch()
+            time.sleep(60)
+
+        result, how = await stopped_once_inside(handle, tmp_path / "flag")
+        assert (result.ended, how) == (Ended.STOPPED, "its process was interrupted")
+
+        def returns(job: Job) -> str:
+            os.closerange(3, 100)
+            job.log("unheard")
+            return "unheard"
+
+        assert "before the handler returned" in str(await error_of(returns))
+
+    async def test_a_fork_of_a_handler_that_returns_too_says_nothing(self) -> None:
+        def handle(job: Job) -> str:
+            child = os.fork()
+            if child:
+                os.waitpid(child, 0)
+            return "the fork" if child == 0 else "the handler"
+
+        assert await value_of(handle) == "the handler"
 
     async def test_a_function_without_room_for_a_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*args: Any, **options: Any) -> None:

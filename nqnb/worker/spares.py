@@ -40,8 +40,8 @@ _REAPING_TAKES = 1.0
 """Seconds that a watcher which has reported everything may take to end before it is killed."""
 _LARGEST_FRAME = 2 * MOST_RESULT
 """Bytes of a message; a larger one is garbage."""
-_LAST_READS = 4096
-"""How often the socket is read at most after the end: where a child of the handler still writes, it never runs dry."""
+_LAST_READS = 256
+"""Reads of the socket at most after the end: it holds less, and never runs dry while a child of the handler writes."""
 
 
 class TaskProcess:
