@@ -386,8 +386,8 @@ class TestStress:
             assert returning.wait(5)
             # The ladder's own step, without its pauses.
             until = time.monotonic() + 5
-            while run._inside and time.monotonic() < until:
-                run._raise_in_thread()
+            while run._thread is not None and run._thread.is_alive() and time.monotonic() < until:
+                run._push()
             return await asyncio.wait_for(ending, 5)
 
         for _ in range(300):

@@ -4,8 +4,10 @@ The third, a process of its own, is in `nqnb.worker.processes`.
 
 "Ran to its end" means that the executor received the return. `stop` begins a ladder that is climbed until the code has
 ended: a coroutine is cancelled, and again after each ``grace``; a function in a thread sees ``job.cancelled`` at once,
-and after each ``grace`` that it ignores, `JobCancelled` is raised at its next bytecode. A thread inside one long C
-call cannot be stopped before that call returns; it is waited for.
+and after each ``grace`` that it ignores, `JobCancelled` is raised in it, as soon as that is safe (see
+`nqnb.worker.interrupts`). A thread inside one long C call cannot be stopped before that call returns; it is waited for.
+Where the lease runs out, `stop` says how much time is left, and the ladder is climbed in that time, whatever ``grace``
+says.
 """
 
 from __future__ import annotations
@@ -14,17 +16,25 @@ import abc
 import asyncio
 import contextlib
 import contextvars
-import ctypes
 import inspect
+import math
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from nqnb.errors import JobCancelled
 from nqnb.lifecycle import Ended
 from nqnb.worker.handlers import Handler
+from nqnb.worker.interrupts import Interrupter
 from nqnb.worker.job import Job
+
+_HURRIED_PUSHES = 4
+"""How often a run whose lease runs out is pushed in the time that is left."""
+_SHORTEST_GRACE_SECONDS = 0.02
+"""Between two pushes of such a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +61,7 @@ class Executor(abc.ABC):
         self._handler = handler
         self._job = job
         self._stopping = False
+        self._hurried = False
 
     async def run(self) -> Result:
         """Run to the end, or until stopped; never raises."""
@@ -61,12 +72,20 @@ class Executor(abc.ABC):
             return Result(Ended.STOPPED, error=result.error)
         return result
 
-    def stop(self) -> None:
-        """Begin to stop it; asking again changes nothing. A run that has not started never starts."""
+    def stop(self, within: float = math.inf) -> None:
+        """Begin to stop it; asking again changes nothing but the time. A run that has not started never starts.
+
+        Args:
+            within: seconds in which the last step must have come, whatever the handler's ``grace`` says; the first
+                finite value counts.
+        """
         if not self._stopping:
             self._stopping = True
             self._job._stop.set()
             self._begin_to_stop()
+        if within < math.inf and not self._hurried:
+            self._hurried = True
+            self._hurry(max(0.0, within))
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether the handler runs as that task of the loop; may be called from any thread."""
@@ -79,6 +98,10 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def _begin_to_stop(self) -> None:
         """Take the first step of the ladder; the job knows already."""
+
+    @abc.abstractmethod
+    def _hurry(self, within: float) -> None:
+        """Take the steps that are left in so many seconds."""
 
 
 def make_executor(handler: Handler, job: Job) -> Executor:
@@ -104,6 +127,14 @@ class _Ladder:
         if self._ended:
             return
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)
+
+    def hurry(self, within: float) -> None:
+        """Push several times within so many seconds, and go on at that pace."""
+        if self._timer is None or within / _HURRIED_PUSHES >= self._grace:
+            return
+        self._grace = max(within / _HURRIED_PUSHES, _SHORTEST_GRACE_SECONDS)
+        self._timer.cancel()
+        self.start()
 
     def end(self) -> None:
         self._ended = True
@@ -144,6 +175,9 @@ class CoroutineExecutor(Executor):
         """See `Executor.runs_as`."""
         return task is not None and self._task is task
 
+    def _hurry(self, within: float) -> None:
+        self._ladder.hurry(within)
+
     def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -158,12 +192,10 @@ class ThreadExecutor(Executor):
         super().__init__(handler, job)
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Result] = self._loop.create_future()
-        self._ladder = _Ladder(self._raise_in_thread, handler.grace)
-        self._lock = threading.Lock()
-        self._inside = False
-        """Whether the thread is in the handler, so that an exception may be raised in it; guarded by the lock."""
-        self._leaving = False
+        self._ladder = _Ladder(self._push, handler.grace)
         self._thread: threading.Thread | None = None
+        self._base: FrameType | None = None
+        """The frame in the thread from which the handler is called."""
         self._result = Result(Ended.STOPPED)
 
     async def _run(self) -> Result:
@@ -174,57 +206,61 @@ class ThreadExecutor(Executor):
         self._thread.start()
         result = await self._ended
         self._ladder.end()
+        if self._stopping and self._thread.ident is not None and self._base is not None:
+            Interrupter.here().remove(self._thread.ident, self._base)
+        self._base = None
         return result
 
     def _begin_to_stop(self) -> None:
         self._ladder.start()
 
+    def _hurry(self, within: float) -> None:
+        self._ladder.hurry(within)
+
+    # The four that follow run in the handler's thread. An exception may be raised there while `_enter` waits for the
+    # handler, and is one at most once it waits no longer. No lock of nqnb's is held where that can be.
+
     def _main(self) -> None:
-        # A push that is meant for the handler may still hit the lines behind it. Once `_leaving` is up, at most two are
-        # on their way: one that is pending, and one whose pusher held the lock. So the third try is safe.
-        try:  # noqa: SIM105  contextlib.suppress is Python code, in which a push can strike outside of its guard
+        # Not contextlib.suppress, which is Python code: it can be raised there, outside of the guard.
+        try:
             self._result = self._call()
+            _check()
         except JobCancelled:
             pass
-        self._leaving = True
-        try:
-            self._leave()
-        except JobCancelled:
-            try:
-                self._leave()
-            except JobCancelled:
-                self._leave()
         self._tell()
 
     def _call(self) -> Result:
         try:
-            with self._lock:
-                self._inside = True
-            return Result(Ended.RETURNED, self._handler.call(self._job)())
+            return Result(Ended.RETURNED, self._enter(self._handler.call(self._job)))
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, and its thread ends here
             return Result(Ended.FAILED, error=error)
 
-    def _leave(self) -> None:
-        """From here on no exception is raised in this thread, and one that is under way is called back."""
-        with self._lock:
-            _raise_in(threading.get_ident(), None)
-            self._inside = False
-
-    def _raise_in_thread(self) -> None:
-        if self._thread is not None and not self._thread.is_alive():
-            self._settle()
-        with self._lock:
-            if self._inside and not self._leaving and self._thread is not None and self._thread.ident is not None:
-                _raise_in(self._thread.ident, JobCancelled)
+    def _enter(self, call: Callable[[], Any]) -> Any:
+        self._base = sys._getframe()
+        return call()
 
     def _tell(self) -> None:
         # A loop that has closed over a thread which could not be stopped leaves nobody to tell.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._settle)
 
+    def _push(self) -> None:
+        thread, base = self._thread, self._base
+        if thread is None or thread.ident is None or base is None:
+            return
+        if thread.is_alive():
+            Interrupter.here().add(thread.ident, base)
+        else:
+            # Something else has ended it, so it tells nothing.
+            self._settle()
+
     def _settle(self) -> None:
         if not self._ended.done():
             self._ended.set_result(self._result)
+
+
+def _check() -> None:
+    """Do nothing; at the entry of a function, an exception that is still pending in this thread is raised."""
 
 
 async def _end_of(task: asyncio.Task[Any]) -> None:
@@ -242,9 +278,3 @@ async def _ended(call: Callable[[], Any]) -> Result:
         return Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value)
     except BaseException as error:  # noqa: BLE001  a handler may raise anything
         return Result(Ended.FAILED, error=error)
-
-
-def _raise_in(thread_id: int, exception: type[BaseException] | None) -> None:
-    """Raise in another thread at its next bytecode (CPython's ``PyThreadState_SetAsyncExc``); None calls it back."""
-    target = ctypes.py_object(exception) if exception is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), target)

@@ -127,6 +127,8 @@ class Floor:
         await first_of(self._empty, timeout=_STOPPING_TAKES)
         for run in self.runs.values():
             log.warning("task %s runs on, its code does not stop; another worker gets it after the ack wait", run.id)
+            # From here on nothing renews its lease.
+            run.stop(Stop.LEASE)
 
     async def close(self) -> None:
         """End the loops and the connection."""

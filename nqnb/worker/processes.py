@@ -93,6 +93,15 @@ class ProcessExecutor(Executor):
         if self._rebuilding is not None:
             self._rebuilding.cancel()
 
+    def _hurry(self, within: float) -> None:
+        process = self._process
+        if process is None:
+            return
+        # What is due sooner by the handler's grace stays; a further step does nothing to a process that has ended.
+        if self._outcome is None:
+            self._later(within / 4, self._terminate, process)
+        self._later(within / 2, self._kill, process)
+
     def _later(self, seconds: float, step: Callable[[TaskProcess], None], process: TaskProcess) -> None:
         self._timers.append(self._loop.call_later(seconds, step, process))
 

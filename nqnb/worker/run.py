@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -112,10 +113,14 @@ class Run:
         self.stop(Stop.CANCEL)
 
     def stop(self, why: Stop) -> None:
-        """Begin to stop what runs; a run that has not started will not."""
+        """Begin to stop what runs; a run that has not started will not.
+
+        Where the lease runs out, what runs is stopped in the rest of the ack wait, whatever the handler's grace says
+        and whatever it was told to stop for before.
+        """
         self.why = self.why or why
         if self.executor is not None:
-            self.executor.stop()
+            self.executor.stop(self.beat + self.ack_wait - elapsed() if why is Stop.LEASE else math.inf)
 
     def lost_hold(self) -> bool:
         """Whether the server may have handed the task to somebody else: then nothing is started and nothing nak'ed.

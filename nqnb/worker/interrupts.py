@@ -1,0 +1,257 @@
+"""Raises `JobCancelled` in the thread of a handler, but never where that thread may own a lock that others need.
+
+CPython raises an asynchronous exception at the thread's next check of its "eval breaker": at the entry of a Python
+function, at a backward jump, after a call of C code. Such a check can lie between ``lock.acquire()`` and the ``try``
+that releases the lock. `logging` has that gap up to Python 3.12, and a thread that dies there owns a log handler's lock
+for good, so that the worker's own next log line never returns. So nothing is raised while a frame of the thread belongs
+to a module of `GUARDED`, or to nqnb's own code that the handler calls.
+
+It is not enough to look and then to raise: between the two the thread may run on, into `logging`. So `interrupt` looks
+twice, and does the second look and the raising in one expression in which its own thread cannot lose the GIL. Then the
+thread's next check is in a frame that was seen, or at the entry of a function that it calls from there, where nothing
+is acquired yet. The frame that calls the handler must be part of the stack, so a thread that has left its handler, and
+another thread that got the same identifier from the system, are never hit.
+
+An `Interrupter` looks again in a moment, for as long as the handler runs. A thread that logs without a pause gives up
+the GIL only inside of `logging`, and would never be seen elsewhere; nor would one that waits again and again, on an
+empty queue say. Such a thread stops itself: while one is due, the factory of log records and `threading.Condition.wait`
+are functions of ours, which raise `JobCancelled` there like any error, before a record or a wait begins. What a `with`
+or a ``finally`` holds at that point is released, which nobody can say of an exception that comes from outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import functools
+import gc
+import inspect
+import itertools
+import logging
+import operator
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from nqnb.errors import JobCancelled
+from nqnb.worker.job import Job, StopFlag
+
+GUARDED = frozenset(
+    {"logging", "threading", "queue", "importlib", "_frozen_importlib", "_frozen_importlib_external", "concurrent"}
+)
+"""Top-level modules of Python code that holds locks which the worker, or other handlers, need too."""
+_OURS = __name__.partition(".")[0]
+
+_PAUSE_SECONDS = 0.01
+"""Between two looks at the threads that are due."""
+_SHARE = 0.1
+"""The part of the event loop's time that looks may take, at most."""
+
+_set_async_exc = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
+_set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
+
+
+def interrupt(thread_id: int, base: FrameType, innermost: FrameType | None) -> bool:
+    """Raise `JobCancelled` in another thread, unless it is in guarded code or not in its handler.
+
+    Args:
+        thread_id: the thread.
+        base: the frame there that calls the handler.
+        innermost: the frame that it is in, as far as the caller knows.
+
+    Returns:
+        Whether it will be raised; if not, try again in a moment.
+    """
+    stack = []
+    frame = innermost
+    while frame is not None and frame is not base:
+        stack.append(frame)
+        frame = frame.f_back
+    if frame is None or not stack or _is_guarded(stack):
+        return False
+    stack.append(base)
+    again = _frames(thread_id, len(stack))
+    collecting = gc.isenabled()
+    gc.disable()  # up to Python 3.11, what is made here may start a collection, whose finalizers are Python code
+    try:
+        # From the second look to the call, no step checks the eval breaker: unpacking and comparing run C code only.
+        return [*again] == stack and bool(_set_async_exc(thread_id, JobCancelled))
+    except (KeyError, AttributeError):  # the thread has ended, or has returned from some of these frames
+        return False
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _is_guarded(stack: list[FrameType]) -> bool:
+    """Whether a frame belongs to code that may hold a lock; those of the handler come last."""
+    modules = [_module(frame) for frame in stack if not _is_word(frame)]
+    # A handler may be nqnb's own, or be wrapped by nqnb, as in notebooks.
+    while modules and modules[-1] == _OURS:
+        modules.pop()
+    return _OURS in modules or not GUARDED.isdisjoint(modules)
+
+
+def _is_word(frame: FrameType) -> bool:
+    """Whether a `Job` is told of progress there or a line for its log: that takes no lock."""
+    return frame.f_globals.get("__name__") in _WORDS and frame.f_code is not StopFlag.wait.__code__
+
+
+_WORDS = (Job.__module__, "nqnb.worker.execute")
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
+def _frames(thread_id: int, count: int) -> Iterator[Any]:
+    """The innermost frames of a thread, innermost first; all is read when the iterator is, and by C code alone."""
+    looks = itertools.islice(iter(sys._current_frames, None), 1)
+    innermost = map(operator.getitem, looks, (thread_id,))
+    outward: Iterator[Any] = itertools.repeat("f_back", count - 1)
+    return itertools.accumulate(itertools.chain(innermost, outward), getattr)
+
+
+class Interrupter:
+    """Interrupts threads on behalf of the executors of one event loop; to be used there."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[int, FrameType] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @staticmethod
+    def here() -> Interrupter:
+        """The one of the running loop."""
+        loop = asyncio.get_running_loop()
+        found = _of_loop.get(loop)
+        if found is None:
+            found = _of_loop[loop] = Interrupter()
+        return found
+
+    def add(self, thread_id: int, base: FrameType) -> None:
+        """Raise `JobCancelled` in that thread's handler once: now, or as soon as that is safe."""
+        if interrupt(thread_id, base, sys._current_frames().get(thread_id)):
+            return
+        self._wanted[thread_id] = base
+        _due.add(thread_id, base)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._look)
+
+    def remove(self, thread_id: int, base: FrameType) -> None:
+        """Raise nothing in it any more; the thread may have ended."""
+        if self._wanted.get(thread_id) is base:
+            del self._wanted[thread_id]
+            _due.remove(thread_id, base)
+
+    def _look(self) -> None:
+        begun = time.monotonic()
+        innermost = sys._current_frames()
+        for thread_id, base in list(self._wanted.items()):
+            if not _due.has(thread_id, base) or interrupt(thread_id, base, innermost.get(thread_id)):
+                self.remove(thread_id, base)
+        self._timer = None
+        if self._wanted:
+            pause = max(_PAUSE_SECONDS, (time.monotonic() - begun) / _SHARE)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._look)
+
+
+_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Interrupter] = weakref.WeakKeyDictionary()
+
+
+class _Due:
+    """Threads that could not be interrupted yet, and stop themselves where they begin to log or to wait.
+
+    Meanwhile the factory of log records and `threading.Condition.wait` are ours, and pass on to what was there before.
+    """
+
+    def __init__(self) -> None:
+        self._bases: dict[int, FrameType] = {}
+        self._doors: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._before: tuple[Callable[..., Any], Callable[..., Any]]
+        self._lock = threading.Lock()
+        """Between event loops; a handler's thread never takes it."""
+
+    def add(self, thread_id: int, base: FrameType) -> None:
+        with self._lock:
+            self._bases[thread_id] = base
+            if self._doors is None:
+                self._before = logging.getLogRecordFactory(), threading.Condition.wait
+                self._doors = (
+                    _door(self._bases, self._before[0], _is_log_call),
+                    _door(self._bases, self._before[1], _is_wait),
+                )
+                logging.setLogRecordFactory(self._doors[0])
+                threading.Condition.wait = self._doors[1]  # type: ignore[method-assign]  # for a while
+
+    def has(self, thread_id: int, base: FrameType) -> bool:
+        """Whether it has not stopped itself meanwhile."""
+        return self._bases.get(thread_id) is base
+
+    def remove(self, thread_id: int, base: FrameType) -> None:
+        with self._lock:
+            if self.has(thread_id, base):
+                self._bases.pop(thread_id, None)
+            if not self._bases and self._doors is not None:
+                # What the program has put there since stays; should it pass on to ours, that does no harm.
+                if logging.getLogRecordFactory() is self._doors[0]:
+                    logging.setLogRecordFactory(self._before[0])
+                if threading.Condition.wait is self._doors[1]:
+                    threading.Condition.wait = self._before[1]  # type: ignore[method-assign]  # as it was
+                self._doors = None
+
+
+_due = _Due()
+
+
+def _door(
+    due: dict[int, FrameType], before: Callable[..., Any], is_harmless: Callable[[FrameType], bool]
+) -> Callable[..., Any]:
+    """A function that calls another one, but in a thread that is due it stops the handler instead, where it may.
+
+    Args:
+        due: the threads that are due; one that stops itself is removed.
+        before: the other function.
+        is_harmless: whether a frame between the handler and this function, of guarded code, holds nothing that an
+            exception from here would leave taken.
+    """
+
+    def door(*args: Any, **kwargs: Any) -> Any:
+        thread_id = threading.get_ident()
+        base = due.get(thread_id)
+        if base is not None:
+            frame: FrameType | None = sys._getframe(1)
+            stack = []
+            while frame is not None and is_harmless(frame):
+                frame = frame.f_back
+            while frame is not None and frame is not base:
+                stack.append(frame)
+                frame = frame.f_back
+            if frame is not None and not _is_guarded(stack):
+                due.pop(thread_id, None)
+                raise JobCancelled("the handler is to stop")
+        return before(*args, **kwargs)
+
+    return functools.wraps(before)(door) if inspect.isfunction(before) else door
+
+
+def _is_log_call(frame: FrameType) -> bool:
+    """Whether it is on the way from a log call to its record; a log handler that logs itself runs other code."""
+    return frame.f_code in _LOG_CALLS
+
+
+_LOG_CALL_NAMES = ("debug", "info", "warning", "warn", "error", "exception", "critical", "fatal", "log")
+_LOG_CALLS = frozenset(
+    function.__code__
+    for place in (logging, logging.Logger, logging.LoggerAdapter)
+    for name in (*_LOG_CALL_NAMES, "_log", "makeRecord")
+    if inspect.isfunction(function := vars(place).get(name))
+)
+
+
+def _is_wait(frame: FrameType) -> bool:
+    """Whether it waits in a condition: whatever it has acquired, it releases in a ``finally`` or a ``with``."""
+    return _module(frame) in ("threading", "queue", "concurrent")
