@@ -122,7 +122,8 @@ class Worker:
             grace: time between the pushes to stop, as seconds or a timedelta: a coroutine is cancelled at once and
                 again after each; a function in a thread has that long to look at ``job.cancelled`` before an exception
                 is raised in it; a process gets SIGINT at once, which raises `JobCancelled` in a plain function, SIGTERM
-                after ``grace``, and SIGKILL a quarter second later.
+                after ``grace``, and SIGKILL a quarter second later. Where the task's lease runs out, all of these come
+                sooner, before the server redelivers the task.
             isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
                 ``"thread"`` for any other; ``"process"`` gives each task a process of its own, the only one that
                 always stops, and that may crash alone. On Linux every process that it started is killed with it,
