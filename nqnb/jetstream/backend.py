@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -9,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from nqnb import names
+from nqnb.aside import spawn
 from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.buckets import ensure_bucket
@@ -21,7 +23,7 @@ from nqnb.jetstream.messages import StreamMessage, delete_message, messages_at_a
 from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.queues import born, foreign_subjects, queue_infos, queue_names
 from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
-from nqnb.jetstream.streams import QueueStreams, delete_stream, ensure_queue, find_stream
+from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, delete_stream, ensure_queue, find_stream
 from nqnb.records import QueueInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -34,6 +36,8 @@ SHORTEST_RETENTION = 3600.0
 """Seconds for which the state of an ended task is kept at least, since it must outlive its message."""
 _ACK_WAITS = 10
 """So many ack waits it is kept at least: each may bring back a message whose worker died before it answered."""
+_MEND_PATIENCE_SECONDS = 0.1
+"""Seconds that a request waits for what was deleted to be made again, before it is tried again all the same."""
 _RESULT_MARGIN = 3600.0
 """Seconds that a result, which is written before its entry, is kept longer."""
 
@@ -49,12 +53,13 @@ class Backend:
         self.states: StateStore = self._bucket if store is None else store
         self.intents = KeyValueStore(connection, settings.cancel_bucket)
         self.results: StateStore = self._results
-        self.pauses: StateStore = KeyValueStore(connection, settings.queue_bucket)
+        self.pauses = KeyValueStore(connection, settings.queue_bucket)
         """The queues that are paused, by name."""
         self.presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
         self.skips = SkipLog(settings.state_bucket)
         """Names the states that a listing skips."""
         self._spared_until = 0.0
+        self._mending: dict[str | None, asyncio.Task[None]] = {}
         self._queues: dict[str, QueueStreams] = {}
         self._scheduling: set[str] = set()
         """Queues whose streams are known to take schedules."""
@@ -74,7 +79,7 @@ class Backend:
         except BaseException:
             await connection.close()
             raise
-        connection.on_disconnect(backend._queues.clear)
+        connection.on_disconnect(backend._on_disconnect)
         return backend
 
     async def close(self) -> None:
@@ -166,13 +171,24 @@ class Backend:
         """
 
         async def mend() -> None:
-            with contextlib.suppress(NqnbError):
-                await self.ensure_buckets()
-                if queue is not None:
-                    self._queues.pop(queue, None)
-                    await self.ensure_queue(queue)
+            # Aside, and one for all who ask: while a cluster elects leaders this takes long, and is not needed.
+            mending = self._mending.get(queue)
+            if mending is None or mending.done():
+                mending = self._mending[queue] = spawn(self._mend(queue))
+            await asyncio.wait({mending}, timeout=_MEND_PATIENCE_SECONDS)
 
         return self.connection.insist(ask, mend=mend)
+
+    async def _mend(self, queue: str | None) -> None:
+        with contextlib.suppress(NqnbError):
+            await self.ensure_buckets()
+            if queue is not None:
+                self._queues[queue] = await ensure_queue(self.connection, queue)
+
+    def _on_disconnect(self) -> None:
+        # A cluster that lost one server has its streams still, and does not say so before it has elected a leader.
+        if not self.connection.clustered:
+            self._queues.clear()
 
     async def watch_states(self) -> AsyncGenerator[Page, None]:
         """Every entry of the state store, then every change of one; see `nqnb.jetstream.feed`."""
@@ -253,6 +269,17 @@ class Backend:
             streams = await self.ensure_queue(queue)
             await delete_message(self.connection, streams.tasks, sequence)
 
+    async def is_undelivered(self, queue: str, sequence: int) -> bool:
+        """Whether no worker was ever given the message of that sequence."""
+        stream = (await self.ensure_queue(queue)).tasks
+        try:
+            info = await self.connection.insist(lambda: self.connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}"))
+        except ServerRefused as error:
+            if error.err_code not in NOT_FOUND:
+                raise
+            return True
+        return bool(sequence > info["delivered"]["stream_seq"])
+
     async def find_queue(self, queue: str) -> str | None:
         """The stream that takes a queue's tasks, None where there is no such queue."""
         return await find_stream(self.connection, names.task_subject(queue))
@@ -289,8 +316,16 @@ class Backend:
         # Most never need this bucket; without it no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
         # The note first: it is what workers go by that make the consumer anew.
-        await self.pauses.put(queue, note)
-        await pause_consumer(self.connection, stream, True)
+        full = None
+        try:
+            await self.pauses.put(queue, note, await_room=False)
+        except NoRoom as error:
+            full = error
+        paused = await pause_consumer(self.connection, stream, True)
+        if full is not None:
+            if not paused:
+                raise full
+            log.warning("queue %s is paused until its consumer is deleted: it could not be noted: %s", queue, full)
 
     async def resume(self, queue: str, stream: str) -> None:
         """Let workers take tasks of a queue again."""

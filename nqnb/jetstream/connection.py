@@ -25,6 +25,7 @@ from nqnb.errors import (
     ConnectionFailed,
     NoJetStream,
     NoResponders,
+    NoRoom,
     PayloadTooLarge,
     ServerRefused,
     Unavailable,
@@ -70,7 +71,7 @@ class _Ack(msgspec.Struct):
 
 _ONCE = ("Nats-Msg-Id", "Nats-Expected-Last-Subject-Sequence")
 """A message with one of these headers is stored once, however often it is sent."""
-_LONGEST_PAUSE_SECONDS = 0.5
+_LONGEST_PAUSE_SECONDS = 0.25
 """Seconds between two tries of `Connection.insist`, after some: a new leader must not wait for us."""
 
 _ack_decoder = msgspec.json.Decoder(_Ack)
@@ -163,7 +164,7 @@ class Connection:
             data: what.
             headers: with which headers.
             timeout: seconds; default the settings'.
-            again: in a cluster, send it again each second until the answer comes. Only for what may happen twice.
+            again: in a cluster, send it again every 0.7 s until the answer comes. Only for what may happen twice.
 
         Raises:
             NoResponders: nobody serves the subject; nothing happened.
@@ -240,11 +241,14 @@ class Connection:
         ask: Callable[[], Awaitable[T]],
         retry_for: float | None = None,
         mend: Callable[[], Awaitable[None]] | None = None,
+        *,
+        await_room: bool = True,
     ) -> T:
         """Await ``ask()``, again and again for ``retry_for`` seconds while its answer is lost or nobody serves it.
 
         So it is, too, while JetStream answers that it cannot do it now. Only for what may safely happen twice.
-        ``mend()`` is awaited each time that nobody serves it; it must not raise.
+        ``mend()`` is awaited each time that nobody serves it; it must not raise. Without ``await_room``, a storage
+        limit that is reached is raised at once.
 
         Raises:
             whatever the last try raised.
@@ -256,6 +260,8 @@ class Connection:
             try:
                 return await ask()
             except (NoResponders, Unconfirmed) as error:
+                if isinstance(error, NoRoom) and not await_room:
+                    raise
                 if mend is not None and isinstance(error, NoResponders) and not isinstance(error, Unavailable):
                     await mend()
                 # Once an answer was lost it may have happened, whatever the later tries say.

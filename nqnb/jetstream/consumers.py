@@ -72,16 +72,19 @@ def can_pause(connection: Connection) -> bool:
     return not server_before(connection, 2, 11)
 
 
-async def pause_consumer(connection: Connection, stream: str, paused: bool) -> None:
-    """Pause or resume the consumer that all workers of a queue share; nothing happens where there is none.
+async def pause_consumer(connection: Connection, stream: str, paused: bool) -> bool:
+    """Pause or resume the consumer that all workers of a queue share; returns whether that was done.
 
-    What was delivered goes on; nothing more is delivered, to Go workers neither. Does nothing on servers before 2.11.
+    What was delivered goes on; nothing more is delivered, to Go workers neither. Nothing happens on servers before
+    2.11, and where there is no consumer.
     """
     if not can_pause(connection):
-        return
+        return False
     body = {"pause_until": _PAUSED_UNTIL} if paused else {}
     try:
         await connection.insist(lambda: connection.api(f"CONSUMER.PAUSE.{stream}.{names.CONSUMER}", body))
     except ServerRefused as error:
         if error.err_code not in NOT_FOUND:
             raise
+        return False
+    return True

@@ -11,7 +11,7 @@ import nats.errors
 
 from nqnb import names
 from nqnb.decode import shown
-from nqnb.errors import BadInput, NoResponders, RevisionConflict, ServerRefused, Unconfirmed
+from nqnb.errors import BadInput, NoResponders, NoRoom, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.listing import OPERATION, list_entries
@@ -73,9 +73,19 @@ class KeyValueStore:
             raise RevisionConflict(key)
         return await self._write(key, value, revision, ttl)
 
-    async def put(self, key: str, value: bytes, ttl: float | None = None, *, retry_for: float | None = None) -> int:
-        """See `StateStore.put`; ``retry_for`` seconds it is tried again, default the settings'."""
-        return await self._connection.insist(lambda: self._publish(key, value, {}, ttl), retry_for)
+    async def put(
+        self,
+        key: str,
+        value: bytes,
+        ttl: float | None = None,
+        *,
+        retry_for: float | None = None,
+        await_room: bool = True,
+    ) -> int:
+        """See `StateStore.put`; ``retry_for`` and ``await_room`` are those of `Connection.insist`."""
+        return await self._connection.insist(
+            lambda: self._publish(key, value, {}, ttl), retry_for, await_room=await_room
+        )
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
@@ -104,9 +114,15 @@ class KeyValueStore:
             except ServerRefused as error:
                 if error.err_code not in NOT_FOUND:
                     raise
-        elif await self.get(key) is not None:
+        elif (entry := await self.get(key)) is not None:
             publish = self._connection.publish
-            await self._connection.insist(lambda: publish(self._root + key, b"", {OPERATION: "DEL"}))
+            try:
+                await self._connection.insist(
+                    lambda: publish(self._root + key, b"", {OPERATION: "DEL"}), await_room=False
+                )
+            except NoRoom:
+                # A delete marker needs room, too.
+                await self.delete(key, entry.revision)
 
     def entries(self) -> AsyncGenerator[Entry, None]:
         """See `StateStore.entries`; raises as `nqnb.jetstream.listing.list_entries`."""

@@ -14,7 +14,7 @@ _TICK = 0.1
 """Seconds between two looks at who has waited too long: one timer serves all requests."""
 _LATE_SECONDS = 0.5
 """When the timer comes so late, the loop was blocked: answers may have arrived that nobody has read yet."""
-ASK_AGAIN_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 0.7
 """Seconds without an answer after which an idempotent request is sent again."""
 
 
@@ -63,7 +63,7 @@ class Replies:
         """Expect one answer: the subject that it is to be sent to, and its future; `forget` it in the end.
 
         The future fails with `Unconfirmed` after ``timeout`` seconds. Until then the request ``again``, if there is
-        one, is sent again each second: the leader that took it may be dead, and a new one elected.
+        one, is sent again every 0.7 s: the leader that took it may be dead, and a new one elected.
         """
         self._count += 1
         subject = f"{self._inbox}.{self._count}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nqnb import names
-from nqnb.errors import NoRoom, ServerRefused
+from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
 
 NOT_FOUND = (10059, 10014)
@@ -118,19 +118,8 @@ async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
         ServerRefused: the server does not let us.
         NoRoom: a storage limit is reached.
     """
-
-    async def create() -> NoRoom | None:
-        try:
-            await connection.api(f"STREAM.CREATE.{config['name']}", config)
-        except NoRoom as error:
-            return error
-        return None
-
     try:
-        # What the server has no room for it will hardly have room for in a moment.
-        full = await connection.insist(create)
-        if full is not None:
-            raise full
+        await connection.insist(lambda: connection.api(f"STREAM.CREATE.{config['name']}", config), await_room=False)
     except ServerRefused as error:
         # Somebody else was quicker with a configuration of its own.
         if error.err_code not in (NAME_IN_USE, SUBJECTS_OVERLAP):
