@@ -14,6 +14,7 @@ from nqnb import lifecycle
 from nqnb.errors import (
     MalformedMessage,
     NoResponders,
+    NoRoom,
     NotCancellable,
     NqnbError,
     RevisionConflict,
@@ -85,6 +86,12 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
             revision = await backend.states.update(task_id, value, entry.revision)
         except RevisionConflict:
             continue
+        except NoRoom:
+            await backend.states.delete(task_id, entry.revision)
+            made = await create_end(backend, done, until - time.monotonic())
+            if made is None:
+                continue
+            revision = made
         except (Unconfirmed, NoResponders):
             # It may have landed; the next read tells.
             if time.monotonic() > until:
@@ -93,6 +100,48 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
             continue
         await forget_message(backend, task, value, revision)
         return CancelReceipt.of(task_id, status, done.meta.cancel)
+
+
+async def create_end(backend: Backend, done: TaskMessage, retry_for: float) -> int | None:
+    """Write the end of a task that waited, and whose entry was removed because the store is full.
+
+    The entry goes first, and so makes the room for its end. A message without an entry is as good as just submitted: a
+    worker that takes it creates the entry and runs it. Where that room is not enough, the message goes, too, if no
+    worker was ever given it; then the task cannot run any more.
+
+    Args:
+        backend: where.
+        done: the entry that says how the task ended.
+        retry_for: seconds for which it is tried again.
+
+    Returns:
+        The revision; None where the task has an entry again, for a worker was faster.
+
+    Raises:
+        NoRoom: there is no room even so; the message says what is left of the task.
+        Unconfirmed, NoResponders: the server does not answer.
+    """
+    until = time.monotonic() + retry_for
+    removed = False
+    while True:
+        try:
+            return await backend.states.create(done.ID, entry_bytes(backend, done))
+        except RevisionConflict:
+            entry = await backend.states.get(done.ID)
+            # Our own write, whose answer was lost, is as good.
+            return entry.revision if entry is not None and entry.value == entry_bytes(backend, done) else None
+        except (Unconfirmed, NoResponders) as error:
+            if isinstance(error, NoRoom) and not removed and await backend.is_undelivered(done.Queue, done.Sequence):
+                await backend.delete_task_message(done.Queue, done.Sequence)
+                removed = True
+                continue
+            if time.monotonic() > until and isinstance(error, NoRoom):
+                left = "is removed and will not run" if removed else "stays in its queue and may run"
+                text = f"task {done.ID!r} {left}, but its state could not be written: {error}"
+                raise NoRoom(text, error.subject, error.code, error.err_code, error.description) from None
+            if time.monotonic() > until:
+                raise
+            await asyncio.sleep(0.1)
 
 
 async def write_intent(backend: Backend, task_id: str, record: CancelRecord) -> None:

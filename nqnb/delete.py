@@ -10,6 +10,7 @@ from nqnb.cancel import cancel, ended_by_cancel, entry_bytes
 from nqnb.errors import (
     MalformedMessage,
     NoResponders,
+    NoRoom,
     NotCancellable,
     QueueInUse,
     RevisionConflict,
@@ -44,7 +45,12 @@ async def delete_queue(
     if force:
         receipt = await purge_queue(backend, queue, by, progress)
         running = [task async for _, task in task_entries(backend, queue) if not task.Status.terminal]
-        stopped = await _stop_all(backend, queue, running, by, wait)
+        try:
+            stopped = await _stop_all(backend, queue, running, by, wait)
+        except NoRoom:
+            # Nothing waits any more, and to say that the rest is cancelled needs room.
+            await backend.delete_queue(queue)
+            stopped = await _stop_all(backend, queue, running, by, wait)
         deleted, cancelled = receipt.deleted, receipt.cancelled + stopped
     else:
         await _refuse_if_in_use(backend, queue, stream)

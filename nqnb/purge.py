@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import names
-from nqnb.cancel import ended_by_cancel, entry_bytes, forget_message
-from nqnb.errors import BadInput, MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
+from nqnb.cancel import create_end, ended_by_cancel, entry_bytes, forget_message
+from nqnb.errors import BadInput, MalformedMessage, NoResponders, NoRoom, RevisionConflict, Unconfirmed
 from nqnb.records import PurgeReceipt
 from nqnb.store import Entry
 from nqnb.sweep import each_of, stream_of, task_entries
@@ -60,9 +60,14 @@ async def _end_waiting(
     total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
     record = record_of(by)
     ended: dict[Status | None, int] = {}
+    owed: dict[str, TaskMessage] = {}
 
     async def carry(entry: Entry) -> None:
-        status = await end_waiting_task(backend, entry, record)
+        status = await end_waiting_task(backend, entry, record, owed=owed)
+        if entry.key not in owed:
+            count(status)
+
+    def count(status: Status | None) -> None:
         ended[status] = ended.get(status, 0) + 1
         if progress is not None:
             done = sum(ended.values())
@@ -70,11 +75,50 @@ async def _end_waiting(
 
     waiting = (entry async for entry, task in task_entries(backend, queue) if task.Status is Status.PENDING)
     await each_of(waiting, carry)
+    await _end_owed(backend, queue, owed, record, count)
     return ended
 
 
+async def _end_owed(
+    backend: Backend,
+    queue: str,
+    owed: dict[str, TaskMessage],
+    record: CancelRecord,
+    count: Callable[[Status | None], None],
+) -> None:
+    """End the tasks whose entries were removed to make room.
+
+    Raises:
+        NoRoom: the room is not enough for all of them.
+    """
+    until = time.monotonic() + backend.connection.settings.retry_for
+    short: NoRoom | None = None
+    # The first time without waiting: what each removes makes room for the others.
+    for retry in (False, True):
+        short = None
+        for task_id, done in list(owed.items()):
+            try:
+                count(await _end_without_entry(backend, done, record, until - time.monotonic() if retry else 0))
+                del owed[task_id]
+            except NoRoom as error:
+                short = error
+    if short is not None:
+        raise NoRoom(
+            f"queue {queue!r} is purged, but for {len(owed):,} tasks there was no room to say so: {short}",
+            short.subject,
+            short.code,
+            short.err_code,
+            short.description,
+        )
+
+
 async def end_waiting_task(
-    backend: Backend, entry: Entry, record: CancelRecord, *, forget: bool = True
+    backend: Backend,
+    entry: Entry,
+    record: CancelRecord,
+    *,
+    forget: bool = True,
+    owed: dict[str, TaskMessage] | None = None,
 ) -> Status | None:
     """End a task that waits, by compare-and-set, and then remove its message.
 
@@ -85,9 +129,11 @@ async def end_waiting_task(
         entry: the task's entry.
         record: who ends it.
         forget: remove the message; False where its stream is gone, for a new one has other messages there.
+        owed: where the store is full, the task's entry is removed to make room, and its end is put in here, by task id,
+            to be written when others have made more. Without, it is written at once.
 
     Returns:
-        Deleted, or Cancelled where it had run; None where it was not waiting any more.
+        Deleted, or Cancelled where it had run; None where it was not waiting any more, or its end is owed.
 
     Raises:
         Unconfirmed, NoResponders: the server does not answer.
@@ -118,6 +164,12 @@ async def end_waiting_task(
         except RevisionConflict:
             found = await backend.states.get(task.ID)
             continue
+        except NoRoom:
+            await backend.states.delete(task.ID, found.revision)
+            if owed is None:
+                return await _end_without_entry(backend, done, record, until - time.monotonic(), forget=forget)
+            owed[task.ID] = done
+            return None
         except (Unconfirmed, NoResponders):
             if time.monotonic() > until:
                 raise
@@ -128,6 +180,19 @@ async def end_waiting_task(
             await forget_message(backend, task, value, revision)
         return done.Status
     return None
+
+
+async def _end_without_entry(
+    backend: Backend, done: TaskMessage, record: CancelRecord, retry_for: float, *, forget: bool = True
+) -> Status | None:
+    """End a task whose entry was removed to make room; takes and returns what `end_waiting_task` does."""
+    revision = await create_end(backend, done, retry_for)
+    if revision is None:
+        entry = await backend.states.get(done.ID)
+        return None if entry is None else await end_waiting_task(backend, entry, record, forget=forget)
+    if forget:
+        await forget_message(backend, done, entry_bytes(backend, done), revision)
+    return done.Status
 
 
 def end_of(task: TaskMessage) -> Status:
@@ -161,6 +226,8 @@ async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage
     try:
         value = entry_bytes(backend, done)
         revision = await backend.states.create(task.ID, value)
+    except NoRoom:
+        return await _end_without_entry(backend, done, record_of(by), backend.connection.settings.retry_for)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return None
     await forget_message(backend, done, value, revision)

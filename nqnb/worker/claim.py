@@ -14,6 +14,7 @@ from nqnb import lifecycle
 from nqnb.errors import (
     MalformedMessage,
     NoResponders,
+    NoRoom,
     NqnbError,
     PayloadTooLarge,
     RevisionConflict,
@@ -27,6 +28,10 @@ from nqnb.wire import CancelRecord, Status, TaskMessage
 from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
+
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
+"""Seconds between two tries to write a claim, the first and the later ones."""
 
 TOO_LARGE = 10054
 """JetStream's number for a message above the stream's own limit, which only an operator sets."""
@@ -52,7 +57,7 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
     Raises:
         NqnbError: the server does not answer; the delivery is left to the ack wait.
     """
-    fresh = False
+    fresh, pause = False, _FIRST_PAUSE_SECONDS
     while True:
         prior, revision, written = await read_entry(backend, run.id, fresh=fresh)
         owner = lifecycle.foreign_owner(prior, worker)
@@ -94,8 +99,11 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             run.revision = await write_entry(backend, run.entry, revision)
         except (RevisionConflict, Unconfirmed, NoResponders) as error:
             fresh = True
+            if isinstance(error, NoRoom):
+                backend.connection.outage.took(error)
             if not isinstance(error, RevisionConflict):
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             continue
         except (ServerRefused, PayloadTooLarge) as error:
             if not is_too_large(error) or run.slim:
