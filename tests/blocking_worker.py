@@ -10,9 +10,18 @@ import logging
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nqnb
+
+
+@dataclass
+class Block:
+    """Blocks until that file exists, and then awaits so many seconds."""
+
+    until: str
+    then: float = 0.0
 
 
 def make_worker(url: str, diary: Path, ack_wait: float) -> nqnb.Worker:
@@ -23,11 +32,12 @@ def make_worker(url: str, diary: Path, ack_wait: float) -> nqnb.Worker:
             lines.write(f"{word} {job.id} {os.getpid()}\n")
 
     @worker.handler("blocking")
-    async def blocking(job: nqnb.Job, seconds: list[float]) -> None:
+    async def blocking(job: nqnb.Job, what: Block) -> None:
         note("start", job)
-        time.sleep(seconds[0])  # noqa: ASYNC251  that it blocks is what is tested
-        if seconds[1]:
-            await asyncio.sleep(seconds[1])
+        while not Path(what.until).exists():
+            time.sleep(0.01)  # noqa: ASYNC251  that it blocks is what is tested
+        if what.then:
+            await asyncio.sleep(what.then)
         note("end", job)
 
     @worker.handler("thread")

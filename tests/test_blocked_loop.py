@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import blocking_worker
 import pytest
+from blocking_worker import Block
 from crew import started, words
 from waiting import within
 
@@ -25,7 +26,6 @@ from nqnb.worker.stack import Place
 pytestmark = pytest.mark.anyio
 
 ACK_WAIT = 1.0
-BLOCK = 3 * ACK_WAIT
 
 Start = Callable[[], subprocess.Popen[bytes]]
 
@@ -48,6 +48,12 @@ def log(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """Once this file exists, the handler blocks no longer."""
+    return tmp_path / "go"
+
+
+@pytest.fixture
 def start_worker(settings: nqnb.Settings, diary: Path, log: Path) -> Iterator[Start]:
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -61,6 +67,7 @@ def start_worker(settings: nqnb.Settings, diary: Path, log: Path) -> Iterator[St
     for process in processes:
         process.kill()
         process.wait()
+    print(log.read_text())
 
 
 @pytest.fixture
@@ -77,37 +84,41 @@ def other(settings: nqnb.Settings, diary: Path) -> nqnb.Worker:
     return worker
 
 
-async def named_by_presence(nq: nqnb.Client, *tasks: nqnb.Task) -> AsyncIterator[set[str]]:
-    """Which of the tasks the live workers say that they run, again and again for one block."""
-    until = time.monotonic() + BLOCK - ACK_WAIT
-    while time.monotonic() < until:
-        yield {task.id for task in tasks} & {each for worker in await nq.workers() for each in worker.running}
-        await asyncio.sleep(0.2)
+async def named_by_presence(nq: nqnb.Client, tasks: set[str]) -> None:
+    """Wait until the presence of the workers names the tasks."""
+    until = time.monotonic() + 20
+    while not tasks <= {each for worker in await nq.workers() for each in worker.running}:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.02)
 
 
 async def test_a_blocked_loop_keeps_every_lease_and_its_presence_and_the_log_names_the_line(
-    nq: nqnb.Client, diary: Path, log: Path, start_worker: Start, other: nqnb.Worker
+    nq: nqnb.Client, diary: Path, log: Path, go: Path, start_worker: Start, other: nqnb.Worker
 ) -> None:
     start_worker()
-    neighbour = await nq.submit("thread", BLOCK + 1)
+    neighbour = await nq.submit("thread", 4 * ACK_WAIT)
     await started(diary, neighbour)
-    # The second is claimed, or about to be, when the first one blocks.
-    blocking = await nq.submit_many("blocking", [[BLOCK, 0.1], [0.1, 0.0]])
-    await started(diary, blocking[0])
-    await asyncio.sleep(0.3 * ACK_WAIT)
+    blocking, behind = await nq.submit_many("blocking", [Block(str(go)), Block(__file__)])
+    await started(diary, blocking)
+    here = {neighbour.id, blocking.id}
+    await named_by_presence(nq, here)
     async with other:
-        async for named in named_by_presence(nq, neighbour, blocking[0]):
-            assert named == {neighbour.id, blocking[0].id}
-        for task in (*blocking, neighbour):
+        until = time.monotonic() + 3 * ACK_WAIT
+        while time.monotonic() < until:
+            running = {each for worker in await nq.workers() if worker.id != other.id for each in worker.running}
+            assert here <= running
+            await asyncio.sleep(0.1)
+        go.touch()
+        for task in (blocking, behind, neighbour):
             assert await task.wait(timeout=20) is Status.COMPLETED
     starts = words(diary, "start")
-    assert {starts[task.id] for task in (neighbour, blocking[0])} == {1}
-    assert starts[blocking[1].id] == 1
+    assert [starts[task.id] for task in (neighbour, blocking, behind)] == [1, 1, 1]
     warnings = [line for line in log.read_text().splitlines() if line.startswith("WARNING") and "blocked" in line]
     source = Path(blocking_worker.__file__).read_text().splitlines()
-    (number,) = (number for number, line in enumerate(source, 1) if "time.sleep(seconds[0])" in line)
-    told = rf".* is blocked by handler .*blocking of queue blocking \(task {blocking[0].id}\) at .*blocking_worker\.py"
-    assert [bool(re.match(rf"{told}:{number} in blocking\. Leases are kept", line)) for line in warnings] == [True]
+    lines = [number for number, line in enumerate(source, 1) if "time.sleep(" in line or "exists()" in line]
+    told = rf".* is blocked by handler .*blocking of queue blocking \(task {blocking.id}\) at .*blocking_worker\.py"
+    found = [re.match(rf"{told}:(\d+) in blocking.*\. Leases are kept", line) for line in warnings]
+    assert [match and int(match[1]) in lines for match in found] == [True], warnings
 
 
 @pytest.mark.parametrize(
@@ -115,15 +126,19 @@ async def test_a_blocked_loop_keeps_every_lease_and_its_presence_and_the_log_nam
     [(60.0, Status.CANCELLED), pytest.param(0.0, Status.COMPLETED, marks=pytest.mark.full)],
 )
 async def test_a_cancel_while_the_loop_is_blocked_says_that_the_code_still_runs(
-    nq: nqnb.Client, diary: Path, start_worker: Start, other: nqnb.Worker, then: float, end: Status
+    nq: nqnb.Client, diary: Path, go: Path, start_worker: Start, other: nqnb.Worker, then: float, end: Status
 ) -> None:
     start_worker()
-    task = await nq.submit("blocking", [BLOCK, then])
+    task = await nq.submit("blocking", Block(str(go), then))
     await started(diary, task)
     async with other:
-        await asyncio.sleep(0.7 * BLOCK)
+        await asyncio.sleep(2.2 * ACK_WAIT)
         receipt = await task.cancel()
         assert (receipt.status, receipt.stopping) == (Status.PROCESSING, True)
+        # A second worker that may have the task would end it now, without a run.
+        await asyncio.sleep(0.5 * ACK_WAIT)
+        assert await task.status() is Status.PROCESSING
+        go.touch()
         assert await task.wait(timeout=20) is end
     assert words(diary, "start")[task.id] == 1
     cancelled = (await task.fetch()).cancel
@@ -131,17 +146,19 @@ async def test_a_cancel_while_the_loop_is_blocked_says_that_the_code_still_runs(
 
 
 async def test_a_thread_is_told_of_its_cancel_while_the_loop_is_blocked(
-    nq: nqnb.Client, diary: Path, start_worker: Start
+    nq: nqnb.Client, diary: Path, go: Path, start_worker: Start
 ) -> None:
     start_worker()
     thread = await nq.submit("thread", 3600.0)
     await started(diary, thread)
-    task = await nq.submit("blocking", [BLOCK, 0.0])
+    task = await nq.submit("blocking", Block(str(go)))
     await started(diary, task)
     assert (await thread.cancel()).stopping
+    until = time.monotonic() + 20
     while not words(diary, "stop")[thread.id]:
-        assert not words(diary, "end")[task.id], "it was told only once the loop was free"
+        assert time.monotonic() < until, "it was not told while the loop was blocked"
         await asyncio.sleep(0.02)
+    go.touch()
     assert await thread.wait(timeout=20) is Status.CANCELLED
     cancelled = (await thread.fetch()).cancel
     assert cancelled is not None
@@ -201,7 +218,7 @@ print("ended")
 
 
 async def test_what_is_read_after_a_block_may_have_come_at_its_beginning() -> None:
-    pulse, read = Pulse(), asyncio.Event()
+    pulse, read = Pulse(1.0), asyncio.Event()
 
     async def caught_up() -> None:
         await read.wait()

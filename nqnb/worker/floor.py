@@ -52,7 +52,7 @@ class Floor:
         """The running map: what is registered, by task id."""
         self._worker = worker
         self._listener = CancelListener(backend.connection, backend.intents, worker.id, self._on_cancel)
-        self._pulse = Pulse()
+        self._pulse = Pulse(backend.connection.settings.ack_wait)
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -83,12 +83,14 @@ class Floor:
             NqnbError: the server does not let us.
         """
         self._reserve = Reserve(self._worker.handlers.values(), self._worker.concurrency)
+        # It connects meanwhile, and before there is a handler that could block the loop.
+        self._guard.start()
         await self._upkeep.open()
         if self._worker.shutdown_on_disconnect:
             self.backend.connection.on_disconnect(self._give_up)
         ack_wait = min(pull.ack_wait for pull in self._pulls.values())
         self._pulse.start(ack_wait, self.backend.connection.caught_up, self._upkeep.hasten)
-        self._guard.start()
+        await self._guard.ready()
         loops = (self._take, self._upkeep.heart, self._upkeep.news, self._upkeep.leases, self._upkeep.watches)
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 

@@ -42,6 +42,8 @@ _RETRY_SECONDS = 30.0
 """Seconds between two tries to open the guard's connection while the loop is not blocked."""
 _CLOSING_SECONDS = 1.0
 """Seconds that a stopping worker waits for its guard; its thread is a daemon and ends by itself."""
+_READY_SECONDS = 2.0
+"""Seconds that a starting worker waits for its guard to connect."""
 _ROUND = 1 / 6
 """The share of the ack wait between two rounds of renewals."""
 
@@ -82,6 +84,7 @@ class Guard:
         self._home: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._ready: asyncio.Future[None] | None = None
         self._closing = threading.Event()
         self._wake: Callable[[], None] = lambda: None
 
@@ -89,7 +92,7 @@ class Guard:
         self._connection: Connection | None = None
         self._presence: Presence | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._round: asyncio.Task[None] | None = None
+        self._rounds: set[asyncio.Task[None]] = set()
         self._next_round = self._next_try = self._next_warning = 0.0
         self._announced = 0.0
         self._blocked_since = 0.0
@@ -97,11 +100,16 @@ class Guard:
         """Why there is no connection."""
 
     def start(self) -> None:
-        """Begin to watch the running loop, whose pulse ticks already."""
+        """Connect, and watch the running loop from when its pulse ticks."""
         self._home = asyncio.get_running_loop()
-        self._ended = self._home.create_future()
+        self._ended, self._ready = self._home.create_future(), self._home.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker.id}", daemon=True)
         self._thread.start()
+
+    async def ready(self) -> None:
+        """Return once it has connected, or that has failed, or takes too long."""
+        if self._ready is not None:
+            await asyncio.wait({self._ready}, timeout=_READY_SECONDS)
 
     async def close(self) -> None:
         """End the thread and its connection."""
@@ -121,13 +129,15 @@ class Guard:
         finally:
             loop.run_until_complete(_clear())
             loop.close()
-            assert self._home is not None  # noqa: S101  for the type checker: start() has set it
-            with contextlib.suppress(RuntimeError):  # the worker's loop is closed
-                self._home.call_soon_threadsafe(self._tell_end)
+            self._tell(self._ready)
+            self._tell(self._ended)
 
-    def _tell_end(self) -> None:
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_result(None)
+    def _tell(self, future: asyncio.Future[None] | None) -> None:
+        """Set a future of the worker's loop."""
+        assert self._home is not None  # noqa: S101  for the type checker: start() has set it
+        assert future is not None  # noqa: S101  as above
+        with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+            self._home.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
 
     async def _watch(self) -> None:
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
@@ -139,6 +149,9 @@ class Guard:
         self._wake = wake
         assert self._home is not None  # noqa: S101  for the type checker: start() has set it
         try:
+            self._look(0.0)
+            if self._opening is None:
+                self._tell(self._ready)
             while not self._closing.is_set() and not self._home.is_closed():
                 before = elapsed()
                 await first_of(woken, timeout=self._pulse.interval)
@@ -158,10 +171,10 @@ class Guard:
                 # A loop that does not run executes nothing, as between two calls of run_until_complete.
                 self._look(self._pulse.blocked_for() if self._home.is_running() else 0.0)
         finally:
-            for task in (self._opening, self._round):
-                if task is not None:
-                    task.cancel()
-                    await asyncio.gather(task, return_exceptions=True)
+            left = [*self._rounds] if self._opening is None else [*self._rounds, self._opening]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
             if self._connection is not None:
                 await self._connection.close()
 
@@ -186,9 +199,11 @@ class Guard:
             return
         if self._connection is None or self._presence is None:
             self._next_try = min(self._next_try, now + self._round_seconds)
-        elif now >= self._next_round and self._round is None:
+        elif now >= self._next_round:
+            # A round whose answers are slow must not keep the next one waiting.
             self._next_round = now + self._round_seconds
-            self._round = spawn(self._keep(self._connection, self._presence))
+            self._rounds.add(spawn(self._keep(self._connection, self._presence)))
+            self._rounds = {each for each in self._rounds if not each.done()}
         if blocked >= _SHORTEST_TOLD_SECONDS and now >= self._next_warning:
             self._next_warning = now + REPEAT_SECONDS
             self._warn(blocked)
@@ -200,7 +215,7 @@ class Guard:
 
     async def _open(self) -> None:
         try:
-            patience = min(self._given.request_timeout, max(0.25, self._round_seconds))
+            patience = min(self._given.request_timeout, max(0.5, 2 * self._round_seconds))
             settings = Settings.of(
                 self._given,
                 name=f"{self._given.name} (guard)",
@@ -223,28 +238,26 @@ class Guard:
             self._trouble = str(error)
         finally:
             self._opening = None
+            self._tell(self._ready)
 
     async def _keep(self, connection: Connection, presence: Presence) -> None:
         """Write the presence, and renew every lease that has not run out: one heartbeat, without its looks."""
+        asked = elapsed()
         try:
-            asked = elapsed()
-            try:
-                await presence.announce(self._holder.presence())
-                self._announced = asked
-            except NqnbError as error:
-                log.info("worker %s: its guard could not write its presence: %s", self._worker.id, error)
-            finally:
-                # The loop's own write may have been overtaken by this one.
-                self._holder.announced_elsewhere()
-            since = max(self._announced, self._holder.announced)
-            runs = list(self._runs.values())
-            await asyncio.gather(*(self._renew(connection, run, since) for run in runs if _is_held(run)))
-            # What runs in a process of its own is stopped by signals, which the loop sends.
-            running = [run for run in runs if run.started and run.handler.isolation != "process"]
-            intents = KeyValueStore(connection, connection.settings.cancel_bucket)
-            await asyncio.gather(*(self._hear(intents, run) for run in running if run.cancel is None))
+            await presence.announce(self._holder.presence())
+            self._announced = max(self._announced, asked)
+        except NqnbError as error:
+            log.info("worker %s: its guard could not write its presence: %s", self._worker.id, error)
         finally:
-            self._round = None
+            # The loop's own write may have been overtaken by this one.
+            self._holder.announced_elsewhere()
+        since = max(self._announced, self._holder.announced)
+        runs = list(self._runs.values())
+        await asyncio.gather(*(self._renew(connection, run, since) for run in runs if _is_held(run)))
+        # What runs in a process of its own is stopped by signals, which the loop sends.
+        running = [run for run in runs if run.started and run.handler.isolation != "process"]
+        intents = KeyValueStore(connection, connection.settings.cancel_bucket)
+        await asyncio.gather(*(self._hear(intents, run) for run in running if run.cancel is None))
 
     async def _renew(self, connection: Connection, run: Run, since: float) -> None:
         delivery = run.delivery

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -17,14 +16,18 @@ MISSED = 3
 
 
 class Pulse:
-    """Ticks on the worker's loop. `last`, `thread` and `blocked_for` may be read from any thread."""
+    """Ticks on the worker's loop. `last`, `thread` and `blocked_for` may be read from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        ack_wait: the ack wait, as far as it is known before `start`, in seconds.
+    """
+
+    def __init__(self, ack_wait: float) -> None:
         self.last = elapsed()
         """When it ticked last, as `elapsed` counts."""
         self.thread = 0
-        """The thread that ran the loop then."""
-        self.interval = math.inf
+        """The thread that ran the loop then; 0 while it does not tick."""
+        self.interval = ack_wait / TICKS
         """Seconds between two ticks."""
         self._caught_up: Callable[[], Awaitable[None]] | None = None
         self._unblocked: Callable[[], None] | None = None
@@ -52,13 +55,14 @@ class Pulse:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.thread = 0
         if self._catching_up is not None:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return the seconds for which the loop has been blocked, 0 while it runs."""
+        """Return the seconds for which the loop has been blocked, 0 while it runs or no pulse is taken."""
         late = elapsed() - self.last
-        return late if late > MISSED * self.interval else 0.0
+        return late if self.thread and late > MISSED * self.interval else 0.0
 
     def arrived(self) -> float:
         """Return when a message came that is read now, or the earliest time when it may have come.
