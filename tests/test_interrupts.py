@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from waiting import within
 
+import nqnb
+from nqnb import Status
 from nqnb.errors import JobCancelled
 from nqnb.lifecycle import Ended
 from nqnb.worker.executors import Result, ThreadExecutor
@@ -270,3 +272,28 @@ class TestAThreadThatHasLeft:
             while run._thread is not None and run._thread.is_alive():
                 run._push()
             assert (await asyncio.wait_for(ending, 5)).ended in (Ended.RETURNED, Ended.STOPPED)
+
+
+async def test_a_task_whose_thread_cannot_be_interrupted_yet_is_stopping(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings, shutdown_timeout=0)
+    gate: queue.Queue[int] = queue.Queue()
+    inside = threading.Event()
+
+    @worker.handler("work", grace=0.05)
+    def work(job: Job) -> None:
+        while True:
+            inside.set()
+            gate.get()
+
+    async with worker:
+        task = await nq.submit("work", None)
+        assert await asyncio.to_thread(inside.wait, 20)
+        await asyncio.sleep(0.1)
+        receipt = await task.cancel(wait=0.5)
+        assert receipt.stopping
+        assert await task.status() is Status.PROCESSING
+        gate.put(1)
+        assert await task.wait(timeout=20) is Status.CANCELLED
+        assert gate.mutex.acquire(timeout=5)
