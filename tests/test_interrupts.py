@@ -225,7 +225,7 @@ class TestAThreadThatHasLeft:
         base, ident = run._base, run._thread.ident
         assert base is not None
         assert ident is not None
-        assert within(5, lambda: run._thread is not None and not run._thread.is_alive())
+        run._thread.join(10)
         stranger, hits = self.stranger(ident)
         for _ in range(20):
             assert not interrupt(ident, base, innermost(stranger))
