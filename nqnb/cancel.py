@@ -18,6 +18,7 @@ from nqnb.errors import (
     NotCancellable,
     NqnbError,
     RevisionConflict,
+    ServerRefused,
     Unconfirmed,
     UnknownTask,
 )
@@ -86,8 +87,12 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
             revision = await backend.states.update(task_id, value, entry.revision)
         except RevisionConflict:
             continue
-        except NoRoom:
-            await backend.states.delete(task_id, entry.revision)
+        except NoRoom as full:
+            try:
+                await backend.states.delete(task_id, entry.revision)
+            except ServerRefused:
+                # Our user may not purge the bucket; who may is told what to do.
+                raise full from None
             made = await create_end(backend, done, until - time.monotonic())
             if made is None:
                 continue

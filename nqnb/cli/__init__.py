@@ -15,7 +15,7 @@ import click
 from nqnb.cli.shell import Shell
 from nqnb.cli.streams import give_up, prepare
 from nqnb.commands import tree
-from nqnb.errors import BadInput, ConnectionFailed, NqnbError
+from nqnb.errors import BadInput, ConnectionFailed, NoRoom, NqnbError
 
 __all__ = ["exit_code", "main", "usage"]
 
@@ -90,7 +90,7 @@ def _unwritten(shell: Shell, error: OSError) -> int:
 
 def exit_code(error: NqnbError) -> int:
     """The exit code that says what kind of error it was."""
-    if isinstance(error, ConnectionFailed):
+    if isinstance(error, ConnectionFailed) and not isinstance(error, NoRoom):
         return NO_CONNECTION
     return USAGE if isinstance(error, BadInput) else REFUSED
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct, structs
 
-from nqnb.errors import ConnectionFailed, NqnbError, TaskError, Unconfirmed, UnknownTask
+from nqnb.errors import ConnectionFailed, NoRoom, NqnbError, TaskError, Unconfirmed, UnknownTask
 from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.wire import Status
 
@@ -170,7 +170,7 @@ class Cancelled(Struct, frozen=True):
 def _refusal(error: NqnbError) -> str:
     if isinstance(error, UnknownTask):
         return "unknown"
-    if isinstance(error, (Unconfirmed, ConnectionFailed)):
+    if isinstance(error, (Unconfirmed, ConnectionFailed)) and not isinstance(error, NoRoom):
         return "unconfirmed"
     return error.status.label if isinstance(error, TaskError) and error.status is not None else "refused"
 

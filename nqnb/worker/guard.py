@@ -53,6 +53,11 @@ class Holder(Protocol):
 
     announced: float
 
+    @property
+    def away(self) -> bool:
+        """Whether the server is away, which is in the log already."""
+        ...
+
     def presence(self) -> WorkerInfo:
         """What the presence entry says now."""
         ...
@@ -228,6 +233,9 @@ class Guard:
             self._connection = connection
             self._trouble = ""
         except NqnbError as error:
+            if self._holder.away:
+                # Then the server is away for both, and the worker says so.
+                return
             if not self._trouble:
                 self._say(
                     logging.WARNING,

@@ -287,8 +287,12 @@ class Upkeep:
     async def _announce(self) -> None:
         try:
             await self._write_presence()
-        except NoRoom:
-            await self._backend.move_presence()
+        except NoRoom as full:
+            try:
+                await self._backend.move_presence()
+            except ServerRefused:
+                # Our user may not do that. Once there is room, presence is written again.
+                raise full from None
             await self._write_presence()
         except Unavailable:
             raise
@@ -304,6 +308,11 @@ class Upkeep:
     def announced_elsewhere(self) -> None:
         """Write our presence again soon: the guard's write may have overtaken the last one. From any thread."""
         self._named = set()
+
+    @property
+    def away(self) -> bool:
+        """Whether the server is away, which is in the log already; may be asked from any thread."""
+        return self._outage.active
 
     def presence(self) -> WorkerInfo:
         """Return what our presence says now; may be called from any thread."""

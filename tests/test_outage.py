@@ -1,0 +1,83 @@
+"""An outage costs a worker's log a few lines, and not some for each task."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+import nqnb
+from nqnb.errors import ConnectionFailed, ServerRefused, Unconfirmed
+from nqnb.jetstream import outage
+from nqnb.jetstream.outage import Outage
+
+pytestmark = pytest.mark.anyio
+
+TASKS = 20
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING and each.name.startswith("nqnb")
+    ]
+
+
+@pytest.mark.parametrize("every", [60.0, 0.5])
+async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minute_between(
+    server: nqnb.DevServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, every: float
+) -> None:
+    monkeypatch.setattr(outage, "EVERY_SECONDS", every)
+    settings = nqnb.Settings(server.url, ack_wait=30.0)
+    worker = nqnb.Worker(settings, concurrency=TASKS)
+    go, running = asyncio.Event(), 0
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        nonlocal running
+        running += 1
+        await go.wait()
+
+    async with nqnb.connect(settings) as nq, worker:
+        tasks = await nq.submit_many("work", range(TASKS))
+        while running < TASKS:
+            await asyncio.sleep(0.02)
+        before = len(warnings(caplog))
+        away = time.monotonic()
+        await asyncio.to_thread(server.kill)
+        go.set()  # all of them end while the server is away
+        await asyncio.sleep(2.5)
+        await asyncio.to_thread(server.restart)
+        await asyncio.gather(*(task.wait(timeout=30) for task in tasks))
+        while "again" not in warnings(caplog)[-1]:
+            await asyncio.sleep(0.02)
+        seconds = time.monotonic() - away
+    lines = warnings(caplog)[before:]
+    assert running == TASKS
+    lost = f"the connection to the server is lost; {TASKS} tasks run on while their lease lasts; still trying"
+    assert lines[0] == lost
+    assert lines[-1].startswith("the server can be used again after ")
+    if every == 60.0:
+        assert len(lines) == 2, "\n".join(lines)
+    else:
+        assert 3 <= len(lines) <= 3 + seconds / every, "\n".join(lines)
+        assert all("still trying" in line for line in lines[:-1])
+
+
+def test_only_what_comes_of_an_outage_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    found = Outage()
+    assert not found.took(ServerRefused("no", 400, 1, "no"))
+    assert not found.active
+    assert not found.over()
+    assert found.took(Unconfirmed("no answer"), "outcomes had to wait")
+    assert found.took(ConnectionFailed("away"), "outcomes had to wait")
+    assert found.active
+    assert not found.over(quiet_for=60)
+    assert found.over()
+    assert not found.active
+    assert len(warnings(caplog)) == 2
+    assert warnings(caplog)[-1].endswith("; 2 outcomes had to wait")
+    found.close()
+    assert found.took(ConnectionFailed("the connection is closed"))
+    assert len(warnings(caplog)) == 2
