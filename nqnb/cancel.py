@@ -51,7 +51,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         NotCancellable: it had completed or failed before.
         Unconfirmed: the server's answers were lost, so the cancel may be noted or not; ask again.
     """
-    record = CancelRecord(by=by, requested_at=time.time())
+    record = CancelRecord(by=by, requested_at=backend.now())
     announced = tried = False
     until = time.monotonic() + backend.connection.settings.retry_for
     while True:
@@ -80,7 +80,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
             announced = True
             continue
         status = Status.DELETED if step is CancelStep.DELETE else Status.CANCELLED
-        done = ended_by_cancel(task, status, record)
+        done = ended_by_cancel(task, status, record, backend.now())
         tried = True
         try:
             value = entry_bytes(backend, done)
@@ -168,16 +168,16 @@ def unknown(task_id: str) -> UnknownTask:
     )
 
 
-def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, how: str = "") -> TaskMessage:
+def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now: float, how: str = "") -> TaskMessage:
     """The entry of a task that a cancel ends.
 
     Args:
         task: the task as it was read.
         status: Deleted or Cancelled.
         record: who cancels it, since when.
+        now: the time on the server, in Unix seconds.
         how: how it ended, where that is not plain from its state.
     """
-    now = time.time()
     deleted = status is Status.DELETED
     how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
     record = msgspec.structs.replace(record, stopped_at=now, how=how)

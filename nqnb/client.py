@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, Literal
 
 from nqnb import names
@@ -79,8 +80,10 @@ class Client(Housekeeping):
             TaskExists: the id is taken.
             Unconfirmed: the server's answers were lost: the task may have been accepted or not.
         """
+        counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
+        now = await self.backend.read_now() if counted else None
         message = make_message(
-            queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+            queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
         )
         await submit(self.backend, message, self._name, chosen=id is not None)
         return Task(self, message.ID, message.Queue)

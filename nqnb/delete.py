@@ -58,7 +58,7 @@ async def delete_queue(
     # Who submitted in that moment has an entry and no message; who submitted after it has a new stream.
     async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.born(queue):
-            status = await end_waiting_task(backend, entry, record_of(by), forget=False)
+            status = await end_waiting_task(backend, entry, record_of(backend, by), forget=False)
             deleted += status is Status.DELETED
             cancelled += status is Status.CANCELLED
     return PurgeReceipt(queue=queue, deleted=deleted, cancelled=cancelled, left=0, seconds=time.monotonic() - started)
@@ -146,8 +146,8 @@ async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Statu
     if owner and await backend.presence.rest(owner, task_id, entry.created) > 0:
         return task.Status
     intent = await backend.intents.get(task_id)
-    record = record_of(by) if intent is None else CancelRecord.of_intent(intent.value)
-    done = ended_by_cancel(task, end_of(task), record, "cancelled with its queue, when no worker had it")
+    record = record_of(backend, by) if intent is None else CancelRecord.of_intent(intent.value)
+    done = ended_by_cancel(task, end_of(task), record, backend.now(), "cancelled with its queue, when no worker had it")
     try:
         await backend.states.update(task_id, entry_bytes(backend, done), entry.revision)
     except (RevisionConflict, Unconfirmed, NoResponders):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -90,7 +89,7 @@ class Housekeeping(Connected):
         """
         queue = names.check_queue(queue)
         stream = await stream_of(self.backend, queue)
-        await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": time.time()}))
+        await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": self.backend.now()}))
 
     async def resume(self, queue: str) -> None:
         """Let workers take tasks of a queue again; they begin within a second. Resuming twice is fine.

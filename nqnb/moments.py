@@ -18,8 +18,13 @@ FIRST, BEYOND = 0, 9_214_646_400
 """1970 and 2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
 
 
-def check_moment(name: str, value: object) -> float:
+def check_moment(name: str, value: object, now: float | None = None) -> float:
     """Return the Unix seconds of a datetime, or of a timedelta from now.
+
+    Args:
+        name: what the caller calls it.
+        value: a datetime or a timedelta.
+        now: from when a timedelta counts, in Unix seconds; default this machine's time.
 
     Raises:
         BadInput: neither, or not between 1970 and 2261.
@@ -31,7 +36,7 @@ def check_moment(name: str, value: object) -> float:
         )
     try:
         # A naive datetime means local time, as everywhere in Python.
-        moment = datetime.now(timezone.utc) + value if isinstance(value, timedelta) else value
+        moment = _utc(now) + value if isinstance(value, timedelta) else value
         seconds = float(moment.timestamp())
     except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a time zone of a stranger's that fails
         seconds = math.nan
@@ -40,12 +45,13 @@ def check_moment(name: str, value: object) -> float:
     return seconds
 
 
-def check_past(name: str, value: Any) -> float | None:
+def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     """Return the Unix seconds of a time before now; None where none was given.
 
     Args:
         name: what the caller calls it.
         value: a datetime, or so long ago: seconds, a timedelta, or a text like ``"10m"``.
+        now: as in `check_moment`.
 
     Raises:
         BadInput: none of these, or before 1970.
@@ -60,7 +66,11 @@ def check_past(name: str, value: Any) -> float | None:
             f"{name}={shown(value)} is invalid: not a length of time. "
             "Give a datetime, or how long ago: seconds, a timedelta, or a text like '90s', '10m', '2h30m', '1d'."
         )
-    return time.time() - check_seconds(name, length)
+    return (time.time() if now is None else now) - check_seconds(name, length)
+
+
+def _utc(now: float | None) -> datetime:
+    return datetime.fromtimestamp(time.time() if now is None else now, timezone.utc)
 
 
 def shown_moment(value: object) -> str:

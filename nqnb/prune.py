@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -29,9 +28,11 @@ async def prune(
     backend: Backend, older_than: Duration, queue: str | None = None, *, dry_run: bool = False
 ) -> PruneReceipt:
     """Remove what ended long ago; see `Client.prune`."""
-    before = time.time() - check_seconds("older_than", older_than)
+    seconds = check_seconds("older_than", older_than)
     queue = None if queue is None else names.check_queue(queue)
     dry_run = check_flag("dry_run", dry_run)
+    now = await backend.read_now()
+    before = now - seconds
     old: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
     """By task: the key of its result, None where it may still get one."""
@@ -57,7 +58,7 @@ async def prune(
     results = [task.meta.result_key for _, task in gone if task.meta.result_key]
     orphans: list[Entry] = []
     if queue is None:
-        aged = min(before, time.time() - ORPHANED)
+        aged = min(before, now - ORPHANED)
         doomed += [
             entry
             for key, entry in intents.items()

@@ -58,7 +58,7 @@ async def _end_waiting(
 ) -> dict[Status | None, int]:
     """End all tasks of a queue that wait, and count by what became of them; None is those that a worker has."""
     total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
-    record = record_of(by)
+    record = record_of(backend, by)
     ended: dict[Status | None, int] = {}
     owed: dict[str, TaskMessage] = {}
 
@@ -157,7 +157,7 @@ async def end_waiting_task(
             return task.Status
         if task.Status is not Status.PENDING:
             return None
-        done = ended_by_cancel(task, end_of(task), record)
+        done = ended_by_cancel(task, end_of(task), record, backend.now())
         value = entry_bytes(backend, done)
         try:
             revision = await backend.states.update(task.ID, value, found.revision)
@@ -200,9 +200,9 @@ def end_of(task: TaskMessage) -> Status:
     return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
 
 
-def record_of(by: str) -> CancelRecord:
+def record_of(backend: Backend, by: str) -> CancelRecord:
     """The record of an end that is asked for now."""
-    return CancelRecord(by=by, requested_at=time.time())
+    return CancelRecord(by=by, requested_at=backend.now())
 
 
 async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage, by: str) -> Status | None:
@@ -217,17 +217,17 @@ async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage
     except (MalformedMessage, BadInput):
         # A worker throws it away.
         return None
-    if task.Queue != queue or (not message.ours and time.time() - message.stored < UNWRITTEN):
+    if task.Queue != queue or (not message.ours and await backend.read_now() - message.stored < UNWRITTEN):
         return None
     if await backend.states.get(task.ID) is not None:
         return None
     task = msgspec.structs.replace(task, Sequence=message.sequence)
-    done = ended_by_cancel(task, end_of(task), record_of(by))
+    done = ended_by_cancel(task, end_of(task), record_of(backend, by), backend.now())
     try:
         value = entry_bytes(backend, done)
         revision = await backend.states.create(task.ID, value)
     except NoRoom:
-        return await _end_without_entry(backend, done, record_of(by), backend.connection.settings.retry_for)
+        return await _end_without_entry(backend, done, record_of(backend, by), backend.connection.settings.retry_for)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return None
     await forget_message(backend, done, value, revision)

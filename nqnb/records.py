@@ -16,8 +16,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
     """What became of a cancel.
 
     ``stopping`` is True while the task's code still runs; then ``status`` is not final. ``how`` says in words what
-    stopped it. Times are by the clocks of whoever noted them: the canceller's for ``requested_at``, the worker's for
-    the others.
+    stopped it. Times are by the server's clock.
     """
 
     task_id: str

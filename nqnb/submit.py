@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -44,8 +43,11 @@ def make_message(
     timeout: Timeout = None,
     deadline: Moment = None,
     process_at: Moment = None,
+    now: float | None = None,
 ) -> TaskMessage:
     """A task message from what a caller gives; see `Client.submit` for the arguments.
+
+    A timedelta counts from ``now``, the time on the server in Unix seconds; without it from this machine's time.
 
     Raises:
         BadInput: one of them cannot be used; nothing was sent.
@@ -57,11 +59,11 @@ def make_message(
         Payload=payload.encode(value),
         # Whole seconds for the wire, rounded up; 0 means none at all.
         Timeout=0 if timeout is None else math.ceil(check_seconds("timeout", timeout, positive=True)),
-        Deadline=0 if deadline is None else max(1, math.ceil(check_moment("deadline", deadline))),
+        Deadline=0 if deadline is None else max(1, math.ceil(check_moment("deadline", deadline, now))),
         MaxRetry=retry,
     )
     if process_at is not None:
-        start = check_moment("process_at", process_at)
+        start = check_moment("process_at", process_at, now)
         if deadline is not None and message.Deadline <= start:
             raise BadInput(
                 f"process_at={shown_moment(process_at)} is not before deadline={shown_moment(deadline)}: "
@@ -88,7 +90,7 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     """
     # The message has it too: a worker may be quicker than we are, and write the entry from what it got.
     origin = message.meta.origin
-    message = msgspec.structs.replace(message, Meta=Meta(client=client, submitted_at=time.time(), origin=origin))
+    message = msgspec.structs.replace(message, Meta=Meta(client=client, submitted_at=backend.now(), origin=origin))
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
@@ -97,7 +99,7 @@ async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen:
     ack = None
     try:
         due = lifecycle.due_at(message)
-        if due - time.time() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
+        if due - backend.now() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
             ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
         if ack is None:
             ack = await backend.publish_task(message.Queue, message.ID, data)

@@ -63,7 +63,7 @@ class Progress(Struct, omit_defaults=True):
 
 
 class CancelRecord(Struct, omit_defaults=True):
-    """One cancel's history; times are Unix seconds by the clock of whoever noted them, 0 = not yet."""
+    """One cancel's history; times are Unix seconds by the server's clock, 0 = not yet."""
 
     by: str = ""
     requested_at: Moment = 0

@@ -29,8 +29,9 @@ class Filter(Struct, frozen=True):
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
         """These tasks, longest unchanged first."""
-        now = datetime.now(timezone.utc)
-        return [each for each in await nq.tasks(self.queue, self.statuses or None) if self._fits(each, now)]
+        found = await nq.tasks(self.queue, self.statuses or None)
+        now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
+        return [each for each in found if self._fits(each, now)]
 
     def _fits(self, task: TaskInfo, now: datetime) -> bool:
         if self.older_than is None and self.newer_than is None:

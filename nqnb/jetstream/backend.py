@@ -55,7 +55,7 @@ class Backend:
         self.results: StateStore = self._results
         self.pauses = KeyValueStore(connection, settings.queue_bucket)
         """The queues that are paused, by name."""
-        self.presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
+        self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """Names the states that a listing skips."""
         self._spared_until = 0.0
@@ -85,6 +85,19 @@ class Backend:
     async def close(self) -> None:
         """Close the connection."""
         await self.connection.close()
+
+    def now(self) -> float:
+        """Return the time on the server, in Unix seconds, as well as it is known without asking."""
+        return self.connection.clock.now()
+
+    async def read_now(self) -> float:
+        """Return the time on the server, in Unix seconds, and ask for it where the last stamp is not fresh.
+
+        If the server does not answer, the time is what `now` makes of earlier stamps.
+        """
+        with contextlib.suppress(NqnbError):
+            await self.presence.read_clock()
+        return self.now()
 
     async def ensure_buckets(self) -> None:
         """Make the buckets that are missing.

@@ -8,7 +8,6 @@ canceller goes on until it is durable.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 from nats.aio.subscription import Subscription
@@ -116,7 +115,9 @@ class CancelListener:
                 # Who asked stands in the intent.
                 self._on_cancel(cancel.ID, CancelRecord(), True)
             else:
-                self._on_cancel(cancel.ID, CancelRecord(by="a Go client", requested_at=time.time()), False)
+                self._on_cancel(
+                    cancel.ID, CancelRecord(by="a Go client", requested_at=self._connection.clock.now()), False
+                )
         except (MalformedMessage, InvalidTaskId) as error:
             log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
         # Only now, so that what runs is told first.

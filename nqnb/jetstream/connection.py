@@ -21,6 +21,7 @@ import nats.errors
 from nats.aio.subscription import Subscription
 
 from nqnb.aside import spawn
+from nqnb.elapsed import elapsed
 from nqnb.errors import (
     ConnectionFailed,
     NoJetStream,
@@ -35,6 +36,7 @@ from nqnb.jetstream.dial import dial, leave
 from nqnb.jetstream.lane import Hear, LaneClient, Message, header_block
 from nqnb.jetstream.outage import Outage
 from nqnb.jetstream.replies import Replies, Request
+from nqnb.jetstream.server_clock import ServerClock
 from nqnb.jetstream.translate import (
     NO_JETSTREAM_CODES,
     ApiError,
@@ -46,6 +48,7 @@ from nqnb.jetstream.translate import (
     translated,
 )
 from nqnb.settings import Settings
+from nqnb.wire import parse_time
 
 T = TypeVar("T")
 
@@ -88,6 +91,8 @@ class Connection:
         self.losses = 0
         """How often it was lost so far."""
         self.outage = Outage()
+        self.clock = ServerClock()
+        """The server's time; most answers of `api` set it."""
         self._replies = Replies(client.new_inbox(), self._send_again)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
@@ -230,10 +235,14 @@ class Connection:
         data = msgspec.json.encode(body) if body is not None else b""
         # Each call for a consumer without a name makes another one.
         again = not name.startswith("CONSUMER.CREATE.")
+        asked = elapsed()
         answer = await self.request(f"$JS.API.{name}", data, timeout=timeout, again=again)
+        answered = elapsed()
         decoded: dict[str, Any] = msgspec.json.decode(answer.data)
         if "error" in decoded:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
+        # Servers before 2.10 send none.
+        self.clock.observe(parse_time(str(decoded.get("ts", ""))), asked, answered)
         return decoded
 
     async def insist(

@@ -16,12 +16,14 @@ import nats.errors
 
 from nqnb import names
 from nqnb.aside import first_of
+from nqnb.elapsed import elapsed
 from nqnb.errors import ConnectionFailed, NoResponders, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.store import Entry
+from nqnb.wire import parse_time
 
 OPERATION = "KV-Operation"
 """The header of a marker, which says that a key was removed."""
@@ -130,7 +132,10 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
         "num_replicas": 1,
         "inactive_threshold": int(outlives * 1e9),
     }
+    asked = elapsed()
     info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+    # It was made in between; a server before 2.10 tells its time in no other way.
+    connection.clock.observe(parse_time(str(info["created"])), asked, elapsed())
     return f"{stream}.{info['name']}", int(info["num_pending"])
 
 

@@ -1,31 +1,47 @@
 """Which workers are alive, and what each of them runs: one entry a worker in the bucket ``nq-workers``.
 
-Age is measured on the server's clock: a worker compares the server's stamp on its own entry with its own clock, and so
-knows how far they are apart. A worker is gone when its entry is older than the ``ttl`` that it wrote there.
+A worker is gone when its entry is older than the ``ttl`` that it wrote there, as the server's clock counts.
 """
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import msgspec
 
+from nqnb import names
 from nqnb.decode import SkipLog
-from nqnb.errors import MalformedMessage
+from nqnb.elapsed import elapsed
+from nqnb.errors import MalformedMessage, NqnbError
+from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.listing import make_consumer
 from nqnb.records import WorkerInfo, moment
 from nqnb.store import Entry
+
+
+class _Written(NamedTuple):
+    """A write of presence: the server stored it between two moments, as `elapsed` counts."""
+
+    worker: str
+    revision: int
+    asked: float
+    answered: float
 
 
 class Presence:
     """Reads presence entries, and writes one worker's own."""
 
-    def __init__(self, store: KeyValueStore, bucket: str) -> None:
-        self._store = store
-        self._skips = SkipLog(bucket)
-        self._offset: float | None = None
-        """The server's clock less ours, in seconds."""
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._bucket = connection.settings.worker_bucket
+        self._store = KeyValueStore(connection, self._bucket)
+        self._skips = SkipLog(self._bucket)
+        self._clock = connection.clock
+        self._written: _Written | None = None
+        """The last write."""
 
     async def announce(self, info: WorkerInfo) -> None:
         """Write or refresh a worker's entry, with one try: a later one must not carry what it ran before.
@@ -33,16 +49,35 @@ class Presence:
         Raises:
             NqnbError: it is not certain that it was written.
         """
-        asked = time.time()
-        await self._store.put(info.id, msgspec.json.encode(info), retry_for=0)
-        answered = time.time()
-        if self._offset is None:
-            entry = await self._store.get(info.id)
-            self._offset = entry.created - (asked + answered) / 2 if entry is not None else None
+        asked = elapsed()
+        revision = await self._store.put(info.id, msgspec.json.encode(info), retry_for=0)
+        self._written = _Written(info.id, revision, asked, elapsed())
 
     async def withdraw(self, worker: str) -> None:
         """Remove a worker's entry: it has stopped."""
         await self._store.delete(worker)
+
+    async def read_clock(self) -> None:
+        """Read the server's clock, if the last stamp that came is not fresh.
+
+        A worker reads the stamp of its presence. A client, which writes none, asks about the bucket.
+
+        Raises:
+            NqnbError: the server does not answer, or our user may not ask.
+        """
+        if self._clock.fresh:
+            return
+        written = self._written
+        if written is not None:
+            entry = await self._store.get(written.worker)
+            if entry is not None and entry.revision == written.revision:
+                self._clock.observe(entry.created, written.asked, written.answered)
+            return
+        await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
+        if not self._clock.fresh:
+            # A server before 2.10 does not say its time there. It does when it makes a consumer.
+            consumer, _ = await make_consumer(self._connection, self._bucket, outlives=1.0)
+            await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
     async def rest(self, worker: str, task_id: str, written: float) -> float:
         """For how many seconds a worker still counts as alive and running a task; 0 = it does not.
@@ -53,27 +88,34 @@ class Presence:
             written: when the worker wrote that entry, by the server's clock: a sign of life too, and where it is
                 newer than the worker's presence, that cannot name the task yet.
         """
+        asked = elapsed()
         entry = await self._store.get(worker)
         info = _info(entry) if entry is not None else None
         if entry is None or info is None or (task_id not in info.running and written <= entry.created):
             return 0.0
-        return max(0.0, info.ttl - self._age(max(entry.created, written)))
+        await self._read_clock_quietly()
+        return min(info.ttl, max(0.0, info.ttl - self._age(max(entry.created, written), asked)))
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """The workers that are alive."""
+        # As of now: what is read later may be old by the time that a busy loop gets to it.
+        asked = elapsed()
         entries = [entry async for entry in self._store.entries()]
-        if self._offset is None:
-            # Whoever never wrote one knows at least that no entry is of the future.
-            self._offset = max([0.0, *(entry.created - time.time() for entry in entries)])
+        await self._read_clock_quietly()
         skipped: dict[str, str] = {}
         for entry in entries:
             info = _info(entry, skipped)
-            if info is not None and self._age(entry.created) < info.ttl:
+            if info is not None and self._age(entry.created, asked) < info.ttl:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))
         self._skips.tell(skipped)
 
-    def _age(self, created: float) -> float:
-        return time.time() + (self._offset or 0.0) - created
+    async def _read_clock_quietly(self) -> None:
+        with contextlib.suppress(NqnbError):
+            await self.read_clock()
+
+    def _age(self, created: float, asked: float) -> float:
+        """Seconds that an entry was old at a moment, by the server's clock."""
+        return self._clock.at(asked) - created
 
 
 def _info(entry: Entry, skipped: dict[str, str] | None = None) -> WorkerInfo | None:

@@ -114,7 +114,7 @@ class Strays:
         if task is None or entry is None:
             return False
         if task.Status is Status.PENDING:
-            return time.time() - lifecycle.due_at(task) > long
+            return self._backend.now() - lifecycle.due_at(task) > long
         if task.Status is Status.PROCESSING:
             # Of a Go worker's nobody knows whether it runs.
             worker = task.meta.worker

@@ -140,7 +140,7 @@ class Session(Submitting, Housekeeping):
         """
         from nqnb.frames import tasks_frame
 
-        start = check_past("since", since)
+        start = check_past("since", since, self.client.backend.now())
         infos = self.call(self.client.tasks(queue, status))
         if start is not None:
             infos = [each for each in infos if each.submitted_at is not None and each.submitted_at.timestamp() >= start]

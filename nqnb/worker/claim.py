@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import NamedTuple
 
 import msgspec
@@ -69,7 +68,7 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             ours=run.delivery.ours,
             scheduled=run.delivery.scheduled,
             owner_rest=await _rest(backend, owner, run.id, written) if owner else 0.0,
-            now=time.time(),
+            now=backend.now(),
             ack_wait=run.ack_wait,
         )
         if run.lost_hold():
@@ -94,7 +93,7 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
         if prior is None or not lifecycle.is_claim(prior, run.claim):
             # Else the prior entry is our own claim, whose answer was lost.
             run.unrun = lifecycle.why_unrun(prior, worker)
-        run.entry = _processing(run, worker, prior, backend.connection.max_payload)
+        run.entry = _processing(run, worker, prior, backend.connection.max_payload, backend.now())
         try:
             run.revision = await write_entry(backend, run.entry, revision)
         except (RevisionConflict, Unconfirmed, NoResponders) as error:
@@ -176,8 +175,8 @@ async def _move(backend: Backend, run: Run, prior: TaskMessage | None, revision:
     return True
 
 
-def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) -> TaskMessage:
-    """Our claim, to be written over ``prior``; ``limit`` is the most bytes that the server takes."""
+def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int, now: float) -> TaskMessage:
+    """Our claim, to be written over ``prior``; ``limit`` is the most bytes that the server takes, ``now`` its time."""
     before = prior or run.message
     # Handed back, it is nobody's; else whoever claimed it before us went silent.
     # A claim of our own is here where its answer was lost.
@@ -185,11 +184,11 @@ def _processing(run: Run, worker: str, prior: TaskMessage | None, limit: int) ->
     meta = msgspec.structs.replace(
         before.meta,
         # A Go client does not say when; the stream does.
-        submitted_at=before.meta.submitted_at or min(run.delivery.stored, time.time()),
+        submitted_at=before.meta.submitted_at or min(run.delivery.stored, now),
         worker=worker,
         crashes=before.meta.crashes + crashed,
         claim=run.claim,
-        started_at=time.time(),
+        started_at=now,
         finished_at=0,
         not_before=0,
         progress=None,

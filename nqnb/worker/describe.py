@@ -45,7 +45,7 @@ _OURS = ("nqnb.worker.executors", "nqnb.notebook.prints", "nqnb.notebook.kernel"
 
 async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
     """What the entry will tell of this run. A return that cannot be kept turns into a failure that says so."""
-    meta = msgspec.structs.replace(run.entry.meta, finished_at=time.time(), error=None)
+    meta = msgspec.structs.replace(run.entry.meta, finished_at=backend.now(), error=None)
     if run.job is not None:
         meta.progress, meta.log = run.job.said
     if result.ended is Ended.RETURNED:
@@ -138,7 +138,7 @@ async def receipt(backend: Backend, run: Run) -> CancelRecord:
         if intent is not None:
             record = msgspec.structs.replace(record, by=intent.by, requested_at=intent.requested_at)
     how = run.executor.how if run.executor is not None else run.unrun
-    return msgspec.structs.replace(record, stopped_at=time.time(), how=how)
+    return msgspec.structs.replace(record, stopped_at=backend.now(), how=how)
 
 
 class Useless(Exception):

@@ -50,8 +50,9 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         return Result(Ended.STOPPED)
     if run.poisoned:
         return Result(Ended.FAILED, error=Poisoned(run.entry.meta.crashes))
-    until = _until(run)
-    if until and until <= time.time():
+    now = backend.now()
+    until = _until(run, now)
+    if until and until <= now:
         run.stop(Stop.TIMEOUT)
         return Result(Ended.STOPPED)
     progress = _ProgressWriter(backend, worker, run)
@@ -61,13 +62,14 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         run.message.Payload or b"",
         run.entry.CurrentRetry + 1,
         run.entry.MaxRetry,
-        moment(until),
+        # A handler compares it with this machine's clock.
+        moment(until and time.time() + until - now),
         progress.changed,
     )
     run.executor = make_executor(run.handler, run.job)
     timer = None
     if until:
-        timer = asyncio.get_running_loop().call_later(until - time.time(), run.stop, Stop.TIMEOUT)
+        timer = asyncio.get_running_loop().call_later(until - backend.now(), run.stop, Stop.TIMEOUT)
     run.started = time.monotonic()
     try:
         return await run.executor.run()
@@ -80,9 +82,9 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
             timer.cancel()
 
 
-def _until(run: Run) -> float:
-    """When this attempt is over: by its timeout or its deadline, the earlier; 0 = never."""
-    ends = [time.time() + run.entry.Timeout] if run.entry.Timeout else []
+def _until(run: Run, now: float) -> float:
+    """When this attempt is over, by the server's clock: by its timeout or its deadline, the earlier; 0 = never."""
+    ends = [now + run.entry.Timeout] if run.entry.Timeout else []
     ends += [float(run.entry.Deadline)] if run.entry.Deadline else []
     return min(ends, default=0.0)
 

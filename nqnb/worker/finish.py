@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 import msgspec
 from msgspec import UnsetType
@@ -35,6 +34,10 @@ log = logging.getLogger("nqnb.worker")
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 1.0
 """Seconds between two tries to write an outcome, the first and the later ones."""
+
+
+_EARLY_SECONDS = 0.05
+"""How much too early a run may be stopped at its deadline, since the reading of the server's clock gets better."""
 
 
 async def finish(backend: Backend, run: Run, result: Result) -> Status | None:
@@ -174,7 +177,7 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
         delay = run.retry_delay = run.retry_delay or run.handler.backoff.delay(entry.CurrentRetry)
         entry.Meta = msgspec.structs.replace(
             meta,
-            not_before=min(time.time() + delay, lifecycle.LAST_SCHEDULE),
+            not_before=min(backend.now() + delay, lifecycle.LAST_SCHEDULE),
             worker="",
             cancel=None,
             crashes=0,
@@ -194,8 +197,7 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
 
 def _hopeless(run: Run, result: Result) -> bool:
     """Whether another attempt would end the same way."""
-    past_deadline = bool(run.entry.Deadline) and time.time() >= run.entry.Deadline
-    if past_deadline or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
+    if _past_deadline(run) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
         return True
     judge = run.handler.is_failure
     if judge is None or not isinstance(result.error, Exception):
@@ -207,7 +209,11 @@ def _hopeless(run: Run, result: Result) -> bool:
         return False
 
 
+def _past_deadline(run: Run) -> bool:
+    return bool(run.entry.Deadline) and run.delivery.connection.clock.now() + _EARLY_SECONDS >= run.entry.Deadline
+
+
 def _timeout_text(run: Run) -> str:
-    if run.entry.Deadline and time.time() >= run.entry.Deadline:
+    if _past_deadline(run):
         return "its deadline passed"
     return f"stopped after its timeout of {run.entry.Timeout} s"

@@ -229,7 +229,7 @@ class Guard:
                 retry_for=patience,
             )
             connection = await Connection.open(settings)
-            self._presence = Presence(KeyValueStore(connection, settings.worker_bucket), settings.worker_bucket)
+            self._presence = Presence(connection)
             self._connection = connection
             self._trouble = ""
         except NqnbError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from nqnb import lifecycle
 from nqnb.cancel import write_intent
@@ -67,7 +66,7 @@ async def check_entry(backend: Backend, worker: str, run: Run, seen: Seen) -> No
             except NqnbError as error:
                 log.info("task %s: its state is repaired at the next heartbeat: %s", run.id, error)
     elif step is BeatStep.CANCEL:
-        record = CancelRecord(by="a Go client", requested_at=time.time())
+        record = CancelRecord(by="a Go client", requested_at=backend.now())
         await note_intent(backend, run.id, record)
         run.flag(record, worker)
     elif step is BeatStep.STOP_AND_ACK:

@@ -55,7 +55,8 @@ class Job:
         payload: its payload as bytes.
         attempt: which attempt this is, from 1.
         max_retry: how many attempts may follow the first.
-        deadline: when the attempt will be stopped (UTC), by timeout or deadline; None = never.
+        deadline: when the attempt will be stopped (UTC), by timeout or deadline, as this machine's clock will show;
+            None = never.
     """
 
     def __init__(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import math
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -107,7 +106,9 @@ class Run:
         Of several cancels the first counts; hearing of one again fills in who asked, where that was not known.
         """
         if self.cancel is None:
-            self.cancel = msgspec.structs.replace(record, delivered_at=time.time(), worker=worker)
+            self.cancel = msgspec.structs.replace(
+                record, delivered_at=self.delivery.connection.clock.now(), worker=worker
+            )
         elif record.requested_at and not self.cancel.requested_at:
             self.cancel.by, self.cancel.requested_at = record.by, record.requested_at
         self.stop(Stop.CANCEL)

@@ -86,6 +86,8 @@ class Upkeep:
             with contextlib.suppress(ServerRefused):
                 await self._is_another(pull.queue)
         await self._announce()
+        # Before the first claim, which is stamped and judged by it.
+        await self._backend.read_now()
         self._backend.connection.on_disconnect(self._on_disconnect)
         self._backend.connection.on_reconnect(self._on_reconnect)
         self.recovering = False
@@ -183,6 +185,7 @@ class Upkeep:
             for pull in self._pulls:
                 await self._listener.ensure(pull.queue)
             await self._disown()
+            await self._backend.presence.read_clock()
             for strays in self._strays:
                 await strays.look()
         except NqnbError as error:

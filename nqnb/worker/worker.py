@@ -19,7 +19,7 @@ from nqnb import names
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.inputs import check_count, check_flag, shown
-from nqnb.records import WorkerInfo
+from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
@@ -212,8 +212,8 @@ class Worker:
         from nqnb.jetstream.backend import Backend
         from nqnb.worker.floor import Floor
 
-        self._started = datetime.now(timezone.utc)
         backend = await Backend.open(self.settings, self._store)
+        self._started = moment(backend.now()) or self._started
         self._floor = Floor(self, backend)
         try:
             await self._floor.open()

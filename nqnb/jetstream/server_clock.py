@@ -1,0 +1,62 @@
+"""The server's clock, by which everything is judged that is about time.
+
+Clocks of clients and workers are wrong, by seconds or by hours, and step. The server stamps what it stores and most of
+what it answers. `ServerClock` keeps such a stamp beside the moment when it came, on the clock of `nqnb.elapsed`, which
+never steps. So this machine's own date plays no part.
+
+In a cluster the stamps come from several servers, whose clocks agree to well below a second or are broken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+
+from nqnb.elapsed import elapsed
+
+FRESH_SECONDS = 60.0
+"""Seconds after which a stamp should be followed by another one before a decision: the server's clock may step, too."""
+
+
+class ServerClock:
+    """What time it is on the server. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._bounds: tuple[float, float, float] | None = None
+        """The least and the most that the server's clock is ahead of `elapsed`, and when that was learned."""
+
+    def observe(self, stamp: float, asked: float, answered: float) -> None:
+        """Learn the time from a stamp of the server.
+
+        An answer that took long says little, so it only narrows what is known, unless it contradicts that.
+
+        Args:
+            stamp: what the server's clock showed, in Unix seconds; 0 is no stamp.
+            asked: a moment before that, as `elapsed` counts.
+            answered: a moment after that, as `elapsed` counts.
+        """
+        if not 0 < stamp < math.inf:
+            return
+        low, high = stamp - answered, stamp - asked
+        if self._bounds is not None:
+            known_low, known_high, _ = self._bounds
+            if max(low, known_low) <= min(high, known_high):
+                low, high = max(low, known_low), min(high, known_high)
+        self._bounds = (low, high, answered)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last stamp is less than a minute old."""
+        bounds = self._bounds
+        return bounds is not None and elapsed() - bounds[2] < FRESH_SECONDS
+
+    def now(self) -> float:
+        """Return the time on the server, in Unix seconds; this machine's time before the first stamp."""
+        return self.at(elapsed())
+
+    def at(self, moment: float) -> float:
+        """Return what the server's clock showed at a moment, which is given as `elapsed` counts."""
+        bounds = self._bounds
+        if bounds is None:
+            return time.time() - (elapsed() - moment)
+        return moment + (bounds[0] + bounds[1]) / 2

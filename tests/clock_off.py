@@ -1,0 +1,72 @@
+"""Run a program or module whose clock is wrong: python clock_off.py SECONDS PROGRAM ARGUMENTS… or SECONDS -m MODULE …
+
+The clock of the machine that runs the tests cannot be moved, so what Python reads of it is, in one process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import pkgutil
+import runpy
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nqnb
+
+_time, _datetime = time.time, datetime.datetime
+ahead = 0.0
+"""Seconds that the date is ahead of the true one."""
+
+
+class _Kind(type):
+    """Every datetime is one of these."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _datetime)
+
+
+class _Datetime(_datetime, metaclass=_Kind):
+    """A datetime class whose ``now`` is wrong; what it makes are true datetimes."""
+
+    def __new__(cls, *values: Any, **named: Any) -> Any:
+        return _datetime(*values, **named)
+
+    @classmethod
+    def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+        return _datetime.fromtimestamp(_time() + ahead, tz)
+
+    @classmethod
+    def fromtimestamp(cls, *values: Any, **named: Any) -> Any:
+        return _datetime.fromtimestamp(*values, **named)
+
+    @classmethod
+    def fromisoformat(cls, text: str) -> Any:
+        return _datetime.fromisoformat(text)
+
+
+def shift(seconds: float) -> None:
+    """Let this process believe that its clock is so far ahead of the true time."""
+    global ahead
+    ahead = seconds
+    time.time = lambda: _time() + ahead
+    # The declarations of fields need the true class, so the modules come first.
+    for module in pkgutil.walk_packages(nqnb.__path__, "nqnb."):
+        if module.name.split(".")[1] not in ("notebook", "widgets", "frames", "testing", "__main__"):
+            importlib.import_module(module.name)
+    for name, loaded in list(sys.modules.items()):
+        if name.startswith("nqnb") and getattr(loaded, "datetime", None) is _datetime:
+            loaded.datetime = _Datetime  # type: ignore[attr-defined]  # it has one
+
+
+if __name__ == "__main__":
+    shift(float(sys.argv[1]))
+    if sys.argv[2] == "-m":
+        sys.argv = sys.argv[3:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = sys.argv[2:]
+        sys.path.insert(0, str(Path(sys.argv[0]).parent))
+        runpy.run_path(sys.argv[0], run_name="__main__")
