@@ -1,11 +1,12 @@
 """The process between a `DevServer` and its nats-server: it outlives whatever kills the first, and ends the second.
 
-Run as a script by `nqnb._kept`: ``_keeper.py PARENT FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes one-byte
-commands on stdin, and tells what it did in FOLDER/status. Once STOP has come, or the process PARENT is dead, it stops
-the server, removes FOLDER and exits. The end of stdin does the same, but nothing relies on it: a fork of the parent
-holds the pipe open. After the command DETACH it no longer cares about its parent: it ends with SIGTERM, likewise, or
-when the server ends by itself, and then leaves FOLDER and its log to be read. It imports only the standard library's
-quick parts, and has one thread, so that code between fork and exec is safe.
+Run as a script by `nqnb._kept`: ``_keeper.py PARENT LOCKS FOLDER SERVER [ARGUMENT ...]``. It makes FOLDER, takes
+one-byte commands on stdin, and tells what it did in FOLDER/status. Once STOP has come, or the process PARENT is dead,
+it stops the server, removes FOLDER, frees the locks of the descriptors LOCKS (numbers with commas) and exits. The end
+of stdin does the same, but nothing relies on it, nor on the end of the descriptors: a fork of the parent holds them
+open. After the command DETACH it no longer cares about its parent: it ends with SIGTERM, likewise, or when the server
+ends by itself, and then leaves FOLDER and its log to be read. It imports only the standard library's quick parts, and
+has one thread, so that code between fork and exec is safe.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GRACE = 5.0
 _PARENT_CHECK = 0.25
 
 
-def main(parent: int, folder: str, command: list[str]) -> None:
+def main(parent: int, locks: list[int], folder: str, command: list[str]) -> None:
     """Keep the server of `command` until it is to stop or the parent is gone."""
     if sys.platform == "win32":
         parent = os.getppid()  # in a virtual environment there is a launcher in between
@@ -73,6 +74,7 @@ def main(parent: int, folder: str, command: list[str]) -> None:
             _stop(server)
         if server is not None or not detached:
             _remove(folder)
+        _free(locks)
 
 
 def _remove(folder: str) -> None:
@@ -83,6 +85,15 @@ def _remove(folder: str) -> None:
         if not os.path.exists(folder):
             break
         time.sleep(0.05)
+
+
+def _free(locks: list[int]) -> None:
+    if sys.platform != "win32":
+        import fcntl  # late, as for most of its life the keeper has no use for it
+
+        for each in locks:
+            with contextlib.suppress(OSError):
+                fcntl.flock(each, fcntl.LOCK_UN)
 
 
 def _say(folder: str, what: str) -> None:
@@ -187,4 +198,4 @@ if __name__ == "__main__":
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # A mask of the thread that started this one would otherwise keep SIGTERM from the server.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    main(int(sys.argv[1]), [int(each) for each in sys.argv[2].split(",") if each], sys.argv[3], sys.argv[4:])

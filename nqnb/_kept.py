@@ -57,7 +57,7 @@ class KeptServer:
                 keeper, who removes it: made here, it would stay if this process died in between.
             store: the folder for the streams; None is one inside of ``folder``.
             port: the TCP port, 0 = any free one.
-            held: file descriptors that the keeper holds open for as long as it lives.
+            held: descriptors of locks that the keeper holds for as long as it lives, and then frees.
             cwd: the keeper's working folder; default ours.
 
         Raises:
@@ -69,17 +69,18 @@ class KeptServer:
                 folder = Path(tempfile.gettempdir(), f"nqnb-{secrets.token_hex(8)}").absolute()
             if store is not None:
                 lock = lock_store(store)
+            # The keeper holds the store's lock too, for as long as the server may live.
+            passed = [*held, *([] if lock is None else [lock])]
             keeper = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
                 [
-                    *(sys.executable, "-I", "-S", _keeper.__file__, str(os.getpid())),
+                    *(sys.executable, "-I", "-S", _keeper.__file__, str(os.getpid()), ",".join(map(str, passed))),
                     *(folder, server, "-c", folder / "server.conf"),
                 ],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                # The keeper holds the store's lock too, for as long as the server may live.
-                pass_fds=[*held, *([] if lock is None else [lock])],
+                pass_fds=passed,
                 cwd=cwd,
                 start_new_session=True,  # Ctrl-C in a terminal is for Python alone
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)

@@ -270,6 +270,18 @@ class TestProcessesOfTasks:
                 assert "its process is gone" in facts["error"]
 
 
+MOMENT = """
+# A fork in the moment of the keeper's start, as another thread can make it, holds its locks.
+start_child = subprocess.Popen._execute_child
+
+def fork_and_start(*arguments):
+    fork()
+    return start_child(*arguments)
+
+subprocess.Popen._execute_child = fork_and_start
+"""
+
+
 SERVER = (
     COMMON
     + """
@@ -335,8 +347,29 @@ def test_a_member_that_dies_over_its_own_fork_is_missed_by_its_crew(start: Start
             os.kill(int(each), signal.SIGKILL)
 
 
+LOCKED = (
+    COMMON
+    + MOMENT
+    + """
+from nqnb.devserver import DevServer
+
+for _ in range(2):
+    with DevServer(store_dir=sys.argv[1]) as server:
+        pid = server.pid
+tell(pid=pid)
+os._exit(0)
+"""
+)
+
+
+def test_a_store_is_free_after_a_fork_in_the_moment_of_the_start(tmp_path: Path) -> None:
+    with told_by(LOCKED, str(tmp_path / "store")) as (_, lines):
+        assert not alive(next(lines)["pid"])
+
+
 DETACHED = (
     COMMON
+    + MOMENT
     + """
 from nqnb import detached
 
