@@ -12,7 +12,15 @@ from nqnb.aside import first_of
 from nqnb.cancel import unknown
 from nqnb.decode import SkipLog
 from nqnb.durations import check_seconds
-from nqnb.errors import ConnectionFailed, MalformedMessage, TaskCancelled, TaskFailed, Unconfirmed, WaitTimeout
+from nqnb.errors import (
+    BadInput,
+    ConnectionFailed,
+    MalformedMessage,
+    TaskCancelled,
+    TaskFailed,
+    Unconfirmed,
+    WaitTimeout,
+)
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.wire import ErrorInfo, Status, TaskMessage
 
@@ -132,8 +140,20 @@ async def result(backend: Backend, info: TaskInfo) -> Any:
         what = ": ".join(part for part in (error.type, error.message) if part)
         raise TaskFailed(f"task {info.id!r} failed: {what}", info.id, info.status, error.type, error.traceback)
     if not info.result_key:
-        return payload.decode_json(info.result)
+        return _decoded(info, info.result)
     entry = await backend.results.get(info.result_key)
     if entry is None:
         raise TaskFailed(f"task {info.id!r} completed, but its result is no longer kept", info.id, info.status)
-    return payload.decode_json(entry.value)
+    return _decoded(info, entry.value)
+
+
+def _decoded(info: TaskInfo, data: bytes) -> Any:
+    try:
+        return payload.decode_json(data)
+    except BadInput as error:
+        why = str(error)[:200]
+        raise TaskFailed(
+            f"task {info.id!r} completed, but its result cannot be read: {why}. Read its bytes with `nats kv get`.",
+            info.id,
+            info.status,
+        ) from None

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timezone
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import pytest
 from command_line import Run
 from history import assert_queues_empty
+from nats.protocol.parser import AWAITING_CONTROL_LINE
+from raw_client import RawClient
 
 import nqnb
 from nqnb import Status, decode
 from nqnb.cli.text import to_json
 from nqnb.errors import MalformedMessage
 from nqnb.frames import tasks_frame, workers_frame
+from nqnb.jetstream.parser import SafeParser
 from nqnb.names import key_subject
 from nqnb.records import TaskInfo, WorkerInfo
 from nqnb.wire import CancelRecord, Meta, TaskMessage
@@ -189,10 +190,10 @@ class TestStates:
         entry = TaskMessage(ID="deep", Queue="q", Status=Status.COMPLETED, Meta=Meta(result_key="deep.1"))
         await nq.backend.states.put("deep", entry.encode())
         await nq.backend.results.put("deep.1", DEEP)
-        with pytest.raises(nqnb.NqnbError):
+        with pytest.raises(nqnb.TaskFailed, match="its result cannot be read"):
             await nq.result("deep")
         await nq.backend.results.put("deep.1", b"1" * 5000)
-        with pytest.raises(nqnb.NqnbError):
+        with pytest.raises(nqnb.TaskFailed, match="its result cannot be read"):
             await nq.result("deep")
 
 
@@ -228,27 +229,7 @@ class TestCancels:
         assert [entry.key async for entry in nq.backend.intents.entries()] == []
 
 
-class Socket:
-    """A connection that publishes on any bytes, which nqnb's own refuses."""
-
-    def __init__(self, url: str) -> None:
-        where = urlsplit(url)
-        self._socket = socket.create_connection((where.hostname, where.port))
-        self._file = self._socket.makefile("rb")
-        self._file.readline()
-        self._socket.sendall(b'CONNECT {"verbose":false}\r\n')
-
-    def publish(self, subject: bytes, data: bytes = b"x") -> None:
-        self._socket.sendall(b"PUB %s %d\r\n%s\r\nPING\r\n" % (subject, len(data), data))
-        while self._file.readline().strip() != b"PONG":
-            pass
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-
-ODD_KEYS = [b"*", b">", b"a\xff", b"\x1b[31m", b"a\x00b", b"x*y"]
+ODD_KEYS = [b"*", b">", b"a\xff", b"\x1b[31m", b"a\x00b", b"x*y", b"a\x0bb", b"\x0c", b"a\x0b1", b"a\x0b2\x0c3"]
 
 
 class TestKeys:
@@ -257,7 +238,7 @@ class TestKeys:
     async def test_they_hide_nothing_and_are_never_read_or_purged_for(
         self, nq: nqnb.Client, settings: nqnb.Settings, server: nqnb.DevServer, caplog: pytest.LogCaptureFixture
     ) -> None:
-        raw = Socket(server.url)
+        raw = RawClient(server.url)
         done = TaskMessage(ID="done", Queue="q", Status=Status.COMPLETED, Meta=Meta(result_key=">"))
         await nq.backend.states.put("done", done.encode())
         await nq.submit("q", 1, id="good")
@@ -293,7 +274,7 @@ class TestKeys:
             job.wait(20)
 
         async with worker:
-            raw = Socket(server.url)
+            raw = RawClient(server.url)
             for key in ODD_KEYS:
                 for subject in (b"$KV.nq-cancel.%s" % key, b"$KV.nq-store.%s" % key, b"$KV.nq-workers.%s" % key):
                     raw.publish(subject)
@@ -324,3 +305,36 @@ def test_whatever_is_read_can_be_told() -> None:
     info = TaskInfo.of(message, 1)
     assert info.deadline is None
     assert json.loads(to_json(info))["deadline"] is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+async def test_a_vertical_tab_in_a_subject_is_no_space(size: int) -> None:
+    """However the bytes come, each message is of its own subscription and has its own payload."""
+    heard: list[tuple[int, bytes, bytes, bytes, bytes | None]] = []
+
+    class Client:
+        async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+            heard.append((sid, subject, reply, data, headers))
+
+        async def _process_pong(self) -> None:
+            heard.append((0, b"PONG", b"", b"", None))
+
+    lines = (
+        b"MSG a.\x0b3 17 5\r\n\x0bMSG \r\n"
+        b"PONG\r\nMSG b 2 r 0\r\n\r\n"
+        b"HMSG c\x0c9 4 q.\x0b 12 16\r\nNATS/1.0\r\n\r\n\x0c\x0b\x0c\x0b\r\n"
+        b"MSG d 5 18\r\nMSG x\x0b1 1 1\r\n\x0b\r\nPO\r\nMSG e 6 1\r\nz\r\n"
+    )
+    parser = SafeParser(Client())
+    for start in range(0, len(lines), size):
+        await parser.parse(lines[start : start + size])
+    assert heard == [
+        (17, b"a.?3", b"", b"\x0bMSG ", None),
+        (0, b"PONG", b"", b"", None),
+        (2, b"b", b"r", b"", None),
+        (4, b"c?9", b"q.?", b"\x0c\x0b\x0c\x0b", b"NATS/1.0\r\n\r\n"),
+        (5, b"d", b"", b"MSG x\x0b1 1 1\r\n\x0b\r\nPO", None),
+        (6, b"e", b"", b"z", None),
+    ]
+    assert parser.state == AWAITING_CONTROL_LINE
+    assert not parser.buf

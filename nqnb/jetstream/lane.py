@@ -23,6 +23,8 @@ from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from nqnb.jetstream.parser import SafeParser, is_known
+
 log = logging.getLogger("nqnb")
 
 _PRIVATE = (
@@ -81,6 +83,8 @@ class LaneClient(NatsClient):
             hasattr(NatsClient, name) for name in _OVERRIDDEN
         )
         """Whether this release of nats-py has what the short way needs."""
+        if is_known(getattr(self, "_ps", None)):
+            self._ps = SafeParser(self)
 
     @property
     def clustered(self) -> bool:
