@@ -92,7 +92,8 @@ def depth(data: bytes) -> int:
 def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessage:
     """The error for bytes that are not what they should be; it shows how they start."""
     start = repr(data) if len(data) <= 80 else f"{data[:80]!r}… ({len(data)} bytes)"
-    return MalformedMessage(f"not {what} ({error}): {start}", data)
+    # msgspec names the path of what it refuses, which may be long.
+    return MalformedMessage(f"not {what} ({str(error)[:200]}): {start}", data)
 
 
 class SkipLog:

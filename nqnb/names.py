@@ -6,6 +6,7 @@ The names are NQ's (stream ``<q>``, subjects ``<q>.task`` and ``<q>.cancel``, co
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 import string
@@ -64,6 +65,12 @@ def check_task_id(task_id: object) -> str:
             f"{shown(task_id)} cannot be a task id: a dot may stand only between other characters", task_id
         )
     return exact_text(task_id)
+
+
+@functools.lru_cache(1000)
+def is_queue(text: str) -> bool:
+    """Return whether a text can be a queue's name, as `check_queue` has it."""
+    return _QUEUE.fullmatch(text) is not None and not text.endswith("_cancel")
 
 
 def is_key(text: str) -> bool:

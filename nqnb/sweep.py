@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from nqnb import names
-from nqnb.errors import InvalidTaskId, MalformedMessage, NqnbError, UnknownQueue
+from nqnb.errors import MalformedMessage, NqnbError, UnknownQueue
 from nqnb.inputs import hint
 from nqnb.store import Entry
 from nqnb.wire import TaskMessage
@@ -55,8 +55,7 @@ async def task_entries(backend: Backend, queue: str | None = None) -> AsyncItera
         async for entry in entries:
             try:
                 task = TaskMessage.of_entry(entry.key, entry.value)
-                names.check_task_id(task.ID)
-            except (MalformedMessage, InvalidTaskId) as error:
+            except MalformedMessage as error:
                 skipped[entry.key] = str(error)
                 continue
             if queue is None or task.Queue == queue:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from nqnb import names
 from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed, shown
 from nqnb.errors import MalformedMessage
 
@@ -163,11 +164,15 @@ class TaskMessage(Struct):
         """Read an entry of the state bucket.
 
         Raises:
-            MalformedMessage: as `decode`, or the entry is another task's.
+            MalformedMessage: as `decode`, or the entry is another task's, or its id or queue is impossible.
         """
         task = cls.decode(data)
         if key != task.ID:
             raise MalformedMessage(f"the entry {shown(key)} has the ID {shown(task.ID)} of another task", data)
+        if not names.is_key(task.ID) or not names.is_queue(task.Queue):
+            raise MalformedMessage(
+                f"task {shown(task.ID)} or its queue {shown(task.Queue)} has an impossible name", data
+            )
         return task
 
     def lean(self) -> TaskMessage:
@@ -182,6 +187,7 @@ class TaskMessage(Struct):
                 meta,
                 client=meta.client[:LONGEST_NAME],
                 worker=meta.worker[:LONGEST_NAME],
+                claim=meta.claim[:LONGEST_NAME],
                 origin=meta.origin[:LONGEST_NAME],
                 result_key=meta.result_key if len(meta.result_key) <= 2 * LONGEST_NAME else "",
                 log=[],
