@@ -72,7 +72,8 @@ class _Ack(msgspec.Struct):
     error: ApiError | None = None
 
 
-_ONCE = ("Nats-Msg-Id", "Nats-Expected-Last-Subject-Sequence")
+_MESSAGE_ID = "Nats-Msg-Id"
+_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 """A message with one of these headers is stored once, however often it is sent."""
 _LONGEST_PAUSE_SECONDS = 0.25
 """Seconds between two tries of `Connection.insist`, after some: a new leader must not wait for us."""
@@ -90,6 +91,8 @@ class Connection:
         """Set when the connection is gone for good."""
         self.losses = 0
         """How often it was lost so far."""
+        self.clustered = client.clustered
+        """Whether the server is part of a cluster, whose streams may be without a leader while it answers."""
         self.outage = Outage()
         self.clock = ServerClock()
         """The server's time; most answers of `api` set it."""
@@ -119,11 +122,6 @@ class Connection:
     def connected(self) -> bool:
         """Whether the server can be spoken to at this moment."""
         return bool(self.client.is_connected)
-
-    @property
-    def clustered(self) -> bool:
-        """Whether the server is part of a cluster, whose streams may be without a leader while it answers."""
-        return self.client.clustered
 
     @property
     def max_payload(self) -> int:
@@ -184,7 +182,7 @@ class Connection:
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float | None, again: bool
     ) -> tuple[Message, bool]:
         """As `request`; returns also whether it was sent more than once."""
-        repeated = Request(subject, data, headers) if again and self.client.clustered else None
+        repeated = Request(subject, data, headers) if again and self.clustered else None
         inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout, repeated)
         sent_again = False
         try:
@@ -211,7 +209,7 @@ class Connection:
             Unavailable: the stream cannot store it now, and has not (`NoRoom`: a storage limit is reached).
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: as in `request`.
         """
-        once = headers is not None and any(name in headers for name in _ONCE)
+        once = headers is not None and (_MESSAGE_ID in headers or _EXPECTED in headers)
         answer, sent_again = await self._ask(subject, data, headers, None, once)
         try:
             ack = _ack_decoder.decode(answer.data)
@@ -331,7 +329,7 @@ class Connection:
             raise translated(error, self.settings, subject) from None
 
     async def _find_jetstream(self, trouble: asyncio.Future[Exception], seconds: float) -> None:
-        settings = self.settings
+        settings, self.clustered = self.settings, self.client.clustered
         await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
@@ -353,7 +351,7 @@ class Connection:
                 f"JetStream is off at {address(settings)}; start the server with `-js`, or use `nqnb up`"
             ) from None
         except (ConnectionFailed, Unconfirmed):
-            if self.connected and self.client.clustered:
+            if self.connected and self.clustered:
                 # A cluster that has just lost its leader says nothing for some seconds.
                 return
             raise no_server(settings, dict.fromkeys(settings.urls, TimeoutError())) from None
@@ -367,6 +365,7 @@ class Connection:
 
     async def when_reconnected(self) -> None:
         """Tell whoever asked to know."""
+        self.clustered = self.client.clustered
         for callback in self._on_reconnect:
             await callback()
 
