@@ -150,6 +150,7 @@ class Client(Housekeeping):
         Raises:
             InvalidTaskId: no task can have that id.
             UnknownTask: no task has it.
+            MalformedMessage: the bytes that are stored for it cannot be read.
         """
         return await fetch(self.backend, names.check_task_id(id))
 
@@ -228,6 +229,8 @@ class Client(Housekeeping):
         self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
     ) -> list[TaskInfo]:
         """Every task that the state bucket has, longest unchanged first.
+
+        Entries that cannot be read are skipped, and named in one line of the log.
 
         Args:
             queue: only of this queue.

@@ -18,9 +18,11 @@ from raw_client import RawClient
 
 import nqnb
 from nqnb import Status, decode
+from nqnb.aside import spawn
 from nqnb.cli.text import to_json
 from nqnb.errors import MalformedMessage
 from nqnb.frames import tasks_frame, workers_frame
+from nqnb.jetstream.lane import Message
 from nqnb.jetstream.parser import SafeParser
 from nqnb.names import key_subject
 from nqnb.records import TaskInfo, WorkerInfo
@@ -195,6 +197,21 @@ class TestStates:
         await nq.backend.results.put("deep.1", b"1" * 5000)
         with pytest.raises(nqnb.TaskFailed, match="its result cannot be read"):
             await nq.result("deep")
+
+
+class TestAnswers:
+    """Anybody who may subscribe can answer on a subject, with any bytes."""
+
+    @pytest.mark.parametrize("answer", [b"", b"7", b'{"stream":"\xff"}', b'{"seq":' + DEEP + b"}", b'{"seq":"x"}'])
+    async def test_one_that_is_no_streams_is_unconfirmed(self, nq: nqnb.Client, answer: bytes) -> None:
+        connection = nq.backend.connection
+
+        def reply(message: Message) -> None:
+            spawn(connection.send(message.reply, answer))
+
+        await connection.subscribe("somebody.answers", reply)
+        with pytest.raises(nqnb.Unconfirmed):
+            await connection.publish("somebody.answers", b"x")
 
 
 class TestCancels:

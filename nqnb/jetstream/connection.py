@@ -21,6 +21,7 @@ import nats.errors
 from nats.aio.subscription import Subscription
 
 from nqnb.aside import spawn
+from nqnb.decode import UNREADABLE
 from nqnb.elapsed import elapsed
 from nqnb.errors import (
     ConnectionFailed,
@@ -79,6 +80,7 @@ _LONGEST_PAUSE_SECONDS = 0.25
 """Seconds between two tries of `Connection.insist`, after some: a new leader must not wait for us."""
 
 _ack_decoder = msgspec.json.Decoder(_Ack)
+_api_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Connection:
@@ -213,13 +215,15 @@ class Connection:
         answer, sent_again = await self._ask(subject, data, headers, None, once)
         try:
             ack = _ack_decoder.decode(answer.data)
-        except msgspec.DecodeError:
-            raise Unconfirmed(f"what answered on {subject!r} was no stream: {answer.data[:80]!r}") from None
+        except UNREADABLE:
+            raise _no_stream(subject, answer.data) from None
         if ack.error is not None:
             error = refused(ack.error, f"storing a message on {subject!r}")
             if sent_again and isinstance(error, Unavailable):
                 raise Unconfirmed(f"no answer from the server about {subject!r}. Since then: {error}")
             raise error
+        if ack.seq <= 0:
+            raise _no_stream(subject, answer.data)
         return PubAck(ack.seq, ack.duplicate)
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
@@ -236,7 +240,10 @@ class Connection:
         asked = elapsed()
         answer = await self.request(f"$JS.API.{name}", data, timeout=timeout, again=again)
         answered = elapsed()
-        decoded: dict[str, Any] = msgspec.json.decode(answer.data)
+        try:
+            decoded = _api_decoder.decode(answer.data)
+        except UNREADABLE:
+            raise Unconfirmed(f"what answered about {name!r} is not JetStream: {answer.data[:80]!r}") from None
         if "error" in decoded:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
         # Servers before 2.10 send none.
@@ -385,3 +392,7 @@ class Connection:
         )
         if not waited:
             log.error("%s", not_permitted(self.settings, verb, subject))
+
+
+def _no_stream(subject: str, answer: bytes) -> Unconfirmed:
+    return Unconfirmed(f"what answered on {subject!r} was no stream: {answer[:80]!r}")
