@@ -106,6 +106,11 @@ def is_task(data: bytes) -> bool:
     return True
 
 
+def is_retried_for_years(data: bytes) -> bool:
+    """Whether it is a task that may rightly be in its queue for longer than a test."""
+    return is_task(data) and TaskMessage.decode(data).MaxRetry > 10
+
+
 async def test_messages_of_the_task_stream(nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int) -> None:
     mutate, tried = Mutator(seed), 0
     ended: Counter[int] = Counter()
@@ -118,6 +123,7 @@ async def test_messages_of_the_task_stream(nq: nqnb.Client, settings: nqnb.Setti
         await nq.backend.ensure_queue("fuzz")
         subscription = await nq.backend.connection.subscribe(TERMINATED, hear)
         damaged = [mutate(mutate.choice(mutations.tasks(f"t-{number}", "fuzz"))) for number in range(400)]
+        damaged = [data for data in damaged if not is_retried_for_years(data)]
         headers = {CLIENT_HEADER: "task"}
         acks = await asyncio.gather(*(nq.backend.connection.publish("fuzz.task", data, headers) for data in damaged))
         bad = {ack.sequence for ack, data in zip(acks, damaged, strict=True) if not is_task(data)}
