@@ -159,10 +159,10 @@ class Faults:
             fault.ended = time.monotonic()
             self._busy.discard(place)
 
-    async def _perhaps_kill_amid(self, seconds: float) -> None:
-        """Wait; while a server is away, a worker may die, too."""
+    async def _perhaps_kill_amid(self, seconds: float, *, always: bool = False) -> None:
+        """Wait; while a server is away or full, a worker may die, too."""
         free = [place for place in range(self._workforce.places) if place not in self._busy]
-        if "worker" in self._kinds and len(free) > 1 and self._dice.random() < 0.5:
+        if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)
             await asyncio.sleep(first)
             await self._kill(self._dice.choice(free))
@@ -192,14 +192,28 @@ class Faults:
         try:
             body = {"name": _BALLAST, "subjects": [_BALLAST], "storage": "file"}
             await connection.insist(lambda: connection.api(f"STREAM.CREATE.{_BALLAST}", body))
-            until = time.monotonic() + _FILLING_TAKES_SECONDS
-            for size in _BALLAST_BYTES:
-                while time.monotonic() < until and await self._stow(size):
-                    pass
-            await self._perhaps_kill_amid(seconds)
+            await self._fill()
+            stuffing = asyncio.ensure_future(self._keep_full())
+            try:
+                await self._perhaps_kill_amid(seconds, always=True)
+            finally:
+                stuffing.cancel()
+                await asyncio.gather(stuffing, return_exceptions=True)
         finally:
             await self._make_room()
             fault.ended = time.monotonic()
+
+    async def _fill(self) -> None:
+        until = time.monotonic() + _FILLING_TAKES_SECONDS
+        for size in _BALLAST_BYTES:
+            while time.monotonic() < until and await self._stow(size):
+                pass
+
+    async def _keep_full(self) -> None:
+        """Take the room that tasks leave which end."""
+        while True:
+            await asyncio.sleep(0.05)
+            await self._fill()
 
     async def _stow(self, size: int) -> bool:
         """Store a message; whether there was room."""
@@ -235,6 +249,8 @@ class Faults:
         name = "a client" if number == self._workforce.places else f"worker process {process}"
         seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.5, 1.5 * self._options.ack_wait)])
         how = self._dice.choice(["refused", "swallowed", "swallowed and reset", "reset", "slow"])
+        if how == "reset":
+            seconds = 0.1
         fault = self._note("link", f"the link of {name} was {how} for {seconds:.1f} s", None)
         # A worker process that starts meanwhile in that place is cut off, too.
         fault.numbers = () if number == self._workforce.places else None if process is None else (process,)

@@ -199,14 +199,16 @@ def _claimed_late(task: _Task) -> Iterator[str]:
 def _unheard(task: _Task) -> Iterator[str]:
     evidence = task.evidence
     # A heartbeat, which finds what was not heard, comes each third of the ack wait.
-    bound = evidence.ack_wait / 6 + 6 * FAR_DELAY_SECONDS
+    bound = evidence.ack_wait / 8 + 3 * FAR_DELAY_SECONDS
     for cancel in task.accepted:
         if not cancel.stopping:
             continue
         for run in task.runs:
-            if not run.word or run.kind == Kind.PROCESS.value or not run.begun < cancel.ended < run.ended - bound:
+            # A handler that was claimed just before may begin just after.
+            if not run.word or run.kind == Kind.PROCESS.value or run.ended - max(run.begun, cancel.ended) < bound:
                 continue
-            begin = cancel.begun - evidence.ack_wait
+            # What has just claimed a task is not cut off at that moment.
+            begin = run.begun - SLACK_SECONDS
             lagged = within(evidence.loop_lags.get(run.number, ()), cancel.begun - SLACK_SECONDS, run.ended)
             if not lagged and not evidence.troubled(run.number, begin, run.ended):
                 more = run.ended - cancel.ended

@@ -20,7 +20,7 @@ FOREIGN_FAULTS = ("worker", "block")
 ACK_WAIT_SECONDS = 3.0
 PATIENT_SECONDS = 1.0
 """Seconds that a task of the patient queue waits for its retry."""
-FAR_DELAY_SECONDS = 0.015
+FAR_DELAY_SECONDS = 0.1
 """Seconds by which the link of one worker delays everything, each way."""
 
 
@@ -135,6 +135,7 @@ class TaskPlan:
         }
 
 
+_AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _BLOCKS_ONE_IN = 400
 """Of so many tasks one blocks its event loop; at least two do."""
@@ -162,7 +163,7 @@ def plan_tasks(options: ChaosOptions, hands: int) -> Iterator[TaskPlan]:
 def _draw(dice: random.Random, number: int, options: ChaosOptions, hands: int) -> TaskPlan:
     kind = dice.choices(list(_KINDS), list(_KINDS.values()))[0]
     aims = dice.choices([0, 1, 2], [45, 45, 10])[0]
-    moments = [dice.choice(list(Moment)) for _ in range(aims)]
+    moments = dice.choices(list(_AIMS), list(_AIMS.values()), k=aims)
     seconds = dice.choices(
         [0.0, dice.uniform(0, 0.06), dice.uniform(0.1, 1), dice.uniform(1, 2 * options.ack_wait)], [20, 50, 26, 4]
     )[0]

@@ -1,0 +1,66 @@
+"""Ways to break the mechanism on purpose, one at a time: an attack must find each.
+
+They are called in the worker processes of an attack, or in the process of its clients.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from typing import Any
+
+from nqnb import cancel
+from nqnb.jetstream.backend import Backend
+from nqnb.wire import CancelRecord, Meta, Status, TaskMessage
+from nqnb.worker import claim, finish, floor
+from nqnb.worker.run import Run
+
+
+def put_at_the_claim() -> None:
+    """Write Processing over whatever is there, instead of by compare-and-set."""
+
+    async def write_entry(backend: Backend, entry: TaskMessage, revision: int, ttl: float | None = None) -> int:
+        return await backend.states.put(entry.ID, entry.encode(), ttl)
+
+    claim.write_entry = write_entry
+
+
+def store_no_cancel_request() -> None:
+    """Multicast cancels without a cancel request that outlives them; for the process of the clients."""
+
+    async def write_intent(backend: Backend, task_id: str, record: CancelRecord) -> None:
+        return None
+
+    cancel.write_intent = write_intent
+
+
+def register_after_the_claim() -> None:
+    """Let the running map know of a delivery only once its claim is written."""
+    of_now: contextvars.ContextVar[floor.Floor] = contextvars.ContextVar("floor")
+    live, claimed = floor.Floor._live, floor.claim
+
+    async def late_live(self: floor.Floor, run: Run) -> None:
+        of_now.set(self)
+        await live(self, run)
+
+    async def claim_first(backend: Backend, worker: str, run: Run, poison_limit: int) -> bool:
+        runs = of_now.get().runs
+        runs.pop(run.id, None)
+        try:
+            return await claimed(backend, worker, run, poison_limit)
+        finally:
+            runs[run.id] = run
+
+    floor.Floor._live = late_live  # type: ignore[method-assign]  # breaking it is the point
+    floor.claim = claim_first
+
+
+def acknowledge_before_the_outcome() -> None:
+    """Remove the message, and only then write how the task ended."""
+    write = finish._write
+
+    async def late_write(backend: Backend, run: Run, status: Status, meta: Meta) -> Any:
+        if status is not Status.PENDING:
+            await run.delivery.ack()
+        return await write(backend, run, status, meta)
+
+    finish._write = late_write
