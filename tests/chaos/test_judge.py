@@ -1,0 +1,275 @@
+"""The judge of an attack finds each kind of breach in a made-up history, and none in a clean one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from nqnb.testing.chaos import Rule
+from nqnb.testing.chaos.diary import Line
+from nqnb.testing.chaos.evidence import CancelSeen, Evidence, FaultSeen, LifeSeen, Revision, SubmitSeen
+from nqnb.testing.chaos.figures import figures
+from nqnb.testing.chaos.judge import judge
+from nqnb.testing.chaos.plan import Kind, Moment, TaskPlan
+from nqnb.testing.chaos.report import tell, timeline
+from nqnb.wire import ErrorInfo, Meta, Status, TaskMessage
+
+TASK = "t1"
+
+
+def revision(
+    at: float, status: Status, claim: str = "", retry: int = 0, worker: str = "w-0", error: str = ""
+) -> Revision:
+    """One revision of the task's entry."""
+    meta = Meta(claim=claim, worker=worker if claim else "", error=ErrorInfo(error) if error else None)
+    if status.terminal:
+        meta.finished_at = at
+    return Revision(at, int(at * 1000), TaskMessage(1, TASK, "", "q", None, status, CurrentRetry=retry, Meta=meta))
+
+
+def line(at: float, word: str, run: str = "r1", number: int = 0, attempt: int = 1, kind: str = "coroutine") -> Line:
+    """One line of worker process ``number``, whose worker is ``w-<number>``."""
+    seconds = float(run) if word in ("stall", "lag") else 0.0
+    return Line(at, TASK, attempt, word, run, f"w-{number}", kind, number, seconds)
+
+
+def completed() -> Evidence:
+    """A task that was submitted at 1 s, and ran from 2 s to 3 s."""
+    return Evidence(
+        ack_wait=3.0,
+        submits=[SubmitSeen(TaskPlan(0, Kind.COROUTINE, 1.0), "q", 1.0, 1.1, TASK)],
+        revisions={
+            TASK: [
+                revision(1.05, Status.PENDING),
+                revision(1.95, Status.PROCESSING, "c1"),
+                revision(3.01, Status.COMPLETED, "c1"),
+            ]
+        },
+        lines=[line(2.0, "start"), line(3.0, "return")],
+        lives=[LifeSeen(0, 100, 0.0), LifeSeen(1, 101, 0.0)],
+        judged=100.0,
+    )
+
+
+def cancelled() -> Evidence:
+    """The same, cancelled at 2.5 s."""
+    found = completed()
+    found.cancels = [CancelSeen(TASK, Moment.RUNNING, 2.5, 2.51, Status.PROCESSING, stopping=True)]
+    found.lines = [line(2.0, "start"), line(2.52, "stop")]
+    found.revisions[TASK][-1] = revision(2.53, Status.CANCELLED, "c1")
+    return found
+
+
+def deleted() -> Evidence:
+    """The same, cancelled at 1.5 s, before it ran."""
+    found = completed()
+    found.cancels = [CancelSeen(TASK, Moment.PENDING, 1.5, 1.51, Status.DELETED)]
+    found.lines = []
+    found.revisions[TASK][1:] = [revision(1.505, Status.DELETED)]
+    return found
+
+
+def failed() -> Evidence:
+    """A task that failed."""
+    found = completed()
+    found.lines[-1] = line(3.0, "raise")
+    found.revisions[TASK][-1] = revision(3.01, Status.FAILED, "c1", error="HandlerFailed")
+    return found
+
+
+@pytest.mark.parametrize("clean", [completed, cancelled, deleted, failed])
+def test_a_clean_history_has_no_breach(clean: Callable[[], Evidence]) -> None:
+    assert judge(clean()) == []
+
+
+def lost(found: Evidence) -> None:
+    del found.revisions[TASK]
+
+
+def left_open(found: Evidence) -> None:
+    del found.revisions[TASK][-1]
+
+
+def left_behind(found: Evidence) -> None:
+    found.left.append("1 message is left in queue 'q'")
+
+
+def second_end(found: Evidence) -> None:
+    found.revisions[TASK].append(revision(3.5, Status.CANCELLED))
+
+
+def run_after_the_end(found: Evidence) -> None:
+    found.revisions[TASK] += [revision(3.5, Status.PROCESSING, "c2"), revision(3.6, Status.COMPLETED, "c2")]
+
+
+def counted_back(found: Evidence) -> None:
+    found.revisions[TASK].insert(1, revision(1.5, Status.PENDING, retry=1))
+
+
+def deleted_ran(found: Evidence) -> None:
+    found.lines = [line(1.6, "start"), line(1.7, "return")]
+
+
+def cancelled_returned(found: Evidence) -> None:
+    found.lines[-1] = line(2.52, "return")
+
+
+def unasked(found: Evidence) -> None:
+    found.cancels.clear()
+
+
+def told_it_was_too_late(found: Evidence) -> None:
+    found.cancels.append(CancelSeen(TASK, Moment.ENDED, 2.6, 2.61, Status.COMPLETED, error="NotCancellable"))
+
+
+def told_it_was_deleted(found: Evidence) -> None:
+    found.cancels = [CancelSeen(TASK, Moment.PENDING, 1.5, 1.51, Status.DELETED)]
+
+
+def claimed_late(found: Evidence) -> None:
+    found.cancels = [CancelSeen(TASK, Moment.PENDING, 1.2, 1.3, Status.PROCESSING, stopping=True)]
+
+
+def unheard(found: Evidence) -> None:
+    found.lines[-1] = line(4.0, "stop")
+    found.revisions[TASK][-1] = revision(4.01, Status.CANCELLED, "c1")
+
+
+def unheard_at_the_claim(found: Evidence) -> None:
+    unheard(found)
+    found.cancels[0] = replace(found.cancels[0], begun=1.96, ended=1.97)
+
+
+def no_return(found: Evidence) -> None:
+    found.lines[-1] = line(3.0, "raise")
+
+
+def return_of_another_attempt(found: Evidence) -> None:
+    found.lines[-1] = replace(found.lines[-1], attempt=2)
+    found.lines[0] = replace(found.lines[0], attempt=2)
+
+
+def no_raise(found: Evidence) -> None:
+    found.lines.clear()
+
+
+def again(found: Evidence) -> None:
+    found.lines += [line(6.0, "start", "r2", 1), line(6.5, "return", "r2", 1)]
+    found.revisions[TASK][2:] = [
+        revision(5.9, Status.PROCESSING, "c2", worker="w-1"),
+        revision(6.5, Status.COMPLETED, "c2"),
+    ]
+
+
+def overlap(found: Evidence) -> None:
+    found.lines += [line(2.5, "start", "r2", 1), line(3.5, "stop", "r2", 1)]
+
+
+def endless(found: Evidence) -> None:
+    found.lines.append(line(2.1, "start", "r2"))
+
+
+def incomplete(found: Evidence) -> None:
+    found.missing = 3
+
+
+@pytest.mark.parametrize(
+    ("clean", "break_it", "rule"),
+    [
+        (completed, lost, Rule.LOST),
+        (completed, left_open, Rule.OPEN),
+        (completed, left_behind, Rule.LEFT),
+        (completed, second_end, Rule.SECOND_END),
+        (completed, run_after_the_end, Rule.SECOND_END),
+        (completed, counted_back, Rule.COUNTED_BACK),
+        (deleted, deleted_ran, Rule.DELETED_RAN),
+        (cancelled, cancelled_returned, Rule.CANCELLED_RETURNED),
+        (cancelled, unasked, Rule.UNASKED),
+        (deleted, unasked, Rule.UNASKED),
+        (cancelled, told_it_was_too_late, Rule.LIED),
+        (completed, told_it_was_deleted, Rule.LIED),
+        (completed, claimed_late, Rule.CLAIMED_LATE),
+        (cancelled, unheard, Rule.UNHEARD),
+        (cancelled, unheard_at_the_claim, Rule.UNHEARD),
+        (completed, no_return, Rule.NO_RETURN),
+        (completed, return_of_another_attempt, Rule.NO_RETURN),
+        (failed, no_raise, Rule.NO_RAISE),
+        (completed, again, Rule.AGAIN),
+        (completed, overlap, Rule.OVERLAP),
+        (completed, endless, Rule.ENDLESS),
+        (completed, incomplete, Rule.RECORD),
+    ],
+)
+def test_each_breach_is_found(clean: Callable[[], Evidence], break_it: Callable[[Evidence], None], rule: Rule) -> None:
+    evidence = clean()
+    break_it(evidence)
+    breaches = judge(evidence)
+    assert rule in {each.rule for each in breaches}, breaches
+    told = tell(evidence, breaches)
+    assert told
+    assert all(each.timeline or not each.breach.task for each in told)
+
+
+def test_every_rule_is_tried_here() -> None:
+    marks = [mark for mark in test_each_breach_is_found.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]  # pytest puts it there
+    assert {case[2] for case in marks[0].args[1]} == set(Rule)
+
+
+@pytest.mark.parametrize(
+    "excuse",
+    [
+        FaultSeen("worker", "worker process 0 was suspended", 2.2, 4.0, (0,)),
+        FaultSeen("link", "the link of worker process 0 was cut", 2.2, 4.0, (0,)),
+        FaultSeen("server", "the server was killed", 2.2, 4.0),
+    ],
+)
+def test_a_cancel_may_come_late_where_something_is_in_the_way(excuse: FaultSeen) -> None:
+    evidence = cancelled()
+    unheard(evidence)
+    evidence.faults.append(excuse)
+    assert judge(evidence) == []
+    excuse.numbers = (1,)
+    if excuse.kind != "server":
+        assert [each.rule for each in judge(evidence)] == [Rule.UNHEARD]
+
+
+def test_a_suspended_process_may_overlap_with_the_next_run() -> None:
+    evidence = completed()
+    overlap(evidence)
+    evidence.lines.append(line(2.9, "stall", "0.8"))
+    assert Rule.OVERLAP not in {each.rule for each in judge(evidence)}
+
+
+def test_a_run_that_a_kill_ended_overlaps_with_nothing() -> None:
+    evidence = completed()
+    overlap(evidence)
+    evidence.lines = [each for each in evidence.lines if each.word != "return"]
+    evidence.lives[0].died = 2.4
+    rules = {each.rule for each in judge(evidence)}
+    assert Rule.OVERLAP not in rules
+    assert Rule.ENDLESS not in rules
+
+
+def test_the_figures_say_which_moment_a_cancel_met() -> None:
+    assert figures(cancelled()).cancels[Moment.RUNNING] == {"cancelled": 1}
+    assert figures(deleted()).cancels[Moment.PENDING] == {"deleted": 1}
+    late = completed()
+    late.cancels = [CancelSeen(TASK, Moment.ENDED, 3.2, 3.21, Status.COMPLETED, error="NotCancellable")]
+    made = figures(late)
+    assert made.cancels[Moment.ENDED] == {"completed": 1}
+    assert made.ack.p50 == pytest.approx(0.1)
+    assert made.start.most == pytest.approx(1.0)
+
+
+def test_a_timeline_is_in_order_and_names_the_faults() -> None:
+    evidence = cancelled()
+    evidence.faults.append(FaultSeen("server", "the server was killed", 2.2, 2.3))
+    told = timeline(evidence, TASK)
+    assert [float(each.split(" s ")[0]) for each in told] == sorted(float(each.split(" s ")[0]) for each in told)
+    text = "\n".join(told)
+    for expected in ("submit: acknowledged", "fault: the server was killed", "cancel: processing, stopping", "stop"):
+        assert expected in text
+    assert msgspec.json.encode(told)
