@@ -98,6 +98,8 @@ class Connection:
         self.outage = Outage()
         self.clock = ServerClock()
         """The server's time; most answers of `api` set it."""
+        self.full_at = 0.0
+        """When the server last had no room for something, as `elapsed` counts."""
         self._replies = Replies(client.new_inbox(), self._send_again)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
@@ -219,6 +221,8 @@ class Connection:
             raise _no_stream(subject, answer.data) from None
         if ack.error is not None:
             error = refused(ack.error, f"storing a message on {subject!r}")
+            if isinstance(error, NoRoom):
+                self.full_at = elapsed()
             if sent_again and isinstance(error, Unavailable):
                 raise Unconfirmed(f"no answer from the server about {subject!r}. Since then: {error}")
             raise error

@@ -15,6 +15,7 @@ from nqnb.elapsed import elapsed
 from nqnb.errors import NoResponders, NoRoom, NqnbError, ServerRefused, Unavailable
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
+from nqnb.jetstream.overdue import Overdue
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.strays import Strays
 from nqnb.records import WorkerInfo
@@ -60,6 +61,7 @@ class Upkeep:
         self._pulls = pulls
         self._listener = listener
         self._strays = [Strays(backend, pull.queue) for pull in pulls]
+        self._overdue = [Overdue(backend, pull.queue) for pull in pulls]
         self._wake = wake
         self._recovery: asyncio.Task[None] | None = None
         self._keeping = False
@@ -188,6 +190,8 @@ class Upkeep:
             await self._backend.presence.read_clock()
             for strays in self._strays:
                 await strays.look()
+            for overdue in self._overdue:
+                await overdue.look()
         except NqnbError as error:
             if not self._outage.took(error):
                 log.info("something is missing on the server and cannot be made now: %s", error)

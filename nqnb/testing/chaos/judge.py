@@ -14,6 +14,8 @@ SLACK_SECONDS = 0.05
 """By so much the server's clock and ours, as far as they are compared, may be apart."""
 _STOPPED_TAKES_SECONDS = 1.0
 """Seconds within which a handler's process may be stopped although it has written that it returns."""
+_HISTORY = 8
+"""Revisions that a task has at most before a cancel ends it while it waits."""
 _GIVEN_UP = ("Poisoned", "TimeoutError")
 """Errors of a failed task that its handler did not raise."""
 
@@ -52,7 +54,7 @@ class Breach:
 def judge(evidence: Evidence) -> list[Breach]:
     """Find every breach, in the order of the tasks' submits."""
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
-    if evidence.missing:
+    if evidence.missing > _HISTORY * _ended_in_a_full_store(evidence):
         breaches.append(Breach(Rule.RECORD, f"{evidence.missing} revisions were stored and could not be read"))
     known = {**dict.fromkeys(each.task for each in evidence.submits if each.task), **dict.fromkeys(evidence.revisions)}
     for task in known:
@@ -60,11 +62,17 @@ def judge(evidence: Evidence) -> list[Breach]:
     return breaches
 
 
+def _ended_in_a_full_store(evidence: Evidence) -> int:
+    """Count the tasks that were cancelled while the store was full: their entries are removed to make the room."""
+    full = [(fault.begun, fault.ended or evidence.judged) for fault in evidence.faults if fault.kind == "full"]
+    return len({each.task for each in evidence.cancels if within(full, each.begun, each.ended or evidence.judged)})
+
+
 def _judge_task(evidence: Evidence, task: str) -> Iterator[Breach]:
     revisions = evidence.revisions.get(task, [])
     submit = evidence.submit_of.get(task)
     if not revisions:
-        if submit is not None and submit.ended and not submit.error and not evidence.missing:
+        if submit is not None and submit.ended and not submit.error:
             yield Breach(Rule.LOST, "its submit was acknowledged, and it has no entry", task)
         return
     found = _Task(evidence, task, revisions)

@@ -6,8 +6,9 @@ import asyncio
 import base64
 from collections import defaultdict
 
-from nqnb.errors import MalformedMessage
+from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.testing.chaos.evidence import Revision
 from nqnb.wire import TaskMessage, parse_time
 
@@ -51,18 +52,23 @@ async def read_revisions(connection: Connection, bucket: str, offset: float) -> 
     found: dict[str, list[Revision]] = defaultdict(list)
     last = int(state["last_seq"])
 
-    async def read(sequence: int) -> dict[str, object]:
-        answer = await connection.insist(lambda: api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
+    async def read(sequence: int) -> dict[str, object] | None:
+        try:
+            answer = await connection.insist(lambda: api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
+        except ServerRefused as error:
+            if error.err_code not in MESSAGE_NOT_FOUND:
+                raise
+            return None
         message: dict[str, object] = answer["message"]
         return message
 
-    # From the first sequence on there are no gaps, or some revision is lost.
-    missing = last - int(state["messages"])
-    if missing:
-        return {}, missing
+    missing = 0
     for start in range(1, last + 1, _READ_AT_ONCE):
         wanted = range(start, min(start + _READ_AT_ONCE, last + 1))
         for stored in await asyncio.gather(*map(read, wanted)):
+            if stored is None:
+                missing += 1
+                continue
             data = base64.b64decode(str(stored.get("data") or ""))
             try:
                 entry = TaskMessage.decode(data)
