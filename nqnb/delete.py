@@ -143,7 +143,7 @@ async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Statu
     owner = task.meta.worker
     if task.Status.terminal or (not task.marked and not late):
         return task.Status
-    if owner and await backend.presence.rest(owner, task_id, entry.created) > 0:
+    if owner and await backend.presence.rest(owner, task.Queue, task_id, entry.created) > 0:
         return task.Status
     intent = await backend.intents.get(task_id)
     record = record_of(backend, by) if intent is None else CancelRecord.of_intent(intent.value)

@@ -104,6 +104,7 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
             "queues": _objects(list(worker.queues) for worker in workers),
             "concurrency": _counts(worker.concurrency for worker in workers),
             "running": _objects(list(worker.running) for worker in workers),
+            "unlisted": _counts(worker.unlisted for worker in workers),
             "started_at": _times(worker.started_at for worker in workers),
             "last_seen": _times(worker.last_seen for worker in workers),
             "ttl": _spans(_length(worker.ttl) for worker in workers),

@@ -191,7 +191,11 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """A live worker, as its presence entry has it; ``running`` are the ids of the tasks that it runs."""
+    """A live worker, as its presence entry has it.
+
+    ``running`` are the ids of the tasks that it runs. Of some thousands only the first are listed; ``unlisted`` counts
+    the others.
+    """
 
     id: str
     host: str
@@ -204,6 +208,12 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     ttl: Moment
     """Seconds without a sign of life after which it counts as gone."""
     last_seen: datetime | None = None
+    unlisted: Int64 = 0
+
+    @property
+    def running_count(self) -> int:
+        """How many tasks it runs."""
+        return len(self.running) + max(0, self.unlisted)
 
     @classmethod
     def of_entry(cls, key: str, data: bytes) -> WorkerInfo:

@@ -245,7 +245,7 @@ async def test_a_clock_that_steps_meanwhile_changes_nothing(
             assert [each.id for each in await nq.workers()] == [worker.id]
             entry = await nq.backend.states.get(task.id)
             assert entry is not None
-            assert await nq.backend.presence.rest(worker.id, task.id, entry.created) > 0
+            assert await nq.backend.presence.rest(worker.id, task.queue, task.id, entry.created) > 0
         monkeypatch.undo()
         assert (await task.cancel(wait=10)).status is Status.CANCELLED
 

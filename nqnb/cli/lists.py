@@ -120,7 +120,7 @@ def workers(record: Workers) -> RenderableType:
             each.host,
             f"{each.pid}",
             ", ".join(each.queues),
-            f"{len(each.running):,}/{each.concurrency:,}",
+            f"{each.running_count:,}/{each.concurrency:,}",
             age(each.started_at),
             f"{age(each.last_seen)} ago" if each.last_seen else "",
             each.version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
@@ -58,7 +59,7 @@ class Backend:
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """Names the states that a listing skips."""
-        self._spared_until = 0.0
+        self._spared_since = -math.inf
         self._mending: dict[str | None, asyncio.Task[None]] = {}
         self._queues: dict[str, QueueStreams] = {}
         self._scheduling: set[str] = set()
@@ -132,14 +133,13 @@ class Backend:
             await delete_stream(self.connection, stream)
             await self._ensure_presence(memory=True)
 
-    def spare_owners(self, seconds: float) -> None:
-        """Count every worker as alive for some seconds, when the server may have lost or refused their presence."""
-        self._spared_until = max(self._spared_until, time.monotonic() + seconds)
+    def spare_owners(self) -> None:
+        """Count every worker as alive from now on for a while, as the server may have lost or refused its presence."""
+        self._spared_since = time.monotonic()
 
-    @property
-    def spared_for(self) -> float:
-        """For how many seconds more every worker counts as alive; see `spare_owners`."""
-        return max(0.0, self._spared_until - time.monotonic())
+    def spared_for(self, seconds: float) -> float:
+        """For how many seconds more every worker counts as alive, if it does for so many after `spare_owners`."""
+        return max(0.0, self._spared_since + seconds - time.monotonic())
 
     @property
     def terminal_ttl(self) -> float | None:

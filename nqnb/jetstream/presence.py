@@ -18,8 +18,8 @@ from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.listing import make_consumer
+from nqnb.jetstream.roster import decode_presence, encode_presence
 from nqnb.records import WorkerInfo, moment
-from nqnb.store import Entry
 
 
 class _Written(NamedTuple):
@@ -46,11 +46,14 @@ class Presence:
     async def announce(self, info: WorkerInfo) -> None:
         """Write or refresh a worker's entry, with one try: a later one must not carry what it ran before.
 
+        Args:
+            info: the worker, with every task that it runs; a `PresenceEntry` where its queues' ack waits differ.
+
         Raises:
             NqnbError: it is not certain that it was written.
         """
         asked = elapsed()
-        revision = await self._store.put(info.id, msgspec.json.encode(info), retry_for=0)
+        revision = await self._store.put(info.id, encode_presence(info, self._connection.max_payload), retry_for=0)
         self._written = _Written(info.id, revision, asked, elapsed())
 
     async def withdraw(self, worker: str) -> None:
@@ -79,22 +82,27 @@ class Presence:
             consumer, _ = await make_consumer(self._connection, self._bucket, outlives=1.0)
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
-    async def rest(self, worker: str, task_id: str, written: float) -> float:
+    async def rest(self, worker: str, queue: str, task_id: str, written: float) -> float:
         """For how many seconds a worker still counts as alive and running a task; 0 = it does not.
 
         Args:
             worker: the worker that the task's entry names.
+            queue: the task's queue, whose ack wait counts.
             task_id: the task.
             written: when the worker wrote that entry, by the server's clock: a sign of life too, and where it is
                 newer than the worker's presence, that cannot name the task yet.
         """
         asked = elapsed()
         entry = await self._store.get(worker)
-        info = _info(entry) if entry is not None else None
-        if entry is None or info is None or (task_id not in info.running and written <= entry.created):
+        try:
+            info = None if entry is None else decode_presence(entry)
+        except MalformedMessage:
+            info = None
+        if entry is None or info is None or not (info.runs(task_id) or written > entry.created):
             return 0.0
         await self._read_clock_quietly()
-        return min(info.ttl, max(0.0, info.ttl - self._age(max(entry.created, written), asked)))
+        ttl = info.ttl_of(queue)
+        return min(ttl, max(0.0, ttl - self._age(max(entry.created, written), asked)))
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """The workers that are alive."""
@@ -104,8 +112,12 @@ class Presence:
         await self._read_clock_quietly()
         skipped: dict[str, str] = {}
         for entry in entries:
-            info = _info(entry, skipped)
-            if info is not None and self._age(entry.created, asked) < info.ttl:
+            try:
+                info = WorkerInfo.of_entry(entry.key, entry.value)
+            except MalformedMessage as error:
+                skipped[entry.key] = str(error)
+                continue
+            if self._age(entry.created, asked) < info.ttl:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))
         self._skips.tell(skipped)
 
@@ -116,13 +128,3 @@ class Presence:
     def _age(self, created: float, asked: float) -> float:
         """Seconds that an entry was old at a moment, by the server's clock."""
         return self._clock.at(asked) - created
-
-
-def _info(entry: Entry, skipped: dict[str, str] | None = None) -> WorkerInfo | None:
-    """A worker's entry; None where it cannot be read, and then ``skipped`` gets the reason."""
-    try:
-        return WorkerInfo.of_entry(entry.key, entry.value)
-    except MalformedMessage as error:
-        if skipped is not None:
-            skipped[entry.key] = str(error)
-        return None

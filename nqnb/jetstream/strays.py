@@ -118,7 +118,9 @@ class Strays:
         if task.Status is Status.PROCESSING:
             # Of a Go worker's nobody knows whether it runs.
             worker = task.meta.worker
-            return task.marked and not (worker and await self._backend.presence.rest(worker, task_id, entry.created))
+            if not task.marked or not worker:
+                return task.marked
+            return not await self._backend.presence.rest(worker, self._queue, task_id, entry.created)
         return True
 
     def _up_to(self, stream: str, sequence: int) -> AsyncGenerator[StreamMessage, None]:

@@ -134,7 +134,7 @@ def _queue(info: QueueInfo) -> str:
 
 def _worker(info: WorkerInfo) -> str:
     queues = ", ".join(info.queues)
-    return f"{info.id} on {info.host}, process {info.pid}: {queues}, runs {len(info.running)} of {info.concurrency}"
+    return f"{info.id} on {info.host}, process {info.pid}: {queues}, runs {info.running_count} of {info.concurrency}"
 
 
 def _count(count: int, what: str) -> str:

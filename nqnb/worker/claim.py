@@ -24,7 +24,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.lifecycle import ClaimStep
 from nqnb.submit import META_RESERVE
 from nqnb.wire import CancelRecord, Status, TaskMessage
-from nqnb.worker.run import Run
+from nqnb.worker.run import PRESENCE, Run
 
 log = logging.getLogger("nqnb.worker")
 
@@ -67,7 +67,7 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             deliveries=run.delivery.deliveries,
             ours=run.delivery.ours,
             scheduled=run.delivery.scheduled,
-            owner_rest=await _rest(backend, owner, run.id, written) if owner else 0.0,
+            owner_rest=await _rest(backend, owner, run, written) if owner else 0.0,
             now=backend.now(),
             ack_wait=run.ack_wait,
         )
@@ -120,9 +120,10 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
     return True
 
 
-async def _rest(backend: Backend, owner: str, task_id: str, written: float) -> float:
+async def _rest(backend: Backend, owner: str, run: Run, written: float) -> float:
     """Seconds for which the worker that has a task still counts as alive."""
-    return max(await backend.presence.rest(owner, task_id, written), backend.spared_for)
+    rest = await backend.presence.rest(owner, run.message.Queue, run.id, written)
+    return max(rest, backend.spared_for(PRESENCE * run.ack_wait))
 
 
 class Seen(NamedTuple):

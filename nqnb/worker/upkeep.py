@@ -17,6 +17,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.overdue import Overdue
 from nqnb.jetstream.pull import PullLoop
+from nqnb.jetstream.roster import PresenceEntry
 from nqnb.jetstream.strays import Strays
 from nqnb.records import WorkerInfo
 from nqnb.worker.heartbeat import look, renew
@@ -322,8 +323,15 @@ class Upkeep:
         return self._outage.active
 
     def presence(self) -> WorkerInfo:
-        """Return what our presence says now; may be called from any thread."""
-        return self._worker.info(list(self._runs), PRESENCE * self._ack_wait)
+        """Return what our presence says now; may be called from any thread.
+
+        We count as alive for longer than any run goes on without a renewal, so the longest ack wait decides. For tasks
+        of a queue with a shorter one, that one decides: when we die, they come again sooner.
+        """
+        ttls = {pull.queue: PRESENCE * pull.ack_wait for pull in self._pulls}
+        longest = max(ttls.values())
+        info = self._worker.info(list(self._runs), longest)
+        return PresenceEntry.of(info, {queue: ttl for queue, ttl in ttls.items() if ttl < longest})
 
     async def _write_presence(self) -> None:
         if self._left:
@@ -338,12 +346,8 @@ class Upkeep:
     def _spare_others(self) -> None:
         """Count other workers as alive for as long as one lives without presence: what kept ours from being written,
         or lost it, was the server, and their outcomes may be on their way."""
-        self._backend.spare_owners(PRESENCE * self._ack_wait)
-
-    @property
-    def _ack_wait(self) -> float:
-        return min(pull.ack_wait for pull in self._pulls)
+        self._backend.spare_owners()
 
     @property
     def _interval(self) -> float:
-        return self._ack_wait / 3
+        return min(pull.ack_wait for pull in self._pulls) / 3
