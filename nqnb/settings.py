@@ -14,7 +14,7 @@ from nqnb.contexts import Source
 from nqnb.credentials import DEFAULT_URL, LOGINS, add_login, addresses_of, login_of, nkey, readable
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput
-from nqnb.inputs import check_count, check_flag, exact_text, hint, shown
+from nqnb.inputs import check_count, check_flag, exact_text, hint, kind_of, shown
 
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
@@ -153,6 +153,7 @@ class Settings:
         return sources
 
     def _check_values(self) -> None:
+        object.__setattr__(self, "url", _plain_url(self.url))
         for name in ("user", "password", "token", "context", "name"):
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "name"):
@@ -218,12 +219,26 @@ class Settings:
         replaced: Iterable[str] = ()
         if options.get("context") is not None:
             replaced = ("url", *logins, *_TLS)
-        elif any(options.get(name) is not None for name in logins) or "@" in str(options.get("url", "")):
+        elif any(options.get(name) is not None for name in logins) or "@" in str(_plain_url(options.get("url"))):
             replaced = logins
         made = cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
         if not settings.named and "url" not in options and options.get("context") is None:
             object.__setattr__(made, "named", False)
         return made
+
+
+def _plain_url(url: object) -> str | tuple[object, ...]:
+    """An address or several of plain types; which text is an address is judged later. No error shows a part of it."""
+    if url is None:
+        return ""
+    if isinstance(url, str):
+        return exact_text(url)
+    if isinstance(url, Sequence) and not isinstance(url, (bytes, bytearray, memoryview, range)):
+        with contextlib.suppress(Exception):  # a stranger's sequence may fail in any way
+            several = tuple(exact_text(each) if isinstance(each, str) else each for each in url)
+            if several:
+                return several
+    raise BadInput(f"a url cannot be of {kind_of(url)}, nor be empty: write it like {DEFAULT_URL}, or give several")
 
 
 def _path(name: str, value: object) -> str:
