@@ -279,7 +279,7 @@ async def test_moments_that_no_server_counts_are_refused(
     nq: nqnb.Client, name: str, moment: datetime | timedelta
 ) -> None:
     options: dict[str, Any] = {name: moment}
-    with pytest.raises(nqnb.BadInput, match=rf"{name}=.*: .*give a moment from 1970 to 2261"):
+    with pytest.raises(nqnb.BadInput, match=f"{name}=.* must be a date between 1970 and 2261"):
         await nq.submit("later", **options)
     assert await nq.queues() == []
 
