@@ -229,13 +229,13 @@ async def test_entries_of_tasks_that_wait(nq: nqnb.Client, settings: nqnb.Settin
             for each in tasks[:100]
         ]
         owned = [
-            TaskMessage(ID=each.id, Queue="fuzz", Status=Status.PROCESSING, Meta=Meta(worker=f"w-{number}"))
+            TaskMessage(ID=each.id, Queue="fuzz", Status=Status.PROCESSING, Meta=Meta(worker=f"o-{number}"))
             for number, each in enumerate(tasks[100:])
         ]
         for number, each in enumerate(owned):
             entries += [
                 (key_subject("nq-store", each.ID), each.encode()),
-                (key_subject("nq-workers", f"w-{number}"), mutate(mutate.choice(mutations.presences("w-1", "fuzz")))),
+                (key_subject("nq-workers", f"o-{number}"), mutate(mutate.choice(mutations.presences("w-1", "fuzz")))),
             ]
         await put(nq, *entries)
         tried += len(entries)
