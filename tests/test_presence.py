@@ -244,6 +244,21 @@ async def _taken(nq: nqnb.Client, task: nqnb.Task, dead: str) -> bool:
     return info.status is Status.PROCESSING and info.worker != dead
 
 
+async def test_a_worker_without_presence_counts_as_alive_while_the_bucket_is_young(nq: nqnb.Client) -> None:
+    rest, lease = nq.backend.presence.rest, 2.0
+    assert 0 < await rest("w-gone", "q", "t", 0.0, lease) <= lease
+    await nq.backend.connection.api("STREAM.DELETE.KV_nq-workers")
+    assert await rest("w-gone", "q", "t", 0.0, lease) == lease
+    await nq.backend.ensure_buckets()
+    assert 0 < await rest("w-gone", "q", "t", 0.0, lease) <= lease
+
+    async def over() -> bool:
+        return await rest("w-gone", "q", "t", 0.0, lease) == 0
+
+    await until(over, 20, "it counts as alive without end")
+    assert await rest("w-gone", "q", "t", 0.0) == 0
+
+
 def make_worker(url: str, *queues: str) -> nqnb.Worker:
     worker = nqnb.Worker(url, ack_wait=SHORT, concurrency=4)
 

@@ -14,12 +14,14 @@ import msgspec
 from nqnb import names
 from nqnb.decode import SkipLog
 from nqnb.elapsed import elapsed
-from nqnb.errors import MalformedMessage, NqnbError
+from nqnb.errors import MalformedMessage, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.listing import make_consumer
 from nqnb.jetstream.roster import decode_presence, encode_presence
+from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.records import WorkerInfo, moment
+from nqnb.wire import parse_time
 
 
 class _Written(NamedTuple):
@@ -82,7 +84,7 @@ class Presence:
             consumer, _ = await make_consumer(self._connection, self._bucket, outlives=1.0)
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
-    async def rest(self, worker: str, queue: str, task_id: str, written: float) -> float:
+    async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
         """For how many seconds a worker still counts as alive and running a task; 0 = it does not.
 
         Args:
@@ -91,9 +93,13 @@ class Presence:
             task_id: the task.
             written: when the worker wrote that entry, by the server's clock: a sign of life too, and where it is
                 newer than the worker's presence, that cannot name the task yet.
+            lease: for how many seconds a worker counts as alive that has no entry, if the bucket is no older: what was
+                in an earlier bucket may be lost, and each worker takes a moment to write its entry again.
         """
         asked = elapsed()
         entry = await self._store.get(worker)
+        if entry is None and lease:
+            return await self._young_for(lease)
         try:
             info = None if entry is None else decode_presence(entry)
         except MalformedMessage:
@@ -120,6 +126,17 @@ class Presence:
             if self._age(entry.created, asked) < info.ttl:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))
         self._skips.tell(skipped)
+
+    async def _young_for(self, seconds: float) -> float:
+        """Return for how many seconds more the bucket is younger than that."""
+        asked = elapsed()
+        try:
+            info = await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
+        except ServerRefused as error:
+            # Whoever keeps the bucket makes it again in a moment.
+            return seconds if error.err_code in NOT_FOUND else 0.0
+        await self._read_clock_quietly()
+        return min(seconds, max(0.0, seconds - self._age(parse_time(str(info["created"])), asked)))
 
     async def _read_clock_quietly(self) -> None:
         with contextlib.suppress(NqnbError):

@@ -122,8 +122,9 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
 
 async def _rest(backend: Backend, owner: str, run: Run, written: float) -> float:
     """Seconds for which the worker that has a task still counts as alive."""
-    rest = await backend.presence.rest(owner, run.message.Queue, run.id, written)
-    return max(rest, backend.spared_for(PRESENCE * run.ack_wait))
+    lease = PRESENCE * run.ack_wait
+    rest = await backend.presence.rest(owner, run.message.Queue, run.id, written, lease)
+    return max(rest, backend.spared_for(lease))
 
 
 class Seen(NamedTuple):
