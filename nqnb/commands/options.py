@@ -9,7 +9,7 @@ import click
 
 from nqnb.client import Client
 from nqnb.commands.front import Front
-from nqnb.commands.values import seconds
+from nqnb.commands.values import FilePath, seconds
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ def _keep_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 
 def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[click.Parameter]:
-    file: dict[str, Any] = {"metavar": "FILE", "type": click.Path()}
+    file: dict[str, Any] = {"metavar": "FILE", "type": FilePath()}
     shared = [
         _shared("--url", "-u", metavar="URL", help="Address of the server, several with commas  [NATS_URL]"),
         _shared("--user", metavar="NAME", help="User name  [NATS_USER]"),

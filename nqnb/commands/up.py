@@ -15,7 +15,7 @@ from nqnb.commands.arguments import one_of
 from nqnb.commands.complete import OPEN
 from nqnb.commands.options import Command, front_of
 from nqnb.commands.records import DetachedServer, Preview, ServerUp
-from nqnb.commands.values import queue_name
+from nqnb.commands.values import FilePath, queue_name
 from nqnb.detached import Condition, Detached
 from nqnb.devserver import DevServer
 from nqnb.errors import DevServerError, NqnbError
@@ -45,7 +45,7 @@ Examples:
 )
 @click.option(
     "--store-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False, path_type=Path),
     metavar="DIR",
     help="Where the tasks are kept; default a folder of yours for that port",
 )

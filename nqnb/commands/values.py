@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime, timedelta
+from typing import Any
 
 import click
 
 from nqnb import names
 from nqnb.durations import LONGEST_SECONDS, read_length
 from nqnb.errors import BadInput
+from nqnb.inputs import shown
 from nqnb.states import check_status
 from nqnb.wire import Status
+
+
+class FilePath(click.Path):
+    """The path of a file or folder; click itself raises a bare error for one that no system can have."""
+
+    def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path; see `click.Path.convert`."""
+        try:
+            return super().convert(value, param, ctx)
+        except ValueError:  # a null character, or half a surrogate pair
+            self.fail(f"{shown(value)} cannot be a path.", param, ctx)
 
 
 def task_id(text: str) -> str:
