@@ -83,7 +83,7 @@ GOOD = {
 """What is right for a type of option or argument."""
 
 NEVER = ("--wait", "--file", "--out", "-o", "--tlsfirst")
-"""Options that wait for a task that nobody runs, or for a server without TLS, or that write variables and read files."""
+"""Options that wait for a task that nobody runs or for a server without TLS, write variables, or read files."""
 
 
 def commands_of(root: click.Command) -> dict[str, click.Command]:
