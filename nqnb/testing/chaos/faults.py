@@ -246,7 +246,9 @@ class Faults:
     async def _cut_link(self, number: int) -> None:
         link = self._stage.links[number]
         process = self._workforce.number_at(number) if number < self._workforce.places else None
-        name = "a client" if number == self._workforce.places else f"worker process {process}"
+        name = "a worker process that starts" if process is None else f"worker process {process}"
+        if number == self._workforce.places:
+            name = "a client"
         seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.5, 1.5 * self._options.ack_wait)])
         how = self._dice.choice(["refused", "swallowed", "swallowed and reset", "reset", "slow"])
         if how == "reset":

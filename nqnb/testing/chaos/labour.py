@@ -169,7 +169,7 @@ def main() -> None:
         except NqnbError as error:
             # The server is away while the worker starts, say: whatever supervises a worker starts it again.
             print(f"the worker is started again: {error}", file=sys.stderr, flush=True)  # noqa: T201  its own log
-            time.sleep(0.2)
+            time.sleep(0.5)
 
 
 if __name__ == "__main__":
