@@ -7,10 +7,12 @@ import random
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from command_line import many, run, start, url  # noqa: F401  fixtures
 from history import keep_history
+from xdist.scheduler import LoadScopeScheduling
 
 import nqnb
 
@@ -24,6 +26,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Most tests wait for a server or a process, so one worker more than cores keeps the cores busy."""
     return min(8, (os.cpu_count() or 1) + 1)
+
+
+class BrowserTestsTogether(LoadScopeScheduling):
+    """Give each test to the next free worker, but all browser tests to one.
+
+    Each of those drives a Jupyter server and a Chromium, which fill a machine.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/browser" if nodeid.startswith("tests/browser/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> BrowserTestsTogether:
+    return BrowserTestsTogether(config, log)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -25,13 +25,6 @@ MISSING = [
 SCREENSHOTS = Path(__file__).parent / "screenshots"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the browser tests one after another: each drives a Jupyter server and a Chromium, which fill a machine."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 @pytest.fixture(scope="session")
 def needs() -> None:
     """Skips where something is missing; a run that must check everything fails there."""
