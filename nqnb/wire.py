@@ -91,7 +91,7 @@ class CancelRecord(Struct, omit_defaults=True):
 
 
 class Meta(Struct, omit_defaults=True):
-    """What nqnb knows of a task beyond NQ. Times are Unix seconds, 0 = not yet."""
+    """What nqnb knows of a task beyond NQ. Times are Unix seconds by the server's clock, 0 = not yet."""
 
     client: str = ""
     submitted_at: Moment = 0

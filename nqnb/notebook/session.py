@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb import names
@@ -140,11 +140,12 @@ class Session(Submitting, Housekeeping):
         """
         from nqnb.frames import tasks_frame
 
-        start = check_past("since", since, self.client.backend.now())
+        now = self.client.backend.now()
+        start = check_past("since", since, now)
         infos = self.call(self.client.tasks(queue, status))
         if start is not None:
             infos = [each for each in infos if each.submitted_at is not None and each.submitted_at.timestamp() >= start]
-        return tasks_frame(infos)
+        return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc))
 
     def requeue(self, id: str) -> SessionTask:
         """Submit an ended task once more; see `nqnb.Client.requeue`."""
