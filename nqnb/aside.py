@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 log = logging.getLogger("nqnb")
 
@@ -19,6 +21,17 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+async def few_at_once(things: Sequence[T], work: Callable[[T], Awaitable[object]], most: int) -> None:
+    """Do the work, which should not raise, for each thing, and for so many at once at most."""
+    left = iter(things)
+
+    async def carry() -> None:
+        for thing in left:
+            await work(thing)
+
+    await asyncio.gather(*(carry() for _ in range(min(most, len(things)))))
 
 
 async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:

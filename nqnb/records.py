@@ -34,7 +34,8 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
         """From the request to the end of the task's code; None while either is open."""
         if self.requested_at is None or self.stopped_at is None:
             return None
-        return (self.stopped_at - self.requested_at).total_seconds()
+        # Two machines' readings of the server's clock differ by a moment.
+        return max(0.0, (self.stopped_at - self.requested_at).total_seconds())
 
     @classmethod
     def of(cls, task_id: str, status: Status, record: CancelRecord | None) -> CancelReceipt:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,10 +17,12 @@ from crew import processing
 
 import nqnb
 from nqnb import Status
+from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.roster import PresenceEntry, decode_presence, encode_presence
 from nqnb.records import WorkerInfo
 from nqnb.store import Entry
 from nqnb.wire import Meta
+from nqnb.worker import upkeep
 from nqnb.worker.run import LEASE, PRESENCE
 
 pytestmark = pytest.mark.anyio
@@ -140,18 +143,60 @@ class TestManyTasks:
         assert ran == count, "some ran twice"
 
 
+async def test_thousands_of_leases_are_renewed_a_part_at_a_time(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, part = 200, 20
+    monkeypatch.setattr(upkeep, "_RENEWALS_AT_ONCE", part)
+    in_progress, under_way, most = Delivery.in_progress, 0, 0
+    renewed: set[int] = set()
+
+    async def counted(self: Delivery, *rest: Any) -> bool:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            answered = await in_progress(self, *rest)
+        finally:
+            under_way -= 1
+        renewed.add(self.sequence)
+        return answered
+
+    monkeypatch.setattr(Delivery, "in_progress", counted)
+    ended = asyncio.Event()
+    worker = nqnb.Worker(settings, ack_wait=6.0, concurrency=count)
+
+    @worker.handler("many")
+    async def many(job: nqnb.Job) -> None:
+        await ended.wait()
+
+    async with worker:
+        await nq.submit_many("many", [None] * count)
+
+        async def all_renewed() -> bool:
+            return len(renewed) == count
+
+        await until(all_renewed, 60, "not all leases were renewed")
+        assert part <= most <= 2 * part, "two rounds may overlap"
+        ended.set()
+
+
 @pytest.mark.full
 @pytest.mark.timeout(900)
 async def test_a_worker_that_runs_45_000_tasks_keeps_its_leases(nq: nqnb.Client, server: nqnb.DevServer) -> None:
     count, ack_wait = 45_000, 120.0
     process = subprocess.Popen([sys.executable, __file__, server.url, str(count), str(ack_wait)], env=environment())
     try:
-        await nq.submit_many("many", [None] * count)
+        running = 0
 
         async def all_run() -> bool:
-            return [each.running_count for each in await nq.workers()] == [count]
+            return [each.running_count for each in await nq.workers()] == [running]
 
-        await until(all_run, 300, "presence does not tell what runs")
+        # Not all at once: most of 45,000 claims at the same time would be answered too late.
+        while running < count:
+            running += 3000
+            await nq.submit_many("many", [None] * 3000)
+            await until(all_run, 60, "presence does not tell what runs")
         # In between, each lease has been renewed several times.
         await asyncio.sleep(1.5 * ack_wait)
         assert await all_run()

@@ -188,7 +188,8 @@ async def test_a_worker_quicker_than_its_client_knows_who_submitted_what_and_whe
     for info in (await first.fetch(), await again.fetch()):
         assert info.client == who
         assert info.submitted_at is not None
-        assert before <= info.submitted_at.timestamp() <= time.time()
+        # By the server's clock, as well as a busy machine can read it.
+        assert before - 1 <= info.submitted_at.timestamp() <= time.time() + 1
     assert info.origin == "mine"
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nqnb.aside import spawn
+from nqnb.aside import few_at_once, spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import NoResponders, NoRoom, NqnbError, ServerRefused, Unavailable
 from nqnb.jetstream.backend import Backend
@@ -31,6 +31,12 @@ log = logging.getLogger("nqnb.worker")
 
 _NEWS = 1.0
 """Seconds between two looks at whether presence names what runs."""
+
+
+_RENEWALS_AT_ONCE = 1000
+"""Leases that are renewed at once. Of tens of thousands of requests at once, most would be answered too late."""
+_LOOKS_AT_ONCE = 250
+"""Runs about which something is read at once, beside the renewals."""
 
 
 class Upkeep:
@@ -220,15 +226,15 @@ class Upkeep:
         """A heartbeat for each run whose last one was earlier than that, as `elapsed` counts."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Beside them, for no lease must wait until something is read.
-        looks = [spawn(look(self._backend, self._worker.id, run)) for run in runs]
-        orphans = await self._renew(runs)
+        looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker.id, run), _LOOKS_AT_ONCE))
+        orphans = await self._renew(runs, before)
         if orphans:
             # While all slots are taken nobody pulls, so nobody else would see it.
             for pull in self._pulls:
                 if any(run.delivery.queue == pull.queue for run in orphans):
                     await self._make_again(pull)
             await self._renew(orphans)
-        await asyncio.gather(*looks)
+        await looks
 
     async def _make_again(self, pull: PullLoop) -> None:
         if pull.queue in self._making:
@@ -243,10 +249,16 @@ class Upkeep:
         finally:
             self._making.discard(pull.queue)
 
-    async def _renew(self, runs: Sequence[Run]) -> list[Run]:
-        """Renew the lease of each; returns those whose consumer is gone."""
-        gone = await asyncio.gather(*(renew(run, self.announced) for run in runs))
-        return [run for run, missing in zip(runs, gone, strict=True) if missing]
+    async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
+        """Renew the lease of each that no other round has renewed; returns those whose consumer is gone."""
+        gone: list[Run] = []
+
+        async def one(run: Run) -> None:
+            if run.beat < before and await renew(run, self.announced):
+                gone.append(run)
+
+        await few_at_once(runs, one, _RENEWALS_AT_ONCE)
+        return gone
 
     async def leases(self) -> None:
         """Stop what could not be renewed, before the server gives it to somebody else."""
