@@ -81,7 +81,9 @@ class Client(Housekeeping):
             Unconfirmed: the server's answers were lost: the task may have been accepted or not.
         """
         counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
-        now = await self.backend.read_now() if counted else None
+        if counted:
+            await self.backend.read_now()
+        now = self.backend.connection.clock.latest() if counted else None
         message = make_message(
             queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
         )

@@ -54,6 +54,16 @@ class ServerClock:
         """Return the time on the server, in Unix seconds; this machine's time before the first stamp."""
         return self.at(elapsed())
 
+    def earliest(self) -> float:
+        """Return what time it is at least: a moment that has certainly come."""
+        bounds = self._bounds
+        return self.now() if bounds is None else elapsed() + bounds[0]
+
+    def latest(self) -> float:
+        """Return what time it is at most: a length of time from then is certainly no shorter."""
+        bounds = self._bounds
+        return self.now() if bounds is None else elapsed() + bounds[1]
+
     def at(self, moment: float) -> float:
         """Return what the server's clock showed at a moment, which is given as `elapsed` counts."""
         bounds = self._bounds

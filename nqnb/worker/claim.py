@@ -68,7 +68,8 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             ours=run.delivery.ours,
             scheduled=run.delivery.scheduled,
             owner_rest=await _rest(backend, owner, run, written) if owner else 0.0,
-            now=backend.now(),
+            # Nothing starts before its time.
+            now=backend.connection.clock.earliest(),
             ack_wait=run.ack_wait,
         )
         if run.lost_hold():
