@@ -384,7 +384,7 @@ def test_completion_without_a_server_is_silent_and_quick() -> None:
     assert complete(NOBODY, "submit", "x") == []
     assert complete("nats://10.255.255.1:4222", "submit", "x") == []
     assert complete("ftp://nonsense", "submit", "x") == []
-    assert time.monotonic() - begun < 6
+    assert time.monotonic() - begun < 15, "three processes, none of which waits as long as a command would"
 
 
 def test_completion_needs_no_home(tmp_path: Path, url: str) -> None:

@@ -89,7 +89,6 @@ def test_pictures(
     table.until(lambda: (look.fetch(stubborn).progress or None) is not None)
     table.button(stubborn).click()
     table.until(lambda: table.button(stubborn).inner_text() == "still running")
-    failed = look.ids("resize", Status.FAILED)
     table.root.locator("[data-act=size]").select_option("10")
     page.page.mouse.move(0, 0)
     with wide(table, 1600):
@@ -99,7 +98,7 @@ def test_pictures(
         shot(table.root, "light-1160")
         fits(table)
         table.chip("failed").click()
-        table.until(lambda: set(table.ids) == failed)
+        table.until(lambda: table.ids and set(table.ids) == look.ids("resize", Status.FAILED))
         table.row(table.ids[0]).locator("[data-act=open]").click()
         table.row(table.ids[0]).locator(".nq-error pre").first.wait_for()
         table.chip("processing").click(modifiers=["Shift"])
