@@ -143,6 +143,7 @@ def address() -> Any:
         yield server.url
 
 
+@pytest.mark.timeout(3600)  # for --full
 def test_command_lines(
     address: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def cells(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address:
         yield made
 
 
+@pytest.mark.timeout(3600)  # for --full
 def test_magics(cells: Shell, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     inputs, full = 300, 15_000
     whole = request.config.getoption("--full")

@@ -137,6 +137,16 @@ class TestSignatures:
         with pytest.raises(InvalidHandler, match=r"cannot handle tasks: give a function of \(job\)"):
             make_handler("q", thing)
 
+    def test_what_fails_while_it_is_looked_at_is_refused(self) -> None:
+        class Silent:
+            def __getattr__(self, name: str) -> Any:
+                raise RuntimeError(name)
+
+            def __call__(self, *, job: Job) -> None: ...
+
+        with pytest.raises(InvalidHandler):
+            make_handler("q", Silent())
+
     def test_what_has_no_signature_is_refused(self) -> None:
         with pytest.raises(InvalidHandler):
             make_handler("q", dict)

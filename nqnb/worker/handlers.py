@@ -121,7 +121,10 @@ def make_handler(
 
 
 def _name_of(function: Any) -> str:
-    name = getattr(function, "__qualname__", None)
+    try:
+        name = getattr(function, "__qualname__", None)
+    except Exception:  # noqa: BLE001  as in `make_handler`
+        name = None
     return name if isinstance(name, str) else shown(function)
 
 
