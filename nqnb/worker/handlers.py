@@ -90,12 +90,17 @@ def make_handler(
         raise InvalidHandler(f"backoff={shown(backoff)} of {name}: give a Backoff(first, most), in seconds")
     if is_failure is not None and not callable(is_failure):
         raise InvalidHandler(f"is_failure={shown(is_failure)} of {name}: give a function of the exception")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
     try:
+        generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         signature = inspect.signature(function)
+        target = inspect.unwrap(function)
+        is_coroutine = any(
+            inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
+        )
     except Exception:  # noqa: BLE001  a stranger's object may fail in any way while it is looked at
         raise InvalidHandler(f"{name} does not tell its arguments; wrap it in a function of (job)") from None
+    if generates:
+        raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [each for each in signature.parameters.values() if each.kind in positional]
     required = [each for each in signature.parameters.values() if each.default is each.empty and each.kind < 4]
@@ -103,10 +108,6 @@ def make_handler(
     if not parameters or len(needed) > 2 or any(each.kind is each.KEYWORD_ONLY for each in needed):
         raise InvalidHandler(f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload)")
     takes_payload = len(parameters) > 1 and (len(needed) > 1 or parameters[1].default is inspect.Parameter.empty)
-    target = inspect.unwrap(function)
-    is_coroutine = any(
-        inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
-    )
     return Handler(
         queue=queue,
         function=function,
