@@ -207,6 +207,7 @@ def test_bytes_that_are_no_text_as_processes(address: str) -> None:
 
 @pytest.fixture
 def cells(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Any:
+    monkeypatch.setenv("NATS_URL", address)  # else a line with an empty address starts the user's own server
     with shell(capsys, monkeypatch, str(tmp_path)) as made:
         made.run("%load_ext nqnb")
         made.run(f"%nq up {address} -q")
