@@ -1,15 +1,21 @@
 """Ways to break the mechanism on purpose, one at a time: an attack must find each.
 
-They are called in the worker processes of an attack, or in the process of its clients.
+They are called in the worker processes of an attack, or in the process of its clients, which is this program's own::
+
+    python mutations.py NAME TASKS SEED FAULT…
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import json
+import sys
 from typing import Any
 
 from nqnb import cancel
 from nqnb.jetstream.backend import Backend
+from nqnb.testing.chaos import ChaosOptions, run_chaos
 from nqnb.wire import CancelRecord, Meta, Status, TaskMessage
 from nqnb.worker import claim, finish, floor
 from nqnb.worker.run import Run
@@ -64,3 +70,19 @@ def acknowledge_before_the_outcome() -> None:
         return await write(backend, run, status, meta)
 
     finish._write = late_write
+
+
+def main() -> None:
+    """Attack what one of them breaks, and print the report as JSON."""
+    name, tasks, seed, *faults = sys.argv[1:]
+    prelude = f"mutations:{name}"
+    if name == store_no_cancel_request.__name__:
+        # Its place is in the clients.
+        store_no_cancel_request()
+        prelude = ""
+    options = ChaosOptions(tasks=int(tasks), seed=int(seed), faults=tuple(faults), prelude=prelude)
+    print(json.dumps(asyncio.run(run_chaos(options)).as_json()))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,15 +12,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import mutations
 import pytest
 
 import nqnb
 from nqnb.jetstream.connection import Connection
-from nqnb.testing.chaos import DEFAULT_FAULTS, ChaosOptions, ChaosReport, Rule, run_chaos
+from nqnb.testing.chaos import DEFAULT_FAULTS, ChaosOptions, Rule
 from nqnb.testing.chaos.plan import Moment, plan_tasks
-
-ALL = ",".join(DEFAULT_FAULTS)
 
 
 def chaos(*arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
@@ -34,11 +31,6 @@ def chaos(*arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[
     )
 
 
-def show(report: ChaosReport) -> str:
-    """What a failed test prints."""
-    return json.dumps(report.as_json(), indent=1)
-
-
 def test_the_same_seed_plans_the_same_attack() -> None:
     plans = [list(plan_tasks(ChaosOptions(tasks=300, seed=seed), 3)) for seed in (5, 5, 6)]
     assert plans[0] == plans[1]
@@ -46,15 +38,14 @@ def test_the_same_seed_plans_the_same_attack() -> None:
     assert {cancel.aim for plan in plans[0] for cancel in plan.cancels} == set(Moment)
 
 
-@pytest.mark.parametrize("faults", ["worker,server,link", ALL])
-def test_a_short_attack_breaks_no_rule(seed: int, faults: str) -> None:
-    answer = chaos("--tasks", "150", "--seed", str(seed), "--faults", faults, "--json")
+def test_a_short_attack_breaks_no_rule(seed: int) -> None:
+    answer = chaos("--tasks", "150", "--seed", str(seed), "--json")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     report = json.loads(answer.stdout)
     assert report["ok"]
     assert report["breaches"] == []
     assert report["submitted"] == 150
-    assert set(report["faults"]) == set(faults.split(","))
+    assert set(report["faults"]) == set(DEFAULT_FAULTS)
     assert sum(sum(ends.values()) for ends in report["cancels"].values()) > 50
     assert report["submit_to_ack"]["count"] == report["acknowledged"]
 
@@ -66,7 +57,7 @@ def test_on_a_given_server_it_asks_and_leaves_nothing(server: nqnb.DevServer) ->
     wrong = chaos("-u", server.url, "--faults", "server", "--yes")
     assert wrong.returncode == 2
     assert "needs a server of the attack's own" in wrong.stderr
-    answer = chaos("-u", server.url, "--tasks", "40", "--seed", "3", "--yes", "--faults", "worker")
+    answer = chaos("-u", server.url, "--tasks", "25", "--seed", "3", "--yes", "--faults", "worker")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "Every rule held." in answer.stdout
     assert server.url in answer.stdout
@@ -140,7 +131,7 @@ STEP = 1000
 
 
 @pytest.mark.full
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("mutation", "faults", "rules"),
     [
@@ -151,20 +142,17 @@ STEP = 1000
     ],
 )
 def test_a_mechanism_that_is_broken_on_purpose_is_found(
-    seed: int, mutation: str, faults: tuple[str, ...], rules: set[Rule], monkeypatch: pytest.MonkeyPatch
+    seed: int, mutation: str, faults: tuple[str, ...], rules: set[Rule]
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    prelude = f"mutations:{mutation}"
-    if mutation == "store_no_cancel_request":
-        # Its place is in the clients, which are in this process.
-        monkeypatch.setattr(mutations.cancel, "write_intent", mutations.cancel.write_intent)
-        mutations.store_no_cancel_request()
-        prelude = ""
-    for attempt in range(5):
-        options = ChaosOptions(tasks=STEP, seed=seed + attempt, faults=faults, prelude=prelude)
-        report = asyncio.run(run_chaos(options))
-        found = Counter(each.rule for each in report.breaches)
-        if rules & set(found):
-            print(f"{mutation}: found with seed {options.seed} after {(attempt + 1) * STEP} tasks: {found}")
+    program = Path(__file__).with_name("mutations.py")
+    environment = {**os.environ, "PYTHONPATH": str(program.parent)}
+    names = {rule.name.lower() for rule in rules}
+    for number in range(5):
+        command = [sys.executable, str(program), mutation, str(STEP), str(seed + number), *faults]
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=880, check=False)
+        assert answer.returncode == 0, answer.stderr
+        found = Counter(each["rule"] for each in json.loads(answer.stdout)["breaches"])
+        if names & set(found):
+            print(f"{mutation}: found with seed {seed + number} within {(number + 1) * STEP} tasks: {dict(found)}")
             return
-    pytest.fail(f"{mutation} was not found in {5 * STEP} tasks; the last attack: {show(report)}")
+    pytest.fail(f"{mutation} was not found in {5 * STEP} tasks")
