@@ -96,10 +96,17 @@ def check_store(store: StateStore | None) -> StateStore | None:
     if isinstance(store, type):
         raise BadInput(f"store={store.__name__} is a class: make a store of it, and give that")
     wanted = [name for name in vars(StateStore) if not name.startswith("_")]
-    missing = [name for name in wanted if not callable(getattr(store, name, None))]
+    missing = [name for name in wanted if not _has(store, name)]
     if missing:
         raise BadInput(f"store: a {type(store).__name__} is no StateStore, for it has no {', '.join(missing)}")
     return store
+
+
+def _has(store: object, method: str) -> bool:
+    try:
+        return callable(getattr(store, method, None))
+    except Exception:  # noqa: BLE001  a stranger's object may raise anything while it is looked at
+        return False
 
 
 class MemoryStore:

@@ -239,7 +239,7 @@ def _iterator(given: object) -> Iterator[object]:
     try:
         if hasattr(given, "columns") and hasattr(given, "to_dict"):
             raise BadInput('payloads is a DataFrame: a task takes one row. Give `frame.to_dict("records")`.')
-        if isinstance(given, (str, bytes, bytearray, dict)):
+        if isinstance(given, (str, bytes, bytearray, memoryview, dict)):
             raise TypeError
         iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # that is what is tried
         return iterator

@@ -256,7 +256,9 @@ class TestQueues:
 
 class TestManyPayloads:
     @pytest.mark.parametrize(
-        "payloads", [None, 5, "abc", b"abc", {"a": 1}, pd.DataFrame({"a": [1]}), Broken()], ids=type
+        "payloads",
+        [None, 5, "abc", b"abc", memoryview(b"abc"), {"a": 1}, pd.DataFrame({"a": [1]}), Broken()],
+        ids=type,
     )
     async def test_what_is_not_several_is_refused(self, nq: nqnb.Client, payloads: Any) -> None:
         with pytest.raises(BadInput) as caught:

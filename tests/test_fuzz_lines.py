@@ -180,6 +180,11 @@ def test_a_path_that_no_system_can_have(option: str, path: str, capsys: pytest.C
     assert "cannot be a path" in capsys.readouterr().err
 
 
+def test_a_payload_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-u", NOBODY, "submit", "fuzz", "\ud800"]) == 2
+    assert "half of a surrogate pair" in capsys.readouterr().err
+
+
 def test_command_lines_as_processes(address: str, start: Start) -> None:
     """A handful as programs of their own, where words are bytes and streams are real."""
     commands = commands_of(tree)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nasty import Silent
 
 import nqnb
 from nqnb import Entry, MemoryStore, RevisionConflict, Status
@@ -587,3 +588,7 @@ class TestAStoreOfOnesOwn:
                 make(store=store)
             assert words in str(caught.value)
             assert "secret" not in str(caught.value)
+
+    def test_what_fails_while_it_is_looked_at_is_refused(self) -> None:
+        with pytest.raises(nqnb.BadInput, match="a Silent is no StateStore, for it has no create, update"):
+            nqnb.connect(store=Silent())

@@ -16,6 +16,7 @@ from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Progress, Submitted, Value
 from nqnb.commands.values import coming_moment, moment, queue_name, seconds, task_id
 from nqnb.errors import BadInput, NqnbError
+from nqnb.inputs import shown
 from nqnb.task import Task
 
 _BATCH = 2000
@@ -148,7 +149,12 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
             return front_of(ctx).stdin()
     except OSError as error:
         raise click.UsageError(f"the payload cannot be read: {error.strerror}") from None
-    return None if payload is None else payload.encode("utf-8", "surrogateescape")
+    try:
+        return None if payload is None else payload.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # in a cell any half of a surrogate pair can be written, not only an escaped byte
+        raise click.UsageError(
+            f"the payload {shown(payload)} is invalid: it holds half of a surrogate pair. Drop or replace it."
+        ) from None
 
 
 def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
