@@ -24,6 +24,7 @@ from nqnb.errors import (
 )
 from nqnb.lifecycle import CancelStep
 from nqnb.records import CancelReceipt
+from nqnb.store import Entry
 from nqnb.wire import CancelRecord, Status, TaskMessage
 
 if TYPE_CHECKING:
@@ -88,11 +89,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         except RevisionConflict:
             continue
         except NoRoom as full:
-            try:
-                await backend.states.delete(task_id, entry.revision)
-            except ServerRefused:
-                # Our user may not purge the bucket; who may is told what to do.
-                raise full from None
+            await remove_for_room(backend, entry, full)
             made = await create_end(backend, done, until - time.monotonic())
             if made is None:
                 continue
@@ -107,7 +104,20 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
         return CancelReceipt.of(task_id, status, done.meta.cancel)
 
 
-async def create_end(backend: Backend, done: TaskMessage, retry_for: float) -> int | None:
+async def remove_for_room(backend: Backend, entry: Entry, full: NoRoom) -> None:
+    """Remove a waiting task's entry, by its revision, so that its end has room; `create_end` must follow.
+
+    Raises:
+        NoRoom: ``full``, which says how to free room: our user may not purge the bucket.
+        Unconfirmed, NoResponders: the server does not answer.
+    """
+    try:
+        await backend.states.delete(entry.key, entry.revision)
+    except ServerRefused:
+        raise full from None
+
+
+async def create_end(backend: Backend, done: TaskMessage, retry_for: float, *, removed: bool = False) -> int | None:
     """Write the end of a task that waited, and whose entry was removed because the store is full.
 
     The entry goes first, and so makes the room for its end. A message without an entry is as good as just submitted: a
@@ -118,6 +128,7 @@ async def create_end(backend: Backend, done: TaskMessage, retry_for: float) -> i
         backend: where.
         done: the entry that says how the task ended.
         retry_for: seconds for which it is tried again.
+        removed: the task's message is gone already, with its stream; a new stream has other messages there.
 
     Returns:
         The revision; None where the task has an entry again, for a worker was faster.
@@ -127,7 +138,6 @@ async def create_end(backend: Backend, done: TaskMessage, retry_for: float) -> i
         Unconfirmed, NoResponders: the server does not answer.
     """
     until = time.monotonic() + retry_for
-    removed = False
     while True:
         try:
             return await backend.states.create(done.ID, entry_bytes(backend, done))
@@ -136,8 +146,7 @@ async def create_end(backend: Backend, done: TaskMessage, retry_for: float) -> i
             # Our own write, whose answer was lost, is as good.
             return entry.revision if entry is not None and entry.value == entry_bytes(backend, done) else None
         except (Unconfirmed, NoResponders) as error:
-            if isinstance(error, NoRoom) and not removed and await backend.is_undelivered(done.Queue, done.Sequence):
-                await backend.delete_task_message(done.Queue, done.Sequence)
+            if isinstance(error, NoRoom) and not removed and await _remove_unseen(backend, done):
                 removed = True
                 continue
             if time.monotonic() > until and isinstance(error, NoRoom):
@@ -204,6 +213,18 @@ async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revi
     if task.Sequence and not lifecycle.due_at(task):
         # Only now: an entry that expired before its message would let it run again.
         await backend.let_expire(task.ID, value, revision)
+
+
+async def _remove_unseen(backend: Backend, task: TaskMessage) -> bool:
+    """Remove a task's message if no worker was ever given it; whether the task has no message any more."""
+    if not await _is_its_message(backend, task):
+        # What a schedule has fired is another message.
+        due = lifecycle.due_at(task)
+        return task.CurrentRetry == 0 and (not due or due > backend.now())
+    if not await backend.is_undelivered(task.Queue, task.Sequence):
+        return False
+    await backend.delete_task_message(task.Queue, task.Sequence)
+    return True
 
 
 async def _is_its_message(backend: Backend, task: TaskMessage) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from msgspec import UnsetType
 
+from nqnb.moments import BEYOND
 from nqnb.wire import Status, TaskMessage, parse_time
 
 FIRST_PUT_BACK = 0.05
@@ -20,9 +21,8 @@ PUT_BACKS = 9
 """How often: 0.05 s, 0.1 s … 12.8 s, together 25 s, in which a Go client's late Pending has landed."""
 LONG = 60.0
 """Seconds above which a wait is left to the server's schedules, where it has them."""
-LAST_SCHEDULE = 9_214_646_400.0
-"""2262-01-01 in Unix seconds. A server counts nanoseconds in 63 bits, which end in that year: a schedule after its end
-fires at once, and again each time that it is renewed."""
+LAST_SCHEDULE = float(BEYOND)
+"""The last moment of a schedule, in Unix seconds: a later one fires at once, and again each time it is renewed."""
 
 
 class ClaimStep(enum.Enum):

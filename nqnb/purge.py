@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import names
-from nqnb.cancel import create_end, ended_by_cancel, entry_bytes, forget_message
+from nqnb.cancel import create_end, ended_by_cancel, entry_bytes, forget_message, remove_for_room
 from nqnb.errors import BadInput, MalformedMessage, NoResponders, NoRoom, RevisionConflict, Unconfirmed
 from nqnb.records import PurgeReceipt
 from nqnb.store import Entry
@@ -164,8 +164,8 @@ async def end_waiting_task(
         except RevisionConflict:
             found = await backend.states.get(task.ID)
             continue
-        except NoRoom:
-            await backend.states.delete(task.ID, found.revision)
+        except NoRoom as full:
+            await remove_for_room(backend, found, full)
             if owed is None:
                 return await _end_without_entry(backend, done, record, until - time.monotonic(), forget=forget)
             owed[task.ID] = done
@@ -186,7 +186,7 @@ async def _end_without_entry(
     backend: Backend, done: TaskMessage, record: CancelRecord, retry_for: float, *, forget: bool = True
 ) -> Status | None:
     """End a task whose entry was removed to make room; takes and returns what `end_waiting_task` does."""
-    revision = await create_end(backend, done, retry_for)
+    revision = await create_end(backend, done, retry_for, removed=not forget)
     if revision is None:
         entry = await backend.states.get(done.ID)
         return None if entry is None else await end_waiting_task(backend, entry, record, forget=forget)

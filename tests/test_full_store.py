@@ -8,10 +8,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import nqnb
 from nqnb import Status
+from nqnb.cancel import create_end
+from nqnb.wire import TaskMessage
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +89,34 @@ async def test_a_purge_that_makes_too_little_room_says_what_is_left(nq: nqnb.Cli
     for task in small:
         with pytest.raises(nqnb.UnknownTask):
             await task.status()
+
+
+async def test_a_purge_by_who_may_not_remove_states_says_what_frees_room(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = await fill(nq)
+
+    async def refuse(key: str, revision: int | None = None) -> None:
+        raise nqnb.ServerRefused("our user may not do that", 403, 0, "no")
+
+    monkeypatch.setattr(nq.backend.states, "delete", refuse)
+    with pytest.raises(nqnb.NoRoom, match="nqnb prune"):
+        await nq.purge_queue("work")
+    assert await tasks[0].status() is Status.PENDING
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_an_end_without_room_removes_no_other_tasks_message(nq: nqnb.Client, removed: bool) -> None:
+    task = await nq.submit("work", LARGE)
+    entry = await nq.backend.states.get(task.id)
+    assert entry is not None
+    await fill(nq)
+    # As after a stream was deleted and made again: its numbers begin anew.
+    stored = TaskMessage.decode(entry.value)
+    ghost = msgspec.structs.replace(stored, ID="ghost", Status=Status.DELETED)
+    with pytest.raises(nqnb.NoRoom, match="is removed and will not run"):
+        await create_end(nq.backend, ghost, 0, removed=removed)
+    assert await nq.backend.read_task_message("work", stored.Sequence) is not None
 
 
 async def test_a_forced_delete_works_in_a_full_store(nq: nqnb.Client, settings: nqnb.Settings) -> None:

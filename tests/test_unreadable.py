@@ -213,6 +213,19 @@ class TestAnswers:
         with pytest.raises(nqnb.Unconfirmed):
             await connection.publish("somebody.answers", b"x")
 
+    @pytest.mark.parametrize("answer", [b"", b"7", b"{}", b'{"message":\xff}', b'{"message":' + DEEP + b"}"])
+    async def test_one_that_is_no_buckets_does_not_say_that_a_key_is_missing(
+        self, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, answer: bytes
+    ) -> None:
+        async def request(subject: str, *arguments: object, **options: object) -> Message:
+            return Message(subject, "", answer, b"")
+
+        async with nqnb.connect(settings, retry_for=0.1) as nq:
+            monkeypatch.setattr(nq.backend.connection, "request", request)
+            with pytest.raises(nqnb.Unconfirmed):
+                await nq.fetch("some")
+            monkeypatch.undo()
+
 
 class TestCancels:
     @pytest.mark.parametrize("intent", BAD_INTENTS.values(), ids=BAD_INTENTS)

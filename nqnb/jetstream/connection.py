@@ -74,7 +74,7 @@ class _Ack(msgspec.Struct):
 
 
 _MESSAGE_ID = "Nats-Msg-Id"
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 """A message with one of these headers is stored once, however often it is sent."""
 _LONGEST_PAUSE_SECONDS = 0.25
 """Seconds between two tries of `Connection.insist`, after some: a new leader must not wait for us."""
@@ -213,12 +213,12 @@ class Connection:
             Unavailable: the stream cannot store it now, and has not (`NoRoom`: a storage limit is reached).
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: as in `request`.
         """
-        once = headers is not None and (_MESSAGE_ID in headers or _EXPECTED in headers)
+        once = headers is not None and (_MESSAGE_ID in headers or EXPECTED_REVISION in headers)
         answer, sent_again = await self._ask(subject, data, headers, None, once)
         try:
             ack = _ack_decoder.decode(answer.data)
         except UNREADABLE:
-            raise _no_stream(subject, answer.data) from None
+            raise no_stream(subject, answer.data) from None
         if ack.error is not None:
             error = refused(ack.error, f"storing a message on {subject!r}")
             if isinstance(error, NoRoom):
@@ -227,7 +227,7 @@ class Connection:
                 raise Unconfirmed(f"no answer from the server about {subject!r}. Since then: {error}")
             raise error
         if ack.seq <= 0:
-            raise _no_stream(subject, answer.data)
+            raise no_stream(subject, answer.data)
         return PubAck(ack.seq, ack.duplicate)
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
@@ -398,5 +398,6 @@ class Connection:
             log.error("%s", not_permitted(self.settings, verb, subject))
 
 
-def _no_stream(subject: str, answer: bytes) -> Unconfirmed:
+def no_stream(subject: str, answer: bytes) -> Unconfirmed:
+    """Return the error for an answer that a stream cannot have given."""
     return Unconfirmed(f"what answered on {subject!r} was no stream: {answer[:80]!r}")

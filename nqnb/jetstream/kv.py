@@ -10,9 +10,9 @@ import msgspec
 import nats.errors
 
 from nqnb import names
-from nqnb.decode import shown
+from nqnb.decode import UNREADABLE, shown
 from nqnb.errors import BadInput, NoResponders, NoRoom, RevisionConflict, ServerRefused, Unconfirmed
-from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, no_stream
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.listing import OPERATION, list_entries
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
@@ -23,7 +23,6 @@ from nqnb.wire import parse_time
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _TTL = "Nats-TTL"
 
 
@@ -120,9 +119,13 @@ class KeyValueStore:
                 await self._connection.insist(
                     lambda: publish(self._root + key, b"", {OPERATION: "DEL"}), await_room=False
                 )
-            except NoRoom:
+            except NoRoom as full:
                 # A delete marker needs room, too.
-                await self.delete(key, entry.revision)
+                try:
+                    await self.delete(key, entry.revision)
+                except ServerRefused:
+                    # Our user may not purge the bucket.
+                    raise full from None
 
     def entries(self) -> AsyncGenerator[Entry, None]:
         """See `StateStore.entries`; raises as `nqnb.jetstream.listing.list_entries`."""
@@ -168,7 +171,7 @@ class KeyValueStore:
 
     async def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> int:
         """Compare-and-set; revision 0 means that the key was never written."""
-        headers = {_EXPECTED: str(revision)} | ({OPERATION: operation} if operation else {})
+        headers = {EXPECTED_REVISION: str(revision)} | ({OPERATION: operation} if operation else {})
         try:
             return await self._publish(key, value, headers, ttl)
         except ServerRefused as error:
@@ -200,10 +203,16 @@ class KeyValueStore:
 
         async def ask() -> _Stored | None:
             answer = await self._connection.request(subject, body, again=True)
-            decoded = _stored_decoder.decode(answer.data)
+            try:
+                decoded = _stored_decoder.decode(answer.data)
+            except UNREADABLE:
+                raise no_stream(subject, answer.data) from None
             # A bucket that is gone, with the server's store say, has no keys.
             if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
                 raise refused(decoded.error, f"reading {key!r}")
+            if decoded.error is None and decoded.message is None:
+                # Not an answer of JetStream's, so it does not say that there is no such key.
+                raise no_stream(subject, answer.data)
             return decoded.message
 
         return await self._connection.insist(ask)

@@ -18,6 +18,7 @@ from nqnb import names
 from nqnb.elapsed import elapsed
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.connection import EXPECTED_REVISION
 from nqnb.jetstream.kv import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.jetstream.streams import NOT_FOUND, ensure_queue
@@ -143,7 +144,7 @@ class Overdue:
             _TARGET: waiting.target,
             names.CLIENT_HEADER: "task",
             # One that was fired, cancelled or replaced meanwhile stays as it is.
-            "Nats-Expected-Last-Subject-Sequence": str(waiting.sequence),
+            EXPECTED_REVISION: str(waiting.sequence),
         }
         publish = functools.partial(self._backend.connection.publish, waiting.subject, waiting.data, headers)
         try:
