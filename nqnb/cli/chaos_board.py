@@ -13,7 +13,7 @@ from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.testing.chaos.figures import Spread
 from nqnb.testing.chaos.plan import Moment
 
-_ENDS = ("deleted", "cancelled", "completed", "failed", "not known yet", "unconfirmed")
+_ENDS = ("deleted", "cancelled", "completed", "failed", "unknown", "no answer")
 
 
 class ChaosBoard:
@@ -44,11 +44,19 @@ class ChaosBoard:
 def chaos_report(record: ChaosReport) -> RenderableType:
     """How an attack ended."""
     made = record.figures
-    columns = [Column("a cancel met the task"), *(Column(end, right=True) for end in ("cancels", *_ENDS))]
+    columns = [
+        Column("a cancel met the task"),
+        Column("cancels", right=True, dispensable=1),
+        *(Column(end, right=True) for end in _ENDS[:-1]),
+        Column(_ENDS[-1], right=True, dispensable=2),
+    ]
     rows = []
     for moment in Moment:
         counts = made.cancels.get(moment, Counter())
         rows.append([moment.value, *(f"{count:,}" for count in (counts.total(), *(counts[end] for end in _ENDS)))])
+    if not any(counts[_ENDS[-1]] for counts in made.cancels.values()):
+        for row in rows:
+            row[-1] = ""
     verdict = (
         Text("Every rule held.", "bold green")
         if record.ok

@@ -140,4 +140,4 @@ def _how(evidence: Evidence, cancel: CancelSeen) -> str:
     if cancel.error in ("", "NotCancellable"):
         revisions = evidence.revisions.get(cancel.task)
         return revisions[-1].entry.Status.label if revisions else "lost"
-    return "not known yet" if cancel.error == "UnknownTask" else "unconfirmed"
+    return "unknown" if cancel.error == "UnknownTask" else "no answer"

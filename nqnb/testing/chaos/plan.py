@@ -27,7 +27,7 @@ FAR_DELAY_SECONDS = 0.1
 class Moment(enum.Enum):
     """A moment of a task's life at which it is cancelled."""
 
-    SUBMIT = "before the submit returns"
+    SUBMIT = "before submit returns"
     PENDING = "pending"
     CLAIM = "at the claim"
     STARTED = "just started"
