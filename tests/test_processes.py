@@ -9,6 +9,7 @@ import dataclasses
 import gc
 import hashlib
 import inspect
+import itertools
 import json
 import multiprocessing
 import os
@@ -30,6 +31,7 @@ import nqnb
 from nqnb import Status
 from nqnb.errors import BadInput, InvalidHandler, JobCancelled
 from nqnb.lifecycle import Ended
+from nqnb.worker import spawn
 from nqnb.worker._runner import LENGTH, frame
 from nqnb.worker.describe import describe_error
 from nqnb.worker.executors import Executor, Result, make_executor
@@ -459,6 +461,30 @@ class TestFailures:
 
         monkeypatch.setattr(os, "posix_spawn", full)
         assert isinstance(await error_of(lambda job: 5), BlockingIOError)
+
+
+def test_a_process_starts_while_another_thread_changes_the_environment() -> None:
+    ended, interval = threading.Event(), sys.getswitchinterval()
+
+    def change() -> None:
+        for number in itertools.cycle(range(50)):
+            os.environ[f"NQNB_TEST_{number}"] = "1"
+            os.environ.pop(f"NQNB_TEST_{(number + 25) % 50}", None)
+            if ended.is_set():
+                return
+
+    thread = threading.Thread(target=change)
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        for _ in range(2000):
+            spawn.environment()
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+        for number in range(50):
+            os.environ.pop(f"NQNB_TEST_{number}", None)
 
 
 class TestStopping:

@@ -29,6 +29,7 @@ from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
 from nqnb.worker.rebuild import Told, rebuilt, stand_in
 from nqnb.worker.spares import Spares, TaskProcess
+from nqnb.worker.spawn import environment
 
 LAST = 0.25
 """Seconds from SIGTERM to SIGKILL."""
@@ -67,7 +68,7 @@ class ProcessExecutor(Executor):
         process.hear = self._hear
         job = self._job
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
-        process.send((sys.path, _folder(), _environment(), facts, call))
+        process.send((sys.path, _folder(), environment(), facts, call))
         try:
             status = await asyncio.shield(process.ended)
         finally:
@@ -142,11 +143,6 @@ class ProcessExecutor(Executor):
         elif status == -signal.SIGTERM:
             self.how = "its process was terminated"
         return Result(Ended.FAILED, error=ProcessEnded(_end_text(status)))
-
-
-def _environment() -> dict[str, str]:
-    """The environment variables of now; another thread may be changing them."""
-    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
 
 def _folder() -> str:

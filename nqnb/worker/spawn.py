@@ -65,6 +65,11 @@ class Spawned:
             os.kill(self.pid, number)
 
 
+def environment() -> dict[str, str]:
+    """The environment variables of now; another thread may be changing them, which `os.posix_spawn` does not bear."""
+    return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
+
+
 def _high(descriptor: int) -> int:
     import fcntl  # here, as Windows has none, and imports this module
 
@@ -75,7 +80,8 @@ def _spawn(command: list[str], descriptors: dict[int, int]) -> int:
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in descriptors.items()]
     # Signals that Python ignores, and other programs do not.
     default = (signal.SIGPIPE, signal.SIGXFSZ)
+    variables = environment()
     try:
-        return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True, setsigdef=default)
+        return os.posix_spawn(command[0], command, variables, file_actions=actions, setsid=True, setsigdef=default)
     except NotImplementedError:
-        return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsigdef=default)
+        return os.posix_spawn(command[0], command, variables, file_actions=actions, setsigdef=default)
