@@ -300,6 +300,7 @@ def test_a_slow_answer_only_narrows_what_is_known() -> None:
     clock.observe(1_010.0, 11.0, 31.0)
     assert clock.at(10.1) == pytest.approx(1_000.0, abs=0.11)
     assert clock.earliest() < clock.now() < clock.latest()
+    assert clock.earliest(10.1) == pytest.approx(999.9)
     # What contradicts it is newer, so it is true.
     clock.observe(1_310.0, 32.0, 32.2)
     assert clock.at(32.1) == pytest.approx(1_310.0)

@@ -143,5 +143,6 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Seconds that an entry was old at a moment, by the server's clock."""
-        return self._clock.at(asked) - created
+        """Seconds that an entry was old at least at a moment, by the server's clock: nobody is taken for dead whose
+        presence may still count."""
+        return self._clock.earliest(asked) - created

@@ -54,10 +54,10 @@ class ServerClock:
         """Return the time on the server, in Unix seconds; this machine's time before the first stamp."""
         return self.at(elapsed())
 
-    def earliest(self) -> float:
-        """Return what time it is at least: a moment that has certainly come."""
-        bounds = self._bounds
-        return self.now() if bounds is None else elapsed() + bounds[0]
+    def earliest(self, moment: float | None = None) -> float:
+        """Return what time it is at least, or was at a moment as `elapsed` counts: a time that has certainly come."""
+        bounds, moment = self._bounds, elapsed() if moment is None else moment
+        return self.at(moment) if bounds is None else moment + bounds[0]
 
     def latest(self) -> float:
         """Return what time it is at most: a length of time from then is certainly no shorter."""
