@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from nqnb.aside import first_of, log_aside, spawn
+from nqnb.aside import few_at_once, first_of, log_aside, spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
@@ -44,6 +44,10 @@ _CLOSING_SECONDS = 1.0
 """Seconds that a stopping worker waits for its guard; its thread is a daemon and ends by itself."""
 _READY_SECONDS = 2.0
 """Seconds that a starting worker waits for its guard to connect."""
+_RENEWALS_AT_ONCE = 1000
+"""Leases that are renewed at once; of more, most answers would come too late, as in `nqnb.worker.upkeep`."""
+_LOOKS_AT_ONCE = 250
+"""Cancels that are looked for at once."""
 _ROUND = 1 / 6
 """The share of the ack wait between two rounds of renewals."""
 
@@ -62,8 +66,8 @@ class Holder(Protocol):
         """What the presence entry says now."""
         ...
 
-    def announced_elsewhere(self) -> None:
-        """The guard has written the presence entry."""
+    def announced_elsewhere(self, asked: float) -> None:
+        """The guard has written the presence entry, or tried to; that of `asked` is the last that was written."""
         ...
 
 
@@ -255,34 +259,45 @@ class Guard:
             await presence.announce(self._holder.presence())
             self._announced = max(self._announced, asked)
         except NqnbError as error:
-            log.info("worker %s: its guard could not write its presence: %s", self._worker.id, error)
+            self._say(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker.id, error)
         finally:
             # The loop's own write may have been overtaken by this one.
-            self._holder.announced_elsewhere()
+            self._holder.announced_elsewhere(self._announced)
         since = max(self._announced, self._holder.announced)
-        runs = list(self._runs.values())
-        await asyncio.gather(*(self._renew(connection, run, since) for run in runs if _is_held(run)))
+        runs, troubles = list(self._runs.values()), list[NqnbError]()
+
+        async def renew(run: Run) -> None:
+            # Where there are many, a later round may have been here meanwhile, or the run has ended.
+            if _is_held(run) and run.beat <= asked and self._runs.get(run.id) is run:
+                await self._renew(connection, run, since, troubles)
+
+        await few_at_once(runs, renew, _RENEWALS_AT_ONCE)
+        if troubles:
+            text = "worker %s: its guard could not renew %d leases: %s"
+            self._say(logging.INFO, text, self._worker.id, len(troubles), troubles[0])
         # What runs in a process of its own is stopped by signals, which the loop sends.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
         intents = KeyValueStore(connection, connection.settings.cancel_bucket)
-        await asyncio.gather(*(self._hear(intents, run) for run in running if run.cancel is None))
+        await few_at_once(running, lambda run: self._hear(intents, run), _LOOKS_AT_ONCE)
 
-    async def _renew(self, connection: Connection, run: Run, since: float) -> None:
+    async def _renew(self, connection: Connection, run: Run, since: float, troubles: list[NqnbError]) -> None:
         delivery = run.delivery
         try:
             answered = await delivery.in_progress(connection)
         except NqnbError as error:
-            log.info("task %s: its lease could not be renewed by the guard: %s", run.id, error)
+            troubles.append(error)
             return
         # An answer that comes after the lease's end may be about a message that another worker has by now.
         if answered and run.delivery is delivery and not run.lapsed():
             run.beat = max(run.beat, since)
 
     async def _hear(self, intents: KeyValueStore, run: Run) -> None:
+        if run.cancel is not None or self._runs.get(run.id) is not run:
+            return
         try:
             entry = await intents.get(run.id)
-        except NqnbError as error:
-            log.debug("task %s: the guard could not look for its cancel: %s", run.id, error)
+        except NqnbError:
+            # The next round looks again.
             return
         if entry is not None and run.job is not None and self._home is not None:
             # First, so that the loop takes the end of code that stops now for that of a cancel.
@@ -300,7 +315,8 @@ class Guard:
             what = "gets no time to run; other threads or processes take it"
         else:
             what = f"is blocked by {self._culprit() if place.in_handler else 'code'} at {place.text}"
-        leases = "Leases are kept" if self._connection is not None else f"Leases run out ({self._trouble})"
+        connected = self._connection is not None and self._connection.connected
+        leases = "Leases are kept" if connected else f"Leases run out ({self._trouble or 'the server is away'})"
         self._say(
             logging.WARNING,
             "worker %s: for %.1f s its event loop %s. %s; cancels, timeouts and the worker's other coroutines wait. "

@@ -75,6 +75,8 @@ class Upkeep:
         self._closed = self._left = False
         self.announced = 0.0
         """When presence was last written on the loop, as `elapsed` counts."""
+        self._announced_elsewhere = 0.0
+        """When the guard has last written it."""
         self._births: dict[str, float] = {}
         """When each queue's stream was made that we met first, in Unix seconds by the server's clock."""
         self._making: set[str] = set()
@@ -325,8 +327,13 @@ class Upkeep:
         with contextlib.suppress(NqnbError):
             await self._backend.ensure_buckets()
 
-    def announced_elsewhere(self) -> None:
-        """Write our presence again soon: the guard's write may have overtaken the last one. From any thread."""
+    def announced_elsewhere(self, asked: float) -> None:
+        """Write our presence again soon: the guard's write may have overtaken the last one. From any thread.
+
+        Args:
+            asked: when the guard's last write that succeeded began, as `elapsed` counts; 0 = there was none.
+        """
+        self._announced_elsewhere = asked
         self._named = set()
 
     @property
@@ -351,7 +358,7 @@ class Upkeep:
         asked = elapsed()
         self._named = set(self._runs)
         await self._backend.presence.announce(self.presence())
-        if self.announced and asked - self.announced > 2 * self._interval:
+        if self.announced and asked - max(self.announced, self._announced_elsewhere) > 2 * self._interval:
             self._spare_others()
         self.announced = max(self.announced, asked)
 
