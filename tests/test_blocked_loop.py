@@ -20,6 +20,9 @@ from waiting import within
 import nqnb
 from nqnb import Status
 from nqnb.elapsed import elapsed
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.delivery import Delivery
+from nqnb.worker import guard
 from nqnb.worker.pulse import Pulse
 from nqnb.worker.stack import Place
 
@@ -182,6 +185,54 @@ async def test_a_guard_that_cannot_connect_is_told_and_the_worker_goes_on(caplog
                 assert await (await nq.submit("work")).result(timeout=10) == "done"
 
 
+async def test_the_guard_renews_leases_a_part_at_a_time_and_what_it_kept_counts_as_no_outage(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, part, ack_wait = 30, 5, 2.0
+    monkeypatch.setattr(guard, "_RENEWALS_AT_ONCE", part)
+    in_progress, under_way, most = Delivery.in_progress, 0, 0
+    renewed: set[int] = set()
+
+    async def counted(self: Delivery, connection: Connection | None = None) -> bool:
+        nonlocal under_way, most
+        if connection is None:  # the worker's own
+            return await in_progress(self)
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            renewed.add(self.sequence)
+            return await in_progress(self, connection)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(Delivery, "in_progress", counted)
+    ended = asyncio.Event()
+    worker = nqnb.Worker(settings, ack_wait=ack_wait, concurrency=count)
+
+    @worker.handler("many")
+    async def many(job: nqnb.Job) -> None:
+        await ended.wait()
+
+    async with worker:
+        assert worker._floor is not None
+        # Its start may have been one for sparing others.
+        backend = worker._floor.backend
+        spared: list[bool] = []
+        monkeypatch.setattr(backend, "spare_owners", lambda: spared.append(True))
+        tasks = await nq.submit_many("many", [None] * count)
+        end = time.monotonic() + 20
+        while len(worker.running) < count and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        time.sleep(1.5 * ack_wait)  # noqa: ASYNC251  that it blocks is what is tested
+        assert len(renewed) == count
+        assert part <= most <= 2 * part, "two rounds may overlap"
+        assert [each.redelivered for each in await nq.queues() if each.name == "many"] == [0]
+        ended.set()
+        for task in tasks:
+            assert (await task.wait(20)) is Status.COMPLETED
+    assert not spared
+
+
 async def test_the_guard_ends_with_its_worker(settings: nqnb.Settings) -> None:
     for pause in (0.0, 0.1):
         worker = nqnb.Worker(settings)
@@ -239,6 +290,31 @@ async def test_what_is_read_after_a_block_may_have_come_at_its_beginning() -> No
         read.set()
         while pulse.arrived() <= before:
             await asyncio.sleep(0)
+    finally:
+        pulse.stop()
+
+
+async def test_a_loop_that_is_blocked_again_and_again_reads_nothing_as_older_than_the_last_block() -> None:
+    pulse, read = Pulse(1.0), [asyncio.Event(), asyncio.Event()]
+    waits = iter(read)
+
+    async def caught_up() -> None:
+        await next(waits).wait()
+
+    pulse.start(1.0, caught_up, lambda: None)
+    try:
+        for _ in range(2):
+            second = pulse.last
+            time.sleep(0.3)  # noqa: ASYNC251  that it blocks is what is tested
+            await asyncio.sleep(0.01)
+        assert pulse.arrived() < second
+        # What came in the first block is read by now.
+        read[0].set()
+        await asyncio.sleep(0.01)
+        assert second <= pulse.arrived() < elapsed() - 0.3
+        read[1].set()
+        await asyncio.sleep(0.01)
+        assert pulse.arrived() > elapsed() - 0.3
     finally:
         pulse.stop()
 

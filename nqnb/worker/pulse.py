@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 from nqnb.aside import spawn
@@ -33,9 +34,9 @@ class Pulse:
         self._unblocked: Callable[[], None] | None = None
         self._catching_up: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._lain = 0.0
-        """Since when what is read now may have lain in the socket; 0 = it has just come."""
-        self._blocks = 0
+        self._blocks: deque[tuple[int, float]] = deque()
+        """Numbers and beginnings of the blocks whose messages may not all be read yet, the oldest first."""
+        self._count = 0
 
     def start(self, ack_wait: float, caught_up: Callable[[], Awaitable[None]], unblocked: Callable[[], None]) -> None:
         """Begin to tick on the running loop.
@@ -71,15 +72,15 @@ class Pulse:
         have delivered them elsewhere by now.
         """
         now = elapsed()
-        if self._lain:
-            return self._lain
+        if self._blocks:
+            return self._blocks[0][1]
         return self.last if now - self.last > MISSED * self.interval else now
 
     def _tick(self) -> None:
         if self.blocked_for():
-            self._lain = self._lain or self.last
-            self._blocks += 1
-            self._catching_up = spawn(self._catch_up(self._blocks))
+            self._count += 1
+            self._blocks.append((self._count, self.last))
+            self._catching_up = spawn(self._catch_up(self._count))
             if self._unblocked is not None:
                 self._unblocked()
         self.last = elapsed()
@@ -87,10 +88,10 @@ class Pulse:
         self._timer = asyncio.get_running_loop().call_later(self.interval, self._tick)
 
     async def _catch_up(self, block: int) -> None:
-        """Read on until what came during a block is behind us."""
+        """Read on until what came during a block is behind us; what is left to read came after it."""
         try:
             if self._caught_up is not None:
                 await self._caught_up()
         finally:
-            if block == self._blocks:
-                self._lain = 0.0
+            while self._blocks and self._blocks[0][0] <= block:
+                self._blocks.popleft()
