@@ -81,6 +81,7 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
         WaitTimeout: it was not within that time.
         BadInput: that is not a time to wait.
         UnknownTask: there is none.
+        ConnectionFailed: the connection is closed.
     """
     seconds = check_seconds("timeout", timeout, none=True)
     answered = False
@@ -103,10 +104,15 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
         if seconds != 0:
             return await asyncio.wait_for(to_its_end(), seconds)
     if not answered:
-        with contextlib.suppress(asyncio.TimeoutError, Unconfirmed, ConnectionFailed):
+        try:
             info = await asyncio.wait_for(fetch(backend, task_id), LAST_LOOK_SECONDS)
             if info.status.terminal:
                 return info
+        except asyncio.TimeoutError:
+            pass
+        except (Unconfirmed, ConnectionFailed):
+            if backend.connection.closed.is_set():
+                raise
     raise WaitTimeout(f"task {task_id!r} was not done within {seconds:g} s; it goes on", task_id)
 
 

@@ -157,6 +157,13 @@ class TestWaits:
         with pytest.raises(UnknownTask):
             await nq.wait("nobody", 0)
 
+    async def test_of_no_time_says_that_the_connection_is_closed(self, nq: nqnb.Client) -> None:
+        async with nqnb.connect(nq.backend.connection.settings) as other:
+            await other.backend.connection.close()
+            for nothing in (0, 1e-9):
+                with pytest.raises(nqnb.ConnectionFailed):
+                    await other.wait("nobody", nothing)
+
     async def test_take_timedeltas(self, nq: nqnb.Client) -> None:
         task = await nq.submit("waits")
         with pytest.raises(WaitTimeout, match=r"within 0.05 s"):
