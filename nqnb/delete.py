@@ -17,7 +17,15 @@ from nqnb.errors import (
     Unconfirmed,
     UnknownTask,
 )
-from nqnb.purge import LOOK_AGAIN, ProgressCallback, end_of, end_waiting_task, purge_queue, record_of
+from nqnb.purge import (
+    LOOK_AGAIN,
+    ProgressCallback,
+    end_of,
+    end_waiting_task,
+    end_without_entry,
+    purge_queue,
+    record_of,
+)
 from nqnb.records import PurgeReceipt
 from nqnb.sweep import each_in, stream_of, task_entries
 from nqnb.wire import CancelRecord, Status, TaskMessage
@@ -42,8 +50,9 @@ async def delete_queue(
             queue,
         )
     deleted = cancelled = 0
+    owed: dict[str, TaskMessage] = {}
     if force:
-        receipt = await purge_queue(backend, queue, by, progress)
+        receipt = await purge_queue(backend, queue, by, progress, owed=owed)
         running = [task async for _, task in task_entries(backend, queue) if not task.Status.terminal]
         try:
             stopped = await _stop_all(backend, queue, running, by, wait)
@@ -55,6 +64,12 @@ async def delete_queue(
     else:
         await _refuse_if_in_use(backend, queue, stream)
     await backend.delete_queue(queue)
+    # In a full store, only the removal of the streams may have made room for these ends.
+    for done in owed.values():
+        retry_for = backend.connection.settings.retry_for
+        status = await end_without_entry(backend, done, record_of(backend, by), retry_for, forget=False)
+        deleted += status is Status.DELETED
+        cancelled += status is Status.CANCELLED
     # Who submitted in that moment has an entry and no message; who submitted after it has a new stream.
     async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.born(queue):

@@ -34,11 +34,30 @@ LOOK_AGAIN = 0.1
 ProgressCallback = Callable[[int, int], None]
 
 
-async def purge_queue(backend: Backend, queue: str, by: str, progress: ProgressCallback | None = None) -> PurgeReceipt:
-    """End every task of a queue that waits; see `Client.purge_queue`."""
+async def purge_queue(
+    backend: Backend,
+    queue: str,
+    by: str,
+    progress: ProgressCallback | None = None,
+    *,
+    owed: dict[str, TaskMessage] | None = None,
+) -> PurgeReceipt:
+    """End every task of a queue that waits; see `Client.purge_queue`.
+
+    Args:
+        backend: where.
+        queue: the queue.
+        by: who asks for it.
+        progress: called with how many tasks are done, and of how many.
+        owed: where a full store has no room for some ends, those are put in here, by task id, for the caller to write
+            with `end_without_entry` once there is room. Without, that is an error.
+
+    Raises:
+        NoRoom: a full store has no room for some ends.
+    """
     started = time.monotonic()
     stream = await stream_of(backend, queue)
-    ended = await _end_waiting(backend, queue, by, progress)
+    ended = await _end_waiting(backend, queue, by, progress, owed)
     left = 0
     async for message in backend.task_messages(queue, stream):
         status = await _settle_unwritten(backend, queue, message, by)
@@ -54,13 +73,13 @@ async def purge_queue(backend: Backend, queue: str, by: str, progress: ProgressC
 
 
 async def _end_waiting(
-    backend: Backend, queue: str, by: str, progress: ProgressCallback | None
+    backend: Backend, queue: str, by: str, progress: ProgressCallback | None, left: dict[str, TaskMessage] | None
 ) -> dict[Status | None, int]:
     """End all tasks of a queue that wait, and count by what became of them; None is those that a worker has."""
     total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
     record = record_of(backend, by)
     ended: dict[Status | None, int] = {}
-    owed: dict[str, TaskMessage] = {}
+    owed: dict[str, TaskMessage] = {} if left is None else left
 
     async def carry(entry: Entry) -> None:
         status = await end_waiting_task(backend, entry, record, owed=owed)
@@ -74,35 +93,12 @@ async def _end_waiting(
             progress(done, max(done, total))
 
     waiting = (entry async for entry, task in task_entries(backend, queue) if task.Status is Status.PENDING)
-    await each_of(waiting, carry)
-    await _end_owed(backend, queue, owed, record, count)
-    return ended
-
-
-async def _end_owed(
-    backend: Backend,
-    queue: str,
-    owed: dict[str, TaskMessage],
-    record: CancelRecord,
-    count: Callable[[Status | None], None],
-) -> None:
-    """End the tasks whose entries were removed to make room.
-
-    Raises:
-        NoRoom: the room is not enough for all of them.
-    """
-    until = time.monotonic() + backend.connection.settings.retry_for
-    short: NoRoom | None = None
-    # The first time without waiting: what each removes makes room for the others.
-    for retry in (False, True):
-        short = None
-        for task_id, done in list(owed.items()):
-            try:
-                count(await _end_without_entry(backend, done, record, until - time.monotonic() if retry else 0))
-                del owed[task_id]
-            except NoRoom as error:
-                short = error
-    if short is not None:
+    try:
+        await each_of(waiting, carry)
+    finally:
+        # An interrupt, too, leaves no task without an entry.
+        short = await _end_owed(backend, owed, record, count, wait=left is None)
+    if short is not None and left is None:
         raise NoRoom(
             f"queue {queue!r} is purged, but for {len(owed):,} tasks there was no room to say so: {short}",
             short.subject,
@@ -110,6 +106,38 @@ async def _end_owed(
             short.err_code,
             short.description,
         )
+    return ended
+
+
+async def _end_owed(
+    backend: Backend,
+    owed: dict[str, TaskMessage],
+    record: CancelRecord,
+    count: Callable[[Status | None], None],
+    *,
+    wait: bool,
+) -> NoRoom | None:
+    """End the tasks whose entries were removed to make room; return the refusal where there is no room for all.
+
+    Args:
+        backend: where.
+        owed: the ends to write, by task id; those that are written are taken out.
+        record: who ends them.
+        count: called with how each ended.
+        wait: try again for ``retry_for`` seconds where there is no room.
+    """
+    until = time.monotonic() + backend.connection.settings.retry_for
+    short: NoRoom | None = None
+    # The first time without waiting: what each removes makes room for the others.
+    for retry in (False, True) if wait else (False,):
+        short = None
+        for task_id, done in list(owed.items()):
+            try:
+                count(await end_without_entry(backend, done, record, until - time.monotonic() if retry else 0))
+                del owed[task_id]
+            except NoRoom as error:
+                short = error
+    return short
 
 
 async def end_waiting_task(
@@ -167,7 +195,7 @@ async def end_waiting_task(
         except NoRoom as full:
             await remove_for_room(backend, found, full)
             if owed is None:
-                return await _end_without_entry(backend, done, record, until - time.monotonic(), forget=forget)
+                return await end_without_entry(backend, done, record, until - time.monotonic(), forget=forget)
             owed[task.ID] = done
             return None
         except (Unconfirmed, NoResponders):
@@ -182,7 +210,7 @@ async def end_waiting_task(
     return None
 
 
-async def _end_without_entry(
+async def end_without_entry(
     backend: Backend, done: TaskMessage, record: CancelRecord, retry_for: float, *, forget: bool = True
 ) -> Status | None:
     """End a task whose entry was removed to make room; takes and returns what `end_waiting_task` does."""
@@ -227,7 +255,7 @@ async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage
         value = entry_bytes(backend, done)
         revision = await backend.states.create(task.ID, value)
     except NoRoom:
-        return await _end_without_entry(backend, done, record_of(backend, by), backend.connection.settings.retry_for)
+        return await end_without_entry(backend, done, record_of(backend, by), backend.connection.settings.retry_for)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return None
     await forget_message(backend, done, value, revision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -117,6 +118,18 @@ async def test_an_end_without_room_removes_no_other_tasks_message(nq: nqnb.Clien
     with pytest.raises(nqnb.NoRoom, match="is removed and will not run"):
         await create_end(nq.backend, ghost, 0, removed=removed)
     assert await nq.backend.read_task_message("work", stored.Sequence) is not None
+
+
+async def test_a_forced_delete_removes_a_queue_that_is_too_small_to_make_room(nq: nqnb.Client) -> None:
+    small = await nq.submit_many("small", range(3))
+    await fill(nq)
+    # As in the test above, its tasks alone do not make enough room to write how they ended.
+    with contextlib.suppress(nqnb.NoRoom):
+        await nq.delete_queue("small", force=True)
+    assert [info.name for info in await nq.queues()] == ["work"]
+    for task in small:
+        with contextlib.suppress(nqnb.UnknownTask):
+            assert await task.status() is Status.DELETED
 
 
 async def test_a_forced_delete_works_in_a_full_store(nq: nqnb.Client, settings: nqnb.Settings) -> None:
