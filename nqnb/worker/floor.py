@@ -139,11 +139,11 @@ class Floor:
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._upkeep.close()
         self._pulse.stop()
-        # First, for it could write the presence that is to be removed.
-        await self._guard.close()
-        if self._reserve is not None:
-            await self._reserve.close()
         try:
+            # First, for it could write the presence that is to be removed.
+            await self._guard.close()
+            if self._reserve is not None:
+                await self._reserve.close()
             if self.backend.connection.connected:
                 with contextlib.suppress(NqnbError, asyncio.TimeoutError):
                     await asyncio.wait_for(self._say_goodbye(), _GOODBYE_TAKES)
@@ -172,6 +172,7 @@ class Floor:
             # It lay unread while the loop was blocked or the machine slept: another worker may have it by now, and a
             # nak would be about that delivery.
             log.info("task %s was read too late, and is left to the server, which delivers it again", message.ID)
+            self._wake.set()
             return
         known = self.runs.get(message.ID)
         if known is not None:
