@@ -21,8 +21,8 @@ from ipython import Shell, shell
 
 import nqnb
 from nqnb import Status, commands
-from nqnb.commands.records import DetachedServer, Emptied, Preview
-from nqnb.notebook import asking, sessions
+from nqnb.commands.records import Cancelled, DetachedServer, Emptied, Preview
+from nqnb.notebook import asking, results, sessions
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.task import SessionTask
@@ -145,6 +145,18 @@ class TestWhatACommandGives:
         assert nq(cells, f"cancel {task_id} --json")["status"] == "deleted"
         assert nq(cells, "up --json")["why"] == "the one given"
         assert nq(cells, "version --json")["nqnb"] == nqnb.__version__
+
+    def test_json_of_cancels_leaves_what_was_refused_to_stderr(self, cells: Shell, queue: str) -> None:
+        task_id = nq(cells, f"submit {queue} 1 --json")["id"]
+        ran = cells.run(f"%nq cancel {task_id} nobody --json")
+        assert [each["task_id"] for each in ran.value] == [task_id]
+        assert "nobody" in ran.err
+
+    def test_json_of_a_cancel_by_filter_has_what_was_refused(self) -> None:
+        record = Cancelled([], [nqnb.UnknownTask("no such task", "nobody")])
+        made = results.as_json(record)
+        assert made["errors"]
+        assert results.beside(record, made) == []
 
     def test_every_command_of_the_command_line_is_there(self) -> None:
         assert set(tree.commands) == set(commands.tree.commands) | {"down", "handler", "nest"}

@@ -92,7 +92,9 @@ def failure(record: Any) -> NqnbError | None:
 def beside(record: Any, made: Any) -> list[NqnbError]:
     """The errors of a record that are not in what was made of it."""
     errors = list(getattr(record, "errors", ()))
-    if isinstance(record, (Receipts, Cancelled)):
+    if isinstance(made, dict) and "errors" in made:
+        return []
+    if isinstance(record, (Receipts, Cancelled)) and not isinstance(made, list):  # a frame; a list is JSON's
         return [each for each in errors if getattr(each, "task_id", None) not in made.index]
     return errors
 
