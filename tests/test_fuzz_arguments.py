@@ -8,7 +8,7 @@ import io
 import random
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from datetime import timedelta
 from typing import Any
@@ -30,6 +30,8 @@ from nqnb.widgets.table import TaskTable
 INPUTS, FULL = 1_500, 60_000
 MOST_SECONDS = 20.0
 """A call that takes longer hangs; the machine may be busy."""
+MOST_CHARACTERS = 4_000
+"""Of an error."""
 
 NO_SURFACE = {
     "load_ipython_extension": "IPython calls it, with its shell",
@@ -77,8 +79,7 @@ class World:
         self.loop = asyncio.new_event_loop()
         self.client = nqnb.connect(url)
         self.run(self.client.open())
-        task = self.run(self.client.submit("fuzz", id="ended"))
-        self.run(task.cancel())
+        self.keep_ended()
         self.session = nqnb.session(url)
         self.settings = nqnb.Settings(url)
         self.worker = nqnb.Worker(url)
@@ -90,6 +91,14 @@ class World:
         self.refused: Counter[str] = Counter()
         self.longest = 0
         """The length of the longest error."""
+
+    def keep_ended(self) -> None:
+        """See that the task ``ended`` exists and has ended. Its queue is deleted, so that its id is free at once."""
+        with suppress(nqnb.TaskExists):
+            self.run(self.client.submit("kept", id="ended"))
+        self.run(self.client.cancel("ended"))
+        with suppress(nqnb.UnknownQueue):
+            self.run(self.client.delete_queue("kept", True))
 
     def run(self, call: Any) -> Any:
         return self.loop.run_until_complete(asyncio.wait_for(call, MOST_SECONDS))
@@ -218,6 +227,8 @@ def attempt(world: World, surface: Surface, positional: list[Any], named: dict[s
         if name.endswith(".handler") and callable(result) and name.startswith("Worker"):
             result(named.get("backoff", len))
         tidy(world, result)
+        if name.endswith(".prune"):
+            world.keep_ended()
     except nqnb.JobCancelled:
         assert kind is nqnb.Job
     except nqnb.NqnbError as error:
@@ -229,9 +240,11 @@ def tidy(world: World, result: Any) -> None:
     """End what was made, so that no later call waits for it."""
     for each in result if isinstance(result, list) else [result]:
         if isinstance(each, nqnb.Task):
-            world.run(each.cancel())
-        elif isinstance(each, SessionTask) and each.id != "ended":
-            each.cancel()
+            with suppress(nqnb.NqnbError):  # "nobody", which has no task
+                world.run(each.cancel())
+        elif isinstance(each, SessionTask):
+            with suppress(nqnb.NqnbError):
+                each.cancel()
         elif isinstance(each, TaskTable):
             each.close()
         elif isinstance(each, Session) and each is not world.session:
@@ -252,10 +265,12 @@ def test_no_argument_raises_anything_but_an_error_of_nqnb(world: World, request:
     fuzz()
     total = sum(world.tried.values())
     print(
-        f"{total:,} calls of {len(world.tried)} of {len(SURFACES)} callables, {sum(world.refused.values()):,} refused"
+        f"{total:,} calls of {len(world.tried)} of {len(SURFACES)} callables, {sum(world.refused.values()):,} refused, "
+        f"the longest error has {world.longest:,} characters"
     )
     assert total >= (FULL if whole else INPUTS)
     assert len(world.tried) > len(SURFACES) * 0.9
+    assert world.longest < MOST_CHARACTERS
     # The client and the session still work; what `prune` was given may have removed every ended task.
     task = world.run(world.client.submit("fuzz"))
     assert world.instance(Session).status(task.id) is nqnb.Status.PENDING
