@@ -424,7 +424,7 @@ class TestInAKernel:
             "@own.handler('block', isolation='kernel')\n"
             "async def block(job):\n"
             "    began.append(1)\n"
-            "    time.sleep(5)\n"
+            "    time.sleep(9)\n"
             "    await asyncio.sleep(30)"
         )
         task = session.submit("block")

