@@ -7,8 +7,12 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from nqnb.inputs import shown
+
 DEEPEST = 200
 """How deep a value is walked; what is deeper is refused, since nobody would find the part."""
+KEY_CHARACTERS = 200
+"""At most so many characters of a key are part of a name."""
 
 
 class Unwalkable(NamedTuple):
@@ -34,8 +38,8 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
         for key, item in value.items():
             if not isinstance(key, (str, int, float)) or not_a_number(key):
                 known = key if not_a_number(key) else Unwalkable("a key must be text or a number")
-                yield f"the key {key!r} of {part}", known
-            yield from _walk(item, f"{part}[{key!r}]", above)
+                yield f"the key {shown(key, KEY_CHARACTERS)} of {part}", known
+            yield from _walk(item, f"{part}[{shown(key, KEY_CHARACTERS)}]", above)
     elif isinstance(value, (list, tuple, set, frozenset)) or (is_numpy(value) and value.ndim):
         for index, item in enumerate(value):
             yield from _walk(item, f"{part}[{index}]", above)

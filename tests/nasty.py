@@ -151,5 +151,5 @@ def nasty(draw: random.Random) -> Any:
     """Any of these values, made anew each time; sometimes inside a list or a dict."""
     if draw.random() < 0.1:
         inner = [nasty(draw) for _ in range(draw.randrange(1, 4))]
-        return inner if draw.random() < 0.6 else {"k": inner[0], draw.choice(("queue", 1)): inner[-1]}
+        return inner if draw.random() < 0.6 else {"k": inner[0], draw.choice(("queue", 1, "x" * 9000)): inner[-1]}
     return draw.choice(MAKERS)() if draw.random() < 0.7 else plain(draw)

@@ -203,6 +203,12 @@ class TestRefused:
             payload.encode({"rows": {key: 1}})
         assert caught.value.part == f"the key {key!r} of payload['rows']"
 
+    @pytest.mark.parametrize("value", [{"x" * 9000: object()}, {"x" * 9000: float("nan")}, {("x" * 9000,): 1}])
+    def test_a_long_key_is_cut(self, value: object) -> None:
+        with pytest.raises(UnencodableValue, match="x") as caught:
+            payload.encode(value)
+        assert len(str(caught.value)) < 600
+
     def test_half_a_surrogate_pair(self) -> None:
         with pytest.raises(UnencodableValue, match="half of a surrogate pair; drop or replace it") as caught:
             payload.encode({"name": ["ok", "caf\udce9"]})
