@@ -310,7 +310,8 @@ class Connection:
             if not self.client.is_closed:
                 with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
                     await asyncio.wait_for(self.client.flush(), 1.0)
-                await leave(self.client, _CLOSING)
+            # Where nats-py says that it is closed, its socket may still be open.
+            await leave(self.client, _CLOSING)
         finally:
             self._replies.fail_all("the connection was closed")
             self._replies.close()

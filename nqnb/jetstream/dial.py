@@ -8,6 +8,7 @@ So each address gets one try here, with a client of its own that ends at its fir
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import nats.errors
+from nats.aio.transport import TcpTransport
 
 from nqnb.errors import BadInput
 from nqnb.jetstream.credentials import Credentials, read_seed
@@ -90,10 +92,21 @@ async def leave(client: LaneClient, seconds: float = _CLOSING) -> None:
     closing = asyncio.ensure_future(client.close())
     # The socket may break in this very moment, which nobody needs to hear of.
     closing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
-    await asyncio.wait({closing}, timeout=seconds)
-    if not closing.done():
-        closing.cancel()
-        await asyncio.wait({closing}, timeout=_CLOSING)
+    try:
+        await asyncio.wait({closing}, timeout=seconds)
+        if not closing.done():
+            closing.cancel()
+            await asyncio.wait({closing}, timeout=_CLOSING)
+    finally:
+        _close_socket(client)
+
+
+def _close_socket(client: LaneClient) -> None:
+    """Close the socket that nats-py leaves open where its own close is cancelled or fails before it gets there."""
+    transport = getattr(client, "_transport", None)
+    if isinstance(transport, TcpTransport):
+        with contextlib.suppress(OSError, RuntimeError):  # what a broken socket or a closed loop raises
+            transport.close()  # type: ignore[no-untyped-call]  # nats-py's
 
 
 class _Refused(Exception):
