@@ -117,7 +117,7 @@ def test_nothing_is_raised_in_a_guarded_module_however_often_it_is_tried(name: s
     assert swallower.thread.ident is not None
     until = time.monotonic() + 20
     while swallower.struck < 300 and time.monotonic() < until:
-        interrupt(swallower.thread.ident, swallower.base, innermost(swallower.thread))
+        interrupt(swallower.thread.ident, swallower.base)
         time.sleep(0)
     swallower.end()
     assert swallower.struck >= 20, "it was hardly ever interrupted, so this shows nothing"
@@ -134,7 +134,7 @@ def test_a_thread_that_waits_in_guarded_code_is_not_interrupted() -> None:
     assert swallower.thread.ident is not None
     assert within(5, lambda: getattr(innermost(swallower.thread), "f_globals", {}) is vars(threading))
     time.sleep(0.05)
-    tried = [interrupt(swallower.thread.ident, swallower.base, innermost(swallower.thread)) for _ in range(100)]
+    tried = [interrupt(swallower.thread.ident, swallower.base) for _ in range(100)]
     swallower._ends = True
     release.set()
     swallower.end()
@@ -192,15 +192,24 @@ class TestWhatRunsWithoutAPause:
         before = logging.getLogRecordFactory()
         logging.setLogRecordFactory(factory)
         try:
-            wait, release = threading.Condition.wait, threading.Event()
+            wait, inside, release = threading.Condition.wait, threading.Event(), threading.Event()
 
             def handle(job: Job) -> None:
+                inside.set()
                 release.wait(20)
                 threading.Event().wait(20)
 
             run = executor(handle)
-            ending = asyncio.ensure_future(stopped(run, after=0.01))
+            ending = asyncio.ensure_future(run.run())
             until = time.monotonic() + 10
+            while (
+                not inside.is_set()
+                or run._thread is None
+                or getattr(innermost(run._thread), "f_globals", {}) is not vars(threading)
+            ):
+                assert time.monotonic() < until, "the thread does not wait"
+                await asyncio.sleep(0.01)
+            run.stop()
             while logging.getLogRecordFactory() is factory:
                 assert time.monotonic() < until, "the thread is not due"
                 await asyncio.sleep(0.01)
@@ -228,7 +237,7 @@ class TestAThreadThatHasLeft:
         run._thread.join(10)
         stranger, hits = self.stranger(ident)
         for _ in range(20):
-            assert not interrupt(ident, base, innermost(stranger))
+            assert not interrupt(ident, base)
             Interrupter.here().add(ident, base)
             run._push()
             await asyncio.sleep(0.01)

@@ -55,29 +55,26 @@ _set_async_exc = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
-def interrupt(thread_id: int, base: FrameType, innermost: FrameType | None) -> bool:
+def interrupt(thread_id: int, base: FrameType) -> bool:
     """Raise `JobCancelled` in another thread, unless it is in guarded code or not in its handler.
 
     Args:
         thread_id: the thread.
         base: the frame there that calls the handler.
-        innermost: the frame that it is in, as far as the caller knows.
 
     Returns:
         Whether it will be raised; if not, try again in a moment.
     """
-    stack = []
-    frame = innermost
-    while frame is not None and frame is not base:
-        stack.append(frame)
-        frame = frame.f_back
-    if frame is None or not stack or _is_guarded(stack):
-        return False
-    stack.append(base)
-    again = _frames(thread_id, len(stack))
     collecting = gc.isenabled()
     gc.disable()  # up to Python 3.11, what is made here may start a collection, whose finalizers are Python code
     try:
+        # Both looks are C code alone: a thread that runs on between two steps can end frames that are walked through,
+        # and CPython 3.11 crashes at such a step.
+        stack: list[FrameType] = [*itertools.takewhile(functools.partial(operator.is_not, base), _frames(thread_id))]
+        if not stack or _is_guarded(stack):
+            return False
+        stack.append(base)
+        again = _frames(thread_id, len(stack))
         # From the second look to the call, no step checks the eval breaker: unpacking and comparing run C code only.
         return [*again] == stack and bool(_set_async_exc(thread_id, JobCancelled))
     except (KeyError, AttributeError):  # the thread has ended, or has returned from some of these frames
@@ -108,11 +105,14 @@ def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
-def _frames(thread_id: int, count: int) -> Iterator[Any]:
-    """The innermost frames of a thread, innermost first; all is read when the iterator is, and by C code alone."""
+def _frames(thread_id: int, count: int | None = None) -> Iterator[Any]:
+    """The innermost frames of a thread, innermost first; all is read when the iterator is, and by C code alone.
+
+    Without a count it goes on to the outermost, and ends in an AttributeError.
+    """
     looks = itertools.islice(iter(sys._current_frames, None), 1)
     innermost = map(operator.getitem, looks, (thread_id,))
-    outward: Iterator[Any] = itertools.repeat("f_back", count - 1)
+    outward: Iterator[Any] = itertools.repeat("f_back") if count is None else itertools.repeat("f_back", count - 1)
     return itertools.accumulate(itertools.chain(innermost, outward), getattr)
 
 
@@ -134,7 +134,7 @@ class Interrupter:
 
     def add(self, thread_id: int, base: FrameType) -> None:
         """Raise `JobCancelled` in that thread's handler once: now, or as soon as that is safe."""
-        if interrupt(thread_id, base, sys._current_frames().get(thread_id)):
+        if interrupt(thread_id, base):
             return
         self._wanted[thread_id] = base
         _due.add(thread_id, base)
@@ -149,9 +149,8 @@ class Interrupter:
 
     def _look(self) -> None:
         begun = time.monotonic()
-        innermost = sys._current_frames()
         for thread_id, base in list(self._wanted.items()):
-            if not _due.has(thread_id, base) or interrupt(thread_id, base, innermost.get(thread_id)):
+            if not _due.has(thread_id, base) or interrupt(thread_id, base):
                 self.remove(thread_id, base)
         self._timer = None
         if self._wanted:

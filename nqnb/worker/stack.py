@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
@@ -29,7 +31,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, thread: int) -> Place | None:
         """Return where a thread is; None where it has ended, or only its event loop runs."""
-        frames = _frames(sys._current_frames().get(thread))
+        frames = _frames(thread)
         start = _index_of(frames, _STARTERS)
         ours = [each for each in frames[:start] if _module(each) not in _WRAPPERS]
         if start == len(frames):
@@ -43,13 +45,16 @@ class Place(NamedTuple):
         return cls(f"{_line(shown)}{inside}", in_handler=start < len(frames))
 
 
-def _frames(frame: FrameType | None) -> list[FrameType]:
-    """The frames of a stack, the innermost first."""
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
+def _frames(thread: int) -> list[FrameType]:
+    """The frames of a thread, the innermost first; none where it has ended.
+
+    They are read by C code alone, in one go: a thread that runs on meanwhile can end frames that are walked through,
+    and CPython 3.11 crashes at such a step.
+    """
+    looks = itertools.islice(iter(sys._current_frames, None), 1)
+    innermost: Iterator[Any] = map(operator.methodcaller("get", thread), looks)
+    outward = itertools.accumulate(itertools.chain(innermost, itertools.repeat("f_back")), getattr)
+    return [*itertools.takewhile(bool, outward)]
 
 
 def _index_of(frames: list[FrameType], functions: Collection[tuple[str, str]]) -> int:
