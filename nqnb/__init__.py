@@ -21,7 +21,6 @@ from nqnb.version import __version__
 
 if TYPE_CHECKING:
     from nqnb.client import Client, connect
-    from nqnb.devserver import DevServer
     from nqnb.errors import (
         BadInput,
         ConnectionFailed,
@@ -57,12 +56,13 @@ if TYPE_CHECKING:
     from nqnb.notebook.extension import load_ipython_extension, unload_ipython_extension
     from nqnb.notebook.nest import nest
     from nqnb.notebook.sessions import session
+    from nqnb.protocol.wire import CancelMessage, CancelRecord, ErrorInfo, Progress, Status, TaskMessage
     from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
     from nqnb.retry import Backoff
+    from nqnb.server.devserver import DevServer
     from nqnb.settings import Settings
     from nqnb.store import Entry, MemoryStore, StateStore
     from nqnb.task import Task
-    from nqnb.wire import CancelMessage, CancelRecord, ErrorInfo, Progress, Status, TaskMessage
     from nqnb.worker.job import Job
     from nqnb.worker.worker import Worker
 
@@ -129,7 +129,7 @@ __all__ = [
 
 _ROOMS = {
     "client": "Client connect",
-    "devserver": "DevServer",
+    "server.devserver": "DevServer",
     "errors": (
         "BadInput ConnectionFailed DevServerError InvalidHandler InvalidQueueName InvalidTaskId JobCancelled "
         "MalformedMessage NoJetStream NoResponders NoRoom NoServer NotCancellable NotRequeueable NotSubmitted "
@@ -144,7 +144,7 @@ _ROOMS = {
     "settings": "Settings",
     "store": "Entry MemoryStore StateStore",
     "task": "Task",
-    "wire": "CancelMessage CancelRecord ErrorInfo Progress Status TaskMessage",
+    "protocol.wire": "CancelMessage CancelRecord ErrorInfo Progress Status TaskMessage",
     "worker.job": "Job",
     "worker.worker": "Worker",
 }

@@ -7,8 +7,8 @@ from collections.abc import Callable, MutableMapping, Sequence
 
 from nqnb.client import IN_FLIGHT, Client
 from nqnb.errors import NotCancellable, NqnbError
+from nqnb.protocol.bulk import AT_ONCE, outcomes_of
 from nqnb.records import CancelReceipt
-from nqnb.sweep import AT_ONCE, outcomes_of
 
 
 async def cancel_all(

@@ -7,23 +7,23 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from nqnb import names
-from nqnb.cancel import cancel
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NotSubmitted, NqnbError, WaitTimeout
-from nqnb.follow import ended, fetch, follow, result, watch
 from nqnb.housekeeping import Housekeeping
 from nqnb.inputs import check_choice
 from nqnb.moments import Moment
+from nqnb.protocol import names
+from nqnb.protocol.bulk import outcomes_of, task_entries, unknown_queue
+from nqnb.protocol.cancel import cancel
+from nqnb.protocol.follow import ended, fetch, follow, result, watch
+from nqnb.protocol.requeue import requeue
+from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
-from nqnb.requeue import requeue
 from nqnb.settings import Settings
 from nqnb.states import check_statuses
 from nqnb.store import StateStore
-from nqnb.submit import Payloads, Timeout, make_message, submit
-from nqnb.sweep import outcomes_of, task_entries, unknown_queue
 from nqnb.task import Task
-from nqnb.wire import Status
 
 IN_FLIGHT = 256
 """How many submits of one `Client.submit_many` are under way at once."""

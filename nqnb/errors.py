@@ -42,8 +42,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nqnb.protocol.wire import Status
     from nqnb.task import Task
-    from nqnb.wire import Status
 
 
 class NqnbError(Exception):

@@ -18,9 +18,9 @@ import pandas as pd
 from nqnb.decode import decode_value
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.inputs import kind_of, shown
+from nqnb.protocol.wire import Progress, Status, parse_time
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo, moment
-from nqnb.wire import Progress, Status, parse_time
-from nqnb.words import line, payload_text, receipt_words
+from nqnb.text import line, payload_text, receipt_words
 
 T = TypeVar("T")
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from nqnb import names
 from nqnb.connected import Connected
-from nqnb.delete import delete_queue
 from nqnb.durations import Duration, check_seconds
 from nqnb.inputs import check_callable, check_flag
-from nqnb.prune import prune
-from nqnb.purge import purge_queue
+from nqnb.protocol import names
+from nqnb.protocol.bulk import stream_of
+from nqnb.protocol.delete import delete_queue
+from nqnb.protocol.prune import prune
+from nqnb.protocol.purge import purge_queue
 from nqnb.records import PruneReceipt, PurgeReceipt, QueueInfo, WorkerInfo
-from nqnb.sweep import stream_of
 
 
 class Housekeeping(Connected):

@@ -9,7 +9,7 @@ from msgspec import Struct, UnsetType
 
 from nqnb.decode import LAST_MOMENT, Int64, Moment, decode, shown
 from nqnb.errors import MalformedMessage
-from nqnb.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
 
 
 class CancelReceipt(Struct, frozen=True, kw_only=True):

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from nqnb import contexts, names
+from nqnb import contexts
 from nqnb.contexts import Source
 from nqnb.credentials import DEFAULT_URL, LOGINS, add_login, addresses_of, login_of, nkey, readable
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput
 from nqnb.inputs import check_count, check_flag, exact_text, hint, kind_of, shown
+from nqnb.protocol import names
 
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0

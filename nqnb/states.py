@@ -7,7 +7,7 @@ from typing import Any
 
 from nqnb.errors import BadInput
 from nqnb.inputs import exact_text, hint, is_numpy_scalar, kind_of, shown
-from nqnb.wire import Status
+from nqnb.protocol.wire import Status
 
 LABELS = {status.label: status for status in Status}
 

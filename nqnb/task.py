@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING, Any
 
 from nqnb.durations import Duration
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.wire import Status
 
 if TYPE_CHECKING:
     from nqnb.client import Client

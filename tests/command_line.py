@@ -39,7 +39,9 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
-    return {**kept, "PYTHONPATH": str(Path(nqnb.__file__).parents[1]), **more}
+    # The package, and the helpers of the tests, for tests that run their own file as a program.
+    path = os.pathsep.join(map(str, (Path(nqnb.__file__).parents[1], Path(__file__).parent)))
+    return {**kept, "PYTHONPATH": path, **more}
 
 
 def ended(process: subprocess.Popen[str]) -> Answer:

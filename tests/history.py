@@ -9,7 +9,7 @@ from collections import defaultdict
 
 import nqnb
 from nqnb.jetstream.connection import Connection
-from nqnb.wire import Status, TaskMessage
+from nqnb.protocol.wire import Status, TaskMessage
 
 
 async def keep_history(settings: nqnb.Settings) -> None:

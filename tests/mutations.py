@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
+from nqnb.protocol.wire import CancelMessage, CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import WorkerInfo
-from nqnb.wire import CancelMessage, CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 
 DEEP = b"[" * 3000 + b"]" * 3000
 VICIOUS: list[bytes] = [
@@ -179,7 +179,7 @@ def _renamed(data: bytes, id: str, queue: str) -> bytes:
 _GO_TASKS = sorted(
     {
         line["data"].encode()
-        for line in map(json.loads, Path(__file__).with_name("go_nq.jsonl").read_text().splitlines())
+        for line in map(json.loads, (Path(__file__).parent / "protocol" / "go_nq.jsonl").read_text().splitlines())
         if line["subject"].endswith(".task") or line["subject"].startswith("$KV.nq-store.")
     }
 )

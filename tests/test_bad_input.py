@@ -35,9 +35,9 @@ from nqnb import (
     UnencodableValue,
     UnknownTask,
 )
-from nqnb.names import CLIENT_HEADER, key_subject
-from nqnb.submit import make_message, submit
-from nqnb.wire import TaskMessage
+from nqnb.protocol.names import CLIENT_HEADER, key_subject
+from nqnb.protocol.submit import make_message, submit
+from nqnb.protocol.wire import TaskMessage
 
 pytestmark = pytest.mark.anyio
 

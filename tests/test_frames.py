@@ -9,8 +9,8 @@ import pytest
 
 from nqnb.errors import NotCancellable, NqnbError, Unconfirmed
 from nqnb.frames import decoded, outcomes_frame, preview, queues_frame, tasks_frame, workers_frame
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
-from nqnb.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=timezone.utc)
 LABELS = ["pending", "processing", "failed", "completed", "cancelled", "deleted"]

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from nasty import fuzzed, nasty
 
 import nqnb
-from nqnb import detached, frames
+from nqnb import frames
 from nqnb.notebook.local import Local
 from nqnb.notebook.session import Session
 from nqnb.notebook.task import SessionTask
 from nqnb.notebook.tasklist import TaskList
+from nqnb.server import detached
 from nqnb.widgets.table import TaskTable
 
 INPUTS, FULL = 1_500, 60_000

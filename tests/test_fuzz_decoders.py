@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from mutations import Mutator
 from rich.console import Console
 
-from nqnb import lifecycle, names, payload
+from nqnb import payload
 from nqnb.cli.show import show
 from nqnb.cli.text import to_json
 from nqnb.commands.records import Tasks, Workers
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.frames import preview, tasks_frame, workers_frame
+from nqnb.protocol import lifecycle, names
+from nqnb.protocol.submit import META_RESERVE
+from nqnb.protocol.wire import CancelMessage, CancelRecord, Meta, Status, TaskMessage
 from nqnb.records import CancelReceipt, TaskInfo, WorkerInfo
-from nqnb.submit import META_RESERVE
 from nqnb.widgets import cells
 from nqnb.widgets.order import COLUMNS
-from nqnb.wire import CancelMessage, CancelRecord, Meta, Status, TaskMessage
 
 INPUTS, INPUTS_FULL = 650, 12_000
 """How many inputs each of six surfaces gets."""

@@ -20,12 +20,13 @@ from mutations import Mutator
 from raw_client import RawClient
 
 import nqnb
-from nqnb import NqnbError, Status, names
+from nqnb import NqnbError, Status
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.frames import queues_frame, tasks_frame, workers_frame
-from nqnb.lifecycle import due_at
-from nqnb.names import CLIENT_HEADER, key_subject
-from nqnb.wire import Meta, TaskMessage
+from nqnb.protocol import names
+from nqnb.protocol.lifecycle import due_at
+from nqnb.protocol.names import CLIENT_HEADER, key_subject
+from nqnb.protocol.wire import Meta, TaskMessage
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(900)]
 

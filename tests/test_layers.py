@@ -16,31 +16,25 @@ import nqnb
 
 ROOMS = [
     "version",
-    "aside elapsed",
+    "_tasks elapsed",
     "errors",
     "inputs",
-    "names decode durations",
-    "wire moments",
+    "protocol.names decode durations",
+    "protocol.wire moments",
     "parts states",
-    "retry lifecycle records payload",
-    "words",
+    "retry protocol.lifecycle records payload",
+    "text",
     "contexts",
     "credentials",
     "settings",
     "store",
     "jetstream",
-    "submit cancel sweep",
-    "follow connected prune purge requeue",
-    "delete",
-    "housekeeping",
-    "task client",
+    "protocol",
+    "task connected housekeeping client",
     "cancelling",
     "worker",
-    "_keeper _nats_server",
-    "_kept",
-    "devserver",
-    "cluster",
-    "detached",
+    "server.supervisor server.binary",
+    "server",
     "nqnb",
     "frames",
     "demo testing",
@@ -51,15 +45,13 @@ ROOMS = [
 ]
 """From the ground up: each room imports from itself and from the rows above it. ``nqnb`` is the package's own face."""
 
-NEIGHBOURS = {("client", "task"), ("__main__", "cli")}
+NEIGHBOURS = {("client", "task"), ("client", "housekeeping"), ("housekeeping", "connected"), ("__main__", "cli")}
 """Imports within one row: (who, from whom)."""
 
 ALONE: dict[str, set[str]] = {
-    "_keeper": set(),
-    "_kept": {"errors", "_keeper", "_nats_server"},
-    "_nats_server": {"errors", "names"},
-    "devserver": {"errors", "inputs", "names", "_keeper", "_kept", "_nats_server"},
-    "cluster": {"errors", "_nats_server", "devserver"},
+    "server.supervisor": set(),
+    "server.binary": {"errors", "protocol.names"},
+    "server": {"errors", "inputs", "settings", "protocol.names", "server.supervisor", "server.binary"},
 }
 """Rooms that import from these only, whatever stands above them."""
 
@@ -84,7 +76,8 @@ ROW = {room: number for number, row in enumerate(ROOMS) for room in row.split()}
 
 def room_of(module: str) -> str:
     """The room of a module's dotted name: ``nqnb.worker.run`` is in ``worker``, ``nqnb`` in ``nqnb``."""
-    return module.split(".")[1] if "." in module else module
+    own = module.partition(".")[2]
+    return own if own in ROW else own.split(".")[0] or module
 
 
 def is_module(module: str) -> bool:
@@ -183,8 +176,8 @@ def test_the_parser_sees_what_it_should() -> None:
     source = """
 from __future__ import annotations
 import nats.errors
-from nqnb import names
-from nqnb.wire import Status
+from nqnb.protocol import names
+from nqnb.protocol.wire import Status
 from nqnb import Client
 from typing import TYPE_CHECKING
 if TYPE_CHECKING:
@@ -202,8 +195,8 @@ def late():
     assert found == {
         "__future__",
         "nats.errors",
-        "nqnb.names",
-        "nqnb.wire",
+        "nqnb.protocol.names",
+        "nqnb.protocol.wire",
         "nqnb",
         "typing",
         "pandas",

@@ -8,8 +8,8 @@ from rich.text import Text
 from nqnb.cli.tables import Column, Sheet, bar, fields, stack, status
 from nqnb.cli.text import age, clean, duration, receipt_words, size
 from nqnb.demo import DemoRow, DemoState, DemoSummary
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.wire import Status
 
 
 class Board:

@@ -11,8 +11,8 @@ from nqnb.cli.demo_board import took
 from nqnb.cli.tables import Column, Sheet, stack, status
 from nqnb.cli.text import age, line, payload_text, receipt_words, size
 from nqnb.commands.records import Cancelled, Preview, Queues, Receipts, Tasks, Workers
+from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
-from nqnb.wire import Status
 
 _MEANING = {
     "deleted": "before they started",

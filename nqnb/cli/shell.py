@@ -19,8 +19,8 @@ from nqnb.client import Client, connect
 from nqnb.commands import NeedsYes
 from nqnb.commands.records import Progress
 from nqnb.commands.serve import UserCodeError
-from nqnb.detached import choose
 from nqnb.errors import DevServerError, NoServer, NqnbError
+from nqnb.server.detached import choose
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:
-        """See `nqnb.commands.Front.client`; where no server was named, `nqnb.detached.choose` finds it."""
+        """See `nqnb.commands.Front.client`; where no server was named, `nqnb.server.detached.choose` finds it."""
         choice = choose(**options)
         if self.verbose:
             self.say(f"server {', '.join(choice.settings.urls)}: the address is {choice.source}")

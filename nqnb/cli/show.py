@@ -44,9 +44,9 @@ from nqnb.commands.records import (
 )
 from nqnb.commands.watch import Changes, Snapshot
 from nqnb.demo import DemoState, DemoSummary
+from nqnb.protocol.wire import parse_time
 from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
-from nqnb.wire import parse_time
 
 
 @singledispatch

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nqnb.cli.text import clean, line
-from nqnb.wire import Status
+from nqnb.protocol.wire import Status
 
 _GAP = 2
 

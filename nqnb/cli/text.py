@@ -13,15 +13,15 @@ import msgspec
 
 from nqnb.decode import decode_value
 from nqnb.errors import MalformedMessage, NqnbError
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.wire import Status
-from nqnb.words import UNSAFE
-from nqnb.words import clean as clean
-from nqnb.words import clip as clip
-from nqnb.words import line as line
-from nqnb.words import payload_text as payload_text
-from nqnb.words import receipt_words as receipt_words
-from nqnb.words import size as size
+from nqnb.text import UNSAFE
+from nqnb.text import clean as clean
+from nqnb.text import clip as clip
+from nqnb.text import line as line
+from nqnb.text import payload_text as payload_text
+from nqnb.text import receipt_words as receipt_words
+from nqnb.text import size as size
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -11,8 +11,8 @@ import click
 
 from nqnb.commands.options import Command, front_of, options_of
 from nqnb.demo import DemoSummary, run_demo
-from nqnb.devserver import find_server
 from nqnb.errors import DevServerError
+from nqnb.server.devserver import find_server
 from nqnb.settings import Settings
 from nqnb.version import __version__
 

@@ -25,8 +25,8 @@ from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Cancelled, Preview, Progress, Receipts
 from nqnb.commands.values import status
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, WaitTimeout
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.wire import Status
 
 
 def _open_state(text: str) -> Status:

@@ -11,8 +11,8 @@ from click.shell_completion import CompletionItem
 
 from nqnb.client import Client
 from nqnb.commands.options import front_of, options_of
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.wire import Status
 
 _CONNECT = 0.7
 _ALTOGETHER = 1.5

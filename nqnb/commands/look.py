@@ -14,9 +14,9 @@ from nqnb.commands.arguments import the_age, the_limit, the_states
 from nqnb.commands.options import Command, ask
 from nqnb.commands.records import Queues, Tasks, Workers
 from nqnb.commands.values import queue_name
+from nqnb.protocol.bulk import each_in
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.sweep import each_in
-from nqnb.wire import Status
 
 
 class Filter(Struct, frozen=True):

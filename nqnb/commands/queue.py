@@ -15,9 +15,9 @@ from nqnb.commands.options import Group, ask, front_of, help_alone
 from nqnb.commands.records import Emptied, Preview, Progress, Queues
 from nqnb.commands.values import queue_name
 from nqnb.errors import QueueInUse
+from nqnb.protocol.bulk import unknown_queue
+from nqnb.protocol.wire import Status
 from nqnb.records import PurgeReceipt, QueueInfo
-from nqnb.sweep import unknown_queue
-from nqnb.wire import Status
 
 _STOPPING_TAKES = 30.0
 """Seconds that a forced delete waits for code to stop, where nothing else is said."""

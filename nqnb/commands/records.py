@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct, structs
 
 from nqnb.errors import ConnectionFailed, NoRoom, NqnbError, TaskError, Unconfirmed, UnknownTask
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
-from nqnb.wire import Status
 
 if TYPE_CHECKING:
     from typing_extensions import Self

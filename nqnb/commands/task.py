@@ -15,9 +15,9 @@ from nqnb.commands.options import Group, ask, front_of, help_alone
 from nqnb.commands.records import Receipts, Requeued, RequeuedTask, Tasks, TaskStatus, Value
 from nqnb.commands.values import seconds, task_id
 from nqnb.errors import NqnbError, TaskFailed
+from nqnb.protocol.bulk import each_in
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.sweep import each_in
-from nqnb.wire import Status
 
 
 @click.group(cls=Group)

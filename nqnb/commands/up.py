@@ -8,17 +8,17 @@ from pathlib import Path
 import click
 import platformdirs
 
-from nqnb import detached
-from nqnb.aside import first_of
+from nqnb._tasks import first_of
 from nqnb.client import connect
 from nqnb.commands.arguments import one_of
 from nqnb.commands.complete import OPEN
 from nqnb.commands.options import Command, front_of
 from nqnb.commands.records import DetachedServer, Preview, ServerUp
 from nqnb.commands.values import FilePath, queue_name
-from nqnb.detached import Condition, Detached
-from nqnb.devserver import DevServer
 from nqnb.errors import DevServerError, NqnbError
+from nqnb.server import detached
+from nqnb.server.detached import Condition, Detached
+from nqnb.server.devserver import DevServer
 
 _LOOK = 0.5
 """Seconds between looks at whether the server still runs."""

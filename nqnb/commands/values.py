@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from nqnb import names
 from nqnb.durations import LONGEST_SECONDS, read_length
 from nqnb.errors import BadInput
 from nqnb.inputs import shown
+from nqnb.protocol import names
+from nqnb.protocol.wire import Status
 from nqnb.states import check_status
-from nqnb.wire import Status
 
 
 class FilePath(click.Path):

@@ -17,8 +17,8 @@ from nqnb.commands.look import fetch_all
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.values import seconds, task_id
 from nqnb.errors import ConnectionFailed, NoJetStream, NoResponders, NqnbError, Unconfirmed, UnknownTask
+from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
-from nqnb.wire import Status
 
 _SHORTEST = 0.25
 _PATIENCE = 1.0

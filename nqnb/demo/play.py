@@ -22,13 +22,13 @@ from nqnb.demo.parcels import (
     make_parcels,
 )
 from nqnb.demo.records import DemoRow, DemoState, DemoSummary
-from nqnb.devserver import DevServer
 from nqnb.errors import NotCancellable
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.retry import Backoff
+from nqnb.server.devserver import DevServer
 from nqnb.settings import Settings
 from nqnb.task import Task
-from nqnb.wire import Status
 from nqnb.worker.worker import Worker
 
 SLOTS = 4

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.wire import Status
 
 
 @dataclass

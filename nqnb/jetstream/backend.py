@@ -10,8 +10,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from nqnb import names
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.buckets import ensure_bucket
@@ -25,6 +24,7 @@ from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.queues import born, foreign_subjects, queue_infos, queue_names
 from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, delete_stream, ensure_queue, find_stream
+from nqnb.protocol import names
 from nqnb.records import QueueInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from nqnb import names
 from nqnb.errors import NoRoom, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.streams import NOT_FOUND, create_stream, server_before
+from nqnb.protocol import names
 
 log = logging.getLogger("nqnb.streams")
 

@@ -12,15 +12,15 @@ from collections.abc import Callable
 
 from nats.aio.subscription import Subscription
 
-from nqnb import names
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.errors import ConnectionFailed, InvalidTaskId, MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, ensure_queue
+from nqnb.protocol import names
+from nqnb.protocol.wire import CancelMessage, CancelRecord
 from nqnb.store import Unsubscribe
-from nqnb.wire import CancelMessage, CancelRecord
 
 log = logging.getLogger("nqnb.cancels")
 

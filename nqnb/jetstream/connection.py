@@ -20,7 +20,7 @@ import msgspec
 import nats.errors
 from nats.aio.subscription import Subscription
 
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.decode import UNREADABLE
 from nqnb.elapsed import elapsed
 from nqnb.errors import (
@@ -48,8 +48,8 @@ from nqnb.jetstream.translate import (
     refused,
     translated,
 )
+from nqnb.protocol.wire import parse_time
 from nqnb.settings import Settings
-from nqnb.wire import parse_time
 
 T = TypeVar("T")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nqnb import names
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, server_before
+from nqnb.protocol import names
 
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
 """The server wants an end of every pause; a nanosecond count has no room for a later century than the 23rd."""

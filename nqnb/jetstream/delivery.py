@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nqnb import names
 from nqnb.elapsed import elapsed
 from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.lane import Message
+from nqnb.protocol import names
 
 LONGEST_PUT_BACK = 3600.0
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import msgspec
 import nats.errors
 
-from nqnb import names
-from nqnb.aside import first_of
+from nqnb._tasks import first_of
 from nqnb.errors import ConnectionFailed, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.listing import OPERATION, make_consumer
 from nqnb.jetstream.translate import address
+from nqnb.protocol import names
 from nqnb.store import Entry, StateStore
 
 log = logging.getLogger("nqnb.feed")

@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable
 import msgspec
 import nats.errors
 
-from nqnb import names
 from nqnb.decode import UNREADABLE, shown
 from nqnb.errors import BadInput, NoResponders, NoRoom, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, no_stream
@@ -18,8 +17,9 @@ from nqnb.jetstream.listing import OPERATION, list_entries
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.jetstream.translate import ApiError, refused
+from nqnb.protocol import names
+from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, Unsubscribe
-from nqnb.wire import parse_time
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166

@@ -14,16 +14,16 @@ from collections.abc import AsyncGenerator
 import msgspec
 import nats.errors
 
-from nqnb import names
-from nqnb.aside import first_of
+from nqnb._tasks import first_of
 from nqnb.elapsed import elapsed
 from nqnb.errors import ConnectionFailed, NoResponders, ServerRefused, Unconfirmed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.streams import NOT_FOUND
+from nqnb.protocol import names
+from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry
-from nqnb.wire import parse_time
 
 OPERATION = "KV-Operation"
 """The header of a marker, which says that a key was removed."""

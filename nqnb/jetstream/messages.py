@@ -8,11 +8,11 @@ import functools
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from nqnb import names
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.streams import NOT_FOUND
-from nqnb.wire import parse_time
+from nqnb.protocol import names
+from nqnb.protocol.wire import parse_time
 
 MESSAGE_NOT_FOUND = (10037, 10043, 10057)
 _WALKERS = 64

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from nqnb import names
 from nqnb.elapsed import elapsed
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.backend import Backend
@@ -22,7 +21,8 @@ from nqnb.jetstream.connection import EXPECTED_REVISION
 from nqnb.jetstream.kv import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.jetstream.streams import NOT_FOUND, ensure_queue
-from nqnb.wire import parse_time
+from nqnb.protocol import names
+from nqnb.protocol.wire import parse_time
 
 log = logging.getLogger("nqnb.pull")
 

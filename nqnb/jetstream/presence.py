@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import msgspec
 
-from nqnb import names
 from nqnb.decode import SkipLog
 from nqnb.elapsed import elapsed
 from nqnb.errors import MalformedMessage, NqnbError, ServerRefused
@@ -20,8 +19,9 @@ from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.listing import make_consumer
 from nqnb.jetstream.roster import decode_presence, encode_presence
 from nqnb.jetstream.streams import NOT_FOUND
+from nqnb.protocol import names
+from nqnb.protocol.wire import parse_time
 from nqnb.records import WorkerInfo, moment
-from nqnb.wire import parse_time
 
 
 class _Written(NamedTuple):

@@ -15,8 +15,7 @@ import msgspec
 import nats.errors
 from nats.aio.subscription import Subscription
 
-from nqnb import names
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
@@ -25,6 +24,7 @@ from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.lane import Message
 from nqnb.jetstream.streams import QueueStreams, ensure_queue
+from nqnb.protocol import names
 
 log = logging.getLogger("nqnb.pull")
 

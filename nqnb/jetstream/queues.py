@@ -6,12 +6,12 @@ import math
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from nqnb import names
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.streams import NOT_FOUND, find_stream, list_streams
+from nqnb.protocol import names
+from nqnb.protocol.wire import parse_time
 from nqnb.records import QueueInfo, moment
-from nqnb.wire import parse_time
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from nqnb import names
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection, PubAck
 from nqnb.jetstream.streams import NOT_FOUND, server_before
+from nqnb.protocol import names
 
 
 def can_schedule(connection: Connection) -> bool:

@@ -16,12 +16,12 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from nqnb import lifecycle, names
 from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.messages import StreamMessage, read_messages
 from nqnb.jetstream.streams import NOT_FOUND, ensure_queue, server_before
-from nqnb.wire import Status, TaskMessage
+from nqnb.protocol import lifecycle, names
+from nqnb.protocol.wire import Status, TaskMessage
 
 log = logging.getLogger("nqnb.pull")
 

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from nqnb import names
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
+from nqnb.protocol import names
 
 NOT_FOUND = (10059, 10014)
 """API errors: no such stream, no such consumer."""

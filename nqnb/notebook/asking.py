@@ -8,7 +8,7 @@ from typing import Any
 from IPython.core.error import StdinNotImplementedError
 
 from nqnb.commands import NeedsYes
-from nqnb.words import clean
+from nqnb.text import clean
 
 _LOOK = 300
 """Milliseconds in which the other cells of a Run All arrive, behind the one that asks."""

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from nqnb import detached as detached_server
 from nqnb.client import Client
 from nqnb.errors import ConnectionFailed, NqnbError
-from nqnb.names import bucket_stream
 from nqnb.notebook.local import Local
+from nqnb.protocol.names import bucket_stream
 from nqnb.records import QueueInfo, WorkerInfo
+from nqnb.server import detached as detached_server
 from nqnb.store import StateStore
-from nqnb.words import size
+from nqnb.text import size
 
 _MOST = 8
 """Queues, and workers, that a card names."""

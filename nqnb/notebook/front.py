@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import click
 
-from nqnb import detached
 from nqnb.cli.still import still
 from nqnb.client import Client, connect
 from nqnb.errors import ConnectionFailed
@@ -21,7 +20,8 @@ from nqnb.notebook.failures import in_a_cell
 from nqnb.notebook.live import Live
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
-from nqnb.words import clean, line
+from nqnb.server import detached
+from nqnb.text import clean, line
 
 T = TypeVar("T")
 

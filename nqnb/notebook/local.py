@@ -9,14 +9,14 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, get_args
 
-from nqnb import names
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, InvalidHandler
 from nqnb.inputs import shown
 from nqnb.notebook.kernel import KernelLoop
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.prints import ROUTING, Elsewhere, printing
+from nqnb.protocol import names
 from nqnb.records import WorkerInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore

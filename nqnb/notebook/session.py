@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nqnb import names
 from nqnb.cancelling import cancel_all
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NqnbError
@@ -17,9 +16,10 @@ from nqnb.notebook.housekeeping import Housekeeping
 from nqnb.notebook.local import Place
 from nqnb.notebook.submitting import Submitting
 from nqnb.notebook.task import SessionTask
+from nqnb.protocol import names
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.retry import Backoff
-from nqnb.wire import Status
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,12 +6,12 @@ import asyncio
 import atexit
 from typing import Any
 
-from nqnb import detached
 from nqnb.errors import BadInput, DevServerError, NoServer
 from nqnb.notebook import pump
 from nqnb.notebook.log import KEPT
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
+from nqnb.server import detached
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from nqnb import names
 from nqnb.client import IN_FLIGHT, not_submitted
 from nqnb.errors import NqnbError
 from nqnb.inputs import check_choice, check_optional_flag, shown
@@ -16,8 +15,9 @@ from nqnb.notebook.connected import Connected
 from nqnb.notebook.progress import SubmitProgress
 from nqnb.notebook.task import SessionTask
 from nqnb.notebook.tasklist import TaskList
-from nqnb.submit import Payloads, Timeout, make_message
-from nqnb.sweep import outcomes_of
+from nqnb.protocol import names
+from nqnb.protocol.bulk import outcomes_of
+from nqnb.protocol.submit import Payloads, Timeout, make_message
 
 if TYPE_CHECKING:
     from nqnb.notebook.session import Session

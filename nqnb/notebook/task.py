@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nqnb.durations import Duration
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.wire import Status
 
 if TYPE_CHECKING:
     from nqnb.notebook.session import Session

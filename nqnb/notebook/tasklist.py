@@ -12,9 +12,9 @@ from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NqnbError, TaskError, WaitTimeout
 from nqnb.inputs import check_choice, check_optional_flag
 from nqnb.notebook.task import SessionTask
+from nqnb.protocol.bulk import outcomes_of
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.sweep import outcomes_of
-from nqnb.wire import Status
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from nqnb.cancelling import cancel_all
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
+from nqnb.protocol.bulk import AT_ONCE, outcomes_of
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt
-from nqnb.sweep import AT_ONCE, outcomes_of
-from nqnb.wire import Status
 
 if TYPE_CHECKING:
     from nqnb.notebook.connected import Connected

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.client import Client
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
+from nqnb.protocol.bulk import AT_ONCE, outcomes_of
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
-from nqnb.sweep import AT_ONCE, outcomes_of
 
 if TYPE_CHECKING:
     from nqnb.widgets.rows import Rows

@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from nqnb.devserver import DevServer
+from nqnb.server.devserver import DevServer
 
 
 class Proxy:

@@ -10,7 +10,7 @@ from nqnb.store import StateStore
 from nqnb.testing.checks import Patient, fail, grown, listed, race, refused, same
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/_=."
-"""What keys are made of: that of task ids, see `nqnb.names`."""
+"""What keys are made of: that of task ids, see `nqnb.protocol.names`."""
 KEYS = {"every-character": f"{ALPHABET[:-1]}.z", "path-like": "a/b/c.d.e", "longest": "k" * 200}
 
 

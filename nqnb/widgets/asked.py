@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from nqnb.words import line
+from nqnb.text import line
 
 
 class Asked:

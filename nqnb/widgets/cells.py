@@ -9,9 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from nqnb.frames import due_at, error_text, preview, share
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.wire import Status
-from nqnb.words import clean, line, payload_text, receipt_words, size
+from nqnb.text import clean, line, payload_text, receipt_words, size
 
 WIDEST = 2000
 """Characters of a line in an opened row."""

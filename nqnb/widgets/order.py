@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from nqnb.frames import run_time, share
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.wire import Status
-from nqnb.words import line
+from nqnb.text import line
 
 Key = tuple[bool, Any, str]
 

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.widgets import cells
 from nqnb.widgets.asked import Asked
 from nqnb.widgets.order import COLUMNS, Order
 from nqnb.widgets.throughput import Throughput
-from nqnb.wire import Status
 
 
 class Rows:

@@ -10,11 +10,11 @@ from datetime import datetime, timezone
 from html import escape
 
 from nqnb.frames import error_text, preview, run_time, share
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
+from nqnb.text import line
 from nqnb.widgets.cells import attempt
 from nqnb.widgets.rows import Rows
-from nqnb.wire import Status
-from nqnb.words import line
 
 MOST = 50
 """Rows at most, unless told."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from nqnb.protocol.wire import Status
 from nqnb.widgets.order import COLUMNS
 from nqnb.widgets.rows import Rows
-from nqnb.wire import Status
 
 SIZES = (10, 20, 50, 100)
 """How many rows a page may have."""

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UNSET
 
-from nqnb import lifecycle
 from nqnb.errors import (
     MalformedMessage,
     NoResponders,
@@ -21,9 +20,10 @@ from nqnb.errors import (
     Unconfirmed,
 )
 from nqnb.jetstream.backend import Backend
-from nqnb.lifecycle import ClaimStep
-from nqnb.submit import META_RESERVE
-from nqnb.wire import CancelRecord, Status, TaskMessage
+from nqnb.protocol import lifecycle
+from nqnb.protocol.lifecycle import ClaimStep
+from nqnb.protocol.submit import META_RESERVE
+from nqnb.protocol.wire import CancelRecord, Status, TaskMessage
 from nqnb.worker.run import PRESENCE, Run
 
 log = logging.getLogger("nqnb.worker")

@@ -24,8 +24,8 @@ from nqnb.errors import (
 )
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.translate import STREAM_FULL
-from nqnb.lifecycle import Ended
-from nqnb.wire import CancelRecord, ErrorInfo, Meta, Status, as_go
+from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, as_go
 from nqnb.worker.claim import TOO_LARGE, read_intent
 from nqnb.worker.executors import Result
 from nqnb.worker.job import plain_text

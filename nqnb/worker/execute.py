@@ -9,10 +9,10 @@ import time
 
 import msgspec
 
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
-from nqnb.lifecycle import Ended
+from nqnb.protocol.lifecycle import Ended
 from nqnb.records import moment
 from nqnb.worker.claim import read_entry, write_entry
 from nqnb.worker.executors import Result, make_executor

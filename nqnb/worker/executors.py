@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from nqnb.errors import JobCancelled
-from nqnb.lifecycle import Ended
+from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.handlers import Handler
 from nqnb.worker.interrupts import Interrupter
 from nqnb.worker.job import Job

@@ -8,8 +8,6 @@ import logging
 import msgspec
 from msgspec import UnsetType
 
-from nqnb import lifecycle
-from nqnb.cancel import HEADERS
 from nqnb.errors import (
     BadInput,
     ConnectionFailed,
@@ -20,9 +18,11 @@ from nqnb.errors import (
     Unconfirmed,
 )
 from nqnb.jetstream.backend import Backend
-from nqnb.lifecycle import Ended, FinishStep
-from nqnb.wire import Meta, Status, TaskMessage
-from nqnb.words import line
+from nqnb.protocol import lifecycle
+from nqnb.protocol.cancel import HEADERS
+from nqnb.protocol.lifecycle import Ended, FinishStep
+from nqnb.protocol.wire import Meta, Status, TaskMessage
+from nqnb.text import line
 from nqnb.worker.claim import Seen, is_too_large, read_entry, write_entry
 from nqnb.worker.describe import Useless, describe, receipt, shortened, with_small_entry
 from nqnb.worker.execute import Poisoned

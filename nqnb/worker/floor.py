@@ -10,16 +10,16 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from nqnb import names
-from nqnb.aside import first_of, spawn
+from nqnb._tasks import first_of, spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
-from nqnb.lifecycle import Ended
-from nqnb.wire import CancelRecord, TaskMessage
+from nqnb.protocol import names
+from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
 from nqnb.worker.executors import Result

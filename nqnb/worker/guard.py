@@ -18,15 +18,15 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from nqnb.aside import few_at_once, first_of, log_aside, spawn
+from nqnb._tasks import few_at_once, first_of, log_aside, spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.presence import Presence
+from nqnb.protocol.wire import CancelRecord
 from nqnb.records import WorkerInfo
 from nqnb.settings import Settings
-from nqnb.wire import CancelRecord
 from nqnb.worker.pulse import MISSED, TICKS, Pulse
 from nqnb.worker.run import Run, Stop
 from nqnb.worker.stack import REPEAT_SECONDS, Place

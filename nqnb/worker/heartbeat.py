@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from nqnb import lifecycle
-from nqnb.cancel import write_intent
 from nqnb.errors import NoResponders, NqnbError
 from nqnb.jetstream.backend import Backend
-from nqnb.lifecycle import BeatStep
-from nqnb.wire import CancelRecord
+from nqnb.protocol import lifecycle
+from nqnb.protocol.cancel import write_intent
+from nqnb.protocol.lifecycle import BeatStep
+from nqnb.protocol.wire import CancelRecord
 from nqnb.worker.claim import Seen, read_entry, read_intent, write_entry
 from nqnb.worker.run import Run, Stop
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from nqnb.durations import LONGEST_SECONDS, Duration, check_seconds
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.inputs import kind_of, shown
-from nqnb.wire import Progress
+from nqnb.protocol.wire import Progress
 
 LOG_LINES = 20
 LINE_LENGTH = 200

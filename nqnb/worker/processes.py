@@ -22,8 +22,8 @@ import cloudpickle  # type: ignore[import-untyped]  # it has no types
 import msgspec
 
 from nqnb.errors import InvalidHandler, UnencodableValue
-from nqnb.lifecycle import Ended
-from nqnb.wire import Progress
+from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.wire import Progress
 from nqnb.worker.executors import Executor, Result
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job

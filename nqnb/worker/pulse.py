@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from nqnb.aside import spawn
+from nqnb._tasks import spawn
 from nqnb.elapsed import elapsed
 
 TICKS = 24

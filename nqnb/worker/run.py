@@ -11,7 +11,7 @@ import msgspec
 
 from nqnb.elapsed import elapsed
 from nqnb.jetstream.delivery import Delivery
-from nqnb.wire import CancelRecord, TaskMessage
+from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.worker.executors import Executor
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job

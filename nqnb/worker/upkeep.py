@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nqnb.aside import few_at_once, spawn
+from nqnb._tasks import few_at_once, spawn
 from nqnb.elapsed import elapsed
 from nqnb.errors import NoResponders, NoRoom, NqnbError, ServerRefused, Unavailable
 from nqnb.jetstream.backend import Backend

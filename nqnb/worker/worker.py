@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nqnb import names
 from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.inputs import check_count, check_flag, shown
+from nqnb.protocol import names
 from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff
 from nqnb.settings import Settings

@@ -24,7 +24,7 @@ import nats.errors
 import nats.js.errors
 
 import nqnb
-from nqnb.cluster import Cluster
+from nqnb.server.cluster import Cluster
 
 SETTLE_SECONDS = 1.5
 """Seconds of normal work before and after a kill."""

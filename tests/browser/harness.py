@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nqnb
+from nqnb.protocol.wire import Meta, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.table import TaskTable
-from nqnb.wire import Meta, Status, TaskMessage
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Route

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from harness import Bench, task
 
+from nqnb.protocol.wire import ErrorInfo, Progress, Status
 from nqnb.records import TaskBatch
-from nqnb.wire import ErrorInfo, Progress, Status
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

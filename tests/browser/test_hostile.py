@@ -12,7 +12,7 @@ from bucket import Bucket
 from sheets import Sheet
 
 import nqnb
-from nqnb.wire import ErrorInfo, Meta, Progress, Status, TaskMessage
+from nqnb.protocol.wire import ErrorInfo, Meta, Progress, Status, TaskMessage
 
 EVIL = (
     "<script>window.pwned=1</script><img src=x onerror='window.pwned=2'>\"'`&amp;</td></table>"

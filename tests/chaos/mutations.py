@@ -13,10 +13,10 @@ import json
 import sys
 from typing import Any
 
-from nqnb import cancel
 from nqnb.jetstream.backend import Backend
+from nqnb.protocol import cancel
+from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
 from nqnb.testing.chaos import ChaosOptions, run_chaos
-from nqnb.wire import CancelRecord, Meta, Status, TaskMessage
 from nqnb.worker import claim, finish, floor
 from nqnb.worker.run import Run
 

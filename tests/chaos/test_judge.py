@@ -8,6 +8,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
 from nqnb.testing.chaos import Rule
 from nqnb.testing.chaos.diary import Line
 from nqnb.testing.chaos.evidence import CancelSeen, Evidence, FaultSeen, LifeSeen, Revision, SubmitSeen
@@ -15,7 +16,6 @@ from nqnb.testing.chaos.figures import figures
 from nqnb.testing.chaos.judge import judge
 from nqnb.testing.chaos.plan import Kind, Moment, TaskPlan
 from nqnb.testing.chaos.report import tell, timeline
-from nqnb.wire import ErrorInfo, Meta, Status, TaskMessage
 
 TASK = "t1"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nqnb import lifecycle
-from nqnb.lifecycle import CancelStep
-from nqnb.wire import Status
+from nqnb.protocol import lifecycle
+from nqnb.protocol.lifecycle import CancelStep
+from nqnb.protocol.wire import Status
 
 from .explorer import Step
 from .records import Ask, Client, Entry, Fault, Link, Place

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nqnb.lifecycle import Ended
-from nqnb.wire import Status
+from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.wire import Status
 
 from .records import Link, Phase, Place
 from .state import State

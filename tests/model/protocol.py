@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from nqnb import lifecycle
-from nqnb.lifecycle import Ended
+from nqnb.protocol import lifecycle
+from nqnb.protocol.lifecycle import Ended
 
 from .clients import cancel, submit
 from .explorer import Exploration, Step, explore

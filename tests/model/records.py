@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from nqnb.lifecycle import Ended
-from nqnb.wire import Status
+from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.wire import Status
 
 
 class Place(enum.IntEnum):

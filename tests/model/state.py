@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple, TypeVar
 
-from nqnb.wire import Meta, TaskMessage
+from nqnb.protocol.wire import Meta, TaskMessage
 
 from .records import Client, Delivery, Entry, Fault, Place, Worker
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from nqnb.wire import Status
+from nqnb.protocol.wire import Status
 
 from .explorer import Exploration
 from .invariants import settled

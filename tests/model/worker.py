@@ -1,12 +1,12 @@
-"""A worker's steps, one network effect each; what it decides comes from `nqnb.lifecycle`."""
+"""A worker's steps, one network effect each; what it decides comes from `nqnb.protocol.lifecycle`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nqnb import lifecycle
-from nqnb.lifecycle import BeatStep, ClaimStep, Ended, FinishStep
-from nqnb.wire import Status
+from nqnb.protocol import lifecycle
+from nqnb.protocol.lifecycle import BeatStep, ClaimStep, Ended, FinishStep
+from nqnb.protocol.wire import Status
 
 from .explorer import Step
 from .records import Delivery, Entry, Fault, Link, Phase, Place

@@ -15,7 +15,7 @@ from nqnb.client import Client, connect
 from nqnb.errors import DevServerError, NqnbError, ServerRefused
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.streams import NOT_FOUND
-from nqnb.names import CONSUMER
+from nqnb.protocol.names import CONSUMER
 from nqnb.testing.chaos.evidence import Evidence
 from nqnb.testing.chaos.faults import CLOCK_SECONDS, Faults
 from nqnb.testing.chaos.figures import figures

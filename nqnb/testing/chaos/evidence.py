@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.testing.chaos.diary import HANDLER_WORDS, Line
 from nqnb.testing.chaos.plan import Moment, TaskPlan
-from nqnb.wire import Status, TaskMessage
 
 
 @dataclass(slots=True)

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from nqnb.protocol.wire import Status
 from nqnb.testing.chaos.evidence import CancelSeen, Evidence
 from nqnb.testing.chaos.plan import Moment
-from nqnb.wire import Status
 
 _CLAIM_SECONDS = 0.01
 _STARTED_SECONDS = 0.05

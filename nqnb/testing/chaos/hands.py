@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from nqnb.client import Client, connect
 from nqnb.errors import NotCancellable, NqnbError, TaskExists, Unconfirmed, UnknownTask
+from nqnb.protocol.wire import Status
 from nqnb.settings import Settings
 from nqnb.testing.chaos.labour import read_orders, shift_clock
-from nqnb.wire import Status
 
 
 @dataclass(frozen=True)

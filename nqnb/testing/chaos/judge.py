@@ -6,9 +6,9 @@ import enum
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from nqnb.protocol.wire import Status
 from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen, within
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, Kind
-from nqnb.wire import Status
 
 SLACK_SECONDS = 0.05
 """By so much the server's clock and ours, as far as they are compared, may be apart."""

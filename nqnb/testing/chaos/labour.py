@@ -18,8 +18,8 @@ from importlib import import_module
 from typing import Any
 
 import nqnb
-from nqnb import lifecycle
 from nqnb.errors import JobCancelled, NqnbError
+from nqnb.protocol import lifecycle
 from nqnb.settings import Settings
 from nqnb.testing.chaos.diary import NOBODY, StallWatch, write_line
 from nqnb.testing.chaos.plan import PATIENT_SECONDS, Kind

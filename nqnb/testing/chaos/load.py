@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nqnb.errors import MalformedMessage
-from nqnb.names import new_task_id
+from nqnb.protocol.names import new_task_id
+from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.testing.chaos.evidence import CancelSeen, SubmitSeen
 from nqnb.testing.chaos.hands import Hand
 from nqnb.testing.chaos.plan import CancelPlan, Moment, TaskPlan
-from nqnb.wire import Status, TaskMessage
 
 _SIGN_TAKES_SECONDS = 15.0
 """Seconds after which a cancel comes without the sign of the moment that it aims at."""

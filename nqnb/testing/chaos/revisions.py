@@ -9,8 +9,8 @@ from collections import defaultdict
 from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
+from nqnb.protocol.wire import TaskMessage, parse_time
 from nqnb.testing.chaos.evidence import Revision
-from nqnb.wire import TaskMessage, parse_time
 
 HISTORY = 64
 """Revisions that the state bucket keeps of each task: the most that a bucket can, and more than a task has."""

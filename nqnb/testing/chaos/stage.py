@@ -14,16 +14,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from nqnb.cluster import Cluster
 from nqnb.credentials import LOGINS
-from nqnb.devserver import DevServer
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
+from nqnb.protocol.wire import parse_time
+from nqnb.server.cluster import Cluster
+from nqnb.server.devserver import DevServer
 from nqnb.settings import Settings
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, ChaosOptions, Kind
 from nqnb.testing.chaos.revisions import keep_history
 from nqnb.testing.proxy import Proxy
-from nqnb.wire import parse_time
 
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
 _BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")

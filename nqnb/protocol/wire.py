@@ -1,0 +1,317 @@
+"""The NQ messages: what goes over the wire, with Go's field names, in Go's order.
+
+A message without ``Meta`` encodes to the very bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
+missing and ``null`` fields. Fields of nqnb's own live under ``Meta``; Go ignores it when reading and drops it when it
+rewrites an entry, so a guarantee never rests on it alone. ``Meta`` may grow new optional fields; none is ever renamed.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import re
+import sys
+from datetime import datetime, timezone
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed, shown
+from nqnb.errors import MalformedMessage
+from nqnb.protocol import names
+
+T = TypeVar("T", bound=Struct)
+
+
+class Status(enum.IntEnum):
+    """NQ's states of a task, with NQ's numbers."""
+
+    PENDING = 0
+    PROCESSING = 1
+    FAILED = 2
+    COMPLETED = 3
+    CANCELLED = 4
+    """Cancelled after it had started, or while it waited for a retry."""
+    DELETED = 5
+    """Cancelled before it ever started."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a task never leaves this state."""
+        return self >= Status.FAILED
+
+    @property
+    def label(self) -> str:
+        """The state's name in lower case, as people see it."""
+        return self.name.lower()
+
+
+class ErrorInfo(Struct, omit_defaults=True):
+    """Why a task failed: the exception's type, its text, and its traceback, all as text."""
+
+    type: str = ""
+    message: str = ""
+    traceback: str = ""
+
+
+class Progress(Struct, omit_defaults=True):
+    """How far a handler says it is: ``done`` of ``total`` (0 = unknown), and a word about it."""
+
+    done: float = 0
+    total: float = 0
+    text: str = ""
+
+
+class CancelRecord(Struct, omit_defaults=True):
+    """One cancel's history; times are Unix seconds by the server's clock, 0 = not yet."""
+
+    by: str = ""
+    requested_at: Moment = 0
+    delivered_at: Moment = 0
+    stopped_at: Moment = 0
+    worker: str = ""
+    how: str = ""
+
+    @classmethod
+    def of_intent(cls, data: bytes) -> CancelRecord:
+        """Return the record of a cancel request. Whatever its bytes are, it says that the task is to be cancelled.
+
+        Its texts are clipped, since the worker copies them into the task's entry.
+        """
+        try:
+            return _intent_decoder.decode(data).clipped()
+        except UNREADABLE:
+            return cls()
+
+    def clipped(self) -> CancelRecord:
+        """Return the record with short texts."""
+        by, worker, how = (text[:LONGEST_NAME] for text in (self.by, self.worker, self.how))
+        return msgspec.structs.replace(self, by=by, worker=worker, how=how)
+
+
+class Meta(Struct, omit_defaults=True):
+    """What nqnb knows of a task beyond NQ. Times are Unix seconds by the server's clock, 0 = not yet."""
+
+    client: str = ""
+    submitted_at: Moment = 0
+    worker: str = ""
+    """The worker that holds the task; empty again when it was handed back."""
+    claim: str = ""
+    """Differs for every claim, so a worker can tell its own write from a later one."""
+    started_at: Moment = 0
+    finished_at: Moment = 0
+    not_before: Moment = 0
+    """When the next attempt is due."""
+    crashes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    """How often in a row its worker went silent while it ran."""
+    progress: Progress | None = None
+    log: list[str] = []
+    error: ErrorInfo | None = None
+    result: msgspec.Raw | UnsetType = UNSET
+    """The result as JSON, where there is one and it is small."""
+    result_key: str = ""
+    """The key in the bucket nq-results, where the result is large."""
+    cancel: CancelRecord | None = None
+    origin: str = ""
+    """The task that was first submitted, where this one is that one requeued."""
+
+
+_Meta = Meta  # inside TaskMessage the name is the field's
+
+
+class TaskMessage(Struct):
+    """A task, as it stands in ``<q>.task`` and in ``$KV.nq-store.<id>``."""
+
+    Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
+    ID: str = ""
+    StreamName: str = ""
+    Queue: str = ""
+    Payload: bytes | None = None
+    Status: Status = Status.PENDING
+    Timeout: Int64 = 0
+    """Seconds; 0 = none."""
+    Deadline: Int64 = 0
+    """Unix seconds; 0 = none."""
+    ProcessAt: str | UnsetType = UNSET
+    """RFC 3339, kept as the text that came (Go writes nanoseconds); only NQ's scheduling branch has it."""
+    CompletedAt: Int64 = 0
+    CurrentRetry: Int64 = 0
+    MaxRetry: Int64 = 0
+    Meta: Meta | UnsetType = UNSET
+
+    def encode(self) -> bytes:
+        """The JSON that goes over the wire."""
+        return as_go(_encoder.encode(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> TaskMessage:
+        """Read a task message.
+
+        Raises:
+            MalformedMessage: not JSON, not an object, a field of another type, a number that Go or a calendar does not
+                have, or no ``ID`` or ``Queue``.
+        """
+        message = _decode(data, _task_decoder)
+        if not message.ID or not message.Queue:
+            raise MalformedMessage("a task message needs an ID and a Queue", data)
+        if message.Sequence > _LARGEST_SEQUENCE:
+            raise malformed("an NQ message", "its Sequence is out of range", data)
+        return message
+
+    @classmethod
+    def of_entry(cls, key: str, data: bytes) -> TaskMessage:
+        """Read an entry of the state bucket.
+
+        Raises:
+            MalformedMessage: as `decode`, or the entry is another task's, or its id or queue is impossible.
+        """
+        task = cls.decode(data)
+        if key != task.ID:
+            raise MalformedMessage(f"the entry {shown(key)} has the ID {shown(task.ID)} of another task", data)
+        if not names.is_key(task.ID) or not names.is_queue(task.Queue):
+            raise MalformedMessage(
+                f"task {shown(task.ID)} or its queue {shown(task.Queue)} has an impossible name", data
+            )
+        return task
+
+    def lean(self) -> TaskMessage:
+        """Return the task without its payload and with short texts, for a server that does not take all of it."""
+        meta, error, cancel, progress = self.meta, self.meta.error, self.meta.cancel, self.meta.progress
+        return msgspec.structs.replace(
+            self,
+            Payload=None,
+            StreamName=self.StreamName[:LONGEST_NAME],
+            ProcessAt=UNSET if self.ProcessAt is not UNSET and len(self.ProcessAt) > LONGEST_NAME else self.ProcessAt,
+            Meta=msgspec.structs.replace(
+                meta,
+                client=meta.client[:LONGEST_NAME],
+                worker=meta.worker[:LONGEST_NAME],
+                claim=meta.claim[:LONGEST_NAME],
+                origin=meta.origin[:LONGEST_NAME],
+                result_key=meta.result_key if len(meta.result_key) <= 2 * LONGEST_NAME else "",
+                log=[],
+                error=error and ErrorInfo(error.type[:LONGEST_NAME], error.message[:LONGEST_NAME]),
+                cancel=cancel and cancel.clipped(),
+                progress=None if progress and len(progress.text) > LONGEST_NAME else progress,
+            ),
+        )
+
+    @property
+    def marked(self) -> bool:
+        """Whether nqnb wrote this, rather than Go NQ."""
+        return self.Meta is not UNSET
+
+    @property
+    def meta(self) -> _Meta:
+        """``Meta``, or an empty one."""
+        return _Meta() if isinstance(self.Meta, UnsetType) else self.Meta
+
+
+class CancelMessage(Struct):
+    """A cancel, as it is multicast on ``<q>.cancel``."""
+
+    ID: str = ""
+    StreamName: str = ""
+
+    def encode(self) -> bytes:
+        """The JSON that goes over the wire."""
+        return as_go(_encoder.encode(self))
+
+    @classmethod
+    def decode(cls, data: bytes) -> CancelMessage:
+        """Read a cancel message.
+
+        Raises:
+            MalformedMessage: not JSON, not an object, a field of another type, or no ``ID``.
+        """
+        message = _decode(data, _cancel_decoder)
+        if not message.ID:
+            raise MalformedMessage("a cancel message needs an ID", data)
+        return message
+
+
+def parse_time(text: str) -> float:
+    """Return the Unix seconds of an RFC 3339 text with up to nanoseconds.
+
+    0 where it is no date (NQ's "no time" is 1970); infinity for a year above 9999.
+    """
+    if sys.version_info < (3, 11):
+        # It reads neither the Z nor more or fewer digits than these.
+        head, dot, tail = text.partition(".")
+        digits = len(tail) - len(tail.lstrip("0123456789"))
+        text = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if dot else head
+        text = text.replace("Z", "+00:00")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return math.inf if _FAR_YEAR.match(text) else 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
+
+
+_encoder = msgspec.json.Encoder()
+_task_decoder = msgspec.json.Decoder(TaskMessage)
+_cancel_decoder = msgspec.json.Decoder(CancelMessage)
+_intent_decoder = msgspec.json.Decoder(CancelRecord)
+
+
+LONGEST_NAME = 200
+"""Characters of a client's or worker's name, and of a word about a cancel, that are kept."""
+
+_LARGEST_SEQUENCE = 2**64 - 1
+_FAR_YEAR = re.compile(r"\+?[0-9]{5,}-")
+_MOMENTS = frozenset(("submitted_at", "started_at", "finished_at", "not_before", *CancelRecord.__struct_fields__))
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(data)
+    except UNREADABLE:
+        return _decode_leniently(data, decoder)
+
+
+def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    """The slow way, for what Go may also write: ``null`` for a zero value, or a ``Meta`` that is not ours."""
+    try:
+        fields: Any = msgspec.json.decode(data)
+        if not isinstance(fields, dict):
+            raise malformed("an NQ message", "not an object", data)
+        fields = {name: value for name, value in fields.items() if value is not None}
+        try:
+            return decoder.decode(msgspec.json.encode(fields))
+        except msgspec.ValidationError:
+            if "Meta" not in fields or _has_wild_number(fields["Meta"]):
+                raise
+            del fields["Meta"]
+            return decoder.decode(msgspec.json.encode(fields))
+    except UNREADABLE as error:
+        raise malformed("an NQ message", error, data) from None
+
+
+def _has_wild_number(meta: Any) -> bool:
+    """Return whether a ``Meta`` is ours but for a number out of range. Then the message is damaged, and not foreign."""
+    if not isinstance(meta, dict):
+        return False
+    parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
+    return any(
+        isinstance(value, (int, float)) and not 0 <= value < LAST_MOMENT
+        if name in _MOMENTS
+        else isinstance(value, int) and abs(value) >= 2**63
+        for part in parts
+        for name, value in part.items()
+    )
+
+
+_GO_ESCAPES = tuple((text.encode(), b"\\u%04x" % ord(text)) for text in ("<", ">", "&", "\u2028", "\u2029"))
+_ASCII_ESCAPES = _GO_ESCAPES[:3]
+
+
+def as_go(data: bytes) -> bytes:
+    """Return JSON as Go's encoder writes it: five characters escaped, which makes six bytes of one.
+
+    They stand inside strings, and nowhere else in JSON.
+    """
+    for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
+        if plain in data:
+            data = data.replace(plain, escaped)
+    return data

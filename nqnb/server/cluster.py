@@ -1,0 +1,217 @@
+"""A cluster of real nats-servers on this machine, for tests of failover: kill one, kill the leader, restart them.
+
+Each server is a `DevServer`, so none of them outlives this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from typing import Any
+
+from nqnb.errors import DevServerError
+from nqnb.server.binary import HOST
+from nqnb.server.devserver import DevServer
+
+READY_TIMEOUT_SECONDS = 30.0
+"""Seconds that a cluster has to elect its leaders."""
+_ASK_TIMEOUT_SECONDS = 1.0
+_POLL_SECONDS = 0.05
+_PROBE = "nqnb-cluster-probe"
+"""A stream that `Cluster.wait_ready` makes and removes again."""
+
+
+class Cluster:
+    """Nats-servers with JetStream that form one cluster, as ``with Cluster() as cluster:`` or ``async with``.
+
+    Servers are counted from 0. A killed server keeps its address and its store for `restart`.
+
+    Args:
+        size: the number of servers.
+        config: more nats-server configuration for each of them, as text.
+
+    Raises:
+        DevServerError: the size is out of range.
+    """
+
+    def __init__(self, size: int = 3, *, config: str = "") -> None:
+        if not 2 <= size <= 9:
+            raise DevServerError(f"a cluster of {size} servers is not possible: use 2 to 9")
+        self._config = config
+        self._size = size
+        self._held: list[socket.socket] = []
+        self.servers: list[DevServer] = []
+        """The servers; `kill` and `restart` of one of them can be called directly, too."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of all servers, dead ones too. Raises DevServerError where the cluster is not started."""
+        return [server.url for server in self._started()]
+
+    def start(self) -> None:
+        """Start all servers, and return when the cluster takes a stream with a replica on each.
+
+        Raises:
+            DevServerError: a server does not start, or the cluster is not ready within 30 s.
+        """
+        if self.servers:
+            raise DevServerError("the cluster is started already: stop() it first")
+        ports = [self._hold_port() for _ in range(2 * self._size)]
+        clients, routes = ports[: self._size], ports[self._size :]
+        addresses = ", ".join(f'"nats://{HOST}:{port}"' for port in routes)
+        try:
+            for number, (client, route) in enumerate(zip(clients, routes, strict=True)):
+                cluster = f'cluster {{ name: nqnb, listen: "{HOST}:{route}", routes: [{addresses}] }}'
+                text = "\n".join([f"server_name: {_name(number)}", cluster, self._config])
+                server = DevServer(client, config=text)
+                self.servers.append(server)
+                server.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop all servers and remove their stores; nothing happens if they are not started."""
+        servers, self.servers = self.servers, []
+        held, self._held = self._held, []
+        with contextlib.ExitStack() as stack:
+            for port in held:
+                stack.callback(port.close)
+            for server in servers:
+                stack.callback(server.stop)
+
+    def kill(self, number: int) -> None:
+        """Kill one server (SIGKILL), as an outage would."""
+        self._started()[number].kill()
+
+    def restart(self, number: int) -> None:
+        """Start a server again at the same address, on the same store; one that still runs is killed first."""
+        self._started()[number].restart()
+
+    @property
+    def running(self) -> list[int]:
+        """The numbers of the servers that live."""
+        return [number for number, server in enumerate(self.servers) if server.running]
+
+    def leader_of(self, stream: str) -> int | None:
+        """Return the number of the server that leads a stream, None while no live server does."""
+        for number in self.running:
+            with contextlib.suppress(OSError, ValueError):
+                info = _ask(self.servers[number], f"STREAM.INFO.{stream}")
+                leader = (info.get("cluster") or {}).get("leader")
+                for each in self.running:
+                    if leader == _name(each):
+                        return each
+        return None
+
+    def wait_for_leader(self, stream: str, seconds: float = READY_TIMEOUT_SECONDS) -> int:
+        """Wait until a stream has a leader, and return its number.
+
+        Raises:
+            DevServerError: it has none within ``seconds``.
+        """
+        until = time.monotonic() + seconds
+        while (leader := self.leader_of(stream)) is None:
+            if time.monotonic() > until:
+                raise DevServerError(f"stream {stream!r} has no leader after {seconds:g} s: is a majority running?")
+            time.sleep(_POLL_SECONDS)
+        return leader
+
+    def kill_leader(self, stream: str) -> int:
+        """Kill the server that leads a stream, and return its number; waits until the stream has a leader."""
+        leader = self.wait_for_leader(stream)
+        self.kill(leader)
+        return leader
+
+    def wait_ready(self, seconds: float = READY_TIMEOUT_SECONDS) -> None:
+        """Wait until the cluster takes a stream with a replica on each live server.
+
+        Raises:
+            DevServerError: it does not within ``seconds``.
+        """
+        running = self.running
+        until = time.monotonic() + seconds
+        stream = {"name": _PROBE, "subjects": [_PROBE], "storage": "memory", "num_replicas": len(running)}
+        answer: object = None
+        while time.monotonic() < until and running:
+            with contextlib.suppress(OSError, ValueError):
+                answer = _ask(self.servers[running[0]], f"STREAM.CREATE.{_PROBE}", stream)
+                if isinstance(answer, dict) and "error" not in answer:
+                    _ask(self.servers[running[0]], f"STREAM.DELETE.{_PROBE}")
+                    return
+            time.sleep(_POLL_SECONDS)
+        raise DevServerError(f"the cluster is not ready after {seconds:g} s: {len(running)} servers run, {answer!r}")
+
+    def __enter__(self) -> Cluster:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Cluster:
+        starting = asyncio.get_running_loop().run_in_executor(None, self.start)
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread cannot be interrupted, so what it starts is stopped when it is done.
+            await asyncio.wait({starting})
+            await asyncio.to_thread(self.stop)
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self.stop))
+
+    def _started(self) -> list[DevServer]:
+        if not self.servers:
+            raise DevServerError("the cluster is not started: call start(), or use it in a `with` block")
+        return self.servers
+
+    def _hold_port(self) -> int:
+        """Choose a free port, and keep it from others: servers need each other's ports before they start."""
+        port = socket.socket()
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        port.bind((HOST, 0))
+        number = int(port.getsockname()[1])
+        if sys.platform == "linux":
+            # It does not listen, so a server that sets SO_REUSEADDR, as nats-server does, may bind to it beside us.
+            self._held.append(port)
+        else:
+            port.close()
+        return number
+
+
+def _name(number: int) -> str:
+    return f"n{number}"
+
+
+def _ask(server: DevServer, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Call ``$JS.API.<name>`` on one server, over a connection of its own.
+
+    Raises:
+        OSError: the server does not answer.
+        ValueError: the answer is not JSON, because nobody serves the subject.
+    """
+    data = b"" if body is None else json.dumps(body).encode()
+    inbox = "_INBOX.nqnb-cluster"
+    with socket.create_connection((HOST, int(server.url.rpartition(":")[2])), _ASK_TIMEOUT_SECONDS) as sock:
+        sock.sendall(
+            b'CONNECT {"verbose":false,"headers":false}\r\n'
+            + f"SUB {inbox} 1\r\nPUB $JS.API.{name} {inbox} {len(data)}\r\n".encode()
+            + data
+            + b"\r\n"
+        )
+        with sock.makefile("rb") as stream:
+            while line := stream.readline():
+                if line.startswith(b"MSG "):
+                    answer: dict[str, Any] = json.loads(stream.read(int(line.split()[-1])))
+                    return answer
+                if line.startswith(b"-ERR"):
+                    break
+    raise ConnectionError(f"no answer about {name!r}")

@@ -1,0 +1,91 @@
+"""Which server is meant where none was named: NATS_URL, a context, the user's detached server, this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from nqnb.errors import NoServer
+from nqnb.server.detached.state import Condition, Look, look
+from nqnb.settings import Settings
+
+_CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
+_VARIABLES = (
+    *("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS", "NATS_NKEY"),
+    *("NATS_CA", "NATS_CERT", "NATS_KEY"),
+)
+_POLL = 0.1
+_UNSETTLED = (Condition.SILENT, Condition.STARTING)
+"""Conditions that may pass by themselves: it is busy, or just being started or stopped."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The server that was chosen.
+
+    Attributes:
+        settings: how to reach it.
+        source: why it is that one, in words.
+        detached: whether it is the user's detached server.
+        named: whether anything named it; else it is only where a server would be by default.
+    """
+
+    settings: Settings
+    source: str
+    detached: bool = False
+    named: bool = True
+
+    def explained(self, error: NoServer) -> NoServer:
+        """The same error, with the source of the address."""
+        return NoServer(f"{error} (the address is {self.source})", error.url)
+
+
+def choose(*, patient: bool = True, **options: Any) -> Choice:
+    """The server that is meant: the url given, ``NATS_URL``, a NATS CLI context, the detached server, the default.
+
+    Credentials without an address were made for another server than the detached one, so they lead to the default.
+    A detached server that is there and does not answer does not: somebody else's may listen at the default.
+
+    Args:
+        patient: whether a detached server that does not answer has the ``connect_timeout`` for it.
+        **options: fields of `Settings` that were given.
+
+    Raises:
+        BadInput: as `Settings`.
+        NoServer: the detached server is meant, and does not answer, or does not come up.
+    """
+    settings = Settings.of(None, **options)
+    if options.get("url"):
+        return Choice(settings, "the one given")
+    if os.environ.get("NATS_URL"):
+        return Choice(settings, "that of NATS_URL")
+    if settings.context is not None:
+        return Choice(settings, f"that of the NATS context {settings.context!r}")
+    if any(options.get(name) for name in _CREDENTIALS) or any(os.environ.get(name) for name in _VARIABLES):
+        return Choice(settings, "the default, as neither a url nor NATS_URL is given")
+    found = _settled(settings.connect_timeout if patient else 0.0)
+    if found.condition is Condition.RUNNING and found.server is not None:
+        mine = Settings.of(None, **{**options, "url": found.server.url, "token": found.server.token})
+        return Choice(mine, "that of your detached server", detached=True)
+    if found.condition in _UNSETTLED:
+        raise _no_answer(found)
+    return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)
+
+
+def _settled(patience: float) -> Look:
+    """How it stands with the detached server, once that is certain, or so many seconds have passed."""
+    until = time.monotonic() + patience
+    while True:
+        found = look()
+        if found.condition not in _UNSETTLED or time.monotonic() >= until:
+            return found
+        time.sleep(_POLL)
+
+
+def _no_answer(found: Look) -> NoServer:
+    if found.condition is Condition.STARTING:
+        return NoServer(f"{found.problem}; try again in a moment, or name a server with -u or NATS_URL", "")
+    remedy = "end it with `nqnb up --stop`, then `nqnb up --detach`; or name a server with -u or NATS_URL"
+    return NoServer(f"{found.problem}; {remedy}", found.server.url if found.server is not None else "")

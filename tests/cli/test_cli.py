@@ -1,0 +1,650 @@
+"""The shell's commands, on a real server: what they print, what they refuse, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from command_line import NOBODY, Run, Start, ended, environment, one_line, until_said
+
+import nqnb
+from nqnb.cli import main
+from nqnb.cli.text import clean, clock, duration, line, to_json
+from nqnb.commands import tree
+from nqnb.commands.values import moment, seconds
+from nqnb.text import UNSAFE
+
+EVIL = "\x1b[31mred\x1b[0m \x9b2J \u202etxt [bold]x[/bold]"
+
+JOBS = f"""
+import asyncio
+import nqnb
+
+worker = nqnb.Worker({NOBODY!r}, concurrency=4, shutdown_timeout=1)
+
+@worker.handler("echo")
+def echo(job, payload):
+    return payload
+
+@worker.handler("boom")
+def boom(job, payload):
+    job.log({EVIL!r})
+    raise ValueError({EVIL!r})
+
+@worker.handler("sleep")
+async def sleep(job, payload):
+    job.progress(1, 3, {EVIL!r})
+    await asyncio.sleep(60)
+
+@worker.handler("stubborn", grace=60)
+async def stubborn(job, payload):
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(1.5)
+
+number = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "jobs.py").write_text(JOBS)
+    (folder / "broken.py").write_text("def f():\n    return 1 / 0\n\nf()\n")
+    (folder / "needy.py").write_text("import no_such_thing_at_all\n")
+    (folder / "gone.py").write_text(
+        "import nqnb\n\nclass Gone(nqnb.Worker):\n    async def serve(self):\n"
+        '        raise nqnb.ConnectionFailed("the connection is gone")\n\nworker = Gone()\n'
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker(url: str, jobs: Path, start: Start) -> Iterator[None]:
+    """A worker of the command's own, in its own process; ends cleanly on SIGTERM."""
+    process = start("worker", "jobs:worker", "-u", url, cwd=jobs)
+    until_said(process, "serves echo, boom")
+    yield
+    process.terminate()
+    answer = ended(process)
+    assert answer.code == 0, answer.err
+
+
+@pytest.fixture
+def new(run: Run) -> Callable[..., str]:
+    """Submit a task and return its id."""
+
+    def new(*arguments: str) -> str:
+        answer = run("submit", *arguments)
+        assert answer.code == 0, answer.err
+        return answer.out.strip()
+
+    return new
+
+
+def until(run: Run, id: str, status: str) -> None:
+    for _ in range(500):
+        if run("task", "status", id).out.strip() == status:
+            return
+    raise AssertionError(f"task {id} never was {status}")
+
+
+# What needs no server
+
+
+def test_alone_it_shows_its_help_as_a_module_too(start: Start) -> None:
+    answer = ended(start())
+    assert answer.code == 0
+    assert answer.out.startswith("Usage: nqnb [OPTIONS] COMMAND [ARGS]...")
+    assert "Exit codes: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted" in answer.out
+
+
+def test_the_shell_loads_neither_nats_nor_the_notebook() -> None:
+    code = "import sys, nqnb.cli; print(sorted({'nats', 'pandas', 'IPython', 'ipywidgets'} & set(sys.modules)))"
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True, timeout=20
+    )
+    assert said.stdout.strip() == "[]"
+
+
+def every_command(command: click.Command = tree, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        for name, child in command.commands.items():
+            yield from every_command(child, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(every_command()), ids=" ".join)
+def test_every_command_has_help_with_an_example(path: tuple[str, ...], run: Run) -> None:
+    answer = run(*path, "-h")
+    assert answer.code == 0
+    assert "Usage: nqnb" in answer.out
+    assert not UNSAFE.search(answer.out), "a mark of click's that it took for text"
+    if path not in ((), ("task",), ("queue",)):
+        assert f"  nqnb {' '.join(path)}" in answer.out
+
+
+@pytest.mark.parametrize("group", ["task", "queue"])
+def test_a_group_alone_shows_its_help(group: str, run: Run) -> None:
+    answer = run(group)
+    assert answer.code == 0
+    assert answer.out.startswith(f"Usage: nqnb {group}")
+
+
+def test_versions(run: Run) -> None:
+    assert run("--version").out == f"nqnb {nqnb.__version__}\n"
+    known = run("version", "--json", server=NOBODY).json
+    assert known["nqnb"] == nqnb.__version__
+    assert set(known) == {"nqnb", "python", "nats-py", "nats-server"}
+    assert "nats-server" in run("version").out
+
+
+# Submitting
+
+
+def test_submit_prints_the_id_and_sends_json(run: Run, new: Callable[..., str]) -> None:
+    task_id = new("idle", '{"a": [1, "ü"]}', "--retry", "2", "--timeout", "1m", "--deadline", "1h")
+    task = run("task", "show", task_id, "--json").json
+    assert task["payload"] == {"a": [1, "ü"]}
+    assert (task["queue"], task["status"], task["max_retry"], task["timeout"]) == ("idle", "pending", 2, 60)
+    assert task["deadline"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "payload"),
+    [
+        (("-",), b'{"from": "stdin"}\n', {"from": "stdin"}),
+        (("--text", "hello"), b"", "hello"),
+        (("--text", "-"), "grüße".encode(), "grüße"),
+        ((), b"", None),
+        (("123456789012345678901234567890",), b"", 123456789012345678901234567890),
+    ],
+)
+def test_payloads(arguments: tuple[str, ...], stdin: bytes, payload: object, run: Run) -> None:
+    task_id = run("submit", "idle", *arguments, stdin=stdin).out.strip()
+    assert run("task", "show", task_id, "--json").json["payload"] == payload
+
+
+def test_raw_bytes_and_files(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(b"\x00\xff")
+    task_id = run("submit", "idle", "--raw", "--file", str(file)).out.strip()
+    task = run("task", "show", task_id, "--json").json
+    assert (task["payload"], task["payload_base64"]) == (None, "AP8=")
+    assert "0x00ff" in run("task", "show", task_id).out
+
+
+def test_lines_make_a_task_each(run: Run) -> None:
+    answer = run("submit", "lines", "--lines", "-", "--json", stdin=b'{"n": 1}\n\n  \n2\r\n"three"')
+    assert answer.code == 0
+    assert (answer.json["submitted"], answer.json["refused"], len(answer.json["ids"])) == (3, 0, 3)
+    tasks = run("task", "list", "--queue", "lines", "--json").json
+    assert sorted(str(task["payload"]) for task in tasks) == ["2", "three", "{'n': 1}"]
+
+
+def test_a_bad_line_is_named_before_anything_is_sent(run: Run) -> None:
+    answer = run("submit", "never", "--lines", "-", stdin=b"1\n{oops\n3\n")
+    assert answer.code == 2
+    assert one_line(answer.err)
+    assert "line 2" in answer.err
+    assert run("queue", "stats", "never").code == 1
+
+
+def test_many_lines_go_in_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nqnb.commands.submit._BATCH", 100)
+    answer = run("submit", "many", "--lines", "-", stdin=b"\n".join(b"%d" % n for n in range(250)))
+    assert answer.code == 0
+    assert len(set(answer.out.split())) == 250
+
+
+def test_submit_and_wait(run: Run, worker: None) -> None:
+    answer = run("submit", "echo", '{"a": 1}', "--wait", "10")
+    assert (answer.code, answer.json) == (0, {"a": 1})
+    assert len(answer.err.strip()) == 22, "the id, for whoever interrupts the wait"
+    whole = run("submit", "echo", "5", "--wait", "--json")
+    assert whole.json["result"] == 5
+    assert set(whole.json) == {"id", "queue", "result"}
+    assert whole.err == ""
+    late = run("submit", "idle", "1", "--wait", "0.1")
+    assert late.code == 1
+    assert "0.1 s" in late.err
+
+
+def test_a_taken_id_is_refused(run: Run) -> None:
+    assert run("submit", "idle", "1", "--id", "mine").out == "mine\n"
+    answer = run("submit", "idle", "2", "--id", "mine")
+    assert answer.code == 1
+    assert one_line(answer.err)
+
+
+# Tasks
+
+
+def test_status_in_one_word_and_in_json(run: Run, new: Callable[..., str]) -> None:
+    task_id = new("idle")
+    assert run("task", "status", task_id).out == "pending\n"
+    assert run("task", "status", "--id", task_id, "--json").json == {"id": task_id, "status": "pending"}
+
+
+def test_result(run: Run, new: Callable[..., str], worker: None) -> None:
+    answer = run("task", "result", new("echo", '[1, {"ü": null}]'), "--timeout", "10")
+    assert (answer.code, answer.json) == (0, [1, {"ü": None}])
+    assert run("task", "result", "--id", new("echo"), "--json").out == "null\n"
+    late = run("task", "result", new("idle"), "--timeout", "0.1")
+    assert late.code == 1
+    assert one_line(late.err)
+
+
+def test_the_result_of_a_failed_task(run: Run, new: Callable[..., str], worker: None) -> None:
+    task_id = new("boom")
+    answer = run("task", "result", task_id)
+    assert answer.code == 1
+    assert one_line(answer.err)
+    assert "ValueError" in answer.err
+    assert "Traceback (most recent call last)" in run("task", "result", task_id, "--traceback").err
+    error = json.loads(run("task", "result", task_id, "--json").err)
+    assert (error["type"], error["error_type"], error["task_id"]) == ("TaskFailed", "ValueError", task_id)
+
+
+def test_show(run: Run, new: Callable[..., str], worker: None) -> None:
+    task_id = new("boom", '{"deep": {"er": 1}}')
+    until(run, task_id, "failed")
+    shown = run("task", "show", "--id", task_id).out
+    for part in (task_id, "boom", "failed", "1 of 1", '"er": 1', "ValueError", "Traceback", "log", "ago"):
+        assert part in shown
+
+
+def test_list(run: Run, new: Callable[..., str]) -> None:
+    ids = [new("listed", str(n)) for n in range(5)]
+    run("task", "cancel", ids[0])
+    everything = run("task", "list", "-q", "listed", "--json").json
+    assert [task["id"] for task in everything] == [*ids[1:], ids[0]]
+    assert [task["id"] for task in run("task", "list", "-q", "listed", "-s", "deleted", "--json").json] == ids[:1]
+    both = run("task", "list", "-q", "listed", "-s", "deleted", "-s", "Pending", "--limit", "2")
+    assert both.out.count("listed") == 2
+    assert "the last 2 of 5" in both.out
+    assert "--limit shows more" not in run("task", "list", "-q", "listed").out
+    none = run("task", "list", "-q", "listed", "-s", "failed")
+    assert (none.code, none.out) == (0, "no tasks\n")
+    assert run("task", "list", "-q", "listed", "-s", "failed", "--json").json == []
+
+
+def test_cancel_before_it_starts_in_nq_spelling(run: Run, new: Callable[..., str]) -> None:
+    task_id = new("idle")
+    answer = run("task", "cancel", "--id", task_id)
+    assert answer.code == 0
+    assert "deleted before it started" in answer.out
+    receipt = run("task", "cancel", task_id, "--json").json
+    assert (receipt["task_id"], receipt["status"], receipt["stopping"]) == (task_id, "deleted", False)
+
+
+def test_cancel_while_it_runs(run: Run, new: Callable[..., str], worker: None) -> None:
+    task_id = new("sleep")
+    until(run, task_id, "processing")
+    answer = run("task", "cancel", task_id, "--wait", "10")
+    assert answer.code == 0, answer.err
+    assert "after the request" in answer.out
+    assert "its coroutine was cancelled" in answer.out
+    result = run("task", "result", task_id)
+    assert result.code == 1
+    assert one_line(result.err)
+
+
+def test_code_that_does_not_stop_in_time_is_no_success(run: Run, new: Callable[..., str], worker: None) -> None:
+    task_id = new("stubborn")
+    until(run, task_id, "processing")
+    answer = run("task", "cancel", task_id, "--wait", "0.2")
+    assert answer.code == 1
+    assert "still stopping" in answer.out
+    assert "for certain" in answer.err
+    assert run("task", "cancel", task_id, "--wait", "10").code == 0
+
+
+def test_cancel_several(run: Run, new: Callable[..., str], worker: None) -> None:
+    done, first, second = new("echo"), new("idle"), new("idle")
+    until(run, done, "completed")
+    answer = run("task", "cancel", first, "--id", second, "unknown", done)
+    assert answer.code == 1
+    assert answer.out.count("deleted before it started") == 2
+    assert [text[:6] for text in answer.err.splitlines()] == ["nqnb: ", "nqnb: "]
+    assert len(run("task", "cancel", first, second, "--json").json) == 2
+
+
+# Queues
+
+
+def test_queues(run: Run, new: Callable[..., str]) -> None:
+    new("statistics")
+    new("statistics")
+    assert next(q for q in run("queue", "list", "--json").json if q["name"] == "statistics")["pending"] == 2
+    assert "statistics" in run("queue", "list").out
+    for spelling in (("statistics",), ("--name", "statistics")):
+        assert run("queue", "stats", *spelling, "--json").json["pending"] == 2
+    assert "pending      2" in run("queue", "stats", "statistics").out
+    missing = run("queue", "stats", "no-such")
+    assert missing.code == 1
+    assert one_line(missing.err)
+
+
+# Exit codes and errors
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bogus",),
+        ("--bogus",),
+        ("submit",),
+        ("submit", "q", "{a:1}"),
+        ("submit", "bad.name", "1"),
+        ("submit", "q_cancel", "1"),
+        ("submit", "q", "1", "--id", "a b"),
+        ("submit", "q", "1", "--retry", "-1"),
+        ("submit", "q", "1", "--timeout", "soon"),
+        ("submit", "q", "1", "--timeout", "0"),
+        ("submit", "q", "1", "--deadline", "2001-01-01"),
+        ("submit", "q", "1", "--process-at", "yesterday"),
+        ("submit", "q", "1", "--file", "/no/such/file"),
+        ("submit", "q", "1", "--file", __file__),
+        ("submit", "q", "--lines"),
+        ("submit", "q", "--lines", "-", "--wait"),
+        ("submit", "q", "--lines", "-", "--id", "x"),
+        ("submit", "q", ""),
+        ("submit", "q", "-"),
+        ("submit", "q", "1", "--text", "--raw"),
+        ("submit", "q", "1", "--process-at", "1h", "--deadline", "10m"),
+        ("submit", "--wait", "q", "1"),
+        ("task", "status"),
+        ("task", "status", "a", "--id", "a"),
+        ("task", "status", "a..b"),
+        ("task", "cancel"),
+        ("task", "list", "--status", "bogus"),
+        ("task", "list", "--limit", "0"),
+        ("queue", "stats"),
+        ("queue", "stats", "a", "--name", "a"),
+        ("up", "--port", "70000"),
+        ("up", "--stop", "--status"),
+        ("up", "--stop", "--detach"),
+        ("worker",),
+        ("worker", "jobs"),
+        ("worker", "jobs.py:worker"),
+        ("worker", "no_such_module:worker"),
+        ("cancel",),
+        ("cancel", "--yes"),
+        ("cancel", "A", "--queue", "q"),
+        ("cancel", "--status", "completed"),
+        ("cancel", "--older-than", "soon"),
+        ("tasks", "bad.name"),
+        ("tasks", "--since", "-1"),
+        ("watch", "a b"),
+        ("queue", "purge"),
+        ("queue", "purge", "bad.name"),
+        ("queue", "delete", "q", "--wait", "5"),
+        ("queue", "delete", "q", "--force", "--wait", "soon"),
+        ("queue", "pause"),
+        ("task", "requeue"),
+        ("task", "requeue", "a b"),
+        ("prune",),
+        ("prune", "--older-than", "soon"),
+        ("prune", "--older-than", "1d", "--queue", "bad.name"),
+        ("worker", "jobs:worker", "--processes", "0"),
+        ("--timeout", "-3", "queue", "list"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], run: Run) -> None:
+    answer = run(*arguments)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert one_line(answer.err), answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("submit", "q", "1", "--id", "a b"), "the characters A-Z a-z 0-9 - / _ = . (see"),
+        (("submit", "q", "{a:1}"), "quote it for the shell"),
+        (("submit", "q", ""), "is empty, which is not JSON; write null, or use --text"),
+        (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=10"),
+        (("submit", "q", "1", "--text", "--raw"), "only one of --text and --raw"),
+        (("up", "--stop", "--status"), "only one of --status and --stop"),
+        (("worker", "./jobs:worker"), "like jobs:worker,"),
+        (("worker", "app/jobs.py:crew"), "like jobs:crew,"),
+        (("watch", "nosuch", "--once"), "'nosuch' is neither a queue nor a task"),
+        (("watch", "nosuch"), "'nosuch' is neither a queue nor a task"),
+    ],
+    ids=" ".join,
+)
+def test_a_refusal_says_what_to_do(arguments: tuple[str, ...], said: str, run: Run) -> None:
+    answer = run(*arguments)
+    assert one_line(answer.err), answer.err
+    assert said in answer.err
+
+
+def test_what_came_from_a_file_needs_no_quotes(run: Run) -> None:
+    for arguments in (("--file", __file__), ("-",), ("--lines", "-")):
+        answer = run("submit", "q", *arguments, stdin=b"hi there\n")
+        assert (answer.code, one_line(answer.err)) == (2, True)
+        assert "quote" not in answer.err
+        assert "--text" in answer.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nosuch", "--json"), ("--json", "nosuch"), ("submit", "q", "--bogus", "--json"), ("up", "x", "--json")],
+)
+def test_wrong_usage_in_json(arguments: tuple[str, ...], run: Run) -> None:
+    answer = run(*arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert json.loads(answer.err)["error"]
+
+
+def test_a_payload_that_looks_like_the_option_is_none(run: Run) -> None:
+    assert one_line(run("submit", "q", "--", "--json").err)
+
+
+def test_nothing_to_show_is_no_empty_line(run: Run) -> None:
+    answer = run("submit", "lines", "--lines", "-")
+    assert (answer.code, answer.out, answer.err) == (0, "", "")
+    answer = run("cancel", "nosuch", "a.b", "--yes")
+    assert (answer.code, answer.out) == (1, "")
+
+
+def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
+    told = " ".join(run("-h").out.split())
+    assert "only --timeout of submit and task result, and --name of queue stats, mean something else there" in told
+    taken = {
+        (" ".join(path), option)
+        for path in every_command()
+        if path
+        for option in ("--timeout", "--name", "--url", "--user", "--context")
+        for shown in [run(*path, "-h").out]
+        if re.search(rf"^  (-\w, )?{option} ", shown, re.MULTILINE)
+    }
+    assert taken == {("submit", "--timeout"), ("task result", "--timeout"), ("queue stats", "--name")}
+
+
+def test_a_bad_address(run: Run) -> None:
+    answer = run("task", "list", server="ftp://user:hunter2@somewhere")
+    assert answer.code == 2
+    assert one_line(answer.err)
+    assert "hunter2" not in answer.err
+
+
+@pytest.mark.parametrize("arguments", [("task", "list"), ("submit", "q", "1"), ("queue", "list"), ("demo",)])
+def test_no_server_is_code_3(arguments: tuple[str, ...], run: Run) -> None:
+    answer = run(*arguments, server=NOBODY)
+    assert answer.code == 3
+    assert one_line(answer.err)
+    assert NOBODY in answer.err
+    error = json.loads(run(*arguments, "--json", server=NOBODY).err)
+    assert error["type"] == "NoServer"
+
+
+def test_an_unknown_task_is_refused(run: Run) -> None:
+    for command in ("status", "show", "result", "cancel"):
+        answer = run("task", command, "nobody-knows-it")
+        assert answer.code == 1
+        assert one_line(answer.err)
+        assert json.loads(run("task", command, "nobody-knows-it", "--json").err)["type"] == "UnknownTask"
+
+
+def test_shared_options_stand_before_or_after(run: Run, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["queue", "list", "-u", url, "--json"], ["queue", "-u", url, "--json", "list"]):
+        assert main(words) == 0
+        assert isinstance(json.loads(capsys.readouterr().out), list)
+    assert run("queue", "list", "--url", url, server=NOBODY).code == 0, "the later one counts"
+
+
+def test_secrets_are_never_shown(run: Run) -> None:
+    for arguments in (
+        ("task", "list", "--password", "hunter2", "--user", "me", "--token", "hunter3"),
+        ("--password", "hunter2", "--token", "hunter3", "queue", "list", "--json"),
+        ("--password", "hunter2", "--token", "hunter3", "submit", "-h"),
+        ("--password", "hunter2", "--token", "hunter3", "bogus"),
+    ):
+        for server in (NOBODY, "nats://me:hunter2@127.0.0.1:1"):
+            answer = run(*arguments, server=server)
+            assert "hunter" not in answer.out + answer.err
+
+
+def test_a_user_and_password_open_the_door(capsys: pytest.CaptureFixture[str]) -> None:
+    with nqnb.DevServer(config='authorization { user: "me", password: "hunter2" }') as locked:
+        assert main(["-u", locked.url, "queue", "list"]) == 3
+        assert main(["-u", locked.url, "queue", "list", "--user", "me", "--password", "hunter2"]) == 0
+        assert main(["-u", locked.url.replace("//", "//me:hunter2@"), "queue", "list"]) == 0
+    said = capsys.readouterr()
+    assert "hunter2" not in said.out + said.err
+
+
+def test_what_came_from_a_queue_is_only_text(run: Run, new: Callable[..., str], worker: None) -> None:
+    failed, running = new("boom", "--text", EVIL), new("sleep")
+    raw = new("idle", "--raw", EVIL)
+    until(run, failed, "failed")
+    until(run, running, "processing")
+    shown = [
+        run("task", *command)
+        for each in (failed, running, raw)
+        for command in (("show", each), ("show", each, "--json"))
+    ]
+    shown += [run("task", "result", failed, "--traceback"), run("task", "result", failed, "--json")]
+    for answer in shown:
+        said = answer.out + answer.err
+        assert not {"\x1b", "\x9b", "\u202e"} & set(said)
+        assert "[bold]x[/bold]" in said
+    listed = run("task", "list", "-q", "boom")
+    assert "\\u001b[31mred" in listed.out
+    assert "\x1b" not in listed.out
+    run("task", "cancel", running)
+
+
+# What runs until it is told to stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path, capsys: Any, start: Start) -> None:
+    process = start("up", "--port", "0", "--store-dir", str(tmp_path / "store"), "--json")
+    assert process.stdout is not None
+    up = json.loads(process.stdout.readline())
+    assert main(["-u", up["url"], "submit", "kept", "1"]) == 0
+    process.send_signal(number)
+    assert ended(process).code == 0
+    assert main(["-u", up["url"], "queue", "list"]) == 3
+    assert (tmp_path / "store").is_dir()
+
+
+def test_up_keeps_its_tasks_in_a_folder_of_its_port(tmp_path: Path, start: Start) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = start("up", "--port", str(port), XDG_DATA_HOME=str(tmp_path), HOME=str(tmp_path))
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(5)]
+    process.terminate()
+    assert ended(process).code == 0
+    assert f"export NATS_URL=nats://127.0.0.1:{port}" in "".join(lines)
+    assert f"server-{port}" in "".join(lines)
+
+
+def test_up_on_a_taken_port_says_what_to_do(url: str, run: Run) -> None:
+    answer = run("up", "--port", url.rpartition(":")[2])
+    assert answer.code == 1
+    assert one_line(answer.err)
+    assert "taken" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "remedy"),
+    [
+        ("jobs:number", 2, "nqnb.Worker"),
+        ("jobs:nothing", 2, "jobs:worker"),
+        ("jobs:worker", 3, "nqnb up"),
+        ("gone:worker", 3, "the connection is gone"),
+    ],
+)
+def test_a_worker_that_cannot_be_served(target: str, code: int, remedy: str, jobs: Path, start: Start) -> None:
+    answer = ended(start("worker", target, cwd=jobs))
+    assert answer.code == code
+    assert one_line(answer.err)
+    assert remedy in answer.err
+
+
+@pytest.mark.parametrize(
+    ("target", "where"), [("broken:worker", "return 1 / 0"), ("needy:worker", "import no_such_thing_at_all")]
+)
+def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs: Path, start: Start) -> None:
+    answer = ended(start("worker", target, cwd=jobs))
+    assert answer.code == 1
+    assert where in answer.err
+    assert "importlib" not in answer.err
+    assert "nqnb/commands" not in answer.err
+    assert one_line(answer.err.splitlines(keepends=True)[-1])
+
+
+def test_a_closed_pipe_is_no_traceback(url: str, start: Start) -> None:
+    process = start("queue", "list", "--json", "-u", url)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(20) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+# Small things
+
+
+def test_small_things() -> None:
+    assert [duration(each) for each in (0.0123, 3.44, 45, 150, 9000, 400000)] == [
+        "12ms",
+        "3.4s",
+        "45s",
+        "2m",
+        "2h",
+        "5d",
+    ]
+    assert [seconds(each) for each in ("90", "1.5", "90s", "10m", "2h30m", "1d")] == [90, 1.5, 90, 600, 9000, 86400]
+    assert moment("+10m") == timedelta(minutes=10)
+    assert moment("2030-12-31T18:00Z") == datetime(2030, 12, 31, 18, tzinfo=timezone.utc)
+    assert clean("a\tb\r\nc\x07\x85") == "a    b\nc\\x07\\x85"
+    assert line("a\n b\x1b" + "c" * 50, 10) == "a b\\x1bcc…"
+    assert json.loads(to_json({"\x9b": "\u202e\x7f ü"})) == {"\x9b": "\u202e\x7f ü"}
+    assert clock(None) == ""
+
+
+def test_an_empty_server_has_nothing_to_list(capsys: pytest.CaptureFixture[str]) -> None:
+    with nqnb.DevServer() as empty:
+        for words, said in ((["task", "list"], "no tasks\n"), (["queue", "list"], "no queues\n")):
+            assert main(["-u", empty.url, *words]) == 0
+            assert capsys.readouterr().out == said

@@ -1,0 +1,138 @@
+"""How records look on terminals: they fit any width, tell what matters on narrow ones, and are only text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+
+import nqnb
+from nqnb.cli.show import show
+from nqnb.commands.records import (
+    Cancelled,
+    Emptied,
+    Preview,
+    Queues,
+    Receipts,
+    Requeued,
+    RequeuedTask,
+    Tasks,
+    Workers,
+)
+from nqnb.commands.watch import QueueCounts, Snapshot
+from nqnb.protocol.wire import Progress, Status, TaskMessage
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
+
+NOW = datetime.now(timezone.utc)
+
+TASK = replace(
+    TaskInfo.of(TaskMessage(ID="A" * 22, Queue="q" * 40, Payload=b'{"a": "' + b"x" * 500), 1), origin="B" * 22
+)
+RUNNING = replace(
+    TASK, status=Status.PROCESSING, started_at=NOW - timedelta(seconds=5), progress=Progress(1, 3, "text " * 20)
+)
+QUEUE = QueueInfo(
+    name="q" * 60,
+    pending=1_000_000,
+    scheduled=1,
+    processing=2,
+    redelivered=3,
+    workers=4,
+    bytes=5,
+    oldest_pending=NOW - timedelta(days=3),
+    paused=True,
+)
+WORKER = WorkerInfo(
+    id="w-" + "a" * 12,
+    host="host" * 10,
+    pid=12345,
+    version="0.1.0",
+    queues=["q" * 30, "r" * 30],
+    concurrency=8,
+    running=[],
+    started_at=NOW,
+    ttl=30,
+    last_seen=NOW,
+)
+RECEIPT = CancelReceipt(task_id="A" * 100, status=Status.PROCESSING, stopping=True, by="somebody@somewhere")
+PURGED = PurgeReceipt(queue="q" * 60, deleted=3, cancelled=2, left=1, seconds=0.2)
+
+RECORDS: dict[str, Callable[[], Any]] = {
+    "tasks": lambda: Tasks([TASK], 7),
+    "task": lambda: TASK,
+    "queues": lambda: Queues([QUEUE]),
+    "queue": lambda: QUEUE,
+    "receipts": lambda: Receipts([RECEIPT]),
+    "receipt": lambda: RECEIPT,
+    "workers": lambda: Workers([WORKER]),
+    "preview": lambda: Preview.of([RUNNING] * 5),
+    "cancelled": lambda: Cancelled([RECEIPT], [nqnb.UnknownTask("no such task", "x")]),
+    "purged": lambda: Emptied(PURGED, removed=False),
+    "deleted": lambda: Emptied(PURGED, removed=True),
+    "pruned": lambda: PruneReceipt(entries=1, results=2, intents=3, kept=4, dry_run=True),
+    "requeued": lambda: Requeued([RequeuedTask("A" * 22, "q" * 40, "B" * 22)]),
+    "watch": lambda: Snapshot(NOW, [QueueCounts(QUEUE, {Status.FAILED: 3})] * 30, [RUNNING] * 100, [RUNNING]),
+    "trouble": lambda: Snapshot(NOW, [], [], [], trouble="no answer since 12:00:00: " + "x" * 300),
+}
+
+
+def shown(record: object, width: int) -> str:
+    console = Console(width=width, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(show(record))
+    return captured.get()
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160, 200])
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_terminal_of_any_width_is_enough(name: str, width: int) -> None:
+    lines = shown(RECORDS[name](), width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= 24
+    if name in ("tasks", "queues", "receipts", "workers"):
+        assert len(lines) == 2 + (name == "tasks"), "one line a row"
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_queue_that_is_only_scheduled_or_paused_says_so(width: int) -> None:
+    queue = replace(QUEUE, pending=0, processing=0, scheduled=7)
+    for record in (Queues([queue]), Snapshot(NOW, [QueueCounts(queue, {})], [], [])):
+        heading, row = shown(record, width).splitlines()[:2]
+        assert "SCHEDULED" in heading
+        assert {"7", "paused"} <= set(row.split())
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_what_was_deleted_is_not_counted_as_cancelled(width: int) -> None:
+    queue = replace(QUEUE, name="r" * 16, pending=7, scheduled=0, paused=False)
+    counts = QueueCounts(queue, {Status.CANCELLED: 21, Status.DELETED: 34})
+    heading, row = (each.split() for each in shown(Snapshot(NOW, [counts], [], []), width).splitlines()[:2])
+    told = dict(zip(heading, row, strict=True))
+    assert told.get("CANCELLED") == ("21" if width >= 80 else None)
+    assert told.get("DELETED") == ("34" if width >= 100 else None)
+
+
+def test_a_queue_with_nothing_to_do_goes_before_one_that_is_scheduled() -> None:
+    idle = [QueueCounts(replace(QUEUE, name=f"idle-{n}", pending=0, processing=0, scheduled=0), {}) for n in range(30)]
+    later = QueueCounts(replace(QUEUE, name="later", pending=0, processing=0, scheduled=1), {})
+    assert "later" in shown(Snapshot(NOW, [*idle, later], [], []), 60)
+
+
+def test_where_a_task_comes_from() -> None:
+    assert f" from {'B' * 22}" in shown(TASK, 100)
+    assert "REQUEUED FROM" in shown(Tasks([TASK]), 200)
+    fresh = replace(TASK, origin="")
+    assert "requeued" not in shown(fresh, 100)
+    assert "REQUEUED" not in shown(Tasks([fresh]), 200)
+
+
+def test_what_came_from_a_queue_is_only_text() -> None:
+    task = replace(RUNNING, progress=Progress(1, 0, "\x1b[31mred [bold]x[/bold]\x9b2J"))
+    text = shown(Snapshot(NOW, [], [task], []), 160)
+    assert not {"\x1b", "\x9b"} & set(text)
+    assert "[bold]x" in text

@@ -1,0 +1,255 @@
+"""A server whose storage limit is reached: what frees room works, what runs goes on, the rest says what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import nqnb
+from nqnb import Status
+from nqnb.protocol.cancel import create_end
+from nqnb.protocol.wire import TaskMessage
+
+pytestmark = pytest.mark.anyio
+
+LARGE = b"x" * 20_000
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[nqnb.DevServer]:
+    """A server with room for some hundred large tasks."""
+    limits = f'jetstream {{ store_dir: "{tmp_path}", max_file_store: 4MB }}'
+    with nqnb.DevServer(config=limits) as server:
+        yield server
+
+
+@pytest.fixture
+def settings(small: nqnb.DevServer) -> nqnb.Settings:
+    return nqnb.Settings(small.url, ack_wait=1.5, retry_for=0.5)
+
+
+@pytest.fixture
+async def nq(settings: nqnb.Settings) -> AsyncIterator[nqnb.Client]:
+    async with nqnb.connect(settings) as client:
+        yield client
+
+
+async def fill(nq: nqnb.Client, queue: str = "work") -> list[nqnb.Task]:
+    """Submit until the server has no room; returns what was accepted."""
+    tasks = []
+    while True:
+        try:
+            tasks.append(await nq.submit(queue, LARGE))
+        except (nqnb.NoRoom, nqnb.Unconfirmed):
+            # Its message was stored, or not even that.
+            break
+    with pytest.raises(nqnb.NoRoom):
+        await nq.submit(queue, 1)
+    return tasks
+
+
+async def test_what_cannot_be_stored_says_which_limit_is_reached_and_what_frees_room(nq: nqnb.Client) -> None:
+    await fill(nq)
+    with pytest.raises(nqnb.NoRoom, match=r"max_file_store.*code 10023.*nqnb prune.*nqnb queue purge") as caught:
+        await nq.submit("work", 1)
+    assert caught.value.err_code == 10023
+
+
+async def test_a_purge_empties_a_full_store(nq: nqnb.Client) -> None:
+    tasks = await fill(nq)
+    receipt = await nq.purge_queue("work")
+    assert receipt.deleted >= len(tasks)
+    assert receipt.left == 0
+    assert {info.status for info in await nq.tasks()} == {Status.DELETED}
+    assert {task.id for task in tasks} <= {info.id for info in await nq.tasks()}
+    assert [(info.pending, info.processing) for info in await nq.queues()] == [(0, 0)]
+    await nq.submit("work", 1)
+
+
+async def test_a_purge_that_makes_too_little_room_says_what_is_left(nq: nqnb.Client) -> None:
+    small = await nq.submit_many("small", range(3))
+    await fill(nq)
+    # What the server has too much of is a large message, as a rule: then small ones do not make up for it.
+    try:
+        await nq.purge_queue("small")
+    except nqnb.NoRoom as error:
+        told = str(error)
+    else:
+        pytest.skip("the server was less than three small tasks above its limit")
+    assert "for 3 tasks there was no room to say so" in told
+    assert "is removed and will not run" in told
+    assert "max_file_store" in told
+    assert [info.pending for info in await nq.queues() if info.name == "small"] == [0]
+    for task in small:
+        with pytest.raises(nqnb.UnknownTask):
+            await task.status()
+
+
+async def test_a_purge_by_who_may_not_remove_states_says_what_frees_room(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = await fill(nq)
+
+    async def refuse(key: str, revision: int | None = None) -> None:
+        raise nqnb.ServerRefused("our user may not do that", 403, 0, "no")
+
+    monkeypatch.setattr(nq.backend.states, "delete", refuse)
+    with pytest.raises(nqnb.NoRoom, match="nqnb prune"):
+        await nq.purge_queue("work")
+    assert await tasks[0].status() is Status.PENDING
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_an_end_without_room_removes_no_other_tasks_message(nq: nqnb.Client, removed: bool) -> None:
+    task = await nq.submit("work", LARGE)
+    entry = await nq.backend.states.get(task.id)
+    assert entry is not None
+    await fill(nq)
+    # As after a stream was deleted and made again: its numbers begin anew.
+    stored = TaskMessage.decode(entry.value)
+    ghost = msgspec.structs.replace(stored, ID="ghost", Status=Status.DELETED)
+    with pytest.raises(nqnb.NoRoom, match="is removed and will not run"):
+        await create_end(nq.backend, ghost, 0, removed=removed)
+    assert await nq.backend.read_task_message("work", stored.Sequence) is not None
+
+
+async def test_a_forced_delete_removes_a_queue_that_is_too_small_to_make_room(nq: nqnb.Client) -> None:
+    small = await nq.submit_many("small", range(3))
+    await fill(nq)
+    # As in the test above, its tasks alone do not make enough room to write how they ended.
+    with contextlib.suppress(nqnb.NoRoom):
+        await nq.delete_queue("small", force=True)
+    assert [info.name for info in await nq.queues()] == ["work"]
+    for task in small:
+        with contextlib.suppress(nqnb.UnknownTask):
+            assert await task.status() is Status.DELETED
+
+
+async def test_a_forced_delete_works_in_a_full_store(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, concurrency=1)
+    started = asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    async with worker:
+        running = await nq.submit("work", 1)
+        await started.wait()
+        tasks = await fill(nq)
+        receipt = await nq.delete_queue("work", force=True)
+        assert receipt.deleted >= len(tasks)
+        assert receipt.cancelled == 1
+        assert await running.status() is Status.CANCELLED
+
+
+async def test_a_running_task_stops_although_its_cancel_is_refused_for_want_of_room(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings, concurrency=1)
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("long")
+    async def long(job: nqnb.Job) -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with worker:
+        task = await nq.submit("long", 1)
+        await started.wait()
+        await fill(nq)
+        with pytest.raises(nqnb.NoRoom, match="Free room"):
+            await task.cancel()
+        await asyncio.wait_for(stopped.wait(), 10)
+        await nq.purge_queue("work")
+        assert await task.wait(timeout=20) is Status.CANCELLED
+
+
+async def test_a_waiting_task_can_be_cancelled_in_a_full_store(nq: nqnb.Client) -> None:
+    tasks = await fill(nq)
+    receipt = await tasks[3].cancel()
+    assert receipt.status is Status.DELETED
+    assert await tasks[3].status() is Status.DELETED
+    # Its message made room.
+    await nq.submit("work", 1)
+
+
+async def test_a_queue_can_be_paused_and_resumed_in_a_full_store(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("other")
+    async def other(job: nqnb.Job) -> None: ...
+
+    async with worker:
+        await nq.submit("other", 1)
+        await nq.pause("other")
+        await nq.resume("other")
+        await fill(nq)
+        await nq.pause("other")
+        assert [info.paused for info in await nq.queues() if info.name == "other"] == [True]
+        await nq.resume("other")
+        assert [info.paused for info in await nq.queues() if info.name == "other"] == [False]
+
+
+async def test_a_prune_frees_room_in_a_full_store(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("done")
+    async def done(job: nqnb.Job) -> None: ...
+
+    async with worker:
+        ended = await nq.submit_many("done", [LARGE] * 5)
+        await asyncio.gather(*(task.wait(timeout=20) for task in ended))
+    await fill(nq)
+    assert (await nq.prune(0)).entries == 5
+    await nq.submit("work", 1)
+
+
+async def test_what_runs_survives_a_full_store_and_its_outcome_is_written_once_there_is_room(
+    nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    runs, stopped = 0, False
+    go = asyncio.Event()
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("long")
+    async def long(job: nqnb.Job) -> str:
+        nonlocal runs, stopped
+        runs += 1
+        try:
+            await go.wait()
+        except asyncio.CancelledError:
+            stopped = True
+            raise
+        return "done"
+
+    async with worker:
+        task = await nq.submit("long", 1)
+        while not runs:
+            await asyncio.sleep(0.02)
+        await fill(nq)
+        # Twice as long as the lease.
+        until = time.monotonic() + 2 * settings.ack_wait
+        while time.monotonic() < until:
+            assert [info.id for info in await nq.workers()] == [worker.id]
+            await asyncio.sleep(0.1)
+        go.set()
+        await asyncio.sleep(settings.ack_wait)
+        assert await task.status() is Status.PROCESSING
+        await nq.purge_queue("work")
+        assert await task.result(timeout=20) == "done"
+    assert (runs, stopped) == (1, False)
+    lines = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(lines) <= 4, "\n".join(lines)

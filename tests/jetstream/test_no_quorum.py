@@ -1,0 +1,193 @@
+"""A cluster without a quorum: nothing is refused for good, and what has run does not run again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+import pytest
+
+import nqnb
+from nqnb import Status
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.lane import Message
+from nqnb.server.cluster import Cluster
+
+pytestmark = pytest.mark.anyio
+
+TASKS = 30
+NOT_NOW = b'{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}'
+
+
+class Away:
+    """Has every request to JetStream answered with 10008 while ``now`` is set, as a cluster without a quorum does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = False
+        self.answered = 0
+        send = Connection._send
+
+        async def answer(
+            connection: Connection, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None
+        ) -> None:
+            if self.now and not subject.startswith("$JS.ACK."):
+                if reply:
+                    self.answered += 1
+                    asyncio.get_running_loop().call_soon(connection._replies.answered, Message(reply, "", NOT_NOW))
+                return
+            await send(connection, subject, data, reply, headers)
+
+        monkeypatch.setattr(Connection, "_send", answer)
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Away:
+    return Away(monkeypatch)
+
+
+async def test_what_is_not_possible_now_is_asked_again(nq: nqnb.Client, away: Away) -> None:
+    task = await nq.submit("work", 1)
+    other = await nq.submit("work", 2)
+    await nq.queues()
+    away.now = True
+    asked = [
+        asyncio.ensure_future(each)
+        for each in (
+            task.status(),
+            other.cancel(),
+            nq.submit("work", 3),
+            nq.submit("work", 4, id="mine"),
+            nq.tasks(),
+            nq.queues(),
+            nq.workers(),
+            nq.pause("work"),
+        )
+    ]
+    await asyncio.sleep(0.5)
+    assert [each for each in asked if each.done()] == []
+    away.now = False
+    status, receipt, *_ = await asyncio.gather(*asked)
+    assert status is Status.PENDING
+    assert receipt.status is Status.DELETED
+    assert len(await nq.tasks(status=Status.PENDING)) == 3
+
+
+async def test_after_some_time_it_is_said_that_there_is_no_leader(settings: nqnb.Settings, away: Away) -> None:
+    async with nqnb.connect(settings, retry_for=0.3) as nq:
+        task = await nq.submit("work", 1)
+        away.now = True
+        for call in (task.status, task.cancel, nq.tasks, nq.queues, lambda: nq.submit("work", 2)):
+            with pytest.raises(nqnb.Unavailable, match=r"no leader .*code 10008.*majority") as caught:
+                await call()
+            assert (caught.value.code, caught.value.err_code) == (503, 10008)
+            assert caught.value.description == "JetStream system temporarily unavailable"
+
+
+async def test_a_handler_that_returned_meanwhile_is_not_run_again(
+    nq: nqnb.Client, settings: nqnb.Settings, away: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: Counter[str] = Counter()
+    go = asyncio.Event()
+    worker = nqnb.Worker(settings, concurrency=8, retry_for=0.5)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        runs[job.id] += 1
+        await go.wait()
+
+    async with worker:
+        tasks = await nq.submit_many("work", range(8))
+        while len(runs) < 8:
+            await asyncio.sleep(0.02)
+        away.now = True
+        go.set()
+        # More than an ack wait, and than the time for which an answer is asked again.
+        await asyncio.sleep(2.5)
+        away.now = False
+        assert {await task.wait(timeout=30) for task in tasks} == {Status.COMPLETED}
+        # What comes again does so within an ack wait or two.
+        await asyncio.sleep(2.5)
+    assert set(runs.values()) == {1}
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(lines) <= 3, "\n".join(lines)
+    assert "still trying" in lines[0]
+    assert "can be used again" in lines[-1]
+
+
+@pytest.mark.full
+async def test_handlers_that_return_while_no_quorum_is_there_do_not_run_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    runs: Counter[str] = Counter()
+    returned: list[str] = []
+    go = asyncio.Event()
+    async with Cluster() as cluster:
+        settings = nqnb.Settings(cluster.urls, replicas=3, ack_wait=3.0, retry_for=60.0)
+
+        def make_worker(concurrency: int) -> nqnb.Worker:
+            worker = nqnb.Worker(settings, concurrency=concurrency)
+
+            @worker.handler("work")
+            async def work(job: nqnb.Job) -> str:
+                runs[job.id] += 1
+                await go.wait()
+                returned.append(job.id)
+                return job.id
+
+            return worker
+
+        async with nqnb.connect(settings) as nq, make_worker(TASKS // 2) as one, make_worker(TASKS // 2) as two:
+            tasks = await nq.submit_many("work", range(TASKS))
+            while sum(runs.values()) < TASKS:
+                await asyncio.sleep(0.05)
+            cluster.kill(1)
+            cluster.kill(2)
+            go.set()
+            while len(returned) < TASKS:
+                await asyncio.sleep(0.05)
+            # Longer than the ack wait, and than a server takes to answer "not now" in place of silence.
+            await asyncio.sleep(15)
+            asked = [asyncio.ensure_future(each) for each in (tasks[0].status(), nq.submit("later", 1))]
+            await asyncio.sleep(5)
+            assert not any(each.done() for each in asked)
+            cluster.restart(1)
+            cluster.restart(2)
+            statuses = await asyncio.gather(*(task.wait(timeout=90) for task in tasks))
+            assert set(statuses) == {Status.COMPLETED}
+            await asyncio.gather(*asked)
+            # What the server redelivers finds the outcome.
+            queue = next(info for info in await nq.queues() if info.name == "work")
+            deadline = time.monotonic() + 30
+            while queue.pending + queue.processing and time.monotonic() < deadline:
+                await asyncio.sleep(0.2)
+                queue = next(info for info in await nq.queues() if info.name == "work")
+            assert (queue.pending, queue.processing) == (0, 0)
+            del one, two
+    assert [each for each, count in runs.items() if count != 1] == []
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("nqnb")]
+    # Not one a task: an outage and its end for each worker, now and then twice, beside start and stop.
+    assert len(lines) <= 16, "\n".join(lines)
+
+
+@pytest.mark.full
+async def test_a_cluster_without_a_quorum_is_named_when_the_tries_end() -> None:
+    async with Cluster() as cluster:
+        settings = nqnb.Settings(cluster.urls, replicas=3, retry_for=13.0)
+        async with nqnb.connect(settings) as nq:
+            task = await nq.submit("work", 1)
+            cluster.kill(1)
+            cluster.kill(2)
+            # A leader that has lost the others answers for some seconds more.
+            answers, deadline = True, time.monotonic() + 60
+            while answers and time.monotonic() < deadline:
+                try:
+                    await task.status()
+                except nqnb.NqnbError:
+                    answers = False
+            for call in (task.status, task.cancel, nq.tasks, nq.queues):
+                with pytest.raises((nqnb.Unconfirmed, nqnb.ConnectionFailed), match="majority"):
+                    await call()

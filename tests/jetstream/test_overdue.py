@@ -1,0 +1,63 @@
+"""A schedule whose time came while the store was full: the server forgets it, and a worker publishes it again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+import nqnb
+from nqnb import Status
+from nqnb.errors import NoRoom
+from nqnb.jetstream import overdue
+from nqnb.protocol import lifecycle
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_schedule_that_a_full_store_kept_from_firing_is_fired_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "LONG", 0.3)
+    monkeypatch.setattr(overdue, "LATE_SECONDS", 1.0)
+    config = f'jetstream {{ store_dir: "{tmp_path}", max_file_store: 4MB }}'
+    async with nqnb.DevServer(store_dir=tmp_path, config=config) as server:
+        settings = nqnb.Settings(server.url, ack_wait=1.5, retry_for=1.0)
+        async with nqnb.connect(settings) as nq:
+            connection = nq.backend.connection
+            if not nq.backend.can_schedule:
+                pytest.skip("this server keeps no schedules")
+            await connection.api("STREAM.CREATE.ballast", {"name": "ballast", "subjects": ["ballast"]})
+            due = time.time() + 2.0
+            waiting = await nq.submit("work", 1, process_at=timedelta(seconds=2.0))
+            cancelled = await nq.submit("work", 2, process_at=timedelta(seconds=2.0))
+            later = await nq.submit("work", 3, process_at=timedelta(seconds=600))
+            for size in (200_000, 10_000, 500, 10):
+                with contextlib.suppress(NoRoom):
+                    while True:
+                        await connection.publish("ballast", bytes(size))
+            assert time.time() < due, "the store was not full in time"
+            worker, ran = nqnb.Worker(settings), []
+
+            @worker.handler("work")
+            async def work(job: nqnb.Job, number: int) -> int:
+                ran.append(number)
+                return number
+
+            async with worker:
+                await asyncio.sleep(due + 0.5 - time.time())
+                assert not ran, "the store was not full"
+                await connection.api("STREAM.DELETE.ballast")
+                await cancelled.cancel()
+                assert await waiting.wait(timeout=30) is Status.COMPLETED
+                assert await cancelled.status() is Status.DELETED
+                # What is not due stays as it is.
+                assert await later.status() is Status.PENDING
+                await later.cancel()
+            assert ran == [1]
+            state = (await connection.api("STREAM.INFO.work"))["state"]
+            assert state["messages"] == 0

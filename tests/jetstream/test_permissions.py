@@ -1,0 +1,298 @@
+"""The permissions that the README gives a client and a worker: enough for what they do, nothing idle, and no less."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nqnb
+from nqnb import Status
+from nqnb.cli import main
+from nqnb.errors import NoServer, ServerRefused, TaskExists
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.consumers import can_pause
+from nqnb.jetstream.schedules import can_schedule
+from nqnb.protocol.lifecycle import LONG
+from nqnb.protocol.wire import CancelMessage
+from nqnb.worker import watch
+
+pytestmark = pytest.mark.anyio
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+(CONFIG,) = re.findall(r"```conf\n(# permissions .*?)```", README, re.DOTALL)
+QUEUE = "resize"
+OPERATOR, CLIENT, WORKER = "operator", "client", "worker"
+PASSWORD = "secret"
+LOGGER = "nqnb.connection"
+
+
+def allowed(user: str, verb: str) -> list[str]:
+    """The subjects that the README lets a user publish or subscribe to."""
+    (block,) = re.findall(rf"^{user} = \{{\n(.*?)^\}}", CONFIG, re.DOTALL | re.MULTILINE)
+    (subjects,) = re.findall(rf"{verb}: \[(.*?)\]", block, re.DOTALL)
+    return re.findall(r'"([^"]+)"', subjects)
+
+
+def covers(pattern: str, subject: str) -> bool:
+    tokens, words = pattern.split("."), subject.split(".")
+    if tokens[-1] == ">" and len(words) >= len(tokens):
+        tokens, words = tokens[:-1], words[: len(tokens) - 1]
+    return len(tokens) == len(words) and all(token in ("*", word) for token, word in zip(tokens, words, strict=True))
+
+
+def without(*subjects: str) -> str:
+    """The README's configuration, less some subjects."""
+    config = CONFIG
+    for subject in subjects:
+        assert f'"{subject}"' in config
+        config = config.replace(f'"{subject}"', '"nothing"')
+    return config
+
+
+def users(server: nqnb.DevServer) -> dict[str, nqnb.Settings]:
+    """The settings of each of the README's users."""
+    return {
+        user: nqnb.Settings(server.url, user=user, password=PASSWORD, ack_wait=1.0)
+        for user in (OPERATOR, CLIENT, WORKER)
+    }
+
+
+@pytest.fixture
+def server() -> Iterator[nqnb.DevServer]:
+    with nqnb.DevServer(config=CONFIG) as server:
+        yield server
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], set[str]]:
+    """The subjects that users publish and subscribe to, by user and verb."""
+    subjects: dict[tuple[str, str], set[str]] = defaultdict(set)
+
+    def note(method: str, verb: str) -> None:
+        original: Callable[..., Awaitable[Any]] = getattr(Connection, method)
+
+        async def noting(self: Connection, subject: str, *rest: Any) -> Any:
+            subjects[str(self.settings.user), verb].add(subject)
+            return await original(self, subject, *rest)
+
+        monkeypatch.setattr(Connection, method, noting)
+
+    note("_send", "publish")
+    note("subscribe", "subscribe")
+    return subjects
+
+
+async def prepare(settings: nqnb.Settings) -> None:
+    """What the README has an operator do first."""
+    async with nqnb.connect(settings) as nq:
+        await (await nq.submit(QUEUE, process_at=timedelta(hours=1))).cancel()
+
+
+def make_worker(settings: nqnb.Settings) -> nqnb.Worker:
+    worker = nqnb.Worker(settings, concurrency=4)
+
+    @worker.handler(QUEUE, backoff=nqnb.Backoff(2 * LONG, 2 * LONG))
+    async def resize(job: nqnb.Job, what: str) -> str:
+        job.progress(1, 2, "half")
+        if what == "fails":
+            raise ValueError("as told")
+        if what == "lasts":
+            await asyncio.sleep(60)
+        return "x" * 10_000 if what == "large" else what
+
+    return worker
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async def poll() -> None:
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+    await asyncio.wait_for(poll(), 10)
+
+
+async def reaches(task: nqnb.Task, status: Status, attempt: int = 1) -> None:
+    async def reached() -> bool:
+        info = await task.fetch()
+        return (info.status, info.attempt) == (status, attempt)
+
+    await until(reached)
+
+
+async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
+    """Everything that a client does, with a worker there."""
+    assert await (await nq.submit(QUEUE, "small")).result(10) == "small"
+    assert len(await (await nq.submit(QUEUE, "large")).result(10)) == 10_000
+    for task in await nq.submit_many(QUEUE, ["small"] * 3):
+        assert [info.status async for info in task.updates()][-1] is Status.COMPLETED
+
+    # Cancels: two at once, that of a Go client, and one between two attempts.
+    lasting, foreign = await nq.submit_many(QUEUE, ["lasts", "lasts"])
+    failing = await nq.submit(QUEUE, "fails", retry=1)
+    for task in (lasting, foreign):
+        await reaches(task, Status.PROCESSING)
+
+    async def told() -> bool:
+        return (await lasting.fetch()).progress is not None
+
+    await until(told)
+    await asyncio.sleep(2 * watch.AFTER)  # what runs for longer is watched
+    receipts = await asyncio.gather(lasting.cancel(wait=10), lasting.cancel(wait=10))
+    assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
+    message = CancelMessage(foreign.id, f"{QUEUE}.cancel").encode()
+    await operator.backend.connection.publish(f"{QUEUE}.cancel", message)
+    assert await foreign.wait(10) is Status.CANCELLED
+    await reaches(failing, Status.PENDING, attempt=2)
+    assert (await failing.cancel()).status is Status.CANCELLED
+
+    async for batch in nq.watch():
+        if batch.complete:
+            break
+    assert {info.id for info in await nq.tasks(QUEUE)} >= {lasting.id, foreign.id, failing.id}
+    assert [(info.name, info.workers) for info in await nq.queues()] == [(QUEUE, 1)]
+    assert [info.queues for info in await nq.workers()] == [[QUEUE]]
+
+
+async def test_they_are_enough_and_none_is_idle(
+    server: nqnb.DevServer, used: dict[tuple[str, str], set[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = users(server)
+    await prepare(settings[OPERATOR])
+    async with nqnb.connect(settings[CLIENT]) as nq, nqnb.connect(settings[OPERATOR]) as operator:
+        pending, delayed = await nq.submit(QUEUE), await nq.submit(QUEUE, process_at=timedelta(hours=1))
+        for task in (pending, delayed):
+            assert (await task.cancel()).status is Status.DELETED
+        await nq.submit(QUEUE, "one", id="mine")
+        await operator.backend.states.delete("mine")
+        with pytest.raises(TaskExists):
+            await nq.submit(QUEUE, "another", id="mine")
+
+        async with make_worker(settings[WORKER]):
+            await work(nq, operator)
+            await operator.pause(QUEUE)
+            held = await nq.submit(QUEUE, "small")
+
+            # Where the server can, the worker pauses the consumer once more, for it may have been made anew.
+            pauses = f"$JS.API.CONSUMER.PAUSE.{QUEUE}.MONITOR"
+            sign = pauses if can_pause(nq.backend.connection) else "$JS.API.DIRECT.GET.KV_nq-queues.>"
+
+            async def seen() -> bool:
+                return any(covers(sign, subject) for subject in used[WORKER, "publish"])
+
+            await until(seen)
+            assert [info.paused for info in await nq.queues()] == [True]
+            await operator.resume(QUEUE)
+            assert await held.result(10) == "small"
+        idle = set() if can_pause(nq.backend.connection) else {pauses}
+        if not can_schedule(nq.backend.connection):
+            idle |= {f"{QUEUE}.sched.*", f"$JS.API.STREAM.PURGE.{QUEUE}"}
+
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    for user in (CLIENT, WORKER):
+        for verb in ("publish", "subscribe"):
+            subjects = used[user, verb] | ({"_INBOX.1"} if verb == "subscribe" else set())
+            unused = {each for each in allowed(user, verb) if not any(covers(each, subject) for subject in subjects)}
+            assert unused <= idle, (user, verb)
+
+
+async def test_a_stream_that_takes_no_schedules_and_that_they_may_not_change(server: nqnb.DevServer) -> None:
+    settings = users(server)
+    async with nqnb.connect(settings[OPERATOR]) as operator:
+        await operator.submit(QUEUE, "small")
+    await waits_are_put_back(settings)
+
+
+async def test_schedules_that_they_may_not_publish() -> None:
+    """Refused one by one, which must not keep an outcome from being written."""
+    with nqnb.DevServer(config=without(f"{QUEUE}.sched.*")) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        await waits_are_put_back(settings)
+
+
+async def waits_are_put_back(settings: dict[str, nqnb.Settings]) -> None:
+    """As on an older server, and nothing is lost."""
+    async with nqnb.connect(settings[CLIENT]) as nq, make_worker(settings[WORKER]):
+        delayed = await nq.submit(QUEUE, "small", process_at=timedelta(hours=1))
+        failing = await nq.submit(QUEUE, "fails", retry=1)
+        await reaches(failing, Status.PENDING, attempt=2)
+
+        async def put_back() -> bool:
+            (info,) = await nq.queues()
+            return (info.pending, info.scheduled, info.processing) == (0, 0, 2)
+
+        await until(put_back)
+        assert (await delayed.cancel()).status is Status.DELETED
+        assert (await failing.cancel()).status is Status.CANCELLED
+
+
+async def test_less_is_refused_with_what_is_missing(server: nqnb.DevServer, caplog: pytest.LogCaptureFixture) -> None:
+    settings = users(server)
+    with pytest.raises(ServerRefused, match=r"user 'client' may not publish to '\$JS.API.STREAM.CREATE.KV_nq-store'"):
+        await nqnb.connect(settings[CLIENT]).open()
+    await prepare(settings[OPERATOR])
+    async with nqnb.connect(settings[CLIENT]) as nq:
+        with pytest.raises(
+            ServerRefused, match=r"may not publish to '\$JS.API.STREAM.CREATE.other'.* README"
+        ) as caught:
+            await nq.submit("other")
+        assert (caught.value.code, caught.value.err_code) == (403, 0)
+        with pytest.raises(ServerRefused, match=rf"may not publish to '\$JS.API.STREAM.DELETE.{QUEUE}'"):
+            await nq.delete_queue(QUEUE)
+        with pytest.raises(ServerRefused, match="user 'client' may not"):
+            await nq.pause(QUEUE)
+        with pytest.raises(ServerRefused, match="user 'client' may not"):
+            await nq.prune(0)
+    async with nqnb.connect(settings[WORKER]) as nq:
+        with pytest.raises(ServerRefused, match=f"user 'worker' may not publish to '{QUEUE}.task'"):
+            await nq.submit(QUEUE)
+    worker = make_worker(settings[CLIENT])
+    with pytest.raises(ServerRefused, match=rf"'\$JS.API.CONSUMER.INFO.{QUEUE}_cancel.{worker.id}'"):
+        await worker.start()
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_the_command_line_says_it_in_a_line(server: nqnb.DevServer, capsys: pytest.CaptureFixture[str]) -> None:
+    asyncio.run(prepare(users(server)[OPERATOR]))
+    login = ("-u", server.url, "--user", CLIENT, "--password", PASSWORD)
+    assert main([*login, "submit", "other"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "user 'client' may not publish to '$JS.API.STREAM.CREATE.other'" in line
+
+
+async def test_what_waits_for_no_answer_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """A pull that is refused gets no answer by its nature, so the worker's log tells."""
+    pulls = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.MONITOR"
+    with nqnb.DevServer(config=without(pulls)) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with make_worker(settings[WORKER]):
+
+            async def told() -> bool:
+                return any(record.name == LOGGER for record in caplog.records)
+
+            await until(told)
+    assert f"user 'worker' may not publish to '{pulls.lower()}'" in caplog.text
+
+
+async def test_a_watch_that_may_not_read_ends() -> None:
+    with nqnb.DevServer(config=without("$JS.API.CONSUMER.CREATE.KV_nq-store")) as server:
+        settings = users(server)
+        await prepare(settings[OPERATOR])
+        async with nqnb.connect(settings[CLIENT]) as nq:
+            with pytest.raises(ServerRefused, match="may not publish to"):
+                await asyncio.wait_for(anext(nq.watch()), 5)
+
+
+async def test_without_an_inbox_nobody_comes_in() -> None:
+    told = r"permissions violation for subscription to \"_inbox.* README"
+    with nqnb.DevServer(config=without("_INBOX.>")) as server, pytest.raises(NoServer, match=told):
+        await nqnb.connect(users(server)[CLIENT]).open()

@@ -1,0 +1,321 @@
+"""What a worker's presence tells, however many tasks it runs and however long its queues' ack waits are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from command_line import environment
+from crew import processing
+
+import nqnb
+from nqnb import Status
+from nqnb.jetstream.delivery import Delivery
+from nqnb.jetstream.roster import PresenceEntry, decode_presence, encode_presence
+from nqnb.protocol.wire import Meta
+from nqnb.records import WorkerInfo
+from nqnb.store import Entry
+from nqnb.worker import upkeep
+from nqnb.worker.run import LEASE, PRESENCE
+
+pytestmark = pytest.mark.anyio
+
+MEGABYTE = 1024 * 1024
+SHORT, LONG = 2.0, 30.0
+"""Ack waits of two queues, in seconds."""
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < end, what
+        await asyncio.sleep(0.05)
+
+
+def info(running: list[str]) -> WorkerInfo:
+    return nqnb.Worker("nats://127.0.0.1:1").info(running, 28.5)
+
+
+def read_back(data: bytes) -> PresenceEntry:
+    entry = Entry(msgspec.json.decode(data)["id"], data, 1, 0.0)
+    # A reader that knows nothing of filters finds the same worker.
+    assert WorkerInfo.of_entry(entry.key, data).id == entry.key
+    return decode_presence(entry)
+
+
+class TestEntry:
+    @pytest.mark.parametrize(("count", "limit"), [(1_000_000, MEGABYTE), (45_000, MEGABYTE), (45_000, 64 * 1024)])
+    def test_an_entry_has_room_in_a_message_whatever_runs(self, count: int, limit: int) -> None:
+        ids = [f"{number:022d}" for number in range(count)]
+        data = encode_presence(info(ids), limit)
+        assert len(data) < 0.7 * limit
+        entry = read_back(data)
+        assert entry.running_count == count
+        assert entry.running == ids[: len(entry.running)]
+        assert all(entry.runs(each) for each in ids[:: count // 1000])
+
+    def test_ids_of_the_greatest_length(self) -> None:
+        ids = [f"{number:0200d}" for number in range(20_000)]
+        data = encode_presence(info(ids), MEGABYTE)
+        assert len(data) < MEGABYTE // 2
+        assert all(map(read_back(data).runs, ids))
+
+    def test_a_few_are_listed_and_no_other_task_runs(self) -> None:
+        ids = [f"{number:022d}" for number in range(4000)]
+        entry = read_back(encode_presence(info(ids), MEGABYTE))
+        assert (entry.running, entry.unlisted, entry.others) == (ids, 0, None)
+        assert not entry.runs("another")
+
+    def test_a_task_that_does_not_run_is_soon_seen_as_that(self) -> None:
+        worker, dropped = info([f"{number:022d}" for number in range(45_000)]), [f"dropped{n}" for n in range(200)]
+        entries = [read_back(encode_presence(worker, MEGABYTE)) for _ in range(6)]
+        mistaken = [sum(map(entry.runs, dropped)) for entry in entries]
+        assert max(mistaken) < 40, "one of 16 is expected"
+        # In each entry others look so: (1/16) ** 6 of 200 tasks are so in all of them.
+        assert sum(all(entry.runs(each) for entry in entries) for each in dropped) <= 1
+
+    def test_a_filter_without_bits_says_that_all_may_run(self) -> None:
+        data = msgspec.json.decode(encode_presence(info([]), MEGABYTE))
+        data["others"] = {"salt": "", "bits": ""}
+        assert read_back(msgspec.json.encode(data)).runs("any")
+
+
+class TestManyTasks:
+    @pytest.fixture
+    def server(self) -> Iterator[nqnb.DevServer]:
+        # The ids of 250 tasks are above a quarter of it, those of 1,000 above all of it.
+        with nqnb.DevServer(config="max_payload: 20480") as server:
+            yield server
+
+    @pytest.fixture
+    def settings(self, server: nqnb.DevServer) -> nqnb.Settings:
+        return nqnb.Settings(server.url, ack_wait=10.0, retry_for=5.0)
+
+    async def test_a_worker_with_many_tasks_stays_alive_and_what_it_dropped_is_taken_over(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
+        count, ran = 1000, 0
+        ended = asyncio.Event()
+        worker, other = nqnb.Worker(settings, concurrency=count), nqnb.Worker(settings)
+
+        @worker.handler("many")
+        async def many(job: nqnb.Job) -> None:
+            nonlocal ran
+            ran += 1
+            await ended.wait()
+
+        @other.handler("few")
+        async def few(job: nqnb.Job) -> str:
+            return "taken over"
+
+        async with worker:
+            tasks = await nq.submit_many("many", [None] * count)
+
+            async def all_run() -> bool:
+                return [each.running_count for each in await nq.workers()] == [count]
+
+            await until(all_run, 60, "presence does not tell what runs")
+            rests = [await nq.backend.presence.rest(worker.id, "many", each.id, 0.0) for each in tasks[::50]]
+            assert min(rests) > 0
+            # A task that the worker claimed, as its entry says, and knows nothing of.
+            dropped = await nq.submit("few")
+            entry = await nq.backend.states.get(dropped.id)
+            assert entry is not None
+            message = msgspec.json.decode(entry.value, type=nqnb.protocol.wire.TaskMessage)
+            message.Status, message.Meta = Status.PROCESSING, Meta(worker=worker.id, claim="lost")
+            await nq.backend.states.update(dropped.id, message.encode(), entry.revision)
+            async with other:
+                assert await dropped.result(timeout=90) == "taken over"
+            assert worker.id in {each.id for each in await nq.workers()}
+            ended.set()
+
+            async def all_ended() -> bool:
+                return len(await nq.tasks("many", Status.COMPLETED)) == count
+
+            await until(all_ended, 60, "not all have completed")
+        assert ran == count, "some ran twice"
+
+
+async def test_thousands_of_leases_are_renewed_a_part_at_a_time(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, part = 200, 20
+    monkeypatch.setattr(upkeep, "_RENEWALS_AT_ONCE", part)
+    in_progress, under_way, most = Delivery.in_progress, 0, 0
+    renewed: set[int] = set()
+
+    async def counted(self: Delivery, *rest: Any) -> bool:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            answered = await in_progress(self, *rest)
+        finally:
+            under_way -= 1
+        renewed.add(self.sequence)
+        return answered
+
+    monkeypatch.setattr(Delivery, "in_progress", counted)
+    ended = asyncio.Event()
+    worker = nqnb.Worker(settings, ack_wait=6.0, concurrency=count)
+
+    @worker.handler("many")
+    async def many(job: nqnb.Job) -> None:
+        await ended.wait()
+
+    async with worker:
+        await nq.submit_many("many", [None] * count)
+
+        async def all_renewed() -> bool:
+            return len(renewed) == count
+
+        await until(all_renewed, 60, "not all leases were renewed")
+        assert part <= most <= 2 * part, "two rounds may overlap"
+        ended.set()
+
+
+@pytest.mark.full
+@pytest.mark.timeout(900)
+async def test_a_worker_that_runs_45_000_tasks_keeps_its_leases(nq: nqnb.Client, server: nqnb.DevServer) -> None:
+    count, ack_wait = 45_000, 120.0
+    process = subprocess.Popen([sys.executable, __file__, server.url, str(count), str(ack_wait)], env=environment())
+    try:
+        running = 0
+
+        async def all_run() -> bool:
+            return [each.running_count for each in await nq.workers()] == [running]
+
+        # Not all at once: most of 45,000 claims at the same time would be answered too late.
+        while running < count:
+            running += 3000
+            await nq.submit_many("many", [None] * 3000)
+            await until(all_run, 60, "presence does not tell what runs")
+        # In between, each lease has been renewed several times.
+        await asyncio.sleep(1.5 * ack_wait)
+        assert await all_run()
+        assert [each.redelivered for each in await nq.queues() if each.name == "many"] == [0]
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def make_busy_worker(url: str, count: int, ack_wait: float) -> nqnb.Worker:
+    """A worker whose tasks do not end."""
+    worker = nqnb.Worker(url, concurrency=count, ack_wait=ack_wait)
+
+    @worker.handler("many")
+    async def many(job: nqnb.Job) -> None:
+        await asyncio.Event().wait()
+
+    return worker
+
+
+class TestTwoAckWaits:
+    @pytest.fixture
+    def settings(self, server: nqnb.DevServer) -> nqnb.Settings:
+        return nqnb.Settings(server.url, ack_wait=SHORT, retry_for=5.0)
+
+    @pytest.fixture
+    async def slow_queue(self, settings: nqnb.Settings) -> None:
+        """The consumer of the queue "slow" has a long ack wait."""
+        worker = nqnb.Worker(settings, ack_wait=LONG)
+        worker.handler("slow")(lambda job: None)
+        async with worker:
+            pass
+
+    async def test_presence_lasts_as_long_as_the_longest_lease_and_is_renewed_for_the_shortest(
+        self, nq: nqnb.Client, settings: nqnb.Settings, slow_queue: None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "nqnb.worker")
+        worker = make_worker(settings.urls[0], "slow")
+
+        @worker.handler("quick")
+        async def quick(job: nqnb.Job) -> None:
+            await asyncio.sleep(2 * SHORT)
+
+        async with worker:
+            slow, task = await nq.submit("slow", 3600), await nq.submit("quick")
+            await processing(nq, 2)
+            (info,) = await nq.workers()
+            assert info.ttl == PRESENCE * LONG
+            assert await task.wait(timeout=60) is Status.COMPLETED
+            assert "came again" not in caplog.text, "its lease ran out"
+            await slow.cancel(wait=10)
+
+    async def test_after_a_death_each_queue_waits_for_its_own_ack_wait(
+        self, nq: nqnb.Client, settings: nqnb.Settings, slow_queue: None
+    ) -> None:
+        program = [sys.executable, __file__, settings.urls[0], "quick", "slow"]
+        process = subprocess.Popen(program, env=environment())
+        try:
+            quick, slow = [await nq.submit(queue, 3600) for queue in ("quick", "slow")]
+            await processing(nq, 2)
+
+            async def both_named() -> bool:
+                return {quick.id, slow.id} == {each for info in await nq.workers() for each in info.running}
+
+            await until(both_named, 20, "its presence does not name them")
+            (dead,) = await nq.workers()
+        finally:
+            process.kill()
+            process.wait()
+        died = time.monotonic()
+        rest = nq.backend.presence.rest
+
+        async def quick_is_free() -> bool:
+            return await rest(dead.id, "quick", quick.id, 0.0) == 0
+
+        await until(quick_is_free, LONG / 2, "a task of the short ack wait would wait for the long one")
+        left = await rest(dead.id, "slow", slow.id, 0.0)
+        # Its run could go on for so long without a renewal.
+        assert left > LEASE * LONG - (time.monotonic() - died) - 1
+        async with make_worker(settings.urls[0], "quick"):
+            await until(lambda: _taken(nq, quick, dead.id), LONG / 2, "nobody took the task over")
+            print(f"taken over {time.monotonic() - died:.1f} s after the death")
+            assert (await quick.cancel(wait=20)).status is Status.CANCELLED
+
+
+async def _taken(nq: nqnb.Client, task: nqnb.Task, dead: str) -> bool:
+    info = await nq.fetch(task.id)
+    return info.status is Status.PROCESSING and info.worker != dead
+
+
+async def test_a_worker_without_presence_counts_as_alive_while_the_bucket_is_young(nq: nqnb.Client) -> None:
+    rest, lease = nq.backend.presence.rest, 2.0
+    assert 0 < await rest("w-gone", "q", "t", 0.0, lease) <= lease
+    await nq.backend.connection.api("STREAM.DELETE.KV_nq-workers")
+    assert await rest("w-gone", "q", "t", 0.0, lease) == lease
+    await nq.backend.ensure_buckets()
+    assert 0 < await rest("w-gone", "q", "t", 0.0, lease) <= lease
+
+    async def over() -> bool:
+        return await rest("w-gone", "q", "t", 0.0, lease) == 0
+
+    await until(over, 20, "it counts as alive without end")
+    assert await rest("w-gone", "q", "t", 0.0) == 0
+
+
+def make_worker(url: str, *queues: str) -> nqnb.Worker:
+    worker = nqnb.Worker(url, ack_wait=SHORT, concurrency=4)
+
+    async def wait(job: nqnb.Job, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    for queue in queues:
+        worker.handler(queue)(wait)
+    return worker
+
+
+if __name__ == "__main__":
+    if sys.argv[2].isdigit():
+        make_busy_worker(sys.argv[1], int(sys.argv[2]), float(sys.argv[3])).run()
+    else:
+        make_worker(*sys.argv[1:]).run()

@@ -1,0 +1,501 @@
+"""`%nq` and `%%nq` in a real IPython shell, with a real server: what each command gives a cell."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from command_line import NOBODY
+from ipython import Shell, shell
+
+import nqnb
+from nqnb import Status, commands
+from nqnb.commands.records import Cancelled, DetachedServer, Emptied, Preview
+from nqnb.notebook import asking, results, sessions
+from nqnb.notebook.loop import LOOP
+from nqnb.notebook.session import Session
+from nqnb.notebook.task import SessionTask
+from nqnb.notebook.tasklist import TaskList
+from nqnb.notebook.tree import tree
+from nqnb.notebook.typed import words, words_to_complete
+from nqnb.records import PruneReceipt, TaskInfo
+from nqnb.widgets.table import TaskTable
+
+
+@pytest.fixture
+def plain(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shell]:
+    """A shell that has loaded the extension."""
+    with shell(capsys, monkeypatch, str(tmp_path)) as made:
+        made.run("%load_ext nqnb")
+        yield made
+
+
+@pytest.fixture
+def cells(plain: Shell, url: str) -> Shell:
+    """The same, connected to the server of all tests here."""
+    assert isinstance(plain.run(f"nq = %nq up {url}\nnq").value, Session)
+    return plain
+
+
+@pytest.fixture
+def queue(request: pytest.FixtureRequest) -> str:
+    """A queue of the test's own, for they share a server."""
+    return request.node.name.partition("[")[0].removeprefix("test_")[:40]
+
+
+def nq(cells: Shell, line: str) -> Any:
+    return cells.run(f"%nq {line}").value
+
+
+class TestWhatACommandGives:
+    def test_submit_gives_a_task_or_many(self, cells: Shell, queue: str) -> None:
+        task = nq(cells, f"submit {queue} 1")
+        assert isinstance(task, SessionTask)
+        assert task.fetch().payload == b"1"
+        many = cells.run(f"%%nq submit {queue} --lines\n1\n\n2\n").value
+        assert isinstance(many, TaskList)
+        assert [each.fetch().payload for each in many] == [b"1", b"2"]
+
+    def test_lists_are_frames(self, cells: Shell, queue: str) -> None:
+        task = nq(cells, f"submit {queue} 1")
+        for line in (f"tasks {queue}", f"task list --queue {queue}", f"task list -q {queue}"):
+            frame = nq(cells, line)
+            assert list(frame.index) == [task.id]
+            assert frame.status.dtype.ordered
+        assert queue in nq(cells, "queues").index
+        assert queue in nq(cells, "queue list").index
+        assert list(nq(cells, f"queue stats {queue}").pending) == [1]
+        assert isinstance(nq(cells, "workers"), pd.DataFrame)
+        assert nq(cells, f"tasks {queue} --status failed").empty
+
+    def test_a_frame_has_all_tasks_unless_a_limit_is_given(self, cells: Shell, queue: str) -> None:
+        lines = "\n".join(map(str, range(60)))
+        cells.run(f"%%nq submit {queue} --lines -q\n{lines}")
+        assert len(nq(cells, f"tasks {queue}")) == 60
+        assert len(nq(cells, f"tasks {queue} -n 7")) == 7
+
+    def test_one_task(self, cells: Shell, queue: str) -> None:
+        task = nq(cells, f"submit {queue} 1")
+        assert nq(cells, f"task status {task.id}") is Status.PENDING
+        ran = cells.run(f"%nq task show {task.id}")
+        assert isinstance(ran.value, TaskInfo)
+        assert f"task       {task.id}" in ran.out
+        cells.run(f"%%nq handler {queue}\ndef double(job, payload):\n    return payload * 2")
+        assert nq(cells, f"task result {task.id}") == 2
+        again = nq(cells, f"task requeue {task.id}")
+        assert isinstance(again, SessionTask)
+        assert again.result(10) == 2
+        assert nq(cells, f"submit {queue} 21 --wait 10") == 42
+        assert isinstance(nq(cells, f"task requeue {task.id} {again.id}"), TaskList)
+
+    def test_cancels_are_a_frame_of_outcomes(self, cells: Shell, queue: str) -> None:
+        ids = [nq(cells, f"submit {queue} {number}").id for number in range(5)]
+        assert list(nq(cells, f"cancel {ids[0]}").status) == ["deleted"]
+        assert list(nq(cells, f"task cancel {ids[1]}").status) == ["deleted"]
+        ran = cells.run(f"%nq cancel {ids[2]} nobody")
+        assert list(ran.value.index) == [ids[2], "nobody"]
+        assert "UnknownTask" in ran.value.error["nobody"]
+        assert ran.err == ""
+        preview = nq(cells, f"cancel --queue {queue} --dry-run")
+        assert isinstance(preview, Preview)
+        assert preview.ids == ids[3:]
+        frame = nq(cells, f"cancel --queue {queue} --yes")
+        assert list(frame.index) == ids[3:]
+        assert nq(cells, f"cancel --queue {queue} --yes").empty
+
+    def test_queues_are_paused_and_emptied_and_deleted(self, cells: Shell, queue: str) -> None:
+        nq(cells, f"submit {queue} 1")
+        assert list(nq(cells, f"queue pause {queue}").paused) == [True]
+        assert list(nq(cells, f"queue resume {queue}").paused) == [False]
+        ran = cells.run(f"%nq queue purge {queue} --yes")
+        assert isinstance(ran.value, Emptied)
+        assert "1, before they started" in ran.out
+        assert nq(cells, f"queue delete {queue} --yes").removed
+        assert isinstance(nq(cells, "prune --older-than 7d --dry-run"), PruneReceipt)
+
+    def test_watch_is_a_live_table(self, cells: Shell, queue: str) -> None:
+        task = nq(cells, f"submit {queue} 1")
+        for line in (
+            "watch",
+            f"watch {queue}",
+            f"watch {task.id}",
+            "watch queue-to-come",
+            f"watch {task.id} {task.id}",
+        ):
+            table = cells.run(f"%nq {line} -q -o table\ntable").value
+            assert isinstance(table, TaskTable)
+            table.close()
+        assert "no JSON" in cells.refused("%nq watch --json")
+
+    def test_json_is_dicts_and_lists(self, cells: Shell, queue: str) -> None:
+        task_id = nq(cells, f"submit {queue} 1 --json")["id"]
+        assert [each["id"] for each in nq(cells, f"tasks {queue} --json")] == [task_id]
+        assert nq(cells, f"--json task status {task_id}") == {"id": task_id, "status": "pending"}
+        assert nq(cells, f"cancel {task_id} --json")["status"] == "deleted"
+        assert nq(cells, "up --json")["why"] == "the one given"
+        assert nq(cells, "version --json")["nqnb"] == nqnb.__version__
+
+    def test_json_of_cancels_leaves_what_was_refused_to_stderr(self, cells: Shell, queue: str) -> None:
+        task_id = nq(cells, f"submit {queue} 1 --json")["id"]
+        ran = cells.run(f"%nq cancel {task_id} nobody --json")
+        assert [each["task_id"] for each in ran.value] == [task_id]
+        assert "nobody" in ran.err
+
+    def test_json_of_a_cancel_by_filter_has_what_was_refused(self) -> None:
+        record = Cancelled([], [nqnb.UnknownTask("no such task", "nobody")])
+        made = results.as_json(record)
+        assert made["errors"]
+        assert results.beside(record, made) == []
+
+    def test_every_command_of_the_command_line_is_there(self) -> None:
+        assert set(tree.commands) == set(commands.tree.commands) | {"down", "handler", "nest"}
+        for name, group in tree.commands.items():
+            theirs = commands.tree.commands.get(name)
+            assert getattr(group, "commands", {}).keys() == getattr(theirs, "commands", {}).keys()
+
+    def test_the_command_line_has_none_of_the_notebooks_options(self) -> None:
+        options = {option for each in commands.tree.commands["submit"].params for option in each.opts}
+        assert not {"-o", "--out", "--quiet"} & options
+
+    def test_what_makes_no_sense_in_a_cell_says_what_does(self, plain: Shell) -> None:
+        assert "%%nq handler QUEUE or @nq.handler(QUEUE)" in plain.refused("%nq worker jobs:worker --processes 4")
+        assert sessions.opened() == []
+
+
+class TestTheLine:
+    def test_json_arrives_as_it_was_typed(self, cells: Shell, queue: str) -> None:
+        cells.run("b, HOME = 'expanded', 'expanded'")
+        for typed, sent in {
+            '\'{"a": "$HOME {b} {{b}} $$b", "c": {"d": [1]}}\'': '{"a": "$HOME {b} {{b}} $$b", "c": {"d": [1]}}',
+            '{"a": "$HOME {b}", "c": {"d": [1, 2]}}': '{"a": "$HOME {b}", "c": {"d": [1, 2]}}',
+            '[1, {"two": "it\'s"}]': '[1, {"two": "it\'s"}]',
+            '\'{"path": "C:\\\\new"}\'': '{"path": "C:\\\\new"}',
+            "'\"x\"'": '"x"',
+        }.items():
+            assert nq(cells, f"submit {queue} {typed}").fetch().payload.decode() == sent
+
+    def test_words_are_those_of_a_shell(self) -> None:
+        assert words("a 'b c' \"d 'e'\" f\\ g h'i'\"j\" ''", windows=False) == ["a", "b c", "d 'e'", "f g", "hij", ""]
+        assert words(r"--file C:\new\x.json 'C:\a b'", windows=True) == ["--file", r"C:\new\x.json", r"C:\a b"]
+        assert words("  ", windows=False) == []
+        assert words('{"a": 1}x {b', windows=False) == ["{a:", "1}x", "{b"]
+        assert words("#no comment", windows=False) == ["#no", "comment"]
+        with pytest.raises(nqnb.BadInput, match="a quote is not closed"):
+            words("it's", windows=False)
+
+    def test_words_that_are_just_typed(self) -> None:
+        assert words_to_complete("submit re", windows=False) == (["submit"], "re")
+        assert words_to_complete("submit ", windows=False) == (["submit"], "")
+        assert words_to_complete("", windows=False) == ([], "")
+        assert words_to_complete("submit 'a b", windows=False) == (["submit"], "a b")
+
+    def test_what_it_returns_is_kept_or_not_shown(self, cells: Shell, queue: str) -> None:
+        ran = cells.run(f"%nq submit {queue} 1 -o task -q")
+        assert (ran.value, ran.out, ran.err) == (None, "", "")
+        assert isinstance(cells.ip.user_ns["task"], SessionTask)
+        ran = cells.run(f"%nq -o frame tasks {queue}")
+        assert cells.ip.user_ns["frame"] is ran.value
+        assert cells.run(f"kept = %nq tasks {queue}\nlen(kept)").value == 1
+        for name in ("1x", "class"):
+            assert f"{name!r} is no name of a variable" in cells.refused(f"%nq tasks -o {name}")
+
+    def test_help(self, plain: Shell) -> None:
+        short = plain.run("%nq").out
+        assert "submit " in short
+        assert "--tlsca" not in short
+        assert "--tlsca" in plain.run("%nq --help").out
+        for line in ("%nq submit --help", "%nq submit -h", "%%nq submit --help\nx"):
+            said = plain.run(line).out
+            assert "Usage: %" in said
+            assert "nq submit [OPTIONS] QUEUE [PAYLOAD]" in said
+            assert "%nq submit resize --file job.json" in said
+            assert "%%nq submit square --lines" in said
+            assert "nqnb submit" not in said
+        assert "a cell as payload" in plain.run("%nq?").out.lower()
+
+    @pytest.mark.parametrize(
+        ("cell", "said"),
+        [
+            ("%nq sbmit", "No such command 'sbmit'. Did you mean 'submit'? (see `%nq -h`)"),
+            ("%nq task rsult x", "Did you mean 'result'?"),
+            ("%nq tasks --sttus x", "No such option '--sttus'"),
+            ("%nq submit", "Missing argument 'QUEUE'"),
+            ("%nq submit 'a b' 1", "a b"),
+            ("%nq submit resize {no", "is not JSON"),
+            ("%nq submit resize it's", "a quote is not closed"),
+            ("%nq submit resize -", "a line has no stdin: write %%nq submit"),
+            (
+                "%nq task show nobody",
+                "no task 'nobody' is known here; check the id and the server, `%nq task list` shows",
+            ),
+            ("%nq queue pause nobody", "nobody"),
+            ("%nq cancel", "give task ids"),
+            ("%nq up a b", "unexpected extra argument"),
+            ("%nq up a -u b", "give the address once"),
+            (f"%nq tasks -u {NOBODY} --timeout 1", "127.0.0.1:1"),
+            ("%%nq\nx", "%%nq alone takes no cell"),
+            ("%%nq tasks\nx", "%%nq tasks takes no cell"),
+            ("%%nq submit resize 1\n2", "the cell is the payload"),
+            ("%%nq submit resize\nnot json", "is not JSON"),
+            ("%%nq submit resize --lines\n1\nx", "line 2, 'x', is not JSON"),
+            ("%nq handler resize", "handler takes a cell"),
+            ("%nq nest", "no event loop runs here"),
+        ],
+    )
+    def test_bad_input_is_one_line(self, cells: Shell, cell: str, said: str) -> None:
+        assert said in cells.refused(cell)
+
+    def test_errors_are_nqnbs_own_and_stop_a_run_all(self, cells: Shell) -> None:
+        for line, kind in {"task show nobody": nqnb.UnknownTask, "sbmit": nqnb.BadInput}.items():
+            with pytest.raises(kind):
+                cells.ip.run_line_magic("nq", line)
+
+    def test_a_bug_of_ours_shows_its_traceback(self, cells: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nqnb.notebook.results.result", lambda *_: 1 / 0)
+        ran = cells.attempt("%nq version")
+        assert isinstance(ran.error, ZeroDivisionError)
+        assert "Traceback" in ran.out
+
+
+class TestWhichServer:
+    def test_one_command_elsewhere_does_not_change_what_is_meant(self, cells: Shell, url: str, queue: str) -> None:
+        with nqnb.DevServer() as other:
+            task = nq(cells, f"submit {queue} 1 -u {other.url}")
+            assert task.status() is Status.PENDING
+            assert "there is no queue" in cells.refused(f"%nq tasks {queue}")
+            assert nqnb.session().settings.url == url
+            ran = cells.run(f"%nq up {other.url}")
+            assert ran.out.startswith(f"server {other.url}: the one given, connected before\n")
+            assert len(nq(cells, f"tasks {queue}")) == 1
+            assert f"disconnected from {other.url}" in cells.run("%nq down").out
+            assert nqnb.session().settings.url == url
+        assert "the one given" not in cells.run("%nq queues").out
+
+    def test_a_command_connects_by_itself_and_says_where(
+        self, plain: Shell, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("NATS_URL", url)
+        assert plain.run("%nq queues").out.startswith(f"server {url}: that of NATS_URL\n")
+        assert nqnb.session().settings.url == url
+        assert plain.run("%nq down").out == f"disconnected from {url}\n"
+        assert plain.run("%nq down").out == "no session is open\n"
+
+    @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+    def test_ones_own_server_is_started_and_stopped(
+        self, plain: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
+            monkeypatch.setenv(name, str(tmp_path / name))
+        try:
+            assert "your detached server, started now" in plain.run("%nq up").out
+            plain.run("%nq submit resize 1 -q")
+            said = plain.refused_after("%nq down --server")
+            assert "1 task is queued or running there" in said
+            assert nqnb.session().connected
+            monkeypatch.setattr(asking, "confirm", lambda *_: False)
+            ran = plain.run("%nq down --server --yes")
+            assert isinstance(ran.value, DetachedServer)
+            assert ran.value.state == "stopped"
+            assert "resize  pending" in ran.out
+            assert sessions.opened() == []
+            assert "No detached server runs" in plain.run("%nq down --server").out
+        finally:
+            nqnb.server.detached.stop()
+
+
+class TestConfirm:
+    def test_a_person_is_asked(self, cells: Shell, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        task = nq(cells, f"submit {queue} 1")
+        asked: list[str] = []
+        answers = iter(["no", "", "y"])
+
+        def answer(question: str) -> str:
+            asked.append(question)
+            return next(answers)
+
+        monkeypatch.setattr(builtins, "input", answer)
+        monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+        for _ in range(2):
+            ran = cells.attempt(f"%nq cancel --queue {queue}")
+            assert isinstance(ran.error, nqnb.NqnbError)
+            assert ran.out.endswith("nqnb: nothing was cancelled, as that was not confirmed\n")
+        assert task.status() is Status.PENDING
+        assert list(nq(cells, f"cancel --queue {queue}").status) == ["deleted"]
+        assert asked == ["Cancel 1 task? [y/N]: "] * 3
+
+    def test_nobody_is_a_refusal(self, cells: Shell, queue: str) -> None:
+        task = nq(cells, f"submit {queue} 1")
+        assert "There is no terminal to ask on: add --yes" in cells.refused_after(f"%nq queue purge {queue}")
+        assert task.status() is Status.PENDING
+
+
+class TestHandlerCells:
+    def test_the_last_function_runs_the_tasks(self, cells: Shell, queue: str) -> None:
+        ran = cells.run(
+            f"%%nq handler {queue} -c 3\nfactor = 2\ndef work(job, payload):\n    return helper(payload) * factor\n"
+            "async def later(job, payload): pass\ndef helper(payload): return payload\ndef work(job, payload):\n"
+            "    return helper(payload) * factor"
+        )
+        assert ran.out == f"work runs the tasks of {queue} in this kernel: thread, 3 at once\n"
+        assert nq(cells, f"submit {queue} 21 --wait 10") == 42
+        cells.run("factor = 3")
+        assert nq(cells, f"submit {queue} 21 --wait 10") == 63
+        cells.run(f"%%nq handler {queue} -q\nasync def work(job, payload):\n    return 'swapped'")
+        assert nq(cells, f"submit {queue} 21 --wait 10") == "swapped"
+        local = cells.ip.user_ns["nq"].local[queue]
+        assert (local.swaps, local.concurrency, local.place) == (1, 3, "coroutine")
+
+    def test_decorators_magics_and_await_work_as_in_any_cell(self, cells: Shell, queue: str) -> None:
+        cells.run(
+            f"%%nq handler {queue}\nimport asyncio, functools\nhere = %pwd\nawait asyncio.sleep(0)\n"
+            "def twice(function):\n    @functools.wraps(function)\n    def both(job, payload):\n"
+            "        return function(job, payload) * 2\n    return both\n\n"
+            "@twice\ndef work(job, payload):\n    return here"
+        )
+        assert nq(cells, f"submit {queue} 1 --wait 10") == os.getcwd() * 2
+
+    def test_its_errors_show_the_cell_alone(self, cells: Shell, queue: str) -> None:
+        ran = cells.attempt(f"%%nq handler {queue}\ndef work(job): pass\n\nnobody")
+        assert isinstance(ran.error, NameError)
+        assert "----> 3 nobody" in ran.out
+        assert "nqnb/notebook" not in ran.out
+        assert "interactiveshell" not in ran.out
+        ran = cells.attempt(f"%%nq handler {queue}\ndef work(:")
+        assert "def work(:" in ran.out
+        assert "SyntaxError" in ran.out
+        assert "nqnb/notebook" not in ran.out
+        ran = cells.attempt(f"%%nq handler {queue}\nimport nqnb\ndef work(job): pass\nnqnb.session().status('nobody')")
+        assert "----> 3 nqnb.session().status('nobody')" in ran.out
+        assert queue not in cells.ip.user_ns["nq"].local
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            ("x = 1", "defines no function"),
+            ("def work(): pass", "work"),
+        ],
+    )
+    def test_what_cannot_handle_is_one_line(self, cells: Shell, queue: str, body: str, said: str) -> None:
+        assert said in cells.refused(f"%%nq handler {queue}\n{body}")
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("line", "offered"),
+        [
+            ("%nq su", ["submit"]),
+            ("%nq queue p", ["pause", "purge"]),
+            ("%%nq hand", ["handler"]),
+            ("frame = %nq work", ["workers"]),
+            ("%nq tasks -s p", ["pending", "processing"]),
+            ("%nq tasks --status=canc", ["cancelled"]),
+            ("%nq submit resize --re", ["--retry"]),
+            ("%%nq handler x --isolation k", ["kernel"]),
+            ("%nq task st", ["status"]),
+        ],
+    )
+    def test_of_commands_options_and_states(self, plain: Shell, line: str, offered: list[str]) -> None:
+        assert plain.completed(line) == offered
+        assert sessions.opened() == []
+
+    def test_of_queues_and_ids(self, cells: Shell, queue: str) -> None:
+        nq(cells, f"submit {queue} 1 --id {queue}-id")
+        half = queue[:-2]
+        for line in (
+            f"%nq submit {half}",
+            f"%%nq handler {half}",
+            f"%nq cancel --queue={half}",
+            f"x = %nq tasks {half}",
+        ):
+            assert cells.completed(line) == [queue], line
+        for line in (f"%nq cancel {queue}-", f"%nq task show {queue}-i", f"%nq watch {queue}-"):
+            assert cells.completed(line) == [f"{queue}-id"], line
+        assert cells.completed(f"import os\n%nq cancel {queue}-") == [f"{queue}-id"]
+
+    def test_leaves_other_lines_alone(self, plain: Shell) -> None:
+        assert "print" in plain.completed("prin")
+        assert plain.completed("%nqx su") == plain.completed("x su")
+
+    def test_does_not_wait_for_a_server_that_is_away(self, plain: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+        with nqnb.DevServer() as away:
+            plain.run(f"%nq up {away.url} -q\n%nq submit resize 1 -q")
+            assert plain.completed("%nq submit re") == ["resize"]
+        began = time.monotonic()
+        assert "resize" not in plain.completed("%nq submit re")
+        plain.run("%nq down")
+        monkeypatch.setenv("NATS_URL", NOBODY)
+        assert "resize" not in plain.completed("%nq submit re")
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            monkeypatch.setenv("NATS_URL", f"nats://127.0.0.1:{silent.getsockname()[1]}")
+            assert "resize" not in plain.completed("%nq submit re")
+        assert time.monotonic() - began < 10
+
+
+class TestExtension:
+    def test_loads_quickly_without_a_network_or_pandas(self) -> None:
+        program = (
+            "import sys, time\nfrom IPython.core.interactiveshell import InteractiveShell\n"
+            "from traitlets.config import Config\nconfig = Config()\nconfig.HistoryManager.enabled = False\n"
+            "ip = InteractiveShell.instance(config=config)\nbegan = time.perf_counter()\n"
+            "ip.run_line_magic('load_ext', 'nqnb')\nprint(time.perf_counter() - began)\n"
+            "print(*sorted({'nats', 'pandas', 'ipywidgets', 'click', 'rich'} & set(sys.modules)))"
+        )
+        said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+        seconds, modules = said.stdout.split("\n")[:2]
+        assert float(seconds) < 0.4  # what is promised; it takes a tenth of that
+        assert modules == ""
+
+    def test_unload_leaves_nothing(self, plain: Shell, url: str, queue: str) -> None:
+        ip = plain.ip
+        plain.run("%unload_ext nqnb")
+        clean = self._state(ip)
+        for _ in range(2):
+            plain.run("%load_ext nqnb\n%load_ext nqnb")
+            plain.run(f"%nq up {url} -q\n%nq submit {queue} 1 -q\n%nq watch -q\n%nq prune --older-than 7d --dry-run")
+            plain.run(f"%%nq handler {queue} -q\ndef work(job): pass")
+            assert LOOP.running
+            assert self._state(ip) != clean
+            plain.run("%unload_ext nqnb")
+            assert self._state(ip) == clean
+            assert not LOOP.running
+        assert not [each.name for each in threading.enumerate() if each.name.startswith("nqnb")]
+        assert "UsageError: Line magic function `%nq` not found" in plain.attempt("%nq tasks").err
+        assert "submit" not in plain.completed("%nq su")
+
+    def test_reload_and_twice_are_fine(self, plain: Shell, url: str) -> None:
+        plain.run("%reload_ext nqnb")
+        nqnb.load_ipython_extension(plain.ip)
+        assert plain.completed("%nq su") == ["submit"]
+        assert nq(plain, f"up {url}") is nqnb.session()
+
+    @staticmethod
+    def _state(ip: Any) -> Any:
+        formatter = ip.display_formatter.formatters["text/plain"]
+        ours = [*formatter.deferred_printers, *((each.__module__, each.__name__) for each in formatter.type_printers)]
+        return (
+            "nq" in ip.magics_manager.magics["line"],
+            "nq" in ip.magics_manager.magics["cell"],
+            len(ip.Completer.custom_matchers),
+            len(ip.input_transformers_cleanup),
+            [each for each in ours if each[0].startswith("nqnb")],
+            {name: len(found) for name, found in ip.events.callbacks.items()},
+            type(ip.display_formatter),
+        )
+
+
+def test_the_functions_stand_on_the_package() -> None:
+    assert inspect.isfunction(nqnb.load_ipython_extension)
+    assert inspect.isfunction(nqnb.unload_ipython_extension)

@@ -1,0 +1,605 @@
+"""The notebook's session: which server, one a server, the client's calls as calls that wait, and a clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from kernels import Cell, Kernel, kernel
+from waiting import within
+
+import nqnb
+from nqnb import Status
+from nqnb.notebook import sessions
+from nqnb.notebook.loop import LOOP
+from nqnb.notebook.session import Session
+from nqnb.notebook.task import SessionTask
+from nqnb.notebook.tasklist import TaskList
+from nqnb.server import detached
+
+
+@pytest.fixture
+def session(settings: nqnb.Settings) -> Iterator[Session]:
+    made = nqnb.session(settings.url, ack_wait=1.0, retry_for=5.0)
+    yield made
+    made.down()
+
+
+@pytest.fixture
+def no_session_left() -> Iterator[None]:
+    yield
+    for each in sessions.opened():
+        each.down()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_session_left: None) -> Iterator[None]:
+    """A user of this test's own, whose detached server is stopped at the end."""
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    yield
+    for each in sessions.opened():
+        each.down()
+    detached.stop()
+
+
+class TestWhich:
+    def test_the_one_that_is_named(self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
+        nq = nqnb.session(server.url)
+        assert nq.settings.url == server.url
+        assert nq.why == "the one given"
+        nq.down()
+
+    def test_that_of_the_environment(
+        self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch, no_session_left: None
+    ) -> None:
+        monkeypatch.setenv("NATS_URL", server.url)
+        assert nqnb.session().why == "that of NATS_URL"
+
+    def test_one_that_is_not_there_says_where_its_address_is_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
+        with pytest.raises(nqnb.NoServer, match="the address is that of NATS_URL"):
+            nqnb.session()
+        assert not sessions.opened()
+        assert not LOOP.running
+
+    @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+    def test_ones_own_is_started_where_nothing_is_named_and_found_again(self, home: None) -> None:
+        nq = nqnb.session()
+        assert nq.why == "that of your detached server, started now"
+        assert nq.detached
+        task = nq.submit("resize", 1)
+        nq.down()
+        again = nqnb.session()
+        assert again is not nq
+        assert again.why == "that of your detached server"
+        assert again.status(task.id) is Status.PENDING
+        assert detached.look().server.token not in repr(again) + again._repr_html_() + again.why
+        detached.stop()
+        other = nqnb.session()
+        assert other.why == "that of your detached server, started now"
+        assert not again.open
+        assert other.status(task.id) is Status.PENDING
+
+    @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+    def test_a_stranger_at_the_default_address_is_not_joined(self, home: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        with nqnb.DevServer() as stranger:
+            monkeypatch.setattr("nqnb.settings.DEFAULT_URL", stranger.url)
+            assert nqnb.connect().settings.url == stranger.url
+            assert nqnb.session().settings.url != stranger.url
+            # Asked for, it is.
+            assert nqnb.session(stranger.url).submit("resize", 1).status() is Status.PENDING
+
+
+class TestOneAServer:
+    def test_it_is_found_again(self, session: Session) -> None:
+        assert nqnb.session() is session
+        assert nqnb.session(session.settings.url, ack_wait=1.0, retry_for=5.0) is session
+
+    def test_other_settings_are_not_mixed_up_with_it(self, session: Session) -> None:
+        with pytest.raises(nqnb.BadInput, match="open with other settings"):
+            nqnb.session(session.settings.url, replicas=3)
+
+    def test_the_one_that_was_asked_for_last_is_meant(self, session: Session) -> None:
+        with nqnb.DevServer() as other:
+            second = nqnb.session(other.url)
+            assert nqnb.session() is second
+            nqnb.session(session.settings.url, ack_wait=1.0, retry_for=5.0)
+            assert nqnb.session() is session
+            session.down()
+            assert nqnb.session() is second
+            second.down()
+
+    def test_a_closed_one_says_so_and_is_opened_anew(self, session: Session) -> None:
+        url = session.settings.url
+        task = session.submit("resize", 1)
+        session.down()
+        session.down()
+        for call in (task.status, session.queues, lambda: session.handler("resize"), lambda: session.watch("resize")):
+            with pytest.raises(nqnb.ConnectionFailed, match="closed"):
+                call()
+        assert "closed" in repr(session) + session._repr_html_() + task._repr_html_()
+        again = nqnb.session(url)
+        assert again is not session
+        assert again.status(task.id) is Status.PENDING
+        again.down()
+
+
+class TestCalls:
+    def test_have_the_clients_names_and_arguments(self) -> None:
+        # These hand out frames, or take more, and say so.
+        differ = {"tasks", "cancel", "watch", "task", "wait", "result"}
+        for name, function in inspect.getmembers(nqnb.Client, inspect.isfunction):
+            if name.startswith("_") or name in ("open", "close"):
+                continue
+            ours = inspect.signature(getattr(Session, name)).parameters
+            theirs = inspect.signature(function).parameters
+            if name not in differ:
+                assert list(ours) == list(theirs), name
+                assert [each.default for each in ours.values()] == [each.default for each in theirs.values()], name
+            elif name in ("tasks", "wait", "result"):
+                assert list(ours)[: len(theirs)] == list(theirs), name
+        for name in ("fetch", "status", "updates", "wait", "result", "cancel", "requeue"):
+            assert callable(getattr(SessionTask, name))
+
+    def test_go_through_a_tasks_life(self, session: Session) -> None:
+        @session.handler("resize")
+        def resize(job: nqnb.Job, payload: int) -> int:
+            return payload * 2
+
+        task = session.submit("resize", 21, retry=1)
+        assert task.result(10) == 42
+        assert task.wait() is task.status() is Status.COMPLETED
+        assert [info.status for info in task.updates()] == [Status.COMPLETED]
+        assert session.task(task.id) == task
+        again = task.requeue()
+        assert again.result(10) == 42
+        assert again.fetch().origin == task.id
+        session.pause("resize")
+        # A pause holds a worker only half a second later where the server knows none (before 2.11).
+        waits = session.submit("resize", 1, process_at=timedelta(hours=1))
+        assert waits.cancel().status is Status.DELETED
+        with pytest.raises(nqnb.TaskCancelled):
+            waits.result()
+        with pytest.raises(nqnb.WaitTimeout):
+            session.submit("resize", 1, process_at=timedelta(hours=1)).wait(0.05)
+        assert session.purge_queue("resize").deleted == 1
+        session.resume("resize")
+        session.local.stop("resize")
+        assert session.delete_queue("resize").left == 0
+        assert session.prune(3600, dry_run=True).entries == 0
+
+    def test_raise_the_clients_errors(self, session: Session) -> None:
+        with pytest.raises(nqnb.InvalidQueueName):
+            session.submit("no queue")
+        with pytest.raises(nqnb.UnknownTask):
+            session.status("nobody")
+        with pytest.raises(nqnb.UnknownQueue):
+            session.pause("nobody")
+
+    def test_frames_have_what_was_asked_for(self, session: Session) -> None:
+        assert session.tasks().empty
+        old = session.submit("resize", 1)
+        time.sleep(2.1)
+        session.submit("scale", {"a": 1}).cancel()
+        frame = session.tasks()
+        assert frame.index.name == "id"
+        assert frame.loc[old.id, "queue"] == "resize"
+        assert list(session.tasks("scale").status) == ["deleted"]
+        assert list(session.tasks(status="pending").index) == [old.id]
+        assert len(session.tasks(status=["pending", Status.DELETED])) == 2
+        for since in (2, timedelta(seconds=2), "2s", datetime.now(timezone.utc) - timedelta(seconds=2)):
+            assert list(session.tasks(since=since).queue) == ["scale"]
+        with pytest.raises(nqnb.BadInput, match="status 'waiting' is invalid: The states are pending"):
+            session.tasks(status="waiting")
+        with pytest.raises(nqnb.BadInput, match="since"):
+            session.tasks(since="yesterday")
+        assert list(session.queues().index) == ["resize", "scale"]
+        assert session.workers().empty
+
+
+class TestMany:
+    def test_are_a_list_with_calls_for_all(self, session: Session) -> None:
+        tasks = session.map("resize", range(600), retry=1)
+        assert isinstance(tasks, TaskList)
+        assert len(tasks) == len(set(tasks)) == 600
+        assert isinstance(tasks[:3], TaskList)
+        assert tasks[0].fetch().payload == b"0"
+        assert tasks[599].fetch().max_retry == 1
+        assert tasks.counts() == {"pending": 600}
+        assert "600 pending" in tasks._repr_html_()
+
+        @session.handler("resize", concurrency=20)
+        def resize(job: nqnb.Job, payload: int) -> int:
+            return payload * 2
+
+        assert tasks.results(30) == [each * 2 for each in range(600)]
+        assert set(tasks.wait()) == {Status.COMPLETED}
+        assert set(tasks[:5].df.status) == {"completed"}
+        outcomes = tasks[:3].cancel()
+        assert list(outcomes.index) == tasks[:3].ids
+        assert outcomes.error.str.contains("completed already").all()
+
+    def test_the_error_of_one_comes_when_all_have_ended(self, session: Session) -> None:
+        @session.handler("resize")
+        def resize(job: nqnb.Job, payload: int) -> int:
+            if payload == 1:
+                raise ValueError("one")
+            return payload
+
+        tasks = session.map("resize", [0, 1, 2])
+        with pytest.raises(nqnb.TaskFailed, match="one"):
+            tasks.results(20)
+        assert tasks[2].status() is Status.COMPLETED
+        first, second, third = tasks.results(errors="return")
+        assert (first, third) == (0, 2)
+        assert isinstance(second, nqnb.TaskFailed)
+
+    def test_what_is_not_accepted_is_told_when_all_others_are(self, session: Session) -> None:
+        with pytest.raises(nqnb.NotSubmitted, match=r"1 of 3 .* position 1") as caught:
+            session.map("resize", [0, float("nan"), 2])
+        assert [each and each.status() for each in caught.value.tasks] == [Status.PENDING, None, Status.PENDING]
+        made = session.submit_many("resize", [0, float("nan")], errors="return")
+        assert isinstance(made[1], nqnb.UnencodableValue)
+
+    def test_payloads_are_drawn_by_the_caller_and_what_was_accepted_is_kept(self, session: Session) -> None:
+        def payloads() -> Iterator[int]:
+            for number in range(1500):
+                assert threading.current_thread() is threading.main_thread()
+                yield number
+            raise LookupError("the file ends here")
+
+        with pytest.raises(nqnb.NotSubmitted, match=r"at position 1500: .* LookupError: the file ends here") as caught:
+            session.map("resize", payloads())
+        assert isinstance(caught.value.__cause__, LookupError)
+        assert len(session.interrupted) == 1500
+        assert len(session.interrupted.cancel()) == 1500
+
+    @pytest.mark.parametrize("wrong", ["abc", b"abc", {"a": 1}, 3, pd.DataFrame({"a": [1]})], ids=type)
+    def test_what_is_no_list_of_payloads_is_refused(self, session: Session, wrong: Any) -> None:
+        with pytest.raises(nqnb.BadInput):
+            session.map("resize", wrong)
+        assert session.tasks().empty
+
+
+class TestCancel:
+    def test_takes_whatever_means_tasks_and_never_stops_midway(self, session: Session) -> None:
+        tasks = session.map("resize", range(9))
+        frame = session.tasks()
+        info = tasks[8].fetch()
+        meant = [tasks[0], [tasks[1].id, "nobody", "no id!"], tasks[2:4], frame.loc[[tasks[4].id]], info]
+        meant += [frame.loc[tasks[5].id], pd.Series([tasks[6].id]), frame.loc[[tasks[7].id]].index]
+        outcomes = session.cancel(meant)
+        assert len(outcomes) == 11
+        assert outcomes.error.notna().sum() == 2
+        assert tasks.counts() == {"deleted": 9}
+        assert session.cancel([]).empty
+        assert list(session.cancel([]).columns) == list(outcomes.columns)
+
+    @pytest.mark.parametrize("wrong", [3, None, b"x", {"id": 1}, [["a"], 3], pd.DataFrame({"id": ["a"]})], ids=type)
+    def test_what_means_no_task_is_refused_before_anything_is_cancelled(self, session: Session, wrong: Any) -> None:
+        task = session.submit("resize")
+        with pytest.raises(nqnb.BadInput):
+            session.cancel([task, wrong])
+        assert task.status() is Status.PENDING
+
+
+class TestWatch:
+    def test_tables_share_one_watch_that_ends_with_the_last(self, session: Session) -> None:
+        first = session.submit("resize", 1)
+        everything, queue = session.watch(), session.watch("resize")
+        assert within(10, lambda: list(queue.df.index) == [first.id])
+        second = session.submit("scale", 1)
+        late = session.watch([first, second])
+        assert within(10, lambda: len(everything.df) == len(late.df) == 2)
+        assert list(queue.df.index) == [first.id]
+        assert len(session._feed._seats) == 3
+        for table in (everything, queue, late):
+            table.close()
+        assert within(5, lambda: session._feed._watch is None)
+
+    def test_a_pressed_button_cancels(self, session: Session) -> None:
+        first, second = session.map("resize", [1, 2])
+        with contextlib.closing(session.watch("resize")) as table:
+            assert within(10, lambda: len(table.df) == 2)
+            table._hear({"type": "cancel", "ids": [first.id]})
+            assert within(10, lambda: dict(table.df.status) == {first.id: "deleted", second.id: "pending"})
+
+    def test_what_means_no_task_is_refused(self, session: Session) -> None:
+        with pytest.raises(nqnb.BadInput):
+            session.watch(3)
+        with pytest.raises(nqnb.InvalidQueueName):
+            session.watch("no queue")
+
+    def test_an_outage_is_caught_up(self, session: Session, server: nqnb.DevServer) -> None:
+        first = session.submit("resize", 1)
+        with contextlib.closing(session.watch()) as table:
+            assert within(10, lambda: len(table.df) == 1)
+            server.restart()
+            first.cancel()
+            assert within(20, lambda: list(table.df.status) == ["deleted"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
+def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.DevServer) -> None:
+    from ipywidgets.widgets.widget import _instances
+
+    def ours() -> tuple[set[str], set[str], int]:
+        gc.collect()
+        return set(os.listdir("/proc/self/fd")), {each.name for each in threading.enumerate()}, len(_instances)
+
+    nqnb.session(server.url).down()  # loads what is loaded once
+    before = ours()
+    for _ in range(3):
+        nq = nqnb.session(server.url)
+        stays, isolation = [nq.watch(), nq.watch("resize")], "process" if os.name == "posix" else None
+
+        @nq.handler("resize", isolation=isolation)
+        def resize(job: nqnb.Job) -> None:
+            pass
+
+        @nq.handler("scale")
+        def scale(job: nqnb.Job) -> None:
+            job.wait(30)
+
+        nq.submit("resize").result(20)
+        nq.submit("scale")
+        assert within(10, lambda local=nq.local: len(local["scale"].running) >= 1)
+        nq.down()
+        assert all(table.closed for table in stays)
+    assert within(5, lambda: ours() == before), (before, ours())
+    assert type(sys.stdout).__name__ != "Router"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_uses_nothing_of_its_parents_session(server: nqnb.DevServer) -> None:
+    program = f"""
+import os, nqnb
+nq = nqnb.session({server.url!r})
+child = os.fork()
+if child == 0:
+    try:
+        nq.queues()
+    except nqnb.ConnectionFailed as error:
+        assert "fork" in str(error)
+        own = nqnb.session({server.url!r})
+        assert own is not nq
+        own.submit("resize", id="from-the-child")
+        own.down()
+        raise SystemExit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), nq.status("from-the-child").label)
+"""
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "7 pending\n", done.stderr
+    assert done.stderr == ""
+
+
+def test_what_goes_wrong_is_logged_and_not_printed(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("nqnb.worker").warning("a hiccup")
+    assert any("a hiccup" in line for line in session.log)
+    assert "a hiccup" not in "".join(capfd.readouterr())
+
+
+@contextlib.contextmanager
+def session_in_a_kernel(folder: Path, server: nqnb.DevServer) -> Iterator[Kernel]:
+    """A kernel with a session, and a handler that works in a thread for as long as its payload says."""
+    with kernel(folder) as made:
+        made.run(f"import asyncio, os, time, nqnb\nnq = nqnb.session({server.url!r})")
+        made.run("@nq.handler('resize')\ndef resize(job, seconds):\n    job.wait(seconds)\n    return seconds")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    with nqnb.DevServer() as server, session_in_a_kernel(tmp_path_factory.mktemp("shared"), server) as made:
+        yield made
+
+
+@pytest.fixture
+def cells(shared: Kernel) -> Kernel:
+    """The same for all who leave it usable, with nothing queued."""
+    shared.run("nq.cancel_on_interrupt = False\nnq.cancel(nq.tasks(status=['pending', 'processing']), wait=5)")
+    return shared
+
+
+@pytest.fixture
+def own_cells(server: nqnb.DevServer, tmp_path: Path) -> Iterator[Kernel]:
+    with session_in_a_kernel(tmp_path, server) as made:
+        yield made
+
+
+def interrupted(
+    cells: Kernel, code: str, *, error: str = "KeyboardInterrupt", before: str = "", says_so: bool = False
+) -> Cell:
+    """Interrupt a cell that waits, in time: within half a second, once at least where the machine is busy."""
+    for _ in range(5):
+        if before:
+            cells.run(before)
+        if says_so:
+            waits = cells.start(code)
+            cells.until(waits, "waits")
+            time.sleep(0.3)
+        else:
+            waits = cells.start_waiting(code)
+        cells.interrupt()
+        cell = cells.end(waits)
+        assert cell.error.startswith(error)
+        if cell.seconds < 0.5:
+            break
+    assert cell.seconds < 0.5
+    return cell
+
+
+class TestInAKernel:
+    def test_an_interrupt_ends_a_wait_says_what_goes_on_and_leaves_the_kernel_usable(self, cells: Kernel) -> None:
+        cells.run("task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)")
+        cell = interrupted(cells, "task.result()")
+        task_id, state = cells.run("print(task.id, task.status().label)").stdout.split()
+        assert state == "processing"
+        assert cell.stderr == f"1 task still runs; `%nq cancel {task_id}` stops it\n"
+        left = cells.run(
+            "from nqnb.notebook.loop import LOOP\n"
+            "print([each for each in asyncio.all_tasks(LOOP._loop) if 'result' in repr(each)])"
+        )
+        assert left.stdout == "[]\n"
+
+    def test_of_many_the_numbers_are_true_and_the_session_knows_them(self, cells: Kernel) -> None:
+        cells.run("tasks = nq.map('resize', [0, 30, 30, 30, 30, 30]) + nq.map('other', [0])\ntasks[0].result()")
+        cells.run("while tasks.counts().get('processing') != 2: time.sleep(0.01)")
+        cell = interrupted(cells, "tasks.results()")
+        assert cell.stderr.startswith("2 tasks still run, 4 still wait to run (")
+        assert "`nqnb.session().interrupted.cancel()` stops them" in cell.stderr
+        assert cells.run("print(len(nq.interrupted.cancel()), len(nqnb.session().interrupted))").stdout == "6 6\n"
+
+    @pytest.mark.parametrize("how", ["task.result(cancel_on_interrupt=True)", "task.wait()"])
+    def test_an_interrupt_cancels_where_that_is_wanted(self, cells: Kernel, how: str) -> None:
+        cells.run(f"nq.cancel_on_interrupt = {how == 'task.wait()'}")
+        running = "task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)"
+        cell = interrupted(cells, how, before=running)
+        # It may have ended by the time that its cancel is confirmed.
+        assert cell.stderr in ("interrupted: 1 task is told to stop\n", "interrupted: 1 task is cancelled\n")
+        assert cells.run("print(task.wait(10).label)").stdout == "cancelled\n"
+
+    def test_a_task_can_be_awaited_and_that_interrupted(self, cells: Kernel) -> None:
+        assert cells.run("task = nq.submit('resize', 0.1)\nprint(await task)").stdout == "0.1\n"
+        cells.run("tasks = nq.map('resize', [30, 30])\nwhile tasks.counts() != {'processing': 2}: time.sleep(0.01)")
+        cell = interrupted(
+            cells, "print('waits', flush=True)\nawait asyncio.gather(*tasks)", error="CancelledError", says_so=True
+        )
+        told = cell.stderr + cells.run("await asyncio.sleep(0.1)").stderr
+        assert told.startswith("2 tasks still run; `%nq cancel ")
+        assert cells.run("print(len(tasks.cancel()))").stdout == "2\n"
+
+    @pytest.mark.parametrize("cancels", [False, True])
+    def test_an_interrupted_map_says_or_cancels_what_it_has_submitted(self, cells: Kernel, cancels: bool) -> None:
+        slowly = "def slowly():\n    yield from [30] * 100\n    time.sleep(0.2)\n    yield 30\n    yield 30\n"
+        slowly += "    print('waits', flush=True)\n    time.sleep(30)\n"
+        cell = interrupted(cells, f"{slowly}nq.map('other', slowly(), cancel_on_interrupt={cancels})", says_so=True)
+        code = "t = nq.interrupted; nq.cancel(t) if 'pending' in t.counts() else 0\nprint(len(t), t.counts())"
+        count, _, states = cells.run(code).stdout.partition(" ")
+        assert count == "101"
+        assert states == f"{{'deleted': {count}}}\n"
+        assert (f"{count} tasks are cancelled" if cancels else f"{count} tasks still wait to run") in cell.stderr
+
+    @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
+    def test_an_interrupt_is_none_of_a_handlers_process(self, cells: Kernel) -> None:
+        cells.run(
+            "@nq.handler('apart', isolation='process')\ndef apart(job):\n    time.sleep(2)\n    return 'done'\n"
+            "task = nq.submit('apart')\nwhile task.status().label != 'processing': time.sleep(0.01)\ntime.sleep(0.3)"
+        )
+        waits = cells.start_waiting("task.result()")
+        cells.interrupt()
+        assert "1 task still runs" in cells.end(waits).stderr
+        assert cells.run("print(task.result(20))").stdout == "done\n"
+
+    def test_calls_go_on_when_asyncio_is_made_reentrant(self, own_cells: Kernel) -> None:
+        own_cells.run("import nest_asyncio2; nest_asyncio2.apply()")
+        code = "async def wait(): return await nq.submit('resize', 0.1)\nprint(asyncio.run(wait()))"
+        assert own_cells.run(code).stdout == "0.1\n"
+        assert own_cells.run("print(sum(nq.map('resize', [0] * 20).results(10)))").stdout == "0\n"
+        assert own_cells.run("print(await nq.submit('resize', 0.2))").stdout == "0.2\n"
+
+    def test_submits_show_how_far_they_are(self, cells: Kernel) -> None:
+        cell = cells.run("tasks = nq.map('resize', [0] * 1500)\nnone = nq.map('resize', (x for x in ()))")
+        assert "1,500 tasks submitted to resize" in cell.text
+        assert "1,024 of 1,500" in cell.text
+        assert "<progress" in cell.html[0]
+        assert "<progress" not in cell.html[-1]
+
+    def test_the_end_of_the_kernel_takes_no_time_and_loses_nothing(
+        self, own_cells: Kernel, server: nqnb.DevServer
+    ) -> None:
+        own_cells.run("task = nq.submit('resize', 30)\nwhile not nq.local['resize'].running: time.sleep(0.01)")
+        task_id = own_cells.run("table = nq.watch(); print(task.id)").stdout.strip()
+        began = time.monotonic()
+        own_cells.client.shutdown()
+        assert within(10, lambda: not own_cells.manager.is_alive())
+        assert time.monotonic() - began < 2
+        nq = nqnb.session(server.url)
+        try:
+            # It was handed back at once, and the worker has said goodbye.
+            info = nq.fetch(task_id)
+            assert (info.status, info.worker) == (Status.PROCESSING, "")
+            assert nq.workers().empty
+        finally:
+            nq.down()
+
+    def test_nothing_hangs_after_a_restart(self, own_cells: Kernel) -> None:
+        url = own_cells.run("table = nq.watch(); print(nq.settings.url)").stdout.strip()
+        task_id = own_cells.run("task = nq.submit('other', 1); print(task.id)").stdout.strip()
+        own_cells.manager.restart_kernel()
+        own_cells.client.wait_for_ready(timeout=30)
+        code = f"import nqnb\nnq = nqnb.session({url!r})\nprint(nq.status({task_id!r}).label, len(nq.tasks('other')))"
+        assert own_cells.run(code).stdout == "pending 1\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+def test_ones_own_server_outlives_interrupts_and_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kernel(tmp_path) as cells:
+        cells.run("import time, nqnb\nnq = nqnb.session()\ntask = nq.submit('resize', 1)")
+        waits = cells.start_waiting("task.result()")
+        cells.interrupt()
+        assert "1 task still waits to run" in cells.end(waits).stderr
+        task_id = cells.run("print(task.id, task.status().label)").stdout.split()[0]
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    try:
+        nq = nqnb.session()
+        assert nq.why == "that of your detached server"
+        assert nq.status(task_id) is Status.PENDING
+        nq.down()
+    finally:
+        detached.stop()
+
+
+def test_the_end_of_a_process_waits_no_longer_than_a_second_for_what_does_not_stop(server: nqnb.DevServer) -> None:
+    program = f"""
+import time, nqnb
+nq = nqnb.session({server.url!r})
+@nq.handler("resize")
+def resize(job):
+    while True:
+        try:
+            time.sleep(30)
+        except BaseException:
+            pass
+nq.submit("resize")
+while not nq.local["resize"].running: time.sleep(0.01)
+time.sleep(0.2)
+print(time.monotonic())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - float(done.stdout) < 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_call_that_nobody_answers_can_be_interrupted(session: Session) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        timer = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            nqnb.session(f"nats://127.0.0.1:{silent.getsockname()[1]}")
+        assert time.monotonic() - began < 3, "at once, but for a machine that is busy; its timeout is five seconds"
+        timer.join()
+    assert sessions.opened() == [session]

@@ -1,0 +1,175 @@
+"""A cancel reaches who runs the task as soon as it can, and all of many before it waits for the code of any."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+import nqnb
+from nqnb import Status
+from nqnb.cancelling import cancel_all
+from nqnb.errors import NqnbError
+from nqnb.protocol.bulk import AT_ONCE
+
+pytestmark = pytest.mark.anyio
+
+MANY = AT_ONCE + 10
+"""More than are dealt with at once."""
+
+
+@pytest.fixture
+async def held(nq: nqnb.Client, settings: nqnb.Settings) -> AsyncIterator[tuple[list[str], set[str], asyncio.Event]]:
+    """Tasks that run: their ids, those that have heard of a cancel, and what lets them stop then."""
+    heard: set[str] = set()
+    release = asyncio.Event()
+    running = 0
+    worker = nqnb.Worker(settings, concurrency=MANY)
+
+    @worker.handler("held")
+    async def hold(job: nqnb.Job) -> None:
+        nonlocal running
+        running += 1
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                heard.add(job.id)
+        raise asyncio.CancelledError
+
+    async with worker:
+        tasks = await nq.submit_many("held", range(MANY))
+        while running < MANY:
+            await asyncio.sleep(0.01)
+        yield [task.id for task in tasks], heard, release
+        release.set()
+
+
+async def test_the_last_is_cancelled_while_the_first_still_stop(
+    nq: nqnb.Client, held: tuple[list[str], set[str], asyncio.Event]
+) -> None:
+    ids, heard, release = held
+    outcomes: dict[str, nqnb.CancelReceipt | NqnbError] = {}
+    told: list[tuple[int, int, str]] = []
+    call = asyncio.ensure_future(cancel_all(nq, ids, 60, outcomes, lambda *what: told.append(what)))
+    until = time.monotonic() + 20
+    # They hear of it before the canceller knows that it is done, and would end too early for it to wait for them.
+    while len(heard) < MANY or len(told) < MANY:
+        assert time.monotonic() < until, f"{len(heard)} of {MANY} have heard of it, {len(told)} are cancelled"
+        await asyncio.sleep(0.01)
+    assert not call.done()
+    release.set()
+    await call
+    assert [outcomes[each].status for each in ids] == [Status.CANCELLED] * MANY
+    assert told == [(n + 1, MANY, what) for what in ("tasks cancelled", "stopped") for n in range(MANY)]
+
+
+async def test_who_has_not_stopped_in_time_is_said_to_be_stopping(
+    nq: nqnb.Client, held: tuple[list[str], set[str], asyncio.Event]
+) -> None:
+    ids, _, _ = held
+    outcomes: dict[str, nqnb.CancelReceipt | NqnbError] = {}
+    await cancel_all(nq, ids, 0.2, outcomes)
+    assert [(outcomes[each].status, outcomes[each].stopping) for each in ids] == [(Status.PROCESSING, True)] * MANY
+
+
+async def test_who_runs_it_hears_the_intent_itself(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the multicast, and long before the next heartbeat."""
+    worker = nqnb.Worker(settings, ack_wait=30.0)
+    started, stopped, let_go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+
+    announce = nq.backend.announce_cancel
+
+    async def late(queue: str, task_id: str) -> None:
+        await let_go.wait()
+        await announce(queue, task_id)
+
+    monkeypatch.setattr(nq.backend, "announce_cancel", late)
+    async with worker:
+        task = await nq.submit("work")
+        await started.wait()
+        cancelling = asyncio.ensure_future(task.cancel(wait=5))
+        await asyncio.wait_for(stopped.wait(), 5)
+        while await task.status() is not Status.CANCELLED:
+            await asyncio.sleep(0.01)
+        assert not cancelling.done(), "it has not returned before its multicast was answered"
+        let_go.set()
+        receipt = await cancelling
+    assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
+    assert receipt.by == (await task.fetch()).client
+    assert receipt.requested_at is not None
+    assert receipt.delivered_at is not None
+    assert receipt.requested_at <= receipt.delivered_at
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "status"),
+    [
+        (b"", {"KV-Operation": "DEL"}, Status.COMPLETED),
+        (b"", {"KV-Operation": "PURGE", "Nats-Rollup": "sub"}, Status.COMPLETED),
+        (b"no record at all", {}, Status.CANCELLED),
+        (b'{"by": 7}', {}, Status.CANCELLED),
+    ],
+    ids=["deleted", "purged", "unreadable", "of another shape"],
+)
+async def test_what_is_no_intent_stops_nothing(
+    nq: nqnb.Client, settings: nqnb.Settings, data: bytes, headers: dict[str, str], status: Status
+) -> None:
+    worker = nqnb.Worker(settings)
+    started, release = asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        await release.wait()
+
+    async with worker:
+        task = await nq.submit("work")
+        await started.wait()
+        await nq.backend.connection.publish(f"$KV.nq-cancel.{task.id}", data, headers)
+        # Until the next heartbeats have looked at the bucket, too.
+        await asyncio.sleep(settings.ack_wait)
+        release.set()
+        assert await task.wait(timeout=10) is status
+
+
+async def test_the_receipt_names_who_cancelled_first(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+    started, heard, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        started.set()
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                heard.set()
+        raise asyncio.CancelledError
+
+    async with worker:
+        task = await nq.submit("work")
+        await started.wait()
+        first = await task.cancel()
+        await asyncio.wait_for(heard.wait(), 10)  # before, its end would be its own
+        later = b'{"by":"somebody else","requested_at":1.5}'
+        with pytest.raises(nqnb.NqnbError, match="wrong last sequence"):
+            await nq.backend.connection.publish(
+                f"$KV.nq-cancel.{task.id}", later, {"Nats-Expected-Last-Subject-Sequence": "0"}
+            )
+        release.set()
+        receipt = await task.cancel(wait=10)
+    assert receipt.status is Status.CANCELLED
+    assert (receipt.by, receipt.requested_at) == (first.by, first.requested_at)

@@ -1,0 +1,37 @@
+"""The cluster that the failover tests stand on: it elects leaders, survives one death, and loses its quorum by two."""
+
+from __future__ import annotations
+
+import pytest
+
+import nqnb
+from nqnb.errors import DevServerError
+from nqnb.server.cluster import Cluster
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_cluster_survives_the_death_of_a_streams_leader() -> None:
+    async with Cluster() as cluster:
+        settings = nqnb.Settings(cluster.urls, replicas=3)
+        async with nqnb.connect(settings) as nq:
+            task = await nq.submit("work", 1)
+            assert cluster.running == [0, 1, 2]
+            killed = cluster.kill_leader("KV_nq-store")
+            assert killed not in cluster.running
+            assert cluster.wait_for_leader("KV_nq-store") != killed
+            assert (await task.fetch()).status is nqnb.Status.PENDING
+            cluster.restart(killed)
+            cluster.wait_ready()
+            assert cluster.running == [0, 1, 2]
+        pids = [server.pid for server in cluster.servers]
+    assert not cluster.servers
+    assert len(set(pids)) == 3
+
+
+def test_a_cluster_that_is_not_started_says_so() -> None:
+    cluster = Cluster()
+    with pytest.raises(DevServerError, match="not started"):
+        cluster.kill(0)
+    with pytest.raises(DevServerError, match="use 2 to 9"):
+        Cluster(1)

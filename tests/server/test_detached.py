@@ -1,0 +1,420 @@
+"""The detached dev server: one a user, found by everybody who is that user, and never mistaken for another one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from waiting import within
+
+import nqnb
+from nqnb.cli import main
+from nqnb.commands import serve
+from nqnb.credentials import DEFAULT_URL
+from nqnb.errors import DevServerError, NoServer
+from nqnb.server import detached
+from nqnb.server.detached import Condition, files
+from nqnb.server.devserver import DevServer
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+PS = [shutil.which("ps") or "ps", "-eww", "-o", "pid=,args="]
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user of this test's own; whatever server is theirs is stopped at the end, also by force."""
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    folder = detached.home()
+    assert folder.is_relative_to(tmp_path)
+    yield folder
+    for left in keepers(folder):
+        os.kill(left, signal.SIGTERM)
+    assert within(10, lambda: not keepers(folder))
+
+
+def keepers(folder: Path) -> list[int]:
+    """The processes that keep a server in that folder."""
+    listed = subprocess.run(PS, capture_output=True, text=True, check=True).stdout
+    lines = [line.split(None, 1) for line in listed.splitlines() if str(folder / "run") in line]
+    return [int(pid) for pid, command in lines if "supervisor.py" in command]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def running() -> detached.Detached:
+    server, new = detached.start()
+    assert new
+    return server
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(nqnb.__file__).parents[1])}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "nqnb", *arguments],
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=30)
+    return process.returncode, out, err
+
+
+def server_file() -> Path:
+    return detached.home() / "run" / "server.json"
+
+
+def rewrite(**fields: object) -> None:
+    file = server_file()
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **fields}))
+
+
+def stopped(process: int) -> bool:
+    """Whether every thread of a process is stopped; True where the system does not tell."""
+    threads = Path(f"/proc/{process}/task").glob("*/stat")
+    return all(thread.read_text().rpartition(")")[2].split()[0] in "Tt" for thread in threads)
+
+
+async def count(settings: nqnb.Settings, submit: int = 0) -> int:
+    async with nqnb.connect(settings) as nq:
+        await nq.submit_many("kept", range(submit))
+        return len(await nq.tasks())
+
+
+def test_it_outlives_the_shell_and_every_command_finds_it(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ended(start("up", "--detach", "--json"))
+    up = json.loads(out)
+    assert (code, up["state"]) == (0, "running")
+    assert up["url"].startswith("nats://127.0.0.1:")
+    assert os.getsid(up["pid"]) not in (os.getsid(0), os.getpid())
+    assert main(["submit", "kept", "1"]) == 0
+    assert main(["tasks", "-v"]) == 0
+    said = capsys.readouterr()
+    assert "kept" in said.out
+    assert f"{up['url']}: the address is that of your detached server" in said.err
+    settings = detached.find()
+    assert settings is not None
+    assert asyncio.run(count(settings)) == 1
+    assert detached.choose().detached
+
+
+def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    assert detached.start() == (running, False)
+    assert main(["up", "--detach", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pid"] == running.pid
+    assert main(["up", "--detach", "--port", "1"]) == 0
+    said = capsys.readouterr()
+    assert "runs already" in said.out
+    assert "stop it first" in said.err
+    assert keepers(detached.home()) == [running.keeper]
+
+
+def test_a_race_makes_one_server() -> None:
+    racers = [start("up", "--detach", "--json") for _ in range(4)]
+    answers = [ended(each) for each in racers]
+    assert [code for code, _, _ in answers] == [0, 0, 0, 0], answers
+    assert len({json.loads(out)["pid"] for _, out, _ in answers}) == 1
+    assert len(keepers(detached.home())) == 1
+
+
+def test_files_are_for_their_user_alone(running: detached.Detached) -> None:
+    folder = detached.home()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert server_file().stat().st_mode & 0o777 == 0o600
+    folder.chmod(0o755)
+    assert detached.find() is None, "somebody else could have written it"
+    folder.chmod(0o700)
+    assert detached.find() is not None
+
+
+def test_the_token_is_needed_and_shown_nowhere(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NoServer):
+        asyncio.run(count(nqnb.Settings(running.url)))
+    for words in (["up", "--detach"], ["up", "--status"], ["up", "--status", "--json"], ["tasks", "-v"]):
+        assert main(words) == 0
+    main(["tasks", "-u", running.url])
+    processes = subprocess.run(PS, capture_output=True, text=True, check=True).stdout
+    log = (detached.home() / "run" / "log").read_text()
+    environments = Path(f"/proc/{running.pid}/environ")
+    variables = environments.read_text() if environments.exists() else ""
+    said = "".join(capsys.readouterr())
+    for text in (said, processes, log, variables, repr(running), repr(detached.look()), repr(detached.choose())):
+        assert running.token not in text
+
+
+def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = detached.find()
+    assert settings is not None
+    asyncio.run(count(settings, submit=2))
+    refused = start("up", "--stop")
+    code, out, err = ended(refused)
+    assert code == 1
+    assert "kept" in out
+    assert "2 tasks are queued or running" in err
+    assert "add --yes" in err
+    assert detached.find() is not None
+    assert main(["up", "--stop", "--yes"]) == 0
+    assert "is stopped" in capsys.readouterr().out
+    assert not server_file().exists()
+    assert keepers(detached.home()) == []
+    assert main(["up", "--stop"]) == 0
+    assert main(["up", "--status"]) == 1
+    assert "No detached server runs" in capsys.readouterr().out
+    again, _ = detached.start()
+    assert again.store == running.store
+    assert again.token != running.token
+    found = detached.find()
+    assert found is not None
+    assert asyncio.run(count(found)) == 2
+
+
+def test_an_idle_server_is_stopped_without_a_question(running: detached.Detached) -> None:
+    assert ended(start("up", "--stop", "--json"))[0] == 0
+    assert detached.look().condition is Condition.NONE
+
+
+def test_options_are_taken(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert main(["up", "--detach", "--port", str(port), "--store-dir", str(tmp_path / "s"), "--go-queue", "q"]) == 0
+    server = detached.look().server
+    assert server is not None
+    assert (server.port, server.store) == (port, str(tmp_path / "s"))
+    assert "q/cancel" in (detached.home() / "run" / "server.conf").read_text()
+
+
+@linux_only
+def test_a_stale_file_is_recognised_and_cleaned_up(
+    running: detached.Detached, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.kill(running.keeper, signal.SIGKILL)
+    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    assert detached.find() is None
+    assert main(["up", "--status"]) == 1
+    assert "was not stopped" in capsys.readouterr().out
+    again, new = detached.start()
+    assert new
+    assert again.pid != running.pid
+    os.kill(again.keeper, signal.SIGKILL)
+    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    assert main(["up", "--stop"]) == 0
+    assert detached.look().condition is Condition.NONE
+
+
+def test_a_death_of_the_server_alone_is_told(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    os.kill(running.pid, signal.SIGKILL)
+    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    assert within(5, lambda: not keepers(detached.home()))
+    assert main(["up", "--status"]) == 1
+    assert "ended by itself with code -9" in capsys.readouterr().out
+    assert detached.start()[1]
+
+
+@linux_only
+def test_a_stranger_at_its_port_is_not_joined(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    os.kill(running.keeper, signal.SIGKILL)
+    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    # The server ends with its keeper, and takes a moment for it.
+    assert within(5, lambda: not listens(running.port))
+    with DevServer(running.port) as stranger:
+        assert detached.find() is None
+        assert main(["up", "--detach", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["url"] != stranger.url
+        assert stranger.running
+        # The same, with a lock that is held: it is the identity that tells them apart.
+        rewrite(url=stranger.url)
+        found = detached.look()
+        assert found.condition is Condition.SILENT
+        assert "none of yours" in found.problem
+        assert main(["up", "--stop", "--yes"]) == 0
+        assert stranger.running
+        with pytest.raises(DevServerError, match="is taken"):
+            detached.start(running.port)
+
+
+def test_a_wrong_token_is_refused(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    rewrite(token="another")
+    assert detached.find() is None
+    assert "refuses the token" in detached.look().problem
+    with pytest.raises(DevServerError, match=r"refuses the token .*nqnb up --stop"):
+        detached.start()
+    code, _, err = ended(start("up", "--stop"))
+    assert code == 1
+    assert "not known" in err
+    assert main(["up", "--stop", "--yes"]) == 0
+    assert keepers(detached.home()) == []
+
+
+@linux_only
+def test_no_process_is_ended_by_its_number_alone(running: detached.Detached) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
+        try:
+            rewrite(keeper=bystander.pid, host="another")
+            with pytest.raises(DevServerError, match=r"'another'.* stop it there"):
+                detached.stop()
+            assert bystander.poll() is None
+            rewrite(token="refused, so that only the lock says that it lives")
+            assert "runs on 'another'" in detached.look().problem
+        finally:
+            bystander.kill()
+
+
+def test_a_file_that_is_none(running: detached.Detached) -> None:
+    detached.stop()
+    server_file().parent.mkdir()
+    server_file().write_text("{")
+    assert detached.find() is None
+    assert "cannot be read" in detached.look().problem
+    assert detached.start()[1]
+
+
+def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nqnb.server.detached.run._more", lambda token: "nonsense: {{{")
+    with pytest.raises(DevServerError, match="Parse error"):
+        detached.start()
+    assert detached.look().condition is Condition.NONE
+    assert not server_file().parent.exists()
+    monkeypatch.undo()
+
+
+def test_what_is_named_comes_first(
+    running: detached.Detached, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = "nats://127.0.0.1:1"
+    assert not detached.choose(url=nobody).detached
+    assert not detached.choose(token="of another server").detached
+    monkeypatch.setenv("NATS_TOKEN", "of another server")
+    assert detached.choose().settings.url == "nats://127.0.0.1:4222"
+    monkeypatch.delenv("NATS_TOKEN")
+    assert main(["tasks", "-u", nobody]) == 3
+    assert "the address is the one given" in capsys.readouterr().err
+    monkeypatch.setenv("NATS_URL", nobody)
+    assert main(["tasks"]) == 3
+    assert "the address is that of NATS_URL" in capsys.readouterr().err
+    monkeypatch.delenv("NATS_URL")
+    context = Path(os.environ["XDG_CONFIG_HOME"], "nats", "context", "mine.json")
+    context.parent.mkdir(parents=True)
+    context.write_text(json.dumps({"url": nobody}))
+    assert main(["tasks", "--context", "mine"]) == 3
+    assert "that of the NATS context 'mine'" in capsys.readouterr().err
+    assert detached.choose().detached
+
+
+def test_one_that_does_not_answer_is_not_passed_over(
+    running: detached.Detached, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.kill(running.pid, signal.SIGSTOP)
+    # The threads of the server stop one after another, and the last of them could still answer.
+    assert within(10, lambda: stopped(running.pid))
+    try:
+        with pytest.raises(NoServer, match=r"does not answer .*`nqnb up --stop`, then `nqnb up --detach`.* NATS_URL"):
+            detached.choose(connect_timeout=0.2)
+        assert main(["--timeout", "0.2", "submit", "q", "1"]) == 3
+        assert "`nqnb up --stop`" in capsys.readouterr().err
+        assert not detached.choose(url="nats://127.0.0.1:1").detached
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+    assert detached.choose().detached
+
+
+def test_one_on_another_host_is_not_passed_over(running: detached.Detached) -> None:
+    rewrite(token="another", host="another")
+    with pytest.raises(NoServer, match=r"runs on 'another'.*NATS_URL") as caught:
+        detached.choose(connect_timeout=0.2)
+    assert caught.value.url == running.url
+
+
+def test_one_that_is_starting_is_not_passed_over() -> None:
+    with files.lock(files.make_home()) as lock:
+        assert lock is not None
+        assert detached.look().condition is Condition.STARTING
+        with pytest.raises(NoServer, match="just starting or stopping; try again in a moment"):
+            detached.choose(connect_timeout=0.2)
+    assert not detached.choose().named
+
+
+def test_a_choice_waits_for_one_that_comes_up() -> None:
+    process = start("up", "--detach")
+    assert within(20, lambda: detached.look().condition is not Condition.NONE)
+    assert detached.choose(connect_timeout=30).detached
+    assert ended(process)[0] == 0
+
+
+def test_what_a_dead_one_has_left_leads_to_the_default(running: detached.Detached) -> None:
+    os.kill(running.pid, signal.SIGKILL)
+    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    assert within(5, lambda: not keepers(detached.home()))
+    assert not detached.choose().named
+
+
+def test_a_worker_that_names_no_server_serves_it(running: detached.Detached, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import nqnb\nworker = nqnb.Worker()\n@worker.handler('echo')\ndef echo(job, payload):\n    return payload\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nqnb", "worker", "mine:worker"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert main(["submit", "echo", "5", "--wait", "20"]) == 0
+    finally:
+        process.terminate()
+        said = process.communicate(timeout=20)[1]
+    assert f"serves your detached server at {running.url}" in said
+    assert running.token not in said
+
+
+def test_a_worker_that_names_the_default_address_does_not_serve_it(running: detached.Detached) -> None:
+    assert serve._settings(nqnb.Settings(DEFAULT_URL), {}).urls == (DEFAULT_URL,)
+    assert serve._settings(nqnb.Settings(), {}).urls == (running.url,)
+
+
+@pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
+def test_what_is_about_a_running_server_takes_no_other_options(words: list[str]) -> None:
+    assert main(words) == 2
+
+
+@pytest.mark.parametrize("source", ["argument", "environment", "context"])
+def test_a_worker_that_names_a_server_never_asks_for_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be silent, which must not keep a worker of another server from its start."""
+
+    def asked(**_: object) -> None:
+        raise AssertionError("the detached server was asked for")
+
+    monkeypatch.setattr(serve, "choose", asked)
+    if source == "environment":
+        monkeypatch.setenv("NATS_URL", DEFAULT_URL)
+    context = Path(os.environ["XDG_CONFIG_HOME"], "nats", "context", "mine.json")
+    context.parent.mkdir(parents=True)
+    context.write_text(json.dumps({"url": DEFAULT_URL}))
+    given = {"argument": {"url": DEFAULT_URL}, "environment": {}, "context": {"context": "mine"}}[source]
+    own = nqnb.Worker(nqnb.Settings(**given), concurrency=2).settings  # type: ignore[arg-type]  # a dict of texts
+    assert serve._settings(own, {}).urls == (DEFAULT_URL,)

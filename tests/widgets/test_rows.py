@@ -1,0 +1,343 @@
+"""The rows of a live table: held against a naive model, and the texts that they are made of."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import msgspec
+import pytest
+
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
+from nqnb.records import TaskInfo
+from nqnb.widgets import cells
+from nqnb.widgets.order import COLUMNS
+from nqnb.widgets.rows import Rows
+from nqnb.widgets.window import Window
+
+STATES = list(Status)
+
+
+def info(task_id: str, status: Status = Status.PENDING, revision: int = 1, queue: str = "q", **fields: Any) -> TaskInfo:
+    payload, retry = fields.pop("payload", b"{}"), fields.pop("retry", 0)
+    message = TaskMessage(ID=task_id, Queue=queue, Status=status, Payload=payload, MaxRetry=retry, Meta=Meta(**fields))
+    return TaskInfo.of(message, revision)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def some(ids: str = "abcde", **fields: Any) -> Rows:
+    rows = Rows()
+    rows.apply(info(each, submitted_at=100 + place, **fields) for place, each in enumerate(ids))
+    return rows
+
+
+def arbitrary(rng: random.Random, revision: int) -> TaskInfo:
+    status = rng.choice(STATES)
+    at = 1_700_000_000 + rng.randrange(5)
+    fields: dict[str, Any] = {"submitted_at": at if rng.random() < 0.8 else 0}
+    if status is not Status.PENDING:
+        fields |= {"started_at": at + rng.randrange(3), "worker": rng.choice(["", "w1", "w2"])}
+    if status.terminal:
+        fields["finished_at"] = at + rng.randrange(3, 9)
+    if rng.random() < 0.3:
+        fields["progress"] = Progress(rng.randrange(5), rng.choice([0, 4]))
+    if status is Status.FAILED:
+        fields["error"] = ErrorInfo("ValueError", rng.choice(["red", "GREEN"]))
+    payload = rng.choice([b"", b'{"n": 1}', b"red apple", "Öl".encode()])
+    queue = rng.choice(["one", "two"])
+    return info(f"t{rng.randrange(60)}", status, revision, queue, payload=payload, retry=rng.randrange(3), **fields)
+
+
+def naive(tasks: dict[str, TaskInfo], search: str, statuses: set[Status], column: str, down: bool) -> list[str]:
+    """What `Rows` should show, by the shortest way that there is."""
+    from datetime import datetime, timezone
+
+    words = search.casefold().split()
+    found = [each for each in tasks.values() if all(word in cells.haystack(each) for word in words)]
+    found = [each for each in found if not statuses or each.status in statuses]
+    now = datetime.now(timezone.utc)
+    keyed = [(COLUMNS[column](each, now), each.id) for each in found]
+    there = sorted([pair for pair in keyed if pair[0] is not None], reverse=down)
+    missing = sorted([pair[1] for pair in keyed if pair[0] is None], reverse=down)
+    return [task_id for _, task_id in there] + missing
+
+
+def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
+    seed = request.config.getoption("--seed") or random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    rows, model = Rows(), {}
+    search, statuses, column, down = "", set[Status](), "activity", False
+    # Among tasks that run, the run time is that of the moment, so those with the same start compare by chance.
+    columns = [each for each in COLUMNS if each != "run"]
+    for step in range(1, 1500):
+        match rng.randrange(12):
+            case 0:
+                search = rng.choice(["", "", "r", "red", "red app", "green", "w1", "t1", "ÖL", "nothing"])
+                rows.find(search)
+            case 1:
+                statuses = set(rng.sample(STATES, rng.randrange(4)))
+                rows.only(statuses)
+            case 2:
+                column, down = rng.choice(columns), rng.random() < 0.5
+                rows.sort(column, down=down)
+            case 3:
+                gone = f"t{rng.randrange(60)}"
+                model.pop(gone, None)
+                rows.apply([], [gone])
+            case 4 if step % 5 == 0:
+                rows.clear()
+                model.clear()
+            case _:
+                batch = [arbitrary(rng, step) for _ in range(rng.choice([1, 1, 3, 40]))]
+                rows.apply(batch)
+                model |= {each.id: each for each in batch}
+        if rng.random() < 0.7:
+            expected = naive(model, search, statuses, column, down)
+            assert rows.page(0, 1000) == expected
+            start, count = rng.randrange(30), rng.randrange(1, 20)
+            assert rows.page(start, count) == expected[start : start + count]
+            everything = naive(model, search, set(), "id", False)
+            assert sum(rows.counts().values()) == len(everything)
+            assert rows.counts()["failed"] == sum(model[each].status is Status.FAILED for each in everything)
+            assert sorted(rows.open_matching()) == sorted(each for each in expected if not model[each].status.terminal)
+            assert rows.many_queues == (len({each.queue for each in model.values()}) > 1)
+
+
+def test_an_older_state_does_not_replace_a_newer_one() -> None:
+    rows = Rows()
+    rows.apply([info("a", Status.COMPLETED, 5), info("a", Status.PROCESSING, 4)])
+    assert rows.task("a").status is Status.COMPLETED
+
+
+def test_rows_of_a_queue_and_of_some_ids_pass_over_the_others() -> None:
+    batch = [info("a", queue="one"), info("b", queue="two"), info("c", queue="one")]
+    rows, ids = Rows(queue="one"), Rows(ids=["b", "c"])
+    rows.apply(batch)
+    ids.apply(batch)
+    assert rows.page(0, 9) == ["a", "c"]
+    assert ids.page(0, 9) == ["b", "c"]
+
+
+def test_rows_of_some_ids_are_done_when_all_have_ended_or_are_gone() -> None:
+    rows = Rows(ids=["a", "b"])
+    assert not rows.done
+    rows.apply([info("a", Status.COMPLETED)])
+    assert not rows.done  # nothing was heard of b yet
+    rows.apply([info("b", Status.PROCESSING)])
+    assert not rows.done
+    rows.apply([], ["b"])
+    assert rows.done
+    rows.apply([info("b", Status.PENDING, 9)])
+    assert not rows.done
+    assert not some().done
+
+
+def test_what_runs_stands_first_then_what_waits_then_the_latest_that_ended() -> None:
+    rows = Rows()
+    rows.apply(
+        [
+            info("old", Status.COMPLETED, submitted_at=1, started_at=2, finished_at=10),
+            info("late", Status.FAILED, submitted_at=1, started_at=2, finished_at=20),
+            info("second", submitted_at=6),
+            info("first", submitted_at=5),
+            info("runs", Status.PROCESSING, submitted_at=9, started_at=11),
+        ]
+    )
+    assert rows.page(0, 9) == ["runs", "first", "second", "late", "old"]
+
+
+def test_run_times_of_what_runs_are_in_order_as_they_grow() -> None:
+    rows = Rows()
+    rows.apply([info("long", Status.PROCESSING, started_at=100), info("short", Status.PROCESSING, started_at=200)])
+    rows.sort("run")
+    assert [rows.page(0, 9) for _ in range(3)] == [["short", "long"]] * 3
+    rows.sort("run", down=True)
+    assert rows.page(0, 9) == ["long", "short"]
+
+
+def test_rows_that_are_held_stay_and_others_come_below() -> None:
+    rows = some("abc")
+    held = rows.page(0, 3)
+    rows.apply([info("b", Status.PROCESSING, 2, started_at=1), info("0", Status.PROCESSING, started_at=5)], ["a"])
+    assert rows.page(0, 3) == ["b", "0", "c"]
+    assert rows.page(0, 3, held) == ["b", "c", "0"]
+
+
+def test_throughput_and_the_time_left() -> None:
+    clock = Clock()
+    rows = Rows(clock=clock)
+    rows.apply(info(f"t{each}") for each in range(30))
+    assert rows.left() == (None, None)
+    for each in range(10):
+        rows.apply([info(f"t{each}", Status.COMPLETED, 2)])
+        clock.now += 0.5
+    assert rows.left() == (2.0, 10.0)
+    rows.apply([info("x", Status.COMPLETED)])  # ended before it was first seen: not of these seconds
+    assert rows.left() == (2.0, 10.0)
+    clock.now += 60
+    assert rows.left() == (None, None)
+
+
+def test_a_press_stands_until_the_task_ends_and_a_refusal_until_it_is_dismissed() -> None:
+    rows = some("ab")
+    rows.asked.press(["a", "b"], 50.0)
+    rows.asked.press(["a"], 60.0)
+    assert rows.row("a")["pressed"] == 50.0
+    rows.apply([info("a", Status.PROCESSING, 2)])
+    assert rows.row("a")["pressed"] == 50.0
+    rows.apply([info("a", Status.CANCELLED, 3)])
+    assert rows.row("a")["pressed"] is None
+    rows.asked.refuse("b", "it had <b>completed</b>\n" + "x" * 1000)
+    row = rows.row("b")
+    assert row["pressed"] is None
+    assert row["refused"].startswith("it had <b>completed</b> xxx")
+    assert len(row["refused"]) == 500
+    rows.asked.press(["b"], 70.0)
+    assert rows.row("b")["refused"] == ""
+    rows.asked.refuse("b", "again")
+    rows.asked.dismiss("b")
+    assert rows.row("b")["refused"] == ""
+
+
+def test_a_cancel_from_elsewhere_is_seen() -> None:
+    rows = Rows()
+    record = CancelRecord(by="cli", requested_at=40)
+    rows.apply([info("a", Status.PROCESSING, cancel=record), info("b", Status.CANCELLED, cancel=record)])
+    assert rows.row("a")["stopping"] == 40
+    assert rows.row("b")["stopping"] is None
+
+
+def test_a_row_of_everything() -> None:
+    message = TaskMessage(
+        ID="a",
+        Queue="q",
+        Status=Status.PROCESSING,
+        CurrentRetry=1,
+        MaxRetry=2,
+        Payload=b'{"n": 1}',
+        Meta=Meta(submitted_at=10, started_at=20, worker="w", progress=Progress(1, 4, "thumb\nnails")),
+    )
+    assert cells.row(TaskInfo.of(message, 1)) == {
+        "id": "a",
+        "name": "a",
+        "queue": "q",
+        "status": "processing",
+        "attempt": "2 / 3",
+        "submitted": 10,
+        "started": 20,
+        "ended": None,
+        "due": None,
+        "worker": "w",
+        "share": 0.25,
+        "words": "thumb nails",
+        "payload": '{"n": 1}',
+        "stopping": None,
+    }
+
+
+def test_an_opened_row_is_cut_to_a_sane_size() -> None:
+    huge = "B" * 1_000_000
+    error = ErrorInfo("ValueError", huge, "C" * 1_000_000 + "\n" + "D\n" * 1_000_000)
+    task = info("a", Status.FAILED, payload=b"\xff" * 1_000_000, error=error, log=["E" * 1_000_000] * 50, result=b'"r"')
+    parts = cells.detail(task)
+    assert [part["kind"] for part in parts] == ["error", "data", "data", "log", "facts"]
+    for part in parts:
+        assert len(part["text"]) < 2 * cells.LONGEST
+        assert max(map(len, part["text"].split("\n"))) < cells.WIDEST + 100
+    assert len(msgspec.json.encode(cells.row(task))) < 2000
+
+
+def test_an_opened_row_says_what_there_is() -> None:
+    trace = "Traceback (most recent call last):\n  File …\nValueError: no"
+    task = info(
+        "a",
+        Status.FAILED,
+        payload=b"[1]",
+        worker="w1",
+        error=ErrorInfo("ValueError", "no", trace + "\n"),
+        log=["one", "two\u202e"],
+        cancel=CancelRecord(by="me", requested_at=10, delivered_at=11, stopped_at=12, worker="w1", how="SIGTERM"),
+    )
+    parts = {part["name"]: part["text"] for part in cells.detail(task)}
+    assert parts["error · attempt 1 of 1 · worker w1"] == trace
+    assert parts["payload · 3 B"] == "[1]"
+    assert parts["log · 2 lines"] == "one\ntwo\\u202e"
+    assert "how: SIGTERM" in parts["cancel"]
+    assert "id: a" in parts["task"]
+    plain = cells.detail(info("b", Status.FAILED, payload=b"", error=ErrorInfo("E", "why", "somewhere")))
+    assert plain[0]["text"] == "E: why\nsomewhere"
+    assert plain[1]["text"] == "none"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"type": 5},
+        {"type": "hello"},
+        {"type": "hello", "view": 5},
+        {"type": "look", "search": 5, "statuses": "all", "sort": "nothing", "down": 1, "page": -3, "size": 7},
+        {"type": "look", "statuses": ["nothing", 5, None], "page": 10**9},
+        {"type": "open", "ids": [5, None, {}]},
+        {"type": "select", "ids": None},
+        {"type": "dismiss", "id": ["a"]},
+        {"type": "hold", "on": "yes"},
+    ],
+)
+def test_a_message_that_makes_no_sense_is_passed_over(message: dict[str, Any]) -> None:
+    window = Window(some())
+    window.heed(message)
+    body = window.body()
+    assert [row["id"] for row in body["rows"]] == list("abcde")
+    assert (body["page"], body["size"], body["sort"]) == (0, 20, "activity")
+    assert not window.views
+
+
+def test_the_window_pages_and_holds() -> None:
+    rows = Rows()
+    rows.apply(info(f"t{each:02}", submitted_at=100 + each) for each in range(25))
+    window = Window(rows, size=10)
+    assert [row["id"] for row in window.body()["rows"]] == [f"t{each:02}" for each in range(10)]
+    window.heed({"type": "look", "page": 99})
+    body = window.body()
+    assert (body["page"], body["pages"], len(body["rows"])) == (2, 3, 5)
+    window.heed({"type": "hold", "on": True})
+    rows.apply([info("t24", Status.PROCESSING, 2, started_at=1)])
+    body = window.body()
+    assert [row["id"] for row in body["rows"]][:5] == ["t20", "t21", "t22", "t23", "t24"]
+    assert body["behind"]
+    window.heed({"type": "hold", "on": False})
+    body = window.body()
+    assert [row["id"] for row in body["rows"]] == ["t19", "t20", "t21", "t22", "t23"]
+    assert not body["behind"]
+
+
+def test_details_travel_once_a_state() -> None:
+    rows = some("ab")
+    window = Window(rows)
+    window.heed({"type": "open", "ids": ["a", "elsewhere"]})
+    window.body()
+    assert list(window.details()) == ["a"]
+    assert not window.details()
+    rows.apply([info("a", Status.PROCESSING, 2), info("b", Status.PROCESSING, 2)])
+    window.body()
+    assert list(window.details()) == ["a"]
+    window.heed({"type": "hello", "view": "another"})
+    assert list(window.details()) == ["a"]
+
+
+def test_what_has_ended_is_no_longer_selected() -> None:
+    rows = some("ab")
+    window = Window(rows)
+    window.heed({"type": "select", "ids": ["a", "b"]})
+    assert window.body()["ended"] == []
+    rows.apply([info("a", Status.COMPLETED, 2)])
+    assert window.body()["ended"] == ["a"]
+    assert window.selected == {"b"}

@@ -1,0 +1,156 @@
+"""Tables that stand still: hostile text stays text; and the colours of both kinds can be told apart by everybody."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import nqnb
+from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
+from nqnb.records import TaskInfo
+from nqnb.widgets import still
+from nqnb.widgets.rows import Rows
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"'><img src=x onerror=alert(1)>",
+    "</code></td></table><b>&lt;",
+    "\u202egnp.exe \u2066\u2069",
+    "👩‍👩‍👧 👍🏽 שלום",
+    "x" * 1_000_000,
+    "\x00\x1b[31m\r\n\ttab",
+]
+ALLOWED = {"div", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "code"}
+CSS = (Path(nqnb.__file__).parent / "widgets" / "static" / "table.css").read_text()
+
+
+def rows(*texts: str, status: Status = Status.FAILED) -> Rows:
+    found = Rows()
+    for place, text in enumerate(texts):
+        meta = Meta(worker=text, submitted_at=5, started_at=6, finished_at=9 + place, error=ErrorInfo(text, text, text))
+        message = TaskMessage(ID=f"{place}{text}", Queue=text, Payload=text.encode(), Status=status, Meta=meta)
+        found.apply([TaskInfo.of(message, 1)])
+    return found
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_whatever_came_from_a_queue_is_text(text: str) -> None:
+    page = still.html(rows(text, "plain"), title=text)
+    reader = Reader()
+    reader.feed(page)
+    assert set(reader.tags) <= ALLOWED
+    assert reader.attributes <= {"style", "scope", "aria-hidden"}
+    assert reader.tags.count("tr") == 3
+    assert reader.tags.count("td") == 2 * len(still.COLUMNS)
+    assert len(page) < 12_000
+    assert not re.search("[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", page)
+    start = text.split("\x00")[0][:20] if "\u202e" not in text else "\\u202egnp"
+    assert any(start in each for each in reader.texts)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_plain_text_has_a_line_a_task(text: str) -> None:
+    lines = still.text(rows(text, "plain"), title=text).split("\n")
+    assert len(lines) == 1 + 1 + 2 + 1
+    assert max(map(len, lines)) < 400
+    assert not re.search("[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", "".join(lines))
+
+
+def test_what_it_says() -> None:
+    shown = rows(*"abc", status=Status.COMPLETED)
+    text = still.text(shown, title="resize", most=2)
+    assert text.startswith("resize: 3 completed\nid")
+    assert "1 to 2 of 3 tasks, as of " in text
+    page = still.html(shown, title="resize")
+    assert ">completed <b>3</b>" in page
+    assert "3 tasks, as of " in page
+
+
+def test_nothing_to_show() -> None:
+    assert "no tasks, as of" in still.text(Rows(), title="resize")
+    assert "no tasks, as of" in still.html(Rows(), title="resize")
+    assert "<table" not in still.html(Rows())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0.0 s"),
+        (3.19, "3.1 s"),
+        (59.99, "59.9 s"),
+        (130, "2 m 10 s"),
+        (3599.9, "59 m 59 s"),
+        (3900, "1 h 05 m"),
+        (200_000, "2 d 7 h"),
+    ],
+)
+def test_lengths_of_time(seconds: float, text: str) -> None:
+    assert still.span(seconds) == text
+
+
+def luminance(color: str) -> float:
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def palette(selector: str) -> dict[str, str]:
+    block = CSS[CSS.index(f"\n{selector} {{") :].split("}")[0]
+    return dict(re.findall(r"--nq-([\w-]+): (?:var\(.*?)?(#[0-9a-f]{6})", block))
+
+
+GROUNDS = {"light": ["#ffffff"], "dark": ["#0d1117", "#111111", "#1f1f1f", "#1e1e1e"]}
+"""What the tables lie on: our own, and those of JupyterLab's and VS Code's themes."""
+STATES = [status.label for status in Status]
+
+
+def test_the_contrast_is_known_to_be_right() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize(("theme", "selector"), [("light", ".nq"), ("dark", '.nq[data-theme="dark"]')])
+def test_text_of_the_live_table_has_the_contrast_that_wcag_aa_asks_for(theme: str, selector: str) -> None:
+    colors = palette(selector)
+    assert set(STATES) <= set(colors)
+    grounds = [*GROUNDS[theme], colors["ground"], colors["soft"]]
+    weak = [
+        f"{name} {colors[name]} on {ground}: {contrast(colors[name], ground):.2f}"
+        for name in (*STATES, "text", "dim")
+        for ground in grounds
+        if contrast(colors[name], ground) < 4.5
+    ]
+    assert not weak, "\n".join(weak)
+    assert contrast(colors["on"], colors["failed"]) >= 4.5  # the button that is sure
+    assert contrast(colors["dim"], colors["line"]) >= 3  # a pager's arrow under the pointer
+    assert all(contrast(colors["edge"], ground) >= 3 for ground in grounds)  # the frame of the search
+    assert all(contrast(colors[name], colors["line"]) >= 3 for name in ("processing", "cancelled", "failed"))  # the bar
+
+
+def test_the_dots_of_the_still_table_are_seen_on_light_and_on_dark() -> None:
+    assert set(still.DOTS) == set(STATES)
+    for status, color in still.DOTS.items():
+        assert min(contrast(color, "#ffffff"), contrast(color, "#111111")) >= 3, status

@@ -1,0 +1,483 @@
+"""The live table's Python: messages in and out over a comm that is not there, at what pace, and what is left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import comm
+import pytest
+from comm.base_comm import BaseComm
+from IPython.core.interactiveshell import InteractiveShell
+
+from nqnb.errors import ConnectionFailed
+from nqnb.protocol.wire import Meta, Status, TaskMessage
+from nqnb.records import TaskBatch, TaskInfo
+from nqnb.widgets import clicks, outputs, table
+from nqnb.widgets.pacer import Pacer
+from nqnb.widgets.rows import Rows
+from nqnb.widgets.table import TaskTable
+
+
+def info(task_id: str, status: Status = Status.PENDING, revision: int = 1) -> TaskInfo:
+    message = TaskMessage(ID=task_id, Queue="q", Status=status, Payload=b"{}", Meta=Meta(submitted_at=5, started_at=6))
+    return TaskInfo.of(message, revision)
+
+
+def batch(*ids: str, status: Status = Status.PENDING, revision: int = 1, **fields: Any) -> TaskBatch:
+    return TaskBatch(tasks=[info(each, status, revision) for each in ids], **{"complete": True, **fields})
+
+
+def until(true: Callable[[], Any], seconds: float = 5) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.005)
+    return found
+
+
+class FakeComm(BaseComm):
+    """Keeps what the widget sends, and gives it what a page would send."""
+
+    def __init__(self, **options: Any) -> None:
+        self.published: list[tuple[str, Any, float]] = []
+        super().__init__(**options)
+
+    def publish_msg(
+        self, msg_type: str, data: Any = None, metadata: Any = None, buffers: Any = None, **keys: Any
+    ) -> None:
+        json.dumps(data)
+        self.published.append((msg_type, data, time.monotonic()))
+
+    @property
+    def pushes(self) -> list[dict[str, Any]]:
+        datas = [data for kind, data, _ in self.published if kind == "comm_msg"]
+        return [data["content"] for data in datas if data.get("method") == "custom"]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self.pushes[-1] if self.pushes else {}
+
+    def page(self, **message: Any) -> None:
+        content = {"method": "custom", "content": {"view": "v1", **message}}
+        self.handle_msg({"content": {"data": content}, "buffers": []})
+
+
+class Table:
+    """A table, its comm, and the calls that it made."""
+
+    def __init__(self, rows: Rows | None = None, **options: Any) -> None:
+        self.cancelled: list[list[str]] = []
+        self.closed = 0
+        options.setdefault("cancel", self.cancelled.append)
+        self.it = TaskTable(Rows() if rows is None else rows, title="resize", on_close=self._close, **options)
+        assert isinstance(self.it.comm, FakeComm)
+        self.comm = self.it.comm
+
+    def _close(self) -> None:
+        self.closed += 1
+
+    def shown(self) -> list[str]:
+        return [row["id"] for row in self.comm.last.get("rows", [])]
+
+    def row(self, task_id: str) -> dict[str, Any]:
+        return next((row for row in self.comm.last.get("rows", []) if row["id"] == task_id), {})
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Table]]:
+    made: list[Table] = []
+    monkeypatch.setattr(comm, "create_comm", lambda **options: FakeComm(**options))
+
+    def new(*args: Any, **options: Any) -> Table:
+        made.append(Table(*args, **options))
+        return made[-1]
+
+    yield new
+    for each in made:
+        each.it.close()
+    until(lambda: not [each for each in threading.enumerate() if each.name.startswith("nqnb table")])
+
+
+@pytest.fixture
+def viewed(make: Callable[..., Table]) -> Table:
+    """A table that a page shows, with three tasks."""
+    found = make()
+    found.comm.page(type="hello", n=1)
+    found.it.update(batch("a", "b", "c"))
+    until(lambda: found.shown() == ["a", "b", "c"])
+    return found
+
+
+def test_a_page_that_says_hello_is_shown_the_rows(viewed: Table) -> None:
+    last = viewed.comm.last
+    assert last["type"] == "rows"
+    assert (last["title"], last["state"], last["total"], last["matching"], last["open"]) == ("resize", "live", 3, 3, 3)
+    assert last["counts"]["pending"] == 3
+    assert last["heard"] == {"v1": 1}
+    assert abs(last["now"] - time.time()) < 5
+
+
+def test_nothing_is_pushed_where_nobody_looks_or_nothing_changed(make: Callable[..., Table]) -> None:
+    found = make()
+    found.it.update(batch("a"))
+    assert len(found.it.df) == 1
+    assert not found.comm.pushes
+    found.comm.page(type="hello", n=1)
+    until(lambda: found.shown() == ["a"])
+    count = len(found.comm.pushes)
+    for _ in range(3):
+        found.it.update(batch("a"))
+        time.sleep(0.12)
+    assert len(found.comm.pushes) == count
+    found.comm.page(type="bye", why="hidden")
+    found.it.update(batch("b"))
+    until(lambda: len(found.it.df) == 2)
+    time.sleep(0.15)
+    assert len(found.comm.pushes) == count
+
+
+def test_changes_coalesce_and_the_latest_wins(viewed: Table) -> None:
+    before = len(viewed.comm.pushes)
+    began = time.monotonic()
+    for revision in range(2, 500):
+        viewed.it.update(
+            batch("a", status=Status.PROCESSING if revision < 499 else Status.COMPLETED, revision=revision)
+        )
+        time.sleep(0.001)
+    until(lambda: viewed.row("a").get("status") == "completed")
+    took = time.monotonic() - began
+    assert len(viewed.comm.pushes) - before <= took / table.GAP + 2
+    times = [at for kind, _, at in viewed.comm.published if kind == "comm_msg"][before:]
+    assert all(later - earlier > 0.9 * table.GAP for earlier, later in pairwise(times))
+
+
+def test_rows_are_no_part_of_the_saved_state(viewed: Table) -> None:
+    state = viewed.it.get_state()
+    assert not {key for key in state if key not in ("_esm", "_css") and "resize" in str(state[key])}
+    assert "rows" not in state
+
+
+def test_filter_search_sort_and_page(viewed: Table) -> None:
+    viewed.it.update(batch("b", status=Status.FAILED, revision=2))
+    viewed.comm.page(type="look", statuses=["failed"], n=2)
+    until(lambda: viewed.shown() == ["b"])
+    assert viewed.comm.last["statuses"] == ["failed"]
+    assert viewed.comm.last["heard"] == {"v1": 2}
+    viewed.comm.page(type="look", statuses=[], search="C", sort="id", down=True, page=0, size=10, n=3)
+    until(lambda: viewed.shown() == ["c"])
+    viewed.comm.page(type="look", search="", n=4)
+    until(lambda: viewed.shown() == ["c", "b", "a"])
+    assert viewed.comm.last["size"] == 10
+
+
+def test_a_press_is_handed_on_at_once_and_stands_until_the_end(viewed: Table) -> None:
+    viewed.comm.page(type="cancel", ids=["a", "a", "nothing", 5], n=2)
+    assert viewed.cancelled == [["a"]]
+    until(lambda: viewed.row("a").get("pressed"))
+    viewed.it.update(batch("a", status=Status.PROCESSING, revision=2))
+    until(lambda: viewed.row("a")["status"] == "processing")
+    assert viewed.row("a")["pressed"]
+    viewed.it.update(batch("a", status=Status.CANCELLED, revision=3))
+    until(lambda: viewed.row("a")["status"] == "cancelled")
+    assert viewed.row("a")["pressed"] is None
+    viewed.comm.page(type="cancel", ids=["a"], n=3)
+    assert viewed.cancelled == [["a"]]
+
+
+def test_a_refusal_says_why_until_it_is_dismissed(viewed: Table) -> None:
+    viewed.comm.page(type="cancel", ids=["a"])
+    viewed.it.cancel_outcome("a", "the task had completed", refused=True)
+    until(lambda: viewed.row("a").get("refused") == "the task had completed")
+    assert viewed.row("a")["pressed"] is None
+    viewed.comm.page(type="dismiss", id="a")
+    until(lambda: viewed.row("a")["refused"] == "")
+
+
+def test_a_cancel_that_cannot_be_handed_on_is_refused_in_its_row(make: Callable[..., Table]) -> None:
+    def cancel(ids: list[str]) -> None:
+        raise ConnectionFailed("the session is closed")
+
+    found = make(cancel=cancel)
+    found.comm.page(type="hello")
+    found.it.update(batch("a", "b"))
+    until(found.shown)
+    found.comm.page(type="cancel", ids=["a", "b"])
+    until(lambda: found.row("b").get("refused") == "the session is closed")
+    assert found.row("a")["refused"] == "the session is closed"
+
+
+def test_cancel_all_is_about_what_matched_when_it_was_asked(viewed: Table) -> None:
+    viewed.comm.page(type="look", search="a")
+    until(lambda: viewed.shown() == ["a"])
+    viewed.comm.page(type="ask_all")
+    viewed.it.update(batch("a2"))
+    until(lambda: viewed.shown() == ["a", "a2"])
+    viewed.comm.page(type="cancel_all")
+    assert viewed.cancelled == [["a"]]
+    viewed.comm.page(type="cancel_all")
+    assert viewed.cancelled == [["a"]]
+
+
+def test_an_opened_row_is_sent_its_details(viewed: Table) -> None:
+    viewed.comm.page(type="open", ids=["b"])
+    details = until(lambda: viewed.comm.last["details"])
+    assert list(details) == ["b"]
+    assert {part["kind"] for part in details["b"]} == {"data", "facts"}
+
+
+def test_a_lost_connection_is_told_and_caught_up(viewed: Table) -> None:
+    viewed.it.update(TaskBatch(lost=True))
+    until(lambda: viewed.comm.last["state"] == "lost")
+    assert viewed.shown() == ["a", "b", "c"]
+    viewed.it.update(batch("d", gone=["a"]))
+    until(lambda: viewed.comm.last["state"] == "live")
+    assert viewed.shown() == ["b", "c", "d"]
+
+
+def test_a_store_that_begins_again_begins_the_table_again(viewed: Table) -> None:
+    viewed.it.update(batch("z", anew=True, complete=False))
+    until(lambda: viewed.shown() == ["z"])
+    assert viewed.comm.last["state"] == "loading"
+    assert viewed.it.df.index.tolist() == ["z"]
+
+
+def test_df_is_everything_at_that_moment(viewed: Table) -> None:
+    viewed.comm.page(type="look", search="a")
+    viewed.it.update(batch("d", status=Status.COMPLETED))
+    assert viewed.it.df["status"].astype(str).to_dict() == {
+        "a": "pending",
+        "b": "pending",
+        "c": "pending",
+        "d": "completed",
+    }
+
+
+def test_updates_from_many_threads_all_arrive(make: Callable[..., Table]) -> None:
+    found = make()
+    found.comm.page(type="hello")
+
+    def feed(letter: str) -> None:
+        for number in range(200):
+            found.it.update(batch(f"{letter}{number}"))
+
+    threads = [threading.Thread(target=feed, args=(letter,)) for letter in "abcd"]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    until(lambda: found.comm.last.get("total") == 800)
+    assert len(found.it.df) == 800
+
+
+def test_its_bundle_has_the_view_and_a_table_that_stands_still(viewed: Table) -> None:
+    data, _ = viewed.it._repr_mimebundle_()
+    assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == viewed.it.model_id
+    assert "<table" in data["text/html"]
+    assert data["text/plain"].startswith("resize: 3 pending\nid")
+
+
+class Shell:
+    """Stands for what a notebook is shown."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.displayed: list[tuple[dict[str, Any], str | None]] = []
+        self.updated: list[tuple[dict[str, Any], str | None]] = []
+        monkeypatch.setattr(InteractiveShell, "initialized", lambda: True)
+        monkeypatch.setattr(
+            table, "display", lambda data, display_id=None, **_: self.displayed.append((data, display_id))
+        )
+        monkeypatch.setattr(
+            outputs, "update_display", lambda data, display_id, **_: self.updated.append((data, display_id))
+        )
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(monkeypatch)
+
+
+def test_a_frozen_table_is_plain_html_in_the_place_of_the_live_one(viewed: Table, shell: Shell) -> None:
+    viewed.it._ipython_display_()
+    viewed.it.freeze()
+    viewed.it.freeze()
+    (_, shown), (bundle, where) = shell.displayed[0], shell.updated[0]
+    assert len(shell.updated) == 1
+    assert shown == where
+    assert set(bundle) == {"text/html", "text/plain"}
+    assert viewed.it.closed
+    assert viewed.closed == 1
+    assert viewed.comm.published[-1][0] == "comm_close"
+    assert len(viewed.it.df) == 3
+    viewed.it.update(batch("d"))  # whoever feeds it may not know yet
+    viewed.comm.page(type="cancel", ids=["a"])
+    assert not viewed.cancelled
+    viewed.it._ipython_display_()
+    assert set(shell.displayed[-1][0]) == {"text/html", "text/plain"}
+
+
+def test_a_table_that_was_never_displayed_freezes_nowhere(viewed: Table, shell: Shell) -> None:
+    viewed.it.freeze()
+    assert not shell.updated
+    assert viewed.it.closed
+
+
+def test_it_freezes_by_itself_when_all_have_ended(
+    make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "LINGER", 0.05)
+    found = make(Rows(ids=["a", "b"]))
+    found.it._ipython_display_()
+    found.comm.page(type="hello")
+    found.it.update(batch("a", status=Status.COMPLETED))
+    until(lambda: found.shown() == ["a"])
+    found.comm.page(type="open", ids=["a"])
+    found.it.update(batch("b", "c", status=Status.CANCELLED))
+    until(lambda: found.shown() == ["a", "b"])
+    time.sleep(0.2)
+    assert not shell.updated, "a person reads an opened row"
+    found.comm.page(type="open", ids=[])
+    until(lambda: shell.updated)
+    until(lambda: found.closed)
+    assert found.closed == 1
+
+
+def test_it_freezes_at_once_where_no_page_shows_it(make: Callable[..., Table], shell: Shell) -> None:
+    found = make(Rows(ids=["a"]))
+    found.it._ipython_display_()
+    found.it.update(batch("a", status=Status.PROCESSING))
+    assert not found.it.closed
+    found.it.update(batch("a", status=Status.COMPLETED, revision=2))
+    until(lambda: shell.updated)
+    assert "completed" in shell.updated[0][0]["text/plain"]
+
+
+def test_a_removed_output_ends_the_watch(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "REST_AFTER", 0.05)
+    found = make()
+    found.comm.page(type="hello")
+    found.comm.page(type="hello", view="v2")
+    found.comm.page(type="bye", why="removed")
+    time.sleep(0.2)
+    assert not found.closed, "another view is left"
+    found.comm.page(type="bye", why="removed", view="v2")
+    until(lambda: found.closed)
+    assert found.it.closed
+    assert found.closed == 1
+
+
+def test_a_page_that_is_loaded_anew_goes_on(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "REST_AFTER", 0.2)
+    found = make()
+    found.comm.page(type="hello")
+    found.it.update(batch("a"))
+    found.comm.page(type="bye", why="removed")
+    found.comm.page(type="hello", view="v2")
+    until(lambda: found.comm.last.get("heard") is not None and found.shown() == ["a"])
+    time.sleep(0.4)
+    assert not found.closed
+    found.comm.page(type="bye", why="hidden", view="v2")
+    time.sleep(0.4)
+    assert not found.closed, "a page that is hidden may come back"
+
+
+def test_a_table_that_comes_back_is_fed_anew(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "REST_AFTER", 0.02)
+    opened: list[int] = []
+    found = make(on_open=lambda: opened.append(1))
+    found.comm.page(type="hello")
+    found.it.update(batch("a", "b"))
+    until(found.shown)
+    found.comm.page(type="bye", why="removed")
+    until(lambda: found.closed)
+    assert not found.it.closed
+    assert len(found.it.df) == 2
+    assert not opened
+    found.comm.page(type="hello", view="v2")
+    until(lambda: opened)
+    found.it.update(batch("b"))
+    until(lambda: found.shown() == ["b"])
+    found.it.close()
+    assert (found.closed, len(opened)) == (2, 1)
+
+
+def test_clicks_are_answered_by_whichever_shell_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pinned(FakeComm):
+        def _reply_subshell_for(self, data: Any, default: Any) -> Any:
+            return "pinned"
+
+    monkeypatch.setattr(comm, "create_comm", lambda **options: Pinned(**options))
+    found = Table()
+    try:
+        assert found.comm._reply_subshell_for({}, "free") == "free"  # type: ignore[attr-defined]  # Pinned's
+    finally:
+        found.it.close()
+
+
+def test_a_comm_without_that_hook_is_left_alone(viewed: Table) -> None:
+    assert not hasattr(viewed.comm, "_reply_subshell_for")
+
+
+@pytest.mark.parametrize(
+    ("version", "bad"),
+    [
+        ("", False),
+        ("6.29.5", False),
+        ("6.31.0", False),
+        ("7.0.0", True),
+        ("7.3.1", True),
+        ("7.4.0", False),
+        ("7.10.0", False),
+        ("8.1", False),
+    ],
+)
+def test_kernels_that_hang_are_told_of(version: str, bad: bool) -> None:
+    assert bool(clicks.trouble(version)) == bad
+
+
+def test_the_warning_comes_with_the_table(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernel:
+        __version__ = "7.2.0"
+        version_info = (7, 2, 0)
+
+    monkeypatch.setitem(__import__("sys").modules, "ipykernel", Kernel)
+    with pytest.warns(RuntimeWarning, match=r"ipykernel 7\.2\.0 may hang .*ipykernel>=7\.4"):
+        make()
+
+
+def test_a_pacer_does_the_work_again_after_it_failed(caplog: pytest.LogCaptureFixture) -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        done.append(1)
+        if len(done) == 1:
+            raise ValueError("once")
+
+    pacer = Pacer(work, gap=0.01)
+    try:
+        with caplog.at_level(logging.WARNING):
+            pacer.nudge()
+            until(lambda: len(done) == 1)
+        pacer.nudge()
+        until(lambda: len(done) == 2)
+    finally:
+        pacer.close()
+    pacer.nudge()
+    assert len(done) == 2
+    assert "could not be brought up to date" in caplog.text
+
+
+def test_an_idle_pacer_has_no_thread_and_starts_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nqnb.widgets.pacer.IDLE", 0.02)
+    done: list[int] = []
+    pacer = Pacer(lambda: done.append(1), gap=0.01, name="nqnb idle")
+    for count in (1, 2):
+        pacer.nudge()
+        until(lambda count=count: len(done) == count)  # type: ignore[misc]  # a lambda's default has no annotation
+        until(lambda: not [each for each in threading.enumerate() if each.name == "nqnb idle"])
+    pacer.close()

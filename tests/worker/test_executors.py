@@ -1,0 +1,420 @@
+"""The two executors by themselves: each run has exactly one result, and whatever can be stopped is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from nqnb.errors import BadInput, JobCancelled
+from nqnb.protocol.lifecycle import Ended
+from nqnb.worker.executors import CoroutineExecutor, Executor, Result, ThreadExecutor, make_executor
+from nqnb.worker.handlers import make_handler
+from nqnb.worker.job import Job
+
+pytestmark = pytest.mark.anyio
+
+GRACE = 0.05
+
+
+def executor(function: Callable[..., Any], payload: bytes = b"null", grace: float = GRACE) -> Executor:
+    job = Job("a", "q", payload, 1, 0, None, lambda: None)
+    return make_executor(make_handler("q", function, grace=grace), job)
+
+
+async def ended(run: Executor, seconds: float = 10.0) -> Result:
+    return await asyncio.wait_for(run.run(), seconds)
+
+
+async def stopped_after(run: Executor, seconds: float) -> Result:
+    """Start it, stop it after some seconds, and wait for its end."""
+    asyncio.get_running_loop().call_later(seconds, run.stop)
+    return await ended(run)
+
+
+def spin(seconds: float) -> None:
+    """A Python loop that looks at nothing but the clock."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+@pytest.fixture(params=["thread", "coroutine"])
+def made(request: pytest.FixtureRequest) -> Callable[..., Executor]:
+    """Makes an executor of either kind for a plain function that does not block."""
+
+    def make(function: Callable[[Job], Any], payload: bytes = b"null") -> Executor:
+        async def coroutine(job: Job) -> Any:
+            return function(job)
+
+        return executor(coroutine if request.param == "coroutine" else function, payload)
+
+    return make
+
+
+class TestEither:
+    async def test_a_return(self, made: Callable[..., Executor]) -> None:
+        assert await ended(made(lambda job: job.id)) == Result(Ended.RETURNED, "a")
+
+    async def test_none_is_a_return(self, made: Callable[..., Executor]) -> None:
+        assert await ended(made(lambda job: None)) == Result(Ended.RETURNED)
+
+    @pytest.mark.parametrize(
+        "error", [ValueError("x"), StopIteration(1), JobCancelled("x"), asyncio.CancelledError(), GeneratorExit()]
+    )
+    async def test_whatever_it_raises_is_its_failure(self, made: Callable[..., Executor], error: BaseException) -> None:
+        def handle(job: Job) -> None:
+            raise error
+
+        result = await ended(made(handle))
+        assert result.ended is Ended.FAILED
+        assert result.value is None
+        # A coroutine turns StopIteration into a RuntimeError, and forgets which CancelledError it was.
+        assert type(result.error) is type(error) or isinstance(result.error.__cause__, StopIteration)
+
+    async def test_stopped_before_its_start_it_never_starts(self, made: Callable[..., Executor]) -> None:
+        started: list[Job] = []
+        run = made(started.append)
+        run.stop()
+        assert (await ended(run)).ended is Ended.STOPPED
+        await asyncio.sleep(2 * GRACE)
+        assert started == []
+
+    async def test_stopping_after_its_end_changes_nothing(self, made: Callable[..., Executor]) -> None:
+        run = made(lambda job: 5)
+        result = await ended(run)
+        run.stop()
+        run.stop()
+        await asyncio.sleep(3 * GRACE)
+        assert result == Result(Ended.RETURNED, 5)
+
+    async def test_it_says_how_it_stops(self, made: Callable[..., Executor]) -> None:
+        assert made(lambda job: None).how in ("its coroutine was cancelled", "its thread was stopped")
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt()])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_handler_that_exits_fails_and_the_loop_goes_on(error: BaseException, asynchronous: bool) -> None:
+    def plain(job: Job) -> None:
+        raise error
+
+    async def coroutine(job: Job) -> None:
+        raise error
+
+    async def main() -> Result:
+        result = await executor(coroutine if asynchronous else plain).run()
+        await asyncio.sleep(0.01)
+        return result
+
+    try:
+        result = asyncio.run(main())
+    except (SystemExit, KeyboardInterrupt) as escaped:
+        pytest.fail(f"{escaped!r} went through the loop")
+    assert result.ended is Ended.FAILED
+    assert result.error is error
+
+
+class TestPayload:
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    async def test_one_that_does_not_fit_is_the_failure(self, asynchronous: bool) -> None:
+        def plain(job: Job, payload: int) -> None: ...
+
+        async def coroutine(job: Job, payload: int) -> None: ...
+
+        result = await ended(executor(coroutine if asynchronous else plain, b'"five"'))
+        assert result.ended is Ended.FAILED
+        assert isinstance(result.error, BadInput)
+
+    async def test_it_is_handed_over(self) -> None:
+        assert await ended(executor(lambda job, payload: payload, b'{"a":1}')) == Result(Ended.RETURNED, {"a": 1})
+
+
+class TestThread:
+    async def test_it_runs_beside_the_loop_with_the_context(self) -> None:
+        variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
+        variable.set("here")
+        result = await ended(executor(lambda job: (variable.get(), threading.get_ident())))
+        assert result.value[0] == "here"
+        assert result.value[1] != threading.get_ident()
+
+    @pytest.mark.parametrize("look", [lambda job: job.raise_if_cancelled(), lambda job: job.wait(5)])
+    async def test_one_that_looks_is_stopped_before_anything_is_raised_in_it(self, look: Callable[[Job], None]) -> None:
+        def handle(job: Job) -> None:
+            while True:
+                look(job)
+                time.sleep(0.001)
+
+        run = executor(handle, grace=5.0)
+        begun = time.monotonic()
+        result = await stopped_after(run, 0.05)
+        assert result.ended is Ended.STOPPED
+        assert time.monotonic() - begun < 2.0
+
+    async def test_one_that_sees_it_and_returns_has_returned(self) -> None:
+        def handle(job: Job) -> str:
+            while not job.cancelled:
+                time.sleep(0.001)
+            return "tidied up"
+
+        assert await stopped_after(executor(handle, grace=5.0), 0.05) == Result(Ended.RETURNED, "tidied up")
+
+    async def test_one_that_ignores_it_is_stopped_after_its_grace_through_except_exception(self) -> None:
+        caught: list[BaseException] = []
+        started: list[float] = []
+
+        def handle(job: Job) -> None:
+            started.append(time.monotonic())
+            while True:
+                try:
+                    spin(0.01)
+                except Exception as error:  # noqa: BLE001  that is what is tested
+                    caught.append(error)
+
+        run = executor(handle, grace=0.2)
+        result = await stopped_after(run, 0.1)
+        assert result.ended is Ended.STOPPED
+        assert isinstance(result.error, JobCancelled)
+        assert caught == []
+        assert time.monotonic() - started[0] >= 0.25
+
+    async def test_one_that_swallows_it_is_pushed_again(self) -> None:
+        swallowed: list[BaseException] = []
+
+        def handle(job: Job) -> None:
+            while True:
+                try:
+                    spin(5)
+                except BaseException as error:
+                    if len(swallowed) == 3:
+                        raise
+                    swallowed.append(error)
+
+        result = await stopped_after(executor(handle), 0.02)
+        assert result.ended is Ended.STOPPED
+        assert [type(each) for each in swallowed] == [JobCancelled] * 3
+
+    async def test_its_finally_runs(self) -> None:
+        tidied: list[bool] = []
+
+        def handle(job: Job) -> None:
+            try:
+                spin(5)
+            finally:
+                tidied.append(True)
+
+        assert (await stopped_after(executor(handle), 0.02)).ended is Ended.STOPPED
+        assert tidied == [True]
+
+    async def test_another_error_on_the_way_out_is_still_a_stop(self) -> None:
+        def handle(job: Job) -> None:
+            try:
+                job.wait(5)
+            finally:
+                raise ValueError("while tidying up")
+
+        result = await stopped_after(executor(handle), 0.02)
+        assert result.ended is Ended.STOPPED
+        assert isinstance(result.error, ValueError)
+
+    async def test_one_inside_a_c_call_is_waited_for(self) -> None:
+        def handle(job: Job) -> str:
+            time.sleep(0.4)
+            return "slept"
+
+        run = executor(handle, grace=0.01)
+        begun = time.monotonic()
+        await stopped_after(run, 0.05)
+        assert time.monotonic() - begun >= 0.39
+
+    async def test_the_loop_stays_free_meanwhile(self) -> None:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.ensure_future(tick())
+        await stopped_after(executor(lambda job: spin(5)), 0.3)
+        ticking.cancel()
+        assert ticks >= 5
+
+    async def test_no_thread_stays(self) -> None:
+        before = threading.active_count()
+        await asyncio.gather(*(ended(executor(lambda job: None)) for _ in range(20)))
+        end = time.monotonic() + 5
+        while threading.active_count() > before:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+
+
+class TestCoroutine:
+    async def test_it_runs_on_the_loop(self) -> None:
+        async def handle(job: Job) -> asyncio.AbstractEventLoop:
+            await asyncio.sleep(0)
+            return asyncio.get_running_loop()
+
+        assert (await ended(executor(handle))).value is asyncio.get_running_loop()
+
+    async def test_a_stop_cancels_it_at_once(self) -> None:
+        seen: list[bool] = []
+
+        async def handle(job: Job) -> None:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                seen.append(job.cancelled)
+
+        begun = time.monotonic()
+        result = await stopped_after(executor(handle, grace=5.0), 0.02)
+        assert result.ended is Ended.STOPPED
+        assert time.monotonic() - begun < 2.0
+        assert seen == [True]
+
+    async def test_one_that_swallows_it_is_cancelled_again(self) -> None:
+        swallowed = 0
+
+        async def handle(job: Job) -> None:
+            nonlocal swallowed
+            while True:
+                try:
+                    await asyncio.sleep(30)
+                except asyncio.CancelledError:
+                    swallowed += 1
+                    if swallowed == 3:
+                        raise
+
+        result = await stopped_after(executor(handle), 0.02)
+        assert result.ended is Ended.STOPPED
+        assert swallowed == 3
+
+    async def test_one_that_returns_all_the_same_has_returned(self) -> None:
+        async def handle(job: Job) -> str:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                return "in spite of it"
+            return "never"
+
+        assert await stopped_after(executor(handle), 0.02) == Result(Ended.RETURNED, "in spite of it")
+
+    async def test_another_error_on_the_way_out_is_still_a_stop(self) -> None:
+        async def handle(job: Job) -> None:
+            try:
+                await asyncio.sleep(30)
+            finally:
+                raise ValueError("while tidying up")
+
+        result = await stopped_after(executor(handle), 0.02)
+        assert result.ended is Ended.STOPPED
+        assert isinstance(result.error, ValueError)
+
+    async def test_one_that_is_cancelled_by_somebody_else_has_failed(self) -> None:
+        async def handle(job: Job) -> None:
+            asyncio.current_task().cancel()  # type: ignore[union-attr]
+            await asyncio.sleep(30)
+
+        result = await ended(executor(handle))
+        assert result.ended is Ended.FAILED
+        assert isinstance(result.error, asyncio.CancelledError)
+
+    async def test_a_timeout_of_its_own_is_a_failure(self) -> None:
+        async def handle(job: Job) -> None:
+            await asyncio.wait_for(asyncio.sleep(30), 0.01)
+
+        result = await ended(executor(handle))
+        assert result.ended is Ended.FAILED
+        assert isinstance(result.error, (asyncio.TimeoutError, TimeoutError))
+
+
+@pytest.fixture
+def quick_switching() -> Iterator[None]:
+    """Threads take turns after every few bytecodes, so that an exception lands wherever it can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+class TestStress:
+    @pytest.mark.usefixtures("quick_switching")
+    async def test_threads_stopped_around_their_return_have_one_result_each(self, seed: int) -> None:
+        # What escapes from a thread is a warning to pytest, and so an error.
+        def handle(job: Job) -> str:
+            spin(random.uniform(0.0, 0.01))
+            return "done"
+
+        async def one() -> Result:
+            run = executor(handle, grace=0.001)
+            asyncio.get_running_loop().call_later(random.uniform(0.0, 0.01), run.stop)
+            return await ended(run, 5)
+
+        results: list[Result] = []
+        for _ in range(30):
+            results += await asyncio.gather(*(one() for _ in range(10)))
+        assert len(results) == 300
+        for result in results:
+            if result.ended is Ended.RETURNED:
+                assert result.value == "done"
+            else:
+                assert result.ended is Ended.STOPPED
+                assert result.error is None or isinstance(result.error, JobCancelled)
+        assert {result.ended for result in results} == {Ended.RETURNED, Ended.STOPPED}
+        await asyncio.wait_for(asyncio.sleep(0.01), 1)
+
+    @pytest.mark.usefixtures("quick_switching")
+    async def test_a_push_at_the_very_moment_of_the_return_never_escapes(self) -> None:
+        async def one() -> Result:
+            returning = threading.Event()
+
+            def handle(job: Job) -> str:
+                returning.set()
+                return "done"
+
+            run = executor(handle)
+            assert isinstance(run, ThreadExecutor)
+            ending = asyncio.ensure_future(run.run())
+            await asyncio.sleep(0)
+            assert returning.wait(5)
+            # The ladder's own step, without its pauses.
+            until = time.monotonic() + 5
+            while run._thread is not None and run._thread.is_alive() and time.monotonic() < until:
+                run._push()
+            return await asyncio.wait_for(ending, 5)
+
+        for _ in range(300):
+            result = await one()
+            assert result.ended in (Ended.RETURNED, Ended.STOPPED, Ended.FAILED)
+
+    async def test_coroutines_stopped_around_their_return_have_one_result_each(self, seed: int) -> None:
+        async def handle(job: Job) -> str:
+            for _ in range(random.randrange(20)):
+                await asyncio.sleep(0)
+            return "done"
+
+        async def one() -> Result:
+            run = executor(handle, grace=0.001)
+            asyncio.get_running_loop().call_later(random.uniform(0.0, 0.001), run.stop)
+            return await ended(run)
+
+        results = await asyncio.gather(*(one() for _ in range(300)))
+        assert {result.ended for result in results} <= {Ended.RETURNED, Ended.STOPPED}
+        assert all(result.value == "done" for result in results if result.ended is Ended.RETURNED)
+
+
+def test_the_kind_of_handler_decides() -> None:
+    async def main() -> None:
+        async def coroutine(job: Job) -> None: ...
+
+        assert isinstance(executor(coroutine), CoroutineExecutor)
+        assert isinstance(executor(lambda job: None), ThreadExecutor)
+
+    asyncio.run(main())

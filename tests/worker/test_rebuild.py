@@ -1,0 +1,157 @@
+"""Exceptions of a handler's own process: made again in the worker only for `is_failure`, and never on its loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nqnb
+from nqnb.protocol.lifecycle import Ended
+from nqnb.worker import rebuild
+from nqnb.worker.executors import Result, make_executor
+from nqnb.worker.handlers import make_handler
+from nqnb.worker.job import Job
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform == "win32", reason="Windows has no process groups, so no such handlers"),
+]
+
+IMPORT_TAKES = 3.0
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module that only the handler's process imports quickly; elsewhere it waits, three seconds or for a file."""
+    name = f"slow_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        f"""
+import os, time
+
+if os.getpid() == {os.getpid()}:
+    begun = time.monotonic()
+    open({str(tmp_path / "begun")!r}, "w").close()
+    while time.monotonic() - begun < ({IMPORT_TAKES} if {name!r} not in os.environ else 60):
+        if os.path.exists({str(tmp_path / "go on")!r}):
+            break
+        time.sleep(0.01)
+
+class Slow(Exception):
+    pass
+"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def raises(module: str) -> Callable[[Job], None]:
+    def handle(job: Job) -> None:
+        raise __import__(module).Slow("what?")
+
+    return handle
+
+
+def runs(
+    module: str, is_failure: Callable[[Exception], bool] | None, *, attempt: int = 1
+) -> tuple[Any, asyncio.Task[Result]]:
+    handler = make_handler("q", raises(module), isolation="process", is_failure=is_failure)
+    executor = make_executor(handler, Job("a", "q", b"null", attempt, 1, None, lambda: None))
+    return executor, asyncio.ensure_future(executor.run())
+
+
+async def longest_stall(running: asyncio.Task[Result]) -> float:
+    """The longest time that the loop stood still until a run has ended."""
+    longest, last = 0.0, time.monotonic()
+    while not running.done():
+        await asyncio.sleep(0.01)
+        now = time.monotonic()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+async def test_without_is_failure_nothing_is_imported(module: str) -> None:
+    _, running = runs(module, None)
+    result = await running
+    assert (type(result.error).__qualname__, str(result.error)) == ("Slow", "what?")
+    assert module not in sys.modules
+
+
+async def test_without_a_retry_left_nothing_is_imported(module: str) -> None:
+    _, running = runs(module, lambda error: True, attempt=2)
+    assert type((await running).error).__qualname__ == "Slow"
+    assert module not in sys.modules
+
+
+async def test_a_slow_import_does_not_hold_up_the_loop(module: str) -> None:
+    _, running = runs(module, lambda error: True)
+    stall = await longest_stall(running)
+    assert isinstance(running.result().error, sys.modules[module].Slow)
+    print(f"the loop stood still for {stall:.3f} s at most")
+    assert stall < IMPORT_TAKES / 2
+
+
+async def test_an_import_that_never_ends_is_waited_for_once(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(module, "never")
+    monkeypatch.setattr(rebuild, "REBUILDING_TAKES", 0.3)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            _, running = runs(module, lambda error: True)
+            error = (await asyncio.wait_for(running, 20)).error
+            assert (type(error).__qualname__, str(error)) == ("Slow", "what?")
+    assert caplog.text.count(f"is_failure judges a stand-in for {module}.Slow") == 1
+    threads = [each for each in threading.enumerate() if each.name == "nqnb-rebuild"]
+    assert len(threads) == 1
+    (tmp_path / "go on").touch()
+    await asyncio.to_thread(threads[0].join, 20)
+
+
+async def test_a_stop_does_not_wait_for_an_import(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(module, "never")
+    executor, running = runs(module, lambda error: True)
+    while not (tmp_path / "begun").exists():
+        await asyncio.sleep(0.02)
+    executor.stop()
+    result = await asyncio.wait_for(running, 20)
+    assert time.time() - (tmp_path / "begun").stat().st_mtime < 20
+    assert (result.ended, type(result.error).__qualname__) == (Ended.STOPPED, "Slow")
+    (tmp_path / "go on").touch()
+
+
+async def test_a_worker_judges_it_and_goes_on_meanwhile(nq: nqnb.Client, settings: nqnb.Settings, module: str) -> None:
+    """The import takes three ack waits: without its heartbeats the task would run twice."""
+    worker = nqnb.Worker(settings)
+    seen: list[str] = []
+
+    def is_failure(error: Exception) -> bool:
+        seen.append(type(error).__module__)
+        return isinstance(error, sys.modules[module].Slow)
+
+    worker.handler("slow", isolation="process", is_failure=is_failure)(raises(module))
+
+    @worker.handler("quick")
+    async def quick(job: nqnb.Job) -> int:
+        return 5
+
+    async with worker:
+        slow = await nq.submit("slow", retry=3)
+        while not Path(sys.path[0], "begun").exists():
+            await asyncio.sleep(0.02)
+        assert await (await nq.submit("quick")).result(timeout=20) == 5
+        took = time.time() - Path(sys.path[0], "begun").stat().st_mtime
+        with pytest.raises(nqnb.TaskFailed, match="Slow: what"):
+            await slow.result(timeout=30)
+    print(f"another task took {took:.3f} s while the module was imported")
+    assert took < IMPORT_TAKES / 2
+    assert seen == [module]
+    assert (await slow.fetch()).attempt == 1

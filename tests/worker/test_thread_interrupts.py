@@ -1,0 +1,308 @@
+"""A thread is interrupted only where it can own no lock that others need, and never once it has left its handler."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+from waiting import within
+
+import nqnb
+from nqnb import Status
+from nqnb.errors import JobCancelled
+from nqnb.protocol.lifecycle import Ended
+from nqnb.worker.executors import Result, ThreadExecutor
+from nqnb.worker.handlers import make_handler
+from nqnb.worker.interrupts import Interrupter, interrupt
+from nqnb.worker.job import Job
+
+pytestmark = pytest.mark.anyio
+
+
+def executor(function: Callable[..., Any], grace: float = 0.02) -> ThreadExecutor:
+    return ThreadExecutor(make_handler("q", function, grace=grace), Job("a", "q", b"null", 1, 0, None, lambda: None))
+
+
+async def stopped(run: ThreadExecutor, after: float = 0.05, seconds: float = 20.0) -> Result:
+    asyncio.get_running_loop().call_later(after, run.stop)
+    return await asyncio.wait_for(run.run(), seconds)
+
+
+def module(name: str, source: str) -> dict[str, Any]:
+    """The names of a module that only pretends to have that name."""
+    names: dict[str, Any] = {"__name__": name}
+    exec(compile(source, f"{name}.py", "exec"), names)  # noqa: S102  the tests' own source
+    return names
+
+
+@pytest.fixture
+def quick_switching() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def innermost(thread: threading.Thread) -> FrameType | None:
+    assert thread.ident is not None
+    return sys._current_frames().get(thread.ident)
+
+
+class Swallower:
+    """A thread that goes on whatever is raised in it, and notes whether it owned what it should not then."""
+
+    def __init__(self, step: Callable[[], None], owns: Callable[[], bool]) -> None:
+        self._step, self._owns = step, owns
+        self.struck = self.struck_in_possession = 0
+        self._ends = False
+        self.thread = threading.Thread(target=self._main, daemon=True)
+        self.thread.start()
+        assert within(5, lambda: hasattr(self, "base"))
+
+    def end(self) -> None:
+        self._ends = True
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+    def _main(self) -> None:
+        self.base = sys._getframe()
+        while not self._ends:
+            try:
+                self._handle()
+            except JobCancelled:
+                self.struck += 1
+                self.struck_in_possession += self._owns()
+
+    def _handle(self) -> None:
+        while not self._ends:
+            self._step()
+
+
+GAP = """
+held = False
+def step():
+    global held
+    held = True
+    check()
+    held = False
+    check()
+def check(): pass
+def owns(): return held
+"""
+"""Owns something for a moment, without a guard; a thread is interrupted in either half where nothing prevents it."""
+
+
+@pytest.mark.usefixtures("quick_switching")
+@pytest.mark.parametrize(
+    "name", ["logging.handlers", "threading", "queue", "importlib._bootstrap", "concurrent.futures"]
+)
+def test_nothing_is_raised_in_a_guarded_module_however_often_it_is_tried(name: str) -> None:
+    guarded = module(name, GAP)
+
+    def step() -> None:
+        guarded["step"]()
+        for _ in range(20):
+            pass
+
+    swallower = Swallower(step, guarded["owns"])
+    assert swallower.thread.ident is not None
+    until = time.monotonic() + 20
+    while swallower.struck < 300 and time.monotonic() < until:
+        interrupt(swallower.thread.ident, swallower.base)
+        time.sleep(0)
+    swallower.end()
+    assert swallower.struck >= 20, "it was hardly ever interrupted, so this shows nothing"
+    assert swallower.struck_in_possession == 0
+
+
+def test_a_thread_that_waits_in_guarded_code_is_not_interrupted() -> None:
+    release = threading.Event()
+
+    def step() -> None:
+        release.wait(20)
+
+    swallower = Swallower(step, lambda: False)
+    assert swallower.thread.ident is not None
+    assert within(5, lambda: getattr(innermost(swallower.thread), "f_globals", {}) is vars(threading))
+    time.sleep(0.05)
+    tried = [interrupt(swallower.thread.ident, swallower.base) for _ in range(100)]
+    swallower._ends = True
+    release.set()
+    swallower.end()
+    assert (any(tried), swallower.struck) == (False, 0)
+
+
+class TestWhatRunsWithoutAPause:
+    """Each of these gives up the GIL only in guarded code, so nobody sees it anywhere else."""
+
+    async def test_logging(self) -> None:
+        log = logging.getLogger("nqnb-test-chatty")
+        log.propagate, log.level = False, logging.INFO
+        with open(os.devnull, "w") as nothing:  # noqa: ASYNC230  it blocks nobody
+            handler = logging.StreamHandler(nothing)
+            log.addHandler(handler)
+            try:
+
+                def handle(job: Job) -> None:
+                    while True:
+                        log.info("still here: %s", job.id)
+
+                results = await asyncio.gather(*(stopped(executor(handle)) for _ in range(8)))
+                assert {result.ended for result in results} == {Ended.STOPPED}
+                assert {type(result.error) for result in results} == {JobCancelled}
+                assert handler.acquire.__self__.lock.acquire(timeout=5), "a thread died and owns its lock"
+                handler.release()
+            finally:
+                log.removeHandler(handler)
+
+    async def test_waiting_on_an_empty_queue(self) -> None:
+        empty: queue.Queue[int] = queue.Queue()
+
+        def handle(job: Job) -> None:
+            while True:
+                try:
+                    empty.get(timeout=0.02)
+                except queue.Empty:
+                    continue
+
+        result = await stopped(executor(handle))
+        assert result.ended is Ended.STOPPED
+        assert empty.mutex.acquire(timeout=5)
+
+    async def test_progress(self) -> None:
+        def handle(job: Job) -> None:
+            while True:
+                job.progress(1, 2)
+
+        assert (await stopped(executor(handle))).ended is Ended.STOPPED
+
+    async def test_what_is_put_in_the_way_of_log_calls_and_waits_is_taken_away_again(self) -> None:
+        def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+            return logging.LogRecord(*args, **kwargs)
+
+        before = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(factory)
+        try:
+            wait, inside, release = threading.Condition.wait, threading.Event(), threading.Event()
+
+            def handle(job: Job) -> None:
+                inside.set()
+                release.wait(20)
+                threading.Event().wait(20)
+
+            run = executor(handle)
+            ending = asyncio.ensure_future(run.run())
+            until = time.monotonic() + 10
+            while (
+                not inside.is_set()
+                or run._thread is None
+                or getattr(innermost(run._thread), "f_globals", {}) is not vars(threading)
+            ):
+                assert time.monotonic() < until, "the thread does not wait"
+                await asyncio.sleep(0.01)
+            run.stop()
+            while logging.getLogRecordFactory() is factory:
+                assert time.monotonic() < until, "the thread is not due"
+                await asyncio.sleep(0.01)
+            logging.getLogger("nqnb-test-other").warning("made by %s", "the program's own factory")
+            assert threading.Condition().wait_for(lambda: True)
+            release.set()
+            assert (await ending).ended is Ended.STOPPED
+            assert logging.getLogRecordFactory() is factory
+            assert threading.Condition.wait is wait
+        finally:
+            logging.setLogRecordFactory(before)
+
+
+class TestAThreadThatHasLeft:
+    async def test_another_thread_with_its_identifier_is_not_hit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Its thread ends without a word, as one does that a foreign exception has killed.
+        monkeypatch.setattr(ThreadExecutor, "_tell", lambda self: None)
+        run = executor(lambda job: "done")
+        ending = asyncio.ensure_future(run.run())
+        await asyncio.sleep(0)
+        assert run._thread is not None
+        base, ident = run._base, run._thread.ident
+        assert base is not None
+        assert ident is not None
+        run._thread.join(10)
+        stranger, hits = self.stranger(ident)
+        for _ in range(20):
+            assert not interrupt(ident, base)
+            Interrupter.here().add(ident, base)
+            run._push()
+            await asyncio.sleep(0.01)
+        assert await asyncio.wait_for(ending, 5) == Result(Ended.RETURNED, "done")
+        Interrupter.here().remove(ident, base)
+        stranger.ends.set()  # type: ignore[attr-defined]
+        stranger.join(10)
+        assert hits == []
+
+    @staticmethod
+    def stranger(ident: int) -> tuple[threading.Thread, list[BaseException]]:
+        """A thread that was given an identifier which an ended thread had, and what was raised in it."""
+        hits: list[BaseException] = []
+
+        def spin() -> None:
+            try:
+                while not ends.is_set():
+                    pass
+            except BaseException as error:  # noqa: BLE001  that is what is tested
+                hits.append(error)
+
+        rest: list[threading.Event] = []
+        for _ in range(500):
+            ends = threading.Event()
+            thread = threading.Thread(target=spin, daemon=True)
+            thread.ends = ends  # type: ignore[attr-defined]
+            thread.start()
+            if thread.ident == ident:
+                return thread, hits
+            ends.set()
+            rest.append(ends)
+        pytest.skip("the system does not give an identifier twice")
+
+    @pytest.mark.usefixtures("quick_switching")
+    async def test_pushes_around_the_return_leave_the_thread_able_to_tell(self) -> None:
+        for _ in range(200):
+            run = executor(lambda job: "done", grace=0.001)
+            ending = asyncio.ensure_future(run.run())
+            await asyncio.sleep(0)
+            run.stop()
+            while run._thread is not None and run._thread.is_alive():
+                run._push()
+            assert (await asyncio.wait_for(ending, 5)).ended in (Ended.RETURNED, Ended.STOPPED)
+
+
+async def test_a_task_whose_thread_cannot_be_interrupted_yet_is_stopping(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings, shutdown_timeout=0)
+    gate: queue.Queue[int] = queue.Queue()
+    inside = threading.Event()
+
+    @worker.handler("work", grace=0.05)
+    def work(job: Job) -> None:
+        while True:
+            inside.set()
+            gate.get()
+
+    async with worker:
+        task = await nq.submit("work", None)
+        assert await asyncio.to_thread(inside.wait, 20)
+        await asyncio.sleep(0.1)
+        receipt = await task.cancel(wait=0.5)
+        assert receipt.stopping
+        assert await task.status() is Status.PROCESSING
+        gate.put(1)
+        assert await task.wait(timeout=20) is Status.CANCELLED
+        assert gate.mutex.acquire(timeout=5)

@@ -1,0 +1,342 @@
+"""What a worker does with its queues, its slots, its clocks and its handlers' ends."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from history import assert_queues_empty
+
+import nqnb
+from nqnb import Status
+from nqnb.protocol.wire import TaskMessage
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_one_bound_holds_over_all_queues(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, concurrency=3)
+    running, most, lock = 0, 0, threading.Lock()
+
+    def count(change: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += change
+            most = max(most, running)
+
+    @worker.handler("one")
+    async def one(job: nqnb.Job) -> None:
+        count(1)
+        await asyncio.sleep(0.02)
+        count(-1)
+
+    @worker.handler("two")
+    def two(job: nqnb.Job) -> None:
+        count(1)
+        time.sleep(0.02)
+        count(-1)
+
+    async with worker:
+        tasks = [*await nq.submit_many("one", [0] * 20), *await nq.submit_many("two", [0] * 20)]
+        await asyncio.gather(*(task.wait(timeout=20) for task in tasks))
+        await assert_queues_empty(nq, "one", "two")
+    assert most == 3
+
+
+async def test_a_busy_first_queue_goes_first(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, concurrency=2)
+    order: list[str] = []
+    for queue in ("urgent", "usual"):
+
+        @worker.handler(queue)
+        async def handle(job: nqnb.Job) -> None:
+            order.append(job.queue)
+            await asyncio.sleep(0.01)
+
+    tasks = [*await nq.submit_many("usual", [0] * 20), *await nq.submit_many("urgent", [0] * 20)]
+    async with worker:
+        await asyncio.gather(*(task.wait(timeout=20) for task in tasks))
+    assert order[:20].count("urgent") >= 18, order
+    (urgent, usual) = await nq.queues()
+    assert (urgent.redelivered, usual.redelivered) == (0, 0)
+
+
+async def test_a_failed_task_is_retried_and_then_failed(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+    attempts: list[tuple[int, float]] = []
+
+    @worker.handler("work", backoff=nqnb.Backoff(0.2, 0.4))
+    async def work(job: nqnb.Job, wanted: int) -> str:
+        attempts.append((job.attempt, time.monotonic()))
+        if job.attempt < wanted:
+            raise RuntimeError(f"attempt {job.attempt}")
+        return "at last"
+
+    async with worker:
+        assert await (await nq.submit("work", 3, retry=2)).result(timeout=10) == "at last"
+        assert [attempt for attempt, _ in attempts] == [1, 2, 3]
+        assert attempts[1][1] - attempts[0][1] >= 0.1
+        assert attempts[2][1] - attempts[1][1] >= 0.2
+        task = await nq.submit("work", 9, retry=1)
+        with pytest.raises(nqnb.TaskFailed, match="RuntimeError: attempt 2") as caught:
+            await task.result(timeout=10)
+        assert "in work" in (caught.value.traceback or "")
+        info = await task.fetch()
+        assert (info.status, info.attempt) == (Status.FAILED, 2)
+        await assert_queues_empty(nq, "work")
+
+
+async def test_a_task_that_waits_for_its_retry_is_cancelled_not_deleted(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work", backoff=nqnb.Backoff(30, 30))
+    async def work(job: nqnb.Job) -> None:
+        raise RuntimeError("later, please")
+
+    async with worker:
+        task = await nq.submit("work", retry=5)
+        while (await task.fetch()).attempt < 2:
+            await asyncio.sleep(0.01)
+        receipt = await task.cancel()
+        assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
+        assert receipt.how == "cancelled while it waited for a retry"
+        await assert_queues_empty(nq, "work")
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "thread"])
+async def test_a_timeout_stops_the_run_and_fails_it(nq: nqnb.Client, settings: nqnb.Settings, kind: str) -> None:
+    worker = nqnb.Worker(settings)
+    deadlines = []
+
+    @worker.handler("coroutine")
+    async def coroutine(job: nqnb.Job) -> None:
+        deadlines.append(job.deadline)
+        await asyncio.sleep(60)
+
+    @worker.handler("thread")
+    def thread(job: nqnb.Job) -> None:
+        deadlines.append(job.deadline)
+        job.wait(60)
+
+    async with worker:
+        task = await nq.submit(kind, timeout=1)
+        with pytest.raises(nqnb.TaskFailed, match="TimeoutError: stopped after its timeout of 1 s"):
+            await task.result(timeout=10)
+        assert deadlines[0] is not None
+
+
+async def test_a_passed_deadline_fails_without_running(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    ran = []
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        ran.append(job.id)
+
+    task = await nq.submit("work", retry=3, deadline=timedelta(seconds=-5))
+    async with worker:
+        with pytest.raises(nqnb.TaskFailed, match="its deadline passed"):
+            await task.result(timeout=10)
+    assert ran == []
+
+
+async def test_a_task_is_not_started_before_its_time(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> float:
+        return time.time()
+
+    async with worker:
+        submitted = time.time()
+        task = await nq.submit("work", process_at=timedelta(seconds=1))
+        assert await task.result(timeout=10) - submitted >= 1.0
+
+
+async def test_a_worker_quicker_than_its_client_knows_who_submitted_what_and_when(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = nqnb.Worker(settings)
+    runs: list[str] = []
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        runs.append(job.id)
+
+    create = nq.backend.states.create
+
+    async def late(task_id: str, *arguments: Any) -> int:
+        while task_id not in runs:
+            await asyncio.sleep(0.01)
+        return await create(task_id, *arguments)
+
+    who = (await (await nq.submit("idle")).fetch()).client
+    monkeypatch.setattr(nq.backend.states, "create", late)
+    async with worker:
+        before = time.time()
+        first = await nq.submit("work", id="mine")
+        assert await first.wait(timeout=10) is Status.COMPLETED
+        again = await nq.requeue("mine")
+        assert await again.wait(timeout=10) is Status.COMPLETED
+    for info in (await first.fetch(), await again.fetch()):
+        assert info.client == who
+        assert info.submitted_at is not None
+        # By the server's clock, as well as a busy machine can read it.
+        assert before - 1 <= info.submitted_at.timestamp() <= time.time() + 1
+    assert info.origin == "mine"
+
+
+async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    """Go publishes without our header and writes Pending afterwards, over whatever stands there."""
+    worker = nqnb.Worker(settings)
+    started = asyncio.Event()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job, seconds: float) -> str:
+        started.set()
+        await asyncio.sleep(seconds)
+        return "done"
+
+    async def go_submit(task_id: str, payload: bytes, pending_after: float) -> TaskMessage:
+        message = TaskMessage(ID=task_id, Queue="work", Payload=payload)
+        ack = await nq.backend.connection.publish("work.task", message.encode())
+        message.Sequence = ack.sequence
+        await asyncio.sleep(pending_after)
+        return message
+
+    async with worker:
+        message = await go_submit("go-1", b"0", 0.02)
+        await nq.backend.states.put("go-1", message.encode())
+        assert await nq.wait("go-1", timeout=10) is Status.COMPLETED
+        submitted_at = (await nq.fetch("go-1")).submitted_at
+        assert submitted_at is not None, "the stream knows when"
+        assert 0 <= time.time() - submitted_at.timestamp() < 10
+
+        started.clear()
+        message = await go_submit("go-2", b"2.0", 0)
+        await nq.backend.states.put("go-2", message.encode())
+        await started.wait()
+        await nq.backend.states.put("go-2", message.encode())
+        assert await nq.status("go-2") is Status.PENDING
+        while (status := await nq.status("go-2")) is Status.PENDING:
+            await asyncio.sleep(0.01)
+        assert status is Status.PROCESSING, "it is repaired while it runs"
+        assert await nq.wait("go-2", timeout=10) is Status.COMPLETED
+        await assert_queues_empty(nq, "work")
+
+
+async def test_a_go_clients_deleted_over_a_running_task_stops_it_at_once(
+    nq: nqnb.Client, server: nqnb.DevServer
+) -> None:
+    # Heartbeats come every 10 s: it is the watch on the entry that must see it.
+    worker = nqnb.Worker(server.url, ack_wait=30)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        await asyncio.sleep(60)
+
+    async with worker:
+        task = await nq.submit("work")
+        while await task.status() is not Status.PROCESSING:
+            await asyncio.sleep(0.01)
+        entry = await nq.backend.states.get(task.id)
+        assert entry is not None
+        message = TaskMessage.decode(entry.value)
+        deleted = TaskMessage(ID=task.id, Queue="work", Sequence=message.Sequence, Status=Status.DELETED)
+        await nq.backend.delete_task_message("work", message.Sequence)
+        await nq.backend.states.put(task.id, deleted.encode())
+        until = time.monotonic() + 1
+        while await task.status() is not Status.CANCELLED:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.02)
+
+
+async def test_a_go_clients_cancel_is_heard(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    """Go multicasts without our header and writes no intent."""
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        await asyncio.sleep(60)
+
+    async with worker:
+        task = await nq.submit("work")
+        while await task.status() is not Status.PROCESSING:
+            await asyncio.sleep(0.01)
+        data = nqnb.CancelMessage(task.id, "work.cancel").encode()
+        await nq.backend.connection.publish("work.cancel", data)
+        assert await task.wait(timeout=5) is Status.CANCELLED
+        receipt = await task.cancel()
+        assert receipt.by == "a Go client"
+
+
+async def test_a_worker_without_handlers_says_so(settings: nqnb.Settings) -> None:
+    with pytest.raises(nqnb.InvalidHandler, match="no handler"):
+        await nqnb.Worker(settings).start()
+
+
+async def test_no_thread_and_no_task_is_left_behind(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    threads = threading.active_count()
+    tasks = len(asyncio.all_tasks())
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    def work(job: nqnb.Job) -> None:
+        job.wait(0.01)
+
+    async with worker:
+        await asyncio.gather(*(task.wait(10) for task in await nq.submit_many("work", range(20))))
+    end = time.monotonic() + 5
+    while (left := (threading.active_count(), len(asyncio.all_tasks()))) != (threads, tasks):
+        assert time.monotonic() < end, left
+        await asyncio.sleep(0.01)
+
+
+async def test_a_worker_says_what_its_operator_needs_to_know(
+    nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "nqnb.worker")
+    worker = nqnb.Worker(settings)
+    started = asyncio.Event()
+
+    @worker.handler("work", backoff=nqnb.Backoff(0.1, 0.1))
+    async def work(job: nqnb.Job, what: str) -> None:
+        if what == "fail":
+            raise ValueError("no\nmore")
+        started.set()
+        await asyncio.sleep(60)
+
+    async with worker:
+        failed = await nq.submit("work", "fail", retry=1)
+        assert await failed.wait(timeout=10) is Status.FAILED
+        cancelled = await nq.submit("work", "run")
+        await started.wait()
+        await cancelled.cancel(wait=10)
+        started.clear()
+        left = await nq.submit("work", "run")
+        await started.wait()
+        await worker.stop(0.1)
+    said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+    for line in (
+        rf"INFO task {failed.id} of queue work failed at attempt 1 of 2, and runs again in .* s: ValueError: no more",
+        rf"WARNING task {failed.id} of queue work has failed: ValueError: no more",
+        rf"INFO task {cancelled.id} of queue work is cancelled: its coroutine was cancelled",
+        rf"INFO worker {worker.id} stops; it waits 0.1 s for what runs: 1",
+        rf"INFO task {left.id} of queue work is stopped, and handed back",
+        rf"INFO worker {worker.id} has stopped",
+    ):
+        assert any(re.fullmatch(line, each) for each in said), (line, said)
+
+
+async def test_run_inside_of_a_loop_says_what_to_do(settings: nqnb.Settings) -> None:
+    with pytest.raises(nqnb.BadInput, match=r"await worker\.serve\(\)"):
+        nqnb.Worker(settings).run()
