@@ -1,54 +1,68 @@
-"""Values and records in words that are safe to show: whatever came from a queue, made plain text."""
+"""Show values to people: safe text of unknown origin, durations, sizes, times, receipts, and records as JSON.
+
+A payload, a name or an error may come from any program that writes to a queue. Whatever a terminal or a page would act
+on in such text is escaped here, before the text is shown.
+"""
 
 from __future__ import annotations
 
+import base64
+import enum
 import json
 import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
 
 from nqnb.decode import decode_value
-from nqnb.errors import MalformedMessage
+from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt
+from nqnb.records import CancelReceipt, TaskInfo
 
-# Beside the control characters, what turns the direction of text around: it could make a line read as another one.
+# Beside the control characters, the characters that reverse the direction of text: they can disguise one line as
+# another.
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE = re.compile(f"[{_CONTROL}]")
+_HEX_BYTES = 1000
+"""The most bytes of a binary payload that are shown as hexadecimal."""
 
 
 def clean(text: str) -> str:
-    """Text of unknown origin with everything that a terminal or a page would act upon made visible; line ends stay."""
+    """Escape every character that a terminal or a page would act on; keep line ends."""
     return UNSAFE.sub(_escape, text.replace("\r\n", "\n").replace("\t", "    "))
 
 
 def line(text: str, most: int = 1000) -> str:
-    """The same in one line, clipped."""
+    """Return text as one safe line of at most ``most`` characters."""
     text = clean(" ".join(text[: 4 * most].split()))
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def payload_text(payload: bytes, *, pretty: bool = False) -> str:
-    """A payload for people: JSON as it is (or indented), else text, else hexadecimal."""
-    try:
-        text = payload.decode("utf-8")
-    except UnicodeDecodeError:
-        return f"0x{payload[:1000].hex()}"
-    if pretty:
-        try:
-            return json.dumps(decode_value(payload), ensure_ascii=False, indent=2)
-        except MalformedMessage:
-            pass  # not JSON, or deeper or with longer numbers than Python takes
-    return text
-
-
 def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
-    """The beginning of a long text."""
+    """Return the beginning of a long text."""
     rows = text[:characters].split("\n")
     short = "\n".join(rows[:lines])
     return short if len(short) == len(text) else f"{short} …"
 
 
+def payload_text(payload: bytes, *, pretty: bool = False) -> str:
+    """Return a payload as text: JSON as it is (or indented), other text as it is, bytes as hexadecimal."""
+    try:
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError:
+        return f"0x{payload[:_HEX_BYTES].hex()}"
+    if pretty:
+        try:
+            return json.dumps(decode_value(payload), ensure_ascii=False, indent=2)
+        except MalformedMessage:
+            pass  # not JSON, or nested deeper or with longer numbers than Python accepts
+    return text
+
+
 def size(count: int) -> str:
-    """Bytes for people, in powers of ten."""
+    """Return a number of bytes with its unit, in powers of ten: ``12 B``, ``3.4 kB``."""
     number = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
@@ -57,18 +71,122 @@ def size(count: int) -> str:
     return f"{number:.1f} TB"
 
 
+def duration(seconds: float, *, gap: str = "") -> str:
+    """Return a length of time in one unit: ``12ms``, ``3.4s``, ``45s``, ``2m``, ``5h``, ``3d``.
+
+    Args:
+        seconds: the length; a negative one counts as 0.
+        gap: what to write between the number and the unit.
+    """
+    seconds = max(0.0, seconds)
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}{gap}ms"
+    if seconds < 10:
+        return f"{seconds:.1f}{gap}s"
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f}{gap}{unit}"
+    return f"{seconds:.0f}{gap}s"
+
+
+def long_duration(seconds: float) -> str:
+    """Return a length of time in up to two units, as the live table does: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``."""
+    seconds = max(0.0, seconds)
+    if seconds < 60:
+        return f"{int(seconds * 10) / 10:.1f} s"
+    whole = int(seconds)
+    if seconds < 3600:
+        return f"{whole // 60} m {whole % 60:02} s"
+    if seconds < 86400:
+        return f"{whole // 3600} h {whole // 60 % 60:02} m"
+    return f"{whole // 86400} d {whole // 3600 % 24} h"
+
+
+def age(moment: datetime | None) -> str:
+    """Return how long ago a moment was, in one unit; an empty text for None."""
+    return "" if moment is None else duration(seconds_since(moment))
+
+
+def seconds_since(moment: datetime) -> float:
+    """Return the seconds that have passed since a moment; negative for a moment in the future."""
+    return (datetime.now(timezone.utc) - moment).total_seconds()
+
+
+def clock(moment: datetime | None) -> str:
+    """Return a moment in local time, with the date if it is 12 hours or more away; an empty text for None."""
+    if moment is None:
+        return ""
+    local = moment.astimezone()
+    near = abs(datetime.now(timezone.utc) - moment) < timedelta(hours=12)
+    return local.strftime("%H:%M:%S" if near else "%Y-%m-%d %H:%M:%S")
+
+
 def receipt_words(receipt: CancelReceipt) -> str:
-    """What became of a cancel, in a few words."""
+    """Describe the outcome of a cancel in a few words."""
     if receipt.stopping:
         return "cancelled for certain; its code is still stopping"
     if receipt.status is Status.CANCELLED and receipt.seconds is not None and receipt.delivered_at is not None:
-        took = f"{receipt.seconds * 1000:.0f} ms" if receipt.seconds < 1 else f"{receipt.seconds:.1f} s"
-        return f"stopped {took} after the request"
+        return f"stopped {duration(receipt.seconds, gap=' ')} after the request"
     if receipt.status in (Status.CANCELLED, Status.DELETED):
         return receipt.how or receipt.status.label
     return f"{receipt.status.label} before the cancel could stop it"
 
 
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a record as JSON that is safe on a terminal."""
+    text = json.dumps(plain(value), ensure_ascii=False, indent=indent)
+    return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def plain(value: Any) -> Any:
+    """Return a record as dicts, lists, text and numbers: states by name, times in ISO format."""
+    if isinstance(value, Status):
+        return value.label
+    if isinstance(value, TaskInfo):
+        return {**_fields(value), **_json("payload", value.payload), **_json("result", value.result)}
+    if isinstance(value, CancelReceipt):
+        return {**_fields(value), "seconds": value.seconds}
+    if isinstance(value, NqnbError):
+        return error_fields(value)
+    if isinstance(value, msgspec.Struct):
+        return _fields(value)
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, (str, int, float, bool, enum.Enum)) or value is None:
+        return value
+    return str(value)
+
+
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Return an error as a JSON object: its text, its type, and its other fields."""
+    known = {
+        name: plain(getattr(error, name))
+        for name in ("task_id", "queue", "status", "url", "error_type", "traceback")
+        if getattr(error, name, None) is not None
+    }
+    return {"error": str(error), "type": type(error).__name__, **known}
+
+
 def _escape(found: re.Match[str]) -> str:
     code = ord(found.group())
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _fields(record: msgspec.Struct) -> dict[str, Any]:
+    return {name: plain(getattr(record, name)) for name in record.__struct_fields__}
+
+
+def _json(name: str, data: bytes) -> dict[str, Any]:
+    """Return JSON as its value; other data, or JSON too deep to print, as text or base64 under a name that says so."""
+    try:
+        return {name: decode_value(data) if data else None}
+    except MalformedMessage:
+        pass
+    try:
+        return {name: None, f"{name}_text": data.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {name: None, f"{name}_base64": base64.b64encode(data).decode()}

@@ -20,7 +20,6 @@ from rich.console import Console
 
 from nqnb import payload
 from nqnb.cli.show import show
-from nqnb.cli.text import to_json
 from nqnb.commands.records import Tasks, Workers
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.frames import preview, tasks_frame, workers_frame
@@ -28,6 +27,7 @@ from nqnb.protocol import lifecycle, names
 from nqnb.protocol.submit import META_RESERVE
 from nqnb.protocol.wire import CancelMessage, CancelRecord, Meta, Status, TaskMessage
 from nqnb.records import CancelReceipt, TaskInfo, WorkerInfo
+from nqnb.text import to_json
 from nqnb.widgets import cells
 from nqnb.widgets.order import COLUMNS
 

@@ -8,10 +8,10 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from nqnb.cli.tables import Column, Sheet, bar, fields, stack
-from nqnb.cli.text import clean, duration, line
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.testing.chaos.figures import Spread
 from nqnb.testing.chaos.plan import Moment
+from nqnb.text import clean, duration, line
 
 _ENDS = ("deleted", "cancelled", "completed", "failed", "unknown", "no answer")
 

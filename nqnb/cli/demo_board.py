@@ -6,10 +6,10 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.text import Text
 
 from nqnb.cli.tables import Column, Sheet, bar, fields, stack, status
-from nqnb.cli.text import age, clean, duration, receipt_words, size
 from nqnb.demo import DemoRow, DemoState, DemoSummary
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
+from nqnb.text import age, clean, duration, receipt_words, size
 
 
 class Board:

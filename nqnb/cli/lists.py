@@ -9,10 +9,10 @@ from rich.text import Text
 
 from nqnb.cli.demo_board import took
 from nqnb.cli.tables import Column, Sheet, stack, status
-from nqnb.cli.text import age, line, payload_text, receipt_words, size
 from nqnb.commands.records import Cancelled, Preview, Queues, Receipts, Tasks, Workers
 from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
+from nqnb.text import age, line, payload_text, receipt_words, size
 
 _MEANING = {
     "deleted": "before they started",

@@ -14,13 +14,13 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from nqnb.cli.streams import is_terminal
-from nqnb.cli.text import clean, error_fields, line, plain, to_json
 from nqnb.client import Client, connect
 from nqnb.commands import NeedsYes
 from nqnb.commands.records import Progress
 from nqnb.commands.serve import UserCodeError
 from nqnb.errors import DevServerError, NoServer, NqnbError
 from nqnb.server.detached import choose
+from nqnb.text import clean, error_fields, line, plain, to_json
 
 if TYPE_CHECKING:
     from rich.console import Console

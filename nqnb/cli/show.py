@@ -12,18 +12,6 @@ from nqnb.cli import lists
 from nqnb.cli.chaos_board import ChaosBoard, chaos_report
 from nqnb.cli.demo_board import Board, summary, took
 from nqnb.cli.tables import bar, fields, stack, status
-from nqnb.cli.text import (
-    age,
-    clean,
-    clip,
-    clock,
-    duration,
-    payload_text,
-    receipt_words,
-    seconds_since,
-    size,
-    to_json,
-)
 from nqnb.cli.watch_board import WatchBoard, changes
 from nqnb.commands.records import (
     Cancelled,
@@ -47,6 +35,18 @@ from nqnb.demo import DemoState, DemoSummary
 from nqnb.protocol.wire import parse_time
 from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
+from nqnb.text import (
+    age,
+    clean,
+    clip,
+    clock,
+    duration,
+    payload_text,
+    receipt_words,
+    seconds_since,
+    size,
+    to_json,
+)
 
 
 @singledispatch

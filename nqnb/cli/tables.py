@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from nqnb.cli.text import clean, line
 from nqnb.protocol.wire import Status
+from nqnb.text import clean, line
 
 _GAP = 2
 

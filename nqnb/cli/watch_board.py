@@ -8,10 +8,10 @@ from rich.text import Text
 from nqnb.cli.demo_board import took
 from nqnb.cli.lists import scheduled_column, state
 from nqnb.cli.tables import Column, Sheet, bar, status
-from nqnb.cli.text import age, clean, clock, line
 from nqnb.commands.watch import Changes, QueueCounts, Snapshot
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
+from nqnb.text import age, clean, clock, line
 
 _MOST = 50
 """Tasks where there is no terminal that sets a limit."""

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import click
 
 from nqnb.cli import usage
-from nqnb.cli.text import clean, line
 from nqnb.errors import BadInput, DevServerError
+from nqnb.text import clean, line
 
 _HERE = (("`nqnb up --stop`", "`%nq down --server`"), ("`nqnb up --detach`", "`%nq up`"), ("`nqnb ", "`%nq "))
 """What the command line calls things, and what a cell does."""

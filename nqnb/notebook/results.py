@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nqnb.cli.text import plain
 from nqnb.commands.records import (
     Cancelled,
     Queues,
@@ -23,6 +22,7 @@ from nqnb.notebook.session import Session
 from nqnb.notebook.task import SessionTask
 from nqnb.notebook.tasklist import TaskList
 from nqnb.records import CancelReceipt, QueueInfo
+from nqnb.text import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,10 +19,9 @@ from command_line import NOBODY, Run, Start, ended, environment, one_line, until
 
 import nqnb
 from nqnb.cli import main
-from nqnb.cli.text import clean, clock, duration, line, to_json
 from nqnb.commands import tree
 from nqnb.commands.values import moment, seconds
-from nqnb.text import UNSAFE
+from nqnb.text import UNSAFE, clean, clock, duration, line, to_json
 
 EVIL = "\x1b[31mred\x1b[0m \x9b2J \u202etxt [bold]x[/bold]"
 

@@ -19,7 +19,6 @@ from raw_client import RawClient
 import nqnb
 from nqnb import Status, decode
 from nqnb._tasks import spawn
-from nqnb.cli.text import to_json
 from nqnb.errors import MalformedMessage
 from nqnb.frames import tasks_frame, workers_frame
 from nqnb.jetstream.lane import Message
@@ -27,6 +26,7 @@ from nqnb.jetstream.parser import SafeParser
 from nqnb.protocol.names import key_subject
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 from nqnb.records import TaskInfo, WorkerInfo
+from nqnb.text import to_json
 
 pytestmark = pytest.mark.anyio
 
