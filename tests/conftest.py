@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from command_line import many, run, start, url  # noqa: F401  fixtures
-from history import keep_history
+from helpers.command_line import many, run, start, url  # noqa: F401  fixtures
+from helpers.history import keep_history
 from xdist.scheduler import LoadScopeScheduling
 
 import nqnb

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 import pytest
-from history import assert_queues_empty
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import (

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diary_worker import make_worker
-from history import assert_queues_empty
+from helpers.diary_worker import make_worker
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import Status

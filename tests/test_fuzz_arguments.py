@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from helpers.bad_values import fuzzed, nasty
 from hypothesis import given
 from hypothesis import strategies as st
-from nasty import fuzzed, nasty
 
 import nqnb
 from nqnb import frames

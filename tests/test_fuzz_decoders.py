@@ -11,11 +11,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
-import mutations
 import pytest
+from helpers import damaged_messages
+from helpers.damaged_messages import Mutator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutations import Mutator
 from rich.console import Console
 
 from nqnb import payload
@@ -132,11 +132,11 @@ def use_result(data: bytes) -> object:
 
 
 SURFACES: dict[str, tuple[list[bytes], Callable[[bytes], object]]] = {
-    "task stream and nq-store": (mutations.tasks("a", "q"), use_task),
-    "nq-workers": (mutations.presences("w-1", "q"), use_presence),
-    "nq-cancel": (mutations.intents(), use_intent),
-    "cancel subject": (mutations.cancels("a", "q"), use_cancel),
-    "nq-results": (mutations.results(), use_result),
+    "task stream and nq-store": (damaged_messages.tasks("a", "q"), use_task),
+    "nq-workers": (damaged_messages.presences("w-1", "q"), use_presence),
+    "nq-cancel": (damaged_messages.intents(), use_intent),
+    "cancel subject": (damaged_messages.cancels("a", "q"), use_cancel),
+    "nq-results": (damaged_messages.results(), use_result),
 }
 
 
@@ -171,13 +171,13 @@ def test_damaged_ones(surface: str, seed: int, count: int) -> None:
 
 def test_tables_of_what_was_read(seed: int) -> None:
     mutate = Mutator(seed)
-    infos = [use_task(mutate(mutate.choice(mutations.tasks("a", "q")))) for _ in range(400)]
+    infos = [use_task(mutate(mutate.choice(damaged_messages.tasks("a", "q")))) for _ in range(400)]
     tasks = [each for each in infos if each is not None]
-    workers = [use_presence(mutate(mutate.choice(mutations.presences("w-1", "q")))) for _ in range(400)]
+    workers = [use_presence(mutate(mutate.choice(damaged_messages.presences("w-1", "q")))) for _ in range(400)]
     alive = [each for each in workers if each is not None]
     assert len(tasks_frame(tasks)) == len(tasks) > 50
     assert len(workers_frame(alive)) == len(alive) > 50
-    receipts = [use_intent(mutate(mutate.choice(mutations.intents()))) for _ in range(100)]
+    receipts = [use_intent(mutate(mutate.choice(damaged_messages.intents()))) for _ in range(100)]
     for text in (
         printed(Tasks(tasks, len(tasks))),
         printed(Workers(alive)),

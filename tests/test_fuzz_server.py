@@ -13,11 +13,11 @@ from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
-import mutations
 import pytest
-from command_line import Run
-from mutations import Mutator
-from raw_client import RawClient
+from helpers import damaged_messages
+from helpers.command_line import Run
+from helpers.damaged_messages import Mutator
+from helpers.raw_client import RawClient
 
 import nqnb
 from nqnb import NqnbError, Status
@@ -123,7 +123,7 @@ async def test_messages_of_the_task_stream(nq: nqnb.Client, settings: nqnb.Setti
         ended.clear()
         await nq.backend.ensure_queue("fuzz")
         subscription = await nq.backend.connection.subscribe(TERMINATED, hear)
-        damaged = [mutate(mutate.choice(mutations.tasks(f"t-{number}", "fuzz"))) for number in range(400)]
+        damaged = [mutate(mutate.choice(damaged_messages.tasks(f"t-{number}", "fuzz"))) for number in range(400)]
         damaged = [data for data in damaged if not is_retried_for_years(data)]
         headers = {CLIENT_HEADER: "task"}
         acks = await asyncio.gather(*(nq.backend.connection.publish("fuzz.task", data, headers) for data in damaged))
@@ -179,7 +179,7 @@ async def test_messages_of_the_cancel_subject(nq: nqnb.Client, settings: nqnb.Se
         task = await nq.submit("fuzz", id="runs")
         assert await asyncio.to_thread(started.wait, 10)
         for _ in range(rounds):
-            damaged = [mutate(mutate.choice(mutations.cancels("other", "fuzz"))) for _ in range(150)]
+            damaged = [mutate(mutate.choice(damaged_messages.cancels("other", "fuzz"))) for _ in range(150)]
             await put(nq, *(("fuzz.cancel", data) for data in damaged))
             tried += len(damaged)
             await the_next_task_runs(nq)
@@ -209,7 +209,7 @@ async def test_cancel_requests(nq: nqnb.Client, settings: nqnb.Settings, seed: i
             while len(await nq.tasks(status=Status.PROCESSING)) < 50:
                 assert time.monotonic() < until
                 await asyncio.sleep(0.05)
-            requests = [(each.id, mutate(mutate.choice(mutations.intents()))) for each in [*running, *waiting]]
+            requests = [(each.id, mutate(mutate.choice(damaged_messages.intents()))) for each in [*running, *waiting]]
             await put(nq, *((key_subject("nq-cancel", key), data) for key, data in requests))
             tried += len(requests)
             for each in running:
@@ -226,7 +226,7 @@ async def test_entries_of_tasks_that_wait(nq: nqnb.Client, settings: nqnb.Settin
     for _ in range(rounds):
         tasks = await nq.submit_many("fuzz", range(150))
         entries = [
-            (key_subject("nq-store", each.id), mutate(mutate.choice(mutations.tasks(each.id, "fuzz"))))
+            (key_subject("nq-store", each.id), mutate(mutate.choice(damaged_messages.tasks(each.id, "fuzz"))))
             for each in tasks[:100]
         ]
         owned = [
@@ -236,7 +236,10 @@ async def test_entries_of_tasks_that_wait(nq: nqnb.Client, settings: nqnb.Settin
         for number, each in enumerate(owned):
             entries += [
                 (key_subject("nq-store", each.ID), each.encode()),
-                (key_subject("nq-workers", f"o-{number}"), mutate(mutate.choice(mutations.presences("w-1", "fuzz")))),
+                (
+                    key_subject("nq-workers", f"o-{number}"),
+                    mutate(mutate.choice(damaged_messages.presences("w-1", "fuzz"))),
+                ),
             ]
         await put(nq, *entries)
         tried += len(entries)
@@ -256,7 +259,7 @@ async def test_listings(
     for _ in range(rounds):
         await nq.submit_many("good", range(5))
         good = {each.id for each in await nq.tasks()}
-        alive = json.loads(mutations.presences("alive", "good")[0])
+        alive = json.loads(damaged_messages.presences("alive", "good")[0])
         alive |= {"started_at": datetime.now(timezone.utc).isoformat(), "ttl": 600}
         await put(nq, (key_subject("nq-workers", "alive"), json.dumps(alive).encode()))
         await nq.pause("good")
@@ -264,11 +267,11 @@ async def test_listings(
         for number in range(60):
             key = f"k-{number}"
             for bucket, some in (
-                ("nq-store", mutations.tasks(key, "fuzz")),
-                ("nq-cancel", mutations.intents()),
-                ("nq-workers", mutations.presences(key, "fuzz")),
-                ("nq-results", mutations.results()),
-                ("nq-queues", mutations.notes()),
+                ("nq-store", damaged_messages.tasks(key, "fuzz")),
+                ("nq-cancel", damaged_messages.intents()),
+                ("nq-workers", damaged_messages.presences(key, "fuzz")),
+                ("nq-results", damaged_messages.results()),
+                ("nq-queues", damaged_messages.notes()),
             ):
                 entries.append((key_subject(bucket, key), mutate(mutate.choice(some))))
         whole = TaskMessage(ID="whole", Queue="fuzz", Status=Status.COMPLETED)
@@ -279,7 +282,7 @@ async def test_listings(
         raw = RawClient(url)
         for key in mutate.keys(20):
             for bucket in (b"nq-store", b"nq-cancel", b"nq-workers", b"nq-results", b"nq-queues"):
-                raw.publish(b"$KV.%s.%s" % (bucket, key), mutate(mutate.choice(mutations.tasks("k", "fuzz"))))
+                raw.publish(b"$KV.%s.%s" % (bucket, key), mutate(mutate.choice(damaged_messages.tasks("k", "fuzz"))))
                 tried += 1
         raw.close()
         tried += len(entries)

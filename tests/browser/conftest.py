@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import labs
 import pytest
-from bucket import Bucket, bucket
-from sheets import Sheet, write
+from browser import labs
+from browser.bucket import Bucket, bucket
+from browser.sheets import Sheet, write
 
 import nqnb
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import Bench, task
+from browser.harness import Bench, task
 
 from nqnb.protocol.wire import ErrorInfo, Progress, Status
 from nqnb.records import TaskBatch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import nbformat
-from labs import Lab
+from browser.labs import Lab
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

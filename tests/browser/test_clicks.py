@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bucket import Bucket
-from labs import Lab
-from sheets import App, Sheet, write
+from browser.bucket import Bucket
+from browser.labs import Lab
+from browser.sheets import App, Sheet, write
 
 import nqnb
 from nqnb import Status

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from bucket import Bucket
-from sheets import App, Sheet
+from browser.bucket import Bucket
+from browser.sheets import App, Sheet
 
 from nqnb import Status
 

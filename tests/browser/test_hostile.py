@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import nats
-from bucket import Bucket
-from sheets import Sheet
+from browser.bucket import Bucket
+from browser.sheets import Sheet
 
 import nqnb
 from nqnb.protocol.wire import ErrorInfo, Meta, Progress, Status, TaskMessage

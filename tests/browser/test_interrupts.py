@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from bucket import Bucket
-from sheets import Sheet
+from browser.bucket import Bucket
+from browser.sheets import Sheet
 
 from nqnb import Status
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bucket import Bucket
-from sheets import Sheet, Table
+from browser.bucket import Bucket
+from browser.sheets import Sheet, Table
 
 from nqnb import Status
 

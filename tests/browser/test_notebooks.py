@@ -10,8 +10,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from labs import Lab
-from sheets import App, Sheet
+from browser.labs import Lab
+from browser.sheets import App, Sheet
 
 import nqnb
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from sheets import Sheet
+from browser.sheets import Sheet
 
 LEFT = """
 import asyncio, gc

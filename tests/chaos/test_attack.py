@@ -144,7 +144,7 @@ STEP = 1000
 def test_a_mechanism_that_is_broken_on_purpose_is_found(
     seed: int, mutation: str, faults: tuple[str, ...], rules: set[Rule]
 ) -> None:
-    program = Path(__file__).with_name("mutations.py")
+    program = Path(__file__).with_name("broken_mechanism.py")
     environment = {**os.environ, "PYTHONPATH": str(program.parent)}
     names = {rule.name.lower() for rule in rules}
     for number in range(5):

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 import pytest
-from command_line import NOBODY, Run, Start, ended, environment, one_line, until_said
+from helpers.command_line import NOBODY, Run, Start, ended, environment, one_line, until_said
 
 import nqnb
 from nqnb.cli import main

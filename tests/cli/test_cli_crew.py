@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import NOBODY, Run, Start, ended, one_line
+from helpers.command_line import NOBODY, Run, Start, ended, one_line
 
 import nqnb
 from nqnb.commands.crew import Crew

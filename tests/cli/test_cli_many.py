@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from command_line import NOBODY, Many, Run, Start, ended, environment, one_line
+from helpers.command_line import NOBODY, Many, Run, Start, ended, environment, one_line
 
 import nqnb
 from nqnb.cli import main

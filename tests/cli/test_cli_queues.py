@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Many, Run, Start, one_line, until_said
+from helpers.command_line import Many, Run, Start, one_line, until_said
 
 import nqnb
 

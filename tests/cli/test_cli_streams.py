@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Answer, Many, Run, Start, ended, environment, one_line, until_said
+from helpers.command_line import Answer, Many, Run, Start, ended, environment, one_line, until_said
 
 import nqnb
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 import pytest
-from command_line import NOBODY, Start, ended, environment, start
+from helpers.bad_values import fuzzed, text
+from helpers.command_line import NOBODY, Start, ended, environment, start
+from helpers.ipython_shell import Shell, shell
 from hypothesis import given
 from hypothesis import strategies as st
-from ipython import Shell, shell
-from nasty import fuzzed, text
 
 import nqnb
 from nqnb.cli import main

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import Operator, new_key, write_certificates
+from helpers.certificates import Operator, new_key, write_certificates
 
 import nqnb
 from nqnb.errors import BadInput, NoJetStream, NoResponders, NoServer, ServerRefused

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from command_line import environment
-from crew import processing
+from helpers.command_line import environment
+from helpers.diary_worker import processing
 
 import nqnb
 from nqnb import Status
@@ -33,7 +33,7 @@ from nqnb.protocol.wire import TaskMessage
 
 pytestmark = pytest.mark.anyio
 
-CLOCK_OFF = str(Path(__file__).parents[1] / "clock_off.py")
+CLOCK_OFF = str(Path(__file__).parents[1] / "helpers" / "wrong_clock.py")
 MINUTE, HOUR = 60, 3600
 CEILING = 2.0
 """The longest wait before a retry, in seconds."""

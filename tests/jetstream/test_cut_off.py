@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Literal
 
 import pytest
-from history import assert_queues_empty
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import Status

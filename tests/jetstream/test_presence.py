@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from command_line import environment
-from crew import processing
+from helpers.command_line import environment
+from helpers.diary_worker import processing
 
 import nqnb
 from nqnb import Status

@@ -12,9 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from crew import Crew, started, words
-from diary_worker import make_worker
-from history import assert_one_terminal_state, assert_queues_empty, keep_history, read_history
+from helpers.diary_worker import Crew, make_worker, started, words
+from helpers.history import assert_one_terminal_state, assert_queues_empty, keep_history, read_history
 
 import nqnb
 from nqnb import Status

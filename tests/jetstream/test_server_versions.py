@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from certificates import write_certificates
+from helpers.certificates import write_certificates
 
 import nqnb
 from nqnb.jetstream.connection import Connection

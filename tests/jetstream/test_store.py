@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nasty import Silent
+from helpers.bad_values import Silent
 
 import nqnb
 from nqnb import Entry, MemoryStore, RevisionConflict, Status

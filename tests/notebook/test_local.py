@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from kernels import Kernel, kernel
-from waiting import within
+from helpers.kernels import Kernel, kernel
+from helpers.waiting import within
 
 import nqnb
 from nqnb import Status

@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from command_line import NOBODY
-from ipython import Shell, shell
+from helpers.command_line import NOBODY
+from helpers.ipython_shell import Shell, shell
 
 import nqnb
 from nqnb import Status, commands

@@ -9,7 +9,7 @@ from typing import Any
 
 import nbformat
 import pytest
-from kernels import PATIENCE, Cell, Kernel, kernel
+from helpers.kernels import PATIENCE, Cell, Kernel, kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from history import assert_queues_empty
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import Status

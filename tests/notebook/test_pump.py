@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import zmq
+from helpers.kernels import PATIENCE, Kernel
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
-from kernels import PATIENCE, Kernel
 from tornado.queues import Queue
 
 from nqnb.notebook import pump

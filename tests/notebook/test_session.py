@@ -20,8 +20,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from kernels import Cell, Kernel, kernel
-from waiting import within
+from helpers.kernels import Cell, Kernel, kernel
+from helpers.waiting import within
 
 import nqnb
 from nqnb import Status

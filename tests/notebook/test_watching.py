@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
-from waiting import within
+from helpers.waiting import within
 
 import nqnb
 from nqnb.notebook.session import Session

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import msgspec
 import pytest
-from history import assert_one_terminal_state, assert_queues_empty, read_history
+from helpers.history import assert_one_terminal_state, assert_queues_empty, read_history
 
 import nqnb
 from nqnb import Status

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from history import assert_one_terminal_state, assert_queues_empty, read_history
+from helpers.history import assert_one_terminal_state, assert_queues_empty, read_history
 
 import nqnb
 from nqnb import Status

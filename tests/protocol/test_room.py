@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from history import assert_queues_empty
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import Status

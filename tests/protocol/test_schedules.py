@@ -7,7 +7,7 @@ import time
 from datetime import timedelta
 
 import pytest
-from history import assert_queues_empty
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import Status

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from command_line import Run
-from history import assert_queues_empty
+from helpers.command_line import Run
+from helpers.history import assert_queues_empty
+from helpers.raw_client import RawClient
 from nats.protocol.parser import AWAITING_CONTROL_LINE
-from raw_client import RawClient
 
 import nqnb
 from nqnb import Status, decode

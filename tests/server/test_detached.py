@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import within
+from helpers.waiting import within
 
 import nqnb
 from nqnb.cli import main

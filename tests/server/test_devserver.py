@@ -16,8 +16,8 @@ from pathlib import Path
 
 import nats
 import pytest
+from helpers.waiting import within
 from nats.js.api import StreamConfig
-from waiting import within
 
 from nqnb.errors import BadInput, DevServerError, InvalidQueueName
 from nqnb.server.devserver import SERVER_VARIABLE, DevServer, find_server

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import blocking_worker
 import pytest
-from blocking_worker import Block
-from crew import started, words
-from waiting import within
+from helpers import blocking_worker
+from helpers.blocking_worker import Block
+from helpers.diary_worker import started, words
+from helpers.waiting import within
 
 import nqnb
 from nqnb import Status

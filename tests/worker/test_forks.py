@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import NOBODY, Start
-from waiting import within
+from helpers.command_line import NOBODY, Start
+from helpers.waiting import within
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 

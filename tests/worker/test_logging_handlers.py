@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import environment
+from helpers.command_line import environment
 
 import nqnb
 from nqnb import Status

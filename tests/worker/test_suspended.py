@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew import Crew, started, words
-from diary_worker import make_worker
+from helpers.diary_worker import Crew, make_worker, started, words
 
 import nqnb
 from nqnb import elapsed

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from waiting import within
+from helpers.waiting import within
 
 import nqnb
 from nqnb import Status

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from history import assert_queues_empty
+from helpers.history import assert_queues_empty
 
 import nqnb
 from nqnb import Status

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crew import Crew, processing, words
-from diary_worker import make_worker
-from history import assert_one_terminal_state, assert_queues_empty, read_history
+from helpers.diary_worker import Crew, make_worker, processing, words
+from helpers.history import assert_one_terminal_state, assert_queues_empty, read_history
 
 import nqnb
 from nqnb import Status

@@ -179,7 +179,7 @@ def _renamed(data: bytes, id: str, queue: str) -> bytes:
 _GO_TASKS = sorted(
     {
         line["data"].encode()
-        for line in map(json.loads, (Path(__file__).parent / "protocol" / "go_nq.jsonl").read_text().splitlines())
+        for line in map(json.loads, (Path(__file__).parents[1] / "protocol" / "go_nq.jsonl").read_text().splitlines())
         if line["subject"].endswith(".task") or line["subject"].startswith("$KV.nq-store.")
     }
 )

@@ -1,8 +1,12 @@
-"""What tests of deaths share: worker programs that write a diary, and looks at what runs."""
+"""A worker program for the tests: writes a line into a diary at each start and end of a task.
+
+python diary_worker.py URL DIARY ACK_WAIT [CONCURRENCY]
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
@@ -13,8 +17,34 @@ import nqnb
 from nqnb import Status
 
 
+def make_worker(url: str, diary: Path, ack_wait: float, concurrency: int = 8) -> nqnb.Worker:
+    worker = nqnb.Worker(url, ack_wait=ack_wait, concurrency=concurrency, shutdown_timeout=0.5)
+
+    def note(word: str, job: nqnb.Job) -> None:
+        with diary.open("a") as lines:
+            lines.write(f"{word} {job.id} {os.getpid()}\n")
+
+    @worker.handler("coroutine")
+    async def coroutine(job: nqnb.Job, seconds: float) -> str:
+        note("start", job)
+        await asyncio.sleep(seconds)
+        note("end", job)
+        return job.id
+
+    @worker.handler("thread", grace=0.1)
+    def thread(job: nqnb.Job, seconds: float) -> str:
+        note("start", job)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            job.wait(0.01)
+        note("end", job)
+        return job.id
+
+    return worker
+
+
 class Crew:
-    """Worker programs (``diary_worker.py``) that end with the block.
+    """Worker programs (this file) that end with the block.
 
     Args:
         settings: where the server is, and the ack wait.
@@ -28,7 +58,7 @@ class Crew:
 
     def start(self, concurrency: int = 8) -> subprocess.Popen[bytes]:
         """One more worker."""
-        program = Path(__file__).with_name("diary_worker.py")
+        program = Path(__file__)
         self._started.append(subprocess.Popen([sys.executable, program, *self._arguments, str(concurrency)]))
         return self._started[-1]
 
@@ -61,3 +91,7 @@ async def started(diary: Path, *tasks: nqnb.Task) -> None:
     while missing := {task.id for task in tasks} - set(words(diary, "start")):
         assert time.monotonic() < until, f"{missing} have not started"
         await asyncio.sleep(0.02)
+
+
+if __name__ == "__main__":
+    make_worker(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:])).run()

@@ -2,7 +2,7 @@
 
 They are called in the worker processes of an attack, or in the process of its clients, which is this program's own::
 
-    python mutations.py NAME TASKS SEED FAULT…
+    python broken_mechanism.py NAME TASKS SEED FAULT…
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def acknowledge_before_the_outcome() -> None:
 def main() -> None:
     """Attack what one of them breaks, and print the report as JSON."""
     name, tasks, seed, *faults = sys.argv[1:]
-    prelude = f"mutations:{name}"
+    prelude = f"broken_mechanism:{name}"
     if name == store_no_cancel_request.__name__:
         # Its place is in the clients.
         store_no_cancel_request()

@@ -40,7 +40,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
     # The package, and the helpers of the tests, for tests that run their own file as a program.
-    path = os.pathsep.join(map(str, (Path(nqnb.__file__).parents[1], Path(__file__).parent)))
+    path = os.pathsep.join(map(str, (Path(nqnb.__file__).parents[1], Path(__file__).parents[1])))
     return {**kept, "PYTHONPATH": path, **more}
 
 
