@@ -1,8 +1,8 @@
 """The process between a worker and one process of a task: it outlives what the task does, and not the worker.
 
-Run as a script by `nqnb.worker.spares`: ``_watcher.py LINE WORKER``, as the leader of a session of its own. It forks
-the process that will run the handler, as the leader of a process group, and hands it the socket LINE. On stdin it takes
-the worker's ``sys.path`` as a line of JSON and then one-byte commands; on stdout it reports that process's id, and in
+Run as a script by `nqnb.worker.executors.process_pool`: ``_watcher.py LINE WORKER``, as the leader of a session of its
+own. It forks the process that will run the handler, as the leader of a process group, and hands it the socket LINE. On
+stdin it takes the worker's ``sys.path`` as a line of JSON and then one-byte commands; on stdout it reports that process's id, and in
 the end how that process ended (an exit code, or minus a signal). Once the handler's process has ended, or KILL has
 come, or the process WORKER is dead, it kills whatever is left of the group and, on Linux, of all its descendants. The
 end of stdin does the same, but nothing relies on it: a fork of the worker holds the pipe open.
@@ -106,7 +106,7 @@ def _become_runner(line: int, path: list[str]) -> None:
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.path[:] = path
-    from nqnb.worker._runner import run
+    from nqnb.worker.executors.process_child import run
 
     run(line)
 

@@ -27,7 +27,7 @@ from nqnb.jetstream.translate import STREAM_FULL
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, as_go
 from nqnb.worker.claim import TOO_LARGE, read_intent
-from nqnb.worker.executors import Result
+from nqnb.worker.executors.executor import Result
 from nqnb.worker.job import plain_text
 from nqnb.worker.run import Run
 
@@ -40,7 +40,12 @@ _DEEPEST_INLINE = 100
 _TRACEBACK = 4096
 _MESSAGE = 1024
 _NAME = 100
-_OURS = ("nqnb.worker.executors", "nqnb.notebook.prints", "nqnb.notebook.kernel")
+_OURS = (
+    "nqnb.worker.executors.coroutine",
+    "nqnb.worker.executors.thread",
+    "nqnb.notebook.prints",
+    "nqnb.notebook.kernel",
+)
 
 
 async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:

@@ -15,7 +15,8 @@ from nqnb.jetstream.backend import Backend
 from nqnb.protocol.lifecycle import Ended
 from nqnb.records import moment
 from nqnb.worker.claim import read_entry, write_entry
-from nqnb.worker.executors import Result, make_executor
+from nqnb.worker.executors import make_executor
+from nqnb.worker.executors.executor import Result
 from nqnb.worker.heartbeat import check_entry
 from nqnb.worker.job import Job
 from nqnb.worker.run import Run, Stop

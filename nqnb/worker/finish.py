@@ -26,7 +26,7 @@ from nqnb.text import line
 from nqnb.worker.claim import Seen, is_too_large, read_entry, write_entry
 from nqnb.worker.describe import Useless, describe, receipt, shortened, with_small_entry
 from nqnb.worker.execute import Poisoned
-from nqnb.worker.executors import Result
+from nqnb.worker.executors.executor import Result
 from nqnb.worker.run import Run, Stop
 
 log = logging.getLogger("nqnb.worker")

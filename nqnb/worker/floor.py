@@ -22,14 +22,14 @@ from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
-from nqnb.worker.executors import Result
+from nqnb.worker.executors.executor import Result
+from nqnb.worker.executors.process_pool import Reserve
 from nqnb.worker.finish import finish
 from nqnb.worker.guard import Guard
 from nqnb.worker.heartbeat import note_intent
 from nqnb.worker.intake import Intake
 from nqnb.worker.pulse import Pulse
 from nqnb.worker.run import LEASE, Run, Stop
-from nqnb.worker.spares import Reserve
 from nqnb.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import msgspec
 from nqnb.elapsed import elapsed
 from nqnb.jetstream.delivery import Delivery
 from nqnb.protocol.wire import CancelRecord, TaskMessage
-from nqnb.worker.executors import Executor
+from nqnb.worker.executors.executor import Executor
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
 

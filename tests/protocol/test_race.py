@@ -18,7 +18,8 @@ from nqnb import Status
 from nqnb.protocol import lifecycle
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker import execute
-from nqnb.worker.executors import Executor, Result, make_executor
+from nqnb.worker.executors import make_executor
+from nqnb.worker.executors.executor import Executor, Result
 
 pytestmark = pytest.mark.anyio
 

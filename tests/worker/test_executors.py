@@ -15,7 +15,10 @@ import pytest
 
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.protocol.lifecycle import Ended
-from nqnb.worker.executors import CoroutineExecutor, Executor, Result, ThreadExecutor, make_executor
+from nqnb.worker.executors import make_executor
+from nqnb.worker.executors.coroutine import CoroutineExecutor
+from nqnb.worker.executors.executor import Executor, Result
+from nqnb.worker.executors.thread import ThreadExecutor
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
 

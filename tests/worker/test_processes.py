@@ -31,14 +31,14 @@ import nqnb
 from nqnb import Status
 from nqnb.errors import BadInput, InvalidHandler, JobCancelled
 from nqnb.protocol.lifecycle import Ended
-from nqnb.worker import spawn
-from nqnb.worker._runner import LENGTH, frame
 from nqnb.worker.describe import describe_error
-from nqnb.worker.executors import Executor, Result, make_executor
+from nqnb.worker.executors import make_executor, process_pool
+from nqnb.worker.executors.executor import Executor, Result
+from nqnb.worker.executors.process import ProcessExecutor
+from nqnb.worker.executors.process_child import LENGTH, frame
+from nqnb.worker.executors.process_pool import Reserve, Spares
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
-from nqnb.worker.processes import ProcessExecutor
-from nqnb.worker.spares import Reserve, Spares
 
 pytestmark = [
     pytest.mark.anyio,
@@ -479,7 +479,7 @@ def test_a_process_starts_while_another_thread_changes_the_environment() -> None
     thread.start()
     try:
         for _ in range(2000):
-            spawn.environment()
+            process_pool.environment()
     finally:
         ended.set()
         thread.join()

@@ -16,8 +16,8 @@ import pytest
 
 import nqnb
 from nqnb.protocol.lifecycle import Ended
-from nqnb.worker import rebuild
-from nqnb.worker.executors import Result, make_executor
+from nqnb.worker.executors import make_executor, process
+from nqnb.worker.executors.executor import Result
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
 
@@ -103,7 +103,7 @@ async def test_an_import_that_never_ends_is_waited_for_once(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(module, "never")
-    monkeypatch.setattr(rebuild, "REBUILDING_TAKES", 0.3)
+    monkeypatch.setattr(process, "REBUILDING_TAKES", 0.3)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             _, running = runs(module, lambda error: True)

@@ -20,9 +20,9 @@ import nqnb
 from nqnb import Status
 from nqnb.errors import JobCancelled
 from nqnb.protocol.lifecycle import Ended
-from nqnb.worker.executors import Result, ThreadExecutor
+from nqnb.worker.executors.executor import Result
+from nqnb.worker.executors.thread import Interrupter, ThreadExecutor, interrupt
 from nqnb.worker.handlers import make_handler
-from nqnb.worker.interrupts import Interrupter, interrupt
 from nqnb.worker.job import Job
 
 pytestmark = pytest.mark.anyio

@@ -22,6 +22,8 @@ or a ``finally`` holds at that point is released, which nobody can say of an exc
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import ctypes
 import functools
 import gc
@@ -38,6 +40,9 @@ from types import FrameType
 from typing import Any
 
 from nqnb.errors import JobCancelled
+from nqnb.protocol.lifecycle import Ended
+from nqnb.worker.executors.executor import Executor, Result, StopLadder
+from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job, StopFlag
 
 GUARDED = frozenset(
@@ -254,3 +259,83 @@ _LOG_CALLS = frozenset(
 def _is_wait(frame: FrameType) -> bool:
     """Whether it waits in a condition: whatever it has acquired, it releases in a ``finally`` or a ``with``."""
     return _module(frame) in ("threading", "queue", "concurrent")
+
+
+class ThreadExecutor(Executor):
+    """Runs a plain function in a thread of its own, so that an exception raised in it can hit nothing else."""
+
+    how = "its thread was stopped"
+
+    def __init__(self, handler: Handler, job: Job) -> None:
+        super().__init__(handler, job)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Result] = self._loop.create_future()
+        self._ladder = StopLadder(self._push, handler.grace)
+        self._thread: threading.Thread | None = None
+        self._base: FrameType | None = None
+        """The frame in the thread from which the handler is called."""
+        self._result = Result(Ended.STOPPED)
+
+    async def _run(self) -> Result:
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._main,), name=f"nqnb-{self._job.id}", daemon=True
+        )
+        self._thread.start()
+        result = await self._ended
+        self._ladder.end()
+        if self._stopping and self._thread.ident is not None and self._base is not None:
+            Interrupter.here().remove(self._thread.ident, self._base)
+        self._base = None
+        return result
+
+    def _begin_to_stop(self) -> None:
+        self._ladder.start()
+
+    def _hurry(self, within: float) -> None:
+        self._ladder.hurry(within)
+
+    # The four that follow run in the handler's thread. An exception may be raised there while `_enter` waits for the
+    # handler, and is one at most once it waits no longer. No lock of nqnb's is held where that can be.
+
+    def _main(self) -> None:
+        # Not contextlib.suppress, which is Python code: it can be raised there, outside of the guard.
+        try:
+            self._result = self._call()
+            _check()
+        except JobCancelled:
+            pass
+        self._tell()
+
+    def _call(self) -> Result:
+        try:
+            return Result(Ended.RETURNED, self._enter(self._handler.call(self._job)))
+        except BaseException as error:  # noqa: BLE001  a handler may raise anything, and its thread ends here
+            return Result(Ended.FAILED, error=error)
+
+    def _enter(self, call: Callable[[], Any]) -> Any:
+        self._base = sys._getframe()
+        return call()
+
+    def _tell(self) -> None:
+        # A loop that has closed over a thread which could not be stopped leaves nobody to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._settle)
+
+    def _push(self) -> None:
+        thread, base = self._thread, self._base
+        if thread is None or thread.ident is None or base is None:
+            return
+        if thread.is_alive():
+            Interrupter.here().add(thread.ident, base)
+        else:
+            # Something else has ended it, so it tells nothing.
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(self._result)
+
+
+def _check() -> None:
+    """Do nothing; at the entry of a function, an exception that is still pending in this thread is raised."""

@@ -10,26 +10,28 @@ socket that only the two processes have.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
+import logging
 import os
 import pickle
 import signal
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]  # it has no types
 import msgspec
 
-from nqnb.errors import InvalidHandler, UnencodableValue
+from nqnb.errors import BadInput, InvalidHandler, UnencodableValue
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import Progress
-from nqnb.worker.executors import Executor, Result
+from nqnb.worker.executors.executor import Executor, Result
+from nqnb.worker.executors.process_pool import Spares, TaskProcess, environment
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
-from nqnb.worker.rebuild import Told, rebuilt, stand_in
-from nqnb.worker.spares import Spares, TaskProcess
-from nqnb.worker.spawn import environment
 
 LAST = 0.25
 """Seconds from SIGTERM to SIGKILL."""
@@ -197,3 +199,106 @@ def _end_text(status: int | None) -> str:
         name = str(-status)
     hint = " (out of memory, or killed by somebody)" if status == -signal.SIGKILL else ""
     return f"its process ended with signal {name}{hint}"
+
+
+log = logging.getLogger("nqnb.worker")
+
+REBUILDING_TAKES = 30.0
+"""Seconds that making an exception again may take."""
+
+_late: dict[tuple[str, str], threading.Thread] = {}
+"""The threads that took longer, by the class's module and name: while one goes on, no second one is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An exception as the handler's process describes it.
+
+    Attributes:
+        module: the module of its class.
+        name: the qualified name of its class.
+        text: what ``str`` makes of it.
+        notes: those of ``add_note``.
+        trace: the traceback that it had.
+        final: whether it is a `BadInput`, which no retry can help.
+        data: pickled, the class, the arguments and the attributes; None where they cannot be pickled.
+    """
+
+    module: str
+    name: str
+    text: str
+    notes: list[str]
+    trace: str
+    final: bool
+    data: bytes | None
+
+
+class ProcessTraceback(Exception):
+    """Stands as the cause of an exception from another process, and shows the traceback that it had there."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def stand_in(told: Told) -> Exception:
+    """Return an exception of the same name and text."""
+    name = told.name.replace("\0", "?").encode(errors="replace").decode()  # what `type` takes
+    kind = type(name, (BadInput if told.final else Exception,), {"__module__": told.module, "__qualname__": told.name})
+    error: Exception = kind(told.text)
+    if told.notes:
+        error.__notes__ = told.notes  # type: ignore[attr-defined]  # Python 3.10 prints none, and takes it
+    error.__cause__ = ProcessTraceback(told.trace)
+    return error
+
+
+async def rebuilt(told: Told) -> BaseException:
+    """Return the handler's exception made again; where that cannot be, or takes too long, a stand-in."""
+    kind = (told.module, told.name)
+    if told.data is None or (kind in _late and _late[kind].is_alive()):
+        return stand_in(told)
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[BaseException | None] = loop.create_future()
+
+    def tell(error: BaseException | None) -> None:
+        if not made.done():
+            made.set_result(error)
+
+    def make() -> None:
+        error = _make(told)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, error)
+
+    # A daemon, for the loop's own threads are waited for at its end.
+    thread = threading.Thread(target=make, name="nqnb-rebuild", daemon=True)
+    thread.start()
+    try:
+        error = await asyncio.wait_for(made, REBUILDING_TAKES)
+    except asyncio.TimeoutError:
+        _late[kind] = thread
+        log.warning(
+            "is_failure judges a stand-in for %s.%s: importing its class in the worker takes longer than %g s. "
+            "The stand-in has the same name and text.",
+            *(told.module, told.name, REBUILDING_TAKES),
+        )
+        return stand_in(told)
+    if error is None:
+        return stand_in(told)
+    error.__cause__ = ProcessTraceback(told.trace)
+    return error
+
+
+def _make(told: Told) -> BaseException | None:
+    try:
+        kind, arguments, state = pickle.loads(told.data or b"")  # noqa: S301  from a process of ours
+    except BaseException:  # noqa: BLE001  its class may exist only there, and its module may do anything
+        return None
+    # Its __init__ may take other arguments than those that it passed on; some classes of C set all up in theirs.
+    for make in (kind.__new__, lambda kind, *arguments: kind(*arguments)):
+        try:
+            error: Any = make(kind, *arguments)
+            error.__dict__.update(state)
+            if isinstance(error, BaseException) and str(error)[: len(told.text)] == told.text:
+                return error
+        except BaseException:  # noqa: BLE001, S112  the class may do anything
+            continue
+    return None

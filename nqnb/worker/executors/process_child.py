@@ -3,7 +3,8 @@
 Frames on the socket are four bytes of length and a pickle; both ends are ours, and nothing from a queue is ever
 unpickled. The worker sends one, the task. Back come ``("said", progress, log)`` and at last one of
 ``("returned", JSON)``, ``("useless", text, part)`` for a return that JSON cannot carry, and ``("failed", …)`` with the
-fields of `nqnb.worker.rebuild.Told`. What comes back is made of plain values, so the worker imports nothing for it.
+fields of `nqnb.worker.executors.process.Told`. What comes back is made of plain values, so the worker imports nothing
+for it.
 
 SIGINT is the worker's word to stop. It raises `JobCancelled` in a plain handler, once, and cancels a coroutine.
 """

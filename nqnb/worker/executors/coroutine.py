@@ -1,0 +1,67 @@
+"""Run an ``async def`` handler on the worker's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from nqnb.protocol.lifecycle import Ended
+from nqnb.worker.executors.executor import Executor, Result, StopLadder
+from nqnb.worker.handlers import Handler
+from nqnb.worker.job import Job
+
+
+class CoroutineExecutor(Executor):
+    """Runs an ``async def`` handler as a task of the loop."""
+
+    how = "its coroutine was cancelled"
+
+    def __init__(self, handler: Handler, job: Job) -> None:
+        super().__init__(handler, job)
+        self._task: asyncio.Task[Any] | None = None
+        self._ladder = StopLadder(self._cancel, handler.grace)
+
+    async def _run(self) -> Result:
+        try:
+            call = self._handler.call(self._job)
+        except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
+            return Result(Ended.FAILED, error=refused)
+        self._task = asyncio.get_running_loop().create_task(_ended(call))
+        await _end_of(self._task)
+        self._ladder.end()
+        # Cancelled before its first step, it never was in the handler.
+        return Result(Ended.FAILED) if self._task.cancelled() else self._task.result()
+
+    def _begin_to_stop(self) -> None:
+        self._cancel()
+        self._ladder.start()
+
+    def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
+        """See `Executor.runs_as`."""
+        return task is not None and self._task is task
+
+    def _hurry(self, within: float) -> None:
+        self._ladder.hurry(within)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+
+async def _end_of(task: asyncio.Task[Any]) -> None:
+    """Wait for a task to end, as `asyncio.wait` does, for a third of its price."""
+    ended = asyncio.get_running_loop().create_future()
+    task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+    await ended
+
+
+async def _ended(call: Callable[[], Any]) -> Result:
+    """Await a coroutine handler; whatever it raises is its result, for an exit in a handler must not end the loop."""
+    try:
+        value = call()
+        # A plain wrapper may hand out the coroutine of what it wraps, and a coroutine may wrap a plain function.
+        return Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value)
+    except BaseException as error:  # noqa: BLE001  a handler may raise anything
+        return Result(Ended.FAILED, error=error)
