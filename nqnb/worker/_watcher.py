@@ -2,10 +2,10 @@
 
 Run as a script by `nqnb.worker.executors.process_pool`: ``_watcher.py LINE WORKER``, as the leader of a session of its
 own. It forks the process that will run the handler, as the leader of a process group, and hands it the socket LINE. On
-stdin it takes the worker's ``sys.path`` as a line of JSON and then one-byte commands; on stdout it reports that process's id, and in
-the end how that process ended (an exit code, or minus a signal). Once the handler's process has ended, or KILL has
-come, or the process WORKER is dead, it kills whatever is left of the group and, on Linux, of all its descendants. The
-end of stdin does the same, but nothing relies on it: a fork of the worker holds the pipe open.
+stdin it takes the worker's ``sys.path`` as a line of JSON and then one-byte commands; on stdout it reports that
+process's id, and in the end how that process ended (an exit code, or minus a signal). Once the handler's process has
+ended, or KILL has come, or the process WORKER is dead, it kills whatever is left of the group and, on Linux, of all its
+descendants. The end of stdin does the same, but nothing relies on it: a fork of the worker holds the pipe open.
 
 It must not be the process of the handler, for there a C call may hold the GIL for hours; and it must not be in its
 group, or it could not reap what it kills. It imports only the standard library's quick parts, and has one thread, so
