@@ -20,6 +20,7 @@ from nqnb.jetstream.consumers import pause_consumer
 from nqnb.jetstream.feed import Feed, Page, poll
 from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.messages import StreamMessage, delete_message, messages_at_all, read_message, read_messages
+from nqnb.jetstream.outage import Outage
 from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.queues import born, foreign_subjects, queue_infos, queue_names
 from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
@@ -87,9 +88,42 @@ class Backend:
         """Close the connection."""
         await self.connection.close()
 
+    @property
+    def outage(self) -> Outage:
+        """The log of outages."""
+        return self.connection.outage
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is closed for good."""
+        return self.connection.closed.is_set()
+
+    @property
+    def max_payload(self) -> int:
+        """The largest message that the server accepts, in bytes."""
+        return self.connection.max_payload
+
+    @property
+    def retry_for(self) -> float:
+        """For how many seconds what the server did not confirm is repeated."""
+        return self.connection.settings.retry_for
+
+    @property
+    def state_bucket(self) -> str:
+        """The name of the bucket of the entries."""
+        return self.connection.settings.state_bucket
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait before the next try."""
+        await asyncio.sleep(seconds)
+
     def now(self) -> float:
         """Return the time on the server, in Unix seconds, as well as it is known without asking."""
         return self.connection.clock.now()
+
+    def earliest_now(self) -> float:
+        """Return the earliest time that it can be on the server now, in Unix seconds."""
+        return self.connection.clock.earliest()
 
     async def read_now(self) -> float:
         """Return the time on the server, in Unix seconds, and ask for it where the last stamp is not fresh.
