@@ -1,4 +1,4 @@
-"""The permissions that the README gives a client and a worker: enough for what they do, nothing idle, and no less."""
+"""The permissions that docs/permissions.md gives a client and a worker: enough for what they do, nothing idle, and no less."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from nqnb.worker import watch
 
 pytestmark = pytest.mark.anyio
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-(CONFIG,) = re.findall(r"```conf\n(# permissions .*?)```", README, re.DOTALL)
+PAGE = (Path(__file__).parents[2] / "docs" / "permissions.md").read_text(encoding="utf-8")
+(CONFIG,) = re.findall(r"```conf\n(# permissions .*?)```", PAGE, re.DOTALL)
 QUEUE = "resize"
 OPERATOR, CLIENT, WORKER = "operator", "client", "worker"
 PASSWORD = "secret"
@@ -35,7 +35,7 @@ LOGGER = "nqnb.connection"
 
 
 def allowed(user: str, verb: str) -> list[str]:
-    """The subjects that the README lets a user publish or subscribe to."""
+    """The subjects that docs/permissions.md lets a user publish or subscribe to."""
     (block,) = re.findall(rf"^{user} = \{{\n(.*?)^\}}", CONFIG, re.DOTALL | re.MULTILINE)
     (subjects,) = re.findall(rf"{verb}: \[(.*?)\]", block, re.DOTALL)
     return re.findall(r'"([^"]+)"', subjects)
@@ -49,7 +49,7 @@ def covers(pattern: str, subject: str) -> bool:
 
 
 def without(*subjects: str) -> str:
-    """The README's configuration, less some subjects."""
+    """The configuration of docs/permissions.md, less some subjects."""
     config = CONFIG
     for subject in subjects:
         assert f'"{subject}"' in config
@@ -58,7 +58,7 @@ def without(*subjects: str) -> str:
 
 
 def users(server: nqnb.DevServer) -> dict[str, nqnb.Settings]:
-    """The settings of each of the README's users."""
+    """The settings of each of its users."""
     return {
         user: nqnb.Settings(server.url, user=user, password=PASSWORD, ack_wait=1.0)
         for user in (OPERATOR, CLIENT, WORKER)
@@ -91,7 +91,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], set[str]]:
 
 
 async def prepare(settings: nqnb.Settings) -> None:
-    """What the README has an operator do first."""
+    """What docs/permissions.md has an operator do first."""
     async with nqnb.connect(settings) as nq:
         await (await nq.submit(QUEUE, process_at=timedelta(hours=1))).cancel()
 

@@ -1,4 +1,4 @@
-"""What the README says of nats-server's versions, held against the server at hand (``NQNB_NATS_SERVER`` names one)."""
+"""What docs/versions.md says of nats-server's versions, held against the server at hand (``NQNB_NATS_SERVER`` names one)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from nqnb.server.binary import configuration
 
 pytestmark = pytest.mark.anyio
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+VERSIONS = (DOCS / "versions.md").read_text(encoding="utf-8")
+GO = (DOCS / "go.md").read_text(encoding="utf-8")
 SCHEDULES, EXPIRY, PAUSES, TLS_FIRST = FEATURES = (
     "schedules",
     "states that expire",
@@ -33,8 +35,8 @@ def version_of(text: str) -> tuple[int, int]:
 
 
 def lacking(version: tuple[int, int]) -> set[str]:
-    """What a server lacks by the README: what is in its row, and in those of later versions."""
-    rows = re.findall(r"^\| (\d+\.\d+)[^|]* \| ([^|]*) \|", README, re.MULTILINE)
+    """What a server lacks by docs/versions.md: what is in its row, and in those of later versions."""
+    rows = re.findall(r"^\| (\d+\.\d+)[^|]* \| ([^|]*) \|", VERSIONS, re.MULTILINE)
     assert [version_of(row) for row, _ in rows] == [(2, 12), (2, 11), (2, 10), (2, 9)]
     return {
         each for row, lacks in rows for each in lacks.split(", ") if each != "nothing" and version_of(row) >= version
@@ -95,5 +97,5 @@ async def test_how_a_task_that_waits_for_long_is_counted(nq: nqnb.Client, settin
 
 
 def test_the_mappings_are_those_that_are_written(tmp_path: Path) -> None:
-    (lines,) = re.findall(r"```conf\n(mappings \{.*?\n\})\n```", README, re.DOTALL)
+    (lines,) = re.findall(r"```conf\n(mappings \{.*?\n\})\n```", GO, re.DOTALL)
     assert lines in configuration(tmp_path, 0, None, ["resize"], "")
