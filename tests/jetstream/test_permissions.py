@@ -1,4 +1,4 @@
-"""The permissions that docs/permissions.md gives a client and a worker: enough for what they do, nothing idle, and no less."""
+"""The permissions of docs/permissions.md are enough for a client and a worker, and none of them can be left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/versions.md says of nats-server's versions, held against the server at hand (``NQNB_NATS_SERVER`` names one)."""
+"""docs/versions.md agrees with the nats-server at hand; ``NQNB_NATS_SERVER`` names another one."""
 
 from __future__ import annotations
 
