@@ -1,19 +1,133 @@
-"""A worker's steps, one network effect each; what it decides comes from `nqnb.protocol.lifecycle`."""
+"""The steps of one task's life, one network effect each; the decisions come from `nqnb.protocol.lifecycle`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 from nqnb.protocol import lifecycle
-from nqnb.protocol.lifecycle import BeatStep, ClaimStep, Ended, FinishStep
+from nqnb.protocol.lifecycle import BeatStep, CancelStep, ClaimStep, Ended, FinishStep
 from nqnb.protocol.wire import Status
 
-from .explorer import Step
-from .records import Delivery, Entry, Fault, Link, Phase, Place
-from .state import IN_STREAM, State, as_task, name_of
-from .variants import Broken
+from .explorer import Exploration, Step, explore
+from .life_rules import Broken, broken_rule, settled
+from .life_state import (
+    IN_STREAM,
+    Ask,
+    Client,
+    Delivery,
+    Entry,
+    Fault,
+    Link,
+    Phase,
+    Place,
+    State,
+    Worker,
+    as_task,
+    name_of,
+)
 
 Steps = Iterator[Step[State]]
+
+
+def submit(state: State, i: int, broken: Broken) -> Steps:
+    """Publish, then create the entry; an entry of another message means that the id is taken."""
+    who = state.submitters[i]
+    done = Client(Ask.RETURNED)
+    if who.ask is Ask.PUBLISH:
+        published = state._replace(messages=(*state.messages, Place.QUEUED))
+        created_next = Client(Ask.CREATE, len(published.messages))
+        yield Step(f"s{i} publishes", published.with_submitter(i, created_next))
+    elif who.ask is Ask.CREATE:
+        if state.entry is None or broken is Broken.ENTRY_CREATED_AS_PLAIN_PUT:
+            entry = Entry(state.revision + 1, Status.PENDING, 0, "", 0, who.sequence)
+            yield Step(f"s{i} creates", state._replace(entry=entry).with_submitter(i, done))
+        elif state.entry.sequence == who.sequence and broken is not Broken.CONFLICT_IS_ALWAYS_TAKEN:
+            yield Step(f"s{i} finds it created", state.with_submitter(i, done))
+        else:
+            yield Step(f"s{i} finds it taken", state.with_submitter(i, who._replace(ask=Ask.PURGE)))
+        if crashed := state.spend(Fault.CLIENT_CRASH):
+            yield Step(f"s{i} crashes", crashed.with_submitter(i, Client(Ask.CRASHED)), fault=True)
+    elif who.ask is Ask.PURGE:
+        without = state.place(who.sequence, Place.GONE)
+        yield Step(f"s{i} takes back", without.with_submitter(i, Client(Ask.RAISED)))
+
+
+def cancel(state: State, i: int, broken: Broken) -> Steps:
+    """Loop on a read through the leader until the verdict is to return."""
+    who = state.cancellers[i]
+    if who.over or state.entry is None:
+        return
+    if who.ask is Ask.READ:
+        yield _read(state, i, who, broken)
+        return
+    if who.ask in (Ask.DELETE, Ask.CANCEL):
+        yield from _write(state, i, who)
+    elif who.ask is Ask.PURGE:
+        without = state.place(who.sequence, Place.GONE)
+        yield Step(f"c{i} deletes the message", without.with_canceller(i, Client(Ask.RETURNED)))
+    elif who.ask is Ask.INTENT:
+        noted = state._replace(intent=broken is not Broken.NO_INTENT_WRITTEN)
+        after = {
+            Broken.ANNOUNCE_BEFORE_INTENT: Client(Ask.READ, announced=True),
+            Broken.CANCEL_RETURNS_BEFORE_PUBACK: Client(Ask.RETURNED_EARLY),
+        }.get(broken, Client(Ask.ANNOUNCE))
+        yield Step(f"c{i} writes the intent", noted.with_canceller(i, after))
+        # A plain subscription hears a write before it is stored, and one that never will be.
+        for w, worker in enumerate(state.workers):
+            if worker.link is not Link.DOWN and worker.deliveries and not worker.inbox:
+                early = state.with_worker(w, worker._replace(inbox=True))
+                yield Step(f"c{i}'s intent passes w{w}", early)
+    elif who.ask in (Ask.ANNOUNCE, Ask.RETURNED_EARLY):
+        told = state
+        for w, worker in enumerate(state.workers):
+            if worker.link is not Link.DOWN and worker.deliveries:
+                told = told.with_worker(w, worker._replace(inbox=True))
+        after = {
+            Broken.ANNOUNCE_BEFORE_INTENT: Client(Ask.INTENT),
+            Broken.CANCEL_RETURNS_BEFORE_PUBACK: Client(Ask.RETURNED),
+        }.get(broken, Client(Ask.READ, announced=True))
+        yield Step(f"c{i} announces", told.with_canceller(i, after))
+    if crashed := state.spend(Fault.CLIENT_CRASH):
+        yield Step(f"c{i} crashes", crashed.with_canceller(i, Client(Ask.CRASHED)), fault=True)
+
+
+_NEXT = {
+    CancelStep.DONE: Ask.RETURNED,
+    CancelStep.TOO_LATE: Ask.RAISED,
+    CancelStep.DELETE: Ask.DELETE,
+    CancelStep.CANCEL_WAITING: Ask.CANCEL,
+    CancelStep.ANNOUNCE: Ask.INTENT,
+    CancelStep.STOPPING: Ask.RETURNED,
+}
+
+
+def _read(state: State, i: int, who: Client, broken: Broken) -> Step[State]:
+    step = lifecycle.cancel(as_task(state.entry), announced=who.announced)
+    ask = _NEXT[step]
+    revision = state.revision if ask in (Ask.DELETE, Ask.CANCEL) else 0
+    if step is CancelStep.ANNOUNCE and broken is Broken.ANNOUNCE_BEFORE_INTENT:
+        ask = Ask.ANNOUNCE
+    after = state.with_canceller(i, Client(ask, revision=revision, announced=who.announced))
+    if step is CancelStep.DELETE and broken is Broken.MESSAGE_DELETED_BEFORE_ENTRY:
+        after = after.place(state.entry.sequence, Place.GONE)
+    return Step(f"c{i} reads: {step.name}", after)
+
+
+def _write(state: State, i: int, who: Client) -> Steps:
+    """Compare-and-set Deleted or Cancelled over what was read."""
+    again = Client(Ask.READ, announced=who.announced)
+    if state.revision != who.revision:
+        yield Step(f"c{i} loses the race", state.with_canceller(i, again))
+        return
+    status = Status.DELETED if who.ask is Ask.DELETE else Status.CANCELLED
+    entry = state.entry._replace(revision=state.revision + 1, status=status)
+    label = f"c{i} writes {status.label}"
+    purge = Client(Ask.PURGE, state.entry.sequence)
+    yield Step(label, state._replace(entry=entry).with_canceller(i, purge))
+    if lost := state.spend(Fault.LOST_REPLY):
+        yield Step(f"{label}, unanswered", lost._replace(entry=entry).with_canceller(i, again), fault=True)
 
 
 class WorkerSteps:
@@ -240,3 +354,115 @@ def _is_present(state: State, owner: str) -> bool:
         and any(one.registered for one in worker.deliveries)
         for w, worker in enumerate(state.workers)
     )
+
+
+@dataclass(frozen=True)
+class Model:
+    """Who takes part, what may go wrong, and what is wrong from the start."""
+
+    max_retry: int = 0
+    submitters: int = 1
+    cancellers: int = 1
+    workers: int = 2
+    faults: tuple[Fault, ...] = ()
+    """Each named may happen once; named twice, twice."""
+    together: int = 1
+    """How many of them may happen in one task's life."""
+    broken: Broken = Broken.NOTHING
+
+    @cached_property
+    def _workers(self) -> WorkerSteps:
+        return WorkerSteps(self.max_retry, self.broken)
+
+    def explore(self, most: int = 1_000_000) -> Exploration[State]:
+        """Explore all of it, or fail beyond so many states."""
+        budget = [self.faults.count(kind) for kind in Fault]
+        budget[Fault.ANY] = self.together
+        initial = State(
+            (Client(Ask.PUBLISH),) * self.submitters,
+            (Client(Ask.READ),) * self.cancellers,
+            (Worker(),) * self.workers,
+            tuple(budget),
+        )
+        return explore(initial, self.steps, broken_rule, settled, State.renumbered, most)
+
+    def steps(self, state: State) -> Steps:
+        """All that may happen next."""
+        for i in range(self.submitters):
+            yield from submit(state, i, self.broken)
+        for i in range(self.cancellers):
+            yield from cancel(state, i, self.broken)
+        alike = all(worker == Worker() for worker in state.workers)
+        for w, worker in enumerate(state.workers):
+            if alike and w:
+                break  # who is first among equals makes no difference
+            yield from self._workers.steps(state, w)
+            yield from self.connection(state, w)
+            if worker.deliveries:  # a worker that holds nothing loses nothing
+                yield from worker_faults(state, w)
+        yield from server(state)
+
+    def connection(self, state: State, w: int) -> Steps:
+        """What happens while a worker is cut off, and the steps of its return, in their order."""
+        worker = state.workers[w]
+        if worker.link is Link.DOWN:
+            if not all(one.gap for one in worker.deliveries):
+                kept = [self._without_lease(one) for one in worker.deliveries]
+                after = worker._replace(deliveries=tuple(one for one in kept if one))
+                yield Step(f"w{w} stops in time", state.with_worker(w, after))
+            link = Link.BACK if worker.deliveries else Link.UP
+            yield Step(f"w{w} is back", state.with_worker(w, worker._replace(link=link)))
+        elif worker.link is Link.BACK:
+            kept = [self._caught_up(one, state.intent) for one in worker.deliveries]
+            after = worker._replace(link=Link.UP, deliveries=tuple(one for one in kept if one))
+            yield Step(f"w{w} catches up", state.with_worker(w, after))
+
+    def _without_lease(self, one: Delivery) -> Delivery | None:
+        if one.phase is not Phase.RUN or self.broken is Broken.RUN_OUTLIVES_LEASE:
+            return one._replace(gap=True)
+        if lifecycle.outcome(Ended.STOPPED, cancelled=one.flagged, retries_left=False) is None:
+            return one.now(Phase.NAK)._replace(gap=True)
+        return one._replace(phase=Phase.FINISH, ended=Ended.STOPPED, gap=True)
+
+    def _caught_up(self, one: Delivery, intent: bool) -> Delivery | None:
+        if one.phase in (Phase.FINISH, Phase.READ_AGAIN, Phase.ACK):
+            return one
+        if not one.claim or one.gap:
+            return one.now(Phase.NAK) if self.broken is Broken.LATE_NAK_AFTER_GAP else None
+        missed = intent and self.broken is not Broken.RECONNECT_WITHOUT_INTENTS
+        return one.told() if missed else one
+
+
+def server(state: State) -> Steps:
+    """An ack wait ends when nobody holds the delivery, or whoever does cannot say so."""
+    held = {one.sequence: one for worker in state.workers for one in worker.deliveries if one.latest}
+    for sequence, place in enumerate(state.messages, 1):
+        if place is not Place.OUT:
+            continue
+        holder = held.get(sequence)
+        if holder is None or holder.gap:
+            yield Step("the ack wait ends", state.superseded(sequence).place(sequence, Place.QUEUED))
+        elif less := state.spend(Fault.REDELIVERY):
+            after = less.superseded(sequence).place(sequence, Place.QUEUED)
+            yield Step("the consumer is made anew", after, fault=True)
+
+
+def worker_faults(state: State, w: int) -> Steps:
+    """A worker that crashes, is cut off, or is told to shut down."""
+    worker = state.workers[w]
+    if after := state.spend(Fault.CRASH):
+        yield Step(f"w{w} crashes", after.with_worker(w, Worker(life=worker.life + 1)), fault=True)
+    if worker.link is Link.UP and (after := state.spend(Fault.DISCONNECT)):
+        cut_off = worker._replace(link=Link.DOWN, inbox=False)
+        yield Step(f"w{w} is cut off", after.with_worker(w, cut_off), fault=True)
+    if worker.link is Link.UP and (after := state.spend(Fault.SHUTDOWN)):
+        left = worker._replace(deliveries=tuple(_shut_down(one) for one in worker.deliveries))
+        yield Step(f"w{w} shuts down", after.with_worker(w, left), fault=True)
+
+
+def _shut_down(one: Delivery) -> Delivery:
+    if one.phase in (Phase.READ, Phase.CLAIM):
+        return one.now(Phase.NAK)
+    if one.phase in (Phase.INTENT, Phase.START, Phase.RUN):
+        return one._replace(phase=Phase.FINISH, ended=Ended.STOPPED, look=False)
+    return one

@@ -12,11 +12,9 @@ import pytest
 from nqnb.protocol.wire import Status
 
 from .explorer import Exploration
-from .invariants import settled
-from .protocol import Model
-from .records import Ask, Fault
-from .state import State, as_task
-from .variants import Broken
+from .life_rules import Broken, settled
+from .life_state import Ask, Fault, State, as_task
+from .life_steps import Model
 
 pytestmark = pytest.mark.timeout(600)  # a run of seconds takes minutes beside other tests on a busy machine
 
