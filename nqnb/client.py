@@ -7,11 +7,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NotSubmitted, NqnbError, WaitTimeout
 from nqnb.housekeeping import Housekeeping
-from nqnb.inputs import check_choice
-from nqnb.moments import Moment
+from nqnb.inputs import Duration, Moment, check_choice, check_seconds, check_statuses
 from nqnb.protocol import names
 from nqnb.protocol.bulk import outcomes_of, task_entries, unknown_queue
 from nqnb.protocol.cancel import cancel
@@ -21,7 +19,6 @@ from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
 from nqnb.settings import Settings
-from nqnb.states import check_statuses
 from nqnb.store import StateStore
 from nqnb.task import Task
 
@@ -83,7 +80,7 @@ class Client(Housekeeping):
         counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
         if counted:
             await self.backend.read_now()
-        now = self.backend.connection.clock.latest() if counted else None
+        now = self.backend.latest_now() if counted else None
         message = make_message(
             queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
         )

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
+from nqnb.error_text import kind_of
 from nqnb.errors import BadInput, ConnectionFailed
-from nqnb.inputs import kind_of
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 
@@ -72,7 +72,7 @@ class Connected:
     @property
     def server_version(self) -> str:
         """The version that the server says it has."""
-        return self.backend.connection.server_version
+        return self.backend.server_version
 
 
 def _who() -> str:

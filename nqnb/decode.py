@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from nqnb.error_text import quoted
 from nqnb.errors import MalformedMessage
 
 log = logging.getLogger("nqnb.decode")
@@ -119,7 +120,7 @@ class SkipLog:
         self._told = keys
         if not skipped:
             return
-        named = [f"{shown(key)} ({why})" for key, why in list(skipped.items())[:_NAMED_ENTRIES]]
+        named = [f"{quoted(key)} ({why})" for key, why in list(skipped.items())[:_NAMED_ENTRIES]]
         more = f" and {len(skipped) - len(named):,} more" if len(skipped) > len(named) else ""
         log.warning(
             "bucket %s: %s that cannot be read, skipped: %s%s. Remove what is not needed with `nats kv del %s KEY`.",
@@ -129,9 +130,3 @@ class SkipLog:
             more,
             self._bucket,
         )
-
-
-def shown(text: str, most: int = 60) -> str:
-    """Text of unknown origin as a short literal without control characters."""
-    literal = repr(text[: most + 1])
-    return literal if len(text) <= most else f"{literal[:most]}… ({len(text)} characters)"

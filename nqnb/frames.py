@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from nqnb.decode import decode_value
+from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
-from nqnb.inputs import kind_of, shown
 from nqnb.protocol.wire import Progress, Status, parse_time
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo, moment
 from nqnb.text import line, payload_text, receipt_words

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import msgspec
 
 from nqnb.connected import Connected
-from nqnb.durations import Duration, check_seconds
-from nqnb.inputs import check_callable, check_flag
+from nqnb.inputs import Duration, check_callable, check_flag, check_seconds
 from nqnb.protocol import names
 from nqnb.protocol.bulk import stream_of
 from nqnb.protocol.delete import delete_queue

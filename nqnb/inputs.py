@@ -1,43 +1,23 @@
 """Checks of what a caller gives: flags, counts, choices, functions; and how a refused value is shown.
 
 Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput` with the name, the value and
-what to give. Lengths of time are checked in `nqnb.durations`, dates in `nqnb.moments`, states in `nqnb.states`.
+what to give. Lengths of time are checked by `check_seconds`, dates by `check_moment`, states by `check_statuses`.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
+import re
+import time
 from collections.abc import Iterable
-from typing import Any
+from datetime import datetime, timedelta, timezone
+from typing import Any, Literal, overload
 
+from nqnb.error_text import exact_text, hint, kind_of, shown
 from nqnb.errors import BadInput
-
-SHOWN_CHARACTERS = 60
-
-
-def shown(value: object, most: int = SHOWN_CHARACTERS) -> str:
-    """Return the ``repr`` of a value in one short line, whatever that ``repr`` does."""
-    try:
-        text = repr(value)
-        text = " ".join(text.split()) if "\n" in text else text
-    except Exception:  # noqa: BLE001  the value of a stranger: its repr may fail in any way
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
-
-
-def said(error: BaseException) -> str:
-    """Return an error's type and text, whatever its ``str`` does."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001  as in `shown`
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def exact_text(value: str) -> str:
-    """Return a ``str`` of exactly that type; subclasses (numpy's, enums) are copied by their characters."""
-    return value if type(value) is str else str.__str__(value)
+from nqnb.protocol.wire import Status
 
 
 def is_numpy_scalar(value: object, kinds: str) -> bool:
@@ -129,16 +109,224 @@ def check_callable(name: str, value: Any, what: str) -> Any:
     raise BadInput(f"{name}={shown(value)} is invalid: cannot be called. Give {what}, or None.")
 
 
-def hint(text: str | None, known: Iterable[str]) -> str:
-    """Return "did you mean …? " for a text that looks like a known one; empty for any other."""
-    if not text or len(text) > 200:
-        return ""
-    import difflib  # only those who misspell need it
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
 
-    near = difflib.get_close_matches(text, list(known), 1)
-    return f"Did you mean {near[0]!r}? " if near else ""
+LONGEST_SECONDS = 100 * 365 * 86_400
+"""The longest time that anything takes: 100 years. Go and NATS count nanoseconds in 63 bits, 292 years."""
+
+_TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
+_UNIT_SECONDS = (86_400, 3_600, 60, 1)
 
 
-def kind_of(value: object) -> str:
-    """Return the name of a value's type, for an error."""
-    return "None" if value is None else f"type {type(value).__name__}"
+@overload
+def check_seconds(
+    name: str,
+    value: object,
+    *,
+    least: float = ...,
+    most: float = ...,
+    positive: bool = ...,
+    none: Literal[False] = ...,
+    refusal: type[BadInput] = ...,
+) -> float: ...
+@overload
+def check_seconds(
+    name: str,
+    value: object,
+    *,
+    least: float = ...,
+    most: float = ...,
+    positive: bool = ...,
+    none: Literal[True],
+    refusal: type[BadInput] = ...,
+) -> float | None: ...
+def check_seconds(
+    name: str,
+    value: object,
+    *,
+    least: float = 0.0,
+    most: float = LONGEST_SECONDS,
+    positive: bool = False,
+    none: bool = False,
+    refusal: type[BadInput] = BadInput,
+) -> float | None:
+    """Return a length of time in seconds.
+
+    Args:
+        name: what the caller calls it.
+        value: what was given: a number of seconds (numpy's too, booleans not), or a timedelta.
+        least: the shortest that is accepted.
+        most: the longest.
+        positive: refuse 0 as well.
+        none: accept None, and return it.
+        refusal: the error to raise.
+
+    Raises:
+        BadInput: not a length of time, not finite, or out of range.
+    """
+    if value is None and none:
+        return None
+    instead = "Give seconds or a timedelta" + (", or None for no limit." if none else ".")
+    seconds = _seconds(value)
+    if seconds is None:
+        raise refusal(f"{name}={shown(value)} is invalid: expected a length of time, got {kind_of(value)}. {instead}")
+    if not math.isfinite(seconds):
+        raise refusal(f"{name}={shown(value)} is invalid: must be a finite number of seconds. {instead}")
+    if seconds < least or (positive and seconds <= 0):
+        bound = "must be above 0" if positive and least <= 0 else f"must be at least {_bound(least)}"
+        raise refusal(f"{name}={shown(value)} is invalid: {bound}. {instead}")
+    if seconds > most:
+        raise refusal(f"{name}={shown(value)} is invalid: must be at most {_bound(most)}. {instead}")
+    return seconds
+
+
+def read_length(text: str) -> float | None:
+    """Return the seconds of a text such as ``90``, ``1.5``, ``90s``, ``2h30m``, ``1d``; None where it is not one."""
+    found = _TEXT.fullmatch(text)
+    if found is None:
+        return None
+    return sum(float(number) * unit for number, unit in zip(found.groups(), _UNIT_SECONDS, strict=True) if number)
+
+
+def _seconds(value: Any) -> float | None:
+    """The seconds of a value; infinite where it is too large for a float, None where it is not a length of time."""
+    if type(value) is float or type(value) is int:
+        return _as_float(value)
+    try:
+        if is_numpy_scalar(value, "m"):
+            if value.dtype.str.endswith("m8"):  # a number without a unit
+                return None
+            value = value.astype("timedelta64[us]").item()
+            if value is None:  # NaT
+                return None
+        if isinstance(value, timedelta):
+            return float(value.total_seconds())
+        if isinstance(value, numbers.Real) and not isinstance(value, bool):
+            return _as_float(value)
+    except Exception:  # noqa: BLE001  a number of a stranger's type may fail in any way
+        return None
+    return None
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _bound(seconds: float) -> str:
+    return "100 years" if seconds == LONGEST_SECONDS else f"{seconds:,g} s" if seconds else "0"
+
+
+Moment = datetime | timedelta | None
+"""A date and time (a naive one is local time), or a length of time from now."""
+
+FIRST, BEYOND = 0, 9_214_646_400
+"""1970 and 2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
+
+
+def check_moment(name: str, value: object, now: float | None = None) -> float:
+    """Return the Unix seconds of a datetime, or of a timedelta from now.
+
+    Args:
+        name: what the caller calls it.
+        value: a datetime or a timedelta.
+        now: from when a timedelta counts, in Unix seconds; default this machine's time.
+
+    Raises:
+        BadInput: neither, or not between 1970 and 2261.
+    """
+    if not isinstance(value, (datetime, timedelta)):
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: expected a date, got {kind_of(value)}. "
+            "Give a datetime, or a timedelta from now."
+        )
+    try:
+        # A naive datetime means local time, as everywhere in Python.
+        moment = _utc(now) + value if isinstance(value, timedelta) else value
+        seconds = float(moment.timestamp())
+    except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a time zone of a stranger's that fails
+        seconds = math.nan
+    if not FIRST <= seconds < BEYOND:
+        raise BadInput(f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261.")
+    return seconds
+
+
+def check_past(name: str, value: Any, now: float | None = None) -> float | None:
+    """Return the Unix seconds of a time before now; None where none was given.
+
+    Args:
+        name: what the caller calls it.
+        value: a datetime, or so long ago: seconds, a timedelta, or a text like ``"10m"``.
+        now: as in `check_moment`.
+
+    Raises:
+        BadInput: none of these, or before 1970.
+    """
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return check_moment(name, value)
+    length = read_length(exact_text(value)) if isinstance(value, str) else value
+    if length is None:
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: not a length of time. "
+            "Give a datetime, or how long ago: seconds, a timedelta, or a text like '90s', '10m', '2h30m', '1d'."
+        )
+    return (time.time() if now is None else now) - check_seconds(name, length)
+
+
+def _utc(now: float | None) -> datetime:
+    return datetime.fromtimestamp(time.time() if now is None else now, timezone.utc)
+
+
+def shown_moment(value: object) -> str:
+    """Return a moment as people write it, whatever its ``str`` does."""
+    try:
+        return f"{value} from now" if isinstance(value, timedelta) else str(value)
+    except Exception:  # noqa: BLE001  as in `check_moment`
+        return shown(value)
+
+
+LABELS = {status.label: status for status in Status}
+
+
+def check_status(value: object) -> Status:
+    """Return one state.
+
+    Raises:
+        BadInput: no such state; the error lists them.
+    """
+    if isinstance(value, Status):
+        return value
+    text = exact_text(value) if isinstance(value, str) else None
+    if text is not None and text.lower() in LABELS:
+        return LABELS[text.lower()]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and not is_numpy_scalar(value, "m"):
+        try:
+            return Status(int(value))
+        except Exception:  # noqa: BLE001  not one of the numbers, or a number of a stranger's type
+            text = None
+    raise BadInput(f"status {shown(value)} is invalid: {hint(text, LABELS)}The states are {', '.join(LABELS)}.")
+
+
+def check_statuses(value: Any) -> frozenset[Status] | None:
+    """Return the states that were given, one or several; None, which is all of them, where None was given.
+
+    Raises:
+        BadInput: not states; the error lists them.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, numbers.Integral)):
+        return frozenset((check_status(value),))
+    try:
+        several = list(value)
+    except Exception:  # noqa: BLE001  whatever a stranger's iterable raises
+        raise BadInput(
+            f"status={shown(value)} is invalid: expected a state or several, got {kind_of(value)}. "
+            f"The states are {', '.join(LABELS)}."
+        ) from None
+    return frozenset(check_status(each) for each in several)

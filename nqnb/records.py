@@ -7,7 +7,8 @@ from datetime import datetime, timezone
 import msgspec
 from msgspec import Struct, UnsetType
 
-from nqnb.decode import LAST_MOMENT, Int64, Moment, decode, shown
+from nqnb.decode import LAST_MOMENT, Int64, Moment, decode
+from nqnb.error_text import quoted
 from nqnb.errors import MalformedMessage
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
 
@@ -225,7 +226,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
         """
         info = decode(data, _worker_decoder, "a worker's presence")
         if info.id != key:
-            raise MalformedMessage(f"the entry {shown(key)} has the id {shown(info.id)} of another worker", data)
+            raise MalformedMessage(f"the entry {quoted(key)} has the id {quoted(info.id)} of another worker", data)
         # Without a time zone, or at the end of the calendar, it cannot be compared with other moments.
         if info.started_at.tzinfo is None or not 1970 <= info.started_at.year < 9999:
             raise MalformedMessage(f"not a worker's presence: started_at is {info.started_at.isoformat()}", data)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from nqnb.durations import Duration, check_seconds
+from nqnb.error_text import shown
 from nqnb.errors import BadInput
-from nqnb.inputs import check_count, check_share, shown
+from nqnb.inputs import Duration, check_count, check_seconds, check_share
 
 
 @dataclass(frozen=True)

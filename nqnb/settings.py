@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from nqnb import contexts
-from nqnb.contexts import Source
-from nqnb.credentials import DEFAULT_URL, LOGINS, add_login, addresses_of, login_of, nkey, readable
-from nqnb.durations import Duration, check_seconds
+from nqnb.error_text import exact_text, hint, kind_of, shown
 from nqnb.errors import BadInput
-from nqnb.inputs import check_count, check_flag, exact_text, hint, kind_of, shown
+from nqnb.inputs import Duration, check_count, check_flag, check_seconds
 from nqnb.protocol import names
 
 QUEUE_BUCKET = "nq-queues"
@@ -137,11 +137,11 @@ class Settings:
         given = {name: getattr(self, name) for names_ in (*LOGINS, _TLS) for name in names_}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
-        environment = contexts.from_environment(_VARIABLES)
+        environment = from_environment(_VARIABLES)
         context = self.context or (None if self.url else os.environ.get("NATS_CONTEXT") or None)
         if context is None and not self.url and "url" not in environment.values:
-            context = contexts.selected()
-        sources = [arguments, environment, *([contexts.load(context)] if context else [])]
+            context = selected()
+        sources = [arguments, environment, *([load(context)] if context else [])]
         object.__setattr__(self, "context", context)
         taken = False
         for source in sources:
@@ -251,3 +251,251 @@ def _path(name: str, value: object) -> str:
     if not isinstance(path, str) or not path or "\0" in path:
         raise BadInput(f"{name} is no path: give that of a file, or None")
     return exact_text(path)
+
+
+_FIELDS = {
+    "url": "url",
+    "user": "user",
+    "password": "password",
+    "token": "token",
+    "creds": "creds",
+    "nkey": "nkey",
+    "ca": "tls_ca",
+    "cert": "tls_cert",
+    "key": "tls_key",
+    "tls_first": "tls_first",
+}
+"""What the NATS CLI calls it: what `nqnb.Settings` calls it."""
+
+_PATHS = ("creds", "nkey", "ca", "cert", "key")
+
+_BEYOND_US = (
+    "nsc",
+    "user_jwt",
+    "socks_proxy",
+    "inbox_prefix",
+    "jetstream_domain",
+    "jetstream_api_prefix",
+    "windows_cert_store",
+)
+"""What changes whom or how we reach, and what nqnb has no setting for: ignored, it would lead elsewhere."""
+
+_REFERENCES = ("op://", "nsc://", "env://", "data:")
+"""Values that newer NATS CLIs look up elsewhere."""
+
+
+@dataclass
+class Source:
+    """Where some settings come from.
+
+    Attributes:
+        label: for an error, what a field is called there.
+        values: the fields of `nqnb.Settings` that it gives.
+    """
+
+    label: Callable[[str], str]
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+def from_environment(variables: Mapping[str, str]) -> Source:
+    """What the environment says, in ``variables`` (field: name); an empty one is not set."""
+    values = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
+    return Source(variables.__getitem__, values)
+
+
+def selected() -> str | None:
+    """The name of the selected context, None where none is.
+
+    Raises:
+        BadInput: there is a selection, and it cannot be read.
+    """
+    path = _folder() / "context.txt"
+    try:
+        return path.read_text(encoding="utf-8").strip() or None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"the selected NATS context cannot be read from {str(path)!r} ({_why(error)}); repair or remove the file, "
+            "or give an address with --url or NATS_URL"
+        ) from None
+
+
+def load(name: str) -> Source:
+    """What a context says.
+
+    Raises:
+        BadInput: there is none of that name, it cannot be read, or it says what nqnb cannot follow.
+    """
+    if not isinstance(name, str) or not name or ".." in name or "/" in name or os.sep in name:
+        raise BadInput(f"{name!r} cannot be the name of a NATS context; `nats context ls` shows yours")
+    path = _folder() / "context" / f"{name}.json"
+    where = f"the NATS context {name!r} ({path})"
+    try:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it is not a JSON object")
+    except FileNotFoundError:
+        raise BadInput(f"{where} does not exist; `nats context ls` shows yours, or give an address") from None
+    except (OSError, ValueError) as error:
+        # What the error of a parser quotes may be a password: only the place is told.
+        raise BadInput(f"{where} cannot be read ({_why(error)}); repair it with `nats context edit {name}`") from None
+    repair = f"change it with `nats context edit {name}`, or give the address and credentials apart"
+    for key in _BEYOND_US:
+        if found.get(key):
+            raise BadInput(f"{where} sets {key!r}, which nqnb cannot follow; {repair}")
+    values: dict[str, Any] = {}
+    for key, target in _FIELDS.items():
+        value = found.get(key)
+        if value is None or value in ("", False):
+            continue
+        if not isinstance(value, bool if key == "tls_first" else str):
+            raise BadInput(f"{where}: {key!r} is not a {'yes or no' if key == 'tls_first' else 'text'}; {repair}")
+        if isinstance(value, str) and value.lower().startswith(_REFERENCES):
+            raise BadInput(f"{where}: {key!r} refers to what only the NATS CLI can look up; {repair}")
+        values[target] = _expanded(value) if key in _PATHS and isinstance(value, str) else value
+    ours = {target: key for key, target in _FIELDS.items()}
+    return Source(lambda target: f"{ours[target]!r} of {where}", values)
+
+
+def _folder() -> Path:
+    home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return Path(home, "nats")
+
+
+def _expanded(value: str) -> str:
+    return os.path.expanduser(os.path.expandvars(value.removeprefix("file://")))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: {error.msg}"
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+_SCHEMES = ("nats", "tls", "ws", "wss")
+_SEED = re.compile(r"S[A-Z2-7]{57}")
+
+LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
+"""The ways to say who we are, in the NATS CLI's order; only one of them is used."""
+
+
+def addresses_of(given: object, label: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The addresses without what they say of us, and that: the first one's word counts.
+
+    ``label`` says in an error whose they are. Nothing of them is quoted there: in a malformed one, a password can stand
+    anywhere.
+    """
+    if not isinstance(given, (str, Sequence)):
+        raise BadInput(f"a url cannot be of type {type(given).__name__}: write it like {DEFAULT_URL}")
+    urls: list[str] = []
+    login: dict[str, str] = {}
+    texts = given.split(",") if isinstance(given, str) else given
+    if isinstance(given, str) and any(map(_may_be_one, texts, texts[1:])):
+        raise BadInput(
+            f"{label}: the addresses of NATS servers cannot be told apart: write a comma in a password as %2C, "
+            f"and where several addresses do not all say the same of who we are, each in full, like {DEFAULT_URL}"
+        )
+    for number, address in enumerate(texts, 1):
+        parts, problem = _split(address.strip() if isinstance(address, str) else "")
+        if parts is None:
+            which = label if len(texts) == 1 else f"{label}, number {number} of {len(texts)},"
+            raise BadInput(f"{which} is not the address of a NATS server: write it like {DEFAULT_URL} ({problem})")
+        user, password = (None if each is None else unquote(each) for each in (parts.username, parts.password))
+        if user is not None and not login:
+            login = {"token": user} if password is None else {"user": user, "password": password}
+        shown = f"[{parts.hostname}]" if ":" in f"{parts.hostname}" else parts.hostname
+        urls.append(f"{parts.scheme}://{shown}:{parts.port or 4222}{parts.path.rstrip('/')}")
+    return tuple(urls), login
+
+
+def _may_be_one(before: str, after: str) -> bool:
+    """Whether the comma between two texts may be of a password; the same login twice is that of two addresses."""
+    one, other = (text.strip().rpartition("://")[2].rpartition("@")[:2] for text in (before, after))
+    return "@" in after and "://" not in after and one != other
+
+
+def _split(text: str) -> tuple[SplitResult | None, str]:
+    """The parts of an address; or None and what is wrong with it, in words that show nothing of it."""
+    try:
+        parts = urlsplit(text if "://" in text else f"nats://{text}")
+    except ValueError:
+        return None, "it names no host"
+    rest = f"{parts.path.rstrip('/')}{parts.query}{parts.fragment}"
+    # A slash in a password that is not written as %2F ends the host for urllib.
+    if "@" in rest:
+        return None, "in a password, / ? # are written %2F %3F %23"
+    if parts.scheme not in _SCHEMES:
+        return None, f"it begins with none of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+    if not parts.hostname:
+        return None, "it names no host"
+    try:
+        _ = parts.port
+    except ValueError:
+        return None, "its port is no number up to 65535; a password ends with @ and the host"
+    # With its host forgotten, a password stands where a port would, and what follows its slash where a path would.
+    if rest and parts.scheme in ("nats", "tls"):
+        return None, "only ws:// and wss:// have a path; in a password, / ? # are written %2F %3F %23"
+    return parts, ""
+
+
+def add_login(values: dict[str, Any], login: dict[str, str]) -> None:
+    """What the address says of us counts where nothing beside it does."""
+    named = {name for names_ in LOGINS for name in names_ if name in values}
+    if named == {"password"} and "token" in login:
+        values["user"] = login["token"]
+    elif not named:
+        values.update(login)
+
+
+def login_of(sources: Sequence[Source]) -> dict[str, Any]:
+    """Who we are, as the first source that says so has it."""
+    for depth, source in enumerate(sources):
+        kinds = [kind for kind in LOGINS if any(name in source.values for name in kind)]
+        if depth == 0 and len(kinds) > 1:
+            first, second = (next(name for name in kind if name in source.values) for kind in kinds[:2])
+            raise BadInput(f"{first} and {second} both say who we are: give one of them")
+        if kinds:
+            found = {name: source.values[name] for name in kinds[0] if name in source.values}
+            if kinds[0] == LOGINS[0] and "token" not in found:
+                _complete(found, sources[depth + 1 :])
+            return found
+    return {}
+
+
+def _complete(found: dict[str, Any], sources: Sequence[Source]) -> None:
+    """Find the password of a user, or the user of a password, in the sources further down."""
+    for source in sources:
+        user, password = (source.values.get(name) for name in ("user", "password"))
+        if "user" not in found and user is not None:
+            found["user"] = user
+        if "password" not in found and password is not None and user in (None, found.get("user")):
+            found["password"] = password
+    if found.get("user") and "password" not in found:
+        found["token"] = found.pop("user")
+
+
+def readable(label: str, path: str | os.PathLike[str]) -> str:
+    """The path of a file, made sure that it can be read; ``label`` says in the error whose it is."""
+    path = os.path.expanduser(path)
+    try:
+        with open(path, "rb"):
+            return path
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(f"{label}: the file {path!r} cannot be read ({why}); name one that can") from None
+
+
+def nkey(label: str, given: str | os.PathLike[str]) -> str:
+    """An nkey's seed, or the path of a file with one."""
+    text = os.path.expanduser(os.fspath(given).strip())
+    if _SEED.fullmatch(text):
+        return text
+    if os.path.isfile(text):
+        return readable(label, text)
+    # It may be a seed with a slip of the pen: only what is certainly a path is shown.
+    shown = f" {text!r}" if os.sep in text or "." in text else ""
+    raise BadInput(f"{label}{shown} is neither a seed (58 characters that begin with SU) nor a file that can be read")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator
 from typing import TYPE_CHECKING, Any
 
-from nqnb.durations import Duration
+from nqnb.inputs import Duration
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 

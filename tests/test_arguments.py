@@ -15,7 +15,7 @@ import pytest
 
 import nqnb
 from nqnb import BadInput, NotSubmitted, Status, UnknownQueue, UnknownTask, WaitTimeout
-from nqnb.durations import check_seconds
+from nqnb.inputs import check_seconds
 from nqnb.notebook.session import Session
 
 pytestmark = pytest.mark.anyio

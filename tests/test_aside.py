@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nqnb._tasks import first_of
+from nqnb.concurrency import first_of
 
 pytestmark = pytest.mark.anyio
 

@@ -17,7 +17,7 @@ import nqnb
 from nqnb import errors
 from nqnb.errors import ConnectionFailed, JobCancelled, NqnbError
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.lane import LaneClient
+from nqnb.jetstream.fast_client import LaneClient
 
 CLASSES = {
     name: kind

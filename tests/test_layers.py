@@ -16,16 +16,13 @@ import nqnb
 
 ROOMS = [
     "version",
-    "_tasks elapsed",
+    "concurrency clock error_text",
     "errors",
+    "protocol.names decode",
+    "protocol.wire",
     "inputs",
-    "protocol.names decode durations",
-    "protocol.wire moments",
-    "parts states",
     "retry protocol.lifecycle records payload",
     "text",
-    "contexts",
-    "credentials",
     "settings",
     "store",
     "jetstream",
@@ -51,7 +48,7 @@ NEIGHBOURS = {("client", "task"), ("client", "housekeeping"), ("housekeeping", "
 ALONE: dict[str, set[str]] = {
     "server.supervisor": set(),
     "server.binary": {"errors", "protocol.names"},
-    "server": {"errors", "inputs", "settings", "protocol.names", "server.supervisor", "server.binary"},
+    "server": {"errors", "error_text", "inputs", "settings", "protocol.names", "server.supervisor", "server.binary"},
 }
 """Rooms that import from these only, whatever stands above them."""
 

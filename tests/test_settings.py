@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from nqnb import Settings
-from nqnb.credentials import DEFAULT_URL
 from nqnb.errors import BadInput
+from nqnb.settings import DEFAULT_URL
 
 SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 
-from nqnb._tasks import first_of
+from nqnb.concurrency import first_of
 from nqnb.retry import Backoff
 from nqnb.worker.worker import State, Worker
 

@@ -15,8 +15,8 @@ from nqnb.commands.arguments import one_of
 from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Progress, Submitted, Value
 from nqnb.commands.values import coming_moment, moment, queue_name, seconds, task_id
+from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
-from nqnb.inputs import shown
 from nqnb.task import Task
 
 _BATCH = 2000

@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 import platformdirs
 
-from nqnb._tasks import first_of
 from nqnb.client import connect
 from nqnb.commands.arguments import one_of
 from nqnb.commands.complete import OPEN
 from nqnb.commands.options import Command, front_of
 from nqnb.commands.records import DetachedServer, Preview, ServerUp
 from nqnb.commands.values import FilePath, queue_name
+from nqnb.concurrency import first_of
 from nqnb.errors import DevServerError, NqnbError
 from nqnb.server import detached
 from nqnb.server.detached import Condition, Detached

@@ -9,12 +9,11 @@ from typing import Any
 
 import click
 
-from nqnb.durations import LONGEST_SECONDS, read_length
+from nqnb.error_text import shown
 from nqnb.errors import BadInput
-from nqnb.inputs import shown
+from nqnb.inputs import LONGEST_SECONDS, check_status, read_length
 from nqnb.protocol import names
 from nqnb.protocol.wire import Status
-from nqnb.states import check_status
 
 
 class FilePath(click.Path):

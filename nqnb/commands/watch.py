@@ -194,7 +194,7 @@ class _Watcher:
         while not looking.done():
             await asyncio.wait({looking}, timeout=_PATIENCE)
             # It goes on, for it is asked again and again; but the person need not wait to hear of that.
-            if not looking.done() and not nq.backend.connection.connected:
+            if not looking.done() and not nq.backend.connected:
                 return self._lost(last, "the server has not answered")
         self._looking = None
         try:

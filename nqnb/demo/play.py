@@ -113,7 +113,7 @@ class _Play:
         await self._board.until(lambda: state.count(Status.PROCESSING) == 1)
         flaky = await self._nq.submit(f"{self._queue}-flaky", parcels[0], retry=RETRIES)
         self._board.add(flaky, "flaky")
-        due = datetime.fromtimestamp(self._nq.backend.connection.clock.latest() + AHEAD, timezone.utc)
+        due = datetime.fromtimestamp(self._nq.backend.latest_now() + AHEAD, timezone.utc)
         scheduled = await self._nq.submit(self._queue, parcels[1], process_at=due)
         self._board.add(scheduled, f"in {AHEAD:g} s")
         tasks = await self._nq.submit_many(self._queue, parcels)

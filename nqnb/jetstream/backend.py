@@ -10,22 +10,34 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-from nqnb._tasks import spawn
+from nqnb.clock import elapsed
+from nqnb.concurrency import spawn
 from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
-from nqnb.jetstream.buckets import ensure_bucket
-from nqnb.jetstream.cancels import publish_cancel
-from nqnb.jetstream.connection import Connection, PubAck
-from nqnb.jetstream.consumers import pause_consumer
-from nqnb.jetstream.feed import Feed, Page, poll
-from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
+from nqnb.jetstream.bucket_reader import Feed, Page, poll
+from nqnb.jetstream.cancels import CancelListener, publish_cancel
+from nqnb.jetstream.connection import Connection, Outage, PubAck
+from nqnb.jetstream.delivery import Delivery
+from nqnb.jetstream.lost_messages import LostMessages
 from nqnb.jetstream.messages import StreamMessage, delete_message, messages_at_all, read_message, read_messages
-from nqnb.jetstream.outage import Outage
 from nqnb.jetstream.presence import Presence
-from nqnb.jetstream.queues import born, foreign_subjects, queue_infos, queue_names
-from nqnb.jetstream.schedules import allow_schedules, can_schedule, publish_schedule, purge_schedule
-from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, delete_stream, ensure_queue, find_stream
+from nqnb.jetstream.pull import PullLoop
+from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
+from nqnb.jetstream.streams import (
+    NOT_FOUND,
+    QueueStreams,
+    born,
+    delete_stream,
+    ensure_queue,
+    find_stream,
+    foreign_subjects,
+    pause_consumer,
+    queue_infos,
+    queue_names,
+)
 from nqnb.protocol import names
+from nqnb.protocol.wire import CancelRecord
 from nqnb.records import QueueInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -89,9 +101,14 @@ class Backend:
         await self.connection.close()
 
     @property
-    def outage(self) -> Outage:
-        """The log of outages."""
-        return self.connection.outage
+    def settings(self) -> Settings:
+        """The settings of the connection."""
+        return self.connection.settings
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up at this moment."""
+        return self.connection.connected
 
     @property
     def closed(self) -> bool:
@@ -99,31 +116,84 @@ class Backend:
         return self.connection.closed.is_set()
 
     @property
+    def closed_event(self) -> asyncio.Event:
+        """Set when the connection is closed for good."""
+        return self.connection.closed
+
+    @property
+    def outage(self) -> Outage:
+        """The log of the connection's outages; report errors that an outage may have caused there."""
+        return self.connection.outage
+
+    @property
     def max_payload(self) -> int:
-        """The largest message that the server accepts, in bytes."""
+        """The most bytes that one message may have, headers included."""
         return self.connection.max_payload
 
     @property
     def retry_for(self) -> float:
-        """For how many seconds what the server did not confirm is repeated."""
+        """For how many seconds a request that the server did not confirm is repeated."""
         return self.connection.settings.retry_for
 
     @property
     def state_bucket(self) -> str:
-        """The name of the bucket of the entries."""
+        """The name of the state bucket."""
         return self.connection.settings.state_bucket
+
+    @property
+    def server_version(self) -> str:
+        """The version that the server reports."""
+        return self.connection.server_version
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` at every disconnect; it must not raise."""
+        self.connection.on_disconnect(callback)
+
+    def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
+        """Await ``callback`` after every reconnect; it must not raise."""
+        self.connection.on_reconnect(callback)
+
+    async def caught_up(self) -> None:
+        """Return once every message that the server sent before the call was received, or the connection is lost."""
+        await self.connection.caught_up()
+
+    def cancel_listener(self, worker: str, on_cancel: Callable[[str, CancelRecord, bool], None]) -> CancelListener:
+        """Create the listener that tells a worker of cancels; see `CancelListener`."""
+        return CancelListener(self.connection, self.intents, worker, on_cancel)
+
+    def pull_loop(
+        self,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
+        wake: Callable[[], None],
+        arrived: Callable[[], float] = elapsed,
+    ) -> PullLoop:
+        """Create the loop that pulls one queue's tasks; see `PullLoop`."""
+        return PullLoop(self.connection, queue, on_delivery, wake, arrived)
+
+    def lost_messages(self, queue: str) -> LostMessages:
+        """Create the search for messages of a queue that the server no longer delivers; see `LostMessages`."""
+        return LostMessages(self.connection, self.states, self.presence, queue)
+
+    def overdue_schedules(self, queue: str) -> OverdueSchedules:
+        """Create the search for schedules of a queue that the server did not fire; see `OverdueSchedules`."""
+        return OverdueSchedules(self.connection, queue)
 
     async def sleep(self, seconds: float) -> None:
         """Wait before the next try."""
         await asyncio.sleep(seconds)
 
     def now(self) -> float:
-        """Return the time on the server, in Unix seconds, as well as it is known without asking."""
+        """Return the time on the server, in Unix seconds, from the stamps received so far."""
         return self.connection.clock.now()
 
     def earliest_now(self) -> float:
-        """Return the earliest time that it can be on the server now, in Unix seconds."""
+        """Return the earliest that the time on the server can be: a time that has certainly come."""
         return self.connection.clock.earliest()
+
+    def latest_now(self) -> float:
+        """Return the latest that the time on the server can be: a delay counted from it is never too short."""
+        return self.connection.clock.latest()
 
     async def read_now(self) -> float:
         """Return the time on the server, in Unix seconds, and ask for it where the last stamp is not fresh.
@@ -238,7 +308,7 @@ class Backend:
             self._queues.clear()
 
     async def watch_states(self) -> AsyncGenerator[Page, None]:
-        """Every entry of the state store, then every change of one; see `nqnb.jetstream.feed`."""
+        """Every entry of the state store, then every change of one; see `nqnb.jetstream.bucket_reader`."""
         own = self.states is self._bucket
         feed = Feed(self.connection, self.connection.settings.state_bucket)
         pages = feed.pages() if own else poll(self.states, self.connection)
@@ -351,11 +421,11 @@ class Backend:
         self._scheduling.discard(queue)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """What the queue's streams carry beside it; see `nqnb.jetstream.queues.foreign_subjects`."""
+        """What the queue's streams carry beside it; see `nqnb.jetstream.streams.foreign_subjects`."""
         return await foreign_subjects(self.connection, queue)
 
     async def born(self, queue: str) -> float:
-        """When the queue's stream was made; see `nqnb.jetstream.queues.born`."""
+        """When the queue's stream was made; see `nqnb.jetstream.streams.born`."""
         return await born(self.connection, queue)
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
@@ -389,7 +459,7 @@ class Backend:
         await self.insist(lambda: publish_cancel(self.connection, queue, task_id), queue)
 
     async def queue_names(self) -> list[str]:
-        """The names of the queues on the server; see `nqnb.jetstream.queues.queue_names`."""
+        """The names of the queues on the server; see `nqnb.jetstream.streams.queue_names`."""
         return await queue_names(self.connection)
 
     async def queues(self) -> AsyncIterator[QueueInfo]:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from nats.aio.subscription import Subscription
 
-from nqnb._tasks import spawn
+from nqnb.concurrency import spawn
 from nqnb.errors import ConnectionFailed, InvalidTaskId, MalformedMessage, ServerRefused
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.kv import KeyValueStore
-from nqnb.jetstream.lane import Message
+from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, ensure_queue
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelMessage, CancelRecord

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
 from nqnb.errors import ConnectionFailed, NoResponders, Unconfirmed
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.lane import Message
+from nqnb.jetstream.fast_client import Message
 from nqnb.protocol import names
 
 LONGEST_PUT_BACK = 3600.0
@@ -76,6 +76,10 @@ class Delivery:
             received=received,
             stored=facts.stored,
         )
+
+    def now(self) -> float:
+        """Return the time on the server, in Unix seconds."""
+        return self.connection.clock.now()
 
     async def ack(self) -> None:
         """Done: the server removes the message. A lost ack does no harm, the next delivery finds the outcome."""

@@ -6,22 +6,25 @@ A worker is gone when its entry is older than the ``ttl`` that it wrote there, a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec import Struct
 
-from nqnb.decode import SkipLog
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
+from nqnb.decode import SkipLog, decode
 from nqnb.errors import MalformedMessage, NqnbError, ServerRefused
+from nqnb.jetstream.bucket import KeyValueStore
+from nqnb.jetstream.bucket_reader import make_consumer
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.kv import KeyValueStore
-from nqnb.jetstream.listing import make_consumer
-from nqnb.jetstream.roster import decode_presence, encode_presence
 from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.records import WorkerInfo, moment
+from nqnb.store import Entry
 
 
 class _Written(NamedTuple):
@@ -146,3 +149,106 @@ class Presence:
         """Seconds that an entry was old at least at a moment, by the server's clock: nobody is taken for dead whose
         presence may still count."""
         return self._clock.earliest(asked) - created
+
+
+BITS_PER_TASK = 16
+_LIST_BYTES = 128 * 1024
+"""The most bytes for listed ids: some 5,000 of nqnb's own."""
+_FILTER_BYTES = 128 * 1024
+"""The most bytes of a filter: 16 bits each for 65,536 tasks, as many as one queue's consumer gives out at once."""
+_SHARE = 4
+"""The list has no more than one part in so many of what the server takes in a message, and the filter likewise."""
+_JSON_BYTES = 3
+"""Quotes and a comma."""
+
+
+class Others(Struct, frozen=True):
+    """The tasks that are not listed."""
+
+    salt: bytes
+    bits: bytes
+
+    @classmethod
+    def of(cls, ids: Sequence[str], most: int) -> Others:
+        """Make the filter of some ids, in so many bytes at most."""
+        salt = secrets.token_bytes(8)
+        bits = bytearray(max(1, min(most, len(ids) * BITS_PER_TASK // 8)))
+        for each in ids:
+            place = _place(each, salt, len(bits))
+            bits[place >> 3] |= 1 << (place & 7)
+        return cls(salt, bytes(bits))
+
+    def may_have(self, task_id: str) -> bool:
+        """Whether the task may be one of them; of those that are none, a few may."""
+        if not self.bits:
+            return True
+        place = _place(task_id, self.salt, len(self.bits))
+        return bool(self.bits[place >> 3] >> (place & 7) & 1)
+
+
+def _place(task_id: str, salt: bytes, size: int) -> int:
+    digest = hashlib.blake2b(task_id.encode(), digest_size=8, salt=salt[:16]).digest()
+    return int.from_bytes(digest, "big") % (8 * size)
+
+
+class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
+    """What a worker writes: its info, what does not fit into that, and how long its runs go on without a renewal."""
+
+    others: Others | None = None
+    ttls: dict[str, float] = msgspec.field(default_factory=dict)
+    """By queue, where it is shorter than ``ttl``: seconds without a sign of life after which the worker counts as gone
+    for a task of that queue. Without it, tasks of a queue with a short ack wait would wait for the longest one when
+    their worker has died."""
+
+    @classmethod
+    def of(cls, info: WorkerInfo, ttls: Mapping[str, float]) -> PresenceEntry:
+        """Return what a worker with several ack waits writes."""
+        return cls(**{**msgspec.structs.asdict(info), "ttls": dict(ttls)})
+
+    def runs(self, task_id: str) -> bool:
+        """Whether the worker runs a task, as far as the entry tells."""
+        return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
+
+    def ttl_of(self, queue: str) -> float:
+        """Return for how many seconds without a sign of life it counts as alive for a task of a queue."""
+        return min(self.ttl, max(0.0, self.ttls.get(queue, self.ttl)))
+
+
+_decoder = msgspec.json.Decoder(PresenceEntry)
+
+
+def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
+    """Return a worker's entry, within what the server takes.
+
+    Args:
+        info: what it tells, with every task that runs.
+        max_payload: the most bytes that the server takes in a message.
+    """
+    entry = info if isinstance(info, PresenceEntry) else PresenceEntry.of(info, {})
+    listed = _first(entry.running, min(_LIST_BYTES, max_payload // _SHARE))
+    rest = entry.running[listed:]
+    if rest:
+        others = Others.of(rest, min(_FILTER_BYTES, max_payload // _SHARE))
+        entry = msgspec.structs.replace(entry, running=entry.running[:listed], unlisted=len(rest), others=others)
+    return msgspec.json.encode(entry)
+
+
+def decode_presence(entry: Entry) -> PresenceEntry:
+    """Read a worker's entry.
+
+    Raises:
+        MalformedMessage: it is none; see `WorkerInfo.of_entry`.
+    """
+    WorkerInfo.of_entry(entry.key, entry.value)
+    return decode(entry.value, _decoder, "a worker's presence")
+
+
+def _first(ids: Iterable[str], room: int) -> int:
+    """How many ids fit into so many bytes."""
+    count = 0
+    for each in ids:
+        room -= len(each.encode()) + _JSON_BYTES
+        if room < 0:
+            break
+        count += 1
+    return count

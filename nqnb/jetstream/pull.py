@@ -15,15 +15,14 @@ import msgspec
 import nats.errors
 from nats.aio.subscription import Subscription
 
-from nqnb._tasks import spawn
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
+from nqnb.concurrency import spawn
 from nqnb.errors import NqnbError
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.consumers import ConsumerLimits, ensure_consumer, pause_consumer
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.kv import KeyValueStore
-from nqnb.jetstream.lane import Message
-from nqnb.jetstream.streams import QueueStreams, ensure_queue
+from nqnb.jetstream.fast_client import Message
+from nqnb.jetstream.streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue, pause_consumer
 from nqnb.protocol import names
 
 log = logging.getLogger("nqnb.pull")

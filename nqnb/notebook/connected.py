@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from nqnb.client import Client
-from nqnb.durations import Duration, check_seconds
 from nqnb.errors import BadInput, ConnectionFailed
+from nqnb.inputs import Duration, check_seconds
 from nqnb.notebook import cards
 from nqnb.notebook.local import Local
 from nqnb.notebook.log import KEPT
@@ -88,7 +88,7 @@ class Connected:
     def connected(self) -> bool:
         """Whether the server is there at this moment, as far as is known."""
         with contextlib.suppress(ConnectionFailed):
-            return self.client.backend.connection.connected
+            return self.client.backend.connected
         return False
 
     @property

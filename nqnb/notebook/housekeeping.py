@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nqnb.durations import Duration
+from nqnb.inputs import Duration
 from nqnb.notebook.connected import Connected
 from nqnb.records import PruneReceipt, PurgeReceipt
 

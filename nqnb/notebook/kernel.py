@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from nqnb._tasks import log_aside
+from nqnb.concurrency import log_aside
 from nqnb.errors import InvalidHandler
 from nqnb.worker.job import Job
 from nqnb.worker.stack import REPEAT_SECONDS, Place

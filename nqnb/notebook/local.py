@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeVar, get_args
 
-from nqnb._tasks import spawn
-from nqnb.durations import Duration, check_seconds
+from nqnb.concurrency import spawn
+from nqnb.error_text import shown
 from nqnb.errors import BadInput, InvalidHandler
-from nqnb.inputs import shown
+from nqnb.inputs import Duration, check_seconds
 from nqnb.notebook.kernel import KernelLoop
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.prints import ROUTING, Elsewhere, printing

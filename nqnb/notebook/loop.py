@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
+from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, ConnectionFailed
-from nqnb.inputs import kind_of, shown
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from nqnb.error_text import exact_text, shown
 from nqnb.errors import BadInput
-from nqnb.inputs import exact_text, shown
 from nqnb.notebook.task import SessionTask
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.task import Task

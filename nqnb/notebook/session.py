@@ -7,10 +7,8 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nqnb.cancelling import cancel_all
-from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NqnbError
-from nqnb.inputs import check_optional_flag
-from nqnb.moments import check_past
+from nqnb.inputs import Duration, check_optional_flag, check_past, check_seconds
 from nqnb.notebook import picking
 from nqnb.notebook.housekeeping import Housekeeping
 from nqnb.notebook.local import Place

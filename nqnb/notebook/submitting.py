@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nqnb.client import IN_FLIGHT, not_submitted
+from nqnb.error_text import shown
 from nqnb.errors import NqnbError
-from nqnb.inputs import check_choice, check_optional_flag, shown
-from nqnb.moments import Moment
+from nqnb.inputs import Moment, check_choice, check_optional_flag
 from nqnb.notebook.connected import Connected
 from nqnb.notebook.progress import SubmitProgress
 from nqnb.notebook.task import SessionTask

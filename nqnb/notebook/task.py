@@ -7,8 +7,8 @@ import html
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
-from nqnb.durations import Duration
 from nqnb.errors import NqnbError
+from nqnb.inputs import Duration
 from nqnb.notebook.loop import LOOP
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo

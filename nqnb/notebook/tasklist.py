@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
 from nqnb.client import IN_FLIGHT
-from nqnb.durations import Duration, check_seconds
 from nqnb.errors import NqnbError, TaskError, WaitTimeout
-from nqnb.inputs import check_choice, check_optional_flag
+from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
 from nqnb.notebook.task import SessionTask
 from nqnb.protocol.bulk import outcomes_of
 from nqnb.protocol.wire import Status

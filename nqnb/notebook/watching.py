@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nqnb._tasks import spawn
 from nqnb.client import Client
+from nqnb.concurrency import spawn
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
 from nqnb.protocol.bulk import AT_ONCE, outcomes_of

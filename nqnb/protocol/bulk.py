@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
+from nqnb.error_text import hint
 from nqnb.errors import MalformedMessage, NqnbError, UnknownQueue
-from nqnb.inputs import hint
 from nqnb.protocol import names
 from nqnb.protocol.wire import TaskMessage
 from nqnb.store import Entry

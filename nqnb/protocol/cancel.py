@@ -54,7 +54,7 @@ async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
     """
     record = CancelRecord(by=by, requested_at=backend.now())
     announced = tried = False
-    until = time.monotonic() + backend.connection.settings.retry_for
+    until = time.monotonic() + backend.settings.retry_for
     while True:
         entry = await backend.states.get(task_id)
         if entry is None:
@@ -197,7 +197,7 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now
 def entry_bytes(backend: Backend, task: TaskMessage) -> bytes:
     """Return the entry of a task that a cancel ends, without its payload where the server would not take all of it."""
     data = task.encode()
-    return data if len(data) + HEADERS <= backend.connection.max_payload else task.lean().encode()
+    return data if len(data) + HEADERS <= backend.max_payload else task.lean().encode()
 
 
 async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:

@@ -66,7 +66,7 @@ async def delete_queue(
     await backend.delete_queue(queue)
     # In a full store, only the removal of the streams may have made room for these ends.
     for done in owed.values():
-        retry_for = backend.connection.settings.retry_for
+        retry_for = backend.settings.retry_for
         status = await end_without_entry(backend, done, record_of(backend, by), retry_for, forget=False)
         deleted += status is Status.DELETED
         cancelled += status is Status.CANCELLED

@@ -8,9 +8,8 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from nqnb import payload
-from nqnb._tasks import first_of
+from nqnb.concurrency import first_of
 from nqnb.decode import SkipLog
-from nqnb.durations import check_seconds
 from nqnb.errors import (
     BadInput,
     ConnectionFailed,
@@ -20,6 +19,7 @@ from nqnb.errors import (
     Unconfirmed,
     WaitTimeout,
 )
+from nqnb.inputs import check_seconds
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.wire import ErrorInfo, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
@@ -96,7 +96,7 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
                         if info.status.terminal:
                             return info
             except (Unconfirmed, ConnectionFailed):
-                if backend.connection.closed.is_set():
+                if backend.closed.is_set():
                     raise
                 await asyncio.sleep(0.2)
 
@@ -111,14 +111,14 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
         except asyncio.TimeoutError:
             pass
         except (Unconfirmed, ConnectionFailed):
-            if backend.connection.closed.is_set():
+            if backend.closed.is_set():
                 raise
     raise WaitTimeout(f"task {task_id!r} was not done within {seconds:g} s; it goes on", task_id)
 
 
 async def watch(backend: Backend) -> AsyncGenerator[TaskBatch, None]:
     """Every task, and then every change; see `Client.watch`."""
-    skips, skipped = SkipLog(backend.connection.settings.state_bucket), dict[str, str]()
+    skips, skipped = SkipLog(backend.settings.state_bucket), dict[str, str]()
     async with contextlib.aclosing(backend.watch_states()) as pages:
         async for page in pages:
             tasks = []

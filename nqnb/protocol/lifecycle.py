@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from msgspec import UnsetType
 
-from nqnb.moments import BEYOND
+from nqnb.inputs import BEYOND
 from nqnb.protocol.wire import Status, TaskMessage, parse_time
 
 FIRST_PUT_BACK = 0.05

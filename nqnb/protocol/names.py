@@ -11,8 +11,8 @@ import re
 import secrets
 import string
 
+from nqnb.error_text import exact_text, shown
 from nqnb.errors import InvalidQueueName, InvalidTaskId
-from nqnb.inputs import exact_text, shown
 
 CONSUMER = "MONITOR"
 STATE_BUCKET = "nq-store"

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nqnb.durations import Duration, check_seconds
 from nqnb.errors import MalformedMessage
-from nqnb.inputs import check_flag
+from nqnb.inputs import Duration, check_flag, check_seconds
 from nqnb.protocol import names
 from nqnb.protocol.bulk import each_in, task_entries, unknown_queue
 from nqnb.protocol.wire import TaskMessage

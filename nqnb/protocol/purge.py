@@ -126,7 +126,7 @@ async def _end_owed(
         count: called with how each ended.
         wait: try again for ``retry_for`` seconds where there is no room.
     """
-    until = time.monotonic() + backend.connection.settings.retry_for
+    until = time.monotonic() + backend.settings.retry_for
     short: NoRoom | None = None
     # The first time without waiting: what each removes makes room for the others.
     for retry in (False, True) if wait else (False,):
@@ -166,7 +166,7 @@ async def end_waiting_task(
     Raises:
         Unconfirmed, NoResponders: the server does not answer.
     """
-    until = time.monotonic() + backend.connection.settings.retry_for
+    until = time.monotonic() + backend.settings.retry_for
     found: Entry | None = entry
     while found is not None:
         try:
@@ -255,7 +255,7 @@ async def _settle_unwritten(backend: Backend, queue: str, message: StreamMessage
         value = entry_bytes(backend, done)
         revision = await backend.states.create(task.ID, value)
     except NoRoom:
-        return await end_without_entry(backend, done, record_of(backend, by), backend.connection.settings.retry_for)
+        return await end_without_entry(backend, done, record_of(backend, by), backend.settings.retry_for)
     except (RevisionConflict, Unconfirmed, NoResponders):
         return None
     await forget_message(backend, done, value, revision)

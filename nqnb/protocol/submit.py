@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from nqnb import payload
-from nqnb.durations import Duration, check_seconds
+from nqnb.error_text import kind_of, said, shown
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
@@ -21,8 +21,7 @@ from nqnb.errors import (
     TaskExists,
     Unconfirmed,
 )
-from nqnb.inputs import check_count, kind_of, said, shown
-from nqnb.moments import Moment, check_moment, shown_moment
+from nqnb.inputs import Duration, Moment, check_count, check_moment, check_seconds, shown_moment
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.wire import Meta, TaskMessage
 
@@ -189,7 +188,7 @@ def check_size(backend: Backend, message: TaskMessage, data: bytes) -> None:
         PayloadTooLarge: with both sizes.
     """
     size = len(data) + META_RESERVE
-    limit = backend.connection.max_payload
+    limit = backend.max_payload
     if size > limit:
         raise PayloadTooLarge(
             f"a payload of {len(message.Payload or b''):,} bytes makes a message of {len(data):,} bytes, and with "

@@ -17,7 +17,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed, shown
+from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed
+from nqnb.error_text import quoted
 from nqnb.errors import MalformedMessage
 from nqnb.protocol import names
 
@@ -168,10 +169,10 @@ class TaskMessage(Struct):
         """
         task = cls.decode(data)
         if key != task.ID:
-            raise MalformedMessage(f"the entry {shown(key)} has the ID {shown(task.ID)} of another task", data)
+            raise MalformedMessage(f"the entry {quoted(key)} has the ID {quoted(task.ID)} of another task", data)
         if not names.is_key(task.ID) or not names.is_queue(task.Queue):
             raise MalformedMessage(
-                f"task {shown(task.ID)} or its queue {shown(task.Queue)} has an impossible name", data
+                f"task {quoted(task.ID)} or its queue {quoted(task.Queue)} has an impossible name", data
             )
         return task
 

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, DevServerError
-from nqnb.inputs import check_count, check_flag, kind_of, shown
+from nqnb.inputs import check_count, check_flag
 from nqnb.protocol.names import check_queue
 from nqnb.server import supervisor
 from nqnb.server.binary import (

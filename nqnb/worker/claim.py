@@ -69,7 +69,7 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
             scheduled=run.delivery.scheduled,
             owner_rest=await _rest(backend, owner, run, written) if owner else 0.0,
             # Nothing starts before its time.
-            now=backend.connection.clock.earliest(),
+            now=backend.earliest_now(),
             ack_wait=run.ack_wait,
         )
         if run.lost_hold():
@@ -94,13 +94,13 @@ async def claim(backend: Backend, worker: str, run: Run, poison_limit: int) -> b
         if prior is None or not lifecycle.is_claim(prior, run.claim):
             # Else the prior entry is our own claim, whose answer was lost.
             run.unrun = lifecycle.why_unrun(prior, worker)
-        run.entry = _processing(run, worker, prior, backend.connection.max_payload, backend.now())
+        run.entry = _processing(run, worker, prior, backend.max_payload, backend.now())
         try:
             run.revision = await write_entry(backend, run.entry, revision)
         except (RevisionConflict, Unconfirmed, NoResponders) as error:
             fresh = True
             if isinstance(error, NoRoom):
-                backend.connection.outage.took(error)
+                backend.outage.took(error)
             if not isinstance(error, RevisionConflict):
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

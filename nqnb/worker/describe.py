@@ -23,7 +23,7 @@ from nqnb.errors import (
     Unconfirmed,
 )
 from nqnb.jetstream.backend import Backend
-from nqnb.jetstream.translate import STREAM_FULL
+from nqnb.jetstream.server_errors import STREAM_FULL
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, as_go
 from nqnb.worker.claim import TOO_LARGE, read_intent
@@ -118,16 +118,16 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
         except ServerRefused as error:
             # A bucket that is full may have room again in a moment.
             refused_since = refused_since or time.monotonic()
-            patience = 0.0 if error.err_code == TOO_LARGE else backend.connection.settings.retry_for
+            patience = 0.0 if error.err_code == TOO_LARGE else backend.settings.retry_for
             if time.monotonic() - refused_since >= patience:
                 raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
             why = str(error)
         except (NoResponders, Unconfirmed) as error:
-            if backend.connection.closed.is_set():
+            if backend.closed.is_set():
                 raise
-            backend.connection.outage.took(error)
+            backend.outage.took(error)
             why = str(error)
-        if not backend.connection.outage.active:
+        if not backend.outage.active:
             log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
         await asyncio.sleep(1)
 

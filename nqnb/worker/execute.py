@@ -9,7 +9,7 @@ import time
 
 import msgspec
 
-from nqnb._tasks import spawn
+from nqnb.concurrency import spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.protocol.lifecycle import Ended

@@ -107,10 +107,10 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tupl
         except (RevisionConflict, Unconfirmed, ConnectionFailed) as error:
             log.debug("task %s: its outcome is looked at again: %s", run.id, error)
             if not isinstance(error, RevisionConflict):
-                if backend.connection.closed.is_set():
+                if backend.closed.is_set():
                     raise
                 if not waited and (pause > _FIRST_PAUSE_SECONDS or isinstance(error, NoRoom)):
-                    waited = backend.connection.outage.took(error, "outcomes had to wait")
+                    waited = backend.outage.took(error, "outcomes had to wait")
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         except (ServerRefused, PayloadTooLarge) as error:
@@ -144,9 +144,9 @@ async def _read_for_long(backend: Backend, task_id: str) -> Seen:
         try:
             return await read_entry(backend, task_id)
         except (Unconfirmed, ConnectionFailed) as error:
-            if backend.connection.closed.is_set():
+            if backend.closed.is_set():
                 raise
-            backend.connection.outage.took(error)
+            backend.outage.took(error)
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)
 
 
@@ -190,7 +190,7 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
         entry.Meta = msgspec.structs.replace(entry.meta, cancel=None)
     if run.slim:
         entry = entry.lean()
-    elif len(entry.encode()) + HEADERS > backend.connection.max_payload:
+    elif len(entry.encode()) + HEADERS > backend.max_payload:
         entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=shortened(entry.meta.error))
     return entry, delay
 
@@ -210,7 +210,7 @@ def _hopeless(run: Run, result: Result) -> bool:
 
 
 def _past_deadline(run: Run) -> bool:
-    return bool(run.entry.Deadline) and run.delivery.connection.clock.now() + _EARLY_SECONDS >= run.entry.Deadline
+    return bool(run.entry.Deadline) and run.delivery.now() + _EARLY_SECONDS >= run.entry.Deadline
 
 
 def _timeout_text(run: Run) -> str:

@@ -10,13 +10,11 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from nqnb._tasks import first_of, spawn
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
+from nqnb.concurrency import first_of, spawn
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
-from nqnb.jetstream.cancels import CancelListener
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import CancelRecord, TaskMessage
@@ -51,15 +49,15 @@ class Floor:
         self.runs: dict[str, Run] = {}
         """The running map: what is registered, by task id."""
         self._worker = worker
-        self._listener = CancelListener(backend.connection, backend.intents, worker.id, self._on_cancel)
-        self._pulse = Pulse(backend.connection.settings.ack_wait)
+        self._listener = backend.cancel_listener(worker.id, self._on_cancel)
+        self._pulse = Pulse(backend.settings.ack_wait)
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
         self._hurry = asyncio.Event()
         self._broken = asyncio.Event()
         self._pulls = {
-            queue: PullLoop(backend.connection, queue, self._on_delivery, self._wake.set, self._pulse.arrived)
+            queue: backend.pull_loop(queue, self._on_delivery, self._wake.set, self._pulse.arrived)
             for queue in worker.handlers
         }
         self._intake = Intake(list(self._pulls.values()), self.free)
@@ -69,7 +67,7 @@ class Floor:
         self._stopping = False
         self._paused = False
         self._upkeep = Upkeep(worker, backend, self.runs, list(self._pulls.values()), self._listener, self._wake.set)
-        self._guard = Guard(worker, self._upkeep, self.runs, self._pulse, backend.connection.settings)
+        self._guard = Guard(worker, self._upkeep, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
         """How many slots are free; none while the worker takes nothing."""
@@ -87,16 +85,16 @@ class Floor:
         self._guard.start()
         await self._upkeep.open()
         if self._worker.shutdown_on_disconnect:
-            self.backend.connection.on_disconnect(self._give_up)
+            self.backend.on_disconnect(self._give_up)
         ack_wait = min(pull.ack_wait for pull in self._pulls.values())
-        self._pulse.start(ack_wait, self.backend.connection.caught_up, self._upkeep.hasten)
+        self._pulse.start(ack_wait, self.backend.caught_up, self._upkeep.hasten)
         await self._guard.ready()
         loops = (self._take, self._upkeep.heart, self._upkeep.news, self._upkeep.leases, self._upkeep.watches)
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
         """Return when the connection is gone for good, or one of the loops is."""
-        await first_of(self.backend.connection.closed, self._broken)
+        await first_of(self.backend.closed, self._broken)
 
     def hurry(self) -> None:
         """Do not wait for what runs any longer."""
@@ -144,7 +142,7 @@ class Floor:
             await self._guard.close()
             if self._reserve is not None:
                 await self._reserve.close()
-            if self.backend.connection.connected:
+            if self.backend.connected:
                 with contextlib.suppress(NqnbError, asyncio.TimeoutError):
                     await asyncio.wait_for(self._say_goodbye(), _GOODBYE_TAKES)
         finally:
@@ -210,7 +208,7 @@ class Floor:
             if result is not None:
                 await finish(self.backend, run, result)
         except NqnbError as error:
-            if self.backend.connection.outage.took(error, "tasks were left to be redelivered"):
+            if self.backend.outage.took(error, "tasks were left to be redelivered"):
                 log.debug("task %s is left to the server, which redelivers it: %s", run.id, error)
             else:
                 log.warning("task %s is left to the server, which redelivers it: %s", run.id, error)
@@ -258,11 +256,11 @@ class Floor:
     async def _take(self) -> None:
         while True:
             self._wake.clear()
-            if self.backend.connection.connected:
+            if self.backend.connected:
                 try:
                     await self._intake.step()
                 except NqnbError as error:
-                    if not self.backend.connection.outage.took(error):
+                    if not self.backend.outage.took(error):
                         log.warning("no tasks can be pulled now: %s", error)
                     await asyncio.sleep(0.2)
             await first_of(self._wake, timeout=0.5)

@@ -18,11 +18,11 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from nqnb._tasks import few_at_once, first_of, log_aside, spawn
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
+from nqnb.concurrency import few_at_once, first_of, log_aside, spawn
 from nqnb.errors import NqnbError
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.kv import KeyValueStore
 from nqnb.jetstream.presence import Presence
 from nqnb.protocol.wire import CancelRecord
 from nqnb.records import WorkerInfo

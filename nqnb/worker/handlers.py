@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from nqnb import payload
-from nqnb.durations import Duration, check_seconds
+from nqnb.error_text import exact_text, shown
 from nqnb.errors import BadInput, InvalidHandler
-from nqnb.inputs import exact_text, shown
+from nqnb.inputs import Duration, check_seconds
 from nqnb.protocol import names
 from nqnb.retry import Backoff
 from nqnb.worker.job import Job

@@ -84,5 +84,5 @@ async def note_intent(backend: Backend, task_id: str, record: CancelRecord) -> N
     try:
         await write_intent(backend, task_id, record)
     except NqnbError as error:
-        if not backend.connection.outage.took(error, "cancels of Go clients could not be noted"):
+        if not backend.outage.took(error, "cancels of Go clients could not be noted"):
             log.warning("the cancel of task %s could not be noted: %s", task_id, error)

@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
-from nqnb.durations import LONGEST_SECONDS, Duration, check_seconds
+from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, JobCancelled
-from nqnb.inputs import kind_of, shown
+from nqnb.inputs import LONGEST_SECONDS, Duration, check_seconds
 from nqnb.protocol.wire import Progress
 
 LOG_LINES = 20

@@ -7,8 +7,8 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from nqnb._tasks import spawn
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
+from nqnb.concurrency import spawn
 
 TICKS = 24
 """Ticks in an ack wait."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
 from nqnb.jetstream.delivery import Delivery
 from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.worker.executors.executor import Executor
@@ -106,9 +106,7 @@ class Run:
         Of several cancels the first counts; hearing of one again fills in who asked, where that was not known.
         """
         if self.cancel is None:
-            self.cancel = msgspec.structs.replace(
-                record, delivered_at=self.delivery.connection.clock.now(), worker=worker
-            )
+            self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)
         elif record.requested_at and not self.cancel.requested_at:
             self.cancel.by, self.cancel.requested_at = record.by, record.requested_at
         self.stop(Stop.CANCEL)

@@ -10,15 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nqnb._tasks import few_at_once, spawn
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
+from nqnb.concurrency import few_at_once, spawn
 from nqnb.errors import NoResponders, NoRoom, NqnbError, ServerRefused, Unavailable
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.cancels import CancelListener
-from nqnb.jetstream.overdue import Overdue
+from nqnb.jetstream.presence import PresenceEntry
 from nqnb.jetstream.pull import PullLoop
-from nqnb.jetstream.roster import PresenceEntry
-from nqnb.jetstream.strays import Strays
 from nqnb.records import WorkerInfo
 from nqnb.worker.heartbeat import look, renew
 from nqnb.worker.run import PRESENCE, Run, Stop
@@ -67,8 +65,8 @@ class Upkeep:
         self._runs = runs
         self._pulls = pulls
         self._listener = listener
-        self._strays = [Strays(backend, pull.queue) for pull in pulls]
-        self._overdue = [Overdue(backend, pull.queue) for pull in pulls]
+        self._strays = [backend.lost_messages(pull.queue) for pull in pulls]
+        self._overdue = [backend.overdue_schedules(pull.queue) for pull in pulls]
         self._wake = wake
         self._recovery: asyncio.Task[None] | None = None
         self._keeping = False
@@ -81,7 +79,7 @@ class Upkeep:
         """When each queue's stream was made that we met first, in Unix seconds by the server's clock."""
         self._making: set[str] = set()
         """The queues whose consumer is being made again."""
-        self._outage = backend.connection.outage
+        self._outage = backend.outage
         self._named: set[str] = set()
         """The tasks that it named."""
 
@@ -99,8 +97,8 @@ class Upkeep:
         await self._announce()
         # Before the first claim, which is stamped and judged by it.
         await self._backend.read_now()
-        self._backend.connection.on_disconnect(self._on_disconnect)
-        self._backend.connection.on_reconnect(self._on_reconnect)
+        self._backend.on_disconnect(self._on_disconnect)
+        self._backend.on_reconnect(self._on_reconnect)
         self.recovering = False
 
     def close(self) -> None:
@@ -162,7 +160,7 @@ class Upkeep:
         pause = self._interval
         while True:
             await asyncio.sleep(pause)
-            if not self._backend.connection.connected:
+            if not self._backend.connected:
                 pause = self._interval
                 continue
             # A server answers nothing to what it is asked while it deletes a bucket, and leases must not wait for that:
@@ -179,7 +177,7 @@ class Upkeep:
 
     def hasten(self) -> None:
         """Renew presence and leases now: the loop was blocked, and the next heartbeat may come too late."""
-        if self._backend.connection.connected and not self.recovering:
+        if self._backend.connected and not self.recovering:
             spawn(self._hasten())
 
     async def _hasten(self) -> None:
@@ -292,7 +290,7 @@ class Upkeep:
         while True:
             await asyncio.sleep(_NEWS)
             self._outage.tick()
-            if self._named != self._runs.keys() and self._backend.connection.connected and not self.recovering:
+            if self._named != self._runs.keys() and self._backend.connected and not self.recovering:
                 await self._refresh()
 
     async def _refresh(self) -> bool:

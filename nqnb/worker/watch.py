@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from nqnb._tasks import spawn
+from nqnb.concurrency import spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.store import Unsubscribe

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nqnb.durations import Duration, check_seconds
+from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
-from nqnb.inputs import check_count, check_flag, shown
+from nqnb.inputs import Duration, check_count, check_flag, check_seconds
 from nqnb.protocol import names
 from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff

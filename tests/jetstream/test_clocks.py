@@ -23,12 +23,11 @@ from helpers.diary_worker import processing
 
 import nqnb
 from nqnb import Status
+from nqnb.clock import FRESH_SECONDS, ServerClock, elapsed
 from nqnb.commands.look import Filter
-from nqnb.elapsed import elapsed
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.lane import Message
+from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.presence import Presence
-from nqnb.jetstream.server_clock import FRESH_SECONDS, ServerClock
 from nqnb.protocol.wire import TaskMessage
 
 pytestmark = pytest.mark.anyio
@@ -287,7 +286,7 @@ async def test_a_stamp_that_is_old_is_followed_by_another_before_a_decision(
     asked = elapsed()
     clock.observe(time.time() - HOUR, asked, asked)
     assert abs(nq.backend.now() + HOUR - time.time()) < AGREE
-    monkeypatch.setattr("nqnb.jetstream.server_clock.elapsed", lambda: elapsed() + FRESH_SECONDS)
+    monkeypatch.setattr("nqnb.clock.elapsed", lambda: elapsed() + FRESH_SECONDS)
     await Presence.read_clock(nq.backend.presence)
     monkeypatch.undo()
     assert abs(nq.backend.now() - time.time()) < AGREE

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import nqnb
-from nqnb.jetstream import feed
+from nqnb.jetstream import bucket_reader
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.lane import Hear, Message
+from nqnb.jetstream.fast_client import Hear, Message
 from nqnb.records import TaskBatch
 from nqnb.store import Entry, MemoryStore
 from nqnb.testing.proxy import Proxy
@@ -80,7 +80,7 @@ async def test_an_empty_bucket_is_complete_at_once(nq: nqnb.Client) -> None:
 async def test_what_is_there_comes_in_pages_and_then_what_changes(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "PAGE", 10)
     tasks = await nq.submit_many("q", range(35))
     expected = {task.id: nqnb.Status.PENDING for task in tasks}
     async with watching(nq) as seen:
@@ -106,8 +106,8 @@ async def test_what_is_removed_is_gone(nq: nqnb.Client) -> None:
 async def test_what_is_removed_before_it_came_does_not_keep_it_from_being_complete(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed, "PAGE", 10)
-    monkeypatch.setattr(feed, "_IDLE_HEARTBEAT", 0.5)
+    monkeypatch.setattr(bucket_reader, "PAGE", 10)
+    monkeypatch.setattr(bucket_reader, "_IDLE_HEARTBEAT", 0.5)
     tasks = await nq.submit_many("q", range(25))
     async with contextlib.aclosing(nq.watch()) as batches:
         assert not (await anext(batches)).complete
@@ -272,7 +272,7 @@ class Flaky(MemoryStore):
 async def test_a_store_of_ones_own_that_fails_is_lost_until_it_is_back(
     settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    monkeypatch.setattr(feed.poll, "__defaults__", (0.05,))
+    monkeypatch.setattr(bucket_reader.poll, "__defaults__", (0.05,))
     store = Flaky()
     async with nqnb.connect(settings, store=store) as nq, watching(nq) as seen:
         await seen.until(complete=True)

@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 import nqnb
-from nqnb.jetstream.lane import LaneClient, Message, header_block, read_headers
+from nqnb.jetstream.fast_client import LaneClient, Message, header_block, read_headers
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,7 @@ import pytest
 import nqnb
 from nqnb import Status
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.lane import Message
+from nqnb.jetstream.fast_client import Message
 from nqnb.server.cluster import Cluster
 
 pytestmark = pytest.mark.anyio

@@ -10,8 +10,8 @@ import pytest
 
 import nqnb
 from nqnb.errors import ConnectionFailed, ServerRefused, Unconfirmed
-from nqnb.jetstream import outage
-from nqnb.jetstream.outage import Outage
+from nqnb.jetstream import connection
+from nqnb.jetstream.connection import Outage
 
 pytestmark = pytest.mark.anyio
 
@@ -28,7 +28,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minute_between(
     server: nqnb.DevServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, every: float
 ) -> None:
-    monkeypatch.setattr(outage, "EVERY_SECONDS", every)
+    monkeypatch.setattr(connection, "OUTAGE_LOG_SECONDS", every)
     settings = nqnb.Settings(server.url, ack_wait=30.0)
     worker = nqnb.Worker(settings, concurrency=TASKS)
     go, running = asyncio.Event(), 0

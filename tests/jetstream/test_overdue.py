@@ -13,7 +13,7 @@ import pytest
 import nqnb
 from nqnb import Status
 from nqnb.errors import NoRoom
-from nqnb.jetstream import overdue
+from nqnb.jetstream import schedules
 from nqnb.protocol import lifecycle
 
 pytestmark = pytest.mark.anyio
@@ -23,7 +23,7 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_fired_once_there
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "LONG", 0.3)
-    monkeypatch.setattr(overdue, "LATE_SECONDS", 1.0)
+    monkeypatch.setattr(schedules, "LATE_SECONDS", 1.0)
     config = f'jetstream {{ store_dir: "{tmp_path}", max_file_store: 4MB }}'
     async with nqnb.DevServer(store_dir=tmp_path, config=config) as server:
         settings = nqnb.Settings(server.url, ack_wait=1.5, retry_for=1.0)

@@ -18,7 +18,7 @@ from helpers.diary_worker import processing
 import nqnb
 from nqnb import Status
 from nqnb.jetstream.delivery import Delivery
-from nqnb.jetstream.roster import PresenceEntry, decode_presence, encode_presence
+from nqnb.jetstream.presence import PresenceEntry, decode_presence, encode_presence
 from nqnb.protocol.wire import Meta
 from nqnb.records import WorkerInfo
 from nqnb.store import Entry

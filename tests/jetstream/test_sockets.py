@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import nqnb
-from nqnb.jetstream import dial
+from nqnb.jetstream import connect
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +22,7 @@ async def test_a_close_without_time_closes_the_socket(settings: nqnb.Settings) -
     client = nqnb.connect(settings)
     await client.open()
     carrier = transport(client)
-    await dial.leave(client.backend.connection.client, 0.0)
+    await connect.leave(client.backend.connection.client, 0.0)
     assert carrier.is_closing()
     await client.close()
 

@@ -15,11 +15,10 @@ from helpers.bad_values import Silent
 
 import nqnb
 from nqnb import Entry, MemoryStore, RevisionConflict, Status
-from nqnb.jetstream import listing
-from nqnb.jetstream.buckets import ensure_bucket
+from nqnb.jetstream import bucket_reader
+from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.kv import KeyValueStore
-from nqnb.jetstream.lane import Hear, Message
+from nqnb.jetstream.fast_client import Hear, Message
 from nqnb.store import StateStore, Unsubscribe
 from nqnb.testing import StoreContract
 from nqnb.testing.proxy import Proxy
@@ -108,7 +107,7 @@ class TestListing:
 
     @pytest.fixture(autouse=True)
     def small_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(listing, "PAGE", 10)
+        monkeypatch.setattr(bucket_reader, "PAGE", 10)
 
     @pytest.fixture
     async def store(self, connection: Connection, bucket: str) -> KeyValueStore:
@@ -151,7 +150,7 @@ class TestListing:
     async def test_it_ends_although_others_write_without_end(
         self, shared_server: nqnb.DevServer, bucket: str, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(listing, "PAGE", 1000)
+        monkeypatch.setattr(bucket_reader, "PAGE", 1000)
         numbers = itertools.count(35)
         ended = False
 

@@ -14,7 +14,7 @@ from helpers.history import assert_one_terminal_state, assert_queues_empty, read
 import nqnb
 from nqnb import Status
 from nqnb.jetstream import backend as backends
-from nqnb.jetstream.consumers import can_pause
+from nqnb.jetstream.streams import can_pause
 from nqnb.protocol import prune, purge
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 

@@ -18,11 +18,10 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE
 
 import nqnb
 from nqnb import Status, decode
-from nqnb._tasks import spawn
+from nqnb.concurrency import spawn
 from nqnb.errors import MalformedMessage
 from nqnb.frames import tasks_frame, workers_frame
-from nqnb.jetstream.lane import Message
-from nqnb.jetstream.parser import SafeParser
+from nqnb.jetstream.fast_client import Message, SafeParser
 from nqnb.protocol.names import key_subject
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 from nqnb.records import TaskInfo, WorkerInfo

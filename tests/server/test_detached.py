@@ -19,11 +19,11 @@ from helpers.waiting import within
 import nqnb
 from nqnb.cli import main
 from nqnb.commands import serve
-from nqnb.credentials import DEFAULT_URL
 from nqnb.errors import DevServerError, NoServer
 from nqnb.server import detached
 from nqnb.server.detached import Condition, files
 from nqnb.server.devserver import DevServer
+from nqnb.settings import DEFAULT_URL
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
 PS = [shutil.which("ps") or "ps", "-eww", "-o", "pid=,args="]

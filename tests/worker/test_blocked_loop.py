@@ -19,7 +19,7 @@ from helpers.waiting import within
 
 import nqnb
 from nqnb import Status
-from nqnb.elapsed import elapsed
+from nqnb.clock import elapsed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
 from nqnb.worker import guard

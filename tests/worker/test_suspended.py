@@ -13,8 +13,8 @@ import pytest
 from helpers.diary_worker import Crew, make_worker, started, words
 
 import nqnb
-from nqnb import elapsed
-from nqnb.jetstream.lane import Message
+from nqnb import clock
+from nqnb.jetstream.fast_client import Message
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ def test_leases_are_measured_on_a_clock_that_counts_sleep() -> None:
     # What the two clocks show differs only on a machine that has slept.
     before, now, after = (
         time.clock_gettime(time.CLOCK_BOOTTIME),
-        elapsed.elapsed(),
+        clock.elapsed(),
         time.clock_gettime(time.CLOCK_BOOTTIME),
     )
     assert before <= now <= after
@@ -50,8 +50,8 @@ async def test_a_machine_that_slept_stops_what_it_ran(
     async with make_worker(settings.urls[0], diary, 30.0):
         task = await nq.submit("coroutine", 3600.0)
         await started(diary, task)
-        clock = elapsed._clock
-        monkeypatch.setattr(elapsed, "_clock", lambda: clock() + 3600)
+        awake = clock._clock
+        monkeypatch.setattr(clock, "_clock", lambda: awake() + 3600)
 
         async def handed_back() -> None:
             while (await task.fetch()).worker:

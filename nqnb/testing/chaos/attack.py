@@ -13,7 +13,7 @@ from typing import Any
 
 from nqnb.client import Client, connect
 from nqnb.errors import DevServerError, NqnbError, ServerRefused
-from nqnb.jetstream.kv import KeyValueStore
+from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.protocol.names import CONSUMER
 from nqnb.testing.chaos.evidence import Evidence

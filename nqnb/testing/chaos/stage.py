@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from nqnb.credentials import LOGINS
 from nqnb.errors import NqnbError
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol.wire import parse_time
 from nqnb.server.cluster import Cluster
 from nqnb.server.devserver import DevServer
-from nqnb.settings import Settings
+from nqnb.settings import LOGINS, Settings
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, ChaosOptions, Kind
 from nqnb.testing.chaos.revisions import keep_history
 from nqnb.testing.proxy import Proxy

@@ -17,11 +17,13 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from nqnb.errors import MalformedMessage, ServerRefused
-from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import StreamMessage, read_messages
+from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.streams import NOT_FOUND, ensure_queue, server_before
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.wire import Status, TaskMessage
+from nqnb.store import StateStore
 
 log = logging.getLogger("nqnb.pull")
 
@@ -31,11 +33,13 @@ _MOST = 64
 """Delivered messages that are looked at; one that runs for long stands in front of others."""
 
 
-class Strays:
+class LostMessages:
     """Looks for them in one queue."""
 
-    def __init__(self, backend: Backend, queue: str) -> None:
-        self._backend = backend
+    def __init__(self, connection: Connection, states: StateStore, presence: Presence, queue: str) -> None:
+        self._connection = connection
+        self._states = states
+        self._presence = presence
         self._queue = queue
         self._seen, self._first_seen = 0, 0.0
         """The sequence of one that was seen at the last look, and since when, on the monotonic clock: a message that is
@@ -52,7 +56,7 @@ class Strays:
         Raises:
             NqnbError: the server does not answer.
         """
-        connection = self._backend.connection
+        connection = self._connection
         if not (self._allowed and server_before(connection, 2, 11)):
             return
         stream = (await ensure_queue(connection, self._queue)).tasks
@@ -107,23 +111,23 @@ class Strays:
         """Whether its task waits for nothing else, and no worker that lives runs it."""
         try:
             task_id = TaskMessage.decode(message.data).ID
-            entry = await self._backend.states.get(task_id)
+            entry = await self._states.get(task_id)
             task = TaskMessage.of_entry(task_id, entry.value) if entry is not None else None
         except MalformedMessage:
             return False
         if task is None or entry is None:
             return False
         if task.Status is Status.PENDING:
-            return self._backend.now() - lifecycle.due_at(task) > long
+            return self._connection.clock.now() - lifecycle.due_at(task) > long
         if task.Status is Status.PROCESSING:
             # Of a Go worker's nobody knows whether it runs.
             worker = task.meta.worker
             if not task.marked or not worker:
                 return task.marked
-            return not await self._backend.presence.rest(worker, self._queue, task_id, entry.created)
+            return not await self._presence.rest(worker, self._queue, task_id, entry.created)
         return True
 
     def _up_to(self, stream: str, sequence: int) -> AsyncGenerator[StreamMessage, None]:
         """The queue's messages up to that sequence."""
         subject = names.task_subject(self._queue)
-        return read_messages(self._backend.connection, stream, end=int(sequence) + 1, subject=subject)
+        return read_messages(self._connection, stream, end=int(sequence) + 1, subject=subject)

@@ -1,18 +1,34 @@
-"""The server's clock, by which everything is judged that is about time.
-
-Clocks of clients and workers are wrong, by seconds or by hours, and step. The server stamps what it stores and most of
-what it answers. `ServerClock` keeps such a stamp beside the moment when it came, on the clock of `nqnb.elapsed`, which
-never steps. So this machine's own date plays no part.
-
-In a cluster the stamps come from several servers, whose clocks agree to well below a second or are broken.
-"""
+"""The clock of leases: unlike `time.monotonic`, it also counts while the machine is suspended."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
-from nqnb.elapsed import elapsed
+
+def elapsed() -> float:
+    """Return seconds from some moment in the past; the time in which a laptop or a virtual machine slept is counted."""
+    return _clock()
+
+
+def _counts_sleep() -> Callable[[], float]:
+    # Linux has CLOCK_BOOTTIME. The CLOCK_MONOTONIC of macOS goes on in its sleep, where `time.monotonic` stands still.
+    for name in ("CLOCK_BOOTTIME", "CLOCK_MONOTONIC"):
+        number = getattr(time, name, None)
+        if number is None:
+            continue
+        try:
+            time.clock_gettime(number)
+        except OSError:
+            continue
+        return lambda: time.clock_gettime(number)
+    # Windows: it counts there.
+    return time.monotonic
+
+
+_clock = _counts_sleep()
+
 
 FRESH_SECONDS = 60.0
 """Seconds after which a stamp should be followed by another one before a decision: the server's clock may step, too."""
