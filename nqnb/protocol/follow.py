@@ -96,7 +96,7 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
                         if info.status.terminal:
                             return info
             except (Unconfirmed, ConnectionFailed):
-                if backend.closed.is_set():
+                if backend.closed:
                     raise
                 await asyncio.sleep(0.2)
 
@@ -111,7 +111,7 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
         except asyncio.TimeoutError:
             pass
         except (Unconfirmed, ConnectionFailed):
-            if backend.closed.is_set():
+            if backend.closed:
                 raise
     raise WaitTimeout(f"task {task_id!r} was not done within {seconds:g} s; it goes on", task_id)
 

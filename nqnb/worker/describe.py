@@ -123,7 +123,7 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
                 raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
             why = str(error)
         except (NoResponders, Unconfirmed) as error:
-            if backend.closed.is_set():
+            if backend.closed:
                 raise
             backend.outage.took(error)
             why = str(error)

@@ -107,7 +107,7 @@ async def _write(backend: Backend, run: Run, status: Status, meta: Meta) -> tupl
         except (RevisionConflict, Unconfirmed, ConnectionFailed) as error:
             log.debug("task %s: its outcome is looked at again: %s", run.id, error)
             if not isinstance(error, RevisionConflict):
-                if backend.closed.is_set():
+                if backend.closed:
                     raise
                 if not waited and (pause > _FIRST_PAUSE_SECONDS or isinstance(error, NoRoom)):
                     waited = backend.outage.took(error, "outcomes had to wait")
@@ -144,7 +144,7 @@ async def _read_for_long(backend: Backend, task_id: str) -> Seen:
         try:
             return await read_entry(backend, task_id)
         except (Unconfirmed, ConnectionFailed) as error:
-            if backend.closed.is_set():
+            if backend.closed:
                 raise
             backend.outage.took(error)
             await asyncio.sleep(_FIRST_PAUSE_SECONDS)

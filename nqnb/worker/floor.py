@@ -94,7 +94,7 @@ class Floor:
 
     async def gone(self) -> None:
         """Return when the connection is gone for good, or one of the loops is."""
-        await first_of(self.backend.closed, self._broken)
+        await first_of(self.backend.closed_event, self._broken)
 
     def hurry(self) -> None:
         """Do not wait for what runs any longer."""
