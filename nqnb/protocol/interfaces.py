@@ -67,7 +67,7 @@ class TaskDelivery(Protocol):
     scheduled: bool
     """Whether a schedule of the server published the message."""
     received: float
-    """When the delivery arrived, as `nqnb.elapsed.elapsed` counts."""
+    """When the delivery arrived, as `nqnb.clock.elapsed` counts."""
     stored: float
     """When the stream stored the message, in Unix seconds by the server's clock."""
     void: bool
@@ -247,7 +247,7 @@ class TaskBackend(Protocol):
 
 
 class StatePage(Protocol):
-    """Changes of entries that arrived together; see `nqnb.jetstream.feed`."""
+    """Changes of entries that arrived together; see `nqnb.jetstream.bucket_reader`."""
 
     @property
     def entries(self) -> Sequence[Entry]:
