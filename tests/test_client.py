@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers.diary_worker import make_worker
 from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -227,8 +228,11 @@ async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Se
     assert abs((datetime.now(timezone.utc) - queue.oldest_pending).total_seconds()) < 10
     async with make_worker(settings.urls[0], tmp_path / "diary", settings.ack_wait) as worker:
         await nq.submit("coroutine", 30.0)
-        while not (busy := [each for each in await nq.queues() if each.processing]):
-            await asyncio.sleep(0.01)
+
+        async def busy_queues() -> list[nqnb.QueueInfo]:
+            return [each for each in await nq.queues() if each.processing]
+
+        busy = await until_async(busy_queues)
         assert [(each.name, each.processing, each.workers) for each in busy] == [("coroutine", 1, 1)]
         (info,) = await nq.workers()
         assert (info.id, info.queues, info.concurrency) == (worker.id, ["coroutine", "thread"], 8)

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from helpers.waiting import until
 
 import nqnb
 from nqnb.jetstream.connection import Connection
@@ -94,18 +95,12 @@ def test_ctrl_c_leaves_nothing_running() -> None:
                 continue
         return found
 
-    until = time.monotonic() + 60
-    while sum("chaos.labour" in each for each in marked()) < 3:
-        assert time.monotonic() < until, "its workers did not start"
-        time.sleep(0.1)
+    until(lambda: sum("chaos.labour" in each for each in marked()) >= 3, 60, "the workers start", pause=0.1)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, (out, error)
-    until = time.monotonic() + 15
-    while left := marked():
-        assert time.monotonic() < until, left
-        time.sleep(0.1)
+    until(lambda: not marked(), 15, pause=0.1)
 
 
 @pytest.mark.full

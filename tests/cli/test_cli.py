@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, environment, one_line, until_said
+from helpers.waiting import until
 
 import nqnb
 from nqnb.cli import main
@@ -92,11 +93,8 @@ def new(run: Run) -> Callable[..., str]:
     return new
 
 
-def until(run: Run, id: str, status: str) -> None:
-    for _ in range(500):
-        if run("task", "status", id).out.strip() == status:
-            return
-    raise AssertionError(f"task {id} never was {status}")
+def until_status(run: Run, id: str, status: str) -> None:
+    until(lambda: run("task", "status", id).out.strip() == status, 20, f"task {id} is {status}")
 
 
 # What needs no server
@@ -258,7 +256,7 @@ def test_the_result_of_a_failed_task(run: Run, new: Callable[..., str], worker: 
 
 def test_show(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("boom", '{"deep": {"er": 1}}')
-    until(run, task_id, "failed")
+    until_status(run, task_id, "failed")
     shown = run("task", "show", "--id", task_id).out
     for part in (task_id, "boom", "failed", "1 of 1", '"er": 1', "ValueError", "Traceback", "log", "ago"):
         assert part in shown
@@ -290,7 +288,7 @@ def test_cancel_before_it_starts_in_nq_spelling(run: Run, new: Callable[..., str
 
 def test_cancel_while_it_runs(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("sleep")
-    until(run, task_id, "processing")
+    until_status(run, task_id, "processing")
     answer = run("task", "cancel", task_id, "--wait", "10")
     assert answer.code == 0, answer.err
     assert "after the request" in answer.out
@@ -302,7 +300,7 @@ def test_cancel_while_it_runs(run: Run, new: Callable[..., str], worker: None) -
 
 def test_code_that_does_not_stop_in_time_is_no_success(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("stubborn")
-    until(run, task_id, "processing")
+    until_status(run, task_id, "processing")
     answer = run("task", "cancel", task_id, "--wait", "0.2")
     assert answer.code == 1
     assert "still stopping" in answer.out
@@ -312,7 +310,7 @@ def test_code_that_does_not_stop_in_time_is_no_success(run: Run, new: Callable[.
 
 def test_cancel_several(run: Run, new: Callable[..., str], worker: None) -> None:
     done, first, second = new("echo"), new("idle"), new("idle")
-    until(run, done, "completed")
+    until_status(run, done, "completed")
     answer = run("task", "cancel", first, "--id", second, "unknown", done)
     assert answer.code == 1
     assert answer.out.count("deleted before it started") == 2
@@ -530,8 +528,8 @@ def test_a_user_and_password_open_the_door(capsys: pytest.CaptureFixture[str]) -
 def test_what_came_from_a_queue_is_only_text(run: Run, new: Callable[..., str], worker: None) -> None:
     failed, running = new("boom", "--text", EVIL), new("sleep")
     raw = new("idle", "--raw", EVIL)
-    until(run, failed, "failed")
-    until(run, running, "processing")
+    until_status(run, failed, "failed")
+    until_status(run, running, "processing")
     shown = [
         run("task", *command)
         for each in (failed, running, raw)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.command_line import NOBODY, Run, Start, ended, one_line
+from helpers.waiting import until
 
 import nqnb
 from nqnb.commands.crew import Crew
@@ -66,19 +67,11 @@ def crew(url: str, folder: Path, start: Start, run: Run) -> StartCrew:
 
 def members(run: Run, count: int, without: int = 0) -> set[int]:
     """Those that serve, once there are so many."""
-    return eventually(lambda: found if len(found := serving(run) - {without}) == count else None)
+    return until(lambda: found if len(found := serving(run) - {without}) == count else set(), 30)
 
 
 def serving(run: Run) -> set[int]:
     return {each["pid"] for each in run("workers", "--json").json if alive(each["pid"])}
-
-
-def eventually(look: Callable[[], set[int] | None]) -> set[int]:
-    end = time.monotonic() + 30
-    while (found := look()) is None:
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
-    return found
 
 
 def ps(what: str, pid: int) -> str:
@@ -92,7 +85,7 @@ def alive(pid: int) -> bool:
 
 
 def all_gone(pids: set[int]) -> None:
-    eventually(lambda: None if any(map(alive, pids)) else pids)
+    until(lambda: not any(map(alive, pids)), 30)
 
 
 def diary(folder: Path, word: str) -> list[list[str]]:
@@ -105,11 +98,11 @@ def test_each_task_ends_once_and_ctrl_c_stops_all(
     parent, pids = crew(3)
     lines = b"\n".join([b"0.05"] * 60)
     ids = run("submit", "crew", "--lines", "-", "--json", stdin=lines).json["ids"]
-    eventually(lambda: {1} if len(diary(folder, "end")) >= 60 else None)
+    until(lambda: len(diary(folder, "end")) >= 60, 30)
     assert Counter(each for each, _ in diary(folder, "start")) == Counter(ids)
     assert {int(pid) for _, pid in diary(folder, "start")} == pids, "each of them had some"
     (last,) = run("submit", "crew", "1.5").out.split()
-    eventually(lambda: {1} if len(diary(folder, "start")) == 61 else None)
+    until(lambda: len(diary(folder, "start")) == 61, 30)
     parent.send_signal(signal.SIGTSTP)
     time.sleep(0.3)
     (later,) = run("submit", "crew", "0").out.split()
@@ -134,7 +127,7 @@ def test_a_member_that_is_killed_is_replaced_and_a_parent_that_is_killed_leaves_
         assert "jobs:worker" in ps("args", pid)
         assert url not in ps("args", pid), "it may have a password in it"
     (task_id,) = run("submit", "crew", "0.3").out.split()
-    eventually(lambda: {1} if diary(folder, "start") else None)
+    until(lambda: diary(folder, "start"), 30)
     parent.kill()
     said = ended(parent).err
     assert f"worker process {victim} ended with signal SIGKILL; another one takes its place" in said

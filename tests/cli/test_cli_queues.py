@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import Many, Run, Start, one_line, until_said
+from helpers.waiting import until
 
 import nqnb
 
@@ -47,10 +48,8 @@ def states(run: Run, queue: str) -> list[str]:
     return [each["status"] for each in run("tasks", queue, "-n", "1000", "--json").json]
 
 
-def until(run: Run, queue: str, status: str, count: int = 1) -> None:
-    end = time.monotonic() + 20
-    while states(run, queue).count(status) < count:
-        assert time.monotonic() < end, states(run, queue)
+def until_status(run: Run, queue: str, status: str) -> None:
+    until(lambda: status in states(run, queue), 20, f"a task of {queue} is {status}")
 
 
 # Purge and delete
@@ -124,7 +123,7 @@ def test_delete_asks_even_where_nothing_is_in_it(run: Run, many: Many) -> None:
 
 def test_a_forced_delete_waits_for_code_to_stop(run: Run, worker: None) -> None:
     run("submit", "held", "1")
-    until(run, "held", "processing")
+    until_status(run, "held", "processing")
     answer = run("queue", "delete", "held", "--force", "--wait", "10", "--yes", "--json")
     assert (answer.code, answer.json["cancelled"]) == (0, 1), answer.err
     assert states(run, "held") == ["cancelled"]

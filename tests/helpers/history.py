@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from collections import defaultdict
 
 import nqnb
+from helpers.waiting import until_async
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol.wire import Status, TaskMessage
 
@@ -58,14 +58,11 @@ def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Statu
 
 async def assert_queues_empty(nq: nqnb.Client, *queues: str, within: float = 5.0) -> None:
     """No message stays in the queues' streams: acks may take a moment to arrive."""
-    until = time.monotonic() + within
-    while True:
-        left = {}
-        for queue in queues:
-            streams = await nq.backend.ensure_queue(queue)
-            info = await nq.backend.connection.api(f"STREAM.INFO.{streams.tasks}")
-            left[queue] = info["state"]["messages"]
-        if not any(left.values()):
-            return
-        assert time.monotonic() < until, f"messages are left: {left}"
-        await asyncio.sleep(0.05)
+    for queue in queues:
+        streams = await nq.backend.ensure_queue(queue)
+
+        async def empty(name: str = streams.tasks) -> bool:
+            info = await nq.backend.connection.api(f"STREAM.INFO.{name}")
+            return not info["state"]["messages"]
+
+        await until_async(empty, within, f"no message is left in queue {queue}", pause=0.05)

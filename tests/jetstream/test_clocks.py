@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import pytest
 from helpers.command_line import environment
-from helpers.diary_worker import processing
+from helpers.worker_processes import processing
 
 import nqnb
 from nqnb import Status

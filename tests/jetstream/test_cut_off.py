@@ -9,6 +9,7 @@ from typing import Literal
 
 import pytest
 from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -39,10 +40,7 @@ class Notes:
 
     async def started(self, *tasks: nqnb.Task) -> None:
         """Wait until their handlers run: what is claimed by then, and has not heard of it, is dropped in a cut."""
-        until = time.monotonic() + 20
-        while not all(self.count("start", task.id) for task in tasks):
-            assert time.monotonic() < until, f"not all run: {self.lines}"
-            await asyncio.sleep(0.02)
+        await until_async(lambda: all(self.count("start", task.id) for task in tasks), 20)
 
     def worker(self, name: str, settings: nqnb.Settings) -> nqnb.Worker:
         worker = nqnb.Worker(settings, concurrency=4, shutdown_timeout=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -111,20 +112,12 @@ def make_worker(settings: nqnb.Settings) -> nqnb.Worker:
     return worker
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async def poll() -> None:
-        while not await condition():
-            await asyncio.sleep(0.02)
-
-    await asyncio.wait_for(poll(), 10)
-
-
 async def reaches(task: nqnb.Task, status: Status, attempt: int = 1) -> None:
     async def reached() -> bool:
         info = await task.fetch()
         return (info.status, info.attempt) == (status, attempt)
 
-    await until(reached)
+    await until_async(reached)
 
 
 async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
@@ -143,7 +136,7 @@ async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
     async def told() -> bool:
         return (await lasting.fetch()).progress is not None
 
-    await until(told)
+    await until_async(told)
     await asyncio.sleep(2 * watch.AFTER)  # what runs for longer is watched
     receipts = await asyncio.gather(lasting.cancel(wait=10), lasting.cancel(wait=10))
     assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
@@ -187,7 +180,7 @@ async def test_they_are_enough_and_none_is_idle(
             async def seen() -> bool:
                 return any(covers(sign, subject) for subject in used[WORKER, "publish"])
 
-            await until(seen)
+            await until_async(seen)
             assert [info.paused for info in await nq.queues()] == [True]
             await operator.resume(QUEUE)
             assert await held.result(10) == "small"
@@ -229,7 +222,7 @@ async def waits_are_put_back(settings: dict[str, nqnb.Settings]) -> None:
             (info,) = await nq.queues()
             return (info.pending, info.scheduled, info.processing) == (0, 0, 2)
 
-        await until(put_back)
+        await until_async(put_back)
         assert (await delayed.cancel()).status is Status.DELETED
         assert (await failing.cancel()).status is Status.CANCELLED
 
@@ -279,7 +272,7 @@ async def test_what_waits_for_no_answer_is_logged(caplog: pytest.LogCaptureFixtu
             async def told() -> bool:
                 return any(record.name == LOGGER for record in caplog.records)
 
-            await until(told)
+            await until_async(told)
     assert f"user 'worker' may not publish to '{pulls.lower()}'" in caplog.text
 
 

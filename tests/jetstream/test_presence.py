@@ -7,13 +7,14 @@ import logging
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
 from helpers.command_line import environment
-from helpers.diary_worker import processing
+from helpers.waiting import until_async
+from helpers.worker_processes import processing
 
 import nqnb
 from nqnb import Status
@@ -30,13 +31,6 @@ pytestmark = pytest.mark.anyio
 MEGABYTE = 1024 * 1024
 SHORT, LONG = 2.0, 30.0
 """Ack waits of two queues, in seconds."""
-
-
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not await condition():
-        assert time.monotonic() < end, what
-        await asyncio.sleep(0.05)
 
 
 def info(running: list[str]) -> WorkerInfo:
@@ -121,7 +115,7 @@ class TestManyTasks:
             async def all_run() -> bool:
                 return [each.running_count for each in await nq.workers()] == [count]
 
-            await until(all_run, 60, "presence does not tell what runs")
+            await until_async(all_run, 60, "presence does not tell what runs")
             rests = [await nq.backend.presence.rest(worker.id, "many", each.id, 0.0) for each in tasks[::50]]
             assert min(rests) > 0
             # A task that the worker claimed, as its entry says, and knows nothing of.
@@ -139,7 +133,7 @@ class TestManyTasks:
             async def all_ended() -> bool:
                 return len(await nq.tasks("many", Status.COMPLETED)) == count
 
-            await until(all_ended, 60, "not all have completed")
+            await until_async(all_ended, 60, "not all have completed")
         assert ran == count, "some ran twice"
 
 
@@ -176,7 +170,7 @@ async def test_thousands_of_leases_are_renewed_a_part_at_a_time(
         async def all_renewed() -> bool:
             return len(renewed) == count
 
-        await until(all_renewed, 60, "not all leases were renewed")
+        await until_async(all_renewed, 60, "not all leases were renewed")
         assert part <= most <= 2 * part, "two rounds may overlap"
         ended.set()
 
@@ -196,7 +190,7 @@ async def test_a_worker_that_runs_45_000_tasks_keeps_its_leases(nq: nqnb.Client,
         while running < count:
             running += 3000
             await nq.submit_many("many", [None] * 3000)
-            await until(all_run, 60, "presence does not tell what runs")
+            await until_async(all_run, 60, "presence does not tell what runs")
         # In between, each lease has been renewed several times.
         await asyncio.sleep(1.5 * ack_wait)
         assert await all_run()
@@ -262,7 +256,7 @@ class TestTwoAckWaits:
             async def both_named() -> bool:
                 return {quick.id, slow.id} == {each for info in await nq.workers() for each in info.running}
 
-            await until(both_named, 20, "its presence does not name them")
+            await until_async(both_named, 20, "its presence does not name them")
             (dead,) = await nq.workers()
         finally:
             process.kill()
@@ -273,12 +267,12 @@ class TestTwoAckWaits:
         async def quick_is_free() -> bool:
             return await rest(dead.id, "quick", quick.id, 0.0) == 0
 
-        await until(quick_is_free, LONG / 2, "a task of the short ack wait would wait for the long one")
+        await until_async(quick_is_free, LONG / 2, "a task of the short ack wait would wait for the long one")
         left = await rest(dead.id, "slow", slow.id, 0.0)
         # Its run could go on for so long without a renewal.
         assert left > LEASE * LONG - (time.monotonic() - died) - 1
         async with make_worker(settings.urls[0], "quick"):
-            await until(lambda: _taken(nq, quick, dead.id), LONG / 2, "nobody took the task over")
+            await until_async(lambda: _taken(nq, quick, dead.id), LONG / 2, "nobody took the task over")
             print(f"taken over {time.monotonic() - died:.1f} s after the death")
             assert (await quick.cancel(wait=20)).status is Status.CANCELLED
 
@@ -299,7 +293,7 @@ async def test_a_worker_without_presence_counts_as_alive_while_the_bucket_is_you
     async def over() -> bool:
         return await rest("w-gone", "q", "t", 0.0, lease) == 0
 
-    await until(over, 20, "it counts as alive without end")
+    await until_async(over, 20, "it counts as alive without end")
     assert await rest("w-gone", "q", "t", 0.0) == 0
 
 

@@ -12,8 +12,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from helpers.diary_worker import Crew, make_worker, started, words
+from helpers.diary_worker import make_worker
 from helpers.history import assert_one_terminal_state, assert_queues_empty, keep_history, read_history
+from helpers.waiting import until_async
+from helpers.worker_processes import WorkerProcesses, started, words
 
 import nqnb
 from nqnb import Status
@@ -66,7 +68,7 @@ async def test_what_a_killed_server_has_accepted_ends_once(
     with nqnb.DevServer(store_dir=tmp_path / "store") as server:
         settings = nqnb.Settings(server.url, ack_wait=1.0)
         await keep_history(settings)
-        with Crew(settings, diary) as crew:
+        with WorkerProcesses(settings, diary) as crew:
             crew.start(16)
             crew.start(16)
             async with nqnb.connect(settings) as nq:
@@ -174,10 +176,10 @@ async def test_the_consumer_of_an_idle_queue_is_made_again_at_once_however_often
 
 
 async def until_known(nq: nqnb.Client, task: nqnb.Task) -> None:
-    until = time.monotonic() + 10
-    while task.id not in {info.id for info in await nq.tasks()}:
-        assert time.monotonic() < until, "it ended, and nobody knows"
-        await asyncio.sleep(0.02)
+    async def known() -> bool:
+        return task.id in {info.id for info in await nq.tasks()}
+
+    await until_async(known)
 
 
 async def lose_everything(server: nqnb.DevServer) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from helpers.kernels import Kernel, kernel
-from helpers.waiting import within
+from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
@@ -149,8 +149,8 @@ class TestSwap:
 
         assert state()["consumer_count"] == 1
         # An outcome is written first, and its message answered then.
-        assert within(5, lambda: state()["messages"] == 0)
-        assert within(5, lambda: threading.active_count() <= threads + 1), threading.enumerate()
+        until(lambda: state()["messages"] == 0, 5)
+        until(lambda: threading.active_count() <= threads + 1, 5)
         assert len(session.local) == 1
 
     def test_stop_hands_back_what_runs_and_the_streams_are_what_they_were(self, session: Session) -> None:
@@ -195,7 +195,7 @@ class TestSwap:
                 time.sleep(0.01)
 
         task = session.submit("resize")
-        assert within(10, lambda: task.status() is Status.PROCESSING)
+        until(lambda: task.status() is Status.PROCESSING, 10)
         assert task.cancel(wait=10).status is Status.CANCELLED
 
     def test_a_handler_may_use_the_session(self, session: Session) -> None:
@@ -277,7 +277,7 @@ class TestPrints:
         tasks.results(20)
         assert [said(task) for task in tasks] == [[str(number)] * 3 for number in range(3)]
         later.set()
-        assert within(10, lambda: "late" not in {thread.name for thread in threading.enumerate()})
+        until(lambda: "late" not in {thread.name for thread in threading.enumerate()}, 10)
         assert sorted(capfd.readouterr().out.splitlines()) == [f"too late {number}" for number in range(3)]
         session.local.stop()
         assert threading.Thread.start is not starts
@@ -428,11 +428,11 @@ class TestInAKernel:
             "    await asyncio.sleep(30)"
         )
         task = session.submit("block")
-        assert within(20, lambda: task.status() is Status.PROCESSING)
+        until(lambda: task.status() is Status.PROCESSING, 20)
         time.sleep(2)
         receipt = task.cancel()
         assert (receipt.status, receipt.stopping) == (Status.PROCESSING, True)
-        assert within(20, lambda: task.status() is Status.CANCELLED)
+        until(lambda: task.status() is Status.CANCELLED, 20)
         log = cells.run("print(began, *own.log, sep='\\n'); own.down()").stdout
         assert log.startswith("[1]\n")
         (told,) = (line for line in log.splitlines() if "blocks the kernel" in line)

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers.kernels import Cell, Kernel, kernel
-from helpers.waiting import within
+from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
@@ -304,22 +304,22 @@ class TestWatch:
     def test_tables_share_one_watch_that_ends_with_the_last(self, session: Session) -> None:
         first = session.submit("resize", 1)
         everything, queue = session.watch(), session.watch("resize")
-        assert within(10, lambda: list(queue.df.index) == [first.id])
+        until(lambda: list(queue.df.index) == [first.id], 10)
         second = session.submit("scale", 1)
         late = session.watch([first, second])
-        assert within(10, lambda: len(everything.df) == len(late.df) == 2)
+        until(lambda: len(everything.df) == len(late.df) == 2, 10)
         assert list(queue.df.index) == [first.id]
         assert len(session._feed._seats) == 3
         for table in (everything, queue, late):
             table.close()
-        assert within(5, lambda: session._feed._watch is None)
+        until(lambda: session._feed._watch is None, 5)
 
     def test_a_pressed_button_cancels(self, session: Session) -> None:
         first, second = session.map("resize", [1, 2])
         with contextlib.closing(session.watch("resize")) as table:
-            assert within(10, lambda: len(table.df) == 2)
+            until(lambda: len(table.df) == 2, 10)
             table._hear({"type": "cancel", "ids": [first.id]})
-            assert within(10, lambda: dict(table.df.status) == {first.id: "deleted", second.id: "pending"})
+            until(lambda: dict(table.df.status) == {first.id: "deleted", second.id: "pending"}, 10)
 
     def test_what_means_no_task_is_refused(self, session: Session) -> None:
         with pytest.raises(nqnb.BadInput):
@@ -330,10 +330,10 @@ class TestWatch:
     def test_an_outage_is_caught_up(self, session: Session, server: nqnb.DevServer) -> None:
         first = session.submit("resize", 1)
         with contextlib.closing(session.watch()) as table:
-            assert within(10, lambda: len(table.df) == 1)
+            until(lambda: len(table.df) == 1, 10)
             server.restart()
             first.cancel()
-            assert within(20, lambda: list(table.df.status) == ["deleted"])
+            until(lambda: list(table.df.status) == ["deleted"], 20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
@@ -360,10 +360,10 @@ def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.De
 
         nq.submit("resize").result(20)
         nq.submit("scale")
-        assert within(10, lambda local=nq.local: len(local["scale"].running) >= 1)
+        until(lambda local=nq.local: len(local["scale"].running) >= 1, 10)
         nq.down()
         assert all(table.closed for table in stays)
-    assert within(5, lambda: ours() == before), (before, ours())
+    until(lambda: ours() == before, 5)
     assert type(sys.stdout).__name__ != "Router"
 
 
@@ -530,7 +530,7 @@ class TestInAKernel:
         task_id = own_cells.run("table = nq.watch(); print(task.id)").stdout.strip()
         began = time.monotonic()
         own_cells.client.shutdown()
-        assert within(10, lambda: not own_cells.manager.is_alive())
+        until(lambda: not own_cells.manager.is_alive(), 10)
         assert time.monotonic() - began < 2
         nq = nqnb.session(server.url)
         try:

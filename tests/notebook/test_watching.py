@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator
 
 import pytest
-from helpers.waiting import within
+from helpers.waiting import until
 
 import nqnb
 from nqnb.notebook.session import Session
@@ -32,12 +32,12 @@ def test_a_watch_that_ended_is_told_and_its_tasks_are_forgotten(
 
     monkeypatch.setattr(session.client, "watch", broken)
     first = session.watch("q")
-    assert within(5, lambda: first._state == "lost"), first._state
+    until(lambda: first._state == "lost", 5)
     assert list(first.df.index) == [old.id]
     session.call(session.client.backend.states.delete(old.id, old.revision))
     new = session.submit("q")
     monkeypatch.setattr(session.client, "watch", watch)
     second = session.watch("q")
     for table in (first, second):
-        assert within(5, lambda table=table: table._state == "live")
+        until(lambda table=table: table._state == "live", 5)
         assert list(table.df.index) == [new.id]

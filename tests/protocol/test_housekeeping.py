@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from datetime import timedelta
 
 import msgspec
 import pytest
 from helpers.history import assert_one_terminal_state, assert_queues_empty, read_history
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -19,13 +19,6 @@ from nqnb.protocol import prune, purge
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(condition: object, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not await condition():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 def make_worker(settings: nqnb.Settings, started: list[str], seconds: float = 0.0, concurrency: int = 8) -> nqnb.Worker:
@@ -66,7 +59,7 @@ class TestPurge:
         async with make_worker(settings, started, 0.5, concurrency=2):
             retried = await nq.submit("work", "fail", retry=3)
             running, waiting = await nq.submit_many("work", ["a", "b"])
-            await until(lambda: _is(retried, lambda info: info.attempt == 2))
+            await until_async(lambda: _is(retried, lambda info: info.attempt == 2))
             receipt = await nq.purge_queue("work")
             assert await retried.status() is Status.CANCELLED
             assert receipt.cancelled == 1
@@ -80,7 +73,7 @@ class TestPurge:
         started: list[str] = []
         tasks = await nq.submit_many("work", range(1500))
         async with make_worker(settings, started), nqnb.connect(settings) as other:
-            await until(lambda: _true(len(started) > 50))
+            await until_async(lambda: len(started) > 50)
             receipts = await asyncio.gather(nq.purge_queue("work"), other.purge_queue("work"))
             await asyncio.gather(*(task.wait(20) for task in tasks))
             await assert_queues_empty(nq, "work")
@@ -123,7 +116,7 @@ class TestDelete:
         started: list[str] = []
         async with make_worker(settings, started, 60, concurrency=1):
             tasks = await nq.submit_many("work", range(3))
-            await until(lambda: _true(started))
+            await until_async(lambda: started)
             with pytest.raises(nqnb.QueueInUse, match="with force") as caught:
                 await nq.delete_queue("work")
             error = caught.value
@@ -135,7 +128,7 @@ class TestDelete:
         started: list[str] = []
         async with make_worker(settings, started, 60, concurrency=2):
             tasks = await nq.submit_many("work", range(30))
-            await until(lambda: _true(len(started) == 2))
+            await until_async(lambda: len(started) == 2)
             receipt = await nq.delete_queue("work", force=True)
             assert (receipt.deleted, receipt.cancelled, receipt.left) == (28, 2, 0)
             states = [await task.status() for task in tasks]
@@ -211,7 +204,7 @@ class TestPause:
         started: list[str] = []
         async with make_worker(settings, started, 0.3):
             running = await nq.submit("work")
-            await until(lambda: _true(started))
+            await until_async(lambda: started)
             await nq.pause("work")
             await nq.pause("work")
             if not can_pause(nq.backend.connection):
@@ -271,9 +264,9 @@ class TestPause:
             await nq.pause("work")
             if can_pause(connection):
                 for _ in range(2):
-                    await until(paused)
+                    await until_async(paused)
                     assert (await connection.api("CONSUMER.PAUSE.work.MONITOR", {}))["paused"] is False
-                await until(paused)
+                await until_async(paused)
                 return
             # An older server gives tasks to whoever asks, so our worker must not ask.
             await connection.api("CONSUMER.DELETE.work.MONITOR")
@@ -306,7 +299,7 @@ class TestRetention:
                 assert await task.status() is Status.DELETED
                 assert (await nq.prune(1)).entries == 1
                 assert await gone()
-            await until(gone)
+            await until_async(gone)
             assert await kept.status() is Status.PENDING
 
     async def test_what_the_outcome_carries(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:

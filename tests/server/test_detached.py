@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.waiting import within
+from helpers.waiting import until
 
 import nqnb
 from nqnb.cli import main
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield folder
     for left in keepers(folder):
         os.kill(left, signal.SIGTERM)
-    assert within(10, lambda: not keepers(folder))
+    until(lambda: not keepers(folder), 10)
 
 
 def keepers(folder: Path) -> list[int]:
@@ -211,7 +211,7 @@ def test_a_stale_file_is_recognised_and_cleaned_up(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.keeper, signal.SIGKILL)
-    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    until(lambda: detached.look().condition is Condition.STALE, 5)
     assert detached.find() is None
     assert main(["up", "--status"]) == 1
     assert "was not stopped" in capsys.readouterr().out
@@ -219,15 +219,15 @@ def test_a_stale_file_is_recognised_and_cleaned_up(
     assert new
     assert again.pid != running.pid
     os.kill(again.keeper, signal.SIGKILL)
-    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    until(lambda: detached.look().condition is Condition.STALE, 5)
     assert main(["up", "--stop"]) == 0
     assert detached.look().condition is Condition.NONE
 
 
 def test_a_death_of_the_server_alone_is_told(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
     os.kill(running.pid, signal.SIGKILL)
-    assert within(5, lambda: detached.look().condition is Condition.STALE)
-    assert within(5, lambda: not keepers(detached.home()))
+    until(lambda: detached.look().condition is Condition.STALE, 5)
+    until(lambda: not keepers(detached.home()), 5)
     assert main(["up", "--status"]) == 1
     assert "ended by itself with code -9" in capsys.readouterr().out
     assert detached.start()[1]
@@ -236,9 +236,9 @@ def test_a_death_of_the_server_alone_is_told(running: detached.Detached, capsys:
 @linux_only
 def test_a_stranger_at_its_port_is_not_joined(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
     os.kill(running.keeper, signal.SIGKILL)
-    assert within(5, lambda: detached.look().condition is Condition.STALE)
+    until(lambda: detached.look().condition is Condition.STALE, 5)
     # The server ends with its keeper, and takes a moment for it.
-    assert within(5, lambda: not listens(running.port))
+    until(lambda: not listens(running.port), 5)
     with DevServer(running.port) as stranger:
         assert detached.find() is None
         assert main(["up", "--detach", "--json"]) == 0
@@ -328,7 +328,7 @@ def test_one_that_does_not_answer_is_not_passed_over(
 ) -> None:
     os.kill(running.pid, signal.SIGSTOP)
     # The threads of the server stop one after another, and the last of them could still answer.
-    assert within(10, lambda: stopped(running.pid))
+    until(lambda: stopped(running.pid), 10)
     try:
         with pytest.raises(NoServer, match=r"does not answer .*`nqnb up --stop`, then `nqnb up --detach`.* NATS_URL"):
             detached.choose(connect_timeout=0.2)
@@ -358,15 +358,15 @@ def test_one_that_is_starting_is_not_passed_over() -> None:
 
 def test_a_choice_waits_for_one_that_comes_up() -> None:
     process = start("up", "--detach")
-    assert within(20, lambda: detached.look().condition is not Condition.NONE)
+    until(lambda: detached.look().condition is not Condition.NONE, 20)
     assert detached.choose(connect_timeout=30).detached
     assert ended(process)[0] == 0
 
 
 def test_what_a_dead_one_has_left_leads_to_the_default(running: detached.Detached) -> None:
     os.kill(running.pid, signal.SIGKILL)
-    assert within(5, lambda: detached.look().condition is Condition.STALE)
-    assert within(5, lambda: not keepers(detached.home()))
+    until(lambda: detached.look().condition is Condition.STALE, 5)
+    until(lambda: not keepers(detached.home()), 5)
     assert not detached.choose().named
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from helpers.waiting import within
+from helpers.waiting import until
 from nats.js.api import StreamConfig
 
 from nqnb.errors import BadInput, DevServerError, InvalidQueueName
@@ -172,8 +172,8 @@ def test_a_killed_parent_takes_server_and_store_along(kind: str) -> None:
             assert listens(int(port)), "it ended with the thread that started it"
             parent.kill()
             parent.wait()
-            assert within(3, lambda: not listens(int(port)))
-            assert within(3, lambda: not Path(store).parent.exists())
+            until(lambda: not listens(int(port)), 3)
+            until(lambda: not Path(store).parent.exists(), 3)
     finally:
         parent.kill()
         parent.wait()
@@ -195,7 +195,7 @@ def test_a_killed_keeper_takes_the_server_along_and_stop_removes_the_rest() -> N
     port, store = port_of(server), server.store_dir
     keeper = int(Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(keeper, signal.SIGKILL)
-    assert within(3, lambda: not listens(port))
+    until(lambda: not listens(port), 3)
     assert not server.running
     with pytest.raises(DevServerError, match=r"start\(\) it"):
         server.restart()
@@ -223,7 +223,7 @@ def test_kill_and_restart_keep_address_and_store() -> None:
 def test_a_death_of_its_own_is_noticed_and_can_be_repaired_at_once() -> None:
     with DevServer() as server:
         os.kill(server.pid, signal.SIGKILL)
-        assert within(1, lambda: not server.running)
+        until(lambda: not server.running, 1)
         server.restart()
         for _ in range(10):
             os.kill(server.pid, signal.SIGKILL)

@@ -13,6 +13,7 @@ from typing import Any
 import comm
 import pytest
 from comm.base_comm import BaseComm
+from helpers.waiting import until
 from IPython.core.interactiveshell import InteractiveShell
 
 from nqnb.errors import ConnectionFailed
@@ -31,14 +32,6 @@ def info(task_id: str, status: Status = Status.PENDING, revision: int = 1) -> Ta
 
 def batch(*ids: str, status: Status = Status.PENDING, revision: int = 1, **fields: Any) -> TaskBatch:
     return TaskBatch(tasks=[info(each, status, revision) for each in ids], **{"complete": True, **fields})
-
-
-def until(true: Callable[[], Any], seconds: float = 5) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.005)
-    return found
 
 
 class FakeComm(BaseComm):

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from helpers import blocking_worker
 from helpers.blocking_worker import Block
-from helpers.diary_worker import started, words
-from helpers.waiting import within
+from helpers.waiting import until, until_async
+from helpers.worker_processes import started, words
 
 import nqnb
 from nqnb import Status
@@ -89,10 +89,11 @@ def other(settings: nqnb.Settings, diary: Path) -> nqnb.Worker:
 
 async def named_by_presence(nq: nqnb.Client, tasks: set[str]) -> None:
     """Wait until the presence of the workers names the tasks."""
-    until = time.monotonic() + 20
-    while not tasks <= {each for worker in await nq.workers() for each in worker.running}:
-        assert time.monotonic() < until
-        await asyncio.sleep(0.02)
+
+    async def named() -> bool:
+        return tasks <= {each for worker in await nq.workers() for each in worker.running}
+
+    await until_async(named, 20)
 
 
 async def test_a_blocked_loop_keeps_every_lease_and_its_presence_and_the_log_names_the_line(
@@ -157,10 +158,7 @@ async def test_a_thread_is_told_of_its_cancel_while_the_loop_is_blocked(
     task = await nq.submit("blocking", Block(str(go)))
     await started(diary, task)
     assert (await thread.cancel()).stopping
-    until = time.monotonic() + 20
-    while not words(diary, "stop")[thread.id]:
-        assert time.monotonic() < until, "it was not told while the loop was blocked"
-        await asyncio.sleep(0.02)
+    await until_async(lambda: words(diary, "stop")[thread.id], 20, "the thread is told while the loop is blocked")
     go.touch()
     assert await thread.wait(timeout=20) is Status.CANCELLED
     cancelled = (await thread.fetch()).cancel
@@ -220,9 +218,7 @@ async def test_the_guard_renews_leases_a_part_at_a_time_and_what_it_kept_counts_
         spared: list[bool] = []
         monkeypatch.setattr(backend, "spare_owners", lambda: spared.append(True))
         tasks = await nq.submit_many("many", [None] * count)
-        end = time.monotonic() + 20
-        while len(worker.running) < count and time.monotonic() < end:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: len(worker.running) == count, 20)
         time.sleep(1.5 * ack_wait)  # noqa: ASYNC251  that it blocks is what is tested
         assert len(renewed) == count
         assert part <= most <= 2 * part, "two rounds may overlap"
@@ -335,10 +331,10 @@ def test_a_loop_that_only_waits_has_no_line_that_blocks_it() -> None:
     assert thread.ident is not None
     assert asleep.wait(20)
     # Its timers last for a few lines of Python, its waiting for the rest of the time.
-    assert within(20, lambda: Place.of(thread.ident or 0) is None)
+    until(lambda: Place.of(thread.ident or 0) is None, 20)
     go.set()
     assert blocking.wait(20)
-    assert within(20, lambda: "threading.py" in str(Place.of(thread.ident or 0)))
+    until(lambda: "threading.py" in str(Place.of(thread.ident or 0)), 20)
     place = Place.of(thread.ident)
     go.set()
     thread.join()

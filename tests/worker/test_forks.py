@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from helpers.command_line import NOBODY, Start
-from helpers.waiting import within
+from helpers.waiting import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
@@ -229,7 +229,7 @@ class TestProcessesOfTasks:
                 assert facts["ended"] == "STOPPED"
                 assert facts["seconds"] < PATIENCE
                 # A process that is killed takes a moment to end.
-                assert within(PATIENCE, lambda: not alive(handler) and not alive(watcher))
+                until(lambda: not alive(handler) and not alive(watcher), PATIENCE)
             finally:
                 for each in (watcher, handler):
                     with contextlib.suppress(ProcessLookupError):
@@ -252,7 +252,7 @@ class TestProcessesOfTasks:
             assert len(watched) == 3
             assert all(map(alive, watched))
             program.kill()
-            assert within(PATIENCE, lambda: not any(map(alive, watched)))
+            until(lambda: not any(map(alive, watched)), PATIENCE)
 
     def test_a_fork_cannot_stop_them(self, tmp_path: Path) -> None:
         with told_by(WORKER, "fork that kills", str(tmp_path / "flag")) as (_, lines):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -40,10 +41,7 @@ class Diary:
         return [float(line[1]) for line in lines if len(line) == 2 and line[0] == worker]
 
     async def until(self, worker: str, count: int) -> None:
-        end = time.monotonic() + 30
-        while len(self.beats(worker)) < count:
-            assert time.monotonic() < end, f"worker {worker!r} does not run the task"
-            await asyncio.sleep(0.02)
+        await until_async(lambda: len(self.beats(worker)) >= count, 30, f"worker {worker!r} runs the task")
 
 
 def make_worker(name: str, kind: Kind, settings: nqnb.Settings, path: Path) -> nqnb.Worker:

@@ -8,7 +8,6 @@ import ctypes
 import dataclasses
 import gc
 import hashlib
-import inspect
 import itertools
 import json
 import multiprocessing
@@ -26,6 +25,7 @@ from typing import Any
 import msgspec
 import pytest
 from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -82,14 +82,6 @@ def watchers(parent: int | None = None) -> list[int]:
     return found
 
 
-async def until(what: Callable[[], Any], seconds: float = 10.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < end, f"not in {seconds} s: {inspect.getsource(what).strip()}"
-        await asyncio.sleep(0.02)  # a look at all processes takes the loop some milliseconds
-    return value
-
-
 # -- by the executor alone ---------------------------------------------------------------------------------------------
 
 
@@ -130,7 +122,7 @@ async def stopped_once_inside(function: Callable[..., Any], flag: Path, grace: f
     """Stop it as soon as its file is there."""
     run = executor(function, json.dumps(str(flag)).encode(), grace)
     running = asyncio.ensure_future(run.run())
-    await until(flag.exists)
+    await until_async(flag.exists)
     run.stop()
     return await asyncio.wait_for(running, 20), run.how
 
@@ -620,9 +612,9 @@ class TestStopping:
             time.sleep(60)
 
         running = asyncio.ensure_future(executor(handle).run())
-        session = int(await until(lambda: (tmp_path / "sid").exists() and (tmp_path / "sid").read_text().strip()))
+        session = int(await until_async(lambda: (tmp_path / "sid").exists() and (tmp_path / "sid").read_text().strip()))
         running.cancel()
-        await until(lambda: not in_sessions(session))
+        await until_async(lambda: not in_sessions(session))
 
 
 class TestNothingIsLeft:
@@ -656,7 +648,7 @@ class TestNothingIsLeft:
 
         run = executor(handle, json.dumps(str(tmp_path / "flag")).encode(), 0.5)
         running = asyncio.ensure_future(run.run())
-        await until((tmp_path / "flag").exists)
+        await until_async((tmp_path / "flag").exists)
         begun = time.monotonic()
         run.stop()
         assert (await running).ended is Ended.RETURNED
@@ -694,7 +686,7 @@ class TestSpares:
         reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
         (spare,) = Spares.here().idle
         os.kill(spare.session, signal.SIGKILL)
-        await until(spare.ended.done)
+        await until_async(spare.ended.done)
         assert await value_of(lambda job: 5) == 5
         await reserve.close()
 
@@ -800,11 +792,11 @@ async def gone_after_cancel(nq: nqnb.Client, queue: str, folder: Path) -> None:
     """Submit a task, cancel it once its code runs, and measure how long anything of it is there."""
     folder.mkdir()
     task = await nq.submit(queue, str(folder))
-    sessions = await until(lambda: noted(folder), 20)
+    sessions = await until_async(lambda: noted(folder), 20)
     assert len(in_sessions(*sessions)) >= 2
     begun = time.monotonic()
     cancelling = asyncio.ensure_future(task.cancel(wait=10))
-    await until(lambda: not in_sessions(*sessions))
+    await until_async(lambda: not in_sessions(*sessions))
     took = time.monotonic() - begun
     receipt = await cancelling
     print(f"{queue}: {took:.3f} s, {receipt.how}")
@@ -881,13 +873,13 @@ async def test_a_worker_leaves_no_process_when_it_dies_or_stops(
 ) -> None:
     await nq.submit("hold", str(tmp_path))
     await nq.submit("ignore", str(tmp_path))
-    await until(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 20)
-    spares = await until(lambda: len(found := watchers(program.pid)) >= 4 and found)
+    await until_async(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 20)
+    spares = await until_async(lambda: len(found := watchers(program.pid)) >= 4 and found)
     sessions = {*noted(tmp_path), *spares}
     assert len(in_sessions(*sessions)) >= 9
     begun = time.monotonic()
     program.send_signal(how)
-    await until(lambda: not in_sessions(*sessions), 10)
+    await until_async(lambda: not in_sessions(*sessions), 10)
     print(f"all gone {time.monotonic() - begun:.3f} s after {how.name}")
     await asyncio.to_thread(program.wait, 10)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.diary_worker import Crew, make_worker, started, words
+from helpers.diary_worker import make_worker
+from helpers.worker_processes import WorkerProcesses, started, words
 
 import nqnb
 from nqnb import clock
@@ -27,8 +28,8 @@ def diary(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def crew(settings: nqnb.Settings, diary: Path) -> Iterator[Crew]:
-    with Crew(settings, diary) as crew:
+def crew(settings: nqnb.Settings, diary: Path) -> Iterator[WorkerProcesses]:
+    with WorkerProcesses(settings, diary) as crew:
         yield crew
 
 
@@ -70,7 +71,7 @@ async def deliveries(nq: nqnb.Client, queue: str) -> int:
 
 
 async def test_a_process_that_was_stopped_does_nothing_about_what_another_worker_runs_now(
-    nq: nqnb.Client, settings: nqnb.Settings, diary: Path, crew: Crew
+    nq: nqnb.Client, settings: nqnb.Settings, diary: Path, crew: WorkerProcesses
 ) -> None:
     suspended = crew.start(concurrency=3)
     ran = await nq.submit("coroutine", 3600.0)

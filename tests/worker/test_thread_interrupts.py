@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from helpers.waiting import within
+from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
@@ -66,7 +66,7 @@ class Swallower:
         self._ends = False
         self.thread = threading.Thread(target=self._main, daemon=True)
         self.thread.start()
-        assert within(5, lambda: hasattr(self, "base"))
+        until(lambda: hasattr(self, "base"), 5)
 
     def end(self) -> None:
         self._ends = True
@@ -132,7 +132,7 @@ def test_a_thread_that_waits_in_guarded_code_is_not_interrupted() -> None:
 
     swallower = Swallower(step, lambda: False)
     assert swallower.thread.ident is not None
-    assert within(5, lambda: getattr(innermost(swallower.thread), "f_globals", {}) is vars(threading))
+    until(lambda: getattr(innermost(swallower.thread), "f_globals", {}) is vars(threading), 5)
     time.sleep(0.05)
     tried = [interrupt(swallower.thread.ident, swallower.base) for _ in range(100)]
     swallower._ends = True

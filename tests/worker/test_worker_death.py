@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.diary_worker import Crew, make_worker, processing, words
+from helpers.diary_worker import make_worker
 from helpers.history import assert_one_terminal_state, assert_queues_empty, read_history
+from helpers.worker_processes import WorkerProcesses, processing, words
 
 import nqnb
 from nqnb import Status
@@ -33,7 +34,7 @@ def diary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_worker(settings: nqnb.Settings, diary: Path) -> Iterator[Start]:
-    with Crew(settings, diary) as crew:
+    with WorkerProcesses(settings, diary) as crew:
         yield crew.start
 
 
