@@ -39,11 +39,9 @@ to stop, and must pass through its ``except Exception`` as ``asyncio.CancelledEr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from nqnb.protocol.wire import Status
-    from nqnb.task import Task
+from nqnb.protocol.status import Status
 
 
 class NqnbError(Exception):
@@ -245,10 +243,10 @@ class WaitTimeout(TaskError, TimeoutError):
 class NotSubmitted(NqnbError):
     """Some of the tasks of a ``submit_many`` were not accepted.
 
-    ``.tasks`` has a Task or None for each payload, in order; ``.errors`` maps the position of each None to its error.
+    ``.tasks`` has a `Task` or None for each payload, in order; ``.errors`` maps the position of each None to its error.
     """
 
-    def __init__(self, message: str, tasks: Sequence[Task | None], errors: Mapping[int, NqnbError]) -> None:
+    def __init__(self, message: str, tasks: Sequence[Any], errors: Mapping[int, NqnbError]) -> None:
         super().__init__(message)
         self.tasks = tasks
         self.errors = errors

@@ -23,8 +23,7 @@ from nqnb.jetstream.lost_messages import LostMessages
 from nqnb.jetstream.messages import StreamMessage, delete_message, messages_at_all, read_message, read_messages
 from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.pull import PullLoop
-from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
-from nqnb.jetstream.streams import (
+from nqnb.jetstream.queue_streams import (
     NOT_FOUND,
     QueueStreams,
     born,
@@ -36,6 +35,7 @@ from nqnb.jetstream.streams import (
     queue_infos,
     queue_names,
 )
+from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelRecord
 from nqnb.records import QueueInfo
@@ -421,11 +421,11 @@ class Backend:
         self._scheduling.discard(queue)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """What the queue's streams carry beside it; see `nqnb.jetstream.streams.foreign_subjects`."""
+        """What the queue's streams carry beside it; see `nqnb.jetstream.queue_streams.foreign_subjects`."""
         return await foreign_subjects(self.connection, queue)
 
     async def born(self, queue: str) -> float:
-        """When the queue's stream was made; see `nqnb.jetstream.streams.born`."""
+        """When the queue's stream was made; see `nqnb.jetstream.queue_streams.born`."""
         return await born(self.connection, queue)
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
@@ -459,7 +459,7 @@ class Backend:
         await self.insist(lambda: publish_cancel(self.connection, queue, task_id), queue)
 
     async def queue_names(self) -> list[str]:
-        """The names of the queues on the server; see `nqnb.jetstream.streams.queue_names`."""
+        """The names of the queues on the server; see `nqnb.jetstream.queue_streams.queue_names`."""
         return await queue_names(self.connection)
 
     async def queues(self) -> AsyncIterator[QueueInfo]:

@@ -18,8 +18,8 @@ from nqnb.jetstream.bucket_reader import OPERATION, list_entries
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, no_stream
 from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
+from nqnb.jetstream.queue_streams import NOT_FOUND, create_stream, server_before
 from nqnb.jetstream.server_errors import ApiError, refused
-from nqnb.jetstream.streams import NOT_FOUND, create_stream, server_before
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, Unsubscribe

@@ -22,8 +22,8 @@ from nqnb.errors import ConnectionFailed, NoResponders, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.fast_client import Message
+from nqnb.jetstream.queue_streams import NOT_FOUND
 from nqnb.jetstream.server_errors import address
-from nqnb.jetstream.streams import NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, StateStore

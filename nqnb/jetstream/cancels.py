@@ -17,7 +17,7 @@ from nqnb.errors import ConnectionFailed, InvalidTaskId, MalformedMessage, Serve
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import Message
-from nqnb.jetstream.streams import NOT_FOUND, QueueStreams, ensure_queue
+from nqnb.jetstream.queue_streams import NOT_FOUND, QueueStreams, ensure_queue
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelMessage, CancelRecord
 from nqnb.store import Unsubscribe

@@ -20,7 +20,7 @@ from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import StreamMessage, read_messages
 from nqnb.jetstream.presence import Presence
-from nqnb.jetstream.streams import NOT_FOUND, ensure_queue, server_before
+from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue, server_before
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import StateStore

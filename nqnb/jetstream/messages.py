@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.streams import NOT_FOUND
+from nqnb.jetstream.queue_streams import NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 

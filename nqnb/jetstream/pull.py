@@ -22,7 +22,7 @@ from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.fast_client import Message
-from nqnb.jetstream.streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue, pause_consumer
+from nqnb.jetstream.queue_streams import ConsumerLimits, QueueStreams, ensure_consumer, ensure_queue, pause_consumer
 from nqnb.protocol import names
 
 log = logging.getLogger("nqnb.pull")

@@ -20,7 +20,7 @@ from nqnb.errors import ServerRefused
 from nqnb.jetstream.bucket import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, PubAck
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
-from nqnb.jetstream.streams import NOT_FOUND, ensure_queue, server_before
+from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue, server_before
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 

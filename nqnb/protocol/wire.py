@@ -7,7 +7,6 @@ rewrites an entry, so a guarantee never rests on it alone. ``Meta`` may grow new
 
 from __future__ import annotations
 
-import enum
 import math
 import re
 import sys
@@ -21,31 +20,9 @@ from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed
 from nqnb.error_text import quoted
 from nqnb.errors import MalformedMessage
 from nqnb.protocol import names
+from nqnb.protocol.status import Status as Status
 
 T = TypeVar("T", bound=Struct)
-
-
-class Status(enum.IntEnum):
-    """NQ's states of a task, with NQ's numbers."""
-
-    PENDING = 0
-    PROCESSING = 1
-    FAILED = 2
-    COMPLETED = 3
-    CANCELLED = 4
-    """Cancelled after it had started, or while it waited for a retry."""
-    DELETED = 5
-    """Cancelled before it ever started."""
-
-    @property
-    def terminal(self) -> bool:
-        """Whether a task never leaves this state."""
-        return self >= Status.FAILED
-
-    @property
-    def label(self) -> str:
-        """The state's name in lower case, as people see it."""
-        return self.name.lower()
 
 
 class ErrorInfo(Struct, omit_defaults=True):

@@ -19,8 +19,8 @@ from nqnb import Status
 from nqnb.cli import main
 from nqnb.errors import NoServer, ServerRefused, TaskExists
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.queue_streams import can_pause
 from nqnb.jetstream.schedules import can_schedule
-from nqnb.jetstream.streams import can_pause
 from nqnb.protocol.lifecycle import LONG
 from nqnb.protocol.wire import CancelMessage
 from nqnb.worker import watch

@@ -12,8 +12,8 @@ from helpers.certificates import write_certificates
 
 import nqnb
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.queue_streams import can_pause
 from nqnb.jetstream.schedules import can_schedule
-from nqnb.jetstream.streams import can_pause
 from nqnb.server.binary import configuration
 
 pytestmark = pytest.mark.anyio

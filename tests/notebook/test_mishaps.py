@@ -14,7 +14,7 @@ from helpers.history import assert_queues_empty
 import nqnb
 from nqnb import Status
 from nqnb.errors import Unconfirmed
-from nqnb.jetstream import backend, streams
+from nqnb.jetstream import backend, queue_streams
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol.wire import TaskMessage
@@ -93,7 +93,7 @@ async def test_two_clocks_make_no_other_stream(
     """One server stamps when a stream is made, another one its messages."""
 
     async def ahead(connection: Connection, queue: str) -> float:
-        return await streams.born(connection, queue) + 60
+        return await queue_streams.born(connection, queue) + 60
 
     monkeypatch.setattr(backend, "born", ahead)
     worker = nqnb.Worker(settings)

@@ -14,7 +14,7 @@ from helpers.waiting import until_async
 import nqnb
 from nqnb import Status
 from nqnb.jetstream import backend as backends
-from nqnb.jetstream.streams import can_pause
+from nqnb.jetstream.queue_streams import can_pause
 from nqnb.protocol import prune, purge
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 
