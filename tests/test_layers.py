@@ -24,7 +24,7 @@ import nqnb
 
 ROOMS = [
     "version",
-    "concurrency clock error_text protocol.status",
+    "concurrency clock error_text protocol.status supervisor",
     "errors",
     "protocol.names decode",
     "protocol.wire",
@@ -38,7 +38,7 @@ ROOMS = [
     "task connected housekeeping client",
     "cancelling",
     "worker",
-    "server.supervisor server.binary",
+    "server.binary",
     "server",
     "nqnb",
     "frames",
@@ -60,9 +60,9 @@ NEIGHBOURS = {
 """Imports within one row: (who, from whom)."""
 
 ALONE: dict[str, set[str]] = {
-    "server.supervisor": set(),
+    "supervisor": set(),
     "server.binary": {"errors", "protocol.names"},
-    "server": {"errors", "error_text", "inputs", "settings", "protocol.names", "server.supervisor", "server.binary"},
+    "server": {"errors", "error_text", "inputs", "settings", "protocol.names", "supervisor", "server.binary"},
 }
 """Rooms that import from these only, whatever stands above them."""
 

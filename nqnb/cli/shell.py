@@ -19,7 +19,7 @@ from nqnb.commands import NeedsYes
 from nqnb.commands.records import Progress
 from nqnb.commands.serve import UserCodeError
 from nqnb.errors import DevServerError, NoServer, NqnbError
-from nqnb.server.detached import choose
+from nqnb.server.server_choice import choose
 from nqnb.text import clean, error_fields, line, plain, to_json
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:
-        """See `nqnb.commands.Front.client`; where no server was named, `nqnb.server.detached.choose` finds it."""
+        """See `nqnb.commands.Front.client`; where no server was named, `nqnb.server.server_choice.choose` finds it."""
         choice = choose(**options)
         if self.verbose:
             self.say(f"server {', '.join(choice.settings.urls)}: the address is {choice.source}")

@@ -16,7 +16,7 @@ import click
 from nqnb.commands.crew import Crew, Membership
 from nqnb.commands.options import Command, front_of, options_of
 from nqnb.errors import NqnbError
-from nqnb.server.detached import choose
+from nqnb.server.server_choice import choose
 from nqnb.settings import Settings
 from nqnb.worker.worker import Worker
 

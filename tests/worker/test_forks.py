@@ -50,7 +50,7 @@ def tell(**facts):
 WORKER = (
     COMMON
     + """
-from nqnb.worker import spares
+from nqnb.worker.executors import process_pool
 from nqnb.worker.executors import make_executor
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
@@ -125,7 +125,7 @@ async def main():
     elif kind == "stopped watcher":
         await stop(stops_its_watcher)
     elif kind == "watcher that never runs":
-        spares._KILLING_TAKES = 0.5
+        process_pool._KILLING_TAKES = 0.5
         await stop(never_lets_its_watcher_run)
     elif kind == "stopped handler":
         await stop(stops_itself)
@@ -134,21 +134,21 @@ async def main():
         os.close(2)
         await ends(runs(lambda job: [print("x") or os.fstat(number).st_ino for number in range(3)] and 5)[1])
     elif kind == "spares":
-        reserve = spares.Reserve([handler(ignores)], 2)
+        reserve = process_pool.Reserve([handler(ignores)], 2)
         fork()
-        tell(sessions=[each.session for each in spares.Spares.here().idle])
+        tell(sessions=[each.session for each in process_pool.Spares.here().idle])
         begun = time.monotonic()
         await reserve.close()
         tell(seconds=time.monotonic() - begun)
         os._exit(0)
     elif kind == "killed worker":
-        reserve = spares.Reserve([handler(ignores)], 1)
+        reserve = process_pool.Reserve([handler(ignores)], 1)
         executor, running = runs(ignores)
-        spares.Spares.here().fill()
+        process_pool.Spares.here().fill()
         fork()
         while not os.path.exists(flag):
             await asyncio.sleep(0.01)
-        tell(sessions=[executor._process.session, *(each.session for each in spares.Spares.here().idle)])
+        tell(sessions=[executor._process.session, *(each.session for each in process_pool.Spares.here().idle)])
         await asyncio.sleep(60)
     elif kind == "fork that kills":
         executor, running = runs(ignores)
@@ -371,7 +371,7 @@ DETACHED = (
     COMMON
     + MOMENT
     + """
-from nqnb import detached
+from nqnb.server import detached
 
 fork()
 server, _ = detached.start()

@@ -77,7 +77,7 @@ def watchers(parent: int | None = None) -> list[int]:
     for process, above, _, state in processes():
         with contextlib.suppress(OSError):
             command = Path(f"/proc/{process}/cmdline").read_bytes()
-            if above == (parent or os.getpid()) and (b"_watcher.py" in command or state == "Z"):
+            if above == (parent or os.getpid()) and (b"supervisor.py\0task" in command or state == "Z"):
                 found.append(process)
     return found
 

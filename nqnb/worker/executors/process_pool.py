@@ -1,6 +1,6 @@
 """Processes for tasks: the worker's end of each, and a few that stand by, so that no task waits for a start.
 
-Every process runs one task. Behind each is `nqnb.worker._watcher`, which ends it when the worker is gone.
+Every process runs one task. Behind each is `nqnb.supervisor`, which ends it when the worker is gone.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from nqnb.worker import _watcher
+from nqnb import supervisor
+from nqnb.worker.executors import process_child
 from nqnb.worker.executors.process_child import LENGTH, MOST_RESULT, frame
 from nqnb.worker.handlers import Handler
 
@@ -62,7 +62,14 @@ class TaskProcess:
         self._line, theirs = socket.socketpair()
         with theirs:
             try:
-                command = [sys.executable, str(Path(_watcher.__file__)), str(LINE), str(self._worker)]
+                command = [
+                    sys.executable,
+                    supervisor.__file__,
+                    "task",
+                    str(self._worker),
+                    str(LINE),
+                    process_child.__name__,
+                ]
                 self._spawned = Spawned(command, theirs.fileno())
             except BaseException:
                 self._line.close()
@@ -89,22 +96,22 @@ class TaskProcess:
 
     def interrupt(self) -> None:
         """Send its group SIGINT."""
-        self._order(_watcher.INTERRUPT)
+        self._order(supervisor.INTERRUPT)
 
     def terminate(self) -> None:
         """Send its group SIGTERM."""
-        self._order(_watcher.TERMINATE)
+        self._order(supervisor.TERMINATE)
 
     def kill(self) -> None:
         """Kill it with all that it has started; killing twice is fine."""
         if self._killed or self._over or os.getpid() != self._worker:
             return
         self._killed = True
-        self._order(_watcher.KILL)
+        self._order(supervisor.KILL)
         self._spawned.send_signal(signal.SIGCONT)  # the handler may have stopped its watcher
-        self._timers["kill"] = self._loop.call_later(_KILLING_TAKES, self._kill_without_watcher)
+        self._timers["kill"] = self._loop.call_later(_KILLING_TAKES, self._kill_without_supervisor)
 
-    def _kill_without_watcher(self) -> None:
+    def _kill_without_supervisor(self) -> None:
         log.error("the process %d that watches over a task does not obey, so the worker kills both", self._spawned.pid)
         self._kill_group()
         self._spawned.send_signal(signal.SIGKILL)

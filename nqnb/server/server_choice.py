@@ -1,4 +1,4 @@
-"""Which server is meant where none was named: NATS_URL, a context, the user's detached server, this machine."""
+"""Choose the server that is meant where none was named: NATS_URL, a context, the detached server, this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nqnb.errors import NoServer
-from nqnb.server.detached.state import Condition, Look, look
+from nqnb.server.detached import Condition, Look, look
 from nqnb.settings import Settings
 
 _CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
@@ -16,9 +16,9 @@ _VARIABLES = (
     *("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS", "NATS_NKEY"),
     *("NATS_CA", "NATS_CERT", "NATS_KEY"),
 )
-_POLL = 0.1
+_POLL_SECONDS = 0.1
 _UNSETTLED = (Condition.SILENT, Condition.STARTING)
-"""Conditions that may pass by themselves: it is busy, or just being started or stopped."""
+"""Conditions that may pass by themselves: the server is busy, or another process is starting or stopping it."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Choice:
 
     Attributes:
         settings: how to reach it.
-        source: why it is that one, in words.
+        source: where the address comes from, in words.
         detached: whether it is the user's detached server.
-        named: whether anything named it; else it is only where a server would be by default.
+        named: whether anything named the server; else it is only the default address.
     """
 
     settings: Settings
@@ -38,23 +38,23 @@ class Choice:
     named: bool = True
 
     def explained(self, error: NoServer) -> NoServer:
-        """The same error, with the source of the address."""
+        """Return the same error, with the source of the address."""
         return NoServer(f"{error} (the address is {self.source})", error.url)
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
-    """The server that is meant: the url given, ``NATS_URL``, a NATS CLI context, the detached server, the default.
+    """Choose the server: the url given, ``NATS_URL``, a NATS CLI context, the detached server, the default address.
 
     Credentials without an address were made for another server than the detached one, so they lead to the default.
-    A detached server that is there and does not answer does not: somebody else's may listen at the default.
+    A detached server that does not answer does not lead there, since another user's server may listen at the default.
 
     Args:
-        patient: whether a detached server that does not answer has the ``connect_timeout`` for it.
+        patient: whether to wait up to ``connect_timeout`` for a detached server that does not answer.
         **options: fields of `Settings` that were given.
 
     Raises:
         BadInput: as `Settings`.
-        NoServer: the detached server is meant, and does not answer, or does not come up.
+        NoServer: the detached server is meant, and does not answer or does not come up.
     """
     settings = Settings.of(None, **options)
     if options.get("url"):
@@ -75,13 +75,13 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
 
 def _settled(patience: float) -> Look:
-    """How it stands with the detached server, once that is certain, or so many seconds have passed."""
+    """Return the condition of the detached server once it is settled, or after so many seconds."""
     until = time.monotonic() + patience
     while True:
         found = look()
         if found.condition not in _UNSETTLED or time.monotonic() >= until:
             return found
-        time.sleep(_POLL)
+        time.sleep(_POLL_SECONDS)
 
 
 def _no_answer(found: Look) -> NoServer:

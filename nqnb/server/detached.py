@@ -1,0 +1,409 @@
+"""Keep one dev server per user that outlives its shell: find, start and stop it.
+
+Every shell and notebook of the user finds the detached server, until it is stopped. All its files lie in a folder that
+only its user may enter::
+
+    detached/lock              held by the supervisor (`nqnb.supervisor`) while it lives, and so while the server lives
+    detached/run/server.json   the server's address, identity and token; it exists while the server should run
+    detached/run/…             the server's configuration and log
+    detached/store             the streams, unless another place was named; they stay
+
+The server listens on 127.0.0.1 only and requires the token, which stands in these files and nowhere else. A server
+counts as the user's only while the lock is held, and if it has the identity and accepts the token of the file. A
+program that listens at a port which was ours once is never joined. Windows has no such lock; there, the identity and
+the token must do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from nqnb import supervisor
+from nqnb.errors import DevServerError
+from nqnb.server.binary import HOST, check_port, find_server
+from nqnb.server.devserver import START_TIMEOUT_SECONDS, ServerOptions, SupervisedServer
+from nqnb.settings import Settings
+
+_ANSWER_TIMEOUT_SECONDS = 1.0
+"""How long the server may take to answer; it is on this machine."""
+_LOCK_TIMEOUT_SECONDS = 3.0
+"""How long a start waits for a server that another process is just stopping."""
+_KILL_TIMEOUT_SECONDS = 1.0
+"""How long a killed supervisor may hold its lock."""
+_POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Detached:
+    """The detached server, as its file describes it."""
+
+    url: str
+    pid: int
+    keeper: int
+    """The process id of its supervisor."""
+    store: str
+    version: str
+    identity: str
+    """The server's id, which is new at each start."""
+    host: str
+    started_at: datetime
+    token: str = field(repr=False)
+
+    @property
+    def port(self) -> int:
+        """Its TCP port."""
+        return int(self.url.rpartition(":")[2])
+
+
+class Condition(enum.Enum):
+    """The condition of the user's detached server."""
+
+    NONE = "none"
+    STARTING = "starting"
+    RUNNING = "running"
+    SILENT = "silent"
+    """Its supervisor lives, and the server does not answer as it should."""
+    STALE = "stale"
+    """It ended without being stopped, and left its files."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The condition of the user's detached server, with the reason in ``problem``, which is empty while it runs."""
+
+    condition: Condition
+    server: Detached | None = None
+    problem: str = ""
+
+
+def find() -> Settings | None:
+    """Return settings for the user's detached server; None if it does not run.
+
+    The environment and the contexts of the NATS CLI are ignored here; see `nqnb.server.server_choice.choose`.
+    """
+    found = look()
+    if found.condition is not Condition.RUNNING or found.server is None:
+        return None
+    return Settings(found.server.url, token=found.server.token)
+
+
+def look() -> Look:
+    """Return the condition of the user's detached server, and change nothing."""
+    folder = home()
+    if not _is_private(folder):
+        return Look(Condition.NONE)
+    held = is_lock_held(folder)
+    try:
+        server = _read_server_file()
+    except (OSError, ValueError) as error:
+        if held:
+            return Look(Condition.STARTING, None, "your detached server is just starting or stopping")
+        missing = isinstance(error, FileNotFoundError)
+        return Look(Condition.NONE, None, "" if missing else f"{_server_file()} cannot be read")
+    if held is False:
+        return Look(Condition.STALE, server, _how_it_ended(server))
+    problem = _problem_of(server)
+    if not problem:
+        return Look(Condition.RUNNING, server)
+    if held and server.host != socket.gethostname():
+        problem = f"it runs on {server.host!r}, which shares your files, and each user has only one"
+    return Look(Condition.SILENT if held else Condition.STALE, server, f"your detached server: {problem}")
+
+
+def start(
+    port: int = 0, store_dir: str | os.PathLike[str] | None = None, go_queues: Sequence[str] = ()
+) -> tuple[Detached, bool]:
+    """Start the user's detached server, unless it runs; it outlives this process.
+
+    Args:
+        port: see `nqnb.server.devserver.DevServer`.
+        store_dir: folder for the streams; default one of the user's own, the same each time.
+        go_queues: see `nqnb.server.devserver.DevServer`.
+
+    Returns:
+        The server, and whether it was started now.
+
+    Raises:
+        DevServerError: it does not come up, or one exists that does not answer.
+    """
+    folder = make_home()
+    begun = time.monotonic()
+    while True:
+        found = look()
+        if found.condition is Condition.RUNNING and found.server is not None:
+            return found.server, False
+        with hold_lock(folder) as lock:
+            if lock is not None:
+                _clear(folder, found)
+                return _start(folder, lock, port, store_dir or folder / "store", go_queues), True
+        found = look()
+        patience = START_TIMEOUT_SECONDS if found.condition is Condition.STARTING else _LOCK_TIMEOUT_SECONDS
+        if time.monotonic() - begun > patience:
+            problem = found.problem or "another process holds the lock of your detached server"
+            raise DevServerError(f"{problem}; end it with `nqnb up --stop`")
+        time.sleep(_POLL_SECONDS)
+
+
+def stop() -> Detached | None:
+    """Stop the user's detached server; its streams stay.
+
+    Returns:
+        The server that was stopped; None if none ran. What a dead one has left is removed.
+
+    Raises:
+        DevServerError: it is just starting, or does not end.
+    """
+    folder = home()
+    found = look()
+    if found.condition is Condition.STARTING:
+        raise DevServerError(f"{found.problem}; try again in a moment")
+    server = found.server
+    running = found.condition in (Condition.RUNNING, Condition.SILENT)
+    if server is not None and running:
+        if not _belongs_to(server, server.keeper) and is_lock_held(folder):
+            raise DevServerError(
+                f"the detached server at {server.url} was started on {server.host!r}, or in another container, "
+                "which shares your files: stop it there"
+            )
+        _send_signal(server.pid if sys.platform == "win32" else server.keeper, signal.SIGTERM)
+        ended = _wait_until(
+            lambda: not is_lock_held(folder) and _problem_of(server) != "", 2 * supervisor.STOP_GRACE_SECONDS
+        )
+        if not ended:
+            _send_signal(server.keeper, signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL)
+            _wait_until(lambda: not is_lock_held(folder), _KILL_TIMEOUT_SECONDS)
+    if server is not None or found.problem:
+        with hold_lock(folder) as lock:
+            if lock is not None:
+                _clear(folder, found)
+            elif running:
+                raise DevServerError(f"the detached server at {server and server.url} does not end")
+    return server if running else None
+
+
+def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]) -> Detached:
+    token = secrets.token_hex(32)
+    options = ServerOptions.checked(port, store, go_queues, config=_access(token))
+    program = find_server()
+    if port:
+        check_port(port)
+    deadline = time.monotonic() + START_TIMEOUT_SECONDS
+    # A long-lived process must not keep the caller's folder busy.
+    locks = [] if lock < 0 else [lock]
+    server = SupervisedServer(program, options, folder=_run_folder(), locks=locks, cwd=folder)
+    try:
+        server.serve(deadline)
+        made = Detached(
+            url=server.url,
+            pid=server.pid,
+            keeper=server.supervisor_pid,
+            store=str(server.store),
+            version=server.version,
+            identity=str(server.info()["server_id"]),
+            host=socket.gethostname(),
+            started_at=datetime.now(timezone.utc),
+            token=token,
+        )
+        if problem := _problem_of(made):
+            raise DevServerError(f"the server that was just started at {made.url}: {problem}")
+        _write_server_file(made)
+        server.detach()
+    except BaseException:
+        server.end()
+        raise
+    return made
+
+
+def _access(token: str) -> str:
+    """Return the configuration that requires the token."""
+    return f'server_name: "nqnb-detached-{secrets.token_hex(4)}"\nauthorization {{ token: {json.dumps(token)} }}'
+
+
+def _clear(folder: Path, found: Look) -> None:
+    """Remove what a server has left; and the server, if the system let it outlive its supervisor."""
+    server = found.server
+    if server is not None and not _problem_of(server) and _belongs_to(server, server.pid):
+        _send_signal(server.pid, signal.SIGTERM)
+        if not _wait_until(lambda: _problem_of(server) != "", supervisor.STOP_GRACE_SECONDS):
+            raise DevServerError(f"the detached server at {server.url}, process {server.pid}, does not end: end it")
+    shutil.rmtree(folder / "run", ignore_errors=True)
+
+
+# -- is it ours, and does it live --------------------------------------------------------------------------------------
+
+
+def _problem_of(server: Detached) -> str:
+    """Return what is wrong with the program at the server's port, ``""`` if nothing is.
+
+    It gets the token only if it has the server's identity.
+    """
+    try:
+        with socket.create_connection((HOST, server.port), _ANSWER_TIMEOUT_SECONDS) as sock, sock.makefile("rwb") as io:
+            info: dict[str, Any] = json.loads(io.readline().removeprefix(b"INFO "))
+            if info.get("server_id") != server.identity:
+                return f"at its port {server.port} listens another server, which is none of yours"
+            words = {"verbose": False, "pedantic": False, "auth_token": server.token, "lang": "python", "version": "0"}
+            io.write(b"CONNECT " + json.dumps(words).encode() + b"\r\nPING\r\n")
+            io.flush()
+            while (line := io.readline()) and line.strip() != b"PONG":
+                if line.startswith(b"-ERR"):
+                    return f"the server at {server.url} refuses the token of {_server_file()}"
+            return "" if line else f"the server at {server.url} closed the connection"
+    except (OSError, ValueError, AttributeError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+        return f"it does not answer at {server.url} ({why})"
+
+
+def _how_it_ended(server: Detached) -> str:
+    """Return how a dead server ended, by what its supervisor wrote, or did not write."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = _run_folder()
+        _, state, code = (folder / "status").read_text(encoding="utf-8").split(" ", 2)
+        if state == "exited":
+            return f"your detached server at {server.url} ended by itself with code {code}; see {folder / 'log'}"
+    return f"your detached server at {server.url} is gone, and was not stopped: killed, or the machine was restarted"
+
+
+def _belongs_to(server: Detached, pid: int) -> bool:
+    """Whether a process belongs to the server; the id may be that of another process or container by now."""
+    try:
+        return os.fsencode(_run_folder()) in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return sys.platform != "linux" and server.host == socket.gethostname()
+
+
+def _send_signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait until the condition holds; return False if it does not within so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+# -- files and the lock ------------------------------------------------------------------------------------------------
+
+
+def home() -> Path:
+    """Return the folder of all the server's files."""
+    return Path(platformdirs.user_data_dir("nqnb", appauthor=False), "detached")
+
+
+def make_home() -> Path:
+    """Make that folder and return it.
+
+    Raises:
+        DevServerError: it cannot be made, or belongs to another user.
+    """
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if sys.platform == "win32" or folder.stat().st_uid == os.geteuid():
+            folder.chmod(0o700)
+    except OSError as error:
+        raise DevServerError(f"the folder of your detached server, {str(folder)!r}, cannot be made: {error}") from error
+    if not _is_private(folder):
+        raise DevServerError(
+            f"the folder of your detached server, {str(folder)!r}, belongs to another user. Remove it, or set "
+            "XDG_DATA_HOME to a folder of your own."
+        )
+    return folder
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether the folder exists, and no other user could have written into it."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return sys.platform == "win32" or (found.st_uid == os.geteuid() and not found.st_mode & 0o077)
+
+
+def _run_folder() -> Path:
+    return home() / "run"
+
+
+def _server_file() -> Path:
+    return _run_folder() / "server.json"
+
+
+def _read_server_file() -> Detached:
+    """Return the server as its file describes it.
+
+    Raises:
+        OSError: there is no file, or it cannot be read.
+        ValueError: the file does not describe a server.
+    """
+    server = msgspec.json.decode(_server_file().read_bytes(), type=Detached)
+    _ = server.port
+    return server
+
+
+def _write_server_file(server: Detached) -> None:
+    """Describe the server in its file, which only its user may read."""
+    draft = _run_folder() / "server.new"
+    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(asdict(server)))
+    os.replace(draft, _server_file())
+
+
+@contextlib.contextmanager
+def hold_lock(folder: Path) -> Iterator[int | None]:
+    """Take the lock; yields its descriptor, None if another process holds it, -1 if the system has no such lock."""
+    if sys.platform == "win32":
+        yield -1
+        return
+    import fcntl
+
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+        else:
+            yield file
+    finally:
+        os.close(file)
+
+
+def is_lock_held(folder: Path) -> bool | None:
+    """Whether the supervisor lives; None if the system cannot tell."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        file = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False

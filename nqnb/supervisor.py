@@ -1,0 +1,426 @@
+"""Supervise a child process that must not outlive its parent.
+
+Run this file as a script, by its path. It stands between a parent and one child, in one of two roles:
+
+``supervisor.py server PARENT LOCKS FOLDER SERVER [ARGUMENT ...]``
+    keeps a nats-server, for `nqnb.server.devserver`; see `keep_server`.
+``supervisor.py task PARENT SOCKET MODULE``
+    keeps the process that runs one task, for `nqnb.worker.executors.process_pool`; see `keep_task`.
+
+Both roles take one-byte commands on stdin. They end the child when told to, when stdin ends, and when the process
+PARENT is dead. The end of stdin alone is no proof that the parent died, nor is the end of any other descriptor: a fork
+of the parent holds them open. So the supervisor compares its parent's id with PARENT a few times a second.
+
+The module imports only the quick parts of the standard library, because a process starts with it. It has one thread, so
+that it may fork, and so that code between fork and exec is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import subprocess
+
+START = b"s"
+"""Start the server, unless it runs."""
+KILL = b"k"
+"""Kill the child: the server, or the task's process with all its descendants."""
+DETACH = b"d"
+"""Live on without the parent, until SIGTERM comes or the server ends."""
+STOP = b"x"
+"""Stop the server, and end."""
+INTERRUPT = b"i"
+"""Send SIGINT to the task's process group."""
+TERMINATE = b"t"
+"""Send SIGTERM to the task's process group."""
+STOP_GRACE_SECONDS = 5.0
+"""From SIGTERM to SIGKILL for a server."""
+_PARENT_CHECK_SECONDS = 0.25
+_KILL_TIMEOUT_SECONDS = 2.0
+"""How long killed processes of a task may take to end. One that the kernel holds longer is left to the kernel."""
+_TASK_SIGNALS = {INTERRUPT: signal.SIGINT, TERMINATE: signal.SIGTERM}
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+"""Options of Linux's ``prctl``."""
+
+
+def main(role: str, parent: int, *arguments: str) -> None:
+    """Supervise a child in one of the two roles.
+
+    Args:
+        role: ``server`` or ``task``.
+        parent: the process id of the parent.
+        *arguments: what the role takes.
+    """
+    if role == "server":
+        locks, folder, *command = arguments
+        keep_server(parent, [int(each) for each in locks.split(",") if each], folder, command)
+    else:
+        connection, module = arguments
+        keep_task(parent, int(connection), module)
+
+
+# -- both roles --------------------------------------------------------------------------------------------------------
+
+
+if sys.platform == "win32":
+    import _winapi
+    import msvcrt
+
+    def wake_on_child_end() -> int:
+        """Return -1: Windows has no such descriptor, so the caller polls."""
+        return -1
+
+    def next_command(wake: int = -1, *, deaf: bool = False) -> bytes | None:
+        """Return one command, None if none came for a moment (or we are deaf), empty at the end of stdin."""
+        if deaf:
+            time.sleep(_PARENT_CHECK_SECONDS)
+            return None
+        try:
+            waiting = _winapi.PeekNamedPipe(msvcrt.get_osfhandle(0), 0)[0]
+        except OSError:
+            return b""
+        if waiting:
+            return os.read(0, 1)
+        time.sleep(0.05)
+        return None
+
+else:
+    import select
+
+    def wake_on_child_end() -> int:
+        """Return a descriptor that becomes readable when a child has ended."""
+        wake, woken = os.pipe()
+        os.set_blocking(woken, False)
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # without a handler, nothing is written
+        signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+        return wake
+
+    def next_command(wake: int = -1, *, deaf: bool = False) -> bytes | None:
+        """Return one command, None if none came for a moment or a child ended, empty at the end of stdin.
+
+        Args:
+            wake: the descriptor of `wake_on_child_end`; -1 = there is no child yet.
+            deaf: do not listen to stdin, and wait for as long as it takes.
+        """
+        watched = [*([] if deaf else [0]), *([] if wake < 0 else [wake])]
+        ready = select.select(watched, [], [], None if deaf else _PARENT_CHECK_SECONDS)[0]
+        if wake in ready:
+            os.read(wake, 4096)
+        return os.read(0, 1) if 0 in ready else None
+
+
+def load_prctl() -> Callable[..., int] | None:
+    """Return Linux's ``prctl``; None on other systems, and where Python was built without ctypes."""
+    if sys.platform != "linux":
+        return None
+    try:
+        import ctypes  # here, as some builds of Python lack it
+
+        prctl: Callable[..., int] = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):
+        return None
+    return prctl
+
+
+def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
+    """Make this process, a fork of the supervisor, die with it even if it is killed; only Linux can do that."""
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != supervisor:  # it died before the request was made
+        os._exit(1)
+
+
+# -- the role "server" -------------------------------------------------------------------------------------------------
+
+
+def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) -> None:
+    """Keep a nats-server until STOP comes or the parent is dead.
+
+    The supervisor makes `folder`, and reports in ``status`` there what it did. At the end it stops the server, removes
+    `folder` and frees the locks. After DETACH it ends on SIGTERM in the same way, or when the server ends by itself;
+    then it leaves `folder` and its log to be read.
+
+    Args:
+        parent: the process id of the parent.
+        locks: descriptors whose locks the supervisor holds for as long as it lives.
+        folder: for the status and the server's log.
+        command: the server's command line.
+    """
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "win32":
+        parent = os.getppid()  # in a virtual environment there is a launcher in between
+    else:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # A mask of the thread that started this process would otherwise keep SIGTERM from the server.
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    wake = wake_on_child_end()
+    os.mkdir(folder, 0o700)
+    server: subprocess.Popen[bytes] | None = None
+    commands, state, reported = 0, "made", ""
+    detached = False
+    try:
+        log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(log, 2)
+        while detached or os.getppid() == parent:
+            # The count tells an answer from that to an earlier command, and from a death in between.
+            if (status := f"{commands} {state}") != reported:
+                _write_status(folder, status)
+                reported = status
+            if detached and server is None:
+                return
+            order = next_command(wake, deaf=detached)
+            if order in (b"", STOP):
+                break
+            commands += order is not None
+            if order == KILL and server is not None:
+                server.kill()
+                server.wait()
+            if server is not None and server.poll() is not None:
+                state, server = f"exited {server.returncode}", None
+            if order == DETACH:
+                detached = True
+            if order == START and server is None:
+                try:
+                    server = _start_server(command)
+                    state = f"started {server.pid}"
+                except OSError as error:
+                    state = f"failed {error}"
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if server is not None:
+            _stop_server(server)
+        if server is not None or not detached:
+            _remove_folder(folder)
+        _free_locks(locks)
+
+
+def _leave(signum: int, frame: object) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+def _start_server(command: list[str]) -> subprocess.Popen[bytes]:
+    import subprocess  # late, as the other role has no use for it
+
+    prctl, supervisor = load_prctl(), os.getpid()
+    ask = None if prctl is None else lambda: die_with(supervisor, prctl)
+    return subprocess.Popen(  # noqa: S603 - as given by the parent
+        command, stdin=subprocess.DEVNULL, stdout=2, preexec_fn=ask
+    )
+
+
+def _stop_server(server: subprocess.Popen[bytes]) -> None:
+    import subprocess  # late, as above
+
+    server.terminate()
+    try:
+        server.wait(STOP_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def _write_status(folder: str, status: str) -> None:
+    draft = os.path.join(folder, "status.new")
+    with open(draft, "w", encoding="utf-8") as file:
+        file.write(status)
+    for _ in range(100):
+        with contextlib.suppress(PermissionError):  # on Windows while the parent reads the old one
+            os.replace(draft, os.path.join(folder, "status"))
+            return
+        time.sleep(0.01)
+
+
+def _remove_folder(folder: str) -> None:
+    import shutil  # late, as it takes as long to import as everything else here together
+
+    for _ in range(20):  # Windows frees the files of a dead process a moment late
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.exists(folder):
+            break
+        time.sleep(0.05)
+
+
+def _free_locks(locks: list[int]) -> None:
+    if sys.platform != "win32":
+        import fcntl  # late, as only the end needs it
+
+        for each in locks:
+            with contextlib.suppress(OSError):
+                fcntl.flock(each, fcntl.LOCK_UN)
+
+
+# -- the role "task" ---------------------------------------------------------------------------------------------------
+
+
+def keep_task(worker: int, connection: int, module: str) -> None:
+    """Fork the process that runs a task, and supervise it until it and all its descendants have ended.
+
+    The supervisor leads a session of its own. The fork leads a process group, gets the socket, and calls ``run`` of
+    `module` with it. On stdin the supervisor reads the worker's ``sys.path`` as a line of JSON, and then commands. On
+    stdout it reports the fork's process id, and at the end how the fork ended: an exit code, or minus a signal. Once
+    the fork has ended, KILL has come, or the worker is dead, it kills whatever is left of the process group and, on
+    Linux, of all descendants.
+
+    The supervisor is not the process that runs the handler, because there a C call may hold the GIL for hours. It is
+    not in the handler's process group, because it could not collect what it kills.
+
+    Args:
+        worker: the process id of the worker.
+        connection: the descriptor of the socket to the worker.
+        module: the dotted name of the module whose ``run`` the fork calls.
+    """
+    if os.getsid(0) != os.getpid():
+        os.setsid()  # not every system can do so while it starts a program
+    _close_all_but(0, 1, 2, connection)
+    os.set_inheritable(connection, False)
+    # A SIGINT that comes too early waits until the handler's process can take it. Without this, the mask of the thread
+    # that started this process could keep SIGTERM from it.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    path = _read_path(worker)
+    if path is None:
+        return
+    prctl = load_prctl()
+    if prctl is not None:
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    supervisor = os.getpid()
+    runner = os.fork()
+    if runner == 0:
+        os.setpgid(0, 0)
+        die_with(supervisor, prctl)
+        _become_runner(connection, path, module)
+        return
+    with contextlib.suppress(OSError):  # it has done so itself
+        os.setpgid(runner, runner)
+    os.close(connection)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _report(runner)
+    status = _wait_for_runner(worker, runner)
+    _kill_descendants(runner)
+    if status is not None:
+        _report(status)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close the descriptors that the worker's libraries leave open in every child."""
+    for each in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
+        with contextlib.suppress(OSError):  # the folder's own, which is closed
+            os.close(each)
+
+
+def _read_path(worker: int) -> list[str] | None:
+    """Read the worker's ``sys.path``; return None if the worker needs no process after all, or is dead."""
+    import json  # late, as the other role has no use for it
+
+    # Not a byte more than the line, for commands may follow.
+    data = b""
+    while not data.endswith(b"\n"):
+        byte = next_command()
+        if byte == b"" or (byte is None and os.getppid() != worker):
+            return None
+        data += byte or b""
+    path: list[str] = json.loads(data)
+    return path
+
+
+def _become_runner(connection: int, path: list[str], module: str) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    # What the handler prints goes where the worker's errors go; stdout belongs to the supervisor.
+    try:
+        os.dup2(2, 1)
+    except OSError:  # the worker was started with its stderr closed
+        os.dup2(nothing, 1)
+        os.dup2(nothing, 2)
+    if nothing > 2:
+        os.close(nothing)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a TextIOWrapper
+    sys.path[:] = path
+    from importlib import import_module
+
+    import_module(module).run(connection)
+
+
+def _wait_for_runner(worker: int, runner: int) -> int | None:
+    """Wait until the runner has ended, and kill it if need be; return None if it has not ended even then."""
+    wake = wake_on_child_end()
+    while True:
+        status = _collect(runner)
+        if status is not None:
+            return status
+        command = next_command(wake)
+        if command is None:
+            if os.getppid() != worker:
+                break
+        elif command in _TASK_SIGNALS:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(runner, _TASK_SIGNALS[command])
+        else:
+            break
+    _kill_group(runner)
+    return _collect(runner, seconds=_KILL_TIMEOUT_SECONDS)
+
+
+def _collect(runner: int, seconds: float = 0.0) -> int | None:
+    """Collect children that have ended, for so long; return how the runner ended, None if it has not."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            process, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if process == runner:
+            return os.waitstatus_to_exitcode(status)
+        if process == 0:
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.001)
+
+
+def _kill_descendants(group: int) -> None:
+    """Kill the process group, and on Linux all our descendants, those in other groups and sessions included."""
+    _kill_group(group)
+    until = time.monotonic() + _KILL_TIMEOUT_SECONDS
+    while time.monotonic() < until:
+        # A process that loses its parent becomes our child, so that in the end every descendant was one.
+        for child in _children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        try:
+            process, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if process == 0:
+            time.sleep(0.001)
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses it for a group of zombies
+        os.killpg(group, signal.SIGKILL)
+
+
+def _children() -> list[int]:
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:  # not Linux, or a kernel that was built without it
+        return []
+
+
+def _report(number: int) -> None:
+    with contextlib.suppress(OSError):  # the worker may be gone
+        os.write(1, b"%d\n" % number)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
