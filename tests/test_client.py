@@ -182,7 +182,7 @@ async def test_a_stubborn_thread_is_reported_as_stopping_until_it_has_stopped(
         receipt = await task.cancel(wait=0.5)
         assert receipt.stopping
         assert await task.status() is Status.PROCESSING
-        assert len(worker._floor.runs) == 1 if worker._floor else False
+        assert len(worker._runtime.runs) == 1 if worker._runtime else False
         release.set()
         receipt = await task.cancel(wait=5)
         assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)

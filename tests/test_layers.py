@@ -95,8 +95,8 @@ IN_A_CIRCLE: dict[str, str] = {
     "nqnb.worker.heartbeat": "a run knows its heartbeat",
     "nqnb.worker.run": "a run knows its heartbeat",
     "nqnb.worker.watch": "a run knows its heartbeat",
-    "nqnb.worker.floor": "its parts name the worker's type",
-    "nqnb.worker.guard": "its parts name the worker's type",
+    "nqnb.worker.runtime": "its parts name the worker's type",
+    "nqnb.worker.loop_guard": "its parts name the worker's type",
     "nqnb.worker.upkeep": "its parts name the worker's type",
     "nqnb.worker.worker": "its parts name the worker's type",
 }
@@ -139,7 +139,7 @@ PRIVATE_ACCESSES: dict[tuple[str, str], str] = {
     ("nqnb.worker.executors.process", "self._job._progress"): "",
     ("nqnb.worker.executors.process", "self._job._log"): "",
     ("nqnb.worker.executors.process", "self._job._changed"): "",
-    ("nqnb.worker.guard", "run.job._stop"): "",
+    ("nqnb.worker.loop_guard", "run.job._stop"): "",
 }
 """Accesses to private members from outside, and why. Those without a reason are to go: the list may only shrink."""
 

@@ -16,7 +16,7 @@ from typing import Any
 from nqnb.concurrency import log_aside
 from nqnb.errors import InvalidHandler
 from nqnb.worker.job import Job
-from nqnb.worker.stack import REPEAT_SECONDS, Place
+from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 
 log = logging.getLogger("nqnb.worker")
 

@@ -27,7 +27,7 @@ from nqnb.version import __version__
 from nqnb.worker.handlers import Handler, Isolation, make_handler
 
 if TYPE_CHECKING:
-    from nqnb.worker.floor import Floor
+    from nqnb.worker.runtime import Runtime
 
 log = logging.getLogger("nqnb.worker")
 
@@ -98,7 +98,7 @@ class Worker:
         self.malformed = 0
         """How many messages were no tasks, and were terminated."""
         self._store = check_store(store)
-        self._floor: Floor | None = None
+        self._runtime: Runtime | None = None
         self._stop = asyncio.Event()
         self._started = datetime.now(timezone.utc)
 
@@ -175,13 +175,13 @@ class Worker:
         self.handlers[handler.queue] = handler
         if concurrency != self.concurrency:
             self.concurrency = concurrency
-            if self._floor is not None:
-                self._floor.resize()
+            if self._runtime is not None:
+                self._runtime.resize()
 
     @property
     def running(self) -> list[str]:
         """The ids of the tasks that it runs."""
-        return [] if self._floor is None else list(self._floor.runs)
+        return [] if self._runtime is None else list(self._runtime.runs)
 
     def info(self, running: list[str], ttl: float) -> WorkerInfo:
         """What the worker's presence entry says."""
@@ -210,15 +210,15 @@ class Worker:
             raise InvalidHandler(f"the worker is {self.state.value}; make a new one")
         # nats is only imported by those who connect.
         from nqnb.jetstream.backend import Backend
-        from nqnb.worker.floor import Floor
+        from nqnb.worker.runtime import Runtime
 
         backend = await Backend.open(self.settings, self._store)
         self._started = moment(backend.now()) or self._started
-        self._floor = Floor(self, backend)
+        self._runtime = Runtime(self, backend)
         try:
-            await self._floor.open()
+            await self._runtime.open()
         except BaseException:
-            await self._floor.close()
+            await self._runtime.close()
             raise
         self.state = State.RUNNING
         log.info("worker %s serves %s", self.id, ", ".join(self.handlers))
@@ -232,14 +232,14 @@ class Worker:
             BadInput: a shutdown_timeout that cannot be used; the worker goes on.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
-        if self.state is not State.RUNNING or self._floor is None:
+        if self.state is not State.RUNNING or self._runtime is None:
             return
         self.state = State.STOPPING
         try:
-            await self._floor.drain(self.shutdown_timeout if seconds is None else seconds)
+            await self._runtime.drain(self.shutdown_timeout if seconds is None else seconds)
         finally:
             try:
-                await self._floor.close()
+                await self._runtime.close()
             finally:
                 self.state = State.STOPPED
                 self._stop.set()
@@ -268,15 +268,15 @@ class Worker:
 
     def pause(self) -> None:
         """Pull nothing more, and go on with what runs; SIGTSTP does this."""
-        if self._floor is not None:
-            self._floor.pause()
+        if self._runtime is not None:
+            self._runtime.pause()
 
     def request_stop(self) -> None:
         """Let `serve` stop the worker; the second call lets it stop without waiting for what runs."""
         if self._stop.is_set():
             self.shutdown_timeout = 0.0
-            if self._floor is not None:
-                self._floor.hurry()
+            if self._runtime is not None:
+                self._runtime.hurry()
         self._stop.set()
 
     def run(self) -> None:
@@ -299,9 +299,9 @@ class Worker:
 
     async def ended(self) -> None:
         """Return when `request_stop` was called, or the worker cannot go on: its connection is gone for good."""
-        if self._floor is None:
+        if self._runtime is None:
             return
-        waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._floor.gone())]
+        waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._runtime.gone())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -17,7 +17,7 @@ from nqnb.jetstream.backend import Backend
 from nqnb.protocol import cancel
 from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
 from nqnb.testing.chaos import ChaosOptions, run_chaos
-from nqnb.worker import claim, finish, floor
+from nqnb.worker import claim, finish, runtime
 from nqnb.worker.run import Run
 
 
@@ -41,10 +41,10 @@ def store_no_cancel_request() -> None:
 
 def register_after_the_claim() -> None:
     """Let the running map know of a delivery only once its claim is written."""
-    of_now: contextvars.ContextVar[floor.Floor] = contextvars.ContextVar("floor")
-    live, claimed = floor.Floor._live, floor.claim
+    of_now: contextvars.ContextVar[runtime.Runtime] = contextvars.ContextVar("runtime")
+    live, claimed = runtime.Runtime._live, runtime.claim
 
-    async def late_live(self: floor.Floor, run: Run) -> None:
+    async def late_live(self: runtime.Runtime, run: Run) -> None:
         of_now.set(self)
         await live(self, run)
 
@@ -56,8 +56,8 @@ def register_after_the_claim() -> None:
         finally:
             runs[run.id] = run
 
-    floor.Floor._live = late_live  # type: ignore[method-assign]  # breaking it is the point
-    floor.claim = claim_first
+    runtime.Runtime._live = late_live  # type: ignore[method-assign]  # breaking it is the point
+    runtime.claim = claim_first
 
 
 def acknowledge_before_the_outcome() -> None:

@@ -28,8 +28,8 @@ LARGE = "x" * 10_000
 
 def backend_of(worker: nqnb.Worker) -> Backend:
     """What a running worker writes to."""
-    assert worker._floor is not None
-    return worker._floor.backend
+    assert worker._runtime is not None
+    return worker._runtime.backend
 
 
 async def limit(nq: nqnb.Client, bucket: str, **config: int) -> None:

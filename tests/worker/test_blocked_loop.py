@@ -22,9 +22,9 @@ from nqnb import Status
 from nqnb.clock import elapsed
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import Delivery
-from nqnb.worker import guard
-from nqnb.worker.pulse import Pulse
-from nqnb.worker.stack import Place
+from nqnb.worker import loop_guard
+from nqnb.worker.loop_guard import Pulse
+from nqnb.worker.thread_stack import Place
 
 pytestmark = pytest.mark.anyio
 
@@ -187,7 +187,7 @@ async def test_the_guard_renews_leases_a_part_at_a_time_and_what_it_kept_counts_
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, part, ack_wait = 30, 5, 2.0
-    monkeypatch.setattr(guard, "_RENEWALS_AT_ONCE", part)
+    monkeypatch.setattr(loop_guard, "_RENEWALS_AT_ONCE", part)
     in_progress, under_way, most = Delivery.in_progress, 0, 0
     renewed: set[int] = set()
 
@@ -212,9 +212,9 @@ async def test_the_guard_renews_leases_a_part_at_a_time_and_what_it_kept_counts_
         await ended.wait()
 
     async with worker:
-        assert worker._floor is not None
+        assert worker._runtime is not None
         # Its start may have been one for sparing others.
-        backend = worker._floor.backend
+        backend = worker._runtime.backend
         spared: list[bool] = []
         monkeypatch.setattr(backend, "spare_owners", lambda: spared.append(True))
         tasks = await nq.submit_many("many", [None] * count)

@@ -23,15 +23,16 @@ from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
 from nqnb.worker.finish import finish
-from nqnb.worker.guard import Guard
 from nqnb.worker.heartbeat import note_intent
-from nqnb.worker.intake import Intake
-from nqnb.worker.pulse import Pulse
+from nqnb.worker.loop_guard import Guard, Pulse
 from nqnb.worker.run import LEASE, Run, Stop
 from nqnb.worker.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from nqnb.worker.worker import Worker
+from collections.abc import Sequence
+
+from nqnb.jetstream.pull import PullLoop
 
 log = logging.getLogger("nqnb.worker")
 
@@ -41,7 +42,7 @@ _STOPPING_TAKES = 5.0
 """Seconds that a stopping worker waits for code that it has told to stop."""
 
 
-class Floor:
+class Runtime:
     """Everything that a running worker holds."""
 
     def __init__(self, worker: Worker, backend: Backend) -> None:
@@ -60,7 +61,7 @@ class Floor:
             queue: backend.pull_loop(queue, self._on_delivery, self._wake.set, self._pulse.arrived)
             for queue in worker.handlers
         }
-        self._intake = Intake(list(self._pulls.values()), self.free)
+        self._fetch_policy = FetchPolicy(list(self._pulls.values()), self.free)
         self._mark, self._claims = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
         self._reserve: Reserve | None = None
@@ -258,9 +259,53 @@ class Floor:
             self._wake.clear()
             if self.backend.connected:
                 try:
-                    await self._intake.step()
+                    await self._fetch_policy.step()
                 except NqnbError as error:
                     if not self.backend.outage.took(error):
                         log.warning("no tasks can be pulled now: %s", error)
                     await asyncio.sleep(0.2)
             await first_of(self._wake, timeout=0.5)
+
+
+class FetchPolicy:
+    """Keeps as many tasks asked for as there are free slots.
+
+    While slots are free, every queue is asked for as many as could come; when they fill up, what is asked for is
+    withdrawn, and as slots free again the queues are probed in order, so that a busy first queue goes first and nothing
+    is fetched that cannot run.
+
+    Args:
+        pulls: the queues' pull loops, first come first served.
+        free: how many slots are free now.
+    """
+
+    def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int]) -> None:
+        self._pulls = pulls
+        self._free = free
+        self._full = len(pulls) > 1
+
+    async def step(self) -> None:
+        """Ask for what is missing, and mend what broke."""
+        for pull in self._pulls:
+            await pull.check()
+        healthy = [pull for pull in self._pulls if pull.healthy]
+        if len(self._pulls) == 1:
+            for pull in healthy:
+                await self._top_up(pull)
+            return
+        if self._free() > 0 and self._full:
+            for pull in healthy:
+                if (free := self._free()) > 0:
+                    await pull.probe(free)
+        self._full = self._free() <= 0
+        for pull in healthy:
+            if self._full:
+                pull.withdraw()
+            else:
+                await self._top_up(pull)
+
+    async def _top_up(self, pull: PullLoop) -> None:
+        missing = self._free() - pull.asked
+        # A request for each slot that frees would double the traffic: a few are asked for together.
+        if missing > 0 and (pull.asked == 0 or missing >= 8):
+            await pull.ask(missing)
