@@ -11,7 +11,7 @@ from nqnb.errors import NotSubmitted, NqnbError, WaitTimeout
 from nqnb.housekeeping import Housekeeping
 from nqnb.inputs import Duration, Moment, check_choice, check_seconds, check_statuses
 from nqnb.protocol import names
-from nqnb.protocol.bulk import outcomes_of, task_entries, unknown_queue
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of, task_entries, unknown_queue
 from nqnb.protocol.cancel import cancel
 from nqnb.protocol.follow import ended, fetch, follow, result, watch
 from nqnb.protocol.requeue import requeue
@@ -21,9 +21,6 @@ from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 from nqnb.task import Task
-
-IN_FLIGHT = 256
-"""How many submits of one `Client.submit_many` are under way at once."""
 
 
 def connect(

@@ -116,7 +116,7 @@ class TestTakenIds:
     @pytest.mark.parametrize("payload", ["one", "other"])
     async def test_pending(self, nq: nqnb.Client, payload: str) -> None:
         task = await nq.submit("q", "one", id="mine")
-        error = await refusal(TaskExists, nq.submit("q", payload, id="mine"), "'mine' is taken", "choose another")
+        error = await refusal(TaskExists, nq.submit("q", payload, id="mine"), "'mine' is taken", "Choose another")
         assert error.task_id == "mine"
         assert (await task.fetch()).payload == b'"one"'
         assert [each.pending for each in await nq.queues()] == [1]
@@ -162,7 +162,7 @@ class TestTakenIds:
         with monkeypatch.context() as cut:
             cut.setattr(nq.backend.states, "create", lost)
             await refusal(nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "stumbled", "a worker will do so")
-        await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "choose another")
+        await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "Choose another")
         assert (await nq.submit("q", 1, id="mine")).id == "mine"
         assert [each.pending for each in await nq.queues()] == [1]
 

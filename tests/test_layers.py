@@ -36,7 +36,6 @@ ROOMS = [
     "jetstream",
     "protocol",
     "task connected housekeeping client",
-    "cancelling",
     "worker",
     "server.binary",
     "server",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
 import click
 
-from nqnb import cancelling
 from nqnb.client import Client
 from nqnb.commands import complete
 from nqnb.commands.arguments import (
@@ -25,6 +24,7 @@ from nqnb.commands.options import Command, ask, front_of
 from nqnb.commands.records import Cancelled, Preview, Progress, Receipts
 from nqnb.commands.values import status
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, WaitTimeout
+from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 
@@ -140,7 +140,7 @@ async def cancel_all(
     show: Callable[[object], None],
     outcomes: MutableMapping[str, CancelReceipt | NqnbError],
 ) -> Receipts:
-    """Cancel all of them; see `nqnb.cancelling.cancel_all`.
+    """Cancel all of them; see `nqnb.protocol.cancel.cancel_many`.
 
     Args:
         nq: the client.
@@ -149,7 +149,7 @@ async def cancel_all(
         show: is told how far it is.
         outcomes: what becomes of each is put in here as it is known.
     """
-    await cancelling.cancel_all(nq, ids, wait, outcomes, lambda done, of, what: show(Progress(done, of, what)))
+    await cancel_many(nq, ids, wait, outcomes, lambda done, of, what: show(Progress(done, of, what)))
     receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:
         receipts.errors += filter(None, (_missed(each, wait) for each in receipts))

@@ -249,8 +249,8 @@ class Backend:
     def terminal_ttl(self) -> float | None:
         """For how many seconds the state of an ended task is kept; None is for ever, or until it is pruned.
 
-        To be written with an outcome only where the task's message is answered right after it; see `let_expire` for
-        the others.
+        To be written with an outcome only where the task's message is answered right after it; see
+        `nqnb.protocol.transition.let_expire` for the others.
         """
         seconds = self.connection.settings.retention_seconds
         if seconds is None or (self.states is self._bucket and not self._bucket.expires):
@@ -262,22 +262,6 @@ class Backend:
         """For how many seconds a result that has a key of its own is kept: somewhat longer than its task's state."""
         ttl = self.terminal_ttl
         return None if ttl is None else ttl + _RESULT_MARGIN
-
-    async def let_expire(self, task_id: str, value: bytes, revision: int) -> None:
-        """Let the state of an ended task expire from now on.
-
-        For whoever ended it without holding its message: only once that is certainly gone, for a task whose state has
-        expired before would run. If it cannot be written, the state stays until it is pruned.
-
-        Args:
-            task_id: the task.
-            value: its entry.
-            revision: the entry's revision.
-        """
-        ttl = self.terminal_ttl
-        if ttl is not None:
-            with contextlib.suppress(NqnbError):
-                await self.states.update(task_id, value, revision, ttl)
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
         """As `Connection.insist`, and between the tries what has been deleted meanwhile is made again.

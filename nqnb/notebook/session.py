@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nqnb.cancelling import cancel_all
 from nqnb.errors import NqnbError
 from nqnb.inputs import Duration, check_optional_flag, check_past, check_seconds
 from nqnb.notebook import picking
@@ -15,6 +14,7 @@ from nqnb.notebook.local import Place
 from nqnb.notebook.submitting import Submitting
 from nqnb.notebook.task import SessionTask
 from nqnb.protocol import names
+from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.retry import Backoff
@@ -106,7 +106,7 @@ class Session(Submitting, Housekeeping):
         ids, seconds = picking.ids_of(what), check_seconds("wait", wait, none=True)
         outcomes: dict[str, CancelReceipt | NqnbError] = {}
         try:
-            self.call(cancel_all(self.client, ids, seconds, outcomes))
+            self.call(cancel_many(self.client, ids, seconds, outcomes))
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(f"interrupted: {missing:,} of {len(ids):,} tasks are not cancelled; call it again for these")

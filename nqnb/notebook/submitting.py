@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from nqnb.client import IN_FLIGHT, not_submitted
+from nqnb.client import not_submitted
 from nqnb.error_text import shown
 from nqnb.errors import NqnbError
 from nqnb.inputs import Moment, check_choice, check_optional_flag
@@ -16,7 +16,7 @@ from nqnb.notebook.progress import SubmitProgress
 from nqnb.notebook.task import SessionTask
 from nqnb.notebook.tasklist import TaskList
 from nqnb.protocol import names
-from nqnb.protocol.bulk import outcomes_of
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.submit import Payloads, Timeout, make_message
 
 if TYPE_CHECKING:

@@ -7,11 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, overload
 
-from nqnb.client import IN_FLIGHT
 from nqnb.errors import NqnbError, TaskError, WaitTimeout
 from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
 from nqnb.notebook.task import SessionTask
-from nqnb.protocol.bulk import outcomes_of
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 

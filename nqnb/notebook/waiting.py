@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nqnb.cancelling import cancel_all
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
 from nqnb.protocol.bulk import AT_ONCE, outcomes_of
+from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt
 
@@ -78,7 +78,7 @@ def _goes_on(state: Status | NqnbError | None) -> bool:
 def _cancel(session: Connected, ids: Sequence[str]) -> str:
     session.leave(ids)
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
-    call = LOOP.begin(cancel_all(session.client, ids, None, outcomes))
+    call = LOOP.begin(cancel_many(session.client, ids, None, outcomes))
     if not call.wait(_CANCEL_TAKES):
         return f"interrupted: {_tasks(len(ids))} {_are(len(ids))} being cancelled, which goes on in the background"
     receipts = [each for each in outcomes.values() if isinstance(each, CancelReceipt)]

@@ -1,34 +1,35 @@
-"""Goes through queues: finds their streams, lists their tasks, and works on many at once."""
+"""Works on many tasks at once: finds a queue's stream, lists its tasks, and limits how many are worked on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from nqnb.error_text import hint
-from nqnb.errors import MalformedMessage, NqnbError, UnknownQueue
+from nqnb.errors import NqnbError, UnknownQueue
 from nqnb.protocol import names
+from nqnb.protocol.interfaces import QueueBackend
+from nqnb.protocol.transition import Seen
 from nqnb.protocol.wire import TaskMessage
 from nqnb.store import Entry
-
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 AT_ONCE = 64
-"""How many tasks are dealt with at once."""
+"""How many tasks are cancelled, ended or removed at once."""
+IN_FLIGHT = 256
+"""How many tasks of one call are submitted or read at once."""
 
 
-async def stream_of(backend: Backend, queue: str) -> str:
-    """The name of the stream that a queue's tasks are in.
+async def stream_of(backend: QueueBackend, queue: str) -> str:
+    """Return the name of the stream of a queue's tasks.
 
     Raises:
         UnknownQueue: there is no such queue.
-        InvalidQueueName: nor can there be.
+        InvalidQueueName: no queue can have that name.
     """
     stream = await backend.find_queue(names.check_queue(queue))
     if stream is None:
@@ -36,35 +37,33 @@ async def stream_of(backend: Backend, queue: str) -> str:
     return stream
 
 
-async def unknown_queue(backend: Backend, queue: str) -> UnknownQueue:
-    """Return the error for a queue that is not on the server; it suggests one that is, with a name like it."""
+async def unknown_queue(backend: QueueBackend, queue: str) -> UnknownQueue:
+    """Return the error for a queue that is not on the server. The error suggests a queue with a similar name."""
     known: list[str] = []
     with contextlib.suppress(NqnbError):  # a user may lack the permission to list queues
         known = await backend.queue_names()
     return UnknownQueue(
-        f"there is no queue {queue!r} on this server; {hint(queue, known)}a queue appears with its first task, "
-        "`nqnb queue list` shows what there is",
+        f"there is no queue {queue!r} on this server: a queue appears with its first task. {hint(queue, known)}"
+        "`nqnb queue list` shows the queues.",
         queue,
     )
 
 
-async def task_entries(backend: Backend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """Yield the tasks of a queue, or of all, longest unchanged first; entries that cannot be read are skipped."""
+async def task_entries(backend: QueueBackend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
+    """Yield the tasks of a queue, or of all queues, longest unchanged first; skip and log malformed entries."""
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
-            try:
-                task = TaskMessage.of_entry(entry.key, entry.value)
-            except MalformedMessage as error:
-                skipped[entry.key] = str(error)
-                continue
-            if queue is None or task.Queue == queue:
-                yield entry, task
+            seen = Seen.of(entry.key, entry)
+            if seen.task is None:
+                skipped[entry.key] = str(seen.malformed)
+            elif queue is None or seen.task.Queue == queue:
+                yield entry, seen.task
     backend.skips.tell(skipped)
 
 
 async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """`each_of` the things in a list."""
+    """Do the work for each thing of a list, as `each_of`."""
 
     async def listed() -> AsyncIterator[T]:
         for thing in things:
@@ -74,10 +73,10 @@ async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> No
 
 
 async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do the work for each thing, 64 at once; what one of them raises is raised when all the others are done."""
+    """Do the work for each thing, `AT_ONCE` at once; raise the first error when all the others are done."""
     queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
 
-    async def carry() -> None:
+    async def work_through() -> None:
         failed: Exception | None = None
         while (thing := await queue.get()) is not None:
             try:
@@ -95,35 +94,35 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
             for _ in range(AT_ONCE):
                 await queue.put(None)
 
-    works = [asyncio.ensure_future(each) for each in (feed(), *(carry() for _ in range(AT_ONCE)))]
+    workers = [asyncio.ensure_future(part) for part in (feed(), *(work_through() for _ in range(AT_ONCE)))]
     try:
-        ends = await asyncio.gather(*works, return_exceptions=True)
+        ends = await asyncio.gather(*workers, return_exceptions=True)
     finally:
-        for each in works:
-            each.cancel()
+        for worker in workers:
+            worker.cancel()
     for end in ends:
         if isinstance(end, BaseException):
             raise end
 
 
 async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
-    """Do the work for each thing, so many at once, and draw a thing only when its work begins.
+    """Do the work for each thing, ``at_once`` at a time; take a thing from the iterable only when its work begins.
 
     Returns:
-        What the work gave, or the error of nqnb's that it raised, in the order of the things.
+        What the work returned, or the `NqnbError` that it raised, in the order of the things.
     """
     outcomes: dict[int, R | NqnbError] = {}
     numbered = enumerate(things)
 
-    async def carry() -> None:
+    async def work_through() -> None:
         for index, thing in numbered:
             try:
                 outcomes[index] = await work(thing)
             except NqnbError as error:
                 outcomes[index] = error
 
-    # All are waited for, whatever one of them meets: an iterable may raise in the middle.
-    for end in await asyncio.gather(*(carry() for _ in range(at_once)), return_exceptions=True):
+    # Wait for all of them, because the iterable may raise in the middle of their work.
+    for end in await asyncio.gather(*(work_through() for _ in range(at_once)), return_exceptions=True):
         if isinstance(end, BaseException):
             raise end
     return [outcomes[index] for index in range(len(outcomes))]

@@ -1,16 +1,21 @@
-"""Cancels one task so that it cannot be lost: the canceller's half of the protocol."""
+"""Cancels one task so that the cancel cannot be lost, and ends tasks that wait; cancels many tasks.
+
+Every decision rests on a read through the leader and is written by compare-and-set. A task that never started is
+recorded as Deleted, and needs no worker. For any other the cancel request ("intent") is written first and then
+published: a worker that misses the publish finds the request, at its claim, at a heartbeat or after a reconnect.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, MutableMapping, Sequence
+from typing import Protocol
 
 import msgspec
-from msgspec import UNSET
 
 from nqnb.errors import (
+    ConnectionFailed,
     MalformedMessage,
     NoResponders,
     NoRoom,
@@ -22,215 +27,386 @@ from nqnb.errors import (
     UnknownTask,
 )
 from nqnb.protocol import lifecycle
-from nqnb.protocol.lifecycle import CancelStep
+from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
+from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.lifecycle import CancelStep, ended_by_cancel
+from nqnb.protocol.transition import MISSING, Look, Retry, Seen, Write, Written, let_expire, remove_entry, transition
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage
 from nqnb.records import CancelReceipt
-from nqnb.store import Entry
-
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
 
 log = logging.getLogger("nqnb.cancel")
 
-HEADERS = 256
-"""Bytes of a message kept free for the headers of a write."""
+HEADER_RESERVE_BYTES = 256
+"""Bytes of a message that are kept free for the headers of a write."""
+_PAUSE_SECONDS = 0.1
+"""Seconds until an entry is read again after an answer was lost."""
 
 
-async def cancel(backend: Backend, task_id: str, by: str) -> CancelReceipt:
-    """Cancel a task; when this returns, the cancel is durable and no further run of it will be claimed.
+async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
+    """Cancel a task. When this returns, the cancel is durable and no further run of the task will be claimed.
 
-    Every decision rests on a read through the leader and is written by compare-and-set;
-    `nqnb.protocol.lifecycle.cancel` says which.
+    `nqnb.protocol.lifecycle.cancel` decides each step.
 
     Args:
         backend: where.
         task_id: the task.
-        by: who asks, for the receipt.
+        by: who cancels, for the receipt.
 
     Raises:
-        UnknownTask: no such task.
-        NotCancellable: it had completed or failed before.
-        Unconfirmed: the server's answers were lost, so the cancel may be noted or not; ask again.
+        UnknownTask: there is no such task.
+        NotCancellable: the task had completed or failed before.
+        Unconfirmed: the server's answers were lost: the cancel may be stored or not. It is safe to cancel again.
     """
     record = CancelRecord(by=by, requested_at=backend.now())
-    announced = tried = False
-    until = time.monotonic() + backend.settings.retry_for
-    while True:
-        entry = await backend.states.get(task_id)
-        if entry is None:
-            raise unknown(task_id)
-        task = TaskMessage.of_entry(task_id, entry.value)
+    end = EndWaiting(backend, record, backend.retry_for)
+    announced = False
+
+    async def decide(seen: Seen) -> Write | Look | CancelReceipt:
+        nonlocal announced
+        if seen.malformed is not None:
+            raise seen.malformed
+        if seen.task is None:
+            owed = end.owed_write(task_id)
+            if owed is None:
+                raise unknown(task_id)
+            return owed
+        end.owed.pop(task_id, None)
+        task = seen.task
         step = lifecycle.cancel(task, announced=announced)
-        if step is CancelStep.DONE:
-            if tried:
-                # Our own write, whose answer was lost.
-                await forget_message(backend, task, entry.value, entry.revision)
-            return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
-        if step is CancelStep.TOO_LATE and announced:
-            # It ran when it was asked to stop, and was quicker: the receipt tells.
-            return CancelReceipt.of(task_id, task.Status, None)
-        if step is CancelStep.TOO_LATE:
-            raise NotCancellable(
-                f"task {task_id!r} has {task.Status.label} already, so there is nothing to cancel", task_id, task.Status
-            )
-        if step is CancelStep.STOPPING:
-            return CancelReceipt.of(task_id, task.Status, task.meta.cancel or record)
         if step is CancelStep.ANNOUNCE:
             await write_intent(backend, task_id, record)
             await backend.announce_cancel(task.Queue, task_id)
             announced = True
-            continue
-        status = Status.DELETED if step is CancelStep.DELETE else Status.CANCELLED
-        done = ended_by_cancel(task, status, record, backend.now())
-        tried = True
-        try:
-            value = entry_bytes(backend, done)
-            revision = await backend.states.update(task_id, value, entry.revision)
-        except RevisionConflict:
-            continue
-        except NoRoom as full:
-            await remove_for_room(backend, entry, full)
-            made = await create_end(backend, done, until - time.monotonic())
-            if made is None:
-                continue
-            revision = made
-        except (Unconfirmed, NoResponders):
-            # It may have landed; the next read tells.
-            if time.monotonic() > until:
-                raise
-            await asyncio.sleep(0.1)
-            continue
-        await forget_message(backend, task, value, revision)
-        return CancelReceipt.of(task_id, status, done.meta.cancel)
+            # The task may have become Pending while the request was on its way; then no worker would write Cancelled.
+            return Look.AGAIN
+        if step is CancelStep.DELETE:
+            return end.write(seen, task, Status.DELETED)
+        if step is CancelStep.CANCEL_WAITING:
+            return end.write(seen, task, Status.CANCELLED)
+        if step is CancelStep.STOPPING:
+            return CancelReceipt.of(task_id, task.Status, task.meta.cancel or record)
+        if step is CancelStep.TOO_LATE and announced:
+            # It ran when the cancel was announced, and ended before it was stopped: the receipt says so.
+            return CancelReceipt.of(task_id, task.Status, None)
+        if step is CancelStep.TOO_LATE:
+            raise NotCancellable(
+                f"task {task_id!r} cannot be cancelled: it has {task.Status.label} already.", task_id, task.Status
+            )
+        return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
+
+    done = await transition(backend, task_id, decide, ours=end.is_ours, retry=end)
+    if not isinstance(done, Written):
+        return done
+    await end.forget_message(done)
+    return CancelReceipt.of(task_id, done.task.Status, done.task.meta.cancel)
 
 
-async def remove_for_room(backend: Backend, entry: Entry, full: NoRoom) -> None:
-    """Remove a waiting task's entry, by its revision, so that its end has room; `create_end` must follow.
+class EndWaiting(Retry):
+    """Writes the end of a task that waits, in a full store too.
 
-    Raises:
-        NoRoom: ``full``, which says how to free room: our user may not purge the bucket.
-        Unconfirmed, NoResponders: the server does not answer.
-    """
-    try:
-        await backend.states.delete(entry.key, entry.revision)
-    except ServerRefused:
-        raise full from None
-
-
-async def create_end(backend: Backend, done: TaskMessage, retry_for: float, *, removed: bool = False) -> int | None:
-    """Write the end of a task that waited, and whose entry was removed because the store is full.
-
-    The entry goes first, and so makes the room for its end. A message without an entry is as good as just submitted: a
-    worker that takes it creates the entry and runs it. Where that room is not enough, the message goes, too, if no
-    worker was ever given it; then the task cannot run any more.
+    An end needs room for an entry that is larger than the one before. Where the store has no room, the entry is removed
+    first, and so makes room for the end. Until the end is written the task has no entry, like one that was just
+    submitted: a worker that takes its message creates the entry and runs the task. Where the room is still too small,
+    the message is removed too, if no worker was ever given it, because then the task cannot run any more.
 
     Args:
         backend: where.
-        done: the entry that says how the task ended.
-        retry_for: seconds for which it is tried again.
-        removed: the task's message is gone already, with its stream; a new stream has other messages there.
+        record: who ends the task.
+        seconds: for how long to try again.
+        stream_gone: whether the stream of the task's message was deleted. A new stream has other messages there.
+        owed: collects the tasks, as they waited, whose entries were removed and whose ends are not written yet, by id.
+    """
+
+    def __init__(
+        self,
+        backend: TaskBackend,
+        record: CancelRecord,
+        seconds: float,
+        *,
+        stream_gone: bool = False,
+        owed: dict[str, TaskMessage] | None = None,
+    ) -> None:
+        super().__init__(backend, seconds, first=_PAUSE_SECONDS, longest=_PAUSE_SECONDS)
+        self.owed: dict[str, TaskMessage] = {} if owed is None else owed
+        self._record = record
+        self._stream_gone = stream_gone
+        self._message_gone = stream_gone
+        self._waiting: TaskMessage | None = None
+        """The task whose end was written last, as it waited."""
+        self._revision = 0
+        """The revision over which that end was written."""
+
+    def is_ours(self, entry: TaskMessage) -> bool:
+        """Return whether an entry is the end that is written here."""
+        return lifecycle.is_end_of(entry, self._record)
+
+    def write(self, seen: Seen, task: TaskMessage, status: Status, how: str = "") -> Write:
+        """Return the decision to write how a task ends."""
+        self._waiting, self._revision = task, seen.revision
+        return write_end(self.backend, ended_by_cancel(task, status, self._record, self.backend.now(), how))
+
+    def owed_write(self, task_id: str) -> Write | None:
+        """Return the decision to create the end of a task whose entry was removed; None where none was."""
+        task = self.owed.get(task_id)
+        return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
+
+    async def after_write(self, error: NqnbError) -> None:
+        """Make room where there is none; see `Retry.after_write`."""
+        task = self._waiting
+        if task is None or not isinstance(error, NoRoom):
+            await self._super_after_write(error, task)
+        elif task.ID not in self.owed:
+            await self._remove_entry(task, error)
+        elif not self._message_gone and await self._remove_unseen_message(task):
+            self._message_gone = True
+        elif time.monotonic() >= self.until:
+            left = "is removed and will not run" if self._message_gone else "stays in its queue and may run"
+            text = f"task {task.ID!r} {left}, but its state was not written: {error}"
+            raise NoRoom(text, error.subject, error.code, error.err_code, error.description) from None
+        else:
+            await self.rest()
+
+    async def after_read(self, error: NqnbError) -> None:
+        """Read again where the task has no entry until its end is written; see `Retry.after_read`."""
+        task = self._waiting
+        if task is None or task.ID not in self.owed or not isinstance(error, (Unconfirmed, ConnectionFailed)):
+            raise error
+        if time.monotonic() >= self.until:
+            raise self._without_entry(task, error) from error
+        await self.rest()
+
+    async def forget_message(self, done: Written) -> None:
+        """Remove the message of a task whose end is written, then let the entry expire."""
+        self.owed.pop(done.task.ID, None)
+        if not self._stream_gone:
+            await forget_message(self.backend, self._waiting or done.task, done.value, done.revision)
+
+    async def _super_after_write(self, error: NqnbError, task: TaskMessage | None) -> None:
+        try:
+            await super().after_write(error)
+        except (Unconfirmed, NoResponders):
+            if task is not None and task.ID in self.owed:
+                raise self._without_entry(task, error) from error
+            raise
+
+    def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
+        left = "is removed and will not run" if self._message_gone else "stays in its queue and may run"
+        return Unconfirmed(
+            f"task {task.ID!r} {left}, but its state was removed from the full store and its end is not confirmed: "
+            f"{error}. Free room, then purge queue {task.Queue!r}, which ends what is left there.",
+            task.ID,
+        )
+
+    async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> None:
+        """Remove the entry to make room for the end, by its revision; a newer one stays.
+
+        Raises:
+            NoRoom: our user may not purge the bucket. The error says how to free room.
+        """
+        # Before the removal: a caller that is interrupted knows of the end that is owed.
+        self.owed[task.ID] = task
+        if not self._revision:
+            # The message has no entry yet.
+            return
+        try:
+            await remove_entry(self.backend, task.ID, self._revision)
+        except ServerRefused:
+            del self.owed[task.ID]
+            raise full from None
+        except (Unconfirmed, NoResponders) as error:
+            if time.monotonic() >= self.until:
+                raise self._without_entry(task, error) from error
+            # The next read shows whether it was removed.
+            await self.rest()
+
+    async def _remove_unseen_message(self, task: TaskMessage) -> bool:
+        """Remove a task's message if no worker was ever given it; return whether the task has no message any more."""
+        if not await is_its_message(self.backend, task):
+            # A message that a schedule has published has another sequence.
+            due = lifecycle.due_at(task)
+            return task.CurrentRetry == 0 and (not due or due > self.backend.now())
+        if not await self.backend.is_undelivered(task.Queue, task.Sequence):
+            return False
+        await self.backend.delete_task_message(task.Queue, task.Sequence)
+        return True
+
+
+async def end_waiting_task(
+    backend: TaskBackend,
+    task_id: str,
+    record: CancelRecord,
+    *,
+    start: Seen | None = None,
+    retry_for: float | None = None,
+    stream_gone: bool = False,
+    owed: dict[str, TaskMessage] | None = None,
+    defer: bool = False,
+) -> Status | None:
+    """End a task that waits, by compare-and-set, and then remove its message.
+
+    Unlike a cancel it announces nothing: a task that a worker has claimed meanwhile runs on.
+
+    Args:
+        backend: where.
+        task_id: the task.
+        record: who ends it.
+        start: its entry as it was listed; default reads it.
+        retry_for: seconds for which it is tried again; default the setting.
+        stream_gone: whether the stream of its message is gone, so that no message is removed.
+        owed: where the store is full, the task's entry is removed to make room, and the task is kept in here, by id,
+            until its end is written. A task that is in here already has no entry, and its end is created.
+        defer: leave a task in ``owed`` where there was no room, for the caller to end it later.
 
     Returns:
-        The revision; None where the task has an entry again, for a worker was faster.
+        Deleted, or Cancelled where it had run; None where it did not wait any more, or its end is owed.
 
     Raises:
-        NoRoom: there is no room even so; the message says what is left of the task.
+        NoRoom: the store has no room for the end.
         Unconfirmed, NoResponders: the server does not answer.
     """
-    until = time.monotonic() + retry_for
-    while True:
-        try:
-            return await backend.states.create(done.ID, entry_bytes(backend, done))
-        except RevisionConflict:
-            entry = await backend.states.get(done.ID)
-            # Our own write, whose answer was lost, is as good.
-            return entry.revision if entry is not None and entry.value == entry_bytes(backend, done) else None
-        except (Unconfirmed, NoResponders) as error:
-            if isinstance(error, NoRoom) and not removed and await _remove_unseen(backend, done):
-                removed = True
-                continue
-            if time.monotonic() > until and isinstance(error, NoRoom):
-                left = "is removed and will not run" if removed else "stays in its queue and may run"
-                text = f"task {done.ID!r} {left}, but its state could not be written: {error}"
-                raise NoRoom(text, error.subject, error.code, error.err_code, error.description) from None
-            if time.monotonic() > until:
-                raise
-            await asyncio.sleep(0.1)
+    seconds = backend.retry_for if retry_for is None else retry_for
+    end = EndWaiting(backend, record, seconds, stream_gone=stream_gone, owed=owed)
+
+    async def decide(seen: Seen) -> Write | None:
+        if seen.malformed is not None:
+            # Another program wrote over it meanwhile; the next listing reports it.
+            return None
+        if seen.task is None:
+            return None if defer else end.owed_write(task_id)
+        end.owed.pop(task_id, None)
+        status = lifecycle.purge(seen.task)
+        return None if status is None else end.write(seen, seen.task, status)
+
+    start = MISSING if task_id in end.owed else start
+    done = await transition(backend, task_id, decide, ours=end.is_ours, retry=end, start=start)
+    if done is None:
+        return None
+    await end.forget_message(done)
+    return done.task.Status
 
 
-async def write_intent(backend: Backend, task_id: str, record: CancelRecord) -> None:
-    """Write the intent to cancel a task into the bucket ``nq-cancel``; one that is there already stays.
+def write_end(backend: TaskBackend, done: TaskMessage) -> Write:
+    """Return the decision to write an ended task, without its payload where the server would not accept all of it."""
+    whole = Write.of(done)
+    fits = len(whole.value) + HEADER_RESERVE_BYTES <= backend.max_payload
+    return whole if fits else Write.of(done.lean())
+
+
+async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
+    """Write the cancel request of a task into the bucket ``nq-cancel``; a request that is there already stays.
 
     Raises:
-        NqnbError: it is not certain that it is there.
+        NqnbError: it is not certain that the request is stored.
     """
     try:
         await backend.insist(lambda: backend.intents.create(task_id, msgspec.json.encode(record)))
     except RevisionConflict:
-        log.debug("task %s has an intent already", task_id)
+        log.debug("task %s has a cancel request already", task_id)
+
+
+async def read_intent(backend: TaskBackend, task_id: str) -> CancelRecord | None:
+    """Read the cancel request of a task through the leader; None where there is none."""
+    entry = await backend.intents.get(task_id)
+    return None if entry is None else CancelRecord.of_intent(entry.value)
 
 
 def unknown(task_id: str) -> UnknownTask:
-    """The error for an id that no entry has."""
+    """Return the error for an id that no entry has."""
     return UnknownTask(
-        f"no task {task_id!r} is known here; check the id and the server, `nqnb task list` shows what there is", task_id
+        f"task {task_id!r} is unknown: no state with that id is on this server. Check the id and the server; "
+        "`nqnb task list` shows the tasks.",
+        task_id,
     )
 
 
-def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now: float, how: str = "") -> TaskMessage:
-    """The entry of a task that a cancel ends.
+async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
+    """Remove the message and the schedule of a task whose entry is terminal, then let the entry expire.
+
+    A message that stays costs one delivery, after which a worker acks it. So a failure here is logged and not raised.
 
     Args:
-        task: the task as it was read.
-        status: Deleted or Cancelled.
-        record: who cancels it, since when.
-        now: the time on the server, in Unix seconds.
-        how: how it ended, where that is not plain from its state.
+        backend: where.
+        task: the task as it waited.
+        value: its terminal entry.
+        revision: the entry's revision.
     """
-    deleted = status is Status.DELETED
-    how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
-    record = msgspec.structs.replace(record, stopped_at=now, how=how)
-    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0, result=UNSET, result_key="")
-    return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
-
-
-def entry_bytes(backend: Backend, task: TaskMessage) -> bytes:
-    """Return the entry of a task that a cancel ends, without its payload where the server would not take all of it."""
-    data = task.encode()
-    return data if len(data) + HEADERS <= backend.max_payload else task.lean().encode()
-
-
-async def forget_message(backend: Backend, task: TaskMessage, value: bytes, revision: int) -> None:
-    """The entry is terminal, so the message only costs a delivery: failing to remove it is no failure."""
     try:
-        if await _is_its_message(backend, task):
+        if await is_its_message(backend, task):
             await backend.delete_task_message(task.Queue, task.Sequence)
         if lifecycle.due_at(task):
             await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
-        log.info("the message of task %s stays until a worker sees it: %s", task.ID, error)
+        log.info("the message of task %s stays until a worker acks it: %s", task.ID, error)
         return
     if task.Sequence and not lifecycle.due_at(task):
-        # Only now: an entry that expired before its message would let it run again.
-        await backend.let_expire(task.ID, value, revision)
+        # Only after its message is gone. What a schedule has published meanwhile has another sequence, so an entry of
+        # a scheduled task does not expire.
+        await let_expire(backend, task.ID, value, revision)
 
 
-async def _remove_unseen(backend: Backend, task: TaskMessage) -> bool:
-    """Remove a task's message if no worker was ever given it; whether the task has no message any more."""
-    if not await _is_its_message(backend, task):
-        # What a schedule has fired is another message.
-        due = lifecycle.due_at(task)
-        return task.CurrentRetry == 0 and (not due or due > backend.now())
-    if not await backend.is_undelivered(task.Queue, task.Sequence):
-        return False
-    await backend.delete_task_message(task.Queue, task.Sequence)
-    return True
+async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
+    """Return whether a task's message is at the sequence in its entry.
 
-
-async def _is_its_message(backend: Backend, task: TaskMessage) -> bool:
-    """Whether a task's message is where its entry says: a stream that was made anew gives the same numbers again."""
+    The stream may have been deleted and created again; then another task's message may have that sequence.
+    """
     data = await backend.read_task_message(task.Queue, task.Sequence) if task.Sequence else None
     try:
         return data is not None and TaskMessage.decode(data).ID == task.ID
     except MalformedMessage:
         return False
+
+
+class Canceller(Protocol):
+    """What cancels one task, such as `nqnb.Client`."""
+
+    async def cancel(self, id: str, wait: float | None = None) -> CancelReceipt:
+        """Cancel a task, and wait for its code to stop."""
+        ...
+
+
+async def cancel_many(
+    nq: Canceller,
+    ids: Sequence[str],
+    wait: float | None,
+    outcomes: MutableMapping[str, CancelReceipt | NqnbError],
+    progress: Callable[[int, int, str], object] = lambda done, total, what: None,
+) -> None:
+    """Cancel all of the tasks first, and only then wait for their code to stop.
+
+    Args:
+        nq: the client.
+        ids: the tasks.
+        wait: seconds to wait for all their code to stop; None does not wait.
+        outcomes: receives the receipt or error of each task as soon as it is known, for a caller that is interrupted.
+        progress: called with how many tasks are done, of how many, and what that means.
+    """
+
+    async def cancel_each(some: Sequence[str], remaining: Callable[[], float | None], what: str, at_once: int) -> None:
+        done = 0
+
+        async def cancel_one(id: str) -> None:
+            nonlocal done
+            try:
+                outcomes[id] = await nq.cancel(id, remaining())
+            except NqnbError as error:
+                # An answer that is lost during the wait does not undo a cancel that is stored.
+                if id not in outcomes or isinstance(error, NotCancellable):
+                    outcomes[id] = error
+            done += 1
+            progress(done, len(some), what)
+
+        await outcomes_of(some, cancel_one, min(at_once, len(some)))
+
+    await cancel_each(ids, lambda: None, "tasks cancelled", AT_ONCE)
+    if wait is None:
+        return
+    deadline = time.monotonic() + wait
+
+    def remaining() -> float | None:
+        # Once the time is over, a cancel without a wait still returns the newest receipt.
+        seconds = deadline - time.monotonic()
+        return seconds if seconds > 0 else None
+
+    stopping = [task for task in ids if isinstance(receipt := outcomes[task], CancelReceipt) and receipt.stopping]
+    if stopping:
+        await cancel_each(stopping, remaining, "stopped", IN_FLIGHT)

@@ -1,10 +1,8 @@
-"""Removes a queue with all that is the server's: its streams, cancels and pause; the tasks' states stay."""
+"""Deletes a queue with everything that the server keeps for it: its streams, cancels and pause. The states stay."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from nqnb.errors import (
     MalformedMessage,
@@ -16,40 +14,35 @@ from nqnb.errors import (
     Unconfirmed,
     UnknownTask,
 )
+from nqnb.protocol import lifecycle
 from nqnb.protocol.bulk import each_in, stream_of, task_entries
-from nqnb.protocol.cancel import cancel, ended_by_cancel, entry_bytes
-from nqnb.protocol.purge import (
-    LOOK_AGAIN,
-    ProgressCallback,
-    end_of,
-    end_waiting_task,
-    end_without_entry,
-    purge_queue,
-    record_of,
-)
-from nqnb.protocol.wire import CancelRecord, Status, TaskMessage
+from nqnb.protocol.cancel import cancel, end_waiting_task, read_intent, write_end
+from nqnb.protocol.interfaces import QueueBackend, StoredMessage, TaskBackend
+from nqnb.protocol.lifecycle import StopStep, ended_by_cancel
+from nqnb.protocol.purge import ProgressCallback, new_record, purge_queue
+from nqnb.protocol.transition import Once, Seen, Write, Written, transition
+from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import PurgeReceipt
 
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
-    from nqnb.jetstream.messages import StreamMessage
+_LOOK_AGAIN_SECONDS = 0.1
+"""Seconds until the entry of a task that is being stopped is read again."""
 
 
 async def delete_queue(
-    backend: Backend, queue: str, by: str, *, force: bool, wait: float, progress: ProgressCallback | None = None
+    backend: QueueBackend, queue: str, by: str, *, force: bool, wait: float, progress: ProgressCallback | None = None
 ) -> PurgeReceipt:
-    """Remove a queue; see `Client.delete_queue`."""
+    """Delete a queue; see `Client.delete_queue`."""
     started = time.monotonic()
     stream = await stream_of(backend, queue)
     foreign = await backend.foreign_subjects(queue)
     if foreign:
         shared, subjects = next(iter(foreign.items()))
         raise QueueInUse(
-            f"queue {queue!r} is not deleted: its stream {shared!r} also carries {', '.join(subjects)}; "
-            "purge the queue, and take its subject out of that stream by hand",
+            f"queue {queue!r} was not deleted: its stream {shared!r} also carries {', '.join(subjects)}. "
+            "Purge the queue, and remove its subject from that stream yourself.",
             queue,
         )
-    deleted = cancelled = 0
+    ended: list[Status | None] = []
     owed: dict[str, TaskMessage] = {}
     if force:
         receipt = await purge_queue(backend, queue, by, progress, owed=owed)
@@ -57,29 +50,125 @@ async def delete_queue(
         try:
             stopped = await _stop_all(backend, queue, running, by, wait)
         except NoRoom:
-            # Nothing waits any more, and to say that the rest is cancelled needs room.
+            # The cancel requests of what runs need room. Nothing waits any more, so the streams can go first.
             await backend.delete_queue(queue)
-            stopped = await _stop_all(backend, queue, running, by, wait)
-        deleted, cancelled = receipt.deleted, receipt.cancelled + stopped
+            try:
+                stopped = await _stop_all(backend, queue, running, by, wait, deleted=True)
+            except QueueInUse:
+                # Nobody else knows of these ends.
+                await _end_owed(backend, owed, by)
+                raise
+        ended += [Status.DELETED] * receipt.deleted + [Status.CANCELLED] * (receipt.cancelled + stopped)
     else:
         await _refuse_if_in_use(backend, queue, stream)
     await backend.delete_queue(queue)
-    # In a full store, only the removal of the streams may have made room for these ends.
-    for done in owed.values():
-        retry_for = backend.settings.retry_for
-        status = await end_without_entry(backend, done, record_of(backend, by), retry_for, forget=False)
-        deleted += status is Status.DELETED
-        cancelled += status is Status.CANCELLED
-    # Who submitted in that moment has an entry and no message; who submitted after it has a new stream.
+    # In a full store, the removal of the streams may have made room for these ends.
+    ended += await _end_owed(backend, owed, by)
+    # A task that was submitted meanwhile has an entry and no message, if its message was in the deleted stream.
     async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.born(queue):
-            status = await end_waiting_task(backend, entry, record_of(backend, by), forget=False)
-            deleted += status is Status.DELETED
-            cancelled += status is Status.CANCELLED
-    return PurgeReceipt(queue=queue, deleted=deleted, cancelled=cancelled, left=0, seconds=time.monotonic() - started)
+            start, record = Seen.of(entry.key, entry), new_record(backend, by)
+            ended.append(await end_waiting_task(backend, task.ID, record, start=start, stream_gone=True))
+    return PurgeReceipt(
+        queue=queue,
+        deleted=ended.count(Status.DELETED),
+        cancelled=ended.count(Status.CANCELLED),
+        left=0,
+        seconds=time.monotonic() - started,
+    )
 
 
-async def _refuse_if_in_use(backend: Backend, queue: str, stream: str) -> None:
+async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str) -> list[Status | None]:
+    """End the tasks whose entries were removed from a full store; the streams are deleted by now."""
+    return [
+        await end_waiting_task(backend, task_id, new_record(backend, by), stream_gone=True, owed=owed)
+        for task_id in list(owed)
+    ]
+
+
+async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) -> Status:
+    """Return the state of a task that is cancelled, and end the task where no worker does.
+
+    Args:
+        backend: where.
+        task_id: the task.
+        by: who deletes its queue.
+        late: whether the time to wait for its worker is over.
+    """
+    last = Status.CANCELLED
+
+    async def decide(seen: Seen) -> Write | Status:
+        nonlocal last
+        task = seen.task
+        if task is None:
+            # It is gone, or another program has written over it: nothing is known of its end.
+            return last
+        last, owner = task.Status, task.meta.worker
+        if task.Status.terminal:
+            return last
+        rest = await backend.presence.rest(owner, task.Queue, task_id, seen.written) if owner else 0.0
+        if lifecycle.stop(task, owner_alive=rest > 0, late=late) is not StopStep.END:
+            return last
+        record = await read_intent(backend, task_id) or new_record(backend, by)
+        how = "cancelled with its queue, when no worker had it"
+        return write_end(backend, ended_by_cancel(task, lifecycle.end_of(task), record, backend.now(), how))
+
+    try:
+        done = await transition(backend, task_id, decide, ours=lambda entry: False, retry=Once(backend))
+    except (RevisionConflict, Unconfirmed, NoResponders):
+        # The caller looks again.
+        return last
+    return done.task.Status if isinstance(done, Written) else done
+
+
+async def _stop_all(
+    backend: QueueBackend, queue: str, tasks: list[TaskMessage], by: str, wait: float, *, deleted: bool = False
+) -> int:
+    """Cancel the tasks that run, and return when all of them have ended: how many became cancelled.
+
+    Args:
+        backend: where.
+        queue: their queue.
+        tasks: the tasks.
+        by: who deletes the queue.
+        wait: for how many seconds to wait for them.
+        deleted: whether the streams of the queue are deleted already.
+
+    Raises:
+        QueueInUse: some still run after that time.
+    """
+    until = time.monotonic() + wait
+    cancelled, running = 0, 0
+
+    async def stop(task: TaskMessage) -> None:
+        nonlocal cancelled, running
+        try:
+            status = (await cancel(backend, task.ID, by)).status
+        except (NotCancellable, UnknownTask, MalformedMessage):
+            return
+        while not status.terminal:
+            late = time.monotonic() > until
+            status = await stop_task(backend, task.ID, by, late=late)
+            if late and not status.terminal:
+                running += 1
+                return
+            if not status.terminal:
+                await backend.sleep(_LOOK_AGAIN_SECONDS)
+        cancelled += status in (Status.CANCELLED, Status.DELETED)
+
+    await each_in(tasks, stop)
+    if running:
+        done = "was removed from the full store" if deleted else "was not deleted"
+        raise QueueInUse(
+            f"queue {queue!r} {done}: the code of {running:,} cancelled tasks still runs after {wait:g} s. "
+            "Their cancels are stored. Delete the queue again later, or stop the workers.",
+            queue,
+            processing=running,
+        )
+    return cancelled
+
+
+async def _refuse_if_in_use(backend: QueueBackend, queue: str, stream: str) -> None:
     counts = {Status.PENDING: 0, Status.PROCESSING: 0}
     known = set()
     async for _, task in task_entries(backend, queue):
@@ -93,8 +182,8 @@ async def _refuse_if_in_use(backend: Backend, queue: str, stream: str) -> None:
         parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
         parts += [f"{workers:,} live workers serve it"] if workers else []
         raise QueueInUse(
-            f"queue {queue!r} is not deleted: {', '.join(parts)}; let that come to its end and stop the workers, "
-            "or delete it with force, which deletes and cancels its tasks",
+            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait until its tasks have ended and stop the "
+            "workers, or delete it with force, which deletes and cancels its tasks.",
             queue,
             counts[Status.PENDING],
             counts[Status.PROCESSING],
@@ -102,69 +191,8 @@ async def _refuse_if_in_use(backend: Backend, queue: str, stream: str) -> None:
         )
 
 
-def _is_known(message: StreamMessage, known: set[str]) -> bool:
+def _is_known(message: StoredMessage, known: set[str]) -> bool:
     try:
         return TaskMessage.decode(message.data).ID in known
     except MalformedMessage:
         return True
-
-
-async def _stop_all(backend: Backend, queue: str, tasks: list[TaskMessage], by: str, wait: float) -> int:
-    """Cancel what runs, and return when all of it has ended: how many became cancelled.
-
-    Raises:
-        QueueInUse: some still run after ``wait`` seconds.
-    """
-    until = time.monotonic() + wait
-    cancelled, running = 0, 0
-
-    async def stop(task: TaskMessage) -> None:
-        nonlocal cancelled, running
-        try:
-            status = (await cancel(backend, task.ID, by)).status
-        except (NotCancellable, UnknownTask, MalformedMessage):
-            return
-        while not status.terminal:
-            late = time.monotonic() > until
-            status = await _stopped(backend, task.ID, by, late)
-            if late and not status.terminal:
-                running += 1
-                return
-            await asyncio.sleep(0 if status.terminal else LOOK_AGAIN)
-        cancelled += status in (Status.CANCELLED, Status.DELETED)
-
-    await each_in(tasks, stop)
-    if running:
-        raise QueueInUse(
-            f"queue {queue!r} is not deleted: {running:,} tasks are cancelled for certain, but their code had not "
-            f"stopped after {wait:g} s; ask again, or stop their workers",
-            queue,
-            processing=running,
-        )
-    return cancelled
-
-
-async def _stopped(backend: Backend, task_id: str, by: str, late: bool) -> Status:
-    """The state of a task that is cancelled. Where its worker is gone, which of a Go worker is known only when it is
-    late, Cancelled is written in its place: a worker that comes back after all finds it."""
-    entry = await backend.states.get(task_id)
-    if entry is None:
-        return Status.CANCELLED
-    try:
-        task = TaskMessage.of_entry(task_id, entry.value)
-    except MalformedMessage:
-        # Somebody wrote over it, so nothing is known of its end.
-        return Status.CANCELLED
-    owner = task.meta.worker
-    if task.Status.terminal or (not task.marked and not late):
-        return task.Status
-    if owner and await backend.presence.rest(owner, task.Queue, task_id, entry.created) > 0:
-        return task.Status
-    intent = await backend.intents.get(task_id)
-    record = record_of(backend, by) if intent is None else CancelRecord.of_intent(intent.value)
-    done = ended_by_cancel(task, end_of(task), record, backend.now(), "cancelled with its queue, when no worker had it")
-    try:
-        await backend.states.update(task_id, entry_bytes(backend, done), entry.revision)
-    except (RevisionConflict, Unconfirmed, NoResponders):
-        return task.Status
-    return done.Status

@@ -1,11 +1,11 @@
-"""Reads a task, follows it to its end, and fetches its result; or watches all of them."""
+"""Reads a task, follows it to its end, and fetches its result; watches the changes of all tasks."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nqnb import payload
 from nqnb.concurrency import first_of
@@ -13,7 +13,6 @@ from nqnb.decode import SkipLog
 from nqnb.errors import (
     BadInput,
     ConnectionFailed,
-    MalformedMessage,
     TaskCancelled,
     TaskFailed,
     Unconfirmed,
@@ -21,66 +20,70 @@ from nqnb.errors import (
 )
 from nqnb.inputs import check_seconds
 from nqnb.protocol.cancel import unknown
-from nqnb.protocol.wire import ErrorInfo, Status, TaskMessage
+from nqnb.protocol.interfaces import QueueBackend, TaskBackend
+from nqnb.protocol.transition import Seen, read_entry
+from nqnb.protocol.wire import ErrorInfo, Status
 from nqnb.records import TaskBatch, TaskInfo
 
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
+_POLL_SECONDS = 2.0
+"""Seconds after which a followed task is read again without a hint of a change."""
+_LAST_READ_SECONDS = 1.0
+"""Seconds for a last read of the task, where the time of a wait is over before any answer arrived."""
+_READ_AGAIN_SECONDS = (0.02, 0.1)
+"""Seconds to the next reads after a hint, which can arrive before the write that it is about."""
+_RECONNECT_SECONDS = 0.2
+"""Seconds until a wait reads again after the server did not answer."""
 
-POLL = 2.0
-"""Seconds after which a followed task is read again although nothing hinted at a change."""
-LAST_LOOK_SECONDS = 1.0
-"""How long a wait that is over before any answer came still asks whether the task has ended."""
-LOOK_AGAIN = (0.02, 0.1)
-"""Seconds to the next reads after one: a hint, or the subscription, can be quicker than the write that it is about."""
 
-
-async def fetch(backend: Backend, task_id: str) -> TaskInfo:
-    """A task as it is now.
+async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
+    """Read a task.
 
     Raises:
-        UnknownTask: there is none.
+        UnknownTask: there is no such task.
+        MalformedMessage: its entry cannot be read.
     """
-    entry = await backend.states.get(task_id)
-    if entry is None:
+    seen = await read_entry(backend, task_id)
+    if seen.malformed is not None:
+        raise seen.malformed
+    if seen.task is None:
         raise unknown(task_id)
-    return TaskInfo.of(TaskMessage.of_entry(task_id, entry.value), entry.revision)
+    return TaskInfo.of(seen.task, seen.revision)
 
 
-async def follow(backend: Backend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
-    """A task as it is now, and again at each change, until it is terminal; raises as `fetch`."""
+async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
+    """Yield a task as it is now, and again at each change until it is terminal; raises as `fetch`."""
     changed = asyncio.Event()
     unsubscribe = await backend.states.subscribe(task_id, changed.set)
-    seen = -1
-    pauses = iter(LOOK_AGAIN)
+    revision = -1
+    pauses = iter(_READ_AGAIN_SECONDS)
     try:
         while True:
             changed.clear()
             info = await fetch(backend, task_id)
-            if info.revision != seen:
-                seen, pauses = info.revision, iter(LOOK_AGAIN)
+            if info.revision != revision:
+                revision, pauses = info.revision, iter(_READ_AGAIN_SECONDS)
                 yield info
                 if info.status.terminal:
                     return
-            await first_of(changed, timeout=next(pauses, POLL))
+            await first_of(changed, timeout=next(pauses, _POLL_SECONDS))
             if changed.is_set():
-                pauses = iter(LOOK_AGAIN)
+                pauses = iter(_READ_AGAIN_SECONDS)
     finally:
         await unsubscribe()
 
 
-async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
-    """A task once it is terminal, through disconnects.
+async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo:
+    """Wait until a task is terminal, and return it. The wait goes on through disconnects.
 
     Args:
         backend: where.
         task_id: the task.
-        timeout: as the caller gave it, see `Client.wait`. However short it is, the task is read once.
+        timeout: as the caller gave it, see `Client.wait`. The task is read once even with a timeout of 0.
 
     Raises:
-        WaitTimeout: it was not within that time.
-        BadInput: that is not a time to wait.
-        UnknownTask: there is none.
+        WaitTimeout: the task was not terminal within that time.
+        BadInput: the timeout is invalid.
+        UnknownTask: there is no such task.
         ConnectionFailed: the connection is closed.
     """
     seconds = check_seconds("timeout", timeout, none=True)
@@ -98,14 +101,14 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
             except (Unconfirmed, ConnectionFailed):
                 if backend.closed:
                     raise
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(_RECONNECT_SECONDS)
 
     with contextlib.suppress(asyncio.TimeoutError):
         if seconds != 0:
             return await asyncio.wait_for(to_its_end(), seconds)
     if not answered:
         try:
-            info = await asyncio.wait_for(fetch(backend, task_id), LAST_LOOK_SECONDS)
+            info = await asyncio.wait_for(fetch(backend, task_id), _LAST_READ_SECONDS)
             if info.status.terminal:
                 return info
         except asyncio.TimeoutError:
@@ -113,34 +116,38 @@ async def ended(backend: Backend, task_id: str, timeout: object) -> TaskInfo:
         except (Unconfirmed, ConnectionFailed):
             if backend.closed:
                 raise
-    raise WaitTimeout(f"task {task_id!r} was not done within {seconds:g} s; it goes on", task_id)
+    raise WaitTimeout(
+        f"task {task_id!r} did not end within {seconds:g} s: it goes on. Wait again, or cancel it.", task_id
+    )
 
 
-async def watch(backend: Backend) -> AsyncGenerator[TaskBatch, None]:
-    """Every task, and then every change; see `Client.watch`."""
-    skips, skipped = SkipLog(backend.settings.state_bucket), dict[str, str]()
+async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
+    """Yield every task, and then every change; see `Client.watch`."""
+    skips, skipped = SkipLog(backend.state_bucket), dict[str, str]()
     async with contextlib.aclosing(backend.watch_states()) as pages:
         async for page in pages:
             tasks = []
             for entry in page.entries:
-                try:
-                    tasks.append(TaskInfo.of(TaskMessage.of_entry(entry.key, entry.value), entry.revision))
+                seen = Seen.of(entry.key, entry)
+                if seen.task is None:
+                    skipped[entry.key] = str(seen.malformed)
+                else:
+                    tasks.append(TaskInfo.of(seen.task, seen.revision))
                     skipped.pop(entry.key, None)
-                except MalformedMessage as error:
-                    skipped[entry.key] = str(error)
             if page.complete:
                 skips.tell(skipped)
             yield TaskBatch(tasks=tasks, gone=page.gone, complete=page.complete, lost=page.lost, anew=page.anew)
 
 
-async def result(backend: Backend, info: TaskInfo) -> Any:
-    """What a terminal task's handler returned.
+async def result(backend: QueueBackend, info: TaskInfo) -> Any:
+    """Return what the handler of a terminal task returned.
 
     Raises:
-        TaskFailed, TaskCancelled: it returned nothing.
+        TaskFailed: the handler failed, or its result cannot be read.
+        TaskCancelled: the task was cancelled or deleted.
     """
     if info.status in (Status.CANCELLED, Status.DELETED):
-        raise TaskCancelled(f"task {info.id!r} was {info.status.label}, so it has no result", info.id, info.status)
+        raise TaskCancelled(f"task {info.id!r} has no result: it was {info.status.label}.", info.id, info.status)
     if info.status is Status.FAILED:
         error = info.error or ErrorInfo(message="its worker wrote no reason")
         what = ": ".join(part for part in (error.type, error.message) if part)
@@ -149,7 +156,7 @@ async def result(backend: Backend, info: TaskInfo) -> Any:
         return _decoded(info, info.result)
     entry = await backend.results.get(info.result_key)
     if entry is None:
-        raise TaskFailed(f"task {info.id!r} completed, but its result is no longer kept", info.id, info.status)
+        raise TaskFailed(f"task {info.id!r} completed, but its result has expired or was pruned.", info.id, info.status)
     return _decoded(info, entry.value)
 
 

@@ -1,8 +1,9 @@
-"""What workers and cancellers do about what they read: the decisions of one task's life, as pure functions.
+"""Decides each step of a task's life: what to do about an entry that was read, as pure functions.
 
-No clock, no network: each takes an entry and what its caller knows, and returns a verdict. The worker carries verdicts
-out; the state explorer in ``tests/model`` runs the same functions over every order of
-events. Words: *entry* = the task in bucket ``nq-store``; *marked* = written by nqnb, not by Go NQ.
+A verdict reads no clock and asks no server: it takes an entry and what its caller knows, and returns what to do. The
+modules beside this one carry the verdicts out through `nqnb.protocol.transition`; the explorer in ``tests/model`` runs
+both over every order of events. Words: the *entry* is the task in the bucket ``nq-store``; it is *marked* if nqnb wrote
+it and not Go NQ; an *intent* is a cancel request in the bucket ``nq-cancel``.
 """
 
 from __future__ import annotations
@@ -10,37 +11,39 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from msgspec import UnsetType
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from nqnb.inputs import BEYOND
-from nqnb.protocol.wire import Status, TaskMessage, parse_time
+from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
 
 FIRST_PUT_BACK = 0.05
-"""Seconds that a message without an entry is first put back for; each time it doubles."""
+"""Seconds of the first nak of a message without an entry; each later nak is twice as long."""
 PUT_BACKS = 9
-"""How often: 0.05 s, 0.1 s … 12.8 s, together 25 s, in which a Go client's late Pending has landed."""
+"""How often such a message is nak'ed: 0.05 s, 0.1 s … 12.8 s, together 25 s. By then a Go client's late Pending has
+arrived. One that arrived after our finish could never be repaired."""
 LONG = 60.0
-"""Seconds above which a wait is left to the server's schedules, where it has them."""
+"""Seconds of a wait above which a schedule of the server is used, where the server has schedules."""
 LAST_SCHEDULE = float(BEYOND)
-"""The last moment of a schedule, in Unix seconds: a later one fires at once, and again each time it is renewed."""
+"""The latest time of a schedule, in Unix seconds. A later one is published at once, and again after each renewal."""
 
 
 class ClaimStep(enum.Enum):
-    """What to do about a delivery."""
+    """What a worker does about a delivery."""
 
     TAKE = enum.auto()
-    """Write Processing over what was read (or create it), then run."""
+    """Write Processing over the entry (or create the entry), then run the task."""
     ACK = enum.auto()
-    """Nothing is left to do: the message can go."""
+    """Ack the message: nothing is left to do."""
     PUT_BACK = enum.auto()
-    """Not now: let the server deliver it again after the delay."""
+    """Nak the message: the server redelivers it after the delay."""
     POSTPONE = enum.auto()
-    """Not for long: as PUT_BACK, or better in a schedule of the server, where it keeps those."""
+    """Move the message into a schedule of the server, because the delay is long; nak it where schedules are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimVerdict:
-    """A `ClaimStep`, the delay of a put-back in seconds, and the reason in words."""
+    """A `ClaimStep`, the delay of a nak in seconds, and the reason in words for the log."""
 
     step: ClaimStep
     delay: float = 0.0
@@ -48,9 +51,9 @@ class ClaimVerdict:
 
 
 def due_at(message: TaskMessage) -> float:
-    """Return when the task may run, in Unix seconds; 0 = at once. The time of a retry rules over ``ProcessAt``.
+    """Return when the task may run, in Unix seconds; 0 means at once.
 
-    A later date than the server can schedule counts as the last one that it can.
+    The time of a retry takes precedence over ``ProcessAt``. A date beyond the last schedule counts as that.
     """
     if message.meta.not_before:
         return min(message.meta.not_before, LAST_SCHEDULE)
@@ -60,7 +63,7 @@ def due_at(message: TaskMessage) -> float:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """The other nqnb worker that the entry says runs the task, or ``""``: then nobody's presence needs a look."""
+    """Return the other nqnb worker that runs the task according to the entry; ``""`` where it names no other."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -78,17 +81,17 @@ def claim(
     now: float,
     ack_wait: float,
 ) -> ClaimVerdict:
-    """What to do about a delivery that is registered but not claimed.
+    """Decide about a delivery that is registered and not claimed yet.
 
     Args:
-        message: the task as the stream holds it.
-        entry: the task as the bucket holds it, None where it is not there.
+        message: the task as the stream has it.
+        entry: the task as the bucket has it; None where it has no entry.
         sequence: the message's stream sequence.
         deliveries: how often the server has delivered this message, this time included.
-        ours: the message carries nqnb's header.
-        scheduled: the message was fired by a server-side schedule of ours.
-        owner_rest: for how many seconds `foreign_owner` still counts as alive and running this task; 0 = it does not.
-        now: Unix seconds.
+        ours: whether the message carries nqnb's header.
+        scheduled: whether one of our schedules published the message.
+        owner_rest: for how many seconds `foreign_owner` still counts as alive and running this task; 0 if it does not.
+        now: the earliest time that it can be on the server, in Unix seconds, because nothing starts before its time.
         ack_wait: the consumer's ack wait, in seconds.
     """
     if entry is None:
@@ -96,7 +99,7 @@ def claim(
             return ClaimVerdict(
                 ClaimStep.PUT_BACK,
                 FIRST_PUT_BACK * 2 ** (deliveries - 1),
-                "its client has not written it yet",
+                "its client has not written its entry yet",
             )
         return _when_due(message, now, scheduled)
     if entry.Status.terminal:
@@ -115,7 +118,7 @@ def claim(
 def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
     rest = due_at(task) - now
     if rest > LONG and scheduled:
-        # The server's clock and ours differ, or the schedule did not hold. Another one would fire at once, too.
+        # The server's clock and ours differ, or the schedule was early. Another schedule would fire at once, too.
         return ClaimVerdict(ClaimStep.PUT_BACK, rest, "its schedule fired before it is due")
     if rest > LONG:
         return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for long")
@@ -125,19 +128,19 @@ def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
 
 
 def needs_intent(before: TaskMessage | None) -> bool:
-    """Whether the intent must be read after the claim over ``before``.
+    """Return whether the intent must be read after a claim that was written over ``before``.
 
-    Only over a marked Pending that never ran can it be left out: every canceller deletes such a task by
-    compare-and-set, which the claim would have lost to.
+    Only after a claim over a marked Pending that never ran it need not: every canceller deletes such a task by
+    compare-and-set, and the claim would have lost against that write.
     """
     return not (before is not None and before.marked and before.Status is Status.PENDING and before.CurrentRetry == 0)
 
 
 def why_unrun(before: TaskMessage | None, worker: str) -> str:
-    """Say for a receipt why a cancelled task was not run after it was claimed.
+    """Return for a receipt why a cancelled task was claimed and not run.
 
     Args:
-        before: the entry that the claim was written over, None where there was none.
+        before: the entry that the claim was written over; None where there was none.
         worker: the worker that claimed it.
     """
     if before is None or before.Status is not Status.PROCESSING:
@@ -154,23 +157,23 @@ class BeatStep(enum.Enum):
     """What a heartbeat does about the entry of a running task."""
 
     KEEP = enum.auto()
-    """Ours as it should be (or gone, and the finish makes it anew): run on."""
+    """Go on: the entry is our claim (or it is gone, and the finish creates it again)."""
     REPAIR = enum.auto()
-    """A Go client's late Pending stands over our claim: write the claim again."""
+    """Write the claim again: a Go client's late Pending was written over it."""
     CANCEL = enum.auto()
-    """A Go client wrote Deleted: stop, as for a cancel, and note the intent."""
+    """Stop as for a cancel, and write the intent: a Go client wrote Deleted, and writes no intent."""
     STOP_AND_ACK = enum.auto()
-    """Finished elsewhere: stop, the message can go."""
+    """Stop, and ack the message: the task ended elsewhere."""
     STOP_AND_DROP = enum.auto()
-    """A newer claim owns the task: stop and touch nothing."""
+    """Stop, and touch nothing: a newer claim owns the task."""
 
 
 def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
-    """What to do about the entry of a task that this worker runs.
+    """Decide about the entry of a task that this worker runs.
 
     Args:
-        entry: the task as the bucket holds it, None where it is gone.
-        claim: our claim's mark.
+        entry: the task as the bucket has it; None where it has no entry.
+        claim: the mark of our claim.
         retry: ``CurrentRetry`` of our run.
     """
     if entry is None or is_claim(entry, claim):
@@ -188,18 +191,18 @@ class Ended(enum.Enum):
     """How a run ended."""
 
     RETURNED = enum.auto()
-    """The executor received the handler's return."""
+    """The executor received the handler's return value."""
     FAILED = enum.auto()
-    """It raised, timed out, or returned what cannot be encoded."""
+    """The handler raised, timed out, or returned what cannot be encoded."""
     STOPPED = enum.auto()
-    """It was stopped before it could do either, or never started."""
+    """The handler was stopped before it returned or raised, or it never started."""
 
 
 def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | None:
-    """The state that a run's end leads to; None where it leads to none and the task is for another worker.
+    """Return the state that a run's end leads to; None where the task is left to another worker.
 
-    A return is the truth even after a cancel, and so is a failure that no retry follows; cancelling wins over
-    retrying.
+    A return counts even after a cancel, because it really happened, and so does a failure without retries. A cancel
+    takes precedence over a retry.
     """
     if ended is Ended.RETURNED:
         return Status.COMPLETED
@@ -211,17 +214,17 @@ def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | No
 
 
 class FinishStep(enum.Enum):
-    """What to do when the outcome's compare-and-set was lost, or its answer was."""
+    """What a worker does about the entry when it writes an outcome."""
 
     WRITE = enum.auto()
-    """Write the outcome over what was read (create it where nothing was)."""
+    """Write the outcome over the entry (create the entry where there is none)."""
     LANDED = enum.auto()
-    """Our own write is there after all."""
+    """Our own write is there: only its answer was lost."""
     ACK = enum.auto()
-    """Another outcome stands: the message can go."""
+    """Ack the message: another outcome is there."""
     DROP = enum.auto()
-    """A newer owner holds it: no ack, no nak, no more heartbeats, for only the unacked message saves the task
-    when that owner dies."""
+    """Neither ack nor nak, and send no more heartbeats: a newer owner has the task, and if that owner dies, only the
+    unacked message saves the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,13 +236,13 @@ class FinishVerdict:
 
 
 def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: Status) -> FinishVerdict:
-    """What to do about a finish that did not go through.
+    """Decide about the entry over which an outcome is to be written.
 
     Args:
-        entry: the task as the bucket's leader holds it, None where it is gone.
-        claim: our claim's mark.
+        entry: the task as the bucket's leader has it; None where it has no entry.
+        claim: the mark of our claim.
         retry: ``CurrentRetry`` of our run.
-        status: the outcome that was to be written; Pending for a retry.
+        status: the outcome; Pending for a retry.
     """
     if entry is None or is_claim(entry, claim):
         return FinishVerdict(FinishStep.WRITE, status)
@@ -256,33 +259,34 @@ def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: S
 
 
 def is_claim(entry: TaskMessage, claim: str) -> bool:
-    """Whether the entry is this very claim, still running."""
+    """Return whether the entry is exactly this claim, still running."""
     return entry.Status is Status.PROCESSING and entry.marked and entry.meta.claim == claim
 
 
 class CancelStep(enum.Enum):
-    """What a canceller does about the entry it read."""
+    """What a canceller does about the entry."""
 
     DONE = enum.auto()
-    """Cancelled or deleted already."""
+    """Return: the task is Cancelled or Deleted already."""
     TOO_LATE = enum.auto()
-    """Completed or failed."""
+    """Raise, or return if the cancel was announced: the task has completed or failed."""
     DELETE = enum.auto()
-    """Never ran: compare-and-set Deleted, then delete its message."""
+    """Write Deleted by compare-and-set, then delete the message: the task never ran."""
     CANCEL_WAITING = enum.auto()
-    """Waits for its retry and the intent is written: compare-and-set Cancelled, then delete its message."""
+    """Write Cancelled by compare-and-set, then delete the message: the intent is written, and the task waits."""
     ANNOUNCE = enum.auto()
-    """Write the intent, publish to the cancel subject, await the answer, read again."""
+    """Write the intent, publish to the cancel subject, await the PubAck, read again. The intent goes first, because a
+    worker that was not connected to hear the publish reads the intent later."""
     STOPPING = enum.auto()
-    """Announced, and it runs: whoever runs it will stop it."""
+    """Return: the cancel is announced, and the worker that runs the task will stop it."""
 
 
 def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
-    """The next step of a cancel after a read through the leader.
+    """Decide the next step of a cancel after a read through the leader.
 
     Args:
-        entry: the task as the bucket's leader holds it.
-        announced: this canceller has written the intent and its publish was answered.
+        entry: the task as the bucket's leader has it.
+        announced: whether this canceller has written the intent and received the PubAck of its publish.
     """
     if entry.Status in (Status.CANCELLED, Status.DELETED):
         return CancelStep.DONE
@@ -293,3 +297,160 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
     if entry.Status is Status.PENDING and entry.CurrentRetry == 0:
         return CancelStep.DELETE
     return CancelStep.STOPPING if announced else CancelStep.ANNOUNCE
+
+
+class SubmitStep(enum.Enum):
+    """What a submitter does when it cannot create the entry, because there is one."""
+
+    SETTLED = enum.auto()
+    """Return: the entry belongs to the message that was just published."""
+    TAKEN = enum.auto()
+    """Delete the message that was just published, and raise: the id belongs to another task."""
+
+
+def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence: int) -> SubmitStep:
+    """Decide about the entry that was there before the submitter could create it.
+
+    An entry with our sequence is ours: a worker was faster, or the answer to our own write was lost. Sequence 0 is that
+    of a Go worker, which knows no sequence. A later sequence is ours too if the task is the same: a worker has already
+    moved the message into a schedule.
+
+    Args:
+        entry: the task as the bucket's leader has it; None where it is gone again, because the task has ended and its
+            entry was removed.
+        message: the task that was published.
+        sequence: the sequence of that message.
+    """
+    if entry is None:
+        return SubmitStep.SETTLED
+    if entry.Queue == message.Queue and entry.Sequence in (0, sequence):
+        return SubmitStep.SETTLED
+    if entry.Sequence > sequence and is_same_task(entry, message):
+        return SubmitStep.SETTLED
+    return SubmitStep.TAKEN
+
+
+def is_same_task(one: TaskMessage, other: TaskMessage) -> bool:
+    """Return whether two messages or entries say the same about what is to be done."""
+    fields = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
+    return all(getattr(one, name) == getattr(other, name) for name in fields)
+
+
+class RequeueStep(enum.Enum):
+    """What a requeue does about the entry."""
+
+    SUBMIT = enum.auto()
+    """Submit a new task with the same payload."""
+    NOT_ENDED = enum.auto()
+    """Raise: the task has not ended, and may still run by itself."""
+    NO_PAYLOAD = enum.auto()
+    """Raise: the entry has no payload to submit again."""
+
+
+def requeue(entry: TaskMessage) -> RequeueStep:
+    """Decide whether a task can be submitted again. It becomes a new task, because a terminal state never changes."""
+    if not entry.Status.terminal:
+        return RequeueStep.NOT_ENDED
+    return RequeueStep.NO_PAYLOAD if entry.Payload is None and entry.marked else RequeueStep.SUBMIT
+
+
+def end_of(task: TaskMessage) -> Status:
+    """Return the state of a task that is ended from outside: Deleted if it never started, else Cancelled."""
+    return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
+
+
+def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
+    """Return whether the entry is the end that the canceller with this record writes."""
+    there = entry.meta.cancel
+    return (
+        entry.Status in (Status.CANCELLED, Status.DELETED)
+        and there is not None
+        and there.requested_at == record.requested_at
+        and record.by.startswith(there.by)
+    )
+
+
+def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now: float, how: str = "") -> TaskMessage:
+    """Return the entry of a task that a cancel ends.
+
+    Args:
+        task: the task as it was read.
+        status: Deleted or Cancelled.
+        record: who cancels it, since when.
+        now: the time on the server, in Unix seconds.
+        how: how it ended, where its state does not say so.
+    """
+    deleted = status is Status.DELETED
+    how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
+    record = msgspec.structs.replace(record, stopped_at=now, how=how)
+    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0, result=UNSET, result_key="")
+    return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
+
+
+def purge(entry: TaskMessage) -> Status | None:
+    """Decide about a task of a queue that is purged: the state that ends it, or None where it is left as it is.
+
+    Only what waits is ended. A purge announces nothing, so a task that a worker has claimed runs on.
+    """
+    return end_of(entry) if entry.Status is Status.PENDING else None
+
+
+UNWRITTEN = 30.0
+"""Seconds after which a message that has no entry, and does not carry our header, counts as abandoned. A Go client
+writes the entry right after the message, over whatever is there."""
+
+
+def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float) -> bool:
+    """Return whether a purge ends the task of a message that has no entry.
+
+    Its submitter died between the publish and the entry, or is about to create the entry. A submitter of nqnb's creates
+    it by compare-and-set and accepts what it finds; a Go client would overwrite the end, so its messages must be older.
+
+    Args:
+        message: the task as the stream has it.
+        queue: the queue that is purged.
+        ours: whether the message carries nqnb's header.
+        age: how long the message has been in the stream, in seconds.
+    """
+    return message.Queue == queue and (ours or age >= UNWRITTEN)
+
+
+class StopStep(enum.Enum):
+    """What the deletion of a queue does about a task that it has cancelled."""
+
+    ENDED = enum.auto()
+    """Nothing: the task has ended."""
+    WAIT = enum.auto()
+    """Look again later: a worker stops it, and writes how it ended."""
+    END = enum.auto()
+    """Write Cancelled (or Deleted) by compare-and-set: no worker does it. One that comes back finds that entry."""
+
+
+def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
+    """Decide about a cancelled task of a queue that is deleted.
+
+    Args:
+        entry: the task as the bucket's leader has it.
+        owner_alive: whether the worker that the entry names still counts as alive and running it.
+        late: whether the time to wait for its worker is over. A Go worker leaves no presence, so only then an entry
+            that a Go worker wrote counts as abandoned.
+    """
+    if entry.Status.terminal:
+        return StopStep.ENDED
+    if owner_alive or (not entry.marked and not late):
+        return StopStep.WAIT
+    return StopStep.END
+
+
+def prune(entry: TaskMessage, *, written: float, before: float, has_message: bool) -> bool:
+    """Return whether a prune removes an entry.
+
+    Never while the message is in its stream, because a message without an entry would run again.
+
+    Args:
+        entry: the task as the bucket has it.
+        written: when the entry was written, in Unix seconds by the store's clock.
+        before: the prune removes what was written earlier than that.
+        has_message: whether the task's message is in its stream.
+    """
+    return entry.Status.terminal and written < before and not has_message

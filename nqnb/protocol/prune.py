@@ -1,30 +1,28 @@
-"""Removes what ended long ago: entries whose message is gone, with their results and intents."""
+"""Prunes what ended long ago: entries whose message is gone, with their results and cancel requests."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from nqnb.errors import MalformedMessage
 from nqnb.inputs import Duration, check_flag, check_seconds
-from nqnb.protocol import names
+from nqnb.protocol import lifecycle, names
 from nqnb.protocol.bulk import each_in, task_entries, unknown_queue
+from nqnb.protocol.interfaces import QueueBackend
+from nqnb.protocol.transition import read_entry, remove_entry
 from nqnb.protocol.wire import TaskMessage
 from nqnb.records import PruneReceipt
 from nqnb.store import Entry, StateStore
 
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
-
 ORPHANED = 3600.0
-"""Seconds that what no entry refers to is left alone at least: its entry may be on its way."""
+"""Seconds for which results and requests without an entry are kept at least: their entry may not be written yet."""
 
 
 async def prune(
-    backend: Backend, older_than: Duration, queue: str | None = None, *, dry_run: bool = False
+    backend: QueueBackend, older_than: Duration, queue: str | None = None, *, dry_run: bool = False
 ) -> PruneReceipt:
     """Remove what ended long ago; see `Client.prune`."""
     seconds = check_seconds("older_than", older_than)
@@ -32,58 +30,62 @@ async def prune(
     dry_run = check_flag("dry_run", dry_run)
     now = await backend.read_now()
     before = now - seconds
-    old: dict[str, list[tuple[Entry, TaskMessage]]] = {}
+    ended: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
-    """By task: the key of its result, None where it may still get one."""
+    """By task: the key of its result; None where it may still get one."""
     async for entry, task in task_entries(backend, queue):
         kept_results[task.ID] = task.meta.result_key if task.Status.terminal else None
-        if task.Status.terminal and entry.created < before:
-            # Without its payload: there may be many.
+        if lifecycle.prune(task, written=entry.created, before=before, has_message=False):
+            # Without its payload, because there may be many.
             slim = Entry(entry.key, b"", entry.revision, entry.created)
-            old.setdefault(task.Queue, []).append((slim, msgspec.structs.replace(task, Payload=None)))
+            ended.setdefault(task.Queue, []).append((slim, msgspec.structs.replace(task, Payload=None)))
     if queue is not None and not kept_results and await backend.find_queue(queue) is None:
         raise await unknown_queue(backend, queue)
     gone: list[tuple[Entry, TaskMessage]] = []
     kept = 0
-    for each, candidates in old.items():
-        waiting = await _ids_in_stream(backend, each)
-        free = [pair for pair in candidates if pair[1].ID not in waiting]
+    for of_queue, candidates in ended.items():
+        in_stream = await _ids_in_stream(backend, of_queue)
+        free = [
+            (entry, task)
+            for entry, task in candidates
+            if lifecycle.prune(task, written=entry.created, before=before, has_message=task.ID in in_stream)
+        ]
         kept += len(candidates) - len(free)
         gone += free
-    # Keys that a bucket cannot have stay: to purge one would be to purge others.
+    # A server stores keys with wildcards too. They stay, because to purge one would be to purge others.
     intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
-    doomed = [entry for key, entry in intents.items() if key in ids]
+    old_intents = [entry for key, entry in intents.items() if key in ids]
     results = [task.meta.result_key for _, task in gone if task.meta.result_key]
     orphans: list[Entry] = []
     if queue is None:
         aged = min(before, now - ORPHANED)
-        doomed += [
+        old_intents += [
             entry
             for key, entry in intents.items()
-            if key not in kept_results and entry.created < aged and await backend.states.get(key) is None
+            if key not in kept_results and entry.created < aged and not (await read_entry(backend, key)).revision
         ]
         orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
     if not dry_run:
-        # The entry first, by its revision: should it stand anew, what belongs to it stays.
-        await each_in(gone, lambda pair: backend.states.delete(pair[0].key, pair[0].revision))
+        # The entry first, by its revision: where it was written again meanwhile, it stays, and needs its result.
+        await each_in(gone, lambda pair: remove_entry(backend, pair[0].key, pair[0].revision))
         await each_in(results, lambda key: _remove(backend.results, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
-        await each_in(doomed, lambda entry: backend.intents.delete(entry.key, entry.revision))
+        await each_in(old_intents, lambda entry: backend.intents.delete(entry.key, entry.revision))
     return PruneReceipt(
-        entries=len(gone), results=len(results) + len(orphans), intents=len(doomed), kept=kept, dry_run=dry_run
+        entries=len(gone), results=len(results) + len(orphans), intents=len(old_intents), kept=kept, dry_run=dry_run
     )
 
 
 async def _remove(store: StateStore, key: str) -> None:
-    """Remove a key that nobody writes any more, and leave no marker."""
+    """Remove a key that nothing writes any more, without a tombstone."""
     entry = await store.get(key)
     if entry is not None:
         await store.delete(key, entry.revision)
 
 
-async def _ids_in_stream(backend: Backend, queue: str) -> set[str]:
-    """The ids of all tasks that have a message in a queue's stream; none where there is no such queue."""
+async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
+    """Return the ids of all tasks that have a message in a queue's stream; none where there is no such queue."""
     stream = await backend.find_queue(queue)
     if stream is None:
         return set()
@@ -94,8 +96,8 @@ async def _ids_in_stream(backend: Backend, queue: str) -> set[str]:
     return ids
 
 
-async def _orphaned_results(backend: Backend, kept: dict[str, str | None], before: float) -> AsyncIterator[Entry]:
-    """The results that no entry refers to, nor can come to."""
+async def _orphaned_results(backend: QueueBackend, kept: dict[str, str | None], before: float) -> AsyncIterator[Entry]:
+    """Yield the results that no entry refers to, and that none will refer to."""
     async for result in backend.results.entries():
         task_id = result.key.rpartition(".")[0]
         if (
@@ -104,16 +106,11 @@ async def _orphaned_results(backend: Backend, kept: dict[str, str | None], befor
             or (task_id in kept and kept[task_id] in (None, result.key))
         ):
             continue
-        # The listing may have missed a state that was written meanwhile.
-        entry = await backend.states.get(task_id)
-        if entry is None or _is_of_another_end(entry, result.key):
+        # The listing may have missed an entry that was written meanwhile.
+        seen = await read_entry(backend, task_id)
+        if not seen.revision or (seen.task is not None and _has_another_result(seen.task, result.key)):
             yield result
 
 
-def _is_of_another_end(entry: Entry, result_key: str) -> bool:
-    """Whether a task ended, and not with that result."""
-    try:
-        task = TaskMessage.of_entry(entry.key, entry.value)
-    except MalformedMessage:
-        return False
+def _has_another_result(task: TaskMessage, result_key: str) -> bool:
     return task.Status.terminal and task.meta.result_key != result_key

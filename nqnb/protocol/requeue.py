@@ -1,34 +1,37 @@
-"""Submits an ended task anew: as another task, since a terminal state is never left."""
+"""Submits an ended task again: as a new task, because a terminal state never changes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from nqnb.errors import NotRequeueable, UnknownTask
-from nqnb.protocol import names
+from nqnb.errors import NotRequeueable
+from nqnb.protocol import lifecycle, names
+from nqnb.protocol.cancel import unknown
+from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.lifecycle import RequeueStep
 from nqnb.protocol.submit import submit
+from nqnb.protocol.transition import read_entry
 from nqnb.protocol.wire import Meta, TaskMessage
 
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
 
-
-async def requeue(backend: Backend, task_id: str, by: str) -> TaskMessage:
-    """Submit an ended task anew; see `Client.requeue`. Returns the new task."""
-    entry = await backend.states.get(task_id)
-    if entry is None:
-        raise UnknownTask(
-            f"no task {task_id!r} is known here, or it is no longer kept; `nqnb task list` shows what there is", task_id
-        )
-    task = TaskMessage.of_entry(task_id, entry.value)
-    if not task.Status.terminal:
+async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
+    """Submit an ended task again, and return the new task; see `Client.requeue`."""
+    seen = await read_entry(backend, task_id)
+    if seen.malformed is not None:
+        raise seen.malformed
+    task = seen.task
+    if task is None:
+        raise unknown(task_id)
+    step = lifecycle.requeue(task)
+    if step is RequeueStep.NOT_ENDED:
         raise NotRequeueable(
-            f"task {task_id!r} is still {task.Status.label}; wait for its end, or cancel it first", task_id, task.Status
+            f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait until it has ended, or cancel "
+            "it first.",
+            task_id,
+            task.Status,
         )
-    if task.Payload is None and task.marked:
+    if step is RequeueStep.NO_PAYLOAD:
         raise NotRequeueable(
-            f"the payload of task {task_id!r} is not kept: there was none, or it was too large for the state bucket; "
-            "submit a new task",
+            f"task {task_id!r} cannot be requeued: its payload is not kept, because it had none or the payload was too "
+            "large for the state bucket. Submit a new task.",
             task_id,
             task.Status,
         )

@@ -1,4 +1,7 @@
-"""Puts one task into its queue: publish the message, then create the entry, never the other way round."""
+"""Submits one task: publishes its message, then creates its entry.
+
+Never the other way round, because a message without an entry is still run, and an entry without a message is stuck.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,13 +25,13 @@ from nqnb.errors import (
 )
 from nqnb.inputs import Duration, Moment, check_count, check_moment, check_seconds, shown_moment
 from nqnb.protocol import lifecycle, names
+from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.lifecycle import SubmitStep
+from nqnb.protocol.transition import MISSING, Retry, Seen, Write, read_entry, transition
 from nqnb.protocol.wire import Meta, TaskMessage
 
-if TYPE_CHECKING:
-    from nqnb.jetstream.backend import Backend
-
 META_RESERVE = 16 * 1024
-"""Bytes of a message kept free for what the entry gets beside the payload: error, log, small result."""
+"""Bytes of a message that are kept free for what its entry has besides the payload: error, log, small result."""
 
 Timeout = Duration | None
 
@@ -45,19 +47,19 @@ def make_message(
     process_at: Moment = None,
     now: float | None = None,
 ) -> TaskMessage:
-    """A task message from what a caller gives; see `Client.submit` for the arguments.
+    """Return a task message with the given arguments of `Client.submit`.
 
-    A timedelta counts from ``now``, the time on the server in Unix seconds; without it from this machine's time.
+    A timedelta counts from ``now``, the time on the server in Unix seconds; without it, from this machine's time.
 
     Raises:
-        BadInput: one of them cannot be used; nothing was sent.
+        BadInput: an argument is invalid; nothing was sent.
     """
     retry = check_count("retry", retry, 0, 2**31 - 1, "the number of further attempts")
     message = TaskMessage(
         ID=names.new_task_id() if id is None else names.check_task_id(id),
         Queue=names.check_queue(queue),
         Payload=payload.encode(value),
-        # Whole seconds for the wire, rounded up; 0 means none at all.
+        # NQ has whole seconds, and 0 means none. So they are rounded up.
         Timeout=0 if timeout is None else math.ceil(check_seconds("timeout", timeout, positive=True)),
         Deadline=0 if deadline is None else max(1, math.ceil(check_moment("deadline", deadline, now))),
         MaxRetry=retry,
@@ -66,154 +68,167 @@ def make_message(
         start = check_moment("process_at", process_at, now)
         if deadline is not None and message.Deadline <= start:
             raise BadInput(
-                f"process_at={shown_moment(process_at)} is not before deadline={shown_moment(deadline)}: "
-                "the task would end without having run"
+                f"process_at={shown_moment(process_at)} is invalid: must be before "
+                f"deadline={shown_moment(deadline)}, or the task never runs."
             )
         moment = datetime.fromtimestamp(start, timezone.utc)
         message.ProcessAt = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
     return message
 
 
-async def submit(backend: Backend, message: TaskMessage, client: str, *, chosen: bool) -> None:
-    """Put a task into its queue; when this returns, it is stored.
+async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, chosen: bool) -> None:
+    """Submit a task. When this returns, the server has stored its message and its entry.
 
     Args:
         backend: where.
         message: the task.
         client: who submits, for the entry.
-        chosen: the caller chose the id, so it is looked up first.
+        chosen: whether the caller chose the id. Then the id is looked up first, because another task may have it.
 
     Raises:
-        TaskExists: the id is taken.
-        PayloadTooLarge: the message would be above the server's limit.
+        TaskExists: another task has the id.
+        PayloadTooLarge: the message would be larger than the server accepts.
         Unconfirmed: the server's answers were lost: the task may have been accepted or not.
     """
-    # The message has it too: a worker may be quicker than we are, and write the entry from what it got.
+    # The message carries the Meta too, because a worker that is faster than us writes the entry from the message.
     origin = message.meta.origin
     message = msgspec.structs.replace(message, Meta=Meta(client=client, submitted_at=backend.now(), origin=origin))
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
     if chosen:
-        await _make_room(backend, message.ID)
-    ack = None
+        await _free_id(backend, message.ID)
+    sequence, duplicate = await _publish(backend, message, data)
+    # A chosen id that was published within the last minutes: by this caller before, if it says the same.
+    if chosen and duplicate and not await _was_submitted(backend, message, sequence):
+        raise _taken(message.ID)
     try:
-        due = lifecycle.due_at(message)
+        step = await create_entry(backend, msgspec.structs.replace(message, Sequence=sequence))
+    except NqnbError as error:
+        raise Unconfirmed(
+            f"task {message.ID!r} is in its queue, but its state was not written: {error}. "
+            "A worker will write it; do not submit the task again.",
+            message.ID,
+        ) from error
+    if step is SubmitStep.TAKEN:
+        await backend.delete_task_message(message.Queue, sequence)
+        raise _taken(message.ID)
+
+
+async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep:
+    """Create the entry of a message that was published.
+
+    Args:
+        backend: where.
+        message: the task, with the sequence of its message.
+
+    Returns:
+        `SubmitStep.TAKEN` where the entry belongs to another task.
+    """
+    entry, sequence = Write.of(message), message.Sequence
+    conflict = False
+
+    async def decide(seen: Seen) -> Write | SubmitStep:
+        nonlocal conflict
+        if not conflict:
+            conflict = True
+            return entry
+        # What cannot be read is another program's.
+        malformed = seen.malformed is not None
+        return SubmitStep.TAKEN if malformed else lifecycle.submit_conflict(seen.task, message, sequence=sequence)
+
+    done = await transition(
+        backend,
+        message.ID,
+        decide,
+        ours=lambda there: lifecycle.submit_conflict(there, message, sequence=sequence) is SubmitStep.SETTLED,
+        # `insist` has repeated the write for as long as the settings say.
+        retry=Retry(backend, 0),
+        start=MISSING,
+        insist=True,
+    )
+    return done if isinstance(done, SubmitStep) else SubmitStep.SETTLED
+
+
+async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> tuple[int, bool]:
+    """Publish a task's message, or put it into a schedule; return its sequence, and whether it was there before."""
+    due, ack = lifecycle.due_at(message), None
+    try:
         if due - backend.now() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
             ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
         if ack is None:
             ack = await backend.publish_task(message.Queue, message.ID, data)
     except Unconfirmed as error:
         raise Unconfirmed(
-            f"the server did not confirm task {message.ID!r}, which may be in the queue all the same; "
-            "ask for its status before you submit it again",
+            f"task {message.ID!r} may be in its queue or not: {error}. Ask for its status before you submit it again.",
             message.ID,
         ) from error
-    if chosen and ack.duplicate:
-        # The id was published within the last minutes: by us, if it says the same.
-        stored = await backend.read_task_message(message.Queue, ack.sequence)
-        same = await _is_ours(backend, message, ack.sequence) if stored is None else _is_same(stored, message)
-        if not same:
-            raise _taken(message.ID)
-    entry = msgspec.structs.replace(message, Sequence=ack.sequence)
-    try:
-        await backend.insist(lambda: backend.states.create(message.ID, entry.encode()))
-    except RevisionConflict:
-        await _settle_conflict(backend, message, ack.sequence)
-    except NqnbError as error:
-        raise Unconfirmed(
-            f"task {message.ID!r} is in its queue, but its state could not be written ({error}); a worker will do so",
-            message.ID,
-        ) from error
+    return ack.sequence, ack.duplicate
 
 
-async def _make_room(backend: Backend, task_id: str) -> None:
-    """See that a chosen id is free. The cancel of a task that is no longer kept must not meet the new one.
+async def _free_id(backend: TaskBackend, task_id: str) -> None:
+    """Check that no task has a chosen id, and remove the cancel request of a former task that had it.
 
-    The intent is read first: whoever cancels has seen an entry, and none being there afterwards, it was a former one's.
+    The request is read before the entry. A canceller writes a request only for an entry that it saw. So where there is
+    no entry now, the request was for a former task, and must not cancel the new one.
     """
     intent = await backend.intents.get(task_id)
-    if await backend.states.get(task_id) is not None:
+    if (await read_entry(backend, task_id)).revision:
         raise _taken(task_id)
     if intent is not None:
         with contextlib.suppress(RevisionConflict):
             await backend.insist(lambda: backend.intents.retire(task_id, intent.revision))
 
 
-async def _is_ours(backend: Backend, message: TaskMessage, sequence: int) -> bool:
-    """Whether the entry is of this very message, which a quick worker has ended before we heard of our publish."""
-    entry = await backend.states.get(message.ID)
-    if entry is None:
-        return False
+async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: int) -> bool:
+    """Return whether the earlier message with a chosen id, or the entry that is left of it, is this very task."""
+    stored = await backend.read_task_message(message.Queue, sequence)
+    if stored is None:
+        # A worker has ended it before the answer to our publish arrived.
+        there = (await read_entry(backend, message.ID)).task
+        return there is not None and there.Sequence == sequence and lifecycle.is_same_task(there, message)
     try:
-        there = TaskMessage.of_entry(message.ID, entry.value)
-    except MalformedMessage:
-        return False
-    return there.Sequence == sequence and _same(there, message)
-
-
-def _is_same(stored: bytes, message: TaskMessage) -> bool:
-    """Whether a message of the stream is this one, sent before."""
-    try:
-        return _same(TaskMessage.decode(stored), message)
+        return lifecycle.is_same_task(TaskMessage.decode(stored), message)
     except MalformedMessage:
         return False
 
 
-def _same(one: TaskMessage, other: TaskMessage) -> bool:
-    fields = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
-    return all(getattr(one, name) == getattr(other, name) for name in fields)
-
-
-async def _settle_conflict(backend: Backend, message: TaskMessage, sequence: int) -> None:
-    """The entry was there first: by a quick worker or our own lost answer, or because the id is taken."""
-    entry = await backend.states.get(message.ID)
-    if entry is None:
-        return
-    with contextlib.suppress(MalformedMessage):
-        there = TaskMessage.of_entry(message.ID, entry.value)
-        if there.Queue == message.Queue and there.Sequence in (0, sequence):
-            return
-        # A worker that is quicker still has moved it into a schedule, which has a later number.
-        if there.Sequence > sequence and _same(there, message):
-            return
-    await backend.delete_task_message(message.Queue, sequence)
-    raise _taken(message.ID)
-
-
-def check_size(backend: Backend, message: TaskMessage, data: bytes) -> None:
-    """Refuse a task whose message or entry the server would not take.
+def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
+    """Check that the server accepts a task's message and entry.
 
     Raises:
-        PayloadTooLarge: with both sizes.
+        PayloadTooLarge: they are too large; the error has both sizes.
     """
     size = len(data) + META_RESERVE
     limit = backend.max_payload
     if size > limit:
         raise PayloadTooLarge(
-            f"a payload of {len(message.Payload or b''):,} bytes makes a message of {len(data):,} bytes, and with "
-            f"{META_RESERVE:,} for headers and state that is above the server's limit of {limit:,}; "
-            "send a path or key to the data instead, or raise max_payload on the server",
+            f"the payload of {len(message.Payload or b''):,} bytes is too large: it makes a message of {len(data):,} "
+            f"bytes, and with {META_RESERVE:,} for headers and state that is above the server's limit of {limit:,}. "
+            "Send a path or key to the data instead, or raise max_payload on the server.",
             size,
             limit,
         )
 
 
 def _taken(task_id: str) -> TaskExists:
-    return TaskExists(f"the task id {task_id!r} is taken; choose another, or leave it out to get a fresh one", task_id)
+    return TaskExists(
+        f"the task id {task_id!r} is taken: another task has it. Choose another id, or leave it out to get a new one.",
+        task_id,
+    )
 
 
 class Payloads:
-    """The payloads of many tasks, to be iterated once; the iterable's own error ends them, and is kept.
+    """The payloads of many tasks, to be iterated once. They end where the caller's iterable raises an error.
 
     Args:
-        given: what the caller gave.
+        given: the caller's payloads.
 
     Attributes:
         error: what the iterable raised, if it did.
 
     Raises:
-        BadInput: not an iterable of payloads.
+        BadInput: it is not an iterable of payloads.
     """
 
     def __init__(self, given: object) -> None:
@@ -223,11 +238,11 @@ class Payloads:
     def __iter__(self) -> Iterator[object]:
         try:
             yield from self._payloads
-        except Exception as error:  # noqa: BLE001  the caller's code may raise anything; `refused` says so
+        except Exception as error:  # noqa: BLE001  the caller's code may raise anything; `refused` reports it
             self.error = error
 
     def refused(self, count: int) -> BadInput:
-        """Return the error that says where the payloads ended, after so many of them."""
+        """Return the error that says after how many payloads the iterable raised."""
         assert self.error is not None  # noqa: S101  for the type checker
         return BadInput(
             f"payloads ended at position {count}: their iterable raised {said(self.error)}. "
@@ -241,11 +256,11 @@ def _iterator(given: object) -> Iterator[object]:
             raise BadInput('payloads is a DataFrame: a task takes one row. Give `frame.to_dict("records")`.')
         if isinstance(given, (str, bytes, bytearray, memoryview, dict)):
             raise TypeError
-        iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # that is what is tried
+        iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # the call shows whether it is iterable
         return iterator
     except BadInput:
         raise
-    except Exception:  # noqa: BLE001  whatever a stranger's object raises
+    except Exception:  # noqa: BLE001  the caller's object may raise anything
         one = "asynchronous: collect it into a list first" if hasattr(type(given), "__aiter__") else "not several"
         raise BadInput(
             f"payloads={shown(given)} is invalid: {kind_of(given)} is {one}. "

@@ -19,7 +19,7 @@ from nqnb.errors import (
 )
 from nqnb.jetstream.backend import Backend
 from nqnb.protocol import lifecycle
-from nqnb.protocol.cancel import HEADERS
+from nqnb.protocol.cancel import HEADER_RESERVE_BYTES
 from nqnb.protocol.lifecycle import Ended, FinishStep
 from nqnb.protocol.wire import Meta, Status, TaskMessage
 from nqnb.text import line
@@ -190,7 +190,7 @@ def _outcome_entry(backend: Backend, run: Run, status: Status, meta: Meta) -> tu
         entry.Meta = msgspec.structs.replace(entry.meta, cancel=None)
     if run.slim:
         entry = entry.lean()
-    elif len(entry.encode()) + HEADERS > backend.max_payload:
+    elif len(entry.encode()) + HEADER_RESERVE_BYTES > backend.max_payload:
         entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=shortened(entry.meta.error))
     return entry, delay
 

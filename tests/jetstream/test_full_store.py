@@ -14,7 +14,8 @@ import pytest
 
 import nqnb
 from nqnb import Status
-from nqnb.protocol.cancel import create_end
+from nqnb.protocol.cancel import end_waiting_task
+from nqnb.protocol.purge import new_record
 from nqnb.protocol.wire import TaskMessage
 
 pytestmark = pytest.mark.anyio
@@ -83,7 +84,7 @@ async def test_a_purge_that_makes_too_little_room_says_what_is_left(nq: nqnb.Cli
         told = str(error)
     else:
         pytest.skip("the server was less than three small tasks above its limit")
-    assert "for 3 tasks there was no room to say so" in told
+    assert "the states of 3 tasks were not written" in told
     assert "is removed and will not run" in told
     assert "max_file_store" in told
     assert [info.pending for info in await nq.queues() if info.name == "small"] == [0]
@@ -114,9 +115,11 @@ async def test_an_end_without_room_removes_no_other_tasks_message(nq: nqnb.Clien
     await fill(nq)
     # As after a stream was deleted and made again: its numbers begin anew.
     stored = TaskMessage.decode(entry.value)
-    ghost = msgspec.structs.replace(stored, ID="ghost", Status=Status.DELETED)
+    owed = {"ghost": msgspec.structs.replace(stored, ID="ghost")}
     with pytest.raises(nqnb.NoRoom, match="is removed and will not run"):
-        await create_end(nq.backend, ghost, 0, removed=removed)
+        await end_waiting_task(
+            nq.backend, "ghost", new_record(nq.backend, "ann"), retry_for=0, stream_gone=removed, owed=owed
+        )
     assert await nq.backend.read_task_message("work", stored.Sequence) is not None
 
 

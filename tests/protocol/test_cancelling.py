@@ -10,9 +10,9 @@ import pytest
 
 import nqnb
 from nqnb import Status
-from nqnb.cancelling import cancel_all
 from nqnb.errors import NqnbError
 from nqnb.protocol.bulk import AT_ONCE
+from nqnb.protocol.cancel import cancel_many
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +53,7 @@ async def test_the_last_is_cancelled_while_the_first_still_stop(
     ids, heard, release = held
     outcomes: dict[str, nqnb.CancelReceipt | NqnbError] = {}
     told: list[tuple[int, int, str]] = []
-    call = asyncio.ensure_future(cancel_all(nq, ids, 60, outcomes, lambda *what: told.append(what)))
+    call = asyncio.ensure_future(cancel_many(nq, ids, 60, outcomes, lambda *what: told.append(what)))
     until = time.monotonic() + 20
     # They hear of it before the canceller knows that it is done, and would end too early for it to wait for them.
     while len(heard) < MANY or len(told) < MANY:
@@ -71,7 +71,7 @@ async def test_who_has_not_stopped_in_time_is_said_to_be_stopping(
 ) -> None:
     ids, _, _ = held
     outcomes: dict[str, nqnb.CancelReceipt | NqnbError] = {}
-    await cancel_all(nq, ids, 0.2, outcomes)
+    await cancel_many(nq, ids, 0.2, outcomes)
     assert [(outcomes[each].status, outcomes[each].stopping) for each in ids] == [(Status.PROCESSING, True)] * MANY
 
 

@@ -15,7 +15,7 @@ import nqnb
 from nqnb import Status
 from nqnb.jetstream import backend as backends
 from nqnb.jetstream.queue_streams import can_pause
-from nqnb.protocol import prune, purge
+from nqnb.protocol import lifecycle, prune
 from nqnb.protocol.wire import CancelRecord, Meta, TaskMessage
 
 pytestmark = pytest.mark.anyio
@@ -97,7 +97,7 @@ class TestPurge:
         assert await nq.status("crashed") is Status.DELETED
         with pytest.raises(nqnb.UnknownTask):
             await nq.status("go")
-        monkeypatch.setattr(purge, "UNWRITTEN", 0.0)
+        monkeypatch.setattr(lifecycle, "UNWRITTEN", 0.0)
         assert (await nq.purge_queue("work")).deleted == 1
         assert await nq.status("go") is Status.DELETED
 
