@@ -1,4 +1,4 @@
-"""NQ task queues on NATS JetStream: submit, run, watch, and cancel for certain.
+"""NQ task queues on NATS JetStream: submit, run, watch and cancel tasks, with guaranteed cancellation.
 
 ::
 
@@ -14,151 +14,39 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from nqnb.version import __version__ as __version__
 
-from nqnb.version import __version__
-
-if TYPE_CHECKING:
-    from nqnb.client import Client, connect
-    from nqnb.errors import (
-        BadInput,
-        ConnectionFailed,
-        DevServerError,
-        InvalidHandler,
-        InvalidQueueName,
-        InvalidTaskId,
-        JobCancelled,
-        MalformedMessage,
-        NoJetStream,
-        NoResponders,
-        NoRoom,
-        NoServer,
-        NotCancellable,
-        NotRequeueable,
-        NotSubmitted,
-        NqnbError,
-        PayloadTooLarge,
-        QueueInUse,
-        RevisionConflict,
-        ServerRefused,
-        TaskCancelled,
-        TaskError,
-        TaskExists,
-        TaskFailed,
-        Unavailable,
-        Unconfirmed,
-        UnencodableValue,
-        UnknownQueue,
-        UnknownTask,
-        WaitTimeout,
-    )
-    from nqnb.notebook.extension import load_ipython_extension, unload_ipython_extension
-    from nqnb.notebook.nest import nest
-    from nqnb.notebook.sessions import session
-    from nqnb.protocol.wire import CancelMessage, CancelRecord, ErrorInfo, Progress, Status, TaskMessage
-    from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
-    from nqnb.retry import Backoff
-    from nqnb.server.devserver import DevServer
-    from nqnb.settings import Settings
-    from nqnb.store import Entry, MemoryStore, StateStore
-    from nqnb.task import Task
-    from nqnb.worker.job import Job
-    from nqnb.worker.worker import Worker
-
-__all__ = [
-    "Backoff",
-    "BadInput",
-    "CancelMessage",
-    "CancelReceipt",
-    "CancelRecord",
-    "Client",
-    "ConnectionFailed",
-    "DevServer",
-    "DevServerError",
-    "Entry",
-    "ErrorInfo",
-    "InvalidHandler",
-    "InvalidQueueName",
-    "InvalidTaskId",
-    "Job",
-    "JobCancelled",
-    "MalformedMessage",
-    "MemoryStore",
-    "NoJetStream",
-    "NoResponders",
-    "NoRoom",
-    "NoServer",
-    "NotCancellable",
-    "NotRequeueable",
-    "NotSubmitted",
-    "NqnbError",
-    "PayloadTooLarge",
-    "Progress",
-    "PruneReceipt",
-    "PurgeReceipt",
-    "QueueInUse",
-    "QueueInfo",
-    "RevisionConflict",
-    "ServerRefused",
-    "Settings",
-    "StateStore",
-    "Status",
-    "Task",
-    "TaskCancelled",
-    "TaskError",
-    "TaskExists",
-    "TaskFailed",
-    "TaskInfo",
-    "TaskMessage",
-    "Unavailable",
-    "Unconfirmed",
-    "UnencodableValue",
-    "UnknownQueue",
-    "UnknownTask",
-    "WaitTimeout",
-    "Worker",
-    "WorkerInfo",
-    "__version__",
-    "connect",
-    "load_ipython_extension",
-    "nest",
-    "session",
-    "unload_ipython_extension",
-]
-
-_ROOMS = {
-    "client": "Client connect",
-    "server.devserver": "DevServer",
-    "errors": (
-        "BadInput ConnectionFailed DevServerError InvalidHandler InvalidQueueName InvalidTaskId JobCancelled "
-        "MalformedMessage NoJetStream NoResponders NoRoom NoServer NotCancellable NotRequeueable NotSubmitted "
-        "NqnbError PayloadTooLarge QueueInUse RevisionConflict ServerRefused TaskCancelled TaskError TaskExists "
-        "TaskFailed Unavailable Unconfirmed UnencodableValue UnknownQueue UnknownTask WaitTimeout "
-    ),
-    "notebook.extension": "load_ipython_extension unload_ipython_extension",
-    "notebook.nest": "nest",
-    "notebook.sessions": "session",
-    "records": "CancelReceipt PruneReceipt PurgeReceipt QueueInfo TaskInfo WorkerInfo",
-    "retry": "Backoff",
-    "settings": "Settings",
-    "store": "Entry MemoryStore StateStore",
-    "task": "Task",
-    "protocol.wire": "CancelMessage CancelRecord ErrorInfo Progress Status TaskMessage",
-    "worker.job": "Job",
-    "worker.worker": "Worker",
-}
-"""Where each public name lives. They load when first touched, so that ``import nqnb`` costs a notebook nothing."""
+_modules: dict[str, str] = {}
 
 
-def __getattr__(name: str) -> Any:
-    for room, residents in _ROOMS.items():
-        if name in residents.split():
-            value = getattr(import_module(f"nqnb.{room}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'nqnb' has no attribute {name!r}")
+def _module_of_each_name() -> dict[str, str]:
+    """Return the module of each public name, read from `__init__.pyi`.
+
+    That file is the one list of the public names. Type checkers read it too. The modules are imported when a name is
+    first used, so that ``import nqnb`` stays fast.
+    """
+    if not _modules:
+        import ast
+        import pkgutil
+
+        stub = ast.parse(pkgutil.get_data(__name__, "__init__.pyi") or b"")
+        for node in stub.body:
+            if isinstance(node, ast.ImportFrom):
+                _modules.update((alias.name, str(node.module)) for alias in node.names)
+    return _modules
+
+
+def __getattr__(name: str) -> object:
+    if name == "__all__":
+        return sorted(_module_of_each_name())
+    module = None if name.startswith("_") else _module_of_each_name().get(name)
+    if module is None:
+        raise AttributeError(f"module 'nqnb' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_module_of_each_name()})

@@ -1,50 +1,121 @@
-"""The client: submits tasks, follows them, and cancels them."""
+"""The client: submit tasks, follow them, cancel them, and manage queues. `Task` is the handle of one task."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+import getpass
+import socket
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from nqnb.errors import NotSubmitted, NqnbError, WaitTimeout
-from nqnb.housekeeping import Housekeeping
-from nqnb.inputs import Duration, Moment, check_choice, check_seconds, check_statuses
+import msgspec
+
+from nqnb.error_text import kind_of
+from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, WaitTimeout
+from nqnb.inputs import (
+    Duration,
+    Moment,
+    check_callable,
+    check_choice,
+    check_flag,
+    check_seconds,
+    check_statuses,
+)
 from nqnb.protocol import names
-from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of, task_entries, unknown_queue
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of, stream_of, task_entries, unknown_queue
 from nqnb.protocol.cancel import cancel
+from nqnb.protocol.delete import delete_queue
 from nqnb.protocol.follow import ended, fetch, follow, result, watch
+from nqnb.protocol.prune import prune
+from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import requeue
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
-from nqnb.store import StateStore
-from nqnb.task import Task
+from nqnb.store import StateStore, check_store
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from nqnb.jetstream.backend import Backend
 
 
 def connect(
     settings: Settings | str | Sequence[str] | None = None, *, store: StateStore | None = None, **options: Any
 ) -> Client:
-    """A client of a NATS server, to be used as ``async with connect(…) as nq`` or ``nq = await connect(…)``.
+    """Return a client of a NATS server; use it as ``async with connect(…) as nq`` or ``nq = await connect(…)``.
 
     Args:
-        settings: `Settings`, one address or several of a cluster; default ``NATS_URL``, else this machine.
-        store: where states are kept instead of the bucket ``nq-store``; see `StateStore` for one of your own.
+        settings: `Settings`, or the address of a server, or several addresses of a cluster; default ``NATS_URL``,
+            else this machine.
+        store: where to store task states instead of the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` to replace.
 
     Raises:
-        BadInput: a setting or store that cannot be used.
+        BadInput: a setting or the store is invalid.
     """
     return Client(Settings.of(settings, **options), store)
 
 
-class Client(Housekeeping):
-    """Speaks with one server; make one with `connect`.
+class Client:
+    """A connection to one server, and every operation on its tasks and queues; create one with `connect`."""
 
-    Its calls about single tasks are here, those about whole queues in `nqnb.housekeeping`, and those that open and
-    close it in `nqnb.connected`.
-    """
+    def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
+        if not isinstance(settings, Settings):
+            raise BadInput(
+                f"settings is invalid: expected nqnb.Settings, got {kind_of(settings)}. Or use nqnb.connect(…)."
+            )
+        self.settings = settings
+        self._store = check_store(store)
+        self._backend: Backend | None = None
+        self._name = _user_and_host()
+
+    async def open(self) -> Self:
+        """Connect.
+
+        Raises:
+            NoServer: no server answers in time, or the server refuses the connection.
+            NoJetStream: JetStream is not enabled.
+        """
+        if self._backend is None:
+            # Import nats only when a client connects: it is slow to import.
+            from nqnb.jetstream.backend import Backend
+
+            self._backend = await Backend.open(self.settings, self._store)
+        return self
+
+    async def close(self) -> None:
+        """Disconnect. Tasks continue. Closing is idempotent."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            await backend.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.open().__await__()
+
+    @property
+    def backend(self) -> Backend:
+        """The connection, the buckets and the streams that this client uses.
+
+        Raises:
+            ConnectionFailed: the client is not open.
+        """
+        if self._backend is None:
+            raise ConnectionFailed("the client is not connected. Use `async with nqnb.connect(…) as nq`")
+        return self._backend
+
+    @property
+    def server_version(self) -> str:
+        """The version that the server reports."""
+        return self.backend.server_version
 
     async def submit(
         self,
@@ -57,21 +128,23 @@ class Client(Housekeeping):
         deadline: Moment = None,
         process_at: Moment = None,
     ) -> Task:
-        """Put a task into a queue; when this returns, it is stored.
+        """Submit a task to a queue; when this returns, the server has stored it.
 
         Args:
-            queue: the queue, made where it is missing.
-            payload: bytes as they are, anything else as JSON (see `nqnb.payload`).
-            id: an id of your own, 1 to 200 of ``A-Z a-z 0-9 - / _ = .``; default a fresh one.
-            retry: attempts after the first, when it fails.
-            timeout: how long one attempt may run: seconds (rounded up to whole ones, as NQ has them) or a timedelta.
-            deadline: when it must have ended: a datetime (naive = local time), or a timedelta from now.
-            process_at: when it may start: a datetime (naive = local time), or a timedelta from now.
+            queue: the queue; it is created if it does not exist.
+            payload: bytes are sent as they are, every other value as JSON (see `nqnb.payload`).
+            id: a task id, 1 to 200 of ``A-Z a-z 0-9 - / _ = .``; default a new one.
+            retry: how many more attempts follow a failed one.
+            timeout: the longest time of one attempt: seconds (rounded up to whole seconds, as NQ stores them) or a
+                timedelta.
+            deadline: the task fails if it has not ended by then: a datetime (naive = local time), or a timedelta from
+                now.
+            process_at: the task does not start before then: a datetime (naive = local time), or a timedelta from now.
 
         Raises:
-            BadInput: one of these cannot be used (an `InvalidQueueName`, `InvalidTaskId`, `UnencodableValue`,
+            BadInput: an argument is invalid (also `InvalidQueueName`, `InvalidTaskId`, `UnencodableValue`,
                 `PayloadTooLarge`); nothing was sent.
-            TaskExists: the id is taken.
+            TaskExists: a task has this id already.
             Unconfirmed: the server's answers were lost: the task may have been accepted or not.
         """
         counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
@@ -95,36 +168,36 @@ class Client(Housekeeping):
         process_at: Moment = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Any]:
-        """Put many tasks into a queue, with 256 under way at once.
+        """Submit many tasks to a queue, 256 at a time.
 
         Args:
-            queue: as in `submit`, like the other options.
-            payloads: one payload a task.
+            queue: see `submit`.
+            payloads: one payload for each task.
             retry: see `submit`.
             timeout: see `submit`.
             deadline: see `submit`.
             process_at: see `submit`.
-            errors: what to do about payloads that are not accepted, after all the others were: ``"raise"``, or
-                ``"return"`` their errors in their places.
+            errors: how to report payloads that were not accepted, after all others were submitted: ``"raise"`` an
+                error, or ``"return"`` each error in the place of its task.
 
         Returns:
-            A `Task` for each payload, in their order.
+            A `Task` for each payload, in the same order.
 
         Raises:
-            NotSubmitted: some were not accepted, or the iterable raised an error; its ``.tasks`` and ``.errors`` say
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error; ``.tasks`` and ``.errors`` say
                 which.
-            BadInput: a queue, an option or payloads that cannot be used; nothing was sent.
+            BadInput: the queue, an option or the payloads are invalid; nothing was sent.
         """
         check_choice("errors", errors, ("raise", "return"))
         make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
         drawn = Payloads(payloads)
 
-        async def put(payload: Any) -> Task:
+        async def submit_one(payload: Any) -> Task:
             return await self.submit(
                 queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
             )
 
-        ordered: list[Any] = await outcomes_of(drawn, put, IN_FLIGHT)
+        ordered: list[Any] = await outcomes_of(drawn, submit_one, IN_FLIGHT)
         if drawn.error is not None:
             raise not_submitted([*ordered, drawn.refused(len(ordered))]) from drawn.error
         failed = next((each for each in ordered if isinstance(each, NqnbError)), None)
@@ -133,31 +206,31 @@ class Client(Housekeeping):
         return ordered
 
     def task(self, id: str) -> Task:
-        """A handle of a task by its id; nothing is asked of the server.
+        """Return the handle of a task by its id, without asking the server.
 
         Raises:
-            InvalidTaskId: no task can have that id.
+            InvalidTaskId: the id is invalid.
         """
         return Task(self, names.check_task_id(id))
 
     async def fetch(self, id: str) -> TaskInfo:
-        """Everything that is known of a task now.
+        """Return everything that is stored of a task.
 
         Raises:
-            InvalidTaskId: no task can have that id.
-            UnknownTask: no task has it.
-            MalformedMessage: the bytes that are stored for it cannot be read.
+            InvalidTaskId: the id is invalid.
+            UnknownTask: no task has this id.
+            MalformedMessage: the entry of the task cannot be decoded.
         """
         return await fetch(self.backend, names.check_task_id(id))
 
     async def status(self, id: str) -> Status:
-        """A task's state now; raises as `fetch`."""
+        """Return the state of a task; raises the errors of `fetch`."""
         return (await self.fetch(id)).status
 
     async def updates(self, id: str) -> AsyncIterator[TaskInfo]:
-        """What is known of a task now, and again at each change until it is terminal; raises as `fetch`.
+        """Yield what is stored of a task, now and after each change, until the task is terminal.
 
-        Changes that follow each other quickly may come as one.
+        Raises the errors of `fetch`. Changes in quick succession may be yielded as one.
         """
         async for info in follow(self.backend, names.check_task_id(id)):
             yield info
@@ -167,11 +240,11 @@ class Client(Housekeeping):
 
         Args:
             id: the task.
-            timeout: seconds, or a timedelta; 0 only looks whether it is. None waits as long as it takes.
+            timeout: seconds, or a timedelta; 0 checks without waiting, None waits without limit.
 
         Raises:
-            WaitTimeout: not terminal in time; it goes on.
-            BadInput: a timeout that cannot be used.
+            WaitTimeout: the task was not terminal in time; it continues.
+            BadInput: the timeout is invalid.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
         return (await ended(self.backend, names.check_task_id(id), timeout)).status
@@ -184,31 +257,31 @@ class Client(Housekeeping):
             timeout: as in `wait`.
 
         Returns:
-            The handler's return as it came through JSON; None for a task that a Go worker completed.
+            The return value of the handler, decoded from JSON; None for a task that a Go worker completed.
 
         Raises:
-            TaskFailed: it failed; the error has the handler's error and traceback as text.
-            TaskCancelled: it was cancelled or deleted.
+            TaskFailed: the task failed; the error has the handler's error and traceback as text.
+            TaskCancelled: the task was cancelled or deleted.
             WaitTimeout, BadInput, InvalidTaskId, UnknownTask: as in `wait`.
         """
         return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout))
 
     async def cancel(self, id: str, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel a task. When this returns, the cancel is durable: no further run of it will be claimed.
+        """Cancel a task. When this returns, the cancel is durable: no worker will claim another run of the task.
 
         Args:
             id: the task.
-            wait: how long to wait for code that runs to stop: seconds, or a timedelta; None does not wait.
+            wait: how long to wait for running code to stop: seconds, or a timedelta; None does not wait.
 
         Returns:
-            The receipt. ``.stopping`` is True where the task's code still ran at that moment. ``.status`` is
-            Completed or Failed where the handler ended so before it could be stopped. For a task cancelled or
-            deleted before, the receipt of then.
+            The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
+            Failed if the handler ended that way before it could be stopped. If the task was cancelled or deleted
+            earlier, this is the receipt of that cancel.
 
         Raises:
-            NotCancellable: it had completed or failed already.
-            Unconfirmed: the server's answers were lost; ask again.
-            BadInput: a wait that cannot be used; nothing was cancelled.
+            NotCancellable: the task had completed or failed already.
+            Unconfirmed: the server's answers were lost; cancel again.
+            BadInput: the wait is invalid; nothing was cancelled.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
         task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
@@ -224,17 +297,18 @@ class Client(Housekeeping):
     async def tasks(
         self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
     ) -> list[TaskInfo]:
-        """Every task that the state bucket has, longest unchanged first.
+        """Return every task in the state bucket, longest unchanged first.
 
-        Entries that cannot be read are skipped, and named in one line of the log.
+        Entries that cannot be decoded are skipped, and named in one line of the log.
 
         Args:
-            queue: only of this queue.
-            status: only in this state, or one of these: a `Status`, its label (``"failed"``) or NQ's number.
+            queue: return only tasks of this queue.
+            status: return only tasks in this state, or in one of several: a `Status`, its label (``"failed"``) or NQ's
+                number.
 
         Raises:
-            UnknownQueue: there is no such queue, and no task of it is known.
-            BadInput: no queue can have that name, or there is no such state.
+            UnknownQueue: the queue does not exist, and no task of it is stored.
+            BadInput: the queue name or a state is invalid.
         """
         wanted = check_statuses(status)
         queue = None if queue is None else names.check_queue(queue)
@@ -248,9 +322,10 @@ class Client(Housekeeping):
         return found
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
-        """Every task that the state bucket has, in batches, and then every change as it comes, without end.
+        """Yield every task in the state bucket, in batches, and then every change as it happens, without end.
 
-        It goes on through disconnects, and says so. With a store of your own, changes are looked for once a second.
+        The watch survives disconnects, and its batches report them. With a store of your own, changes are polled once
+        a second.
 
         Raises:
             ConnectionFailed: the client was closed.
@@ -260,25 +335,186 @@ class Client(Housekeeping):
                 yield batch
 
     async def requeue(self, id: str) -> Task:
-        """Submit an ended task once more: a new task, since a terminal state is never left.
+        """Submit an ended task again, as a new task, since a terminal state never changes.
 
-        It has the same queue, payload, retries and timeout, and neither deadline nor time to start. Its
-        `TaskInfo.origin` is the task that was first submitted.
+        The new task has the same queue, payload, retries and timeout, but no deadline and no start time. Its
+        `TaskInfo.origin` is the id of the task that was submitted first.
 
         Args:
             id: the ended task.
 
         Raises:
-            NotRequeueable: it has not ended, or its payload is not kept.
+            NotRequeueable: the task has not ended, or its payload is no longer stored.
             InvalidTaskId, UnknownTask: as in `fetch`.
             Unconfirmed: as in `submit`.
         """
         message = await requeue(self.backend, names.check_task_id(id), self._name)
         return Task(self, message.ID, message.Queue)
 
+    async def queues(self) -> list[QueueInfo]:
+        """Return every queue on the server, sorted by name."""
+        return [info async for info in self.backend.queues()]
+
+    async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
+        """End every waiting task of a queue: Deleted if it has never started, Cancelled if it waits for a retry.
+
+        Running tasks continue, and so does a task that a worker claims first: no task is both deleted and started.
+        Tasks that are submitted during the purge may stay.
+
+        Args:
+            queue: the queue.
+            progress: called from time to time with the number of tasks done, and their total.
+
+        Returns:
+            The receipt; ``.left`` counts the messages that stay.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+            Unconfirmed: the server's answers were lost: some tasks may have ended and others not. Purge again.
+        """
+        queue = names.check_queue(queue)
+        check_callable("progress", progress, "a function of (done, total)")
+        return await purge_queue(self.backend, queue, self._name, progress)
+
+    async def delete_queue(
+        self,
+        queue: str,
+        force: bool = False,
+        *,
+        wait: Duration = 30.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PurgeReceipt:
+        """Delete a queue from the server, with its cancel requests and its pause. The states of its tasks are kept.
+
+        A submit creates the queue again, and so does a live worker that serves it.
+
+        Args:
+            queue: the queue.
+            force: purge the queue first, and cancel its running tasks. Without it the queue must be empty, and no live
+                worker may serve it.
+            wait: with force, how long to wait for running code to stop: seconds, or a timedelta.
+            progress: see `purge_queue`.
+
+        Returns:
+            The receipt; ``.left`` is 0.
+
+        Raises:
+            QueueInUse: the queue is not empty or is served by a worker, and was not deleted; ``.pending``,
+                ``.processing`` and ``.workers`` say what is left. With force: running code did not stop in time, or
+                the stream carries other queues.
+            UnknownQueue: the queue does not exist.
+            Unconfirmed: see `purge_queue`.
+        """
+        queue, force = names.check_queue(queue), check_flag("force", force)
+        check_callable("progress", progress, "a function of (done, total)")
+        seconds = check_seconds("wait", wait)
+        return await delete_queue(self.backend, queue, self._name, force=force, wait=seconds, progress=progress)
+
+    async def pause(self, queue: str) -> None:
+        """Pause a queue: no worker takes its tasks until `resume`; running tasks continue. Pausing is idempotent.
+
+        The server stores the pause. From version 2.11 the server itself stops delivery at once, to Go workers too; on
+        older servers nqnb's workers stop within a second. If a Go worker recreates the consumer, an nqnb worker that
+        serves the queue pauses the consumer again.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+        """
+        queue = names.check_queue(queue)
+        stream = await stream_of(self.backend, queue)
+        await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": self.backend.now()}))
+
+    async def resume(self, queue: str) -> None:
+        """Resume a paused queue; workers take its tasks again within a second. Resuming is idempotent.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+        """
+        queue = names.check_queue(queue)
+        await self.backend.resume(queue, await stream_of(self.backend, queue))
+
+    async def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
+        """Remove the states of tasks that ended long ago, with their results and cancel requests.
+
+        From version 2.11 the server removes results and states by itself (see `Settings`), except the states of
+        scheduled tasks that were cancelled before their time. The state of a task that has not ended, or whose message
+        is still in its queue, is never removed.
+
+        Args:
+            older_than: how long ago a task must have ended: seconds, or a timedelta.
+            queue: remove only tasks of this queue. Without it, results and cancel requests that belong to no task are
+                removed too.
+            dry_run: remove nothing, and return what would be removed.
+
+        Raises:
+            BadInput: the length of time or the queue name is invalid.
+            UnknownQueue: the queue does not exist, and no task of it is stored.
+            Unconfirmed: the server's answers were lost: some states may have been removed. Prune again.
+        """
+        return await prune(self.backend, older_than, queue, dry_run=dry_run)
+
+    async def workers(self) -> list[WorkerInfo]:
+        """Return every nqnb worker that is alive; Go workers do not register, so they are not listed."""
+        return [info async for info in self.backend.presence.live()]
+
+
+class Task:
+    """The handle of one task. Awaiting it returns the result of the task.
+
+    Args:
+        client: the client to use.
+        id: the id of the task.
+        queue: the queue of the task, if it is known.
+    """
+
+    def __init__(self, client: Client, id: str, queue: str = "") -> None:
+        self.id = id
+        self.queue = queue
+        self._client = client
+
+    def __repr__(self) -> str:
+        return f"<Task {self.id} in {self.queue}>" if self.queue else f"<Task {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self.result().__await__()
+
+    async def fetch(self) -> TaskInfo:
+        """Return everything that is stored of the task; see `Client.fetch`."""
+        return await self._client.fetch(self.id)
+
+    async def status(self) -> Status:
+        """Return the state of the task; see `Client.status`."""
+        return await self._client.status(self.id)
+
+    def updates(self) -> AsyncIterator[TaskInfo]:
+        """Yield the task now and after each change; see `Client.updates`."""
+        return self._client.updates(self.id)
+
+    async def wait(self, timeout: Duration | None = None) -> Status:
+        """Wait until the task is terminal; see `Client.wait`."""
+        return await self._client.wait(self.id, timeout)
+
+    async def result(self, timeout: Duration | None = None) -> Any:
+        """Wait until the task is terminal, and return its result; see `Client.result`."""
+        return await self._client.result(self.id, timeout)
+
+    async def requeue(self) -> Task:
+        """Submit the task again as a new task; see `Client.requeue`."""
+        return await self._client.requeue(self.id)
+
+    async def cancel(self, wait: Duration | None = None) -> CancelReceipt:
+        """Cancel the task; see `Client.cancel`."""
+        return await self._client.cancel(self.id, wait)
+
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
-    """Return the error for outcomes some of which are errors: the tasks in their places, and the errors by theirs."""
+    """Return the error for a submit of many tasks, from outcomes of which some are errors."""
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
@@ -286,3 +522,12 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )
+
+
+def _user_and_host() -> str:
+    """Return the name that receipts give as the sender of a request."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

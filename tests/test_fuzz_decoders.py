@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from nqnb import payload
-from nqnb.cli.show import show
-from nqnb.commands.records import Tasks, Workers
+from nqnb.cli.render import render
+from nqnb.commands.command_records import Tasks, Workers
 from nqnb.errors import BadInput, MalformedMessage
 from nqnb.frames import preview, tasks_frame, workers_frame
 from nqnb.protocol import lifecycle, names
@@ -40,7 +40,7 @@ EXAMPLES, EXAMPLES_FULL = 60, 500
 def printed(record: Any) -> str:
     """What a terminal gets of it."""
     file = io.StringIO()
-    Console(file=file, width=100, color_system=None).print(show(record))
+    Console(file=file, width=100, color_system=None).print(render(record))
     return file.getvalue()
 
 

@@ -35,7 +35,7 @@ ROOMS = [
     "store",
     "jetstream",
     "protocol",
-    "task connected housekeeping client",
+    "client",
     "worker",
     "server.binary",
     "server",
@@ -50,10 +50,6 @@ ROOMS = [
 """From the ground up: each room imports from itself and from the rows above it. ``nqnb`` is the package's own face."""
 
 NEIGHBOURS = {
-    ("task", "client"),
-    ("client", "task"),
-    ("client", "housekeeping"),
-    ("housekeeping", "connected"),
     ("__main__", "cli"),
 }
 """Imports within one row: (who, from whom)."""
@@ -81,8 +77,6 @@ OUTSIDE = {
 """Libraries that only these rooms import, for type checkers too."""
 
 IN_A_CIRCLE: dict[str, str] = {
-    "nqnb.client": "a Task names its client's type",
-    "nqnb.task": "a Task names its client's type",
     "nqnb.notebook.connected": "partial classes",
     "nqnb.notebook.waiting": "partial classes",
     "nqnb.notebook.picking": "partial classes",
@@ -102,22 +96,11 @@ IN_A_CIRCLE: dict[str, str] = {
 """Modules that may be in a circle of imports, and why. The list may only shrink."""
 
 REPEATED_FILES: set[str] = {
-    "still.py",
-    "cancel.py",
-    "complete.py",
-    "front.py",
-    "prune.py",
-    "records.py",
-    "submit.py",
-    "task.py",
-    "watch.py",
-    "connected.py",
-    "housekeeping.py",
     "run.py",
 }
 """File names that may occur in two folders. The list may only shrink."""
 
-REPEATED_CLASSES: set[str] = {"Progress", "Connected", "Housekeeping", "Feed", "Seen", "Look", "Told"}
+REPEATED_CLASSES: set[str] = {"Feed", "Seen", "Look", "Told"}
 """Class names that two modules may define. The list may only shrink."""
 
 PRIVATE_ACCESSES: dict[tuple[str, str], str] = {

@@ -1,4 +1,7 @@
-"""The public names: sorted, complete, documented, and loaded only when they are touched."""
+"""The public names: sorted, complete, documented, and loaded only when they are first used.
+
+That a strict type checker sees them is shown by mypy, which checks these tests.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,21 @@ import pytest
 
 import nqnb
 
-FACE = ast.parse(Path(nqnb.__file__).read_text(encoding="utf-8"))
+STUB = ast.parse(Path(nqnb.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 NAMES = [name for name in nqnb.__all__ if name != "__version__"]
 
 
-def rooms_by_type_checking() -> dict[str, str]:
-    """Which module each name comes from, as type checkers see it."""
-    blocks = [
-        node
-        for node in FACE.body
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    ]
-    assert len(blocks) == 1
-    return {
-        alias.asname or alias.name: str(node.module)
-        for node in blocks[0].body
+def imports_of_the_stub() -> list[tuple[str, str, str | None]]:
+    """Return (module, name, alias) of each import that type checkers see."""
+    return [
+        (str(node.module), alias.name, alias.asname)
+        for node in STUB.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-    }
+    ]
+
+
+MODULES = {name: module for module, name, _ in imports_of_the_stub()}
 
 
 def loaded_by(program: str) -> set[str]:
@@ -77,15 +77,14 @@ class TestNames:
         assert not hasattr(nqnb, "Raw")
         assert not hasattr(nqnb, "")
 
-    def test_rooms_and_imports_for_type_checkers_and_all_agree(self) -> None:
-        by_rooms = {name: f"nqnb.{room}" for room, names in nqnb._ROOMS.items() for name in names.split()}
-        assert sum(len(names.split()) for names in nqnb._ROOMS.values()) == len(by_rooms)
-        assert by_rooms == rooms_by_type_checking()
-        assert set(by_rooms) == set(NAMES)
+    def test_the_stub_holds_nothing_but_one_explicit_export_a_name(self) -> None:
+        assert all(isinstance(node, ast.ImportFrom) for node in STUB.body)
+        assert all(alias == name for _, name, alias in imports_of_the_stub())
+        assert len(MODULES) == len(imports_of_the_stub())
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_live_where_the_rooms_say(self, name: str) -> None:
-        assert getattr(nqnb, name).__module__ == rooms_by_type_checking()[name]
+    def test_are_defined_in_the_module_that_the_stub_names(self, name: str) -> None:
+        assert getattr(nqnb, name).__module__ == MODULES[name]
 
 
 class TestDocstrings:

@@ -1,4 +1,4 @@
-"""The shell's front door to the commands, and its exit codes."""
+"""Run one command line of ``nqnb``, and turn its outcome into an exit code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from nqnb.cli.shell import Shell
-from nqnb.cli.streams import give_up, prepare
+from nqnb.cli.shell import Shell, discard, prepare_streams
 from nqnb.commands import tree
 from nqnb.errors import BadInput, ConnectionFailed, NoRoom, NqnbError
 
@@ -21,37 +20,37 @@ __all__ = ["exit_code", "main", "usage"]
 
 DONE, REFUSED, USAGE, NO_CONNECTION = range(4)
 INTERRUPTED = 128 + signal.SIGINT
-NOBODY_READS = 141
-"""What a shell reports of a program that wrote into a closed pipe."""
+CLOSED_PIPE = 141
+"""The exit code that a shell reports of a program that wrote into a closed pipe."""
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What is wrong where what was printed could not be written."""
+_OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""The errors of a full or failing disk, which mean that the output could not be written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: default those of this process.
+        arguments: the arguments of the command line; default those of this process.
 
     Returns:
         The exit code: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted.
     """
-    prepare()
+    prepare_streams()
     if "_NQNB_COMPLETE" in os.environ:
-        logging.disable()  # a log record would end up in somebody's command line
+        logging.disable()  # a log record would appear in the command line that is being completed
     shell = Shell()
     try:
         code = _run(shell, arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        give_up(sys.stdout)
-        return NOBODY_READS
+        discard(sys.stdout)
+        return CLOSED_PIPE
     except OSError as error:
-        if error.errno not in _NO_ROOM or error.filename is not None:
+        if error.errno not in _OUTPUT_ERRORS or error.filename is not None:
             raise
-        give_up(sys.stdout)
+        discard(sys.stdout)
         return _unwritten(shell, error)
 
 
@@ -60,18 +59,18 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
     try:
         record = tree.main(given, prog_name="nqnb", obj=shell, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
-        # click has put its own error in the place of the interrupt.
+        # click has replaced the interrupt by an error of its own.
         shell.interrupted(str(error.__cause__ or error))
         return INTERRUPTED
     except click.ClickException as error:
-        # A line that is wrong may not have been read as far as there.
+        # click stops at the first error, and may not have reached --json.
         shell.json |= "--json" in given[: given.index("--") if "--" in given else None]
         shell.complain(error, usage(error))
         return USAGE
     except NqnbError as error:
         shell.complain(error)
         return exit_code(error)
-    if isinstance(record, int):  # --help and --version have spoken for themselves
+    if isinstance(record, int):  # --help and --version have printed their text
         return record
     if record is not None:
         shell.show(record)
@@ -83,21 +82,21 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
 def _unwritten(shell: Shell, error: OSError) -> int:
     try:
         shell.complain(OSError(f"the output could not be written: {error.strerror}"))
-    except OSError:  # the errors go the same way
-        give_up(sys.stderr)
+    except OSError:  # stderr fails in the same way
+        discard(sys.stderr)
     return REFUSED
 
 
 def exit_code(error: NqnbError) -> int:
-    """The exit code that says what kind of error it was."""
+    """Return the exit code of an error."""
     if isinstance(error, ConnectionFailed) and not isinstance(error, NoRoom):
         return NO_CONNECTION
     return USAGE if isinstance(error, BadInput) else REFUSED
 
 
 def usage(error: click.ClickException) -> str:
-    """What was wrong with a command line, and where its help is."""
+    """Return the error of a command line, with the command that shows its help."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} -h`)" if context is not None else ""
-    # A dot that stands alone is one of the characters that the sentence lists.
+    # A single dot after a space is a character that the sentence lists, not its end.
     return re.sub(r"(?<=\S)\.$", "", error.format_message()) + hint

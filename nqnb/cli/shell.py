@@ -1,23 +1,23 @@
-"""The front door itself: tables on a terminal, plain columns in a pipe, JSON where it was asked for."""
+"""The shell as a front end: tables on a terminal, plain columns in a pipe, JSON with ``--json``."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from nqnb.cli.streams import is_terminal
 from nqnb.client import Client, connect
-from nqnb.commands import NeedsYes
-from nqnb.commands.records import Progress
-from nqnb.commands.serve import UserCodeError
+from nqnb.commands.command import NeedsYes
+from nqnb.commands.command_records import CommandProgress
+from nqnb.commands.worker_commands import UserCodeError
 from nqnb.errors import DevServerError, NoServer, NqnbError
 from nqnb.server.server_choice import choose
 from nqnb.text import clean, error_fields, line, plain, to_json
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PLAIN_WIDTH = 100_000
+_PIPE_WIDTH = 100_000
+"""The width of a table in a pipe: no line is clipped or folded."""
 
 
 class Interrupted(NqnbError):
-    """A person did not wait for the end of a command; the text says what goes on, ``.task_id`` where it is a task."""
+    """A person interrupted a command; the text says what continues, ``.task_id`` which task the command waited for."""
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -39,7 +40,7 @@ class Interrupted(NqnbError):
 
 
 class Shell:
-    """The front door; see `nqnb.commands.Front`."""
+    """The front end of a shell; see `nqnb.commands.command.Front`."""
 
     def __init__(self) -> None:
         self.json = False
@@ -47,9 +48,9 @@ class Shell:
         self._waits_for = ""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """See `nqnb.commands.Front.run`."""
+        """See `nqnb.commands.command.Front.run`."""
         if sys.version_info < (3, 11):
-            # There asyncio lets a Ctrl-C break into whatever runs; anyio cancels the work, as later ones do.
+            # asyncio of Python 3.10 raises KeyboardInterrupt anywhere; anyio cancels the work instead, as 3.11 does.
             import anyio
 
             try:
@@ -60,7 +61,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:
-        """See `nqnb.commands.Front.client`; where no server was named, `nqnb.server.server_choice.choose` finds it."""
+        """See `nqnb.commands.command.Front.client`: without a server, `nqnb.server.server_choice.choose` finds one."""
         choice = choose(**options)
         if self.verbose:
             self.say(f"server {', '.join(choice.settings.urls)}: the address is {choice.source}")
@@ -72,54 +73,54 @@ class Shell:
             yield nq
 
     def stdin(self) -> bytes:
-        """See `nqnb.commands.Front.stdin`."""
+        """See `nqnb.commands.command.Front.stdin`."""
         if sys.stdin is None:
-            raise click.UsageError("stdin is closed, so nothing comes in there; name a file with --file")
+            raise click.UsageError("stdin is closed, so no payload can be read. Name a file with --file")
         return sys.stdin.buffer.read()
 
     def say(self, text: str) -> None:
-        """See `nqnb.commands.Front.say`."""
+        """See `nqnb.commands.command.Front.say`."""
         if not self.json:
             print(clean(text), file=sys.stderr, flush=True)
 
     def waits_for(self, task_id: str) -> None:
-        """See `nqnb.commands.Front.waits_for`."""
+        """See `nqnb.commands.command.Front.waits_for`."""
         self._waits_for = task_id
 
     def interrupted(self, said: str) -> None:
-        """Say what goes on after an interrupt: what the command has ``said``, or the task that was waited for."""
+        """Say what continues after an interrupt: what the command has ``said``, or the task that it waited for."""
         if self._waits_for and not said:
-            said = f"interrupted; task {self._waits_for!r} goes on, `nqnb cancel {self._waits_for}` stops it"
+            said = f"interrupted; task {self._waits_for!r} continues, `nqnb cancel {self._waits_for}` stops it"
         if said:
             self.complain(Interrupted(said, self._waits_for or None))
 
     def complain(self, error: Exception, text: str = "") -> None:
-        """Say on stderr what went wrong, in one line."""
+        """Print an error on stderr, in one line."""
         if self.json:
             print(to_json(error_fields(error)), file=sys.stderr)
             return
         text = text or str(error)
         if isinstance(error, UserCodeError):
             print(clean(error.traceback), file=sys.stderr)
-        # The end of the server's log is worth its lines.
+        # The error of a server ends with lines of its log, which stay separate lines.
         print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)
 
     def confirm(self, question: str) -> bool:
-        """See `nqnb.commands.Front.confirm`."""
+        """See `nqnb.commands.command.Front.confirm`."""
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-            raise NeedsYes(f"{question} There is no terminal to ask on: add --yes")
+            raise NeedsYes(f"{question} There is no terminal to ask on. Add --yes to confirm")
         return click.confirm(clean(question), err=True)
 
     def show(self, record: object) -> None:
-        """See `nqnb.commands.Front.show`."""
+        """See `nqnb.commands.command.Front.show`."""
         if self.json and not isinstance(record, str):
             form = record.as_json() if hasattr(record, "as_json") else plain(record)
             print(to_json(form, indent=2 if sys.stdout.isatty() else None), flush=True)
             return
-        # rich takes 50 ms to import, which JSON need not wait for.
-        from nqnb.cli.show import show
+        # rich takes 50 ms to import, and JSON does not need it.
+        from nqnb.cli.render import render
 
-        shown = show(record)
+        shown = render(record)
         console = _console(sys.stdout)
         if console.is_terminal and not isinstance(shown, str):
             console.print(shown)
@@ -133,7 +134,7 @@ class Shell:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[object], None]]:
-        """See `nqnb.commands.Front.live`; without a terminal, only the last state is shown."""
+        """See `nqnb.commands.command.Front.live`; without a terminal, only the last record is shown."""
         if self.json:
             yield lambda _: None
             return
@@ -141,19 +142,19 @@ class Shell:
             states: deque[object] = deque(maxlen=1)
             yield states.append
             for state in states:
-                if not (isinstance(state, Progress) or getattr(state, "transient", False)):
+                if not (isinstance(state, CommandProgress) or getattr(state, "transient", False)):
                     self.show(state)
             return
         from rich.live import Live
 
-        from nqnb.cli.show import show
+        from nqnb.cli.render import render
 
         with Live(console=_console(sys.stderr), refresh_per_second=8) as live:
-            yield lambda record: live.update(show(record))
+            yield lambda record: live.update(render(record))
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.Front.follow`: a screen of its own on a terminal, else lines; JSON is one line a time."""
+        """See `nqnb.commands.command.Front.follow`: full screen on a terminal, else one line a record."""
         if self.json:
             yield lambda record: print(to_json(record.as_json()), flush=True)
             return
@@ -169,13 +170,13 @@ class Shell:
             return
         from rich.live import Live
 
-        from nqnb.cli.show import show
+        from nqnb.cli.render import render
 
         last: deque[object] = deque(maxlen=1)
 
         def update(record: object) -> None:
             last.append(record)
-            live.update(show(record))
+            live.update(render(record))
 
         console = _console(sys.stdout)
         with Live(console=console, screen=True, refresh_per_second=4, vertical_overflow="crop") as live:
@@ -185,7 +186,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
-        """See `nqnb.commands.Front.stop_requested`: SIGINT and SIGTERM."""
+        """See `nqnb.commands.command.Front.stop_requested`: SIGINT and SIGTERM."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -198,7 +199,7 @@ class Shell:
                 signal.signal(each, handler)
 
     def start_logging(self) -> None:
-        """See `nqnb.commands.Front.start_logging`; a program that has set up its own is left alone."""
+        """See `nqnb.commands.command.Front.start_logging`; logging that is configured already stays as it is."""
         if logging.getLogger().handlers:
             return
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -213,7 +214,7 @@ class Shell:
 
 
 class _CleanFormatter(logging.Formatter):
-    """Log records may quote what came from a queue."""
+    """Escapes log records, which may quote text from a queue."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))
@@ -224,9 +225,34 @@ def _console(stream: IO[str]) -> Console:
 
     return Console(
         file=stream,
-        width=None if stream.isatty() else _PLAIN_WIDTH,
+        width=None if stream.isatty() else _PIPE_WIDTH,
         markup=False,
         emoji=False,
         highlight=False,
         soft_wrap=False,
     )
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr safe to print to; discard what is printed to a closed one."""
+    # With stderr None, print() would write errors to stdout.
+    sys.stdout = sys.stdout or _devnull()
+    sys.stderr = sys.stderr or _devnull()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A character that the encoding lacks must not raise an error.
+            stream.reconfigure(errors="replace")
+
+
+def discard(stream: TextIO) -> None:
+    """Discard what a stream still buffers: the flush when Python exits would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; a closed stream, which is None, is not."""
+    return stream is not None and stream.isatty()
+
+
+def _devnull() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")

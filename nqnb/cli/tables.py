@@ -1,4 +1,4 @@
-"""Tables that fit their terminal: what is dispensable goes first, then what is long is clipped, nothing ever wraps."""
+"""Tables that fit their terminal: dispensable columns are dropped first, then long cells are clipped; none wraps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nqnb.protocol.wire import Status
-from nqnb.text import clean, line
+from nqnb.records import QueueInfo, TaskInfo
+from nqnb.text import age, clean, duration, line
 
-_GAP = 2
+_GAP_CELLS = 2
 
 STYLES = {
     Status.PENDING: "",
@@ -22,18 +23,18 @@ STYLES = {
     Status.CANCELLED: "magenta",
     Status.DELETED: "magenta",
 }
-"""Only what reads well on dark and on light terminals."""
+"""Styles that are readable on dark and on light terminals."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column.
+    """A column of a `Sheet`.
 
     Args:
-        name: its heading.
-        least: to how many cells it may be clipped; 0 = never.
-        dispensable: when it goes for lack of room: the highest first, 0 = never.
-        right: align to the right.
+        name: the heading.
+        least: the smallest width to clip it to, in cells; 0 = never clip.
+        dispensable: the order in which columns are dropped when the terminal is narrow: the highest first, 0 = never.
+        right: whether to align to the right.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Column:
 
 
 class Sheet:
-    """A table of one line a row. Cells that are plain ``str`` are of unknown origin, and are made safe."""
+    """A table with one line for each row. Cells that are plain ``str`` may be of unknown origin, and are escaped."""
 
     def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], footer: str = "") -> None:
         self._columns = columns
@@ -52,7 +53,7 @@ class Sheet:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         widths = self._fit(options.max_width)
-        table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold", highlight=False)
+        table = Table(box=None, padding=(0, _GAP_CELLS, 0, 0), pad_edge=False, header_style="bold", highlight=False)
         for index in widths:
             column = self._columns[index]
             table.add_column(
@@ -70,13 +71,13 @@ class Sheet:
             yield Text(self._footer, style="dim" if self._rows else "")
 
     def _fit(self, room: int) -> dict[int, int]:
-        """The width of each column that stays, by its position."""
+        """Return the width of each column that is shown, by its position."""
         natural = [
             max([len(column.name), *(row[index].cell_len for row in self._rows)])
             for index, column in enumerate(self._columns)
         ]
         least = [min(full, column.least or full) for full, column in zip(natural, self._columns, strict=True)]
-        # A column without any content says nothing.
+        # Columns without any content are left out.
         stay = [
             index
             for index, column in enumerate(self._columns)
@@ -97,8 +98,8 @@ class Sheet:
 
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
-    """Names and values, one pair a row; empty values are left out, long ones fold."""
-    grid = Table.grid(padding=(0, _GAP, 0, 0), pad_edge=False)
+    """Return names and values, one pair a row; empty values are left out, long ones are folded."""
+    grid = Table.grid(padding=(0, _GAP_CELLS, 0, 0), pad_edge=False)
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
     for name, value in pairs:
@@ -108,22 +109,41 @@ def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
 
 
 def status(state: Status) -> Text:
-    """A state in its colour."""
+    """Return a state in its colour."""
     return Text(state.label, style=STYLES[state])
 
 
 def bar(done: float, total: float, width: int = 10) -> Text:
-    """How much is done, as a bar and in percent."""
+    """Return progress as a bar and in percent."""
     share = min(1.0, max(0.0, done / total)) if total > 0 else 0.0
     full = round(share * width)
     return Text.assemble(("━" * full, "green"), ("─" * (width - full), "dim"), f" {share:4.0%}")
 
 
 def stack(*parts: RenderableType) -> RenderableType:
-    """One below the other."""
+    """Return parts, one below the other."""
     return Group(*parts)
+
+
+def run_duration(task: TaskInfo) -> str:
+    """Return how long a task ran, or has been running."""
+    if task.started_at is None or (task.status is Status.PENDING):
+        return ""
+    if task.completed_at is None:
+        return age(task.started_at)
+    return duration((task.completed_at - task.started_at).total_seconds())
+
+
+def queue_state(queue: QueueInfo) -> Text:
+    """Return "paused" for a paused queue, else an empty text."""
+    return Text("paused" if queue.paused else "", style="bold magenta")
+
+
+def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
+    """Return the column of scheduled tasks; narrow tables drop it late if any queue has scheduled tasks."""
+    return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
 
 
 def _total(widths: Iterable[int]) -> int:
     widths = list(widths)
-    return sum(widths) + _GAP * (len(widths) - 1)
+    return sum(widths) + _GAP_CELLS * (len(widths) - 1)

@@ -1,26 +1,33 @@
-"""One command tree for every front door: the shell's `nqnb`, and whatever else can parse a line.
+"""The command tree, which every front end runs: the shell's ``nqnb``, and the notebook's ``%nq``.
 
-Commands return records (see `nqnb.records` and `nqnb.commands.records`) and leave it to the front door how these are
-shown; what takes long speaks through the `Front` in ``ctx.obj`` meanwhile.
+Commands return records (see `nqnb.records` and `nqnb.commands.command_records`); the front end shows them. A command
+that takes long reports its progress through the `nqnb.commands.command.Front` in ``ctx.obj``.
 """
 
 from __future__ import annotations
 
 import click
 
-from nqnb.commands import about, cancel, chaos, look, prune, queue, serve, submit, task, up, watch
-from nqnb.commands.front import Front, NeedsYes
-from nqnb.commands.options import Root, help_alone
+from nqnb.commands import (
+    diagnostic_commands,
+    queue_commands,
+    server_commands,
+    submit_command,
+    task_commands,
+    watch_command,
+    worker_commands,
+)
+from nqnb.commands.command import Root, help_alone
 from nqnb.version import __version__
 
-__all__ = ["Front", "NeedsYes", "tree"]
+__all__ = ["tree"]
 
 _EPILOG = """\b
 Try it, without a server of your own:
   nqnb demo
 
 \b
-A first task:
+Run a first task:
   nqnb up --detach
   nqnb submit resize '{"path": "a.png"}'
   nqnb worker mymodule:worker
@@ -38,29 +45,29 @@ Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 @click.version_option(__version__, prog_name="nqnb", message="%(prog)s %(version)s")
 @click.pass_context
 def tree(ctx: click.Context) -> str | None:
-    """NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them for certain.
+    """Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.
 
-    The options below are accepted after a command, too; only --timeout of submit and task result, and --name of queue
-    stats, mean something else there. Passwords and tokens are better given in NATS_PASSWORD and NATS_TOKEN, where no
-    list of processes shows them.
+    Every command also accepts the options below after its name. Three commands use one of them for something else:
+    --timeout of submit and task result, and --name of queue stats. Set passwords and tokens in NATS_PASSWORD and
+    NATS_TOKEN instead, so that no list of processes shows them.
     """
     return help_alone(ctx)
 
 
 for command in (
-    up.up,
-    about.demo,
-    submit.submit,
-    look.tasks,
-    look.queues,
-    look.workers,
-    watch.watch,
-    cancel.cancel,
-    task.task,
-    queue.queue,
-    prune.prune,
-    serve.worker,
-    chaos.chaos,
-    about.version,
+    server_commands.up,
+    diagnostic_commands.demo,
+    submit_command.submit,
+    task_commands.list_tasks,
+    queue_commands.list_queues,
+    worker_commands.list_workers,
+    watch_command.watch,
+    task_commands.cancel,
+    task_commands.task,
+    queue_commands.queue,
+    task_commands.prune,
+    worker_commands.worker,
+    diagnostic_commands.chaos,
+    diagnostic_commands.version,
 ):
     tree.add_command(command)

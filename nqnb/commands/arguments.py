@@ -1,4 +1,4 @@
-"""The arguments and options that several commands take, and the question that comes before what cannot be undone."""
+"""The arguments and options that several commands share, and the confirmation before a change that cannot be undone."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ from typing import Any, TypeVar
 
 import click
 
-from nqnb.commands import complete
-from nqnb.commands.options import front_of
-from nqnb.commands.values import queue_name, seconds, status, task_id
+from nqnb.commands import shell_completion
+from nqnb.commands.command import front_of
+from nqnb.commands.param_types import queue_name, seconds, status, task_id
 from nqnb.errors import NqnbError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Complete = Callable[[click.Context, click.Parameter, str], Any]
+Completion = Callable[[click.Context, click.Parameter, str], Any]
 
 
-def one_queue(function: F) -> F:
-    """The argument that names a queue."""
-    return click.argument("queue", type=queue_name, metavar="NAME", shell_complete=complete.queues)(function)
+def queue_argument(function: F) -> F:
+    """Add the required argument that names a queue."""
+    return click.argument("queue", type=queue_name, metavar="NAME", shell_complete=shell_completion.queues)(function)
 
 
-def the_queue(help: str) -> Callable[[F], F]:
-    """The option that names a queue."""
-    return click.option("--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=complete.queues, help=help)
+def queue_option(help: str) -> Callable[[F], F]:
+    """Add the option that names a queue."""
+    return click.option(
+        "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, help=help
+    )
 
 
-def the_ids(completion: Complete) -> Callable[[F], F]:
-    """The argument that names any number of tasks."""
+def ids_argument(completion: Completion) -> Callable[[F], F]:
+    """Add the argument that takes any number of task ids."""
     return click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=completion)
 
 
-def ids_or_named(completion: Complete) -> Callable[[F], F]:
-    """The same, and NQ's ``--id`` beside it; `chosen_ids` puts them together."""
+def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
+    """Add the argument that takes task ids and NQ's option ``--id``; `chosen_ids` joins the two."""
 
     def decorate(function: F) -> F:
         named = click.option(
@@ -43,93 +45,93 @@ def ids_or_named(completion: Complete) -> Callable[[F], F]:
             multiple=True,
             metavar="ID",
             shell_complete=completion,
-            help="A task, as NQ writes it; repeatable",
+            help="Task id, in the form that NQ's CLI uses; repeatable",
         )
-        return the_ids(completion)(named(function))
+        return ids_argument(completion)(named(function))
 
     return decorate
 
 
 def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Each task that was named, once.
+    """Return each task id that was given, without duplicates.
 
     Raises:
-        click.UsageError: there is none.
+        click.UsageError: no id was given.
     """
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
-        raise click.UsageError("give one task id or several, as ID or --id ID")
+        raise click.UsageError("a task id is missing. Give one or several, as ID or --id ID")
     return chosen
 
 
-def the_states(
-    type: Callable[[str], Any] = status, *, completion: Complete = complete.states, help: str
+def status_option(
+    type: Callable[[str], Any] = status, *, completion: Completion = shell_completion.states, help: str
 ) -> Callable[[F], F]:
-    """The option that names states, any number of them."""
+    """Add the repeatable option that names a state."""
     return click.option(
         "statuses", "--status", "-s", type=type, multiple=True, metavar="STATE", shell_complete=completion, help=help
     )
 
 
-def the_age(name: str, help: str, *, required: bool = False) -> Callable[[F], F]:
-    """An option that is a length of time before now."""
+def age_option(name: str, help: str, *, required: bool = False) -> Callable[[F], F]:
+    """Add an option that is a length of time before now."""
     return click.option(name, type=seconds, required=required, metavar="AGE", help=f"{help} (90s, 10m, 2h, 1d)")
 
 
-def the_wait(help: str) -> Callable[[F], F]:
-    """The option that says how long code may take to stop."""
-    return click.option("--wait", type=seconds, metavar="SECONDS", help=f"{help}, at most that long")
+def wait_option(help: str) -> Callable[[F], F]:
+    """Add the option that says how long to wait for code to stop."""
+    return click.option("--wait", type=seconds, metavar="SECONDS", help=f"{help}, at most this long")
 
 
-def the_limit(function: F) -> F:
-    """The option that says how many are shown."""
+def limit_option(function: F) -> F:
+    """Add the option that limits how many rows are shown."""
     return click.option(
-        "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="At most so many"
+        "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
     )(function)
 
 
-def the_yes(function: F) -> F:
-    """The option that answers the question."""
-    return click.option("--yes", "-y", is_flag=True, help="Do not ask")(function)
+def yes_option(function: F) -> F:
+    """Add the option that skips the confirmation."""
+    return click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation")(function)
 
 
-def a_dry_run(help: str) -> Callable[[F], F]:
-    """The option that changes nothing."""
+def dry_run_option(help: str) -> Callable[[F], F]:
+    """Add the option that shows a preview and changes nothing."""
     return click.option("--dry-run", is_flag=True, help=help)
 
 
-def one_of(**flags: bool) -> str | None:
-    """The name of the flag that was given; None where none was.
+def exclusive_flag(**flags: bool) -> str | None:
+    """Return the name of the flag that was given, or None.
 
     Raises:
-        click.UsageError: several were.
+        click.UsageError: several flags were given.
     """
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
-        raise click.UsageError(f"give only one of {' and '.join(f'--{name}' for name in given)}")
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in given)} cannot be combined. Give only one")
     return given[0] if given else None
 
 
 def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, otherwise: str) -> None:
-    """Show what is about to happen, and ask, unless that is answered.
+    """Show a preview and ask for confirmation, unless ``yes`` was given.
 
     Args:
-        ctx: the command's.
-        preview: the record to show; JSON goes without, for it has the result alone.
-        question: what the person is asked.
-        yes: the answer was given with the command.
-        otherwise: what is said where the answer is no.
+        ctx: the context of the command.
+        preview: the record to show first. With ``--json`` it is not shown, since the output holds the result alone.
+        question: the question to ask.
+        yes: whether the confirmation was given with the command.
+        otherwise: the start of the error if the answer is no.
 
     Raises:
-        NqnbError: the answer is no, or (`NeedsYes`) there is nobody to ask.
+        NqnbError: the answer is no, or (`NeedsYes`) there is no terminal to ask on.
     """
     front = front_of(ctx)
     if not front.json:
         front.show(preview)
     if not yes and not front.confirm(question):
-        raise NqnbError(f"{otherwise}, as that was not confirmed")
+        raise NqnbError(f"{otherwise}, because you did not confirm. Answer y, or add --yes")
 
 
-def tasks(count: int) -> str:
-    """A number of tasks, in words."""
+def count_tasks(count: int) -> str:
+    """Return a number of tasks in words."""
     return "1 task" if count == 1 else f"{count:,} tasks"

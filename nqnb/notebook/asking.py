@@ -7,7 +7,7 @@ from typing import Any
 
 from IPython.core.error import StdinNotImplementedError
 
-from nqnb.commands import NeedsYes
+from nqnb.commands.command import NeedsYes
 from nqnb.text import clean
 
 _LOOK = 300

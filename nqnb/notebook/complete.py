@@ -48,7 +48,8 @@ def _found(shell: Any, text: str, token: str) -> list[str]:
 def completions(shell: Any, typed: str, token: str) -> list[str]:
     """The words that may stand at the end of a line.
 
-    The server is asked for a second and a half at most (see `nqnb.commands.complete`), and not at all while it is away.
+    The server is asked for a second and a half at most (see `nqnb.commands.shell_completion`), and not at all while
+    it is away.
 
     Args:
         shell: the IPython shell.

@@ -10,7 +10,7 @@ from nqnb.notebook.loop import LOOP
 _KINDS = ("line", "cell")
 _SHOWN = {
     "nqnb.records": "TaskInfo PruneReceipt",
-    "nqnb.commands.records": "Preview Emptied DetachedServer",
+    "nqnb.commands.command_records": "Preview Emptied DetachedServer",
     "nqnb.demo.records": "DemoSummary",
 }
 """What commands return that has no look of its own in a notebook, by module."""
@@ -60,6 +60,6 @@ def _looks(shell: Any) -> list[tuple[Any, tuple[str, str]]]:
 
 
 def _show(record: Any, printer: Any, cycle: bool) -> None:
-    from nqnb.cli.still import still
+    from nqnb.cli.render import as_text
 
-    printer.text(repr(record) if cycle else still(record))
+    printer.text(repr(record) if cycle else as_text(record))

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from nqnb.cli.still import still
+from nqnb.cli.render import as_text
 from nqnb.client import Client, connect
 from nqnb.errors import ConnectionFailed
 from nqnb.notebook import sessions
@@ -30,7 +30,7 @@ _OF_THE_CONNECTION = {"connect_timeout", "name", "request_timeout", "retry_for"}
 
 
 class Notebook:
-    """The front door; see `nqnb.commands.Front`.
+    """The front door; see `nqnb.commands.command.Front`.
 
     Args:
         shell: the IPython shell that the cell runs in.
@@ -55,7 +55,7 @@ class Notebook:
         self._waits_for = ""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """See `nqnb.commands.Front.run`: on nqnb's own loop; the stop button interrupts it."""
+        """See `nqnb.commands.command.Front.run`: on nqnb's own loop; the stop button interrupts it."""
         return LOOP.call(work(), None if self._live is None else self._live.draw)
 
     def session(self, options: dict[str, Any]) -> Session:
@@ -73,22 +73,22 @@ class Notebook:
         return found
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """See `nqnb.commands.Front.client`: that of a session."""
+        """See `nqnb.commands.command.Front.client`: that of a session."""
         return contextlib.nullcontext(self.session(options).client)
 
     def stdin(self) -> bytes:
-        """See `nqnb.commands.Front.stdin`: the cell, without its last line's end."""
+        """See `nqnb.commands.command.Front.stdin`: the cell, without its last line's end."""
         if self.cell is None:
             raise click.UsageError("a line has no stdin: write %%nq submit, and what is to come in below it")
         return self.cell.removesuffix("\n").encode("utf-8", "surrogatepass")
 
     def say(self, text: str) -> None:
-        """See `nqnb.commands.Front.say`."""
+        """See `nqnb.commands.command.Front.say`."""
         if not (self.json or self.quiet):
             print(clean(in_a_cell(text)), flush=True)  # noqa: T201  the cell's output
 
     def waits_for(self, task_id: str) -> None:
-        """See `nqnb.commands.Front.waits_for`."""
+        """See `nqnb.commands.command.Front.waits_for`."""
         self._waits_for = task_id
 
     def interrupted(self) -> str:
@@ -108,16 +108,16 @@ class Notebook:
         print(f"nqnb: {line(in_a_cell(text))}", file=sys.stderr, flush=True)  # noqa: T201  as above
 
     def confirm(self, question: str) -> bool:
-        """See `nqnb.commands.Front.confirm`."""
+        """See `nqnb.commands.command.Front.confirm`."""
         return confirm(question, self._kernel)
 
     def show(self, record: object) -> None:
-        """See `nqnb.commands.Front.show`."""
-        self.say(still(record))
+        """See `nqnb.commands.command.Front.show`."""
+        self.say(as_text(record))
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[object], None]]:
-        """See `nqnb.commands.Front.live`."""
+        """See `nqnb.commands.command.Front.live`."""
         if self.json or self.quiet:
             yield lambda _: None
             return
@@ -132,18 +132,18 @@ class Notebook:
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
-        """See `nqnb.commands.Front.stop_requested`: the stop button cancels `run` instead."""
+        """See `nqnb.commands.command.Front.stop_requested`: the stop button cancels `run` instead."""
         yield asyncio.Event()
 
     def start_logging(self) -> None:
-        """See `nqnb.commands.Front.start_logging`: a session keeps the log, see `nqnb.notebook.log`."""
+        """See `nqnb.commands.command.Front.start_logging`: a session keeps the log, see `nqnb.notebook.log`."""
 
 
 class Completing(Notebook):
     """The front door while somebody presses Tab: it opens no session, starts no server, and asks nobody."""
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """See `nqnb.commands.Front.client`.
+        """See `nqnb.commands.command.Front.client`.
 
         Raises:
             ConnectionFailed: the session's server is away, or none was named.

@@ -7,8 +7,8 @@ import time
 from html import escape
 from typing import Any
 
-from nqnb.cli.still import still
-from nqnb.commands.records import Progress
+from nqnb.cli.render import as_text
+from nqnb.commands.command_records import CommandProgress
 
 _PATIENCE = 0.3
 """Seconds that a command may take before it shows how far it is."""
@@ -41,7 +41,7 @@ class Live:
         record = self._record
         if record is None or not (over or (self._new and time.monotonic() >= self._next)):
             return
-        if over and not self._drawn and isinstance(record, Progress):
+        if over and not self._drawn and isinstance(record, CommandProgress):
             return  # it was quick
         self._next = time.monotonic() + _BETWEEN
         self._drawn, self._new = True, False
@@ -53,7 +53,7 @@ class Live:
     def reached(self) -> str:
         """How far it was, as the end of a sentence; nothing where that is not known."""
         record = self._record
-        return f" at {record.done:,} of {record.total:,} {record.what}" if isinstance(record, Progress) else ""
+        return f" at {record.done:,} of {record.total:,} {record.what}" if isinstance(record, CommandProgress) else ""
 
     def _display(self, bundle: dict[str, str]) -> None:
         if self._handle is not None:
@@ -65,22 +65,22 @@ class Live:
 
     def _write(self, record: object, *, over: bool) -> None:
         """In a terminal: progress in one line, all else once it is over."""
-        if isinstance(record, Progress):
+        if isinstance(record, CommandProgress):
             if sys.stderr.isatty():
                 sys.stderr.write(f"\r{_words(record)}" + ("\n" if over else ""))
                 sys.stderr.flush()
         elif over:
-            print(still(record))  # noqa: T201  the cell's output
+            print(as_text(record))  # noqa: T201  the cell's output
 
 
 def _bundle(record: object, *, over: bool) -> dict[str, str]:
-    if not isinstance(record, Progress):
-        text = still(record)
+    if not isinstance(record, CommandProgress):
+        text = as_text(record)
         return {"text/plain": text, "text/html": f"<pre>{escape(text)}</pre>"}
     text = _words(record)
     bar = "" if over else f'<progress max="{max(1, record.total)}" value="{record.done}"></progress> '
     return {"text/plain": text, "text/html": f"{bar}{escape(text)}"}
 
 
-def _words(record: Progress) -> str:
+def _words(record: CommandProgress) -> str:
     return f"{record.done:,} of {record.total:,} {record.what}"

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nqnb.commands import complete
-from nqnb.commands import up as servers
-from nqnb.commands.arguments import the_yes
-from nqnb.commands.options import Command, front_of, options_of
-from nqnb.commands.records import DetachedServer
-from nqnb.commands.values import queue_name, seconds, task_id
+from nqnb.commands import server_commands as servers
+from nqnb.commands import shell_completion
+from nqnb.commands.arguments import yes_option
+from nqnb.commands.command import Command, front_of, options_of
+from nqnb.commands.command_records import DetachedServer
+from nqnb.commands.param_types import queue_name, seconds, task_id
 from nqnb.errors import UnknownTask
 from nqnb.notebook import sessions
 from nqnb.notebook.front import Notebook
@@ -61,7 +61,7 @@ def up(ctx: click.Context, address: str | None) -> Session:
 
 @click.command(cls=Command, epilog="\b\nExamples:\n  nqnb down\n  nqnb down --server")
 @click.option("--server", is_flag=True, help="Stop your detached server, too; its tasks are kept")
-@the_yes
+@yes_option
 @click.pass_context
 def down(ctx: click.Context, server: bool, yes: bool) -> DetachedServer | None:
     """Disconnect: the handlers here stop, and live tables stand still. Tasks go on elsewhere.
@@ -94,7 +94,9 @@ def _leave(ctx: click.Context, session: Session) -> None:
 @click.command(
     cls=Command, epilog="\b\nExamples:\n  nqnb watch\n  nqnb watch resize\n  nqnb watch mic7JrVU1b6ZQ167o6RivY -o table"
 )
-@click.argument("what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=complete.queues_and_ids)
+@click.argument(
+    "what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=shell_completion.queues_and_ids
+)
 @click.pass_context
 def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
     """Show a live table of all tasks, of a queue, or of some tasks, with a cancel button a row."""
@@ -123,7 +125,7 @@ Example, as the first line of a cell:
   %%nq handler resize -c 4
 """,
 )
-@click.argument("queue", type=queue_name, shell_complete=complete.queues)
+@click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
 @click.option("--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Tasks at once  [2, or as before]")
 @click.option(
     "--isolation",

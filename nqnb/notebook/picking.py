@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from nqnb.client import Task
 from nqnb.error_text import exact_text, shown
 from nqnb.errors import BadInput
 from nqnb.notebook.task import SessionTask
 from nqnb.records import CancelReceipt, TaskInfo
-from nqnb.task import Task
 
 DEEPEST = 100
 """How deep lists of tasks may be nested."""

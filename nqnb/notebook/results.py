@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from nqnb.commands.records import (
+from nqnb.commands.command_records import (
     Cancelled,
     Queues,
     Receipts,

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from nqnb import commands
-from nqnb.commands.options import Command, front_of
+from nqnb.commands.command import Command, front_of
 from nqnb.notebook import own
 from nqnb.notebook.front import Notebook
 

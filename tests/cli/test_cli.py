@@ -21,7 +21,7 @@ from helpers.waiting import until
 import nqnb
 from nqnb.cli import main
 from nqnb.commands import tree
-from nqnb.commands.values import moment, seconds
+from nqnb.commands.param_types import moment, seconds
 from nqnb.text import UNSAFE, clean, clock, duration, line, to_json
 
 EVIL = "\x1b[31mred\x1b[0m \x9b2J \u202etxt [bold]x[/bold]"
@@ -199,7 +199,7 @@ def test_a_bad_line_is_named_before_anything_is_sent(run: Run) -> None:
 
 
 def test_many_lines_go_in_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nqnb.commands.submit._BATCH", 100)
+    monkeypatch.setattr("nqnb.commands.submit_command._BATCH", 100)
     answer = run("submit", "many", "--lines", "-", stdin=b"\n".join(b"%d" % n for n in range(250)))
     assert answer.code == 0
     assert len(set(answer.out.split())) == 250

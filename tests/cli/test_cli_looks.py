@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from rich.console import Console
 
 import nqnb
-from nqnb.cli.show import show
-from nqnb.commands.records import (
+from nqnb.cli.render import render
+from nqnb.commands.command_records import (
     Cancelled,
     Emptied,
     Preview,
@@ -24,7 +24,7 @@ from nqnb.commands.records import (
     Tasks,
     Workers,
 )
-from nqnb.commands.watch import QueueCounts, Snapshot
+from nqnb.commands.watch_command import QueueCounts, Snapshot
 from nqnb.protocol.wire import Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
 
@@ -84,7 +84,7 @@ RECORDS: dict[str, Callable[[], Any]] = {
 def shown(record: object, width: int) -> str:
     console = Console(width=width, height=24, file=io.StringIO(), force_terminal=True, color_system=None)
     with console.capture() as captured:
-        console.print(show(record))
+        console.print(render(record))
     return captured.get()
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nqnb.demo.parcels import PARCELS, Parcel, hash_parcel, make_parcels
 from rich.console import Console
 
 import nqnb
-from nqnb.cli.show import show
+from nqnb.cli.render import render
 from nqnb.demo import DemoState, parcels, play, run_demo
-from nqnb.demo.parcels import PARCELS, Parcel, hash_parcel, make_parcels
 
 
 def test_the_command_announces_and_keeps_its_word() -> None:
@@ -54,7 +54,7 @@ def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
         for width in (60, 100, 160):
             console = Console(width=width, height=20, file=io.StringIO(), force_terminal=True, color_system=None)
             with console.capture() as captured:
-                console.print(show(state))
+                console.print(render(state))
             lines = captured.get().splitlines()
             assert max(map(len, lines)) <= width
             assert len(lines) < 20 or all(row.status.terminal for row in state.rows)
@@ -66,7 +66,7 @@ def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
     assert not summary.temporary
     console = Console(width=160, file=io.StringIO())
     with console.capture() as captured:
-        console.print(show(summary))
+        console.print(render(summary))
     text = captured.get()
     assert "deleted before it started" in text
     assert "after the request" in text

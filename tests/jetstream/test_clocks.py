@@ -24,7 +24,7 @@ from helpers.worker_processes import processing
 import nqnb
 from nqnb import Status
 from nqnb.clock import FRESH_SECONDS, ServerClock, elapsed
-from nqnb.commands.look import Filter
+from nqnb.commands.task_commands import Filter
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.presence import Presence

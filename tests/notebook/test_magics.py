@@ -21,7 +21,7 @@ from helpers.ipython_shell import Shell, shell
 
 import nqnb
 from nqnb import Status, commands
-from nqnb.commands.records import Cancelled, DetachedServer, Emptied, Preview
+from nqnb.commands.command_records import Cancelled, DetachedServer, Emptied, Preview
 from nqnb.notebook import asking, results, sessions
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session

@@ -18,7 +18,7 @@ from helpers.waiting import until
 
 import nqnb
 from nqnb.cli import main
-from nqnb.commands import serve
+from nqnb.commands import worker_commands
 from nqnb.errors import DevServerError, NoServer
 from nqnb.server import detached
 from nqnb.server.detached import Condition, hold_lock, make_home
@@ -394,8 +394,8 @@ def test_a_worker_that_names_no_server_serves_it(running: detached.Detached, tmp
 
 
 def test_a_worker_that_names_the_default_address_does_not_serve_it(running: detached.Detached) -> None:
-    assert serve._settings(nqnb.Settings(DEFAULT_URL), {}).urls == (DEFAULT_URL,)
-    assert serve._settings(nqnb.Settings(), {}).urls == (running.url,)
+    assert worker_commands.worker_settings(nqnb.Settings(DEFAULT_URL), {}).urls == (DEFAULT_URL,)
+    assert worker_commands.worker_settings(nqnb.Settings(), {}).urls == (running.url,)
 
 
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
@@ -410,7 +410,7 @@ def test_a_worker_that_names_a_server_never_asks_for_it(source: str, monkeypatch
     def asked(**_: object) -> None:
         raise AssertionError("the detached server was asked for")
 
-    monkeypatch.setattr(serve, "choose", asked)
+    monkeypatch.setattr(worker_commands, "choose", asked)
     if source == "environment":
         monkeypatch.setenv("NATS_URL", DEFAULT_URL)
     context = Path(os.environ["XDG_CONFIG_HOME"], "nats", "context", "mine.json")
@@ -418,4 +418,4 @@ def test_a_worker_that_names_a_server_never_asks_for_it(source: str, monkeypatch
     context.write_text(json.dumps({"url": DEFAULT_URL}))
     given = {"argument": {"url": DEFAULT_URL}, "environment": {}, "context": {"context": "mine"}}[source]
     own = nqnb.Worker(nqnb.Settings(**given), concurrency=2).settings  # type: ignore[arg-type]  # a dict of texts
-    assert serve._settings(own, {}).urls == (DEFAULT_URL,)
+    assert worker_commands.worker_settings(own, {}).urls == (DEFAULT_URL,)

@@ -1,4 +1,4 @@
-"""What people write on a command line, read: task ids, queues, lengths of time, moments, states."""
+"""Parse the values of a command line: task ids, queue names, lengths of time, moments, states, paths."""
 
 from __future__ import annotations
 
@@ -15,20 +15,23 @@ from nqnb.inputs import LONGEST_SECONDS, check_status, read_length
 from nqnb.protocol import names
 from nqnb.protocol.wire import Status
 
+OPEN_STATES = (Status.PENDING, Status.PROCESSING)
+"""The states of a task that has not ended, and so can be cancelled."""
+
 
 class FilePath(click.Path):
-    """The path of a file or folder; click itself raises a bare error for one that no system can have."""
+    """The path of a file or folder; click raises a bare ValueError for text that no system accepts as a path."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; see `click.Path.convert`."""
         try:
             return super().convert(value, param, ctx)
         except ValueError:  # a null character, or half a surrogate pair
-            self.fail(f"{shown(value)} cannot be a path.", param, ctx)
+            self.fail(f"path {shown(value)} is invalid: it has a character that no path can have.", param, ctx)
 
 
 def task_id(text: str) -> str:
-    """A task id."""
+    """Parse a task id."""
     try:
         return names.check_task_id(text)
     except BadInput as error:
@@ -36,7 +39,7 @@ def task_id(text: str) -> str:
 
 
 def queue_name(text: str) -> str:
-    """A queue name."""
+    """Parse a queue name."""
     try:
         return names.check_queue(text)
     except BadInput as error:
@@ -44,41 +47,53 @@ def queue_name(text: str) -> str:
 
 
 def status(text: str) -> Status:
-    """A state by its name."""
+    """Parse the name of a state."""
     try:
         return check_status(text)
     except BadInput as error:
         raise click.BadParameter(str(error)) from None
 
 
+def open_status(text: str) -> Status:
+    """Parse the name of a state in which a task can be cancelled."""
+    found = status(text)
+    if found.terminal:
+        raise click.BadParameter(
+            f"{found.label} tasks cannot be cancelled, since they have ended. Use pending or processing"
+        )
+    return found
+
+
 def seconds(text: str | float) -> float:
-    """A length of time above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
+    """Parse a length of time above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
     length = read_length(str(text))
     if length is None or not 0 < length < LONGEST_SECONDS:
-        raise click.BadParameter(f"{text!r} is no length of time: write seconds above 0, or 90s, 10m, 2h30m, 1d")
+        raise click.BadParameter(
+            f"{text!r} is not a length of time. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
+        )
     return length
 
 
 def moment(text: str) -> datetime | timedelta:
-    """A moment: a length of time from now, or an ISO date and time (local, unless it names a zone)."""
+    """Parse a moment: a length of time from now, or an ISO date and time (local, unless it has a time zone)."""
     length = read_length(text.removeprefix("+"))
     if length is not None and length < LONGEST_SECONDS:
         return timedelta(seconds=length)
     try:
-        # Python 3.10 does not read the Z.
+        # Python 3.10 does not accept the Z.
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no moment: write a length of time from now (90s, 10m, 2h30m, 1d), "
+            f"{text!r} is not a moment. Use a length of time from now (90s, 10m, 2h30m, 1d), "
             "or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
 
-def coming_moment(text: str) -> datetime | timedelta:
-    """A moment that has not passed."""
+def future_moment(text: str) -> datetime | timedelta:
+    """Parse a moment that has not passed."""
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
-        raise click.BadParameter(f"{text!r} has passed already; name a later moment, or a length of time from now")
+        raise click.BadParameter(f"{text!r} has passed already. Use a later moment, or a length of time from now")
     return found
 
 

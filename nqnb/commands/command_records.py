@@ -1,7 +1,7 @@
-"""Records that only commands make.
+"""The records that commands return, beside those of `nqnb.records`.
 
-A record whose ``ok`` is False is shown, and then counts as refused. Where a record has ``as_json``, that is its JSON
-rather than its fields.
+A record whose ``ok`` is False is shown, and the exit code is 1. A record with ``as_json`` is printed as that JSON, not
+as its fields.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_PRINTED_ERRORS = 10
+
 
 class Tasks(list[TaskInfo]):
-    """Tasks, the one that changed last at the end; ``total`` is how many there were before a limit."""
+    """Tasks, the most recently changed last; ``total`` is their number before the limit."""
 
     def __init__(self, tasks: Iterable[TaskInfo] = (), total: int = 0) -> None:
         super().__init__(tasks)
@@ -41,7 +43,7 @@ class Workers(list[WorkerInfo]):
 
 
 class Outcomes(list[T]):
-    """What became of several tasks, for those that were not refused; ``errors`` are those of the others."""
+    """The records of several tasks; ``errors`` has the errors of the tasks that were refused."""
 
     def __init__(self, records: Iterable[T] = (), errors: Iterable[NqnbError] = ()) -> None:
         super().__init__(records)
@@ -49,7 +51,7 @@ class Outcomes(list[T]):
 
     @classmethod
     def of(cls, outcomes: Iterable[T | NqnbError]) -> Self:
-        """Records and errors, told apart."""
+        """Split records from errors."""
         made = cls()
         for each in outcomes:
             if isinstance(each, NqnbError):
@@ -60,7 +62,7 @@ class Outcomes(list[T]):
 
     @property
     def ok(self) -> bool:
-        """Whether none was refused, nor fell short of what was asked."""
+        """Whether every task was accepted, and ended as requested."""
         return not self.errors
 
 
@@ -69,7 +71,7 @@ class Receipts(Outcomes[CancelReceipt]):
 
 
 class RequeuedTask(Struct, frozen=True):
-    """A task that was submitted once more: the new one's ``id``, and which ended task it was made ``of``."""
+    """A requeued task: the ``id`` of the new task, and the ended task that it is a copy ``of``."""
 
     id: str
     queue: str
@@ -77,22 +79,22 @@ class RequeuedTask(Struct, frozen=True):
 
 
 class Requeued(Outcomes[RequeuedTask]):
-    """Several tasks that were submitted once more."""
+    """Several requeued tasks."""
 
 
 class Emptied(Struct, frozen=True):
-    """What became of a queue that was purged, or ``removed`` altogether."""
+    """The outcome of a purge, or of a delete, which has ``removed`` the queue."""
 
     receipt: PurgeReceipt
     removed: bool
 
     def as_json(self) -> dict[str, Any]:
-        """The receipt's fields, and whether the queue is gone."""
+        """Return the fields of the receipt, and whether the queue was removed."""
         return {**structs.asdict(self.receipt), "removed": self.removed}
 
 
 class OpenTasks(Struct, frozen=True):
-    """Tasks of one queue in one state; ``oldest`` is when the first of them was submitted."""
+    """The tasks of one queue in one state; ``oldest`` is when the first of them was submitted."""
 
     queue: str
     status: Status
@@ -101,14 +103,14 @@ class OpenTasks(Struct, frozen=True):
 
 
 class Preview(Struct, frozen=True):
-    """What would be cancelled."""
+    """The tasks that a command would end."""
 
     groups: list[OpenTasks]
     ids: list[str]
 
     @classmethod
     def of(cls, tasks: Iterable[TaskInfo]) -> Preview:
-        """Tasks by queue and state."""
+        """Group tasks by queue and state."""
         groups: dict[tuple[str, Status], list[TaskInfo]] = {}
         for each in tasks:
             groups.setdefault((each.queue, each.status), []).append(each)
@@ -121,7 +123,7 @@ class Preview(Struct, frozen=True):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The groups, and every id."""
+        """Return the groups, and every id."""
         rows = [
             {"queue": each.queue, "status": each.status.label, "tasks": each.tasks, "oldest": each.oldest}
             for each in self.groups
@@ -130,31 +132,31 @@ class Preview(Struct, frozen=True):
 
 
 class Cancelled(Struct, frozen=True):
-    """What became of the cancels of many tasks."""
+    """The outcome of cancelling many tasks."""
 
     receipts: list[CancelReceipt]
     refused: list[NqnbError]
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """How many tasks came to what, in one word: the most frequent first."""
+        """The number of tasks by outcome, the most frequent outcome first."""
         counts = Counter("stopping" if each.stopping else each.status.label for each in self.receipts)
         counts.update(map(_refusal, self._without_receipt()))
         return dict(counts.most_common())
 
     @property
     def ok(self) -> bool:
-        """Whether each one is cancelled or deleted, or will certainly be."""
+        """Whether every task is cancelled or deleted, or is stopping."""
         fine = (Status.CANCELLED, Status.DELETED)
         return not self.refused and all(each.stopping or each.status in fine for each in self.receipts)
 
     @property
     def errors(self) -> list[NqnbError]:
-        """Why some were not, as far as anybody would read on."""
-        return self.refused[:10]
+        """The errors to print: the first few."""
+        return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
-        """Counts, receipts, errors."""
+        """Return counts, receipts and errors."""
         return {
             "tasks": len(self.receipts) + len(self._without_receipt()),
             "outcomes": self.outcomes,
@@ -176,26 +178,26 @@ def _refusal(error: NqnbError) -> str:
 
 
 class TaskStatus(Struct, frozen=True):
-    """A task's state and nothing else."""
+    """The state of a task."""
 
     id: str
     status: Status
 
 
 class Value(Struct, frozen=True):
-    """What a handler returned; ``id`` and ``queue`` are set where the task was submitted by the same command."""
+    """The result of a task; ``id`` and ``queue`` are set if the same command submitted the task."""
 
     value: Any
     id: str = ""
     queue: str = ""
 
     def as_json(self) -> Any:
-        """The value alone, where it is what was asked for."""
+        """Return the value, or the task and its result if the same command submitted the task."""
         return {"id": self.id, "queue": self.queue, "result": self.value} if self.id else self.value
 
 
 class Submitted(Struct, frozen=True):
-    """Tasks that one command submitted; ``many`` where it was asked for any number of them."""
+    """The tasks that one command submitted; ``many`` if the command can submit any number of tasks."""
 
     queue: str
     ids: list[str]
@@ -204,18 +206,18 @@ class Submitted(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether all were accepted."""
+        """Whether every task was accepted."""
         return not self.errors
 
     def as_json(self) -> dict[str, Any]:
-        """One task with its id, many with their number."""
+        """Return the id of one task, or the number of tasks with their ids."""
         if not self.many:
             return {"id": self.ids[0], "queue": self.queue}
         return {"queue": self.queue, "submitted": len(self.ids), "refused": len(self.errors), "ids": self.ids}
 
 
-class Progress(Struct, frozen=True):
-    """How far a long command is: ``done`` of ``total`` of what ``what`` says."""
+class CommandProgress(Struct, frozen=True):
+    """The progress of a long command: ``done`` of ``total``; ``what`` names the unit, such as "tasks ended"."""
 
     done: int
     total: int
@@ -232,9 +234,9 @@ class ServerUp(Struct, frozen=True):
 
 
 class DetachedServer(Struct, frozen=True):
-    """The user's detached server, or that there is none; its token is not told.
+    """The user's detached server, if there is one; never its token.
 
-    ``state`` is one word, ``note`` says the same to people; ``ok`` is whether it is as the command wants it.
+    ``state`` is one word for programs, ``note`` is a sentence for people; ``ok`` is the success of the command.
     """
 
     state: str

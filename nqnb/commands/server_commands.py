@@ -1,4 +1,4 @@
-"""`nqnb up`: a nats-server of one's own, here until Ctrl-C, or detached until `nqnb up --stop`."""
+"""The command ``nqnb up``: run a nats-server until Ctrl-C, or detached until ``nqnb up --stop``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import click
 import platformdirs
 
 from nqnb.client import connect
-from nqnb.commands.arguments import one_of
-from nqnb.commands.complete import OPEN
-from nqnb.commands.options import Command, front_of
-from nqnb.commands.records import DetachedServer, Preview, ServerUp
-from nqnb.commands.values import FilePath, queue_name
+from nqnb.commands.arguments import exclusive_flag
+from nqnb.commands.command import Command, front_of
+from nqnb.commands.command_records import DetachedServer, Preview, ServerUp
+from nqnb.commands.param_types import OPEN_STATES, FilePath, queue_name
 from nqnb.concurrency import first_of
 from nqnb.errors import DevServerError, NqnbError
 from nqnb.server import detached
 from nqnb.server.detached import Condition, Detached
 from nqnb.server.devserver import DevServer
 
-_LOOK = 0.5
-"""Seconds between looks at whether the server still runs."""
-_PORT = 4222
+_POLL_SECONDS = 0.5
+"""How often to check that the server still runs."""
+_DEFAULT_PORT = 4222
 
 
 @click.command(
@@ -40,14 +39,14 @@ Examples:
     "--port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="0: any  [4222; with --detach: any]",
+    help="Port to listen on; 0: any  [4222; with --detach: any]",
     show_default=False,
 )
 @click.option(
     "--store-dir",
     type=FilePath(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Where the tasks are kept; default a folder of yours for that port",
+    help="Folder that stores the tasks  [a folder of your user, one for each port]",
 )
 @click.option(
     "go_queues",
@@ -55,12 +54,12 @@ Examples:
     type=queue_name,
     multiple=True,
     metavar="QUEUE",
-    help="Let unpatched Go workers find the cancels of this queue; repeatable",
+    help="Let unpatched Go workers see the cancels of this queue; repeatable",
 )
-@click.option("--detach", is_flag=True, help="Run it in the background; every command then finds it")
-@click.option("--status", is_flag=True, help="Show the server in the background; exit code 0: it runs")
-@click.option("stops", "--stop", is_flag=True, help="Stop it; its tasks are kept")
-@click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask, whatever is queued or runs")
+@click.option("--detach", is_flag=True, help="Run it in the background, where every command finds it")
+@click.option("--status", is_flag=True, help="Show whether it runs in the background; exit code 0: yes")
+@click.option("stops", "--stop", is_flag=True, help="Stop the server in the background; its tasks are kept")
+@click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask for confirmation")
 @click.pass_context
 def up(
     ctx: click.Context,
@@ -72,29 +71,30 @@ def up(
     stops: bool,
     yes: bool,
 ) -> DetachedServer | None:
-    """Run a nats-server here until Ctrl-C.
+    """Run a nats-server on this machine until Ctrl-C.
 
-    It has JetStream, listens on 127.0.0.1 only, and comes with nqnb: nothing needs to be installed.
+    The server has JetStream enabled, listens on 127.0.0.1 only, and is installed with nqnb.
 
-    With --detach it outlives this shell: one a user, with a token that only files of yours hold. Commands and
-    notebooks that name no server find it, after NATS_URL and a context of the NATS CLI.
+    With --detach it runs in the background and continues after this shell ends. Each user has at most one such server,
+    protected by a token that only this user can read. Commands and notebooks that name no server use it, unless
+    NATS_URL or a context of the NATS CLI names another.
     """
-    mode = one_of(detach=detach, status=status, stop=stops)
+    mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
-        raise click.UsageError(f"--{mode} is about the server that runs: leave the other options out")
+        raise click.UsageError(f"--{mode} takes no other options, since it is about the server that runs. Drop them")
     if mode == "status":
         return _status()
     if mode == "stop":
         return stop(ctx, yes)
     if mode == "detach":
         return _detach(ctx, port, store_dir, go_queues)
-    _serve(ctx, _PORT if port is None else port, store_dir, go_queues)
+    _serve(ctx, _DEFAULT_PORT if port is None else port, store_dir, go_queues)
     return None
 
 
 def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tuple[str, ...]) -> None:
     front = front_of(ctx)
-    # Two servers must never share a store, hence a folder for each port.
+    # Two servers must never share a store, so each port has a folder of its own.
     if store_dir is None and port:
         store_dir = Path(platformdirs.user_data_dir("nqnb", appauthor=False), f"server-{port}")
 
@@ -102,9 +102,11 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
         async with front.stop_requested() as stop, DevServer(port, store_dir, go_queues) as server:
             front.show(ServerUp(server.url, server.store_dir, server.version, server.pid))
             while server.running and not stop.is_set():
-                await first_of(stop, timeout=_LOOK)
+                await first_of(stop, timeout=_POLL_SECONDS)
             if not stop.is_set():
-                raise DevServerError(f"the nats-server at {server.url} ended by itself; start it again with `nqnb up`")
+                raise DevServerError(
+                    f"the nats-server at {server.url} ended unexpectedly. Start it again with `nqnb up`"
+                )
 
     front.run(serve)
 
@@ -114,8 +116,10 @@ def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_que
     if new:
         return _record("running", "Your detached server runs until `nqnb up --stop`", server)
     if (port and port != server.port) or store_dir is not None or go_queues:
-        front_of(ctx).say("nqnb: it was left as it is; to start it otherwise, stop it first with `nqnb up --stop`")
-    return _record("running", "Your detached server runs already", server)
+        front_of(ctx).say(
+            "nqnb: the options were ignored, since it runs already; to change them, stop it with `nqnb up --stop`"
+        )
+    return _record("running", "Your detached server is already running", server)
 
 
 def _status() -> DetachedServer:
@@ -127,50 +131,50 @@ def _status() -> DetachedServer:
 
 
 def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: None) -> DetachedServer:
-    """Stop the detached server, once it was said what is queued or runs there, and that was confirmed.
+    """Stop the detached server, after the person was told which tasks are queued or run there, and confirmed.
 
     Args:
-        ctx: the command's.
-        yes: the answer was given with the command.
-        before: called when it is settled that the server stops, just before it does.
+        ctx: the context of the command.
+        yes: whether the confirmation was given with the command.
+        before: called just before the server stops, when nothing can keep it from stopping any more.
 
     Raises:
-        NqnbError: the answer is no, or (`NeedsYes`) there is nobody to ask.
+        NqnbError: the answer is no, or (`NeedsYes`) there is no terminal to ask on.
     """
     front = front_of(ctx)
     found = detached.look()
     if found.condition in (Condition.RUNNING, Condition.SILENT) and found.server is not None:
         question = _question(ctx, found.server, found.problem)
         if question and not yes and not front.confirm(f"{question} Stop it?"):
-            raise NqnbError("it was not stopped, as that was not confirmed")
+            raise NqnbError("the server was not stopped, because you did not confirm. Answer y, or add --yes")
     before()
     stopped = detached.stop()
     if stopped is None:
-        gone = found.condition is Condition.STALE
-        return _record("none", f"No detached server runs{'; what a dead one had left is removed' if gone else ''}")
+        stale = found.condition is Condition.STALE
+        return _record("none", f"No detached server runs{'; the files of a dead one were removed' if stale else ''}")
     return _record("stopped", "Your detached server is stopped; its tasks are kept", stopped)
 
 
 def _question(ctx: click.Context, server: Detached, problem: str) -> str:
-    """What a person should know before the server is stopped; nothing where nobody would miss it."""
+    """Return what a person should know before the server stops; an empty text if it has no open tasks."""
     front = front_of(ctx)
 
     async def open_tasks() -> Preview:
         async with connect(server.url, token=server.token) as nq:
-            return Preview.of(await nq.tasks(status=OPEN))
+            return Preview.of(await nq.tasks(status=OPEN_STATES))
 
     try:
         if problem:
             raise DevServerError(problem)
         preview = front.run(open_tasks)
     except NqnbError as error:
-        return f"{error}, so what is queued there is not known."
+        return f"{error}, so its queued tasks are not known."
     if not preview.ids:
         return ""
     if not front.json:
         front.show(preview)
     count = "1 task is" if len(preview.ids) == 1 else f"{len(preview.ids):,} tasks are"
-    return f"{count} queued or running there; all stay in its store until it is started again."
+    return f"{count} queued or running there; its store keeps them until it is started again."
 
 
 def _record(state: str, note: str, server: Detached | None = None, *, ok: bool = True) -> DetachedServer:

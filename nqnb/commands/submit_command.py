@@ -1,4 +1,4 @@
-"""`nqnb submit`: put tasks into a queue."""
+"""The command ``nqnb submit``: read a payload, or many, and submit them to a queue."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import IO, Any, Literal
 import click
 
 from nqnb import payload as payloads
-from nqnb.client import Client
-from nqnb.commands import complete
-from nqnb.commands.arguments import one_of
-from nqnb.commands.options import Command, ask, front_of
-from nqnb.commands.records import Progress, Submitted, Value
-from nqnb.commands.values import coming_moment, moment, queue_name, seconds, task_id
+from nqnb.client import Client, Task
+from nqnb.commands import shell_completion
+from nqnb.commands.arguments import exclusive_flag
+from nqnb.commands.command import Command, ask, front_of
+from nqnb.commands.command_records import CommandProgress, Submitted, Value
+from nqnb.commands.param_types import future_moment, moment, queue_name, seconds, task_id
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
-from nqnb.task import Task
 
-_BATCH = 2000
+_BATCH_TASKS = 2000
+"""How many tasks are submitted between two progress reports."""
 _FOREVER = "forever"
-_QUOTE = "quote it for the shell like '{\"a\": 1}', or "
+_QUOTE_HINT = "Quote it for the shell like '{\"a\": 1}', or use "
 
 Form = Literal["json", "text", "raw"]
 
 
 class _File(click.File):
-    """A file, or stdin as ``-``, which a shell may have closed."""
+    """A file, or stdin as ``-``; a shell may have closed stdin."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`."""
         if value == "-" and sys.stdin is None:
-            self.fail("stdin is closed, so nothing comes in there", param, ctx)
+            self.fail("stdin is closed, so no payload can be read. Name a file", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -43,7 +43,7 @@ def _wait(text: str) -> float | None:
         return seconds(text)
     except click.BadParameter as error:
         raise click.BadParameter(
-            f"{error.message}; a time is optional here, so put --wait last, or write --wait=10 or --wait={_FOREVER}"
+            f"{error.message}. The time is optional: put --wait last, or write --wait=10 or --wait={_FOREVER}"
         ) from None
 
 
@@ -57,24 +57,33 @@ Examples:
   seq 1000 | nqnb submit square --lines -
 """,
 )
-@click.argument("queue", type=queue_name, shell_complete=complete.queues)
+@click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
 @click.argument("payload", required=False)
-@click.option("--id", type=task_id, metavar="ID", help="An id of your own; default a fresh one")
-@click.option("--retry", type=click.IntRange(0), default=0, metavar="N", help="Attempts after the first, if it fails")
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="How long one attempt may run (90, 10m, 2h)")
-@click.option("--deadline", type=coming_moment, metavar="WHEN", help="When it must have ended (10m, 2030-12-31T18:00)")
-@click.option("--process-at", type=moment, metavar="WHEN", help="When it may start, likewise")
-@click.option("--file", type=_File("rb"), metavar="PATH", help="Take the payload from a file")
-@click.option("--lines", is_flag=True, help="One task a line of the file, or of -; empty lines are left out")
-@click.option("--text", is_flag=True, help="The payload is plain text, sent as a JSON string")
-@click.option("--raw", is_flag=True, help="The payload is sent byte by byte, whatever it is")
+@click.option("--id", type=task_id, metavar="ID", help="Task id  [a new one]")
+@click.option(
+    "--retry", type=click.IntRange(0), default=0, metavar="N", help="Run again up to N times if the task fails  [0]"
+)
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Longest time for one run (90, 10m, 2h)")
+@click.option(
+    "--deadline",
+    type=future_moment,
+    metavar="WHEN",
+    help="Fail the task if it has not ended by then (10m, 2030-12-31T18:00)",
+)
+@click.option(
+    "--process-at", type=moment, metavar="WHEN", help="Do not start the task before then (10m, 2030-12-31T18:00)"
+)
+@click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
+@click.option("--lines", is_flag=True, help="Submit one task for each line of the file, or of -; skip empty lines")
+@click.option("--text", is_flag=True, help="Send the payload as a JSON string")
+@click.option("--raw", is_flag=True, help="Send the payload as raw bytes")
 @click.option(
     "--wait",
     is_flag=False,
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result and print it, at most that long",
+    help="Wait for the result, at most this long, and print it",
 )
 @click.pass_context
 def submit(
@@ -89,24 +98,27 @@ def submit(
     raw: bool,
     **options: Any,
 ) -> Submitted | Value:
-    """Put a task into QUEUE and print its id.
+    """Submit a task to QUEUE, and print its id.
 
-    PAYLOAD is JSON (null, if there is none), or `-` for what comes in on stdin; see also --text, --raw and --file.
+    PAYLOAD is JSON, or `-` to read JSON from stdin. Without PAYLOAD the task has the payload null. See also --text,
+    --raw and --file.
     """
     waits = ctx.get_parameter_source("wait") is not click.core.ParameterSource.DEFAULT
     wait: float | None = options.pop("wait")
     if payload is not None and file is not None:
-        raise click.UsageError("give PAYLOAD or --file, not both")
+        raise click.UsageError("PAYLOAD and --file cannot be combined. Give only one")
     if lines and (id is not None or waits):
-        raise click.UsageError(f"--lines makes many tasks, so {'--wait' if waits else '--id'} does not go with it")
-    one_of(text=text, raw=raw)
+        raise click.UsageError(
+            f"--lines submits many tasks, so it cannot be combined with {'--wait' if waits else '--id'}. Drop one"
+        )
+    exclusive_flag(text=text, raw=raw)
     form: Form = "text" if text else "raw" if raw else "json"
     data = _read(ctx, payload, file)
     if not lines:
         value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
-        raise click.UsageError("--lines reads a file or stdin: give --file PATH, or - as PAYLOAD")
+        raise click.UsageError("--lines has nothing to read. Give --file PATH, or - as PAYLOAD")
     values = [
         _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
@@ -130,14 +142,14 @@ async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[b
     ids: list[str] = []
     errors: list[NqnbError] = []
     with front_of(ctx).live() as show:
-        for start in range(0, len(values), _BATCH):
-            batch = values[start : start + _BATCH]
+        for start in range(0, len(values), _BATCH_TASKS):
+            batch = values[start : start + _BATCH_TASKS]
             for outcome in await nq.submit_many(queue, batch, **options, errors="return"):
                 if isinstance(outcome, Task):
                     ids.append(outcome.id)
                 else:
                     errors.append(outcome)
-            show(Progress(start + len(batch), len(values), "tasks submitted"))
+            show(CommandProgress(start + len(batch), len(values), "tasks submitted"))
     return Submitted(queue, ids, many=True, errors=errors)
 
 
@@ -148,17 +160,17 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
         if payload == "-":
             return front_of(ctx).stdin()
     except OSError as error:
-        raise click.UsageError(f"the payload cannot be read: {error.strerror}") from None
+        raise click.UsageError(f"the payload cannot be read: {error.strerror}. Check the file") from None
     try:
         return None if payload is None else payload.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # in a cell any half of a surrogate pair can be written, not only an escaped byte
+    except UnicodeEncodeError:  # a notebook cell can hold any half of a surrogate pair, not only an escaped byte
         raise click.UsageError(
             f"the payload {shown(payload)} is invalid: it holds half of a surrogate pair. Drop or replace it."
         ) from None
 
 
 def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
-    """The payload to send; what is ``quoted`` came through a shell, which may have taken its quotes away."""
+    """Return the payload as bytes; ``quoted`` marks one that came through a shell, which may have removed quotes."""
     if data is None:
         return b"null"
     if form == "raw":
@@ -167,15 +179,15 @@ def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) 
         try:
             return json.dumps(data.decode("utf-8"), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
-            raise click.UsageError(f"{what} is not UTF-8 text ({error}); --raw sends bytes as they are") from None
+            raise click.UsageError(f"{what} is not UTF-8 text ({error}). Use --raw to send bytes as they are") from None
     if not data.strip():
-        raise click.UsageError(f"{what} is empty, which is not JSON; write null, or use --text for empty text")
+        raise click.UsageError(f"{what} is empty, which is not valid JSON. Write null, or use --text for empty text")
     try:
         payloads.decode_json(data)
     except BadInput as error:
         start = data[:40].decode("utf-8", "replace")
         raise click.UsageError(
-            f"{what}, {start!r}{'…' if len(data) > 40 else ''}, is not JSON ({error}); "
-            f"{_QUOTE if quoted else ''}use --text for plain text, --raw for bytes"
+            f"{what}, {start!r}{'…' if len(data) > 40 else ''}, is not valid JSON ({error}). "
+            f"{_QUOTE_HINT if quoted else 'Use '}--text for plain text, --raw for bytes"
         ) from None
     return data.strip()

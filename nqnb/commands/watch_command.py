@@ -1,4 +1,4 @@
-"""`nqnb watch`: queues and tasks while they change."""
+"""The command ``nqnb watch``: list queues and tasks again and again, and report what changed."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ import click
 from msgspec import Struct, structs
 
 from nqnb.client import Client
-from nqnb.commands import complete
-from nqnb.commands.look import fetch_all
-from nqnb.commands.options import Command, ask, front_of
-from nqnb.commands.values import seconds, task_id
+from nqnb.commands import shell_completion
+from nqnb.commands.command import Command, ask, front_of
+from nqnb.commands.param_types import seconds, task_id
+from nqnb.commands.task_commands import fetch_all
 from nqnb.errors import ConnectionFailed, NoJetStream, NoResponders, NqnbError, Unconfirmed, UnknownTask
 from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
 
-_SHORTEST = 0.25
-_PATIENCE = 1.0
-"""Seconds that a look may take before it is asked whether the server is there."""
-_RECENT = 50
-"""How many tasks a first line of JSON, or a first table without a terminal, has at most."""
+_MIN_INTERVAL_SECONDS = 0.25
+_SLOW_SECONDS = 1.0
+"""After this long without an answer, check whether the server is still connected."""
+_MAX_FIRST_TASKS = 50
+"""The most tasks in the first line of JSON, or in the first table without a terminal."""
 
 
 class QueueCounts(Struct, frozen=True):
-    """A queue as the server has it, and how many of its tasks are in each state."""
+    """A queue as the server reports it, and the number of its tasks in each state."""
 
     info: QueueInfo
     states: dict[Status, int]
 
 
 class Changes(Struct, frozen=True):
-    """Tasks that changed since the last look; ``trouble`` says why there was none, ``back`` that this is over."""
+    """The tasks that changed since the last snapshot.
+
+    ``trouble`` says why the server could not be asked; ``back`` says that it answers again.
+    """
 
     tasks: list[TaskInfo]
     trouble: str = ""
@@ -43,9 +46,9 @@ class Changes(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """One look; ``changed`` has the tasks that are new or otherwise than at the look before.
+    """The queues and tasks at one moment; ``changed`` has the tasks that are new or differ from the last snapshot.
 
-    ``tasks`` has those that run, by their start, then the others, what changed last first.
+    ``tasks`` has the running tasks by their start, then the others, the most recently changed first.
     """
 
     at: datetime
@@ -58,11 +61,11 @@ class Snapshot(Struct, frozen=True):
 
     @property
     def news(self) -> Changes:
-        """What differs from the look before."""
+        """The difference from the last snapshot."""
         return Changes(self.changed, self.trouble, self.back)
 
     def as_json(self) -> dict[str, Any]:
-        """Counts of the queues, and the tasks that changed."""
+        """Return the counts of the queues, and the tasks that changed."""
         return {
             "at": self.at,
             "queues": [
@@ -92,16 +95,20 @@ Examples:
   nqnb watch resize --json
 """,
 )
-@click.argument("what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=complete.queues_and_ids)
-@click.option("--interval", type=seconds, default=1.0, metavar="SECONDS", help="Between two looks  [1, at least 0.25]")
-@click.option("--once", is_flag=True, help="Look once, and end")
+@click.argument(
+    "what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=shell_completion.queues_and_ids
+)
+@click.option(
+    "--interval", type=seconds, default=1.0, metavar="SECONDS", help="Time between two snapshots  [1, at least 0.25]"
+)
+@click.option("--once", is_flag=True, help="Show one snapshot, and exit")
 @click.pass_context
 def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool) -> Snapshot | None:
     """Watch all queues, one queue, or some tasks, until Ctrl-C or until these tasks have ended.
 
-    Each look lists the tasks of the server, so choose a longer --interval where there are very many. Without a
-    terminal, a line is printed for each task that changed; with --json, one line of JSON for each look that shows a
-    change, with the tasks that changed.
+    Each snapshot lists the tasks of the server. If there are very many, choose a longer --interval. Without a
+    terminal, one line is printed for each task that changed; with --json, one line of JSON for each snapshot with a
+    change.
     """
     watcher = _Watcher(tuple(dict.fromkeys(what)), once)
     if once:
@@ -111,13 +118,13 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
     async def run(nq: Client) -> None:
         async with front.stop_requested() as stop:
             stopping = asyncio.ensure_future(stop.wait())
-            # Before the screen is taken, so that what cannot be watched is told on the person's own.
+            # The first snapshot comes before the full screen, so that its errors stay on the normal screen.
             first = await _unless(stopping, watcher.look(nq))
             with front.follow() as show:
                 if first is not None:
                     show(first)
                 while not stop.is_set() and not watcher.ended:
-                    await asyncio.wait({stopping}, timeout=max(interval, _SHORTEST))
+                    await asyncio.wait({stopping}, timeout=max(interval, _MIN_INTERVAL_SECONDS))
                     snapshot = await _unless(stopping, watcher.look_again(nq))
                     if snapshot is not None:
                         show(snapshot)
@@ -129,7 +136,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
 
 
 class _Watcher:
-    """Looks at a queue, some tasks or everything, and tells what changed since."""
+    """Takes snapshots of everything, a queue or some tasks, and reports what changed."""
 
     def __init__(self, what: tuple[str, ...], once: bool) -> None:
         self._what = what
@@ -141,11 +148,11 @@ class _Watcher:
 
     @property
     def ended(self) -> bool:
-        """Whether tasks are watched of which none will change any more."""
+        """Whether single tasks are watched, and all of them have ended."""
         return bool(self._by_id and self._last and all(each.status.terminal for each in self._last.tasks))
 
     async def look(self, nq: Client) -> Snapshot:
-        """What there is, whether it changed or not."""
+        """Return a snapshot, whether anything changed or not."""
         self._last = await self._look(nq)
         return self._last
 
@@ -165,10 +172,10 @@ class _Watcher:
         queues = [QueueCounts(info, dict(counts.get(info.name, {}))) for info in every if info.name in wanted]
         changed = [each for each in tasks if self._seen.get(each.id) != each.revision]
         if self._last is None and not self._by_id:
-            changed = changed[-_RECENT:]
+            changed = changed[-_MAX_FIRST_TASKS:]
         self._seen = {each.id: each.revision for each in tasks}
         running = [each for each in tasks if each.status is Status.PROCESSING]
-        # By what does not change while they run, so that the eye can stay on one of them.
+        # The order must not change while the tasks run, so that a row stays where it is.
         running.sort(key=lambda each: (each.started_at is None, each.started_at, each.id))
         ordered = [*running, *(each for each in reversed(tasks) if each.status is not Status.PROCESSING)]
         return Snapshot(datetime.now(timezone.utc), queues, ordered, changed, self._once)
@@ -180,36 +187,36 @@ class _Watcher:
             if len(self._what) > 1:
                 raise
             raise UnknownTask(
-                f"{self._what[0]!r} is neither a queue nor a task on this server; `nqnb queue list` and "
-                "`nqnb task list` show what there is",
+                f"{self._what[0]!r} was not found: the server has no such queue and no such task. "
+                "`nqnb queue list` and `nqnb task list` show both",
                 error.task_id,
             ) from None
 
     async def look_again(self, nq: Client) -> Snapshot | None:
-        """The same; None where nothing changed. A server that is away is looked for again."""
+        """Return a snapshot, or None if nothing changed. A server that does not answer is asked again next time."""
         last = self._last
         if last is None:
             return await self.look(nq)
         looking = self._looking = self._looking or asyncio.ensure_future(self._look(nq))
         while not looking.done():
-            await asyncio.wait({looking}, timeout=_PATIENCE)
-            # It goes on, for it is asked again and again; but the person need not wait to hear of that.
+            await asyncio.wait({looking}, timeout=_SLOW_SECONDS)
+            # The request continues, since it is retried; but the person learns at once that the server is away.
             if not looking.done() and not nq.backend.connected:
                 return self._lost(last, "the server has not answered")
         self._looking = None
         try:
             found = self._last = looking.result()
         except (ConnectionFailed, Unconfirmed) as error:
-            return self._lost(last, _silent(error))
+            return self._lost(last, _unanswered(error))
         if last.trouble:
             return structs.replace(found, back=True)
         same = not found.changed and _counts(found) == _counts(last)
         return None if same and len(found.tasks) == len(last.tasks) else found
 
     async def close(self) -> None:
-        """Look no more."""
+        """Cancel the snapshot under way."""
         if self._looking is not None:
-            await _given_up(self._looking)
+            await _cancelled(self._looking)
 
     def _lost(self, last: Snapshot, why: str) -> Snapshot | None:
         if last.trouble:
@@ -219,8 +226,8 @@ class _Watcher:
         return self._last
 
 
-def _silent(error: NqnbError) -> str:
-    """Who has not answered; an error of one request among many says more than anybody wants to know."""
+def _unanswered(error: NqnbError) -> str:
+    """Say what has not answered; the full error of one request among many would not help."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"
@@ -235,16 +242,16 @@ def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
 
 
 async def _unless(stopping: asyncio.Future[Any], look: Any) -> Any:
-    """What comes of a look; None where the person wants no more of it."""
+    """Return the snapshot, or None if the person stops the command first."""
     looking = asyncio.ensure_future(look)
     await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if looking.done():
         return looking.result()
-    await _given_up(looking)
+    await _cancelled(looking)
     return None
 
 
-async def _given_up(looking: asyncio.Future[Any]) -> None:
+async def _cancelled(looking: asyncio.Future[Any]) -> None:
     looking.cancel()
     with contextlib.suppress(asyncio.CancelledError, NqnbError):
         await looking

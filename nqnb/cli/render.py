@@ -1,0 +1,459 @@
+"""How a terminal shows each kind of record, and the same as plain text.
+
+Text that came from a queue is always shown as text: it is never parsed as markup, and control characters are escaped.
+"""
+
+from __future__ import annotations
+
+import io
+from functools import singledispatch
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from nqnb.cli.boards import ChaosBoard, DemoBoard, WatchBoard, changes, chaos_report, demo_summary
+from nqnb.cli.tables import Column, Sheet, bar, fields, queue_state, run_duration, scheduled_column, stack, status
+from nqnb.commands.command_records import (
+    Cancelled,
+    CommandProgress,
+    DetachedServer,
+    Emptied,
+    Preview,
+    Queues,
+    Receipts,
+    Requeued,
+    RequeuedTask,
+    ServerUp,
+    Submitted,
+    Tasks,
+    TaskStatus,
+    Value,
+    Workers,
+)
+from nqnb.commands.watch_command import Changes, Snapshot
+from nqnb.demo import DemoState, DemoSummary
+from nqnb.protocol.wire import Status, parse_time
+from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
+from nqnb.testing.chaos import ChaosReport, ChaosState
+from nqnb.text import (
+    age,
+    clean,
+    clip,
+    clock,
+    duration,
+    line,
+    payload_text,
+    receipt_words,
+    seconds_since,
+    size,
+    to_json,
+)
+
+_TEXT_WIDTH = 110
+"""The most characters in a line of `as_text`."""
+
+_MEANING = {
+    "deleted": "before they started",
+    "cancelled": "their code has stopped",
+    "stopping": "cancelled; their code is still stopping",
+    "completed": "completed before the cancel",
+    "failed": "failed before the cancel",
+    "unconfirmed": "the server's answer was lost; cancel again",
+    "unknown": "no such tasks",
+    "refused": "see the errors",
+}
+"""What each outcome of a cancel means."""
+
+
+@singledispatch
+def render(record: Any) -> RenderableType:
+    """Return what a terminal shows of a record; a ``str`` is printed as it is, never folded."""
+    return clean(str(record))
+
+
+def as_text(record: object) -> str:
+    """Return what a terminal shows of a record as lines of text, without colour."""
+    shown = render(record)
+    if isinstance(shown, str):
+        return shown
+    console = Console(
+        file=io.StringIO(),
+        width=_TEXT_WIDTH,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system=None,
+        force_jupyter=False,
+    )
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(each.rstrip() for each in captured.get().splitlines())
+
+
+@render.register
+def _(record: dict) -> RenderableType:  # type: ignore[type-arg]  # singledispatch takes the class alone
+    return fields((name, str(value)) for name, value in record.items())
+
+
+@render.register
+def _(record: Value) -> RenderableType:
+    return to_json(record.value, indent=2)
+
+
+@render.register
+def _(record: TaskStatus) -> RenderableType:
+    return status(record.status)
+
+
+@render.register
+def _(record: Submitted) -> RenderableType:
+    return "\n".join(record.ids)
+
+
+@render.register
+def _(record: CommandProgress) -> RenderableType:
+    return Text.assemble(bar(record.done, record.total, 20), f"  {record.done:,} of {record.total:,} {record.what}")
+
+
+@render.register
+def _(record: ServerUp) -> RenderableType:
+    return stack(
+        Text(f"nats-server {record.version} runs until Ctrl-C", style="bold"),
+        fields(
+            [
+                ("address", record.url),
+                ("store", str(record.store)),
+                ("shell", f"export NATS_URL={record.url}"),
+                ("Python", f'nqnb.connect("{record.url}")'),
+            ]
+        ),
+    )
+
+
+@render.register
+def _(record: TaskInfo) -> RenderableType:
+    ran = f", took {run_duration(record)}" if run_duration(record) else ""
+    due = moment(parse_time(record.process_at))
+    error = record.error
+    what = "" if error is None else ": ".join(part for part in (error.type, error.message) if part)
+    return fields(
+        [
+            ("task", record.id),
+            ("queue", record.queue),
+            ("requeued", f"from {record.origin}" if record.origin else ""),
+            ("status", status(record.status)),
+            ("attempt", f"{record.attempt} of {record.max_retry + 1}"),
+            ("submitted", _when(record.submitted_at) + (f" by {record.client}" if record.client else "")),
+            ("due", _when(due)),
+            ("started", _when(record.started_at)),
+            ("ended", _when(record.completed_at) + ran if record.completed_at else ""),
+            ("timeout", duration(record.timeout) if record.timeout else ""),
+            ("deadline", _when(record.deadline)),
+            ("worker", record.worker),
+            ("progress", _progress_words(record)),
+            ("payload", clip(payload_text(record.payload, pretty=True))),
+            ("size", size(len(record.payload)) if len(record.payload) > 1000 else ""),
+            ("result", _result(record)),
+            ("error", Text(clean(clip(what)), style="red")),
+            ("traceback", clip(_unmarked(error.traceback)) if error else ""),
+            ("log", "\n".join(record.log)),
+            ("cancel", _cancel(record.cancel) if record.cancel else ""),
+        ]
+    )
+
+
+@render.register
+def _(record: CancelReceipt) -> RenderableType:
+    asked = record.requested_at
+    return fields(
+        [
+            ("task", record.task_id),
+            ("status", status(record.status)),
+            ("cancel", receipt_words(record)),
+            ("requested", clock(asked) + (f" by {record.by}" if record.by else "")),
+            ("delivered", _after(record, "delivered_at") + (f" to {record.worker}" if record.worker else "")),
+            ("stopped", _after(record, "stopped_at")),
+            ("how", record.how if record.how != receipt_words(record) else ""),
+        ]
+    )
+
+
+@render.register
+def _(record: QueueInfo) -> RenderableType:
+    return fields(
+        [
+            ("queue", record.name),
+            (
+                "paused",
+                f"no worker takes its tasks; `nqnb queue resume {record.name}` ends the pause" if record.paused else "",
+            ),
+            ("pending", f"{record.pending:,}"),
+            ("processing", f"{record.processing:,}"),
+            ("scheduled", f"{record.scheduled:,}"),
+            ("redelivered", f"{record.redelivered:,}"),
+            ("workers", f"{record.workers:,}"),
+            ("size", size(record.bytes)),
+            ("oldest", _when(record.oldest_pending)),
+        ]
+    )
+
+
+@render.register
+def _(record: Emptied) -> RenderableType:
+    receipt = record.receipt
+    left = f"{receipt.left:,}: running, waiting for a worker's answer, or new" if receipt.left else ""
+    return fields(
+        [
+            ("queue", f"{receipt.queue}, removed" if record.removed else receipt.queue),
+            ("deleted", f"{receipt.deleted:,}, before they started" if receipt.deleted else "none"),
+            ("cancelled", f"{receipt.cancelled:,}, which had started" if receipt.cancelled else ""),
+            ("left", left),
+            ("time", duration(receipt.seconds)),
+        ]
+    )
+
+
+@render.register
+def _(record: PruneReceipt) -> RenderableType:
+    counts = fields(
+        [
+            ("tasks", f"{record.entries:,}"),
+            ("results", f"{record.results:,}"),
+            ("cancels", f"{record.intents:,}"),
+            ("kept", f"{record.kept:,}, since their messages are still in their queues" if record.kept else ""),
+        ]
+    )
+    return stack(Text("Would be removed:" if record.dry_run else "Removed:", style="bold"), counts)
+
+
+@render.register
+def _(record: RequeuedTask) -> RenderableType:
+    return record.id
+
+
+@render.register
+def _(record: Requeued) -> RenderableType:
+    return "\n".join(each.id for each in record)
+
+
+@render.register
+def _(record: Snapshot) -> RenderableType:
+    return WatchBoard(record)
+
+
+@render.register
+def _(record: Changes) -> RenderableType:
+    return changes(record)
+
+
+@render.register
+def _(record: DetachedServer) -> RenderableType:
+    details = fields(
+        [
+            ("address", record.url or ""),
+            ("store", record.store or ""),
+            ("server", f"nats-server {record.version}, process {record.pid}" if record.version else ""),
+            ("started", _when(record.started_at)),
+        ]
+    )
+    return stack(Text(clean(record.note), style="bold"), *([details] if record.url else []))
+
+
+@render.register
+def _(record: ChaosState) -> RenderableType:
+    return ChaosBoard(record)
+
+
+@render.register
+def _(record: ChaosReport) -> RenderableType:
+    return chaos_report(record)
+
+
+@render.register
+def _(record: DemoState) -> RenderableType:
+    return DemoBoard(record)
+
+
+@render.register
+def _(record: DemoSummary) -> RenderableType:
+    return demo_summary(record)
+
+
+def _result(task: TaskInfo) -> str:
+    if task.result_key:
+        return "stored separately, since it is large; `nqnb task result` prints it"
+    return clip(payload_text(task.result, pretty=True)) if task.result else ""
+
+
+def _unmarked(traceback: str) -> str:
+    """Return a traceback without its lines of ``^^^^``, which point nowhere once the lines are folded."""
+    return "\n".join(each for each in traceback.rstrip().split("\n") if each.strip(" ~^") or not each)
+
+
+def _when(at: Any) -> str:
+    if at is None:
+        return ""
+    ago = age(at)
+    return f"{clock(at)} ({ago} ago)" if ago != "0ms" else f"{clock(at)} (in {duration(-seconds_since(at))})"
+
+
+def _after(receipt: CancelReceipt, name: str) -> str:
+    at = getattr(receipt, name)
+    if at is None:
+        return ""
+    if receipt.requested_at is None:
+        return clock(at)
+    return f"{clock(at)} (+{duration((at - receipt.requested_at).total_seconds())})"
+
+
+def _cancel(receipt: CancelReceipt) -> str:
+    by = f", requested by {receipt.by}" if receipt.by else ""
+    how = f" ({receipt.how})" if receipt.how and receipt.how != receipt_words(receipt) else ""
+    return f"{receipt_words(receipt)}{how}{by}"
+
+
+def _tasks(record: Tasks) -> RenderableType:
+    """Return tasks, one in each row."""
+    columns = [
+        Column("id", least=22),
+        Column("status"),
+        Column("queue", least=10, dispensable=1),
+        Column("age", right=True),
+        Column("took", right=True, dispensable=3),
+        Column("try", right=True, dispensable=4),
+        Column("progress", least=8, dispensable=2),
+        Column("payload", least=10, dispensable=5),
+        Column("requeued from", least=13, dispensable=6),
+    ]
+    rows: list[list[str | Text]] = [
+        [
+            task.id,
+            status(task.status),
+            task.queue,
+            age(task.submitted_at),
+            run_duration(task),
+            f"{task.attempt}/{task.max_retry + 1}" if task.max_retry else "",
+            _share(task) if task.status is Status.PROCESSING else "",
+            line(payload_text(task.payload[:400]), 200),
+            task.origin,
+        ]
+        for task in record
+    ]
+    more = f"the last {len(record):,} of {record.total:,}; --limit shows more" if record.total > len(record) else ""
+    return Sheet(columns, rows, more if rows else "no tasks")
+
+
+def _receipts(record: Receipts) -> RenderableType:
+    """Return the receipts of cancels, one in each row."""
+    columns = [Column("id", least=22), Column("status"), Column("cancel", least=20)]
+    return Sheet(columns, ([each.task_id, status(each.status), receipt_words(each)] for each in record))
+
+
+def _queues(record: Queues) -> RenderableType:
+    """Return queues, one in each row."""
+    columns = [
+        Column("queue", least=16),
+        Column("state", dispensable=1),
+        Column("pending", right=True),
+        Column("processing", right=True),
+        scheduled_column(record),
+        Column("redelivered", right=True, dispensable=6),
+        Column("workers", right=True, dispensable=2),
+        Column("size", right=True, dispensable=5),
+        Column("oldest", right=True, dispensable=3),
+    ]
+    rows: list[list[str | Text]] = [
+        [
+            each.name,
+            queue_state(each),
+            f"{each.pending:,}",
+            f"{each.processing:,}",
+            f"{each.scheduled:,}",
+            f"{each.redelivered:,}",
+            f"{each.workers:,}",
+            size(each.bytes),
+            age(each.oldest_pending),
+        ]
+        for each in record
+    ]
+    return Sheet(columns, rows, "" if rows else "no queues")
+
+
+def _workers(record: Workers) -> RenderableType:
+    """Return workers, one in each row."""
+    columns = [
+        Column("host", least=8),
+        Column("pid", right=True),
+        Column("queues", least=12),
+        Column("running", right=True),
+        Column("up", right=True, dispensable=2),
+        Column("seen", right=True, dispensable=1),
+        Column("nqnb", dispensable=3),
+        Column("id", least=12, dispensable=4),
+    ]
+    rows = [
+        [
+            each.host,
+            f"{each.pid}",
+            ", ".join(each.queues),
+            f"{each.running_count:,}/{each.concurrency:,}",
+            age(each.started_at),
+            f"{age(each.last_seen)} ago" if each.last_seen else "",
+            each.version,
+            each.id,
+        ]
+        for each in record
+    ]
+    return Sheet(
+        columns, rows, "" if rows else "no nqnb workers; Go workers are not listed, since they do not register"
+    )
+
+
+def _preview(record: Preview) -> RenderableType:
+    """Return the number of tasks that would end, by queue and state, and some of their ids."""
+    if not record.ids:
+        return "no tasks to end"
+    columns = [
+        Column("queue", least=16),
+        Column("status"),
+        Column("tasks", right=True),
+        Column("oldest", right=True, dispensable=1),
+    ]
+    rows: list[list[str | Text]] = [
+        [each.queue, status(each.status), f"{each.tasks:,}", age(each.oldest)] for each in record.groups
+    ]
+    some = [line(each, 40) for each in record.ids[:3]]
+    more = f" and {len(record.ids) - len(some):,} more" if len(record.ids) > len(some) else ""
+    return stack(Sheet(columns, rows), Text(", ".join(some) + more, style="dim"))
+
+
+def _cancelled(record: Cancelled) -> RenderableType:
+    """Return the number of cancels by outcome."""
+    if not record.outcomes:
+        return "no tasks to cancel"
+    rows = [[what, f"{count:,}", _MEANING.get(what, "")] for what, count in record.outcomes.items()]
+    return Sheet([Column("outcome"), Column("tasks", right=True), Column("meaning", least=10)], rows)
+
+
+def _progress_words(task: TaskInfo) -> str:
+    """Return the progress of a task, with the text that its handler has set."""
+    if task.progress is None:
+        return ""
+    done, total, text = task.progress.done, task.progress.total, task.progress.text
+    return " ".join(part for part in (f"{done:g} of {total:g}" if total else f"{done:g}", text) if part)
+
+
+def _share(task: TaskInfo) -> str:
+    """Return the progress of a task for a narrow column."""
+    if task.progress is None or not task.progress.total:
+        return _progress_words(task)
+    return f"{task.progress.done / task.progress.total:.0%} {task.progress.text}".rstrip()
+
+
+render.register(Tasks, _tasks)
+render.register(Receipts, _receipts)
+render.register(Queues, _queues)
+render.register(Workers, _workers)
+render.register(Preview, _preview)
+render.register(Cancelled, _cancelled)

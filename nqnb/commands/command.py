@@ -1,0 +1,200 @@
+"""The base of every command: the front end that runs it, the connection to the server, and the shared options.
+
+A front end is what a person uses: the shell (`nqnb.cli.shell`) or a notebook. Both run the same commands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import click
+
+from nqnb.client import Client
+from nqnb.commands.param_types import FilePath, seconds
+from nqnb.errors import NqnbError
+
+T = TypeVar("T")
+
+_OPTIONS_KEY = "nqnb.options"
+"""The key in ``ctx.meta`` of the shared options that were given."""
+
+
+class NeedsYes(NqnbError):
+    """A command needs a confirmation, and there is no terminal to ask on."""
+
+
+class Front(Protocol):
+    """A front end, held in ``ctx.obj``: how a command reaches the server and the person."""
+
+    json: bool
+    """Whether JSON output was requested."""
+    verbose: bool
+    """Whether to say which server was chosen, and why."""
+
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run an async function to its end."""
+        ...
+
+    def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
+        """Return a connected client; ``options`` are the fields of `nqnb.Settings` that were given with the command.
+
+        A command calls this outside of `run`, and enters the context inside.
+        """
+        ...
+
+    def stdin(self) -> bytes:
+        """Return all the input that comes beside the command line."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Tell the person something beside the result."""
+        ...
+
+    def waits_for(self, task_id: str) -> None:
+        """Record the task that the command waits for from now on."""
+        ...
+
+    def confirm(self, question: str) -> bool:
+        """Ask the person, and return whether the answer is yes. Commands call this outside of `run`: it blocks.
+
+        Raises:
+            NeedsYes: there is no terminal to ask on.
+        """
+        ...
+
+    def show(self, record: object) -> None:
+        """Show a record before the command ends."""
+        ...
+
+    def live(self) -> AbstractContextManager[Callable[[object], None]]:
+        """Show a record that changes: each call of the function replaces what the last call showed."""
+        ...
+
+    def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
+        """Show a record that changes and is the result itself; where nothing can be replaced, show each call.
+
+        The first record is shown whole. After it, a record that has ``news`` is shown by its ``news`` alone.
+        """
+        ...
+
+    def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:
+        """Return an event that is set when the person or the system asks the command to end."""
+        ...
+
+    def start_logging(self) -> None:
+        """Make log records visible."""
+        ...
+
+
+def front_of(ctx: click.Context) -> Front:
+    """Return the front end that runs this command."""
+    front: Front = ctx.obj
+    return front
+
+
+def options_of(ctx: click.Context) -> dict[str, Any]:
+    """Return the fields of `nqnb.Settings` that were given before or after the command."""
+    return dict(ctx.meta.get(_OPTIONS_KEY, {}))
+
+
+def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
+    """Connect, run a question with the client, disconnect, and return the answer."""
+    front = front_of(ctx)
+    connected = front.client(options_of(ctx))
+
+    async def conversation() -> T:
+        async with connected as nq:
+            return await question(nq)
+
+    return front.run(conversation)
+
+
+def help_alone(ctx: click.Context) -> str | None:
+    """Return the help of a group if no command follows it."""
+    return ctx.get_help() if ctx.invoked_subcommand is None else None
+
+
+class Command(click.Command):
+    """A command that also accepts the shared options, hidden, so that they may stand anywhere on the line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _shared_options(self.params, hidden=True)
+
+
+class Group(click.Group):
+    """A group of commands that also accepts the shared options."""
+
+    command_class = Command
+    explains: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"invoke_without_command": True, "subcommand_metavar": "COMMAND [ARGS]...", **kwargs})
+        self.params += _shared_options(self.params, hidden=not self.explains)
+
+
+class Root(Group):
+    """The outermost group, whose help explains the shared options."""
+
+    group_class = Group
+    explains = True
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    if value is not None:
+        ctx.meta.setdefault(_OPTIONS_KEY, {})[param.name] = value
+
+
+def _keep_json(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.obj is not None:
+        front_of(ctx).json = True
+
+
+def _keep_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.obj is not None:
+        front_of(ctx).verbose = True
+
+
+def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[click.Parameter]:
+    file: dict[str, Any] = {"metavar": "FILE", "type": FilePath()}
+    shared = [
+        _shared("--url", "-u", metavar="URL", help="Server address, several separated by commas  [NATS_URL]"),
+        _shared("--user", metavar="NAME", help="User name  [NATS_USER]"),
+        _shared("--password", metavar="TEXT", help="Password  [NATS_PASSWORD]"),
+        _shared("--token", metavar="TEXT", help="Token  [NATS_TOKEN]"),
+        _shared("--creds", **file, help="Credentials file  [NATS_CREDS]"),
+        _shared("--nkey", **file, help="File with the seed of an nkey  [NATS_NKEY]"),
+        _shared("tls_ca", "--tlsca", **file, help="CA certificates to trust  [NATS_CA]"),
+        _shared("tls_cert", "--tlscert", **file, help="Client certificate  [NATS_CERT]"),
+        _shared("tls_key", "--tlskey", **file, help="Private key of the client certificate  [NATS_KEY]"),
+        _shared("tls_first", "--tlsfirst", is_flag=True, default=None, help="Do the TLS handshake before NATS INFO"),
+        _shared("--context", metavar="NAME", help="Context of the NATS CLI  [NATS_CONTEXT]"),
+        _shared("--name", metavar="NAME", help="Name of this connection on the server  [nqnb]"),
+        _shared("connect_timeout", "--timeout", metavar="SECONDS", type=seconds, help="Longest time to connect  [5]"),
+        click.Option(
+            ["as_json", "--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_keep_json,
+            help="Print the result as JSON",
+        ),
+        click.Option(
+            ["verbose", "--verbose", "-v"],
+            is_flag=True,
+            expose_value=False,
+            callback=_keep_verbose,
+            help="Say which server was chosen, and why",
+        ),
+    ]
+    taken = {opt for param in params for opt in param.opts}
+    free = [option for option in shared if not taken.intersection(option.opts)]
+    for option in free:
+        option.hidden = hidden
+    return list(free)
+
+
+def _shared(*names: str, **attributes: Any) -> click.Option:
+    return click.Option(names, expose_value=False, callback=_keep, **attributes)

@@ -1,0 +1,184 @@
+"""The commands about queues: ``nqnb queues``, and the group ``nqnb queue``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+
+import click
+
+from nqnb.client import Client
+from nqnb.commands import shell_completion
+from nqnb.commands.arguments import confirm, count_tasks, queue_argument, wait_option, yes_option
+from nqnb.commands.command import Command, Group, ask, front_of, help_alone
+from nqnb.commands.command_records import CommandProgress, Emptied, Preview, Queues
+from nqnb.commands.param_types import OPEN_STATES, queue_name
+from nqnb.errors import QueueInUse
+from nqnb.protocol.bulk import unknown_queue
+from nqnb.protocol.wire import Status
+from nqnb.records import PurgeReceipt, QueueInfo
+
+_DEFAULT_WAIT_SECONDS = 30.0
+"""How long a forced delete waits for code to stop, unless --wait says otherwise."""
+
+ShowCount = Callable[[int, int], None]
+
+
+@click.command("queues", cls=Command, epilog="\b\nExample:\n  nqnb queues --json")
+@click.pass_context
+def list_queues(ctx: click.Context) -> Queues:
+    """List the queues of the server, with the number of their tasks."""
+    return ask(ctx, _all_queues)
+
+
+@click.group(cls=Group)
+@click.pass_context
+def queue(ctx: click.Context) -> str | None:
+    """Show, pause, resume, purge and delete queues."""
+    return help_alone(ctx)
+
+
+@queue.command("list", epilog="\b\nExample:\n  nqnb queue list --json")
+@click.pass_context
+def queue_list(ctx: click.Context) -> Queues:
+    """List the queues of the server, with the number of their tasks."""
+    return ask(ctx, _all_queues)
+
+
+@queue.command("stats", epilog="\b\nExamples:\n  nqnb queue stats resize\n  nqnb queue stats --name resize")
+@click.argument("name", type=queue_name, required=False, shell_complete=shell_completion.queues)
+@click.option(
+    "--name",
+    "named",
+    type=queue_name,
+    metavar="NAME",
+    shell_complete=shell_completion.queues,
+    help="Queue name, in the form that NQ's CLI uses",
+)
+@click.pass_context
+def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> QueueInfo:
+    """Show the counts of one queue: pending, processing and scheduled tasks, workers, size."""
+    chosen = name or named
+    if chosen is None or (name and named):
+        raise click.UsageError("expected exactly one queue. Give it as NAME or --name NAME")
+    return ask(ctx, lambda nq: _find(nq, chosen))
+
+
+@queue.command("pause", epilog="\b\nExample:\n  nqnb queue pause resize")
+@queue_argument
+@click.pass_context
+def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
+    """Pause a queue: workers take no tasks of it until it is resumed.
+
+    Tasks that run continue. New tasks can be submitted; they wait. The server stores the pause, so it also holds for
+    workers that start later.
+    """
+    return _change(ctx, queue, Client.pause)
+
+
+@queue.command("resume", epilog="\b\nExample:\n  nqnb queue resume resize")
+@queue_argument
+@click.pass_context
+def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
+    """Resume a paused queue: workers take its tasks again."""
+    return _change(ctx, queue, Client.resume)
+
+
+@queue.command("purge", epilog="\b\nExamples:\n  nqnb queue purge resize\n  nqnb queue purge resize --yes --json")
+@queue_argument
+@yes_option
+@click.pass_context
+def queue_purge(ctx: click.Context, queue: str, yes: bool) -> Emptied:
+    """Remove every waiting task from a queue, after a preview.
+
+    A task that has never started becomes deleted; a task that waits for a retry becomes cancelled. Tasks that run
+    continue.
+    """
+    preview = ask(ctx, lambda nq: _preview(nq, queue, [Status.PENDING]))
+    if preview.ids:
+        waiting = "1 waiting task" if len(preview.ids) == 1 else f"{len(preview.ids):,} waiting tasks"
+        confirm(ctx, preview, f"End {waiting} of queue {queue!r}?", yes=yes, otherwise="nothing was purged")
+    return Emptied(_with_progress(ctx, lambda nq, show: nq.purge_queue(queue, show)), removed=False)
+
+
+@queue.command(
+    "delete",
+    epilog="""\b
+Examples:
+  nqnb queue delete resize
+  nqnb queue delete resize --force --wait 1m
+""",
+)
+@queue_argument
+@click.option("--force", is_flag=True, help="End its tasks first, and delete it even if workers serve it")
+@wait_option("With --force: wait until the code of its tasks has stopped  [30]")
+@yes_option
+@click.pass_context
+def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
+    """Delete a queue from the server, after a preview.
+
+    Without --force the queue must be empty, and no worker may serve it. The states of its tasks are kept as long as
+    those of other tasks. A submit creates the queue again, and so does a worker that serves it.
+    """
+    if wait is not None and not force:
+        raise click.UsageError("--wait needs --force, since only --force cancels tasks. Add --force, or drop --wait")
+    preview = ask(ctx, lambda nq: _preview_of_delete(nq, queue, force=force))
+    what = f" and end its {count_tasks(len(preview.ids))}" if force and preview.ids else ""
+    confirm(ctx, preview, f"Delete queue {queue!r}{what}?", yes=yes, otherwise="nothing was deleted")
+    limit = _DEFAULT_WAIT_SECONDS if wait is None else wait
+    receipt = _with_progress(ctx, lambda nq, show: nq.delete_queue(queue, force, wait=limit, progress=show))
+    return Emptied(receipt, removed=True)
+
+
+async def _all_queues(nq: Client) -> Queues:
+    return Queues(await nq.queues())
+
+
+def _change(ctx: click.Context, name: str, change: Callable[[Client, str], Awaitable[None]]) -> QueueInfo:
+    """Change a queue, and return its counts after the change."""
+
+    async def question(nq: Client) -> QueueInfo:
+        await change(nq, name)
+        return await _find(nq, name)
+
+    return ask(ctx, question)
+
+
+async def _find(nq: Client, name: str) -> QueueInfo:
+    for info in await nq.queues():
+        if info.name == name:
+            return info
+    raise await unknown_queue(nq.backend, name)
+
+
+async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
+    await _find(nq, name)
+    return Preview.of(await nq.tasks(name, states))
+
+
+async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
+    """Return the tasks that would end with the queue; refuse here what the delete itself would refuse."""
+    info, preview = await _find(nq, name), Preview.of(await nq.tasks(name, OPEN_STATES))
+    if force or not (preview.ids or info.workers):
+        return preview
+    counts = Counter[Status]()
+    for each in preview.groups:
+        counts[each.status] += each.tasks
+    reasons = [
+        f"{count_tasks(counts[each])} {'is' if counts[each] == 1 else 'are'} {each.label}" for each in sorted(counts)
+    ]
+    if info.workers:
+        reasons.append("1 live worker serves it" if info.workers == 1 else f"{info.workers:,} live workers serve it")
+    raise QueueInUse(
+        f"queue {name!r} cannot be deleted: {', '.join(reasons)}. Wait for its tasks and stop its workers, "
+        "or add --force, which deletes and cancels its tasks",
+        name,
+        counts[Status.PENDING],
+        counts[Status.PROCESSING],
+        info.workers,
+    )
+
+
+def _with_progress(ctx: click.Context, work: Callable[[Client, ShowCount], Awaitable[PurgeReceipt]]) -> PurgeReceipt:
+    with front_of(ctx).live() as show:
+        return ask(ctx, lambda nq: work(nq, lambda done, total: show(CommandProgress(done, total, "tasks ended"))))

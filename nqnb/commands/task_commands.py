@@ -1,0 +1,442 @@
+"""The commands about tasks: ``nqnb tasks``, ``nqnb cancel``, ``nqnb prune``, and the group ``nqnb task``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import click
+from msgspec import Struct
+
+from nqnb.client import Client
+from nqnb.commands import shell_completion
+from nqnb.commands.arguments import (
+    age_option,
+    chosen_ids,
+    confirm,
+    count_tasks,
+    dry_run_option,
+    ids_argument,
+    ids_argument_or_option,
+    limit_option,
+    queue_option,
+    status_option,
+    wait_option,
+    yes_option,
+)
+from nqnb.commands.command import Command, Group, ask, front_of, help_alone
+from nqnb.commands.command_records import (
+    Cancelled,
+    CommandProgress,
+    Preview,
+    Receipts,
+    Requeued,
+    RequeuedTask,
+    Tasks,
+    TaskStatus,
+    Value,
+)
+from nqnb.commands.param_types import OPEN_STATES, open_status, queue_name, seconds, task_id
+from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
+from nqnb.protocol.bulk import each_in
+from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.wire import Status
+from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
+
+
+class Filter(Struct, frozen=True):
+    """Select tasks; ages are in seconds since the submit, and a task of unknown age matches no age."""
+
+    queue: str | None = None
+    statuses: tuple[Status, ...] = ()
+    older_than: float | None = None
+    newer_than: float | None = None
+
+    async def tasks(self, nq: Client) -> list[TaskInfo]:
+        """Return the tasks that match, longest unchanged first."""
+        found = await nq.tasks(self.queue, self.statuses or None)
+        now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
+        return [each for each in found if self._matches(each, now)]
+
+    def _matches(self, task: TaskInfo, now: datetime) -> bool:
+        if self.older_than is None and self.newer_than is None:
+            return True
+        if task.submitted_at is None:
+            return False
+        age = now - task.submitted_at
+        return (self.older_than is None or age > timedelta(seconds=self.older_than)) and (
+            self.newer_than is None or age <= timedelta(seconds=self.newer_than)
+        )
+
+
+async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
+    """Return the tasks of these ids, longest unchanged first.
+
+    Raises:
+        UnknownTask: no task has one of the ids.
+    """
+    found: list[TaskInfo] = []
+
+    async def fetch(id: str) -> None:
+        found.append(await nq.fetch(id))
+
+    await each_in(list(dict.fromkeys(ids)), fetch)
+    return sorted(found, key=lambda each: each.revision)
+
+
+@click.command(
+    "tasks",
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb tasks
+  nqnb tasks resize -s failed --since 2h
+  nqnb tasks --json --limit 1000
+""",
+)
+@click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
+@status_option(help="Only tasks in this state; repeatable")
+@age_option("--since", "Only tasks submitted within this time")
+@limit_option
+@click.pass_context
+def list_tasks(
+    ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], since: float | None, limit: int
+) -> Tasks:
+    """List tasks, the most recently changed last."""
+    return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses, newer_than=since), limit))
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb cancel mic7JrVU1b6ZQ167o6RivY
+  nqnb cancel --queue resize --dry-run
+  nqnb cancel --queue resize --status pending --older-than 1h
+  nqnb cancel -s processing --wait 10 --yes
+""",
+)
+@ids_argument(shell_completion.open_ids)
+@queue_option("Only tasks of this queue")
+@status_option(
+    open_status,
+    completion=shell_completion.open_states,
+    help="Only tasks in this state: pending or processing  [both]",
+)
+@age_option("--older-than", "Only tasks submitted before this time")
+@age_option("--newer-than", "Only tasks submitted within this time")
+@wait_option("Wait until the code of the tasks has stopped")
+@yes_option
+@dry_run_option("Show which tasks would be cancelled, and cancel none")
+@click.pass_context
+def cancel(
+    ctx: click.Context,
+    ids: tuple[str, ...],
+    queue: str | None,
+    statuses: tuple[Status, ...],
+    older_than: float | None,
+    newer_than: float | None,
+    wait: float | None,
+    yes: bool,
+    dry_run: bool,
+) -> CancelReceipt | Receipts | Preview | Cancelled:
+    """Cancel tasks, by their ids or by a filter.
+
+    With ids, the tasks are cancelled at once. With a filter, a preview is shown first and you are asked. Only the
+    tasks of the preview are cancelled: tasks that are submitted later are not.
+
+    When the command returns, the cancels are stored, and no further run of these tasks will start. Code that runs may
+    still be stopping; with --wait, exit code 0 means that it has stopped.
+    """
+    filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
+    if bool(ids) == filtered:
+        raise click.UsageError("which tasks is not clear. Give task ids, or a filter: --queue, --status or an age")
+    if ids and not dry_run:
+        return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
+    which = Filter(queue, statuses or OPEN_STATES, older_than, newer_than)
+    found = ask(ctx, (lambda nq: _fetch_open(nq, ids)) if ids else which.tasks)
+    preview = Preview.of(found)
+    if dry_run:
+        return preview
+    if not found:
+        return Cancelled([], [])
+    confirm(ctx, preview, f"Cancel {count_tasks(len(found))}?", yes=yes, otherwise="nothing was cancelled")
+    with front_of(ctx).live() as show:
+        receipts = _cancel(ctx, preview.ids, wait, show)
+    return Cancelled(list(receipts), receipts.errors)
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb prune --older-than 7d --dry-run
+  nqnb prune --older-than 12h --queue resize --yes
+""",
+)
+@age_option("--older-than", "Remove tasks that ended before this time", required=True)
+@queue_option("Only tasks of this queue")
+@yes_option
+@dry_run_option("Show what would be removed, and remove nothing")
+@click.pass_context
+def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, dry_run: bool) -> PruneReceipt:
+    """Remove the states and results of tasks that ended long ago, after a preview.
+
+    The state of a task that has not ended is never removed. Without --queue, results and cancel requests that belong
+    to no task are removed too.
+    """
+    preview = ask(ctx, lambda nq: nq.prune(older_than, queue, dry_run=True))
+    if dry_run:
+        return preview
+    if preview.entries or preview.results or preview.intents:
+        question = f"Remove what is stored of {count_tasks(preview.entries)}?"
+        confirm(ctx, preview, question, yes=yes, otherwise="nothing was removed")
+    return ask(ctx, lambda nq: nq.prune(older_than, queue))
+
+
+@click.group(cls=Group)
+@click.pass_context
+def task(ctx: click.Context) -> str | None:
+    """Show, wait for, cancel and requeue tasks by their ids."""
+    return help_alone(ctx)
+
+
+def _id_argument_or_option(function: Any) -> Any:
+    """Add the task id as an argument, and as NQ's option --id; `_chosen_id` joins the two."""
+    named: dict[str, Any] = {
+        "type": task_id,
+        "metavar": "ID",
+        "help": "Task id, in the form that NQ's CLI uses",
+    }
+    function = click.option("--id", "named", shell_complete=shell_completion.ids, **named)(function)
+    return click.argument("id", type=task_id, required=False, shell_complete=shell_completion.ids)(function)
+
+
+def _chosen_id(id: str | None, named: str | None) -> str:
+    if (id is None) == (named is None):
+        raise click.UsageError("expected exactly one task id. Give it as ID or --id ID")
+    return id or named or ""
+
+
+@task.command("status", epilog="\b\nExample:\n  nqnb task status mic7JrVU1b6ZQ167o6RivY")
+@_id_argument_or_option
+@click.pass_context
+def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskStatus:
+    """Print the state of a task, in one word."""
+    chosen = _chosen_id(id, named)
+
+    async def question(nq: Client) -> TaskStatus:
+        return TaskStatus(chosen, await nq.status(chosen))
+
+    return ask(ctx, question)
+
+
+@task.command("show", epilog="\b\nExample:\n  nqnb task show mic7JrVU1b6ZQ167o6RivY")
+@_id_argument_or_option
+@click.pass_context
+def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo:
+    """Show everything that is stored of a task."""
+    chosen = _chosen_id(id, named)
+    return ask(ctx, lambda nq: nq.fetch(chosen))
+
+
+@task.command(
+    "result",
+    epilog="""\b
+Examples:
+  nqnb task result mic7JrVU1b6ZQ167o6RivY
+  nqnb task result mic7JrVU1b6ZQ167o6RivY --timeout 2m
+""",
+)
+@_id_argument_or_option
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Longest time to wait  [no limit]")
+@click.option("--traceback", is_flag=True, help="If the task failed, print its traceback too")
+@click.pass_context
+def task_result(ctx: click.Context, id: str | None, named: str | None, timeout: float | None, traceback: bool) -> Value:
+    """Wait for a task to end, and print its result as JSON.
+
+    Exit code 1 means that there is no result: the task failed, was cancelled, or did not end in time.
+    """
+    chosen = _chosen_id(id, named)
+
+    async def question(nq: Client) -> Value:
+        front_of(ctx).waits_for(chosen)
+        try:
+            return Value(await nq.result(chosen, timeout))
+        except TaskFailed as error:
+            if traceback and error.traceback:
+                front_of(ctx).say(error.traceback.rstrip())
+            raise
+
+    return ask(ctx, question)
+
+
+@task.command(
+    "list",
+    epilog="""\b
+Examples:
+  nqnb task list
+  nqnb task list -q resize -s pending -s processing
+""",
+)
+@queue_option("Only tasks of this queue")
+@status_option(help="Only tasks in this state; repeatable")
+@limit_option
+@click.pass_context
+def task_list(ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], limit: int) -> Tasks:
+    """List tasks, the most recently changed last."""
+    return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses), limit))
+
+
+@task.command(
+    "cancel",
+    epilog="""\b
+Examples:
+  nqnb task cancel mic7JrVU1b6ZQ167o6RivY
+  nqnb task cancel A B C --wait 10
+""",
+)
+@ids_argument_or_option(shell_completion.open_ids)
+@wait_option("Wait until the code of the tasks has stopped")
+@click.pass_context
+def task_cancel(
+    ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], wait: float | None
+) -> CancelReceipt | Receipts:
+    """Cancel tasks by their ids, and show the receipts.
+
+    When the command returns, the cancels are stored, and no further run of these tasks will start. Code that runs may
+    still be stopping; with --wait, exit code 0 means that it has stopped.
+    """
+    return cancel_ids(ctx, chosen_ids(ids, named), wait)
+
+
+@task.command(
+    "requeue",
+    epilog="""\b
+Examples:
+  nqnb task requeue mic7JrVU1b6ZQ167o6RivY
+  nqnb task requeue A B C --json
+""",
+)
+@ids_argument_or_option(shell_completion.ended_ids)
+@click.pass_context
+def task_requeue(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> RequeuedTask | Requeued:
+    """Submit ended tasks again, and print the ids of the new tasks.
+
+    Each new task has the same queue, payload, retries and timeout. A task that has not ended is refused, and so is a
+    task whose payload is no longer stored.
+    """
+    chosen = chosen_ids(ids, named)
+
+    async def question(nq: Client) -> Requeued:
+        return await _requeue_all(nq, chosen)
+
+    requeued = ask(ctx, question)
+    if len(chosen) > 1:
+        return requeued
+    if requeued.errors:
+        raise requeued.errors[0]
+    return requeued[0]
+
+
+def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> CancelReceipt | Receipts:
+    """Cancel tasks by their ids; return the receipt of a single task, or raise the error of that task."""
+    receipts = _cancel(ctx, ids, wait)
+    for error in receipts.errors:
+        if isinstance(error, ConnectionFailed) and not receipts:
+            raise error
+    if len(ids) > 1:
+        return receipts
+    if receipts.errors:
+        if receipts:
+            front_of(ctx).show(receipts[0])
+        raise receipts.errors[0]
+    return receipts[0]
+
+
+def _cancel(
+    ctx: click.Context, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
+) -> Receipts:
+    """Cancel all tasks; an interrupt says which cancels are stored."""
+    outcomes: dict[str, CancelReceipt | NqnbError] = {}
+    try:
+        return ask(ctx, lambda nq: _cancel_all(nq, ids, wait, show, outcomes))
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (_interrupted(ids, outcomes),)
+        raise
+
+
+def _interrupted(ids: Sequence[str], outcomes: Mapping[str, CancelReceipt | NqnbError]) -> str:
+    stored = [each for each in outcomes.values() if isinstance(each, CancelReceipt)]
+    if not stored:
+        return "interrupted before the server confirmed any cancel. Cancel again"
+    stopping = sum(each.stopping for each in stored)
+    if len(ids) == 1:
+        return "interrupted; the cancel is stored" + (", its code was still stopping" if stopping else "")
+    rest = f", the code of {count_tasks(stopping)} was still stopping" if stopping else ""
+    missing = ". Cancel the others again" if len(outcomes) < len(ids) else ""
+    return f"interrupted; the cancels of {len(stored):,} of {count_tasks(len(ids))} are stored{rest}{missing}"
+
+
+async def _cancel_all(
+    nq: Client,
+    ids: Sequence[str],
+    wait: float | None,
+    show: Callable[[object], None],
+    outcomes: MutableMapping[str, CancelReceipt | NqnbError],
+) -> Receipts:
+    """Cancel all tasks; see `nqnb.protocol.cancel.cancel_many`.
+
+    Args:
+        nq: the client.
+        ids: the tasks.
+        wait: how many seconds to wait for code to stop; None does not wait.
+        show: receives the progress as a `CommandProgress`.
+        outcomes: receives the receipt or the error of each task as soon as it is known.
+    """
+    await cancel_many(nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)))
+    receipts = Receipts.of(outcomes[name] for name in ids)
+    if wait is not None:
+        receipts.errors += filter(None, (_not_stopped(each, wait) for each in receipts))
+    return receipts
+
+
+def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
+    """Return the error for a task whose cancel is stored, but whose code was not stopped by the cancel in time."""
+    task_id, state = receipt.task_id, receipt.status
+    if receipt.stopping:
+        return WaitTimeout(
+            f"task {task_id!r} is cancelled, but its code had not stopped after {wait:g} s. "
+            "Cancel again to wait longer; no further run will start in any case",
+            task_id,
+            state,
+        )
+    if state in (Status.COMPLETED, Status.FAILED):
+        return NotCancellable(f"task {task_id!r} {state.label} before the cancel could stop it", task_id, state)
+    return None
+
+
+async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
+    return [each for each in await fetch_all(nq, ids) if not each.status.terminal]
+
+
+async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
+    """Return the tasks that changed last."""
+    found = await which.tasks(nq)
+    return Tasks(found[-limit:], len(found))
+
+
+async def _requeue_all(nq: Client, ids: list[str]) -> Requeued:
+    """Requeue all tasks; a task that is refused does not stop the others."""
+    outcomes: dict[str, RequeuedTask | NqnbError] = {}
+
+    async def requeue(id: str) -> None:
+        try:
+            new = await nq.requeue(id)
+            outcomes[id] = RequeuedTask(new.id, new.queue, id)
+        except NqnbError as error:
+            outcomes[id] = error
+
+    await each_in(ids, requeue)
+    return Requeued.of(outcomes[each] for each in ids)

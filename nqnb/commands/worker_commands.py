@@ -1,0 +1,156 @@
+"""The commands about workers: ``nqnb workers`` lists them, ``nqnb worker`` is one."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+import click
+
+from nqnb.client import Client
+from nqnb.commands.command import Command, ask, front_of, options_of
+from nqnb.commands.command_records import Workers
+from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
+from nqnb.errors import NqnbError
+from nqnb.server.server_choice import choose
+from nqnb.settings import Settings
+from nqnb.worker.worker import Worker
+
+log = logging.getLogger("nqnb.worker")
+
+
+class UserCodeError(NqnbError):
+    """The module to serve cannot be imported; ``.traceback`` shows where it failed, without nqnb's own frames."""
+
+    def __init__(self, message: str, traceback: str) -> None:
+        super().__init__(message)
+        self.traceback = traceback
+
+
+@click.command("workers", cls=Command, epilog="\b\nExample:\n  nqnb workers")
+@click.pass_context
+def list_workers(ctx: click.Context) -> Workers:
+    """List the nqnb workers that are alive.
+
+    Go workers are not listed, since they do not register with the server.
+    """
+
+    async def question(nq: Client) -> Workers:
+        return Workers(sorted(await nq.workers(), key=lambda each: (each.host, each.pid, each.id)))
+
+    return ask(ctx, question)
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb worker mymodule:worker
+  nqnb worker app.tasks:worker --concurrency 16
+  nqnb worker app.tasks:worker --processes 4
+""",
+)
+@click.argument("target", metavar="MODULE:WORKER")
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Tasks that run at once  [as in MODULE]")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="Start N processes, each with this concurrency")
+@click.option("--member", is_flag=True, hidden=True)
+@click.pass_context
+def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:
+    """Run a worker: execute the tasks of its queues until Ctrl-C.
+
+    MODULE is imported as Python imports it from the current folder; WORKER is the name of an nqnb.Worker in it. SIGINT
+    (Ctrl-C) or SIGTERM stops the worker. Running tasks may finish within the worker's shutdown_timeout; a second
+    signal stops them at once.
+
+    One process uses about one core if its handlers are coroutines or threads. --processes starts several processes,
+    each with the worker's own concurrency. A process that crashes is replaced. Signals are forwarded to all processes,
+    and the exit code is the highest of theirs.
+    """
+    front = front_of(ctx)
+    front.start_logging()
+    options = options_of(ctx)
+    parent = ParentLink() if member else None
+    if parent is not None:
+        options = {**options, **parent.options}
+    found = _find_worker(target)
+    if processes is not None:
+        ctx.exit(front.run(_processes(found, target, concurrency, front.json, options, processes).run))
+    found.settings = worker_settings(found.settings, options)
+    if concurrency is not None:
+        found.concurrency = concurrency
+    front.run(found.serve if parent is None else lambda: parent.serve(found))
+
+
+def _processes(
+    found: Worker, target: str, concurrency: int | None, json: bool, options: dict[str, Any], count: int
+) -> WorkerProcesses:
+    if sys.platform == "win32":
+        raise click.UsageError(
+            "--processes is not available on Windows, which has no POSIX signals. Start several workers instead"
+        )
+    arguments = [
+        target,
+        *(() if concurrency is None else ("--concurrency", f"{concurrency}")),
+        *(["--json"] if json else []),
+    ]
+    return WorkerProcesses(arguments, options, count, found.shutdown_timeout)
+
+
+def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
+    """Return the worker's settings with the command's options; if neither names a server, choose as every command."""
+    names_no_server = not own.named and not any((own.user, own.token, own.creds, own.nkey, own.tls_ca, own.context))
+    if names_no_server and (choice := choose(**options)).detached:
+        log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
+        options = {**options, "url": choice.settings.url, "token": choice.settings.token}
+    return Settings.of(own, **options)
+
+
+def _find_worker(target: str) -> Worker:
+    name, _, path = target.partition(":")
+    if not name or not path or name.endswith(".py") or "/" in name:
+        example = Path(name).name.removesuffix(".py") or "mymodule"
+        raise click.UsageError(
+            f"worker {target!r} is invalid: expected MODULE:WORKER. Write, for example, "
+            f"{example}:{path or 'worker'}, in the folder of the module"
+        )
+    module = _import(name)
+    found: Any = module
+    for part in path.split("."):
+        if not hasattr(found, part):
+            there = ", ".join(f"{name}:{each}" for each, value in vars(module).items() if isinstance(value, Worker))
+            raise click.UsageError(
+                f"module {name!r} has no {path!r}. " + (f"Use {there}" if there else "Define an nqnb.Worker in it")
+            )
+        found = getattr(found, part)
+    if not isinstance(found, Worker):
+        raise click.UsageError(f"{target!r} is of type {type(found).__name__!r}. Name an nqnb.Worker")
+    return found
+
+
+def _import(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _user_error(name, error) from error
+        raise click.UsageError(
+            f"module {error.name!r} was not found from {os.getcwd()!r}. Go to its folder, or install it"
+        ) from None
+    except (Exception, SystemExit) as error:
+        raise _user_error(name, error) from error
+
+
+def _user_error(name: str, error: BaseException) -> UserCodeError:
+    inner: TracebackType | None = error.__traceback__
+    while inner is not None and inner.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("nqnb", "importlib"):
+        inner = inner.tb_next
+    text = "".join(traceback.format_exception(type(error), error, inner)).rstrip()
+    return UserCodeError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}", text)

@@ -1,0 +1,258 @@
+"""Run ``nqnb worker --processes N``: one parent process that starts, watches and replaces N worker processes.
+
+The parent and each worker process share a socket pair. The parent sends the connection options over it rather than on
+the command line, where other users could read them. The worker process reports over it that it serves. When the socket
+closes, the parent has ended, and the worker process stops. Each worker process leads a session of its own, so that a
+Ctrl-C reaches it once, through the parent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from nqnb.concurrency import first_of
+from nqnb.retry import Backoff
+from nqnb.worker.worker import State, Worker
+
+log = logging.getLogger("nqnb.worker")
+
+_RESTART_BACKOFF = Backoff(0.5, 30)
+_QUICK_CRASH_SECONDS = 5.0
+"""A process that served for less than this counts as one more quick crash."""
+_MAX_QUICK_CRASHES = 5
+"""The parent gives up after this many quick crashes in a row at one place."""
+_REPORTED_EXIT_CODES = (1, 2, 3)
+"""Exit codes of a process that has told the person why it does not serve. The others would repeat the same."""
+_EXTRA_STOP_SECONDS = 15.0
+"""A process is killed when it has not stopped this long after the worker's shutdown_timeout."""
+_POLL_SECONDS = 0.25
+_PARENT_POLL_SECONDS = 0.5
+"""How often a process checks that its parent lives: a fork of the parent may keep the socket open after it ended."""
+
+
+class WorkerProcesses:
+    """The parent process.
+
+    Args:
+        arguments: what follows ``nqnb worker`` on the command line of each process.
+        options: the fields of `nqnb.Settings` for each process.
+        count: how many processes to run.
+        shutdown_timeout: that of the worker, in seconds.
+    """
+
+    def __init__(self, arguments: Sequence[str], options: dict[str, Any], count: int, shutdown_timeout: float) -> None:
+        self._command = [sys.executable, "-m", "nqnb", "worker", *arguments, "--member"]
+        self._orders = json.dumps({"parent": os.getpid(), "options": options}).encode() + b"\n"
+        self._count = count
+        self._shutdown_timeout = shutdown_timeout
+        self._processes: set[_WorkerProcess] = set()
+        self._stop = asyncio.Event()
+        self._paused = False
+
+    async def run(self) -> int:
+        """Serve until a signal arrives, all processes have ended, or one of them keeps crashing.
+
+        Returns:
+            The highest exit code of the processes that were not replaced; 128 plus its number for a signal.
+        """
+        killer = asyncio.ensure_future(self._kill_late())
+        with self._signals():
+            try:
+                # The first process starts alone: an error that keeps it from serving is then reported once only.
+                first = self._start()
+                if not await first.serves():
+                    code = await self._exit_code(first)
+                    if code in _REPORTED_EXIT_CODES or self._stop.is_set():
+                        return code
+                return max(await asyncio.gather(self._keep(first), *(self._keep() for _ in range(self._count - 1))))
+            finally:
+                killer.cancel()
+                for process in self._processes:
+                    process.signal(signal.SIGKILL)
+
+    async def _keep(self, process: _WorkerProcess | None = None) -> int:
+        """Keep one place filled, and return the exit code of the last process there."""
+        quick_crashes = code = 0
+        while process is not None or not (self._stop.is_set() or self._paused):
+            process = process or self._start()
+            served, since = await process.serves(), time.monotonic()
+            if self._paused:
+                process.signal(signal.SIGTSTP)  # the first one may have come before the process could handle it
+            code = await self._exit_code(process)
+            if self._stop.is_set() and not served:
+                return 0  # the signal came before the process could handle it
+            if self._stop.is_set() or self._paused or code == 0:
+                break
+            quick_crashes = quick_crashes + 1 if time.monotonic() - since < _QUICK_CRASH_SECONDS else 1
+            what = f"worker process {process.pid} {_end_text(process.code)}"
+            if quick_crashes >= _MAX_QUICK_CRASHES:
+                log.error("%s, like the %d before it; stopping all worker processes", what, quick_crashes - 1)
+                self._forward(signal.SIGTERM)
+                break
+            wait = _RESTART_BACKOFF.delay(quick_crashes)
+            log.warning("%s; starting another in %.1f s", what, wait)
+            await first_of(self._stop, timeout=wait)
+            process = None
+        return code
+
+    def _start(self) -> _WorkerProcess:
+        process = _WorkerProcess(self._command, self._orders)
+        self._processes.add(process)
+        return process
+
+    async def _exit_code(self, process: _WorkerProcess) -> int:
+        code = await process.ended()
+        self._processes.discard(process)
+        return code if code >= 0 else 128 - code
+
+    def _forward(self, number: signal.Signals) -> None:
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self._stop.set()
+        elif number == signal.SIGTSTP:
+            self._paused = True
+        for process in self._processes:
+            process.signal(number)
+
+    async def _kill_late(self) -> None:
+        await self._stop.wait()
+        if math.isfinite(self._shutdown_timeout):
+            await asyncio.sleep(self._shutdown_timeout + _EXTRA_STOP_SECONDS)
+            for process in self._processes:
+                log.error("worker process %d did not stop in time; killing it", process.pid)
+                process.signal(signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        caught = []
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT):
+            with contextlib.suppress(ValueError, RuntimeError):  # not the main thread's loop
+                loop.add_signal_handler(number, self._forward, number)
+                caught.append(number)
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+
+class _WorkerProcess:
+    """One worker process, as the parent sees it."""
+
+    def __init__(self, command: Sequence[str], orders: bytes) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)  # noqa: S603  our own command
+        self.pid = self._process.pid
+        with contextlib.suppress(OSError):  # the process has ended already; `serves` reports that
+            self._socket.sendall(orders)
+        self._socket.setblocking(False)
+        self._serves = False
+
+    @property
+    def code(self) -> int:
+        """The exit code, or minus the number of the signal that ended the process."""
+        return int(self._process.returncode)
+
+    async def serves(self) -> bool:
+        """Wait until the process serves; return False if it ends first."""
+        if not self._serves:
+            report = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._socket, 1))
+            try:
+                # The end of the socket proves nothing: a fork of the process keeps it open after the process ended.
+                while self._process.poll() is None and not report.done():
+                    await asyncio.wait([report], timeout=_POLL_SECONDS)
+                await asyncio.wait([report], timeout=_POLL_SECONDS)
+            finally:
+                report.cancel()
+                await asyncio.wait([report])
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                self._serves = bool(report.result())
+        return self._serves
+
+    async def ended(self) -> int:
+        """Wait until the process ends, and return its `code`."""
+        while self._process.poll() is None:  # noqa: ASYNC110  the alternative is a waiting thread for each process
+            await asyncio.sleep(_POLL_SECONDS)
+        self._socket.close()
+        return self.code
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process; do nothing if it has ended."""
+        if number == signal.SIGINT and not self._serves:
+            number = signal.SIGTERM  # this stops a Python that is still starting without a traceback
+        self._process.send_signal(number)
+
+
+class ParentLink:
+    """A worker process's link to its parent. Create it before anything reads stdin: it takes stdin for itself."""
+
+    def __init__(self) -> None:
+        try:
+            self._socket = socket.socket(fileno=os.dup(0))
+        except OSError:
+            raise click.UsageError("--member cannot be used by itself: --processes adds it. Use --processes") from None
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        with self._socket.makefile("rb", buffering=0) as stream:
+            orders = json.loads(stream.readline())
+        self._parent: int = orders["parent"]
+        self.options: dict[str, Any] = orders["options"]
+        """Fields of `nqnb.Settings`."""
+
+    async def serve(self, worker: Worker) -> None:
+        """Serve, report to the parent once the worker serves, and stop when the parent has ended."""
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            loop.call_soon_threadsafe(worker.request_stop)
+
+        limit = worker.shutdown_timeout + _EXTRA_STOP_SECONDS
+        threading.Thread(target=self._watch_parent, args=(stop, limit), name="nqnb-parent", daemon=True).start()
+        reporting = asyncio.ensure_future(self._report(worker))
+        try:
+            await worker.serve()
+        finally:
+            reporting.cancel()
+
+    async def _report(self, worker: Worker) -> None:
+        while worker.state is State.NEW:  # noqa: ASYNC110  a worker has no event for it
+            await asyncio.sleep(0.02)
+        with contextlib.suppress(OSError):
+            self._socket.send(b"!")
+
+    def _watch_parent(self, stop: Callable[[], Any], limit: float) -> None:
+        while os.getppid() == self._parent:
+            if select.select([self._socket], [], [], _PARENT_POLL_SECONDS)[0]:
+                break
+        with contextlib.suppress(RuntimeError):  # the loop is closed already
+            stop()
+        # A handler may block the loop without end, and no parent is left to kill this process.
+        if math.isfinite(limit):
+            time.sleep(limit)
+            os._exit(1)
+
+
+def _end_text(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"ended with signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"ended with signal {-code}"
