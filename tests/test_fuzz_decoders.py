@@ -28,7 +28,7 @@ from nqnb.protocol.submit import META_RESERVE
 from nqnb.protocol.wire import CancelMessage, CancelRecord, Meta, Status, TaskMessage
 from nqnb.records import CancelReceipt, TaskInfo, WorkerInfo
 from nqnb.text import to_json
-from nqnb.widgets import cells
+from nqnb.widgets import row_content
 from nqnb.widgets.order import COLUMNS
 
 INPUTS, INPUTS_FULL = 650, 12_000
@@ -92,8 +92,8 @@ def use_task(data: bytes) -> TaskInfo | None:
         TaskMessage.of_entry(f"{task.ID}x", data)
     info = TaskInfo.of(task, 1)
     json.loads(to_json(info))
-    cells.haystack(info)
-    msgspec.json.encode([cells.row(info), cells.detail(info), [key(info, NOW) is None for key in COLUMNS.values()]])
+    row_content.haystack(info)
+    msgspec.json.encode([row_content.row(info), row_content.detail(info), [key(info, NOW) is None for key in COLUMNS.values()]])
     return info
 
 

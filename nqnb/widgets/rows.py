@@ -8,7 +8,7 @@ from typing import Any
 
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.widgets import cells
+from nqnb.widgets import row_content
 from nqnb.widgets.asked import Asked
 from nqnb.widgets.order import COLUMNS, Order
 from nqnb.widgets.throughput import Throughput
@@ -163,11 +163,11 @@ class Rows:
 
     def row(self, task_id: str) -> dict[str, Any]:
         """A row as it travels: see `cells.row`, and what was asked of the task."""
-        return {**cells.row(self._tasks[task_id]), **self.asked.of(task_id)}
+        return {**row_content.row(self._tasks[task_id]), **self.asked.of(task_id)}
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
         """An opened row: see `cells.detail`."""
-        return cells.detail(self._tasks[task_id])
+        return row_content.detail(self._tasks[task_id])
 
     def revision(self, task_id: str) -> int:
         """Which state of a task is known; 0 where none is."""
@@ -230,7 +230,7 @@ class Rows:
     def _has(self, task: TaskInfo, words: list[str]) -> bool:
         text = self._texts.get(task.id)
         if text is None:
-            text = self._texts[task.id] = cells.haystack(task)
+            text = self._texts[task.id] = row_content.haystack(task)
         return all(word in text for word in words)
 
     def _matches(self, task_id: str) -> bool:

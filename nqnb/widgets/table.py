@@ -19,11 +19,12 @@ from IPython.display import display
 from nqnb.errors import NqnbError
 from nqnb.frames import tasks_frame
 from nqnb.records import TaskBatch
-from nqnb.widgets import clicks, still
+from nqnb.widgets import jupyter_compat
+from nqnb.widgets import snapshot
 from nqnb.widgets.outputs import at_ends_of_cells, replace
 from nqnb.widgets.pacer import Pacer
 from nqnb.widgets.rows import Rows
-from nqnb.widgets.window import Window
+from nqnb.widgets.visible_page import Window
 
 _STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class TaskTable(anywidget.AnyWidget):
         size: int = 20,
         freeze: bool = True,
     ) -> None:
-        clicks.warn()
+        jupyter_compat.warn()
         self._title = title
         self._cancel = cancel
         self._on_close = on_close
@@ -94,7 +95,7 @@ class TaskTable(anywidget.AnyWidget):
         self._displayed = False
         self._pacer = Pacer(self._work, GAP)
         super().__init__()
-        clicks.unpin(self.comm)
+        jupyter_compat.unpin(self.comm)
         self.on_msg(lambda _, content, buffers: self._hear(content))
 
     @property
@@ -188,7 +189,7 @@ class TaskTable(anywidget.AnyWidget):
             "most": self._window.size,
             "start": self._window.page * self._window.size,
         }
-        return {"text/html": still.html(self._rows, **shown), "text/plain": still.text(self._rows, **shown)}
+        return {"text/html": snapshot.html(self._rows, **shown), "text/plain": snapshot.text(self._rows, **shown)}
 
     # What comes from the page arrives on the main thread or on a subshell's: it is put aside, but for a cancel, which
     # is handed on at once.

@@ -10,10 +10,10 @@ import pytest
 
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import TaskInfo
-from nqnb.widgets import cells
+from nqnb.widgets import row_content
 from nqnb.widgets.order import COLUMNS
 from nqnb.widgets.rows import Rows
-from nqnb.widgets.window import Window
+from nqnb.widgets.visible_page import Window
 
 STATES = list(Status)
 
@@ -59,7 +59,7 @@ def naive(tasks: dict[str, TaskInfo], search: str, statuses: set[Status], column
     from datetime import datetime, timezone
 
     words = search.casefold().split()
-    found = [each for each in tasks.values() if all(word in cells.haystack(each) for word in words)]
+    found = [each for each in tasks.values() if all(word in row_content.haystack(each) for word in words)]
     found = [each for each in found if not statuses or each.status in statuses]
     now = datetime.now(timezone.utc)
     keyed = [(COLUMNS[column](each, now), each.id) for each in found]
@@ -224,7 +224,7 @@ def test_a_row_of_everything() -> None:
         Payload=b'{"n": 1}',
         Meta=Meta(submitted_at=10, started_at=20, worker="w", progress=Progress(1, 4, "thumb\nnails")),
     )
-    assert cells.row(TaskInfo.of(message, 1)) == {
+    assert row_content.row(TaskInfo.of(message, 1)) == {
         "id": "a",
         "name": "a",
         "queue": "q",
@@ -246,12 +246,12 @@ def test_an_opened_row_is_cut_to_a_sane_size() -> None:
     huge = "B" * 1_000_000
     error = ErrorInfo("ValueError", huge, "C" * 1_000_000 + "\n" + "D\n" * 1_000_000)
     task = info("a", Status.FAILED, payload=b"\xff" * 1_000_000, error=error, log=["E" * 1_000_000] * 50, result=b'"r"')
-    parts = cells.detail(task)
+    parts = row_content.detail(task)
     assert [part["kind"] for part in parts] == ["error", "data", "data", "log", "facts"]
     for part in parts:
-        assert len(part["text"]) < 2 * cells.LONGEST
-        assert max(map(len, part["text"].split("\n"))) < cells.WIDEST + 100
-    assert len(msgspec.json.encode(cells.row(task))) < 2000
+        assert len(part["text"]) < 2 * row_content.LONGEST
+        assert max(map(len, part["text"].split("\n"))) < row_content.WIDEST + 100
+    assert len(msgspec.json.encode(row_content.row(task))) < 2000
 
 
 def test_an_opened_row_says_what_there_is() -> None:
@@ -265,13 +265,13 @@ def test_an_opened_row_says_what_there_is() -> None:
         log=["one", "two\u202e"],
         cancel=CancelRecord(by="me", requested_at=10, delivered_at=11, stopped_at=12, worker="w1", how="SIGTERM"),
     )
-    parts = {part["name"]: part["text"] for part in cells.detail(task)}
+    parts = {part["name"]: part["text"] for part in row_content.detail(task)}
     assert parts["error · attempt 1 of 1 · worker w1"] == trace
     assert parts["payload · 3 B"] == "[1]"
     assert parts["log · 2 lines"] == "one\ntwo\\u202e"
     assert "how: SIGTERM" in parts["cancel"]
     assert "id: a" in parts["task"]
-    plain = cells.detail(info("b", Status.FAILED, payload=b"", error=ErrorInfo("E", "why", "somewhere")))
+    plain = row_content.detail(info("b", Status.FAILED, payload=b"", error=ErrorInfo("E", "why", "somewhere")))
     assert plain[0]["text"] == "E: why\nsomewhere"
     assert plain[1]["text"] == "none"
 

@@ -11,7 +11,7 @@ import pytest
 import nqnb
 from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
 from nqnb.records import TaskInfo
-from nqnb.widgets import still
+from nqnb.widgets import snapshot
 from nqnb.widgets.rows import Rows
 
 HOSTILE = [
@@ -53,13 +53,13 @@ class Reader(HTMLParser):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_whatever_came_from_a_queue_is_text(text: str) -> None:
-    page = still.html(rows(text, "plain"), title=text)
+    page = snapshot.html(rows(text, "plain"), title=text)
     reader = Reader()
     reader.feed(page)
     assert set(reader.tags) <= ALLOWED
     assert reader.attributes <= {"style", "scope", "aria-hidden"}
     assert reader.tags.count("tr") == 3
-    assert reader.tags.count("td") == 2 * len(still.COLUMNS)
+    assert reader.tags.count("td") == 2 * len(snapshot.COLUMNS)
     assert len(page) < 12_000
     assert not re.search("[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", page)
     start = text.split("\x00")[0][:20] if "\u202e" not in text else "\\u202egnp"
@@ -68,7 +68,7 @@ def test_whatever_came_from_a_queue_is_text(text: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_plain_text_has_a_line_a_task(text: str) -> None:
-    lines = still.text(rows(text, "plain"), title=text).split("\n")
+    lines = snapshot.text(rows(text, "plain"), title=text).split("\n")
     assert len(lines) == 1 + 1 + 2 + 1
     assert max(map(len, lines)) < 400
     assert not re.search("[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", "".join(lines))
@@ -76,18 +76,18 @@ def test_plain_text_has_a_line_a_task(text: str) -> None:
 
 def test_what_it_says() -> None:
     shown = rows(*"abc", status=Status.COMPLETED)
-    text = still.text(shown, title="resize", most=2)
+    text = snapshot.text(shown, title="resize", most=2)
     assert text.startswith("resize: 3 completed\nid")
     assert "1 to 2 of 3 tasks, as of " in text
-    page = still.html(shown, title="resize")
+    page = snapshot.html(shown, title="resize")
     assert ">completed <b>3</b>" in page
     assert "3 tasks, as of " in page
 
 
 def test_nothing_to_show() -> None:
-    assert "no tasks, as of" in still.text(Rows(), title="resize")
-    assert "no tasks, as of" in still.html(Rows(), title="resize")
-    assert "<table" not in still.html(Rows())
+    assert "no tasks, as of" in snapshot.text(Rows(), title="resize")
+    assert "no tasks, as of" in snapshot.html(Rows(), title="resize")
+    assert "<table" not in snapshot.html(Rows())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_nothing_to_show() -> None:
     ],
 )
 def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert still.span(seconds) == text
+    assert snapshot.span(seconds) == text
 
 
 def luminance(color: str) -> float:
@@ -151,6 +151,6 @@ def test_text_of_the_live_table_has_the_contrast_that_wcag_aa_asks_for(theme: st
 
 
 def test_the_dots_of_the_still_table_are_seen_on_light_and_on_dark() -> None:
-    assert set(still.DOTS) == set(STATES)
-    for status, color in still.DOTS.items():
+    assert set(snapshot.DOTS) == set(STATES)
+    for status, color in snapshot.DOTS.items():
         assert min(contrast(color, "#ffffff"), contrast(color, "#111111")) >= 3, status

@@ -19,7 +19,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from nqnb.errors import ConnectionFailed
 from nqnb.protocol.wire import Meta, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
-from nqnb.widgets import clicks, outputs, table
+from nqnb.widgets import outputs, table
+from nqnb.widgets import jupyter_compat
 from nqnb.widgets.pacer import Pacer
 from nqnb.widgets.rows import Rows
 from nqnb.widgets.table import TaskTable
@@ -430,7 +431,7 @@ def test_a_comm_without_that_hook_is_left_alone(viewed: Table) -> None:
     ],
 )
 def test_kernels_that_hang_are_told_of(version: str, bad: bool) -> None:
-    assert bool(clicks.trouble(version)) == bad
+    assert bool(jupyter_compat.trouble(version)) == bad
 
 
 def test_the_warning_comes_with_the_table(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:

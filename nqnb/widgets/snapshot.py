@@ -13,7 +13,7 @@ from nqnb.frames import error_text, preview, run_time, share
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.text import line
-from nqnb.widgets.cells import attempt
+from nqnb.widgets.row_content import attempt
 from nqnb.widgets.rows import Rows
 
 MOST = 50
