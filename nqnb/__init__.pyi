@@ -35,8 +35,8 @@ from nqnb.errors import UnknownTask as UnknownTask
 from nqnb.errors import WaitTimeout as WaitTimeout
 from nqnb.notebook.extension import load_ipython_extension as load_ipython_extension
 from nqnb.notebook.extension import unload_ipython_extension as unload_ipython_extension
-from nqnb.notebook.nest import nest as nest
-from nqnb.notebook.sessions import session as session
+from nqnb.notebook.loop import nest as nest
+from nqnb.notebook.session_registry import session as session
 from nqnb.protocol.status import Status as Status
 from nqnb.protocol.wire import CancelMessage as CancelMessage
 from nqnb.protocol.wire import CancelRecord as CancelRecord

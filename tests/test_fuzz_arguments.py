@@ -21,10 +21,9 @@ from hypothesis import strategies as st
 
 import nqnb
 from nqnb import frames
-from nqnb.notebook.local import Local
+from nqnb.notebook.kernel_worker import Local
 from nqnb.notebook.session import Session
-from nqnb.notebook.task import SessionTask
-from nqnb.notebook.tasklist import TaskList
+from nqnb.notebook.tasks import SessionTask, TaskList
 from nqnb.server import detached
 from nqnb.widgets.table import TaskTable
 
@@ -45,7 +44,7 @@ NO_SURFACE = {
 """Public names that callers do not give arguments to, and why."""
 
 INSIDE = {
-    *("Session.call", "Session.soon", "Session.waiting", "Session.interrupt", "Session.leave", "Session.abandon"),
+    *("Session.call", "Session.call_within", "Session.wait_for_tasks", "Session.interrupt", "Session.abandon"),
     *("Session.say", "Session.close", "Local.close", "Local.serve"),
     *("Worker.info", "Worker.swap"),
 }

@@ -29,7 +29,7 @@ from nqnb.protocol.wire import CancelMessage, CancelRecord, Meta, Status, TaskMe
 from nqnb.records import CancelReceipt, TaskInfo, WorkerInfo
 from nqnb.text import to_json
 from nqnb.widgets import row_content
-from nqnb.widgets.order import COLUMNS
+from nqnb.widgets.rows import COLUMNS
 
 INPUTS, INPUTS_FULL = 650, 12_000
 """How many inputs each of six surfaces gets."""
@@ -93,7 +93,9 @@ def use_task(data: bytes) -> TaskInfo | None:
     info = TaskInfo.of(task, 1)
     json.loads(to_json(info))
     row_content.haystack(info)
-    msgspec.json.encode([row_content.row(info), row_content.detail(info), [key(info, NOW) is None for key in COLUMNS.values()]])
+    msgspec.json.encode(
+        [row_content.row(info), row_content.detail(info), [key(info, NOW) is None for key in COLUMNS.values()]]
+    )
     return info
 
 

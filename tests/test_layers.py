@@ -77,13 +77,6 @@ OUTSIDE = {
 """Libraries that only these rooms import, for type checkers too."""
 
 IN_A_CIRCLE: dict[str, str] = {
-    "nqnb.notebook.connected": "partial classes",
-    "nqnb.notebook.waiting": "partial classes",
-    "nqnb.notebook.picking": "partial classes",
-    "nqnb.notebook.session": "partial classes",
-    "nqnb.notebook.submitting": "partial classes",
-    "nqnb.notebook.task": "partial classes",
-    "nqnb.notebook.tasklist": "partial classes",
     "nqnb.worker.claim": "a run knows its heartbeat",
     "nqnb.worker.heartbeat": "a run knows its heartbeat",
     "nqnb.worker.run": "a run knows its heartbeat",
@@ -106,16 +99,13 @@ REPEATED_CLASSES: set[str] = {"Feed", "Seen", "Look", "Told"}
 PRIVATE_ACCESSES: dict[tuple[str, str], str] = {
     ("nqnb.jetstream.fast_client", "subscription._id"): "nats-py has no public way; a release without it is detected",
     ("nqnb.jetstream.fast_client", "subscription._stop_processing"): "nats-py has no public way",
-    ("nqnb.notebook.failures", "error._render_traceback_"): "IPython calls this hook of an exception by that name",
-    ("nqnb.notebook.prints", "stream._stream"): "",
-    ("nqnb.notebook.pump", "kernel._parent_ident"): "ipykernel has no public way",
-    ("nqnb.notebook.pump", "kernel._publish_status"): "ipykernel has no public way",
-    ("nqnb.widgets.clicks", "comm._reply_subshell_for"): "ipykernel has no public way",
-    ("nqnb.notebook.local", "known._worker"): "",
-    ("nqnb.notebook.local", "each._worker"): "",
-    ("nqnb.notebook.local", "new._worker"): "",
-    ("nqnb.notebook.loop", "LOOP._forget"): "",
-    ("nqnb.notebook.sessions", "made._when_down"): "",
+    (
+        "nqnb.notebook.magics.frontend",
+        "error._render_traceback_",
+    ): "IPython calls this hook of an exception by that name",
+    ("nqnb.notebook.comm_pump", "kernel._parent_ident"): "ipykernel has no public way",
+    ("nqnb.notebook.comm_pump", "kernel._publish_status"): "ipykernel has no public way",
+    ("nqnb.widgets.jupyter_compat", "comm._reply_subshell_for"): "ipykernel has no public way",
     ("nqnb.testing.chaos.attack", "nq.backend.presence._store"): "",
     ("nqnb.worker.executors.executor", "self._job._stop"): "",
     ("nqnb.worker.executors.process", "self._job._progress"): "",

@@ -1,4 +1,4 @@
-"""What `%load_ext nqnb` sets up in a shell of IPython, and `%unload_ext nqnb` takes away."""
+"""Sets up what `%load_ext nqnb` adds to an IPython shell, and removes it for `%unload_ext nqnb`."""
 
 from __future__ import annotations
 
@@ -8,55 +8,55 @@ from typing import Any
 from nqnb.notebook.loop import LOOP
 
 _KINDS = ("line", "cell")
-_SHOWN = {
+_RECORDS = {
     "nqnb.records": "TaskInfo PruneReceipt",
     "nqnb.commands.command_records": "Preview Emptied DetachedServer",
     "nqnb.demo.records": "DemoSummary",
 }
-"""What commands return that has no look of its own in a notebook, by module."""
+"""Records of commands that have no representation of their own in a notebook, by module."""
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Add ``%nq`` and ``%%nq``, their completion, and a look for records. Nothing is connected; twice is as once."""
-    from nqnb.notebook import complete
-    from nqnb.notebook.handling import unfold
-    from nqnb.notebook.magics import magic
+    """Add ``%nq`` and ``%%nq``, their completion, and the display of records; idempotent. Nothing is connected."""
+    from nqnb.notebook.magics import completion
+    from nqnb.notebook.magics.handler_cell import unfold
+    from nqnb.notebook.magics.nq_magic import magic
 
     unload_from(shell)
     shell.register_magic_function(magic(shell), "line_cell", "nq")
     shell.input_transformers_cleanup.append(unfold(shell))
-    complete.begin(shell)
-    for formatter, name in _looks(shell):
+    completion.begin(shell)
+    for formatter, name in _formatters(shell):
         formatter.for_type_by_name(*name, _show)
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Take all of that away, and disconnect: no session, live table, handler or thread of nqnb is left."""
+    """Remove all of that, and disconnect: no session, live table, handler or thread of nqnb is left."""
     unload_from(shell)
-    sessions = sys.modules.get("nqnb.notebook.sessions")
-    for each in sessions.opened() if sessions is not None else ():
-        each.down()
+    registry = sys.modules.get("nqnb.notebook.session_registry")
+    for session in registry.opened() if registry is not None else ():
+        session.down()
     LOOP.stop()
 
 
 def unload_from(shell: Any) -> None:
-    """Take away what was added to a shell, if it was."""
-    from nqnb.notebook import complete
-    from nqnb.notebook.handling import unfold
+    """Remove what was added to a shell; nothing happens where nothing was added."""
+    from nqnb.notebook.magics import completion
+    from nqnb.notebook.magics.handler_cell import unfold
 
     for kind in _KINDS:
         shell.magics_manager.magics[kind].pop("nq", None)
     cleanup = shell.input_transformers_cleanup
-    cleanup[:] = [each for each in cleanup if getattr(each, "__name__", "") != unfold(shell).__name__]
-    complete.end(shell)
-    for formatter, name in _looks(shell):
+    cleanup[:] = [step for step in cleanup if getattr(step, "__name__", "") != unfold(shell).__name__]
+    completion.end(shell)
+    for formatter, name in _formatters(shell):
         formatter.deferred_printers.pop(name, None)
         formatter.type_printers.pop(getattr(sys.modules.get(name[0]), name[1], None), None)
 
 
-def _looks(shell: Any) -> list[tuple[Any, tuple[str, str]]]:
+def _formatters(shell: Any) -> list[tuple[Any, tuple[str, str]]]:
     formatter = shell.display_formatter.formatters["text/plain"]
-    return [(formatter, (module, name)) for module, names in _SHOWN.items() for name in names.split()]
+    return [(formatter, (module, name)) for module, names in _RECORDS.items() for name in names.split()]
 
 
 def _show(record: Any, printer: Any, cycle: bool) -> None:

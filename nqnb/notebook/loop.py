@@ -1,7 +1,8 @@
-"""One event loop a process, in a thread of its own: what the notebook does goes on there while a cell is busy.
+"""The event loops of a notebook: nqnb's own loop in a background thread, and the kernel's loop made reentrant.
 
-The thread is a daemon, for Python joins all others before it calls what was registered with `atexit`. After a fork the
-child has no such thread: it starts with a loop of its own, and what belonged to the parent's is left alone.
+nqnb's loop keeps working while a cell is busy. Its thread is a daemon, since Python joins all other threads before it
+calls the functions of `atexit`. A forked child has no such thread: it starts a loop of its own, and leaves the objects
+of the parent's loop alone.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from nqnb.errors import BadInput, ConnectionFailed
 
 T = TypeVar("T")
 
-LOOK = 0.2
-"""Seconds between two looks at whether the waiting was interrupted."""
-_ENDING_TAKES = 0.15
-"""Seconds that an interrupted call waits for its coroutine to end."""
-_CLOSING_TAKES = 0.5
-"""Seconds that a closing loop waits for what is still on it, and whoever closes it for its thread."""
+INTERRUPT_CHECK_SECONDS = 0.2
+"""How often a wait checks for an interrupt."""
+_CANCELLED_CALL_SECONDS = 0.15
+"""How long an interrupted call waits for its coroutine to end."""
+_CLOSE_SECONDS = 0.5
+"""How long a closing loop waits for its remaining tasks."""
 
 
 class Call(Generic[T]):
-    """A coroutine on the loop thread, seen from another thread."""
+    """A coroutine that runs on the loop thread, as another thread sees it."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
@@ -39,36 +40,39 @@ class Call(Generic[T]):
         self._future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let the loop run it."""
+        """Start the coroutine on the loop."""
         self._future.set_running_or_notify_cancel()
         self._loop = loop
         loop.call_soon_threadsafe(self._begin)
 
     def wait(self, seconds: float | None = None, meanwhile: Callable[[], None] | None = None) -> bool:
-        """Wait until it has ended, or the seconds have passed; whether it has. An interrupt is seen at once.
+        """Wait until the coroutine has ended, and return whether it has. An interrupt is noticed at once.
 
         Args:
-            seconds: how long; None is as long as it takes.
-            meanwhile: called at each look.
+            seconds: the longest wait; None waits until the end.
+            meanwhile: called some 20 times a second during the wait.
+
+        Raises:
+            ConnectionFailed: the loop was closed during the wait.
         """
         if seconds is not None:
             return self._ended.wait(seconds)
-        while not self._ended.wait(LOOK if meanwhile is None else LOOK / 4):
+        while not self._ended.wait(INTERRUPT_CHECK_SECONDS / (1 if meanwhile is None else 4)):
             if self._loop is None or self._loop.is_closed():
-                raise ConnectionFailed("the session was closed meanwhile")
+                raise ConnectionFailed("the session was closed during the call")
             if meanwhile is not None:
                 meanwhile()
         return True
 
     def result(self) -> T:
-        """What it has returned; raises what it has raised. Only once it has ended."""
+        """Return the coroutine's result, or raise its error, once it has ended."""
         try:
             return self._future.result(0)
         except concurrent.futures.CancelledError:
-            raise ConnectionFailed("the session was closed meanwhile") from None
+            raise ConnectionFailed("the session was closed during the call") from None
 
     def cancel(self) -> None:
-        """Cancel it; nothing happens where it has ended."""
+        """Cancel the coroutine; nothing happens where it has ended."""
         if self._loop is None:
             self._coroutine.close()
         else:
@@ -76,14 +80,14 @@ class Call(Generic[T]):
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Await it on another loop, which wakes now and then, so that it sees an interrupt; cancels with its waiter."""
+        """Await the coroutine on another loop, which wakes regularly to notice interrupts; cancels with its waiter."""
         return self._from_another_loop().__await__()
 
     async def _from_another_loop(self) -> T:
         future = asyncio.wrap_future(self._future)
         try:
             while not future.done():
-                await asyncio.wait({future}, timeout=LOOK)
+                await asyncio.wait({future}, timeout=INTERRUPT_CHECK_SECONDS)
         except BaseException:
             future.cancel()
             self.cancel()
@@ -112,39 +116,40 @@ class Call(Generic[T]):
 
 
 _running: set[Call[Any]] = set()
-"""Calls that may be nobody's any more, as after an interrupt; a loop keeps no task from the garbage collector."""
+"""Running calls: without a reference, the garbage collector could take a call that was interrupted."""
 
 
 class Loop:
-    """The loop and its thread; they start with the first call, and again with the first after `stop`."""
+    """nqnb's loop and its thread. They start with the first call, and again with the first call after `stop`."""
 
     meanwhile: Callable[[], None] | None
-    """Called some 20 times a second while the main thread waits, where it is set; see `nqnb.notebook.pump`."""
+    """Called some 20 times a second while the main thread waits; see `nqnb.notebook.comm_pump`."""
     _lock: threading.Lock
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
 
     def __init__(self) -> None:
-        self._forget()
+        self.reset()
 
     @property
     def running(self) -> bool:
-        """Whether the thread is there."""
+        """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def here(self) -> bool:
-        """Whether this is that thread."""
+        """Whether the caller is on the loop's thread."""
         return self._thread is not None and threading.get_ident() == self._thread.ident
 
     def call(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], None] | None = None) -> T:
-        """Run a coroutine there, and wait for what it returns.
+        """Run a coroutine on the loop, and wait for its result.
 
-        An interrupt (``KeyboardInterrupt``) is raised at once; the coroutine is cancelled, and given a moment to end.
+        An interrupt (``KeyboardInterrupt``) is raised at once. The coroutine is then cancelled, and given a moment to
+        end.
 
         Args:
-            coroutine: what to run.
-            meanwhile: called here some 20 times a second until it has ended, beside `meanwhile` of the loop.
+            coroutine: the coroutine.
+            meanwhile: called some 20 times a second on this thread during the wait, like `meanwhile` of the loop.
 
         Raises:
             BadInput: this is the loop's own thread, which cannot wait for itself.
@@ -156,8 +161,8 @@ class Loop:
         if self.here:
             coroutine.close()
             raise BadInput(
-                "an async handler runs on the loop that this call would wait for: make it a plain function, "
-                "or use `session.client` there, whose calls are awaited"
+                "cannot wait inside an async handler: it runs on the loop that this call waits for. Make the handler a "
+                "plain function, or use `session.client`, whose calls are awaited."
             )
         call = Call(coroutine)
         try:
@@ -166,34 +171,34 @@ class Loop:
             call.wait(meanwhile=_both(of_all, meanwhile))
         except BaseException as interrupt:  # noqa: BLE001  it is raised again
             call.cancel()
-            call.wait(_ENDING_TAKES)
-            # Where exactly we waited tells nobody anything, and a notebook takes a while to draw it.
+            call.wait(_CANCELLED_CALL_SECONDS)
+            # The frames of the wait tell the user nothing, and a notebook draws them slowly.
             raise interrupt.with_traceback(None) from None
         return call.result()
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Call[T]:
-        """Run a coroutine there, without waiting."""
+        """Run a coroutine on the loop, without waiting."""
         call = Call(coroutine)
         call.start(self._started())
         return call
 
     def soon(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call a function there; nothing happens where the loop has stopped."""
+        """Call a function on the loop; nothing happens where the loop has stopped."""
         if self.running and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # it is just closing
+            with contextlib.suppress(RuntimeError):  # the loop is just closing
                 self._loop.call_soon_threadsafe(callback, *arguments)
 
     def stop(self) -> None:
-        """Cancel what is on the loop, close it, and end its thread, within a second or so."""
+        """Cancel the loop's tasks, close the loop, and end its thread, within about a second."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is None or thread is None:
             return
-        with contextlib.suppress(RuntimeError):  # it has ended
+        with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(loop.stop)
         if threading.get_ident() != thread.ident:
-            thread.join(_CLOSING_TAKES + 0.5)
+            thread.join(_CLOSE_SECONDS + 0.5)
 
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -203,14 +208,14 @@ class Loop:
                 self._thread.start()
             return self._loop
 
-    def _forget(self) -> None:
-        """Begin anew, as in the child of a fork, where the thread is gone."""
-        # What the parent's loop is made of is kept: closed here, it would take the parent's sockets off the selector
-        # that both processes share.
-        _left.append(self._loop)
+    def reset(self) -> None:
+        """Start without a loop, as a forked child must, where the thread is gone."""
+        # The parent's loop is kept: closing it here would remove the parent's sockets from the selector that both
+        # processes share.
+        _loops_of_parents.append(self._loop)
         self._lock = threading.Lock()
         self._loop = self._thread = None
-        self.meanwhile = None  # it is about the kernel's sockets, which stay the parent's
+        self.meanwhile = None  # it uses the kernel's sockets, which belong to the parent
 
 
 def _both(one: Callable[[], None] | None, other: Callable[[], None] | None) -> Callable[[], None] | None:
@@ -224,7 +229,7 @@ def _both(one: Callable[[], None] | None, other: Callable[[], None] | None) -> C
     return both
 
 
-_left: list[object] = []
+_loops_of_parents: list[object] = []
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -234,11 +239,11 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 if sys.platform != "win32":
 
     class _OwnLoop(asyncio.SelectorEventLoop):
-        """A loop that nest_asyncio2 leaves as it is: it replaces these in the class of the kernel's loop."""
+        """A loop that nest_asyncio2 leaves unchanged: it replaces these methods in the class of the kernel's loop."""
 
         run_forever = asyncio.BaseEventLoop.run_forever
         run_until_complete = asyncio.BaseEventLoop.run_until_complete
-        _run_once = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]  # private: what is replaced
+        _run_once = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]  # private: nest_asyncio2 replaces it
         _check_running = asyncio.BaseEventLoop._check_running  # type: ignore[attr-defined]  # as above
 
 
@@ -249,7 +254,7 @@ def _main(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
-        with contextlib.suppress(RuntimeError):  # stopped once more
+        with contextlib.suppress(RuntimeError):  # the loop was stopped again
             loop.run_until_complete(_clear())
         lookups.shutdown(wait=False)
         asyncio.set_event_loop(None)
@@ -261,12 +266,40 @@ async def _clear() -> None:
     for task in rest:
         task.cancel()
     if rest:
-        await asyncio.wait(rest, timeout=_CLOSING_TAKES)
+        await asyncio.wait(rest, timeout=_CLOSE_SECONDS)
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
+def nest() -> None:
+    """Make asyncio reentrant in this kernel with nest_asyncio2, so that cells can call ``asyncio.run(...)``.
+
+    nqnb itself does not need it: a session's calls wait by themselves, and its tasks can be awaited in a cell. Only a
+    restart of the kernel undoes it. A NATS client on the kernel's loop loses about a third of its throughput. The call
+    is idempotent.
+
+    Raises:
+        BadInput: no event loop runs here.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise BadInput(
+            "cannot make the event loop reentrant: no event loop runs here. Call asyncio.run(...) directly."
+        ) from None
+    import nest_asyncio2  # type: ignore[import-untyped]  # it has no types
+
+    nest_asyncio2.apply(loop)
+    print(_NESTED_MESSAGE)  # noqa: T201  the cell's output
+
+
+_NESTED_MESSAGE = (
+    "asyncio.run(...) now works in cells, until the kernel restarts. A NATS client on the kernel's loop loses about a "
+    "third of its throughput. nqnb's own loop is unchanged: sessions, handlers and tables do not need this."
+)
+
+
 LOOP = Loop()
-"""The one of this process."""
+"""The loop of this process."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=LOOP._forget)
+    os.register_at_fork(after_in_child=LOOP.reset)

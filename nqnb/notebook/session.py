@@ -1,23 +1,36 @@
-"""The session: the client's calls for a notebook, where they wait for their answers, and what a kernel adds to them."""
+"""The session: the calls of `nqnb.Client` for a notebook, where each call waits for its answer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from nqnb.errors import NqnbError
-from nqnb.inputs import Duration, check_optional_flag, check_past, check_seconds
-from nqnb.notebook import picking
-from nqnb.notebook.housekeeping import Housekeeping
-from nqnb.notebook.local import Place
-from nqnb.notebook.submitting import Submitting
-from nqnb.notebook.task import SessionTask
+from nqnb.client import Client, not_submitted
+from nqnb.error_text import shown
+from nqnb.errors import BadInput, ConnectionFailed, NqnbError
+from nqnb.inputs import Duration, Moment, check_choice, check_optional_flag, check_past, check_seconds
+from nqnb.notebook import session_card
+from nqnb.notebook.interruptible import Submission, after_interrupt
+from nqnb.notebook.kernel_worker import KernelIsolation, Local
+from nqnb.notebook.live_output import SubmitProgress
+from nqnb.notebook.loop import LOOP
+from nqnb.notebook.table_feed import TableFeed
+from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
 from nqnb.protocol import names
 from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.submit import Payloads, Timeout, make_message
 from nqnb.protocol.wire import Status
-from nqnb.records import CancelReceipt, TaskInfo
+from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, TaskInfo
 from nqnb.retry import Backoff
+from nqnb.settings import Settings
+from nqnb.store import StateStore
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,30 +38,236 @@ if TYPE_CHECKING:
     from nqnb.widgets.table import TaskTable
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+_CARD_SECONDS = 2.0
+"""How long a displayed session waits for what its card shows."""
+_KEPT_LOG_LINES = 200
 
 
-class Session(Submitting, Housekeeping):
+class Session:
     """A connection for a notebook, with the names of `nqnb.Client`: each call waits for its answer.
 
-    Make one with `nqnb.session`. The work is done on one background loop, so that a busy cell keeps nothing waiting;
-    each call can be interrupted. What the calls are about single tasks is here, that about whole queues in
-    `nqnb.notebook.housekeeping`, and how it is connected in `nqnb.notebook.connected`.
+    Open one with `nqnb.session`. The work runs on one background loop, so a busy cell delays nothing. Each call can be
+    interrupted.
+
+    Attributes:
+        settings: how the server is reached.
+        why: why this server was chosen, in words.
+        detached: whether it is the user's detached server.
+        local: the handlers that run in this kernel; see `Local`.
+        cancel_on_interrupt: whether tasks are cancelled when the wait for them is interrupted. False leaves them, and
+            reports which of them go on. Each call that waits can override it.
     """
 
+    def __init__(
+        self,
+        settings: Settings,
+        why: str = "the one given",
+        *,
+        detached: bool = False,
+        store: StateStore | None = None,
+        on_down: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.settings = settings
+        self.why = why
+        self.detached = detached
+        self.cancel_on_interrupt = False
+        self.local = Local(settings, store)
+        self.store = store
+        self._client: Client | None = Client(settings, store)
+        self._feed = TableFeed(self._client)
+        self._process_id = os.getpid()
+        self._abandoned_ids: list[str] = []
+        self._interrupted_ids: list[str] = []
+        self._on_down = on_down
+
+    def __repr__(self) -> str:
+        state = "closed" if not self.open else self.server_version and f"server {self.server_version}"
+        return f"<Session {', '.join(self.settings.urls)}{f', {state}' if state else ''}>"
+
+    def __reduce__(self) -> Any:
+        raise BadInput(
+            "cannot pickle a session: it cannot move to another process, and a handler with isolation='process' that "
+            "uses one would take it along. Call `nqnb.session(url)` inside the handler."
+        )
+
+    # The connection
+
+    @property
+    def open(self) -> bool:
+        """Whether the session can be used: not after `down`, and not in a fork of its process."""
+        return self._client is not None and self._process_id == os.getpid()
+
+    @property
+    def client(self) -> Client:
+        """The `nqnb.Client` behind the session, whose calls are awaited. It runs on nqnb's own loop.
+
+        Raises:
+            ConnectionFailed: the session is closed, or belongs to another process.
+        """
+        if self._process_id != os.getpid():
+            raise ConnectionFailed(
+                "cannot use this session: it was opened by the parent of this forked process. Open one here with "
+                "`nqnb.session()`."
+            )
+        if self._client is None:
+            raise ConnectionFailed("the session is closed. Open one with `nqnb.session()` or `%nq up`.")
+        return self._client
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server is connected at this moment, as far as is known."""
+        with contextlib.suppress(ConnectionFailed):
+            return self.client.backend.connected
+        return False
+
+    @property
+    def server_version(self) -> str:
+        """The version that the server reports; empty before the first connection."""
+        with contextlib.suppress(ConnectionFailed):
+            return self.client.server_version
+        return ""
+
+    @property
+    def log(self) -> list[str]:
+        """The last warnings of nqnb itself, such as lost connections. They are not printed anywhere."""
+        return list(KEPT_LOG.lines)
+
+    def connect(self) -> None:
+        """Connect; see `Client.open` for what it raises."""
+        self.call(self.client.open())
+
+    def down(self, *, wait: Duration = 0.0) -> None:
+        """Disconnect: stop the handlers of this session, end its live tables, and close its connections.
+
+        Tasks go on elsewhere. Tasks that run here are stopped and redelivered to other workers. Calling it twice is
+        fine.
+
+        Args:
+            wait: how long running tasks may take to finish: seconds, or a timedelta.
+
+        Raises:
+            BadInput: ``wait`` is invalid; the session stays open.
+        """
+        seconds = check_seconds("wait", wait)
+        if not self.open:
+            return
+        try:
+            self._feed.close_tables()
+            LOOP.call(self.close(seconds))
+        finally:
+            self._client = None
+            self._on_down()
+
+    async def close(self, wait: float = 0.0) -> None:
+        """Close everything that runs on nqnb's loop, the asynchronous part of `down`. Displayed tables stay."""
+        client, self._client = self._client, None
+        if client is None:
+            return
+        try:
+            await self.local.close(wait)
+        finally:
+            self._feed.close()
+            await client.close()
+
+    # Tasks
+
+    def submit(
+        self,
+        queue: str,
+        payload: Any = None,
+        *,
+        id: str | None = None,
+        retry: int = 0,
+        timeout: Timeout = None,
+        deadline: Moment = None,
+        process_at: Moment = None,
+    ) -> SessionTask:
+        """Put a task into a queue; see `nqnb.Client.submit`."""
+        try:
+            task = self.call(
+                self.client.submit(
+                    queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+                )
+            )
+        except KeyboardInterrupt:
+            self.say(f"interrupted: the task may or may not be in queue {shown(queue)}")
+            raise
+        return SessionTask(self, task.id, task.queue)
+
+    def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = 0,
+        timeout: Timeout = None,
+        deadline: Moment = None,
+        process_at: Moment = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> list[Any]:
+        """Put many tasks into a queue; see `nqnb.Client.submit_many`.
+
+        After an interrupt the tasks that were submitted before are in `interrupted`. The interrupt reports them, or
+        cancels them where ``cancel_on_interrupt`` is true.
+
+        Returns:
+            A `TaskList`; a plain list where it contains errors.
+        """
+        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
+        return self._submit_all(queue, payloads, errors, options)
+
+    def map(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = 0,
+        timeout: Timeout = None,
+        deadline: Moment = None,
+        process_at: Moment = None,
+        errors: Literal["raise", "return"] = "raise",
+        cancel_on_interrupt: bool | None = None,
+    ) -> list[Any]:
+        """Put many tasks into a queue, as `submit_many` does, and show the progress below the cell.
+
+        Args:
+            queue: see `nqnb.Client.submit_many`, also for the other arguments.
+            payloads: one payload a task.
+            retry: see `nqnb.Client.submit_many`.
+            timeout: see `nqnb.Client.submit_many`.
+            deadline: see `nqnb.Client.submit_many`.
+            process_at: see `nqnb.Client.submit_many`.
+            errors: see `nqnb.Client.submit_many`.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that were submitted before it. None uses the
+                session's ``cancel_on_interrupt``.
+        """
+        progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
+        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
+        made = self._submit_all(queue, payloads, errors, options, progress.show, cancel_on_interrupt)
+        progress.show(len(made), finished=True)
+        return made
+
+    @property
+    def interrupted(self) -> TaskList:
+        """The tasks of the last interrupted call: those that it waited for, or had submitted."""
+        return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
+
     def task(self, id: str) -> SessionTask:
-        """A handle of a task by its id; see `nqnb.Client.task`."""
+        """Return a handle of a task by its id; see `nqnb.Client.task`."""
         return SessionTask(self, names.check_task_id(id))
 
     def fetch(self, id: str) -> TaskInfo:
-        """Everything that is known of a task now; see `nqnb.Client.fetch`."""
+        """Return everything that is known about a task now; see `nqnb.Client.fetch`."""
         return self.call(self.client.fetch(id))
 
     def status(self, id: str) -> Status:
-        """A task's state now; see `nqnb.Client.status`."""
+        """Return a task's status now; see `nqnb.Client.status`."""
         return self.call(self.client.status(id))
 
     def updates(self, id: str) -> Iterator[TaskInfo]:
-        """What is known of a task now, and again at each change until it is terminal; see `nqnb.Client.updates`."""
+        """Yield a task as it is now, and again at each change until it is terminal; see `nqnb.Client.updates`."""
         task_id = names.check_task_id(id)
         updates = self.client.updates(task_id)
 
@@ -59,7 +278,7 @@ class Session(Submitting, Housekeeping):
             await updates.aclose()  # type: ignore[attr-defined]  # it is a generator
 
         try:
-            while (info := self.waiting(step(), lambda: [task_id])) is not None:
+            while (info := self.wait_for_tasks(step(), lambda: [task_id])) is not None:
                 yield info
         finally:
             if self.open:
@@ -74,7 +293,7 @@ class Session(Submitting, Housekeeping):
             cancel_on_interrupt: see `result`.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
-        return self.waiting(self.client.wait(task_id, timeout), lambda: [task_id], cancel)
+        return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel)
 
     def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
         """Wait until a task is terminal, and return what its handler returned; see `nqnb.Client.result`.
@@ -82,42 +301,49 @@ class Session(Submitting, Housekeeping):
         Args:
             id: the task.
             timeout: see `nqnb.Client.wait`.
-            cancel_on_interrupt: whether an interrupt cancels the task. False lets it go on, and says so; None is as
-                the session's ``cancel_on_interrupt`` says.
+            cancel_on_interrupt: whether an interrupt cancels the task. False leaves the task and reports that it goes
+                on. None uses the session's ``cancel_on_interrupt``.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
-        return self.waiting(self.client.result(task_id, timeout), lambda: [task_id], cancel)
+        return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel)
 
     def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame:
-        """Cancel tasks. It goes through all of them, whatever becomes of some.
+        """Cancel tasks. All of them are tried, also after some were refused.
 
         Args:
             what: an id, a task, a DataFrame of tasks (its index has their ids), a row of one, or several of these.
             wait: see `nqnb.Client.cancel`.
 
         Returns:
-            What became of each, under its id; where one was refused, ``error`` says why.
+            The outcome of each cancel, by task id; where a cancel was refused, the column ``error`` says why.
 
         Raises:
-            BadInput: that means no tasks, or is no time to wait; nothing was cancelled.
+            BadInput: ``what`` contains no tasks, or ``wait`` is invalid; nothing was cancelled.
         """
         from nqnb.frames import outcomes_frame
 
-        ids, seconds = picking.ids_of(what), check_seconds("wait", wait, none=True)
+        ids, seconds = ids_of(what), check_seconds("wait", wait, none=True)
         outcomes: dict[str, CancelReceipt | NqnbError] = {}
         try:
             self.call(cancel_many(self.client, ids, seconds, outcomes))
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
-                self.say(f"interrupted: {missing:,} of {len(ids):,} tasks are not cancelled; call it again for these")
+                self.say(
+                    f"interrupted: {missing:,} of {len(ids):,} tasks are not cancelled. Repeat the call to cancel them."
+                )
             else:
-                self.say("interrupted: all cancels are stored; call it again to wait on for the code to stop")
+                self.say("interrupted: all cancel requests are stored. Repeat the call to wait until the code stops.")
             raise
-        return outcomes_frame({each: outcomes[each] for each in ids})
+        return outcomes_frame({task_id: outcomes[task_id] for task_id in ids})
 
     def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt:
         """Cancel a task, and return the receipt; see `nqnb.Client.cancel`, also for what it raises."""
         return self.call(self.client.cancel(id, wait))
+
+    def requeue(self, id: str) -> SessionTask:
+        """Submit an ended task again; see `nqnb.Client.requeue`."""
+        task = self.call(self.client.requeue(id))
+        return SessionTask(self, task.id, task.queue)
 
     def tasks(
         self,
@@ -125,13 +351,13 @@ class Session(Submitting, Housekeeping):
         status: Status | str | int | Iterable[Status | str | int] | None = None,
         since: float | str | datetime | timedelta | None = None,
     ) -> pd.DataFrame:
-        """Every task that the state bucket has, longest unchanged first; see `nqnb.frames.tasks_frame` for the columns.
+        """Return every task in the states bucket, longest unchanged first; see `nqnb.frames.tasks_frame`.
 
         Args:
-            queue: only of this queue.
-            status: only in this state, or one of these; see `nqnb.Client.tasks`.
-            since: only those submitted since then: a datetime (naive = local time), or so long ago, as seconds, a
-                timedelta, or a text like ``"10m"``.
+            queue: only tasks of this queue.
+            status: only tasks in this state, or in one of these; see `nqnb.Client.tasks`.
+            since: only tasks submitted since this time: a datetime (naive = local time), or an age as seconds, a
+                timedelta, or a string such as ``"10m"``.
 
         Raises:
             UnknownQueue, BadInput: see `nqnb.Client.tasks`.
@@ -142,22 +368,17 @@ class Session(Submitting, Housekeeping):
         start = check_past("since", since, now)
         infos = self.call(self.client.tasks(queue, status))
         if start is not None:
-            infos = [each for each in infos if each.submitted_at is not None and each.submitted_at.timestamp() >= start]
+            infos = [info for info in infos if info.submitted_at is not None and info.submitted_at.timestamp() >= start]
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc))
 
-    def requeue(self, id: str) -> SessionTask:
-        """Submit an ended task once more; see `nqnb.Client.requeue`."""
-        task = self.call(self.client.requeue(id))
-        return SessionTask(self, task.id, task.queue)
-
     def watch(self, what: object = None) -> TaskTable:
-        """A live table of tasks, with a cancel button a row; its ``.df`` is the DataFrame of that moment.
+        """Return a live table of tasks, with a cancel button in each row. Its ``.df`` is a DataFrame of the moment.
 
         Args:
-            what: a queue's name; or tasks as `cancel` takes them, but for a single id; None shows all.
+            what: the name of a queue, or tasks as `cancel` takes them except for a single id; None shows all tasks.
 
         Raises:
-            BadInput: that means no tasks.
+            BadInput: ``what`` contains no tasks.
         """
         from nqnb.widgets.rows import Rows
 
@@ -167,39 +388,80 @@ class Session(Submitting, Housekeeping):
             return self._feed.open(Rows(queue=queue), queue, lambda task: task.queue == queue)
         if what is None:
             return self._feed.open(Rows(), "all queues", lambda task: True)
-        ids = picking.ids_of(what)
-        wanted = frozenset(ids)
+        ids = ids_of(what)
+        shown_ids = frozenset(ids)
         title = "1 task" if len(ids) == 1 else f"{len(ids):,} tasks"
-        return self._feed.open(Rows(ids=ids), title, lambda task: task.id in wanted)
+        return self._feed.open(Rows(ids=ids), title, lambda task: task.id in shown_ids)
+
+    # Queues and workers
+
+    def queues(self) -> pd.DataFrame:
+        """Return every queue on the server, by name; see `nqnb.records.QueueInfo` for the columns."""
+        from nqnb.frames import queues_frame
+
+        return queues_frame(self.call(self.client.queues()))
+
+    def workers(self) -> pd.DataFrame:
+        """Return every live nqnb worker; see `nqnb.records.WorkerInfo` for the columns."""
+        from nqnb.frames import workers_frame
+
+        return workers_frame(self.call(self.client.workers()))
+
+    def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
+        """Empty a queue; see `nqnb.Client.purge_queue`. ``progress`` is called on nqnb's own thread."""
+        return self.call(self.client.purge_queue(queue, progress))
+
+    def delete_queue(
+        self,
+        queue: str,
+        force: bool = False,
+        *,
+        wait: Duration = 30.0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PurgeReceipt:
+        """Remove a queue; see `nqnb.Client.delete_queue`. ``progress`` is called on nqnb's own thread."""
+        return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
+
+    def pause(self, queue: str) -> None:
+        """Stop workers from taking tasks of a queue, until `resume`; see `nqnb.Client.pause`."""
+        self.call(self.client.pause(queue))
+
+    def resume(self, queue: str) -> None:
+        """Let workers take tasks of a queue again; see `nqnb.Client.resume`."""
+        self.call(self.client.resume(queue))
+
+    def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
+        """Remove the states of tasks that ended long ago; see `nqnb.Client.prune`."""
+        return self.call(self.client.prune(older_than, queue, dry_run=dry_run))
 
     def handler(
         self,
         queue: str,
         *,
         concurrency: int | None = None,
-        isolation: Place | None = None,
+        isolation: KernelIsolation | None = None,
         backoff: Backoff | None = None,
         grace: Duration = 1.0,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
         """Make the decorated function run a queue's tasks, in this kernel.
 
-        Running the cell again swaps the function: what runs ends on the old one, whatever starts from then on runs on
-        the new one. What it prints, and its warnings, go to the log of its task. `local` shows what runs here, and
-        stops it.
+        Running the cell again swaps the function: running tasks finish with the old function, and tasks that start
+        later run with the new one. The function's prints and warnings go to the log of its task. `local` shows the
+        handlers of this kernel, and stops them.
 
         Args:
             queue: the queue.
-            concurrency: how many tasks run at once; default 2, or what it was before.
-            isolation: as of `nqnb.Worker.handler`, and ``"kernel"``: an async function then runs on the kernel's own
-                loop, for code that must touch widgets or the main thread; while a cell is busy, it waits.
+            concurrency: how many tasks run at once; default 2, or as before.
+            isolation: as in `nqnb.Worker.handler`, or ``"kernel"``: an async function then runs on the kernel's own
+                loop, for code that must touch widgets or the main thread. It waits while a cell is busy.
             backoff: see `nqnb.Worker.handler`.
             grace: see `nqnb.Worker.handler`.
             is_failure: see `nqnb.Worker.handler`.
 
         Raises:
             InvalidQueueName, InvalidHandler: as `nqnb.Worker.handler`.
-            BadInput: a number that cannot be used.
+            BadInput: an argument is invalid.
         """
         self.client  # noqa: B018  raises where the session is closed
 
@@ -216,3 +478,156 @@ class Session(Submitting, Housekeeping):
             return function
 
         return register
+
+    # Waiting and interrupts
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop thread, and wait for its result. An interrupt cancels the coroutine."""
+        return LOOP.call(coroutine)
+
+    def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Run a coroutine on the loop thread, and wait for its result for a limited time.
+
+        Raises:
+            ConnectionFailed: it took longer.
+        """
+        try:
+            return LOOP.call(asyncio.wait_for(coroutine, seconds))
+        except asyncio.TimeoutError:
+            raise ConnectionFailed(f"{', '.join(self.settings.urls)} does not answer now") from None
+
+    def wait_for_tasks(
+        self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None
+    ) -> T:
+        """Run a coroutine that waits for tasks. An interrupt reports which tasks go on, or cancels them.
+
+        Args:
+            coroutine: the wait.
+            open_ids: called after an interrupt; returns the ids of the tasks that have not ended.
+            cancel: whether to cancel these tasks; None uses `cancel_on_interrupt`.
+        """
+        try:
+            return LOOP.call(coroutine)
+        except KeyboardInterrupt:
+            self.interrupt(open_ids(), cancel)
+            raise
+
+    def interrupt(self, ids: Sequence[str], cancel: bool | None = None) -> None:
+        """Report which tasks go on after an interrupted wait, or cancel them; keep them as `interrupted`."""
+        if not self.open:
+            return
+        text, left = after_interrupt(self.client, ids, cancel=self.cancel_on_interrupt if cancel is None else cancel)
+        if text:
+            self._interrupted_ids = left
+            self.say(text)
+
+    def abandon(self, task_id: str) -> None:
+        """Note that an ``await task`` was cancelled. Tasks that are abandoned together are reported together."""
+        if not self._abandoned_ids:
+            asyncio.get_running_loop().call_soon(self._report_abandoned)
+        self._abandoned_ids.append(task_id)
+
+    def say(self, text: str) -> None:
+        """Print a message for the user on stderr."""
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def _report_abandoned(self) -> None:
+        ids, self._abandoned_ids = self._abandoned_ids, []
+        if self.open:
+            self.interrupt(ids)
+
+    def _submit_all(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        errors: str,
+        options: dict[str, Any],
+        show: Callable[[int], None] = lambda done: None,
+        cancel: bool | None = None,
+    ) -> list[Any]:
+        check_choice("errors", errors, ("raise", "return"))
+        cancel = check_optional_flag("cancel_on_interrupt", cancel)
+        queue = make_message(queue, b"", **options).Queue
+        source = Payloads(payloads)
+
+        async def submit(payload: Any) -> SessionTask:
+            task = await self.client.submit(queue, payload, **options)
+            return SessionTask(self, task.id, queue)
+
+        submission = Submission(submit)
+        try:
+            made = submission.run(source, show)
+        except BaseException as error:
+            self._interrupted_ids = submission.accepted_ids()
+            if isinstance(error, KeyboardInterrupt) and self._interrupted_ids:
+                self.interrupt(self._interrupted_ids, cancel)
+            raise
+        tasks = [outcome for outcome in made if isinstance(outcome, SessionTask)]
+        if len(tasks) == len(made):
+            return TaskList(self, tasks)
+        if errors == "return":
+            return made
+        raise not_submitted(made) from next(outcome for outcome in made if isinstance(outcome, NqnbError))
+
+    # Display
+
+    def _repr_html_(self) -> str:
+        """Return the card: server, queues, workers, and the handlers of this kernel; no secrets."""
+        return session_card.html(self._card())
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self) if cycle else session_card.text(self._card()))
+
+    def _card(self) -> session_card.Card:
+        card = session_card.Card(
+            self.settings.urls, self.why, store=self.store, local=self.local, detached=self.detached
+        )
+        if not self.open:
+            card.problem = "this session is closed"
+        elif LOOP.here:
+            card.problem = "displayed from an async handler, which cannot ask the server"
+        else:
+            try:
+                self.call_within(card.fill(self.client), _CARD_SECONDS)
+            except ConnectionFailed as error:
+                card.problem = card.problem or str(error)
+        return card
+
+
+class KeptLog(logging.Handler):
+    """Keeps nqnb's last 200 warnings while a session is open.
+
+    Without a handler, Python would print them into whichever cell is current. Handlers that the user has set up
+    receive them too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: deque[str] = deque(maxlen=_KEPT_LOG_LINES)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+
+    def begin(self) -> None:
+        """Start keeping warnings; idempotent."""
+        logging.getLogger("nqnb").addHandler(self)
+
+    def end(self) -> None:
+        """Stop keeping warnings."""
+        logging.getLogger("nqnb").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record, as `logging.Handler` asks."""
+        with contextlib.suppress(Exception):  # a record that cannot be formatted must not break the code that logs it
+            self.lines.append(self.format(record))
+
+
+KEPT_LOG = KeptLog()
+"""The kept log of this process."""
+
+
+def _count_of(payloads: object) -> int | None:
+    """Return how many payloads there are, or None where the iterable does not tell before it is read."""
+    try:
+        return len(payloads) if isinstance(payloads, Sequence) else None
+    except Exception:  # noqa: BLE001  a foreign `__len__` may fail in any way
+        return None

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
+
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import update_display
 
 
 def unpin(comm: Any) -> None:
@@ -34,3 +38,43 @@ def trouble(version: str) -> str:
             'install a better one with `pip install "ipykernel>=7.4"` and restart the kernel'
         )
     return ""
+
+
+def replace(display_id: str, bundle: dict[str, str]) -> None:
+    """Replace what was displayed under an id; from any thread, and nothing happens outside of IPython.
+
+    At the end of the cell that runs, or comes next, it is said once more.
+
+    Args:
+        display_id: the id.
+        bundle: what comes in its place, by MIME type.
+    """
+    if not InteractiveShell.initialized():
+        return
+    _say(display_id, bundle)
+
+    def again() -> bool:
+        _say(display_id, bundle)
+        return False
+
+    at_ends_of_cells(again)
+
+
+def at_ends_of_cells(do: Callable[[], bool]) -> None:
+    """Call a function at the end of each cell, the one that runs too, for as long as it gives True.
+
+    Nothing happens outside of a kernel: a terminal would print twice what is displayed anew.
+    """
+    shell = InteractiveShell.instance() if InteractiveShell.initialized() else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return
+
+    def call(*_: object) -> None:
+        if not do():
+            shell.events.unregister("post_run_cell", call)
+
+    shell.events.register("post_run_cell", call)
+
+
+def _say(display_id: str, bundle: dict[str, str]) -> None:
+    update_display(bundle, raw=True, display_id=display_id)  # type: ignore[no-untyped-call]  # IPython's

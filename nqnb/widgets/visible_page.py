@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from nqnb.protocol.wire import Status
-from nqnb.widgets.order import COLUMNS
-from nqnb.widgets.rows import Rows
+from nqnb.widgets.rows import COLUMNS, Rows
 
 SIZES = (10, 20, 50, 100)
 """How many rows a page may have."""

@@ -43,8 +43,8 @@ _NAME = 100
 _OURS = (
     "nqnb.worker.executors.coroutine",
     "nqnb.worker.executors.thread",
-    "nqnb.notebook.prints",
-    "nqnb.notebook.kernel",
+    "nqnb.notebook.print_capture",
+    "nqnb.notebook.kernel_worker",
 )
 
 

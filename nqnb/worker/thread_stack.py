@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
-_STARTERS = {("nqnb.worker.executors.coroutine", "_ended"), ("nqnb.notebook.kernel", "_inside")}
+_STARTERS = {("nqnb.worker.executors.coroutine", "_ended"), ("nqnb.notebook.kernel_worker", "_inside")}
 """The functions of ours that call handlers on a loop."""
-_WRAPPERS = ("nqnb.notebook.prints", "contextlib")
+_WRAPPERS = ("nqnb.notebook.print_capture", "contextlib")
 """Modules that may stand between those and the handler."""
 
 

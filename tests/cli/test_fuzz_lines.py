@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import nqnb
 from nqnb.cli import main
 from nqnb.commands import tree
-from nqnb.notebook.tree import tree as magics
+from nqnb.notebook.magics.nq_commands import tree as magics
 
 __all__ = ["start"]  # the fixture
 

@@ -19,7 +19,7 @@ from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
-from nqnb.notebook.prints import Router
+from nqnb.notebook.print_capture import Router
 from nqnb.notebook.session import Session
 
 posix = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")

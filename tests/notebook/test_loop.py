@@ -146,7 +146,7 @@ def test_stopping_ends_what_is_on_it_and_leaves_no_thread_and_no_descriptor(loop
     assert ended.is_set()
     assert not loop.running
     assert "nqnb-loop" not in {thread.name for thread in threading.enumerate()}
-    with pytest.raises(ConnectionFailed, match="closed meanwhile"):
+    with pytest.raises(ConnectionFailed, match="closed during the call"):
         call.result()
     if sys.platform == "linux":
         assert set(os.listdir("/proc/self/fd")) == before
@@ -156,14 +156,14 @@ def test_stopping_ends_what_is_on_it_and_leaves_no_thread_and_no_descriptor(loop
 def test_who_waits_is_let_go_when_the_loop_stops(loop: Loop) -> None:
     timer = threading.Timer(0.1, loop.stop)
     timer.start()
-    with pytest.raises(ConnectionFailed, match="closed meanwhile"):
+    with pytest.raises(ConnectionFailed, match="closed during the call"):
         loop.call(asyncio.sleep(30))
     timer.join()
 
 
 PROGRAM = """
 import asyncio, os, sys, time
-import nqnb.notebook.sessions
+import nqnb.notebook.session_registry
 from nqnb.notebook.loop import LOOP
 
 async def stubborn():

@@ -22,13 +22,13 @@ from helpers.ipython_shell import Shell, shell
 import nqnb
 from nqnb import Status, commands
 from nqnb.commands.command_records import Cancelled, DetachedServer, Emptied, Preview
-from nqnb.notebook import asking, results, sessions
+from nqnb.notebook import session_registry
 from nqnb.notebook.loop import LOOP
+from nqnb.notebook.magics import cell_results, frontend
+from nqnb.notebook.magics.nq_commands import tree
+from nqnb.notebook.magics.parse_line import words, words_to_complete
 from nqnb.notebook.session import Session
-from nqnb.notebook.task import SessionTask
-from nqnb.notebook.tasklist import TaskList
-from nqnb.notebook.tree import tree
-from nqnb.notebook.typed import words, words_to_complete
+from nqnb.notebook.tasks import SessionTask, TaskList
 from nqnb.records import PruneReceipt, TaskInfo
 from nqnb.widgets.table import TaskTable
 
@@ -136,7 +136,7 @@ class TestWhatACommandGives:
             table = cells.run(f"%nq {line} -q -o table\ntable").value
             assert isinstance(table, TaskTable)
             table.close()
-        assert "no JSON" in cells.refused("%nq watch --json")
+        assert "cannot be shown as JSON" in cells.refused("%nq watch --json")
 
     def test_json_is_dicts_and_lists(self, cells: Shell, queue: str) -> None:
         task_id = nq(cells, f"submit {queue} 1 --json")["id"]
@@ -154,9 +154,9 @@ class TestWhatACommandGives:
 
     def test_json_of_a_cancel_by_filter_has_what_was_refused(self) -> None:
         record = Cancelled([], [nqnb.UnknownTask("no such task", "nobody")])
-        made = results.as_json(record)
+        made = cell_results.as_json(record)
         assert made["errors"]
-        assert results.beside(record, made) == []
+        assert cell_results.unreported_errors(record, made) == []
 
     def test_every_command_of_the_command_line_is_there(self) -> None:
         assert set(tree.commands) == set(commands.tree.commands) | {"down", "handler", "nest"}
@@ -170,7 +170,7 @@ class TestWhatACommandGives:
 
     def test_what_makes_no_sense_in_a_cell_says_what_does(self, plain: Shell) -> None:
         assert "%%nq handler QUEUE or @nq.handler(QUEUE)" in plain.refused("%nq worker jobs:worker --processes 4")
-        assert sessions.opened() == []
+        assert session_registry.opened() == []
 
 
 class TestTheLine:
@@ -208,7 +208,7 @@ class TestTheLine:
         assert cells.ip.user_ns["frame"] is ran.value
         assert cells.run(f"kept = %nq tasks {queue}\nlen(kept)").value == 1
         for name in ("1x", "class"):
-            assert f"{name!r} is no name of a variable" in cells.refused(f"%nq tasks -o {name}")
+            assert f"{name!r} is not a valid variable name" in cells.refused(f"%nq tasks -o {name}")
 
     def test_help(self, plain: Shell) -> None:
         short = plain.run("%nq").out
@@ -234,7 +234,7 @@ class TestTheLine:
             ("%nq submit 'a b' 1", "a b"),
             ("%nq submit resize {no", "is not JSON"),
             ("%nq submit resize it's", "a quote is not closed"),
-            ("%nq submit resize -", "a line has no stdin: write %%nq submit"),
+            ("%nq submit resize -", "a line magic has no stdin. Write %%nq submit"),
             (
                 "%nq task show nobody",
                 "no task 'nobody' is known here; check the id and the server, `%nq task list` shows",
@@ -244,12 +244,12 @@ class TestTheLine:
             ("%nq up a b", "unexpected extra argument"),
             ("%nq up a -u b", "give the address once"),
             (f"%nq tasks -u {NOBODY} --timeout 1", "127.0.0.1:1"),
-            ("%%nq\nx", "%%nq alone takes no cell"),
-            ("%%nq tasks\nx", "%%nq tasks takes no cell"),
+            ("%%nq\nx", "%%nq alone does not take a cell"),
+            ("%%nq tasks\nx", "%%nq tasks does not take a cell"),
             ("%%nq submit resize 1\n2", "the cell is the payload"),
             ("%%nq submit resize\nnot json", "is not JSON"),
             ("%%nq submit resize --lines\n1\nx", "line 2, 'x', is not JSON"),
-            ("%nq handler resize", "handler takes a cell"),
+            ("%nq handler resize", "handler needs a cell"),
             ("%nq nest", "no event loop runs here"),
         ],
     )
@@ -262,7 +262,7 @@ class TestTheLine:
                 cells.ip.run_line_magic("nq", line)
 
     def test_a_bug_of_ours_shows_its_traceback(self, cells: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("nqnb.notebook.results.result", lambda *_: 1 / 0)
+        monkeypatch.setattr("nqnb.notebook.magics.cell_results.result", lambda *_: 1 / 0)
         ran = cells.attempt("%nq version")
         assert isinstance(ran.error, ZeroDivisionError)
         assert "Traceback" in ran.out
@@ -303,12 +303,12 @@ class TestWhichServer:
             said = plain.refused_after("%nq down --server")
             assert "1 task is queued or running there" in said
             assert nqnb.session().connected
-            monkeypatch.setattr(asking, "confirm", lambda *_: False)
+            monkeypatch.setattr(frontend, "confirm", lambda *_: False)
             ran = plain.run("%nq down --server --yes")
             assert isinstance(ran.value, DetachedServer)
             assert ran.value.state == "stopped"
             assert "resize  pending" in ran.out
-            assert sessions.opened() == []
+            assert session_registry.opened() == []
             assert "No detached server runs" in plain.run("%nq down --server").out
         finally:
             nqnb.server.detached.stop()
@@ -336,7 +336,7 @@ class TestConfirm:
 
     def test_nobody_is_a_refusal(self, cells: Shell, queue: str) -> None:
         task = nq(cells, f"submit {queue} 1")
-        assert "There is no terminal to ask on: add --yes" in cells.refused_after(f"%nq queue purge {queue}")
+        assert "stdin is not a terminal. Add --yes" in cells.refused_after(f"%nq queue purge {queue}")
         assert task.status() is Status.PENDING
 
 
@@ -407,7 +407,7 @@ class TestCompletion:
     )
     def test_of_commands_options_and_states(self, plain: Shell, line: str, offered: list[str]) -> None:
         assert plain.completed(line) == offered
-        assert sessions.opened() == []
+        assert session_registry.opened() == []
 
     def test_of_queues_and_ids(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1 --id {queue}-id")

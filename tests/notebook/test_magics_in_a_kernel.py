@@ -177,7 +177,7 @@ def test_what_is_replaced_between_two_cells_reaches_those_who_read_only_while_on
     cells.run(
         "from threading import Timer\n"
         "from IPython.display import display\n"
-        "from nqnb.widgets.outputs import replace\n"
+        "from nqnb.widgets.jupyter_compat import replace\n"
         "display({'text/plain': 'live'}, raw=True, display_id='x')\n"
         "Timer(0.2, replace, ('x', {'text/plain': 'frozen'})).start()"
     )

@@ -22,7 +22,7 @@ from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
 from tornado.queues import Queue
 
-from nqnb.notebook import pump
+from nqnb.notebook import comm_pump
 from nqnb.notebook.loop import LOOP, Loop
 
 TREE = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_what_widgets_sent_is_handled_and_the_rest_stays_in_its_order(kernel: Sm
     kernel.send("inspect_request", "two")
     kernel.send("execute_request", "three")
     kernel.send("comm_msg", "press again")
-    pump.Pump(kernel)()
+    comm_pump.Pump(kernel)()
     handled = [each for each in kernel.seen if each.startswith(("handled", "told"))]
     assert handled == ["handled press", "told", "handled press again"]
     assert kernel.left() == ["one", print, "two", "three"]
@@ -128,13 +128,13 @@ def test_what_widgets_sent_is_handled_and_the_rest_stays_in_its_order(kernel: Sm
 def test_each_message_is_busy_and_idle_and_then_the_cell_is_busy_again(kernel: SmallKernel) -> None:
     cell = kernel.get_parent("shell")
     kernel.send("comm_msg", "press")
-    pump.Pump(kernel)()
+    comm_pump.Pump(kernel)()
     assert kernel.seen == ["busy press", "handled press", "idle press", "busy the cell"]
     assert kernel.get_parent("shell") is cell
 
 
 def test_it_is_not_entered_again_from_what_it_has_set_off(kernel: SmallKernel) -> None:
-    made = pump.Pump(kernel)
+    made = comm_pump.Pump(kernel)
     kernel.on_message = lambda data: made()
     kernel.send("comm_msg", 1)
     kernel.send("comm_msg", 2)
@@ -146,7 +146,7 @@ def test_it_is_not_entered_again_from_what_it_has_set_off(kernel: SmallKernel) -
 def test_outside_of_a_cell_all_is_left_to_the_kernel(kernel: SmallKernel) -> None:
     kernel.set_parent([b"page"], kernel.page.msg("comm_msg"), "shell")
     kernel.send("comm_msg", "press")
-    pump.Pump(kernel)()
+    comm_pump.Pump(kernel)()
     assert kernel.seen == []
     assert len(kernel.shell_stream.sent) == 1
 
@@ -158,7 +158,7 @@ def test_an_interrupt_of_what_it_runs_leaves_the_rest_to_the_kernel(kernel: Smal
     kernel.send("comm_msg", "press")
     kernel.send("comm_msg", "press again")
     with pytest.raises(KeyboardInterrupt):
-        pump.Pump(kernel)()
+        comm_pump.Pump(kernel)()
     assert kernel.seen == ["busy press", "handled press", "idle press", "busy the cell"]
     assert kernel.get_parent("shell") is cell
     assert kernel.left() == ["later", "press again"]
@@ -176,7 +176,7 @@ def test_an_interrupt_while_it_looks_loses_no_message(kernel: SmallKernel, monke
 
     monkeypatch.setattr(kernel.shell_stream, "arrive", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pump.Pump(kernel)()
+        comm_pump.Pump(kernel)()
     assert kernel.left() == [0, 1, 2]
 
 
@@ -187,7 +187,7 @@ def test_an_error_in_a_handler_is_the_handlers(kernel: SmallKernel, caplog: pyte
     kernel.on_message = fail
     kernel.send("comm_msg", 1)
     kernel.send("comm_msg", 2)
-    pump.Pump(kernel)()
+    comm_pump.Pump(kernel)()
     assert [record.getMessage() for record in caplog.records] == ["Exception in message handler:"] * 2
     assert kernel.seen[-1] == "busy the cell"
 
@@ -195,7 +195,7 @@ def test_an_error_in_a_handler_is_the_handlers(kernel: SmallKernel, caplog: pyte
 def test_a_message_with_another_key_is_not_obeyed(kernel: SmallKernel) -> None:
     kernel.page = Session(key=b"guessed")
     kernel.send("comm_msg", "press")
-    pump.Pump(kernel)()
+    comm_pump.Pump(kernel)()
     assert kernel.seen == []
 
 
@@ -203,7 +203,7 @@ def test_a_kernel_that_is_made_otherwise_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, kernel: SmallKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     del kernel.msg_queue
-    monkeypatch.setattr(LOOP, "meanwhile", pump.Pump(kernel))
+    monkeypatch.setattr(LOOP, "meanwhile", comm_pump.Pump(kernel))
     try:
         assert LOOP.call(asyncio.sleep(0.2, "done")) == "done"
     finally:
@@ -215,11 +215,11 @@ def test_a_kernel_that_is_made_otherwise_is_left_alone(
     ("version", "needed"), [("", False), ("6.29.5", True), ("6.31.0", True), ("7.0.0", False), ("7.4.0", False)]
 )
 def test_which_kernels_need_it(version: str, needed: bool) -> None:
-    assert pump.needed(version) is needed
+    assert comm_pump.needed(version) is needed
 
 
 def test_no_wait_is_touched_where_there_is_no_kernel() -> None:
-    pump.begin()
+    comm_pump.begin()
     assert LOOP.meanwhile is None
 
 
@@ -227,15 +227,15 @@ def test_no_wait_is_touched_where_there_is_no_kernel() -> None:
 def test_a_fork_does_not_pump_its_parents_kernel() -> None:
     loop = Loop()
     loop.meanwhile = print
-    loop._forget()
+    loop.reset()
     assert loop.meanwhile is None
 
 
 WAITS = """
 import asyncio
-from nqnb.notebook import pump
+from nqnb.notebook import comm_pump
 from nqnb.notebook.loop import LOOP
-pump.begin()
+comm_pump.begin()
 presses = asyncio.Queue()
 
 def opened(comm, message):

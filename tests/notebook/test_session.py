@@ -25,11 +25,10 @@ from helpers.waiting import until
 
 import nqnb
 from nqnb import Status
-from nqnb.notebook import sessions
+from nqnb.notebook import session_registry
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
-from nqnb.notebook.task import SessionTask
-from nqnb.notebook.tasklist import TaskList
+from nqnb.notebook.tasks import SessionTask, TaskList
 from nqnb.server import detached
 
 
@@ -43,7 +42,7 @@ def session(settings: nqnb.Settings) -> Iterator[Session]:
 @pytest.fixture
 def no_session_left() -> Iterator[None]:
     yield
-    for each in sessions.opened():
+    for each in session_registry.opened():
         each.down()
 
 
@@ -53,7 +52,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_session_left: None)
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     yield
-    for each in sessions.opened():
+    for each in session_registry.opened():
         each.down()
     detached.stop()
 
@@ -76,7 +75,7 @@ class TestWhich:
         monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
         with pytest.raises(nqnb.NoServer, match="the address is that of NATS_URL"):
             nqnb.session()
-        assert not sessions.opened()
+        assert not session_registry.opened()
         assert not LOOP.running
 
     @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
@@ -602,4 +601,4 @@ def test_a_call_that_nobody_answers_can_be_interrupted(session: Session) -> None
             nqnb.session(f"nats://127.0.0.1:{silent.getsockname()[1]}")
         assert time.monotonic() - began < 3, "at once, but for a machine that is busy; its timeout is five seconds"
         timer.join()
-    assert sessions.opened() == [session]
+    assert session_registry.opened() == [session]

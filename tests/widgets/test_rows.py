@@ -11,8 +11,7 @@ import pytest
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import TaskInfo
 from nqnb.widgets import row_content
-from nqnb.widgets.order import COLUMNS
-from nqnb.widgets.rows import Rows
+from nqnb.widgets.rows import COLUMNS, Rows
 from nqnb.widgets.visible_page import Window
 
 STATES = list(Status)

@@ -19,11 +19,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from nqnb.errors import ConnectionFailed
 from nqnb.protocol.wire import Meta, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
-from nqnb.widgets import outputs, table
-from nqnb.widgets import jupyter_compat
-from nqnb.widgets.pacer import Pacer
+from nqnb.widgets import jupyter_compat, table
 from nqnb.widgets.rows import Rows
-from nqnb.widgets.table import TaskTable
+from nqnb.widgets.table import Pacer, TaskTable
 
 
 def info(task_id: str, status: Status = Status.PENDING, revision: int = 1) -> TaskInfo:
@@ -287,7 +285,7 @@ class Shell:
             table, "display", lambda data, display_id=None, **_: self.displayed.append((data, display_id))
         )
         monkeypatch.setattr(
-            outputs, "update_display", lambda data, display_id, **_: self.updated.append((data, display_id))
+            jupyter_compat, "update_display", lambda data, display_id, **_: self.updated.append((data, display_id))
         )
 
 
@@ -467,7 +465,7 @@ def test_a_pacer_does_the_work_again_after_it_failed(caplog: pytest.LogCaptureFi
 
 
 def test_an_idle_pacer_has_no_thread_and_starts_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nqnb.widgets.pacer.IDLE", 0.02)
+    monkeypatch.setattr("nqnb.widgets.table.IDLE", 0.02)
     done: list[int] = []
     pacer = Pacer(lambda: done.append(1), gap=0.01, name="nqnb idle")
     for count in (1, 2):

@@ -42,7 +42,7 @@ MOST_RESULT = 64 * 2**20
 """Bytes; no server takes more."""
 _MOST_TEXT = 2**20
 """Characters of an exception's text and traceback that travel; the entry keeps a few thousand."""
-_OURS = (__name__, "nqnb.notebook.prints")
+_OURS = (__name__, "nqnb.notebook.print_capture")
 _BETWEEN = 0.05
 """Seconds between two words of the handler that travel; the worker writes them less often still."""
 

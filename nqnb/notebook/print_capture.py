@@ -69,11 +69,11 @@ class Router:
     """Stands in for a stream: what a task prints goes to its log, all else to the stream."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self.replaced = stream
 
     def write(self, text: str) -> int:
         """As of a stream."""
-        return int((_listening() or self._stream).write(text) or 0)
+        return int((_listening() or self.replaced).write(text) or 0)
 
     def writelines(self, lines: Iterable[str]) -> None:
         """As of a stream."""
@@ -82,10 +82,10 @@ class Router:
 
     def flush(self) -> None:
         """As of a stream."""
-        (_listening() or self._stream).flush()
+        (_listening() or self.replaced).flush()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.replaced, name)
 
 
 def _listening() -> Lines | None:
@@ -129,7 +129,7 @@ class Routing:
                 for name in ("stdout", "stderr"):
                     stream = getattr(sys, name)
                     if isinstance(stream, Router):
-                        setattr(sys, name, stream._stream)
+                        setattr(sys, name, stream.replaced)
 
     def check(self) -> None:
         """Put them back where something has replaced them, as ``%%capture`` and `contextlib.redirect_stdout` do."""
@@ -178,7 +178,7 @@ def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..
     return await_ if is_coroutine else call
 
 
-class Elsewhere:
+class ProcessHandler:
     """The same for a handler that runs in a process of its own, where all that is printed is its task's.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a command's record is in a notebook: a DataFrame, a task, a value, or the record itself."""
+"""What a cell gets from a command: a DataFrame, a task, a value, or the record itself."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from nqnb.commands.command_records import (
 )
 from nqnb.errors import NqnbError
 from nqnb.notebook.session import Session
-from nqnb.notebook.task import SessionTask
-from nqnb.notebook.tasklist import TaskList
+from nqnb.notebook.tasks import SessionTask, TaskList
 from nqnb.records import CancelReceipt, QueueInfo
 from nqnb.text import plain
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def as_json(record: Any) -> Any:
-    """A record as the dicts and lists that the command line writes as JSON."""
+    """Return a record as the dicts and lists that the command line writes as JSON."""
     if isinstance(record, Session):
         record = {
             "urls": record.settings.urls,
@@ -41,13 +40,13 @@ def as_json(record: Any) -> Any:
 
 
 def result(record: Any, session: Session | None) -> Any:
-    """What a cell gets.
+    """Return what a cell gets from a record.
 
     Args:
-        record: what the command returned.
-        session: the session that it used, for the tasks that it made.
+        record: the record that the command returned.
+        session: the session of the command, for the tasks that it made.
     """
-    # pandas takes a while to load, and only frames need it.
+    # pandas loads slowly, and only DataFrames need it.
     if isinstance(record, Tasks):
         from nqnb.frames import tasks_frame
 
@@ -71,17 +70,17 @@ def result(record: Any, session: Session | None) -> Any:
     if isinstance(record, Value):
         return record.value
     if session is not None and isinstance(record, Submitted):
-        made = TaskList(session, (SessionTask(session, each, record.queue) for each in record.ids))
+        made = TaskList(session, (SessionTask(session, task_id, record.queue) for task_id in record.ids))
         return made if record.many else made[0]
     if session is not None and isinstance(record, RequeuedTask):
         return SessionTask(session, record.id, record.queue)
     if session is not None and isinstance(record, Requeued):
-        return TaskList(session, (SessionTask(session, each.id, each.queue) for each in record))
+        return TaskList(session, (SessionTask(session, task.id, task.queue) for task in record))
     return record
 
 
 def failure(record: Any) -> NqnbError | None:
-    """The error of a record that is to stop a Run All; None where what was made tells what became of each part."""
+    """Return the error of a record that must stop a Run All; None where the result reports each failure."""
     if isinstance(record, Submitted) and record.errors:
         count = len(record.ids) + len(record.errors)
         text = f"{len(record.errors):,} of {count:,} tasks were not accepted, the first because: {record.errors[0]}"
@@ -89,20 +88,20 @@ def failure(record: Any) -> NqnbError | None:
     return None
 
 
-def beside(record: Any, made: Any) -> list[NqnbError]:
-    """The errors of a record that are not in what was made of it."""
+def unreported_errors(record: Any, made: Any) -> list[NqnbError]:
+    """Return the errors of a record that its result for the cell does not contain."""
     errors = list(getattr(record, "errors", ()))
     if isinstance(made, dict) and "errors" in made:
         return []
-    if isinstance(record, (Receipts, Cancelled)) and not isinstance(made, list):  # a frame; a list is JSON's
-        return [each for each in errors if getattr(each, "task_id", None) not in made.index]
+    if isinstance(record, (Receipts, Cancelled)) and not isinstance(made, list):  # a DataFrame; a list is JSON
+        return [error for error in errors if getattr(error, "task_id", None) not in made.index]
     return errors
 
 
 def _outcomes(receipts: Iterable[CancelReceipt], errors: Iterable[NqnbError] = ()) -> pd.DataFrame:
     from nqnb.frames import outcomes_frame
 
-    found: dict[str, CancelReceipt | NqnbError] = {each.task_id: each for each in receipts}
+    found: dict[str, CancelReceipt | NqnbError] = {receipt.task_id: receipt for receipt in receipts}
     for error in errors:
         task_id = getattr(error, "task_id", None)
         if task_id is not None:

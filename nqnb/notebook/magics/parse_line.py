@@ -1,4 +1,4 @@
-"""Reads what was typed on a magic's line as a shell would, but for JSON, which arrives as it was typed."""
+"""Splits a magic's line into words as a shell does, except for JSON, which needs no quotes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _DECODER = json.JSONDecoder()
 
 
 def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
-    """The words of a line.
+    """Return the words of a line.
 
-    Quotes group and go, a backslash takes away the meaning of what follows. Nothing is expanded: no ``$``, no braces,
-    no ``*``. A JSON object or array may stand without quotes around it.
+    Quotes group words and are removed; a backslash escapes the next character. Nothing is expanded: no ``$``, no
+    braces, no ``*``. A JSON object or array can be written without quotes around it.
 
     Args:
-        line: what follows ``%nq``.
-        windows: whether a backslash is a character like others, for paths have it.
+        line: the text after ``%nq``.
+        windows: whether a backslash is an ordinary character, as in the paths of Windows.
 
     Raises:
         BadInput: a quote is not closed.
@@ -39,20 +39,20 @@ def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
 
 
 def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str]:
-    """The whole words of a line, and the one that its end is in the middle of, which may be empty."""
-    for closing in ("", "'", '"'):
+    """Return the whole words of a line, and the incomplete word at its end, which may be empty."""
+    for closing_quote in ("", "'", '"'):
         try:
-            found = words(text + closing, windows=windows)
+            found = words(text + closing_quote, windows=windows)
         except BadInput:
             continue
-        if not closing and (not text or text[-1].isspace()):
+        if not closing_quote and (not text or text[-1].isspace()):
             return found, ""
         return found[:-1], found[-1] if found else ""
     return [], ""
 
 
 def _json_end(text: str) -> int:
-    """Where the JSON object or array ends that the text begins with; 0 where there is none."""
+    """Return the length of the JSON object or array at the start of a text; 0 where there is none."""
     if text[0] not in "{[":
         return 0
     try:
@@ -63,6 +63,7 @@ def _json_end(text: str) -> int:
 
 
 def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
+    """Return the first word of a text, and the rest."""
     stream = io.StringIO(text)
     lexer = shlex.shlex(stream, posix=True)
     lexer.whitespace_split = True
@@ -72,5 +73,5 @@ def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
     try:
         word = lexer.get_token()
     except ValueError:
-        raise BadInput(f"a quote is not closed in: {text.strip()}") from None
+        raise BadInput(f"cannot parse the line: a quote is not closed in {text.strip()}") from None
     return word or "", text[stream.tell() :]

@@ -37,7 +37,7 @@ class _Seat:
     told: tuple[bool, bool] = (False, False)
 
 
-class Feed:
+class TableFeed:
     """The tables of one session, and what they show. What follows `cancel` happens on the loop thread."""
 
     def __init__(self, client: Client) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nqnb.client import Client
 from nqnb.errors import ConnectionFailed, NqnbError
-from nqnb.notebook.local import Local
+from nqnb.notebook.kernel_worker import Local
 from nqnb.protocol.names import bucket_stream
 from nqnb.records import QueueInfo, WorkerInfo
 from nqnb.server import detached as detached_server

@@ -1,0 +1,174 @@
+"""The calls about many tasks that an interrupt may cut short: submit them, and what an interrupted wait reports.
+
+Payloads are read on the cell's own thread. Tasks that were accepted before an interrupt are never lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from nqnb.client import Client, not_submitted
+from nqnb.errors import NqnbError
+from nqnb.notebook.loop import LOOP
+from nqnb.notebook.tasks import SessionTask
+from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
+from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.submit import Payloads
+from nqnb.protocol.wire import Status
+from nqnb.records import CancelReceipt
+
+_BATCH_PAYLOADS = 4 * IN_FLIGHT
+"""The most payloads of one batch."""
+_BATCH_SECONDS = 0.1
+"""How long a batch is filled; a slow iterable gives smaller batches."""
+_STATUS_SECONDS = 0.15
+"""How long an interrupted wait may take to see which tasks go on."""
+_CANCEL_SECONDS = 0.25
+"""How long an interrupted wait waits for its cancels; the others go on in the background."""
+_NAMED_IDS = 3
+"""The most ids that a message names."""
+
+
+class Submission:
+    """Many payloads on their way into a queue.
+
+    Args:
+        submit: submits one payload.
+    """
+
+    def __init__(self, submit: Callable[[Any], Awaitable[SessionTask]]) -> None:
+        self._submit = submit
+        self._outcomes: dict[int, SessionTask | NqnbError] = {}
+
+    def run(self, payloads: Payloads, show: Callable[[int], None]) -> list[Any]:
+        """Submit all payloads, and wait until each is accepted or refused.
+
+        Args:
+            payloads: the payloads.
+            show: called now and then with the number of payloads that are done.
+
+        Returns:
+            The task of each payload, or the error of one that was refused, in the order of the payloads.
+
+        Raises:
+            NotSubmitted: the iterable raised an error.
+        """
+        for batch in _batches(payloads):
+            LOOP.call(outcomes_of(batch, self._submit_one, IN_FLIGHT))
+            show(len(self._outcomes))
+        made: list[Any] = [self._outcomes[position] for position in range(len(self._outcomes))]
+        if payloads.error is not None:
+            raise not_submitted([*made, payloads.refused(len(made))]) from payloads.error
+        return made
+
+    def accepted_ids(self) -> list[str]:
+        """Return the ids of the tasks that were accepted so far, in the order of the payloads."""
+        in_order = (self._outcomes[position] for position in sorted(self._outcomes))
+        return [outcome.id for outcome in in_order if isinstance(outcome, SessionTask)]
+
+    async def _submit_one(self, numbered: tuple[int, Any]) -> None:
+        position, payload = numbered
+        try:
+            self._outcomes[position] = await self._submit(payload)
+        except NqnbError as error:
+            self._outcomes[position] = error
+
+
+def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:
+    """See which tasks go on after an interrupted wait, or cancel them.
+
+    Args:
+        client: the client to ask.
+        ids: the tasks of the wait that had not ended.
+        cancel: whether to cancel them.
+
+    Returns:
+        The message for the user, and the ids that it is about; both are empty where nothing goes on.
+    """
+    return (_cancel(client, ids), list(ids)) if cancel else _look(client, ids)
+
+
+def _look(client: Client, ids: Sequence[str]) -> tuple[str, list[str]]:
+    states: dict[str, Status | NqnbError] = {}
+
+    async def look() -> None:
+        async def look_at(task_id: str) -> None:
+            try:
+                states[task_id] = await client.status(task_id)
+            except NqnbError as error:
+                states[task_id] = error
+
+        await asyncio.wait_for(outcomes_of(ids, look_at, AT_ONCE), _STATUS_SECONDS)
+
+    with contextlib.suppress(asyncio.TimeoutError, NqnbError):
+        LOOP.call(look())
+    left = [task_id for task_id in ids if _goes_on(states.get(task_id))]
+    if not left:
+        return "", []
+    waiting = sum(states.get(task_id) is Status.PENDING for task_id in left)
+    unseen = len(ids) - len(states)
+    running = len(left) - waiting
+    parts = []
+    if running:
+        parts.append(f"{'up to ' if unseen else ''}{_tasks(running)} still run{'s' if running == 1 else ''}")
+    if waiting:
+        count = f"{waiting:,}" if parts else _tasks(waiting)
+        parts.append(f"{count} still wait{'s' if waiting == 1 else ''} to run")
+    stops = "stops it" if len(left) == 1 else "stops them"
+    if len(left) <= _NAMED_IDS:
+        return f"{', '.join(parts)}; `%nq cancel {' '.join(left)}` {stops}", left
+    named = ", ".join(left[:_NAMED_IDS])
+    return f"{', '.join(parts)} ({named} …); `nqnb.session().interrupted.cancel()` {stops}", left
+
+
+def _goes_on(state: Status | NqnbError | None) -> bool:
+    return state is None or (isinstance(state, Status) and not state.terminal)
+
+
+def _cancel(client: Client, ids: Sequence[str]) -> str:
+    outcomes: dict[str, CancelReceipt | NqnbError] = {}
+    call = LOOP.begin(cancel_many(client, ids, None, outcomes))
+    if not call.wait(_CANCEL_SECONDS):
+        return f"interrupted: {_tasks(len(ids))} {_are(len(ids))} being cancelled, which goes on in the background"
+    receipts = [outcome for outcome in outcomes.values() if isinstance(outcome, CancelReceipt)]
+    refused = [outcome for outcome in outcomes.values() if isinstance(outcome, NqnbError)]
+    stopping = sum(receipt.stopping for receipt in receipts)
+    cancelled = sum(receipt.status in (Status.CANCELLED, Status.DELETED) for receipt in receipts)
+    parts = []
+    if cancelled:
+        parts.append(f"{_tasks(cancelled)} {_are(cancelled)} cancelled")
+    if stopping:
+        parts.append(f"{_tasks(stopping)} {_are(stopping)} told to stop")
+    if ended := len(receipts) - stopping - cancelled:
+        parts.append(f"{_tasks(ended)} had already ended")
+    if refused:
+        parts.append(f"{_tasks(len(refused))} {_are(len(refused))} not cancelled, the first because: {refused[0]}")
+    return f"interrupted: {', '.join(parts)}"
+
+
+def _tasks(count: int) -> str:
+    return "1 task" if count == 1 else f"{count:,} tasks"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _batches(payloads: Iterable[Any]) -> Iterator[list[tuple[int, Any]]]:
+    """Yield the payloads with their positions, in batches of what the iterable gives within a moment."""
+    numbered = enumerate(payloads)
+    while True:
+        batch: list[tuple[int, Any]] = []
+        full_at = time.monotonic() + _BATCH_SECONDS
+        for entry in itertools.islice(numbered, _BATCH_PAYLOADS):
+            batch.append(entry)
+            if time.monotonic() > full_at:
+                break
+        if not batch:
+            return
+        yield batch

@@ -1,0 +1,374 @@
+"""The handlers of this kernel: one `nqnb.Worker` for each queue, whose handler is swapped when its cell runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import html
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar, get_args
+
+from nqnb.concurrency import log_aside, spawn
+from nqnb.error_text import shown
+from nqnb.errors import BadInput, InvalidHandler
+from nqnb.inputs import Duration, check_seconds
+from nqnb.notebook.loop import LOOP
+from nqnb.notebook.print_capture import ROUTING, ProcessHandler, printing
+from nqnb.protocol import names
+from nqnb.records import WorkerInfo
+from nqnb.settings import Settings
+from nqnb.store import StateStore
+from nqnb.worker.handlers import Handler, make_handler
+from nqnb.worker.job import Job
+from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
+from nqnb.worker.worker import State, Worker
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+log = logging.getLogger("nqnb.worker")
+
+KernelIsolation = Literal["thread", "coroutine", "process", "kernel"]
+"""Where a handler of a notebook runs: the isolations of `nqnb.Worker`, or the kernel's own loop."""
+DEFAULT_CONCURRENCY = 2
+"""How many tasks of one queue run at once in a kernel."""
+_BLOCKED_CHECK_SECONDS = 1.0
+"""How often nqnb checks whether a handler blocks the kernel's loop."""
+_BLOCKED_SECONDS = 3.0
+"""How long the kernel's loop must not answer before the handler counts as blocking."""
+
+
+class Local:
+    """The handlers of this kernel, by queue: ``nq.local``.
+
+    It shows the handlers, and stops them: ``nq.local.stop("resize")``.
+    """
+
+    def __init__(self, settings: Settings, store: StateStore | None) -> None:
+        self._settings = settings
+        self._store = store
+        self._workers: dict[str, LocalWorker] = {}
+        self._lock = threading.Lock()
+        """Allows one change at a time."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._workers))
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def __getitem__(self, queue: str) -> LocalWorker:
+        return self._workers[queue]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, list(self._workers.values()))) or "no handler runs in this kernel"
+
+    def _repr_html_(self) -> str:
+        """Return a table of the handlers."""
+        if not self._workers:
+            return f"<p>{html.escape(repr(self))}; define one with <code>@nq.handler(queue)</code></p>"
+        heads = ("queue", "handler", "runs in", "at once", "running now")
+        rows = [
+            (local.queue, local.name, local.place, str(local.concurrency), ", ".join(local.running) or "none")
+            for local in list(self._workers.values())
+        ]
+        lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        return (
+            f"<table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>"
+            f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
+        )
+
+    def stop(self, queue: str | None = None, *, wait: Duration = 10.0) -> None:
+        """Stop the handlers of this kernel.
+
+        Args:
+            queue: only the handler of this queue; default all.
+            wait: how long running tasks may take to finish, as seconds or a timedelta. Then they are stopped, and
+                redelivered to other workers.
+
+        Raises:
+            BadInput: this kernel has no handler of that queue, or ``wait`` is invalid; nothing was stopped.
+        """
+        seconds = check_seconds("wait", wait)
+        if queue is not None and (not isinstance(queue, str) or queue not in list(self._workers)):
+            served = ", ".join(self._workers) or "none"
+            raise BadInput(
+                f"cannot stop the handler of queue {shown(queue)}: no handler of that queue runs in this kernel. "
+                f"Queues with a handler here: {served}."
+            )
+        with self._lock:
+            if self._workers:
+                LOOP.call(self.close(seconds, None if queue is None else [queue]))
+
+    def serve(
+        self, queue: str, function: F, *, concurrency: int | None = None, isolation: str | None = None, **options: Any
+    ) -> F:
+        """Make a function run a queue's tasks from now on; see `Session.handler`."""
+        queue = names.check_queue(queue)
+        with self._lock:
+            known = self._workers.get(queue)
+            if concurrency is None:
+                concurrency = DEFAULT_CONCURRENCY if known is None else known.concurrency
+            worker = Worker(self._settings, concurrency=concurrency, store=self._store)
+            handler, place = _prepare(queue, function, isolation, options)
+            if known is not None:
+                LOOP.call(known.swap(handler, worker.concurrency))
+                known.function, known.place = function, place
+            else:
+                worker.handlers[queue] = handler
+                LOOP.call(self._start(LocalWorker(worker, handler, function, place)))
+        return function
+
+    async def close(self, wait: float, queues: list[str] | None = None) -> None:
+        """Stop the workers of some queues, or all; running tasks have ``wait`` seconds to finish."""
+        leaving = [self._workers.pop(queue) for queue in queues or list(self._workers) if queue in self._workers]
+        outcomes = await asyncio.gather(*(local.stop(wait) for local in leaving), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _start(self, new: LocalWorker) -> None:
+        await new.start()
+        self._workers[new.queue] = new
+        spawn(self._remove_when_ended(new))
+
+    async def _remove_when_ended(self, local: LocalWorker) -> None:
+        """Stop a worker that has ended by itself, so that it does not seem to run."""
+        await local.ended()
+        if self._workers.get(local.queue) is local:
+            await self.close(0.0, [local.queue])
+
+
+class LocalWorker:
+    """The worker of one queue in this kernel.
+
+    Attributes:
+        queue: the queue.
+        function: the handler, as it was last defined.
+        place: where it runs.
+        swaps: how often the handler was replaced.
+    """
+
+    def __init__(self, worker: Worker, handler: Handler, function: Callable[..., Any], place: KernelIsolation) -> None:
+        self.queue = handler.queue
+        self.function = function
+        self.place = place
+        self.swaps = 0
+        self._worker = worker
+
+    def __repr__(self) -> str:
+        running = self.running
+        return (
+            f"{self.queue}: {self.name} ({self.place}, {self.concurrency} at once), "
+            + (f"runs {', '.join(running)}" if running else "idle")
+            + ("" if self._worker.state is State.RUNNING else f", {self._worker.state.value}")
+        )
+
+    @property
+    def name(self) -> str:
+        """The handler's name."""
+        return str(getattr(self.function, "__qualname__", repr(self.function)))
+
+    @property
+    def concurrency(self) -> int:
+        """How many tasks the worker runs at once."""
+        return self._worker.concurrency
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the running tasks."""
+        return self._worker.running
+
+    @property
+    def info(self) -> WorkerInfo:
+        """The worker, as `Session.workers` shows it."""
+        return self._worker.info(self.running, 0.0)
+
+    async def start(self) -> None:
+        """Start the worker, and route the prints of its tasks."""
+        ROUTING.begin()
+        try:
+            await self._worker.start()
+        except BaseException:
+            ROUTING.end()
+            raise
+
+    async def stop(self, wait: float) -> None:
+        """Stop the worker; running tasks have ``wait`` seconds to finish."""
+        try:
+            await self._worker.stop(wait)
+        finally:
+            ROUTING.end()
+
+    async def ended(self) -> None:
+        """Wait until the worker has ended."""
+        await self._worker.ended()
+
+    async def swap(self, handler: Handler, concurrency: int) -> None:
+        """Replace the handler; running tasks finish with the old one."""
+        self._worker.swap(handler, concurrency)
+        self.swaps += 1
+
+
+def _prepare(
+    queue: str, function: Callable[..., Any], isolation: str | None, options: dict[str, Any]
+) -> tuple[Handler, KernelIsolation]:
+    """Return the handler for a worker of this kernel, and where it runs."""
+    kernel = KernelLoop() if isinstance(isolation, str) and isolation == "kernel" else None
+    try:
+        handler = make_handler(
+            queue,
+            function,
+            isolation=None if kernel else isolation,  # type: ignore[arg-type]  # it checks the value
+            **options,
+        )
+    except InvalidHandler as error:
+        if isolation is None or (isinstance(isolation, str) and isolation in get_args(KernelIsolation)):
+            raise
+        raise InvalidHandler(f"{error}, or 'kernel' for a coroutine on the kernel's own loop") from None
+    except TypeError as error:
+        raise BadInput(
+            f"{error}: the options of a handler are concurrency, isolation, backoff, grace, is_failure"
+        ) from None
+    if kernel is not None and not handler.is_coroutine:
+        raise InvalidHandler(
+            f"isolation='kernel' needs an async function, got {handler.name}. Write `async def {handler.name}(job, …)`."
+        )
+    if handler.isolation == "process":
+        run: Callable[..., Any] = ProcessHandler(function, is_coroutine=handler.is_coroutine)
+    else:
+        # Prints are captured where the function runs.
+        run = printing(function, is_coroutine=handler.is_coroutine)
+        run = kernel.running(run) if kernel is not None else run
+    return dataclasses.replace(handler, function=run), "kernel" if kernel is not None else handler.isolation
+
+
+class KernelLoop:
+    """The loop that the current cell runs on, with the cell's context, which says where its output goes.
+
+    Coroutine handlers run on it that must touch widgets or the main thread.
+
+    Raises:
+        InvalidHandler: no loop runs here.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self.loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise InvalidHandler(
+                "isolation='kernel' needs the event loop of a kernel, and no loop runs here. In a plain Python or "
+                "IPython shell leave isolation out."
+            ) from None
+        self.thread = threading.get_ident()
+        self.context = contextvars.copy_context()
+
+    def running(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a handler for nqnb's loop that runs the function on this loop, and ends when the function ends."""
+
+        @functools.wraps(function)
+        async def handle(job: Job, *arguments: Any) -> Any:
+            return await _KernelRun(self, job, functools.partial(function, job, *arguments)).run()
+
+        return handle
+
+
+class _KernelRun:
+    """One run on the kernel's loop. A busy kernel delays it; a run that is cancelled before it began never begins."""
+
+    def __init__(self, kernel: KernelLoop, job: Job, call: Callable[[], Any]) -> None:
+        self._kernel = kernel
+        self._job = job
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[asyncio.Task[Any]] = self._loop.create_future()
+        self._task: asyncio.Task[Any] | None = None
+        self._lock = threading.Lock()
+        self._begun = self._dropped = False
+        self._asked_at = 0.0
+        """When the kernel's loop was asked to answer, on the monotonic clock; 0 once it has answered."""
+        self._warned_at = 0.0
+
+    async def run(self) -> Any:
+        self._send(self._begin)
+        while not self._ended.done():
+            try:
+                self._warn_if_blocked()
+                await asyncio.wait({self._ended}, timeout=_BLOCKED_CHECK_SECONDS)
+            except asyncio.CancelledError:
+                with self._lock:
+                    self._dropped = True
+                    if not self._begun:
+                        raise
+                self._send(self._cancel)
+        task = self._ended.result()
+        if task.cancelled():
+            raise asyncio.CancelledError
+        return task.result()
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._dropped:
+                return
+            self._begun = True
+        # Each run gets a context of its own: its variables must not reach other tasks or cells.
+        self._task = self._kernel.context.copy().run(self._kernel.loop.create_task, self._inside())
+        self._task.add_done_callback(self._tell)
+
+    async def _inside(self) -> Any:
+        value = self._call()
+        return await value if inspect.isawaitable(value) else value
+
+    def _warn_if_blocked(self) -> None:
+        """Warn if this handler blocks the kernel's loop. A busy cell may block it as long as it likes."""
+        now = time.monotonic()
+        if not self._begun or self._ended.done():
+            return
+        if not self._asked_at:
+            self._asked_at, self._warned_at = now, 0.0
+            self._send(self._answer)
+        if now - self._asked_at < _BLOCKED_SECONDS or now - self._warned_at < REPEAT_SECONDS:
+            return
+        place = Place.of(self._kernel.thread)
+        if place is not None and place.in_handler and asyncio.current_task(self._kernel.loop) is self._task:
+            self._warned_at = now
+            log_aside(
+                log,
+                logging.WARNING,
+                "task %s of queue %s: its handler has blocked the kernel for %.1f s at %s. Its lease is kept; cells, "
+                "cancels and timeouts wait. Make it a plain function without isolation='kernel', or call the blocking "
+                "code with `await asyncio.to_thread(...)`.",
+                self._job.id,
+                self._job.queue,
+                now - self._asked_at,
+                place.text,
+            )
+
+    def _answer(self) -> None:
+        self._asked_at = 0.0
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _tell(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            task.exception()  # marks the exception as retrieved, also where nqnb's loop is closed
+        with contextlib.suppress(RuntimeError):  # nqnb's loop is closed
+            self._loop.call_soon_threadsafe(self._settle, task)
+
+    def _settle(self, task: asyncio.Task[Any]) -> None:
+        if not self._ended.done():
+            self._ended.set_result(task)
+
+    def _send(self, callback: Callable[[], None]) -> None:
+        try:
+            self._kernel.loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            raise InvalidHandler("the kernel's event loop is closed. Run the handler's cell again.") from None

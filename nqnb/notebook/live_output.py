@@ -1,0 +1,130 @@
+"""Shows the progress of submits and commands in one output below the cell."""
+
+from __future__ import annotations
+
+import sys
+import time
+from html import escape
+from typing import Any
+
+from nqnb.cli.render import as_text
+from nqnb.commands.command_records import CommandProgress
+
+_QUICK_SECONDS = 0.3
+"""A command that takes less shows no progress."""
+_REDRAW_SECONDS = 0.1
+"""The shortest time between two updates of the output."""
+
+
+class LiveOutput:
+    """The output of one cell, updated in place."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, text: str, html: str) -> None:
+        """Replace what the output shows."""
+        bundle = {"text/plain": text, "text/html": html}
+        if self._handle is not None:
+            self._handle.update(bundle, raw=True)
+            return
+        from IPython.display import display
+
+        self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]  # IPython's
+
+
+class CommandOutput:
+    """What a command shows while it runs. It may report from any thread; the cell's thread draws.
+
+    Args:
+        kernel: the kernel that the cell runs in; None in a terminal.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self._output = LiveOutput()
+        self._record: object = None
+        self._drawn = False
+        self._changed = False
+        self._next_draw = time.monotonic() + _QUICK_SECONDS
+
+    def show(self, record: object) -> None:
+        """Keep a record to be drawn next."""
+        self._record = record
+        self._changed = True
+
+    def draw(self, *, finished: bool = False) -> None:
+        """Draw the latest record, at most ten times a second; ``finished`` draws the final one."""
+        record = self._record
+        if record is None or not (finished or (self._changed and time.monotonic() >= self._next_draw)):
+            return
+        if finished and not self._drawn and isinstance(record, CommandProgress):
+            return  # the command was quick
+        self._next_draw = time.monotonic() + _REDRAW_SECONDS
+        self._drawn, self._changed = True, False
+        if self._kernel is None:
+            _write_to_terminal(record, finished=finished)
+        elif isinstance(record, CommandProgress):
+            text = _counts(record)
+            self._output.show(text, _with_bar(text, record.done, max(1, record.total), finished=finished))
+        else:
+            text = as_text(record)
+            self._output.show(text, f"<pre>{escape(text)}</pre>")
+
+    def reached(self) -> str:
+        """Return how far the command was, as the end of a sentence; empty where this is unknown."""
+        return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
+
+
+class SubmitProgress:
+    """The progress of `Session.map`. Nothing is shown outside of a kernel.
+
+    Args:
+        queue: the queue of the tasks.
+        total: the number of payloads; None where it is unknown.
+    """
+
+    def __init__(self, queue: str, total: int | None) -> None:
+        self._queue = queue
+        self._total = total
+        self._output = LiveOutput() if _in_kernel() else None
+        self._next_draw = 0.0
+
+    def show(self, done: int, *, finished: bool = False) -> None:
+        """Show how many tasks are submitted, at most ten times a second; ``finished`` shows the final number."""
+        if self._output is None or (time.monotonic() < self._next_draw and not finished):
+            return
+        self._next_draw = time.monotonic() + _REDRAW_SECONDS
+        of_total = "" if finished or self._total is None else f" of {self._total:,}"
+        noun = "task" if done == 1 and not of_total else "tasks"
+        text = f"{done:,}{of_total} {noun} submitted to {self._queue}"
+        self._output.show(text, _with_bar(text, done, self._total, finished=finished))
+
+
+def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str:
+    """Return a text as HTML, with a progress bar before it while the work goes on."""
+    if finished:
+        return escape(text)
+    value = "" if total is None else f' value="{done}"'
+    return f'<progress max="{total or 1}"{value}></progress> {escape(text)}'
+
+
+def _write_to_terminal(record: object, *, finished: bool) -> None:
+    """Print progress in one line that is overwritten, and other records once they are final."""
+    if isinstance(record, CommandProgress):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{_counts(record)}" + ("\n" if finished else ""))
+            sys.stderr.flush()
+    elif finished:
+        print(as_text(record))  # noqa: T201  the cell's output
+
+
+def _counts(record: CommandProgress) -> str:
+    return f"{record.done:,} of {record.total:,} {record.what}"
+
+
+def _in_kernel() -> bool:
+    """Whether cells of a kernel run here; a process that has not loaded IPython is not a kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None

@@ -1,0 +1,1 @@
+"""`%nq` and `%%nq`: their lines, their commands, and what a cell gets of them."""

@@ -1,0 +1,69 @@
+"""Completes `%nq` and `%%nq` lines with Tab: commands, options, states, queues and ids."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Any
+
+from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
+
+_MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
+"""A line with the magic, possibly an assignment; its group is the command that was typed so far."""
+
+
+def begin(shell: Any) -> None:
+    """Start completing in a shell."""
+
+    # A matcher, not a hook of `complete_command`: IPython adds Python's names and keywords to what a hook finds.
+    @context_matcher(identifier="nqnb")  # type: ignore[untyped-decorator]  # IPython gives it no types
+    def nqnb_matcher(context: CompletionContext) -> SimpleMatcherResult:
+        found = _matches(shell, context.text_until_cursor, context.token)
+        return {  # type: ignore[typeddict-item]  # IPython calls the others optional
+            "completions": [SimpleCompletion(match) for match in found],
+            "suppress": bool(found),
+            "ordered": True,
+        }
+
+    shell.Completer.custom_matchers.append(nqnb_matcher)
+
+
+def end(shell: Any) -> None:
+    """Stop completing in a shell; nothing happens where it never began."""
+    matchers = shell.Completer.custom_matchers
+    matchers[:] = [matcher for matcher in matchers if getattr(matcher, "matcher_identifier", "") != "nqnb"]
+
+
+def _matches(shell: Any, text: str, token: str) -> list[str]:
+    magic_line = _MAGIC_LINE.fullmatch(text)
+    if magic_line is None:
+        return []
+    # An error while the user types helps nobody.
+    with contextlib.suppress(Exception):
+        return completions(shell, magic_line[1], token)
+    return []
+
+
+def completions(shell: Any, typed: str, token: str) -> list[str]:
+    """Return the words that can stand at the end of a line.
+
+    The server is asked for at most a second and a half (see `nqnb.commands.shell_completion`), and not while it is
+    disconnected.
+
+    Args:
+        shell: the IPython shell.
+        typed: the text between the magic and the cursor.
+        token: the end of the text that IPython will replace; IPython splits words at ``=``, quotes, and the like.
+    """
+    from click.shell_completion import ShellComplete
+
+    from nqnb.notebook.magics.frontend import CompletionFront
+    from nqnb.notebook.magics.nq_commands import tree
+    from nqnb.notebook.magics.parse_line import words_to_complete
+
+    whole_words, incomplete = words_to_complete(typed)
+    completer = ShellComplete(tree, {"obj": CompletionFront(shell)}, "%nq", "")
+    found = [item.value for item in completer.get_completions(whole_words, incomplete) if item.type == "plain"]
+    # IPython may split the word, and replaces only its last part.
+    kept = incomplete.removesuffix(token)
+    return [value.removeprefix(kept) if value.startswith(incomplete) else value for value in found]

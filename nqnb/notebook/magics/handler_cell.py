@@ -1,0 +1,115 @@
+"""Runs the cell of `%%nq handler` as IPython runs cells, and finds the function that it defines."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from nqnb.errors import BadInput, InvalidHandler, NqnbError
+
+_FIRST_LINE = re.compile(r"%%nq\s+(handler\b.*)")
+
+
+def define(shell: Any, cell: str) -> str:
+    """Run a cell in the user's namespace, with its magics and decorators.
+
+    Args:
+        shell: the IPython shell.
+        cell: the code.
+
+    Returns:
+        The name of the last function that the cell defines at its top level.
+
+    Raises:
+        InvalidHandler: the cell defines no function; nothing was run.
+        BadInput: the cell awaits at its top level, and was not rewritten by `unfold`; nothing was run.
+        BaseException: the error of the cell; its traceback shows only the cell.
+    """
+    source = shell.transform_cell(cell)
+    file = shell.compile.cache(source, shell.execution_count, raw_code=cell)
+    with shell.compile.extra_flags(ast.PyCF_ALLOW_TOP_LEVEL_AWAIT):
+        tree = shell.transform_ast(_parse(shell, source, file))
+        name = _last_function(tree)
+        if not name:
+            raise InvalidHandler(
+                "the cell defines no function. Write `def NAME(job, payload):`, or `async def`, at its top level."
+            )
+        code = shell.compile(tree, file, "exec")
+    if code.co_flags & inspect.CO_COROUTINE:
+        raise BadInput(
+            "cannot run code that awaits at its top level here: only a cell can that begins with %%nq handler."
+        )
+    try:
+        exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
+    except BaseException as error:
+        raised, inner = error, _traceback_within(error.__traceback__, file)
+        _replace_traceback(error, lambda: shell.InteractiveTB.structured_traceback(type(raised), raised, inner))
+        raise
+    return name
+
+
+def unfold(shell: Any) -> Callable[[list[str]], list[str]]:
+    """Return an input transformer for cells of `%%nq handler` that await at their top level.
+
+    A magic cannot await. So such a cell becomes an ordinary cell, whose last line makes the function a handler.
+    """
+
+    def nqnb_unfold(lines: list[str]) -> list[str]:
+        first_line = _FIRST_LINE.match(lines[0]) if lines else None
+        if first_line is None:
+            return lines
+        body = "".join(lines[1:])
+        name = _function_if_awaiting(shell.transform_cell(body))
+        if not name:
+            return lines
+        last = f"get_ipython().run_line_magic('nq', {f'{first_line[1].strip()} --defined {name}'!r})\n"
+        # An empty first line keeps the line numbers.
+        return ["\n", *body.rstrip("\n").splitlines(keepends=True), "\n", last]
+
+    return nqnb_unfold
+
+
+def _function_if_awaiting(source: str) -> str:
+    """Return the last function of code that awaits at its top level; empty for other code."""
+    try:
+        tree = ast.parse(source)
+        code = compile(tree, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return ""
+    return _last_function(tree) if code.co_flags & inspect.CO_COROUTINE else ""
+
+
+def _last_function(tree: ast.Module) -> str:
+    functions = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return functions[-1] if functions else ""
+
+
+def _parse(shell: Any, source: str, file: str) -> ast.Module:
+    try:
+        tree: ast.Module = shell.compile.ast_parse(source, filename=file)
+    except SyntaxError as error:
+        # IPython would show a SyntaxError with every frame between here and the cell.
+        wrong, kind = error, type(error)
+        failed: NqnbError = InvalidHandler(f"the cell is not valid Python: {error}")
+        _replace_traceback(failed, lambda: shell.SyntaxTB.structured_traceback(kind, wrong, []))
+        raise failed from None
+    return tree
+
+
+def _traceback_within(traceback: TracebackType | None, file: str) -> TracebackType | None:
+    """Return the part of a traceback that begins in the cell; all of it where no frame is in the cell."""
+    part = traceback
+    while part is not None and part.tb_frame.f_code.co_filename != file:
+        part = part.tb_next
+    return part or traceback
+
+
+def _replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> None:
+    # Imported late: it loads the commands, and `%load_ext` must not wait for them.
+    from nqnb.notebook.magics.frontend import replace_traceback
+
+    replace_traceback(error, render)

@@ -1,0 +1,308 @@
+"""The commands of `%nq`: those of the command line, with `-o` and `-q`, and those that only a notebook has."""
+
+from __future__ import annotations
+
+import copy
+import keyword
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nqnb import commands
+from nqnb.commands import server_commands as servers
+from nqnb.commands import shell_completion
+from nqnb.commands.arguments import yes_option
+from nqnb.commands.command import Command, front_of, options_of
+from nqnb.commands.command_records import DetachedServer
+from nqnb.commands.param_types import queue_name, seconds, task_id
+from nqnb.errors import UnknownTask
+from nqnb.notebook import session_registry
+from nqnb.notebook.magics.frontend import NotebookFront
+from nqnb.notebook.session import Session
+
+if TYPE_CHECKING:
+    from nqnb.widgets.table import TaskTable
+
+_EPILOG = """\b
+Begin with:
+  %nq up
+  %nq submit resize '{"path": "a.png"}'
+  %nq watch
+
+\b
+A cell as payload, or as handler:
+  %%nq submit resize
+  %%nq handler resize -c 4
+
+\b
+JSON and words are parsed as in a shell, without expansion. A command returns an object: `frame = %nq tasks`
+"""
+
+
+# The commands that only a notebook has
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb up
+  nqnb up nats://10.0.0.5:4222
+  nqnb up --context production
+""",
+)
+@click.argument("address", required=False, metavar="[URL]")
+@click.pass_context
+def up(ctx: click.Context, address: str | None) -> Session:
+    """Connect, and return the session.
+
+    Without URL the server comes from NATS_URL, then from a context of the NATS CLI. Otherwise it is your own detached
+    server, which is started if necessary. That server outlives the kernel, and the command line finds it too. Later
+    commands use this server until you name another one, or run `%nq down`.
+    """
+    options = options_of(ctx)
+    if address is not None and "url" in options:
+        raise click.UsageError("give the address once, as URL or with --url")
+    if address is not None:
+        options["url"] = address
+    opened_before = session_registry.opened()
+    session = session_registry.session(**options)
+    already = ", connected before" if session in opened_before else ""
+    front = _front(ctx)
+    front.used = session
+    front.say(f"server {', '.join(session.settings.urls)}: {session.why}{already}")
+    return session
+
+
+@click.command(cls=Command, epilog="\b\nExamples:\n  nqnb down\n  nqnb down --server")
+@click.option("--server", is_flag=True, help="Stop your detached server too; its tasks are kept")
+@yes_option
+@click.pass_context
+def down(ctx: click.Context, server: bool, yes: bool) -> DetachedServer | None:
+    """Disconnect: stop the handlers of this kernel, and freeze its live tables. Tasks go on elsewhere.
+
+    With --server your detached server stops too. If tasks are queued or running there, you are asked first.
+    """
+    if not server:
+        session = session_registry.current()
+        if session is None:
+            _front(ctx).say("no session is open")
+        else:
+            _disconnect(ctx, session)
+        return None
+
+    def disconnect() -> None:
+        for session in session_registry.opened():
+            if session.detached:
+                _disconnect(ctx, session)
+
+    return servers.stop(ctx, yes, disconnect)
+
+
+def _disconnect(ctx: click.Context, session: Session) -> None:
+    handlers = ", ".join(session.local)
+    session.down()
+    stopped = f"; stopped the handlers of this kernel: {handlers}" if handlers else ""
+    _front(ctx).say(f"disconnected from {', '.join(session.settings.urls)}{stopped}")
+
+
+@click.command(
+    cls=Command, epilog="\b\nExamples:\n  nqnb watch\n  nqnb watch resize\n  nqnb watch mic7JrVU1b6ZQ167o6RivY -o table"
+)
+@click.argument(
+    "what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=shell_completion.queues_and_ids
+)
+@click.pass_context
+def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
+    """Show a live table of all tasks, of one queue, or of some tasks, with a cancel button in each row."""
+    front = _front(ctx)
+    if front.json:
+        raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` for a list of the tasks.")
+    session = front.session(options_of(ctx))
+    if len(what) == 1 and not _is_task(session, what[0]):
+        return session.watch(queue_name(what[0]))
+    return session.watch(list(what) or None)
+
+
+def _is_task(session: Session, word: str) -> bool:
+    """Whether a word is the id of a task. A queue need not exist yet to be watched."""
+    try:
+        session.status(word)
+    except UnknownTask:
+        return False
+    return True
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Example, as the first line of a cell:
+  %%nq handler resize -c 4
+""",
+)
+@click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
+@click.option("--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Tasks at once  [2, or as before]")
+@click.option(
+    "--isolation",
+    type=click.Choice(["thread", "coroutine", "process", "kernel"]),
+    help="Where it runs; default a thread for `def`, nqnb's loop for `async def`",
+)
+@click.option(
+    "--grace", type=seconds, default=1.0, metavar="SECONDS", help="Time between two attempts to stop the code  [1]"
+)
+@click.option("--defined", hidden=True)
+@click.pass_context
+def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: Any) -> None:
+    """Run the cell, and make the last function that it defines run the tasks of QUEUE.
+
+    Running the cell again swaps the function. `nq.local` shows the handlers of this kernel, and stops them.
+    """
+    from nqnb.notebook.magics.handler_cell import define
+
+    front = _front(ctx)
+    if front.cell is None and defined is None:
+        raise click.UsageError("handler needs a cell. Write %%nq handler QUEUE, and the function below it.")
+    session = front.session(options_of(ctx))
+    # A cell that `nqnb.notebook.magics.handler_cell.unfold` has rewritten has already run.
+    name = defined or define(front.shell, front.cell or "")
+    session.handler(queue, **options)(front.shell.user_ns.get(name))
+    local = session.local[queue]
+    front.say(f"{name} runs the tasks of {queue} in this kernel: {local.place}, {local.concurrency:,} at once")
+
+
+@click.command(cls=Command, epilog="\b\nExample:\n  nqnb nest")
+def nest() -> None:
+    """Let cells call asyncio.run(...), as scripts do.
+
+    nqnb itself does not need it. It makes the kernel's event loop reentrant with nest_asyncio2, until the kernel
+    restarts. A NATS client on that loop loses about a third of its throughput.
+    """
+    from nqnb.notebook.loop import nest
+
+    nest()
+
+
+# The commands of the command line, adapted
+
+
+def short_help() -> str:
+    """Return the help with the list of commands, without the options that all of them accept."""
+    short = copy.copy(tree)
+    short.params = [param for param in tree.params if param.name in ("into", "quiet", "as_json")]
+    return short.get_help(click.Context(short, info_name="%nq", max_content_width=100))
+
+
+def _build() -> click.Group:
+    made: click.Group = _adapt(commands.tree, root=True)
+    made.help = (
+        "NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them with a guarantee.\n\n"
+        "The options below are accepted after a command too."
+    )
+    made.epilog = _EPILOG
+    made.params = [param for param in made.params if param.name != "version"]
+    made.callback = _show_help_alone
+    for command in (up, down, watch, handler, nest):
+        made.commands[str(command.name)] = _adapt(command)
+    submit = made.commands["submit"]
+    assert submit.callback is not None  # noqa: S101  for the type checker
+    submit.callback = _with_cell_payload(submit.callback)
+    made.commands["worker"] = _refused(
+        "worker", "a worker would block the kernel. Define a handler with %%nq handler QUEUE or @nq.handler(QUEUE)."
+    )
+    return made
+
+
+def _adapt(command: click.Command, *, root: bool = False) -> Any:
+    """Return a copy of a command for the notebook; the command line's own stays unchanged."""
+    made = copy.copy(command)
+    taken = {option for param in command.params for option in param.opts}
+    made.params = [_without_limit(param) for param in command.params] + _cell_options(taken, hidden=not root)
+    made.epilog = None if command.epilog is None else _as_magics(command.epilog)
+    if isinstance(made, click.Group):
+        made.commands = {name: _adapt(child) for name, child in made.commands.items()}
+    return made
+
+
+def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
+    """Return `-o` and `-q`, where a command does not use them for something else."""
+    quiet = ["quiet", "--quiet", *([] if "-q" in taken else ["-q"])]
+    return [
+        click.Option(
+            ["into", "--out", "-o"],
+            metavar="NAME",
+            expose_value=False,
+            callback=_set_into,
+            hidden=hidden,
+            help="Keep the result in this variable",
+        ),
+        click.Option(
+            quiet, is_flag=True, expose_value=False, callback=_set_quiet, hidden=hidden, help="Show only errors"
+        ),
+    ]
+
+
+def _set_into(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    if value is not None and ctx.obj is not None:
+        if not value.isidentifier() or keyword.iskeyword(value):
+            raise click.BadParameter(f"{value!r} is not a valid variable name", ctx, param)
+        _front(ctx).into = value
+
+
+def _set_quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and ctx.obj is not None:
+        _front(ctx).quiet = True
+
+
+def _front(ctx: click.Context) -> NotebookFront:
+    front = front_of(ctx)
+    assert isinstance(front, NotebookFront)  # noqa: S101  for the type checker
+    return front
+
+
+def _as_magics(examples: str) -> str:
+    """Return examples of command lines as magics; input from a pipe becomes a cell."""
+    piped = re.sub(r"(?m)^(\s+)\S.*\| nqnb (.*) -$", r"\1%%nq \2", examples)
+    return re.sub(r"(?m)^(\s+)nqnb ", r"\1%nq ", piped)
+
+
+def _without_limit(param: click.Parameter) -> click.Parameter:
+    """Remove a default limit: a DataFrame has room for all tasks."""
+    if param.name != "limit" or not isinstance(param, click.Option):
+        return param
+    made = copy.copy(param)
+    made.default, made.show_default, made.help = sys.maxsize, False, f"{param.help}  [all]"
+    return made
+
+
+def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the callback of `submit` that takes the body of the cell as payload."""
+
+    def submit(**arguments: Any) -> Any:
+        if _front(click.get_current_context()).cell is not None:
+            if arguments["payload"] not in (None, "-") or arguments["file"] is not None:
+                raise click.UsageError("the cell is the payload. Leave out PAYLOAD and --file.")
+            arguments["payload"] = "-"
+        return callback(**arguments)
+
+    return submit
+
+
+def _refused(name: str, why: str) -> click.Command:
+    """Return a command that only says why a cell cannot run it."""
+
+    def refuse(**_: Any) -> None:
+        raise click.ClickException(why)
+
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    return Command(name, callback=refuse, context_settings=settings, hidden=True, add_help_option=False)
+
+
+def _show_help_alone(**_: Any) -> str | None:
+    return short_help() if click.get_current_context().invoked_subcommand is None else None
+
+
+tree = _build()
+"""The commands that ``%nq`` runs."""

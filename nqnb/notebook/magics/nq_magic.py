@@ -1,0 +1,100 @@
+"""`%nq` and `%%nq`: parse the line, run the command, and return its result as an object.
+
+A command that fails raises, so that Run All stops at its cell: later cells need what this cell should have made. The
+error is one of `nqnb.errors`, so that code that calls ``run_line_magic`` can handle it. IPython shows it as one line.
+A bug in nqnb keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from IPython.core.magic import no_var_expand
+
+_COMMANDS_WITH_CELLS = ("submit", "handler")
+
+
+def magic(shell: Any) -> Any:
+    """Return the magic for a shell, as a line and as a cell."""
+
+    @no_var_expand
+    def nq(line: str, cell: str | None = None) -> Any:
+        """Run one command; see `nqnb.notebook.magics.nq_magic.run`."""
+        return run(shell, line, cell)
+
+    nq.getdoc = _help  # type: ignore[attr-defined]  # IPython calls it for `%nq?`
+    return nq
+
+
+def run(shell: Any, line: str, cell: str | None = None) -> Any:
+    """Run one command.
+
+    Args:
+        shell: the IPython shell.
+        line: the command and its arguments.
+        cell: the body of the cell, for ``%%nq``.
+
+    Returns:
+        The result for the cell; None where nothing is shown.
+
+    Raises:
+        NqnbError: the command failed; BadInput where the line is invalid.
+        KeyboardInterrupt: the command was interrupted.
+    """
+    # The commands take a fifth of a second to load, and `%load_ext` must not wait for them.
+    import click
+
+    from nqnb.errors import NqnbError
+    from nqnb.notebook.magics.frontend import NotebookFront, one_line_error
+    from nqnb.notebook.magics.nq_commands import tree
+    from nqnb.notebook.magics.parse_line import words
+
+    front = NotebookFront(shell, cell)
+    try:
+        arguments = words(line)
+        if cell is not None:
+            _check_cell_command(arguments)
+        with tree.make_context("%nq" if cell is None else "%%nq", arguments, obj=front) as context:
+            return _finish(front, tree.invoke(context))
+    except click.exceptions.Exit:  # the help was shown
+        return None
+    except (click.ClickException, NqnbError, KeyboardInterrupt) as error:
+        raise one_line_error(error, front.interrupted) from None
+
+
+def _check_cell_command(arguments: list[str]) -> None:
+    """Refuse a cell for a command that takes none."""
+    import click
+
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if command not in _COMMANDS_WITH_CELLS and not {"-h", "--help"}.intersection(arguments):
+        what = f"%%nq {command}" if command else "%%nq alone"
+        raise click.UsageError(
+            f"{what} does not take a cell: only %%nq submit and %%nq handler do. Write the others as lines, %nq …"
+        )
+
+
+def _finish(front: Any, record: Any) -> Any:
+    """Return the result of a command for the cell; keep it as a variable, and report its errors."""
+    from nqnb.notebook.magics import cell_results
+
+    if record is None or isinstance(record, str):
+        if record and not front.quiet:
+            print(record)  # noqa: T201  the help
+        return None
+    made = cell_results.as_json(record) if front.json else cell_results.result(record, front.used)
+    if front.into:
+        front.shell.push({front.into: made})
+    failure = cell_results.failure(record)
+    if failure is not None:
+        raise failure
+    for error in cell_results.unreported_errors(record, made):
+        front.complain(str(error))
+    return None if front.quiet else made
+
+
+def _help() -> str:
+    """Return what ``%nq?`` shows."""
+    from nqnb.notebook.magics.nq_commands import short_help
+
+    return short_help()

@@ -1,0 +1,319 @@
+"""Tasks in a notebook: the handle of one task, a list of many, and how a session reads what means tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypeVar, overload
+
+from nqnb.client import Client, Task
+from nqnb.error_text import exact_text, shown
+from nqnb.errors import BadInput, NqnbError, TaskError, WaitTimeout
+from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
+from nqnb.notebook.loop import LOOP
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
+from nqnb.protocol.wire import Status
+from nqnb.records import CancelReceipt, TaskInfo
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from nqnb.widgets.table import TaskTable
+
+T = TypeVar("T")
+
+MAX_NESTING = 100
+"""How deep lists of tasks may be nested."""
+_DISPLAY_SECONDS = 1.0
+"""How long a displayed task waits for its status."""
+
+
+class _TaskCalls(Protocol):
+    """What a task asks of its session; `nqnb.notebook.session.Session` documents each call."""
+
+    @property
+    def client(self) -> Client: ...
+    def fetch(self, id: str) -> TaskInfo: ...
+    def status(self, id: str) -> Status: ...
+    def updates(self, id: str) -> Iterator[TaskInfo]: ...
+    def wait(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status: ...
+    def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any: ...
+    def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame: ...
+    def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt: ...
+    def requeue(self, id: str) -> SessionTask: ...
+    def watch(self, what: object = None) -> TaskTable: ...
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
+    def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T: ...
+    def wait_for_tasks(
+        self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None
+    ) -> T: ...
+    def abandon(self, task_id: str) -> None: ...
+
+
+class SessionTask:
+    """One task, wherever it is now. ``task.result()`` waits for its result, and so does ``await task``.
+
+    Args:
+        session: the session to ask.
+        id: the task's id.
+        queue: its queue, where it is known.
+    """
+
+    def __init__(self, session: _TaskCalls, id: str, queue: str = "") -> None:
+        self.id = id
+        self.queue = queue
+        self._session = session
+
+    def __repr__(self) -> str:
+        return f"<SessionTask {self.id} in {self.queue}>" if self.queue else f"<SessionTask {self.id}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SessionTask) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        return self._result_on_this_loop().__await__()
+
+    def fetch(self) -> TaskInfo:
+        """Return everything that is known about the task now; see `Client.fetch`."""
+        return self._session.fetch(self.id)
+
+    def status(self) -> Status:
+        """Return the task's status now; see `Client.status`."""
+        return self._session.status(self.id)
+
+    def updates(self) -> Iterator[TaskInfo]:
+        """Yield the task as it is now, and again at each change until it is terminal; see `Client.updates`."""
+        return self._session.updates(self.id)
+
+    def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
+        """Wait until the task is terminal; see `Session.wait`."""
+        return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
+
+    def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
+        """Wait until the task is terminal, and return what its handler returned; see `Session.result`."""
+        return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
+
+    def cancel(self, wait: Duration | None = None) -> CancelReceipt:
+        """Cancel the task; see `Client.cancel`."""
+        return self._session.cancel_one(self.id, wait)
+
+    def requeue(self) -> SessionTask:
+        """Submit the ended task again; see `Client.requeue`."""
+        return self._session.requeue(self.id)
+
+    def _repr_html_(self) -> str:
+        """Return a line about the task, with its status at this moment."""
+        try:
+            status = self._session.call_within(self._session.client.status(self.id), _DISPLAY_SECONDS).label
+        except NqnbError as error:
+            status = str(error)
+        where = f" in <b>{html.escape(self.queue)}</b>" if self.queue else ""
+        return f"Task <code>{html.escape(self.id)}</code>{where}: {html.escape(status)}"
+
+    async def _result_on_this_loop(self) -> Any:
+        if LOOP.here:
+            return await self._session.client.result(self.id)
+        try:
+            return await LOOP.begin(self._session.client.result(self.id))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            self._session.abandon(self.id)
+            raise
+
+
+class TaskList(list[SessionTask]):
+    """Tasks in the order in which they were submitted: a list with calls for all of them.
+
+    Args:
+        session: the session to ask.
+        tasks: the tasks.
+    """
+
+    def __init__(self, session: _TaskCalls, tasks: Iterable[SessionTask] = ()) -> None:
+        super().__init__(tasks)
+        self._session = session
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> SessionTask: ...
+    @overload
+    def __getitem__(self, index: slice) -> TaskList: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> SessionTask | TaskList:
+        found = super().__getitem__(index)
+        return TaskList(self._session, found) if isinstance(found, list) else found
+
+    def __add__(self, other: list[Any]) -> Any:
+        joined = super().__add__(other)
+        only_tasks = all(isinstance(task, SessionTask) for task in joined)
+        return TaskList(self._session, joined) if only_tasks else joined
+
+    def __repr__(self) -> str:
+        first_ids = ", ".join(self.ids[:3])
+        return f"<TaskList of {len(self):,}{f': {first_ids}' if first_ids else ''}{' …' if len(self) > 3 else ''}>"
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the tasks."""
+        return [task.id for task in self]
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """The tasks as they are now, in the columns of `Session.tasks`; tasks that no longer exist are left out."""
+        from nqnb.frames import tasks_frame
+
+        infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
+        return tasks_frame(info for info in infos if isinstance(info, TaskInfo))
+
+    def results(
+        self,
+        timeout: Duration | None = None,
+        *,
+        errors: Literal["raise", "return"] = "raise",
+        cancel_on_interrupt: bool | None = None,
+    ) -> list[Any]:
+        """Wait until all tasks have ended, and return what their handlers returned, in the order of the tasks.
+
+        Args:
+            timeout: for each task, see `nqnb.Client.wait`.
+            errors: what to do about tasks that have no result, once all others have ended: ``"raise"`` the first
+                error, or ``"return"`` the errors in the places of the results.
+            cancel_on_interrupt: see `Session.result`.
+
+        Raises:
+            TaskFailed, TaskCancelled, WaitTimeout, UnknownTask: as `Client.result`.
+        """
+        check_choice("errors", errors, ("raise", "return"))
+        seconds = check_seconds("timeout", timeout, none=True)
+        outcomes = self._wait_for_each(
+            lambda task_id: self._session.client.result(task_id, seconds), cancel_on_interrupt
+        )
+        error = next((outcome for outcome in outcomes if isinstance(outcome, NqnbError)), None)
+        if error is not None and errors == "raise":
+            raise error
+        return outcomes
+
+    def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
+        """Wait until all tasks have ended, and return how each ended, in the order of the tasks.
+
+        Args:
+            timeout: for each task, see `nqnb.Client.wait`.
+            cancel_on_interrupt: see `Session.result`.
+
+        Raises:
+            WaitTimeout, UnknownTask: as `Client.wait`.
+        """
+        seconds = check_seconds("timeout", timeout, none=True)
+        outcomes = self._wait_for_each(lambda task_id: self._session.client.wait(task_id, seconds), cancel_on_interrupt)
+        for outcome in outcomes:
+            if isinstance(outcome, NqnbError):
+                raise outcome
+        return outcomes
+
+    def cancel(self, wait: Duration | None = None) -> pd.DataFrame:
+        """Cancel all tasks; see `Session.cancel`."""
+        return self._session.cancel(self, wait)
+
+    def watch(self) -> TaskTable:
+        """Return a live table of the tasks; see `Session.watch`."""
+        return self._session.watch(self)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many tasks are in each state now; ``unknown`` counts tasks that no longer have a state."""
+        return _counted(self._session.call(self._statuses()))
+
+    def _repr_html_(self) -> str:
+        """Return a line with the number of tasks in each state."""
+        try:
+            counts = _counted(self._session.call_within(self._statuses(), _DISPLAY_SECONDS))
+        except NqnbError as error:
+            return f"{len(self):,} tasks; {html.escape(str(error))}"
+        queues = ", ".join(html.escape(queue) for queue in dict.fromkeys(task.queue for task in self) if queue)
+        states = ", ".join(f"{count:,} {label}" for label, count in counts.items()) or "none"
+        return f"<b>{len(self):,} tasks</b>{f' in {queues}' if queues else ''}: {states}"
+
+    async def _statuses(self) -> list[Any]:
+        return await outcomes_of(self.ids, self._session.client.status, IN_FLIGHT)
+
+    def _wait_for_each(self, ask: Callable[[str], Awaitable[Any]], cancel_on_interrupt: bool | None) -> list[Any]:
+        cancel_on_interrupt = check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
+        ended_ids: set[str] = set()
+
+        async def outcome_of(task_id: str) -> Any:
+            try:
+                outcome = await ask(task_id)
+            except TaskError as error:
+                outcome = error
+            if not isinstance(outcome, WaitTimeout):
+                ended_ids.add(task_id)
+            return outcome
+
+        return self._session.wait_for_tasks(
+            outcomes_of(self.ids, outcome_of, IN_FLIGHT),
+            lambda: [task_id for task_id in self.ids if task_id not in ended_ids],
+            cancel_on_interrupt,
+        )
+
+
+def ids_of(what: object) -> list[str]:
+    """Return the ids of the tasks that a user means, each once.
+
+    Args:
+        what: an id, a task, a record of one, a DataFrame of tasks, a row, an index or a column of it, or several of
+            these.
+
+    Raises:
+        BadInput: it does not name tasks.
+    """
+    try:
+        return list(dict.fromkeys(_ids(what, 0)))
+    except BadInput:
+        raise
+    except Exception:  # noqa: BLE001  a foreign object may raise anything when it is inspected
+        raise _not_tasks(what) from None
+
+
+def _ids(what: Any, depth: int) -> Iterable[str]:
+    if depth > MAX_NESTING:
+        raise BadInput(
+            f"cannot read task ids from {shown(what)}: it is nested more than {MAX_NESTING} deep. "
+            "Pass a flat list of ids or tasks."
+        )
+    if isinstance(what, str):
+        return [exact_text(what)]
+    if isinstance(what, (SessionTask, Task, TaskInfo)):
+        return [what.id]
+    if isinstance(what, CancelReceipt):
+        return [what.task_id]
+    # DataFrames and Series are recognised by their attributes: ids alone must not load pandas.
+    if hasattr(what, "columns") and hasattr(what, "index"):
+        return _texts(what.index, "the index of the DataFrame")
+    if hasattr(what, "index") and hasattr(what, "name") and hasattr(what, "dtype"):
+        if "queue" in what.index and "status" in what.index:
+            return _texts([what.name], "the name of the row")
+        return _texts(what.index if what.index.name == "id" else what, "the column")
+    if isinstance(what, Iterable) and not isinstance(what, (bytes, dict)):
+        return [task_id for part in what for task_id in _ids(part, depth + 1)]
+    raise _not_tasks(what)
+
+
+def _texts(values: Iterable[Any], where: str) -> list[str]:
+    found = list(values)
+    wrong = next((value for value in found if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise BadInput(
+            f"cannot read task ids from {where}: it contains {shown(wrong)}, which is not a task id. "
+            "Pass a DataFrame of tasks, whose index contains their ids."
+        )
+    return [exact_text(value) for value in found]
+
+
+def _not_tasks(what: object) -> BadInput:
+    return BadInput(f"cannot read task ids from {shown(what)}. Pass ids, tasks, or a DataFrame of tasks.")
+
+
+def _counted(states: list[Any]) -> dict[str, int]:
+    counts = Counter(state.label if isinstance(state, Status) else "unknown" for state in states)
+    return {label: counts[label] for label in (*(status.label for status in Status), "unknown") if counts[label]}
