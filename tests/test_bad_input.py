@@ -611,7 +611,7 @@ class TestServers:
 
     async def test_a_host_that_nobody_knows(self) -> None:
         url = "nats://no-such-host.invalid:4222"
-        await self.quick_refusal(url, "no host of that name is known; check its spelling", url=url, within=6)
+        await self.quick_refusal(url, "the host name is unknown; check its spelling", url=url, within=6)
 
     async def test_one_that_never_answers(self) -> None:
         with socket.socket() as mute:
@@ -637,7 +637,7 @@ class TestServers:
     @pytest.mark.parametrize("given", [{"user": "ann", "password": "wr0ng"}, {"token": "wr0ng"}, {}])
     async def test_one_that_wants_another_password(self, given: dict[str, str]) -> None:
         with nqnb.DevServer(config="authorization { user: ann, password: s3cret }") as server:
-            refused = "it refused our user, password or token; check them"
+            refused = "it refused the user, password or token; check them"
             error = await self.quick_refusal(server.url, refused, url=server.url, **given)
             assert "wr0ng" not in f"{error}{error.__cause__}{error.__context__}"
             if "user" in given:

@@ -17,7 +17,7 @@ import nqnb
 from nqnb import errors
 from nqnb.errors import ConnectionFailed, JobCancelled, NqnbError
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.fast_client import LaneClient
+from nqnb.jetstream.fast_client import FastClient
 
 CLASSES = {
     name: kind
@@ -85,7 +85,7 @@ def made(kind: type[BaseException]) -> BaseException:
     return kind(*(1 for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD))
 
 
-class Broken(LaneClient):
+class Broken(FastClient):
     """A real client that fails in every way that nats-py has."""
 
     def __init__(self, error: BaseException) -> None:

@@ -15,7 +15,7 @@ from nqnb.concurrency import spawn
 from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
-from nqnb.jetstream.bucket_reader import Feed, Page, poll
+from nqnb.jetstream.bucket_reader import BucketFeed, Page, poll_store
 from nqnb.jetstream.cancels import CancelListener, publish_cancel
 from nqnb.jetstream.connection import Connection, Outage, PubAck
 from nqnb.jetstream.delivery import Delivery
@@ -294,8 +294,8 @@ class Backend:
     async def watch_states(self) -> AsyncGenerator[Page, None]:
         """Every entry of the state store, then every change of one; see `nqnb.jetstream.bucket_reader`."""
         own = self.states is self._bucket
-        feed = Feed(self.connection, self.connection.settings.state_bucket)
-        pages = feed.pages() if own else poll(self.states, self.connection)
+        feed = BucketFeed(self.connection, self.connection.settings.state_bucket)
+        pages = feed.pages() if own else poll_store(self.states, self.connection)
         async with contextlib.aclosing(pages):
             async for page in pages:
                 yield page

@@ -18,7 +18,7 @@ from nqnb.jetstream.bucket_reader import OPERATION, list_entries
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, no_stream
 from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
-from nqnb.jetstream.queue_streams import NOT_FOUND, create_stream, server_before
+from nqnb.jetstream.queue_streams import NOT_FOUND, create_stream
 from nqnb.jetstream.server_errors import ApiError, refused
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
@@ -276,7 +276,7 @@ async def ensure_bucket(
         "allow_rollup_hdrs": True,
         "allow_direct": True,
     }
-    expires = expires and not server_before(connection, 2, 11)
+    expires = expires and not connection.server_before(2, 11)
     if expires:
         body["allow_msg_ttl"] = True
     try:

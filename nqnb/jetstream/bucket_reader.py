@@ -1,7 +1,8 @@
-"""Every entry of a bucket as it is now, page by page, through restarts of the server and lost connections.
+"""Read a bucket through a pull consumer: every entry once (`list_entries`), or every entry and then every change.
 
-A consumer of its own brings the pages, and lives in the server's memory. Where it vanishes or something that it sent is
-lost, another one begins from the start, and what was given already is left out.
+The consumer delivers pages of entries, so that a bucket of 100,000 keys floods neither side. It lives in the server's
+memory. When the consumer is gone, or one of its messages was lost on the way, the reader creates another consumer: a
+listing starts again and skips the keys that it has yielded; a feed resumes after the last entry that it received.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple
 
 import msgspec
 import nats.errors
+from nats.aio.subscription import Subscription
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import first_of
@@ -28,195 +32,33 @@ from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, StateStore
 
-OPERATION = "KV-Operation"
-"""The header of a marker, which says that a key was removed."""
-PAGE = 1000
-"""Entries that one pull asks for."""
-_OUTLIVES = 30.0
-"""Seconds that the consumer outlives its last pull."""
-_LOOK = 0.25
-"""Seconds between two looks at whether the connection is still the same."""
-
-
-async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[Entry, None]:
-    """Every key once, oldest write first; none where there is no such bucket.
-
-    Args:
-        connection: where; for its ``retry_for`` seconds without a new entry it is tried again.
-        bucket: the bucket's name.
-
-    Raises:
-        Unconfirmed: not all could be read.
-        ConnectionFailed: the connection is closed, or (`NoResponders`) JetStream is away.
-        ServerRefused: our user may not read the bucket so.
-    """
-    given: set[str] = set()
-    known, until, pause = -1, 0.0, 0.05
-    while True:
-        try:
-            async with contextlib.aclosing(_pages(connection, bucket)) as pages:
-                async for page in pages:
-                    for entry in page:
-                        if entry.key not in given:
-                            given.add(entry.key)
-                            yield entry
-            return
-        except (NoResponders, Unconfirmed):
-            now = time.monotonic()
-            if len(given) > known:
-                known, until, pause = len(given), now + connection.settings.retry_for, 0.05
-            if now + pause > until:
-                raise
-        await asyncio.sleep(pause)
-        pause = min(pause * 2, 1.0)
-
-
-async def _pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
-    """What one consumer brings; raises `Unconfirmed` where that is not all, after what came before the gap."""
-    losses = connection.losses
-    try:
-        consumer, waiting = await make_consumer(connection, bucket, outlives=_OUTLIVES)
-    except ServerRefused as error:
-        if error.err_code in NOT_FOUND:
-            return
-        raise
-    reader = _Reader(names.key_subject(bucket, ""))
-    inbox = connection.client.new_inbox()
-    subscription = await connection.subscribe(inbox, reader.receive)
-    try:
-        while waiting and not reader.complete:
-            reader.begin(PAGE)
-            # Not to wait: the server says at once where nothing is left, as the last were removed meanwhile. And more
-            # than is left: what others write meanwhile comes with it, so that one of us catches up with all of them.
-            body = msgspec.json.encode({"batch": PAGE, "no_wait": True})
-            await connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", body, reply=inbox)
-            await _brought(reader, connection, losses)
-            before = reader.number
-            entries, status = reader.read()
-            if entries:
-                yield entries
-            came = reader.number - before
-            # Nothing left, and none was the last: that one was removed meanwhile, or was lost on its way.
-            short = came < PAGE and not (came and status in ("404", "408"))
-            if not reader.complete and (short or connection.losses != losses):
-                raise Unconfirmed(f"the server stopped listing after {reader.number:,} entries; ask again")
-    finally:
-        with contextlib.suppress(nats.errors.Error, ConnectionFailed):
-            await subscription.unsubscribe()
-            await connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
-
-
-async def make_consumer(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
-    """Make a consumer that brings a bucket's entries, each in its newest state, then what is written.
-
-    Args:
-        connection: where.
-        bucket: the bucket's name.
-        outlives: seconds that the consumer outlives its last pull.
-        after: the sequence of the last entry that is known already; 0 for all.
-
-    Returns:
-        Its name, and how many entries wait for it.
-
-    Raises:
-        ServerRefused: there is no such bucket, or our user may not read it so.
-    """
-    stream = names.bucket_stream(bucket)
-    where = (
-        {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
-        if after
-        else {"deliver_policy": "last_per_subject"}
-    )
-    config = {
-        **where,
-        "ack_policy": "none",
-        "filter_subject": names.key_subject(bucket, ">"),
-        "mem_storage": True,
-        "num_replicas": 1,
-        "inactive_threshold": int(outlives * 1e9),
-    }
-    asked = elapsed()
-    info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-    # It was made in between; a server before 2.10 tells its time in no other way.
-    connection.clock.observe(parse_time(str(info["created"])), asked, elapsed())
-    return f"{stream}.{info['name']}", int(info["num_pending"])
-
-
-async def _brought(reader: _Reader, connection: Connection, losses: int) -> None:
-    """Return when the page has come or ended, nothing comes any more, or the connection was lost."""
-    heard, at = 0, time.monotonic()
-    while not reader.ended.is_set() and connection.losses == losses and not connection.closed.is_set():
-        await first_of(reader.ended, timeout=_LOOK)
-        if len(reader.messages) > heard:
-            heard, at = len(reader.messages), time.monotonic()
-        elif time.monotonic() - at > connection.settings.request_timeout:
-            return
-
-
-class _Reader:
-    """Takes what one consumer sends, and tells whether something is missing in between."""
-
-    def __init__(self, root: str) -> None:
-        self.messages: list[tuple[Message, AckFacts | None]] = []
-        self.ended = asyncio.Event()
-        """The page is full, nothing is left, or the server ended the pull."""
-        self.number = 0
-        """How many messages came, none missing in between."""
-        self.complete = False
-        """By the server's count nothing was left after one of them: what was written meanwhile has come too."""
-        self._root = root
-        self._wanted = 0
-
-    def begin(self, wanted: int) -> None:
-        """Await the next page, of so many messages at most."""
-        self.messages.clear()
-        self.ended.clear()
-        self._wanted = wanted
-
-    def receive(self, message: Message) -> None:
-        """Take a message of the inbox."""
-        facts = AckFacts.of(message.reply) if message.reply else None
-        self.messages.append((message, facts))
-        if facts is None or facts.pending == 0 or len(self.messages) == self._wanted:
-            self.ended.set()
-
-    def read(self) -> tuple[list[Entry], str]:
-        """The page's entries up to what is missing, and the status with which the server ended the pull."""
-        entries: list[Entry] = []
-        for message, facts in self.messages:
-            if facts is None:
-                return entries, message.headers.get("Status", "")
-            if facts.number != self.number + 1:
-                break
-            self.number = facts.number
-            self.complete = self.complete or facts.pending == 0
-            if not message.carries(OPERATION):
-                key = message.subject.removeprefix(self._root)
-                entries.append(Entry(key, message.data, facts.sequence, facts.stored))
-        return entries, ""
-
-
 log = logging.getLogger("nqnb.feed")
 
-"""Entries that one pull asks for."""
-_PULL_EXPIRES_SECONDS = 30.0
-_IDLE_HEARTBEAT = 5.0
-_FEED_OUTLIVES_SECONDS = 60.0
-"""Seconds that the consumer outlives its last pull."""
-_FEED_LOOK_SECONDS = 0.5
-"""Seconds between two looks at whether the connection is still the same."""
+OPERATION = "KV-Operation"
+"""The header of a tombstone, the message that marks a key as deleted."""
+PAGE = 1000
+"""Entries that one pull requests."""
+LISTING_OUTLIVES_SECONDS = 30.0
+FEED_OUTLIVES_SECONDS = 60.0
+"""Seconds for which the server keeps a consumer after its last pull."""
+PULL_EXPIRES_SECONDS = 30.0
+"""Seconds for which a pull of a feed waits on the server for changes."""
+IDLE_HEARTBEAT_SECONDS = 5.0
+"""Seconds between the server's heartbeats while a pull waits."""
+_CHECK_SECONDS = 0.25
+"""Seconds between two checks whether the connection is still the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What came at once.
+    """Entries and deletions that arrived together.
 
     Attributes:
-        entries: entries as they were written, the same key perhaps several times.
-        gone: keys that were removed.
-        complete: everything that was there at the start has come.
-        lost: the connection is away, and this page empty.
-        anew: what came before this page may be gone: the bucket is another one.
+        entries: entries as they were written; the same key may occur several times.
+        gone: keys that were deleted.
+        complete: every entry that the bucket had at the start has arrived.
+        lost: the connection is down, and this page is empty.
+        anew: the pages before this one no longer count, because the bucket was recreated.
     """
 
     entries: list[Entry]
@@ -226,35 +68,65 @@ class Page:
     anew: bool = False
 
 
-class Feed:
-    """Reads one bucket for as long as somebody iterates over `pages`."""
+async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[Entry, None]:
+    """Yield every key of a bucket once, oldest write first; nothing if the bucket does not exist.
+
+    Args:
+        connection: the connection; a listing that yields no new entry for its ``retry_for`` seconds fails.
+        bucket: the bucket's name.
+
+    Raises:
+        Unconfirmed: some entries could not be read.
+        ConnectionFailed: the connection is closed, or (`NoResponders`) JetStream is unavailable.
+        ServerRefused: the user may not read the bucket.
+    """
+    yielded: set[str] = set()
+    known, until, pause = -1, 0.0, 0.05
+    while True:
+        try:
+            async with contextlib.aclosing(_listed_pages(connection, bucket)) as pages:
+                async for page in pages:
+                    for entry in page:
+                        if entry.key not in yielded:
+                            yielded.add(entry.key)
+                            yield entry
+            return
+        except (NoResponders, Unconfirmed):
+            now = time.monotonic()
+            if len(yielded) > known:
+                known, until, pause = len(yielded), now + connection.settings.retry_for, 0.05
+            if now + pause > until:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+class BucketFeed:
+    """Every entry of a bucket, then every change of one, in the order in which the bucket stored them."""
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
         self._bucket = bucket
         self._stream = names.bucket_stream(bucket)
-        self._root = names.key_subject(bucket, "")
         self._last = 0
-        """The sequence of the newest entry that came."""
-        self._number = 0
-        """How many messages of its consumer came, none missing in between."""
+        """The sequence of the newest entry that arrived."""
         self._complete = False
-        self._anew = False
-        """What came before is of another bucket, and nobody has been told yet."""
-        self._born = ""
-        """When the bucket was made; another one begins anew."""
+        self._recreated = False
+        """Whether the bucket was recreated and no page has said so yet."""
+        self._created = ""
+        """When the bucket was created, by which a recreated one is recognized."""
 
     async def pages(self) -> AsyncGenerator[Page, None]:
-        """Pages without end; raises only what will not mend.
+        """Yield pages without end; errors that may pass are retried.
 
         Raises:
             ConnectionFailed: the connection was closed.
-            ServerRefused: our user may not read the bucket so.
+            ServerRefused: the user may not read the bucket.
         """
         lost = False
         while True:
             try:
-                async with contextlib.aclosing(self._until_broken()) as pages:
+                async with contextlib.aclosing(self._pages_of_one_consumer()) as pages:
                     async for page in pages:
                         lost = False
                         yield page
@@ -262,122 +134,79 @@ class Feed:
                 forbidden = isinstance(error, ServerRefused) and error.code == 403
                 if self._connection.closed.is_set() or forbidden:
                     raise
-                log.debug("the feed of %s is made anew: %s", self._stream, error)
+                log.debug("the feed of %s failed and is opened again: %s", self._stream, error)
             if not lost:
                 lost = True
                 yield Page([], [], self._complete, lost=True)
             await asyncio.sleep(0.2)
 
-    async def _until_broken(self) -> AsyncGenerator[Page, None]:
-        """Pages from where the last ones ended, until the consumer or the connection is gone."""
-        losses = self._connection.losses
-        consumer, waiting = await self._open()
-        messages: list[Message] = []
-        news = asyncio.Event()
-
-        def receive(message: Message) -> None:
-            messages.append(message)
-            news.set()
-
-        inbox = self._connection.client.new_inbox()
-        subscription = await self._connection.subscribe(inbox, receive)
-        try:
+    async def _pages_of_one_consumer(self) -> AsyncGenerator[Page, None]:
+        """Yield pages, starting after the last entry that arrived, until the consumer or the connection is gone."""
+        async with await self._open() as consumer:
+            waiting = consumer.waiting
             if waiting == 0:
                 self._complete = True
-                yield self._told(Page([], [], True, anew=self._anew))
-            asked = 0
+                yield self._page()
+            requested = 0
             heard = asyncio.get_running_loop().time()
-            while self._connection.losses == losses and self._connection.connected:
-                if asked == 0:
-                    await self._ask(consumer, inbox)
-                    asked = PAGE
-                await first_of(news, timeout=_FEED_LOOK_SECONDS)
-                if self._connection.losses != losses:
-                    # A quick reconnect goes on with the old pull, behind what was lost on its way.
+            while not consumer.lost and self._connection.connected:
+                if requested == 0:
+                    await consumer.pull(
+                        {
+                            "batch": PAGE,
+                            "expires": int(PULL_EXPIRES_SECONDS * 1e9),
+                            "idle_heartbeat": int(IDLE_HEARTBEAT_SECONDS * 1e9),
+                        }
+                    )
+                    requested = PAGE
+                await first_of(consumer.ready, timeout=_CHECK_SECONDS)
+                if consumer.lost:
+                    # After a quick reconnect the old pull continues, without the messages that were lost.
                     return
                 now = asyncio.get_running_loop().time()
-                if not news.is_set():
-                    if now - heard > 2.5 * _IDLE_HEARTBEAT:
+                if not consumer.ready.is_set():
+                    if now - heard > 2.5 * IDLE_HEARTBEAT_SECONDS:
                         return
                     continue
                 heard = now
-                news.clear()
-                taken, messages[:] = messages[:], []
-                was = self._complete
-                page, ended, broken = self._page(taken, waiting)
-                asked = 0 if ended else max(0, asked - len(page.entries) - len(page.gone))
-                waiting = max(0, waiting - len(page.entries) - len(page.gone))
-                if page.entries or page.gone or page.complete != was:
-                    yield self._told(page)
-                if broken:
+                batch = consumer.read()
+                self._last = max(self._last, consumer.sequence)
+                requested = 0 if batch.ended else max(0, requested - batch.size)
+                was_complete = self._complete
+                # An idle server has nothing left, though fewer may have arrived than waited: some were deleted.
+                self._complete = was_complete or batch.idle or batch.size >= waiting
+                waiting = max(0, waiting - batch.size)
+                if batch.size or self._complete != was_complete:
+                    yield self._page(batch.entries, batch.gone)
+                if batch.broken:
                     return
-        finally:
-            with contextlib.suppress(nats.errors.Error, NqnbError):
-                await subscription.unsubscribe()
-                await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
-    def _told(self, page: Page) -> Page:
-        self._anew = False
-        return page
+    def _page(self, entries: list[Entry] | None = None, gone: list[str] | None = None) -> Page:
+        recreated, self._recreated = self._recreated, False
+        return Page(entries or [], gone or [], self._complete, anew=recreated)
 
-    def _page(self, taken: list[Message], waiting: int) -> tuple[Page, bool, bool]:
-        """What messages say: their page, whether the pull has ended, and whether the consumer is gone."""
-        entries: list[Entry] = []
-        gone: list[str] = []
-        ended = broken = idle = False
-        for message in taken:
-            if message.reply.startswith("$JS.ACK."):
-                facts = AckFacts.of(message.reply)
-                if facts.number != self._number + 1:
-                    broken = True
-                    break
-                self._number = facts.number
-                self._last = max(self._last, facts.sequence)
-                key = message.subject.removeprefix(self._root)
-                if message.carries(OPERATION):
-                    gone.append(key)
-                else:
-                    entries.append(Entry(key, message.data, facts.sequence, facts.stored))
-            elif message.headers.get("Status") in ("404", "408") or "Batch" in message.headers.get("Description", ""):
-                ended = True
-            elif message.headers.get("Status") == "100":
-                # Nothing is left, though less may have come than waited: some was removed meanwhile.
-                idle = True
-            else:
-                broken = True
-        self._complete = self._complete or idle or len(entries) + len(gone) >= waiting
-        return Page(entries, gone, self._complete, anew=self._anew), ended, broken
-
-    async def _open(self) -> tuple[str, int]:
-        """Make the consumer: its name, and how many entries wait for it."""
+    async def _open(self) -> _BucketConsumer:
+        """Create a consumer that delivers what this feed has not read yet."""
         found = await self._connection.api(f"STREAM.INFO.{self._stream}")
-        born = str(found["created"])
-        # A store that is set back, to a copy say, keeps its birth.
-        if self._born and (born != self._born or int(found["state"]["last_seq"]) < self._last):
-            self._last, self._complete, self._anew = 0, False, True
-        self._born = born
-        made = await make_consumer(self._connection, self._bucket, outlives=_FEED_OUTLIVES_SECONDS, after=self._last)
-        self._number = 0
-        return made
-
-    async def _ask(self, consumer: str, inbox: str) -> None:
-        body = {
-            "batch": PAGE,
-            "expires": int(_PULL_EXPIRES_SECONDS * 1e9),
-            "idle_heartbeat": int(_IDLE_HEARTBEAT * 1e9),
-        }
-        await self._connection.send(f"$JS.API.CONSUMER.MSG.NEXT.{consumer}", msgspec.json.encode(body), reply=inbox)
+        created = str(found["created"])
+        # A store that was restored from an older copy keeps its creation time.
+        if self._created and (created != self._created or int(found["state"]["last_seq"]) < self._last):
+            self._last, self._complete, self._recreated = 0, False, True
+        self._created = created
+        return await _BucketConsumer.create(
+            self._connection, self._bucket, outlives=FEED_OUTLIVES_SECONDS, after=self._last
+        )
 
 
-async def poll(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
-    """The same of a store that tells nothing by itself: it is looked through again and again.
+async def poll_store(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
+    """Yield the pages of `BucketFeed` for a store that does not report changes, by listing it again and again.
 
-    While it cannot be read, the last page is a lost one.
+    While the store cannot be read, the last page has ``lost`` set.
 
     Args:
         store: the store.
-        connection: the client's; it ends the pages when it is closed.
-        every: seconds between two looks.
+        connection: the client's connection; closing it ends the pages.
+        every: seconds between two listings.
 
     Raises:
         ConnectionFailed: the connection was closed.
@@ -388,10 +217,10 @@ async def poll(store: StateStore, connection: Connection, every: float = 1.0) ->
         try:
             entries = [entry async for entry in store.entries()]
         except Exception as error:
-            # Any: what a store of somebody's own raises is not known here.
+            # Any exception: the errors of a custom store are unknown here.
             if not lost:
                 lost = True
-                log.warning("the states cannot be read, it is tried again every %g s", every, exc_info=error)
+                log.warning("reading the states failed; trying again every %g s", every, exc_info=error)
                 yield Page([], [], complete, lost=True)
         else:
             now = {entry.key: entry.revision for entry in entries}
@@ -401,4 +230,190 @@ async def poll(store: StateStore, connection: Connection, every: float = 1.0) ->
                 yield Page(sorted(changed, key=lambda entry: entry.created), gone, True)
             seen, complete, lost = now, True, False
         await first_of(connection.closed, timeout=every)
-    raise ConnectionFailed(f"the connection to {address(connection.settings)} is closed; connect again")
+    raise ConnectionFailed(f"the connection to {address(connection.settings)} is closed. Connect again.")
+
+
+async def make_consumer(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
+    """Create a consumer that delivers a bucket's entries, each in its newest state, and then every write.
+
+    Args:
+        connection: the connection.
+        bucket: the bucket's name.
+        outlives: seconds for which the server keeps the consumer after its last pull.
+        after: the sequence of the last entry that is already known; 0 delivers all.
+
+    Returns:
+        The consumer's name, and how many entries wait for it.
+
+    Raises:
+        ServerRefused: the bucket does not exist, or the user may not read it.
+    """
+    stream = names.bucket_stream(bucket)
+    start = (
+        {"deliver_policy": "by_start_sequence", "opt_start_seq": after + 1}
+        if after
+        else {"deliver_policy": "last_per_subject"}
+    )
+    config = {
+        **start,
+        "ack_policy": "none",
+        "filter_subject": names.key_subject(bucket, ">"),
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": int(outlives * 1e9),
+    }
+    asked = elapsed()
+    info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+    # A server before 2.10 reports its time nowhere else.
+    connection.clock.observe(parse_time(str(info["created"])), asked, elapsed())
+    return f"{stream}.{info['name']}", int(info["num_pending"])
+
+
+async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
+    """Yield the pages of one consumer.
+
+    Raises:
+        Unconfirmed: a message was lost; what arrived before it was yielded.
+    """
+    try:
+        consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
+    except ServerRefused as error:
+        if error.err_code in NOT_FOUND:
+            return
+        raise
+    async with consumer:
+        drained = consumer.waiting == 0
+        while not drained:
+            # Without waiting, the server reports at once that nothing is left, for example after deletions. A full
+            # page also brings what others write meanwhile, so that one listing catches up with many writers.
+            await consumer.pull({"batch": PAGE, "no_wait": True}, page=PAGE)
+            await consumer.page_arrived()
+            batch = consumer.read()
+            if batch.entries:
+                yield batch.entries
+            drained = batch.drained
+            # If nothing arrived although entries were left, they were deleted or lost: only a new listing can tell.
+            short = batch.size < PAGE and not (batch.size and batch.ended)
+            if not drained and (short or consumer.lost):
+                raise Unconfirmed(
+                    f"listing bucket {bucket!r} stopped after {consumer.number:,} entries: the server sent no more. "
+                    "Try again."
+                )
+
+
+class _Batch(NamedTuple):
+    """What arrived of a consumer between two reads, up to the first gap."""
+
+    entries: list[Entry]
+    gone: list[str]
+    drained: bool
+    """After one of the messages, the server had nothing left for the consumer."""
+    ended: bool
+    """The server ended the pull."""
+    idle: bool
+    """The server has nothing to send now."""
+    broken: bool
+    """A message was lost, or the consumer is gone."""
+
+    @property
+    def size(self) -> int:
+        """How many messages of the bucket arrived."""
+        return len(self.entries) + len(self.gone)
+
+
+class _BucketConsumer:
+    """One pull consumer of a bucket and the inbox to which its messages come. Use it as an async context manager."""
+
+    def __init__(self, connection: Connection, bucket: str, name: str, waiting: int, losses: int) -> None:
+        self.waiting = waiting
+        """How many entries waited for the consumer when it was created."""
+        self.number = 0
+        """How many messages arrived without a gap."""
+        self.sequence = 0
+        """The stream sequence of the last of them."""
+        self.ready = asyncio.Event()
+        """Set when a page is there to be read: enough messages, the last one, or a status message."""
+        self._connection = connection
+        self._name = name
+        self._root = names.key_subject(bucket, "")
+        self._losses = losses
+        self._inbox = connection.client.new_inbox()
+        self._subscription: Subscription | None = None
+        self._messages: list[tuple[Message, AckFacts | None]] = []
+        self._page = 1
+
+    @classmethod
+    async def create(cls, connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> _BucketConsumer:
+        """Create the consumer on the server; see `make_consumer`."""
+        losses = connection.losses
+        name, waiting = await make_consumer(connection, bucket, outlives=outlives, after=after)
+        return cls(connection, bucket, name, waiting, losses)
+
+    async def __aenter__(self) -> _BucketConsumer:
+        self._subscription = await self._connection.subscribe(self._inbox, self._receive)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(nats.errors.Error, NqnbError):
+            if self._subscription is not None:
+                await self._subscription.unsubscribe()
+            await self._connection.send(f"$JS.API.CONSUMER.DELETE.{self._name}")
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection was lost since the consumer was created: messages may be missing."""
+        return self._connection.losses != self._losses or self._connection.closed.is_set()
+
+    async def pull(self, request: dict[str, object], page: int = 1) -> None:
+        """Request messages; `ready` is set after ``page`` of them."""
+        self._page = page
+        await self._connection.send(
+            f"$JS.API.CONSUMER.MSG.NEXT.{self._name}", msgspec.json.encode(request), reply=self._inbox
+        )
+
+    async def page_arrived(self) -> None:
+        """Return when a page is ready, when no message came for ``request_timeout``, or when the connection is lost."""
+        arrived, since = 0, time.monotonic()
+        while not self.ready.is_set() and not self.lost:
+            await first_of(self.ready, timeout=_CHECK_SECONDS)
+            if len(self._messages) > arrived:
+                arrived, since = len(self._messages), time.monotonic()
+            elif time.monotonic() - since > self._connection.settings.request_timeout:
+                return
+
+    def read(self) -> _Batch:
+        """Return what arrived since the last call, up to the first gap."""
+        messages, self._messages = self._messages, []
+        self.ready.clear()
+        entries: list[Entry] = []
+        gone: list[str] = []
+        drained = ended = idle = broken = False
+        for message, facts in messages:
+            if facts is None:
+                status = message.headers.get("Status", "")
+                if status in ("404", "408") or "Batch" in message.headers.get("Description", ""):
+                    ended = True
+                elif status == "100":
+                    idle = True
+                else:
+                    broken = True
+                continue
+            if facts.number != self.number + 1:
+                broken = True
+                break
+            self.number, self.sequence = facts.number, facts.sequence
+            drained = drained or facts.pending == 0
+            key = message.subject.removeprefix(self._root)
+            if message.carries(OPERATION):
+                gone.append(key)
+            else:
+                entries.append(Entry(key, message.data, facts.sequence, facts.stored))
+        return _Batch(entries, gone, drained, ended, idle, broken)
+
+    def _receive(self, message: Message) -> None:
+        facts = AckFacts.of(message.reply) if message.reply.startswith("$JS.ACK.") else None
+        self._messages.append((message, facts))
+        if facts is None or facts.pending == 0 or len(self._messages) >= self._page:
+            self.ready.set()

@@ -1,12 +1,12 @@
-"""A short way through nats-py, for the messages of which there are many.
+"""A fast path through nats-py for the messages that are many: one callback a message, one line a publish.
 
-nats-py serves callers of every kind: it parses each message's headers, builds an object, queues it, and wakes a task
-that calls back; it checks and copies each publish. All that is most of what a small task costs. Here a message goes
-from nats-py's parser straight to its callback, its headers are parsed when somebody reads them, and a publish is one
-line appended to what nats-py sends next. Connecting, reconnecting, logging in and parsing stay nats-py's.
+nats-py serves callers of every kind. It parses each message's headers, builds an object, queues it, and wakes a task
+that runs the callback; it checks and copies each publish. That is most of the cost of a small task. Here a message goes
+from nats-py's parser straight to its callback, its headers are parsed when they are read, and a publish is one line
+appended to what nats-py sends next. nats-py still connects, reconnects, logs in and parses.
 
-It hooks into private names of nats-py. Where a release lacks one, its public way is taken, slower and to the same
-effect: `LaneClient.quick` tells.
+This module uses private members of nats-py. Where a release lacks one of them, its public methods are used instead,
+which are slower and have the same effect: see `FastClient.fast`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PRIVATE = (
 )
 _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
 _SUBJECT = re.compile(r"[^\s\x00]{1,2000}")
-"""A server hangs up for good on a line of more than 4096 bytes, in which a reply subject stands too."""
-_STATUS = len("NATS/1.0")
+"""A server closes the connection after a line of more than 4096 bytes; the line also has the reply subject."""
+_VERSION_LENGTH = len("NATS/1.0")
 
 
 class Message:
-    """A message that came: ``subject``, ``reply`` (empty where none is awaited), ``data`` and ``headers``."""
+    """A message that arrived: ``subject``, ``reply`` (empty if no reply is expected), ``data`` and ``headers``."""
 
     __slots__ = ("_headers", "_raw", "data", "reply", "subject")
 
@@ -57,46 +57,47 @@ class Message:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers by name; a status line of the server's counts as ``Status`` and ``Description``."""
+        """The headers by name; the server's status line appears as ``Status`` and ``Description``."""
         if self._headers is None:
             self._headers = read_headers(self._raw) if self._raw else {}
         return self._headers
 
     def carries(self, name: str) -> bool:
-        """Whether it has a header of that name; quicker than reading them all."""
+        """Return whether the message has a header of that name; faster than parsing all headers."""
         if self._headers is None:
-            return self._raw is not None and _start_of(name) in self._raw
+            return self._raw is not None and _header_start(name) in self._raw
         return name in self._headers
 
 
-Hear = Callable[[Message], None]
+OnMessage = Callable[[Message], None]
 
 
-class LaneClient(NatsClient):
-    """nats-py's client, with a short way for publishing (`write`) and for callbacks (`listen`)."""
+class FastClient(NatsClient):
+    """nats-py's client with a fast path for publishing (`write`) and for callbacks (`listen`)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._lanes: dict[int, Hear] = {}
-        self.quick = all(hasattr(self, name) for name in _PRIVATE) and all(
+        self._callbacks: dict[int, OnMessage] = {}
+        """By subscription id."""
+        self.fast = all(hasattr(self, name) for name in _PRIVATE) and all(
             hasattr(NatsClient, name) for name in _OVERRIDDEN
         )
-        """Whether this release of nats-py has what the short way needs."""
-        if is_known(getattr(self, "_ps", None)):
+        """Whether this release of nats-py has the members that the fast path needs."""
+        if is_safe_to_replace(getattr(self, "_ps", None)):
             self._ps = SafeParser(self)
 
     @property
     def clustered(self) -> bool:
-        """Whether the server says that it is part of a cluster."""
-        # nats-py has no public name for what the server says of itself.
+        """Whether the server reports that it is part of a cluster."""
+        # nats-py has no public member for what the server reports of itself.
         return bool(getattr(self, "_server_info", {}).get("cluster"))
 
     async def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Publish, as `nats.aio.client.Client.publish` does.
+        """Publish a message, as `nats.aio.client.Client.publish` does.
 
         Raises:
             nats.errors.MaxPayloadError: data and headers are above the server's limit.
-            nats.errors.Error: as there.
+            nats.errors.Error: see that method.
         """
         block = header_block(headers) if headers else b""
         size = len(block) + len(data)
@@ -104,8 +105,8 @@ class LaneClient(NatsClient):
             raise nats.errors.MaxPayloadError
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
-        if not (self.quick and self.is_connected):
-            # Away, it buffers, and says when its buffer is full.
+        if not (self.fast and self.is_connected):
+            # Without a connection, nats-py buffers the message, and raises when its buffer is full.
             await self.publish(subject, data, reply, dict(headers) if headers else None)
             return
         verb = f"HPUB {subject} {reply} {len(block)}" if headers else f"PUB {subject} {reply}"
@@ -119,81 +120,81 @@ class LaneClient(NatsClient):
         elif self._flush_queue is not None and self._flush_queue.empty():
             await self._flush_pending()
 
-    async def listen(self, subject: str, hear: Hear) -> Subscription:
-        """Call ``hear`` with each message of a subject, in order, on the loop; it must not block.
+    async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
+        """Call ``on_message`` with each message of a subject, in order, on the loop; it must not block.
 
         Raises:
-            nats.errors.Error: as `nats.aio.client.Client.subscribe`.
+            nats.errors.Error: see `nats.aio.client.Client.subscribe`.
         """
 
         async def take(message: Msg) -> None:
-            _tell(hear, Message(message.subject, message.reply, message.data, headers=message.headers or {}))
+            _call(on_message, Message(message.subject, message.reply, message.data, headers=message.headers or {}))
 
         subscription = await self.subscribe(subject, cb=take)
-        if self.quick:
-            self._lanes[subscription._id] = hear
+        if self.fast:
+            self._callbacks[subscription._id] = on_message
         return subscription
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        hear = self._lanes.get(sid)
-        # A server passes on any bytes, and an error here would end the loop that reads the socket.
-        name, answer = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
-        if hear is None:
-            await super()._process_msg(sid, name.encode(), answer.encode(), data, headers)
+        on_message = self._callbacks.get(sid)
+        # A subject may have any bytes, and an error here would end the task that reads the socket.
+        name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
+        if on_message is None:
+            await super()._process_msg(sid, name.encode(), reply_to.encode(), data, headers)
             return
         self.stats["in_msgs"] += 1
         self.stats["in_bytes"] += len(data)
-        _tell(hear, Message(name, answer, data, headers))
+        _call(on_message, Message(name, reply_to, data, headers))
 
-    async def retire(self, subscription: Subscription) -> None:
-        """Unsubscribe, and hear what was on its way until then.
+    async def drain_subscription(self, subscription: Subscription) -> None:
+        """Unsubscribe after the messages that are already on their way.
 
         Raises:
-            nats.errors.Error: as `nats.aio.subscription.Subscription.drain`; it is unsubscribed all the same.
+            nats.errors.Error: see `nats.aio.subscription.Subscription.drain`; it is unsubscribed nevertheless.
         """
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py gives it no types
         finally:
-            # Without an answer, nats-py would keep it, and subscribe it again after each reconnect.
+            # Without an answer, nats-py would keep the subscription and renew it after each reconnect.
             subscription._stop_processing()
             self._remove_sub(subscription._id)
 
     def _remove_sub(self, sid: int, max_msgs: int = 0) -> None:
-        self._lanes.pop(sid, None)
+        self._callbacks.pop(sid, None)
         super()._remove_sub(sid, max_msgs)
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        # nats-py's PING overtakes what waits in its buffer. Its PONG would come before the server has heard an UNSUB,
-        # and what it sends in between would be for nobody.
-        if self.quick and self.is_connected and self._transport is not None:
+        # nats-py's PING overtakes the lines in its buffer. Its PONG would arrive before the server has read an UNSUB,
+        # and messages sent in between would be lost.
+        if self.fast and self.is_connected and self._transport is not None:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
         await super()._send_ping(future)
 
     async def _process_pong(self) -> None:
-        # The late PONG of a flush that gave up would end the loop that reads the socket.
-        if self.quick and self._pongs and self._pongs[0].done():
+        # The late PONG of a flush that timed out would end the task that reads the socket.
+        if self.fast and self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:
-    """The headers as they go over the wire (NATS ADR-4).
+    """Return the headers as they are sent over the wire (NATS ADR-4).
 
     Raises:
-        nats.errors.Error: a line end in a name or value would make two headers of one.
+        nats.errors.Error: a name or value has a line end, which would start another header.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
-        raise nats.errors.Error(f"a line end in one of the headers {', '.join(map(repr, headers))}")
+        raise nats.errors.Error(f"one of the headers {', '.join(map(repr, headers))} has a line end")
     return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
-    """The headers of a message, and its status line as ``Status`` and ``Description``; inverse of `header_block`."""
+    """Return a message's headers, and its status line as ``Status`` and ``Description``; inverse of `header_block`."""
     first, *lines = raw.decode("utf-8", "replace").split("\r\n")
     headers: dict[str, str] = {}
-    status, _, description = first[_STATUS:].strip().partition(" ")
+    status, _, description = first[_VERSION_LENGTH:].strip().partition(" ")
     if status:
         headers["Status"] = status
         if description:
@@ -206,16 +207,16 @@ def read_headers(raw: bytes) -> dict[str, str]:
 
 
 @functools.cache
-def _start_of(name: str) -> bytes:
+def _header_start(name: str) -> bytes:
     return f"\r\n{name}:".encode()
 
 
-def _tell(hear: Hear, message: Message) -> None:
+def _call(on_message: OnMessage, message: Message) -> None:
     try:
-        hear(message)
+        on_message(message)
     except Exception:
-        # It must not end the loop that reads the socket.
-        log.exception("something went wrong inside nqnb, with a message on %s", message.subject)
+        # The error must not end the task that reads the socket.
+        log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
 
 
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
@@ -223,28 +224,33 @@ _LINE_END = b"\r\n"
 
 
 class SafeParser(Parser):
-    """Replaces these bytes in control lines; payloads stay as they are."""
+    """nats-py's parser, safe for subjects with vertical tabs and form feeds: it replaces them in control lines.
+
+    A server accepts every byte in a subject except space, tab and line end. nats-py's parser also treats a vertical tab
+    and a form feed as spaces: it closes the connection on such a line, or reads another subscription and another size
+    from it. One such key in a bucket would end every connection that lists the bucket.
+    """
 
     async def parse(self, data: bytes = b"") -> None:
         """See `nats.protocol.parser.Parser.parse`."""
-        if not any(byte in some for byte in (b"\x0b", b"\x0c") for some in (data, self.buf)):
+        if not any(byte in part for byte in (b"\x0b", b"\x0c") for part in (data, self.buf)):
             await super().parse(data)
             return
-        # Line by line, for the parser goes on through all that it has.
-        held, at = bytes(self.buf) + data, 0
+        # Line by line, because the parser consumes all that it is given.
+        unread, at = bytes(self.buf) + data, 0
         self.buf.clear()
-        while at < len(held):
+        while at < len(unread):
             if self.state == AWAITING_MSG_PAYLOAD:
                 end = at + self.needed + len(_LINE_END)
-                part = held[at:end]
+                part = unread[at:end]
             else:
-                found = held.find(_LINE_END, at)
-                end = found + len(_LINE_END) if found >= 0 else len(held)
-                part = held[at:end] if found < 0 else _HIDDEN_SPACE.sub(b"?", held[at:end])
+                found = unread.find(_LINE_END, at)
+                end = found + len(_LINE_END) if found >= 0 else len(unread)
+                part = unread[at:end] if found < 0 else _HIDDEN_SPACE.sub(b"?", unread[at:end])
             at = end
             await super().parse(part)
 
 
-def is_known(parser: object) -> bool:
-    """Return whether a client's parser is one that `SafeParser` can stand in for."""
+def is_safe_to_replace(parser: object) -> bool:
+    """Return whether `SafeParser` can replace a client's parser."""
     return type(parser) is Parser and all(hasattr(parser, name) for name in ("buf", "state", "needed"))

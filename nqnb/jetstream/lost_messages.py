@@ -20,7 +20,7 @@ from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import StreamMessage, read_messages
 from nqnb.jetstream.presence import Presence
-from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue, server_before
+from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import StateStore
@@ -57,7 +57,7 @@ class LostMessages:
             NqnbError: the server does not answer.
         """
         connection = self._connection
-        if not (self._allowed and server_before(connection, 2, 11)):
+        if not (self._allowed and connection.server_before(2, 11)):
             return
         stream = (await ensure_queue(connection, self._queue)).tasks
         consumer = f"{stream}.{names.CONSUMER}"

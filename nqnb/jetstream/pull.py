@@ -254,4 +254,4 @@ class PullLoop:
 
     async def _drain(self, subscription: Subscription) -> None:
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError):
-            await self._connection.client.retire(subscription)
+            await self._connection.client.drain_subscription(subscription)

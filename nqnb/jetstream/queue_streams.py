@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +52,7 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
             "discard": "old",
         },
     )
-    old = server_before(connection, 2, 9)
+    old = connection.server_before(2, 9)
     subject = names.cancel_subject(queue)
     cancels = await _ensure_stream(
         connection,
@@ -98,13 +97,6 @@ async def list_streams(connection: Connection, subject: str) -> list[dict[str, A
         infos += page
         if not page or len(infos) >= answer.get("total", 0):
             return sorted(infos, key=lambda info: str(info["config"]["name"]))
-
-
-def server_before(connection: Connection, major: int, minor: int) -> bool:
-    """Whether the server is older than a version."""
-    # nats-py may dress the number up, as in "<nats server v2.12.8>".
-    found = re.search(r"(\d+)\.(\d+)", connection.server_version)
-    return found is not None and (int(found[1]), int(found[2])) < (major, minor)
 
 
 async def _ensure_stream(connection: Connection, subject: str, config: dict[str, Any]) -> str:
@@ -284,7 +276,7 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
 
 def can_pause(connection: Connection) -> bool:
     """Whether the server can pause a consumer (>= 2.11)."""
-    return not server_before(connection, 2, 11)
+    return not connection.server_before(2, 11)
 
 
 async def pause_consumer(connection: Connection, stream: str, paused: bool) -> bool:

@@ -20,14 +20,14 @@ from nqnb.errors import ServerRefused
 from nqnb.jetstream.bucket import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, PubAck
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
-from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue, server_before
+from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
 
 def can_schedule(connection: Connection) -> bool:
     """Whether the server keeps schedules."""
-    return not server_before(connection, 2, 12)
+    return not connection.server_before(2, 12)
 
 
 async def allow_schedules(connection: Connection, queue: str, stream: str) -> None:

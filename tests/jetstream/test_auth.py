@@ -1,4 +1,4 @@
-"""Real servers that want to know who we are: the right one comes in, and everybody else learns the true reason."""
+"""Real servers with authentication and TLS: valid credentials connect, and every other error has the true reason."""
 
 from __future__ import annotations
 
@@ -90,19 +90,19 @@ def write(path: Path, text: str) -> None:
 
 @contextlib.asynccontextmanager
 async def nothing_left() -> AsyncIterator[None]:
-    """After the block, no task and no descriptor more than before."""
+    """Check that the block leaves no task and no file descriptor open."""
     fds = Path("/proc/self/fd")
 
     def held() -> int:
         return len(list(fds.iterdir())) if fds.is_dir() else 0
 
     if sys.platform == "linux":
-        # Sockets of the loop's own (its thread pool's) are made at the first look-up of a name.
+        # The loop opens sockets of its own (for its thread pool) at the first name lookup.
         await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 1)
     before, tasks = held(), asyncio.all_tasks()
     yield
     for _ in range(20):
-        gc.collect()  # a socket that was forgotten fails the test with its ResourceWarning
+        gc.collect()  # a socket that was not closed fails the test with its ResourceWarning
         if held() <= before and asyncio.all_tasks() <= tasks:
             return
         await asyncio.sleep(0.01)
@@ -110,16 +110,16 @@ async def nothing_left() -> AsyncIterator[None]:
     assert held() <= before
 
 
-async def comes_in(url: str | list[str], **options: Any) -> None:
+async def connects(url: str | list[str], **options: Any) -> None:
     async with nqnb.connect(url, connect_timeout=CONNECT_TIMEOUT, **options) as nq:
         task = await nq.submit("q", {"n": 1})
         assert await task.status() is nqnb.Status.PENDING
 
 
-async def stays_out(
+async def is_refused(
     url: str | list[str], *parts: str, kind: type[Exception] = NoServer, within: float = CONNECT_TIMEOUT, **options: Any
 ) -> str:
-    """Connecting fails soon, with all these parts in one line of text, and leaves nothing behind."""
+    """Check that connecting fails soon, with all these parts in one line of text, and leaves nothing behind."""
     options = {"connect_timeout": CONNECT_TIMEOUT, **options}
     async with nothing_left():
         begun = time.monotonic()
@@ -136,12 +136,14 @@ async def stays_out(
 
 
 class TestPasswords:
-    async def test_the_right_one(self, password_server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        await comes_in(password_server.url, user="ann", password=SECRET)
-        await comes_in(password_server.url.replace("//", f"//ann:{SECRET}@"))
+    async def test_a_valid_password_connects(
+        self, password_server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await connects(password_server.url, user="ann", password=SECRET)
+        await connects(password_server.url.replace("//", f"//ann:{SECRET}@"))
         monkeypatch.setenv("NATS_USER", "ann")
         monkeypatch.setenv("NATS_PASSWORD", SECRET)
-        await comes_in(password_server.url)
+        await connects(password_server.url)
 
     @pytest.mark.parametrize(
         "given",
@@ -150,33 +152,35 @@ class TestPasswords:
             *({"user": "bob", "password": SECRET}, {"token": "wr0ng"}, {"user": "ann"}, {}),
         ],
     )
-    async def test_a_wrong_one(self, password_server: nqnb.DevServer, given: dict[str, str]) -> None:
-        text = await stays_out(
-            password_server.url, "it refused our user, password or token", password_server.url, within=1, **given
+    async def test_a_wrong_password_is_refused_and_not_shown(
+        self, password_server: nqnb.DevServer, given: dict[str, str]
+    ) -> None:
+        text = await is_refused(
+            password_server.url, "it refused the user, password or token", password_server.url, within=1, **given
         )
         assert "wr0ng" not in text
-        assert ("none was given" in text) == (not given)
+        assert ("none is set" in text) == (not given)
 
-    async def test_a_token(self) -> None:
+    async def test_a_token_connects_and_a_wrong_one_is_refused(self) -> None:
         with nqnb.DevServer(config=f"authorization {{ token: {SECRET} }}") as server:
-            await comes_in(server.url, token=SECRET)
-            await comes_in(server.url.replace("//", f"//{SECRET}@"))
-            await stays_out(server.url, "check them", token="wr0ng", within=1)
-            await stays_out(server.url, "none was given", within=1)
+            await connects(server.url, token=SECRET)
+            await connects(server.url.replace("//", f"//{SECRET}@"))
+            await is_refused(server.url, "check them", token="wr0ng", within=1)
+            await is_refused(server.url, "none is set", within=1)
 
-    async def test_a_user_who_may_not_use_jetstream(self) -> None:
+    async def test_a_user_without_permission_for_jetstream_is_refused(self) -> None:
         deny = "permissions: { publish: { deny: '$JS.API.>' } }"
         with nqnb.DevServer(
             config=f"authorization {{ users: [{{ user: ann, password: {SECRET}, {deny} }}] }}"
         ) as server:
-            await stays_out(server.url, "permissions violation", "$js.api.info", within=1, user="ann", password=SECRET)
+            await is_refused(server.url, "permissions violation", "$js.api.info", within=1, user="ann", password=SECRET)
 
 
 class TestNkeys:
-    async def test_the_right_one(
+    async def test_a_valid_seed_connects(
         self, nkey_server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await comes_in(nkey_server.url, nkey=key[0])
+        await connects(nkey_server.url, nkey=key[0])
         path = tmp_path / "user.nk"
         for text in (
             key[0],
@@ -184,26 +188,28 @@ class TestNkeys:
             f"-----BEGIN USER NKEY SEED-----\n{key[0]}\n------END USER NKEY SEED------",
         ):
             write(path, text)
-            await comes_in(nkey_server.url, nkey=path)
+            await connects(nkey_server.url, nkey=path)
         monkeypatch.setenv("NATS_NKEY", str(path))
-        await comes_in(nkey_server.url)
+        await connects(nkey_server.url)
 
-    async def test_a_wrong_one(self, nkey_server: nqnb.DevServer) -> None:
+    async def test_an_unknown_seed_is_refused_and_not_shown(self, nkey_server: nqnb.DevServer) -> None:
         seed, _ = new_key("user")
-        text = await stays_out(nkey_server.url, "it refused our nkey", nkey=seed, within=1)
+        text = await is_refused(nkey_server.url, "it refused the nkey", nkey=seed, within=1)
         assert seed not in text
 
-    async def test_one_that_is_none(self, nkey_server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path) -> None:
+    async def test_an_invalid_seed_is_refused_before_connecting(
+        self, nkey_server: nqnb.DevServer, key: tuple[str, str], tmp_path: Path
+    ) -> None:
         damaged = key[0][:30] + ("A" if key[0][30] != "A" else "B") + key[0][31:]
-        text = await stays_out(nkey_server.url, "nkey is damaged", kind=BadInput, nkey=damaged)
+        text = await is_refused(nkey_server.url, "nkey is invalid: the seed is damaged", kind=BadInput, nkey=damaged)
         assert damaged[5:20] not in text
-        text = await stays_out(nkey_server.url, "not that of a user", kind=BadInput, nkey=new_key("account")[0])
+        text = await is_refused(nkey_server.url, "does not belong to a user", kind=BadInput, nkey=new_key("account")[0])
         path = tmp_path / "user.nk"
         write(path, damaged)
-        text = await stays_out(nkey_server.url, "damaged", str(path), kind=BadInput, nkey=path)
+        text = await is_refused(nkey_server.url, "damaged", str(path), kind=BadInput, nkey=path)
         assert damaged[5:20] not in text
         write(path, "nothing")
-        await stays_out(nkey_server.url, str(path), "has no seed", kind=BadInput, nkey=path)
+        await is_refused(nkey_server.url, str(path), "has no seed", kind=BadInput, nkey=path)
 
 
 class TestCredentials:
@@ -211,24 +217,24 @@ class TestCredentials:
     def path(self, tmp_path: Path) -> Path:
         return tmp_path / "app.creds"
 
-    async def test_the_right_ones(
+    async def test_a_valid_file_connects(
         self, jwt_server: nqnb.DevServer, operator: Operator, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for newline in ("\n", "\r\n"):
             write(path, operator.credentials()[0].replace("\n", newline))
-            await comes_in(jwt_server.url, creds=path)
+            await connects(jwt_server.url, creds=path)
         monkeypatch.setenv("NATS_CREDS", str(path))
-        await comes_in(jwt_server.url)
+        await connects(jwt_server.url)
 
-    async def test_they_are_read_again_at_a_reconnect(self, operator: Operator, path: Path) -> None:
+    async def test_the_file_is_read_again_at_a_reconnect(self, operator: Operator, path: Path) -> None:
         async def may_ask(nq: nqnb.Client) -> bool:
             try:
-                await nq.backend.connection.request("nobody.there")
+                await nq.backend.connection.request("unserved")
             except ServerRefused:
                 return False
             except NoResponders:
                 return True
-            raise AssertionError("nobody answered")
+            raise AssertionError("a request that nothing serves was answered")
 
         write(path, operator.credentials()[0])
         with nqnb.DevServer(config=operator.config) as server:
@@ -238,32 +244,36 @@ class TestCredentials:
                 server.restart()
                 await nq.submit("q")
                 assert await may_ask(nq)
-                write(path, operator.credentials(deny=["nobody.there"])[0])
+                write(path, operator.credentials(deny=["unserved"])[0])
                 server.restart()
                 await nq.submit("q")
                 assert not await may_ask(nq)
 
-    async def test_wrong_ones(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
+    async def test_credentials_of_another_operator_or_time_are_refused(
+        self, jwt_server: nqnb.DevServer, operator: Operator, path: Path
+    ) -> None:
         for text, seed in (
             operator.credentials(expires=-30),
             operator.credentials(account_seed=new_key("account")[0]),
             Operator().credentials(),
         ):
             write(path, text)
-            told = await stays_out(
-                jwt_server.url, f"it refused our credentials file {str(path)!r}", within=1, creds=path
+            told = await is_refused(
+                jwt_server.url, f"it refused the credentials file {str(path)!r}", within=1, creds=path
             )
             assert seed not in told
-        await stays_out(jwt_server.url, "none was given", within=1)
+        await is_refused(jwt_server.url, "none is set", within=1)
 
     @pytest.mark.parametrize(
         "text", ["", "nothing", "-----BEGIN NATS USER JWT-----", "-----BEGIN NATS USER JWT-----\n"]
     )
-    async def test_a_file_that_has_none(self, jwt_server: nqnb.DevServer, path: Path, text: str) -> None:
+    async def test_a_file_without_credentials_is_refused(
+        self, jwt_server: nqnb.DevServer, path: Path, text: str
+    ) -> None:
         write(path, text)
-        await stays_out(jwt_server.url, str(path), "no NATS user JWT", kind=BadInput, within=1, creds=path)
+        await is_refused(jwt_server.url, str(path), "no NATS user JWT", kind=BadInput, within=1, creds=path)
 
-    async def test_a_file_that_vanished(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
+    async def test_a_missing_file_is_refused(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
         write(path, operator.credentials()[0])
         settings = nqnb.Settings(jwt_server.url, creds=path)
         os.remove(path)
@@ -272,36 +282,40 @@ class TestCredentials:
 
 
 class TestTLS:
-    async def test_the_right_authority(
+    async def test_a_trusted_authority_connects(
         self, tls_server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for url in (tls_server.url, tls_server.url.replace("nats:", "tls:")):
-            await comes_in(url, tls_ca=files / "ca.pem")
+            await connects(url, tls_ca=files / "ca.pem")
         monkeypatch.setenv("NATS_CA", str(files / "ca.pem"))
-        await comes_in(tls_server.url)
+        await connects(tls_server.url)
 
-    async def test_a_wrong_authority(self, tls_server: nqnb.DevServer, files: Path) -> None:
-        await stays_out(tls_server.url, "nobody we trust", "tls_ca", within=1)
-        await stays_out(tls_server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
+    async def test_an_untrusted_authority_is_refused(self, tls_server: nqnb.DevServer, files: Path) -> None:
+        await is_refused(tls_server.url, "not signed by a trusted authority", "tls_ca", within=1)
+        await is_refused(tls_server.url, "not signed by a trusted authority", within=1, tls_ca=files / "stranger.pem")
 
-    async def test_another_host(self, files: Path) -> None:
+    async def test_a_certificate_of_another_host_is_refused(self, files: Path) -> None:
         with nqnb.DevServer(config=tls(files, "elsewhere")) as server:
-            await stays_out(server.url, "that of another host", "127.0.0.1", within=1, tls_ca=files / "ca.pem")
+            await is_refused(server.url, "for another host", "127.0.0.1", within=1, tls_ca=files / "ca.pem")
 
-    async def test_one_that_does_not_begin_with_it(self, tls_server: nqnb.DevServer, files: Path) -> None:
-        # What it said before our handshake may be lost in ours, and nothing follows.
+    async def test_tls_first_against_a_server_that_speaks_first_is_explained(
+        self, tls_server: nqnb.DevServer, files: Path
+    ) -> None:
+        # The client's handshake may swallow the server's first message, and no other follows.
         options = {"tls_ca": files / "ca.pem", "tls_first": True, "connect_timeout": 0.5}
-        await stays_out(tls_server.url, "TLS handshake", "leave tls_first out", within=1, **options)
+        await is_refused(tls_server.url, "TLS handshake", "leave tls_first out", within=1, **options)
 
-    async def test_one_that_begins_with_it(self, tls_server: nqnb.DevServer, files: Path) -> None:
+    async def test_a_server_that_expects_the_handshake_first_needs_tls_first(
+        self, tls_server: nqnb.DevServer, files: Path
+    ) -> None:
         if tls_server.version.startswith("2.9."):
             pytest.skip("nats-server 2.9 has no handshake_first, so no such server of that version exists")
         with nqnb.DevServer(config=tls(files, "server", "handshake_first: true")) as server:
-            await comes_in(server.url, tls_ca=files / "ca.pem", tls_first=True)
-            parts = ("no answer within 0.5 s", "give tls_first")
-            await stays_out(server.url, *parts, within=1, tls_ca=files / "ca.pem", connect_timeout=0.5)
+            await connects(server.url, tls_ca=files / "ca.pem", tls_first=True)
+            parts = ("no answer within 0.5 s", "set tls_first")
+            await is_refused(server.url, *parts, within=1, tls_ca=files / "ca.pem", connect_timeout=0.5)
 
-    async def test_a_server_without_it_gets_no_secret(self, files: Path) -> None:
+    async def test_a_server_without_tls_gets_no_secret(self, files: Path) -> None:
         heard = bytearray()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -312,91 +326,95 @@ class TestTLS:
         plain = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"tls://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
         login = {"user": "ann", "password": SECRET}
-        with pytest.raises(NoServer, match="it does not speak TLS"):
+        with pytest.raises(NoServer, match="it does not support TLS"):
             await nqnb.connect(url, **login).__aenter__()
-        with pytest.raises(NoServer, match="it does not speak TLS"):
+        with pytest.raises(NoServer, match="it does not support TLS"):
             await nqnb.connect(url.replace("tls:", "nats:"), tls_ca=files / "ca.pem", **login).__aenter__()
         plain.close()
         await asyncio.sleep(0.05)
         assert not heard
 
-    async def test_where_it_is_optional(self, files: Path) -> None:
+    async def test_optional_tls_connects_both_ways(self, files: Path) -> None:
         with nqnb.DevServer(config=f"{tls(files)}\nallow_non_tls: true") as server:
-            await comes_in(server.url)
-            await comes_in(server.url, tls_ca=files / "ca.pem")
-            await stays_out(server.url, "nobody we trust", within=1, tls_ca=files / "stranger.pem")
+            await connects(server.url)
+            await connects(server.url, tls_ca=files / "ca.pem")
+            await is_refused(server.url, "not signed by a trusted authority", within=1, tls_ca=files / "stranger.pem")
 
-    async def test_files_that_are_none(self, tls_server: nqnb.DevServer, files: Path, tmp_path: Path) -> None:
+    async def test_invalid_files_are_refused(self, tls_server: nqnb.DevServer, files: Path, tmp_path: Path) -> None:
         text = tmp_path / "notes.txt"
         write(text, "nothing")
-        await stays_out(tls_server.url, "tls_ca", str(text), "PEM", kind=BadInput, tls_ca=text)
+        await is_refused(tls_server.url, "tls_ca", str(text), "PEM", kind=BadInput, tls_ca=text)
         for pair in ((text, files / "client.key"), (files / "client.pem", files / "intruder.key")):
             ours = {"tls_cert": pair[0], "tls_key": pair[1]}
-            await stays_out(tls_server.url, *map(str, pair), kind=BadInput, tls_ca=files / "ca.pem", **ours)
+            await is_refused(tls_server.url, *map(str, pair), kind=BadInput, tls_ca=files / "ca.pem", **ours)
 
 
 class TestMutualTLS:
     def ours(self, files: Path, name: str) -> dict[str, Path]:
         return {"tls_ca": files / "ca.pem", "tls_cert": files / f"{name}.pem", "tls_key": files / f"{name}.key"}
 
-    async def test_the_right_certificate(
+    async def test_a_valid_client_certificate_connects(
         self, mutual_server: nqnb.DevServer, files: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await comes_in(mutual_server.url, **self.ours(files, "client"))
+        await connects(mutual_server.url, **self.ours(files, "client"))
         for variable, name in (("NATS_CA", "ca.pem"), ("NATS_CERT", "client.pem"), ("NATS_KEY", "client.key")):
             monkeypatch.setenv(variable, str(files / name))
-        await comes_in(mutual_server.url)
+        await connects(mutual_server.url)
 
-    async def test_none(self, mutual_server: nqnb.DevServer, files: Path) -> None:
-        await stays_out(mutual_server.url, "wants a certificate of ours", "tls_cert", within=1, tls_ca=files / "ca.pem")
+    async def test_a_missing_client_certificate_is_explained(self, mutual_server: nqnb.DevServer, files: Path) -> None:
+        await is_refused(
+            mutual_server.url, "it requires a client certificate", "tls_cert", within=1, tls_ca=files / "ca.pem"
+        )
 
-    async def test_a_wrong_one(self, mutual_server: nqnb.DevServer, files: Path) -> None:
-        await stays_out(mutual_server.url, "it refused our certificate", within=1, **self.ours(files, "intruder"))
+    async def test_an_untrusted_client_certificate_is_refused(self, mutual_server: nqnb.DevServer, files: Path) -> None:
+        await is_refused(
+            mutual_server.url, "it refused the client certificate", within=1, **self.ours(files, "intruder")
+        )
 
-    async def test_it_says_who_we_are(self, files: Path) -> None:
+    async def test_a_client_certificate_can_replace_a_login(self, files: Path) -> None:
         verify = (f'ca_file: "{files / "ca.pem"}"', "verify_and_map: true")
         users = 'authorization { users: [{ user: "ann@example.com" }] }'
         with nqnb.DevServer(config=f"{tls(files, 'server', *verify)}\n{users}") as server:
-            await comes_in(server.url, **self.ours(files, "client"))
+            await connects(server.url, **self.ours(files, "client"))
 
 
 class TestAddresses:
     @pytest.fixture
     def mute(self) -> Iterator[str]:
-        """A host that takes connections and says nothing."""
+        """A host that accepts connections and sends nothing."""
         with socket.socket() as mute:
             mute.bind(("127.0.0.1", 0))
             mute.listen()
             yield f"nats://127.0.0.1:{mute.getsockname()[1]}"
 
-    async def test_none(self) -> None:
-        await stays_out("nats://127.0.0.1:1", "the connection was refused", "`nqnb up`", within=1)
-        await stays_out("nats://no-such-host.invalid", "no host of that name is known")
+    async def test_a_dead_address_is_refused(self) -> None:
+        await is_refused("nats://127.0.0.1:1", "the connection was refused", "`nqnb up`", within=1)
+        await is_refused("nats://no-such-host.invalid", "the host name is unknown")
 
-    async def test_a_mute_one(self, mute: str) -> None:
-        await stays_out(mute, "no answer within 0.3 s", within=3, connect_timeout=0.3)
-        await stays_out(mute, "no answer within 0.3 s", within=3, connect_timeout=0.3, tls_first=True)
+    async def test_a_silent_address_times_out(self, mute: str) -> None:
+        await is_refused(mute, "no answer within 0.3 s", within=3, connect_timeout=0.3)
+        await is_refused(mute, "no answer within 0.3 s", within=3, connect_timeout=0.3, tls_first=True)
 
-    async def test_one_that_hangs_up(self) -> None:
+    async def test_a_server_that_closes_the_connection_is_explained(self) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b'INFO {"server_id":"x","version":"2.12.0","max_payload":1048576}\r\n')
             await reader.readline()
             writer.close()
 
         there = await asyncio.start_server(serve, "127.0.0.1", 0)
-        with pytest.raises(NoServer, match="it hung up"):
+        with pytest.raises(NoServer, match="it closed the connection"):
             await nqnb.connect(f"127.0.0.1:{there.sockets[0].getsockname()[1]}").__aenter__()
         there.close()
 
-    async def test_one_without_jetstream(self) -> None:
+    async def test_a_server_without_jetstream_is_refused(self) -> None:
         with nqnb.DevServer(jetstream=False) as server:
-            await stays_out(server.url, server.url, "JetStream is off", kind=NoJetStream, within=1)
+            await is_refused(server.url, server.url, "JetStream is off", kind=NoJetStream, within=1)
 
     @pytest.mark.parametrize("_", range(4))
-    async def test_a_live_one_among_dead_ones(self, _: int, server: nqnb.DevServer, mute: str) -> None:
-        await comes_in(["nats://127.0.0.1:1", "nats://no-such-host.invalid", mute, server.url])
+    async def test_a_live_address_among_dead_ones_connects(self, _: int, server: nqnb.DevServer, mute: str) -> None:
+        await connects(["nats://127.0.0.1:1", "nats://no-such-host.invalid", mute, server.url])
 
-    async def test_a_live_one_among_those_that_refuse_us(self, files: Path) -> None:
+    async def test_an_accepting_address_among_refusing_ones_connects(self, files: Path) -> None:
         login = {"user": "ann", "password": SECRET, "tls_ca": files / "ca.pem"}
         config = f"authorization {{ user: ann, password: {SECRET} }}\n"
         with (
@@ -404,19 +422,19 @@ class TestAddresses:
             nqnb.DevServer(config=tls(files, "elsewhere")) as other,
         ):
             for _ in range(4):
-                await comes_in([other.url, right.url], **login)
-            await stays_out(
+                await connects([other.url, right.url], **login)
+            await is_refused(
                 [other.url, "127.0.0.1:1"], f"{other.url}: its certificate", "127.0.0.1:1: the connection", **login
             )
 
-    async def test_it_comes_back_to_the_others(self, server: nqnb.DevServer) -> None:
+    async def test_a_reconnect_tries_the_other_addresses(self, server: nqnb.DevServer) -> None:
         async with nqnb.connect(["nats://127.0.0.1:1", server.url], retry_for=10) as nq:
             server.restart()
             await nq.submit("q")
 
 
 class TestSecrets:
-    async def test_none_is_shown_anywhere(self, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_no_secret_is_shown_anywhere(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
         told = []
         with nqnb.DevServer(config="authorization { user: ann, password: other }") as server:
@@ -438,17 +456,17 @@ class TestSecrets:
                 told.append(f"{settings!r} {settings} {client!r}")
         assert SECRET not in "".join(told) + caplog.text
 
-    async def test_what_a_server_repeats_is_taken_out(self) -> None:
+    async def test_a_secret_that_a_server_repeats_is_removed(self) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b'INFO {"server_id":"x","version":"2.12.0","auth_required":true}\r\n')
             await reader.readline()
-            writer.write(f"-ERR 'nobody here knows {SECRET}'\r\n".encode())
+            writer.write(f"-ERR 'this server does not know {SECRET}'\r\n".encode())
             await reader.read()
             writer.close()
 
         there = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"nats://127.0.0.1:{there.sockets[0].getsockname()[1]}"
-        text = await stays_out(url, "nobody here knows …", within=1, token=SECRET)
+        text = await is_refused(url, "this server does not know …", within=1, token=SECRET)
         assert SECRET not in text
         there.close()
 

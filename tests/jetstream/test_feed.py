@@ -15,7 +15,7 @@ import pytest
 import nqnb
 from nqnb.jetstream import bucket_reader
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.fast_client import Hear, Message
+from nqnb.jetstream.fast_client import Message, OnMessage
 from nqnb.records import TaskBatch
 from nqnb.store import Entry, MemoryStore
 from nqnb.testing.proxy import Proxy
@@ -107,7 +107,7 @@ async def test_what_is_removed_before_it_came_does_not_keep_it_from_being_comple
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
-    monkeypatch.setattr(bucket_reader, "_IDLE_HEARTBEAT", 0.5)
+    monkeypatch.setattr(bucket_reader, "IDLE_HEARTBEAT_SECONDS", 0.5)
     tasks = await nq.submit_many("q", range(25))
     async with contextlib.aclosing(nq.watch()) as batches:
         assert not (await anext(batches)).complete
@@ -217,7 +217,7 @@ async def test_what_a_quick_reconnect_has_lost_comes_all_the_same(server: nqnb.D
 async def test_a_message_that_got_lost_is_missed(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     subscribe, dropped = Connection.subscribe, list[Message]()
 
-    async def leaky(self: Connection, subject: str, hear: Hear) -> Any:
+    async def leaky(self: Connection, subject: str, hear: OnMessage) -> Any:
         def pass_on(message: Message) -> None:
             if message.reply.startswith("$JS.ACK.") and armed and not dropped:
                 dropped.append(message)
@@ -272,7 +272,7 @@ class Flaky(MemoryStore):
 async def test_a_store_of_ones_own_that_fails_is_lost_until_it_is_back(
     settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    monkeypatch.setattr(bucket_reader.poll, "__defaults__", (0.05,))
+    monkeypatch.setattr(bucket_reader.poll_store, "__defaults__", (0.05,))
     store = Flaky()
     async with nqnb.connect(settings, store=store) as nq, watching(nq) as seen:
         await seen.until(complete=True)

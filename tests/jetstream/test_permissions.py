@@ -234,7 +234,7 @@ async def test_less_is_refused_with_what_is_missing(server: nqnb.DevServer, capl
     await prepare(settings[OPERATOR])
     async with nqnb.connect(settings[CLIENT]) as nq:
         with pytest.raises(
-            ServerRefused, match=r"may not publish to '\$JS.API.STREAM.CREATE.other'.* README"
+            ServerRefused, match=r"may not publish to '\$JS.API.STREAM.CREATE.other'.*permissions.md"
         ) as caught:
             await nq.submit("other")
         assert (caught.value.code, caught.value.err_code) == (403, 0)
@@ -286,6 +286,6 @@ async def test_a_watch_that_may_not_read_ends() -> None:
 
 
 async def test_without_an_inbox_nobody_comes_in() -> None:
-    told = r"permissions violation for subscription to \"_inbox.* README"
+    told = r"permissions violation for subscription to \"_inbox.*permissions.md"
     with nqnb.DevServer(config=without("_INBOX.>")) as server, pytest.raises(NoServer, match=told):
         await nqnb.connect(users(server)[CLIENT]).open()

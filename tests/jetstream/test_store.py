@@ -18,7 +18,7 @@ from nqnb import Entry, MemoryStore, RevisionConflict, Status
 from nqnb.jetstream import bucket_reader
 from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.fast_client import Hear, Message
+from nqnb.jetstream.fast_client import Message, OnMessage
 from nqnb.store import StateStore, Unsubscribe
 from nqnb.testing import StoreContract
 from nqnb.testing.proxy import Proxy
@@ -214,7 +214,7 @@ class TestListing:
     ) -> None:
         subscribe, came = Connection.subscribe, itertools.count(1)
 
-        async def leaky(self: Connection, subject: str, hear: Hear) -> Any:
+        async def leaky(self: Connection, subject: str, hear: OnMessage) -> Any:
             def pass_on(message: Message) -> None:
                 if not message.reply.startswith("$JS.ACK.") or next(came) != lost:
                     hear(message)

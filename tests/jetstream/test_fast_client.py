@@ -11,22 +11,22 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 import nqnb
-from nqnb.jetstream.fast_client import LaneClient, Message, header_block, read_headers
+from nqnb.jetstream.fast_client import FastClient, Message, header_block, read_headers
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(params=[True, False], ids=["quick", "public"])
-async def client(server: nqnb.DevServer, request: pytest.FixtureRequest) -> AsyncIterator[LaneClient]:
-    client = LaneClient()
-    assert client.quick, "nats-py has changed: the short way is gone"
-    client.quick = request.param
+async def client(server: nqnb.DevServer, request: pytest.FixtureRequest) -> AsyncIterator[FastClient]:
+    client = FastClient()
+    assert client.fast, "nats-py has changed: the fast path is gone"
+    client.fast = request.param
     await client.connect(server.url)
     yield client
     await client.close()
 
 
-async def heard(client: LaneClient, *sends: tuple[str, bytes, str, dict[str, str] | None]) -> list[Message]:
+async def heard(client: FastClient, *sends: tuple[str, bytes, str, dict[str, str] | None]) -> list[Message]:
     got: list[Message] = []
     done = asyncio.Event()
 
@@ -42,7 +42,7 @@ async def heard(client: LaneClient, *sends: tuple[str, bytes, str, dict[str, str
     return got
 
 
-async def test_what_is_written_is_heard_in_order(client: LaneClient) -> None:
+async def test_what_is_written_is_heard_in_order(client: FastClient) -> None:
     sends = [
         (f"lane.{n}", b"\r\n" * n, f"reply.{n}" if n % 2 else "", {"N": str(n)} if n % 3 else None) for n in range(9)
     ]
@@ -51,7 +51,7 @@ async def test_what_is_written_is_heard_in_order(client: LaneClient) -> None:
 
 
 async def test_nats_py_reads_what_is_written_and_writes_what_is_read(
-    client: LaneClient, server: nqnb.DevServer
+    client: FastClient, server: nqnb.DevServer
 ) -> None:
     other = NatsClient()
     await other.connect(server.url)
@@ -71,7 +71,7 @@ async def test_nats_py_reads_what_is_written_and_writes_what_is_read(
     await other.close()
 
 
-async def test_a_subject_or_header_that_would_make_two_lines_is_refused(client: LaneClient) -> None:
+async def test_a_subject_or_header_that_would_make_two_lines_is_refused(client: FastClient) -> None:
     with pytest.raises(nats.errors.BadSubjectError):
         await client.write("lane.x 0\r\n\r\nPUB lane.y", b"")
     with pytest.raises(nats.errors.BadSubjectError):
@@ -80,7 +80,7 @@ async def test_a_subject_or_header_that_would_make_two_lines_is_refused(client: 
         await client.write("lane.x", b"", "", {"Name": "a\r\nOther: b"})
 
 
-async def test_what_is_above_the_servers_limit_is_refused_headers_included(client: LaneClient) -> None:
+async def test_what_is_above_the_servers_limit_is_refused_headers_included(client: FastClient) -> None:
     headers = {"Name": "value"}
     room = client.max_payload - len(header_block(headers))
     await client.write("lane.x", b"x" * room, "", headers)
@@ -90,7 +90,7 @@ async def test_what_is_above_the_servers_limit_is_refused_headers_included(clien
     assert client.is_connected
 
 
-async def test_nothing_is_heard_after_unsubscribing(client: LaneClient) -> None:
+async def test_nothing_is_heard_after_unsubscribing(client: FastClient) -> None:
     got: list[Message] = []
     subscription = await client.listen("lane.x", got.append)
     await client.write("lane.x", b"1")
@@ -100,11 +100,11 @@ async def test_nothing_is_heard_after_unsubscribing(client: LaneClient) -> None:
     await client.write("lane.x", b"2")
     await client.flush()
     assert [each.data for each in got] == [b"1"]
-    assert not client._lanes
+    assert not client._callbacks
 
 
 async def test_an_error_in_a_callback_is_logged_and_ends_nothing(
-    client: LaneClient, caplog: pytest.LogCaptureFixture
+    client: FastClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[bytes] = []
 
@@ -122,13 +122,13 @@ async def test_an_error_in_a_callback_is_logged_and_ends_nothing(
     assert "lane.x" in caplog.text
 
 
-async def test_a_closed_client_says_so(client: LaneClient) -> None:
+async def test_a_closed_client_says_so(client: FastClient) -> None:
     await client.close()
     with pytest.raises(nats.errors.ConnectionClosedError):
         await client.write("lane.x", b"")
 
 
-async def test_a_header_is_found_by_its_name_alone(client: LaneClient) -> None:
+async def test_a_header_is_found_by_its_name_alone(client: FastClient) -> None:
     sends = [
         ("lane.1", b"", "", {"Other": "x Name: y"}),
         ("lane.2", b"", "", {"A": "b", "Name": ""}),
@@ -157,7 +157,7 @@ def test_the_servers_status_lines_are_read(raw: bytes, headers: dict[str, str]) 
 async def test_a_ping_does_not_overtake_what_was_written_before(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = LaneClient()
+    client = FastClient()
     await client.connect(server.url)
     sent: list[bytes] = []
     transport = client._transport
@@ -171,7 +171,7 @@ async def test_a_ping_does_not_overtake_what_was_written_before(
 
 
 async def test_an_answer_after_its_time_ends_nothing(server: nqnb.DevServer) -> None:
-    client = LaneClient()
+    client = FastClient()
     await client.connect(server.url)
     # As `flush` does when its time is over.
     late = asyncio.get_running_loop().create_future()
@@ -185,9 +185,9 @@ async def test_an_answer_after_its_time_ends_nothing(server: nqnb.DevServer) -> 
 async def test_what_is_retired_is_left_out_whether_it_was_answered_or_not(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = LaneClient()
+    client = FastClient()
     await client.connect(server.url)
-    await client.retire(await client.listen("lane.x", lambda message: None))
+    await client.drain_subscription(await client.listen("lane.x", lambda message: None))
     subscription = await client.listen("lane.x", lambda message: None)
 
     async def unanswered(timeout: float = 10) -> None:
@@ -196,7 +196,7 @@ async def test_what_is_retired_is_left_out_whether_it_was_answered_or_not(
     with monkeypatch.context() as patched:
         patched.setattr(client, "flush", unanswered)
         with pytest.raises(nats.errors.TimeoutError):
-            await client.retire(subscription)
-    assert not client._lanes
+            await client.drain_subscription(subscription)
+    assert not client._callbacks
     assert not client._subs
     await client.close()
