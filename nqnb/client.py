@@ -373,7 +373,7 @@ class Client:
             Unconfirmed: the server's answers were lost: some tasks may have ended and others not. Purge again.
         """
         queue = names.check_queue(queue)
-        check_callable("progress", progress, "a function of (done, total)")
+        check_callable("progress", progress, "a function of (done, total)", 2)
         return await purge_queue(self.backend, queue, self._name, progress)
 
     async def delete_queue(
@@ -406,7 +406,7 @@ class Client:
             Unconfirmed: see `purge_queue`.
         """
         queue, force = names.check_queue(queue), check_flag("force", force)
-        check_callable("progress", progress, "a function of (done, total)")
+        check_callable("progress", progress, "a function of (done, total)", 2)
         seconds = check_seconds("wait", wait)
         return await delete_queue(self.backend, queue, self._name, force=force, wait=seconds, progress=progress)
 

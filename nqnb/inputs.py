@@ -6,6 +6,7 @@ what to give. Lengths of time are checked by `check_seconds`, dates by `check_mo
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import operator
@@ -98,15 +99,30 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     raise BadInput(f"{name}={shown(value)} is invalid: {hint(text, known)}Give {listed}.")
 
 
-def check_callable(name: str, value: Any, what: str) -> Any:
-    """Return a function, or None where none was given.
+def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
+    """Return a function that takes so many positional arguments, or None where none was given.
+
+    A function whose signature Python does not know, such as some that are written in C, is accepted.
 
     Raises:
-        BadInput: not callable.
+        BadInput: not callable, or not with that many arguments.
     """
-    if value is None or callable(value):
+    if value is None:
+        return None
+    if not callable(value):
+        raise BadInput(f"{name}={shown(value)} is invalid: cannot be called. Give {what}, or None.")
+    try:
+        signature = inspect.signature(value)
+    except (ValueError, TypeError):
         return value
-    raise BadInput(f"{name}={shown(value)} is invalid: cannot be called. Give {what}, or None.")
+    try:
+        signature.bind(*(None,) * arguments)
+    except TypeError as error:
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: it cannot be called with {arguments} arguments ({error}). "
+            f"Give {what}, or None."
+        ) from None
+    return value
 
 
 Duration = float | timedelta

@@ -350,3 +350,8 @@ def test_a_session_refuses_as_the_client_does(server: nqnb.DevServer) -> None:
         assert task.status() is Status.PENDING
     finally:
         session.down()
+
+
+async def test_a_progress_callback_that_cannot_take_both_counts_is_refused(nq: nqnb.Client) -> None:
+    with pytest.raises(nqnb.BadInput, match=r"cannot be called with 2 arguments"):
+        await nq.purge_queue("resize", lambda done: None)  # type: ignore[arg-type,misc]  # the bad argument is the point

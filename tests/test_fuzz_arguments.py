@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from datetime import timedelta
@@ -202,6 +203,23 @@ def call_of(seed: int) -> Call:
     return surface, positional, named
 
 
+class CallbackError(Exception):
+    """A caller's own function raised."""
+
+
+def fallible(function: Callable[..., object]) -> Callable[..., object]:
+    """The same function, with its errors marked as the caller's."""
+
+    @functools.wraps(function, updated=())
+    def call(*arguments: object) -> object:
+        try:
+            return function(*arguments)
+        except Exception as error:
+            raise CallbackError from error
+
+    return call
+
+
 def attempt(world: World, surface: Surface, positional: list[Any], named: dict[str, Any]) -> None:
     name, function, kind = surface
     world.tried[name] += 1
@@ -210,6 +228,8 @@ def attempt(world: World, surface: Surface, positional: list[Any], named: dict[s
         url = named.get("url")
         named["url"] = world.url if url is None or isinstance(url, str) else url
     target = function if kind is None else getattr(world.instance(kind), function.__name__)
+    if callable(given := named.get("progress")):
+        named["progress"] = fallible(given)
     try:
         result = target(*positional, **named)
         if inspect.iscoroutine(result):
@@ -231,6 +251,8 @@ def attempt(world: World, surface: Surface, positional: list[Any], named: dict[s
             world.keep_ended()
     except nqnb.JobCancelled:
         assert kind is nqnb.Job
+    except CallbackError:
+        pass  # what a caller's own function raises reaches the caller
     except nqnb.NqnbError as error:
         world.refused[name] += 1
         world.longest = max(world.longest, len(str(error)))

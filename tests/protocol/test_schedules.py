@@ -48,8 +48,8 @@ async def subjects(nq: nqnb.Client) -> dict[str, int]:
 async def test_a_long_wait_is_a_schedule_that_fires(
     short_is_long: None, nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
-    task = await nq.submit("later", 0, id="with.dots/and=more", process_at=timedelta(seconds=1.2))
     due = time.time() + 1.2
+    task = await nq.submit("later", 0, id="with.dots/and=more", process_at=timedelta(seconds=1.2))
     if can_schedule(nq.backend.connection):
         assert await subjects(nq) == {"later.sched.with%2Edots/and=more": 1}
         assert [(each.pending, each.scheduled) for each in await nq.queues()] == [(0, 1)]

@@ -205,7 +205,8 @@ class TestWhatRunsWithoutAPause:
             while (
                 not inside.is_set()
                 or run._thread is None
-                or getattr(innermost(run._thread), "f_globals", {}) is not vars(threading)
+                # Not just anywhere in `threading`: the thread may still be on its way out of `inside.set()`.
+                or getattr(innermost(run._thread), "f_code", None) is not wait.__code__
             ):
                 assert time.monotonic() < until, "the thread does not wait"
                 await asyncio.sleep(0.01)
