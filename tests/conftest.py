@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers.command_line import many, run, start, url  # noqa: F401  fixtures
 from helpers.history import keep_history
-from xdist.scheduler import LoadScopeScheduling
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # it has no types
 
 import nqnb
 
@@ -28,7 +28,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return min(8, (os.cpu_count() or 1) + 1)
 
 
-class BrowserTestsTogether(LoadScopeScheduling):
+class BrowserTestsTogether(LoadScopeScheduling):  # type: ignore[misc]  # as above
     """Give each test to the next free worker, but all browser tests to one.
 
     Each of those drives a Jupyter server and a Chromium, which fill a machine.

@@ -7,11 +7,12 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.bad_values import Broken
 
 import nqnb
 from nqnb import BadInput, NotSubmitted, Status, UnknownQueue, UnknownTask, WaitTimeout
@@ -23,16 +24,6 @@ pytestmark = pytest.mark.anyio
 
 class Queue(str, enum.Enum):
     SLOW = "slow-queue"
-
-
-class Broken:
-    """Everything that can be asked of it fails."""
-
-    def _fail(self, *_: object) -> Any:
-        raise RuntimeError("broken")
-
-    __repr__ = __str__ = __eq__ = __iter__ = __len__ = __bool__ = __float__ = __index__ = __call__ = _fail  # type: ignore[assignment]  # that is the point
-    __hash__ = object.__hash__
 
 
 @pytest.fixture(scope="module")
@@ -203,18 +194,11 @@ class TestStates:
     async def test_by_themselves_by_their_labels_and_by_their_numbers(self, nq: nqnb.Client) -> None:
         task = await nq.submit("states")
         await (await nq.submit("states")).cancel()
-        for state in (
-            Status.PENDING,
-            "pending",
-            "PENDING",
-            0,
-            np.int64(0),
-            np.str_("pending"),
-            ["pending"],
-            {0, "failed"},
-        ):
+        pending: list[Any] = [Status.PENDING, "pending", "PENDING", 0, np.int64(0), np.str_("pending"), ["pending"]]
+        for state in [*pending, {0, "failed"}]:
             assert [each.id for each in await nq.tasks("states", state)] == [task.id]
-        assert len(await nq.tasks("states", iter([0, "deleted"]))) == 2
+        states: Iterator[str | int] = iter([0, "deleted"])
+        assert len(await nq.tasks("states", states)) == 2
         assert await nq.tasks("states", []) == []
 
     @pytest.mark.parametrize("state", ["faild", "", "fail ed", 17, -1, True, 2.0, b"failed", [None], Broken(), [[2]]])
@@ -281,11 +265,11 @@ class TestManyPayloads:
 
     @pytest.mark.parametrize("options", [{"errors": "bogus"}, {"retry": -1}, {"timeout": "1"}, {"process_at": 5}])
     async def test_a_bad_option_is_refused_once_and_nothing_is_sent(self, nq: nqnb.Client, options: Any) -> None:
-        drawn: list[int] = []
+        payloads = iter(range(3))
         with pytest.raises(BadInput) as caught:
-            await nq.submit_many("many-none", (drawn.append(each) for each in range(3)), **options)
+            await nq.submit_many("many-none", payloads, **options)
         refused(caught.value, next(iter(options)))
-        assert drawn == []
+        assert list(payloads) == [0, 1, 2], "none was drawn"
 
     @pytest.mark.parametrize("errors", ["raise", "return"])
     async def test_an_iterable_that_raises_loses_none_that_were_accepted(self, nq: nqnb.Client, errors: Any) -> None:
@@ -310,7 +294,8 @@ class TestFlags:
             for make in (nqnb.DevServer, nqnb.Worker):
                 with pytest.raises(BadInput, match="expected True or False"):
                     make(**{"jetstream" if make is nqnb.DevServer else "shutdown_on_disconnect": bad})
-        assert (await nq.prune(0, dry_run=np.bool_(True))).dry_run is True
+        true: Any = np.bool_(True)
+        assert (await nq.prune(0, dry_run=true)).dry_run is True
 
 
 @pytest.mark.parametrize(
@@ -334,7 +319,7 @@ def test_a_session_refuses_as_the_client_does(server: nqnb.DevServer) -> None:
                 lambda: task.wait(wrong),  # noqa: B023  it is called at once
                 lambda: session.cancel(task, wrong),  # noqa: B023  as above
                 lambda: session.prune(wrong),  # noqa: B023  as above
-                lambda: session.tasks(since=[wrong]),  # noqa: B023  as above
+                lambda: session.tasks(since=cast("float", [wrong])),  # noqa: B023  as above
                 lambda: session.down(wait=wrong),  # noqa: B023  as above
                 lambda: session.local.stop(wait=wrong),  # noqa: B023  as above
                 lambda: session.map("session", [1], errors=wrong),  # noqa: B023  as above

@@ -590,7 +590,7 @@ class TestServers:
 
     async def quick_refusal(self, *parts: str, within: float = 2.0, **options: Any) -> NoServer:
         begun = time.monotonic()
-        error = await refusal(NoServer, self.open(options.pop("url"), **options), *parts)
+        error: NoServer = await refusal(NoServer, self.open(options.pop("url"), **options), *parts)
         assert time.monotonic() - begun < within
         return error
 
@@ -635,7 +635,7 @@ class TestServers:
             assert await nq.queues() == []
 
     @pytest.mark.parametrize("given", [{"user": "ann", "password": "wr0ng"}, {"token": "wr0ng"}, {}])
-    async def test_one_that_wants_another_password(self, given: dict[str, str]) -> None:
+    async def test_one_that_wants_another_password(self, given: dict[str, Any]) -> None:
         with nqnb.DevServer(config="authorization { user: ann, password: s3cret }") as server:
             refused = "it refused the user, password or token; check them"
             error = await self.quick_refusal(server.url, refused, url=server.url, **given)

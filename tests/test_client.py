@@ -87,7 +87,7 @@ async def test_results_come_back_as_they_went(nq: nqnb.Client, settings: nqnb.Se
     def echo(job: nqnb.Job, payload: object) -> object:
         return payload
 
-    values = [None, 0, False, "", [], {"ä": ["😀", 1.5, None]}, "x" * 200_000]
+    values: list[object] = [None, 0, False, "", [], {"ä": ["😀", 1.5, None]}, "x" * 200_000]
     async with worker:
         tasks = await nq.submit_many("echo", values)
         assert [await task for task in tasks] == values

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import nats.errors
@@ -29,7 +29,7 @@ CLASSES = {
 def drawn_tree() -> Iterator[tuple[str, str, str]]:
     """(name, its parent's name, what is said of it) for each line of the tree in the docstring."""
     above: list[str] = []
-    for line in inspect.getdoc(errors).splitlines():
+    for line in (errors.__doc__ or "").splitlines():
         drawn = re.fullmatch(r"    ((?:│   |    )*(?:[├└]── )?)(\w+)(?:\s{2,}(.*))?", line)
         if drawn is None:
             continue
@@ -133,10 +133,8 @@ class TestTranslation:
 
     async def test_what_is_under_way_when_the_client_closes_ends_with_ours(self, nq: nqnb.Client) -> None:
         task = await nq.submit("idle")
-        waiting = [
-            asyncio.ensure_future(call)
-            for call in (task.wait(), task.result(), *(nq.submit("idle", n) for n in range(20)))
-        ]
+        calls: list[Awaitable[object]] = [task.wait(), task.result(), *(nq.submit("idle", n) for n in range(20))]
+        waiting = [asyncio.ensure_future(call) for call in calls]
         await asyncio.sleep(0.002)
         await nq.close()
         done, pending = await asyncio.wait(waiting, timeout=5)

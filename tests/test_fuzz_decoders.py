@@ -61,7 +61,8 @@ def use_task(data: bytes) -> TaskInfo | None:
     try:
         task = TaskMessage.decode(data)
     except MalformedMessage as error:
-        return one_line(error)
+        one_line(error)
+        return None
     again = TaskMessage.decode(task.encode())
     assert again.encode() == task.encode()
     assert lifecycle.due_at(task) <= lifecycle.LAST_SCHEDULE
@@ -103,7 +104,8 @@ def use_presence(data: bytes) -> WorkerInfo | None:
     try:
         info = WorkerInfo.of_entry("w-1", data)
     except MalformedMessage as error:
-        return one_line(error)
+        one_line(error)
+        return None
     json.loads(to_json(info))
     return info
 

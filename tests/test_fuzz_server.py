@@ -280,9 +280,11 @@ async def test_listings(
             entries.append((key_subject("nq-store", entry.ID), entry.encode()))
         await put(nq, *entries)
         raw = RawClient(url)
-        for key in mutate.keys(20):
-            for bucket in (b"nq-store", b"nq-cancel", b"nq-workers", b"nq-results", b"nq-queues"):
-                raw.publish(b"$KV.%s.%s" % (bucket, key), mutate(mutate.choice(damaged_messages.tasks("k", "fuzz"))))
+        for token in mutate.keys(20):
+            for bucket_name in (b"nq-store", b"nq-cancel", b"nq-workers", b"nq-results", b"nq-queues"):
+                raw.publish(
+                    b"$KV.%s.%s" % (bucket_name, token), mutate(mutate.choice(damaged_messages.tasks("k", "fuzz")))
+                )
                 tried += 1
         raw.close()
         tried += len(entries)

@@ -95,7 +95,8 @@ def name_of(path: Path) -> str:
 
 def python_passages(source: str) -> Iterator[Passage]:
     """Return the comments (those of adjacent lines as one), the strings, and the names of functions and classes."""
-    begin, last, words = 0, -1, []
+    begin, last = 0, -1
+    words: list[str] = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type != tokenize.COMMENT:
             continue

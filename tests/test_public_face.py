@@ -103,7 +103,7 @@ class TestDocstrings:
         assert [method for method, function in members(getattr(nqnb, name)) if not function.__doc__] == []
 
     def test_help_of_the_client_has_all_its_calls(self) -> None:
-        text = pydoc.render_doc(nqnb.Client, renderer=pydoc.plaintext)
+        text = pydoc.plain(pydoc.render_doc(nqnb.Client))
         assert {"open", "backend", "submit", "cancel", "purge_queue", "workers"} <= {n for n, _ in members(nqnb.Client)}
         for name, function in members(nqnb.Client):
             assert f" {name}(" in text or f" {name}\n" in text

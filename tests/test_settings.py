@@ -165,7 +165,8 @@ class TestSecrets:
 
     @pytest.mark.parametrize("name", ["password", "token"])
     def test_given_apart_are_never_shown(self, name: str) -> None:
-        settings = Settings("h", **{name: "s3cret"})
+        given: dict[str, Any] = {name: "s3cret"}
+        settings = Settings("h", **given)
         assert "s3cret" not in shown(settings)
         assert getattr(settings, name) == "s3cret"
 

@@ -63,7 +63,7 @@ class WorkerProcess:
             if line.startswith(b"{"):
                 return dict(json.loads(line))
 
-    async def expect(self, name: str, value: str | int | None = None) -> dict[str, Any]:
+    async def expect(self, name: str, value: str | int | None = None) -> dict[str, float]:
         while True:
             facts = await self.facts()
             if name in facts and value in (None, facts[name]):
@@ -103,7 +103,7 @@ FEWEST = 2_000
 
 async def drain(worker: WorkerProcess, tasks: int) -> int:
     """No-op tasks per second between the first mark and the last, as in the peers' scripts."""
-    marks = []
+    marks: list[dict[str, float]] = []
     while not marks or marks[-1]["done"] < tasks - 500:
         marks.append(await worker.expect("done"))
     first, last = marks[0], marks[-1]

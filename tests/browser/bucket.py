@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import nqnb
+
+T = TypeVar("T")
 
 
 class Bucket:
@@ -20,7 +22,7 @@ class Bucket:
         self._portal = portal
         self.client = client
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Call one of the client's."""
         return self._portal.call(function, *arguments)
 

@@ -57,7 +57,7 @@ class Bench:
         self._kept: list[dict[str, Any]] = []
         self._pushes: deque[dict[str, Any]] = deque()
         self.table = TaskTable(Rows() if rows is None else rows, title="resize", cancel=self.cancelled.append)
-        self.table.send = lambda content, buffers=None: self._pushes.append(content)  # type: ignore[method-assign]  # no comm
+        self.table.send = lambda content, buffers=None: self._pushes.append(content)
         scheme: Any = "dark" if dark else "light"
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=SITE)

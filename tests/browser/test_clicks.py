@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from browser.bucket import Bucket
 from browser.labs import Lab
-from browser.sheets import App, Sheet, write
+from browser.sheets import App, Sheet, Table, write
 
 import nqnb
 from nqnb import Status
@@ -39,13 +40,17 @@ BUSY = {
 TIMES = 10
 
 
+def runs(table: Table, task: str) -> bool:
+    return task in table.ids and table.row(task).get_attribute("data-status") == "processing"
+
+
 def press(page: Sheet, look: Bucket, times: int = TIMES) -> list[float]:
     """Press the buttons of tasks that run, one after the other; seconds from the press to the end in the bucket."""
     table = page.table(1)
     ids = [look.submit("slow", n) for n in range(times)]
     took = []
     for task in ids:
-        page.until(lambda task=task: task in table.ids and table.row(task).get_attribute("data-status") == "processing")
+        page.until(partial(runs, table, task))
         table.button(task).scroll_into_view_if_needed()
         start = time.monotonic()
         table.button(task).click()

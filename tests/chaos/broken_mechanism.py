@@ -42,7 +42,7 @@ def store_no_cancel_request() -> None:
 def register_after_the_claim() -> None:
     """Let the running map know of a delivery only once its claim is written."""
     of_now: contextvars.ContextVar[runtime.Runtime] = contextvars.ContextVar("runtime")
-    live, claimed = runtime.Runtime._live, runtime.claim
+    live, claimed = runtime.Runtime._live, claim.claim
 
     async def late_live(self: runtime.Runtime, run: Run) -> None:
         of_now.set(self)
@@ -57,7 +57,7 @@ def register_after_the_claim() -> None:
             runs[run.id] = run
 
     runtime.Runtime._live = late_live  # type: ignore[method-assign]  # breaking it is the point
-    runtime.claim = claim_first
+    vars(runtime)["claim"] = claim_first
 
 
 def acknowledge_before_the_outcome() -> None:

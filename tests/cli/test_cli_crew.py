@@ -92,9 +92,7 @@ def diary(folder: Path, word: str) -> list[list[str]]:
     return [line.split()[1:] for line in (folder / "diary").read_text().splitlines() if line.startswith(word)]
 
 
-def test_each_task_ends_once_and_ctrl_c_stops_all(
-    crew: Callable[[], tuple[subprocess.Popen[str], set[int]]], folder: Path, run: Run
-) -> None:
+def test_each_task_ends_once_and_ctrl_c_stops_all(crew: StartCrew, folder: Path, run: Run) -> None:
     parent, pids = crew(3)
     lines = b"\n".join([b"0.05"] * 60)
     ids = run("submit", "crew", "--lines", "-", "--json", stdin=lines).json["ids"]

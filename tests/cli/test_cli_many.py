@@ -370,9 +370,9 @@ def test_completion(
         assert here("task", command, ended[:6]) == [ended]
         assert here("task", command, "--id", ended[:6]) == [ended]
     assert here("task", "requeue", open_[:6]) == []
-    for words in (("cancel",), ("task", "cancel"), ("task", "cancel", "--id")):
-        assert here(*words, open_[:6]) == [open_]
-        assert here(*words, ended[:6]) == []
+    for cancel in (["cancel"], ["task", "cancel"], ["task", "cancel", "--id"]):
+        assert here(*cancel, open_[:6]) == [open_]
+        assert here(*cancel, ended[:6]) == []
     assert here("watch", ended[:6]) == [ended]
     assert here("tasks", "--status", "c") == ["completed", "cancelled"]
     assert here("cancel", "--status", "p") == ["pending", "processing"]

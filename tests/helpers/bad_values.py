@@ -16,10 +16,10 @@ import pandas as pd
 from hypothesis import HealthCheck, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-set_hypothesis_home_dir(tempfile.gettempdir())  # type: ignore[no-untyped-call]  # nothing is written beside the tests
+set_hypothesis_home_dir(tempfile.gettempdir())  # nothing is written beside the tests
 
 
-def fuzzed(inputs: int, full: int, *, whole: bool) -> Any:
+def fuzzed(inputs: int, full: int, *, whole: bool) -> settings:
     """The settings of a fuzz test: so many inputs in the default tier, and so many with ``--full``."""
     return settings(
         max_examples=full if whole else inputs,
@@ -44,15 +44,15 @@ class Broken:
     def _fail(self, *_: object, **__: object) -> Any:
         raise RuntimeError("broken")
 
-    __repr__ = __str__ = __eq__ = __iter__ = __len__ = __bool__ = __float__ = __index__ = __call__ = _fail  # type: ignore[assignment]  # that is the point
-    __fspath__ = __enter__ = __next__ = __contains__ = __getitem__ = __bytes__ = __format__ = _fail  # type: ignore[assignment]  # as above
+    __repr__ = __str__ = __eq__ = __iter__ = __len__ = __bool__ = __float__ = __index__ = __call__ = _fail
+    __fspath__ = __enter__ = __next__ = __contains__ = __getitem__ = __bytes__ = __format__ = _fail
     __hash__ = object.__hash__
 
 
 class Silent(Broken):
     """The same, and it is not even hashable, nor has it attributes."""
 
-    __hash__ = Broken._fail  # type: ignore[assignment]  # as above
+    __hash__ = Broken._fail
 
     def __getattr__(self, name: str) -> Any:
         raise RuntimeError(name)
@@ -62,7 +62,7 @@ class Number(int):
     def __index__(self) -> int:
         raise RuntimeError("no index")
 
-    __int__ = __float__ = __index__  # type: ignore[assignment]  # as above
+    __int__ = __float__ = __index__
 
 
 def raising() -> Iterator[int]:
@@ -89,7 +89,7 @@ MAKERS: list[Callable[[], Any]] = [
     *(lambda value=value: value for value in (float("nan"), float("inf"), float("-inf"), 2**31, 2**63, 1 + 2j)),
     *(lambda value=value: value for value in ("", "a b", "\ud800", "\0", "x" * 300, "a\nb", "failed", "5", "nan", "é")),
     *(lambda value=value: value for value in (b"", b"\xff", bytearray(b"x"), {"a": 1}, {1, 2}, (), [None])),
-    *(lambda value=value: value for value in (datetime.min, datetime.max, date.max, timedelta.max, timedelta.min)),  # type: ignore[misc]  # of many types
+    *(lambda value=value: value for value in (datetime.min, datetime.max, date.max, timedelta.max, timedelta.min)),
     *(lambda value=value: value for value in (datetime.min.replace(tzinfo=FAR), datetime.max.replace(tzinfo=FAR))),
     *(lambda value=value: value for value in (timedelta(0), timedelta(seconds=1), Decimal("NaN"), Fraction(1, 3))),
     *(lambda value=value: value for value in (pd.NaT, pd.NA, pd.Timestamp.max, pd.Timedelta.max, pd.Timestamp(0))),

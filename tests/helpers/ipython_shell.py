@@ -41,7 +41,7 @@ class Shell:
     def attempt(self, cell: str) -> Ran:
         """Run a cell, whatever becomes of it."""
         self._capsys.readouterr()
-        result = self.ip.run_cell(cell)
+        result = self.ip.run_cell(cell)  # type: ignore[no-untyped-call]  # it has no types
         return Ran(result.result, result.error_before_exec or result.error_in_exec, *self._capsys.readouterr())
 
     def refused(self, cell: str) -> str:
@@ -82,7 +82,8 @@ def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, f
     try:
         yield Shell(ip, capsys)
     finally:
-        if "nqnb" in ip.extension_manager.loaded:
-            ip.extension_manager.unload_extension("nqnb")
+        manager = ip.extension_manager
+        if manager is not None and "nqnb" in manager.loaded:
+            manager.unload_extension("nqnb")
         ip.run_line_magic("reset", "-f")
         InteractiveShell.clear_instance()

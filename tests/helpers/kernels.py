@@ -115,7 +115,7 @@ class Kernel:
         elif kind in ("execute_result", "display_data", "update_display_data"):
             cell.text += content["data"].get("text/plain", "") + "\n"
             cell.html += [content["data"]["text/html"]] if "text/html" in content["data"] else []
-        return kind == "status" and content["execution_state"] == "idle"
+        return bool(kind == "status" and content["execution_state"] == "idle")
 
 
 @contextmanager

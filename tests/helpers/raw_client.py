@@ -11,7 +11,7 @@ class RawClient:
 
     def __init__(self, url: str) -> None:
         where = urlsplit(url)
-        self._socket = socket.create_connection((where.hostname, where.port))
+        self._socket = socket.create_connection((where.hostname, where.port or 4222))
         self._file = self._socket.makefile("rb")
         self._file.readline()
         self._socket.sendall(b'CONNECT {"verbose":false}\r\n')

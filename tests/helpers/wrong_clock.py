@@ -16,7 +16,8 @@ from typing import Any
 
 import nqnb
 
-_time, _datetime = time.time, datetime.datetime
+_time = time.time
+_datetime = datetime.datetime
 ahead = 0.0
 """Seconds that the date is ahead of the true one."""
 

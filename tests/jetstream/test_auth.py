@@ -153,7 +153,7 @@ class TestPasswords:
         ],
     )
     async def test_a_wrong_password_is_refused_and_not_shown(
-        self, password_server: nqnb.DevServer, given: dict[str, str]
+        self, password_server: nqnb.DevServer, given: dict[str, Any]
     ) -> None:
         text = await is_refused(
             password_server.url, "it refused the user, password or token", password_server.url, within=1, **given
@@ -302,7 +302,7 @@ class TestTLS:
         self, tls_server: nqnb.DevServer, files: Path
     ) -> None:
         # The client's handshake may swallow the server's first message, and no other follows.
-        options = {"tls_ca": files / "ca.pem", "tls_first": True, "connect_timeout": 0.5}
+        options: dict[str, Any] = {"tls_ca": files / "ca.pem", "tls_first": True, "connect_timeout": 0.5}
         await is_refused(tls_server.url, "TLS handshake", "leave tls_first out", within=1, **options)
 
     async def test_a_server_that_expects_the_handshake_first_needs_tls_first(
@@ -350,7 +350,7 @@ class TestTLS:
 
 
 class TestMutualTLS:
-    def ours(self, files: Path, name: str) -> dict[str, Path]:
+    def ours(self, files: Path, name: str) -> dict[str, Any]:
         return {"tls_ca": files / "ca.pem", "tls_cert": files / f"{name}.pem", "tls_key": files / f"{name}.key"}
 
     async def test_a_valid_client_certificate_connects(
@@ -472,7 +472,9 @@ class TestSecrets:
 
 
 async def test_buckets_of_another_name(server: nqnb.DevServer) -> None:
-    mine = {name: f"mine-{name}" for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket")}
+    mine: dict[str, Any] = {
+        name: f"mine-{name}" for name in ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket")
+    }
     async with nqnb.connect(server.url, **mine) as nq:
         await nq.submit("q")
         streams = await nq.backend.connection.api("STREAM.NAMES")

@@ -161,9 +161,19 @@ async def test_a_ping_does_not_overtake_what_was_written_before(
     await client.connect(server.url)
     sent: list[bytes] = []
     transport = client._transport
+    assert transport is not None
     write, writelines = transport.write, transport.writelines
-    monkeypatch.setattr(transport, "write", lambda data: (sent.append(data), write(data))[1])
-    monkeypatch.setattr(transport, "writelines", lambda lines: (sent.extend(lines), writelines(lines))[1])
+
+    def noted_write(data: bytes) -> None:
+        sent.append(data)
+        write(data)
+
+    def noted_writelines(lines: list[bytes]) -> None:
+        sent.extend(lines)
+        writelines(lines)
+
+    monkeypatch.setattr(transport, "write", noted_write)
+    monkeypatch.setattr(transport, "writelines", noted_writelines)
     await client.write("lane.x", b"1")
     await client.flush()
     assert [line.split()[0] for line in sent] == [b"PUB", b"PING"]

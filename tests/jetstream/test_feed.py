@@ -109,7 +109,9 @@ async def test_what_is_removed_before_it_came_does_not_keep_it_from_being_comple
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
     monkeypatch.setattr(bucket_reader, "IDLE_HEARTBEAT_SECONDS", 0.5)
     tasks = await nq.submit_many("q", range(25))
-    async with contextlib.aclosing(nq.watch()) as batches:
+    watch = nq.watch()
+    assert isinstance(watch, AsyncGenerator)
+    async with contextlib.aclosing(watch) as batches:
         assert not (await anext(batches)).complete
         entries = [entry async for entry in nq.backend.states.entries()]
         await nq.backend.states.delete(tasks[-1].id, next(e.revision for e in entries if e.key == tasks[-1].id))

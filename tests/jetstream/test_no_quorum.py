@@ -53,11 +53,10 @@ async def test_what_is_not_possible_now_is_asked_again(nq: nqnb.Client, away: Aw
     other = await nq.submit("work", 2)
     await nq.queues()
     away.now = True
+    status, receipt = asyncio.ensure_future(task.status()), asyncio.ensure_future(other.cancel())
     asked = [
         asyncio.ensure_future(each)
         for each in (
-            task.status(),
-            other.cancel(),
             nq.submit("work", 3),
             nq.submit("work", 4, id="mine"),
             nq.tasks(),
@@ -67,11 +66,11 @@ async def test_what_is_not_possible_now_is_asked_again(nq: nqnb.Client, away: Aw
         )
     ]
     await asyncio.sleep(0.5)
-    assert [each for each in asked if each.done()] == []
+    assert not any(each.done() for each in (status, receipt, *asked))
     away.now = False
-    status, receipt, *_ = await asyncio.gather(*asked)
-    assert status is Status.PENDING
-    assert receipt.status is Status.DELETED
+    await asyncio.gather(*asked)
+    assert await status is Status.PENDING
+    assert (await receipt).status is Status.DELETED
     assert len(await nq.tasks(status=Status.PENDING)) == 3
 
 

@@ -51,7 +51,7 @@ def covers(pattern: str, subject: str) -> bool:
 
 def without(*subjects: str) -> str:
     """The configuration of docs/permissions.md, less some subjects."""
-    config = CONFIG
+    config: str = CONFIG
     for subject in subjects:
         assert f'"{subject}"' in config
         config = config.replace(f'"{subject}"', '"nothing"')

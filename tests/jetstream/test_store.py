@@ -396,7 +396,11 @@ async def _nothing() -> None: ...
 class WakesFromAThread(Broken):
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         loop = asyncio.get_running_loop()
-        return await super().subscribe(key, lambda: loop.run_in_executor(None, wake) and None)
+
+        def wake_in_a_thread() -> None:
+            loop.run_in_executor(None, wake)
+
+        return await super().subscribe(key, wake_in_a_thread)
 
 
 class KeepsTheFirstTtl(Broken):

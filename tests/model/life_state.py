@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from functools import cache
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import Meta, Status, TaskMessage
@@ -241,7 +241,9 @@ class State(NamedTuple):
         rank = {revision: n for n, revision in enumerate(sorted(seen))}
 
         def ranked(what: Numbered) -> Numbered:
-            numbers = {name: rank[getattr(what, name)] for name in ("revision", "claim") if name in what._fields}
+            numbers: dict[str, Any] = {
+                name: rank[getattr(what, name)] for name in ("revision", "claim") if name in what._fields
+            }
             return what._replace(**numbers)
 
         return self._replace(

@@ -104,7 +104,10 @@ _NEXT = {
 
 
 def _read(state: State, i: int, who: Client, broken: Broken) -> Step[State]:
-    step = lifecycle.cancel(as_task(state.entry), announced=who.announced)
+    task = as_task(state.entry)
+    assert state.entry is not None
+    assert task is not None
+    step = lifecycle.cancel(task, announced=who.announced)
     ask = _NEXT[step]
     revision = state.revision if ask in (Ask.DELETE, Ask.CANCEL) else 0
     if step is CancelStep.ANNOUNCE and broken is Broken.ANNOUNCE_BEFORE_INTENT:
@@ -121,6 +124,7 @@ def _write(state: State, i: int, who: Client) -> Steps:
     if state.revision != who.revision:
         yield Step(f"c{i} loses the race", state.with_canceller(i, again))
         return
+    assert state.entry is not None
     status = Status.DELETED if who.ask is Ask.DELETE else Status.CANCELLED
     entry = state.entry._replace(revision=state.revision + 1, status=status)
     label = f"c{i} writes {status.label}"
@@ -259,6 +263,7 @@ class WorkerSteps:
         elif verdict is BeatStep.STOP_AND_DROP:
             yield Step(f"w{w} stops for a newer", state.swap(w, one, self._dropped(one)))
         elif verdict is BeatStep.REPAIR:  # no nqnb client makes this needed, unless it is broken
+            assert state.entry is not None
             mark = state.revision + 1
             entry = state.entry._replace(
                 revision=mark, status=Status.PROCESSING, owner=name_of(w, state.workers[w]), claim=one.claim
@@ -274,6 +279,7 @@ class WorkerSteps:
         """Write the outcome, only then let go of the message. Stopped without a cancel: hand the task back."""
         status = one.status
         if status is None:
+            assert one.ended is not None
             retries_left = one.retry < self.max_retry
             status = lifecycle.outcome(one.ended, cancelled=one.flagged, retries_left=retries_left)
         if self.broken is Broken.ACK_BEFORE_FINISH and state.messages[one.sequence - 1] is not Place.GONE:
@@ -294,7 +300,9 @@ class WorkerSteps:
 
     def read_again(self, state: State, w: int, one: Delivery) -> Steps:
         """Read through the leader what stands where the outcome should."""
+        assert one.status is not None
         verdict = lifecycle.finish_again(as_task(state.entry), claim=str(one.claim), retry=one.retry, status=one.status)
+        after: Delivery | None
         if verdict.step is FinishStep.WRITE:
             after = one._replace(phase=Phase.FINISH, revision=state.revision, status=verdict.status)
         elif verdict.step is FinishStep.LANDED:

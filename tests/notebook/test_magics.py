@@ -51,7 +51,8 @@ def cells(plain: Shell, url: str) -> Shell:
 @pytest.fixture
 def queue(request: pytest.FixtureRequest) -> str:
     """A queue of the test's own, for they share a server."""
-    return request.node.name.partition("[")[0].removeprefix("test_")[:40]
+    name: str = request.node.name
+    return name.partition("[")[0].removeprefix("test_")[:40]
 
 
 def nq(cells: Shell, line: str) -> Any:

@@ -34,7 +34,7 @@ from nqnb.server import detached
 
 @pytest.fixture
 def session(settings: nqnb.Settings) -> Iterator[Session]:
-    made = nqnb.session(settings.url, ack_wait=1.0, retry_for=5.0)
+    made = nqnb.session(settings.urls[0], ack_wait=1.0, retry_for=5.0)
     yield made
     made.down()
 
@@ -88,8 +88,10 @@ class TestWhich:
         again = nqnb.session()
         assert again is not nq
         assert again.why == "that of your detached server"
+        found = detached.look().server
+        assert found is not None
         assert again.status(task.id) is Status.PENDING
-        assert detached.look().server.token not in repr(again) + again._repr_html_() + again.why
+        assert found.token not in repr(again) + again._repr_html_() + again.why
         detached.stop()
         other = nqnb.session()
         assert other.why == "that of your detached server, started now"
@@ -109,24 +111,24 @@ class TestWhich:
 class TestOneAServer:
     def test_it_is_found_again(self, session: Session) -> None:
         assert nqnb.session() is session
-        assert nqnb.session(session.settings.url, ack_wait=1.0, retry_for=5.0) is session
+        assert nqnb.session(session.settings.urls[0], ack_wait=1.0, retry_for=5.0) is session
 
     def test_other_settings_are_not_mixed_up_with_it(self, session: Session) -> None:
         with pytest.raises(nqnb.BadInput, match="open with other settings"):
-            nqnb.session(session.settings.url, replicas=3)
+            nqnb.session(session.settings.urls[0], replicas=3)
 
     def test_the_one_that_was_asked_for_last_is_meant(self, session: Session) -> None:
         with nqnb.DevServer() as other:
             second = nqnb.session(other.url)
             assert nqnb.session() is second
-            nqnb.session(session.settings.url, ack_wait=1.0, retry_for=5.0)
+            nqnb.session(session.settings.urls[0], ack_wait=1.0, retry_for=5.0)
             assert nqnb.session() is session
             session.down()
             assert nqnb.session() is second
             second.down()
 
     def test_a_closed_one_says_so_and_is_opened_anew(self, session: Session) -> None:
-        url = session.settings.url
+        url = session.settings.urls[0]
         task = session.submit("resize", 1)
         session.down()
         session.down()
@@ -242,7 +244,7 @@ class TestMany:
                 raise ValueError("one")
             return payload
 
-        tasks = session.map("resize", [0, 1, 2])
+        tasks: Any = session.map("resize", [0, 1, 2])
         with pytest.raises(nqnb.TaskFailed, match="one"):
             tasks.results(20)
         assert tasks[2].status() is Status.COMPLETED
@@ -279,7 +281,7 @@ class TestMany:
 
 class TestCancel:
     def test_takes_whatever_means_tasks_and_never_stops_midway(self, session: Session) -> None:
-        tasks = session.map("resize", range(9))
+        tasks: Any = session.map("resize", range(9))
         frame = session.tasks()
         info = tasks[8].fetch()
         meant = [tasks[0], [tasks[1].id, "nobody", "no id!"], tasks[2:4], frame.loc[[tasks[4].id]], info]
@@ -337,7 +339,7 @@ class TestWatch:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts descriptors in /proc")
 def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.DevServer) -> None:
-    from ipywidgets.widgets.widget import _instances
+    from ipywidgets.widgets.widget import _instances  # type: ignore[import-untyped]  # it has no types
 
     def ours() -> tuple[set[str], set[str], int]:
         gc.collect()
@@ -347,9 +349,9 @@ def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.De
     before = ours()
     for _ in range(3):
         nq = nqnb.session(server.url)
-        stays, isolation = [nq.watch(), nq.watch("resize")], "process" if os.name == "posix" else None
+        stays = [nq.watch(), nq.watch("resize")]
 
-        @nq.handler("resize", isolation=isolation)
+        @nq.handler("resize", isolation="process" if os.name == "posix" else None)
         def resize(job: nqnb.Job) -> None:
             pass
 
@@ -359,7 +361,8 @@ def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.De
 
         nq.submit("resize").result(20)
         nq.submit("scale")
-        until(lambda local=nq.local: len(local["scale"].running) >= 1, 10)
+        local = nq.local
+        until(lambda: local["scale"].running, 10)  # noqa: B023  it is called at once
         nq.down()
         assert all(table.closed for table in stays)
     until(lambda: ours() == before, 5)

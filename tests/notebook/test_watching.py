@@ -14,7 +14,7 @@ from nqnb.records import TaskBatch
 
 @pytest.fixture
 def session(settings: nqnb.Settings) -> Iterator[Session]:
-    made = nqnb.session(settings.url)
+    made = nqnb.session(settings.urls[0])
     yield made
     made.down()
 
@@ -39,5 +39,5 @@ def test_a_watch_that_ended_is_told_and_its_tasks_are_forgotten(
     monkeypatch.setattr(session.client, "watch", watch)
     second = session.watch("q")
     for table in (first, second):
-        until(lambda table=table: table._state == "live", 5)
+        until(lambda: table._state == "live", 5)  # noqa: B023  it is called at once
         assert list(table.df.index) == [new.id]

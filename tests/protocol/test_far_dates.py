@@ -51,7 +51,7 @@ async def stream(nq: nqnb.Client) -> Any:
 async def test_a_task_of_a_far_year_is_scheduled_once(
     nq: nqnb.Client, settings: nqnb.Settings, date: str, ours: bool
 ) -> None:
-    headers = {CLIENT_HEADER: "task"} if ours else {}
+    headers: dict[str, Any] = {CLIENT_HEADER: "task"} if ours else {}
     await publish(nq, TaskMessage(ID="late", Queue="far", Payload=b"1", ProcessAt=date).encode(), **headers)
     async with make_worker(settings):
         if can_schedule(nq.backend.connection):

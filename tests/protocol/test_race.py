@@ -170,7 +170,8 @@ async def test_no_cancel_is_lost_and_none_lies(
     tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(lifecycle, "LONG", LONG)
-    watch, dice, answers = Watch(monkeypatch, tmp_path / "diary"), random.Random(seed + run), {}
+    watch, dice = Watch(monkeypatch, tmp_path / "diary"), random.Random(seed + run)
+    answers: dict[str, list[Answer]] = {}
     gate = asyncio.Semaphore(48)
 
     async def gated(clients: list[nqnb.Client]) -> None:

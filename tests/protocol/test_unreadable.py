@@ -285,10 +285,10 @@ class TestKeys:
             break
         assert not any(ord(letter) < 32 for record in caplog.records for letter in record.getMessage())
         for store in (nq.backend.states, nq.backend.intents, nq.backend.results):
-            for key in ("*", ">", "good.>", ""):
-                assert await store.get(key) is None
-                assert await store.get(key, fresh=False) is None
-                await store.delete(key, 10**9)
+            for wildcard in ("*", ">", "good.>", ""):
+                assert await store.get(wildcard) is None
+                assert await store.get(wildcard, fresh=False) is None
+                await store.delete(wildcard, 10**9)
         await nq.prune(0)
         assert [info.id for info in await nq.tasks()] == ["good"]
         entry = await nq.backend.results.get("other.7")

@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from nqnb.errors import MalformedMessage
 from nqnb.protocol.wire import (
-    UNSET,
     CancelMessage,
     CancelRecord,
     ErrorInfo,
@@ -24,6 +24,11 @@ from nqnb.protocol.wire import (
 
 TRANSCRIPT = [json.loads(line) for line in Path(__file__).with_name("go_nq.jsonl").read_text().splitlines()]
 """What a Go client and a Go worker put on the wire; see its fields ``scenario``, ``subject`` and ``data``."""
+
+
+def decoded(value: msgspec.Raw | msgspec.UnsetType) -> object:
+    assert isinstance(value, msgspec.Raw)
+    return msgspec.json.decode(value)
 
 
 def data_of(*, cancels: bool) -> list[bytes]:
@@ -92,7 +97,7 @@ class TestForgiving:
         assert message.meta.worker == "w"
         assert message.meta.log == ["a"]
         assert message.meta.error == ErrorInfo("T")
-        assert msgspec.json.decode(message.meta.result) == {"x": [1]}
+        assert decoded(message.meta.result) == {"x": [1]}
 
     @pytest.mark.parametrize(
         "meta", ["text", 7, [1], True, {"log": "no list"}, {"started_at": "noon"}, {"worker": None}, {"progress": 3}]
@@ -130,7 +135,7 @@ class TestLikeGo:
         assert not set(b"<>&") & set(data)
         back = TaskMessage.decode(data).meta
         assert back.log == ["<&>"]
-        assert msgspec.json.decode(back.result) == "<\u2028>"
+        assert decoded(back.result) == "<\u2028>"
 
     @pytest.mark.parametrize(
         "text", ["2026-11-24T03:00:28.830189625Z", "2026-11-24T08:30:28.000000001+05:30", "1970-01-01T00:00:00Z"]

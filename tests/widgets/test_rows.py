@@ -71,7 +71,8 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
     seed = request.config.getoption("--seed") or random.randrange(2**32)
     print("seed", seed)
     rng = random.Random(seed)
-    rows, model = Rows(), {}
+    rows = Rows()
+    model: dict[str, TaskInfo] = {}
     search, statuses, column, down = "", set[Status](), "activity", False
     # Among tasks that run, the run time is that of the moment, so those with the same start compare by chance.
     columns = [each for each in COLUMNS if each != "run"]

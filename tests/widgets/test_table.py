@@ -358,9 +358,8 @@ def test_a_removed_output_ends_the_watch(make: Callable[..., Table], monkeypatch
     time.sleep(0.2)
     assert not found.closed, "another view is left"
     found.comm.page(type="bye", why="removed", view="v2")
-    until(lambda: found.closed)
+    assert until(lambda: found.closed) == 1
     assert found.it.closed
-    assert found.closed == 1
 
 
 def test_a_page_that_is_loaded_anew_goes_on(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:

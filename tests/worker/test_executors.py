@@ -80,7 +80,7 @@ class TestEither:
         assert result.ended is Ended.FAILED
         assert result.value is None
         # A coroutine turns StopIteration into a RuntimeError, and forgets which CancelledError it was.
-        assert type(result.error) is type(error) or isinstance(result.error.__cause__, StopIteration)
+        assert type(result.error) is type(error) or isinstance(getattr(result.error, "__cause__", None), StopIteration)
 
     async def test_stopped_before_its_start_it_never_starts(self, made: Callable[..., Executor]) -> None:
         started: list[Job] = []

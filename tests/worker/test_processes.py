@@ -291,6 +291,14 @@ class TestResults:
         assert changes < 100, "each word travelled by itself"
 
 
+def killing_its_watcher() -> Callable[[Job], None]:
+    def handle(job: Job) -> None:
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+
+    return handle
+
+
 class TestFailures:
     async def test_its_exception_has_the_same_name_text_notes_and_traceback(self) -> None:
         def handle(job: Job) -> None:
@@ -383,7 +391,7 @@ class TestFailures:
             (lambda job: os._exit(3), "exit code 3 before the handler returned"),
             (lambda job: ctypes.string_at(0), "signal SIGSEGV"),
             (lambda job: os.kill(os.getpid(), signal.SIGKILL), "signal SIGKILL (out of memory"),
-            (lambda job: os.kill(os.getppid(), signal.SIGKILL) or time.sleep(60), "its process is gone"),
+            (killing_its_watcher(), "its process is gone"),
         ],
     )
     async def test_a_process_that_dies_says_how(self, die: Callable[[Job], Any], text: str) -> None:
@@ -874,7 +882,7 @@ async def test_a_worker_leaves_no_process_when_it_dies_or_stops(
     await nq.submit("hold", str(tmp_path))
     await nq.submit("ignore", str(tmp_path))
     await until_async(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 20)
-    spares = await until_async(lambda: len(found := watchers(program.pid)) >= 4 and found)
+    spares = await until_async(lambda: found if len(found := watchers(program.pid)) >= 4 else [])
     sessions = {*noted(tmp_path), *spares}
     assert len(in_sessions(*sessions)) >= 9
     begun = time.monotonic()
@@ -940,10 +948,11 @@ async def test_a_task_in_a_process_is_like_any_other(nq: nqnb.Client, settings: 
         assert "after its timeout of 1 s" in str(await failure(await nq.submit("work", "sleep", timeout=1)))
         assert "its process ended with signal SIGABRT" in str(await failure(await nq.submit("work", "crash")))
         running = await nq.submit("work", "sleep")
-        async with asyncio.timeout(10) if sys.version_info >= (3, 11) else contextlib.nullcontext():
-            while not (info := await running.fetch()).log:
-                await asyncio.sleep(0.02)
-        assert info.log[0].endswith("attempt 1")
+
+        async def log() -> list[str]:
+            return (await running.fetch()).log
+
+        assert (await until_async(log))[0].endswith("attempt 1")
         assert (await running.cancel(wait=5)).status is Status.CANCELLED
         await assert_queues_empty(nq, "work", "async")
     assert watchers() == []

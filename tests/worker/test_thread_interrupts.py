@@ -159,7 +159,8 @@ class TestWhatRunsWithoutAPause:
                 results = await asyncio.gather(*(stopped(executor(handle)) for _ in range(8)))
                 assert {result.ended for result in results} == {Ended.STOPPED}
                 assert {type(result.error) for result in results} == {JobCancelled}
-                assert handler.acquire.__self__.lock.acquire(timeout=5), "a thread died and owns its lock"
+                assert handler.lock is not None
+                assert handler.lock.acquire(timeout=5), "a thread died and owns its lock"
                 handler.release()
             finally:
                 log.removeHandler(handler)
