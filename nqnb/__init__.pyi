@@ -58,3 +58,5 @@ from nqnb.store import StateStore as StateStore
 from nqnb.version import __version__ as __version__
 from nqnb.worker.job import Job as Job
 from nqnb.worker.worker import Worker as Worker
+
+__all__: list[str]

@@ -13,8 +13,8 @@ import json
 import sys
 from typing import Any
 
-from nqnb.jetstream.backend import Backend
 from nqnb.protocol import cancel
+from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
 from nqnb.testing.chaos import ChaosOptions, run_chaos
 from nqnb.worker import claim, finish, runtime
@@ -24,7 +24,7 @@ from nqnb.worker.run import Run
 def put_at_the_claim() -> None:
     """Write Processing over whatever is there, instead of by compare-and-set."""
 
-    async def write_entry(backend: Backend, entry: TaskMessage, revision: int, ttl: float | None = None) -> int:
+    async def write_entry(backend: TaskBackend, entry: TaskMessage, revision: int, ttl: float | None = None) -> int:
         return await backend.states.put(entry.ID, entry.encode(), ttl)
 
     claim.write_entry = write_entry
@@ -33,7 +33,7 @@ def put_at_the_claim() -> None:
 def store_no_cancel_request() -> None:
     """Multicast cancels without a cancel request that outlives them; for the process of the clients."""
 
-    async def write_intent(backend: Backend, task_id: str, record: CancelRecord) -> None:
+    async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
         return None
 
     cancel.write_intent = write_intent
@@ -48,7 +48,7 @@ def register_after_the_claim() -> None:
         of_now.set(self)
         await live(self, run)
 
-    async def claim_first(backend: Backend, worker: str, run: Run, poison_limit: int) -> bool:
+    async def claim_first(backend: TaskBackend, worker: str, run: Run, poison_limit: int) -> bool:
         runs = of_now.get().runs
         runs.pop(run.id, None)
         try:
@@ -64,7 +64,7 @@ def acknowledge_before_the_outcome() -> None:
     """Remove the message, and only then write how the task ended."""
     write = finish._write
 
-    async def late_write(backend: Backend, run: Run, status: Status, meta: Meta) -> Any:
+    async def late_write(backend: TaskBackend, run: Run, status: Status, meta: Meta) -> Any:
         if status is not Status.PENDING:
             await run.delivery.ack()
         return await write(backend, run, status, meta)
