@@ -48,7 +48,7 @@ def register_after_the_claim() -> None:
         of_now.set(self)
         await live(self, run)
 
-    async def claim_first(backend: TaskBackend, worker: str, run: Run, poison_limit: int) -> bool:
+    async def claim_first(backend: Any, worker: str, run: Run, poison_limit: int) -> bool:
         runs = of_now.get().runs
         runs.pop(run.id, None)
         try:
@@ -64,7 +64,7 @@ def acknowledge_before_the_outcome() -> None:
     """Remove the message, and only then write how the task ended."""
     write = finish._write
 
-    async def late_write(backend: TaskBackend, run: Run, status: Status, meta: Meta) -> Any:
+    async def late_write(backend: Any, run: Run, status: Status, meta: Meta) -> Any:
         if status is not Status.PENDING:
             await run.delivery.ack()
         return await write(backend, run, status, meta)

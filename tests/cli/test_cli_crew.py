@@ -17,7 +17,7 @@ from helpers.command_line import NOBODY, Run, Start, ended, one_line
 from helpers.waiting import until
 
 import nqnb
-from nqnb.commands.worker_processes import Crew
+from nqnb.commands.worker_processes import WorkerProcesses
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
@@ -140,7 +140,7 @@ def test_one_that_crashes_again_and_again_is_given_up(
     monkeypatch.setattr("nqnb.commands.worker_processes._BACKOFF", nqnb.Backoff(0.01, 0.02))
     monkeypatch.setattr("nqnb.commands.worker_processes._QUICK", 60)
     monkeypatch.chdir(folder)
-    assert asyncio.run(Crew(["jobs:hasty"], {"url": url}, 1, 5.0).run()) == 7
+    assert asyncio.run(WorkerProcesses(["jobs:hasty"], {"url": url}, 1, 5.0).run()) == 7
     assert caplog.text.count("ended with exit code 7; another one takes its place") == 4
     assert "as 4 before it did in a row; the others are stopped" in caplog.text
     run("queue", "purge", "crash", "--yes")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nqnb.demo.parcels import PARCELS, Parcel, hash_parcel, make_parcels
 from rich.console import Console
 
 import nqnb
+from nqnb import demo
 from nqnb.cli.render import render
-from nqnb.demo import DemoState, parcels, play, run_demo
+from nqnb.demo import PARCELS, DemoState, Parcel, hash_parcel, make_parcels, run_demo
 
 
 def test_the_command_announces_and_keeps_its_word() -> None:
@@ -47,7 +47,7 @@ def test_the_command_announces_and_keeps_its_word() -> None:
 def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
+    monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
     looks: list[int] = []
 
     def look(state: DemoState) -> None:
@@ -77,8 +77,8 @@ def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
 
 
 def test_a_wrong_digest_is_not_passed_over(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
-    monkeypatch.setattr(play, "digest", lambda parcel: "something else")
+    monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
+    monkeypatch.setattr(demo, "digest", lambda parcel: "something else")
     summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
     assert not summary.ok
     assert summary.as_json()["ok"] is False
@@ -88,8 +88,8 @@ def test_a_wrong_digest_is_not_passed_over(server: nqnb.DevServer, monkeypatch: 
 def test_what_was_not_retried_or_came_too_early_is_not_passed_over(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
-    monkeypatch.setattr(play, "hash_after_failures", hash_parcel)
+    monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
+    monkeypatch.setattr(demo, "hash_after_failures", hash_parcel)
     submit = nqnb.Client.submit
 
     @functools.wraps(submit)
@@ -108,12 +108,12 @@ def test_what_was_not_retried_or_came_too_early_is_not_passed_over(
 def test_a_task_that_fails_too_often_is_not_passed_over(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parcels, "_PACE", (0.1, 0.15))
+    monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
 
     def fail(job: nqnb.Job, parcel: Parcel) -> None:
         raise OSError("no luck at all")
 
-    monkeypatch.setattr(play, "hash_after_failures", fail)
+    monkeypatch.setattr(demo, "hash_after_failures", fail)
     summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
     assert (summary.failed, summary.retried) == (1, 2)
     (problem,) = summary.problems
