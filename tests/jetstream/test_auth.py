@@ -325,7 +325,7 @@ class TestTLS:
 
         plain = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"tls://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
-        login = {"user": "ann", "password": SECRET}
+        login: dict[str, Any] = {"user": "ann", "password": SECRET}
         with pytest.raises(NoServer, match="it does not support TLS"):
             await nqnb.connect(url, **login).__aenter__()
         with pytest.raises(NoServer, match="it does not support TLS"):
@@ -345,7 +345,7 @@ class TestTLS:
         write(text, "nothing")
         await is_refused(tls_server.url, "tls_ca", str(text), "PEM", kind=BadInput, tls_ca=text)
         for pair in ((text, files / "client.key"), (files / "client.pem", files / "intruder.key")):
-            ours = {"tls_cert": pair[0], "tls_key": pair[1]}
+            ours: dict[str, Any] = {"tls_cert": pair[0], "tls_key": pair[1]}
             await is_refused(tls_server.url, *map(str, pair), kind=BadInput, tls_ca=files / "ca.pem", **ours)
 
 
@@ -415,7 +415,7 @@ class TestAddresses:
         await connects(["nats://127.0.0.1:1", "nats://no-such-host.invalid", mute, server.url])
 
     async def test_an_accepting_address_among_refusing_ones_connects(self, files: Path) -> None:
-        login = {"user": "ann", "password": SECRET, "tls_ca": files / "ca.pem"}
+        login: dict[str, Any] = {"user": "ann", "password": SECRET, "tls_ca": files / "ca.pem"}
         config = f"authorization {{ user: ann, password: {SECRET} }}\n"
         with (
             nqnb.DevServer(config=config + tls(files)) as right,
