@@ -81,10 +81,6 @@ IN_A_CIRCLE: dict[str, str] = {
     "nqnb.worker.heartbeat": "a run knows its heartbeat",
     "nqnb.worker.run": "a run knows its heartbeat",
     "nqnb.worker.watch": "a run knows its heartbeat",
-    "nqnb.worker.runtime": "its parts name the worker's type",
-    "nqnb.worker.loop_guard": "its parts name the worker's type",
-    "nqnb.worker.upkeep": "its parts name the worker's type",
-    "nqnb.worker.worker": "its parts name the worker's type",
 }
 """Modules that may be in a circle of imports, and why. The list may only shrink."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
-from nqnb.worker.job import LINE_LENGTH, Job
+from nqnb.worker.job import LINE_CHARACTERS, Job
 
 _LAST_WORDS = 0.5
 """Seconds to wait for what was written last; children that a handler leaves behind may hold the pipe open."""
@@ -39,7 +39,7 @@ class Lines:
         """As of a stream."""
         thread = threading.get_ident()
         *lines, part = (self._parts.get(thread, "") + text).split("\n")
-        self._parts[thread] = part[-LINE_LENGTH:] if "\r" in part else part[:LINE_LENGTH]
+        self._parts[thread] = part[-LINE_CHARACTERS:] if "\r" in part else part[:LINE_CHARACTERS]
         for line in lines:
             self._log(line)
         return len(text)

@@ -1,4 +1,4 @@
-"""What a handler is handed: the task that it runs, and how to speak about it."""
+"""The job that a handler receives: its task, and the means to report on it and to see that it must stop."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nqnb.inputs import LONGEST_SECONDS, Duration, check_seconds
 from nqnb.protocol.wire import Progress
 
 LOG_LINES = 20
-LINE_LENGTH = 200
+LINE_CHARACTERS = 200
 
 
 class StopFlag:
-    """A `threading.Event` that is never cleared; every task makes one, so it is made of little."""
+    """A `threading.Event` that is never cleared. Every task makes one, so it is small."""
 
     __slots__ = ("_is_set", "_lock")
 
@@ -29,18 +29,18 @@ class StopFlag:
         self._lock.acquire()
 
     def is_set(self) -> bool:
-        """Whether it is set."""
+        """Return whether it is set."""
         return self._is_set
 
     def set(self) -> None:
-        """Set it, and wake whoever waits."""
+        """Set it, and wake the threads that wait for it."""
         if not self._is_set:
             self._is_set = True
-            with contextlib.suppress(RuntimeError):  # the guard's thread has set it in the same moment
+            with contextlib.suppress(RuntimeError):  # the guard's thread has set it at the same moment
                 self._lock.release()
 
     def wait(self, seconds: float) -> None:
-        """Wait until it is set, but no longer than that."""
+        """Wait until it is set, for at most so many seconds."""
         if not self._is_set and self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
             with contextlib.suppress(RuntimeError):  # as above
                 self._lock.release()
@@ -55,8 +55,8 @@ class Job:
         payload: its payload as bytes.
         attempt: which attempt this is, from 1.
         max_retry: how many attempts may follow the first.
-        deadline: when the attempt will be stopped (UTC), by timeout or deadline, as this machine's clock will show;
-            None = never.
+        deadline: when the attempt is stopped (UTC), by timeout or deadline, as this machine's clock will show; None =
+            never.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Job:
         max_retry: int,
         deadline: datetime | None,
         changed: Callable[[], None],
+        stop: StopFlag | None = None,
     ) -> None:
         self.id = id
         self.queue = queue
@@ -76,7 +77,7 @@ class Job:
         self.max_retry = max_retry
         self.deadline = deadline
         self._changed = changed
-        self._stop = StopFlag()
+        self._stop = StopFlag() if stop is None else stop
         self._progress: Progress | None = None
         self._log: list[str] = []
 
@@ -85,9 +86,9 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True once the handler is to stop: the task was cancelled, timed out, or the worker stops.
+        """True once the handler must stop: the task was cancelled, timed out, or the worker stops.
 
-        To stop is to raise, as `raise_if_cancelled` does: a handler that returns has completed its task all the same.
+        A handler stops by raising, as `raise_if_cancelled` does. One that returns has completed its task.
         """
         return self._stop.is_set()
 
@@ -97,63 +98,74 @@ class Job:
         return self._progress, self._log
 
     def raise_if_cancelled(self) -> None:
-        """Unwind the handler if it is to stop.
+        """Raise `JobCancelled` if the handler must stop.
 
         Raises:
-            JobCancelled: it is; a ``BaseException``, so that ``except Exception`` lets it pass.
+            JobCancelled: the handler must stop; a ``BaseException``, so that ``except Exception`` does not catch it.
         """
         if self._stop.is_set():
-            raise JobCancelled(f"task {self.id} is to stop")
+            raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
-        """Sleep, but no longer than until the handler is to stop; for handlers in threads.
+        """Sleep, but only until the handler must stop; for handlers in threads.
 
         Args:
             seconds: how long: seconds, or a timedelta; less than 0 counts as 0.
 
         Raises:
             BadInput: not a length of time.
-            JobCancelled: it is to stop.
+            JobCancelled: the handler must stop.
         """
         self._stop.wait(check_seconds("seconds", seconds, least=-LONGEST_SECONDS))
         self.raise_if_cancelled()
 
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
-        """Say how far the work is; the latest word travels, some four times a second.
+        """Report how far the work is. Only the most recent report is sent, about four times a second.
 
         Args:
             done: how much is done.
             total: of how much, 0 = unknown.
-            text: a word about it, at most 200 characters.
+            text: a note, at most 200 characters.
 
         Raises:
             BadInput: ``done`` or ``total`` is not a number.
         """
-        self._progress = Progress(_number("done", done), _number("total", total), plain_text(text, LINE_LENGTH))
+        self._progress = Progress(_number("done", done), _number("total", total), plain_text(text, LINE_CHARACTERS))
         self._changed()
 
     def log(self, text: str) -> None:
         """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""
-        stamp = time.strftime("%H:%M:%S")
-        self._log = [*self._log, plain_text(f"{stamp} {plain_text(text, LINE_LENGTH)}", LINE_LENGTH)][-LOG_LINES:]
+        line = plain_text(f"{time.strftime('%H:%M:%S')} {plain_text(text, LINE_CHARACTERS)}", LINE_CHARACTERS)
+        self._log = [*self._log, line][-LOG_LINES:]
         self._changed()
 
 
-def plain_text(value: object, most: int) -> str:
-    """At most so many characters of a value's text, as JSON can carry them: half a surrogate pair is escaped."""
+def request_stop(job: Job) -> None:
+    """Tell the job's handler to stop. Only the worker calls it, from any thread."""
+    job._stop.set()
+
+
+def replace_report(job: Job, progress: Progress | None, log: list[str]) -> None:
+    """Set the progress and the log as the handler's own process reports them."""
+    job._progress, job._log = progress, log
+    job._changed()
+
+
+def plain_text(value: object, most_characters: int) -> str:
+    """Return at most so many characters of a value's text, as JSON can carry them: a lone surrogate is escaped."""
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001  a stranger's `__str__` may fail in any way
+    except Exception:  # noqa: BLE001  a foreign `__str__` may fail in any way
         text = shown(value)
-    return text[:most].encode("utf-8", "backslashreplace").decode()[:most]
+    return text[:most_characters].encode("utf-8", "backslashreplace").decode()[:most_characters]
 
 
 def _number(name: str, value: float) -> float:
-    """A number as JSON can carry it: NaN and infinities, which say nothing about progress, are 0."""
+    """Return a number as JSON can carry it: NaN and infinities, which tell nothing about progress, become 0."""
     try:
         number = float(value)
     except OverflowError:
         return 0.0
-    except Exception:  # noqa: BLE001  not a number, or one of a stranger's type
+    except Exception:  # noqa: BLE001  not a number, or one of a foreign type
         raise BadInput(f"{name}={shown(value)} is invalid: expected a number, got {kind_of(value)}.") from None
     return number if math.isfinite(number) else 0.0

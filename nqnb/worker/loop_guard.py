@@ -15,8 +15,8 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import few_at_once, first_of, log_aside, spawn
@@ -25,15 +25,12 @@ from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.presence import Presence
 from nqnb.protocol.wire import CancelRecord
-from nqnb.records import WorkerInfo
 from nqnb.settings import Settings
+from nqnb.worker.handlers import Handler
+from nqnb.worker.job import request_stop
+from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.run import Run, Stop
 from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
-
-if TYPE_CHECKING:
-    from nqnb.worker.worker import Worker
-from collections import deque
-from collections.abc import Awaitable
 
 log = logging.getLogger("nqnb.worker")
 
@@ -46,48 +43,37 @@ _CLOSING_SECONDS = 1.0
 _READY_SECONDS = 2.0
 """Seconds that a starting worker waits for its guard to connect."""
 _RENEWALS_AT_ONCE = 1000
-"""Leases that are renewed at once; of more, most answers would come too late, as in `nqnb.worker.upkeep`."""
+"""Leases that are renewed at once; of more, most answers would come too late, as in `nqnb.worker.leases`."""
 _LOOKS_AT_ONCE = 250
 """Cancels that are looked for at once."""
 _ROUND = 1 / 6
 """The share of the ack wait between two rounds of renewals."""
 
 
-class Holder(Protocol):
-    """What knows the worker's presence: its `Upkeep`. All of it may be used from the guard's thread."""
-
-    announced: float
-
-    @property
-    def away(self) -> bool:
-        """Whether the server is away, which is in the log already."""
-        ...
-
-    def presence(self) -> WorkerInfo:
-        """What the presence entry says now."""
-        ...
-
-    def announced_elsewhere(self, asked: float) -> None:
-        """The guard has written the presence entry, or tried to; that of `asked` is the last that was written."""
-        ...
-
-
 class Guard:
     """The guard of one worker.
 
     Args:
-        worker: whose guard it is.
-        holder: knows its presence.
+        worker_id: the worker.
+        handlers: the worker's handlers, by queue.
+        writer: writes the worker's presence on the loop.
         runs: the running map.
-        pulse: the pulse of its loop.
+        pulse: the pulse of the worker's loop.
         settings: how to connect.
     """
 
     def __init__(
-        self, worker: Worker, holder: Holder, runs: Mapping[str, Run], pulse: Pulse, settings: Settings
+        self,
+        worker_id: str,
+        handlers: Mapping[str, Handler],
+        writer: PresenceWriter,
+        runs: Mapping[str, Run],
+        pulse: Pulse,
+        settings: Settings,
     ) -> None:
-        self._worker = worker
-        self._holder = holder
+        self._worker_id = worker_id
+        self._handlers = handlers
+        self._writer = writer
         self._runs = runs
         self._pulse = pulse
         self._given = settings
@@ -113,7 +99,7 @@ class Guard:
         """Connect, and watch the running loop from when its pulse ticks."""
         self._home = asyncio.get_running_loop()
         self._ended, self._ready = self._home.create_future(), self._home.create_future()
-        self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker.id}", daemon=True)
+        self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
         self._thread.start()
 
     async def ready(self) -> None:
@@ -135,7 +121,7 @@ class Guard:
         try:
             loop.run_until_complete(self._watch())
         except Exception:
-            log.exception("worker %s has no guard any more, something went wrong inside nqnb", self._worker.id)
+            log.exception("worker %s has no guard any more, something went wrong inside nqnb", self._worker_id)
         finally:
             loop.run_until_complete(_clear())
             loop.close()
@@ -174,7 +160,7 @@ class Guard:
                             logging.WARNING,
                             "worker %s: its process was suspended, or one C call held the interpreter, for %.1f s; "
                             "tasks whose lease has run out are stopped",
-                            self._worker.id,
+                            self._worker_id,
                             slept,
                         )
                     continue
@@ -195,14 +181,14 @@ class Guard:
         if self._connection is None and self._opening is None and now >= self._next_try:
             self._next_try = now + _RETRY_SECONDS
             # Connecting takes a while, so it is done before it is needed where a handler may block the loop.
-            if blocked or any(each.isolation == "coroutine" for each in list(self._worker.handlers.values())):
+            if blocked or any(each.isolation == "coroutine" for each in list(self._handlers.values())):
                 self._opening = spawn(self._open())
         if not blocked:
             if self._blocked_since:
                 self._say(
                     logging.INFO,
                     "worker %s: its event loop runs again, after %.1f s",
-                    self._worker.id,
+                    self._worker_id,
                     now - self._blocked_since,
                 )
             self._blocked_since = self._next_warning = 0.0
@@ -238,14 +224,14 @@ class Guard:
             self._connection = connection
             self._trouble = ""
         except NqnbError as error:
-            if self._holder.away:
+            if self._writer.server_is_away:
                 # Then the server is away for both, and the worker says so.
                 return
             if not self._trouble:
                 self._say(
                     logging.WARNING,
                     "worker %s: its guard has no connection: %s. Its leases run out should its event loop be blocked",
-                    self._worker.id,
+                    self._worker_id,
                     error,
                 )
             self._trouble = str(error)
@@ -257,14 +243,14 @@ class Guard:
         """Write the presence, and renew every lease that has not run out: one heartbeat, without its looks."""
         asked = elapsed()
         try:
-            await presence.announce(self._holder.presence())
+            await presence.announce(self._writer.record())
             self._announced = max(self._announced, asked)
         except NqnbError as error:
-            self._say(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker.id, error)
+            self._say(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker_id, error)
         finally:
             # The loop's own write may have been overtaken by this one.
-            self._holder.announced_elsewhere(self._announced)
-        since = max(self._announced, self._holder.announced)
+            self._writer.note_guard_write(self._announced)
+        since = max(self._announced, self._writer.written)
         runs, troubles = list(self._runs.values()), list[NqnbError]()
 
         async def renew(run: Run) -> None:
@@ -275,7 +261,7 @@ class Guard:
         await few_at_once(runs, renew, _RENEWALS_AT_ONCE)
         if troubles:
             text = "worker %s: its guard could not renew %d leases: %s"
-            self._say(logging.INFO, text, self._worker.id, len(troubles), troubles[0])
+            self._say(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
         # What runs in a process of its own is stopped by signals, which the loop sends.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
         intents = KeyValueStore(connection, connection.settings.cancel_bucket)
@@ -303,12 +289,12 @@ class Guard:
         if entry is not None and run.job is not None and self._home is not None:
             # First, so that the loop takes the end of code that stops now for that of a cancel.
             self._home.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
-            run.job._stop.set()
+            request_stop(run.job)
 
     def _flag(self, run: Run, record: CancelRecord) -> None:
         if self._runs.get(run.id) is run:
             log.info("task %s: its cancel was found by the guard", run.id)
-            run.flag(record, self._worker.id)
+            run.flag(record, self._worker_id)
 
     def _warn(self, blocked: float) -> None:
         place = Place.of(self._pulse.thread)
@@ -322,7 +308,7 @@ class Guard:
             logging.WARNING,
             "worker %s: for %.1f s its event loop %s. %s; cancels, timeouts and the worker's other coroutines wait. "
             "Make a handler that blocks a plain function, or call what blocks with `await asyncio.to_thread(...)`",
-            self._worker.id,
+            self._worker_id,
             blocked,
             what,
             leases,

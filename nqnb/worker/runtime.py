@@ -7,32 +7,30 @@ import contextlib
 import itertools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nqnb.clock import elapsed
 from nqnb.concurrency import first_of, spawn
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
+from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import CancelRecord, TaskMessage
+from nqnb.records import WorkerInfo
 from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
 from nqnb.worker.finish import finish
+from nqnb.worker.handlers import Handler
 from nqnb.worker.heartbeat import note_intent
+from nqnb.worker.leases import LeaseKeeper
 from nqnb.worker.loop_guard import Guard, Pulse
+from nqnb.worker.presence_writer import PresenceWriter
+from nqnb.worker.recovery import Recovery
 from nqnb.worker.run import LEASE, Run, Stop
-from nqnb.worker.upkeep import Upkeep
-
-if TYPE_CHECKING:
-    from nqnb.worker.worker import Worker
-from collections.abc import Sequence
-
-from nqnb.jetstream.pull import PullLoop
 
 log = logging.getLogger("nqnb.worker")
 
@@ -43,14 +41,40 @@ _STOPPING_TAKES = 5.0
 
 
 class Runtime:
-    """Everything that a running worker holds."""
+    """Everything that a running worker holds: its runs, its connection, and the loops around them.
 
-    def __init__(self, worker: Worker, backend: Backend) -> None:
+    Args:
+        backend: where.
+        worker_id: the worker.
+        handlers: what runs the tasks of each queue; the worker may replace a handler meanwhile.
+        slots: returns how many tasks may run at once.
+        poison_limit: how many workers in a row a task may silence before it is marked failed.
+        shutdown_on_disconnect: whether a disconnect ends the worker.
+        describe: returns the worker's record for the tasks that it runs and the seconds that the record counts.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        worker_id: str,
+        handlers: Mapping[str, Handler],
+        *,
+        slots: Callable[[], int],
+        poison_limit: int,
+        shutdown_on_disconnect: bool,
+        describe: Callable[[list[str], float], WorkerInfo],
+    ) -> None:
         self.backend = backend
         self.runs: dict[str, Run] = {}
-        """The running map: what is registered, by task id."""
-        self._worker = worker
-        self._listener = backend.cancel_listener(worker.id, self._on_cancel)
+        """The running map: the registered runs, by task id."""
+        self.malformed = 0
+        """How many messages were not tasks, and were terminated."""
+        self._worker_id = worker_id
+        self._handlers = handlers
+        self._slots = slots
+        self._poison_limit = poison_limit
+        self._shutdown_on_disconnect = shutdown_on_disconnect
+        self._listener = backend.cancel_listener(worker_id, self._on_cancel)
         self._pulse = Pulse(backend.settings.ack_wait)
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
@@ -59,38 +83,49 @@ class Runtime:
         self._broken = asyncio.Event()
         self._pulls = {
             queue: backend.pull_loop(queue, self._on_delivery, self._wake.set, self._pulse.arrived)
-            for queue in worker.handlers
+            for queue in handlers
         }
-        self._fetch_policy = FetchPolicy(list(self._pulls.values()), self.free)
-        self._mark, self._claims = secrets.token_hex(6), itertools.count(1)
+        pulls = list(self._pulls.values())
+        self._fetch_policy = FetchPolicy(pulls, self.free)
+        self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
         self._reserve: Reserve | None = None
         self._stopping = False
         self._paused = False
-        self._upkeep = Upkeep(worker, backend, self.runs, list(self._pulls.values()), self._listener, self._wake.set)
-        self._guard = Guard(worker, self._upkeep, self.runs, self._pulse, backend.settings)
+        self._presence = PresenceWriter(backend, self.runs, pulls, describe)
+        self._leases = LeaseKeeper(backend, worker_id, self.runs, pulls, self._presence)
+        self._recovery = Recovery(
+            backend, self.runs, pulls, self._listener, self._presence, self._leases, self._wake.set
+        )
+        self._guard = Guard(worker_id, handlers, self._presence, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
-        """How many slots are free; none while the worker takes nothing."""
-        resting = self._stopping or self._paused or self._upkeep.recovering
-        return 0 if resting else self._worker.concurrency - len(self.runs)
+        """Return how many slots are free; 0 while the worker takes no tasks."""
+        resting = self._stopping or self._paused or self._recovery.active
+        return 0 if resting else self._slots() - len(self.runs)
 
     async def open(self) -> None:
-        """Prepare, in the protocol's order: hear cancels first, then pull.
+        """Prepare, in the protocol's order: receive cancels first, then pull.
 
         Raises:
-            NqnbError: the server does not let us.
+            NqnbError: the server refuses it, or does not answer.
         """
-        self._reserve = Reserve(self._worker.handlers.values(), self._worker.concurrency)
-        # It connects meanwhile, and before there is a handler that could block the loop.
+        self._reserve = Reserve(self._handlers.values(), self._slots())
+        # It connects meanwhile, and before any handler can block the loop.
         self._guard.start()
-        await self._upkeep.open()
-        if self._worker.shutdown_on_disconnect:
+        await self._recovery.open()
+        if self._shutdown_on_disconnect:
             self.backend.on_disconnect(self._give_up)
         ack_wait = min(pull.ack_wait for pull in self._pulls.values())
-        self._pulse.start(ack_wait, self.backend.caught_up, self._upkeep.hasten)
+        self._pulse.start(ack_wait, self.backend.caught_up, self._beat_now)
         await self._guard.ready()
-        loops = (self._take, self._upkeep.heart, self._upkeep.news, self._upkeep.leases, self._upkeep.watches)
+        loops = (
+            self._take,
+            self._beat,
+            lambda: self._presence.keep_current(lambda: not self._recovery.active),
+            self._leases.stop_lapsed,
+            self._leases.watch_entries,
+        )
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
@@ -116,11 +151,11 @@ class Runtime:
     async def drain(self, timeout: float) -> None:
         """Take nothing more; wait for what runs, then stop it and hand it back."""
         self._stopping = True
-        self._upkeep.close()
+        self._recovery.close()
         for pull in self._pulls.values():
             pull.withdraw()
         if self.runs:
-            log.info("worker %s stops; it waits %g s for what runs: %d", self._worker.id, timeout, len(self.runs))
+            log.info("worker %s stops; it waits %g s for what runs: %d", self._worker_id, timeout, len(self.runs))
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
             log.info("task %s of queue %s is stopped, and handed back", run.id, run.delivery.queue)
@@ -136,7 +171,7 @@ class Runtime:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        self._upkeep.close()
+        self._recovery.close()
         self._pulse.stop()
         try:
             # First, for it could write the presence that is to be removed.
@@ -150,8 +185,8 @@ class Runtime:
             await self.backend.close()
 
     async def _say_goodbye(self) -> None:
-        self._upkeep.leave()
-        await self.backend.presence.withdraw(self._worker.id)
+        self._presence.stop()
+        await self.backend.presence.withdraw(self._worker_id)
         await self._listener.close()
 
     def _on_delivery(self, delivery: Delivery) -> None:
@@ -160,7 +195,7 @@ class Runtime:
             names.check_task_id(message.ID)
             names.check_queue(message.Queue)
         except (MalformedMessage, BadInput) as error:
-            self._worker.malformed += 1
+            self.malformed += 1
             log.warning(
                 "message %d of queue %s is no task and was thrown away: %s", delivery.sequence, delivery.queue, error
             )
@@ -180,8 +215,8 @@ class Runtime:
             spawn(delivery.put_back())
         else:
             queue = delivery.queue
-            mark = f"{self._mark}{next(self._claims):x}"
-            run = Run(delivery, message, self._worker.handlers[queue], self._pulls[queue].ack_wait, mark)
+            claim_id = f"{self._claim_prefix}{next(self._claim_numbers):x}"
+            run = Run(delivery, message, self._handlers[queue], self._pulls[queue].ack_wait, claim_id)
             self.runs[message.ID] = run
             self._empty.clear()
             spawn(self._live(run))
@@ -201,11 +236,11 @@ class Runtime:
     async def _live(self, run: Run) -> None:
         """One task's life."""
         try:
-            if not await claim(self.backend, self._worker.id, run, self._worker.poison_limit):
+            if not await claim(self.backend, self._worker_id, run, self._poison_limit):
                 return
             # It may have been swapped since the task came.
-            run.handler = self._worker.handlers[run.delivery.queue]
-            result = await execute(self.backend, self._worker.id, run)
+            run.handler = self._handlers[run.delivery.queue]
+            result = await execute(self.backend, self._worker_id, run)
             if result is not None:
                 await finish(self.backend, run, result)
         except NqnbError as error:
@@ -236,7 +271,7 @@ class Runtime:
             spawn(note_intent(self.backend, task_id, record))
         run = self.runs.get(task_id)
         if run is not None:
-            run.flag(record, self._worker.id)
+            run.flag(record, self._worker_id)
 
     def _give_up(self) -> None:
         """The server is gone, and the worker is to go with it."""
@@ -253,6 +288,37 @@ class Runtime:
         except Exception:
             log.exception("the worker stops, something went wrong inside nqnb")
             self._broken.set()
+
+    async def _beat(self) -> None:
+        """Renew the presence and the leases every third of the ack wait, until cancelled."""
+        pause = self._presence.interval
+        while True:
+            await asyncio.sleep(pause)
+            interval = self._presence.interval
+            if not self.backend.connected:
+                pause = interval
+                continue
+            # A server answers no request while it deletes a bucket, and leases must not wait for that: a write that
+            # has not succeeded soon is sent again, beside the first if need be. One connection keeps the order.
+            asked, refresh = elapsed(), spawn(self._presence.refresh())
+            await asyncio.wait({refresh}, timeout=interval / 2)
+            fresh = refresh.done() and refresh.result()
+            if fresh and not self._recovery.active:
+                self.backend.outage.over(quiet_for=interval)
+            pause = interval if fresh else max(0.0, interval / 2 - (elapsed() - asked))
+            # Nothing waits for the heartbeats: a slow answer about one run must not cost the others theirs.
+            spawn(self._leases.beat_all(before=elapsed() - interval / 2))
+            spawn(self._recovery.maintain())
+
+    def _beat_now(self) -> None:
+        """Renew presence and leases now: the loop was blocked, and the next heartbeat may come too late."""
+
+        async def beat() -> None:
+            await self._presence.refresh()
+            await self._leases.beat_all(before=elapsed() - self._presence.interval / 2)
+
+        if self.backend.connected and not self._recovery.active:
+            spawn(beat())
 
     async def _take(self) -> None:
         while True:

@@ -95,8 +95,6 @@ class Worker:
         self.id = f"w-{secrets.token_hex(6)}"
         self.state = State.NEW
         self.handlers: dict[str, Handler] = {}
-        self.malformed = 0
-        """How many messages were no tasks, and were terminated."""
         self._store = check_store(store)
         self._runtime: Runtime | None = None
         self._stop = asyncio.Event()
@@ -179,6 +177,11 @@ class Worker:
                 self._runtime.resize()
 
     @property
+    def malformed(self) -> int:
+        """How many messages were not tasks, and were terminated."""
+        return 0 if self._runtime is None else self._runtime.malformed
+
+    @property
     def running(self) -> list[str]:
         """The ids of the tasks that it runs."""
         return [] if self._runtime is None else list(self._runtime.runs)
@@ -214,7 +217,15 @@ class Worker:
 
         backend = await Backend.open(self.settings, self._store)
         self._started = moment(backend.now()) or self._started
-        self._runtime = Runtime(self, backend)
+        self._runtime = Runtime(
+            backend,
+            self.id,
+            self.handlers,
+            slots=lambda: self.concurrency,
+            poison_limit=self.poison_limit,
+            shutdown_on_disconnect=self.shutdown_on_disconnect,
+            describe=self.info,
+        )
         try:
             await self._runtime.open()
         except BaseException:

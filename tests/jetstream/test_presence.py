@@ -23,7 +23,7 @@ from nqnb.jetstream.presence import PresenceEntry, decode_presence, encode_prese
 from nqnb.protocol.wire import Meta
 from nqnb.records import WorkerInfo
 from nqnb.store import Entry
-from nqnb.worker import upkeep
+from nqnb.worker import leases
 from nqnb.worker.run import LEASE, PRESENCE
 
 pytestmark = pytest.mark.anyio
@@ -141,7 +141,7 @@ async def test_thousands_of_leases_are_renewed_a_part_at_a_time(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, part = 200, 20
-    monkeypatch.setattr(upkeep, "_RENEWALS_AT_ONCE", part)
+    monkeypatch.setattr(leases, "RENEWALS_AT_ONCE", part)
     in_progress, under_way, most = Delivery.in_progress, 0, 0
     renewed: set[int] = set()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.handlers import Handler
-from nqnb.worker.job import Job
+from nqnb.worker.job import Job, request_stop
 
 _HURRIED_PUSHES = 4
 """How often a run whose lease runs out is pushed in the time that is left."""
@@ -63,7 +63,7 @@ class Executor(abc.ABC):
         """
         if not self._stopping:
             self._stopping = True
-            self._job._stop.set()
+            request_stop(self._job)
             self._begin_to_stop()
         if within < math.inf and not self._hurried:
             self._hurried = True

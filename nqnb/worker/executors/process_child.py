@@ -119,8 +119,7 @@ class _Runner:
         self._connection = connection
         self._call = call
         self._stop = _StopFlag()
-        self._job = Job(*facts, self._changed)
-        self._job._stop = self._stop
+        self._job = Job(*facts, self._changed, self._stop)
         self._process = os.getpid()
         self._inside = False
         """Whether the main thread is in the handler, so that an exception may be raised in it."""

@@ -1,0 +1,116 @@
+"""Keep the leases of all tasks that a worker runs: renew them, and stop the runs whose lease could not be renewed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from nqnb.concurrency import few_at_once, spawn
+from nqnb.errors import NqnbError
+from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.pull import PullLoop
+from nqnb.worker.heartbeat import look, renew
+from nqnb.worker.presence_writer import PresenceWriter
+from nqnb.worker.run import Run, Stop
+from nqnb.worker.watch import AFTER, EntryWatch
+
+log = logging.getLogger("nqnb.worker")
+
+RENEWALS_AT_ONCE = 1000
+"""Leases that are renewed at once. Of tens of thousands of requests at once, most would be answered too late."""
+LOOKS_AT_ONCE = 250
+"""Runs about which something is read at once, beside the renewals."""
+
+
+class LeaseKeeper:
+    """Keeps the leases of one worker.
+
+    Args:
+        backend: where.
+        worker_id: the worker.
+        runs: the running map.
+        pulls: the pull loops of the worker's queues.
+        presence: the worker's presence, from whose last write a renewed lease counts.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        worker_id: str,
+        runs: Mapping[str, Run],
+        pulls: Sequence[PullLoop],
+        presence: PresenceWriter,
+    ) -> None:
+        self._backend = backend
+        self._worker_id = worker_id
+        self._runs = runs
+        self._pulls = pulls
+        self._presence = presence
+        self._recreating: set[str] = set()
+        """The queues whose consumer is being recreated."""
+
+    async def beat_all(self, before: float = math.inf) -> None:
+        """Send a heartbeat for each run whose last one was earlier than `before`, as `elapsed` counts."""
+        runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
+        # Beside the renewals, because no lease must wait until something is read.
+        looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
+        orphans = await self._renew(runs, before)
+        if orphans:
+            # While all slots are taken nothing pulls, so nothing else would find that the consumer is gone.
+            for pull in self._pulls:
+                if any(run.delivery.queue == pull.queue for run in orphans):
+                    await self._recreate_consumer(pull)
+            await self._renew(orphans)
+        await looks
+
+    async def stop_lapsed(self) -> None:
+        """Stop runs whose lease could not be renewed, before the server redelivers their tasks; until cancelled."""
+        while True:
+            await asyncio.sleep(self._presence.interval / 8)
+            lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_hold()]
+            for run in lapsed:
+                if run.why is None:
+                    self._log_lapsed(run)
+                run.stop(Stop.LEASE)
+
+    async def watch_entries(self) -> None:
+        """Watch the entries of tasks that run for longer, until cancelled."""
+        while True:
+            await asyncio.sleep(AFTER / 2)
+            before = time.monotonic() - AFTER
+            for run in self._runs.values():
+                if 0 < run.started < before and run.watch is None:
+                    run.watch = EntryWatch(self._backend, self._worker_id, run)
+
+    async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
+        """Renew each lease that no other round has renewed; return the runs whose consumer is gone."""
+        gone: list[Run] = []
+
+        async def renew_one(run: Run) -> None:
+            if run.beat < before and await renew(run, self._presence.written):
+                gone.append(run)
+
+        await few_at_once(runs, renew_one, RENEWALS_AT_ONCE)
+        return gone
+
+    async def _recreate_consumer(self, pull: PullLoop) -> None:
+        if pull.queue in self._recreating:
+            return
+        self._recreating.add(pull.queue)
+        try:
+            if await pull.ensure():
+                log.info("queue %s: its consumer was gone, and is recreated", pull.queue)
+        except NqnbError as error:
+            if not self._backend.outage.took(error):
+                log.warning("queue %s: its consumer cannot be recreated now: %s", pull.queue, error)
+        finally:
+            self._recreating.discard(pull.queue)
+
+    def _log_lapsed(self, run: Run) -> None:
+        if self._backend.outage.active:
+            self._backend.outage.note("tasks were stopped because their lease ended")
+        else:
+            log.warning("task %s is stopped: its lease could not be renewed, so another worker may get it", run.id)
