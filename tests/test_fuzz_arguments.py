@@ -85,7 +85,7 @@ class World:
         self.settings = nqnb.Settings(url)
         self.worker = nqnb.Worker(url)
         self.job = nqnb.Job("ended", "fuzz", b"", 1, 0, None, lambda: None)
-        self.job._stop.set()  # so that `wait`, which may be given any time, returns at once
+        self.job.state.stop.set()  # so that `wait`, which may be given any time, returns at once
         self.backoff = nqnb.Backoff()
         self.server = nqnb.DevServer()
         self.tried: Counter[str] = Counter()

@@ -103,11 +103,6 @@ PRIVATE_ACCESSES: dict[tuple[str, str], str] = {
     ("nqnb.notebook.comm_pump", "kernel._publish_status"): "ipykernel has no public way",
     ("nqnb.widgets.jupyter_compat", "comm._reply_subshell_for"): "ipykernel has no public way",
     ("nqnb.testing.chaos.attack", "nq.backend.presence._store"): "",
-    ("nqnb.worker.executors.executor", "self._job._stop"): "",
-    ("nqnb.worker.executors.process", "self._job._progress"): "",
-    ("nqnb.worker.executors.process", "self._job._log"): "",
-    ("nqnb.worker.executors.process", "self._job._changed"): "",
-    ("nqnb.worker.loop_guard", "run.job._stop"): "",
 }
 """Accesses to private members from outside, and why. Those without a reason are to go: the list may only shrink."""
 

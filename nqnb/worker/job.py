@@ -46,6 +46,28 @@ class StopFlag:
                 self._lock.release()
 
 
+class JobState:
+    """What the worker shares with a job. Handlers leave it alone.
+
+    Args:
+        changed: called after each report.
+        stop: set once the handler must stop; default a new flag.
+    """
+
+    __slots__ = ("changed", "log", "progress", "stop")
+
+    def __init__(self, changed: Callable[[], None], stop: StopFlag | None = None) -> None:
+        self.changed = changed
+        self.stop = StopFlag() if stop is None else stop
+        self.progress: Progress | None = None
+        self.log: list[str] = []
+
+    def report(self, progress: Progress | None, log: list[str]) -> None:
+        """Replace the progress and the log."""
+        self.progress, self.log = progress, log
+        self.changed()
+
+
 class Job:
     """One attempt at a task. Every method may be called from any thread.
 
@@ -57,6 +79,7 @@ class Job:
         max_retry: how many attempts may follow the first.
         deadline: when the attempt is stopped (UTC), by timeout or deadline, as this machine's clock will show; None =
             never.
+        state: what the worker shares with the job; not for handlers.
     """
 
     def __init__(
@@ -76,10 +99,7 @@ class Job:
         self.attempt = attempt
         self.max_retry = max_retry
         self.deadline = deadline
-        self._changed = changed
-        self._stop = StopFlag() if stop is None else stop
-        self._progress: Progress | None = None
-        self._log: list[str] = []
+        self.state = JobState(changed, stop)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} in {self.queue}, attempt {self.attempt} of {self.max_retry + 1}>"
@@ -90,12 +110,12 @@ class Job:
 
         A handler stops by raising, as `raise_if_cancelled` does. One that returns has completed its task.
         """
-        return self._stop.is_set()
+        return self.state.stop.is_set()
 
     @property
     def said(self) -> tuple[Progress | None, list[str]]:
         """The last progress and the log."""
-        return self._progress, self._log
+        return self.state.progress, self.state.log
 
     def raise_if_cancelled(self) -> None:
         """Raise `JobCancelled` if the handler must stop.
@@ -103,7 +123,7 @@ class Job:
         Raises:
             JobCancelled: the handler must stop; a ``BaseException``, so that ``except Exception`` does not catch it.
         """
-        if self._stop.is_set():
+        if self.state.stop.is_set():
             raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
@@ -116,7 +136,7 @@ class Job:
             BadInput: not a length of time.
             JobCancelled: the handler must stop.
         """
-        self._stop.wait(check_seconds("seconds", seconds, least=-LONGEST_SECONDS))
+        self.state.stop.wait(check_seconds("seconds", seconds, least=-LONGEST_SECONDS))
         self.raise_if_cancelled()
 
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
@@ -130,25 +150,15 @@ class Job:
         Raises:
             BadInput: ``done`` or ``total`` is not a number.
         """
-        self._progress = Progress(_number("done", done), _number("total", total), plain_text(text, LINE_CHARACTERS))
-        self._changed()
+        text = plain_text(text, LINE_CHARACTERS)
+        self.state.progress = Progress(_number("done", done), _number("total", total), text)
+        self.state.changed()
 
     def log(self, text: str) -> None:
         """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""
         line = plain_text(f"{time.strftime('%H:%M:%S')} {plain_text(text, LINE_CHARACTERS)}", LINE_CHARACTERS)
-        self._log = [*self._log, line][-LOG_LINES:]
-        self._changed()
-
-
-def request_stop(job: Job) -> None:
-    """Tell the job's handler to stop. Only the worker calls it, from any thread."""
-    job._stop.set()
-
-
-def replace_report(job: Job, progress: Progress | None, log: list[str]) -> None:
-    """Set the progress and the log as the handler's own process reports them."""
-    job._progress, job._log = progress, log
-    job._changed()
+        self.state.log = [*self.state.log, line][-LOG_LINES:]
+        self.state.changed()
 
 
 def plain_text(value: object, most_characters: int) -> str:

@@ -27,7 +27,6 @@ from nqnb.jetstream.presence import Presence
 from nqnb.protocol.wire import CancelRecord
 from nqnb.settings import Settings
 from nqnb.worker.handlers import Handler
-from nqnb.worker.job import request_stop
 from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.run import Run, Stop
 from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
@@ -289,7 +288,7 @@ class Guard:
         if entry is not None and run.job is not None and self._home is not None:
             # First, so that the loop takes the end of code that stops now for that of a cancel.
             self._home.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
-            request_stop(run.job)
+            run.job.state.stop.set()
 
     def _flag(self, run: Run, record: CancelRecord) -> None:
         if self._runs.get(run.id) is run:

@@ -11,7 +11,7 @@ from typing import Any
 
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.handlers import Handler
-from nqnb.worker.job import Job, request_stop
+from nqnb.worker.job import Job
 
 _HURRIED_PUSHES = 4
 """How often a run whose lease runs out is pushed in the time that is left."""
@@ -63,7 +63,7 @@ class Executor(abc.ABC):
         """
         if not self._stopping:
             self._stopping = True
-            request_stop(self._job)
+            self._job.state.stop.set()
             self._begin_to_stop()
         if within < math.inf and not self._hurried:
             self._hurried = True

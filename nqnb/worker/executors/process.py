@@ -31,7 +31,7 @@ from nqnb.protocol.wire import Progress
 from nqnb.worker.executors.executor import Executor, Result
 from nqnb.worker.executors.process_pool import Spares, TaskProcess, environment
 from nqnb.worker.handlers import Handler
-from nqnb.worker.job import Job, replace_report
+from nqnb.worker.job import Job
 
 LAST = 0.25
 """Seconds from SIGTERM to SIGKILL."""
@@ -123,7 +123,7 @@ class ProcessExecutor(Executor):
         what, *told = message
         if what == "said":
             progress, lines = told
-            replace_report(self._job, progress and Progress(*progress), lines)
+            self._job.state.report(progress and Progress(*progress), lines)
             return
         if what == "returned":
             # The JSON goes on as it is: to decode it only for the entry would change numbers that JSON alone can hold.

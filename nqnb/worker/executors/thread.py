@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -44,6 +44,7 @@ from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.executors.executor import Executor, Result, StopLadder
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job, StopFlag
+from nqnb.worker.thread_stack import iter_frames, module_of
 
 GUARDED = frozenset(
     {"logging", "threading", "queue", "importlib", "_frozen_importlib", "_frozen_importlib_external", "concurrent"}
@@ -75,11 +76,13 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
     try:
         # Both looks are C code alone: a thread that runs on between two steps can end frames that are walked through,
         # and CPython 3.11 crashes at such a step.
-        stack: list[FrameType] = [*itertools.takewhile(functools.partial(operator.is_not, base), _frames(thread_id))]
+        stack: list[FrameType] = [
+            *itertools.takewhile(functools.partial(operator.is_not, base), iter_frames(thread_id))
+        ]
         if not stack or _is_guarded(stack):
             return False
         stack.append(base)
-        again = _frames(thread_id, len(stack))
+        again = iter_frames(thread_id, len(stack))
         # From the second look to the call, no step checks the eval breaker: unpacking and comparing run C code only.
         return [*again] == stack and bool(_set_async_exc(thread_id, JobCancelled))
     except (KeyError, AttributeError):  # the thread has ended, or has returned from some of these frames
@@ -91,7 +94,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 
 def _is_guarded(stack: list[FrameType]) -> bool:
     """Whether a frame belongs to code that may hold a lock; those of the handler come last."""
-    modules = [_module(frame) for frame in stack if not _is_word(frame)]
+    modules = [_package(frame) for frame in stack if not _is_word(frame)]
     # A handler may be nqnb's own, or be wrapped by nqnb, as in notebooks.
     while modules and modules[-1] == _OURS:
         modules.pop()
@@ -100,25 +103,15 @@ def _is_guarded(stack: list[FrameType]) -> bool:
 
 def _is_word(frame: FrameType) -> bool:
     """Whether a `Job` is told of progress there or a line for its log: that takes no lock."""
-    return frame.f_globals.get("__name__") in _WORDS and frame.f_code is not StopFlag.wait.__code__
+    return module_of(frame) in _WORDS and frame.f_code is not StopFlag.wait.__code__
 
 
 _WORDS = (Job.__module__, "nqnb.worker.execute")
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
-
-
-def _frames(thread_id: int, count: int | None = None) -> Iterator[Any]:
-    """The innermost frames of a thread, innermost first; all is read when the iterator is, and by C code alone.
-
-    Without a count it goes on to the outermost, and ends in an AttributeError.
-    """
-    looks = itertools.islice(iter(sys._current_frames, None), 1)
-    innermost = map(operator.getitem, looks, (thread_id,))
-    outward: Iterator[Any] = itertools.repeat("f_back") if count is None else itertools.repeat("f_back", count - 1)
-    return itertools.accumulate(itertools.chain(innermost, outward), getattr)
+def _package(frame: FrameType) -> str:
+    """Return the top-level name of the module that a frame's code belongs to."""
+    return module_of(frame).partition(".")[0]
 
 
 class Interrupter:
@@ -258,7 +251,7 @@ _LOG_CALLS = frozenset(
 
 def _is_wait(frame: FrameType) -> bool:
     """Whether it waits in a condition: whatever it has acquired, it releases in a ``finally`` or a ``with``."""
-    return _module(frame) in ("threading", "queue", "concurrent")
+    return _package(frame) in ("threading", "queue", "concurrent")
 
 
 class ThreadExecutor(Executor):
