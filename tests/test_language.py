@@ -53,7 +53,7 @@ BANNED = {
     r"is without (it|one|them)": "has no",
     r"of a kind|the like|and such like": "name it",
     r"a good many|a great many|ever so": "many",
-    r"(, |; )for (it|there|they|he|she|that|this|its|their|nothing|then) (?!long)": "because",
+    r"(, |; )for (it|there|they|he|she|that|this|nothing|then) (?!long)": "because",
     r"as it were|so to speak|so to say": "leave it out",
     r"stands? anew|stands? there|stand there": "exists",
     r"beforehand": "before",
