@@ -109,7 +109,9 @@ class Client:
             ConnectionFailed: the client is not open.
         """
         if self._backend is None:
-            raise ConnectionFailed("the client is not connected. Use `async with nqnb.connect(…) as nq`")
+            raise ConnectionFailed(
+                "the client cannot be used: it is not connected. Use `async with nqnb.connect(…) as nq`"
+            )
         return self._backend
 
     @property
@@ -518,7 +520,8 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
-        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted, the first at position {index}: {first}",
+        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted: the first, at position {index}: {first} "
+        "(`.errors` has the error of each position. Submit these payloads again)",
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )

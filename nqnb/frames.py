@@ -1,7 +1,7 @@
-"""Records as pandas DataFrames, with dtypes that do not depend on what is in them.
+"""Records as pandas DataFrames, with dtypes that do not depend on the values.
 
-Times are UTC, in microseconds; what is unknown is ``NaT`` or ``<NA>``; counts are nullable ``Int64``; a status is an
-ordered categorical in the order of `Status`. A frame of nothing has the columns and dtypes of a full one.
+Times are UTC, in microseconds; an unknown value is ``NaT`` or ``<NA>``; counts are nullable ``Int64``; a status is an
+ordered categorical in the order of `Status`. An empty frame has the same columns and dtypes as a full one.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ STATUS = pd.CategoricalDtype([status.label for status in Status], ordered=True)
 
 
 def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.DataFrame:
-    """Tasks, one a row, under their ids.
+    """Return tasks, one in each row, indexed by id.
 
     Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
-    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` where it runs), ``due_at`` (of one that waits for
+    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` if it runs), ``due_at`` (of a task that waits for
     its time), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``payload``
-    and ``result`` (decoded where they are JSON, else the bytes; None where there is none), ``result_key`` (where a
-    large result is kept), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``, ``revision``.
+    and ``result`` (decoded if they are JSON, else the bytes; None if missing), ``result_key`` (of a large result, which
+    is stored separately), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``, ``revision``.
 
     Args:
-        infos: what the client gives.
-        now: up to when tasks have run that still run; default this moment.
+        infos: the tasks, as a client returns them.
+        now: the moment up to which to count the run time of running tasks; default the current time.
     """
     tasks = _listed("infos", infos, TaskInfo)
     if now is None:
         now = datetime.now(timezone.utc)
     elif not isinstance(now, datetime) or now.tzinfo is None:
-        raise BadInput(f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}.")
+        raise BadInput(
+            f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}. Pass one, or None."
+        )
     return _frame(
         "id",
         [task.id for task in tasks],
@@ -77,7 +79,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
 
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
-    """Queues, one a row, under their names; the columns are the fields of `QueueInfo`."""
+    """Return queues, one in each row, indexed by name; the columns are the fields of `QueueInfo`."""
     queues = _listed("infos", infos, QueueInfo)
     counts = ("pending", "scheduled", "processing", "redelivered", "workers", "bytes")
     return _frame(
@@ -92,7 +94,7 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
 
 
 def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
-    """Live workers, one a row, under their ids; the columns are the fields of `WorkerInfo`, ``ttl`` as a timedelta."""
+    """Return workers, one in each row, indexed by id; the columns are the fields of `WorkerInfo`."""
     workers = _listed("infos", infos, WorkerInfo)
     return _frame(
         "id",
@@ -113,14 +115,17 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
 
 
 def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.DataFrame:
-    """What became of cancels, one a row, under the tasks' ids.
+    """Return the outcomes of cancels, one in each row, indexed by task id.
 
-    Columns: ``status`` (``<NA>`` where it is not known), ``stopping`` (its code still runs), ``outcome`` (in words),
-    ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request to the end of its code),
-    ``how``, ``error`` (why it was refused; ``<NA>`` where it was not).
+    Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code still runs), ``outcome`` (in words),
+    ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request to the end of the code),
+    ``how``, ``error`` (why the cancel was refused; ``<NA>`` if it was not).
     """
     if not isinstance(outcomes, Mapping):
-        raise BadInput(f"outcomes={shown(outcomes)} is invalid: expected a dict of ids, got {kind_of(outcomes)}.")
+        raise BadInput(
+            f"outcomes={shown(outcomes)} is invalid: expected a dict of ids, got {kind_of(outcomes)}. "
+            "Pass a receipt or an error for each task id."
+        )
     ids = _listed("the ids of outcomes", outcomes, str)
     _listed("outcomes", outcomes.values(), (CancelReceipt, NqnbError))
     receipts = [each if isinstance(each, CancelReceipt) else None for each in outcomes.values()]
@@ -145,10 +150,10 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 
 
 def preview(payload: bytes, most: int = 80) -> str:
-    """A payload in one line of safe text: JSON or text as it is, else hexadecimal, cut to ``most`` characters.
+    """Return a payload in one line of safe text: JSON or text as it is, else hexadecimal, cut to ``most`` characters.
 
-    It costs the same however large the payload is, but for JSON with escapes of up to 4 kB, which is read and written
-    anew, so that people see the characters.
+    The cost does not grow with the payload. JSON with escapes is decoded and encoded again, up to 4 kB, so that people
+    see the characters.
     """
     if len(payload) <= 4096 and b"\\u" in payload:
         with contextlib.suppress(MalformedMessage):
@@ -161,7 +166,7 @@ def preview(payload: bytes, most: int = 80) -> str:
 
 
 def decoded(data: bytes) -> Any:
-    """Return the value of JSON, the bytes where they are not JSON or nested too deep to print, None for no bytes."""
+    """Return the value of JSON, the bytes if they are not JSON or nested too deep to print, None for no bytes."""
     if not data:
         return None
     try:
@@ -171,7 +176,7 @@ def decoded(data: bytes) -> Any:
 
 
 def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
-    """How long the last attempt took, or has taken by ``now``; None where none started or its times are unknown."""
+    """Return how long the last attempt ran, up to ``now`` if it runs; None if it has not started or has no times."""
     if task.started_at is None or task.status is Status.PENDING:
         return None
     end = task.completed_at if task.status.terminal else now
@@ -179,46 +184,48 @@ def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
 
 
 def due_at(task: TaskInfo) -> datetime | None:
-    """When a task that waits for its time may run; a retry's time rules over the one it was submitted with."""
+    """Return when a waiting task may run; the time of a retry takes precedence over ``process_at``."""
     if task.status is not Status.PENDING:
         return None
     return task.not_before or moment(parse_time(task.process_at))
 
 
 def share(progress: Progress | None) -> float | None:
-    """How much is done, from 0 to 1; None where it is not known."""
+    """Return the progress from 0 to 1; None if it is unknown."""
     if progress is None or not progress.total > 0:
         return None
     return min(1.0, max(0.0, progress.done / progress.total))
 
 
 def error_text(task: TaskInfo) -> str:
-    """Why a task failed: "Type: message"; nothing where it did not."""
+    """Return the error of a task as "Type: message"; an empty string if it did not fail."""
     return ": ".join(part for part in (task.error.type, task.error.message) if part) if task.error else ""
 
 
-_AGES = 86400 * 365 * 1000
-"""Seconds: longer than anything waits, and short enough for a timedelta in microseconds."""
+_MAX_SECONDS = 86400 * 365 * 1000
+"""Longer than any duration of a task, and short enough for a timedelta in microseconds."""
 
-_MOST = 2**63 - 1
+_MAX_COUNT = 2**63 - 1
 _TEXT = pd.StringDtype("python")
-"""Not by way of Arrow, where that is installed: it refuses half of a surrogate pair."""
+"""The Python dtype, even if Arrow is installed: Arrow refuses half of a surrogate pair."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
-    """What was given as a list, each of these kinds.
+    """Return the given records as a list.
 
     Raises:
-        BadInput: something else.
+        BadInput: not an iterable, or a record is of another type.
     """
     try:
         found = list(given)
-    except Exception:  # noqa: BLE001  whatever a stranger's iterable raises
-        raise BadInput(f"{name}={shown(given)} is invalid: expected several records, got {kind_of(given)}.") from None
+    except Exception:  # noqa: BLE001  an iterable of the caller may raise anything
+        raise BadInput(
+            f"{name}={shown(given)} is invalid: expected several records, got {kind_of(given)}. Pass a list."
+        ) from None
     for each in found:
         if not isinstance(each, kinds):
             named = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise BadInput(f"{name} has {shown(each)}, of {kind_of(each)}: each must be a {named}.")
+            raise BadInput(f"{name} is invalid: {shown(each)} is of {kind_of(each)}. Each must be a {named}.")
     return found
 
 
@@ -233,7 +240,7 @@ def _texts(values: Iterable[str]) -> Any:
 
 
 def _counts(values: Iterable[int]) -> Any:
-    return pd.array([max(-_MOST, min(value, _MOST)) for value in values], dtype="Int64")
+    return pd.array([max(-_MAX_COUNT, min(value, _MAX_COUNT)) for value in values], dtype="Int64")
 
 
 def _numbers(values: Iterable[float | None]) -> Any:
@@ -258,11 +265,11 @@ def _spans(values: Iterable[timedelta | None]) -> Any:
 
 
 def _length(seconds: float) -> timedelta:
-    return timedelta(seconds=max(0, min(seconds, _AGES)))
+    return timedelta(seconds=max(0, min(seconds, _MAX_SECONDS)))
 
 
 def _objects(values: Iterable[Any]) -> Any:
-    """Whatever the values are: pandas must not look into them."""
+    """Return a column of objects; pandas must not convert them."""
     plain = list(values)
     column = np.empty(len(plain), dtype=object)
     for position, value in enumerate(plain):
@@ -271,7 +278,7 @@ def _objects(values: Iterable[Any]) -> Any:
 
 
 def _torn(data: bytes) -> int:
-    """How many bytes at the end are the beginning of a character that was cut."""
+    """Return how many bytes at the end are the start of a character that was cut."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] >= 0xC0:
             return back

@@ -75,7 +75,7 @@ class Shell:
     def stdin(self) -> bytes:
         """See `nqnb.commands.command.Front.stdin`."""
         if sys.stdin is None:
-            raise click.UsageError("stdin is closed, so no payload can be read. Name a file with --file")
+            raise click.UsageError("the payload cannot be read: stdin is closed. Name a file with --file")
         return sys.stdin.buffer.read()
 
     def say(self, text: str) -> None:

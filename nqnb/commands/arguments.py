@@ -60,7 +60,7 @@ def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
     """
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
-        raise click.UsageError("a task id is missing. Give one or several, as ID or --id ID")
+        raise click.UsageError("no task is named: expected one task id or several. Give them as ID or --id ID")
     return chosen
 
 
@@ -108,7 +108,9 @@ def exclusive_flag(**flags: bool) -> str | None:
     """
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(f'--{name}' for name in given)} cannot be combined. Give only one")
+        raise click.UsageError(
+            f"too many options: {' and '.join(f'--{name}' for name in given)} exclude each other. Give only one"
+        )
     return given[0] if given else None
 
 
@@ -120,7 +122,7 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
         preview: the record to show first. With ``--json`` it is not shown, since the output holds the result alone.
         question: the question to ask.
         yes: whether the confirmation was given with the command.
-        otherwise: the start of the error if the answer is no.
+        otherwise: the start of the error if the answer is no, such as "nothing was cancelled".
 
     Raises:
         NqnbError: the answer is no, or (`NeedsYes`) there is no terminal to ask on.
@@ -129,7 +131,7 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
     if not front.json:
         front.show(preview)
     if not yes and not front.confirm(question):
-        raise NqnbError(f"{otherwise}, because you did not confirm. Answer y, or add --yes")
+        raise NqnbError(f"{otherwise}: you did not confirm. Answer y, or add --yes")
 
 
 def count_tasks(count: int) -> str:

@@ -57,7 +57,9 @@ def _faults(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
-        raise click.BadParameter(f"fault {unknown[0]!r} is unknown. Use {', '.join(FAULTS)}, separated by commas")
+        raise click.BadParameter(
+            f"fault {unknown[0]!r} is invalid: no such fault. Use {', '.join(FAULTS)}, separated by commas"
+        )
     return names
 
 
@@ -130,7 +132,7 @@ def chaos(
     if settings is not None and not yes:
         question = f"Test {', '.join(settings.urls)} with {count_tasks(tasks)}, on queues of its own?"
         if not front.confirm(question):
-            raise NqnbError("nothing was tested, because you did not confirm. Answer y, or add --yes")
+            raise NqnbError("nothing was tested: you did not confirm. Answer y, or add --yes")
     # nats is slow to import, and no other command needs it before it connects.
     from nqnb.testing.chaos import run_chaos
 

@@ -27,7 +27,9 @@ class FilePath(click.Path):
         try:
             return super().convert(value, param, ctx)
         except ValueError:  # a null character, or half a surrogate pair
-            self.fail(f"path {shown(value)} is invalid: it has a character that no path can have.", param, ctx)
+            self.fail(
+                f"path {shown(value)} is invalid: it has a character that no path can have. Remove it.", param, ctx
+            )
 
 
 def task_id(text: str) -> str:
@@ -58,9 +60,7 @@ def open_status(text: str) -> Status:
     """Parse the name of a state in which a task can be cancelled."""
     found = status(text)
     if found.terminal:
-        raise click.BadParameter(
-            f"{found.label} tasks cannot be cancelled, since they have ended. Use pending or processing"
-        )
+        raise click.BadParameter(f"{found.label} tasks cannot be cancelled: they have ended. Use pending or processing")
     return found
 
 
@@ -69,7 +69,7 @@ def seconds(text: str | float) -> float:
     length = read_length(str(text))
     if length is None or not 0 < length < LONGEST_SECONDS:
         raise click.BadParameter(
-            f"{text!r} is not a length of time. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
+            f"{text!r} is invalid: expected a length of time. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
         )
     return length
 
@@ -84,7 +84,7 @@ def moment(text: str) -> datetime | timedelta:
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is not a moment. Use a length of time from now (90s, 10m, 2h30m, 1d), "
+            f"{text!r} is invalid: expected a moment. Use a length of time from now (90s, 10m, 2h30m, 1d), "
             "or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
@@ -93,7 +93,9 @@ def future_moment(text: str) -> datetime | timedelta:
     """Parse a moment that has not passed."""
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
-        raise click.BadParameter(f"{text!r} has passed already. Use a later moment, or a length of time from now")
+        raise click.BadParameter(
+            f"{text!r} is invalid: this moment has passed. Use a later one, or a length of time from now"
+        )
     return found
 
 

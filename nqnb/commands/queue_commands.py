@@ -60,7 +60,7 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
     """Show the counts of one queue: pending, processing and scheduled tasks, workers, size."""
     chosen = name or named
     if chosen is None or (name and named):
-        raise click.UsageError("expected exactly one queue. Give it as NAME or --name NAME")
+        raise click.UsageError("no queue is named: expected exactly one. Give it as NAME or --name NAME")
     return ask(ctx, lambda nq: _find(nq, chosen))
 
 
@@ -121,7 +121,9 @@ def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None
     those of other tasks. A submit creates the queue again, and so does a worker that serves it.
     """
     if wait is not None and not force:
-        raise click.UsageError("--wait needs --force, since only --force cancels tasks. Add --force, or drop --wait")
+        raise click.UsageError(
+            "--wait has no effect: only --force cancels tasks to wait for. Add --force, or drop --wait"
+        )
     preview = ask(ctx, lambda nq: _preview_of_delete(nq, queue, force=force))
     what = f" and end its {count_tasks(len(preview.ids))}" if force and preview.ids else ""
     confirm(ctx, preview, f"Delete queue {queue!r}{what}?", yes=yes, otherwise="nothing was deleted")

@@ -81,7 +81,9 @@ def up(
     """
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
-        raise click.UsageError(f"--{mode} takes no other options, since it is about the server that runs. Drop them")
+        raise click.UsageError(
+            f"too many options: --{mode} is about the server that runs. Drop --port, --store-dir and --go-queue"
+        )
     if mode == "status":
         return _status()
     if mode == "stop":
@@ -105,7 +107,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
                 await first_of(stop, timeout=_POLL_SECONDS)
             if not stop.is_set():
                 raise DevServerError(
-                    f"the nats-server at {server.url} ended unexpectedly. Start it again with `nqnb up`"
+                    f"the nats-server failed: it ended unexpectedly ({server.url}). Start it again with `nqnb up`"
                 )
 
     front.run(serve)
@@ -146,7 +148,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
     if found.condition in (Condition.RUNNING, Condition.SILENT) and found.server is not None:
         question = _question(ctx, found.server, found.problem)
         if question and not yes and not front.confirm(f"{question} Stop it?"):
-            raise NqnbError("the server was not stopped, because you did not confirm. Answer y, or add --yes")
+            raise NqnbError("the server was not stopped: you did not confirm. Answer y, or add --yes")
     before()
     stopped = detached.stop()
     if stopped is None:

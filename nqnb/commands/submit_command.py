@@ -32,7 +32,7 @@ class _File(click.File):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`."""
         if value == "-" and sys.stdin is None:
-            self.fail("stdin is closed, so no payload can be read. Name a file", param, ctx)
+            self.fail("the payload cannot be read: stdin is closed. Name a file", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -43,7 +43,7 @@ def _wait(text: str) -> float | None:
         return seconds(text)
     except click.BadParameter as error:
         raise click.BadParameter(
-            f"{error.message}. The time is optional: put --wait last, or write --wait=10 or --wait={_FOREVER}"
+            f"{error.message}. Since the time is optional, put --wait last, or write --wait=10 or --wait={_FOREVER}"
         ) from None
 
 
@@ -106,10 +106,10 @@ def submit(
     waits = ctx.get_parameter_source("wait") is not click.core.ParameterSource.DEFAULT
     wait: float | None = options.pop("wait")
     if payload is not None and file is not None:
-        raise click.UsageError("PAYLOAD and --file cannot be combined. Give only one")
+        raise click.UsageError("too many payloads: PAYLOAD and --file exclude each other. Give only one")
     if lines and (id is not None or waits):
         raise click.UsageError(
-            f"--lines submits many tasks, so it cannot be combined with {'--wait' if waits else '--id'}. Drop one"
+            f"too many options: --lines submits many tasks, {'--wait' if waits else '--id'} is for one. Drop either"
         )
     exclusive_flag(text=text, raw=raw)
     form: Form = "text" if text else "raw" if raw else "json"
@@ -118,7 +118,7 @@ def submit(
         value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
-        raise click.UsageError("--lines has nothing to read. Give --file PATH, or - as PAYLOAD")
+        raise click.UsageError("--lines has nothing to read: no file is named. Give --file PATH, or - as PAYLOAD")
     values = [
         _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
@@ -179,15 +179,17 @@ def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) 
         try:
             return json.dumps(data.decode("utf-8"), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
-            raise click.UsageError(f"{what} is not UTF-8 text ({error}). Use --raw to send bytes as they are") from None
+            raise click.UsageError(
+                f"{what} is invalid text: it is not UTF-8 ({error}). Use --raw to send bytes as they are"
+            ) from None
     if not data.strip():
-        raise click.UsageError(f"{what} is empty, which is not valid JSON. Write null, or use --text for empty text")
+        raise click.UsageError(f"{what} is invalid JSON: it is empty. Write null, or use --text for empty text")
     try:
         payloads.decode_json(data)
     except BadInput as error:
         start = data[:40].decode("utf-8", "replace")
         raise click.UsageError(
-            f"{what}, {start!r}{'…' if len(data) > 40 else ''}, is not valid JSON ({error}). "
+            f"{what} is invalid JSON: {error} ({start!r}{'…' if len(data) > 40 else ''}). "
             f"{_QUOTE_HINT if quoted else 'Use '}--text for plain text, --raw for bytes"
         ) from None
     return data.strip()

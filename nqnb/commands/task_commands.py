@@ -151,7 +151,9 @@ def cancel(
     """
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
-        raise click.UsageError("which tasks is not clear. Give task ids, or a filter: --queue, --status or an age")
+        raise click.UsageError(
+            "no tasks are chosen: expected task ids or a filter, not both. Give ids, or --queue, --status or an age"
+        )
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
     which = Filter(queue, statuses or OPEN_STATES, older_than, newer_than)
@@ -215,7 +217,7 @@ def _id_argument_or_option(function: Any) -> Any:
 
 def _chosen_id(id: str | None, named: str | None) -> str:
     if (id is None) == (named is None):
-        raise click.UsageError("expected exactly one task id. Give it as ID or --id ID")
+        raise click.UsageError("no task is named: expected exactly one task id. Give it as ID or --id ID")
     return id or named or ""
 
 
@@ -376,7 +378,9 @@ def _interrupted(ids: Sequence[str], outcomes: Mapping[str, CancelReceipt | Nqnb
         return "interrupted; the cancel is stored" + (", its code was still stopping" if stopping else "")
     rest = f", the code of {count_tasks(stopping)} was still stopping" if stopping else ""
     missing = ". Cancel the others again" if len(outcomes) < len(ids) else ""
-    return f"interrupted; the cancels of {len(stored):,} of {count_tasks(len(ids))} are stored{rest}{missing}"
+    return (
+        f"interrupted; the cancels of {len(stored):,} of {count_tasks(len(ids))} are known to be stored{rest}{missing}"
+    )
 
 
 async def _cancel_all(
@@ -407,13 +411,17 @@ def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
     task_id, state = receipt.task_id, receipt.status
     if receipt.stopping:
         return WaitTimeout(
-            f"task {task_id!r} is cancelled, but its code had not stopped after {wait:g} s. "
-            "Cancel again to wait longer; no further run will start in any case",
+            f"the code of task {task_id!r} has not stopped: {wait:g} s were too short. The cancel is stored; "
+            "cancel again to wait longer",
             task_id,
             state,
         )
     if state in (Status.COMPLETED, Status.FAILED):
-        return NotCancellable(f"task {task_id!r} {state.label} before the cancel could stop it", task_id, state)
+        return NotCancellable(
+            f"task {task_id!r} was not cancelled: it {state.label} first. `nqnb task show` shows how it ended",
+            task_id,
+            state,
+        )
     return None
 
 

@@ -92,7 +92,7 @@ def _processes(
 ) -> WorkerProcesses:
     if sys.platform == "win32":
         raise click.UsageError(
-            "--processes is not available on Windows, which has no POSIX signals. Start several workers instead"
+            "--processes is not available: Windows has no POSIX signals. Start several workers instead"
         )
     arguments = [
         target,
@@ -129,7 +129,9 @@ def _find_worker(target: str) -> Worker:
             )
         found = getattr(found, part)
     if not isinstance(found, Worker):
-        raise click.UsageError(f"{target!r} is of type {type(found).__name__!r}. Name an nqnb.Worker")
+        raise click.UsageError(
+            f"worker {target!r} is invalid: expected an nqnb.Worker, got a {type(found).__name__}. Name a worker"
+        )
     return found
 
 
@@ -142,7 +144,8 @@ def _import(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _user_error(name, error) from error
         raise click.UsageError(
-            f"module {error.name!r} was not found from {os.getcwd()!r}. Go to its folder, or install it"
+            f"module {error.name!r} cannot be imported: it was not found from {os.getcwd()!r}. "
+            "Go to its folder, or install it"
         ) from None
     except (Exception, SystemExit) as error:
         raise _user_error(name, error) from error

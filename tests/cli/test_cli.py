@@ -1,4 +1,4 @@
-"""The shell's commands, on a real server: what they print, what they refuse, and with which exit code."""
+"""The shell's commands on a real server: their output, their errors, and their exit codes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import nqnb
 from nqnb.cli import main
 from nqnb.commands import tree
 from nqnb.commands.param_types import moment, seconds
-from nqnb.text import UNSAFE, clean, clock, duration, line, to_json
+from nqnb.text import UNSAFE
 
 EVIL = "\x1b[31mred\x1b[0m \x9b2J \u202etxt [bold]x[/bold]"
 
@@ -72,7 +72,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(url: str, jobs: Path, start: Start) -> Iterator[None]:
-    """A worker of the command's own, in its own process; ends cleanly on SIGTERM."""
+    """Run `nqnb worker` in a process of its own; it must end cleanly on SIGTERM."""
     process = start("worker", "jobs:worker", "-u", url, cwd=jobs)
     until_said(process, "serves echo, boom")
     yield
@@ -97,10 +97,10 @@ def until_status(run: Run, id: str, status: str) -> None:
     until(lambda: run("task", "status", id).out.strip() == status, 20, f"task {id} is {status}")
 
 
-# What needs no server
+# Without a server
 
 
-def test_alone_it_shows_its_help_as_a_module_too(start: Start) -> None:
+def test_without_a_command_the_module_shows_its_help(start: Start) -> None:
     answer = ended(start())
     assert answer.code == 0
     assert answer.out.startswith("Usage: nqnb [OPTIONS] COMMAND [ARGS]...")
@@ -127,7 +127,7 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], run: Run)
     answer = run(*path, "-h")
     assert answer.code == 0
     assert "Usage: nqnb" in answer.out
-    assert not UNSAFE.search(answer.out), "a mark of click's that it took for text"
+    assert not UNSAFE.search(answer.out), "a mark of click that was printed as text"
     if path not in ((), ("task",), ("queue",)):
         assert f"  nqnb {' '.join(path)}" in answer.out
 
@@ -139,7 +139,7 @@ def test_a_group_alone_shows_its_help(group: str, run: Run) -> None:
     assert answer.out.startswith(f"Usage: nqnb {group}")
 
 
-def test_versions(run: Run) -> None:
+def test_version_names_nqnb_python_nats_py_and_the_server(run: Run) -> None:
     assert run("--version").out == f"nqnb {nqnb.__version__}\n"
     known = run("version", "--json", server=NOBODY).json
     assert known["nqnb"] == nqnb.__version__
@@ -168,12 +168,14 @@ def test_submit_prints_the_id_and_sends_json(run: Run, new: Callable[..., str]) 
         (("123456789012345678901234567890",), b"", 123456789012345678901234567890),
     ],
 )
-def test_payloads(arguments: tuple[str, ...], stdin: bytes, payload: object, run: Run) -> None:
+def test_a_payload_is_read_from_the_line_or_from_stdin(
+    arguments: tuple[str, ...], stdin: bytes, payload: object, run: Run
+) -> None:
     task_id = run("submit", "idle", *arguments, stdin=stdin).out.strip()
     assert run("task", "show", task_id, "--json").json["payload"] == payload
 
 
-def test_raw_bytes_and_files(run: Run, tmp_path: Path) -> None:
+def test_raw_bytes_are_read_from_a_file(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(b"\x00\xff")
     task_id = run("submit", "idle", "--raw", "--file", str(file)).out.strip()
@@ -182,7 +184,7 @@ def test_raw_bytes_and_files(run: Run, tmp_path: Path) -> None:
     assert "0x00ff" in run("task", "show", task_id).out
 
 
-def test_lines_make_a_task_each(run: Run) -> None:
+def test_each_line_becomes_a_task(run: Run) -> None:
     answer = run("submit", "lines", "--lines", "-", "--json", stdin=b'{"n": 1}\n\n  \n2\r\n"three"')
     assert answer.code == 0
     assert (answer.json["submitted"], answer.json["refused"], len(answer.json["ids"])) == (3, 0, 3)
@@ -190,7 +192,7 @@ def test_lines_make_a_task_each(run: Run) -> None:
     assert sorted(str(task["payload"]) for task in tasks) == ["2", "three", "{'n': 1}"]
 
 
-def test_a_bad_line_is_named_before_anything_is_sent(run: Run) -> None:
+def test_an_invalid_line_is_named_before_anything_is_sent(run: Run) -> None:
     answer = run("submit", "never", "--lines", "-", stdin=b"1\n{oops\n3\n")
     assert answer.code == 2
     assert one_line(answer.err)
@@ -198,17 +200,17 @@ def test_a_bad_line_is_named_before_anything_is_sent(run: Run) -> None:
     assert run("queue", "stats", "never").code == 1
 
 
-def test_many_lines_go_in_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nqnb.commands.submit_command._BATCH", 100)
+def test_many_lines_are_submitted_in_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nqnb.commands.submit_command._BATCH_TASKS", 100)
     answer = run("submit", "many", "--lines", "-", stdin=b"\n".join(b"%d" % n for n in range(250)))
     assert answer.code == 0
     assert len(set(answer.out.split())) == 250
 
 
-def test_submit_and_wait(run: Run, worker: None) -> None:
+def test_submit_waits_for_the_result(run: Run, worker: None) -> None:
     answer = run("submit", "echo", '{"a": 1}', "--wait", "10")
     assert (answer.code, answer.json) == (0, {"a": 1})
-    assert len(answer.err.strip()) == 22, "the id, for whoever interrupts the wait"
+    assert len(answer.err.strip()) == 22, "the id, in case the wait is interrupted"
     whole = run("submit", "echo", "5", "--wait", "--json")
     assert whole.json["result"] == 5
     assert set(whole.json) == {"id", "queue", "result"}
@@ -228,13 +230,13 @@ def test_a_taken_id_is_refused(run: Run) -> None:
 # Tasks
 
 
-def test_status_in_one_word_and_in_json(run: Run, new: Callable[..., str]) -> None:
+def test_status_prints_one_word_or_json(run: Run, new: Callable[..., str]) -> None:
     task_id = new("idle")
     assert run("task", "status", task_id).out == "pending\n"
     assert run("task", "status", "--id", task_id, "--json").json == {"id": task_id, "status": "pending"}
 
 
-def test_result(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_result_waits_and_prints_json(run: Run, new: Callable[..., str], worker: None) -> None:
     answer = run("task", "result", new("echo", '[1, {"ü": null}]'), "--timeout", "10")
     assert (answer.code, answer.json) == (0, [1, {"ü": None}])
     assert run("task", "result", "--id", new("echo"), "--json").out == "null\n"
@@ -243,7 +245,7 @@ def test_result(run: Run, new: Callable[..., str], worker: None) -> None:
     assert one_line(late.err)
 
 
-def test_the_result_of_a_failed_task(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_result_of_a_failed_task_prints_its_error(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("boom")
     answer = run("task", "result", task_id)
     assert answer.code == 1
@@ -254,7 +256,7 @@ def test_the_result_of_a_failed_task(run: Run, new: Callable[..., str], worker: 
     assert (error["type"], error["error_type"], error["task_id"]) == ("TaskFailed", "ValueError", task_id)
 
 
-def test_show(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_show_prints_every_field_of_a_failed_task(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("boom", '{"deep": {"er": 1}}')
     until_status(run, task_id, "failed")
     shown = run("task", "show", "--id", task_id).out
@@ -262,7 +264,7 @@ def test_show(run: Run, new: Callable[..., str], worker: None) -> None:
         assert part in shown
 
 
-def test_list(run: Run, new: Callable[..., str]) -> None:
+def test_list_filters_by_queue_state_and_limit(run: Run, new: Callable[..., str]) -> None:
     ids = [new("listed", str(n)) for n in range(5)]
     run("task", "cancel", ids[0])
     everything = run("task", "list", "-q", "listed", "--json").json
@@ -277,7 +279,7 @@ def test_list(run: Run, new: Callable[..., str]) -> None:
     assert run("task", "list", "-q", "listed", "-s", "failed", "--json").json == []
 
 
-def test_cancel_before_it_starts_in_nq_spelling(run: Run, new: Callable[..., str]) -> None:
+def test_a_task_that_has_not_started_is_deleted(run: Run, new: Callable[..., str]) -> None:
     task_id = new("idle")
     answer = run("task", "cancel", "--id", task_id)
     assert answer.code == 0
@@ -286,7 +288,7 @@ def test_cancel_before_it_starts_in_nq_spelling(run: Run, new: Callable[..., str
     assert (receipt["task_id"], receipt["status"], receipt["stopping"]) == (task_id, "deleted", False)
 
 
-def test_cancel_while_it_runs(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_a_running_task_is_cancelled(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("sleep")
     until_status(run, task_id, "processing")
     answer = run("task", "cancel", task_id, "--wait", "10")
@@ -298,17 +300,17 @@ def test_cancel_while_it_runs(run: Run, new: Callable[..., str], worker: None) -
     assert one_line(result.err)
 
 
-def test_code_that_does_not_stop_in_time_is_no_success(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_cancel_fails_if_the_code_does_not_stop_in_time(run: Run, new: Callable[..., str], worker: None) -> None:
     task_id = new("stubborn")
     until_status(run, task_id, "processing")
     answer = run("task", "cancel", task_id, "--wait", "0.2")
     assert answer.code == 1
     assert "still stopping" in answer.out
-    assert "for certain" in answer.err
+    assert "has not stopped: 0.2 s were too short. The cancel is stored" in answer.err
     assert run("task", "cancel", task_id, "--wait", "10").code == 0
 
 
-def test_cancel_several(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_cancel_of_several_tasks_reports_each(run: Run, new: Callable[..., str], worker: None) -> None:
     done, first, second = new("echo"), new("idle"), new("idle")
     until_status(run, done, "completed")
     answer = run("task", "cancel", first, "--id", second, "unknown", done)
@@ -321,7 +323,7 @@ def test_cancel_several(run: Run, new: Callable[..., str], worker: None) -> None
 # Queues
 
 
-def test_queues(run: Run, new: Callable[..., str]) -> None:
+def test_queues_are_listed_and_counted(run: Run, new: Callable[..., str]) -> None:
     new("statistics")
     new("statistics")
     assert next(q for q in run("queue", "list", "--json").json if q["name"] == "statistics")["pending"] == 2
@@ -400,7 +402,7 @@ def test_queues(run: Run, new: Callable[..., str]) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], run: Run) -> None:
+def test_a_usage_error_is_one_line_with_code_2(arguments: tuple[str, ...], run: Run) -> None:
     answer = run(*arguments)
     assert answer.code == 2
     assert answer.out == ""
@@ -411,29 +413,29 @@ def test_wrong_usage_is_one_line_and_code_2(arguments: tuple[str, ...], run: Run
     ("arguments", "said"),
     [
         (("submit", "q", "1", "--id", "a b"), "the characters A-Z a-z 0-9 - / _ = . (see"),
-        (("submit", "q", "{a:1}"), "quote it for the shell"),
-        (("submit", "q", ""), "is empty, which is not JSON; write null, or use --text"),
+        (("submit", "q", "{a:1}"), "Quote it for the shell"),
+        (("submit", "q", ""), "is invalid JSON: it is empty. Write null, or use --text"),
         (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=10"),
-        (("submit", "q", "1", "--text", "--raw"), "only one of --text and --raw"),
-        (("up", "--stop", "--status"), "only one of --status and --stop"),
-        (("worker", "./jobs:worker"), "like jobs:worker,"),
-        (("worker", "app/jobs.py:crew"), "like jobs:crew,"),
-        (("watch", "nosuch", "--once"), "'nosuch' is neither a queue nor a task"),
-        (("watch", "nosuch"), "'nosuch' is neither a queue nor a task"),
+        (("submit", "q", "1", "--text", "--raw"), "--text and --raw exclude each other. Give only one"),
+        (("up", "--stop", "--status"), "--status and --stop exclude each other. Give only one"),
+        (("worker", "./jobs:worker"), "expected MODULE:WORKER. Write, for example, jobs:worker,"),
+        (("worker", "app/jobs.py:crew"), "expected MODULE:WORKER. Write, for example, jobs:crew,"),
+        (("watch", "nosuch", "--once"), "'nosuch' was not found: the server has no such queue and no such task."),
+        (("watch", "nosuch"), "'nosuch' was not found: the server has no such queue and no such task."),
     ],
     ids=" ".join,
 )
-def test_a_refusal_says_what_to_do(arguments: tuple[str, ...], said: str, run: Run) -> None:
+def test_a_usage_error_says_what_to_do(arguments: tuple[str, ...], said: str, run: Run) -> None:
     answer = run(*arguments)
     assert one_line(answer.err), answer.err
     assert said in answer.err
 
 
-def test_what_came_from_a_file_needs_no_quotes(run: Run) -> None:
+def test_a_payload_from_a_file_gets_no_hint_about_quotes(run: Run) -> None:
     for arguments in (("--file", __file__), ("-",), ("--lines", "-")):
         answer = run("submit", "q", *arguments, stdin=b"hi there\n")
         assert (answer.code, one_line(answer.err)) == (2, True)
-        assert "quote" not in answer.err
+        assert "quote" not in answer.err.lower()
         assert "--text" in answer.err
 
 
@@ -441,17 +443,17 @@ def test_what_came_from_a_file_needs_no_quotes(run: Run) -> None:
     "arguments",
     [("nosuch", "--json"), ("--json", "nosuch"), ("submit", "q", "--bogus", "--json"), ("up", "x", "--json")],
 )
-def test_wrong_usage_in_json(arguments: tuple[str, ...], run: Run) -> None:
+def test_a_usage_error_is_json_with_json(arguments: tuple[str, ...], run: Run) -> None:
     answer = run(*arguments)
     assert (answer.code, answer.out) == (2, "")
     assert json.loads(answer.err)["error"]
 
 
-def test_a_payload_that_looks_like_the_option_is_none(run: Run) -> None:
+def test_json_after_two_dashes_is_a_payload(run: Run) -> None:
     assert one_line(run("submit", "q", "--", "--json").err)
 
 
-def test_nothing_to_show_is_no_empty_line(run: Run) -> None:
+def test_an_empty_result_prints_no_empty_line(run: Run) -> None:
     answer = run("submit", "lines", "--lines", "-")
     assert (answer.code, answer.out, answer.err) == (0, "", "")
     answer = run("cancel", "nosuch", "a.b", "--yes")
@@ -460,7 +462,7 @@ def test_nothing_to_show_is_no_empty_line(run: Run) -> None:
 
 def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
     told = " ".join(run("-h").out.split())
-    assert "only --timeout of submit and task result, and --name of queue stats, mean something else there" in told
+    assert "something else: --timeout of submit and task result, and --name of queue stats." in told
     taken = {
         (" ".join(path), option)
         for path in every_command()
@@ -472,7 +474,7 @@ def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
     assert taken == {("submit", "--timeout"), ("task result", "--timeout"), ("queue stats", "--name")}
 
 
-def test_a_bad_address(run: Run) -> None:
+def test_an_invalid_address_is_refused_without_its_password(run: Run) -> None:
     answer = run("task", "list", server="ftp://user:hunter2@somewhere")
     assert answer.code == 2
     assert one_line(answer.err)
@@ -480,7 +482,7 @@ def test_a_bad_address(run: Run) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("task", "list"), ("submit", "q", "1"), ("queue", "list"), ("demo",)])
-def test_no_server_is_code_3(arguments: tuple[str, ...], run: Run) -> None:
+def test_a_missing_server_is_code_3(arguments: tuple[str, ...], run: Run) -> None:
     answer = run(*arguments, server=NOBODY)
     assert answer.code == 3
     assert one_line(answer.err)
@@ -497,14 +499,16 @@ def test_an_unknown_task_is_refused(run: Run) -> None:
         assert json.loads(run("task", command, "nobody-knows-it", "--json").err)["type"] == "UnknownTask"
 
 
-def test_shared_options_stand_before_or_after(run: Run, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shared_options_may_stand_before_or_after_the_command(
+    run: Run, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words in (["queue", "list", "-u", url, "--json"], ["queue", "-u", url, "--json", "list"]):
         assert main(words) == 0
         assert isinstance(json.loads(capsys.readouterr().out), list)
-    assert run("queue", "list", "--url", url, server=NOBODY).code == 0, "the later one counts"
+    assert run("queue", "list", "--url", url, server=NOBODY).code == 0, "the later option counts"
 
 
-def test_secrets_are_never_shown(run: Run) -> None:
+def test_secrets_are_never_printed(run: Run) -> None:
     for arguments in (
         ("task", "list", "--password", "hunter2", "--user", "me", "--token", "hunter3"),
         ("--password", "hunter2", "--token", "hunter3", "queue", "list", "--json"),
@@ -516,7 +520,7 @@ def test_secrets_are_never_shown(run: Run) -> None:
             assert "hunter" not in answer.out + answer.err
 
 
-def test_a_user_and_password_open_the_door(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_and_password_are_used_to_connect(capsys: pytest.CaptureFixture[str]) -> None:
     with nqnb.DevServer(config='authorization { user: "me", password: "hunter2" }') as locked:
         assert main(["-u", locked.url, "queue", "list"]) == 3
         assert main(["-u", locked.url, "queue", "list", "--user", "me", "--password", "hunter2"]) == 0
@@ -525,7 +529,7 @@ def test_a_user_and_password_open_the_door(capsys: pytest.CaptureFixture[str]) -
     assert "hunter2" not in said.out + said.err
 
 
-def test_what_came_from_a_queue_is_only_text(run: Run, new: Callable[..., str], worker: None) -> None:
+def test_text_from_a_queue_is_escaped(run: Run, new: Callable[..., str], worker: None) -> None:
     failed, running = new("boom", "--text", EVIL), new("sleep")
     raw = new("idle", "--raw", EVIL)
     until_status(run, failed, "failed")
@@ -546,11 +550,11 @@ def test_what_came_from_a_queue_is_only_text(run: Run, new: Callable[..., str], 
     run("task", "cancel", running)
 
 
-# What runs until it is told to stop
+# Commands that run until a signal arrives
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path, capsys: Any, start: Start) -> None:
+def test_up_serves_until_a_signal_arrives(number: signal.Signals, tmp_path: Path, capsys: Any, start: Start) -> None:
     process = start("up", "--port", "0", "--store-dir", str(tmp_path / "store"), "--json")
     assert process.stdout is not None
     up = json.loads(process.stdout.readline())
@@ -561,7 +565,7 @@ def test_up_serves_until_a_signal_comes(number: signal.Signals, tmp_path: Path, 
     assert (tmp_path / "store").is_dir()
 
 
-def test_up_keeps_its_tasks_in_a_folder_of_its_port(tmp_path: Path, start: Start) -> None:
+def test_up_stores_tasks_in_a_folder_for_its_port(tmp_path: Path, start: Start) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -590,7 +594,7 @@ def test_up_on_a_taken_port_says_what_to_do(url: str, run: Run) -> None:
         ("gone:worker", 3, "the connection is gone"),
     ],
 )
-def test_a_worker_that_cannot_be_served(target: str, code: int, remedy: str, jobs: Path, start: Start) -> None:
+def test_a_worker_that_cannot_serve_says_why(target: str, code: int, remedy: str, jobs: Path, start: Start) -> None:
     answer = ended(start("worker", target, cwd=jobs))
     assert answer.code == code
     assert one_line(answer.err)
@@ -600,7 +604,7 @@ def test_a_worker_that_cannot_be_served(target: str, code: int, remedy: str, job
 @pytest.mark.parametrize(
     ("target", "where"), [("broken:worker", "return 1 / 0"), ("needy:worker", "import no_such_thing_at_all")]
 )
-def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs: Path, start: Start) -> None:
+def test_an_error_in_the_module_shows_its_place(target: str, where: str, jobs: Path, start: Start) -> None:
     answer = ended(start("worker", target, cwd=jobs))
     assert answer.code == 1
     assert where in answer.err
@@ -609,7 +613,7 @@ def test_an_error_in_the_module_shows_where_it_is(target: str, where: str, jobs:
     assert one_line(answer.err.splitlines(keepends=True)[-1])
 
 
-def test_a_closed_pipe_is_no_traceback(url: str, start: Start) -> None:
+def test_a_closed_pipe_prints_no_traceback(url: str, start: Start) -> None:
     process = start("queue", "list", "--json", "-u", url)
     assert process.stdout is not None
     assert process.stderr is not None
@@ -619,28 +623,13 @@ def test_a_closed_pipe_is_no_traceback(url: str, start: Start) -> None:
     process.stderr.close()
 
 
-# Small things
-
-
-def test_small_things() -> None:
-    assert [duration(each) for each in (0.0123, 3.44, 45, 150, 9000, 400000)] == [
-        "12ms",
-        "3.4s",
-        "45s",
-        "2m",
-        "2h",
-        "5d",
-    ]
+def test_lengths_of_time_and_moments_are_parsed() -> None:
     assert [seconds(each) for each in ("90", "1.5", "90s", "10m", "2h30m", "1d")] == [90, 1.5, 90, 600, 9000, 86400]
     assert moment("+10m") == timedelta(minutes=10)
     assert moment("2030-12-31T18:00Z") == datetime(2030, 12, 31, 18, tzinfo=timezone.utc)
-    assert clean("a\tb\r\nc\x07\x85") == "a    b\nc\\x07\\x85"
-    assert line("a\n b\x1b" + "c" * 50, 10) == "a b\\x1bcc…"
-    assert json.loads(to_json({"\x9b": "\u202e\x7f ü"})) == {"\x9b": "\u202e\x7f ü"}
-    assert clock(None) == ""
 
 
-def test_an_empty_server_has_nothing_to_list(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_server_lists_no_tasks_and_no_queues(capsys: pytest.CaptureFixture[str]) -> None:
     with nqnb.DevServer() as empty:
         for words, said in ((["task", "list"], "no tasks\n"), (["queue", "list"], "no queues\n")):
             assert main(["-u", empty.url, *words]) == 0

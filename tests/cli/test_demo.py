@@ -1,4 +1,4 @@
-"""The demonstration: it ends as it announces, and says so when it does not."""
+"""The demo ends as expected, and reports every outcome that differs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nqnb.cli.render import render
 from nqnb.demo import PARCELS, DemoState, Parcel, hash_parcel, make_parcels, run_demo
 
 
-def test_the_command_announces_and_keeps_its_word() -> None:
+def test_the_command_reports_every_outcome_as_expected() -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
     answer = subprocess.run(
         [sys.executable, "-m", "nqnb", "demo", "--json"],
@@ -44,13 +44,13 @@ def test_the_command_announces_and_keeps_its_word() -> None:
     }
 
 
-def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
+def test_on_a_given_server_the_board_fits_and_the_summary_names_the_queues(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
-    looks: list[int] = []
+    heights: list[int] = []
 
-    def look(state: DemoState) -> None:
+    def draw(state: DemoState) -> None:
         for width in (60, 100, 160):
             console = Console(width=width, height=20, file=io.StringIO(), force_terminal=True, color_system=None)
             with console.capture() as captured:
@@ -58,11 +58,11 @@ def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
             lines = captured.get().splitlines()
             assert max(map(len, lines)) <= width
             assert len(lines) < 20 or all(row.status.terminal for row in state.rows)
-        looks.append(len(lines))
+        heights.append(len(lines))
 
-    summary = asyncio.run(run_demo(nqnb.Settings(server.url), look))
+    summary = asyncio.run(run_demo(nqnb.Settings(server.url), draw))
     assert summary.ok, summary.problems
-    assert looks
+    assert heights
     assert not summary.temporary
     console = Console(width=160, file=io.StringIO())
     with console.capture() as captured:
@@ -76,7 +76,7 @@ def test_on_a_given_server_it_shows_its_tasks_and_names_its_queues(
     assert server.url in text
 
 
-def test_a_wrong_digest_is_not_passed_over(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_digest_is_reported(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
     monkeypatch.setattr(demo, "digest", lambda parcel: "something else")
     summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
@@ -85,7 +85,7 @@ def test_a_wrong_digest_is_not_passed_over(server: nqnb.DevServer, monkeypatch: 
     assert len(summary.problems) == PARCELS + 2
 
 
-def test_what_was_not_retried_or_came_too_early_is_not_passed_over(
+def test_a_missing_retry_and_an_early_start_are_reported(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
@@ -102,16 +102,14 @@ def test_what_was_not_retried_or_came_too_early_is_not_passed_over(
     assert summary.as_json()["ok"] is False
     retried, early = summary.problems
     assert "ran once, expected 3 times" in retried
-    assert "before it" in early
+    assert "before its time" in early
 
 
-def test_a_task_that_fails_too_often_is_not_passed_over(
-    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_fails_too_often_is_reported(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_PACE_SECONDS", (0.1, 0.15))
 
     def fail(job: nqnb.Job, parcel: Parcel) -> None:
-        raise OSError("no luck at all")
+        raise OSError("always fails")
 
     monkeypatch.setattr(demo, "hash_after_failures", fail)
     summary = asyncio.run(run_demo(nqnb.Settings(server.url), lambda _: None))
@@ -121,14 +119,14 @@ def test_a_task_that_fails_too_often_is_not_passed_over(
 
 
 @pytest.mark.parametrize("count", [1, PARCELS, 60])
-def test_every_installation_has_enough_parcels(count: int) -> None:
+def test_make_parcels_returns_the_requested_number(count: int) -> None:
     parcels = make_parcels(count)
     assert len(parcels) == count
     assert all(parcel.files for parcel in parcels)
     assert all(Path(parcel.folder, name).is_file() for parcel in parcels for name in parcel.files)
 
 
-def test_a_python_without_its_sources_will_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_python_without_source_files_uses_those_of_nqnb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     parcels = make_parcels()
     assert len(parcels) == PARCELS

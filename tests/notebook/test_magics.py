@@ -233,7 +233,7 @@ class TestTheLine:
             ("%nq tasks --sttus x", "No such option '--sttus'"),
             ("%nq submit", "Missing argument 'QUEUE'"),
             ("%nq submit 'a b' 1", "a b"),
-            ("%nq submit resize {no", "is not JSON"),
+            ("%nq submit resize {no", "is invalid JSON"),
             ("%nq submit resize it's", "a quote is not closed"),
             ("%nq submit resize -", "a line magic has no stdin. Write %%nq submit"),
             (
@@ -248,8 +248,8 @@ class TestTheLine:
             ("%%nq\nx", "%%nq alone does not take a cell"),
             ("%%nq tasks\nx", "%%nq tasks does not take a cell"),
             ("%%nq submit resize 1\n2", "the cell is the payload"),
-            ("%%nq submit resize\nnot json", "is not JSON"),
-            ("%%nq submit resize --lines\n1\nx", "line 2, 'x', is not JSON"),
+            ("%%nq submit resize\nnot json", "is invalid JSON"),
+            ("%%nq submit resize --lines\n1\nx", "line 2 is invalid JSON"),
             ("%nq handler resize", "handler needs a cell"),
             ("%nq nest", "no event loop runs here"),
         ],
@@ -330,7 +330,7 @@ class TestConfirm:
         for _ in range(2):
             ran = cells.attempt(f"%nq cancel --queue {queue}")
             assert isinstance(ran.error, nqnb.NqnbError)
-            assert ran.out.endswith("nqnb: nothing was cancelled, as that was not confirmed\n")
+            assert ran.out.endswith("nqnb: nothing was cancelled: you did not confirm. Answer y, or add --yes\n")
         assert task.status() is Status.PENDING
         assert list(nq(cells, f"cancel --queue {queue}").status) == ["deleted"]
         assert asked == ["Cancel 1 task? [y/N]: "] * 3

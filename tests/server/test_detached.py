@@ -127,7 +127,7 @@ def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: py
     assert json.loads(capsys.readouterr().out)["pid"] == running.pid
     assert main(["up", "--detach", "--port", "1"]) == 0
     said = capsys.readouterr()
-    assert "runs already" in said.out
+    assert "is already running" in said.out
     assert "stop it first" in said.err
     assert keepers(detached.home()) == [running.keeper]
 
@@ -174,7 +174,7 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     assert code == 1
     assert "kept" in out
     assert "2 tasks are queued or running" in err
-    assert "add --yes" in err
+    assert "Add --yes" in err
     assert detached.find() is not None
     assert main(["up", "--stop", "--yes"]) == 0
     assert "is stopped" in capsys.readouterr().out

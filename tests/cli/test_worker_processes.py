@@ -128,7 +128,7 @@ def test_a_member_that_is_killed_is_replaced_and_a_parent_that_is_killed_leaves_
     until(lambda: diary(folder, "start"), 30)
     parent.kill()
     said = ended(parent).err
-    assert f"worker process {victim} ended with signal SIGKILL; another one takes its place" in said
+    assert f"worker process {victim} ended with signal SIGKILL; starting another in" in said
     all_gone(now)
     assert run("task", "status", task_id).out == "completed\n", "they stop as cleanly as on a signal"
 
@@ -137,12 +137,12 @@ def test_one_that_crashes_again_and_again_is_given_up(
     url: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run("submit", "crash", "--lines", "-", stdin=b"\n".join([b"1"] * 50))
-    monkeypatch.setattr("nqnb.commands.worker_processes._BACKOFF", nqnb.Backoff(0.01, 0.02))
-    monkeypatch.setattr("nqnb.commands.worker_processes._QUICK", 60)
+    monkeypatch.setattr("nqnb.commands.worker_processes._RESTART_BACKOFF", nqnb.Backoff(0.01, 0.02))
+    monkeypatch.setattr("nqnb.commands.worker_processes._QUICK_CRASH_SECONDS", 60)
     monkeypatch.chdir(folder)
     assert asyncio.run(WorkerProcesses(["jobs:hasty"], {"url": url}, 1, 5.0).run()) == 7
-    assert caplog.text.count("ended with exit code 7; another one takes its place") == 4
-    assert "as 4 before it did in a row; the others are stopped" in caplog.text
+    assert caplog.text.count("ended with exit code 7; starting another in") == 4
+    assert "like the 4 before it; stopping all worker processes" in caplog.text
     run("queue", "purge", "crash", "--yes")
 
 

@@ -61,8 +61,8 @@ def test_purge_after_a_preview(run: Run, many: Many) -> None:
     assert spared.code == 1
     assert re.search(r"heap +pending +5", spared.out)
     assert one_line(spared.err)
-    assert "End the 5 tasks of queue 'heap' that wait?" in spared.err
-    assert "add --yes" in spared.err
+    assert "End 5 waiting tasks of queue 'heap'?" in spared.err
+    assert "Add --yes" in spared.err
     assert states(run, "heap") == ["pending"] * 5
     answer = run("queue", "purge", "heap", "--yes")
     assert answer.code == 0, answer.err
@@ -118,7 +118,7 @@ def test_delete_asks_even_where_nothing_is_in_it(run: Run, many: Many) -> None:
     answer = run("queue", "delete", "bare")
     assert answer.code == 1
     assert "Delete queue 'bare'?" in answer.err
-    assert "no more" in run("queue", "delete", "bare", "-y").out
+    assert "bare, removed" in run("queue", "delete", "bare", "-y").out
 
 
 def test_a_forced_delete_waits_for_code_to_stop(run: Run, worker: None) -> None:
@@ -193,7 +193,7 @@ def test_prune_shows_asks_and_removes(run: Run, many: Many) -> None:
     asked = run("prune", "--older-than", "1", "--queue", "aged")
     assert asked.code == 1
     assert "Would be removed:" in asked.out
-    assert "Remove what is kept of 3 tasks?" in asked.err
+    assert "Remove what is stored of 3 tasks?" in asked.err
     assert len(states(run, "aged")) == 4
     answer = run("prune", "--older-than", "1", "-q", "aged", "--yes")
     assert answer.code == 0, answer.err

@@ -68,7 +68,7 @@ def test_nobody_can_be_asked_on_a_closed_stdin(url: str, many: Many) -> None:
     answer = shell(url, "nqnb cancel -q unasked <&-")
     assert answer.code == 1
     assert one_line(answer.err), answer.err
-    assert "add --yes" in answer.err
+    assert "Add --yes" in answer.err
     assert json.loads(shell(url, "nqnb cancel -q unasked --json <&-").err)["type"] == "NeedsYes"
 
 
@@ -124,7 +124,7 @@ def test_an_interrupted_wait_says_that_the_task_goes_on(
     answer = ended(process)
     assert (answer.code, answer.out) == (130, "")
     assert one_line(f"{answer.err.splitlines()[-1]}\n"), answer.err
-    assert re.search(r"task '(\w+)' goes on, `nqnb cancel \1` stops it", answer.err)
+    assert re.search(r"task '(\w+)' continues, `nqnb cancel \1` stops it", answer.err)
     assert "Traceback" not in answer.err
 
 

@@ -81,7 +81,7 @@ def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Many) -
     assert re.search(r"spared +pending +3", answer.out)
     assert one_line(answer.err)
     assert "Cancel 3 tasks?" in answer.err
-    assert "add --yes" in answer.err
+    assert "Add --yes" in answer.err
     assert len(run("tasks", "spared", "-s", "pending", "--json").json) == 3
     silent = run("cancel", "--queue", "spared", "--json")
     assert (silent.code, silent.out, json.loads(silent.err)["type"]) == (1, "", "NeedsYes")
