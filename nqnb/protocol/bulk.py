@@ -11,7 +11,7 @@ from nqnb.error_text import hint
 from nqnb.errors import NqnbError, UnknownQueue
 from nqnb.protocol import names
 from nqnb.protocol.interfaces import QueueBackend
-from nqnb.protocol.transition import Seen
+from nqnb.protocol.transition import SeenEntry
 from nqnb.protocol.wire import TaskMessage
 from nqnb.store import Entry
 
@@ -54,7 +54,7 @@ async def task_entries(backend: QueueBackend, queue: str | None = None) -> Async
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
-            seen = Seen.of(entry.key, entry)
+            seen = SeenEntry.of(entry.key, entry)
             if seen.task is None:
                 skipped[entry.key] = str(seen.malformed)
             elif queue is None or seen.task.Queue == queue:

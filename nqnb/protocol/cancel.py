@@ -30,7 +30,17 @@ from nqnb.protocol import lifecycle
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import CancelStep, ended_by_cancel
-from nqnb.protocol.transition import MISSING, Look, Retry, Seen, Write, Written, let_expire, remove_entry, transition
+from nqnb.protocol.transition import (
+    MISSING,
+    Again,
+    Retry,
+    SeenEntry,
+    Write,
+    Written,
+    let_expire,
+    remove_entry,
+    transition,
+)
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage
 from nqnb.records import CancelReceipt
 
@@ -61,7 +71,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
     end = EndWaiting(backend, record, backend.retry_for)
     announced = False
 
-    async def decide(seen: Seen) -> Write | Look | CancelReceipt:
+    async def decide(seen: SeenEntry) -> Write | Again | CancelReceipt:
         nonlocal announced
         if seen.malformed is not None:
             raise seen.malformed
@@ -78,7 +88,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
             await backend.announce_cancel(task.Queue, task_id)
             announced = True
             # The task may have become Pending while the request was on its way; then no worker would write Cancelled.
-            return Look.AGAIN
+            return Again.READ
         if step is CancelStep.DELETE:
             return end.write(seen, task, Status.DELETED)
         if step is CancelStep.CANCEL_WAITING:
@@ -140,7 +150,7 @@ class EndWaiting(Retry):
         """Return whether an entry is the end that is written here."""
         return lifecycle.is_end_of(entry, self._record)
 
-    def write(self, seen: Seen, task: TaskMessage, status: Status, how: str = "") -> Write:
+    def write(self, seen: SeenEntry, task: TaskMessage, status: Status, how: str = "") -> Write:
         """Return the decision to write how a task ends."""
         self._waiting, self._revision = task, seen.revision
         return write_end(self.backend, ended_by_cancel(task, status, self._record, self.backend.now(), how))
@@ -236,7 +246,7 @@ async def end_waiting_task(
     task_id: str,
     record: CancelRecord,
     *,
-    start: Seen | None = None,
+    start: SeenEntry | None = None,
     retry_for: float | None = None,
     stream_gone: bool = False,
     owed: dict[str, TaskMessage] | None = None,
@@ -267,7 +277,7 @@ async def end_waiting_task(
     seconds = backend.retry_for if retry_for is None else retry_for
     end = EndWaiting(backend, record, seconds, stream_gone=stream_gone, owed=owed)
 
-    async def decide(seen: Seen) -> Write | None:
+    async def decide(seen: SeenEntry) -> Write | None:
         if seen.malformed is not None:
             # Another program wrote over it meanwhile; the next listing reports it.
             return None

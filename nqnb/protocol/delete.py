@@ -20,7 +20,7 @@ from nqnb.protocol.cancel import cancel, end_waiting_task, read_intent, write_en
 from nqnb.protocol.interfaces import QueueBackend, StoredMessage, TaskBackend
 from nqnb.protocol.lifecycle import StopStep, ended_by_cancel
 from nqnb.protocol.purge import ProgressCallback, new_record, purge_queue
-from nqnb.protocol.transition import Once, Seen, Write, Written, transition
+from nqnb.protocol.transition import SeenEntry, read_entry, write_once
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import PurgeReceipt
 
@@ -67,7 +67,7 @@ async def delete_queue(
     # A task that was submitted meanwhile has an entry and no message, if its message was in the deleted stream.
     async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.born(queue):
-            start, record = Seen.of(entry.key, entry), new_record(backend, by)
+            start, record = SeenEntry.of(entry.key, entry), new_record(backend, by)
             ended.append(await end_waiting_task(backend, task.ID, record, start=start, stream_gone=True))
     return PurgeReceipt(
         queue=queue,
@@ -95,30 +95,25 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
         by: who deletes its queue.
         late: whether the time to wait for its worker is over.
     """
-    last = Status.CANCELLED
-
-    async def decide(seen: Seen) -> Write | Status:
-        nonlocal last
-        task = seen.task
-        if task is None:
-            # It is gone, or another program has written over it: nothing is known of its end.
-            return last
-        last, owner = task.Status, task.meta.worker
-        if task.Status.terminal:
-            return last
-        rest = await backend.presence.rest(owner, task.Queue, task_id, seen.written) if owner else 0.0
-        if lifecycle.stop(task, owner_alive=rest > 0, late=late) is not StopStep.END:
-            return last
-        record = await read_intent(backend, task_id) or new_record(backend, by)
-        how = "cancelled with its queue, when no worker had it"
-        return write_end(backend, ended_by_cancel(task, lifecycle.end_of(task), record, backend.now(), how))
-
+    seen = await read_entry(backend, task_id)
+    task = seen.task
+    if task is None:
+        # The entry is gone, or another program has written over it: nothing is known of its end.
+        return Status.CANCELLED
+    owner, rest = task.meta.worker, 0.0
+    if owner and not task.Status.terminal:
+        rest = await backend.presence.rest(owner, task.Queue, task_id, seen.written)
+    if lifecycle.stop(task, owner_alive=rest > 0, late=late) is not StopStep.END:
+        return task.Status
+    record = await read_intent(backend, task_id) or new_record(backend, by)
+    how = "cancelled with its queue, when no worker had it"
+    done = ended_by_cancel(task, lifecycle.end_of(task), record, backend.now(), how)
     try:
-        done = await transition(backend, task_id, decide, ours=lambda entry: False, retry=Once(backend))
+        await write_once(backend, write_end(backend, done).task, seen.revision)
     except (RevisionConflict, Unconfirmed, NoResponders):
         # The caller looks again.
-        return last
-    return done.task.Status if isinstance(done, Written) else done
+        return task.Status
+    return done.Status
 
 
 async def _stop_all(

@@ -21,7 +21,7 @@ from nqnb.errors import (
 from nqnb.inputs import check_seconds
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.interfaces import QueueBackend, TaskBackend
-from nqnb.protocol.transition import Seen, read_entry
+from nqnb.protocol.transition import SeenEntry, read_entry
 from nqnb.protocol.wire import ErrorInfo, Status
 from nqnb.records import TaskBatch, TaskInfo
 
@@ -128,7 +128,7 @@ async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
         async for page in pages:
             tasks = []
             for entry in page.entries:
-                seen = Seen.of(entry.key, entry)
+                seen = SeenEntry.of(entry.key, entry)
                 if seen.task is None:
                     skipped[entry.key] = str(seen.malformed)
                 else:

@@ -74,6 +74,10 @@ class TaskDelivery(Protocol):
     """Whether the message's stream was deleted. Then nothing is answered: the stream that replaced it counts its
     sequences from 1 again, and the answer would be about another task's message."""
 
+    def now(self) -> float:
+        """Return the time on the server, in Unix seconds, as well as it is known without a request."""
+        ...
+
     async def ack(self) -> None:
         """Let the server remove the message."""
         ...

@@ -213,6 +213,35 @@ def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | No
     return Status.PENDING if ended is Ended.FAILED else None
 
 
+class Stop(enum.Enum):
+    """Why a run was told to stop; the value says it in words."""
+
+    CANCEL = "cancelled"
+    TIMEOUT = "past its timeout"
+    SHUTDOWN = "the worker stops"
+    LEASE = "no heartbeat was answered"
+    SUPERSEDED = "another worker owns it"
+    ENDED_ELSEWHERE = "it ended elsewhere"
+
+
+class LeaveStep(enum.Enum):
+    """What a worker does about a run that was stopped and has no outcome."""
+
+    ACK = enum.auto()
+    """Ack the message: the task ended elsewhere."""
+    HAND_BACK = enum.auto()
+    """Write Processing without a worker, then nak the message where the lease is not lost: another worker runs it."""
+    DROP = enum.auto()
+    """Touch nothing: a newer owner has the task."""
+
+
+def leave(why: Stop | None) -> LeaveStep:
+    """Decide about a run that was stopped, and not by a cancel."""
+    if why is Stop.ENDED_ELSEWHERE:
+        return LeaveStep.ACK
+    return LeaveStep.HAND_BACK if why in (Stop.SHUTDOWN, Stop.LEASE) else LeaveStep.DROP
+
+
 class FinishStep(enum.Enum):
     """What a worker does about the entry when it writes an outcome."""
 

@@ -16,7 +16,7 @@ from nqnb.protocol import lifecycle, names
 from nqnb.protocol.bulk import each_of, stream_of, task_entries
 from nqnb.protocol.cancel import end_waiting_task
 from nqnb.protocol.interfaces import QueueBackend, StoredMessage, TaskBackend
-from nqnb.protocol.transition import Seen, read_entry
+from nqnb.protocol.transition import SeenEntry, read_entry
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage
 from nqnb.records import PurgeReceipt
 from nqnb.store import Entry
@@ -111,7 +111,7 @@ async def _end_waiting(
     owed: dict[str, TaskMessage] = {} if callers_owed is None else callers_owed
 
     async def end(entry: Entry) -> None:
-        seen = Seen.of(entry.key, entry)
+        seen = SeenEntry.of(entry.key, entry)
         status = await end_waiting_task(backend, entry.key, record, start=seen, owed=owed, defer=True)
         if entry.key not in owed:
             count(status)

@@ -27,7 +27,7 @@ from nqnb.inputs import Duration, Moment, check_count, check_moment, check_secon
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import SubmitStep
-from nqnb.protocol.transition import MISSING, Retry, Seen, Write, read_entry, transition
+from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entry, transition
 from nqnb.protocol.wire import Meta, TaskMessage
 
 META_RESERVE = 16 * 1024
@@ -128,7 +128,7 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
     entry, sequence = Write.of(message), message.Sequence
     conflict = False
 
-    async def decide(seen: Seen) -> Write | SubmitStep:
+    async def decide(seen: SeenEntry) -> Write | SubmitStep:
         nonlocal conflict
         if not conflict:
             conflict = True

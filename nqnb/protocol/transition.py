@@ -5,7 +5,8 @@ conflict it goes round again, because another writer was faster and the decision
 When the server's answer was lost it reads before it writes again and recognizes its own write, because a second write
 of the same change could undo what others have built on the first one.
 
-No other file writes to the states: `remove_entry` and `let_expire` below are the two writes that need no decision.
+No other file writes to the states. `write_once`, `remove_entry` and `let_expire` below are the writes that go round at
+most once: their callers look again anyway, or need no decision.
 """
 
 from __future__ import annotations
@@ -18,15 +19,27 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from nqnb.errors import MalformedMessage, NoResponders, NoRoom, NqnbError, RevisionConflict, Unconfirmed
+from nqnb.errors import (
+    MalformedMessage,
+    NoResponders,
+    NoRoom,
+    NqnbError,
+    PayloadTooLarge,
+    RevisionConflict,
+    ServerRefused,
+    Unconfirmed,
+)
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.wire import TaskMessage
 from nqnb.store import Entry
 
 R = TypeVar("R")
 
+TOO_LARGE = 10054
+"""JetStream's error code for a message above the stream's own limit, which only an operator sets."""
 
-class Seen(NamedTuple):
+
+class SeenEntry(NamedTuple):
     """A task's entry as it was read."""
 
     task: TaskMessage | None = None
@@ -40,7 +53,7 @@ class Seen(NamedTuple):
     """Why the entry cannot be read."""
 
     @classmethod
-    def of(cls, task_id: str, entry: Entry | None) -> Seen:
+    def of(cls, task_id: str, entry: Entry | None) -> SeenEntry:
         """Decode an entry of the states."""
         if entry is None:
             return MISSING
@@ -51,7 +64,7 @@ class Seen(NamedTuple):
         return cls(task, entry.revision, entry.created, entry.value)
 
 
-MISSING = Seen()
+MISSING = SeenEntry()
 """What is seen of a task that has no entry."""
 
 
@@ -71,10 +84,10 @@ class Write:
         return cls(task, task.encode(), ttl)
 
 
-class Look(enum.Enum):
+class Again(enum.Enum):
     """The decision to write nothing yet."""
 
-    AGAIN = enum.auto()
+    READ = enum.auto()
     """Read the entry again, because what was done meanwhile asks for another decision."""
 
 
@@ -141,22 +154,14 @@ class Retry:
         await self.backend.sleep(pause)
 
 
-class Once(Retry):
-    """Try once: any error is raised, a conflict included."""
-
-    async def after_write(self, error: NqnbError) -> None:
-        """Raise the error."""
-        raise error
-
-
 async def transition(
     backend: TaskBackend,
     task_id: str,
-    decide: Callable[[Seen], Awaitable[Write | Look | R]],
+    decide: Callable[[SeenEntry], Awaitable[Write | Again | R]],
     *,
     ours: Callable[[TaskMessage], bool],
     retry: Retry,
-    start: Seen | None = None,
+    start: SeenEntry | None = None,
     fresh: bool = True,
     insist: bool = False,
 ) -> Written | R:
@@ -165,7 +170,7 @@ async def transition(
     Args:
         backend: where.
         task_id: the task.
-        decide: what to do about the entry that was seen: a `Write`, `Look.AGAIN`, or anything else, which is returned.
+        decide: what to do about the entry that was seen: a `Write`, `Again.READ`, or anything else, which is returned.
             The decision itself comes from a pure verdict of `nqnb.protocol.lifecycle`.
         ours: whether an entry is what this transition has tried to write. It is asked after every write that failed,
             because a write whose answer was lost may have happened, even after a later read.
@@ -189,18 +194,37 @@ async def transition(
         step = await decide(seen)
         if isinstance(step, Write):
             try:
-                return Written(step.task, step.value, await _write(backend, step, seen.revision, insist=insist))
+                return Written(
+                    step.task, step.value, await compare_and_set(backend, step, seen.revision, insist=insist)
+                )
             except NqnbError as error:
                 await retry.after_write(error)
             tried = True
-        elif step is not Look.AGAIN:
+        elif step is not Again.READ:
             return step
         seen = await _read_again(backend, task_id, retry)
 
 
-async def read_entry(backend: TaskBackend, task_id: str, *, fresh: bool = True) -> Seen:
+def is_too_large(error: NqnbError) -> bool:
+    """Return whether a write failed because of its size, by the server's limit or by the stream's own."""
+    return isinstance(error, PayloadTooLarge) or (isinstance(error, ServerRefused) and error.err_code == TOO_LARGE)
+
+
+async def read_entry(backend: TaskBackend, task_id: str, *, fresh: bool = True) -> SeenEntry:
     """Read a task's entry; through the leader where ``fresh`` says so."""
-    return Seen.of(task_id, await backend.states.get(task_id, fresh=fresh))
+    return SeenEntry.of(task_id, await backend.states.get(task_id, fresh=fresh))
+
+
+async def write_once(backend: TaskBackend, task: TaskMessage, revision: int, ttl: float | None = None) -> int:
+    """Write an entry over exactly that revision, once; return the new revision.
+
+    For a caller that looks at the entry again anyway, such as the next heartbeat. Revision 0 creates the entry.
+
+    Raises:
+        RevisionConflict: another writer was faster.
+        NqnbError: it was not written, or the answer was lost.
+    """
+    return await compare_and_set(backend, Write.of(task, ttl), revision)
 
 
 async def remove_entry(backend: TaskBackend, task_id: str, revision: int) -> None:
@@ -225,7 +249,8 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
             await backend.states.update(task_id, value, revision, ttl)
 
 
-async def _write(backend: TaskBackend, step: Write, revision: int, *, insist: bool) -> int:
+async def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> int:
+    """Write an entry over exactly that revision, and return the new revision; revision 0 creates the entry."""
     if revision:
         return await backend.states.update(step.task.ID, step.value, revision, step.ttl)
     if insist:
@@ -233,7 +258,7 @@ async def _write(backend: TaskBackend, step: Write, revision: int, *, insist: bo
     return await backend.states.create(step.task.ID, step.value, step.ttl)
 
 
-async def _read_again(backend: TaskBackend, task_id: str, retry: Retry) -> Seen:
+async def _read_again(backend: TaskBackend, task_id: str, retry: Retry) -> SeenEntry:
     while True:
         try:
             return await read_entry(backend, task_id)

@@ -1,51 +1,43 @@
-"""The middle third of a task's life: run the handler, with its clock, its progress, and its ways to stop."""
+"""Executes a claimed task: runs its handler, with its time limits, its progress and its ways to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import time
 
-import msgspec
-
 from nqnb.concurrency import spawn
-from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
-from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.heartbeat import check_progress, write_progress
+from nqnb.protocol.lifecycle import Ended, Stop
 from nqnb.records import moment
-from nqnb.worker.claim import read_entry, write_entry
 from nqnb.worker.executors import make_executor
 from nqnb.worker.executors.executor import Result
-from nqnb.worker.heartbeat import check_entry
 from nqnb.worker.job import Job
-from nqnb.worker.run import Run, Stop
+from nqnb.worker.run import Run
 
-log = logging.getLogger("nqnb.worker")
-
-FLUSH = 0.25
+_FLUSH_SECONDS = 0.25
 """Seconds between two writes of a task's progress and log."""
 
 
 class Poisoned(Exception):
-    """A task that has silenced too many workers."""
+    """A task that has silenced too many workers is not run again."""
 
     def __init__(self, crashes: int) -> None:
         super().__init__(
-            f"its worker died or went silent {crashes} times while it ran, so it is given up; see what it does to a "
-            "process (memory, exit, a crash in a C library), then submit it again"
+            f"its worker died or went silent {crashes} times while it ran, so it is not run again. See what it does to "
+            "its process (memory, exit, a crash in a C library), then submit it again."
         )
 
 
 async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
-    """Run a claimed task to its end, or until it is stopped.
+    """Run a claimed task until it ends or is stopped.
 
     Returns:
-        How it ended; None where its lease ran out before it started, so that nothing is to be said of it.
+        How it ended; None where its lease ended before it started. Then it is left to be redelivered.
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
-    if run.lost_hold():
+    if run.lost_lease():
         return None
     if run.why is not None:
         return Result(Ended.STOPPED)
@@ -63,7 +55,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         run.message.Payload or b"",
         run.entry.CurrentRetry + 1,
         run.entry.MaxRetry,
-        # A handler compares it with this machine's clock.
+        # The handler compares it with this machine's clock.
         moment(until and time.time() + until - now),
         progress.changed,
     )
@@ -84,14 +76,14 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
 
 
 def _until(run: Run, now: float) -> float:
-    """When this attempt is over, by the server's clock: by its timeout or its deadline, the earlier; 0 = never."""
+    """Return when this attempt must end by its timeout or deadline, on the server's clock; 0 means never."""
     ends = [now + run.entry.Timeout] if run.entry.Timeout else []
     ends += [float(run.entry.Deadline)] if run.entry.Deadline else []
     return min(ends, default=0.0)
 
 
 class _ProgressWriter:
-    """Writes a running task's progress and log into its entry, a few times a second at most."""
+    """Writes a running task's progress and log into its entry, at most a few times a second."""
 
     def __init__(self, backend: Backend, worker: str, run: Run) -> None:
         self._backend = backend
@@ -99,18 +91,18 @@ class _ProgressWriter:
         self._run = run
         self._loop = asyncio.get_running_loop()
         self._next = 0.0
-        """When the next write may be, on the loop's clock."""
+        """The earliest time of the next write, on the loop's clock."""
         self._waiting = False
         self._closed = False
 
     def changed(self) -> None:
-        """There is something to write; called from any thread."""
+        """Note that there is something to write; may be called from any thread."""
         if not self._waiting and not self._closed:
             self._waiting = True
             self._loop.call_soon_threadsafe(self._later)
 
     def close(self) -> None:
-        """Write nothing more: the outcome carries the last word."""
+        """Write nothing more, because the outcome includes the last progress and log."""
         self._closed = True
 
     def _later(self) -> None:
@@ -122,16 +114,8 @@ class _ProgressWriter:
             self._waiting = False
             if self._closed or run.job is None:
                 return
-            self._next = self._loop.time() + FLUSH
+            self._next = self._loop.time() + _FLUSH_SECONDS
             progress, lines = run.job.said
-            meta = msgspec.structs.replace(run.entry.meta, progress=progress, log=lines)
-            entry = msgspec.structs.replace(run.entry, Meta=meta)
-            try:
-                run.revision = await write_entry(self._backend, entry, run.revision)
-                run.entry = entry
-                return
-            except NqnbError as error:
-                log.debug("task %s: its progress was not written: %s", run.id, error)
-        # It lost its compare-and-set, or its answer: see whose the entry is.
-        with contextlib.suppress(NqnbError):
-            await check_entry(self._backend, self._worker, run, await read_entry(self._backend, run.id))
+            written = await write_progress(self._backend, run, progress, lines)
+        if not written:
+            await check_progress(self._backend, self._worker, run)

@@ -12,10 +12,10 @@ from nqnb.concurrency import few_at_once, spawn
 from nqnb.errors import NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.pull import PullLoop
-from nqnb.worker.heartbeat import look, renew
+from nqnb.protocol.heartbeat import WATCH_AFTER_SECONDS, EntryWatch, look, renew
+from nqnb.protocol.lifecycle import Stop
 from nqnb.worker.presence_writer import PresenceWriter
-from nqnb.worker.run import Run, Stop
-from nqnb.worker.watch import AFTER, EntryWatch
+from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
 
@@ -70,7 +70,7 @@ class LeaseKeeper:
         """Stop runs whose lease could not be renewed, before the server redelivers their tasks; until cancelled."""
         while True:
             await asyncio.sleep(self._presence.interval / 8)
-            lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_hold()]
+            lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_lease()]
             for run in lapsed:
                 if run.why is None:
                     self._log_lapsed(run)
@@ -79,8 +79,8 @@ class LeaseKeeper:
     async def watch_entries(self) -> None:
         """Watch the entries of tasks that run for longer, until cancelled."""
         while True:
-            await asyncio.sleep(AFTER / 2)
-            before = time.monotonic() - AFTER
+            await asyncio.sleep(WATCH_AFTER_SECONDS / 2)
+            before = time.monotonic() - WATCH_AFTER_SECONDS
             for run in self._runs.values():
                 if 0 < run.started < before and run.watch is None:
                     run.watch = EntryWatch(self._backend, self._worker_id, run)

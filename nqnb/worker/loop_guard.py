@@ -24,11 +24,12 @@ from nqnb.errors import NqnbError
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.presence import Presence
+from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.wire import CancelRecord
 from nqnb.settings import Settings
 from nqnb.worker.handlers import Handler
 from nqnb.worker.presence_writer import PresenceWriter
-from nqnb.worker.run import Run, Stop
+from nqnb.worker.run import Run
 from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 
 log = logging.getLogger("nqnb.worker")

@@ -13,8 +13,9 @@ from nqnb.errors import NoResponders, NoRoom, NqnbError, ServerRefused, Unavaila
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.presence import PresenceEntry
 from nqnb.jetstream.pull import PullLoop
+from nqnb.protocol.attempt import PRESENCE_SHARE
 from nqnb.records import WorkerInfo
-from nqnb.worker.run import PRESENCE, Run
+from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
 
@@ -67,7 +68,7 @@ class PresenceWriter:
         For tasks of a queue with a shorter ack wait, that one decides: when the worker dies, they are redelivered
         sooner.
         """
-        ttls = {pull.queue: PRESENCE * pull.ack_wait for pull in self._pulls}
+        ttls = {pull.queue: PRESENCE_SHARE * pull.ack_wait for pull in self._pulls}
         longest = max(ttls.values())
         info = self._describe(list(self._runs), longest)
         return PresenceEntry.of(info, {queue: ttl for queue, ttl in ttls.items() if ttl < longest})

@@ -16,21 +16,22 @@ from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
 from nqnb.protocol import names
-from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.attempt import LEASE_SHARE
+from nqnb.protocol.claim import claim
+from nqnb.protocol.heartbeat import note_intent
+from nqnb.protocol.lifecycle import Ended, Stop
 from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.records import WorkerInfo
-from nqnb.worker.claim import claim
 from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
 from nqnb.worker.executors.process_pool import Reserve
-from nqnb.worker.finish import finish
 from nqnb.worker.handlers import Handler
-from nqnb.worker.heartbeat import note_intent
 from nqnb.worker.leases import LeaseKeeper
 from nqnb.worker.loop_guard import Guard, Pulse
+from nqnb.worker.outcome import record_outcome
 from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.recovery import Recovery
-from nqnb.worker.run import LEASE, Run, Stop
+from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
 
@@ -202,7 +203,7 @@ class Runtime:
             spawn(delivery.terminate())
             self._wake.set()
             return
-        if elapsed() - delivery.received > LEASE * self._pulls[delivery.queue].ack_wait:
+        if elapsed() - delivery.received > LEASE_SHARE * self._pulls[delivery.queue].ack_wait:
             # It lay unread while the loop was blocked or the machine slept: another worker may have it by now, and a
             # nak would be about that delivery.
             log.info("task %s was read too late, and is left to the server, which delivers it again", message.ID)
@@ -242,7 +243,7 @@ class Runtime:
             run.handler = self._handlers[run.delivery.queue]
             result = await execute(self.backend, self._worker_id, run)
             if result is not None:
-                await finish(self.backend, run, result)
+                await record_outcome(self.backend, run, result)
         except NqnbError as error:
             if self.backend.outage.took(error, "tasks were left to be redelivered"):
                 log.debug("task %s is left to the server, which redelivers it: %s", run.id, error)
@@ -261,7 +262,7 @@ class Runtime:
         """A bug of ours must not bring the task back for ever."""
         if run.claimed:
             try:
-                await finish(self.backend, run, Result(Ended.FAILED, error=error))
+                await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
             except Exception:
                 log.exception("task %s: that could not be written either", run.id)
 

@@ -13,21 +13,28 @@ import json
 import sys
 from typing import Any
 
-from nqnb.protocol import cancel
+from nqnb.protocol import cancel, claim, finish, transition
+from nqnb.protocol.attempt import Attempt
+from nqnb.protocol.finish import Ending
 from nqnb.protocol.interfaces import TaskBackend
-from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
+from nqnb.protocol.transition import Write
+from nqnb.protocol.wire import CancelRecord, Status
 from nqnb.testing.chaos import ChaosOptions, run_chaos
-from nqnb.worker import claim, finish, runtime
+from nqnb.worker import runtime
 from nqnb.worker.run import Run
 
 
 def put_at_the_claim() -> None:
     """Write Processing over whatever is there, instead of by compare-and-set."""
 
-    async def write_entry(backend: TaskBackend, entry: TaskMessage, revision: int, ttl: float | None = None) -> int:
-        return await backend.states.put(entry.ID, entry.encode(), ttl)
+    compare_and_set = transition.compare_and_set
 
-    claim.write_entry = write_entry
+    async def put(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> int:
+        if step.task.Status is Status.PROCESSING:
+            return await backend.states.put(step.task.ID, step.value, step.ttl)
+        return await compare_and_set(backend, step, revision, insist=insist)
+
+    transition.compare_and_set = put
 
 
 def store_no_cancel_request() -> None:
@@ -62,14 +69,14 @@ def register_after_the_claim() -> None:
 
 def acknowledge_before_the_outcome() -> None:
     """Remove the message, and only then write how the task ended."""
-    write = finish._write
+    write = finish.write_outcome
 
-    async def late_write(backend: Any, run: Run, status: Status, meta: Meta) -> Any:
+    async def late_write(backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> Any:
         if status is not Status.PENDING:
-            await run.delivery.ack()
-        return await write(backend, run, status, meta)
+            await attempt.delivery.ack()
+        return await write(backend, attempt, status, ending)
 
-    finish._write = late_write
+    finish.write_outcome = late_write
 
 
 def main() -> None:

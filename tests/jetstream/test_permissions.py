@@ -21,9 +21,9 @@ from nqnb.errors import NoServer, ServerRefused, TaskExists
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.queue_streams import can_pause
 from nqnb.jetstream.schedules import can_schedule
+from nqnb.protocol.heartbeat import WATCH_AFTER_SECONDS
 from nqnb.protocol.lifecycle import LONG
 from nqnb.protocol.wire import CancelMessage
-from nqnb.worker import watch
 
 pytestmark = pytest.mark.anyio
 
@@ -137,7 +137,7 @@ async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
         return (await lasting.fetch()).progress is not None
 
     await until_async(told)
-    await asyncio.sleep(2 * watch.AFTER)  # what runs for longer is watched
+    await asyncio.sleep(2 * WATCH_AFTER_SECONDS)  # what runs for longer is watched
     receipts = await asyncio.gather(lasting.cancel(wait=10), lasting.cancel(wait=10))
     assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
     message = CancelMessage(foreign.id, f"{QUEUE}.cancel").encode()

@@ -20,11 +20,11 @@ import nqnb
 from nqnb import Status
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.presence import PresenceEntry, decode_presence, encode_presence
+from nqnb.protocol.attempt import LEASE_SHARE, PRESENCE_SHARE
 from nqnb.protocol.wire import Meta
 from nqnb.records import WorkerInfo
 from nqnb.store import Entry
 from nqnb.worker import leases
-from nqnb.worker.run import LEASE, PRESENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -239,7 +239,7 @@ class TestTwoAckWaits:
             slow, task = await nq.submit("slow", 3600), await nq.submit("quick")
             await processing(nq, 2)
             (info,) = await nq.workers()
-            assert info.ttl == PRESENCE * LONG
+            assert info.ttl == PRESENCE_SHARE * LONG
             assert await task.wait(timeout=60) is Status.COMPLETED
             assert "came again" not in caplog.text, "its lease ran out"
             await slow.cancel(wait=10)
@@ -270,7 +270,7 @@ class TestTwoAckWaits:
         await until_async(quick_is_free, LONG / 2, "a task of the short ack wait would wait for the long one")
         left = await rest(dead.id, "slow", slow.id, 0.0)
         # Its run could go on for so long without a renewal.
-        assert left > LEASE * LONG - (time.monotonic() - died) - 1
+        assert left > LEASE_SHARE * LONG - (time.monotonic() - died) - 1
         async with make_worker(settings.urls[0], "quick"):
             await until_async(lambda: _taken(nq, quick, dead.id), LONG / 2, "nobody took the task over")
             print(f"taken over {time.monotonic() - died:.1f} s after the death")

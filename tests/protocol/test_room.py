@@ -16,7 +16,7 @@ from nqnb import Status
 from nqnb.protocol.names import CLIENT_HEADER
 from nqnb.protocol.submit import META_RESERVE, make_message
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, TaskMessage, as_go
-from nqnb.worker.describe import INLINE_RESULT
+from nqnb.worker.outcome import INLINE_RESULT
 
 pytestmark = pytest.mark.anyio
 

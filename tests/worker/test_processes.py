@@ -31,7 +31,6 @@ import nqnb
 from nqnb import Status
 from nqnb.errors import BadInput, InvalidHandler, JobCancelled
 from nqnb.protocol.lifecycle import Ended
-from nqnb.worker.describe import describe_error
 from nqnb.worker.executors import make_executor, process_pool
 from nqnb.worker.executors.executor import Executor, Result
 from nqnb.worker.executors.process import ProcessExecutor
@@ -39,6 +38,7 @@ from nqnb.worker.executors.process_child import LENGTH, frame
 from nqnb.worker.executors.process_pool import Reserve, Spares
 from nqnb.worker.handlers import make_handler
 from nqnb.worker.job import Job
+from nqnb.worker.outcome import describe_error
 
 pytestmark = [
     pytest.mark.anyio,

@@ -1,0 +1,182 @@
+"""Claims a delivered task: from its delivery to a Processing entry that is ours."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+from msgspec import UNSET
+
+from nqnb.errors import NoRoom, NqnbError, PayloadTooLarge, ServerRefused
+from nqnb.protocol import lifecycle
+from nqnb.protocol.attempt import PRESENCE_SHARE, Attempt
+from nqnb.protocol.cancel import read_intent
+from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.lifecycle import ClaimStep, ClaimVerdict
+from nqnb.protocol.submit import META_RESERVE
+from nqnb.protocol.transition import Retry, SeenEntry, Write, is_too_large, transition
+from nqnb.protocol.wire import Status, TaskMessage
+
+log = logging.getLogger("nqnb.worker")
+
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 1.0
+"""Seconds between two tries to write a claim: the first pause, and the longest."""
+
+
+async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limit: int) -> bool:
+    """Claim a registered delivery, or answer it where there is nothing to claim.
+
+    Args:
+        backend: where.
+        worker: our id.
+        attempt: the delivery.
+        poison_limit: how many workers the task may silence before it fails without a run.
+
+    Returns:
+        Whether the task is ours. It may be flagged as cancelled; then it must be finished without a run.
+
+    Raises:
+        NqnbError: the server does not answer; the server redelivers the message after the ack wait.
+    """
+    before: TaskMessage | None = None
+    moved_to = 0
+
+    async def decide(seen: SeenEntry) -> Write | ClaimVerdict | None:
+        nonlocal before, moved_to
+        if seen.malformed is not None:
+            log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+        before, moved_to = seen.task, 0
+        verdict = await _verdict(backend, worker, attempt, seen)
+        if attempt.lost_lease():
+            return None
+        if verdict.step is ClaimStep.POSTPONE:
+            moved_to = await _schedule(backend, attempt, before or attempt.message)
+            return _moved(before or attempt.message, moved_to, slim=attempt.slim) if moved_to else verdict
+        if verdict.step is not ClaimStep.TAKE:
+            return verdict
+        attempt.unrun = lifecycle.why_unrun(before, worker)
+        return Write.of(_processing(attempt, worker, before, backend.max_payload, backend.now()))
+
+    def is_ours(entry: TaskMessage) -> bool:
+        moved = bool(moved_to) and entry.Sequence == moved_to and entry.Status is Status.PENDING
+        return moved or lifecycle.is_claim(entry, attempt.claim)
+
+    done = await transition(backend, attempt.id, decide, ours=is_ours, retry=_ClaimRetry(backend, attempt), fresh=False)
+    # A claim that landed late is ours, but another worker may have the message by now.
+    if done is None or attempt.lost_lease():
+        return False
+    if isinstance(done, ClaimVerdict):
+        await _answer(attempt, done)
+        return False
+    if done.task.Status is Status.PENDING:
+        # The task is in a schedule: the schedule first, then the entry, then the old message. So at each moment the
+        # task has a message, and the entry names the newest one.
+        await attempt.delivery.ack()
+        return False
+    attempt.entry, attempt.revision, attempt.claimed = done.task, done.revision, True
+    attempt.poisoned = done.task.meta.crashes >= poison_limit
+    # After the claim, not before: a canceller that saw Processing writes the intent while we look the other way.
+    if done.landed or lifecycle.needs_intent(before):
+        record = await read_intent(backend, attempt.id)
+        if record is not None:
+            attempt.flag(record, worker)
+    return True
+
+
+async def _verdict(backend: TaskBackend, worker: str, attempt: Attempt, seen: SeenEntry) -> ClaimVerdict:
+    owner, rest, delivery = lifecycle.foreign_owner(seen.task, worker), 0.0, attempt.delivery
+    if owner:
+        lease = PRESENCE_SHARE * attempt.ack_wait
+        rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, seen.written, lease)
+        rest = max(rest, backend.spared_for(lease))
+    return lifecycle.claim(
+        attempt.message,
+        seen.task,
+        sequence=delivery.sequence,
+        deliveries=delivery.deliveries,
+        ours=delivery.ours,
+        scheduled=delivery.scheduled,
+        owner_rest=rest,
+        now=backend.earliest_now(),
+        ack_wait=attempt.ack_wait,
+    )
+
+
+async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
+    if verdict.step is ClaimStep.ACK:
+        # After an outage every message whose ack was lost is redelivered.
+        log.debug("task %s: nothing to do, %s", attempt.id, verdict.why)
+        await attempt.delivery.ack()
+    else:
+        log.debug("task %s: nak for %.2f s, %s", attempt.id, verdict.delay, verdict.why)
+        await attempt.delivery.put_back(verdict.delay)
+
+
+async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -> int:
+    """Put a task's message into a schedule; return its sequence there, 0 where the server refuses schedules.
+
+    If the entry has changed meanwhile, the schedule does no harm: what it publishes finds the entry of then.
+    """
+    queue = attempt.message.Queue
+    if not await backend.takes_schedules(queue):
+        return 0
+    message_id = f"{attempt.id}#{attempt.claim}"
+    ack = await backend.schedule_task(queue, attempt.id, attempt.delivery.data, lifecycle.due_at(task), message_id)
+    return 0 if ack is None else ack.sequence
+
+
+def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
+    """Return the decision to write that a task's message is in a schedule now."""
+    moved = msgspec.structs.replace(task, Sequence=sequence, Meta=task.meta)
+    return Write.of(moved.lean() if slim else moved)
+
+
+def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
+    """Return our claim, to be written over ``prior``."""
+    before = prior or attempt.message
+    # A claim without a worker was handed back by a shutdown. Any other claimant that is not us went silent.
+    crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != attempt.claim
+    meta = msgspec.structs.replace(
+        before.meta,
+        # A Go client does not say when it submitted; the stream does.
+        submitted_at=before.meta.submitted_at or min(attempt.delivery.stored, now),
+        worker=worker,
+        crashes=before.meta.crashes + crashed,
+        claim=attempt.claim,
+        started_at=now,
+        finished_at=0,
+        not_before=0,
+        progress=None,
+        result=UNSET,
+        result_key="",
+    )
+    entry = msgspec.structs.replace(
+        attempt.message,
+        Sequence=attempt.delivery.sequence,
+        Status=Status.PROCESSING,
+        CompletedAt=0,
+        CurrentRetry=max(before.CurrentRetry, attempt.message.CurrentRetry),
+        Meta=meta,
+    )
+    if attempt.slim or len(attempt.delivery.data) + META_RESERVE > max_payload:
+        # Another client's message has no room for the Meta. The handler has the payload; the entry goes without it.
+        entry = entry.lean()
+    return entry
+
+
+class _ClaimRetry(Retry):
+    """Goes round until the claim is written: if it gave up, the server would only redeliver the message to us."""
+
+    def __init__(self, backend: TaskBackend, attempt: Attempt) -> None:
+        super().__init__(backend, first=_FIRST_PAUSE_SECONDS, longest=_LONGEST_PAUSE_SECONDS)
+        self._attempt = attempt
+
+    async def after_write(self, error: NqnbError) -> None:
+        """Claim without the payload where the entry is too large; see `Retry.after_write`."""
+        if isinstance(error, (ServerRefused, PayloadTooLarge)) and is_too_large(error) and not self._attempt.slim:
+            self._attempt.slim = True
+            return
+        if isinstance(error, NoRoom):
+            self.backend.outage.took(error)
+        await super().after_write(error)

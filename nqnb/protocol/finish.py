@@ -1,0 +1,249 @@
+"""Finishes a claimed task: writes its outcome first, and only then answers its message.
+
+An outcome that was not written would be lost with the message; a message that is not answered only comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import UnsetType
+
+from nqnb.errors import (
+    ConnectionFailed,
+    NoRoom,
+    NqnbError,
+    PayloadTooLarge,
+    RevisionConflict,
+    ServerRefused,
+    Unconfirmed,
+)
+from nqnb.protocol import lifecycle
+from nqnb.protocol.attempt import Attempt
+from nqnb.protocol.cancel import HEADER_RESERVE_BYTES, read_intent
+from nqnb.protocol.interfaces import TaskBackend
+from nqnb.protocol.lifecycle import Ended, FinishStep, LeaveStep
+from nqnb.protocol.transition import Again, Retry, SeenEntry, Write, Written, is_too_large, transition, write_once
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessage
+
+log = logging.getLogger("nqnb.worker")
+
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 1.0
+"""Seconds between two tries to write an outcome: the first pause, and the longest."""
+_REFUSED_PAUSE_SECONDS = 1.0
+"""Seconds until an outcome is written again that the server has refused."""
+_SHORT_TEXT_CHARACTERS = 100
+"""Characters of an error's type and message that fit into any entry."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """How a run ended, and what its entry will say of it."""
+
+    ended: Ended
+    meta: Meta
+    retries_left: bool
+    """Whether the task may be attempted again, should it have failed."""
+    retry_delay: float
+    """Seconds until that next attempt."""
+    without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
+    """Moves the result out of the entry, where the entry is too large with it."""
+
+
+async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
+    """Record how a run ended, then answer its message.
+
+    Returns:
+        The state that was written, and the entry's Meta. The state is None where the task belongs to another worker
+        now, or is left to be redelivered.
+
+    Raises:
+        NqnbError: the connection is closed; the server redelivers the message after the ack wait.
+    """
+    status = lifecycle.outcome(ending.ended, cancelled=attempt.cancel is not None, retries_left=ending.retries_left)
+    if status is None:
+        await _leave(backend, attempt)
+        return None, ending.meta
+    async with attempt.writing:
+        return await write_outcome(backend, attempt, status, ending)
+
+
+async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord:
+    """Return the record of a run's cancel with its end. Who cancelled is in the request, and not in the publish."""
+    record = attempt.cancel or CancelRecord()
+    if not record.requested_at:
+        try:
+            intent = await read_intent(backend, attempt.id)
+        except NqnbError:
+            intent = None
+        if intent is not None:
+            record = msgspec.structs.replace(record, by=intent.by, requested_at=intent.requested_at)
+    return msgspec.structs.replace(record, stopped_at=backend.now(), how=attempt.how)
+
+
+async def write_outcome(
+    backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending
+) -> tuple[Status | None, Meta]:
+    """Write the outcome by compare-and-set, whatever happens to the answers, then answer the message."""
+    retry = _FinishRetry(backend, attempt, status, ending)
+    delay, scheduled = ending.retry_delay, False
+
+    async def decide(seen: SeenEntry) -> Write | Again | FinishStep:
+        nonlocal scheduled
+        if seen.malformed is not None:
+            log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+        verdict = lifecycle.finish_again(
+            seen.task, claim=attempt.claim, retry=attempt.entry.CurrentRetry, status=retry.status
+        )
+        if verdict.step is not FinishStep.WRITE:
+            return verdict.step
+        retry.status, scheduled = verdict.status, False
+        if retry.status is Status.PENDING and attempt.cancel is not None:
+            # The task was cancelled while its retry was being written: the cancel takes precedence.
+            retry.status = Status.CANCELLED
+            retry.meta = msgspec.structs.replace(retry.meta, cancel=await cancel_receipt(backend, attempt))
+        sequence = attempt.entry.Sequence
+        not_before = min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
+        if retry.status is Status.PENDING and delay > lifecycle.LONG:
+            # The schedule first, then the entry, then the old message: so at each moment the task has a message.
+            try:
+                moved_to = await _schedule(backend, attempt, not_before)
+            except NqnbError as error:
+                await retry.after_write(error)
+                return Again.READ
+            if moved_to:
+                scheduled, sequence = True, moved_to
+        return _outcome(backend, attempt, retry.status, retry.meta, not_before, sequence)
+
+    def is_ours(entry: TaskMessage) -> bool:
+        retries = attempt.entry.CurrentRetry
+        verdict = lifecycle.finish_again(entry, claim=attempt.claim, retry=retries, status=retry.status)
+        return verdict.step is FinishStep.LANDED
+
+    start = SeenEntry(attempt.entry, attempt.revision)
+    done = await transition(backend, attempt.id, decide, ours=is_ours, retry=retry, start=start)
+    if not isinstance(done, Written) and done is not FinishStep.LANDED:
+        if done is FinishStep.ACK:
+            await attempt.delivery.ack()
+        return None, retry.meta
+    if retry.status is not Status.PENDING or scheduled:
+        await attempt.delivery.ack()
+    elif not attempt.lost_lease():
+        await attempt.delivery.put_back(delay)
+    return retry.status, retry.meta
+
+
+async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
+    """Put the message of a retry into a schedule; return its sequence there, 0 where the server refuses schedules."""
+    queue = attempt.entry.Queue
+    if not await backend.takes_schedules(queue):
+        return 0
+    ack = await backend.schedule_task(queue, attempt.id, attempt.delivery.data, at, f"{attempt.id}#{attempt.claim}")
+    return 0 if ack is None else ack.sequence
+
+
+def _outcome(
+    backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta, not_before: float, sequence: int
+) -> Write:
+    """Return the decision to write an outcome.
+
+    Args:
+        backend: where.
+        attempt: the run.
+        status: the outcome; Pending for a retry.
+        meta: what the entry says of the run.
+        not_before: when a retry is due, in Unix seconds.
+        sequence: the sequence of the task's message.
+    """
+    entry = msgspec.structs.replace(attempt.entry, Sequence=sequence, Status=status, Meta=meta)
+    if status is Status.PENDING:
+        entry.CurrentRetry += 1
+        entry.Meta = msgspec.structs.replace(
+            meta, not_before=not_before, worker="", cancel=None, crashes=0, finished_at=0
+        )
+    else:
+        entry.CompletedAt = int(meta.finished_at)
+    if status in (Status.COMPLETED, Status.FAILED):
+        # A cancel that came too late has no receipt: the outcome is another.
+        entry.Meta = msgspec.structs.replace(entry.meta, cancel=None)
+    # The message is answered right after this write, so the entry may expire from now on.
+    ttl = backend.terminal_ttl if status.terminal else None
+    write = Write.of(entry.lean() if attempt.slim else entry, ttl)
+    if attempt.slim or len(write.value) + HEADER_RESERVE_BYTES <= backend.max_payload:
+        return write
+    entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=_shortened(entry.meta.error))
+    return Write.of(entry, ttl)
+
+
+def _shortened(error: ErrorInfo | None) -> ErrorInfo | None:
+    return error and ErrorInfo(error.type[:_SHORT_TEXT_CHARACTERS], error.message[:_SHORT_TEXT_CHARACTERS])
+
+
+class _FinishRetry(Retry):
+    """Goes round until the outcome is written, however long the server stays away, because only we know it.
+
+    Attributes:
+        status: the outcome as it is to be written; a cancel or a Go client may change it.
+        meta: what the entry says of the run.
+    """
+
+    def __init__(self, backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> None:
+        super().__init__(backend, first=_FIRST_PAUSE_SECONDS, longest=_LONGEST_PAUSE_SECONDS)
+        self.status = status
+        self.meta = ending.meta
+        self._attempt = attempt
+        self._ending = ending
+        self._reported = False
+
+    async def after_write(self, error: NqnbError) -> None:
+        """Pause, or make the entry smaller; see `Retry.after_write`."""
+        task = self._attempt.id
+        if isinstance(error, (ServerRefused, PayloadTooLarge)):
+            if is_too_large(error) and not (self._attempt.slim and isinstance(self.meta.result, UnsetType)):
+                self._attempt.slim = True
+                self.status, self.meta = await self._ending.without_result(self.status, self.meta)
+                return
+            # Whatever the server has refused, the outcome must not be lost for it.
+            log.warning("task %s: its outcome was refused and is written again in a second: %s", task, error)
+            await self.backend.sleep(_REFUSED_PAUSE_SECONDS)
+            return
+        if not isinstance(error, (RevisionConflict, Unconfirmed, ConnectionFailed)):
+            raise error
+        log.debug("task %s: its entry is read again before its outcome is written: %s", task, error)
+        if isinstance(error, RevisionConflict):
+            return
+        if self.backend.closed:
+            raise error
+        # Most outages are over after the first pause, and not worth a line in the log.
+        if not self._reported and (self.pause > _FIRST_PAUSE_SECONDS or isinstance(error, NoRoom)):
+            self._reported = self.backend.outage.took(error, "outcomes had to wait")
+        await self.rest()
+
+    async def after_read(self, error: NqnbError) -> None:
+        """Read again, however long the server stays away; see `Retry.after_read`."""
+        if not isinstance(error, (Unconfirmed, ConnectionFailed)) or self.backend.closed:
+            raise error
+        self.backend.outage.took(error)
+        await self.backend.sleep(_FIRST_PAUSE_SECONDS)
+
+
+async def _leave(backend: TaskBackend, attempt: Attempt) -> None:
+    """Let go of a run that was stopped without a cancel, as `nqnb.protocol.lifecycle.leave` decides."""
+    step = lifecycle.leave(attempt.why)
+    if step is LeaveStep.ACK:
+        await attempt.delivery.ack()
+    elif step is LeaveStep.HAND_BACK:
+        # It stays Processing, without a worker: as Pending with CurrentRetry 0, a cancel could record it as Deleted,
+        # although it had started.
+        meta = msgspec.structs.replace(attempt.entry.meta, worker="")
+        async with attempt.writing:
+            try:
+                await write_once(backend, msgspec.structs.replace(attempt.entry, Meta=meta), attempt.revision)
+            except (RevisionConflict, Unconfirmed, ConnectionFailed):
+                return
+        if not attempt.lost_lease():
+            await attempt.delivery.put_back()

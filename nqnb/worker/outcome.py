@@ -1,0 +1,226 @@
+"""Says how a run ended: its result, its error and its cancel's receipt, then lets the protocol record it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from nqnb import payload
+from nqnb.decode import depth
+from nqnb.errors import (
+    BadInput,
+    NoResponders,
+    NoRoom,
+    PayloadTooLarge,
+    ServerRefused,
+    Unavailable,
+    Unconfirmed,
+)
+from nqnb.jetstream.backend import Backend
+from nqnb.jetstream.server_errors import STREAM_FULL
+from nqnb.protocol import finish
+from nqnb.protocol.finish import Ending, cancel_receipt
+from nqnb.protocol.lifecycle import Ended, Stop
+from nqnb.protocol.transition import TOO_LARGE
+from nqnb.protocol.wire import ErrorInfo, Meta, Status, as_go
+from nqnb.text import line
+from nqnb.worker.execute import Poisoned
+from nqnb.worker.executors.executor import Result
+from nqnb.worker.job import plain_text
+from nqnb.worker.run import Run
+
+log = logging.getLogger("nqnb.worker")
+
+INLINE_RESULT = 4096
+"""Bytes of JSON, escaped as Go does, up to which a result is kept in the entry itself."""
+_DEEPEST_INLINE = 100
+"""How deep a result in the entry may be nested: a reader that cannot decode it cannot read the task's state either."""
+_TRACEBACK_CHARACTERS = 4096
+_MESSAGE_CHARACTERS = 1024
+_NAME_CHARACTERS = 100
+_EARLY_SECONDS = 0.05
+"""How much too early a run may be stopped at its deadline, because the reading of the server's clock gets better."""
+_RESULT_PAUSE_SECONDS = 1.0
+"""Seconds until a result is put into its bucket again."""
+_OUR_MODULES = (
+    "nqnb.worker.executors.coroutine",
+    "nqnb.worker.executors.thread",
+    "nqnb.notebook.print_capture",
+    "nqnb.notebook.kernel_worker",
+)
+_LOG_LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
+
+
+class Useless(Exception):
+    """A handler's return value that cannot be kept."""
+
+
+async def record_outcome(backend: Backend, run: Run, result: Result) -> Status | None:
+    """Record how a run ended, as `nqnb.protocol.finish.finish`, and log it.
+
+    Returns:
+        The state that was written; None where the task belongs to another worker now, or is left to be redelivered.
+
+    Raises:
+        NqnbError: the connection is closed; the server redelivers the message after the ack wait.
+    """
+    run.finishing = True
+    if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED and run.cancel is None:
+        result = Result(Ended.FAILED, error=TimeoutError(_timeout_text(run)))
+    meta, result = await describe(backend, run, result)
+    retries_left = run.entry.CurrentRetry < run.entry.MaxRetry and not _hopeless(run, result)
+    ending = Ending(
+        result.ended,
+        meta,
+        retries_left,
+        run.handler.backoff.delay(run.entry.CurrentRetry + 1) if retries_left else 0.0,
+        lambda status, meta: _without_result(backend, run, status, meta),
+    )
+    status, meta = await finish.finish(backend, run, ending)
+    if status is not None:
+        log.log(_LOG_LEVELS.get(status, logging.INFO), "%s", _told(run, status, meta, ending.retry_delay))
+    return status
+
+
+def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
+    """Return the log line about the end of a run."""
+    task = f"task {run.id} of queue {run.entry.Queue}"
+    why = f": {line(f'{meta.error.type}: {meta.error.message}', 300)}" if meta.error is not None else ""
+    if status is Status.PENDING:
+        attempt, attempts = run.entry.CurrentRetry + 1, run.entry.MaxRetry + 1
+        return f"{task} failed at attempt {attempt} of {attempts}, and runs again in {retry_delay:.1f} s{why}"
+    if status is Status.CANCELLED and meta.cancel is not None:
+        return f"{task} is cancelled: {meta.cancel.how}"
+    return f"{task} has {status.label}{why}"
+
+
+def _hopeless(run: Run, result: Result) -> bool:
+    """Return whether another attempt would end the same way."""
+    if _past_deadline(run) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
+        return True
+    judge = run.handler.is_failure
+    if judge is None or not isinstance(result.error, Exception):
+        return False
+    try:
+        return bool(judge(result.error))
+    except Exception:
+        log.exception("task %s: is_failure itself failed over %r, so it is retried", run.id, result.error)
+        return False
+
+
+def _past_deadline(run: Run) -> bool:
+    return bool(run.entry.Deadline) and run.delivery.now() + _EARLY_SECONDS >= run.entry.Deadline
+
+
+def _timeout_text(run: Run) -> str:
+    if _past_deadline(run):
+        return "its deadline passed"
+    return f"stopped after its timeout of {run.entry.Timeout} s"
+
+
+async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
+    """Return what the entry will say of a run. A return value that cannot be kept becomes a failure that says so."""
+    meta = msgspec.structs.replace(run.entry.meta, finished_at=backend.now(), error=None)
+    if run.job is not None:
+        meta.progress, meta.log = run.job.said
+    if result.ended is Ended.RETURNED:
+        try:
+            await _keep_result(backend, run, meta, result.value)
+        except BadInput as error:
+            result = Result(Ended.FAILED, error=Useless(str(error)))
+    if result.ended is Ended.FAILED and result.error is not None:
+        meta.error = describe_error(result.error)
+    if run.cancel is not None:
+        meta.cancel = await cancel_receipt(backend, run)
+    return meta, result
+
+
+async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
+    if value is None:
+        return
+    data = payload.encode_json(value, "result")
+    if len(data) <= INLINE_RESULT >= len(as_go(data)) and depth(data) <= _DEEPEST_INLINE:
+        meta.result = msgspec.Raw(data)
+    else:
+        meta.result_key = await _put_result(backend, run, data)
+
+
+async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
+    """Move the result from the entry into its bucket; where the bucket refuses it too, the run has failed."""
+    if isinstance(meta.result, UnsetType):
+        return status, meta
+    try:
+        key = await _put_result(backend, run, bytes(meta.result))
+    except BadInput as error:
+        return Status.FAILED, msgspec.structs.replace(meta, result=UNSET, error=describe_error(Useless(str(error))))
+    return status, msgspec.structs.replace(meta, result=UNSET, result_key=key)
+
+
+async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
+    """Put a result into its bucket, however long the server stays away; return its key there.
+
+    Raises:
+        BadInput: the server refuses it, and would refuse it later too.
+    """
+    # The key has the claim's revision, so a run that lost its task never overwrites the result of the newer one.
+    key, refused_since = f"{run.id}.{run.revision}", 0.0
+    while True:
+        try:
+            try:
+                await backend.results.put(key, data, backend.result_ttl)
+                return key
+            except Unavailable:
+                raise
+            except NoResponders:
+                # The bucket was deleted.
+                await backend.ensure_buckets()
+                why = "its bucket was gone"
+        except PayloadTooLarge as error:
+            raise BadInput(
+                f"the result of {len(data):,} bytes is too large: the server accepts {error.limit:,}. "
+                "Keep the result elsewhere, and return a path or key to it."
+            ) from None
+        except NoRoom as error:
+            if error.err_code == STREAM_FULL:
+                # An operator has limited the bucket, and may not raise that limit.
+                raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
+            why = str(error)
+        except ServerRefused as error:
+            # A full bucket may have room again in a moment.
+            refused_since = refused_since or time.monotonic()
+            patience = 0.0 if error.err_code == TOO_LARGE else backend.settings.retry_for
+            if time.monotonic() - refused_since >= patience:
+                raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
+            why = str(error)
+        except (NoResponders, Unconfirmed) as error:
+            if backend.closed:
+                raise
+            backend.outage.took(error)
+            why = str(error)
+        if not backend.outage.active:
+            log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
+        await asyncio.sleep(_RESULT_PAUSE_SECONDS)
+
+
+def describe_error(error: BaseException) -> ErrorInfo:
+    """Return an exception as text that is short enough for an entry, with the end of a long traceback."""
+    if isinstance(error, Useless):
+        return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
+    name = plain_text(type(error).__qualname__, _NAME_CHARACTERS)
+    try:
+        message = plain_text(error, _MESSAGE_CHARACTERS)
+    except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
+        message = f"this {name} has no text"
+    # The frames above the handler's are our own, and do not help its author.
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "") in _OUR_MODULES:
+        trace = trace.tb_next
+    text = "".join(traceback.format_exception(type(error), error, trace))
+    if len(text) > _TRACEBACK_CHARACTERS:
+        text = f"…{text[-_TRACEBACK_CHARACTERS:]}"
+    return ErrorInfo(name, message, plain_text(text, _TRACEBACK_CHARACTERS + 1))
