@@ -93,7 +93,7 @@ def use_task(data: bytes) -> TaskInfo | None:
         TaskMessage.of_entry(f"{task.ID}x", data)
     info = TaskInfo.of(task, 1)
     json.loads(to_json(info))
-    row_content.haystack(info)
+    row_content.search_text(info)
     msgspec.json.encode(
         [row_content.row(info), row_content.detail(info), [key(info, NOW) is None for key in COLUMNS.values()]]
     )

@@ -1,9 +1,9 @@
-"""Delivers what widgets send while a cell waits, in kernels that would keep it until the cell ends.
+"""Delivers the messages of widgets while a cell waits, in kernels that would keep them until the cell ends.
 
-Before version 7, ipykernel handles one message of its shell channel after the other, and a cell is one of them: a
-button that is pressed meanwhile stays in its queue. So while one of nqnb's own waits holds the main thread, what
-widgets have sent is taken out of that queue, and handled there and then. All else stays in it, in its order, and the
-kernel goes on with that after the cell.
+Before version 7, ipykernel handles the messages of its shell channel one after the other, and a cell is one of them.
+The click on a button stays in the queue until the cell ends. So while one of nqnb's own waits holds the main thread,
+the pump takes the messages of widgets out of that queue and handles them at once. All other messages keep their order,
+and the kernel handles them after the cell.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from nqnb.notebook.loop import LOOP
 
 _log = logging.getLogger(__name__)
 
-_OF_WIDGETS = frozenset({"comm_open", "comm_msg", "comm_close", "comm_info_request"})
+_WIDGET_MESSAGES = frozenset({"comm_open", "comm_msg", "comm_close", "comm_info_request"})
 _POLLIN, _POLLOUT = 1, 2
-"""Those of ZeroMQ."""
+"""The event flags of ZeroMQ."""
 
 
 def begin() -> None:
-    """Pump during the waits of this process, where it is a kernel that needs it; twice is as once."""
+    """Start pumping during nqnb's waits, where this process is a kernel that needs it; idempotent."""
     kernel = _kernel()
     if kernel is not None:
         LOOP.meanwhile = Pump(kernel)
 
 
 def end() -> None:
-    """Leave the waits of this process alone again."""
+    """Stop pumping."""
     LOOP.meanwhile = None
 
 
 def needed(version: str) -> bool:
-    """Whether a version of ipykernel keeps what widgets send until the cell ends."""
+    """Whether a version of ipykernel keeps the messages of widgets until the cell ends."""
     return version.partition(".")[0] == "6"
 
 
 class Pump:
-    """Each call handles what widgets have sent since the last one, on the main thread of a kernel.
+    """Handles the messages that widgets have sent since the last call, on the main thread of a kernel.
 
-    It does what the kernel's own dispatching does with a message, which itself cannot be used here: in some versions
-    it awaits what comes by the loop that is blocked now, and it would take the interrupt's handler from the cell.
+    It treats a message as the kernel's own dispatcher does. That dispatcher cannot be used here: some versions await
+    the loop, which is blocked now, and it would replace the cell's interrupt handler.
 
     Args:
         kernel: of ipykernel 6.
@@ -59,9 +59,9 @@ class Pump:
         self._broken = False
 
     def __call__(self) -> None:
-        """Handle what is there. Nothing happens inside of what a widget's message has set off, nor outside of a cell.
+        """Handle the waiting messages. Nothing happens inside a widget's message handler, nor outside of a cell.
 
-        A handler that waits for nqnb is thereby not entered once more meanwhile, as it never is without a pump.
+        So a message handler that waits for nqnb is not entered a second time, as without a pump.
         """
         if self._pumping or self._broken:
             return
@@ -74,39 +74,41 @@ class Pump:
                 self._take(sent)
             while sent:
                 self._handle(sent.popleft()[2][0])
-        except Exception:  # noqa: BLE001  what a kernel of another make lacks is no reason for the wait to fail
+        except Exception:  # noqa: BLE001  a different kernel must not make the wait fail
             self._broken = True
-            _log.warning("buttons wait for the end of the cell, as this kernel cannot be pumped", exc_info=True)
+            _log.warning(
+                "buttons take effect only after the cell: cannot read the messages of this kernel", exc_info=True
+            )
         finally:
             self._pumping = False
-            for each in sent:  # interrupted: they come after the cell
-                self._kernel.msg_queue.put_nowait(each)
+            for entry in sent:  # interrupted: the kernel handles these after the cell
+                self._kernel.msg_queue.put_nowait(entry)
 
     def _in_a_cell(self) -> bool:
         header = self._kernel.get_parent("shell").get("header", {})
         return bool(header.get("msg_type") == "execute_request")
 
     def _take(self, sent: deque[Any]) -> None:
-        """Move what widgets have sent out of the kernel's queue; an interrupt meanwhile would lose other messages."""
+        """Move the messages of widgets out of the kernel's queue. An interrupt in here would lose other messages."""
         self._kernel.shell_stream.flush(_POLLIN)
         queue = self._kernel.msg_queue
         rest: list[Any] = []
         while not queue.empty():
             entry = queue.get_nowait()
-            (sent if self._is_of_a_widget(entry) else rest).append(entry)
-        for each in rest:
-            queue.put_nowait(each)
+            (sent if self._is_from_widget(entry) else rest).append(entry)
+        for entry in rest:
+            queue.put_nowait(entry)
 
-    def _is_of_a_widget(self, entry: tuple[int, Any, tuple[Any, ...]]) -> bool:
+    def _is_from_widget(self, entry: tuple[int, Any, tuple[Any, ...]]) -> bool:
         _, dispatch, arguments = entry
         if dispatch != self._kernel.dispatch_shell:
             return False
         session = self._kernel.session
         try:
-            # Only a look: its signature can be checked once, and that is for whoever handles it.
+            # Only peek: a signature can be checked once, and the handling of the message does that.
             _, frames = session.feed_identities(arguments[0], copy=False)
-            return session.unpack(frames[1].bytes)["msg_type"] in _OF_WIDGETS
-        except Exception:  # noqa: BLE001  the kernel has its own words for what cannot be read
+            return session.unpack(frames[1].bytes)["msg_type"] in _WIDGET_MESSAGES
+        except Exception:  # noqa: BLE001  the kernel itself reports unreadable messages
             return False
 
     def _handle(self, frames: Any) -> None:
@@ -117,7 +119,7 @@ class Pump:
         except Exception:
             kernel.log.exception("Invalid Message")
             return
-        of_cell = kernel._parent_ident["shell"], kernel.get_parent("shell")
+        cell_parent = kernel._parent_ident["shell"], kernel.get_parent("shell")
         _flush()
         try:
             kernel.set_parent(idents, message, channel="shell")
@@ -125,12 +127,12 @@ class Pump:
             self._run(kernel.shell_handlers[message["header"]["msg_type"]], idents, message)
         finally:
             with _uninterrupted():
-                # What it printed is its own, what comes next is the cell's.
+                # Its prints belong to the message, later prints to the cell.
                 _flush()
                 kernel._publish_status("idle", "shell", message)
-                kernel.set_parent(*of_cell, channel="shell")
-                # Front ends take the last status for the kernel's.
-                kernel._publish_status("busy", "shell", of_cell[1])
+                kernel.set_parent(*cell_parent, channel="shell")
+                # Front ends show the last status as that of the kernel.
+                kernel._publish_status("busy", "shell", cell_parent[1])
                 kernel.shell_stream.flush(_POLLOUT)
 
     def _run(self, handler: Any, idents: Any, message: Any) -> None:
@@ -143,13 +145,13 @@ class Pump:
 
 
 def _step(coroutine: Any) -> None:
-    """Run a coroutine that awaits nothing, as that of ``comm_info_request``: the loop is blocked."""
+    """Run a coroutine that never suspends, such as that of ``comm_info_request``: the loop is blocked."""
     try:
         coroutine.send(None)
     except StopIteration:
         return
     coroutine.close()
-    raise RuntimeError("it waits for the kernel's loop, which waits for a cell")
+    raise RuntimeError("cannot run this message handler now: it awaits the kernel's loop, which a cell blocks")
 
 
 def _flush() -> None:
@@ -160,22 +162,22 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold an interrupt back until the end of the block."""
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    """Delay an interrupt until the end of the block."""
+    interrupts = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
-        if came:
+        if interrupts:
             signal.raise_signal(signal.SIGINT)
 
 
 def _kernel() -> Any:
-    """The kernel that this process is, where it needs a pump."""
+    """Return the kernel of this process, where it needs a pump."""
     if not needed(getattr(sys.modules.get("ipykernel"), "__version__", "")):
         return None
     shell = sys.modules["IPython"].get_ipython()
     kernel = getattr(shell, "kernel", None)
-    # One inside of another program has no channels.
+    # A kernel that is embedded in another program has no channels.
     return None if getattr(kernel, "shell_stream", None) is None else kernel

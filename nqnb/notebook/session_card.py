@@ -1,4 +1,4 @@
-"""The card of a session: server, storage, queues, workers, and what runs in this kernel, as HTML and as text."""
+"""The card that a notebook shows for a session: server, storage, queues, workers and handlers, as HTML and text."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nqnb.server import detached as detached_server
 from nqnb.store import StateStore
 from nqnb.text import size
 
-_MOST = 8
-"""Queues, and workers, that a card names."""
+_MAX_LISTED = 8
+"""The most queues, and workers, that a card names."""
 
 _STYLE = """
 .nqnb-card{font:13px/1.5 system-ui,sans-serif;max-width:46em;border:1px solid #8886;border-radius:8px;
@@ -31,7 +31,7 @@ padding:.7em 1em;color:inherit}
 
 @dataclass
 class Card:
-    """What a card says; `fill` asks the server for the rest."""
+    """The content of a card; `fill` asks the server for its part."""
 
     urls: Sequence[str]
     why: str
@@ -46,23 +46,23 @@ class Card:
     workers: list[WorkerInfo] | None = field(default=None)
 
     async def fill(self, client: Client) -> None:
-        """Ask the server; what it does not let us see is left out."""
+        """Ask the server; what the user may not see is left out."""
         self.version = client.server_version
         connection = client.backend.connection
         if not connection.connected:
-            raise ConnectionFailed("the server is away; the session goes on when it is back")
-        self.jetstream = _usage(await _seen(connection.api("INFO")))
-        self.queues = await _seen(client.queues())
-        self.workers = await _seen(client.workers())
+            raise ConnectionFailed("the server is not connected; the session resumes when it is back")
+        self.jetstream = _usage(await _allowed(connection.api("INFO")))
+        self.queues = await _allowed(client.queues())
+        self.workers = await _allowed(client.workers())
         bucket = client.settings.state_bucket
         if self.store is None:
-            info = await _seen(connection.api(f"STREAM.INFO.{bucket_stream(bucket)}"))
+            info = await _allowed(connection.api(f"STREAM.INFO.{bucket_stream(bucket)}"))
             self.states = f"bucket {bucket}" + (f", {_count(info['state']['messages'], 'task')}" if info else "")
         else:
-            self.states = f"{type(self.store).__qualname__}, a store of your own"
+            self.states = f"{type(self.store).__qualname__}, your own store"
 
     def lines(self) -> list[tuple[str, str]]:
-        """What it says, as names and texts."""
+        """Return the lines of the card, as names and texts."""
         found: list[tuple[str, str]] = []
         if self.problem:
             found.append(("now", self.problem))
@@ -74,16 +74,16 @@ class Card:
         if self.detached and (server := detached_server.look().server) is not None:
             found.append(("kept in", server.store))
         if self.queues is not None:
-            found.append(("queues", _listed([_queue(each) for each in self.queues], "none yet")))
+            found.append(("queues", _listed([_queue(info) for info in self.queues], "none yet")))
         if self.workers is not None:
-            found.append(("workers", _listed([_worker(each) for each in self.workers], "none")))
+            found.append(("workers", _listed([_worker(info) for info in self.workers], "none")))
         if len(self.local):
             found.append(("runs here", _listed([repr(self.local[queue]) for queue in self.local], "")))
         return found
 
 
 def html(card: Card) -> str:
-    """The card for a page; it follows the page's light or dark colours."""
+    """Return the card as HTML, in the page's light or dark colours."""
     items = "".join(
         f"<dt>{escape(name)}</dt><dd{' class=away' if name == 'now' else ''}>{escape(text)}</dd>".replace("\n", "<br>")
         for name, text in card.lines()
@@ -93,7 +93,7 @@ def html(card: Card) -> str:
 
 
 def text(card: Card) -> str:
-    """The card as plain text."""
+    """Return the card as plain text."""
     lines = [f"nqnb session with {', '.join(card.urls)}"]
     for name, said in card.lines():
         first, *rest = said.split("\n")
@@ -101,10 +101,10 @@ def text(card: Card) -> str:
     return "\n".join(lines)
 
 
-async def _seen(ask: Any) -> Any:
-    """What the server answers; None where our user may not ask."""
+async def _allowed(request: Any) -> Any:
+    """Return the server's answer; None where the user may not ask."""
     try:
-        return await ask
+        return await request
     except NqnbError:
         return None
 
@@ -142,6 +142,6 @@ def _count(count: int, what: str) -> str:
 
 
 def _listed(parts: list[str], none: str) -> str:
-    if len(parts) > _MOST:
-        parts = [*parts[:_MOST], f"and {len(parts) - _MOST:,} more"]
+    if len(parts) > _MAX_LISTED:
+        parts = [*parts[:_MAX_LISTED], f"and {len(parts) - _MAX_LISTED:,} more"]
     return "\n".join(parts) or none

@@ -1,4 +1,4 @@
-"""Feeds live tables: one watch of all tasks a session, on the loop thread, for as long as a table is open."""
+"""Feeds the live tables of a session: one watch of all tasks on the loop thread, while a table is open."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nqnb.notebook")
 
-_PAGE = 2000
-"""Tasks that a new table is handed at once of what is known already."""
+_BATCH_TASKS = 2000
+"""The most tasks of one batch that a new table receives at its start."""
 
 Wanted = Callable[[TaskInfo], bool]
 
 
 @dataclass
-class _Seat:
-    """A table, which tasks it shows, and what it was told last of the watch itself."""
+class _Subscriber:
+    """A table, the tasks that it shows, and the state of the watch that it received last."""
 
     table: TaskTable
     wanted: Wanted
-    told: tuple[bool, bool] = (False, False)
+    last_state: tuple[bool, bool] = (False, False)
 
 
 class TableFeed:
-    """The tables of one session, and what they show. What follows `cancel` happens on the loop thread."""
+    """The live tables of one session. The methods after `cancel` run on the loop thread."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._seats: list[_Seat] = []
+        self._subscribers: list[_Subscriber] = []
         self._tables: list[TaskTable] = []
-        """Those that are not closed, also while nobody looks at them."""
+        """The tables that are not closed, also while no page shows them."""
         self._tasks: dict[str, TaskInfo] = {}
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
         self._closed = False
 
     def open(self, rows: Rows, title: str, wanted: Wanted) -> TaskTable:
-        """A live table of the tasks that are wanted there."""
+        """Return a live table of the tasks that ``wanted`` accepts."""
         from nqnb.widgets.table import TaskTable
 
         def attach() -> None:
-            LOOP.soon(self._attach, _Seat(table, wanted))
+            LOOP.soon(self._attach, _Subscriber(table, wanted))
 
         def detach() -> None:
             LOOP.soon(self._detach, table)
@@ -63,109 +63,111 @@ class TableFeed:
         table = TaskTable(
             rows, title=title, cancel=lambda ids: self.cancel(table, ids), on_close=detach, on_open=attach
         )
-        self._tables = [each for each in self._tables if not each.closed] + [table]
+        self._tables = [known for known in self._tables if not known.closed] + [table]
         attach()
         return table
 
     def close_tables(self) -> None:
-        """Make every open table a still picture of itself."""
+        """Freeze and close every open table."""
         tables, self._tables = self._tables, []
         for table in tables:
-            # A page that is gone shows nothing anyway.
+            # The page may be gone.
             with contextlib.suppress(Exception):
                 table.freeze()
             with contextlib.suppress(Exception):
                 table.close()
 
     def cancel(self, table: TaskTable, ids: list[str]) -> None:
-        """Cancel tasks whose buttons were pressed in a table, and tell it what becomes of it; returns at once."""
+        """Cancel tasks whose buttons were pressed in a table, and report each outcome to it. Return at once."""
         LOOP.soon(lambda: spawn(self._cancel(table, ids)))
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._closed = True
-        self._seats.clear()
-        self._rest()
+        self._subscribers.clear()
+        self._stop_watch()
 
-    def _attach(self, seat: _Seat) -> None:
+    def _attach(self, subscriber: _Subscriber) -> None:
         if self._closed:
             return
         if self._watch is None or self._watch.done():
-            self._begin_anew()
-        known = [task for task in self._tasks.values() if seat.wanted(task)]
-        self._seats.append(seat)
-        for start in range(0, len(known), _PAGE):
-            more = start + _PAGE < len(known)
-            self._tell(seat, TaskBatch(tasks=known[start : start + _PAGE], complete=self._complete and not more))
+            self._restart_watch()
+        known = [task for task in self._tasks.values() if subscriber.wanted(task)]
+        self._subscribers.append(subscriber)
+        for start in range(0, len(known), _BATCH_TASKS):
+            more = start + _BATCH_TASKS < len(known)
+            self._send(
+                subscriber, TaskBatch(tasks=known[start : start + _BATCH_TASKS], complete=self._complete and not more)
+            )
         if not known or self._lost:
-            self._tell(seat, TaskBatch(complete=self._complete, lost=self._lost))
+            self._send(subscriber, TaskBatch(complete=self._complete, lost=self._lost))
 
-    def _begin_anew(self) -> None:
-        """Watch from the start: what a watch that has ended knew may be gone."""
+    def _restart_watch(self) -> None:
+        """Watch from the start: tasks that an ended watch knew may be gone."""
         self._tasks = {}
         self._complete = self._lost = False
-        self._watch = spawn(self._run())
-        for seat in list(self._seats):
-            self._tell(seat, TaskBatch(anew=True))
+        self._watch = spawn(self._follow())
+        for subscriber in list(self._subscribers):
+            self._send(subscriber, TaskBatch(anew=True))
 
     def _detach(self, table: TaskTable) -> None:
-        self._seats = [seat for seat in self._seats if seat.table is not table]
-        if not self._seats:
-            self._rest()
+        self._subscribers = [subscriber for subscriber in self._subscribers if subscriber.table is not table]
+        if not self._subscribers:
+            self._stop_watch()
 
-    def _rest(self) -> None:
+    def _stop_watch(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
         self._watch = None
         self._tasks = {}
         self._complete = self._lost = False
 
-    async def _run(self) -> None:
+    async def _follow(self) -> None:
         try:
             async for batch in self._client.watch():
-                self._take(batch)
+                self._apply(batch)
         except NqnbError as error:
-            log.warning("the live tables stand still: %s", error)
-            self._take(TaskBatch(complete=self._complete, lost=True))
+            log.warning("live tables stopped updating (open them again): %s", error)
+            self._apply(TaskBatch(complete=self._complete, lost=True))
         except Exception:
-            log.exception("the live tables stand still, something went wrong inside nqnb")
-            self._take(TaskBatch(complete=self._complete, lost=True))
+            log.exception("live tables stopped updating: unexpected error in nqnb")
+            self._apply(TaskBatch(complete=self._complete, lost=True))
 
-    def _take(self, batch: TaskBatch) -> None:
+    def _apply(self, batch: TaskBatch) -> None:
         if batch.anew:
             self._tasks.clear()
         self._tasks.update((task.id, task) for task in batch.tasks)
         for task_id in batch.gone:
             self._tasks.pop(task_id, None)
         self._complete, self._lost = batch.complete, batch.lost
-        for seat in list(self._seats):
-            tasks = [task for task in batch.tasks if seat.wanted(task)]
-            if tasks or batch.gone or batch.anew or seat.told != (batch.complete, batch.lost):
-                self._tell(
-                    seat,
+        for subscriber in list(self._subscribers):
+            tasks = [task for task in batch.tasks if subscriber.wanted(task)]
+            if tasks or batch.gone or batch.anew or subscriber.last_state != (batch.complete, batch.lost):
+                self._send(
+                    subscriber,
                     TaskBatch(tasks=tasks, gone=batch.gone, complete=batch.complete, lost=batch.lost, anew=batch.anew),
                 )
 
-    def _tell(self, seat: _Seat, batch: TaskBatch) -> None:
-        seat.told = (batch.complete, batch.lost)
+    def _send(self, subscriber: _Subscriber, batch: TaskBatch) -> None:
+        subscriber.last_state = (batch.complete, batch.lost)
         try:
-            seat.table.update(batch)
+            subscriber.table.update(batch)
         except Exception:
-            # One table that fails must not end the others.
-            log.exception("a live table is left out, something went wrong inside nqnb")
-            self._detach(seat.table)
+            # One failing table must not stop the others.
+            log.exception("a live table stopped updating: unexpected error in nqnb")
+            self._detach(subscriber.table)
 
     async def _cancel(self, table: TaskTable, ids: list[str]) -> None:
-        async def one(id: str) -> None:
+        async def cancel_one(task_id: str) -> None:
             try:
-                receipt = await self._client.cancel(id)
+                receipt = await self._client.cancel(task_id)
             except NqnbError as error:
-                table.cancel_outcome(id, str(error), refused=True)
+                table.cancel_outcome(task_id, str(error), refused=True)
             else:
-                table.cancel_outcome(id, _said(receipt), refused=False)
+                table.cancel_outcome(task_id, _outcome_text(receipt), refused=False)
 
-        await outcomes_of(ids, one, AT_ONCE)
+        await outcomes_of(ids, cancel_one, AT_ONCE)
 
 
-def _said(receipt: CancelReceipt) -> str:
+def _outcome_text(receipt: CancelReceipt) -> str:
     return "cancelling: its code still runs" if receipt.stopping else receipt.how or receipt.status.label

@@ -1,1 +1,1 @@
-"""Live tables of tasks. They know nothing of sessions: a table is fed batches and is handed a ``cancel`` to call."""
+"""Live tables of tasks. They do not depend on sessions: a table receives batches of changes, and a ``cancel`` to call."""

@@ -1,4 +1,8 @@
-"""What makes clicks arrive while a cell is busy, in the kernels that there are."""
+"""What differs between Jupyter kernels and front ends: clicks while a cell is busy, and outputs that are replaced.
+
+A front end accepts an update of an output at any time. Programs that run a notebook without a front end (nbclient, and
+so nbconvert and papermill) accept it only while a cell runs.
+"""
 
 from __future__ import annotations
 
@@ -11,70 +15,70 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import update_display
 
 
-def unpin(comm: Any) -> None:
-    """Let messages from the page come by whichever shell is free.
+def use_any_subshell(comm: Any) -> None:
+    """Let messages from the page arrive on any free subshell.
 
-    ipykernel 7.4 answers on the shell that the comm published on last, and that is the busy one for a widget that was
-    made in a cell. Its hook is private, and is left alone where it is not there.
+    ipykernel 7.4 answers on the shell on which the comm published last. For a widget that a cell made, this is the busy
+    shell. The hook is private; a kernel without it is left unchanged.
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda data, default: default
 
 
-def warn() -> None:
-    """Say so where this kernel is one of those that hang at random when widgets send to it."""
-    text = trouble(getattr(sys.modules.get("ipykernel"), "__version__", ""))
+def warn_if_buttons_hang() -> None:
+    """Warn where this version of ipykernel can hang when a widget sends a message."""
+    text = known_problem(getattr(sys.modules.get("ipykernel"), "__version__", ""))
     if text:
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-def trouble(version: str) -> str:
-    """What is wrong with buttons in a version of ipykernel; nothing where nothing is."""
+def known_problem(version: str) -> str:
+    """Return the problem that a version of ipykernel has with buttons; empty where it has none."""
     major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]
     if major == "7" and minor in {"0", "1", "2", "3"}:
         return (
             f"ipykernel {version} may hang when a button is pressed while a cell runs; "
-            'install a better one with `pip install "ipykernel>=7.4"` and restart the kernel'
+            'install a newer version with `pip install "ipykernel>=7.4"`, then restart the kernel'
         )
     return ""
 
 
 def replace(display_id: str, bundle: dict[str, str]) -> None:
-    """Replace what was displayed under an id; from any thread, and nothing happens outside of IPython.
+    """Replace what was displayed under an id, from any thread. Nothing happens outside of IPython.
 
-    At the end of the cell that runs, or comes next, it is said once more.
+    The replacement is repeated at the end of the current or the next cell.
 
     Args:
         display_id: the id.
-        bundle: what comes in its place, by MIME type.
+        bundle: the replacement, by MIME type.
     """
     if not InteractiveShell.initialized():
         return
-    _say(display_id, bundle)
+    _update(display_id, bundle)
 
     def again() -> bool:
-        _say(display_id, bundle)
+        _update(display_id, bundle)
         return False
 
     at_ends_of_cells(again)
 
 
-def at_ends_of_cells(do: Callable[[], bool]) -> None:
-    """Call a function at the end of each cell, the one that runs too, for as long as it gives True.
+def at_ends_of_cells(callback: Callable[[], bool]) -> None:
+    """Call a function at the end of each cell, including the current one, as long as it returns True.
 
-    Nothing happens outside of a kernel: a terminal would print twice what is displayed anew.
+    Nothing happens outside of a kernel: a terminal would print the replaced output a second time.
     """
     shell = InteractiveShell.instance() if InteractiveShell.initialized() else None
     if shell is None or not hasattr(shell, "kernel"):
         return
 
     def call(*_: object) -> None:
-        if not do():
+        if not callback():
             shell.events.unregister("post_run_cell", call)
 
     shell.events.register("post_run_cell", call)
 
 
-def _say(display_id: str, bundle: dict[str, str]) -> None:
+def _update(display_id: str, bundle: dict[str, str]) -> None:
     update_display(bundle, raw=True, display_id=display_id)  # type: ignore[no-untyped-call]  # IPython's

@@ -1,6 +1,6 @@
-"""What a task looks like in a table: one row of short texts and numbers, and the details of an opened one.
+"""The content of a task's row in a table: a row of short texts and numbers, and the details of an opened row.
 
-Everything is text, made safe and cut here; times are Unix seconds, so that the page lets them tick by itself.
+All texts are escaped and cut here. Times are Unix seconds, so that the page can update them by itself.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.text import clean, line, payload_text, receipt_words, size
 
-WIDEST = 2000
-"""Characters of a line in an opened row."""
-LONGEST = 20_000
-"""Characters of one part of an opened row."""
-ONE_LINE = 100
-"""Bytes up to which a payload or result stays in one line."""
-SEARCHED = 1000
-"""How many characters of a payload or an error a search looks at."""
+MAX_LINE_CHARACTERS = 2000
+"""The longest line in an opened row."""
+MAX_PART_CHARACTERS = 20_000
+"""The longest part of an opened row."""
+MAX_ONE_LINE_BYTES = 100
+"""Up to this size a payload or result stays on one line."""
+MAX_SEARCHED_CHARACTERS = 1000
+"""How much of a payload or an error a search reads."""
 
 
 def row(task: TaskInfo) -> dict[str, Any]:
-    """A task's row, as it travels to the page."""
+    """Return a task's row for the page."""
     progress = task.progress
     words = line(progress.text, 60) if progress else ""
     if progress and not words and not progress.total > 0 and progress.done:
@@ -49,22 +49,20 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 
 def detail(task: TaskInfo) -> list[dict[str, str]]:
-    """An opened row: its parts, each with a ``name`` and a ``text``, and a ``kind``: facts, error, data or log."""
+    """Return the parts of an opened row, each with a ``name``, a ``text``, and a ``kind``: facts, error, data or log."""
     parts: list[dict[str, str]] = []
     if task.error:
         worker = f" · worker {line(task.worker, 80)}" if task.worker else ""
         head = f"error · attempt {task.attempt} of {max(task.attempt, task.max_retry + 1)}{worker}"
         trace = task.error.traceback.rstrip()
         what = error_text(task)
-        # A traceback ends with the error itself; a foreign one may be anything.
+        # A Python traceback ends with the error; that of another client can be any text.
         text = trace if what and trace.endswith(what) else "\n".join(part for part in (what, trace) if part)
         parts.append({"name": head, "kind": "error", "text": cut(text)})
     if task.cancel:
         parts.append({"name": "cancel", "kind": "facts", "text": cut(_receipt(task.cancel))})
     if task.result_key:
-        parts.append(
-            {"name": "result", "kind": "facts", "text": "kept apart, for its size; the task's result() gets it"}
-        )
+        parts.append({"name": "result", "kind": "facts", "text": "too large to show; the task's result() returns it"})
     elif task.result:
         parts.append({"name": "result", "kind": "data", "text": cut(_data(task.result))})
     name = f"payload · {size(len(task.payload))}"
@@ -77,34 +75,37 @@ def detail(task: TaskInfo) -> list[dict[str, str]]:
     return parts
 
 
-def haystack(task: TaskInfo) -> str:
-    """What a search looks at, in one case: the id, queue, worker, error, and the beginning of the payload."""
-    payload = preview(task.payload, SEARCHED)
-    return "\n".join((task.id, task.queue, task.worker, error_text(task)[:SEARCHED], payload)).casefold()
+def search_text(task: TaskInfo) -> str:
+    """Return the text that a search reads, casefolded: id, queue, worker, error, and the start of the payload."""
+    payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
+    return "\n".join((task.id, task.queue, task.worker, error_text(task)[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
 
 
 def attempt(task: TaskInfo) -> str:
-    """Which attempt, and of how many where there may be more than one: ``1``, ``2 / 3``."""
+    """Return the attempt, with the number of attempts where there can be several: ``1``, ``2 / 3``."""
     return f"{task.attempt} / {max(task.attempt, task.max_retry + 1)}" if task.max_retry > 0 else str(task.attempt)
 
 
 def stamp(moment: datetime | None) -> float | None:
-    """A time as Unix seconds."""
+    """Return a time as Unix seconds."""
     return None if moment is None else moment.timestamp()
 
 
 def cut(text: str) -> str:
-    """Text that fits a page: at most `LONGEST` characters, and `WIDEST` a line; it says where something is left out."""
-    rest = len(text) - LONGEST
-    lines = (text[:LONGEST] if rest > 0 else text).split("\n")
-    kept = [each if len(each) <= WIDEST else f"{each[:WIDEST]}… ({len(each):,} characters)" for each in lines]
+    """Return text that fits a page: cut to `MAX_PART_CHARACTERS`, each line to `MAX_LINE_CHARACTERS`, with a note."""
+    rest = len(text) - MAX_PART_CHARACTERS
+    lines = (text[:MAX_PART_CHARACTERS] if rest > 0 else text).split("\n")
+    kept = [
+        line if len(line) <= MAX_LINE_CHARACTERS else f"{line[:MAX_LINE_CHARACTERS]}… ({len(line):,} characters)"
+        for line in lines
+    ]
     if rest > 0:
         kept.append(f"… ({rest:,} more characters)")
     return clean("\n".join(kept))
 
 
 def _data(data: bytes) -> str:
-    return payload_text(data, pretty=len(data) > ONE_LINE)
+    return payload_text(data, pretty=len(data) > MAX_ONE_LINE_BYTES)
 
 
 def _facts(task: TaskInfo) -> str:
@@ -142,5 +143,5 @@ def _lines(pairs: list[tuple[str, str]]) -> str:
 
 
 def _when(moment: datetime | None) -> str:
-    """A local time to the millisecond."""
+    """Return a local time to the millisecond."""
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

@@ -1,4 +1,4 @@
-"""The rows of a live table: every task that it may show, which of them match, in which order, and how many of each."""
+"""The rows of a live table: its tasks, filtered, searched, sorted and counted, with their cancels and throughput."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from nqnb.widgets import row_content
 
 
 class Rows:
-    """Tasks of one queue, of some ids, or all; filtered, searched and sorted. Not safe among threads.
+    """Tasks of one queue, of some ids, or all; filtered, searched and sorted. Not thread-safe.
 
-    With n tasks: a change costs what a search by halves costs (and a look at its text while one searches); a new search
-    reads n texts, of which each is made once; another filter or sort is one sort of n; a page costs its length. So
-    100,000 tasks take about a quarter of a second where all of them are read, and nothing much elsewhere.
+    Costs for n tasks: a change needs a binary search, and a scan of the task's text while a search is active. A new
+    search scans n texts, each of which is built once. A new filter or sort sorts n tasks. A page costs its length. So
+    100,000 tasks take about a quarter of a second where all of them are read, and little otherwise.
 
     Args:
         queue: only tasks of this queue.
         ids: only these tasks.
-        clock: seconds, for how fast tasks end.
+        clock: gives seconds, for the throughput.
     """
 
     def __init__(
@@ -40,22 +40,22 @@ class Rows:
         self.ids = None if ids is None else frozenset(ids)
         self.search = ""
         self.statuses: frozenset[Status] = frozenset()
-        self.asked = Asked()
+        self.pending_cancels = PendingCancels()
         self.throughput = Throughput(clock)
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
         self._found: dict[str, Status] = {}
-        """The tasks that match the search, and as what each is counted."""
+        """The tasks that match the search, and the status under which each is counted."""
         self._counts = dict.fromkeys(Status, 0)
         self._open: set[str] = set()
         self._running: set[str] = set()
         self._queues: dict[str, int] = {}
         self._order = Order()
         self._clock = clock
-        self._moved = 0.0
+        self._run_sorted_at = 0.0
         self._changed: set[str] = set()
-        self._anew = False
+        self._rebuild = False
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -65,28 +65,28 @@ class Rows:
 
     @property
     def tasks(self) -> Collection[TaskInfo]:
-        """All of them, in the order in which they were first heard of."""
+        """All tasks, in the order of their first appearance."""
         return self._tasks.values()
 
     @property
     def order(self) -> Order:
-        """Which tasks match, in their order."""
+        """The tasks that match, in their order."""
         return self._refreshed()
 
     @property
     def done(self) -> bool:
-        """Whether nothing here will change any more: only for rows of given ids, all of which have ended."""
+        """Whether no row will change again: only for rows of given ids, when all of these tasks have ended."""
         if self.ids is None:
             return False
         return not self._open and self.ids <= self._tasks.keys() | self._gone
 
     @property
     def many_queues(self) -> bool:
-        """Whether the tasks are of more than one queue."""
+        """Whether the tasks belong to more than one queue."""
         return len(self._queues) > 1
 
     def apply(self, tasks: Iterable[TaskInfo], gone: Iterable[str] = ()) -> None:
-        """Take in changes; what is older than what is known, or of no concern here, is passed over."""
+        """Apply changes; a state that is older than the known one, or of another queue or id, is ignored."""
         for task in tasks:
             known = self._tasks.get(task.id)
             if self._concerns(task) and (known is None or known.revision <= task.revision):
@@ -95,89 +95,89 @@ class Rows:
             self._drop(task_id)
 
     def clear(self) -> None:
-        """Forget all tasks; the filter, the search and the order stay."""
+        """Remove all tasks; the filter, the search and the order stay."""
         for task_id in list(self._tasks):
             self._drop(task_id)
         self._gone.clear()
 
     def find(self, text: str) -> None:
-        """Match only tasks whose text has every word of this, in any case; `cells.haystack` is what is looked at."""
+        """Match only tasks whose text contains every word, in any case; `row_content.search_text` gives the text."""
         text = " ".join(text.casefold().split())[:200]
         if text == self.search:
             return
         narrower = self.search and text.startswith(self.search)
-        among = [self._tasks[each] for each in self._found] if narrower else list(self._tasks.values())
+        among = [self._tasks[task_id] for task_id in self._found] if narrower else list(self._tasks.values())
         self.search = text
         words = text.split()
         self._found = {task.id: task.status for task in among if not words or self._has(task, words)}
         self._counts = dict.fromkeys(Status, 0)
         for status in self._found.values():
             self._counts[status] += 1
-        self._anew = True
+        self._rebuild = True
 
     def only(self, statuses: Iterable[Status]) -> None:
-        """Match only tasks in these states; none given: in any."""
+        """Match only tasks in these states; without any, match all states."""
         self.statuses = frozenset(statuses)
-        self._anew = True
+        self._rebuild = True
 
     def sort(self, column: str, *, down: bool = False) -> None:
-        """Order by a column of `order.COLUMNS`.
+        """Order by a column of `COLUMNS`.
 
         Raises:
-            KeyError: there is no such column.
+            KeyError: no such column.
         """
         COLUMNS[column]
         if (column, down) != (self._order.column, self._order.down):
             self._order = Order(column, down=down)
-            self._anew = True
+            self._rebuild = True
 
     def counts(self) -> dict[str, int]:
-        """How many tasks match the search, by the name of their state."""
+        """Return how many tasks match the search, by the name of their state."""
         return {status.label: count for status, count in self._counts.items()}
 
     def open_matching(self) -> list[str]:
-        """The tasks that match and have not ended: what a cancel of all that is shown is about."""
+        """Return the tasks that match and have not ended, which "Cancel all" cancels."""
         order = self._refreshed()
         if not self.search and not self.statuses:
             return list(self._open)
-        return [each for each in self._open if each in order]
+        return [task_id for task_id in self._open if task_id in order]
 
     def page(self, start: int, count: int, keep: Iterable[str] = ()) -> list[str]:
-        """The ids of a page; those of ``keep`` that are still there stand first and stay as they are."""
+        """Return the ids of a page; those of ``keep`` that still exist come first, in their old order."""
         order = self._refreshed()
-        kept = list(dict.fromkeys(each for each in keep if each in self._tasks))
+        kept = list(dict.fromkeys(task_id for task_id in keep if task_id in self._tasks))
         if not kept:
             return order.page(start, count)
-        have = set(kept)
-        return [*kept, *(each for each in order.page(start, count) if each not in have)][:count]
+        known = set(kept)
+        return [*kept, *(task_id for task_id in order.page(start, count) if task_id not in known)][:count]
 
     def task(self, task_id: str) -> TaskInfo:
-        """A task that is here.
+        """Return a task of these rows.
 
         Raises:
-            KeyError: it is not.
+            KeyError: no such task.
         """
         return self._tasks[task_id]
 
     def is_open(self, task_id: str) -> bool:
-        """Whether a task is here and has not ended."""
+        """Whether a task is in these rows and has not ended."""
         return task_id in self._open
 
     def row(self, task_id: str) -> dict[str, Any]:
-        """A row as it travels: see `cells.row`, and what was asked of the task."""
-        return {**row_content.row(self._tasks[task_id]), **self.asked.of(task_id)}
+        """Return a row for the page: see `row_content.row`, with the cancel of the task."""
+        return {**row_content.row(self._tasks[task_id]), **self.pending_cancels.of(task_id)}
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
-        """An opened row: see `cells.detail`."""
+        """Return the details of an opened row: see `row_content.detail`."""
         return row_content.detail(self._tasks[task_id])
 
     def revision(self, task_id: str) -> int:
-        """Which state of a task is known; 0 where none is."""
+        """Return the revision of the known state of a task; 0 for an unknown task."""
         task = self._tasks.get(task_id)
         return 0 if task is None else task.revision
 
-    def left(self) -> tuple[float | None, float | None]:
-        """Tasks a second, and the seconds until what is open will have ended at that rate; None where unknown."""
+    def pace(self) -> tuple[float | None, float | None]:
+        """Return tasks per second, and the seconds until all open tasks have ended at that rate; None where unknown."""
         rate = self.throughput.rate()
         return rate, len(self._open) / rate if rate and self._open else None
 
@@ -193,7 +193,7 @@ class Rows:
             if known is not None and not known.status.terminal and task.status in (Status.COMPLETED, Status.FAILED):
                 self.throughput.end()
             self._open.discard(task.id)
-            self.asked.ended(task.id)
+            self.pending_cancels.ended(task.id)
         else:
             self._open.add(task.id)
         (self._running.add if task.status is Status.PROCESSING else self._running.discard)(task.id)
@@ -209,7 +209,7 @@ class Rows:
             self._texts.pop(task_id, None)
             self._open.discard(task_id)
             self._running.discard(task_id)
-            self.asked.forget(task_id)
+            self.pending_cancels.forget(task_id)
             self._recount(task_id, None)
 
     def _recount(self, task_id: str, found: TaskInfo | None) -> None:
@@ -232,7 +232,7 @@ class Rows:
     def _has(self, task: TaskInfo, words: list[str]) -> bool:
         text = self._texts.get(task.id)
         if text is None:
-            text = self._texts[task.id] = row_content.haystack(task)
+            text = self._texts[task.id] = row_content.search_text(task)
         return all(word in text for word in words)
 
     def _matches(self, task_id: str) -> bool:
@@ -240,12 +240,12 @@ class Rows:
         return status is not None and (not self.statuses or status in self.statuses)
 
     def _refreshed(self) -> Order:
-        """The order with every change in it."""
-        if self._order.column == "run" and self._clock() >= self._moved + 1:  # what runs moves by itself
-            self._moved = self._clock()
+        """Return the order with all changes applied."""
+        if self._order.column == "run" and self._clock() >= self._run_sorted_at + 1:  # run times change by themselves
+            self._run_sorted_at = self._clock()
             self._changed |= self._running
-        if self._anew or len(self._changed) > 1000 + len(self._order) // 10:
-            self._order.build(self._tasks[each] for each in self._found if self._matches(each))
+        if self._rebuild or len(self._changed) > 1000 + len(self._order) // 10:
+            self._order.build(self._tasks[task_id] for task_id in self._found if self._matches(task_id))
         else:
             for task_id in self._changed:
                 if self._matches(task_id):
@@ -253,43 +253,43 @@ class Rows:
                 else:
                     self._order.drop(task_id)
         self._changed.clear()
-        self._anew = False
+        self._rebuild = False
         return self._order
 
 
-class Asked:
-    """Cancels that were pressed here. A press stands until its task is terminal, a refusal until it is dismissed."""
+class PendingCancels:
+    """Cancels whose buttons were pressed. A press lasts until its task is terminal, a refusal until it is dismissed."""
 
     def __init__(self) -> None:
         self._pressed: dict[str, float] = {}
         self._refused: dict[str, str] = {}
 
     def press(self, ids: Iterable[str], at: float) -> None:
-        """A cancel was asked for, at a time in Unix seconds."""
+        """Note that cancel buttons were pressed, at a time in Unix seconds."""
         for task_id in ids:
             self._pressed.setdefault(task_id, at)
             self._refused.pop(task_id, None)
 
     def refuse(self, task_id: str, why: str) -> None:
-        """The cancel was refused; the button is there again where the task has not ended."""
+        """Note that a cancel was refused; the button can be pressed again where the task has not ended."""
         self._pressed.pop(task_id, None)
         self._refused[task_id] = line(why, 500)
 
     def dismiss(self, task_id: str) -> None:
-        """The person has read why."""
+        """Remove the reason of a refusal, which the user has read."""
         self._refused.pop(task_id, None)
 
     def ended(self, task_id: str) -> None:
-        """The task is terminal."""
+        """Note that the task is terminal."""
         self._pressed.pop(task_id, None)
 
     def forget(self, task_id: str) -> None:
-        """The task is no more."""
+        """Note that the task no longer exists."""
         self._pressed.pop(task_id, None)
         self._refused.pop(task_id, None)
 
     def of(self, task_id: str) -> dict[str, Any]:
-        """What the row of a task says of it: when it was ``pressed``, and why ``refused``."""
+        """Return the fields of a task's row: when the button was ``pressed``, and why the cancel was ``refused``."""
         return {"pressed": self._pressed.get(task_id), "refused": self._refused.get(task_id, "")}
 
 
@@ -297,7 +297,7 @@ Key = tuple[bool, Any, str]
 
 
 def _activity(task: TaskInfo, now: datetime) -> tuple[int, float]:
-    """What runs, then what waits, in the order in which it came; then what ended, the latest first."""
+    """Sort running tasks first, then waiting ones, each oldest first, then ended ones, latest first."""
     if task.status is Status.PROCESSING:
         return 0, _seconds(task.started_at)
     if task.status is Status.PENDING:
@@ -317,13 +317,13 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
     "progress": lambda task, now: share(task.progress),
     "payload": lambda task, now: line(task.payload[:80].decode("utf-8", "replace")) or None,
 }
-"""What one may sort by, and the key of each; None, where a task has nothing there, stands last in both directions."""
+"""The sort key of each column. A task without a value has the key None, which sorts last in both directions."""
 
 
 class Order:
-    """Ids in the order of one column.
+    """Ids in the order of one column: a sorted list.
 
-    A change costs a search by halves and a move within the list; building it costs a sort.
+    A change costs a binary search and a move within the list; `build` costs a sort.
     """
 
     def __init__(self, column: str = "activity", *, down: bool = False) -> None:
@@ -340,33 +340,33 @@ class Order:
         return task_id in self._keys
 
     def build(self, tasks: Iterable[TaskInfo]) -> None:
-        """Begin anew with these."""
+        """Replace all ids with those of these tasks."""
         now = datetime.now(timezone.utc)
-        self._keys = {task.id: self._of(task, now) for task in tasks}
+        self._keys = {task.id: self._sort_key(task, now) for task in tasks}
         self._sorted = sorted(self._keys.values())
 
     def put(self, task: TaskInfo) -> None:
-        """Add a task, or move it to where it belongs now."""
-        key = self._of(task, datetime.now(timezone.utc))
+        """Add a task, or move it to its new place."""
+        key = self._sort_key(task, datetime.now(timezone.utc))
         if self._keys.get(task.id) != key:
             self.drop(task.id)
             self._keys[task.id] = key
             insort(self._sorted, key)
 
     def drop(self, task_id: str) -> None:
-        """Leave a task out."""
+        """Remove a task."""
         key = self._keys.pop(task_id, None)
         if key is not None:
             del self._sorted[bisect_left(self._sorted, key)]
 
     def page(self, start: int, count: int) -> list[str]:
-        """The ids from a position on."""
+        """Return the ids from a position on."""
         if not self.down:
             return [key[2] for key in self._sorted[start : start + count]]
         end = len(self._sorted) - start
         return [key[2] for key in reversed(self._sorted[max(0, end - count) : max(0, end)])]
 
-    def _of(self, task: TaskInfo, now: datetime) -> Key:
+    def _sort_key(self, task: TaskInfo, now: datetime) -> Key:
         value = self._key(task, now)
         return (value is None) != self.down, value, task.id
 
@@ -375,14 +375,14 @@ def _seconds(moment: datetime | None) -> float:
     return moment.timestamp() if moment else 0.0
 
 
-WINDOW = 20.0
-"""Seconds that are looked back."""
-LEAST = 2.0
-"""Seconds below which nothing is said."""
+THROUGHPUT_SECONDS = 20.0
+"""How far back the throughput is measured."""
+MIN_THROUGHPUT_SECONDS = 2.0
+"""The shortest time from which a throughput is computed."""
 
 
 class Throughput:
-    """Ends of tasks within the last `WINDOW` seconds; ``clock`` gives seconds."""
+    """How fast tasks end, over the last `THROUGHPUT_SECONDS`; ``clock`` gives seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -390,7 +390,7 @@ class Throughput:
         self._since: float | None = None
 
     def end(self) -> None:
-        """A task has ended."""
+        """Note that a task has ended."""
         now = self._clock()
         if not self._ends:
             self._since = now
@@ -398,16 +398,16 @@ class Throughput:
         self._forget(now)
 
     def rate(self) -> float | None:
-        """Tasks a second, with two digits; None while there is too little to tell."""
+        """Return tasks per second with two significant digits; None while too few tasks have ended."""
         now = self._clock()
         self._forget(now)
         if self._since is None or len(self._ends) < 3:
             return None
-        span = min(WINDOW, now - self._since)
-        return float(f"{len(self._ends) / span:.2g}") if span >= LEAST else None
+        span = min(THROUGHPUT_SECONDS, now - self._since)
+        return float(f"{len(self._ends) / span:.2g}") if span >= MIN_THROUGHPUT_SECONDS else None
 
     def _forget(self, now: float) -> None:
-        while self._ends and self._ends[0] < now - WINDOW:
+        while self._ends and self._ends[0] < now - THROUGHPUT_SECONDS:
             self._ends.popleft()
         if not self._ends:
             self._since = None

@@ -1,7 +1,7 @@
-"""Tables that stand still: HTML and plain text of what a live table shows, for where nothing can live.
+"""Snapshots of a live table as HTML and plain text, for places where no widget can run.
 
-The HTML is complete in itself, without scripts; it takes its colours from the notebook around it, and where there is
-none from whatever is inherited, so that it reads on light and on dark.
+The HTML is self-contained and has no scripts. It takes its colours from the notebook around it, or inherits them, so
+that it is readable on light and on dark backgrounds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from nqnb.text import line
 from nqnb.widgets.row_content import attempt
 from nqnb.widgets.rows import Rows
 
-MOST = 50
-"""Rows at most, unless told."""
+DEFAULT_ROWS = 50
+"""The most rows of a snapshot, unless the caller names another number."""
 
 DOTS = {
     "pending": "#8b949e",
@@ -27,7 +27,7 @@ DOTS = {
     "cancelled": "#bf8700",
     "deleted": "#9a6dd7",
 }
-"""Seen on white and on black: three to one against both."""
+"""Visible on white and on black: a contrast of three to one against both."""
 
 COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "payload", "note")
 
@@ -40,8 +40,8 @@ _CODE = (
 )
 
 
-def html(rows: Rows, *, title: str = "tasks", most: int = MOST, start: int = 0) -> str:
-    """The rows that match, from one on, as HTML; whatever came from a queue is escaped text."""
+def html(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: int = 0) -> str:
+    """Return the rows that match, from a position on, as HTML; all text from a queue is escaped."""
     names, lines = _table(rows, start, most)
     head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{name}</th>' for name in names)
     body = "".join(f"<tr>{''.join(_html_cell(name, each[name]) for name in names)}</tr>" for each in lines)
@@ -63,8 +63,8 @@ def html(rows: Rows, *, title: str = "tasks", most: int = MOST, start: int = 0) 
     )
 
 
-def text(rows: Rows, *, title: str = "tasks", most: int = MOST, start: int = 0) -> str:
-    """The rows that match, from one on, as lines of plain text."""
+def text(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: int = 0) -> str:
+    """Return the rows that match, from a position on, as lines of plain text."""
     names, found = _table(rows, start, most)
     lines = [names, *([each[name] for name in names] for each in found)] if found else []
     widths = [max(len(each[column]) for each in lines) for column in range(len(names))] if lines else []
@@ -79,7 +79,7 @@ def text(rows: Rows, *, title: str = "tasks", most: int = MOST, start: int = 0) 
 
 
 def span(seconds: float) -> str:
-    """A length of time, as the live table writes it: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``, ``3 d 2 h``."""
+    """Return a duration as the live table writes it: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``, ``3 d 2 h``."""
     seconds = max(0.0, seconds)
     if seconds < 60:
         return f"{int(seconds * 10) / 10:.1f} s"
@@ -92,12 +92,12 @@ def span(seconds: float) -> str:
 
 
 def _table(rows: Rows, start: int, most: int) -> tuple[list[str], list[dict[str, str]]]:
-    """The columns that say something, and the cells of each row."""
-    lines = [_cells(rows.task(each)) for each in rows.page(start, most)]
-    silent = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
+    """Return the columns that are not empty, and the cells of each row."""
+    lines = [_cells(rows.task(task_id)) for task_id in rows.page(start, most)]
+    empty = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
     if not rows.many_queues:
-        silent.add("queue")
-    return [name for name in COLUMNS if name not in silent], lines
+        empty.add("queue")
+    return [name for name in COLUMNS if name not in empty], lines
 
 
 def _cells(task: TaskInfo) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the page sees of the rows: what it asked for, and the message that shows it."""
+"""The part of the rows that the browser shows: its search, filter, order and page, and the message that shows it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from nqnb.protocol.wire import Status
 from nqnb.widgets.rows import COLUMNS, Rows
 
-SIZES = (10, 20, 50, 100)
-"""How many rows a page may have."""
+PAGE_SIZES = (10, 20, 50, 100)
+"""The numbers of rows that a page can have."""
 STATUSES = {status.label: status for status in Status}
 
 
-class Window:
-    """One page of rows, as the person has set it. All views of a table show the same window.
+class VisiblePage:
+    """One page of rows, as the user has set it. All views of a table show the same page.
 
     Args:
         rows: the rows.
-        size: rows on a page, one of `SIZES`.
+        size: rows per page, one of `PAGE_SIZES`.
     """
 
     def __init__(self, rows: Rows, size: int = 20) -> None:
@@ -27,7 +27,7 @@ class Window:
         self.page = 0
         self.views: set[str] = set()
         self.hidden = False
-        """Whether the last view left with the whole page, rather than by being removed from it."""
+        """Whether the last view left because the browser left the page, not because the output was removed."""
         self.opened: set[str] = set()
         self.selected: set[str] = set()
         self._hold = False
@@ -36,12 +36,12 @@ class Window:
         self._heard: dict[str, int] = {}
 
     @property
-    def read(self) -> bool:
-        """Whether a person points at the rows, or has one open."""
+    def in_use(self) -> bool:
+        """Whether the user points at the rows, or has a shown row open."""
         return bool(self.views) and (self._hold or bool(self.opened & set(self._shown)))
 
-    def heed(self, message: dict[str, Any]) -> None:
-        """Do what a message of the page asks of the window; one that makes no sense is passed over."""
+    def handle(self, message: dict[str, Any]) -> None:
+        """Apply a message of the browser; an invalid message is ignored."""
         view = message.get("view")
         if isinstance(view, str) and isinstance(message.get("n"), int):
             self._heard[view] = message["n"]
@@ -61,19 +61,21 @@ class Window:
                 self._hold = on
             case {"type": "open", "ids": list(ids)}:
                 self.opened = _texts(ids)
-                self._detailed = {each: at for each, at in self._detailed.items() if each in self.opened}
+                self._detailed = {
+                    task_id: revision for task_id, revision in self._detailed.items() if task_id in self.opened
+                }
             case {"type": "select", "ids": list(ids)}:
                 self.selected = _texts(ids)
             case {"type": "dismiss", "id": str(task_id)}:
-                self.rows.asked.dismiss(task_id)
+                self.rows.pending_cancels.dismiss(task_id)
 
-    def begin_anew(self) -> None:
-        """What was shown is no more."""
+    def reset(self) -> None:
+        """Forget the shown rows, after the rows were cleared."""
         self._shown = []
         self._detailed.clear()
 
     def body(self) -> dict[str, Any]:
-        """What is to be seen, without what changes by itself."""
+        """Return the message for the browser, without the parts that change by themselves."""
         rows = self.rows
         matching = len(rows.order)
         pages = max(1, math.ceil(matching / self.size))
@@ -82,10 +84,10 @@ class Window:
         ids = rows.page(start, self.size, self._shown if self._hold else ())
         behind = self._hold and ids != rows.page(start, self.size)
         self._shown = ids
-        ended = sorted(each for each in self.selected if not rows.is_open(each))
+        ended = sorted(task_id for task_id in self.selected if not rows.is_open(task_id))
         self.selected.difference_update(ended)
         return {
-            "rows": [rows.row(each) for each in ids],
+            "rows": [rows.row(task_id) for task_id in ids],
             "counts": rows.counts(),
             "total": len(rows),
             "matching": matching,
@@ -104,7 +106,7 @@ class Window:
         }
 
     def details(self) -> dict[str, list[dict[str, str]]]:
-        """The details of opened rows that the page does not have yet."""
+        """Return the details of opened rows that the browser does not have yet."""
         fresh = {}
         for task_id in self._shown:
             revision = self.rows.revision(task_id)
@@ -114,7 +116,7 @@ class Window:
         return fresh
 
     def _look(self, message: dict[str, Any]) -> None:
-        """Another search, filter, order or page."""
+        """Apply another search, filter, order or page."""
         match message:
             case {"search": str(text)}:
                 self.rows.find(text)
@@ -125,7 +127,7 @@ class Window:
             case {"sort": str(column), "down": bool(down)} if column in COLUMNS:
                 self.rows.sort(column, down=down)
         match message:
-            case {"size": int(size)} if size in SIZES:
+            case {"size": int(size)} if size in PAGE_SIZES:
                 self.size = size
         match message:
             case {"page": int(page)}:
@@ -134,4 +136,4 @@ class Window:
 
 
 def _texts(values: list[Any]) -> set[str]:
-    return {each for each in values if isinstance(each, str)}
+    return {value for value in values if isinstance(value, str)}

@@ -12,7 +12,7 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, 
 from nqnb.records import TaskInfo
 from nqnb.widgets import row_content
 from nqnb.widgets.rows import COLUMNS, Rows
-from nqnb.widgets.visible_page import Window
+from nqnb.widgets.visible_page import VisiblePage
 
 STATES = list(Status)
 
@@ -58,7 +58,7 @@ def naive(tasks: dict[str, TaskInfo], search: str, statuses: set[Status], column
     from datetime import datetime, timezone
 
     words = search.casefold().split()
-    found = [each for each in tasks.values() if all(word in row_content.haystack(each) for word in words)]
+    found = [each for each in tasks.values() if all(word in row_content.search_text(each) for word in words)]
     found = [each for each in found if not statuses or each.status in statuses]
     now = datetime.now(timezone.utc)
     keyed = [(COLUMNS[column](each, now), each.id) for each in found]
@@ -174,35 +174,35 @@ def test_throughput_and_the_time_left() -> None:
     clock = Clock()
     rows = Rows(clock=clock)
     rows.apply(info(f"t{each}") for each in range(30))
-    assert rows.left() == (None, None)
+    assert rows.pace() == (None, None)
     for each in range(10):
         rows.apply([info(f"t{each}", Status.COMPLETED, 2)])
         clock.now += 0.5
-    assert rows.left() == (2.0, 10.0)
+    assert rows.pace() == (2.0, 10.0)
     rows.apply([info("x", Status.COMPLETED)])  # ended before it was first seen: not of these seconds
-    assert rows.left() == (2.0, 10.0)
+    assert rows.pace() == (2.0, 10.0)
     clock.now += 60
-    assert rows.left() == (None, None)
+    assert rows.pace() == (None, None)
 
 
 def test_a_press_stands_until_the_task_ends_and_a_refusal_until_it_is_dismissed() -> None:
     rows = some("ab")
-    rows.asked.press(["a", "b"], 50.0)
-    rows.asked.press(["a"], 60.0)
+    rows.pending_cancels.press(["a", "b"], 50.0)
+    rows.pending_cancels.press(["a"], 60.0)
     assert rows.row("a")["pressed"] == 50.0
     rows.apply([info("a", Status.PROCESSING, 2)])
     assert rows.row("a")["pressed"] == 50.0
     rows.apply([info("a", Status.CANCELLED, 3)])
     assert rows.row("a")["pressed"] is None
-    rows.asked.refuse("b", "it had <b>completed</b>\n" + "x" * 1000)
+    rows.pending_cancels.refuse("b", "it had <b>completed</b>\n" + "x" * 1000)
     row = rows.row("b")
     assert row["pressed"] is None
     assert row["refused"].startswith("it had <b>completed</b> xxx")
     assert len(row["refused"]) == 500
-    rows.asked.press(["b"], 70.0)
+    rows.pending_cancels.press(["b"], 70.0)
     assert rows.row("b")["refused"] == ""
-    rows.asked.refuse("b", "again")
-    rows.asked.dismiss("b")
+    rows.pending_cancels.refuse("b", "again")
+    rows.pending_cancels.dismiss("b")
     assert rows.row("b")["refused"] == ""
 
 
@@ -249,8 +249,8 @@ def test_an_opened_row_is_cut_to_a_sane_size() -> None:
     parts = row_content.detail(task)
     assert [part["kind"] for part in parts] == ["error", "data", "data", "log", "facts"]
     for part in parts:
-        assert len(part["text"]) < 2 * row_content.LONGEST
-        assert max(map(len, part["text"].split("\n"))) < row_content.WIDEST + 100
+        assert len(part["text"]) < 2 * row_content.MAX_PART_CHARACTERS
+        assert max(map(len, part["text"].split("\n"))) < row_content.MAX_LINE_CHARACTERS + 100
     assert len(msgspec.json.encode(row_content.row(task))) < 2000
 
 
@@ -292,52 +292,52 @@ def test_an_opened_row_says_what_there_is() -> None:
     ],
 )
 def test_a_message_that_makes_no_sense_is_passed_over(message: dict[str, Any]) -> None:
-    window = Window(some())
-    window.heed(message)
-    body = window.body()
+    page = VisiblePage(some())
+    page.handle(message)
+    body = page.body()
     assert [row["id"] for row in body["rows"]] == list("abcde")
     assert (body["page"], body["size"], body["sort"]) == (0, 20, "activity")
-    assert not window.views
+    assert not page.views
 
 
 def test_the_window_pages_and_holds() -> None:
     rows = Rows()
     rows.apply(info(f"t{each:02}", submitted_at=100 + each) for each in range(25))
-    window = Window(rows, size=10)
-    assert [row["id"] for row in window.body()["rows"]] == [f"t{each:02}" for each in range(10)]
-    window.heed({"type": "look", "page": 99})
-    body = window.body()
+    page = VisiblePage(rows, size=10)
+    assert [row["id"] for row in page.body()["rows"]] == [f"t{each:02}" for each in range(10)]
+    page.handle({"type": "look", "page": 99})
+    body = page.body()
     assert (body["page"], body["pages"], len(body["rows"])) == (2, 3, 5)
-    window.heed({"type": "hold", "on": True})
+    page.handle({"type": "hold", "on": True})
     rows.apply([info("t24", Status.PROCESSING, 2, started_at=1)])
-    body = window.body()
+    body = page.body()
     assert [row["id"] for row in body["rows"]][:5] == ["t20", "t21", "t22", "t23", "t24"]
     assert body["behind"]
-    window.heed({"type": "hold", "on": False})
-    body = window.body()
+    page.handle({"type": "hold", "on": False})
+    body = page.body()
     assert [row["id"] for row in body["rows"]] == ["t19", "t20", "t21", "t22", "t23"]
     assert not body["behind"]
 
 
 def test_details_travel_once_a_state() -> None:
     rows = some("ab")
-    window = Window(rows)
-    window.heed({"type": "open", "ids": ["a", "elsewhere"]})
-    window.body()
-    assert list(window.details()) == ["a"]
-    assert not window.details()
+    page = VisiblePage(rows)
+    page.handle({"type": "open", "ids": ["a", "elsewhere"]})
+    page.body()
+    assert list(page.details()) == ["a"]
+    assert not page.details()
     rows.apply([info("a", Status.PROCESSING, 2), info("b", Status.PROCESSING, 2)])
-    window.body()
-    assert list(window.details()) == ["a"]
-    window.heed({"type": "hello", "view": "another"})
-    assert list(window.details()) == ["a"]
+    page.body()
+    assert list(page.details()) == ["a"]
+    page.handle({"type": "hello", "view": "another"})
+    assert list(page.details()) == ["a"]
 
 
 def test_what_has_ended_is_no_longer_selected() -> None:
     rows = some("ab")
-    window = Window(rows)
-    window.heed({"type": "select", "ids": ["a", "b"]})
-    assert window.body()["ended"] == []
+    page = VisiblePage(rows)
+    page.handle({"type": "select", "ids": ["a", "b"]})
+    assert page.body()["ended"] == []
     rows.apply([info("a", Status.COMPLETED, 2)])
-    assert window.body()["ended"] == ["a"]
-    assert window.selected == {"b"}
+    assert page.body()["ended"] == ["a"]
+    assert page.selected == {"b"}

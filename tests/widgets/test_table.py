@@ -21,7 +21,7 @@ from nqnb.protocol.wire import Meta, Status, TaskMessage
 from nqnb.records import TaskBatch, TaskInfo
 from nqnb.widgets import jupyter_compat, table
 from nqnb.widgets.rows import Rows
-from nqnb.widgets.table import Pacer, TaskTable
+from nqnb.widgets.table import TaskTable, Throttle
 
 
 def info(task_id: str, status: Status = Status.PENDING, revision: int = 1) -> TaskInfo:
@@ -144,9 +144,9 @@ def test_changes_coalesce_and_the_latest_wins(viewed: Table) -> None:
         time.sleep(0.001)
     until(lambda: viewed.row("a").get("status") == "completed")
     took = time.monotonic() - began
-    assert len(viewed.comm.pushes) - before <= took / table.GAP + 2
+    assert len(viewed.comm.pushes) - before <= took / table.MESSAGE_SECONDS + 2
     times = [at for kind, _, at in viewed.comm.published if kind == "comm_msg"][before:]
-    assert all(later - earlier > 0.9 * table.GAP for earlier, later in pairwise(times))
+    assert all(later - earlier > 0.9 * table.MESSAGE_SECONDS for earlier, later in pairwise(times))
 
 
 def test_rows_are_no_part_of_the_saved_state(viewed: Table) -> None:
@@ -322,7 +322,7 @@ def test_a_table_that_was_never_displayed_freezes_nowhere(viewed: Table, shell: 
 def test_it_freezes_by_itself_when_all_have_ended(
     make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(table, "LINGER", 0.05)
+    monkeypatch.setattr(table, "FREEZE_AFTER_SECONDS", 0.05)
     found = make(Rows(ids=["a", "b"]))
     found.it._ipython_display_()
     found.comm.page(type="hello")
@@ -350,7 +350,7 @@ def test_it_freezes_at_once_where_no_page_shows_it(make: Callable[..., Table], s
 
 
 def test_a_removed_output_ends_the_watch(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "REST_AFTER", 0.05)
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.05)
     found = make()
     found.comm.page(type="hello")
     found.comm.page(type="hello", view="v2")
@@ -363,7 +363,7 @@ def test_a_removed_output_ends_the_watch(make: Callable[..., Table], monkeypatch
 
 
 def test_a_page_that_is_loaded_anew_goes_on(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "REST_AFTER", 0.2)
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.2)
     found = make()
     found.comm.page(type="hello")
     found.it.update(batch("a"))
@@ -378,7 +378,7 @@ def test_a_page_that_is_loaded_anew_goes_on(make: Callable[..., Table], monkeypa
 
 
 def test_a_table_that_comes_back_is_fed_anew(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "REST_AFTER", 0.02)
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.02)
     opened: list[int] = []
     found = make(on_open=lambda: opened.append(1))
     found.comm.page(type="hello")
@@ -428,7 +428,7 @@ def test_a_comm_without_that_hook_is_left_alone(viewed: Table) -> None:
     ],
 )
 def test_kernels_that_hang_are_told_of(version: str, bad: bool) -> None:
-    assert bool(jupyter_compat.trouble(version)) == bad
+    assert bool(jupyter_compat.known_problem(version)) == bad
 
 
 def test_the_warning_comes_with_the_table(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +441,7 @@ def test_the_warning_comes_with_the_table(make: Callable[..., Table], monkeypatc
         make()
 
 
-def test_a_pacer_does_the_work_again_after_it_failed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_throttle_does_the_work_again_after_it_failed(caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
 
     def work() -> None:
@@ -449,26 +449,26 @@ def test_a_pacer_does_the_work_again_after_it_failed(caplog: pytest.LogCaptureFi
         if len(done) == 1:
             raise ValueError("once")
 
-    pacer = Pacer(work, gap=0.01)
+    throttle = Throttle(work, gap=0.01)
     try:
         with caplog.at_level(logging.WARNING):
-            pacer.nudge()
+            throttle.request()
             until(lambda: len(done) == 1)
-        pacer.nudge()
+        throttle.request()
         until(lambda: len(done) == 2)
     finally:
-        pacer.close()
-    pacer.nudge()
+        throttle.close()
+    throttle.request()
     assert len(done) == 2
-    assert "could not be brought up to date" in caplog.text
+    assert "cannot update a live table" in caplog.text
 
 
-def test_an_idle_pacer_has_no_thread_and_starts_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nqnb.widgets.table.IDLE", 0.02)
+def test_an_idle_throttle_has_no_thread_and_starts_one_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nqnb.widgets.table.IDLE_SECONDS", 0.02)
     done: list[int] = []
-    pacer = Pacer(lambda: done.append(1), gap=0.01, name="nqnb idle")
+    throttle = Throttle(lambda: done.append(1), gap=0.01, name="nqnb idle")
     for count in (1, 2):
-        pacer.nudge()
+        throttle.request()
         until(lambda count=count: len(done) == count)  # type: ignore[misc]  # a lambda's default has no annotation
         until(lambda: not [each for each in threading.enumerate() if each.name == "nqnb idle"])
-    pacer.close()
+    throttle.close()

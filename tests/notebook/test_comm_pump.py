@@ -208,7 +208,7 @@ def test_a_kernel_that_is_made_otherwise_is_left_alone(
         assert LOOP.call(asyncio.sleep(0.2, "done")) == "done"
     finally:
         LOOP.stop()
-    assert caplog.text.count("buttons wait") == 1
+    assert caplog.text.count("buttons take effect only after the cell") == 1
 
 
 @pytest.mark.parametrize(
