@@ -1,1 +1,1 @@
-"""Live tables of tasks. They do not depend on sessions: a table receives batches of changes, and a ``cancel`` to call."""
+"""Live tables of tasks. A table does not depend on a session: it receives changes, and a ``cancel`` to call."""

@@ -49,7 +49,7 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 
 def detail(task: TaskInfo) -> list[dict[str, str]]:
-    """Return the parts of an opened row, each with a ``name``, a ``text``, and a ``kind``: facts, error, data or log."""
+    """Return the parts of an opened row: each has a ``name``, a ``text``, and a ``kind`` (facts, error, data, log)."""
     parts: list[dict[str, str]] = []
     if task.error:
         worker = f" · worker {line(task.worker, 80)}" if task.worker else ""
