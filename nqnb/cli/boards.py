@@ -13,8 +13,8 @@ from nqnb.demo import DemoRow, DemoState, DemoSummary
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.testing.chaos import ChaosReport, ChaosState
-from nqnb.testing.chaos.figures import Spread
 from nqnb.testing.chaos.plan import Moment
+from nqnb.testing.chaos.report import Spread
 from nqnb.text import age, clean, clock, duration, line, receipt_words, size
 
 _MAX_WATCHED_TASKS = 50

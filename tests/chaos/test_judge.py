@@ -10,12 +10,10 @@ import pytest
 
 from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
 from nqnb.testing.chaos import Rule
-from nqnb.testing.chaos.diary import Line
-from nqnb.testing.chaos.evidence import CancelSeen, Evidence, FaultSeen, LifeSeen, Revision, SubmitSeen
-from nqnb.testing.chaos.figures import figures
+from nqnb.testing.chaos.evidence import CancelSeen, Evidence, FaultSeen, LifeSeen, Line, Revision, SubmitSeen
 from nqnb.testing.chaos.judge import judge
 from nqnb.testing.chaos.plan import Kind, Moment, TaskPlan
-from nqnb.testing.chaos.report import tell, timeline
+from nqnb.testing.chaos.report import figures, tell, timeline
 
 TASK = "t1"
 

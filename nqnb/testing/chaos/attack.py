@@ -16,17 +16,13 @@ from nqnb.errors import DevServerError, NqnbError, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.queue_streams import NOT_FOUND
 from nqnb.protocol.names import CONSUMER
-from nqnb.testing.chaos.evidence import Evidence
+from nqnb.testing.chaos.evidence import Evidence, read_revisions
 from nqnb.testing.chaos.faults import CLOCK_SECONDS, Faults
-from nqnb.testing.chaos.figures import figures
-from nqnb.testing.chaos.hands import FarHand, Hand, NearHand
 from nqnb.testing.chaos.judge import judge
-from nqnb.testing.chaos.load import Load
 from nqnb.testing.chaos.plan import ChaosOptions, plan_tasks
-from nqnb.testing.chaos.report import ChaosReport, ChaosState, tell
-from nqnb.testing.chaos.revisions import read_revisions
-from nqnb.testing.chaos.stage import Stage
-from nqnb.testing.chaos.workforce import Workforce
+from nqnb.testing.chaos.report import ChaosReport, ChaosState, figures, tell
+from nqnb.testing.chaos.testbed import Stage, Workforce
+from nqnb.testing.chaos.workload import FarHand, Hand, Load, NearHand
 
 _IN_FLIGHT = 96
 _SETTLE_SECONDS = 45.0

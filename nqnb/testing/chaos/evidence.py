@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import os
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
-from nqnb.protocol.wire import Status, TaskMessage
-from nqnb.testing.chaos.diary import HANDLER_WORDS, Line
+from nqnb.errors import MalformedMessage, ServerRefused
+from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
+from nqnb.protocol.wire import Status, TaskMessage, parse_time
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
 
@@ -200,3 +208,131 @@ class Evidence:
 def within(spans: Iterable[tuple[float, float]], begin: float, end: float) -> bool:
     """Whether any of some spans of time touches another."""
     return any(first <= end and last >= begin for first, last in spans)
+
+
+HANDLER_WORDS = ("start", "return", "raise", "stop")
+NOBODY = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a diary; for ``stall`` and ``lag``, ``seconds`` is how long it took, up to ``at``."""
+
+    at: float
+    task: str
+    attempt: int
+    word: str
+    run: str
+    worker: str
+    kind: str
+    number: int = 0
+    """Which worker process wrote it."""
+    seconds: float = 0.0
+
+
+def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: str, kind: str) -> None:
+    """Append a line."""
+    text = f"{time.monotonic():.6f} {task} {attempt} {word} {run} {worker} {kind}\n"
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(file, text.encode())
+    finally:
+        os.close(file)
+
+
+def read_diary(path: Path, number: int) -> list[Line]:
+    """Read a diary; a last line that a kill cut short is left out."""
+    lines = []
+    for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        parts = text.split()
+        if len(parts) == 7 and text.endswith("\n"):
+            at, task, attempt, word, run, worker, kind = parts
+            seconds = float(run) if word in ("stall", "lag") else 0.0
+            lines.append(Line(float(at), task, int(attempt), word, run, worker, kind, number, seconds))
+    return lines
+
+
+class StallWatch(threading.Thread):
+    """Notes in the diary when the whole process stood still: it was suspended, or got no processor."""
+
+    def __init__(self, path: str, worker: str, pause: float = 0.1, least: float = 0.25) -> None:
+        super().__init__(name="nqnb-chaos-stalls", daemon=True)
+        self._path, self._worker, self._pause, self._least = path, worker, pause, least
+
+    def run(self) -> None:
+        """Look again and again, until the process ends."""
+        last = time.monotonic()
+        while True:
+            time.sleep(self._pause)
+            now = time.monotonic()
+            if now - last - self._pause > self._least:
+                write_line(self._path, NOBODY, 0, "stall", f"{now - last:.3f}", self._worker, NOBODY)
+            last = now
+
+
+HISTORY = 64
+"""Revisions that the state bucket keeps of each task: the most that a bucket can, and more than a task has."""
+_READ_AT_ONCE = 256
+
+
+async def keep_history(connection: Connection, bucket: str) -> None:
+    """Make the state bucket, so that it keeps every revision, before anyone else makes it.
+
+    Raises:
+        ServerRefused: the server does not let us.
+    """
+    body = {
+        "name": f"KV_{bucket}",
+        "subjects": [f"$KV.{bucket}.>"],
+        "max_msgs_per_subject": HISTORY,
+        "num_replicas": connection.settings.replicas,
+        "discard": "new",
+        "deny_delete": True,
+        "allow_rollup_hdrs": True,
+        "allow_direct": True,
+    }
+    await connection.insist(lambda: connection.api(f"STREAM.CREATE.KV_{bucket}", body))
+
+
+async def read_revisions(connection: Connection, bucket: str, offset: float) -> tuple[dict[str, list[Revision]], int]:
+    """Read every revision that was stored, by task, oldest first.
+
+    Args:
+        connection: where.
+        bucket: the state bucket.
+        offset: the server's clock less the monotonic one, in seconds.
+
+    Returns:
+        The revisions, and how many were stored and are not there any more.
+    """
+    stream, api = f"KV_{bucket}", connection.api
+    state = (await connection.insist(lambda: api(f"STREAM.INFO.{stream}")))["state"]
+    found: dict[str, list[Revision]] = defaultdict(list)
+    last = int(state["last_seq"])
+
+    async def read(sequence: int) -> dict[str, object] | None:
+        try:
+            answer = await connection.insist(lambda: api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
+        except ServerRefused as error:
+            if error.err_code not in MESSAGE_NOT_FOUND:
+                raise
+            return None
+        message: dict[str, object] = answer["message"]
+        return message
+
+    missing = 0
+    for start in range(1, last + 1, _READ_AT_ONCE):
+        wanted = range(start, min(start + _READ_AT_ONCE, last + 1))
+        for stored in await asyncio.gather(*map(read, wanted)):
+            if stored is None:
+                missing += 1
+                continue
+            data = base64.b64decode(str(stored.get("data") or ""))
+            try:
+                entry = TaskMessage.decode(data)
+            except MalformedMessage:
+                missing += 1
+                continue
+            at = parse_time(str(stored["time"])) - offset
+            found[entry.ID].append(Revision(at, int(str(stored["seq"])), entry))
+    return dict(found), missing

@@ -11,10 +11,9 @@ from typing import Any
 
 from nqnb.errors import DevServerError, NoRoom, NqnbError, ServerRefused
 from nqnb.testing.chaos.evidence import FaultSeen
-from nqnb.testing.chaos.load import Load
 from nqnb.testing.chaos.plan import ChaosOptions
-from nqnb.testing.chaos.stage import Stage
-from nqnb.testing.chaos.workforce import Workforce
+from nqnb.testing.chaos.testbed import Stage, Workforce
+from nqnb.testing.chaos.workload import Load
 
 CLOCK_SECONDS = 3600.0
 _BALLAST = "nqnb-chaos-ballast"

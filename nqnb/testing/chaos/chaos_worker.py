@@ -1,4 +1,4 @@
-"""A worker process of an attack: ``python -m nqnb.testing.chaos.labour``, with its orders as JSON on stdin.
+"""A worker process of an attack: ``python -m nqnb.testing.chaos.chaos_worker``, with its orders as JSON on stdin.
 
 It ends when stdin does, so that it never outlives the attack.
 """
@@ -21,7 +21,7 @@ import nqnb
 from nqnb.errors import JobCancelled, NqnbError
 from nqnb.protocol import lifecycle
 from nqnb.settings import Settings
-from nqnb.testing.chaos.diary import NOBODY, StallWatch, write_line
+from nqnb.testing.chaos.evidence import NOBODY, StallWatch, write_line
 from nqnb.testing.chaos.plan import PATIENT_SECONDS, Kind
 from nqnb.worker.job import Job
 from nqnb.worker.worker import Worker
