@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from house_figures import every_import
 
 import nqnb
 from nqnb import errors
@@ -271,6 +272,24 @@ def test_steps_of_the_protocol_have_a_reason_and_a_test() -> None:
         assert step, because
         assert because, step
         assert re.search(r"`tests/[\w/]+\.py", test), step
+
+
+def test_the_picture_of_the_packages_has_their_imports() -> None:
+    (picture,) = (code for name, code in blocks("mermaid") if "flowchart" in code)
+    arrows = set(re.findall(r"(\w+)(?:\[.*?\])? --> (\w+)", picture))
+    drawn = {room for arrow in arrows for room in arrow}
+    imports = {
+        (importer.split(".")[1], imported.split(".")[1])
+        for _, importer, imported in every_import(ROOT / "nqnb")
+        if importer.count(".") and imported.startswith("nqnb.")
+    }
+    assert arrows <= imports
+    below = dict.fromkeys(drawn, frozenset[str]())
+    for _ in drawn:
+        for upper, lower in arrows:
+            below[upper] |= {lower} | below[lower]
+    missing = {(upper, lower) for upper, lower in imports if {upper, lower} <= drawn and upper != lower}
+    assert {(upper, lower) for upper, lower in missing if lower not in below[upper]} == set()
 
 
 def test_the_page_of_errors_has_the_tree() -> None:
