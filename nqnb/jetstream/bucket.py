@@ -1,4 +1,4 @@
-"""A key-value bucket of JetStream as a `StateStore`, with compare-and-set on the revision."""
+"""A key-value bucket of JetStream as a `StateStore`, with compare-and-set on the revision (NATS ADR-8)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, Unsubscribe
 
+log = logging.getLogger("nqnb.streams")
+
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _TTL = "Nats-TTL"
@@ -46,26 +48,26 @@ _stored_decoder = msgspec.json.Decoder(_StoredAnswer)
 
 
 class KeyValueStore:
-    """One bucket. A fresh read asks the leader; a quick one any server that has a copy (NATS ADR-31)."""
+    """One bucket. A fresh read asks the leader; a fast one asks any server that has a copy (NATS ADR-31)."""
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
         self._name = bucket
         self._stream = names.bucket_stream(bucket)
         self._root = names.key_subject(bucket, "")
-        self._quick_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
+        self._direct_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
         self._direct: bool | None = None
         self.expires = False
-        """Whether the bucket honours a ``ttl`` (server >= 2.11, see `ensure_bucket`); where not, it is left out."""
+        """Whether the bucket honours a ``ttl`` (server >= 2.11, see `ensure_bucket`); if not, it is left out."""
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """See `StateStore.create`."""
         try:
             return await self._write(key, value, 0, ttl)
         except RevisionConflict:
-            # A deleted key leaves a marker with a revision of its own.
+            # A deleted key leaves a tombstone with a revision of its own.
             last = await self._last(key)
-            if last is None or not _is_marker(last.hdrs):
+            if last is None or not _is_tombstone(last.hdrs):
                 raise
             return await self._write(key, value, last.seq, ttl)
 
@@ -97,10 +99,10 @@ class KeyValueStore:
             try:
                 return await self._get_direct(key)
             except (NoResponders, Unconfirmed):
-                # The bucket may have been made anew without direct reads.
+                # The bucket may have been recreated without direct reads.
                 self._direct = None
         stored = await self._last(key)
-        if stored is None or _is_marker(stored.hdrs):
+        if stored is None or _is_tombstone(stored.hdrs):
             return None
         return Entry(key, stored.data, stored.seq, parse_time(stored.time))
 
@@ -109,7 +111,7 @@ class KeyValueStore:
         if not names.is_key(key):
             return
         if revision is not None:
-            # Leaves no marker, and what is newer is out of its reach.
+            # A purge leaves no tombstone, and does not touch newer revisions.
             body = {"filter": self._root + key, "seq": revision + 1}
             try:
                 await self._connection.insist(lambda: self._connection.api(f"STREAM.PURGE.{self._stream}", body))
@@ -123,40 +125,48 @@ class KeyValueStore:
                     lambda: publish(self._root + key, b"", {OPERATION: "DEL"}), await_room=False
                 )
             except NoRoom as full:
-                # A delete marker needs room, too.
+                # A tombstone needs room, too.
                 try:
                     await self.delete(key, entry.revision)
                 except ServerRefused:
-                    # Our user may not purge the bucket.
+                    # The user may not purge the bucket.
                     raise full from None
 
+    async def retire(self, key: str, revision: int) -> None:
+        """Delete a key at exactly that revision by a tombstone: unlike `delete`, it only needs permission to write.
+
+        Raises:
+            RevisionConflict: the key has another revision.
+        """
+        await self._write(key, b"", revision, None, "DEL")
+
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """See `StateStore.entries`; raises as `nqnb.jetstream.bucket_reader.list_entries`."""
+        """See `StateStore.entries`; raises the errors of `nqnb.jetstream.bucket_reader.list_entries`."""
         return list_entries(self._connection, self._name)
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """See `StateStore.subscribe`.
 
-        A plain subscription also hears writes that the bucket refuses, and nothing while the connection is away:
-        hence only a hint, given again after a reconnect.
+        The subscription also receives writes that the bucket refuses, and nothing while the connection is down.
+        Therefore a call is only a hint, and one is repeated after a reconnect.
         """
-        return await self._plain(key, lambda message: wake())
+        return await self._subscribe(key, lambda message: wake())
 
-    async def overhear(self, hear: Callable[[str, bytes], None]) -> Unsubscribe:
-        """Call ``hear`` with the key and value of every write as it passes the server, on the loop; it must not block.
+    async def overhear(self, on_write: Callable[[str, bytes], None]) -> Unsubscribe:
+        """Call ``on_write`` with the key and value of each write that passes the server, on the loop; must not block.
 
-        That is before the bucket has stored it, and of writes that it refuses, too; nothing comes while the
-        connection is away.
+        The call comes before the bucket has stored the write, and also for writes that it refuses. No call comes while
+        the connection is down.
         """
 
-        def take(message: Message) -> None:
+        def receive(message: Message) -> None:
             if not message.carries(OPERATION):
-                hear(message.subject.removeprefix(self._root), message.data)
+                on_write(message.subject.removeprefix(self._root), message.data)
 
-        return await self._plain(">", take)
+        return await self._subscribe(">", receive)
 
-    async def _plain(self, key: str, hear: Callable[[Message], None]) -> Unsubscribe:
-        subscription = await self._connection.subscribe(self._root + key, hear)
+    async def _subscribe(self, key: str, on_message: Callable[[Message], None]) -> Unsubscribe:
+        subscription = await self._connection.subscribe(self._root + key, on_message)
 
         async def unsubscribe() -> None:
             with contextlib.suppress(nats.errors.Error):
@@ -164,16 +174,8 @@ class KeyValueStore:
 
         return unsubscribe
 
-    async def retire(self, key: str, revision: int) -> None:
-        """Remove a key that still has that revision, by a marker: unlike `delete`, it only takes leave to write keys.
-
-        Raises:
-            RevisionConflict: somebody else wrote it.
-        """
-        await self._write(key, b"", revision, None, "DEL")
-
     async def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> int:
-        """Compare-and-set; revision 0 means that the key was never written."""
+        """Write by compare-and-set; revision 0 means that the key was never written."""
         headers = {EXPECTED_REVISION: str(revision)} | ({OPERATION: operation} if operation else {})
         try:
             return await self._publish(key, value, headers, ttl)
@@ -184,7 +186,7 @@ class KeyValueStore:
 
     async def _publish(self, key: str, value: bytes, headers: dict[str, str], ttl: float | None) -> int:
         if not names.is_key(key):
-            raise BadInput(f"key {quoted(key)} is invalid: use the characters A-Z a-z 0-9 - / _ = .")
+            raise BadInput(f"key {quoted(key)} is invalid: a character is not allowed. Use A-Z a-z 0-9 - / _ = .")
         publish, subject = self._connection.publish, self._root + key
         if ttl is not None and self.expires:
             try:
@@ -193,14 +195,14 @@ class KeyValueStore:
             except ServerRefused as error:
                 if error.err_code != TTL_DISABLED:
                     raise
-                # The bucket was made anew by somebody else.
+                # Another client recreated the bucket.
                 self.expires = False
             else:
                 return ack.sequence
         return (await publish(subject, value, headers)).sequence
 
     async def _last(self, key: str) -> _Stored | None:
-        """The last message of a key, a deletion's marker too, read through the leader."""
+        """Return the last message of a key, tombstones included, read through the leader."""
         body = msgspec.json.encode({"last_by_subj": self._root + key})
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
 
@@ -210,25 +212,25 @@ class KeyValueStore:
                 decoded = _stored_decoder.decode(answer.data)
             except UNREADABLE:
                 raise no_stream(subject, answer.data) from None
-            # A bucket that is gone, with the server's store say, has no keys.
+            # A bucket that does not exist, for example after the server lost its store, has no keys.
             if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
                 raise refused(decoded.error, f"reading {key!r}")
             if decoded.error is None and decoded.message is None:
-                # Not an answer of JetStream's, so it does not say that there is no such key.
+                # This is not a reply of JetStream, and does not mean that the key is missing.
                 raise no_stream(subject, answer.data)
             return decoded.message
 
         return await self._connection.insist(ask)
 
     async def _get_direct(self, key: str) -> Entry | None:
-        answer = await self._connection.request(self._quick_get + key)
+        answer = await self._connection.request(self._direct_get + key)
         headers = answer.headers
         if "Nats-Sequence" not in headers or OPERATION in headers:
             return None
         return Entry(key, answer.data, int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"]))
 
     async def _has_direct(self) -> bool:
-        """Whether the bucket takes direct reads; one that Go NQ made may not."""
+        """Return whether the bucket allows direct reads; a bucket that Go NQ created may not."""
         if self._direct is None:
             try:
                 info = await self._connection.insist(lambda: self._connection.api(f"STREAM.INFO.{self._stream}"))
@@ -240,27 +242,22 @@ class KeyValueStore:
         return self._direct
 
 
-def _is_marker(headers: bytes) -> bool:
-    return OPERATION.encode() in headers
-
-
-log = logging.getLogger("nqnb.streams")
-
-
 async def ensure_bucket(
     connection: Connection, bucket: str, *, max_age: float = 0, expires: bool = False, memory: bool = False
 ) -> bool:
-    """Make a key-value bucket where it is missing (NATS ADR-8), with history 1 and direct reads.
+    """Create a key-value bucket if it is missing, with history 1 and direct reads.
 
     Args:
-        connection: where.
-        bucket: its name.
-        max_age: seconds after which a key vanishes, 0 = never; only for what carries no promise.
-        memory: keep it in the server's memory, where the server has some for it; an existing one stays as it is.
-        expires: let single writes say when they vanish (NATS ADR-43, server >= 2.11); one that Go NQ made is updated.
+        connection: the connection.
+        bucket: the bucket's name.
+        max_age: seconds after which a key expires, 0 = never; only for keys on which no guarantee depends.
+        expires: allow a time to live for single writes (NATS ADR-43, server >= 2.11); a bucket that Go NQ created is
+            updated.
+        memory: keep the bucket in the server's memory, if the server has memory for it; an existing bucket is not
+            changed.
 
     Returns:
-        Whether single writes can say so. Never with a longer history: there an older state would reappear.
+        Whether single writes can have a time to live. Never with a longer history: an older state would reappear.
     """
     name = names.bucket_stream(bucket)
     body = {
@@ -284,7 +281,7 @@ async def ensure_bucket(
     except ServerRefused as error:
         if error.err_code not in NOT_FOUND:
             raise
-        if not (memory and await _in_memory(connection, body)):
+        if not (memory and await _create_in_memory(connection, body)):
             await create_stream(connection, body)
         return expires
     if not expires or config.get("max_msgs_per_subject") != 1:
@@ -292,8 +289,8 @@ async def ensure_bucket(
     return bool(config.get("allow_msg_ttl")) or await _allow_ttl(connection, config)
 
 
-async def _in_memory(connection: Connection, body: dict[str, Any]) -> bool:
-    """Make a bucket in memory; False where the server has no memory for it, or does not let us."""
+async def _create_in_memory(connection: Connection, body: dict[str, Any]) -> bool:
+    """Create a bucket in memory; return False if the server has no memory for it, or the user no permission."""
     try:
         await create_stream(connection, {**body, "storage": "memory"})
     except (NoRoom, ServerRefused) as error:
@@ -307,6 +304,10 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
     try:
         await connection.insist(lambda: connection.api(f"STREAM.UPDATE.{config['name']}", config))
     except NqnbError as error:
-        log.info("nothing expires in %s, the server does not let us change it: %s", config["name"], error)
+        log.info("entries of %s do not expire, because the server refused to change it: %s", config["name"], error)
         return False
     return True
+
+
+def _is_tombstone(headers: bytes) -> bool:
+    return OPERATION.encode() in headers

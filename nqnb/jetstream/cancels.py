@@ -1,8 +1,9 @@
-"""How a worker hears of cancels: by the multicast, which misses nobody, and by intents as they pass, which is sooner.
+"""Publish cancels, and receive them in a worker.
 
-Each worker has a consumer of its own on each queue's cancel stream. A canceller multicasts only when its intent is
-stored. Whoever runs the task need not wait for that: to be told to stop is no more than a cancel in NQ ever is, and the
-canceller goes on until it is durable.
+Each worker has a consumer of its own on each queue's cancel stream, which delivers every cancel. A client publishes the
+cancel only after the server has stored its cancel request. A worker also listens to the writes of cancel requests,
+which arrive sooner. It need not wait until a request is stored: a stop signal promises nothing, and the client repeats
+its request until it is durable.
 """
 
 from __future__ import annotations
@@ -24,28 +25,28 @@ from nqnb.store import Unsubscribe
 
 log = logging.getLogger("nqnb.cancels")
 
-_OUTLIVES = 300_000_000_000
-"""Nanoseconds that a consumer outlives its worker's disconnect."""
-_AGAIN = 1_000_000_000
-"""Nanoseconds after which a cancel that went into a dead connection comes again; to hear it twice does no harm."""
+_CONSUMER_OUTLIVES_NANOSECONDS = 300_000_000_000
+"""How long the server keeps a consumer after its worker has disconnected."""
+_REDELIVER_NANOSECONDS = 1_000_000_000
+"""After which a cancel that was sent into a dead connection is redelivered; receiving it twice is harmless."""
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
-    """Multicast a cancel once, and return when the server has stored it for every worker; raises as `publish`."""
+    """Publish a cancel, and return when the server has stored it for every worker; raises the errors of `publish`."""
     subject = names.cancel_subject(queue)
     data = CancelMessage(task_id, subject).encode()
     await connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"})
 
 
 class CancelListener:
-    """Hears every cancel of some queues.
+    """Receive every cancel of some queues.
 
     Args:
-        connection: where.
-        intents: the bucket of the intents.
+        connection: the connection.
+        intents: the bucket of the cancel requests.
         worker: the worker's id, which names its consumers.
-        on_cancel: called with the task id, what is known of the cancel, and whether its canceller writes an intent, on
-            the loop; for one cancel more than once.
+        on_cancel: called with the task id, the known facts about the cancel, and whether the client writes a cancel
+            request, on the loop; possibly several times for one cancel.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class CancelListener:
         self._on_cancel = on_cancel
         self._subscriptions: dict[str, tuple[str, Subscription]] = {}
         self._streams: dict[str, QueueStreams] = {}
-        self._deafen: Unsubscribe | None = None
+        self._stop_overhearing: Unsubscribe | None = None
 
     async def ensure(self, queue: str) -> None:
-        """Make sure that this worker's consumer exists, so that no cancel from now on is missed."""
+        """Create this worker's consumer if it is missing, so that no cancel from now on is missed."""
         streams = await ensure_queue(self._connection, queue)
         if queue not in self._subscriptions:
             inbox = self._connection.client.new_inbox()
-            subscription = await self._connection.subscribe(inbox, lambda message: self._heard(queue, message))
+            subscription = await self._connection.subscribe(inbox, lambda message: self._receive(queue, message))
             self._subscriptions[queue] = (inbox, subscription)
         self._streams[queue] = streams
         consumer = f"{streams.cancels}.{self._worker}"
@@ -82,45 +83,45 @@ class CancelListener:
                 "config": {
                     "durable_name": self._worker,
                     "deliver_subject": self._subscriptions[queue][0],
-                    # Older cancels concern earlier runs, and those are covered by the intents.
+                    # Older cancels concern earlier runs, which the cancel requests cover.
                     "deliver_policy": "new",
                     "ack_policy": "explicit",
-                    "ack_wait": _AGAIN,
+                    "ack_wait": _REDELIVER_NANOSECONDS,
                     "filter_subject": names.cancel_subject(queue),
                     "replay_policy": "instant",
-                    "inactive_threshold": _OUTLIVES,
+                    "inactive_threshold": _CONSUMER_OUTLIVES_NANOSECONDS,
                 },
             }
             await self._connection.insist(lambda: self._connection.api(f"CONSUMER.DURABLE.CREATE.{consumer}", body))
-        if self._deafen is None:
-            self._deafen = await self._intents.overhear(self._overheard)
+        if self._stop_overhearing is None:
+            self._stop_overhearing = await self._intents.overhear(self._overheard)
 
     async def close(self) -> None:
-        """Remove this worker's consumers."""
+        """Delete this worker's consumers."""
         for streams in self._streams.values():
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{streams.cancels}.{self._worker}")
         for _, subscription in self._subscriptions.values():
             await subscription.unsubscribe()
-        if self._deafen is not None:
-            await self._deafen()
-            self._deafen = None
+        if self._stop_overhearing is not None:
+            await self._stop_overhearing()
+            self._stop_overhearing = None
         self._subscriptions.clear()
         self._streams.clear()
 
-    def _heard(self, queue: str, message: Message) -> None:
+    def _receive(self, queue: str, message: Message) -> None:
         try:
             cancel = CancelMessage.decode(message.data)
             names.check_task_id(cancel.ID)
             if message.carries(names.CLIENT_HEADER):
-                # Who asked stands in the intent.
+                # The cancel request has the facts.
                 self._on_cancel(cancel.ID, CancelRecord(), True)
             else:
                 self._on_cancel(
                     cancel.ID, CancelRecord(by="a Go client", requested_at=self._connection.clock.now()), False
                 )
         except (MalformedMessage, InvalidTaskId) as error:
-            log.warning("a message on %s is no cancel: %s", names.cancel_subject(queue), error)
-        # Only now, so that what runs is told first.
+            log.warning("a message on %s is not a cancel: %s", names.cancel_subject(queue), error)
+        # Only now, so that the running task is stopped first.
         spawn(self._ack(message))
 
     def _overheard(self, task_id: str, intent: bytes) -> None:
@@ -130,4 +131,4 @@ class CancelListener:
         try:
             await self._connection.send(message.reply, b"+ACK")
         except ConnectionFailed:
-            log.debug("a cancel could not be acknowledged; it will come again")
+            log.debug("a cancel could not be acknowledged and will be redelivered")

@@ -1,4 +1,4 @@
-"""One delivery of one task message, and everything that can be answered to it."""
+"""One delivery of one task message, and the answers to it: ack, nak, terminate, in progress."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import Message
 from nqnb.protocol import names
 
-LONGEST_PUT_BACK = 3600.0
+LONGEST_NAK_SECONDS = 3600.0
+"""The longest delay of a nak."""
 
 
 class AckFacts(NamedTuple):
-    """What the reply subject of a delivered message tells (NATS ADR-15)."""
+    """The facts in the reply subject of a delivered message (NATS ADR-15)."""
 
     deliveries: int
     sequence: int
     number: int
-    """Which of its consumer's deliveries it is, from 1: a gap tells that some were lost on their way."""
+    """The number of the delivery, by which its consumer counts from 1: after a gap some were lost on the way."""
     stored: float
-    """When the stream stored it, in Unix seconds by the server's clock."""
+    """When the stream stored the message, in Unix seconds by the server's clock."""
     pending: int
-    """How many more its consumer had to deliver then."""
+    """How many more messages its consumer had to deliver."""
 
     @classmethod
     def of(cls, reply: str) -> AckFacts:
@@ -36,33 +37,33 @@ class AckFacts(NamedTuple):
         return cls(deliveries, sequence, number, stored / 1e9, pending)
 
 
-@dataclass(slots=True, eq=False)  # not frozen, which would make it thrice as dear
+@dataclass(slots=True, eq=False)  # not frozen, which would make it three times as slow
 class Delivery:
-    """A task message as the server handed it to this worker."""
+    """A task message as the server delivered it to this worker."""
 
     connection: Connection
     queue: str
     data: bytes
     reply: str
     sequence: int
-    """Its sequence in the task stream."""
+    """The message's sequence in the task stream."""
     deliveries: int
-    """How often the server has delivered it, this time included."""
+    """How often the server has delivered the message, this time included."""
     ours: bool
-    """It carries nqnb's header."""
+    """Whether the message carries nqnb's header."""
     scheduled: bool
-    """It was fired by a server-side schedule."""
+    """Whether a server-side schedule published the message."""
     received: float = field(default_factory=elapsed)
-    """When it came, as `elapsed` counts."""
+    """When the delivery arrived, as `elapsed` counts."""
     stored: float = math.inf
-    """When the stream stored it, in Unix seconds by the server's clock."""
+    """When the stream stored the message, in Unix seconds by the server's clock."""
     void: bool = False
-    """Its stream is no more: by its number, an answer would be about another's message in the stream that came after.
-    So nothing is answered, and there is no hold to renew."""
+    """Whether the message's stream was deleted. Then nothing is answered, and no lease is renewed: in the stream that
+    replaced it, the answer's sequence would belong to another message."""
 
     @classmethod
     def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
-        """Read a message that a pull brought, and that came at that time."""
+        """Read a message that a pull delivered; ``received`` is when it arrived, as `elapsed` counts."""
         facts = AckFacts.of(message.reply)
         return cls(
             connection=connection,
@@ -82,26 +83,26 @@ class Delivery:
         return self.connection.clock.now()
 
     async def ack(self) -> None:
-        """Done: the server removes the message. A lost ack does no harm, the next delivery finds the outcome."""
+        """Let the server remove the message. A lost ack is harmless: the next delivery finds the outcome."""
         await self._answer(b"+ACK")
 
     async def put_back(self, delay: float = 0.0) -> None:
-        """Let the server deliver it again after ``delay`` seconds, an hour at most: then it is looked at again."""
-        delay = min(delay, LONGEST_PUT_BACK)
+        """Nak the message: the server redelivers it after ``delay`` seconds, at most an hour."""
+        delay = min(delay, LONGEST_NAK_SECONDS)
         await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")
 
     async def terminate(self) -> None:
-        """Never deliver it again."""
+        """Let the server never redeliver the message."""
         await self._answer(b"+TERM")
 
     async def in_progress(self, connection: Connection | None = None) -> bool:
-        """Start the ack wait anew; True when the server has answered that it did.
+        """Restart the ack wait; return whether the server confirmed it.
 
         Args:
-            connection: asks over this one, default the one that brought the message.
+            connection: the connection to use; default the one that delivered the message.
 
         Raises:
-            NoResponders: the consumer is gone.
+            NoResponders: the consumer does not exist.
         """
         if self.void:
             return True
@@ -119,5 +120,5 @@ class Delivery:
         try:
             await self.connection.send(self.reply, data)
         except ConnectionFailed:
-            # The ack wait does what the answer would have done.
+            # When the ack wait ends, the server redelivers the message.
             return

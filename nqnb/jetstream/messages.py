@@ -1,4 +1,4 @@
-"""Looks at the messages that lie in a stream, without taking them, and removes one."""
+"""Read the messages that are stored in a stream without consuming them, and delete one."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
 MESSAGE_NOT_FOUND = (10037, 10043, 10057)
-_WALKERS = 64
-"""How many parts of a stream are read at once."""
+"""JetStream's codes for a message that does not exist."""
+_CONCURRENT_READS = 64
+"""Parts of a stream that are read concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMessage:
-    """A message as it lies in a stream; ``stored`` is when it came, in Unix seconds by the server's clock."""
+    """A message in a stream; ``stored`` is when the stream stored it, in Unix seconds by the server's clock."""
 
     sequence: int
     subject: str
     data: bytes
     ours: bool
-    """It carries nqnb's header."""
+    """Whether the message carries nqnb's header."""
     stored: float
 
 
 async def read_messages(
     connection: Connection, stream: str, *, start: int = 1, end: int | None = None, subject: str = ">"
 ) -> AsyncGenerator[StreamMessage, None]:
-    """Read messages that lie in a stream without taking them, oldest first; none where the stream is gone.
+    """Yield the messages of a stream, oldest first; nothing if the stream does not exist.
 
     Args:
-        connection: where.
+        connection: the connection.
         stream: the stream.
-        start: the first sequence to look at.
-        end: the first one not to; None goes on until there is no more.
-        subject: only those on this subject, or a pattern.
+        start: the first sequence to read.
+        end: the first sequence not to read; None reads to the end.
+        subject: read only the messages on this subject, or on a pattern.
     """
     while end is None or start < end:
         body = {"seq": start, "next_by_subj": subject}
@@ -64,25 +65,25 @@ async def read_messages(
             )
 
 
-async def messages_at_all(connection: Connection, stream: str) -> list[StreamMessage]:
-    """Every message that lies in a stream, schedules too, in no order.
+async def read_all_messages(connection: Connection, stream: str) -> list[StreamMessage]:
+    """Return every message of a stream, schedules included, in no order.
 
-    A schedule that fires meanwhile is here twice rather than not at all.
+    A schedule that fires meanwhile occurs twice rather than not at all.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     first, end = int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1
-    step = max(1, -(-(end - first) // _WALKERS))
+    step = max(1, -(-(end - first) // _CONCURRENT_READS))
 
-    async def walk(start: int, stop: int | None) -> list[StreamMessage]:
-        return [each async for each in read_messages(connection, stream, start=start, end=stop)]
+    async def read(start: int, stop: int | None) -> list[StreamMessage]:
+        return [message async for message in read_messages(connection, stream, start=start, end=stop)]
 
-    parts = await asyncio.gather(*(walk(at, min(at + step, end)) for at in range(first, end, step)))
-    # What came meanwhile last: there is what a schedule fired whose place was looked at too late.
-    return [message for part in (*parts, await walk(max(end, 1), None)) for message in part]
+    parts = await asyncio.gather(*(read(at, min(at + step, end)) for at in range(first, end, step)))
+    # The messages that arrived meanwhile come last: a schedule that fired before its part was read is among them.
+    return [message for part in (*parts, await read(max(end, 1), None)) for message in part]
 
 
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:
-    """Remove one message from a stream; nothing happens where it is gone already."""
+    """Delete one message of a stream; nothing happens if it does not exist."""
     body = {"seq": sequence, "no_erase": True}
     try:
         await connection.insist(lambda: connection.api(f"STREAM.MSG.DELETE.{stream}", body))
@@ -92,7 +93,7 @@ async def delete_message(connection: Connection, stream: str, sequence: int) -> 
 
 
 async def read_message(connection: Connection, stream: str, sequence: int) -> bytes | None:
-    """The data of one message of a stream, None where it is gone."""
+    """Return the data of one message of a stream, or None if it does not exist."""
     try:
         answer = await connection.insist(lambda: connection.api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
     except ServerRefused as error:

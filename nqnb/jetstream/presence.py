@@ -1,6 +1,19 @@
-"""Which workers are alive, and what each of them runs: one entry a worker in the bucket ``nq-workers``.
+"""Which workers are alive and which tasks each of them runs: one entry per worker in the bucket ``nq-workers``.
 
-A worker is gone when its entry is older than the ``ttl`` that it wrote there, as the server's clock counts.
+A worker counts as gone when its entry is older than the ``ttl`` in the entry, by the server's clock.
+
+The entry tells of every task that its worker runs, so that another worker takes over a task that this worker has
+dropped. But the ids of some 40,000 tasks are more than the server accepts in one message; then no presence could be
+written, and all leases would lapse. Therefore an entry lists ids up to a limit. The other ids are in a filter: each
+sets one of its bits, chosen by a hash of the id. Two properties follow:
+
+- A running task is never missed. So none is taken over.
+- A task that does not run may look as if it did, because another task has set the same bit. With 16 bits per task that
+  happens in 6 of 100 cases. Then its message is nak'ed again. Every entry has another salt, so the next look finds
+  other bits: a dropped task is taken over in the end.
+
+A plain count of the tasks that are not listed would not be enough: each of them would have to count as running, and a
+dropped task would wait for as long as its worker lives. Several entries per worker could not be written at once.
 """
 
 from __future__ import annotations
@@ -8,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -28,7 +41,7 @@ from nqnb.store import Entry
 
 
 class _Written(NamedTuple):
-    """A write of presence: the server stored it between two moments, as `elapsed` counts."""
+    """A write of a presence entry, which the server stored between ``asked`` and ``answered``, as `elapsed` counts."""
 
     worker: str
     revision: int
@@ -37,7 +50,7 @@ class _Written(NamedTuple):
 
 
 class Presence:
-    """Reads presence entries, and writes one worker's own."""
+    """Read presence entries, and write the entry of one worker."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -49,29 +62,29 @@ class Presence:
         """The last write."""
 
     async def announce(self, info: WorkerInfo) -> None:
-        """Write or refresh a worker's entry, with one try: a later one must not carry what it ran before.
+        """Write or refresh a worker's entry, with one try: a later try must not write outdated tasks.
 
         Args:
-            info: the worker, with every task that it runs; a `PresenceEntry` where its queues' ack waits differ.
+            info: the worker, with every task that it runs; a `PresenceEntry` if its queues' ack waits differ.
 
         Raises:
-            NqnbError: it is not certain that it was written.
+            NqnbError: the entry may not be written.
         """
         asked = elapsed()
         revision = await self._store.put(info.id, encode_presence(info, self._connection.max_payload), retry_for=0)
         self._written = _Written(info.id, revision, asked, elapsed())
 
     async def withdraw(self, worker: str) -> None:
-        """Remove a worker's entry: it has stopped."""
+        """Delete the entry of a worker that has stopped."""
         await self._store.delete(worker)
 
     async def read_clock(self) -> None:
-        """Read the server's clock, if the last stamp that came is not fresh.
+        """Read the server's clock, unless the last time stamp is fresh.
 
-        A worker reads the stamp of its presence. A client, which writes none, asks about the bucket.
+        A worker reads the time stamp of its presence entry. A client, which has no entry, requests the bucket's info.
 
         Raises:
-            NqnbError: the server does not answer, or our user may not ask.
+            NqnbError: the server does not answer, or the user may not ask.
         """
         if self._clock.fresh:
             return
@@ -83,21 +96,21 @@ class Presence:
             return
         await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
         if not self._clock.fresh:
-            # A server before 2.10 does not say its time there. It does when it makes a consumer.
+            # A server before 2.10 reports its time only when it creates a consumer.
             consumer, _ = await make_consumer(self._connection, self._bucket, outlives=1.0)
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """For how many seconds a worker still counts as alive and running a task; 0 = it does not.
+        """Return for how many seconds a worker still counts as alive and running a task; 0 = it does not.
 
         Args:
-            worker: the worker that the task's entry names.
+            worker: the worker in the task's entry.
             queue: the task's queue, whose ack wait counts.
             task_id: the task.
-            written: when the worker wrote that entry, by the server's clock: a sign of life too, and where it is
-                newer than the worker's presence, that cannot name the task yet.
-            lease: for how many seconds a worker counts as alive that has no entry, if the bucket is no older: what was
-                in an earlier bucket may be lost, and each worker takes a moment to write its entry again.
+            written: when the worker wrote that entry, by the server's clock. This is a sign of life, too; if it is
+                newer than the worker's presence, the presence cannot name the task yet.
+            lease: for how many seconds a worker without an entry counts as alive if the bucket is younger than that:
+                the entries of an earlier bucket may be lost, and each worker needs a moment to write its entry again.
         """
         asked = elapsed()
         entry = await self._store.get(worker)
@@ -114,10 +127,10 @@ class Presence:
         return min(ttl, max(0.0, ttl - self._age(max(entry.created, written), asked)))
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
-        """The workers that are alive."""
-        # As of now: what is read later may be old by the time that a busy loop gets to it.
+        """Yield the workers that are alive."""
+        # As of now: on a busy loop, entries may be old by the time they are read.
         asked = elapsed()
-        entries = [entry async for entry in self._store.entries()]
+        entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()
         skipped: dict[str, str] = {}
         for entry in entries:
@@ -130,13 +143,17 @@ class Presence:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))
         self._skips.tell(skipped)
 
+    def entries(self) -> AsyncGenerator[Entry, None]:
+        """Yield the entries of all workers as they are stored, of dead ones too."""
+        return self._store.entries()
+
     async def _young_for(self, seconds: float) -> float:
-        """Return for how many seconds more the bucket is younger than that."""
+        """Return for how many seconds more the bucket is younger than ``seconds``."""
         asked = elapsed()
         try:
             info = await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
         except ServerRefused as error:
-            # Whoever keeps the bucket makes it again in a moment.
+            # A worker recreates the bucket in a moment.
             return seconds if error.err_code in NOT_FOUND else 0.0
         await self._read_clock_quietly()
         return min(seconds, max(0.0, seconds - self._age(parse_time(str(info["created"])), asked)))
@@ -146,71 +163,73 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Seconds that an entry was old at least at a moment, by the server's clock: nobody is taken for dead whose
-        presence may still count."""
+        """Return the minimum age of an entry at a moment, in seconds by the server's clock.
+
+        The minimum, so that no worker counts as dead while its presence may still be valid.
+        """
         return self._clock.earliest(asked) - created
 
 
 BITS_PER_TASK = 16
 _LIST_BYTES = 128 * 1024
-"""The most bytes for listed ids: some 5,000 of nqnb's own."""
+"""The most bytes for listed ids: some 5,000 ids that nqnb made."""
 _FILTER_BYTES = 128 * 1024
-"""The most bytes of a filter: 16 bits each for 65,536 tasks, as many as one queue's consumer gives out at once."""
+"""The most bytes of a filter: 16 bits each for 65,536 tasks, as many as one queue's consumer delivers at once."""
 _SHARE = 4
-"""The list has no more than one part in so many of what the server takes in a message, and the filter likewise."""
+"""The list may use a quarter of what the server accepts in a message, and so may the filter."""
 _JSON_BYTES = 3
-"""Quotes and a comma."""
+"""Bytes of the quotes and the comma around an id."""
 
 
-class Others(Struct, frozen=True):
-    """The tasks that are not listed."""
+class UnlistedTasks(Struct, frozen=True):
+    """A filter of the tasks that are not listed."""
 
     salt: bytes
     bits: bytes
 
     @classmethod
-    def of(cls, ids: Sequence[str], most: int) -> Others:
-        """Make the filter of some ids, in so many bytes at most."""
+    def of(cls, ids: Sequence[str], most: int) -> UnlistedTasks:
+        """Build the filter of some ids, with ``most`` bytes at most."""
         salt = secrets.token_bytes(8)
         bits = bytearray(max(1, min(most, len(ids) * BITS_PER_TASK // 8)))
-        for each in ids:
-            place = _place(each, salt, len(bits))
-            bits[place >> 3] |= 1 << (place & 7)
+        for task_id in ids:
+            bit = _bit(task_id, salt, len(bits))
+            bits[bit >> 3] |= 1 << (bit & 7)
         return cls(salt, bytes(bits))
 
     def may_have(self, task_id: str) -> bool:
-        """Whether the task may be one of them; of those that are none, a few may."""
+        """Return whether the task may be one of them; for a few other tasks this is true, too."""
         if not self.bits:
             return True
-        place = _place(task_id, self.salt, len(self.bits))
-        return bool(self.bits[place >> 3] >> (place & 7) & 1)
+        bit = _bit(task_id, self.salt, len(self.bits))
+        return bool(self.bits[bit >> 3] >> (bit & 7) & 1)
 
 
-def _place(task_id: str, salt: bytes, size: int) -> int:
+def _bit(task_id: str, salt: bytes, size: int) -> int:
     digest = hashlib.blake2b(task_id.encode(), digest_size=8, salt=salt[:16]).digest()
     return int.from_bytes(digest, "big") % (8 * size)
 
 
 class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker writes: its info, what does not fit into that, and how long its runs go on without a renewal."""
+    """What a worker writes: its info, a filter of its unlisted tasks, and how long its runs last without a renewal."""
 
-    others: Others | None = None
+    others: UnlistedTasks | None = None
     ttls: dict[str, float] = msgspec.field(default_factory=dict)
-    """By queue, where it is shorter than ``ttl``: seconds without a sign of life after which the worker counts as gone
-    for a task of that queue. Without it, tasks of a queue with a short ack wait would wait for the longest one when
-    their worker has died."""
+    """By queue, if shorter than ``ttl``: seconds without a sign of life after which the worker counts as gone for a
+    task of that queue. Otherwise, tasks of a queue with a short ack wait would wait for the longest one when their
+    worker has died."""
 
     @classmethod
     def of(cls, info: WorkerInfo, ttls: Mapping[str, float]) -> PresenceEntry:
-        """Return what a worker with several ack waits writes."""
+        """Return the entry of a worker with several ack waits."""
         return cls(**{**msgspec.structs.asdict(info), "ttls": dict(ttls)})
 
     def runs(self, task_id: str) -> bool:
-        """Whether the worker runs a task, as far as the entry tells."""
+        """Return whether the worker runs a task, according to the entry."""
         return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
 
     def ttl_of(self, queue: str) -> float:
-        """Return for how many seconds without a sign of life it counts as alive for a task of a queue."""
+        """Return for how many seconds without a sign of life the worker counts as alive for a task of a queue."""
         return min(self.ttl, max(0.0, self.ttls.get(queue, self.ttl)))
 
 
@@ -218,17 +237,17 @@ _decoder = msgspec.json.Decoder(PresenceEntry)
 
 
 def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
-    """Return a worker's entry, within what the server takes.
+    """Return a worker's entry, small enough for the server.
 
     Args:
-        info: what it tells, with every task that runs.
-        max_payload: the most bytes that the server takes in a message.
+        info: the worker, with every task that it runs.
+        max_payload: the most bytes that the server accepts in a message.
     """
     entry = info if isinstance(info, PresenceEntry) else PresenceEntry.of(info, {})
-    listed = _first(entry.running, min(_LIST_BYTES, max_payload // _SHARE))
+    listed = _count_that_fits(entry.running, min(_LIST_BYTES, max_payload // _SHARE))
     rest = entry.running[listed:]
     if rest:
-        others = Others.of(rest, min(_FILTER_BYTES, max_payload // _SHARE))
+        others = UnlistedTasks.of(rest, min(_FILTER_BYTES, max_payload // _SHARE))
         entry = msgspec.structs.replace(entry, running=entry.running[:listed], unlisted=len(rest), others=others)
     return msgspec.json.encode(entry)
 
@@ -237,18 +256,18 @@ def decode_presence(entry: Entry) -> PresenceEntry:
     """Read a worker's entry.
 
     Raises:
-        MalformedMessage: it is none; see `WorkerInfo.of_entry`.
+        MalformedMessage: the entry is invalid; see `WorkerInfo.of_entry`.
     """
     WorkerInfo.of_entry(entry.key, entry.value)
     return decode(entry.value, _decoder, "a worker's presence")
 
 
-def _first(ids: Iterable[str], room: int) -> int:
-    """How many ids fit into so many bytes."""
+def _count_that_fits(ids: Iterable[str], size: int) -> int:
+    """Return how many ids fit into ``size`` bytes."""
     count = 0
-    for each in ids:
-        room -= len(each.encode()) + _JSON_BYTES
-        if room < 0:
+    for task_id in ids:
+        size -= len(task_id.encode()) + _JSON_BYTES
+        if size < 0:
             break
         count += 1
     return count

@@ -1,7 +1,7 @@
-"""The pull loop of one queue: asks for as many tasks as there are free slots, and sees every refusal at once.
+"""Pull one queue's tasks: request as many as there are free slots, and notice every refusal at once.
 
-One inbox subscription takes the tasks and the server's status messages. Unsubscribing it withdraws what was asked for,
-because the server drops pulls that nobody listens to.
+One inbox subscription receives the tasks and the server's status messages. Unsubscribing withdraws the pulls, because
+the server drops pulls without a subscriber.
 """
 
 from __future__ import annotations
@@ -27,27 +27,25 @@ from nqnb.protocol import names
 
 log = logging.getLogger("nqnb.pull")
 
-EXPIRES = 30.0
+PULL_EXPIRES_SECONDS = 30.0
 """Seconds that a pull waits on the server for tasks."""
-IDLE_HEARTBEAT = 5.0
-"""Seconds between the server's signs of life while a pull waits."""
-
-
-LOOK = 0.5
-"""Seconds between two looks at whether the queue is paused."""
-PAUSE_AGAIN = 5.0
-"""Seconds after which a paused queue's consumer is paused again: a Go worker may have made it anew."""
+IDLE_HEARTBEAT_SECONDS = 5.0
+"""Seconds between the server's heartbeats while a pull waits."""
+PAUSE_CHECK_SECONDS = 0.5
+"""Seconds between two checks whether the queue is paused."""
+PAUSE_AGAIN_SECONDS = 5.0
+"""Seconds after which a paused queue's consumer is paused again: a Go worker may have recreated it."""
 
 
 class PullLoop:
     """Pulls one queue's tasks.
 
     Args:
-        connection: where.
+        connection: the connection.
         queue: the queue's name.
         on_delivery: called with each delivery, on the loop.
-        wake: called when there is something to ask for, or for `check` to mend.
-        arrived: returns when a message came that is read now, as `elapsed` counts.
+        wake: called when tasks can be requested, or when `check` must repair something.
+        arrived: returns when the message that is being read has arrived, as `elapsed` counts.
     """
 
     def __init__(
@@ -62,7 +60,7 @@ class PullLoop:
         self.ack_wait = connection.settings.ack_wait
         """The consumer's ack wait, in seconds."""
         self.asked = 0
-        """How many tasks are asked for and have not come."""
+        """How many tasks are requested and have not arrived."""
         self._connection = connection
         self._on_delivery = on_delivery
         self._wake = wake
@@ -76,18 +74,18 @@ class PullLoop:
         self._broken = False
         self._pause = 0.0
         self._not_before = 0.0
-        """When a pull that the server refused may be tried again, on the loop's clock."""
+        """When a pull that the server refused may be retried, on the loop's clock."""
         self._pauses = KeyValueStore(connection, connection.settings.queue_bucket)
         self._paused = False
-        """Somebody wants that nothing of this queue is taken now."""
-        self._looking = False
-        self._looked = self._paused_again = 0.0
+        """Whether the queue is paused."""
+        self._checking = False
+        self._checked = self._paused_again = 0.0
 
     async def ensure(self) -> bool:
-        """Find or make the queue's streams and its consumer; returns whether the consumer was made.
+        """Find or create the queue's streams and its consumer; return whether the consumer was created.
 
         Raises:
-            ServerRefused: the server does not let us.
+            ServerRefused: the user may not create them.
         """
         streams = await ensure_queue(self._connection, self.queue)
         self._paused = await self._pauses.get(self.queue) is not None
@@ -98,18 +96,18 @@ class PullLoop:
         return self._limits.made
 
     async def ask(self, count: int) -> None:
-        """Ask for ``count`` more tasks, or as many as the consumer allows; they come when there are some."""
+        """Request ``count`` more tasks, or as many as the consumer allows; they arrive when there are some."""
         count = min(count, self._limits.max_batch)
-        expires = min(EXPIRES, self._limits.max_expires)
-        heartbeat = min(IDLE_HEARTBEAT, expires / 2.5)
+        expires = min(PULL_EXPIRES_SECONDS, self._limits.max_expires)
+        heartbeat = min(IDLE_HEARTBEAT_SECONDS, expires / 2.5)
         await self._request(
             {"batch": count, "expires": int(expires * 1e9), "idle_heartbeat": int(heartbeat * 1e9)}, count
         )
 
     async def probe(self, count: int) -> None:
-        """Ask for up to ``count`` tasks that wait on the server now, and return when they have come.
+        """Request up to ``count`` tasks that wait on the server now, and return when they have arrived.
 
-        Only while nothing else is asked for.
+        Only while no other pull is open.
         """
         count = min(count, self._limits.max_batch)
         probe = self._probe = asyncio.get_running_loop().create_future()
@@ -122,7 +120,7 @@ class PullLoop:
             self._break()
 
     def withdraw(self) -> None:
-        """Take back what was asked for. What is on its way all the same is still handed over."""
+        """Withdraw the open pulls. Tasks that are already on their way are still delivered."""
         if self.asked and self._subscription is not None:
             spawn(self._drain(self._subscription))
             self._subscription = None
@@ -130,13 +128,12 @@ class PullLoop:
         self._end_probe()
 
     async def check(self) -> None:
-        """Mend what broke: a consumer that somebody deleted, or a pull that the server has forgotten.
+        """Repair what broke: a consumer that was deleted, or a pull that the server has forgotten.
 
-        To be called now and then; does nothing while all is well. What cannot be mended yet is logged and tried again
-        the next time.
+        To be called often; does nothing while all is well. A failed repair is logged and retried at the next call.
         """
-        self._look_for_a_pause()
-        silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT
+        self._check_pause()
+        silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
         if not (self._broken or silent) or not self._connection.connected:
             return
         if asyncio.get_running_loop().time() < self._not_before:
@@ -146,26 +143,26 @@ class PullLoop:
             await self.ensure()
         except NqnbError as error:
             if not self._connection.outage.took(error):
-                log.warning("queue %s cannot be pulled now: %s", self.queue, error)
+                log.warning("pulling from queue %s failed: %s", self.queue, error)
 
     def reset(self) -> None:
-        """Start anew after a reconnect: the server has forgotten the pulls."""
+        """Start again after a reconnect: the server has forgotten the pulls."""
         self.withdraw()
         self._broken = True
 
     @property
     def healthy(self) -> bool:
-        """Whether asking makes sense now."""
+        """Whether requesting tasks makes sense now."""
         return self._streams is not None and not self._broken and not self._paused
 
-    def _look_for_a_pause(self) -> None:
+    def _check_pause(self) -> None:
         now = asyncio.get_running_loop().time()
-        if not self._looking and now - self._looked >= LOOK and self._connection.connected:
-            self._looking, self._looked = True, now
-            # Aside: what the server is slow to say must not keep the other queues waiting.
-            spawn(self._see_whether_paused())
+        if not self._checking and now - self._checked >= PAUSE_CHECK_SECONDS and self._connection.connected:
+            self._checking, self._checked = True, now
+            # In the background: a slow server must not keep the other queues waiting.
+            spawn(self._update_pause())
 
-    async def _see_whether_paused(self) -> None:
+    async def _update_pause(self) -> None:
         try:
             was, self._paused = self._paused, await self._pauses.get(self.queue, fresh=False) is not None
             now = asyncio.get_running_loop().time()
@@ -175,19 +172,19 @@ class PullLoop:
             elif was and not self._paused:
                 log.info("queue %s is resumed", self.queue)
             if self._streams is not None and (
-                was != self._paused or (self._paused and now - self._paused_again >= PAUSE_AGAIN)
+                was != self._paused or (self._paused and now - self._paused_again >= PAUSE_AGAIN_SECONDS)
             ):
                 self._paused_again = now
                 await pause_consumer(self._connection, self._streams.tasks, self._paused)
         except NqnbError as error:
-            log.debug("queue %s: whether it is paused cannot be seen now: %s", self.queue, error)
+            log.debug("queue %s: checking its pause failed: %s", self.queue, error)
         finally:
-            self._looking = False
+            self._checking = False
             self._wake()
 
     async def _request(self, body: dict[str, object], count: int) -> None:
         if self._streams is None:
-            raise RuntimeError("ensure() comes first")
+            raise RuntimeError("ensure() must be called first")
         if self._subscription is None:
             self._inbox = self._connection.client.new_inbox()
             self._subscription = await self._connection.subscribe(self._inbox, self._receiver())
@@ -197,7 +194,7 @@ class PullLoop:
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     def _receiver(self) -> Callable[[Message], None]:
-        """A callback bound to its subscription, so that stragglers of a withdrawn one are told apart."""
+        """Return a callback bound to its subscription, so that late messages of a withdrawn one are recognized."""
         inbox = self._inbox
 
         def receive(message: Message) -> None:
@@ -213,7 +210,7 @@ class PullLoop:
                 self._status(message)
             if current and self.asked == 0:
                 self._end_probe()
-                # There may be slots to ask for.
+                # There may be free slots.
                 self._wake()
 
         return receive
@@ -228,11 +225,11 @@ class PullLoop:
             self.asked = max(0, self.asked - int(headers.get("Nats-Pending-Messages", self.asked)))
             return
         if status == "409" and "MaxAckPending" in description:
-            # A waiting pull is served once others have acked; a probe gets nothing more.
+            # A waiting pull is served after other messages are acked; a probe gets nothing more.
             self.asked = 0 if self._probe is not None else self.asked
             return
         if "Consumer Deleted" in description:
-            # The pull stood until then, so nothing was refused.
+            # The pull was open until then, so nothing was refused.
             self._pause = 0.0
         if status == "503" or "Leadership" in description:
             self._connection.outage.began(f"queue {self.queue} has no leader ({status} {description})")
@@ -247,7 +244,7 @@ class PullLoop:
     def _break(self) -> None:
         self.withdraw()
         self._broken = True
-        # What the server refuses once it may go on refusing.
+        # The server may refuse the next pull, too.
         self._not_before = asyncio.get_running_loop().time() + self._pause
         self._pause = min(5.0, max(0.1, self._pause * 2))
         self._wake()

@@ -1,14 +1,17 @@
-"""Tasks that wait for long wait on the server, outside of the consumer (server >= 2.12, NATS ADR-51).
+"""Server-side schedules: long waits that the server keeps outside of the consumer (server >= 2.12, NATS ADR-51).
 
-A message on ``<q>.sched.<id>`` names its time and ``<q>.task``; at that time the server puts it there by itself. It
-survives a restart of the server, and 100,000 of them cost the consumer nothing, where as many put-back messages would
-count against its limit of unacknowledged ones.
+A message on ``<q>.sched.<id>`` names its time and ``<q>.task``; at that time the server publishes it there. It survives
+a restart of the server. 100,000 schedules cost the consumer nothing, while as many nak'ed messages would count against
+its limit of unacknowledged messages.
+
+A schedule that becomes due while the server's storage limit is reached is not fired, and nats-server (2.12 to 2.15)
+tries it again only after a restart. `OverdueSchedules` finds such schedules and publishes them again on their subject;
+then the server fires them at once.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import logging
 import math
 from collections.abc import AsyncIterator
@@ -19,22 +22,37 @@ from nqnb.clock import elapsed
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.bucket import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, PubAck
+from nqnb.jetstream.fast_client import read_headers
 from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
+log = logging.getLogger("nqnb.pull")
+
+LATE_SECONDS = 3.0
+"""Seconds after its time at which a schedule counts as overdue."""
+_SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
+"""Seconds between two sweeps over all schedules: if one look reads them all, and if it takes several."""
+_FULL_FOR_SECONDS = 60.0
+"""Seconds after a reached storage limit in which the sweeps follow each other closely."""
+_SCHEDULES_PER_LOOK = 500
+"""Schedules that one look reads; the next look continues there."""
+_FEW_SCHEDULES = 100
+"""Up to so many schedules are read again as soon as one of them is due."""
+_SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
+
 
 def can_schedule(connection: Connection) -> bool:
-    """Whether the server keeps schedules."""
+    """Return whether the server supports schedules."""
     return not connection.server_before(2, 12)
 
 
 async def allow_schedules(connection: Connection, queue: str, stream: str) -> None:
-    """Let a queue's stream take schedules; one that Go NQ made is updated.
+    """Make a queue's stream accept schedules; a stream that Go NQ created is updated.
 
     Raises:
-        ServerRefused: the server does not let us.
+        ServerRefused: the user may not update the stream.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     config = info["config"]
@@ -49,20 +67,19 @@ async def allow_schedules(connection: Connection, queue: str, stream: str) -> No
 async def publish_schedule(
     connection: Connection, queue: str, task_id: str, data: bytes, at: float, message_id: str
 ) -> PubAck:
-    """Publish a task message that comes to its queue at a time.
+    """Publish a schedule for a task message.
 
     Args:
-        connection: where.
-        queue: the queue, whose stream allows schedules.
+        connection: the connection.
+        queue: the queue, whose stream accepts schedules.
         task_id: the task.
         data: the task message.
-        at: when, in Unix seconds.
-        message_id: under which it is published once, whatever happens to the answers.
+        at: when the server publishes the message, in Unix seconds.
+        message_id: the message id, under which the server stores the schedule once.
     """
-    moment = datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
     headers = {
-        "Nats-Schedule": f"@at {moment}",
-        "Nats-Schedule-Target": names.task_subject(queue),
+        _SCHEDULE: _schedule_header(at),
+        _TARGET: names.task_subject(queue),
         "Nats-Msg-Id": message_id,
         names.CLIENT_HEADER: "task",
     }
@@ -70,7 +87,7 @@ async def publish_schedule(
 
 
 async def purge_schedule(connection: Connection, queue: str, task_id: str, stream: str) -> None:
-    """Remove a task's schedule; nothing happens where there is none."""
+    """Delete a task's schedule; nothing happens if it does not exist."""
     body = {"filter": names.schedule_subject(queue, task_id)}
     try:
         await connection.insist(lambda: connection.api(f"STREAM.PURGE.{stream}", body))
@@ -79,24 +96,9 @@ async def purge_schedule(connection: Connection, queue: str, task_id: str, strea
             raise
 
 
-log = logging.getLogger("nqnb.pull")
-
-LATE_SECONDS = 3.0
-"""Seconds after its time at which a schedule counts as forgotten."""
-_SWEEP_SECONDS = (60.0, 600.0)
-"""Seconds between two sweeps of all schedules: where one look reads them all, and where it takes several."""
-_FULL_FOR_SECONDS = 60.0
-"""Seconds after a full store in which the sweeps follow each other closely."""
-_AT_ONCE = 500
-"""Schedules that one look reads; the next look goes on from there."""
-_FEW = 100
-"""So few schedules are read again whenever one of them should have been fired."""
-_SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
-
-
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A schedule as it lies in the stream; ``due`` is in Unix seconds, 0 where it names no single time."""
+class _Schedule:
+    """A schedule in the stream; ``due`` is in Unix seconds, 0 if the schedule names no single time."""
 
     sequence: int
     subject: str
@@ -106,73 +108,72 @@ class _Waiting:
 
 
 class OverdueSchedules:
-    """Looks for forgotten schedules in one queue."""
+    """The search for overdue schedules of one queue."""
 
     def __init__(self, connection: Connection, queue: str) -> None:
         self._connection = connection
         self._queue = queue
-        self._from = 1
-        """The sequence at which the next look begins."""
-        self._begun = self._next = 0.0
+        self._next_sequence = 1
+        """The sequence at which the next look starts."""
+        self._sweep_began = self._next_sweep = 0.0
         """When this sweep began, and when the next one begins, as `elapsed` counts."""
         self._read, self._soonest = 0, math.inf
         """How many schedules this sweep has read, and in how many seconds the first of them is due."""
         self._allowed = True
 
     async def look(self) -> None:
-        """Look through some schedules, where that is due, and publish again what the server has forgotten.
+        """Read some schedules, if a look is due, and publish the overdue ones again.
 
         Raises:
-            NqnbError: the server does not answer, or has no room for what is published again.
+            NqnbError: the server does not answer, or has no room for a schedule.
         """
         if not (self._allowed and can_schedule(self._connection)):
             return
-        full = self._connection.full_at
-        if self._from == 1:
-            if elapsed() < self._next and not full > self._begun:
+        full_at = self._connection.full_at
+        if self._next_sequence == 1:
+            if elapsed() < self._next_sweep and not full_at > self._sweep_began:
                 return
-            self._begun, self._read, self._soonest = elapsed(), 0, math.inf
+            self._sweep_began, self._read, self._soonest = elapsed(), 0, math.inf
         try:
             ended = await self._sweep()
         except ServerRefused as error:
             if error.code == 403:
-                log.info("queue %s is not looked through for forgotten schedules: %s", self._queue, error)
+                log.info("queue %s is not searched for overdue schedules: %s", self._queue, error)
                 self._allowed = False
             elif error.err_code not in NOT_FOUND:
                 raise
             ended = True
         if ended:
-            self._from = 1
-            self._next = elapsed() + self._pause(full)
+            self._next_sequence = 1
+            self._next_sweep = elapsed() + self._pause(full_at)
 
-    def _pause(self, full: float) -> float:
-        """Return the seconds until the next sweep; ``full`` is when the store was last full."""
-        few, many = _SWEEP_SECONDS
-        pause = few if self._read < _AT_ONCE else many
-        if full and elapsed() - full < _FULL_FOR_SECONDS:
+    def _pause(self, full_at: float) -> float:
+        """Return the seconds until the next sweep; ``full_at`` is when a storage limit was last reached."""
+        pause = _SWEEP_SECONDS if self._read < _SCHEDULES_PER_LOOK else _LONG_SWEEP_SECONDS
+        if full_at and elapsed() - full_at < _FULL_FOR_SECONDS:
             pause = 0.0
-        elif self._read <= _FEW:
+        elif self._read <= _FEW_SCHEDULES:
             pause = min(pause, self._soonest)
         return max(pause, 0.0) + LATE_SECONDS
 
     async def _sweep(self) -> bool:
-        """Read on; whether the end was reached."""
+        """Read the next schedules; return whether the end was reached."""
         stream = (await ensure_queue(self._connection, self._queue)).tasks
-        until = self._read + _AT_ONCE
-        async for waiting in self._schedules(stream):
+        until = self._read + _SCHEDULES_PER_LOOK
+        async for schedule in self._schedules(stream):
             self._read += 1
-            late = self._connection.clock.now() - waiting.due
-            if waiting.due and late > LATE_SECONDS:
-                await self._publish_again(waiting)
-            elif waiting.due:
+            late = self._connection.clock.now() - schedule.due
+            if schedule.due and late > LATE_SECONDS:
+                await self._publish_again(schedule)
+            elif schedule.due:
                 self._soonest = min(self._soonest, -late)
-            self._from = waiting.sequence + 1
+            self._next_sequence = schedule.sequence + 1
             if self._read >= until:
                 return False
         return True
 
-    async def _schedules(self, stream: str) -> AsyncIterator[_Waiting]:
-        api, start = self._connection.api, self._from
+    async def _schedules(self, stream: str) -> AsyncIterator[_Schedule]:
+        api, start = self._connection.api, self._next_sequence
         while True:
             body = {"seq": start, "next_by_subj": names.schedule_pattern(self._queue)}
             try:
@@ -181,10 +182,10 @@ class OverdueSchedules:
                 if error.err_code in MESSAGE_NOT_FOUND:
                     return
                 raise
-            headers = _headers(base64.b64decode(found.get("hdrs") or ""))
+            headers = read_headers(base64.b64decode(found.get("hdrs") or ""))
             kind, _, text = headers.get(_SCHEDULE, "").partition(" ")
             start = int(found["seq"]) + 1
-            yield _Waiting(
+            yield _Schedule(
                 sequence=start - 1,
                 subject=str(found["subject"]),
                 data=base64.b64decode(found.get("data") or ""),
@@ -192,30 +193,27 @@ class OverdueSchedules:
                 due=parse_time(text.strip()) if kind == "@at" else 0.0,
             )
 
-    async def _publish_again(self, waiting: _Waiting) -> None:
-        moment = datetime.fromtimestamp(self._connection.clock.now(), timezone.utc).isoformat(timespec="microseconds")
+    async def _publish_again(self, schedule: _Schedule) -> None:
         headers = {
-            _SCHEDULE: f"@at {moment.replace('+00:00', 'Z')}",
-            _TARGET: waiting.target,
+            _SCHEDULE: _schedule_header(self._connection.clock.now()),
+            _TARGET: schedule.target,
             names.CLIENT_HEADER: "task",
-            # One that was fired, cancelled or replaced meanwhile stays as it is.
-            EXPECTED_REVISION: str(waiting.sequence),
+            # A schedule that was fired, cancelled or replaced meanwhile stays as it is.
+            EXPECTED_REVISION: str(schedule.sequence),
         }
-        publish = functools.partial(self._connection.publish, waiting.subject, waiting.data, headers)
         try:
-            await publish()
+            await self._connection.publish(schedule.subject, schedule.data, headers)
         except ServerRefused as error:
             if error.err_code not in WRONG_LAST_SEQUENCE:
                 raise
             return
         log.warning(
-            "queue %s: the server did not fire the schedule on %s at its time, so it is published again",
+            "queue %s: the server did not fire the schedule on %s in time, so it is published again",
             self._queue,
-            waiting.subject,
+            schedule.subject,
         )
 
 
-def _headers(block: bytes) -> dict[str, str]:
-    lines = block.decode("utf-8", "replace").split("\r\n")[1:]
-    pairs = (line.partition(":") for line in lines if ":" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+def _schedule_header(at: float) -> str:
+    moment = datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="microseconds")
+    return f"@at {moment.replace('+00:00', 'Z')}"

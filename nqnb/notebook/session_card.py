@@ -10,7 +10,6 @@ from typing import Any
 from nqnb.client import Client
 from nqnb.errors import ConnectionFailed, NqnbError
 from nqnb.notebook.kernel_worker import Local
-from nqnb.protocol.names import bucket_stream
 from nqnb.records import QueueInfo, WorkerInfo
 from nqnb.server import detached as detached_server
 from nqnb.store import StateStore
@@ -48,16 +47,16 @@ class Card:
     async def fill(self, client: Client) -> None:
         """Ask the server; what the user may not see is left out."""
         self.version = client.server_version
-        connection = client.backend.connection
-        if not connection.connected:
+        backend = client.backend
+        if not backend.connected:
             raise ConnectionFailed("the server is not connected; the session resumes when it is back")
-        self.jetstream = _usage(await _allowed(connection.api("INFO")))
+        self.jetstream = _usage(await _allowed(backend.account_info()))
         self.queues = await _allowed(client.queues())
         self.workers = await _allowed(client.workers())
         bucket = client.settings.state_bucket
         if self.store is None:
-            info = await _allowed(connection.api(f"STREAM.INFO.{bucket_stream(bucket)}"))
-            self.states = f"bucket {bucket}" + (f", {_count(info['state']['messages'], 'task')}" if info else "")
+            count = await _allowed(backend.count_states())
+            self.states = f"bucket {bucket}" + ("" if count is None else f", {_count(count, 'task')}")
         else:
             self.states = f"{type(self.store).__qualname__}, your own store"
 

@@ -66,7 +66,7 @@ async def delete_queue(
     ended += await _end_owed(backend, owed, by)
     # A task that was submitted meanwhile has an entry and no message, if its message was in the deleted stream.
     async for entry, task in task_entries(backend, queue):
-        if task.Status is Status.PENDING and entry.created < await backend.born(queue):
+        if task.Status is Status.PENDING and entry.created < await backend.queue_created_at(queue):
             start, record = SeenEntry.of(entry.key, entry), new_record(backend, by)
             ended.append(await end_waiting_task(backend, task.ID, record, start=start, stream_gone=True))
     return PurgeReceipt(

@@ -321,7 +321,7 @@ class QueueBackend(TaskBackend, Protocol):
         """Yield the task messages in a queue's stream, without its schedules."""
         ...
 
-    async def messages_at_all(self, stream: str) -> Sequence[StoredMessage]:
+    async def read_all_messages(self, stream: str) -> Sequence[StoredMessage]:
         """Return every message in a stream, schedules included."""
         ...
 
@@ -333,7 +333,7 @@ class QueueBackend(TaskBackend, Protocol):
         """Return the subjects that a queue's streams carry besides its own, by stream."""
         ...
 
-    async def born(self, queue: str) -> float:
+    async def queue_created_at(self, queue: str) -> float:
         """Return when a queue's stream was created, in Unix seconds; infinity where there is none."""
         ...
 

@@ -90,7 +90,7 @@ async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
     if stream is None:
         return set()
     ids = set()
-    for message in await backend.messages_at_all(stream):
+    for message in await backend.read_all_messages(stream):
         with contextlib.suppress(MalformedMessage):
             ids.add(TaskMessage.decode(message.data).ID)
     return ids

@@ -166,6 +166,6 @@ class Recovery:
 
         The two times that are compared may be of two servers' clocks: only if the stream has changed do they count.
         """
-        born = await self._backend.born(queue)
+        born = await self._backend.queue_created_at(queue)
         # Infinity: the stream does not exist at this moment.
         return 0.0 if born == math.inf or born == self._births.setdefault(queue, born) else born

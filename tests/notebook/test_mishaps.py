@@ -93,9 +93,9 @@ async def test_two_clocks_make_no_other_stream(
     """One server stamps when a stream is made, another one its messages."""
 
     async def ahead(connection: Connection, queue: str) -> float:
-        return await queue_streams.born(connection, queue) + 60
+        return await queue_streams.queue_created_at(connection, queue) + 60
 
-    monkeypatch.setattr(backend, "born", ahead)
+    monkeypatch.setattr(backend, "queue_created_at", ahead)
     worker = nqnb.Worker(settings)
 
     @worker.handler("work", backoff=nqnb.Backoff(0.01, 0.01))

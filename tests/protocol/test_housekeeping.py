@@ -254,7 +254,7 @@ class TestPause:
         self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # As a Go worker does that makes the consumer anew.
-        monkeypatch.setattr("nqnb.jetstream.pull.PAUSE_AGAIN", 0.5)
+        monkeypatch.setattr("nqnb.jetstream.pull.PAUSE_AGAIN_SECONDS", 0.5)
         connection = nq.backend.connection
         async with make_worker(settings, []):
 
@@ -282,8 +282,8 @@ class TestRetention:
     async def test_an_ended_task_expires_once_its_message_is_gone(
         self, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(backends, "SHORTEST_RETENTION", 1.0)
-        monkeypatch.setattr(backends, "_ACK_WAITS", 0)
+        monkeypatch.setattr(backends, "MIN_RETENTION_SECONDS", 1.0)
+        monkeypatch.setattr(backends, "_MIN_RETENTION_ACK_WAITS", 0)
         async with nqnb.connect(settings, retention=timedelta(seconds=1)) as nq:
             kept = await nq.submit("other")
             task = await nq.submit("work")

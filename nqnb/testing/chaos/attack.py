@@ -170,7 +170,7 @@ class _Attack:
         serving = 0
         while serving < self._options.workers:
             # By presence entries, not `Client.workers`, so that a wrong clock among the workers shows later, not here.
-            serving = len([entry async for entry in nq.backend.presence._store.entries()])
+            serving = len([entry async for entry in nq.backend.presence.entries()])
             ended = self._workforce.look()
             if ended or time.monotonic() > until:
                 tails = [line for life in self._workforce.lives for line in self._workforce.log_tail(life.number)]
