@@ -70,11 +70,7 @@ def test_it_keeps_secrets() -> None:
     config = 'authorization { users: [ {user: "ann", password: "hush-hush"} ] }'
     with nqnb.DevServer(config=config) as server:
         with pytest.raises(nqnb.NoServer):  # the password is needed
-<<<<<<< HEAD:tests/notebook/test_session_card.py
             nqnb.session(server.url)
-=======
-            nqnb.session(server.url, retry_for=0.1)
->>>>>>> a7e55e7 (tests: give the session that is refused a valid retry_for):tests/notebook/test_cards.py
         nq = nqnb.session(server.url.replace("//", "//ann:hush-hush@"))
         try:
             said = as_text(nq) + nq._repr_html_() + repr(nq) + nq.why + str(vars(nq))
