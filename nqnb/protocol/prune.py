@@ -15,7 +15,7 @@ from nqnb.protocol.interfaces import QueueBackend
 from nqnb.protocol.transition import read_entry, remove_entry
 from nqnb.protocol.wire import TaskMessage
 from nqnb.records import PruneReceipt
-from nqnb.store import Entry, StateStore
+from nqnb.store import Entry
 
 ORPHANED = 3600.0
 """Seconds for which results and requests without an entry are kept at least: their entry may not be written yet."""
@@ -69,7 +69,7 @@ async def prune(
     if not dry_run:
         # The entry first, by its revision: where it was written again meanwhile, it stays, and needs its result.
         await each_in(gone, lambda pair: remove_entry(backend, pair[0].key, pair[0].revision))
-        await each_in(results, lambda key: _remove(backend.results, key))
+        await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
         await each_in(old_intents, lambda entry: backend.intents.delete(entry.key, entry.revision))
     return PruneReceipt(
@@ -77,11 +77,11 @@ async def prune(
     )
 
 
-async def _remove(store: StateStore, key: str) -> None:
-    """Remove a key that nothing writes any more, without a tombstone."""
-    entry = await store.get(key)
+async def _remove_result(backend: QueueBackend, key: str) -> None:
+    """Remove a result that nothing writes any more, without a tombstone."""
+    entry = await backend.results.get(key)
     if entry is not None:
-        await store.delete(key, entry.revision)
+        await backend.results.delete(key, entry.revision)
 
 
 async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
