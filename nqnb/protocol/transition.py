@@ -22,7 +22,6 @@ from typing import NamedTuple, TypeVar
 from nqnb.errors import (
     MalformedMessage,
     NoResponders,
-    NoRoom,
     NqnbError,
     PayloadTooLarge,
     RevisionConflict,
@@ -109,7 +108,6 @@ class Retry:
         seconds: for how long it is tried again; infinity tries until the server answers.
         first: the first pause, in seconds; each one is twice the one before.
         longest: the longest pause, in seconds.
-        await_room: also try again while a storage limit is reached.
     """
 
     def __init__(
@@ -119,13 +117,11 @@ class Retry:
         *,
         first: float = 0.1,
         longest: float = 0.1,
-        await_room: bool = True,
     ) -> None:
         self.backend = backend
         self.until = time.monotonic() + seconds
         self.pause = first
         self.longest = longest
-        self.await_room = await_room
 
     async def after_write(self, error: NqnbError) -> None:
         """Return when the entry is to be read and decided about again; raise the error where it is not.
@@ -135,8 +131,6 @@ class Retry:
         """
         if isinstance(error, RevisionConflict):
             return
-        if isinstance(error, NoRoom) and not self.await_room:
-            raise error
         if not isinstance(error, (Unconfirmed, NoResponders)) or time.monotonic() >= self.until:
             raise error
         await self.rest()

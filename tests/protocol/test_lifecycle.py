@@ -7,8 +7,21 @@ from typing import Any
 import pytest
 
 from nqnb.protocol import lifecycle
-from nqnb.protocol.lifecycle import BeatStep, CancelStep, ClaimStep, ClaimVerdict, Ended, FinishStep, FinishVerdict
-from nqnb.protocol.wire import Meta, Status, TaskMessage
+from nqnb.protocol.lifecycle import (
+    BeatStep,
+    CancelStep,
+    ClaimStep,
+    ClaimVerdict,
+    Ended,
+    FinishStep,
+    FinishVerdict,
+    LeaveStep,
+    RequeueStep,
+    Stop,
+    StopStep,
+    SubmitStep,
+)
+from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
 
 NOW = 1_795_489_228.0
 SEQUENCE = 7
@@ -342,3 +355,113 @@ class TestCancel:
 
     def test_a_task_handed_back_by_its_worker_is_announced_not_deleted_because_it_has_started(self) -> None:
         assert lifecycle.cancel(entry(Status.PROCESSING, worker=""), announced=False) is CancelStep.ANNOUNCE
+
+
+class TestSubmitConflict:
+    @pytest.mark.parametrize("status", Status)
+    @pytest.mark.parametrize("sequence", [SEQUENCE, 0])
+    def test_an_entry_of_our_message_is_ours_because_a_worker_was_faster(self, status: Status, sequence: int) -> None:
+        there = entry(status, sequence=sequence)
+        assert lifecycle.submit_conflict(there, message(), sequence=SEQUENCE) is SubmitStep.SETTLED
+
+    def test_a_later_sequence_of_the_same_task_is_ours_because_a_worker_has_moved_it_into_a_schedule(self) -> None:
+        there = entry(Status.PENDING, sequence=SEQUENCE + 1)
+        assert lifecycle.submit_conflict(there, message(), sequence=SEQUENCE) is SubmitStep.SETTLED
+        other = message(Payload=b"other")
+        assert lifecycle.submit_conflict(there, other, sequence=SEQUENCE) is SubmitStep.TAKEN
+
+    def test_an_earlier_sequence_is_another_tasks(self) -> None:
+        there = entry(Status.PENDING, sequence=SEQUENCE - 1)
+        assert lifecycle.submit_conflict(there, message(), sequence=SEQUENCE) is SubmitStep.TAKEN
+
+    def test_an_entry_of_another_queue_is_another_tasks_whatever_its_sequence(self) -> None:
+        there = TaskMessage(ID="a", Queue="other", Sequence=SEQUENCE, Meta=Meta())
+        assert lifecycle.submit_conflict(there, message(), sequence=SEQUENCE) is SubmitStep.TAKEN
+
+    def test_an_entry_that_is_gone_again_is_not_created_again_because_its_message_may_be_gone_too(self) -> None:
+        assert lifecycle.submit_conflict(None, message(), sequence=SEQUENCE) is SubmitStep.SETTLED
+
+
+class TestRequeue:
+    @pytest.mark.parametrize("status", OPEN)
+    def test_an_open_task_is_not_submitted_again_because_it_may_still_run(self, status: Status) -> None:
+        assert lifecycle.requeue(entry(status)) is RequeueStep.NOT_ENDED
+
+    @pytest.mark.parametrize("status", TERMINAL)
+    def test_an_ended_task_needs_its_payload(self, status: Status) -> None:
+        ended = entry(status)
+        assert lifecycle.requeue(ended) is RequeueStep.NO_PAYLOAD
+        ended.Payload = b""
+        assert lifecycle.requeue(ended) is RequeueStep.SUBMIT
+
+    def test_a_go_tasks_missing_payload_is_an_empty_one(self) -> None:
+        assert lifecycle.requeue(entry(Status.COMPLETED, go=True)) is RequeueStep.SUBMIT
+
+
+class TestPurge:
+    def test_what_never_started_becomes_deleted_and_what_waits_for_a_retry_cancelled(self) -> None:
+        assert lifecycle.purge(entry(Status.PENDING)) is Status.DELETED
+        assert lifecycle.purge(entry(Status.PENDING, retry=1)) is Status.CANCELLED
+
+    @pytest.mark.parametrize("status", [Status.PROCESSING, *TERMINAL])
+    def test_what_runs_or_has_ended_is_left(self, status: Status) -> None:
+        assert lifecycle.purge(entry(status)) is None
+
+    def test_a_message_without_an_entry_is_ended_unless_a_go_client_may_still_write_over_the_end(self) -> None:
+        for ours, age, ended in ((True, 0.0, True), (False, 29.0, False), (False, 30.0, True)):
+            assert lifecycle.purge_unwritten(message(), queue="q", ours=ours, age=age) is ended
+        assert not lifecycle.purge_unwritten(message(), queue="other", ours=True, age=60.0)
+
+    def test_an_end_is_recognized_by_its_record_even_where_its_name_was_clipped(self) -> None:
+        record = CancelRecord(by="ann" * 100, requested_at=NOW)
+        done = lifecycle.ended_by_cancel(entry(Status.PENDING), Status.DELETED, record, NOW + 1)
+        assert lifecycle.is_end_of(done, record)
+        assert lifecycle.is_end_of(done.lean(), record)
+        assert not lifecycle.is_end_of(done, CancelRecord(by="ann", requested_at=NOW + 1))
+        assert not lifecycle.is_end_of(done, CancelRecord(by="bob", requested_at=NOW))
+        assert not lifecycle.is_end_of(entry(Status.DELETED), record)
+
+
+class TestStop:
+    @pytest.mark.parametrize("status", TERMINAL)
+    def test_an_ended_task_is_left(self, status: Status) -> None:
+        assert lifecycle.stop(entry(status), owner_alive=False, late=True) is StopStep.ENDED
+
+    @pytest.mark.parametrize("late", [False, True])
+    def test_a_live_worker_writes_the_end_itself(self, late: bool) -> None:
+        assert lifecycle.stop(entry(Status.PROCESSING), owner_alive=True, late=late) is StopStep.WAIT
+
+    @pytest.mark.parametrize("status", OPEN)
+    def test_a_task_without_a_live_worker_is_ended(self, status: Status) -> None:
+        assert lifecycle.stop(entry(status), owner_alive=False, late=False) is StopStep.END
+
+    def test_a_go_workers_task_is_ended_only_when_it_is_late_because_it_leaves_no_presence(self) -> None:
+        for late, step in ((False, StopStep.WAIT), (True, StopStep.END)):
+            assert lifecycle.stop(entry(Status.PROCESSING, go=True), owner_alive=False, late=late) is step
+
+
+class TestPrune:
+    @pytest.mark.parametrize("status", OPEN)
+    def test_an_open_task_is_kept_however_old(self, status: Status) -> None:
+        assert not lifecycle.prune(entry(status), written=0.0, before=NOW, has_message=False)
+
+    @pytest.mark.parametrize("status", TERMINAL)
+    def test_an_ended_task_goes_when_it_is_old_and_its_message_is_gone(self, status: Status) -> None:
+        assert lifecycle.prune(entry(status), written=NOW - 1, before=NOW, has_message=False)
+        assert not lifecycle.prune(entry(status), written=NOW, before=NOW, has_message=False)
+
+    def test_an_ended_task_with_a_message_is_kept_because_the_message_would_run_again(self) -> None:
+        assert not lifecycle.prune(entry(Status.COMPLETED), written=0.0, before=NOW, has_message=True)
+
+
+class TestLeave:
+    @pytest.mark.parametrize("why", [None, *Stop])
+    def test_a_run_without_an_outcome(self, why: Stop | None) -> None:
+        steps = {
+            Stop.ENDED_ELSEWHERE: LeaveStep.ACK,
+            Stop.SHUTDOWN: LeaveStep.HAND_BACK,
+            Stop.LEASE: LeaveStep.HAND_BACK,
+        }
+        # The message of a newer owner is not touched.
+        expected = LeaveStep.DROP if why is None else steps.get(why, LeaveStep.DROP)
+        assert lifecycle.leave(why) is expected

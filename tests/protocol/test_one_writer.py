@@ -58,14 +58,13 @@ def writes_in(source: str, file: str) -> Iterator[str]:
     tree = ast.parse(source)
     aliases = aliases_in(tree)
     for node in ast.walk(tree):
-        receiver: ast.expr | None = None
         if isinstance(node, ast.Attribute) and node.attr in WRITES:
             receiver = node.value
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             receiver = node.args[0]
-        if receiver is None or not is_states(receiver, aliases):
+        else:
             continue
-        if (file, ast.unparse(receiver)) not in OTHER_BUCKETS:
+        if is_states(receiver, aliases) and (file, ast.unparse(receiver)) not in OTHER_BUCKETS:
             yield f"{file}:{node.lineno}: {ast.unparse(node)}"
 
 
