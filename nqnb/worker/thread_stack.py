@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
-_STARTERS = {("nqnb.worker.executors.coroutine", "_ended"), ("nqnb.notebook.kernel_worker", "_inside")}
+_STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
 """The functions of nqnb that call handlers on a loop, with their modules."""
 _WRAPPERS = ("nqnb.notebook.print_capture", "contextlib")
 """Modules that may stand between those and the handler."""

@@ -326,7 +326,7 @@ class TestPrints:
             task.result(20)
         assert said(task) == ["before"]
         assert "in resize" in str(caught.value.traceback)
-        assert "prints.py" not in str(caught.value.traceback)
+        assert "print_capture.py" not in str(caught.value.traceback)
         assert "executors" not in str(caught.value.traceback)
 
     def test_are_heard_where_something_has_redirected_them(self, session: Session) -> None:

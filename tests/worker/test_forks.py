@@ -75,22 +75,22 @@ def ignores(job):
     inside()
     time.sleep(3600)
 
-def stops_its_watcher(job):
+def stops_its_supervisor(job):
     os.kill(os.getppid(), signal.SIGSTOP)
     inside()
     time.sleep(3600)
 
-def kills_its_watcher(job):
+def kills_its_supervisor(job):
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(3600)
 
-def never_lets_its_watcher_run(job):
+def never_lets_its_supervisor_run(job):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    watcher = os.getppid()
-    os.kill(watcher, signal.SIGSTOP)
+    supervisor = os.getppid()
+    os.kill(supervisor, signal.SIGSTOP)
     inside()
     while True:
-        os.kill(watcher, signal.SIGSTOP)
+        os.kill(supervisor, signal.SIGSTOP)
 
 def stops_itself(job):
     inside()
@@ -122,11 +122,11 @@ async def stop(function, *, forks=None):
 async def main():
     if kind in ("os", "multiprocessing"):
         await stop(ignores, forks=kind)
-    elif kind == "stopped watcher":
-        await stop(stops_its_watcher)
-    elif kind == "watcher that never runs":
-        process_pool._KILLING_TAKES = 0.5
-        await stop(never_lets_its_watcher_run)
+    elif kind == "stopped supervisor":
+        await stop(stops_its_supervisor)
+    elif kind == "supervisor that never runs":
+        process_pool._KILL_TIMEOUT_SECONDS = 0.5
+        await stop(never_lets_its_supervisor_run)
     elif kind == "stopped handler":
         await stop(stops_itself)
     elif kind == "closed descriptors":
@@ -175,7 +175,7 @@ async def main():
             return ends
 
         os.pipe = pipe_and_fork
-        await ends(runs((lambda job: 5) if kind == "start" else kills_its_watcher)[1])
+        await ends(runs((lambda job: 5) if kind == "start" else kills_its_supervisor)[1])
 
 asyncio.run(main())
 """
@@ -219,19 +219,19 @@ def told_by(script: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
 
 class TestProcessesOfTasks:
     @pytest.mark.parametrize(
-        "kind", ["os", "multiprocessing", "stopped watcher", "watcher that never runs", "stopped handler"]
+        "kind", ["os", "multiprocessing", "stopped supervisor", "supervisor that never runs", "stopped handler"]
     )
     def test_a_stop_ends_them(self, kind: str, tmp_path: Path) -> None:
         with told_by(WORKER, kind, str(tmp_path / "flag")) as (_, lines):
             facts = next(lines)
-            handler, watcher = map(int, (tmp_path / "flag").read_text().split())
+            handler, supervisor = map(int, (tmp_path / "flag").read_text().split())
             try:
                 assert facts["ended"] == "STOPPED"
                 assert facts["seconds"] < PATIENCE
                 # A process that is killed takes a moment to end.
-                until(lambda: not alive(handler) and not alive(watcher), PATIENCE)
+                until(lambda: not alive(handler) and not alive(supervisor), PATIENCE)
             finally:
-                for each in (watcher, handler):
+                for each in (supervisor, handler):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
 
@@ -258,7 +258,7 @@ class TestProcessesOfTasks:
         with told_by(WORKER, "fork that kills", str(tmp_path / "flag")) as (_, lines):
             assert next(lines)["alive"]
 
-    @pytest.mark.parametrize("kind", ["start", "start, and a killed watcher"])
+    @pytest.mark.parametrize("kind", ["start", "start, and a killed supervisor"])
     def test_a_fork_in_the_moment_of_their_start_does_not_hold_up_their_end(self, kind: str, tmp_path: Path) -> None:
         with told_by(WORKER, kind, str(tmp_path / "flag")) as (_, lines):
             facts = next(lines)

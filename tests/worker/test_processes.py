@@ -71,8 +71,8 @@ def in_sessions(*sessions: int) -> list[int]:
     ]
 
 
-def watchers(parent: int | None = None) -> list[int]:
-    """Our children that watch over a process, or that have been left as zombies."""
+def supervisors(parent: int | None = None) -> list[int]:
+    """Our children that supervise a task's process, or that were left as zombies."""
     found = []
     for process, above, _, state in processes():
         with contextlib.suppress(OSError):
@@ -291,7 +291,7 @@ class TestResults:
         assert changes < 100, "each word travelled by itself"
 
 
-def killing_its_watcher() -> Callable[[Job], None]:
+def killing_its_supervisor() -> Callable[[Job], None]:
     def handle(job: Job) -> None:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
@@ -314,7 +314,7 @@ class TestFailures:
             assert f"{Picky.__module__}.Picky: code 7\n" in told.traceback.rpartition("direct cause")[2]
             assert "noted" in told.traceback or sys.version_info < (3, 11)
             assert "in handle" in str(error.__cause__)
-            assert "_runner.py" not in str(error.__cause__)
+            assert "process_child.py" not in str(error.__cause__)
 
     async def test_is_failure_sees_the_exception_itself(self) -> None:
         def handle(job: Job) -> None:
@@ -391,7 +391,7 @@ class TestFailures:
             (lambda job: os._exit(3), "exit code 3 before the handler returned"),
             (lambda job: ctypes.string_at(0), "signal SIGSEGV"),
             (lambda job: os.kill(os.getpid(), signal.SIGKILL), "signal SIGKILL (out of memory"),
-            (killing_its_watcher(), "its process is gone"),
+            (killing_its_supervisor(), "its process is gone"),
         ],
     )
     async def test_a_process_that_dies_says_how(self, die: Callable[[Job], Any], text: str) -> None:
@@ -409,23 +409,23 @@ class TestFailures:
         assert "SIGKILL" in str(await error_of(handle))
 
     @pytest.mark.parametrize(
-        "said",
+        "data",
         [
             b"\xff\xff\xff\xff" + b"x" * 1000,
             LENGTH.pack(18) + b"cos\nabort\n(tR.....",
-            frame(("said",)),
-            frame(("said", 5, 6)),
-            frame(("what", "ever")),
+            frame(("report",)),
+            frame(("report", 5, 6)),
+            frame(("an unknown kind", 5)),
             frame(("returned",)),
         ],
         ids=["4 GB", "a call", "too little", "no progress", "unknown", "no value"],
     )
-    async def test_one_that_forges_a_message_fails_alone(self, said: bytes) -> None:
+    async def test_one_that_forges_a_message_fails_alone(self, data: bytes) -> None:
         def handle(job: Job) -> None:
             for number in range(3, 20):
                 with contextlib.suppress(OSError):
                     if stat.S_ISSOCK(os.fstat(number).st_mode):
-                        os.write(number, said)
+                        os.write(number, data)
             time.sleep(60)
 
         assert "SIGKILL" in str(await error_of(handle))
@@ -672,7 +672,7 @@ class TestNothingIsLeft:
         before = len(os.listdir("/proc/self/fd"))
         await some()
         assert len(os.listdir("/proc/self/fd")) == before
-        assert watchers() == []
+        assert supervisors() == []
 
 
 class TestSpares:
@@ -688,7 +688,7 @@ class TestSpares:
         assert len(Spares.here().idle) == 1
         await second.close()
         assert Spares.here().idle == []
-        assert watchers() == []
+        assert supervisors() == []
 
     async def test_one_that_died_meanwhile_is_not_used(self) -> None:
         reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
@@ -825,7 +825,7 @@ async def test_whatever_runs_is_gone_in_time_after_its_cancel(
     async with worker:
         await asyncio.gather(*(gone_after_cancel(nq, name, tmp_path / name) for name in names))
         await assert_queues_empty(nq, *names)
-    assert watchers() == []
+    assert supervisors() == []
 
 
 PROGRAM = """
@@ -882,7 +882,7 @@ async def test_a_worker_leaves_no_process_when_it_dies_or_stops(
     await nq.submit("hold", str(tmp_path))
     await nq.submit("ignore", str(tmp_path))
     await until_async(lambda: len(list(tmp_path.glob("*.pid"))) == 2, 20)
-    spares = await until_async(lambda: found if len(found := watchers(program.pid)) >= 4 else [])
+    spares = await until_async(lambda: found if len(found := supervisors(program.pid)) >= 4 else [])
     sessions = {*noted(tmp_path), *spares}
     assert len(in_sessions(*sessions)) >= 9
     begun = time.monotonic()
@@ -955,7 +955,7 @@ async def test_a_task_in_a_process_is_like_any_other(nq: nqnb.Client, settings: 
         assert (await until_async(log))[0].endswith("attempt 1")
         assert (await running.cancel(wait=5)).status is Status.CANCELLED
         await assert_queues_empty(nq, "work", "async")
-    assert watchers() == []
+    assert supervisors() == []
 
 
 async def test_sixteen_at_once(nq: nqnb.Client, settings: nqnb.Settings) -> None:
@@ -973,7 +973,7 @@ async def test_sixteen_at_once(nq: nqnb.Client, settings: nqnb.Settings) -> None
         print(f"16 tasks of 0.5 s took {time.monotonic() - begun:.2f} s")
         assert [number for number, _ in results] == list(range(16))
         assert len({process for _, process in results}) == 16
-    assert watchers() == []
+    assert supervisors() == []
 
 
 async def test_a_worker_without_such_handlers_starts_no_process(nq: nqnb.Client, settings: nqnb.Settings) -> None:
@@ -981,7 +981,7 @@ async def test_a_worker_without_such_handlers_starts_no_process(nq: nqnb.Client,
     worker.handler("work")(lambda job: 5)
     async with worker:
         assert await (await nq.submit("work")).result(timeout=10) == 5
-        assert watchers() == []
+        assert supervisors() == []
 
 
 class TestIsolation:

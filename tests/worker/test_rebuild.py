@@ -103,7 +103,7 @@ async def test_an_import_that_never_ends_is_waited_for_once(
     module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv(module, "never")
-    monkeypatch.setattr(process, "REBUILDING_TAKES", 0.3)
+    monkeypatch.setattr(process, "REBUILD_TIMEOUT_SECONDS", 0.3)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             _, running = runs(module, lambda error: True)

@@ -28,10 +28,10 @@ class CoroutineExecutor(Executor):
             call = self._handler.call(self._job)
         except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
             return Result(Ended.FAILED, error=refused)
-        self._task = asyncio.get_running_loop().create_task(_ended(call))
+        self._task = asyncio.get_running_loop().create_task(_await_handler(call))
         await _end_of(self._task)
         self._ladder.end()
-        # Cancelled before its first step, it never was in the handler.
+        # A task that was cancelled before its first step never was in the handler.
         return Result(Ended.FAILED) if self._task.cancelled() else self._task.result()
 
     def _begin_to_stop(self) -> None:
@@ -51,17 +51,17 @@ class CoroutineExecutor(Executor):
 
 
 async def _end_of(task: asyncio.Task[Any]) -> None:
-    """Wait for a task to end, as `asyncio.wait` does, for a third of its price."""
+    """Wait for a task to end, as `asyncio.wait` does, at a third of its cost."""
     ended = asyncio.get_running_loop().create_future()
     task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
     await ended
 
 
-async def _ended(call: Callable[[], Any]) -> Result:
-    """Await a coroutine handler; whatever it raises is its result, for an exit in a handler must not end the loop."""
+async def _await_handler(call: Callable[[], Any]) -> Result:
+    """Await a coroutine handler. Whatever it raises is its result, because an exit in it must not end the loop."""
     try:
         value = call()
-        # A plain wrapper may hand out the coroutine of what it wraps, and a coroutine may wrap a plain function.
+        # A plain wrapper may return the coroutine of what it wraps, and a coroutine may wrap a plain function.
         return Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value)
     except BaseException as error:  # noqa: BLE001  a handler may raise anything
         return Result(Ended.FAILED, error=error)

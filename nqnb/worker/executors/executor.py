@@ -1,4 +1,4 @@
-"""What every way to run a handler has in common."""
+"""The interface of an executor: run a handler once, and stop it by repeated pushes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.worker.job import Job
 _HURRIED_PUSHES = 4
 """How often a run whose lease runs out is pushed in the time that is left."""
 _SHORTEST_GRACE_SECONDS = 0.02
-"""Between two pushes of such a run."""
+"""Between two pushes of such a run, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Executor(abc.ABC):
 
     Args:
         handler: what to run.
-        job: what it is handed.
+        job: the handler's first argument.
     """
 
     how: str
-    """What a stop does to it, in words."""
+    """What a stop did to the handler, in words, for the record of a cancel."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         self._handler = handler
@@ -46,7 +46,7 @@ class Executor(abc.ABC):
         self._hurried = False
 
     async def run(self) -> Result:
-        """Run to the end, or until stopped; never raises."""
+        """Run the handler to its end, or until it is stopped; never raises."""
         if self._stopping:
             return Result(Ended.STOPPED)
         result = await self._run()
@@ -55,11 +55,11 @@ class Executor(abc.ABC):
         return result
 
     def stop(self, within: float = math.inf) -> None:
-        """Begin to stop it; asking again changes nothing but the time. A run that has not started never starts.
+        """Begin to stop the handler. A run that has not started never starts. Calling it again changes only the time.
 
         Args:
-            within: seconds in which the last step must have come, whatever the handler's ``grace`` says; the first
-                finite value counts.
+            within: how many seconds the last push may take, whatever the handler's ``grace`` says; the first finite
+                value counts.
         """
         if not self._stopping:
             self._stopping = True
@@ -70,24 +70,24 @@ class Executor(abc.ABC):
             self._hurry(max(0.0, within))
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether the handler runs as that task of the loop; may be called from any thread."""
+        """Return whether the handler runs as that task of the loop. May be called from any thread."""
         return False
 
     @abc.abstractmethod
     async def _run(self) -> Result:
-        """Run the handler to its end, whatever it is."""
+        """Run the handler, and return how it ended."""
 
     @abc.abstractmethod
     def _begin_to_stop(self) -> None:
-        """Take the first step of the ladder; the job knows already."""
+        """Push for the first time; the job's flag is set already."""
 
     @abc.abstractmethod
     def _hurry(self, within: float) -> None:
-        """Take the steps that are left in so many seconds."""
+        """Push as often as is left, in so many seconds."""
 
 
 class StopLadder:
-    """Repeats a push after each ``grace`` until it is told that the code has ended."""
+    """Repeats a push after each ``grace`` until `end` is called."""
 
     def __init__(self, push: Callable[[], None], grace: float) -> None:
         self._push = push

@@ -1,12 +1,12 @@
-"""In a process of its own: runs one handler once, and tells the worker over a socket what it says and how it ends.
+"""Run one handler once, in a process of its own, and report to the worker over a socket.
 
-Frames on the socket are four bytes of length and a pickle; both ends are ours, and nothing from a queue is ever
-unpickled. The worker sends one, the task. Back come ``("said", progress, log)`` and at last one of
-``("returned", JSON)``, ``("useless", text, part)`` for a return that JSON cannot carry, and ``("failed", …)`` with the
-fields of `nqnb.worker.executors.process.Told`. What comes back is made of plain values, so the worker imports nothing
-for it.
+A frame on the socket is four bytes of length and a pickle. Both ends are nqnb's, and nothing from a queue is ever
+unpickled. The worker sends one frame, the task. Back come ``("report", progress, log)`` and at last one of
+``("returned", JSON)``, ``("unencodable", text, part)`` for a return value that JSON cannot carry, and ``("failed", …)``
+with the fields of `nqnb.worker.executors.process.RemoteError`. These messages consist of plain values, so the worker
+imports nothing for them.
 
-SIGINT is the worker's word to stop. It raises `JobCancelled` in a plain handler, once, and cancels a coroutine.
+The worker sends SIGINT to stop the handler. It raises `JobCancelled` in a plain handler, once, and cancels a coroutine.
 """
 
 from __future__ import annotations
@@ -36,29 +36,30 @@ from nqnb.errors import BadInput, JobCancelled, UnencodableValue
 from nqnb.worker.job import Job, StopFlag
 
 Facts = tuple[str, str, bytes, int, int, "datetime | None"]
-"""What `Job` takes, but for its last argument."""
+"""The arguments of `Job` that describe the task."""
 LENGTH = struct.Struct(">I")
-MOST_RESULT = 64 * 2**20
-"""Bytes; no server takes more."""
-_MOST_TEXT = 2**20
-"""Characters of an exception's text and traceback that travel; the entry keeps a few thousand."""
-_OURS = (__name__, "nqnb.notebook.print_capture")
-_BETWEEN = 0.05
-"""Seconds between two words of the handler that travel; the worker writes them less often still."""
+MOST_RESULT_BYTES = 64 * 2**20
+"""No server accepts more."""
+_MOST_TEXT_CHARACTERS = 2**20
+"""Characters of an exception's text and traceback that are sent; the entry keeps a few thousand."""
+_CALLERS = (__name__, "nqnb.notebook.print_capture")
+"""The modules of nqnb that call a handler in this process."""
+_REPORT_INTERVAL_SECONDS = 0.05
+"""Between two reports that are sent; the worker writes them less often."""
 
 
-def run(line: int) -> None:
-    """Wait for a task on the socket, and run it. Without one, the worker had no use for this process."""
-    # Loaded while it stands by, and not by the worker, which shares this module.
+def run(descriptor: int) -> None:
+    """Wait for a task on the socket, and run it. If none comes, the worker needs no process after all."""
+    # Import it while this process is idle; not at the top, because the worker imports this module too.
     import_module("cloudpickle")
-    with socket.socket(fileno=line) as connection:
+    with socket.socket(fileno=descriptor) as connection:
         task = _receive(connection)
         if task is not None:
             _Runner(connection, *task).run()
 
 
 def frame(message: tuple[Any, ...]) -> bytes:
-    """A message as it travels."""
+    """Return a message as a frame."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(data)) + data
 
@@ -73,26 +74,26 @@ def _receive(connection: socket.socket) -> tuple[Any, ...] | None:
 
 
 class _StopFlag(StopFlag):
-    """One that a signal handler may set: its base has a lock, which the thread that is interrupted may hold."""
+    """A stop flag that a signal handler may set. Its base has a lock, which the interrupted thread may hold."""
 
-    __slots__ = ("_full", "_raised", "_ready")
+    __slots__ = ("_is_raised", "_readable", "_writable")
 
     def __init__(self) -> None:
         super().__init__()
-        self._raised = False
-        self._ready, self._full = os.pipe()
+        self._is_raised = False
+        self._readable, self._writable = os.pipe()
 
     def is_set(self) -> bool:
-        return self._raised
+        return self._is_raised
 
     def set(self) -> None:
-        if not self._raised:
-            self._raised = True
-            os.write(self._full, b"!")  # and never read, so that it wakes every thread
+        if not self._is_raised:
+            self._is_raised = True
+            os.write(self._writable, b"!")  # never read, so that it wakes every thread
 
     def wait(self, seconds: float) -> None:
-        if not self._raised:
-            select.select([self._ready], [], [], max(seconds, 0.0))
+        if not self._is_raised:
+            select.select([self._readable], [], [], max(seconds, 0.0))
 
 
 class _Runner:
@@ -103,8 +104,8 @@ class _Runner:
         path: the worker's ``sys.path``.
         folder: its working directory.
         environment: its environment variables; this process was started with those of an earlier moment.
-        facts: what the handler's `Job` knows.
-        call: pickled, the function, whether it is a coroutine, and what it takes after the job.
+        facts: the arguments of the handler's `Job`.
+        call: pickled, the function, whether it is a coroutine, and its arguments after the job.
     """
 
     def __init__(
@@ -121,16 +122,17 @@ class _Runner:
         self._stop = _StopFlag()
         self._job = Job(*facts, self._changed, self._stop)
         self._process = os.getpid()
-        self._inside = False
+        self._in_handler = False
         """Whether the main thread is in the handler, so that an exception may be raised in it."""
         self._interrupted = False
-        self._speaking = False
+        self._sending = False
         """Whether the main thread is in the middle of a frame, which an exception must not cut short."""
-        self._owed = False
+        self._raise_after_sending = False
         self._cancel: Callable[[], None] | None = None
-        self._speech = threading.Lock()
-        self._next = 0.0
-        self._waiting = False
+        self._send_lock = threading.Lock()
+        self._next_report = 0.0
+        self._report_is_due = False
+        """Whether a thread waits to send a report."""
         sys.path[:] = path
         with contextlib.suppress(OSError):
             os.chdir(folder)
@@ -139,30 +141,30 @@ class _Runner:
     def run(self) -> None:
         """Run the handler, and send how it ended."""
         signal.signal(signal.SIGINT, self._interrupt)
-        # At most one exception is raised by a signal. Where it misses the inner guard, it meets the outer one.
+        # A signal raises at most one exception. If it misses the inner `except`, the outer one catches it.
         try:
             outcome = self._outcome()
         except JobCancelled as error:
             outcome = _failure(error)
-        self._inside = False
+        self._in_handler = False
         if os.getpid() != self._process:  # the handler forked, and its child came back here
             os._exit(0)
-        with contextlib.suppress(OSError), self._speech:  # the worker may be gone
-            self._say()
+        with contextlib.suppress(OSError), self._send_lock:  # the worker may be gone
+            self._send_report()
             self._connection.sendall(frame(outcome))
 
     def _outcome(self) -> tuple[Any, ...]:
         try:
-            self._inside = True
+            self._in_handler = True
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             function, is_coroutine, arguments = pickle.loads(self._call)  # noqa: S301  from our own worker
-            # A coroutine is cancelled, or sees at its start that it is to stop: nothing is raised in its loop's code.
-            self._inside = not is_coroutine
+            # A coroutine is cancelled, or sees at its start that it must stop: nothing is raised in its loop's code.
+            self._in_handler = not is_coroutine
             value = asyncio.run(self._await(function, arguments)) if is_coroutine else function(self._job, *arguments)
             outcome = _return(value)
-            self._inside = False
+            self._in_handler = False
         except BaseException as error:  # noqa: BLE001  a handler may raise anything
-            self._inside = False
+            self._in_handler = False
             outcome = _failure(error)
         return outcome
 
@@ -186,43 +188,43 @@ class _Runner:
         self._stop.set()
         if self._cancel is not None:
             self._cancel()
-        if self._interrupted or not self._inside:
+        if self._interrupted or not self._in_handler:
             return
         self._interrupted = True
-        if self._speaking:
-            self._owed = True
+        if self._sending:
+            self._raise_after_sending = True
         else:
             self._job.raise_if_cancelled()
 
     def _changed(self) -> None:
-        """Pass the handler's word on, or leave it to a thread that does so in a moment."""
+        """Send the handler's report, or let a thread do so in a moment."""
         main = threading.current_thread() is threading.main_thread()
         if main:
-            self._speaking = True
+            self._sending = True
         try:
-            with self._speech, contextlib.suppress(OSError):
-                if time.monotonic() >= self._next:
-                    self._say()
-                elif not self._waiting:
-                    self._waiting = True
-                    threading.Thread(target=self._say_later, name="nqnb-said", daemon=True).start()
+            with self._send_lock, contextlib.suppress(OSError):
+                if time.monotonic() >= self._next_report:
+                    self._send_report()
+                elif not self._report_is_due:
+                    self._report_is_due = True
+                    threading.Thread(target=self._send_report_later, name="nqnb-report", daemon=True).start()
         finally:
             if main:
-                self._speaking = False
-        if main and self._owed:
-            self._owed = False
+                self._sending = False
+        if main and self._raise_after_sending:
+            self._raise_after_sending = False
             self._job.raise_if_cancelled()
 
-    def _say_later(self) -> None:
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        with self._speech, contextlib.suppress(OSError):
-            self._waiting = False
-            self._say()
+    def _send_report_later(self) -> None:
+        time.sleep(max(0.0, self._next_report - time.monotonic()))
+        with self._send_lock, contextlib.suppress(OSError):
+            self._report_is_due = False
+            self._send_report()
 
-    def _say(self) -> None:
+    def _send_report(self) -> None:
         progress, log = self._job.said
-        self._next = time.monotonic() + _BETWEEN
-        self._connection.sendall(frame(("said", progress and (progress.done, progress.total, progress.text), log)))
+        self._next_report = time.monotonic() + _REPORT_INTERVAL_SECONDS
+        self._connection.sendall(frame(("report", progress and (progress.done, progress.total, progress.text), log)))
 
 
 def _set_environment(environment: dict[str, str]) -> None:
@@ -231,7 +233,7 @@ def _set_environment(environment: dict[str, str]) -> None:
     for name in {*os.environ, *environment}:
         value = environment.get(name)
         if value != os.environ.get(name):
-            # Names that the system takes from a parent, and not from a program, are left as they are.
+            # Leave the names that the system accepts from a parent, but not from a program.
             with contextlib.suppress(OSError, ValueError):
                 if value is None:
                     del os.environ[name]
@@ -245,18 +247,19 @@ def _return(value: Any) -> tuple[Any, ...]:
     try:
         data = payload.encode_json(value, "result")
     except UnencodableValue as error:
-        return "useless", str(error), error.part
-    if len(data) > MOST_RESULT:
+        return "unencodable", str(error), error.part
+    if len(data) > MOST_RESULT_BYTES:
         return (
-            "useless",
-            f"the result has {len(data):,} bytes, more than a server takes; keep it elsewhere and return a path to it",
+            "unencodable",
+            f"the result is too large: it has {len(data):,} bytes, more than a server accepts. "
+            "Keep it elsewhere and return a path to it.",
             "result",
         )
     return "returned", data
 
 
 def _failure(error: BaseException) -> tuple[Any, ...]:
-    # A str of a class of the handler's own would have to be imported where it arrives.
+    # The worker would have to import the class of a str of the handler's own class.
     name = str.__str__(type(error).__qualname__)
     module: object = type(error).__module__
     module = str.__str__(module) if isinstance(module, str) else "<unknown>"
@@ -264,33 +267,37 @@ def _failure(error: BaseException) -> tuple[Any, ...]:
         text = str.__str__(str(error))
     except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
         text = f"this {name} has no text"
-    # The frames above the handler's are ours, and tell its author nothing.
-    trace = each = error.__traceback__
-    while each is not None:
-        if each.tb_frame.f_globals.get("__name__") in _OURS and each.tb_next is not None:
-            trace = each.tb_next
-        each = each.tb_next
+    # The frames above the handler's are nqnb's, and tell its author nothing.
+    trace = entry = error.__traceback__
+    while entry is not None:
+        if entry.tb_frame.f_globals.get("__name__") in _CALLERS and entry.tb_next is not None:
+            trace = entry.tb_next
+        entry = entry.tb_next
     written = io.StringIO()
     try:
         written.writelines(traceback.format_exception(type(error), error, trace))
     except Exception:  # noqa: BLE001  as above
         written.write(f"{name}: {text}\n")
-    trace_text = written.getvalue()[-_MOST_TEXT:]
+    trace_text = written.getvalue()[-_MOST_TEXT_CHARACTERS:]
     final = isinstance(error, BadInput)
-    return "failed", module, name, text[:_MOST_TEXT], _notes(error), trace_text, final, _pickled(error)
+    return "failed", module, name, text[:_MOST_TEXT_CHARACTERS], _notes(error), trace_text, final, _pickled(error)
 
 
 def _notes(error: BaseException) -> list[str]:
     notes = getattr(error, "__notes__", None)
-    return [str.__str__(each)[:_MOST_TEXT] for each in notes if isinstance(each, str)] if type(notes) is list else []
+    return (
+        [str.__str__(each)[:_MOST_TEXT_CHARACTERS] for each in notes if isinstance(each, str)]
+        if type(notes) is list
+        else []
+    )
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """What the worker makes the exception again from, for its ``is_failure``; None where it cannot travel."""
+    """Return what the worker rebuilds the exception from, for its ``is_failure``; None if it cannot be pickled."""
     for state in (vars(error), {}):
         try:
             data: bytes = import_module("cloudpickle").dumps((type(error), error.args, state))
-            return data if len(data) <= MOST_RESULT else None
+            return data if len(data) <= MOST_RESULT_BYTES else None
         except Exception:  # noqa: BLE001, S112  what is pickled may fail in any way
             continue
     return None

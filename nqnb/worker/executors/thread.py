@@ -1,22 +1,23 @@
-"""Raises `JobCancelled` in the thread of a handler, but never where that thread may own a lock that others need.
+"""Run a plain function in a thread of its own, and raise `JobCancelled` there, but only where that is safe.
 
-CPython raises an asynchronous exception at the thread's next check of its "eval breaker": at the entry of a Python
-function, at a backward jump, after a call of C code. Such a check can lie between ``lock.acquire()`` and the ``try``
-that releases the lock. `logging` has that gap up to Python 3.12, and a thread that dies there owns a log handler's lock
-for good, so that the worker's own next log line never returns. So nothing is raised while a frame of the thread belongs
-to a module of `GUARDED`, or to nqnb's own code that the handler calls.
+The thread may own a lock that others need. CPython raises an asynchronous exception at the thread's next check of its
+"eval breaker": at the entry of a Python function, at a backward jump, after a call of C code. Such a check can lie
+between ``lock.acquire()`` and the ``try`` that releases the lock. `logging` has that gap up to Python 3.12. A thread
+that dies there owns a log handler's lock for good, so that the worker's own next log line never returns. So nothing is
+raised while a frame of the thread belongs to a module of `GUARDED`, or to nqnb's own code that the handler calls.
 
 It is not enough to look and then to raise: between the two the thread may run on, into `logging`. So `interrupt` looks
 twice, and does the second look and the raising in one expression in which its own thread cannot lose the GIL. Then the
 thread's next check is in a frame that was seen, or at the entry of a function that it calls from there, where nothing
-is acquired yet. The frame that calls the handler must be part of the stack, so a thread that has left its handler, and
-another thread that got the same identifier from the system, are never hit.
+is acquired yet. The frame that calls the handler must be part of the stack. So a thread that has left its handler is
+never hit, nor is another thread that got the same identifier from the system.
 
 An `Interrupter` looks again in a moment, for as long as the handler runs. A thread that logs without a pause gives up
-the GIL only inside of `logging`, and would never be seen elsewhere; nor would one that waits again and again, on an
-empty queue say. Such a thread stops itself: while one is due, the factory of log records and `threading.Condition.wait`
-are functions of ours, which raise `JobCancelled` there like any error, before a record or a wait begins. What a `with`
-or a ``finally`` holds at that point is released, which nobody can say of an exception that comes from outside.
+the GIL only inside `logging`, and would never be seen elsewhere. The same holds for a thread that waits again and
+again, for example on an empty queue. Such a thread stops itself: while it is due, nqnb replaces the factory of log
+records and `threading.Condition.wait` by functions that raise `JobCancelled` there like any error, before a record or a
+wait begins. What a ``with`` or a ``finally`` holds at that point is released; an exception that comes from outside has
+no such guarantee.
 """
 
 from __future__ import annotations
@@ -49,16 +50,96 @@ from nqnb.worker.thread_stack import iter_frames, module_of
 GUARDED = frozenset(
     {"logging", "threading", "queue", "importlib", "_frozen_importlib", "_frozen_importlib_external", "concurrent"}
 )
-"""Top-level modules of Python code that holds locks which the worker, or other handlers, need too."""
-_OURS = __name__.partition(".")[0]
+"""Top-level modules of Python code that holds locks which the worker or other handlers need too."""
+_NQNB = __name__.partition(".")[0]
 
-_PAUSE_SECONDS = 0.01
+_LOOK_SECONDS = 0.01
 """Between two looks at the threads that are due."""
-_SHARE = 0.1
-"""The part of the event loop's time that looks may take, at most."""
+_MOST_LOOK_SHARE = 0.1
+"""The part of the event loop's time that looks may take."""
 
 _set_async_exc = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
+
+
+class ThreadExecutor(Executor):
+    """Runs a plain function in a thread of its own, so that an exception raised there can hit nothing else."""
+
+    how = "its thread was stopped"
+
+    def __init__(self, handler: Handler, job: Job) -> None:
+        super().__init__(handler, job)
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Result] = self._loop.create_future()
+        self._ladder = StopLadder(self._push, handler.grace)
+        self._thread: threading.Thread | None = None
+        self._base: FrameType | None = None
+        """The frame in the thread from which the handler is called."""
+        self._result = Result(Ended.STOPPED)
+
+    async def _run(self) -> Result:
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._main,), name=f"nqnb-{self._job.id}", daemon=True
+        )
+        self._thread.start()
+        result = await self._ended
+        self._ladder.end()
+        if self._stopping and self._thread.ident is not None and self._base is not None:
+            Interrupter.here().remove(self._thread.ident, self._base)
+        self._base = None
+        return result
+
+    def _begin_to_stop(self) -> None:
+        self._ladder.start()
+
+    def _hurry(self, within: float) -> None:
+        self._ladder.hurry(within)
+
+    # The next four methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
+    # handler; after that, at most one is still pending. nqnb holds no lock where one can be raised.
+
+    def _main(self) -> None:
+        # Not contextlib.suppress, which is Python code: the exception can be raised there, outside the `try`.
+        try:
+            self._result = self._call()
+            _check()
+        except JobCancelled:
+            pass
+        self._tell()
+
+    def _call(self) -> Result:
+        try:
+            return Result(Ended.RETURNED, self._enter(self._handler.call(self._job)))
+        except BaseException as error:  # noqa: BLE001  a handler may raise anything, and its thread ends here
+            return Result(Ended.FAILED, error=error)
+
+    def _enter(self, call: Callable[[], Any]) -> Any:
+        self._base = sys._getframe()
+        return call()
+
+    def _tell(self) -> None:
+        # The loop may have closed while the thread could not be stopped.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._settle)
+
+    def _push(self) -> None:
+        thread, base = self._thread, self._base
+        if thread is None or thread.ident is None or base is None:
+            return
+        if thread.is_alive():
+            Interrupter.here().add(thread.ident, base)
+        else:
+            # Something else has ended the thread, so it has reported nothing.
+            self._settle()
+
+    def _settle(self) -> None:
+        if not self._ended.done():
+            self._ended.set_result(self._result)
+
+
+def _check() -> None:
+    """Do nothing. At its entry, CPython raises an exception that is still pending in this thread."""
 
 
 def interrupt(thread_id: int, base: FrameType) -> bool:
@@ -93,20 +174,20 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 
 
 def _is_guarded(stack: list[FrameType]) -> bool:
-    """Whether a frame belongs to code that may hold a lock; those of the handler come last."""
-    modules = [_package(frame) for frame in stack if not _is_word(frame)]
+    """Whether a frame belongs to code that may hold a lock; the handler's frames come last."""
+    modules = [_package(frame) for frame in stack if not _is_report(frame)]
     # A handler may be nqnb's own, or be wrapped by nqnb, as in notebooks.
-    while modules and modules[-1] == _OURS:
+    while modules and modules[-1] == _NQNB:
         modules.pop()
-    return _OURS in modules or not GUARDED.isdisjoint(modules)
+    return _NQNB in modules or not GUARDED.isdisjoint(modules)
 
 
-def _is_word(frame: FrameType) -> bool:
-    """Whether a `Job` is told of progress there or a line for its log: that takes no lock."""
-    return module_of(frame) in _WORDS and frame.f_code is not StopFlag.wait.__code__
+def _is_report(frame: FrameType) -> bool:
+    """Whether the frame reports progress or a log line to a `Job`, which takes no lock."""
+    return module_of(frame) in _REPORT_MODULES and frame.f_code is not StopFlag.wait.__code__
 
 
-_WORDS = (Job.__module__, "nqnb.worker.execute")
+_REPORT_MODULES = (Job.__module__, "nqnb.worker.execute")
 
 
 def _package(frame: FrameType) -> str:
@@ -115,7 +196,7 @@ def _package(frame: FrameType) -> str:
 
 
 class Interrupter:
-    """Interrupts threads on behalf of the executors of one event loop; to be used there."""
+    """Interrupts threads for the executors of one event loop, on that loop."""
 
     def __init__(self) -> None:
         self._wanted: dict[int, FrameType] = {}
@@ -123,11 +204,11 @@ class Interrupter:
 
     @staticmethod
     def here() -> Interrupter:
-        """The one of the running loop."""
+        """Return the interrupter of the running loop."""
         loop = asyncio.get_running_loop()
-        found = _of_loop.get(loop)
+        found = _interrupter_of_loop.get(loop)
         if found is None:
-            found = _of_loop[loop] = Interrupter()
+            found = _interrupter_of_loop[loop] = Interrupter()
         return found
 
     def add(self, thread_id: int, base: FrameType) -> None:
@@ -137,10 +218,10 @@ class Interrupter:
         self._wanted[thread_id] = base
         _due.add(thread_id, base)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def remove(self, thread_id: int, base: FrameType) -> None:
-        """Raise nothing in it any more; the thread may have ended."""
+        """Raise nothing in that thread any more; it may have ended."""
         if self._wanted.get(thread_id) is base:
             del self._wanted[thread_id]
             _due.remove(thread_id, base)
@@ -152,71 +233,71 @@ class Interrupter:
                 self.remove(thread_id, base)
         self._timer = None
         if self._wanted:
-            pause = max(_PAUSE_SECONDS, (time.monotonic() - begun) / _SHARE)
+            pause = max(_LOOK_SECONDS, (time.monotonic() - begun) / _MOST_LOOK_SHARE)
             self._timer = asyncio.get_running_loop().call_later(pause, self._look)
 
 
-_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Interrupter] = weakref.WeakKeyDictionary()
+_interrupter_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Interrupter] = weakref.WeakKeyDictionary()
 
 
 class _Due:
-    """Threads that could not be interrupted yet, and stop themselves where they begin to log or to wait.
+    """Threads that could not be interrupted yet. They stop themselves where they begin to log or to wait.
 
-    Meanwhile the factory of log records and `threading.Condition.wait` are ours, and pass on to what was there before.
+    Meanwhile the factory of log records and `threading.Condition.wait` are nqnb's, and call the original ones.
     """
 
     def __init__(self) -> None:
         self._bases: dict[int, FrameType] = {}
-        self._doors: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self._traps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._before: tuple[Callable[..., Any], Callable[..., Any]]
         self._lock = threading.Lock()
-        """Between event loops; a handler's thread never takes it."""
+        """Between event loops; a handler's thread never acquires it."""
 
     def add(self, thread_id: int, base: FrameType) -> None:
         with self._lock:
             self._bases[thread_id] = base
-            if self._doors is None:
+            if self._traps is None:
                 self._before = logging.getLogRecordFactory(), threading.Condition.wait
-                self._doors = (
-                    _door(self._bases, self._before[0], _is_log_call),
-                    _door(self._bases, self._before[1], _is_wait),
+                self._traps = (
+                    _trap(self._bases, self._before[0], _is_log_call),
+                    _trap(self._bases, self._before[1], _is_wait),
                 )
-                logging.setLogRecordFactory(self._doors[0])
-                threading.Condition.wait = self._doors[1]  # type: ignore[method-assign]  # for a while
+                logging.setLogRecordFactory(self._traps[0])
+                threading.Condition.wait = self._traps[1]  # type: ignore[method-assign]  # for a while
 
     def has(self, thread_id: int, base: FrameType) -> bool:
-        """Whether it has not stopped itself meanwhile."""
+        """Return whether the thread has not stopped itself meanwhile."""
         return self._bases.get(thread_id) is base
 
     def remove(self, thread_id: int, base: FrameType) -> None:
         with self._lock:
             if self.has(thread_id, base):
                 self._bases.pop(thread_id, None)
-            if not self._bases and self._doors is not None:
-                # What the program has put there since stays; should it pass on to ours, that does no harm.
-                if logging.getLogRecordFactory() is self._doors[0]:
+            if not self._bases and self._traps is not None:
+                # What the program has put there since stays; if that calls ours, it does no harm.
+                if logging.getLogRecordFactory() is self._traps[0]:
                     logging.setLogRecordFactory(self._before[0])
-                if threading.Condition.wait is self._doors[1]:
+                if threading.Condition.wait is self._traps[1]:
                     threading.Condition.wait = self._before[1]  # type: ignore[method-assign]  # as it was
-                self._doors = None
+                self._traps = None
 
 
 _due = _Due()
 
 
-def _door(
+def _trap(
     due: dict[int, FrameType], before: Callable[..., Any], is_harmless: Callable[[FrameType], bool]
 ) -> Callable[..., Any]:
-    """A function that calls another one, but in a thread that is due it stops the handler instead, where it may.
+    """Return a function that calls another one, but stops the handler instead in a thread that is due, where it may.
 
     Args:
         due: the threads that are due; one that stops itself is removed.
         before: the other function.
-        is_harmless: whether a frame between the handler and this function, of guarded code, holds nothing that an
-            exception from here would leave taken.
+        is_harmless: whether a frame of guarded code between the handler and this function holds nothing that an
+            exception from here would leave locked.
     """
 
-    def door(*args: Any, **kwargs: Any) -> Any:
+    def trap(*args: Any, **kwargs: Any) -> Any:
         thread_id = threading.get_ident()
         base = due.get(thread_id)
         if base is not None:
@@ -229,14 +310,14 @@ def _door(
                 frame = frame.f_back
             if frame is not None and not _is_guarded(stack):
                 due.pop(thread_id, None)
-                raise JobCancelled("the handler is to stop")
+                raise JobCancelled("the handler must stop")
         return before(*args, **kwargs)
 
-    return functools.wraps(before)(door) if inspect.isfunction(before) else door
+    return functools.wraps(before)(trap) if inspect.isfunction(before) else trap
 
 
 def _is_log_call(frame: FrameType) -> bool:
-    """Whether it is on the way from a log call to its record; a log handler that logs itself runs other code."""
+    """Whether the frame is between a log call and its record; a log handler that logs itself runs other code."""
     return frame.f_code in _LOG_CALLS
 
 
@@ -250,85 +331,5 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Whether it waits in a condition: whatever it has acquired, it releases in a ``finally`` or a ``with``."""
+    """Whether the frame waits in a condition: all that it has acquired, it releases in a ``finally`` or a ``with``."""
     return _package(frame) in ("threading", "queue", "concurrent")
-
-
-class ThreadExecutor(Executor):
-    """Runs a plain function in a thread of its own, so that an exception raised in it can hit nothing else."""
-
-    how = "its thread was stopped"
-
-    def __init__(self, handler: Handler, job: Job) -> None:
-        super().__init__(handler, job)
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Result] = self._loop.create_future()
-        self._ladder = StopLadder(self._push, handler.grace)
-        self._thread: threading.Thread | None = None
-        self._base: FrameType | None = None
-        """The frame in the thread from which the handler is called."""
-        self._result = Result(Ended.STOPPED)
-
-    async def _run(self) -> Result:
-        context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._main,), name=f"nqnb-{self._job.id}", daemon=True
-        )
-        self._thread.start()
-        result = await self._ended
-        self._ladder.end()
-        if self._stopping and self._thread.ident is not None and self._base is not None:
-            Interrupter.here().remove(self._thread.ident, self._base)
-        self._base = None
-        return result
-
-    def _begin_to_stop(self) -> None:
-        self._ladder.start()
-
-    def _hurry(self, within: float) -> None:
-        self._ladder.hurry(within)
-
-    # The four that follow run in the handler's thread. An exception may be raised there while `_enter` waits for the
-    # handler, and is one at most once it waits no longer. No lock of nqnb's is held where that can be.
-
-    def _main(self) -> None:
-        # Not contextlib.suppress, which is Python code: it can be raised there, outside of the guard.
-        try:
-            self._result = self._call()
-            _check()
-        except JobCancelled:
-            pass
-        self._tell()
-
-    def _call(self) -> Result:
-        try:
-            return Result(Ended.RETURNED, self._enter(self._handler.call(self._job)))
-        except BaseException as error:  # noqa: BLE001  a handler may raise anything, and its thread ends here
-            return Result(Ended.FAILED, error=error)
-
-    def _enter(self, call: Callable[[], Any]) -> Any:
-        self._base = sys._getframe()
-        return call()
-
-    def _tell(self) -> None:
-        # A loop that has closed over a thread which could not be stopped leaves nobody to tell.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._settle)
-
-    def _push(self) -> None:
-        thread, base = self._thread, self._base
-        if thread is None or thread.ident is None or base is None:
-            return
-        if thread.is_alive():
-            Interrupter.here().add(thread.ident, base)
-        else:
-            # Something else has ended it, so it tells nothing.
-            self._settle()
-
-    def _settle(self) -> None:
-        if not self._ended.done():
-            self._ended.set_result(self._result)
-
-
-def _check() -> None:
-    """Do nothing; at the entry of a function, an exception that is still pending in this thread is raised."""
