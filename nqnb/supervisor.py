@@ -8,7 +8,7 @@ Run this file as a script, by its path. It stands between a parent and one child
     keeps the process that runs one task, for `nqnb.worker.executors.process_pool`; see `keep_task`.
 
 Both roles take one-byte commands on stdin. They end the child when told to, when stdin ends, and when the process
-PARENT is dead. The end of stdin alone is no proof that the parent died, nor is the end of any other descriptor: a fork
+PARENT is dead. Neither the end of stdin nor that of another descriptor is a reliable sign that the parent died: a fork
 of the parent holds them open. So the supervisor compares its parent's id with PARENT a few times a second.
 
 The module imports only the quick parts of the standard library, because a process starts with it. It has one thread, so

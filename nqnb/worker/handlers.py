@@ -1,4 +1,4 @@
-"""Handlers: which function runs a queue's tasks, what it is handed, and how it may be stopped."""
+"""Handlers: the function that runs a queue's tasks, checked, with its arguments and options."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from nqnb import payload
-from nqnb.error_text import exact_text, shown
+from nqnb.error_text import exact_text, kind_of, shown
 from nqnb.errors import BadInput, InvalidHandler
 from nqnb.inputs import Duration, check_seconds
 from nqnb.protocol import names
@@ -39,18 +39,18 @@ class Handler:
     is_failure: Callable[[Exception], bool] | None = None
 
     def call(self, job: Job) -> Callable[[], Any]:
-        """The function with its arguments bound.
+        """Return the function with its arguments bound.
 
         Raises:
-            BadInput: the payload is not what the function's annotation asks for.
+            BadInput: the payload does not fit the function's annotation.
         """
         return functools.partial(self.function, job, *self.arguments(job))
 
     def arguments(self, job: Job) -> tuple[Any, ...]:
-        """What the function takes after the job: its payload, or nothing.
+        """Return the function's arguments after the job: the payload, or nothing.
 
         Raises:
-            BadInput: the payload is not what the function's annotation asks for.
+            BadInput: the payload does not fit the function's annotation.
         """
         if not self.takes_payload:
             return ()
@@ -59,7 +59,9 @@ class Handler:
         try:
             return (payload.decode_json(job.payload, self.payload_type),)
         except BadInput as error:
-            raise BadInput(f"the payload does not fit {self.name}: {error}") from None
+            raise BadInput(
+                f"the payload does not fit {self.name}: {error}. Submit what its annotation describes."
+            ) from None
 
     @property
     def name(self) -> str:
@@ -76,21 +78,28 @@ def make_handler(
     isolation: Isolation | None = None,
     is_failure: Callable[[Exception], bool] | None = None,
 ) -> Handler:
-    """Read what a function wants from its signature.
+    """Return the handler for a function, from its signature and options; see `Worker.handler`.
 
     Raises:
-        InvalidQueueName: no queue can have that name.
-        InvalidHandler: the function takes neither ``(job)`` nor ``(job, payload)``, or an option cannot be used.
+        InvalidQueueName: the queue name is invalid.
+        InvalidHandler: the function takes neither ``(job)`` nor ``(job, payload)``, or an option is invalid.
     """
     queue = names.check_queue(queue)
     if not callable(function):
-        raise InvalidHandler(f"{shown(function)} cannot handle tasks: give a function of (job) or (job, payload)")
+        raise InvalidHandler(
+            f"{shown(function)} cannot handle tasks: it is not callable. Use a function of (job) or (job, payload)."
+        )
     name = _name_of(function)
     seconds = check_seconds("grace", grace, positive=True, refusal=InvalidHandler)
     if backoff is not None and not isinstance(backoff, Backoff):
-        raise InvalidHandler(f"backoff={shown(backoff)} of {name}: give a Backoff(first, most), in seconds")
+        raise InvalidHandler(
+            f"backoff={shown(backoff)} of {name} is invalid: expected a Backoff, got {kind_of(backoff)}. "
+            "Use Backoff(first, most), in seconds."
+        )
     if is_failure is not None and not callable(is_failure):
-        raise InvalidHandler(f"is_failure={shown(is_failure)} of {name}: give a function of the exception")
+        raise InvalidHandler(
+            f"is_failure={shown(is_failure)} of {name} is invalid: it is not callable. Use a function of the exception."
+        )
     try:
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         signature = inspect.signature(function)
@@ -98,26 +107,35 @@ def make_handler(
         is_coroutine = any(
             inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
         )
-    except Exception:  # noqa: BLE001  a stranger's object may fail in any way while it is looked at
-        raise InvalidHandler(f"{name} does not tell its arguments; wrap it in a function of (job)") from None
+    except Exception:  # noqa: BLE001  a foreign object may fail in any way
+        raise InvalidHandler(
+            f"{name} cannot handle tasks: it has no inspectable signature. Wrap it in a function of (job)."
+        ) from None
     if generates:
-        raise InvalidHandler(f"{name} is a generator; a handler returns its result once")
+        raise InvalidHandler(
+            f"{name} cannot handle tasks: it is a generator. Use a function that returns its result once."
+        )
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [each for each in signature.parameters.values() if each.kind in positional]
-    required = [each for each in signature.parameters.values() if each.default is each.empty and each.kind < 4]
-    needed = [each for each in required if each.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)]
-    if not parameters or len(needed) > 2 or any(each.kind is each.KEYWORD_ONLY for each in needed):
-        raise InvalidHandler(f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload)")
-    takes_payload = len(parameters) > 1 and (len(needed) > 1 or parameters[1].default is inspect.Parameter.empty)
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.kind in positional]
+    required = [
+        parameter
+        for parameter in signature.parameters.values()
+        if parameter.default is parameter.empty and parameter.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)
+    ]
+    if not parameters or len(required) > 2 or any(each.kind is each.KEYWORD_ONLY for each in required):
+        raise InvalidHandler(
+            f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload). Change its parameters."
+        )
+    takes_payload = len(parameters) > 1 and (len(required) > 1 or parameters[1].default is inspect.Parameter.empty)
     return Handler(
         queue=queue,
         function=function,
         is_coroutine=is_coroutine,
         takes_payload=takes_payload,
-        payload_type=_annotation(target, parameters[1].name) if takes_payload else Any,
+        payload_type=_payload_type(target, parameters[1].name) if takes_payload else Any,
         backoff=backoff or Backoff(),
         grace=seconds,
-        isolation=_isolation(isolation, name, is_coroutine=is_coroutine),
+        isolation=_check_isolation(isolation, name, is_coroutine=is_coroutine),
         is_failure=is_failure,
     )
 
@@ -130,32 +148,36 @@ def _name_of(function: Any) -> str:
     return name if isinstance(name, str) else shown(function)
 
 
-def _isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
-    """What a function runs in: what was asked for, checked to fit it."""
+def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
+    """Return what a function runs in: the isolation asked for, checked to fit it."""
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
     if not isinstance(asked, str) or exact_text(asked) not in get_args(Isolation):
         choices = ", ".join(map(repr, get_args(Isolation)))
-        raise InvalidHandler(f"isolation={shown(asked)} of {name}: give one of {choices}")
+        raise InvalidHandler(f"isolation={shown(asked)} of {name} is invalid: unknown isolation. Use one of {choices}.")
     asked = exact_text(asked)
     if asked == "process":
         if sys.platform == "win32":
-            raise InvalidHandler(f"isolation='process' of {name} needs process groups, which Windows does not have")
+            raise InvalidHandler(
+                f"isolation='process' of {name} is invalid: Windows has no process groups. Use {fits!r}."
+            )
         return "process"
     if asked != fits:
         kind = "an async function" if is_coroutine else "a plain function"
-        raise InvalidHandler(f"isolation={asked!r} of {name}: {kind} runs as {fits!r} or 'process'")
+        raise InvalidHandler(
+            f"isolation={asked!r} of {name} is invalid: {kind} runs as {fits!r} or 'process'. Use one of these."
+        )
     return fits
 
 
-def _annotation(function: Callable[..., Any], name: str) -> Any:
-    """The type that a parameter asks for, checked to be one that a payload can be validated as."""
+def _payload_type(function: Callable[..., Any], name: str) -> Any:
+    """Return the type of a parameter's annotation, checked to be one that a payload can be validated as."""
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__annotations__"):
         function = type(function).__call__
-    shown = repr(getattr(function, "__qualname__", function))
+    title = repr(getattr(function, "__qualname__", function))
     written = getattr(function, "__annotations__", {}).get(name, Any)
     try:
         holder = type("holder", (), {"__annotations__": {name: written}, "__module__": function.__module__})
@@ -163,11 +185,13 @@ def _annotation(function: Callable[..., Any], name: str) -> Any:
         kind = typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise InvalidHandler(
-            f"the annotations of {shown} cannot be read ({error}); name types that its module has"
+            f"the annotations of {title} cannot be read: {error}. Use types that its module has."
         ) from None
     try:
         if kind is not bytes:
             msgspec.json.Decoder(kind)
     except (TypeError, ValueError) as error:
-        raise InvalidHandler(f"the payload of {shown} cannot be validated: {error}") from None
+        raise InvalidHandler(
+            f"the payload of {title} cannot be validated: {error}. Use a type that msgspec supports."
+        ) from None
     return kind

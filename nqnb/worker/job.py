@@ -177,5 +177,7 @@ def _number(name: str, value: float) -> float:
     except OverflowError:
         return 0.0
     except Exception:  # noqa: BLE001  not a number, or one of a foreign type
-        raise BadInput(f"{name}={shown(value)} is invalid: expected a number, got {kind_of(value)}.") from None
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: expected a number, got {kind_of(value)}. Use an int or a float."
+        ) from None
     return number if math.isfinite(number) else 0.0

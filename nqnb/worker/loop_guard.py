@@ -1,12 +1,13 @@
-"""Keeps a worker's presence and leases while its event loop is blocked: a thread with a connection of its own.
+"""Keep a worker's presence and leases while its event loop is blocked, from a thread with a connection of its own.
 
 A coroutine handler that calls `time.sleep`, or computes for long, blocks the loop on which the worker's heartbeats run.
-Without them the server would deliver its tasks to other workers while their code still runs here. The guard watches the
-loop's pulse; while that is missing, it writes the presence and renews the leases. It decides nothing: timeouts,
-outcomes and cancels wait for the loop. Of a cancel ``job.cancelled`` tells at once, so that code in a thread can stop.
+Without them the server would redeliver its tasks to other workers while their code still runs here. The loop's `Pulse`
+tells that the loop is blocked, and how old a message is that the loop reads afterwards. While the pulse is missing, the
+`Guard` writes the presence and renews the leases. It decides nothing: timeouts, outcomes and cancels wait for the loop.
+Only ``job.cancelled`` shows a cancel at once, so that code in a thread can stop.
 
-It cannot help while one long C call holds the interpreter's lock, for then no Python thread runs, nor while the
-process is stopped. Leases that ran out meanwhile are not renewed.
+The guard cannot help while one long C call holds the interpreter's lock, because then no Python thread runs, nor while
+the process is stopped. Leases that ran out meanwhile are not renewed.
 """
 
 from __future__ import annotations
@@ -28,25 +29,28 @@ from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.wire import CancelRecord
 from nqnb.settings import Settings
 from nqnb.worker.handlers import Handler
+from nqnb.worker.leases import RENEWALS_AT_ONCE
 from nqnb.worker.presence_writer import PresenceWriter
 from nqnb.worker.run import Run
 from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 
 log = logging.getLogger("nqnb.worker")
 
-_SHORTEST_TOLD_SECONDS = 1.0
-"""Seconds that a block must last to be worth a warning."""
+TICKS = 24
+"""Ticks of the pulse in an ack wait."""
+MOST_MISSED_TICKS = 3
+"""Ticks that a loop may be late before it counts as blocked: an eighth of the ack wait."""
+_SHORTEST_LOGGED_SECONDS = 1.0
+"""How long a block must last to be worth a warning."""
 _RETRY_SECONDS = 30.0
-"""Seconds between two tries to open the guard's connection while the loop is not blocked."""
-_CLOSING_SECONDS = 1.0
-"""Seconds that a stopping worker waits for its guard; its thread is a daemon and ends by itself."""
-_READY_SECONDS = 2.0
-"""Seconds that a starting worker waits for its guard to connect."""
-_RENEWALS_AT_ONCE = 1000
-"""Leases that are renewed at once; of more, most answers would come too late, as in `nqnb.worker.leases`."""
+"""Between two tries to open the guard's connection while the loop is not blocked."""
+_CLOSE_TIMEOUT_SECONDS = 1.0
+"""How long a stopping worker waits for its guard; the thread is a daemon and ends by itself."""
+_READY_TIMEOUT_SECONDS = 2.0
+"""How long a starting worker waits for its guard to connect."""
 _LOOKS_AT_ONCE = 250
-"""Cancels that are looked for at once."""
-_ROUND = 1 / 6
+"""Cancels that are read at once."""
+_ROUND_SHARE = 1 / 6
 """The share of the ack wait between two rounds of renewals."""
 
 
@@ -76,15 +80,15 @@ class Guard:
         self._writer = writer
         self._runs = runs
         self._pulse = pulse
-        self._given = settings
-        self._home: asyncio.AbstractEventLoop | None = None
+        self._settings = settings
+        self._worker_loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._closing = threading.Event()
         self._wake: Callable[[], None] = lambda: None
 
-        # What follows belongs to the guard's thread.
+        # The rest belongs to the guard's thread.
         self._connection: Connection | None = None
         self._presence: Presence | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -93,26 +97,26 @@ class Guard:
         self._announced = 0.0
         self._blocked_since = 0.0
         self._trouble = ""
-        """Why there is no connection."""
+        """Why the guard has no connection."""
 
     def start(self) -> None:
-        """Connect, and watch the running loop from when its pulse ticks."""
-        self._home = asyncio.get_running_loop()
-        self._ended, self._ready = self._home.create_future(), self._home.create_future()
+        """Connect, and watch the running loop once its pulse ticks."""
+        self._worker_loop = asyncio.get_running_loop()
+        self._ended, self._ready = self._worker_loop.create_future(), self._worker_loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
         self._thread.start()
 
     async def ready(self) -> None:
-        """Return once it has connected, or that has failed, or takes too long."""
+        """Return once the guard has connected, has failed to, or takes too long."""
         if self._ready is not None:
-            await asyncio.wait({self._ready}, timeout=_READY_SECONDS)
+            await asyncio.wait({self._ready}, timeout=_READY_TIMEOUT_SECONDS)
 
     async def close(self) -> None:
         """End the thread and its connection."""
         self._closing.set()
         self._wake()
         if self._ended is not None and self._thread is not None:
-            await asyncio.wait({self._ended}, timeout=_CLOSING_SECONDS)
+            await asyncio.wait({self._ended}, timeout=_CLOSE_TIMEOUT_SECONDS)
             if self._ended.done():
                 self._thread.join()
 
@@ -121,19 +125,19 @@ class Guard:
         try:
             loop.run_until_complete(self._watch())
         except Exception:
-            log.exception("worker %s has no guard any more, something went wrong inside nqnb", self._worker_id)
+            log.exception("worker %s has no guard any more, because of an error inside nqnb", self._worker_id)
         finally:
-            loop.run_until_complete(_clear())
+            loop.run_until_complete(_cancel_all_tasks())
             loop.close()
-            self._tell(self._ready)
-            self._tell(self._ended)
+            self._set(self._ready)
+            self._set(self._ended)
 
-    def _tell(self, future: asyncio.Future[None] | None) -> None:
-        """Set a future of the worker's loop."""
-        assert self._home is not None  # noqa: S101  for the type checker: start() has set it
+    def _set(self, future: asyncio.Future[None] | None) -> None:
+        """Set a future of the worker's loop, from the guard's thread."""
+        assert self._worker_loop is not None  # noqa: S101  for the type checker: start() has set it
         assert future is not None  # noqa: S101  as above
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed
-            self._home.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
+            self._worker_loop.call_soon_threadsafe(lambda: None if future.done() else future.set_result(None))
 
     async def _watch(self) -> None:
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
@@ -143,20 +147,20 @@ class Guard:
                 loop.call_soon_threadsafe(woken.set)
 
         self._wake = wake
-        assert self._home is not None  # noqa: S101  for the type checker: start() has set it
+        assert self._worker_loop is not None  # noqa: S101  for the type checker: start() has set it
         try:
             self._look(0.0)
             if self._opening is None:
-                self._tell(self._ready)
-            while not self._closing.is_set() and not self._home.is_closed():
+                self._set(self._ready)
+            while not self._closing.is_set() and not self._worker_loop.is_closed():
                 before = elapsed()
                 await first_of(woken, timeout=self._pulse.interval)
                 if self._closing.is_set():
                     break
-                if (slept := elapsed() - before) > (1 + MISSED) * self._pulse.interval:
-                    # The loop gets a moment to tick: it may have been stopped with us.
-                    if slept >= _SHORTEST_TOLD_SECONDS:
-                        self._say(
+                if (slept := elapsed() - before) > (1 + MOST_MISSED_TICKS) * self._pulse.interval:
+                    # Give the loop a moment to tick: it may have been stopped together with the guard.
+                    if slept >= _SHORTEST_LOGGED_SECONDS:
+                        self._log(
                             logging.WARNING,
                             "worker %s: its process was suspended, or one C call held the interpreter, for %.1f s; "
                             "tasks whose lease has run out are stopped",
@@ -165,7 +169,7 @@ class Guard:
                         )
                     continue
                 # A loop that does not run executes nothing, as between two calls of run_until_complete.
-                self._look(self._pulse.blocked_for() if self._home.is_running() else 0.0)
+                self._look(self._pulse.blocked_for() if self._worker_loop.is_running() else 0.0)
         finally:
             left = [*self._rounds] if self._opening is None else [*self._rounds, self._opening]
             for task in left:
@@ -180,12 +184,12 @@ class Guard:
             self._connection, self._trouble = None, "it was lost for good"
         if self._connection is None and self._opening is None and now >= self._next_try:
             self._next_try = now + _RETRY_SECONDS
-            # Connecting takes a while, so it is done before it is needed where a handler may block the loop.
+            # Connecting takes a while, so the guard connects early if a handler may block the loop.
             if blocked or any(each.isolation == "coroutine" for each in list(self._handlers.values())):
                 self._opening = spawn(self._open())
         if not blocked:
             if self._blocked_since:
-                self._say(
+                self._log(
                     logging.INFO,
                     "worker %s: its event loop runs again, after %.1f s",
                     self._worker_id,
@@ -196,26 +200,26 @@ class Guard:
         if self._connection is None or self._presence is None:
             self._next_try = min(self._next_try, now + self._round_seconds)
         elif now >= self._next_round:
-            # A round whose answers are slow must not keep the next one waiting.
+            # A round whose answers are slow must not delay the next one.
             self._next_round = now + self._round_seconds
             self._rounds.add(spawn(self._keep(self._connection, self._presence)))
             self._rounds = {each for each in self._rounds if not each.done()}
-        if blocked >= _SHORTEST_TOLD_SECONDS and now >= self._next_warning:
+        if blocked >= _SHORTEST_LOGGED_SECONDS and now >= self._next_warning:
             self._next_warning = now + REPEAT_SECONDS
             self._warn(blocked)
             self._blocked_since = now - blocked
 
     @property
     def _round_seconds(self) -> float:
-        return self._pulse.interval * TICKS * _ROUND
+        return self._pulse.interval * TICKS * _ROUND_SHARE
 
     async def _open(self) -> None:
         try:
-            patience = min(self._given.request_timeout, max(0.5, 2 * self._round_seconds))
+            patience = min(self._settings.request_timeout, max(0.5, 2 * self._round_seconds))
             settings = Settings.of(
-                self._given,
-                name=f"{self._given.name} (guard)",
-                # An answer that has not come by then is of no use.
+                self._settings,
+                name=f"{self._settings.name} (guard)",
+                # A later answer is useless.
                 request_timeout=patience,
                 retry_for=patience,
             )
@@ -225,28 +229,28 @@ class Guard:
             self._trouble = ""
         except NqnbError as error:
             if self._writer.server_is_away:
-                # Then the server is away for both, and the worker says so.
+                # Then the server is away for both connections, and the worker logs it.
                 return
             if not self._trouble:
-                self._say(
+                self._log(
                     logging.WARNING,
-                    "worker %s: its guard has no connection: %s. Its leases run out should its event loop be blocked",
+                    "worker %s: its guard has no connection: %s. Its leases run out if its event loop is blocked",
                     self._worker_id,
                     error,
                 )
             self._trouble = str(error)
         finally:
             self._opening = None
-            self._tell(self._ready)
+            self._set(self._ready)
 
     async def _keep(self, connection: Connection, presence: Presence) -> None:
-        """Write the presence, and renew every lease that has not run out: one heartbeat, without its looks."""
+        """Write the presence, and renew every lease that has not run out, and read no entry."""
         asked = elapsed()
         try:
             await presence.announce(self._writer.record())
             self._announced = max(self._announced, asked)
         except NqnbError as error:
-            self._say(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker_id, error)
+            self._log(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker_id, error)
         finally:
             # The loop's own write may have been overtaken by this one.
             self._writer.note_guard_write(self._announced)
@@ -254,18 +258,18 @@ class Guard:
         runs, troubles = list(self._runs.values()), list[NqnbError]()
 
         async def renew(run: Run) -> None:
-            # Where there are many, a later round may have been here meanwhile, or the run has ended.
-            if _is_held(run) and run.beat <= asked and self._runs.get(run.id) is run:
+            # If there are many, a later round may have renewed this one, or the run has ended.
+            if _is_renewable(run) and run.beat <= asked and self._runs.get(run.id) is run:
                 await self._renew(connection, run, since, troubles)
 
-        await few_at_once(runs, renew, _RENEWALS_AT_ONCE)
+        await few_at_once(runs, renew, RENEWALS_AT_ONCE)
         if troubles:
             text = "worker %s: its guard could not renew %d leases: %s"
-            self._say(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
-        # What runs in a process of its own is stopped by signals, which the loop sends.
+            self._log(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
+        # Handlers in processes are stopped by signals, which the loop sends.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
         intents = KeyValueStore(connection, connection.settings.cancel_bucket)
-        await few_at_once(running, lambda run: self._hear(intents, run), _LOOKS_AT_ONCE)
+        await few_at_once(running, lambda run: self._check_cancel(intents, run), _LOOKS_AT_ONCE)
 
     async def _renew(self, connection: Connection, run: Run, since: float, troubles: list[NqnbError]) -> None:
         delivery = run.delivery
@@ -278,17 +282,17 @@ class Guard:
         if answered and run.delivery is delivery and not run.lapsed():
             run.beat = max(run.beat, since)
 
-    async def _hear(self, intents: KeyValueStore, run: Run) -> None:
+    async def _check_cancel(self, intents: KeyValueStore, run: Run) -> None:
         if run.cancel is not None or self._runs.get(run.id) is not run:
             return
         try:
             entry = await intents.get(run.id)
         except NqnbError:
-            # The next round looks again.
+            # The next round reads it again.
             return
-        if entry is not None and run.job is not None and self._home is not None:
-            # First, so that the loop takes the end of code that stops now for that of a cancel.
-            self._home.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
+        if entry is not None and run.job is not None and self._worker_loop is not None:
+            # First, so that the loop knows of the cancel when code ends because of the flag.
+            self._worker_loop.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
             run.job.state.stop.set()
 
     def _flag(self, run: Run, record: CancelRecord) -> None:
@@ -301,10 +305,10 @@ class Guard:
         if place is None:
             what = "gets no time to run; other threads or processes take it"
         else:
-            what = f"is blocked by {self._culprit() if place.in_handler else 'code'} at {place.text}"
+            what = f"is blocked by {self._blocking_handler() if place.in_handler else 'code'} at {place.text}"
         connected = self._connection is not None and self._connection.connected
         leases = "Leases are kept" if connected else f"Leases run out ({self._trouble or 'the server is away'})"
-        self._say(
+        self._log(
             logging.WARNING,
             "worker %s: for %.1f s its event loop %s. %s; cancels, timeouts and the worker's other coroutines wait. "
             "Make a handler that blocks a plain function, or call what blocks with `await asyncio.to_thread(...)`",
@@ -314,52 +318,46 @@ class Guard:
             leases,
         )
 
-    def _culprit(self) -> str:
-        """The handler that blocks the loop."""
-        task = asyncio.current_task(self._home)
+    def _blocking_handler(self) -> str:
+        """Return which handler blocks the loop, in words."""
+        task = asyncio.current_task(self._worker_loop)
         for run in list(self._runs.values()):
             if run.executor is not None and run.executor.runs_as(task):
                 return f"handler {run.handler.name} of queue {run.delivery.queue} (task {run.id})"
         return "a handler"
 
-    def _say(self, level: int, text: str, *values: object) -> None:
-        # The loop may be blocked inside of logging, whose lock would block the guard, too.
+    def _log(self, level: int, text: str, *values: object) -> None:
+        # The loop may be blocked inside logging, whose lock would block the guard too.
         log_aside(log, level, text, *values)
 
 
-def _is_held(run: Run) -> bool:
-    """Whether a lease is the guard's to renew: it has not run out, and the run is not on its way to another worker."""
+def _is_renewable(run: Run) -> bool:
+    """Whether the guard may renew a lease: it has not run out, and no other worker is to have the task."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 
-async def _clear() -> None:
-    """End what is left on the guard's loop, as of a connection that was cut off."""
+async def _cancel_all_tasks() -> None:
+    """Cancel what is left on the guard's loop, for example of a connection that was cut off."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
     if rest:
-        await asyncio.wait(rest, timeout=_CLOSING_SECONDS)
+        await asyncio.wait(rest, timeout=_CLOSE_TIMEOUT_SECONDS)
     await asyncio.get_running_loop().shutdown_asyncgens()
 
 
-TICKS = 24
-"""Ticks in an ack wait."""
-MISSED = 3
-"""Ticks that a loop may be late before it counts as blocked: an eighth of the ack wait."""
-
-
 class Pulse:
-    """Ticks on the worker's loop. `last`, `thread` and `blocked_for` may be read from any thread.
+    """The pulse of a worker's event loop. `last`, `thread` and `blocked_for` may be read from any thread.
 
     Args:
-        ack_wait: the ack wait, as far as it is known before `start`, in seconds.
+        ack_wait: the ack wait as it is known before `start`, in seconds.
     """
 
     def __init__(self, ack_wait: float) -> None:
         self.last = elapsed()
         """When it ticked last, as `elapsed` counts."""
         self.thread = 0
-        """The thread that ran the loop then; 0 while it does not tick."""
+        """The thread that ran the loop then; 0 while the pulse does not tick."""
         self.interval = ack_wait / TICKS
         """Seconds between two ticks."""
         self._caught_up: Callable[[], Awaitable[None]] | None = None
@@ -367,8 +365,8 @@ class Pulse:
         self._catching_up: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._blocks: deque[tuple[int, float]] = deque()
-        """Numbers and beginnings of the blocks whose messages may not all be read yet, the oldest first."""
-        self._count = 0
+        """The number and the beginning of each block whose messages may not all be read yet, oldest first."""
+        self._block_count = 0
 
     def start(self, ack_wait: float, caught_up: Callable[[], Awaitable[None]], unblocked: Callable[[], None]) -> None:
         """Begin to tick on the running loop.
@@ -384,7 +382,7 @@ class Pulse:
         self._tick()
 
     def stop(self) -> None:
-        """Tick no more."""
+        """Stop ticking."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -393,12 +391,12 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return the seconds for which the loop has been blocked, 0 while it runs or no pulse is taken."""
+        """Return for how many seconds the loop has been blocked; 0 while it runs, or the pulse does not tick."""
         late = elapsed() - self.last
-        return late if self.thread and late > MISSED * self.interval else 0.0
+        return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 
     def arrived(self) -> float:
-        """Return when a message came that is read now, or the earliest time when it may have come.
+        """Return when a message arrived that is read now, or the earliest time when it may have arrived.
 
         While the loop was blocked, or the machine slept, messages lay unread and their ack waits ran: the server may
         have delivered them elsewhere by now.
@@ -406,13 +404,13 @@ class Pulse:
         now = elapsed()
         if self._blocks:
             return self._blocks[0][1]
-        return self.last if now - self.last > MISSED * self.interval else now
+        return self.last if now - self.last > MOST_MISSED_TICKS * self.interval else now
 
     def _tick(self) -> None:
         if self.blocked_for():
-            self._count += 1
-            self._blocks.append((self._count, self.last))
-            self._catching_up = spawn(self._catch_up(self._count))
+            self._block_count += 1
+            self._blocks.append((self._block_count, self.last))
+            self._catching_up = spawn(self._catch_up(self._block_count))
             if self._unblocked is not None:
                 self._unblocked()
         self.last = elapsed()
@@ -420,7 +418,7 @@ class Pulse:
         self._timer = asyncio.get_running_loop().call_later(self.interval, self._tick)
 
     async def _catch_up(self, block: int) -> None:
-        """Read on until what came during a block is behind us; what is left to read came after it."""
+        """Wait until everything is read that arrived during a block; what is left to read arrived after it."""
         try:
             if self._caught_up is not None:
                 await self._caught_up()

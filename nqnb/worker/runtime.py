@@ -1,4 +1,4 @@
-"""A worker at work: the running map, and the loops around it."""
+"""A running worker: the map of its runs, the life of one task, and the loops that fetch tasks and send heartbeats."""
 
 from __future__ import annotations
 
@@ -35,10 +35,17 @@ from nqnb.worker.run import Run
 
 log = logging.getLogger("nqnb.worker")
 
-_GOODBYE_TAKES = 2.0
-"""Seconds for removing what says that we are alive; without it others wait until it lapses."""
-_STOPPING_TAKES = 5.0
-"""Seconds that a stopping worker waits for code that it has told to stop."""
+_GOODBYE_TIMEOUT_SECONDS = 2.0
+"""How long removing the presence may take; if it stays, other workers wait until it expires."""
+_STOP_TIMEOUT_SECONDS = 5.0
+"""How long a stopping worker waits for code that it has told to stop."""
+_FETCH_RETRY_SECONDS = 0.2
+_FETCH_SECONDS = 0.5
+"""Between two checks of the pull requests, at most."""
+_OWN_REDELIVERY_SECONDS = 1.0
+"""The delay, at most, of a nak for a task that this worker still runs."""
+_FEWEST_TASKS_ASKED = 8
+"""How many slots must be free before they are asked for, while a request is pending."""
 
 
 class Runtime:
@@ -101,7 +108,7 @@ class Runtime:
         self._guard = Guard(worker_id, handlers, self._presence, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
-        """Return how many slots are free; 0 while the worker takes no tasks."""
+        """Return how many slots are free; 0 while the worker fetches nothing."""
         resting = self._stopping or self._paused or self._recovery.active
         return 0 if resting else self._slots() - len(self.runs)
 
@@ -121,7 +128,7 @@ class Runtime:
         self._pulse.start(ack_wait, self.backend.caught_up, self._beat_now)
         await self._guard.ready()
         loops = (
-            self._take,
+            self._fetch,
             self._beat,
             lambda: self._presence.keep_current(lambda: not self._recovery.active),
             self._leases.stop_lapsed,
@@ -130,41 +137,41 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
-        """Return when the connection is gone for good, or one of the loops is."""
+        """Return when the connection is closed for good, or one of the loops has failed."""
         await first_of(self.backend.closed_event, self._broken)
 
     def hurry(self) -> None:
-        """Do not wait for what runs any longer."""
+        """Wait no longer for the tasks that run."""
         self._hurry.set()
 
     def pause(self) -> None:
-        """Take nothing more, and go on with what runs."""
+        """Fetch no more tasks, and go on with those that run."""
         self._paused = True
         for pull in self._pulls.values():
             pull.withdraw()
 
     def resize(self) -> None:
-        """The concurrency has changed: ask for as many tasks as there are slots now."""
+        """Fetch as many tasks as there are slots now, after the concurrency has changed."""
         for pull in self._pulls.values():
             pull.withdraw()
         self._wake.set()
 
     async def drain(self, timeout: float) -> None:
-        """Take nothing more; wait for what runs, then stop it and hand it back."""
+        """Fetch no more tasks; wait for those that run, then stop and nak them."""
         self._stopping = True
         self._recovery.close()
         for pull in self._pulls.values():
             pull.withdraw()
         if self.runs:
-            log.info("worker %s stops; it waits %g s for what runs: %d", self._worker_id, timeout, len(self.runs))
+            log.info("worker %s stops; it waits %g s for %d running tasks", self._worker_id, timeout, len(self.runs))
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
-            log.info("task %s of queue %s is stopped, and handed back", run.id, run.delivery.queue)
+            log.info("task %s of queue %s is stopped, and redelivered to another worker", run.id, run.delivery.queue)
             run.stop(Stop.SHUTDOWN)
-        await first_of(self._empty, timeout=_STOPPING_TAKES)
+        await first_of(self._empty, timeout=_STOP_TIMEOUT_SECONDS)
         for run in self.runs.values():
-            log.warning("task %s runs on, its code does not stop; another worker gets it after the ack wait", run.id)
-            # From here on nothing renews its lease.
+            log.warning("task %s runs on: its code does not stop. Another worker gets it after the ack wait.", run.id)
+            # Nothing renews its lease any more.
             run.stop(Stop.LEASE)
 
     async def close(self) -> None:
@@ -175,13 +182,13 @@ class Runtime:
         self._recovery.close()
         self._pulse.stop()
         try:
-            # First, for it could write the presence that is to be removed.
+            # First, because it could write the presence that is to be removed.
             await self._guard.close()
             if self._reserve is not None:
                 await self._reserve.close()
             if self.backend.connected:
                 with contextlib.suppress(NqnbError, asyncio.TimeoutError):
-                    await asyncio.wait_for(self._say_goodbye(), _GOODBYE_TAKES)
+                    await asyncio.wait_for(self._say_goodbye(), _GOODBYE_TIMEOUT_SECONDS)
         finally:
             await self.backend.close()
 
@@ -198,20 +205,20 @@ class Runtime:
         except (MalformedMessage, BadInput) as error:
             self.malformed += 1
             log.warning(
-                "message %d of queue %s is no task and was thrown away: %s", delivery.sequence, delivery.queue, error
+                "message %d of queue %s is not a task and was dropped: %s", delivery.sequence, delivery.queue, error
             )
             spawn(delivery.terminate())
             self._wake.set()
             return
         if elapsed() - delivery.received > LEASE_SHARE * self._pulls[delivery.queue].ack_wait:
-            # It lay unread while the loop was blocked or the machine slept: another worker may have it by now, and a
-            # nak would be about that delivery.
-            log.info("task %s was read too late, and is left to the server, which delivers it again", message.ID)
+            # It lay unread while the loop was blocked or the machine slept. Another worker may have it by now, and
+            # then a nak would be about that delivery.
+            log.info("task %s was read too late, and is left to the server, which redelivers it", message.ID)
             self._wake.set()
             return
         known = self.runs.get(message.ID)
         if known is not None:
-            self._deliver_again(known, delivery)
+            self._redelivered(known, delivery)
         elif self.free() <= 0:
             spawn(delivery.put_back())
         else:
@@ -222,24 +229,24 @@ class Runtime:
             self._empty.clear()
             spawn(self._live(run))
 
-    def _deliver_again(self, run: Run, delivery: Delivery) -> None:
-        """What we run came again: go on with the new delivery, unless that run is on its way out."""
+    def _redelivered(self, run: Run, delivery: Delivery) -> None:
+        """Handle a new delivery of a task that runs here: go on with the new one, unless that run is about to end."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
-        # Of two queues, each may have a message of that number, and of that task, too.
+        # Each of two queues may have a message with that number, and of that task.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
         if same and not leaving:
             level = logging.DEBUG if run.finishing else logging.INFO
-            log.log(level, "task %s came again and runs on", run.id)
+            log.log(level, "task %s was redelivered to this worker, and runs on", run.id)
             run.adopt(delivery)
         else:
-            spawn(delivery.put_back(min(1.0, run.ack_wait)))
+            spawn(delivery.put_back(min(_OWN_REDELIVERY_SECONDS, run.ack_wait)))
 
     async def _live(self, run: Run) -> None:
-        """One task's life."""
+        """Claim a task, run it, and write its outcome."""
         try:
             if not await claim(self.backend, self._worker_id, run, self._poison_limit):
                 return
-            # It may have been swapped since the task came.
+            # It may have been swapped since the task was delivered.
             run.handler = self._handlers[run.delivery.queue]
             result = await execute(self.backend, self._worker_id, run)
             if result is not None:
@@ -250,7 +257,7 @@ class Runtime:
             else:
                 log.warning("task %s is left to the server, which redelivers it: %s", run.id, error)
         except Exception as error:
-            log.exception("task %s: something went wrong inside nqnb", run.id)
+            log.exception("task %s: an error inside nqnb", run.id)
             await self._fail(run, error)
         finally:
             del self.runs[run.id]
@@ -259,23 +266,23 @@ class Runtime:
             self._wake.set()
 
     async def _fail(self, run: Run, error: Exception) -> None:
-        """A bug of ours must not bring the task back for ever."""
+        """Mark a task failed after an error inside nqnb, which would otherwise redeliver it without end."""
         if run.claimed:
             try:
                 await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
             except Exception:
-                log.exception("task %s: that could not be written either", run.id)
+                log.exception("task %s: its failure could not be written either", run.id)
 
     def _on_cancel(self, task_id: str, record: CancelRecord, noted: bool) -> None:
         if not noted:
-            # A Go client writes no intent, and whoever runs the task may not have heard it.
+            # A Go client writes no intent, and the worker that runs the task may not have received the cancel.
             spawn(note_intent(self.backend, task_id, record))
         run = self.runs.get(task_id)
         if run is not None:
             run.flag(record, self._worker_id)
 
     def _give_up(self) -> None:
-        """The server is gone, and the worker is to go with it."""
+        """Stop the worker, because the connection is lost and it is set to end with it."""
         log.error("the connection is lost, so the worker stops")
         for run in self.runs.values():
             run.stop(Stop.LEASE)
@@ -283,11 +290,11 @@ class Runtime:
         self._broken.set()
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """A worker whose loop has a bug must stop rather than live on half."""
+        """Run a loop, and stop the worker if the loop fails: without one of its loops it must not live on."""
         try:
             await loop()
         except Exception:
-            log.exception("the worker stops, something went wrong inside nqnb")
+            log.exception("the worker stops because of an error inside nqnb")
             self._broken.set()
 
     async def _beat(self) -> None:
@@ -321,7 +328,8 @@ class Runtime:
         if self.backend.connected and not self._recovery.active:
             spawn(beat())
 
-    async def _take(self) -> None:
+    async def _fetch(self) -> None:
+        """Fetch tasks for free slots, until cancelled."""
         while True:
             self._wake.clear()
             if self.backend.connected:
@@ -329,21 +337,21 @@ class Runtime:
                     await self._fetch_policy.step()
                 except NqnbError as error:
                     if not self.backend.outage.took(error):
-                        log.warning("no tasks can be pulled now: %s", error)
-                    await asyncio.sleep(0.2)
-            await first_of(self._wake, timeout=0.5)
+                        log.warning("the worker cannot pull tasks now: %s", error)
+                    await asyncio.sleep(_FETCH_RETRY_SECONDS)
+            await first_of(self._wake, timeout=_FETCH_SECONDS)
 
 
 class FetchPolicy:
-    """Keeps as many tasks asked for as there are free slots.
+    """Decides how many tasks to ask of which queue, so that as many are asked for as there are free slots.
 
-    While slots are free, every queue is asked for as many as could come; when they fill up, what is asked for is
-    withdrawn, and as slots free again the queues are probed in order, so that a busy first queue goes first and nothing
-    is fetched that cannot run.
+    While slots are free, each queue is asked for that many. When the slots fill up, the requests are withdrawn. When
+    slots become free again, the queues are probed in order, so that a busy first queue goes first and nothing is
+    fetched that cannot run.
 
     Args:
-        pulls: the queues' pull loops, first come first served.
-        free: how many slots are free now.
+        pulls: the queues' pull loops, in the order in which they are served.
+        free: returns how many slots are free now.
     """
 
     def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int]) -> None:
@@ -352,7 +360,7 @@ class FetchPolicy:
         self._full = len(pulls) > 1
 
     async def step(self) -> None:
-        """Ask for what is missing, and mend what broke."""
+        """Ask for the missing tasks, and replace requests that failed."""
         for pull in self._pulls:
             await pull.check()
         healthy = [pull for pull in self._pulls if pull.healthy]
@@ -373,6 +381,6 @@ class FetchPolicy:
 
     async def _top_up(self, pull: PullLoop) -> None:
         missing = self._free() - pull.asked
-        # A request for each slot that frees would double the traffic: a few are asked for together.
-        if missing > 0 and (pull.asked == 0 or missing >= 8):
+        # A request for each slot that becomes free would double the traffic: ask for a few together.
+        if missing > 0 and (pull.asked == 0 or missing >= _FEWEST_TASKS_ASKED):
             await pull.ask(missing)

@@ -1,4 +1,4 @@
-"""The worker: its handlers, its slots, and its life from start to stop."""
+"""The worker as users see it: its handlers, its options, and its life from start to stop."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nqnb.worker")
 
-MOST_AT_ONCE = 1_000_000
-"""The highest concurrency: far above the 65,536 messages that a queue's consumer hands out at once."""
+MOST_TASKS_AT_ONCE = 1_000_000
+"""The highest concurrency: far above the 65,536 messages that a queue's consumer delivers at once."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,25 +47,25 @@ class State(enum.Enum):
 
 
 def check_concurrency(concurrency: object) -> int:
-    """Return how many tasks run at once.
+    """Return how many tasks run at once, checked.
 
     Raises:
-        BadInput: not a whole number from 1 on.
+        BadInput: not a whole number from 1 up.
     """
-    return check_count("concurrency", concurrency, 1, MOST_AT_ONCE, "the number of tasks to run at once")
+    return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once")
 
 
 class Worker:
     """Runs the tasks of some queues.
 
     Args:
-        settings: `Settings`, or where the server is; default ``NATS_URL``, else this machine.
+        settings: `Settings`, or the server's address; default ``NATS_URL``, else this machine.
         concurrency: how many tasks run at once, over all queues.
-        shutdown_timeout: how long a stopping worker waits for what runs, before it stops it and hands it back:
-            seconds, or a timedelta.
-        poison_limit: how many workers in a row a task may silence while it runs, before it is given up as failed.
-        shutdown_on_disconnect: stop what runs and end when the server is gone, as NQ can; else the worker waits for
-            its return, and only runs whose lease can no longer be renewed are stopped.
+        shutdown_timeout: how long a stopping worker waits for its tasks before it stops them and lets the server
+            redeliver them: seconds, or a timedelta.
+        poison_limit: how many workers in a row may die or go silent while they run a task, before it is marked failed.
+        shutdown_on_disconnect: stop the tasks and end when the server is gone, as NQ can; else the worker waits for the
+            server to return, and stops only runs whose lease cannot be renewed.
         store: where states are kept instead of the bucket ``nq-store``.
         **options: fields of `Settings` to replace.
 
@@ -73,7 +73,7 @@ class Worker:
     script. Execution is at least once; the recorded outcome is exactly one.
 
     Raises:
-        BadInput: a setting or number that cannot be used.
+        BadInput: a setting or a number is invalid.
     """
 
     def __init__(
@@ -116,36 +116,41 @@ class Worker:
 
         Args:
             queue: the queue. Queues are served in the order of their handlers.
-            backoff: how long failed tasks wait before they run again; default `Backoff()`.
-            grace: time between the pushes to stop, as seconds or a timedelta: a coroutine is cancelled at once and
-                again after each; a function in a thread has that long to look at ``job.cancelled`` before an exception
-                is raised in it; a process gets SIGINT at once, which raises `JobCancelled` in a plain function, SIGTERM
-                after ``grace``, and SIGKILL a quarter second later. Where the task's lease runs out, all of these come
-                sooner, before the server redelivers the task.
+            backoff: how long failed tasks wait before they are retried; default `Backoff()`.
+            grace: the time between two pushes to stop, as seconds or a timedelta. A coroutine is cancelled at once and
+                again after each grace. A function in a thread has that long to check ``job.cancelled`` before an
+                exception is raised in it. A process gets SIGINT at once, which raises `JobCancelled` in a plain
+                function, SIGTERM after ``grace``, and SIGKILL a quarter second later. When the task's lease runs out,
+                all pushes come sooner, before the server redelivers the task.
             isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
-                ``"thread"`` for any other; ``"process"`` gives each task a process of its own, the only one that
-                always stops, and that may crash alone. On Linux every process that it started is killed with it,
-                elsewhere only its process group. The function must be one that cloudpickle can send there. It sees
-                the worker's environment variables of the moment when the task starts.
-            is_failure: called with what the function raised: True makes the task fail for good, whatever retries it
-                has left, as NQ's ``isFailureFn`` does; default: no exception does.
+                ``"thread"`` for any other. ``"process"`` gives each task a process of its own: only that can always be
+                stopped, and it may crash alone. On Linux every process that it started is killed with it, elsewhere
+                only its process group. cloudpickle must be able to pickle the function. It sees the worker's
+                environment variables of the moment when the task starts.
+            is_failure: called with the exception that the function raised. True makes the task fail for good, whatever
+                retries it has left, as NQ's ``isFailureFn`` does. By default no exception does.
 
         The function takes ``(job)`` or ``(job, payload)``. Without an annotation the payload is the decoded JSON,
         ``payload: bytes`` the bytes, and any type that msgspec knows (dataclasses, Structs, TypedDicts …) validates it.
-        What it returns, as JSON, is the task's result.
+        Its return value, as JSON, is the task's result.
 
         Raises:
-            InvalidQueueName: no queue can have that name.
+            InvalidQueueName: the queue name is invalid.
             InvalidHandler: the function cannot handle tasks, or the queue has a handler.
         """
-
         queue = names.check_queue(queue)
 
         def register(function: F) -> F:
             if queue in self.handlers:
-                raise InvalidHandler(f"queue {queue!r} has a handler already, {shown(self.handlers[queue].function)}")
+                raise InvalidHandler(
+                    f"queue {queue!r} has a handler already: {shown(self.handlers[queue].function)}. "
+                    "Register one function per queue."
+                )
             if self.state is not State.NEW:
-                raise InvalidHandler(f"the worker is {self.state.value}; register handlers before it starts")
+                raise InvalidHandler(
+                    f"queue {queue!r} cannot get a handler: the worker is {self.state.value}. "
+                    "Register handlers before it starts."
+                )
             self.handlers[queue] = make_handler(
                 queue, function, backoff=backoff, grace=grace, isolation=isolation, is_failure=is_failure
             )
@@ -154,21 +159,22 @@ class Worker:
         return register
 
     def swap(self, handler: Handler, concurrency: int) -> None:
-        """Run a queue's tasks with another handler, and so many at once; what runs now ends on the old one.
+        """Run a queue's tasks with another handler, and so many at once; running tasks end on the old one.
 
-        To be called on the worker's loop.
+        Call it on the worker's loop.
 
         Raises:
             InvalidHandler: the worker does not serve that queue.
         """
         if not isinstance(handler, Handler):
             raise InvalidHandler(
-                f"handler={shown(handler)} is invalid: make it with nqnb.worker.handlers.make_handler."
+                f"handler={shown(handler)} is invalid: expected a Handler. Use nqnb.worker.handlers.make_handler."
             )
         concurrency = check_concurrency(concurrency)
         if handler.queue not in self.handlers:
             raise InvalidHandler(
-                f"the worker does not serve queue {handler.queue!r}: register a handler before it starts"
+                f"queue {handler.queue!r} cannot get another handler: the worker does not serve it. "
+                "Register a handler before the worker starts."
             )
         self.handlers[handler.queue] = handler
         if concurrency != self.concurrency:
@@ -183,11 +189,16 @@ class Worker:
 
     @property
     def running(self) -> list[str]:
-        """The ids of the tasks that it runs."""
+        """The ids of the tasks that the worker runs."""
         return [] if self._runtime is None else list(self._runtime.runs)
 
     def info(self, running: list[str], ttl: float) -> WorkerInfo:
-        """What the worker's presence entry says."""
+        """Return the worker's presence record.
+
+        Args:
+            running: the ids of the tasks that it runs.
+            ttl: for how many seconds the record counts.
+        """
         return WorkerInfo(
             id=self.id,
             host=socket.gethostname(),
@@ -201,17 +212,19 @@ class Worker:
         )
 
     async def start(self) -> None:
-        """Connect and begin to pull.
+        """Connect and start to pull tasks.
 
         Raises:
-            InvalidHandler: there is no handler.
+            InvalidHandler: no handler is registered, or the worker was started before.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
         if not self.handlers:
-            raise InvalidHandler("the worker has no handler: decorate a function with @worker.handler(queue)")
+            raise InvalidHandler(
+                "the worker cannot start: it has no handler. Decorate a function with @worker.handler(queue)."
+            )
         if self.state is not State.NEW:
-            raise InvalidHandler(f"the worker is {self.state.value}; make a new one")
-        # nats is only imported by those who connect.
+            raise InvalidHandler(f"the worker cannot start: it is {self.state.value} already. Create another Worker.")
+        # Import nats only to connect.
         from nqnb.jetstream.backend import Backend
         from nqnb.worker.runtime import Runtime
 
@@ -235,12 +248,14 @@ class Worker:
         log.info("worker %s serves %s", self.id, ", ".join(self.handlers))
 
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
-        """Stop pulling, wait for what runs, stop what still runs after ``shutdown_timeout`` seconds, hand it back.
+        """Stop pulling, wait for the running tasks, and stop those that run on after ``shutdown_timeout`` seconds.
+
+        The server redelivers the stopped tasks.
 
         Stopping twice is fine.
 
         Raises:
-            BadInput: a shutdown_timeout that cannot be used; the worker goes on.
+            BadInput: shutdown_timeout is invalid; the worker goes on.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
         if self.state is not State.RUNNING or self._runtime is None:
@@ -263,7 +278,7 @@ class Worker:
             ConnectionFailed: the connection is gone for good.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: as `start`.
 
-        SIGINT and SIGTERM call it, where this is the main thread; a second one does not wait for what runs.
+        SIGINT and SIGTERM call `request_stop`, if this is the main thread.
         """
         await self.start()
         with self._signals():
@@ -274,16 +289,16 @@ class Worker:
                 await self.stop()
         if lost:
             raise ConnectionFailed(
-                f"the connection to {', '.join(self.settings.urls)} is lost, so the worker has stopped; start it again"
+                f"the worker has stopped: the connection to {', '.join(self.settings.urls)} is lost. Start it again."
             )
 
     def pause(self) -> None:
-        """Pull nothing more, and go on with what runs; SIGTSTP does this."""
+        """Pull no more tasks, and go on with the running ones; SIGTSTP does this."""
         if self._runtime is not None:
             self._runtime.pause()
 
     def request_stop(self) -> None:
-        """Let `serve` stop the worker; the second call lets it stop without waiting for what runs."""
+        """Make `serve` stop the worker; after a second call it does not wait for the running tasks."""
         if self._stop.is_set():
             self.shutdown_timeout = 0.0
             if self._runtime is not None:
@@ -294,11 +309,11 @@ class Worker:
         """Serve until a signal comes: the blocking form of `serve`.
 
         Raises:
-            BadInput: this thread runs an event loop, on which `serve` is to be awaited.
+            BadInput: this thread runs an event loop. Await `serve` there.
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-            raise BadInput("run() begins a loop of its own, and one runs here already: `await worker.serve()` instead")
+            raise BadInput("run() cannot start an event loop: one runs in this thread. Use `await worker.serve()`.")
         asyncio.run(self.serve())
 
     async def __aenter__(self) -> Worker:
@@ -309,7 +324,7 @@ class Worker:
         await self.stop()
 
     async def ended(self) -> None:
-        """Return when `request_stop` was called, or the worker cannot go on: its connection is gone for good."""
+        """Return when `request_stop` was called, or the worker cannot go on: its connection is closed for good."""
         if self._runtime is None:
             return
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._runtime.gone())]

@@ -187,7 +187,7 @@ async def test_the_guard_renews_leases_a_part_at_a_time_and_what_it_kept_counts_
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, part, ack_wait = 30, 5, 2.0
-    monkeypatch.setattr(loop_guard, "_RENEWALS_AT_ONCE", part)
+    monkeypatch.setattr(loop_guard, "RENEWALS_AT_ONCE", part)
     in_progress, under_way, most = Delivery.in_progress, 0, 0
     renewed: set[int] = set()
 

@@ -999,5 +999,5 @@ class TestIsolation:
 
     @pytest.mark.parametrize("isolation", ["Process", "", 1, True, ["process"]])
     def test_anything_else_is_refused(self, isolation: Any) -> None:
-        with pytest.raises(InvalidHandler, match="give one of 'coroutine', 'thread', 'process'"):
+        with pytest.raises(InvalidHandler, match="Use one of 'coroutine', 'thread', 'process'"):
             nqnb.Worker().handler("q", isolation=isolation)(lambda job: None)

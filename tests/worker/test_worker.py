@@ -330,8 +330,8 @@ async def test_a_worker_says_what_its_operator_needs_to_know(
         rf"INFO task {failed.id} of queue work failed at attempt 1 of 2, and runs again in .* s: ValueError: no more",
         rf"WARNING task {failed.id} of queue work has failed: ValueError: no more",
         rf"INFO task {cancelled.id} of queue work is cancelled: its coroutine was cancelled",
-        rf"INFO worker {worker.id} stops; it waits 0.1 s for what runs: 1",
-        rf"INFO task {left.id} of queue work is stopped, and handed back",
+        rf"INFO worker {worker.id} stops; it waits 0.1 s for 1 running tasks",
+        rf"INFO task {left.id} of queue work is stopped, and redelivered to another worker",
         rf"INFO worker {worker.id} has stopped",
     ):
         assert any(re.fullmatch(line, each) for each in said), (line, said)

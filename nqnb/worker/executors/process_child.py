@@ -266,7 +266,7 @@ def _failure(error: BaseException) -> tuple[Any, ...]:
     try:
         text = str.__str__(str(error))
     except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
-        text = f"this {name} has no text"
+        text = f"this {name} cannot be converted to a string"
     # The frames above the handler's are nqnb's, and tell its author nothing.
     trace = entry = error.__traceback__
     while entry is not None:

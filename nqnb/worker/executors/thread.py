@@ -183,7 +183,7 @@ def _is_guarded(stack: list[FrameType]) -> bool:
 
 
 def _is_report(frame: FrameType) -> bool:
-    """Whether the frame reports progress or a log line to a `Job`, which takes no lock."""
+    """Whether the frame reports progress or a log line to a `Job`, which acquires no lock."""
     return module_of(frame) in _REPORT_MODULES and frame.f_code is not StopFlag.wait.__code__
 
 
