@@ -241,7 +241,7 @@ class TestTheLine:
                 "no task 'nobody' is known here; check the id and the server, `%nq task list` shows",
             ),
             ("%nq queue pause nobody", "nobody"),
-            ("%nq cancel", "give task ids"),
+            ("%nq cancel", "expected task ids or a filter"),
             ("%nq up a b", "unexpected extra argument"),
             ("%nq up a -u b", "give the address once"),
             (f"%nq tasks -u {NOBODY} --timeout 1", "127.0.0.1:1"),

@@ -128,7 +128,7 @@ def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: py
     assert main(["up", "--detach", "--port", "1"]) == 0
     said = capsys.readouterr()
     assert "is already running" in said.out
-    assert "stop it first" in said.err
+    assert "stop it with `nqnb up --stop`" in said.err
     assert keepers(detached.home()) == [running.keeper]
 
 
