@@ -1,4 +1,4 @@
-"""The client's calls on a real server, with and without somebody to run the tasks."""
+"""The operations of the client on a real server, with and without a worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nqnb import Status
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_submitted_task_is_pending_and_described(nq: nqnb.Client) -> None:
+async def test_a_submitted_task_is_pending_with_all_its_fields(nq: nqnb.Client) -> None:
     before = datetime.now(timezone.utc)
     task = await nq.submit("idle", {"a": 1}, retry=2, timeout=timedelta(seconds=90.5), deadline=timedelta(hours=1))
     info = await task.fetch()
@@ -35,7 +35,7 @@ async def test_a_submitted_task_is_pending_and_described(nq: nqnb.Client) -> Non
     assert (info.started_at, info.completed_at, info.worker, info.cancel) == (None, None, "", None)
 
 
-async def test_go_clients_find_the_task_as_they_expect_it(nq: nqnb.Client) -> None:
+async def test_a_submitted_task_has_the_bytes_that_go_clients_expect(nq: nqnb.Client) -> None:
     task = await nq.submit("idle", b"50", id="done-1")
     stored = await nq.backend.read_task_message("idle", (await task.fetch()).sequence)
     assert stored is not None
@@ -80,7 +80,7 @@ async def test_updates_show_every_stage_and_end(nq: nqnb.Client, settings: nqnb.
     assert [update.revision for update in seen] == sorted({update.revision for update in seen})
 
 
-async def test_results_come_back_as_they_went(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_result_equals_what_the_handler_returned(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
 
     @worker.handler("echo")
@@ -93,7 +93,7 @@ async def test_results_come_back_as_they_went(nq: nqnb.Client, settings: nqnb.Se
         assert [await task for task in tasks] == values
 
 
-async def test_wait_and_result_time_out_and_the_task_goes_on(nq: nqnb.Client) -> None:
+async def test_wait_and_result_time_out_and_the_task_continues(nq: nqnb.Client) -> None:
     task = await nq.submit("idle")
     for call in (task.wait, task.result):
         with pytest.raises(nqnb.WaitTimeout, match=f"{task.id}.*0.1 s") as caught:
@@ -102,13 +102,13 @@ async def test_wait_and_result_time_out_and_the_task_goes_on(nq: nqnb.Client) ->
     assert await task.status() is Status.PENDING
 
 
-async def test_a_waiting_call_notices_the_end_within_moments(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_wait_ends_soon_after_the_task(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     task = await nq.submit("idle")
     waiting = asyncio.ensure_future(task.wait(timeout=10))
     await asyncio.sleep(0.2)
     assert not waiting.done()
     await task.cancel()
-    # Two seconds is when it would look by itself; hints make it quicker.
+    # Polling alone would take two seconds; the watch is faster.
     assert await asyncio.wait_for(waiting, 1.5) is Status.DELETED
 
 
@@ -125,7 +125,7 @@ async def test_a_cancelled_pending_task_is_deleted_with_its_message(nq: nqnb.Cli
         await task
 
 
-async def test_a_cancel_takes_no_message_that_has_only_the_number_of_its_own(nq: nqnb.Client) -> None:
+async def test_a_cancel_never_deletes_another_message_with_the_same_sequence(nq: nqnb.Client) -> None:
     old = await nq.submit("idle", 1)
     await nq.backend.connection.api("STREAM.DELETE.idle")
     nq.backend._queues.clear()
@@ -137,7 +137,7 @@ async def test_a_cancel_takes_no_message_that_has_only_the_number_of_its_own(nq:
     assert new.id.encode() in stored
 
 
-async def test_many_cancellers_of_one_task_agree(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_concurrent_cancels_of_one_task_agree(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
 
     @worker.handler("work")
@@ -171,7 +171,7 @@ async def test_a_stubborn_thread_is_reported_as_stopping_until_it_has_stopped(
 
     @worker.handler("work", grace=0.05)
     def work(job: nqnb.Job) -> None:
-        release.wait(30)  # one long C call: nothing can be raised in it
+        release.wait(30)  # one long C call, in which no exception can be raised
         while True:
             pass
 
@@ -188,9 +188,7 @@ async def test_a_stubborn_thread_is_reported_as_stopping_until_it_has_stopped(
         assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
 
 
-async def test_a_handler_that_finishes_in_spite_of_a_cancel_has_completed(
-    nq: nqnb.Client, settings: nqnb.Settings
-) -> None:
+async def test_a_handler_that_returns_despite_a_cancel_has_completed(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
 
     @worker.handler("work")
@@ -241,7 +239,7 @@ async def test_queues_and_workers_are_counted(nq: nqnb.Client, settings: nqnb.Se
     assert await nq.workers() == []
 
 
-async def test_what_a_worker_runs_is_known_long_before_its_next_heartbeat(
+async def test_running_tasks_are_listed_before_the_next_heartbeat(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path
 ) -> None:
     async with make_worker(settings.urls[0], tmp_path / "diary", ack_wait=300.0):
@@ -253,7 +251,7 @@ async def test_what_a_worker_runs_is_known_long_before_its_next_heartbeat(
                 await asyncio.sleep(0.05)
 
 
-async def test_a_closed_client_says_so(settings: nqnb.Settings) -> None:
+async def test_a_closed_client_raises_a_clear_error(settings: nqnb.Settings) -> None:
     nq = await nqnb.connect(settings)
     await nq.close()
     await nq.close()
@@ -276,10 +274,10 @@ async def test_submits_survive_a_server_that_restarts(nq: nqnb.Client, server: n
 @pytest.mark.parametrize(
     "moment",
     [datetime.min, datetime.max, datetime(9999, 12, 31, 23, 59, 59, 999_999), datetime(2262, 6, 1), timedelta.max],
-    ids=["the first", "the last", "its end", "after what NATS counts", "an endless wait"],
+    ids=["the first", "the last", "the last microsecond", "after the range of NATS", "the longest timedelta"],
 )
 @pytest.mark.parametrize("name", ["process_at", "deadline"])
-async def test_moments_that_no_server_counts_are_refused(
+async def test_moments_outside_the_range_of_nats_are_refused(
     nq: nqnb.Client, name: str, moment: datetime | timedelta
 ) -> None:
     options: dict[str, Any] = {name: moment}
@@ -288,7 +286,7 @@ async def test_moments_that_no_server_counts_are_refused(
     assert await nq.queues() == []
 
 
-async def test_a_task_that_could_only_end_is_refused(nq: nqnb.Client) -> None:
+async def test_a_start_after_the_deadline_is_refused(nq: nqnb.Client) -> None:
     with pytest.raises(
         nqnb.BadInput, match=r"^process_at=1:00:00 from now is invalid: must be before deadline=0:10:00 from now"
     ):
@@ -296,7 +294,7 @@ async def test_a_task_that_could_only_end_is_refused(nq: nqnb.Client) -> None:
     assert await nq.queues() == []
 
 
-async def test_the_cancel_of_a_task_that_is_no_longer_kept_is_not_its_successors(
+async def test_an_old_cancel_request_does_not_stop_a_new_task_with_the_same_id(
     nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
     worker = nqnb.Worker(settings)
@@ -308,23 +306,25 @@ async def test_the_cancel_of_a_task_that_is_no_longer_kept_is_not_its_successors
         return "done"
 
     async with worker:
-        # In another queue, for a stream knows an id for two minutes.
+        # In another queue, since a stream rejects the same id for two minutes.
         first = await nq.submit("last-year", 60, id="nightly")
         while await first.status() is not Status.PROCESSING:
             await asyncio.sleep(0.01)
         assert (await first.cancel(wait=10)).status is Status.CANCELLED
-        # As time does it: the entry expires, and nothing removes the intent.
+        # The entry expires, as it does after some time, and nothing removes the intent.
         entry = await nq.backend.states.get("nightly")
         assert entry is not None
         await nq.backend.states.delete("nightly", entry.revision)
         assert await nq.backend.intents.get("nightly") is not None
-        # It runs for longer than it takes a heartbeat to look.
+        # The new run is long enough for a heartbeat to read the intent.
         again = await nq.submit("nightly", settings.ack_wait, id="nightly")
         assert await again.result(timeout=20) == "done"
 
 
-async def test_a_cancelled_ids_successor_can_be_cancelled_too(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    """The marker of the first intent is no obstacle to the second."""
+async def test_a_new_task_with_the_id_of_a_cancelled_one_can_be_cancelled(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    """The delete marker of the first intent must not block the second."""
     revision = await nq.backend.intents.create("mine", b"{}")
     worker = nqnb.Worker(settings)
     started = asyncio.Event()

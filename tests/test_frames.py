@@ -1,4 +1,4 @@
-"""Records as DataFrames: the same columns and dtypes whatever is in them, and nothing a foreign task could break."""
+"""Records as DataFrames: the same columns and dtypes for any records, and any task of another client."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ FRAMES: dict[str, tuple[Any, Any, Any]] = {
 
 
 @pytest.mark.parametrize("kind", FRAMES)
-def test_a_frame_of_nothing_has_the_columns_and_dtypes_of_a_full_one(kind: str) -> None:
+def test_an_empty_frame_has_the_columns_and_dtypes_of_a_full_one(kind: str) -> None:
     make, full, empty = FRAMES[kind]
     some, none = make(full), make(empty)
     assert len(some) == 1
@@ -70,7 +70,7 @@ def test_a_frame_of_nothing_has_the_columns_and_dtypes_of_a_full_one(kind: str) 
     assert pd.concat([none, some]).dtypes.to_dict() == some.dtypes.to_dict()
 
 
-def test_the_dtypes_of_tasks() -> None:
+def test_every_column_of_tasks_has_its_dtype() -> None:
     frame = tasks_frame([])
     status = frame["status"].dtype
     assert isinstance(status, pd.CategoricalDtype)
@@ -85,7 +85,7 @@ def test_the_dtypes_of_tasks() -> None:
     assert frame.index.name == "id"
 
 
-def test_a_task_with_everything() -> None:
+def test_every_field_of_a_task_is_in_its_row() -> None:
     at = NOW.timestamp()
     message = TaskMessage(
         ID="t1",
@@ -120,7 +120,7 @@ def test_a_task_with_everything() -> None:
     assert row["cancel_requested_at"] == NOW - timedelta(seconds=3)
 
 
-def test_what_is_unknown_is_nat_and_na() -> None:
+def test_unknown_values_are_nat_and_na() -> None:
     row = tasks_frame([info(payload=b"")]).loc["t1"]
     for name in ("submitted_at", "started_at", "completed_at", "run_time", "deadline", "timeout", "worker", "progress"):
         assert pd.isna(row[name]), name
@@ -128,7 +128,7 @@ def test_what_is_unknown_is_nat_and_na() -> None:
     assert row["result"] is None
 
 
-def test_run_time_goes_on_while_a_task_runs_and_is_that_of_the_last_attempt() -> None:
+def test_run_time_is_that_of_the_last_attempt_and_counts_while_it_runs() -> None:
     began = NOW.timestamp() - 30
     running = info("a", Status.PROCESSING, started_at=began)
     waiting = info("b", Status.PENDING, started_at=began, not_before=NOW.timestamp() + 8)
@@ -153,19 +153,19 @@ def test_run_time_goes_on_while_a_task_runs_and_is_that_of_the_last_attempt() ->
         (b"1" * 10_000, b"1" * 10_000),
     ],
 )
-def test_payloads_are_decoded_where_they_are_json(payload: bytes, value: object) -> None:
+def test_json_payloads_are_decoded(payload: bytes, value: object) -> None:
     found = decoded(payload)
-    # Numbers of any length are Python's to take or to leave.
+    # Whether a very long number is accepted depends on the Python version.
     assert found == value or isinstance(found, (int, float))
     assert tasks_frame([info(payload=payload)])["payload"].iloc[0] == found
 
 
-def test_lists_as_payloads_stay_whole_beside_others() -> None:
+def test_a_payload_that_is_a_list_stays_one_value() -> None:
     frame = tasks_frame([info("a", payload=b"[1, 2]"), info("b", payload=b"[3, 4]"), info("c", payload=b"{}")])
     assert frame["payload"].tolist() == [[1, 2], [3, 4], {}]
 
 
-def test_tasks_of_go_nq_and_numbers_beyond_reason() -> None:
+def test_tasks_of_go_clients_and_extreme_numbers_are_accepted() -> None:
     go = TaskMessage(ID="go", Queue="resize", Status=Status.COMPLETED, CompletedAt=1795485621, Payload=b"NTA=")
     odd = TaskMessage(ID="odd", Queue="q", CurrentRetry=2**63, MaxRetry=-(2**70), Timeout=2**62, Deadline=2**60)
     low = TaskMessage(ID="low", Queue="q", Timeout=-(2**62), Meta=Meta(progress=Progress(5, -1), started_at=-1e300))
@@ -177,7 +177,7 @@ def test_tasks_of_go_nq_and_numbers_beyond_reason() -> None:
     assert frame["progress"].isna()["low"]
 
 
-def test_queues_and_workers() -> None:
+def test_queues_and_workers_have_their_fields_as_columns() -> None:
     row = queues_frame([queue(paused=True, oldest_pending=None)]).loc["resize"]
     assert (row["pending"], row["processing"], row["bytes"], row["paused"]) == (1, 2, 9, True)
     assert pd.isna(row["oldest_pending"])
@@ -186,7 +186,7 @@ def test_queues_and_workers() -> None:
     assert other["ttl"] == timedelta(seconds=30)
 
 
-def test_outcomes_of_cancels_and_of_refusals() -> None:
+def test_outcomes_have_receipts_and_errors() -> None:
     stopped = CancelReceipt(
         task_id="a",
         status=Status.CANCELLED,
@@ -239,7 +239,7 @@ def test_a_preview_is_one_short_line_of_safe_text(payload: bytes, text: str) -> 
     assert preview(payload, 20 if len(payload) >= 20 else 80) == text
 
 
-def test_a_cut_within_a_character_does_not_make_bytes_of_text() -> None:
+def test_a_cut_within_a_character_still_shows_text() -> None:
     for start in range(4):
         text = preview(b"x" * start + "😀é€".encode() * 5000, 30)
         assert text.startswith("x" * start + "😀é€")

@@ -49,7 +49,7 @@ def tree(ctx: click.Context) -> str | None:
 
     Every command also accepts the options below after its name. Three commands use one of them for something else:
     --timeout of submit and task result, and --name of queue stats. Set passwords and tokens in NATS_PASSWORD and
-    NATS_TOKEN instead, so that no list of processes shows them.
+    NATS_TOKEN rather than on the command line, where other users of the machine can read them.
     """
     return help_alone(ctx)
 

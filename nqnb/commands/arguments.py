@@ -45,7 +45,7 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
             multiple=True,
             metavar="ID",
             shell_complete=completion,
-            help="Task id, in the form that NQ's CLI uses; repeatable",
+            help="Task id, as NQ's CLI takes it; repeatable",
         )
         return ids_argument(completion)(named(function))
 
@@ -80,7 +80,7 @@ def age_option(name: str, help: str, *, required: bool = False) -> Callable[[F],
 
 def wait_option(help: str) -> Callable[[F], F]:
     """Add the option that says how long to wait for code to stop."""
-    return click.option("--wait", type=seconds, metavar="SECONDS", help=f"{help}, at most this long")
+    return click.option("--wait", type=seconds, metavar="SECONDS", help=help)
 
 
 def limit_option(function: F) -> F:

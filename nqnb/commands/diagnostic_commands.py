@@ -38,7 +38,7 @@ Examples:
 )
 @click.pass_context
 def demo(ctx: click.Context) -> DemoSummary:
-    """Run a demonstration: tasks run, fail, retry, wait, and are cancelled, and the outcome is checked.
+    """Run a short demo of tasks, retries and cancels, and check it.
 
     A worker hashes the files of this Python installation. One task fails twice and is retried; one is scheduled for
     later; one that never ends is cancelled while it runs, and one while it waits. The demo starts a temporary server;
@@ -75,7 +75,13 @@ Examples:
 """,
 )
 @click.option(
-    "--tasks", "-n", type=click.IntRange(1), default=1000, metavar="N", show_default=True, help="How many to submit"
+    "--tasks",
+    "-n",
+    type=click.IntRange(1),
+    default=1000,
+    metavar="N",
+    show_default=True,
+    help="How many tasks to submit",
 )
 @click.option("--seed", type=click.IntRange(0), metavar="S", help="Seed of all random choices  [a new one]")
 @click.option(
@@ -89,9 +95,11 @@ Examples:
     "--faults",
     callback=_faults,
     metavar="LIST",
-    help=f"Of {','.join(FAULTS)}  [all but cluster; with -u {','.join(FOREIGN_FAULTS)}]",
+    help=f"Faults to cause, of {','.join(FAULTS)}  [all but cluster; with -u {','.join(FOREIGN_FAULTS)}]",
 )
-@click.option("--ack-wait", type=seconds, default=ACK_WAIT_SECONDS, metavar="SECONDS", help="Of the queues  [3]")
+@click.option(
+    "--ack-wait", type=seconds, default=ACK_WAIT_SECONDS, metavar="SECONDS", help="Ack wait of the queues  [3]"
+)
 @yes_option
 @click.pass_context
 def chaos(

@@ -31,7 +31,15 @@ def list_queues(ctx: click.Context) -> Queues:
     return ask(ctx, _all_queues)
 
 
-@click.group(cls=Group)
+@click.group(
+    cls=Group,
+    epilog="""\b
+Examples:
+  nqnb queue stats resize
+  nqnb queue pause resize
+  nqnb queue purge resize
+""",
+)
 @click.pass_context
 def queue(ctx: click.Context) -> str | None:
     """Show, pause, resume, purge and delete queues."""
@@ -53,11 +61,11 @@ def queue_list(ctx: click.Context) -> Queues:
     type=queue_name,
     metavar="NAME",
     shell_complete=shell_completion.queues,
-    help="Queue name, in the form that NQ's CLI uses",
+    help="Queue name, as NQ's CLI takes it",
 )
 @click.pass_context
 def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> QueueInfo:
-    """Show the counts of one queue: pending, processing and scheduled tasks, workers, size."""
+    """Show how many tasks and workers one queue has, and its size."""
     chosen = name or named
     if chosen is None or (name and named):
         raise click.UsageError("no queue is named: expected exactly one. Give it as NAME or --name NAME")
@@ -111,7 +119,7 @@ Examples:
 )
 @queue_argument
 @click.option("--force", is_flag=True, help="End its tasks first, and delete it even if workers serve it")
-@wait_option("With --force: wait until the code of its tasks has stopped  [30]")
+@wait_option("With --force: wait up to SECONDS until the code of its tasks has stopped  [30]")
 @yes_option
 @click.pass_context
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:

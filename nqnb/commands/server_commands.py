@@ -56,8 +56,8 @@ Examples:
     metavar="QUEUE",
     help="Let unpatched Go workers see the cancels of this queue; repeatable",
 )
-@click.option("--detach", is_flag=True, help="Run it in the background, where every command finds it")
-@click.option("--status", is_flag=True, help="Show whether it runs in the background; exit code 0: yes")
+@click.option("--detach", is_flag=True, help="Run the server in the background, where every command finds it")
+@click.option("--status", is_flag=True, help="Show the server in the background; exit code 0 means that it runs")
 @click.option("stops", "--stop", is_flag=True, help="Stop the server in the background; its tasks are kept")
 @click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask for confirmation")
 @click.pass_context

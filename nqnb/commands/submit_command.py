@@ -61,9 +61,9 @@ Examples:
 @click.argument("payload", required=False)
 @click.option("--id", type=task_id, metavar="ID", help="Task id  [a new one]")
 @click.option(
-    "--retry", type=click.IntRange(0), default=0, metavar="N", help="Run again up to N times if the task fails  [0]"
+    "--retry", type=click.IntRange(0), default=0, metavar="N", help="Run the task up to N more times if it fails  [0]"
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="Longest time for one run (90, 10m, 2h)")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Longest time of one run (90, 10m, 2h)  [no limit]")
 @click.option(
     "--deadline",
     type=future_moment,
@@ -83,7 +83,7 @@ Examples:
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result, at most this long, and print it",
+    help="Wait for the result, up to SECONDS if given, and print it",
 )
 @click.pass_context
 def submit(

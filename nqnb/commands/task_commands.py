@@ -97,13 +97,13 @@ Examples:
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
 @status_option(help="Only tasks in this state; repeatable")
-@age_option("--since", "Only tasks submitted within this time")
+@age_option("--since", "Only tasks submitted less than AGE ago")
 @limit_option
 @click.pass_context
 def list_tasks(
     ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], since: float | None, limit: int
 ) -> Tasks:
-    """List tasks, the most recently changed last."""
+    """List the tasks of QUEUE, or of all queues, the most recently changed last."""
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses, newer_than=since), limit))
 
 
@@ -124,9 +124,9 @@ Examples:
     completion=shell_completion.open_states,
     help="Only tasks in this state: pending or processing  [both]",
 )
-@age_option("--older-than", "Only tasks submitted before this time")
-@age_option("--newer-than", "Only tasks submitted within this time")
-@wait_option("Wait until the code of the tasks has stopped")
+@age_option("--older-than", "Only tasks submitted more than AGE ago")
+@age_option("--newer-than", "Only tasks submitted less than AGE ago")
+@wait_option("Wait up to SECONDS until the code of the tasks has stopped")
 @yes_option
 @dry_run_option("Show which tasks would be cancelled, and cancel none")
 @click.pass_context
@@ -143,8 +143,8 @@ def cancel(
 ) -> CancelReceipt | Receipts | Preview | Cancelled:
     """Cancel tasks, by their ids or by a filter.
 
-    With ids, the tasks are cancelled at once. With a filter, a preview is shown first and you are asked. Only the
-    tasks of the preview are cancelled: tasks that are submitted later are not.
+    Tasks that are named by their ids are cancelled at once. With a filter, a preview is shown and you are asked to
+    confirm; only the tasks of the preview are cancelled, not those that are submitted later.
 
     When the command returns, the cancels are stored, and no further run of these tasks will start. Code that runs may
     still be stopping; with --wait, exit code 0 means that it has stopped.
@@ -177,16 +177,16 @@ Examples:
   nqnb prune --older-than 12h --queue resize --yes
 """,
 )
-@age_option("--older-than", "Remove tasks that ended before this time", required=True)
+@age_option("--older-than", "Remove tasks that ended more than AGE ago", required=True)
 @queue_option("Only tasks of this queue")
 @yes_option
 @dry_run_option("Show what would be removed, and remove nothing")
 @click.pass_context
 def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, dry_run: bool) -> PruneReceipt:
-    """Remove the states and results of tasks that ended long ago, after a preview.
+    """Remove the states and results of tasks that ended long ago.
 
-    The state of a task that has not ended is never removed. Without --queue, results and cancel requests that belong
-    to no task are removed too.
+    A preview is shown first, and you are asked to confirm. The state of a task that has not ended is never removed.
+    Without --queue, results and cancel requests that belong to no task are removed too.
     """
     preview = ask(ctx, lambda nq: nq.prune(older_than, queue, dry_run=True))
     if dry_run:
@@ -197,7 +197,15 @@ def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, d
     return ask(ctx, lambda nq: nq.prune(older_than, queue))
 
 
-@click.group(cls=Group)
+@click.group(
+    cls=Group,
+    epilog="""\b
+Examples:
+  nqnb task show mic7JrVU1b6ZQ167o6RivY
+  nqnb task result mic7JrVU1b6ZQ167o6RivY
+  nqnb task cancel mic7JrVU1b6ZQ167o6RivY
+""",
+)
 @click.pass_context
 def task(ctx: click.Context) -> str | None:
     """Show, wait for, cancel and requeue tasks by their ids."""
@@ -209,7 +217,7 @@ def _id_argument_or_option(function: Any) -> Any:
     named: dict[str, Any] = {
         "type": task_id,
         "metavar": "ID",
-        "help": "Task id, in the form that NQ's CLI uses",
+        "help": "Task id, as NQ's CLI takes it",
     }
     function = click.option("--id", "named", shell_complete=shell_completion.ids, **named)(function)
     return click.argument("id", type=task_id, required=False, shell_complete=shell_completion.ids)(function)
@@ -300,7 +308,7 @@ Examples:
 """,
 )
 @ids_argument_or_option(shell_completion.open_ids)
-@wait_option("Wait until the code of the tasks has stopped")
+@wait_option("Wait up to SECONDS until the code of the tasks has stopped")
 @click.pass_context
 def task_cancel(
     ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], wait: float | None

@@ -104,7 +104,10 @@ Examples:
 @click.option("--once", is_flag=True, help="Show one snapshot, and exit")
 @click.pass_context
 def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool) -> Snapshot | None:
-    """Watch all queues, one queue, or some tasks, until Ctrl-C or until these tasks have ended.
+    """Watch queues or tasks as they change.
+
+    Without arguments, all queues and tasks are watched until Ctrl-C; with QUEUE, only that queue. With task ids, only
+    these tasks are watched, until they have ended.
 
     Each snapshot lists the tasks of the server. If there are very many, choose a longer --interval. Without a
     terminal, one line is printed for each task that changed; with --json, one line of JSON for each snapshot with a

@@ -58,15 +58,15 @@ Examples:
 )
 @click.argument("target", metavar="MODULE:WORKER")
 @click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Tasks that run at once  [as in MODULE]")
-@click.option("--processes", type=click.IntRange(1), metavar="N", help="Start N processes, each with this concurrency")
+@click.option("--processes", type=click.IntRange(1), metavar="N", help="Run N processes, each with its own concurrency")
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
 def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:
     """Run a worker: execute the tasks of its queues until Ctrl-C.
 
-    MODULE is imported as Python imports it from the current folder; WORKER is the name of an nqnb.Worker in it. SIGINT
-    (Ctrl-C) or SIGTERM stops the worker. Running tasks may finish within the worker's shutdown_timeout; a second
-    signal stops them at once.
+    MODULE is the name of a Python module, which may be in the current folder; WORKER is the name of an nqnb.Worker in
+    it. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks may finish within the worker's shutdown_timeout; a
+    second signal stops them at once.
 
     One process uses about one core if its handlers are coroutines or threads. --processes starts several processes,
     each with the worker's own concurrency. A process that crashes is replaced. Signals are forwarded to all processes,

@@ -128,8 +128,14 @@ def test_every_command_has_help_with_an_example(path: tuple[str, ...], run: Run)
     assert answer.code == 0
     assert "Usage: nqnb" in answer.out
     assert not UNSAFE.search(answer.out), "a mark of click that was printed as text"
-    if path not in ((), ("task",), ("queue",)):
-        assert f"  nqnb {' '.join(path)}" in answer.out
+    assert f"  nqnb {' '.join(path)}" in answer.out
+
+
+@pytest.mark.parametrize("group", [(), ("task",), ("queue",)], ids=" ".join)
+def test_a_group_lists_its_commands_with_whole_sentences(group: tuple[str, ...], run: Run) -> None:
+    commands = run(*group, "-h").out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert commands
+    assert [line for line in commands if not line.endswith(".") or line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("group", ["task", "queue"])

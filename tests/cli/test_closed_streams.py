@@ -1,4 +1,4 @@
-"""Command lines whose stdin, stdout or stderr are closed or full, and those that are interrupted."""
+"""Commands with a closed or full stdin, stdout or stderr, and interrupted commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FULL = "No space left on device"
 
 
 def shell(url: str, line: str) -> Answer:
-    """What a shell makes of a line in which ``nqnb`` is the command."""
+    """Run a shell line in which ``nqnb`` is the command."""
     line = f'nqnb() {{ "{sys.executable}" -m nqnb "$@"; }}; {line}'
     done = subprocess.run(
         ["/bin/sh", "-c", line],
@@ -56,14 +56,14 @@ def test_a_closed_stdin_has_no_payload(payload: str, url: str) -> None:
     assert "stdin is closed" in answer.err
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that opens and cannot be read is Linux's")
-def test_a_payload_that_cannot_be_read_is_not_taken_for_an_output(url: str) -> None:
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that opens and cannot be read")
+def test_an_unreadable_payload_is_not_reported_as_an_output_error(url: str) -> None:
     answer = shell(url, "nqnb submit unread --file /proc/self/mem")
     assert (answer.code, answer.out) == (2, "")
     assert answer.err.startswith("nqnb: the payload cannot be read: Input/output error"), answer.err
 
 
-def test_nobody_can_be_asked_on_a_closed_stdin(url: str, many: Many) -> None:
+def test_a_confirmation_on_a_closed_stdin_is_refused(url: str, many: Many) -> None:
     many("unasked", 1)
     answer = shell(url, "nqnb cancel -q unasked <&-")
     assert answer.code == 1
@@ -73,11 +73,11 @@ def test_nobody_can_be_asked_on_a_closed_stdin(url: str, many: Many) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["queues", "queues --json", "submit unheard 1", "watch --once", "--help"])
-def test_a_closed_stdout_is_no_traceback(arguments: str, url: str) -> None:
+def test_a_closed_stdout_prints_no_traceback(arguments: str, url: str) -> None:
     assert shell(url, f"nqnb {arguments} >&-") == Answer(0, "", "")
 
 
-def test_a_closed_stderr_is_not_taken_for_stdout(url: str) -> None:
+def test_errors_for_a_closed_stderr_are_not_printed_on_stdout(url: str) -> None:
     assert shell(url, "nqnb nosuch 2>&-") == Answer(2, "", "")
 
 
@@ -89,7 +89,7 @@ class TestFull:
     @pytest.mark.parametrize(
         "arguments", ["tasks", "tasks --json", "--help", "task status -h", "queue", "version", "watch"]
     )
-    def test_stdout(self, arguments: str, url: str) -> None:
+    def test_a_full_stdout_is_reported_on_stderr(self, arguments: str, url: str) -> None:
         answer = shell(url, f"nqnb {arguments} >/dev/full")
         assert answer.code == 1
         if "--json" in arguments:
@@ -98,13 +98,13 @@ class TestFull:
             assert one_line(answer.err), answer.err
             assert FULL in answer.err
 
-    def test_the_state_of_a_task(self, url: str, many: Many) -> None:
+    def test_a_full_stdout_fails_a_status_of_one_word(self, url: str, many: Many) -> None:
         (task_id,) = many("full", 1)
         answer = shell(url, f"nqnb task status {task_id} >/dev/full")
         assert (answer.code, one_line(answer.err)) == (1, True)
 
     @pytest.mark.parametrize("line", ["nqnb nosuch 2>/dev/full", "nqnb queues >/dev/full 2>&1"])
-    def test_stderr(self, line: str, url: str) -> None:
+    def test_a_full_stderr_still_sets_the_exit_code(self, line: str, url: str) -> None:
         assert shell(url, line) == Answer(1, "", "")
 
 
@@ -112,7 +112,7 @@ class TestFull:
 
 
 @pytest.mark.parametrize("arguments", [("submit", "idle", "1", "--wait"), ("task", "result", "awaited")])
-def test_an_interrupted_wait_says_that_the_task_goes_on(
+def test_an_interrupted_wait_says_that_the_task_continues(
     arguments: tuple[str, ...], url: str, start: Start, run: Run
 ) -> None:
     run("submit", "idle", "1", "--id", "awaited")
@@ -128,7 +128,7 @@ def test_an_interrupted_wait_says_that_the_task_goes_on(
     assert "Traceback" not in answer.err
 
 
-def test_an_interrupted_wait_in_json(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+def test_an_interrupted_wait_is_an_error_object_in_json(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     run("submit", "idle", "1", "--id", "awaited-too")
 
     async def interrupted(*_: object) -> None:
@@ -167,7 +167,7 @@ def test_an_interrupted_cancel_says_that_it_is_stored(
     worker.kill()
 
 
-# Watching a server that goes away
+# Watching a server that stops and starts
 
 
 def test_watch_in_a_pipe_says_when_the_server_is_lost_and_back(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""Command lines and magics with anything in them: an exit code that is documented, one line of error, no traceback."""
+"""Random command lines and magics: each ends with a documented exit code, a short error, and no traceback."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from nqnb.notebook.magics.nq_commands import tree as magics
 __all__ = ["start"]  # the fixture
 
 CODES = {0, 1, 2, 3, 130}
-MOST_CHARACTERS = 8_000
-"""Of stderr: an error is a line, whatever was given."""
+MAX_ERROR_CHARACTERS = 8_000
+"""The longest stderr of one command line."""
 
 RUN = {
     *("tasks", "queues", "workers", "version", "cancel", "submit", "prune"),
     *("task status", "task show", "task result", "task list", "task cancel", "task requeue"),
     *("queue list", "queue stats", "queue pause", "queue resume", "queue purge", "queue delete"),
 }
-"""Commands that may run. The others, new ones too, serve, watch or start something: their lines end in `REFUSED`."""
+"""Commands that may run. All others, new ones too, serve, watch or start something: their lines end in `REFUSED`."""
 REFUSED = "--no-such-option"
 
 VALUES = [
@@ -76,18 +76,18 @@ GOOD = {
     "task_id": ("ended", "nobody"),
     "seconds": ("10m", "1", "1.5s"),
     "moment": ("1h", "2100-01-01T00:00Z"),
-    "coming_moment": ("1h",),
+    "future_moment": ("1h",),
     "status": ("failed", "pending"),
-    "_open_state": ("pending",),
+    "open_status": ("pending",),
 }
-"""What is right for a type of option or argument."""
+"""Valid values, by the type of an option or argument."""
 
 NEVER = ("--wait", "--file", "--out", "-o", "--tlsfirst")
-"""Options that wait for a task that nobody runs or for a server without TLS, write variables, or read files."""
+"""Options that wait for a task without a worker or for a server without TLS, write variables, or read files."""
 
 
 def commands_of(root: click.Command) -> dict[str, click.Command]:
-    """Every command of a tree by its words; the groups, too."""
+    """Return every command and group of a tree by its words."""
     found: dict[str, click.Command] = {"": root}
     for words, command in found.copy().items():
         _add(found, words, command)
@@ -101,7 +101,7 @@ def _add(found: dict[str, click.Command], words: str, command: click.Command) ->
 
 
 def line_of(seed: int, commands: dict[str, click.Command]) -> list[str]:
-    """A command with options and arguments, some of them good."""
+    """Return a command with options and arguments, some of them valid."""
     draw = random.Random(seed)
     words = draw.choice(list(commands)) if draw.random() < 0.2 else draw.choice(sorted(RUN))
     command = commands[words]
@@ -114,7 +114,7 @@ def line_of(seed: int, commands: dict[str, click.Command]) -> list[str]:
     for option in draw.sample(options, min(len(options), draw.randrange(3))):
         name = draw.choice(option.opts)
         if name in ("--url", "-u"):
-            # Another address could be anybody's.
+            # Any other address could reach a server of another user.
             line += [name, draw.choice((NOBODY, "", "nats://", "http://127.0.0.1", "nats://a b", "nats://u:p@[::"))]
         elif name not in NEVER:
             line += [name] if option.is_flag and draw.random() < 0.9 else [name, value_of(draw, option)]
@@ -128,7 +128,7 @@ def line_of(seed: int, commands: dict[str, click.Command]) -> list[str]:
 
 
 def value_of(draw: random.Random, param: click.Parameter) -> str:
-    """A value for an option or argument: right, wrong, or any text."""
+    """Return a value for an option or argument: valid, invalid, or any text."""
     chance = draw.random()
     if chance < 0.6:
         return draw.choice(GOOD.get(param.type.name, ("1", "a")))
@@ -144,7 +144,7 @@ def address() -> Any:
 
 
 @pytest.mark.timeout(3600)  # for --full
-def test_command_lines(
+def test_random_command_lines_end_with_a_documented_code(
     address: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, full = 400, 25_000
@@ -164,7 +164,7 @@ def test_command_lines(
         codes[code] += 1
         assert code in CODES, line
         assert "Traceback" not in out + err, line
-        assert len(err) < MOST_CHARACTERS, line
+        assert len(err) < MAX_ERROR_CHARACTERS, line
         assert code == 0 or err, line
 
     fuzz()
@@ -175,18 +175,18 @@ def test_command_lines(
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800"])
 @pytest.mark.parametrize("option", ["--creds", "--tlsca"])
-def test_a_path_that_no_system_can_have(option: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_path_is_refused(option: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-u", NOBODY, "tasks", option, path]) == 2
-    assert "cannot be a path" in capsys.readouterr().err
+    assert "it has a character that no path can have" in capsys.readouterr().err
 
 
-def test_a_payload_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_payload_with_half_a_surrogate_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-u", NOBODY, "submit", "fuzz", "\ud800"]) == 2
     assert "half of a surrogate pair" in capsys.readouterr().err
 
 
-def test_command_lines_as_processes(address: str, start: Start) -> None:
-    """A handful as programs of their own, where words are bytes and streams are real."""
+def test_random_command_lines_as_processes_end_with_a_documented_code(address: str, start: Start) -> None:
+    """Run some as processes, where words are bytes and streams are real."""
     commands = commands_of(tree)
     running = []
     for seed in range(6):
@@ -198,7 +198,7 @@ def test_command_lines_as_processes(address: str, start: Start) -> None:
         assert "Traceback" not in answer.err, (line, answer)
 
 
-def test_bytes_that_are_no_text_as_processes(address: str) -> None:
+def test_a_command_line_that_is_not_utf_8_is_refused(address: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nqnb", "tasks", b"\xff\xfe", b"--status", b"\xf0"],
         env=environment(NATS_URL=address),
@@ -212,7 +212,7 @@ def test_bytes_that_are_no_text_as_processes(address: str) -> None:
 
 @pytest.fixture
 def cells(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str) -> Any:
-    monkeypatch.setenv("NATS_URL", address)  # else a line with an empty address starts the user's own server
+    monkeypatch.setenv("NATS_URL", address)  # without it, a line with an empty address starts the server of the user
     with shell(capsys, monkeypatch, str(tmp_path)) as made:
         made.run("%load_ext nqnb")
         made.run(f"%nq up {address} -q")
@@ -220,7 +220,9 @@ def cells(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address:
 
 
 @pytest.mark.timeout(3600)  # for --full
-def test_magics(cells: Shell, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_magics_raise_only_errors_of_nqnb(
+    cells: Shell, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs, full = 300, 15_000
     whole = request.config.getoption("--full")
     commands = commands_of(magics)
@@ -233,13 +235,13 @@ def test_magics(cells: Shell, request: pytest.FixtureRequest, capsys: pytest.Cap
         line = (
             (shlex.join(words) if seed % 3 else " ".join(words)).replace("\n", " ").replace("\r", " ").replace("\0", "")
         )
-        if line.rstrip().endswith(("?", "\\")):  # IPython's own help, and a line that goes on
+        if line.rstrip().endswith(("?", "\\")):  # IPython's own help, and a line that continues
             line += " ."
         ran = cells.attempt(f"get_ipython().run_line_magic('nq', {line!r})")
         ends[type(ran.error).__name__] += 1
         assert ran.error is None or isinstance(ran.error, nqnb.NqnbError), (line, ran.error)
         assert "Traceback" not in ran.out + ran.err, line
-        assert ran.error is None or len(ran.out + ran.err) < MOST_CHARACTERS, line
+        assert ran.error is None or len(ran.out + ran.err) < MAX_ERROR_CHARACTERS, line
 
     fuzz()
     with capsys.disabled():

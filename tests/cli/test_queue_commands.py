@@ -1,4 +1,4 @@
-"""Commands that look after queues: purge, delete, pause, resume, requeue, prune."""
+"""The commands that change queues (purge, delete, pause, resume), and requeue and prune."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def held(job, payload):
 
 @pytest.fixture(scope="module")
 def worker(url: str, start: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Serves ``quick`` and ``held``."""
+    """Serve the queues ``quick`` and ``held``."""
     folder: Path = tmp_path_factory.mktemp("jobs")
     (folder / "jobs.py").write_text(JOBS)
     process = start("worker", "jobs:worker", "-u", url, cwd=folder)
@@ -55,7 +55,7 @@ def until_status(run: Run, queue: str, status: str) -> None:
 # Purge and delete
 
 
-def test_purge_after_a_preview(run: Run, many: Many) -> None:
+def test_purge_shows_a_preview_and_needs_a_confirmation(run: Run, many: Many) -> None:
     many("heap", 5)
     spared = run("queue", "purge", "heap")
     assert spared.code == 1
@@ -72,7 +72,7 @@ def test_purge_after_a_preview(run: Run, many: Many) -> None:
     assert (again.code, again.json["deleted"], again.json["left"], again.json["removed"]) == (0, 0, 0, False)
 
 
-def test_in_json_the_refusal_is_an_error_object(run: Run, many: Many) -> None:
+def test_a_missing_confirmation_is_an_error_object_in_json(run: Run, many: Many) -> None:
     many("spared", 1)
     for words in (("queue", "purge", "spared"), ("queue", "delete", "spared", "--force")):
         answer = run(*words, "--json")
@@ -80,14 +80,14 @@ def test_in_json_the_refusal_is_an_error_object(run: Run, many: Many) -> None:
     assert states(run, "spared") == ["pending"]
 
 
-def test_delete_only_what_is_empty_unless_forced(run: Run, many: Many) -> None:
+def test_delete_refuses_a_queue_with_tasks_unless_forced(run: Run, many: Many) -> None:
     many("full", 3)
     refused = run("queue", "delete", "full", "--yes")
     assert refused.code == 1
     assert one_line(refused.err)
     assert "3 tasks are pending" in refused.err
-    assert "add --force" in refused.err
-    assert refused.out == "", "a preview of what will not be done"
+    assert "or add --force" in refused.err
+    assert refused.out == "", "no preview of a refused delete"
     assert "Delete queue 'full' and end its 3 tasks?" in run("queue", "delete", "full", "--force").err
     answer = run("queue", "delete", "full", "--force", "--yes", "--json")
     assert (answer.code, answer.json["deleted"], answer.json["removed"]) == (0, 3, True)
@@ -97,7 +97,7 @@ def test_delete_only_what_is_empty_unless_forced(run: Run, many: Many) -> None:
     assert one_line(missing.err)
 
 
-def test_delete_refuses_before_it_asks(run: Run, many: Many) -> None:
+def test_delete_refuses_before_the_confirmation(run: Run, many: Many) -> None:
     many("single", 1)
     refused = run("queue", "delete", "single")
     assert (refused.code, refused.out, one_line(refused.err)) == (1, "", True)
@@ -105,14 +105,14 @@ def test_delete_refuses_before_it_asks(run: Run, many: Many) -> None:
     assert json.loads(run("queue", "delete", "single", "--json").err)["type"] == "QueueInUse"
 
 
-def test_delete_refuses_where_workers_serve(run: Run, worker: None) -> None:
+def test_delete_refuses_a_queue_that_a_worker_serves(run: Run, worker: None) -> None:
     run("submit", "quick", "1", "--wait", "10")
     refused = run("queue", "delete", "quick")
     assert (refused.code, refused.out, one_line(refused.err)) == (1, "", True)
     assert "1 live worker serves it" in refused.err
 
 
-def test_delete_asks_even_where_nothing_is_in_it(run: Run, many: Many) -> None:
+def test_delete_of_an_empty_queue_needs_a_confirmation(run: Run, many: Many) -> None:
     many("bare", 1)
     run("queue", "purge", "bare", "--yes")
     answer = run("queue", "delete", "bare")
@@ -121,7 +121,7 @@ def test_delete_asks_even_where_nothing_is_in_it(run: Run, many: Many) -> None:
     assert "bare, removed" in run("queue", "delete", "bare", "-y").out
 
 
-def test_a_forced_delete_waits_for_code_to_stop(run: Run, worker: None) -> None:
+def test_a_forced_delete_waits_until_the_code_has_stopped(run: Run, worker: None) -> None:
     run("submit", "held", "1")
     until_status(run, "held", "processing")
     answer = run("queue", "delete", "held", "--force", "--wait", "10", "--yes", "--json")
@@ -145,7 +145,7 @@ def test_an_unknown_queue_is_one_line(command: str, run: Run) -> None:
 def test_a_paused_queue_waits_until_it_is_resumed(run: Run, worker: None) -> None:
     run("submit", "quick", "1", "--wait", "10")
     assert run("queue", "pause", "quick", "--json").json["paused"] is True
-    time.sleep(1.1)  # for the workers of an older server to hear of it
+    time.sleep(1.1)  # with an older server, a worker notices the pause within a second
     (task_id,) = run("submit", "quick", "2").out.split()
     assert "nqnb queue resume quick" in run("queue", "stats", "quick").out
     assert re.search("quick +paused", run("queues").out)
@@ -160,7 +160,7 @@ def test_a_paused_queue_waits_until_it_is_resumed(run: Run, worker: None) -> Non
 # Requeue
 
 
-def test_ended_tasks_are_submitted_once_more(run: Run, many: Many) -> None:
+def test_requeue_submits_ended_tasks_again(run: Run, many: Many) -> None:
     first, second, third = many("again", 3)
     run("cancel", first, second)
     new = run("task", "requeue", first)
@@ -184,7 +184,7 @@ def test_ended_tasks_are_submitted_once_more(run: Run, many: Many) -> None:
 # Prune
 
 
-def test_prune_shows_asks_and_removes(run: Run, many: Many) -> None:
+def test_prune_shows_a_preview_and_needs_a_confirmation(run: Run, many: Many) -> None:
     old = many("aged", 4)
     run("cancel", *old[:3])
     time.sleep(1.2)
@@ -203,7 +203,7 @@ def test_prune_shows_asks_and_removes(run: Run, many: Many) -> None:
     assert (nothing.code, nothing.json["entries"], nothing.json["dry_run"]) == (0, 0, False)
 
 
-def test_a_client_sees_what_the_commands_did(url: str, run: Run, many: Many) -> None:
+def test_a_client_sees_the_pause_of_a_command(url: str, run: Run, many: Many) -> None:
     many("seen", 1)
     run("queue", "pause", "seen")
 

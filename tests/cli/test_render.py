@@ -1,4 +1,4 @@
-"""How records look on terminals: they fit any width, tell what matters on narrow ones, and are only text."""
+"""Records on a terminal: they fit any width, keep the important columns on narrow ones, and are escaped."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ WORKER = WorkerInfo(
     ttl=30,
     last_seen=NOW,
 )
-RECEIPT = CancelReceipt(task_id="A" * 100, status=Status.PROCESSING, stopping=True, by="somebody@somewhere")
+RECEIPT = CancelReceipt(task_id="A" * 100, status=Status.PROCESSING, stopping=True, by="user@host")
 PURGED = PurgeReceipt(queue="q" * 60, deleted=3, cancelled=2, left=1, seconds=0.2)
 
 RECORDS: dict[str, Callable[[], Any]] = {
@@ -90,16 +90,16 @@ def shown(record: object, width: int) -> str:
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160, 200])
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_terminal_of_any_width_is_enough(name: str, width: int) -> None:
+def test_every_record_fits_a_terminal_of_any_width(name: str, width: int) -> None:
     lines = shown(RECORDS[name](), width).splitlines()
     assert max(map(len, lines)) <= width
     assert len(lines) <= 24
     if name in ("tasks", "queues", "receipts", "workers"):
-        assert len(lines) == 2 + (name == "tasks"), "one line a row"
+        assert len(lines) == 2 + (name == "tasks"), "one line for each row"
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_queue_that_is_only_scheduled_or_paused_says_so(width: int) -> None:
+def test_narrow_tables_keep_scheduled_tasks_and_paused_queues(width: int) -> None:
     queue = replace(QUEUE, pending=0, processing=0, scheduled=7)
     for record in (Queues([queue]), Snapshot(NOW, [QueueCounts(queue, {})], [], [])):
         heading, row = shown(record, width).splitlines()[:2]
@@ -108,7 +108,7 @@ def test_a_queue_that_is_only_scheduled_or_paused_says_so(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
-def test_what_was_deleted_is_not_counted_as_cancelled(width: int) -> None:
+def test_deleted_tasks_are_not_counted_as_cancelled(width: int) -> None:
     queue = replace(QUEUE, name="r" * 16, pending=7, scheduled=0, paused=False)
     counts = QueueCounts(queue, {Status.CANCELLED: 21, Status.DELETED: 34})
     heading, row = (each.split() for each in shown(Snapshot(NOW, [counts], [], []), width).splitlines()[:2])
@@ -117,13 +117,13 @@ def test_what_was_deleted_is_not_counted_as_cancelled(width: int) -> None:
     assert told.get("DELETED") == ("34" if width >= 100 else None)
 
 
-def test_a_queue_with_nothing_to_do_goes_before_one_that_is_scheduled() -> None:
+def test_idle_queues_are_dropped_before_scheduled_ones() -> None:
     idle = [QueueCounts(replace(QUEUE, name=f"idle-{n}", pending=0, processing=0, scheduled=0), {}) for n in range(30)]
     later = QueueCounts(replace(QUEUE, name="later", pending=0, processing=0, scheduled=1), {})
     assert "later" in shown(Snapshot(NOW, [*idle, later], [], []), 60)
 
 
-def test_where_a_task_comes_from() -> None:
+def test_a_requeued_task_names_its_origin() -> None:
     assert f" from {'B' * 22}" in shown(TASK, 100)
     assert "REQUEUED FROM" in shown(Tasks([TASK]), 200)
     fresh = replace(TASK, origin="")
@@ -131,7 +131,7 @@ def test_where_a_task_comes_from() -> None:
     assert "REQUEUED" not in shown(Tasks([fresh]), 200)
 
 
-def test_what_came_from_a_queue_is_only_text() -> None:
+def test_text_of_a_handler_is_escaped() -> None:
     task = replace(RUNNING, progress=Progress(1, 0, "\x1b[31mred [bold]x[/bold]\x9b2J"))
     text = shown(Snapshot(NOW, [], [task], []), 160)
     assert not {"\x1b", "\x9b"} & set(text)

@@ -1,4 +1,4 @@
-"""Commands about many tasks: listings, cancels by what tasks have in common, watching, and completion."""
+"""The commands about many tasks: lists, cancels by a filter, watch, and completion."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from nqnb.records import CancelReceipt
 pty = pytest.importorskip("pty", reason="needs POSIX terminals")
 
 
-# Listings
+# Lists
 
 
-def test_tasks(run: Run, many: Many) -> None:
+def test_tasks_are_listed_by_queue_state_age_and_limit(run: Run, many: Many) -> None:
     ids = many("seen", 4)
     run("cancel", ids[0])
     assert [each["id"] for each in run("tasks", "seen", "--json").json][-1] == ids[0]
@@ -40,7 +40,7 @@ def test_tasks(run: Run, many: Many) -> None:
     assert run("tasks", "seen", "--since", "0.05").out == "no tasks\n"
 
 
-def test_queues_and_workers(run: Run, many: Many) -> None:
+def test_queues_and_workers_are_listed(run: Run, many: Many) -> None:
     many("counted", 2)
     assert run("queues", "--json").json == run("queue", "list", "--json").json
     assert "counted" in run("queues").out
@@ -60,7 +60,7 @@ def test_ids_are_cancelled_at_once(run: Run, many: Many) -> None:
     assert one_line(answer.err)
 
 
-def test_a_filter_cancels_many(run: Run, many: Many) -> None:
+def test_a_filter_cancels_every_match_after_a_preview(run: Run, many: Many) -> None:
     ids, other = many("heap", 500), many("other", 1)
     answer = run("cancel", "--queue", "heap", "--yes")
     assert answer.code == 0, answer.err
@@ -74,7 +74,7 @@ def test_a_filter_cancels_many(run: Run, many: Many) -> None:
     assert (again.code, again.out) == (0, "no tasks to cancel\n")
 
 
-def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Many) -> None:
+def test_a_filter_without_a_terminal_needs_yes(run: Run, many: Many) -> None:
     many("spared", 3)
     answer = run("cancel", "--queue", "spared", "--status", "pending")
     assert answer.code == 1
@@ -87,7 +87,7 @@ def test_without_a_terminal_it_refuses_after_the_preview(run: Run, many: Many) -
     assert (silent.code, silent.out, json.loads(silent.err)["type"]) == (1, "", "NeedsYes")
 
 
-def test_a_dry_run_only_shows(run: Run, many: Many) -> None:
+def test_a_dry_run_cancels_nothing(run: Run, many: Many) -> None:
     ids = many("dry", 2)
     shown = run("cancel", "--queue", "dry", "--dry-run", "--json").json
     assert (shown["tasks"], sorted(shown["ids"])) == (2, sorted(ids))
@@ -96,7 +96,7 @@ def test_a_dry_run_only_shows(run: Run, many: Many) -> None:
     assert {each["status"] for each in run("tasks", "dry", "--json").json} == {"pending"}
 
 
-def test_ages(run: Run, many: Many) -> None:
+def test_a_filter_selects_tasks_by_age(run: Run, many: Many) -> None:
     old = many("aged", 1)
     time.sleep(1.2)
     new = many("aged", 1)
@@ -105,7 +105,7 @@ def test_ages(run: Run, many: Many) -> None:
     assert (done["tasks"], done["outcomes"], done["receipts"][0]["task_id"]) == (1, {"deleted": 1}, old[0])
 
 
-def test_one_that_is_refused_stops_none_of_the_others(run: Run, many: Many, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_cancel_does_not_stop_the_others(run: Run, many: Many, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = many("mixed", 20)
     cancel = nqnb.Client.cancel
 
@@ -123,7 +123,7 @@ def test_one_that_is_refused_stops_none_of_the_others(run: Run, many: Many, monk
 
 @pytest.fixture
 def busy(url: str) -> Iterator[None]:
-    """A worker whose tasks never end by themselves."""
+    """Run a worker whose tasks never end by themselves."""
     worker = nqnb.Worker(url, concurrency=10)
 
     @worker.handler("busy")
@@ -144,7 +144,7 @@ def busy(url: str) -> Iterator[None]:
     loop.close()
 
 
-def test_running_code_is_waited_for(run: Run, busy: None) -> None:
+def test_cancel_waits_until_running_code_has_stopped(run: Run, busy: None) -> None:
     for _ in range(6):
         run("submit", "busy")
     end = time.monotonic() + 10
@@ -161,7 +161,7 @@ def test_running_code_is_waited_for(run: Run, busy: None) -> None:
 
 
 class Terminal:
-    """A command on a terminal of its own."""
+    """Runs a command on a terminal of its own."""
 
     def __init__(self, *arguments: str) -> None:
         self.said = ""
@@ -187,7 +187,7 @@ class Terminal:
             return False
         try:
             data = os.read(self._file, 65536)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux, the other end is closed
             return False
         self.said += data.decode(errors="replace")
         return bool(data)
@@ -199,7 +199,7 @@ class Terminal:
         self._process.send_signal(signal.SIGINT)
 
     def end(self) -> int:
-        """The exit code."""
+        """Return the exit code."""
         while self._read(15):
             pass
         return self._process.wait(15)
@@ -224,7 +224,7 @@ def terminal(url: str) -> Iterator[Callable[..., Terminal]]:
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("n\n", 1, 2), ("y\n", 0, 0)])
-def test_a_person_is_asked(
+def test_a_person_is_asked_to_confirm(
     answer: str,
     code: int,
     left: int,
@@ -241,7 +241,7 @@ def test_a_person_is_asked(
     assert len(run("tasks", f"asked-{code}", "-s", "pending", "--json").json) == left
 
 
-def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(terminal: Callable[..., Terminal], many: Many) -> None:
+def test_watch_on_a_terminal_updates_and_ends_with_ctrl_c(terminal: Callable[..., Terminal], many: Many) -> None:
     many("shown", 1)
     watching = terminal("watch", "shown", "--interval", "0.3")
     watching.until("Ctrl-C ends")
@@ -255,7 +255,7 @@ def test_watch_on_a_terminal_is_live_and_ends_with_ctrl_c(terminal: Callable[...
 # Watching
 
 
-def test_watch_once(run: Run, many: Many) -> None:
+def test_watch_once_prints_one_snapshot(run: Run, many: Many) -> None:
     ids = many("looked-at", 3)
     shown = run("watch", "looked-at", "--once")
     assert shown.code == 0
@@ -270,7 +270,7 @@ def test_watch_once(run: Run, many: Many) -> None:
     assert run("watch", "--once", server=NOBODY).code == 3
 
 
-def test_watch_in_a_pipe_tells_changes_and_ends_with_its_tasks(start: Start, url: str, run: Run, many: Many) -> None:
+def test_watch_in_a_pipe_prints_changes_and_ends_with_its_tasks(start: Start, url: str, run: Run, many: Many) -> None:
     ids = many("piped", 2)
     watching = start("-u", url, "watch", *ids, "--json", "--interval", "0.25")
     assert watching.stdout is not None
@@ -293,7 +293,7 @@ def test_watch_in_a_pipe_tells_changes_and_ends_with_its_tasks(start: Start, url
     assert plain.communicate()[1] == ""
 
 
-def test_watch_goes_on_when_the_server_was_away(start: Start) -> None:
+def test_watch_continues_after_a_restart_of_the_server(start: Start) -> None:
     with nqnb.DevServer() as server:
         main(["-u", server.url, "submit", "away", "1"])
         process = start("-u", server.url, "watch", "--json", "--interval", "0.25")
@@ -310,7 +310,7 @@ def test_watch_goes_on_when_the_server_was_away(start: Start) -> None:
 
 
 def complete(url: str, *words: str, **more: str) -> list[str]:
-    """What a shell offers, asked as bash asks."""
+    """Return what a shell offers, as bash asks for it."""
     answer = subprocess.run(
         [sys.executable, "-c", "import sys; from nqnb.cli import main; sys.exit(main())"],
         env=environment(**asked(words), **{"NATS_URL": url, **more}),
@@ -335,7 +335,7 @@ def offered(text: str) -> list[str]:
     return [line.partition(",")[2] for line in text.splitlines() if line]
 
 
-def test_completion(
+def test_completion_offers_queues_tasks_and_states(
     url: str, run: Run, many: Many, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ended, open_ = many("tabbed", 2)
@@ -343,7 +343,7 @@ def test_completion(
     monkeypatch.setattr(logging, "disable", lambda: None)
 
     def here(*words: str) -> list[str]:
-        """The same, without a process of its own for each."""
+        """Return the same as `complete`, without a process for each call."""
         with monkeypatch.context() as patch:
             for name, value in {**asked(words), "NATS_URL": url}.items():
                 patch.setenv(name, value)
@@ -376,16 +376,16 @@ def test_completion(
     assert here("watch", ended[:6]) == [ended]
     assert here("tasks", "--status", "c") == ["completed", "cancelled"]
     assert here("cancel", "--status", "p") == ["pending", "processing"]
-    assert complete(NOBODY, "-u", url, "submit", "tab") == ["tabbed"], "the address given counts"
+    assert complete(NOBODY, "-u", url, "submit", "tab") == ["tabbed"], "the address of the command line counts"
 
 
-def test_completion_without_a_server_is_silent_and_quick() -> None:
+def test_completion_without_a_server_is_silent_and_fast() -> None:
     begun = time.monotonic()
     assert complete(NOBODY, "submit", "x") == []
     assert complete("nats://10.255.255.1:4222", "submit", "x") == []
     assert complete("ftp://nonsense", "submit", "x") == []
-    assert time.monotonic() - begun < 15, "three processes, none of which waits as long as a command would"
+    assert time.monotonic() - begun < 15, "none of the three processes may wait as long as a command does"
 
 
-def test_completion_needs_no_home(tmp_path: Path, url: str) -> None:
+def test_completion_works_without_a_home_folder(tmp_path: Path, url: str) -> None:
     assert complete(url, "queue", "stats", "no-such", HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path / "none")) == []

@@ -1,4 +1,4 @@
-"""`nqnb worker --processes N`: every task is run, signals reach all, and no member is lost or left."""
+"""`nqnb worker --processes N`: every task runs, signals reach every process, and no process is lost or left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nqnb.commands.worker_processes import WorkerProcesses
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
-StartCrew = Callable[[int], tuple["subprocess.Popen[str]", set[int]]]
+StartProcesses = Callable[[int], tuple["subprocess.Popen[str]", set[int]]]
 
 JOBS = """
 import asyncio
@@ -35,8 +35,8 @@ def note(word, job):
     with open("diary", "a") as diary:
         diary.write(f"{word} {job.id} {os.getpid()}\\n")
 
-@worker.handler("crew")
-async def crew(job, seconds):
+@worker.handler("slow")
+async def slow(job, seconds):
     note("start", job)
     await asyncio.sleep(seconds)
     note("end", job)
@@ -55,18 +55,18 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def crew(url: str, folder: Path, start: Start, run: Run) -> StartCrew:
-    """Start so many members; the parent, and the members' process ids once all of them serve."""
+def start_processes(url: str, folder: Path, start: Start, run: Run) -> StartProcesses:
+    """Start a parent with worker processes; return the parent, and their process ids once all of them serve."""
 
-    def crew(size: int) -> tuple[subprocess.Popen[str], set[int]]:
+    def start_processes(size: int) -> tuple[subprocess.Popen[str], set[int]]:
         parent = start("worker", "jobs:worker", "-u", url, "--processes", f"{size}", cwd=folder)
-        return parent, members(run, size)
+        return parent, wait_for_processes(run, size)
 
-    return crew
+    return start_processes
 
 
-def members(run: Run, count: int, without: int = 0) -> set[int]:
-    """Those that serve, once there are so many."""
+def wait_for_processes(run: Run, count: int, without: int = 0) -> set[int]:
+    """Return the process ids that serve, once there are ``count`` of them."""
     return until(lambda: found if len(found := serving(run) - {without}) == count else set(), 30)
 
 
@@ -80,11 +80,11 @@ def ps(what: str, pid: int) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there, and not merely waits for somebody to ask how it ended."""
+    """Return whether a process runs; a zombie does not."""
     return ps("stat", pid)[:1] not in ("", "Z")
 
 
-def all_gone(pids: set[int]) -> None:
+def wait_until_ended(pids: set[int]) -> None:
     until(lambda: not any(map(alive, pids)), 30)
 
 
@@ -92,48 +92,50 @@ def diary(folder: Path, word: str) -> list[list[str]]:
     return [line.split()[1:] for line in (folder / "diary").read_text().splitlines() if line.startswith(word)]
 
 
-def test_each_task_ends_once_and_ctrl_c_stops_all(crew: StartCrew, folder: Path, run: Run) -> None:
-    parent, pids = crew(3)
+def test_each_task_ends_once_and_ctrl_c_stops_every_process(
+    start_processes: StartProcesses, folder: Path, run: Run
+) -> None:
+    parent, pids = start_processes(3)
     lines = b"\n".join([b"0.05"] * 60)
-    ids = run("submit", "crew", "--lines", "-", "--json", stdin=lines).json["ids"]
+    ids = run("submit", "slow", "--lines", "-", "--json", stdin=lines).json["ids"]
     until(lambda: len(diary(folder, "end")) >= 60, 30)
     assert Counter(each for each, _ in diary(folder, "start")) == Counter(ids)
-    assert {int(pid) for _, pid in diary(folder, "start")} == pids, "each of them had some"
-    (last,) = run("submit", "crew", "1.5").out.split()
+    assert {int(pid) for _, pid in diary(folder, "start")} == pids, "every process ran some"
+    (last,) = run("submit", "slow", "1.5").out.split()
     until(lambda: len(diary(folder, "start")) == 61, 30)
     parent.send_signal(signal.SIGTSTP)
     time.sleep(0.3)
-    (later,) = run("submit", "crew", "0").out.split()
-    # As a terminal does it: to the whole foreground group.
+    (later,) = run("submit", "slow", "0").out.split()
+    # A terminal sends the signal to the whole foreground group.
     os.killpg(parent.pid, signal.SIGINT)
     answer = ended(parent)
     assert answer.code == 0, answer.err
-    assert run("task", "status", last).out == "completed\n", "a first Ctrl-C waits for what runs"
-    assert run("task", "status", later).out == "pending\n", "they took nothing more"
-    all_gone(pids)
+    assert run("task", "status", last).out == "completed\n", "a first Ctrl-C waits for running tasks"
+    assert run("task", "status", later).out == "pending\n", "a stopping worker must not claim tasks"
+    wait_until_ended(pids)
 
 
-def test_a_member_that_is_killed_is_replaced_and_a_parent_that_is_killed_leaves_none(
-    crew: StartCrew, url: str, folder: Path, run: Run
+def test_a_killed_process_is_replaced_and_all_stop_when_the_parent_is_killed(
+    start_processes: StartProcesses, url: str, folder: Path, run: Run
 ) -> None:
-    parent, pids = crew(2)
+    parent, pids = start_processes(2)
     victim = min(pids)
     os.kill(victim, signal.SIGKILL)
-    now = members(run, 2, without=victim)
+    now = wait_for_processes(run, 2, without=victim)
     assert len(now & pids) == 1
     for pid in now:
         assert "jobs:worker" in ps("args", pid)
-        assert url not in ps("args", pid), "it may have a password in it"
-    (task_id,) = run("submit", "crew", "0.3").out.split()
+        assert url not in ps("args", pid), "the address may contain a password"
+    (task_id,) = run("submit", "slow", "0.3").out.split()
     until(lambda: diary(folder, "start"), 30)
     parent.kill()
     said = ended(parent).err
     assert f"worker process {victim} ended with signal SIGKILL; starting another in" in said
-    all_gone(now)
-    assert run("task", "status", task_id).out == "completed\n", "they stop as cleanly as on a signal"
+    wait_until_ended(now)
+    assert run("task", "status", task_id).out == "completed\n", "the processes stop as on a signal"
 
 
-def test_one_that_crashes_again_and_again_is_given_up(
+def test_the_parent_gives_up_after_five_quick_crashes(
     url: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run("submit", "crash", "--lines", "-", stdin=b"\n".join([b"1"] * 50))
@@ -146,7 +148,7 @@ def test_one_that_crashes_again_and_again_is_given_up(
     run("queue", "purge", "crash", "--yes")
 
 
-def test_what_keeps_one_from_serving_is_said_once(folder: Path, start: Start) -> None:
+def test_an_error_that_keeps_all_from_serving_is_printed_once(folder: Path, start: Start) -> None:
     answer = ended(start("worker", "jobs:worker", "-u", NOBODY, "--processes", "3", cwd=folder))
     assert answer.code == 3
     assert one_line(answer.err)
@@ -155,7 +157,7 @@ def test_what_keeps_one_from_serving_is_said_once(folder: Path, start: Start) ->
     assert one_line(answer.err)
 
 
-def test_a_member_alone_is_refused(folder: Path, start: Start) -> None:
+def test_the_internal_option_is_refused_without_a_parent(folder: Path, start: Start) -> None:
     answer = ended(start("worker", "jobs:worker", "--member", cwd=folder))
     assert answer.code == 2
     assert one_line(answer.err)
