@@ -19,7 +19,7 @@ from house_figures import every_import
 
 import nqnb
 from nqnb import errors
-from nqnb.commands import tree
+from nqnb.commands.command_tree import tree
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

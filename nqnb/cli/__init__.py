@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from nqnb.cli.shell import Shell, discard, prepare_streams
-from nqnb.commands import tree
+from nqnb.commands.command_tree import tree
 from nqnb.errors import BadInput, ConnectionFailed, NoRoom, NqnbError
 
 __all__ = ["exit_code", "main", "usage"]

@@ -103,7 +103,10 @@ Examples:
 def list_tasks(
     ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], since: float | None, limit: int
 ) -> Tasks:
-    """List the tasks of QUEUE, or of all queues, the most recently changed last."""
+    """List tasks, the most recently changed last.
+
+    Without QUEUE, the tasks of all queues are listed.
+    """
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses, newer_than=since), limit))
 
 

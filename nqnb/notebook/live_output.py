@@ -7,7 +7,6 @@ import time
 from html import escape
 from typing import Any
 
-from nqnb.cli.render import as_text
 from nqnb.commands.command_records import CommandProgress
 
 _QUICK_SECONDS = 0.3
@@ -68,6 +67,8 @@ class CommandOutput:
             text = _counts(record)
             self._output.show(text, _with_bar(text, record.done, max(1, record.total), finished=finished))
         else:
+            from nqnb.cli.render import as_text  # rich and the commands are slow to import
+
             text = as_text(record)
             self._output.show(text, f"<pre>{escape(text)}</pre>")
 
@@ -116,6 +117,8 @@ def _write_to_terminal(record: object, *, finished: bool) -> None:
             sys.stderr.write(f"\r{_counts(record)}" + ("\n" if finished else ""))
             sys.stderr.flush()
     elif finished:
+        from nqnb.cli.render import as_text
+
         print(as_text(record))  # noqa: T201  the cell's output
 
 

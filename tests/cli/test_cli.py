@@ -20,7 +20,7 @@ from helpers.waiting import until
 
 import nqnb
 from nqnb.cli import main
-from nqnb.commands import tree
+from nqnb.commands.command_tree import tree
 from nqnb.commands.param_types import moment, seconds
 from nqnb.text import UNSAFE
 

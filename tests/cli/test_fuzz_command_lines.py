@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import nqnb
 from nqnb.cli import main
-from nqnb.commands import tree
+from nqnb.commands.command_tree import tree
 from nqnb.notebook.magics.nq_commands import tree as magics
 
 __all__ = ["start"]  # the fixture

@@ -20,7 +20,8 @@ from helpers.command_line import NOBODY
 from helpers.ipython_shell import Shell, shell
 
 import nqnb
-from nqnb import Status, commands
+from nqnb import Status
+from nqnb.commands import command_tree
 from nqnb.commands.command_records import Cancelled, DetachedServer, Emptied, Preview
 from nqnb.notebook import session_registry
 from nqnb.notebook.loop import LOOP
@@ -160,13 +161,13 @@ class TestWhatACommandGives:
         assert cell_results.unreported_errors(record, made) == []
 
     def test_every_command_of_the_command_line_is_there(self) -> None:
-        assert set(tree.commands) == set(commands.tree.commands) | {"down", "handler", "nest"}
+        assert set(tree.commands) == set(command_tree.tree.commands) | {"down", "handler", "nest"}
         for name, group in tree.commands.items():
-            theirs = commands.tree.commands.get(name)
+            theirs = command_tree.tree.commands.get(name)
             assert getattr(group, "commands", {}).keys() == getattr(theirs, "commands", {}).keys()
 
     def test_the_command_line_has_none_of_the_notebooks_options(self) -> None:
-        options = {option for each in commands.tree.commands["submit"].params for option in each.opts}
+        options = {option for each in command_tree.tree.commands["submit"].params for option in each.opts}
         assert not {"-o", "--out", "--quiet"} & options
 
     def test_what_makes_no_sense_in_a_cell_says_what_does(self, plain: Shell) -> None:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nqnb import commands
+from nqnb.commands import command_tree, shell_completion
 from nqnb.commands import server_commands as servers
-from nqnb.commands import shell_completion
 from nqnb.commands.arguments import yes_option
 from nqnb.commands.command import Command, front_of, options_of
 from nqnb.commands.command_records import DetachedServer
@@ -196,7 +195,7 @@ def short_help() -> str:
 
 
 def _build() -> click.Group:
-    made: click.Group = _adapt(commands.tree, root=True)
+    made: click.Group = _adapt(command_tree.tree, root=True)
     made.help = (
         "NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them with a guarantee.\n\n"
         "The options below are accepted after a command too."

@@ -1,0 +1,67 @@
+"""The command tree: every command of ``nqnb``, and the help of the whole."""
+
+from __future__ import annotations
+
+import click
+
+from nqnb.commands import (
+    diagnostic_commands,
+    queue_commands,
+    server_commands,
+    submit_command,
+    task_commands,
+    watch_command,
+    worker_commands,
+)
+from nqnb.commands.command import Root, help_alone
+from nqnb.version import __version__
+
+_EPILOG = """\b
+Try it, without a server of your own:
+  nqnb demo
+
+\b
+Run a first task:
+  nqnb up --detach
+  nqnb submit resize '{"path": "a.png"}'
+  nqnb worker mymodule:worker
+  nqnb watch
+
+\b
+Exit codes: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted
+Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
+"""
+
+
+@click.group(
+    cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=_EPILOG
+)
+@click.version_option(__version__, prog_name="nqnb", message="%(prog)s %(version)s")
+@click.pass_context
+def tree(ctx: click.Context) -> str | None:
+    """Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.
+
+    Every command also accepts the options below after its name. Three commands use one of them for something else:
+    --timeout of submit and task result, and --name of queue stats. Set passwords and tokens in NATS_PASSWORD and
+    NATS_TOKEN rather than on the command line, where other users of the machine can read them.
+    """
+    return help_alone(ctx)
+
+
+for command in (
+    server_commands.up,
+    diagnostic_commands.demo,
+    submit_command.submit,
+    task_commands.list_tasks,
+    queue_commands.list_queues,
+    worker_commands.list_workers,
+    watch_command.watch,
+    task_commands.cancel,
+    task_commands.task,
+    queue_commands.queue,
+    task_commands.prune,
+    worker_commands.worker,
+    diagnostic_commands.chaos,
+    diagnostic_commands.version,
+):
+    tree.add_command(command)
