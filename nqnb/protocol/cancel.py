@@ -48,8 +48,6 @@ log = logging.getLogger("nqnb.cancel")
 
 HEADER_RESERVE_BYTES = 256
 """Bytes of a message that are kept free for the headers of a write."""
-_PAUSE_SECONDS = 0.1
-"""Seconds until an entry is read again after an answer was lost."""
 
 
 async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
@@ -136,7 +134,7 @@ class EndWaiting(Retry):
         stream_gone: bool = False,
         owed: dict[str, TaskMessage] | None = None,
     ) -> None:
-        super().__init__(backend, seconds, first=_PAUSE_SECONDS, longest=_PAUSE_SECONDS)
+        super().__init__(backend, seconds)
         self.owed: dict[str, TaskMessage] = {} if owed is None else owed
         self._record = record
         self._stream_gone = stream_gone

@@ -19,10 +19,6 @@ from nqnb.protocol.wire import Status, TaskMessage
 
 log = logging.getLogger("nqnb.worker")
 
-_FIRST_PAUSE_SECONDS = 0.05
-_LONGEST_PAUSE_SECONDS = 1.0
-"""Seconds between two tries to write a claim: the first pause, and the longest."""
-
 
 async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limit: int) -> bool:
     """Claim a registered delivery, or answer it where there is nothing to claim.
@@ -47,7 +43,18 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         if seen.malformed is not None:
             log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
         before, moved_to = seen.task, 0
-        verdict = await _verdict(backend, worker, attempt, seen)
+        owner = lifecycle.foreign_owner(before, worker)
+        verdict = lifecycle.claim(
+            attempt.message,
+            before,
+            sequence=attempt.delivery.sequence,
+            deliveries=attempt.delivery.deliveries,
+            ours=attempt.delivery.ours,
+            scheduled=attempt.delivery.scheduled,
+            owner_rest=await _owner_rest(backend, attempt, owner, seen.written) if owner else 0.0,
+            now=backend.earliest_now(),
+            ack_wait=attempt.ack_wait,
+        )
         if attempt.lost_lease():
             return None
         if verdict.step is ClaimStep.POSTPONE:
@@ -63,8 +70,7 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         return moved or lifecycle.is_claim(entry, attempt.claim)
 
     done = await transition(backend, attempt.id, decide, ours=is_ours, retry=_ClaimRetry(backend, attempt), fresh=False)
-    # A claim that landed late is ours, but another worker may have the message by now.
-    if done is None or attempt.lost_lease():
+    if done is None:
         return False
     if isinstance(done, ClaimVerdict):
         await _answer(attempt, done)
@@ -73,6 +79,9 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         # The task is in a schedule: the schedule first, then the entry, then the old message. So at each moment the
         # task has a message, and the entry names the newest one.
         await attempt.delivery.ack()
+        return False
+    if done.landed and attempt.lost_lease():
+        # The claim is ours, but while its answer was away, the server may have redelivered the message.
         return False
     attempt.entry, attempt.revision, attempt.claimed = done.task, done.revision, True
     attempt.poisoned = done.task.meta.crashes >= poison_limit
@@ -84,23 +93,11 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
     return True
 
 
-async def _verdict(backend: TaskBackend, worker: str, attempt: Attempt, seen: SeenEntry) -> ClaimVerdict:
-    owner, rest, delivery = lifecycle.foreign_owner(seen.task, worker), 0.0, attempt.delivery
-    if owner:
-        lease = PRESENCE_SHARE * attempt.ack_wait
-        rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, seen.written, lease)
-        rest = max(rest, backend.spared_for(lease))
-    return lifecycle.claim(
-        attempt.message,
-        seen.task,
-        sequence=delivery.sequence,
-        deliveries=delivery.deliveries,
-        ours=delivery.ours,
-        scheduled=delivery.scheduled,
-        owner_rest=rest,
-        now=backend.earliest_now(),
-        ack_wait=attempt.ack_wait,
-    )
+async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, written: float) -> float:
+    """Return for how many seconds the worker that the entry names still counts as alive and running the task."""
+    lease = PRESENCE_SHARE * attempt.ack_wait
+    rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, written, lease)
+    return max(rest, backend.spared_for(lease))
 
 
 async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
@@ -168,8 +165,11 @@ def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_pa
 class _ClaimRetry(Retry):
     """Goes round until the claim is written: if it gave up, the server would only redeliver the message to us."""
 
+    first_pause = 0.05
+    longest_pause = 1.0
+
     def __init__(self, backend: TaskBackend, attempt: Attempt) -> None:
-        super().__init__(backend, first=_FIRST_PAUSE_SECONDS, longest=_LONGEST_PAUSE_SECONDS)
+        super().__init__(backend)
         self._attempt = attempt
 
     async def after_write(self, error: NqnbError) -> None:

@@ -25,15 +25,12 @@ from nqnb.protocol import lifecycle
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.cancel import HEADER_RESERVE_BYTES, read_intent
 from nqnb.protocol.interfaces import TaskBackend
-from nqnb.protocol.lifecycle import Ended, FinishStep, LeaveStep
+from nqnb.protocol.lifecycle import Ended, FinishStep, FinishVerdict, LeaveStep
 from nqnb.protocol.transition import Again, Retry, SeenEntry, Write, Written, is_too_large, transition, write_once
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessage
 
 log = logging.getLogger("nqnb.worker")
 
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 1.0
-"""Seconds between two tries to write an outcome: the first pause, and the longest."""
 _REFUSED_PAUSE_SECONDS = 1.0
 """Seconds until an outcome is written again that the server has refused."""
 _SHORT_TEXT_CHARACTERS = 100
@@ -94,21 +91,23 @@ async def write_outcome(
 
     async def decide(seen: SeenEntry) -> Write | Again | FinishStep:
         nonlocal scheduled
-        if seen.malformed is not None:
-            log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
-        verdict = lifecycle.finish_again(
-            seen.task, claim=attempt.claim, retry=attempt.entry.CurrentRetry, status=retry.status
-        )
-        if verdict.step is not FinishStep.WRITE:
-            return verdict.step
-        retry.status, scheduled = verdict.status, False
+        scheduled = False
+        if seen is not start:
+            # Another writer was faster, or an answer was lost.
+            if seen.malformed is not None:
+                log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+            verdict = verdict_on(seen.task)
+            if verdict.step is not FinishStep.WRITE:
+                return verdict.step
+            retry.status = verdict.status
         if retry.status is Status.PENDING and attempt.cancel is not None:
             # The task was cancelled while its retry was being written: the cancel takes precedence.
             retry.status = Status.CANCELLED
             retry.meta = msgspec.structs.replace(retry.meta, cancel=await cancel_receipt(backend, attempt))
-        sequence = attempt.entry.Sequence
-        not_before = min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
-        if retry.status is Status.PENDING and delay > lifecycle.LONG:
+        if retry.status is not Status.PENDING:
+            return _outcome(backend, attempt, retry.status, retry.meta)
+        sequence, not_before = attempt.entry.Sequence, min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
+        if delay > lifecycle.LONG:
             # The schedule first, then the entry, then the old message: so at each moment the task has a message.
             try:
                 moved_to = await _schedule(backend, attempt, not_before)
@@ -117,13 +116,16 @@ async def write_outcome(
                 return Again.READ
             if moved_to:
                 scheduled, sequence = True, moved_to
-        return _outcome(backend, attempt, retry.status, retry.meta, not_before, sequence)
+        return _retry(backend, attempt, retry.meta, not_before, sequence)
+
+    def verdict_on(entry: TaskMessage | None) -> FinishVerdict:
+        retries = attempt.entry.CurrentRetry
+        return lifecycle.finish_again(entry, claim=attempt.claim, retry=retries, status=retry.status)
 
     def is_ours(entry: TaskMessage) -> bool:
-        retries = attempt.entry.CurrentRetry
-        verdict = lifecycle.finish_again(entry, claim=attempt.claim, retry=retries, status=retry.status)
-        return verdict.step is FinishStep.LANDED
+        return verdict_on(entry).step is FinishStep.LANDED
 
+    # The entry as we wrote it last: to read it first would cost a round trip, and a conflict tells as much.
     start = SeenEntry(attempt.entry, attempt.revision)
     done = await transition(backend, attempt.id, decide, ours=is_ours, retry=retry, start=start)
     if not isinstance(done, Written) and done is not FinishStep.LANDED:
@@ -146,37 +148,41 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
     return 0 if ack is None else ack.sequence
 
 
-def _outcome(
-    backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta, not_before: float, sequence: int
-) -> Write:
-    """Return the decision to write an outcome.
+def _outcome(backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta) -> Write:
+    """Return the decision to write a terminal outcome."""
+    if status is not Status.CANCELLED and meta.cancel is not None:
+        # A cancel that came too late has no receipt: the outcome is another.
+        meta = msgspec.structs.replace(meta, cancel=None)
+    entry = msgspec.structs.replace(attempt.entry, Status=status, CompletedAt=int(meta.finished_at), Meta=meta)
+    # The message is answered right after this write, so the entry may expire from now on.
+    return _fitting(backend, attempt, entry, backend.terminal_ttl)
+
+
+def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float, sequence: int) -> Write:
+    """Return the decision to write that a task waits for its next attempt.
 
     Args:
         backend: where.
-        attempt: the run.
-        status: the outcome; Pending for a retry.
-        meta: what the entry says of the run.
-        not_before: when a retry is due, in Unix seconds.
+        attempt: the attempt that failed.
+        meta: what the entry says of it.
+        not_before: when the next attempt is due, in Unix seconds.
         sequence: the sequence of the task's message.
     """
-    entry = msgspec.structs.replace(attempt.entry, Sequence=sequence, Status=status, Meta=meta)
-    if status is Status.PENDING:
-        entry.CurrentRetry += 1
-        entry.Meta = msgspec.structs.replace(
-            meta, not_before=not_before, worker="", cancel=None, crashes=0, finished_at=0
-        )
-    else:
-        entry.CompletedAt = int(meta.finished_at)
-    if status in (Status.COMPLETED, Status.FAILED):
-        # A cancel that came too late has no receipt: the outcome is another.
-        entry.Meta = msgspec.structs.replace(entry.meta, cancel=None)
-    # The message is answered right after this write, so the entry may expire from now on.
-    ttl = backend.terminal_ttl if status.terminal else None
+    meta = msgspec.structs.replace(meta, not_before=not_before, worker="", cancel=None, crashes=0, finished_at=0)
+    retry = attempt.entry.CurrentRetry + 1
+    entry = msgspec.structs.replace(
+        attempt.entry, Sequence=sequence, Status=Status.PENDING, CurrentRetry=retry, Meta=meta
+    )
+    return _fitting(backend, attempt, entry, None)
+
+
+def _fitting(backend: TaskBackend, attempt: Attempt, entry: TaskMessage, ttl: float | None) -> Write:
+    """Return the decision to write an entry, without what the server would not accept."""
     write = Write.of(entry.lean() if attempt.slim else entry, ttl)
     if attempt.slim or len(write.value) + HEADER_RESERVE_BYTES <= backend.max_payload:
         return write
-    entry.Meta = msgspec.structs.replace(entry.meta, log=[], error=_shortened(entry.meta.error))
-    return Write.of(entry, ttl)
+    meta = msgspec.structs.replace(entry.meta, log=[], error=_shortened(entry.meta.error))
+    return Write.of(msgspec.structs.replace(entry, Meta=meta), ttl)
 
 
 def _shortened(error: ErrorInfo | None) -> ErrorInfo | None:
@@ -191,8 +197,10 @@ class _FinishRetry(Retry):
         meta: what the entry says of the run.
     """
 
+    longest_pause = 1.0
+
     def __init__(self, backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> None:
-        super().__init__(backend, first=_FIRST_PAUSE_SECONDS, longest=_LONGEST_PAUSE_SECONDS)
+        super().__init__(backend)
         self.status = status
         self.meta = ending.meta
         self._attempt = attempt
@@ -219,7 +227,7 @@ class _FinishRetry(Retry):
         if self.backend.closed:
             raise error
         # Most outages are over after the first pause, and not worth a line in the log.
-        if not self._reported and (self.pause > _FIRST_PAUSE_SECONDS or isinstance(error, NoRoom)):
+        if not self._reported and (self.pause > self.first_pause or isinstance(error, NoRoom)):
             self._reported = self.backend.outage.took(error, "outcomes had to wait")
         await self.rest()
 
@@ -228,7 +236,7 @@ class _FinishRetry(Retry):
         if not isinstance(error, (Unconfirmed, ConnectionFailed)) or self.backend.closed:
             raise error
         self.backend.outage.took(error)
-        await self.backend.sleep(_FIRST_PAUSE_SECONDS)
+        await self.backend.sleep(self.first_pause)
 
 
 async def _leave(backend: TaskBackend, attempt: Attempt) -> None:

@@ -67,7 +67,7 @@ MISSING = SeenEntry()
 """What is seen of a task that has no entry."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would make each twice as expensive
 class Write:
     """The decision to write an entry over the one that was seen, or to create it where none was seen."""
 
@@ -106,22 +106,16 @@ class Retry:
     Args:
         backend: pauses.
         seconds: for how long it is tried again; infinity tries until the server answers.
-        first: the first pause, in seconds; each one is twice the one before.
-        longest: the longest pause, in seconds.
     """
 
-    def __init__(
-        self,
-        backend: TaskBackend,
-        seconds: float = math.inf,
-        *,
-        first: float = 0.1,
-        longest: float = 0.1,
-    ) -> None:
+    first_pause = 0.1
+    longest_pause = 0.1
+    """Seconds of the first pause and of the longest one. Each is twice the one before."""
+
+    def __init__(self, backend: TaskBackend, seconds: float = math.inf) -> None:
         self.backend = backend
-        self.until = time.monotonic() + seconds
-        self.pause = first
-        self.longest = longest
+        self.until = seconds if seconds == math.inf else time.monotonic() + seconds
+        self.pause = self.first_pause
 
     async def after_write(self, error: NqnbError) -> None:
         """Return when the entry is to be read and decided about again; raise the error where it is not.
@@ -144,7 +138,7 @@ class Retry:
 
     async def rest(self) -> None:
         """Pause, longer each time."""
-        pause, self.pause = self.pause, min(2 * self.pause, self.longest)
+        pause, self.pause = self.pause, min(2 * self.pause, self.longest_pause)
         await self.backend.sleep(pause)
 
 
@@ -243,13 +237,13 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
             await backend.states.update(task_id, value, revision, ttl)
 
 
-async def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> int:
+def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> Awaitable[int]:
     """Write an entry over exactly that revision, and return the new revision; revision 0 creates the entry."""
     if revision:
-        return await backend.states.update(step.task.ID, step.value, revision, step.ttl)
+        return backend.states.update(step.task.ID, step.value, revision, step.ttl)
     if insist:
-        return await backend.insist(lambda: backend.states.create(step.task.ID, step.value, step.ttl))
-    return await backend.states.create(step.task.ID, step.value, step.ttl)
+        return backend.insist(lambda: backend.states.create(step.task.ID, step.value, step.ttl))
+    return backend.states.create(step.task.ID, step.value, step.ttl)
 
 
 async def _read_again(backend: TaskBackend, task_id: str, retry: Retry) -> SeenEntry:

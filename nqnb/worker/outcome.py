@@ -82,8 +82,8 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
         lambda status, meta: _without_result(backend, run, status, meta),
     )
     status, meta = await finish.finish(backend, run, ending)
-    if status is not None:
-        log.log(_LOG_LEVELS.get(status, logging.INFO), "%s", _told(run, status, meta, ending.retry_delay))
+    if status is not None and log.isEnabledFor(level := _LOG_LEVELS.get(status, logging.INFO)):
+        log.log(level, "%s", _told(run, status, meta, ending.retry_delay))
     return status
 
 

@@ -216,8 +216,12 @@ async def test_a_retry_that_is_over_raises_the_error(backend: Any, fault: str, e
 
 async def test_pauses_double_up_to_the_longest(backend: Any) -> None:
     backend.states.faults = ["refused"] * 5
-    retry = Retry(backend, first=0.05, longest=0.3)
-    await transition(backend, "a", Claim(), ours=is_ours, retry=retry)
+
+    class PatientRetry(Retry):
+        first_pause = 0.05
+        longest_pause = 0.3
+
+    await transition(backend, "a", Claim(), ours=is_ours, retry=PatientRetry(backend))
     assert backend.slept == [0.05, 0.1, 0.2, 0.3, 0.3]
 
 
