@@ -1,4 +1,4 @@
-"""Tests that nqnb offers to others: of a `StateStore` of your own, and of nqnb itself, by an attack (`chaos`).
+"""Tests for users: of a `StateStore` of your own (`StoreContract`), and of nqnb itself (`chaos`).
 
 Subclass `StoreContract` where pytest finds it, and give it a store::
 
@@ -12,7 +12,7 @@ Subclass `StoreContract` where pytest finds it, and give it a store::
                 await store.clear()
                 yield store
 
-The contract needs pytest, so it loads when it is first touched; the attack does not.
+The contract needs pytest, so it is imported when it is first used. Chaos runs do not need pytest.
 """
 
 from __future__ import annotations

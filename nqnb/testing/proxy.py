@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and its server, which can cut the two off from each other."""
+"""A TCP proxy between a client and a server, which can cut their connection."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nqnb.server.devserver import DevServer
 
 
 class Proxy:
-    """Listens on a free port of this machine, and carries what comes to a server and back.
+    """A proxy that listens on a free port of this machine.
 
     Args:
         server: the server, or its address.
-        delay: seconds for which whatever comes is held back, each way.
+        delay: the seconds by which all data is delayed, each way.
     """
 
     def __init__(self, server: DevServer | str, delay: float = 0.0) -> None:
@@ -27,24 +27,24 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._carriers: set[asyncio.Task[None]] = set()
+        self._forwarders: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        """The proxy's address."""
+        """The address of the proxy."""
         return f"nats://127.0.0.1:{self._port}"
 
     async def refuse(self) -> None:
-        """Cut off, and say so: connections are reset, and new ones refused."""
+        """Reset all connections and refuse new ones."""
         if self._listening is not None:
             self._listening.close()
             self._listening = None
         self.hang_up()
 
     def swallow(self) -> None:
-        """Cut off without a word: nothing passes, and nobody is told, as when a cable is pulled.
+        """Hold back all data and keep the connections open, as when a cable is pulled.
 
-        What is sent meanwhile arrives late, as TCP has it; it is lost where `hang_up` comes before `heal`.
+        Data sent meanwhile arrives after `heal`, as with TCP. It is lost if `hang_up` comes before.
         """
         self._flows.clear()
 
@@ -52,11 +52,12 @@ class Proxy:
         """Reset all connections."""
         for writer in self._writers:
             writer.transport.abort()
-        for carrier in self._carriers:
-            carrier.cancel()
+        self._writers.clear()
+        for forwarder in self._forwarders:
+            forwarder.cancel()
 
     async def heal(self) -> None:
-        """Carry again."""
+        """Forward data and accept connections again."""
         if self._listening is None:
             self._listening = await asyncio.start_server(self._take, "127.0.0.1", self._port)
             self._port = self._listening.sockets[0].getsockname()[1]
@@ -67,9 +68,9 @@ class Proxy:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        carriers = list(self._carriers)
+        forwarders = list(self._forwarders)
         await self.refuse()
-        await asyncio.gather(*carriers, return_exceptions=True)
+        await asyncio.gather(*forwarders, return_exceptions=True)
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._start(self._serve(reader, writer))
@@ -81,19 +82,20 @@ class Proxy:
             there_reader, there = await asyncio.open_connection(*self._there)
         except OSError:
             writer.transport.abort()
+            self._writers.discard(writer)
             return
         self._writers.add(there)
-        self._start(self._carry(reader, there))
-        self._start(self._carry(there_reader, writer))
+        self._start(self._forward(reader, there))
+        self._start(self._forward(there_reader, writer))
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
                 await self._flows.wait()
                 await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
-            # That one side has left is not known to the other before it can be told.
+            # A cut hides from each side that the other one has closed the connection.
             await self._flows.wait()
         except OSError:
             pass
@@ -101,7 +103,7 @@ class Proxy:
             writer.transport.abort()
             self._writers.discard(writer)
 
-    def _start(self, carrier: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(carrier)
-        self._carriers.add(task)
-        task.add_done_callback(self._carriers.discard)
+    def _start(self, forwarder: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(forwarder)
+        self._forwarders.add(task)
+        task.add_done_callback(self._forwarders.discard)

@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_nothing_running() -> None:
                 continue
         return found
 
-    until(lambda: sum("chaos.labour" in each for each in marked()) >= 3, 60, "the workers start", pause=0.1)
+    until(lambda: sum("chaos.chaos_worker" in each for each in marked()) >= 3, 60, "the workers start", pause=0.1)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)

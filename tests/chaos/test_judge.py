@@ -13,7 +13,7 @@ from nqnb.testing.chaos import Rule
 from nqnb.testing.chaos.evidence import CancelSeen, Evidence, FaultSeen, LifeSeen, Line, Revision, SubmitSeen
 from nqnb.testing.chaos.judge import judge
 from nqnb.testing.chaos.plan import Kind, Moment, TaskPlan
-from nqnb.testing.chaos.report import figures, tell, timeline
+from nqnb.testing.chaos.report import explain, figures, timeline
 
 TASK = "t1"
 
@@ -95,12 +95,20 @@ def left_behind(found: Evidence) -> None:
     found.left.append("1 message is left in queue 'q'")
 
 
+def crashed(found: Evidence) -> None:
+    found.crashes.append("worker process 1 ended by itself with code -11")
+
+
 def second_end(found: Evidence) -> None:
     found.revisions[TASK].append(revision(3.5, Status.CANCELLED))
 
 
 def run_after_the_end(found: Evidence) -> None:
     found.revisions[TASK] += [revision(3.5, Status.PROCESSING, "c2"), revision(3.6, Status.COMPLETED, "c2")]
+
+
+def written_three_times(found: Evidence) -> None:
+    found.revisions[TASK] += [found.revisions[TASK][-1]] * 2
 
 
 def counted_back(found: Evidence) -> None:
@@ -121,6 +129,14 @@ def unasked(found: Evidence) -> None:
 
 def told_it_was_too_late(found: Evidence) -> None:
     found.cancels.append(CancelSeen(TASK, Moment.ENDED, 2.6, 2.61, Status.COMPLETED, error="NotCancellable"))
+
+
+def told_it_was_unknown(found: Evidence) -> None:
+    found.cancels = [CancelSeen(TASK, Moment.PENDING, 1.2, 1.3, error="UnknownTask")]
+
+
+def told_it_was_stopping(found: Evidence) -> None:
+    found.cancels = [CancelSeen(TASK, Moment.PENDING, 1.5, 1.51, Status.PROCESSING, stopping=True)]
 
 
 def told_it_was_deleted(found: Evidence) -> None:
@@ -150,8 +166,21 @@ def return_of_another_attempt(found: Evidence) -> None:
     found.lines[0] = replace(found.lines[0], attempt=2)
 
 
+def result_of_another_task(found: Evidence) -> None:
+    found.revisions[TASK][-1].entry.meta.result = msgspec.Raw(b'"t2"')
+
+
 def no_raise(found: Evidence) -> None:
     found.lines.clear()
+
+
+def failed_without_its_handler(found: Evidence) -> None:
+    found.lines.pop()
+    found.revisions[TASK][-1] = revision(3.01, Status.FAILED, "c1", error="Poisoned")
+
+
+def failed_before_its_last_attempt(found: Evidence) -> None:
+    found.revisions[TASK][-1].entry.MaxRetry = 2
 
 
 def again(found: Evidence) -> None:
@@ -180,8 +209,10 @@ def incomplete(found: Evidence) -> None:
         (completed, lost, Rule.LOST),
         (completed, left_open, Rule.OPEN),
         (completed, left_behind, Rule.LEFT),
+        (completed, crashed, Rule.CRASHED),
         (completed, second_end, Rule.SECOND_END),
         (completed, run_after_the_end, Rule.SECOND_END),
+        (completed, written_three_times, Rule.SECOND_END),
         (completed, counted_back, Rule.COUNTED_BACK),
         (deleted, deleted_ran, Rule.DELETED_RAN),
         (cancelled, cancelled_returned, Rule.CANCELLED_RETURNED),
@@ -189,12 +220,17 @@ def incomplete(found: Evidence) -> None:
         (deleted, unasked, Rule.UNASKED),
         (cancelled, told_it_was_too_late, Rule.LIED),
         (completed, told_it_was_deleted, Rule.LIED),
+        (completed, told_it_was_unknown, Rule.LIED),
+        (deleted, told_it_was_stopping, Rule.LIED),
         (completed, claimed_late, Rule.CLAIMED_LATE),
         (cancelled, unheard, Rule.UNHEARD),
         (cancelled, unheard_at_the_claim, Rule.UNHEARD),
         (completed, no_return, Rule.NO_RETURN),
         (completed, return_of_another_attempt, Rule.NO_RETURN),
+        (completed, result_of_another_task, Rule.NO_RETURN),
         (failed, no_raise, Rule.NO_RAISE),
+        (failed, failed_without_its_handler, Rule.NO_RAISE),
+        (failed, failed_before_its_last_attempt, Rule.NO_RAISE),
         (completed, again, Rule.AGAIN),
         (completed, overlap, Rule.OVERLAP),
         (completed, endless, Rule.ENDLESS),
@@ -206,7 +242,7 @@ def test_each_breach_is_found(clean: Callable[[], Evidence], break_it: Callable[
     break_it(evidence)
     breaches = judge(evidence)
     assert rule in {each.rule for each in breaches}, breaches
-    told = tell(evidence, breaches)
+    told = explain(evidence, breaches)
     assert told
     assert all(each.timeline or not each.breach.task for each in told)
 
@@ -249,6 +285,21 @@ def test_a_run_that_a_kill_ended_overlaps_with_nothing() -> None:
     rules = {each.rule for each in judge(evidence)}
     assert Rule.OVERLAP not in rules
     assert Rule.ENDLESS not in rules
+
+
+def test_a_cancel_before_the_submit_was_acknowledged_may_find_no_task() -> None:
+    evidence = completed()
+    evidence.cancels = [CancelSeen(TASK, Moment.SUBMIT, 1.05, 1.06, error="UnknownTask")]
+    assert judge(evidence) == []
+
+
+def test_revisions_of_tasks_that_were_cancelled_in_a_full_store_may_be_missing() -> None:
+    evidence = cancelled()
+    evidence.faults = [FaultSeen("full", "the store was full", 2.4, 2.6)]
+    evidence.missing = 8
+    assert judge(evidence) == []
+    evidence.missing = 9
+    assert [breach.rule for breach in judge(evidence)] == [Rule.RECORD]
 
 
 def test_the_figures_say_which_moment_a_cancel_met() -> None:

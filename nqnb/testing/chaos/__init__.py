@@ -1,9 +1,21 @@
-"""An attack on nqnb: tasks and cancels at every moment of their lives, amid faults, judged by what was written down.
+"""Chaos runs: attack nqnb with tasks, cancels and faults, and judge whether every rule holds.
 
-``nqnb chaos`` runs it from the command line. `run_chaos` starts servers and worker processes of its own, or uses a
-given server. It submits tasks, cancels them, and injects faults: workers are killed and suspended, the server is
-killed, links are cut, event loops are blocked, the store is filled, clocks are wrong, a cluster loses its leaders.
-Then it judges, from the handlers' own log and from every stored revision, whether each rule held.
+``nqnb chaos`` runs an attack from the command line. `run_chaos` starts its own servers and worker processes, or uses a
+given server. It submits tasks, cancels them at every moment of their lives, and injects faults: workers are killed and
+suspended, the server is killed, links are cut, event loops are blocked, the store is filled, clocks are wrong, a
+cluster loses its leaders. Then it judges by the handlers' log and by every stored revision.
+
+| file | contents |
+|---|---|
+| `plan` | options, tasks and cancels |
+| `attack` | the course of an attack |
+| `testbed` | servers, links, worker processes |
+| `workload` | the clients that submit and cancel |
+| `faults` | the faults |
+| `chaos_worker` | the program of a worker process |
+| `evidence` | what was seen, logged and stored |
+| `judge` | the rules |
+| `report` | progress, figures, timelines |
 """
 
 from __future__ import annotations
@@ -35,12 +47,12 @@ _FILES = {
     "plan": "DEFAULT_FAULTS FAULTS FOREIGN_FAULTS ChaosOptions",
     "report": "ChaosReport ChaosState",
 }
-"""Where each public name lives. They load when first touched, so that other commands need not wait for them."""
+"""The file of each public name. Each is imported when it is first used, so that other commands start fast."""
 
 
 def __getattr__(name: str) -> Any:
-    for file, residents in _FILES.items():
-        if name in residents.split():
+    for file, names in _FILES.items():
+        if name in names.split():
             value = getattr(import_module(f"nqnb.testing.chaos.{file}"), name)
             globals()[name] = value
             return value

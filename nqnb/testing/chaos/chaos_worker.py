@@ -1,6 +1,6 @@
 """A worker process of an attack: ``python -m nqnb.testing.chaos.chaos_worker``, with its orders as JSON on stdin.
 
-It ends when stdin does, so that it never outlives the attack.
+The process ends when its stdin is closed, so it does not outlive the attack.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import nqnb
 from nqnb.errors import JobCancelled, NqnbError
 from nqnb.protocol import lifecycle
 from nqnb.settings import Settings
-from nqnb.testing.chaos.evidence import NOBODY, StallWatch, write_line
+from nqnb.testing.chaos.evidence import NONE, write_line
 from nqnb.testing.chaos.plan import PATIENT_SECONDS, Kind
 from nqnb.worker.job import Job
 from nqnb.worker.worker import Worker
 
-_LAG_LEAST_SECONDS = 0.15
+_MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Waits above this are schedules of the server in these workers, so that these are attacked, too."""
+"""Longer waits are schedules of the server in these workers, so the attack covers schedules too."""
 
 
 class HandlerFailed(Exception):
-    """What a handler raises when its task's plan says so."""
+    """The planned error of a handler."""
 
 
 def make_worker(orders: dict[str, Any]) -> Worker:
@@ -42,7 +42,7 @@ def make_worker(orders: dict[str, Any]) -> Worker:
     worker = Worker(settings, concurrency=orders["concurrency"], shutdown_timeout=2.0, poison_limit=10_000)
     diary, name, token = str(orders["diary"]), worker.id, secrets.token_hex
 
-    # Handlers in processes are sent there, so what this function uses must be inside of it.
+    # A handler in a process is pickled, so it uses nothing else of this module but what pickle can import.
     def plain(job: Job, payload: dict[str, Any]) -> str:
         run, kind = token(4), str(payload["kind"])
         write_line(diary, job.id, job.attempt, "start", run, name, kind)
@@ -72,7 +72,7 @@ def make_worker(orders: dict[str, Any]) -> Worker:
             if payload["progress"]:
                 job.progress(1, 2)
             if payload["block"]:
-                time.sleep(payload["block"])  # noqa: ASYNC251  blocking the loop is what this task is for
+                time.sleep(payload["block"])  # noqa: ASYNC251  this task tests a blocked loop
             await asyncio.sleep(payload["seconds"])
             if job.attempt <= payload["failures"]:
                 raise HandlerFailed("as planned")
@@ -82,7 +82,7 @@ def make_worker(orders: dict[str, Any]) -> Worker:
         except HandlerFailed:
             write_line(diary, job.id, job.attempt, "raise", run, name, kind)
             raise
-        # Nothing is awaited from here on, so the worker certainly receives the return.
+        # Nothing is awaited from here on, so the worker receives the return.
         write_line(diary, job.id, job.attempt, "return", run, name, kind)
         return job.id
 
@@ -104,26 +104,44 @@ async def _serve(worker: Worker, diary: str) -> None:
         lags.cancel()
 
 
+class StallWatch(threading.Thread):
+    """Write into the diary when the whole process was suspended or got no processor."""
+
+    def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
+        super().__init__(name="nqnb-chaos-stalls", daemon=True)
+        self._path, self._worker, self._pause, self._min_stall = path, worker, pause, min_stall
+
+    def run(self) -> None:
+        """Compare the time slept with the time passed, until the process ends."""
+        last = time.monotonic()
+        while True:
+            time.sleep(self._pause)
+            now = time.monotonic()
+            if now - last - self._pause > self._min_stall:
+                write_line(self._path, NONE, 0, "stall", f"{now - last:.3f}", self._worker, NONE)
+            last = now
+
+
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Note in the diary when the event loop stood still."""
+    """Write into the diary when the event loop was blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)
         now = time.monotonic()
-        if now - last - _LAG_PAUSE_SECONDS > _LAG_LEAST_SECONDS:
-            write_line(diary, NOBODY, 0, "lag", f"{now - last:.3f}", worker, NOBODY)
+        if now - last - _LAG_PAUSE_SECONDS > _MIN_LAG_SECONDS:
+            write_line(diary, NONE, 0, "lag", f"{now - last:.3f}", worker, NONE)
         last = now
 
 
 def shift_clock(seconds: float) -> None:
-    """Let this process see a clock that is wrong: the machine's own cannot be moved."""
+    """Move the clock of this process; that of the machine cannot be moved."""
     if seconds:
         right = time.time
         time.time = lambda: right() + seconds
 
 
 def end_with_stdin() -> None:
-    """End this process at once when its stdin ends: whoever started it is gone."""
+    """End this process when its stdin is closed: its parent is gone."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -135,7 +153,7 @@ def end_with_stdin() -> None:
 
 
 def read_orders() -> dict[str, Any]:
-    """Read the first line of stdin, and nothing beyond it."""
+    """Read the first line of stdin and nothing after it."""
     text = b""
     while not text.endswith(b"\n"):
         piece = os.read(0, 1)
@@ -147,8 +165,8 @@ def read_orders() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until SIGTERM comes."""
-    # Until the worker serves, and then has a better answer to it.
+    """Serve until SIGTERM."""
+    # This handler applies until the worker serves and installs its own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     orders = read_orders()
     end_with_stdin()
@@ -160,15 +178,15 @@ def main() -> None:
     diary = str(orders["diary"])
     while True:
         worker = make_worker(orders)
-        write_line(diary, NOBODY, 0, "hello", NOBODY, worker.id, NOBODY)
-        if not any(each.name == "nqnb-chaos-stalls" for each in threading.enumerate()):
+        write_line(diary, NONE, 0, "hello", NONE, worker.id, NONE)
+        if not any(thread.name == "nqnb-chaos-stalls" for thread in threading.enumerate()):
             StallWatch(diary, worker.id).start()
         try:
             asyncio.run(_serve(worker, diary))
             return
         except NqnbError as error:
-            # The server is away while the worker starts, say: whatever supervises a worker starts it again.
-            print(f"the worker is started again: {error}", file=sys.stderr, flush=True)  # noqa: T201  its own log
+            # The server may be away while the worker starts. A supervisor would restart the worker too.
+            print(f"the worker failed and is restarted: {error}", file=sys.stderr, flush=True)  # noqa: T201  stderr is the process's log
             time.sleep(0.5)
 
 

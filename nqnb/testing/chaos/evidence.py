@@ -1,11 +1,13 @@
-"""Everything that an attack has seen, which its judge judges from; all times are of the machine's monotonic clock."""
+"""The evidence of an attack: what its clients were told, what the handlers logged, and every stored revision.
+
+All times are of the machine's monotonic clock, which all processes share.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,7 +24,7 @@ from nqnb.testing.chaos.plan import Moment, TaskPlan
 
 @dataclass(slots=True)
 class SubmitSeen:
-    """One submit: ``task`` is empty where it was refused before it had an id."""
+    """One submit. ``task`` is empty if it was refused before it had an id."""
 
     plan: TaskPlan
     queue: str
@@ -30,12 +32,12 @@ class SubmitSeen:
     ended: float = 0.0
     task: str = ""
     error: str = ""
-    """The error's name; "" where the submit was acknowledged."""
+    """The error's name, or "" if the submit was acknowledged."""
 
 
 @dataclass(slots=True)
 class CancelSeen:
-    """One cancel, and what its canceller was told."""
+    """One cancel, and what the call returned."""
 
     task: str
     aim: Moment
@@ -47,12 +49,12 @@ class CancelSeen:
 
     @property
     def accepted(self) -> bool:
-        """Whether the canceller was promised that the task is cancelled, or is going to be."""
+        """Whether the call promised that the task is cancelled or will be."""
         return bool(self.ended) and not self.error
 
     @property
     def unsure(self) -> bool:
-        """Whether the cancel may have been noted all the same."""
+        """Whether the cancel request may be stored although the call failed."""
         return not self.ended or self.error not in ("", "NotCancellable", "UnknownTask")
 
 
@@ -67,7 +69,7 @@ class Revision:
 
 @dataclass(slots=True)
 class FaultSeen:
-    """One fault: the worker processes that it touches (None = all), and when it began and ended."""
+    """One fault: the numbers of the worker processes that it affects (None = all), when it began and ended."""
 
     kind: str
     what: str
@@ -75,12 +77,12 @@ class FaultSeen:
     ended: float = 0.0
     numbers: tuple[int, ...] | None = None
     harmless: bool = False
-    """Whether it lasts for the whole attack and delays nothing: a clock that is wrong, a far link."""
+    """Whether it lasts for the whole attack and delays nothing: a wrong clock, a slow link."""
 
 
 @dataclass(slots=True)
 class LifeSeen:
-    """One worker process; ``died`` is 0 while it lives."""
+    """One worker process. ``died`` is 0 while it runs."""
 
     number: int
     pid: int
@@ -91,7 +93,7 @@ class LifeSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """One run of a handler, put together from the diary. ``word`` is "" where it wrote no end."""
+    """One run of a handler, from the lines of the diary. ``word`` is "" if the handler wrote no end."""
 
     task: str
     attempt: int
@@ -105,7 +107,7 @@ class RunSeen:
 
 @dataclass
 class Evidence:
-    """Everything that was seen."""
+    """All evidence of one attack."""
 
     ack_wait: float
     submits: list[SubmitSeen] = field(default_factory=list)
@@ -115,18 +117,20 @@ class Evidence:
     faults: list[FaultSeen] = field(default_factory=list)
     lives: list[LifeSeen] = field(default_factory=list)
     lags: list[tuple[float, float]] = field(default_factory=list)
-    """When the attack's own event loop, which carries the links, stood still."""
+    """When the attack's own event loop, which runs the links, was blocked."""
     left: list[str] = field(default_factory=list)
-    """What was there at the end and should not have been, in words."""
+    """What was left at the end and should not have been, in words."""
+    crashes: list[str] = field(default_factory=list)
+    """Workers and clients that crashed, in words."""
     missing: int = 0
-    """Revisions that were stored and could not be read."""
+    """The number of revisions that were stored and could not be read."""
     begun: float = 0.0
     judged: float = 0.0
     """When the evidence was complete."""
 
     @cached_property
     def runs(self) -> dict[str, list[RunSeen]]:
-        """The runs of each task, by their start."""
+        """The runs of each task, ordered by their start."""
         died = {life.number: life.died for life in self.lives}
         open_: dict[str, Line] = {}
         runs: dict[str, list[RunSeen]] = defaultdict(list)
@@ -161,12 +165,12 @@ class Evidence:
 
     @cached_property
     def stalls(self) -> dict[int, list[tuple[float, float]]]:
-        """When each worker process stood still as a whole."""
+        """When each worker process was suspended or got no processor."""
         return self._pauses("stall")
 
     @cached_property
     def loop_lags(self) -> dict[int, list[tuple[float, float]]]:
-        """When the event loop of each worker process stood still."""
+        """When the event loop of each worker process was blocked."""
         return self._pauses("lag")
 
     def _pauses(self, word: str) -> dict[int, list[tuple[float, float]]]:
@@ -177,22 +181,22 @@ class Evidence:
         return dict(found)
 
     def died(self, number: int) -> float:
-        """When a worker process died; 0 while it lives."""
+        """Return when a worker process died, or 0 if it runs."""
         return next((life.died for life in self.lives if life.number == number), 0.0)
 
-    def troubled(self, number: int, begin: float, end: float, *, servers: bool = True) -> bool:
-        """Whether a worker process was killed, suspended or cut off within a time, or the server was away.
+    def disturbed(self, number: int, begin: float, end: float, *, servers: bool = True) -> bool:
+        """Return whether a worker process was killed, suspended or cut off in a span of time, or the server was away.
 
         Args:
             number: the worker process.
-            begin: from when.
-            end: until when.
+            begin: the begin of the span.
+            end: the end of the span.
             servers: whether faults of the server count.
         """
         died = self.died(number)
         if died and died <= end:
             return True
-        if within(self.stalls.get(number, ()), begin, end):
+        if overlaps(self.stalls.get(number, ()), begin, end):
             return True
         for fault in self.faults:
             if fault.harmless or fault.begun > end or (fault.ended and fault.ended < begin):
@@ -202,21 +206,27 @@ class Evidence:
                     return True
             elif servers and fault.kind in ("server", "cluster", "full"):
                 return True
-        return within(self.lags, begin, end)
+        return overlaps(self.lags, begin, end)
 
 
-def within(spans: Iterable[tuple[float, float]], begin: float, end: float) -> bool:
-    """Whether any of some spans of time touches another."""
+def overlaps(spans: Iterable[tuple[float, float]], begin: float, end: float) -> bool:
+    """Return whether one of some spans of time overlaps another span."""
     return any(first <= end and last >= begin for first, last in spans)
 
 
+# -- the diary: the handlers' own log, a file for each worker process
+
 HANDLER_WORDS = ("start", "return", "raise", "stop")
-NOBODY = "-"
+NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a diary; for ``stall`` and ``lag``, ``seconds`` is how long it took, up to ``at``."""
+    """One line of a diary: ``time task attempt word run worker kind``.
+
+    A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello``, ``stall`` when
+    the process was suspended, and ``lag`` when its event loop was blocked: for ``seconds``, until ``at``.
+    """
 
     at: float
     task: str
@@ -226,12 +236,12 @@ class Line:
     worker: str
     kind: str
     number: int = 0
-    """Which worker process wrote it."""
+    """The number of the worker process that wrote it."""
     seconds: float = 0.0
 
 
 def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: str, kind: str) -> None:
-    """Append a line."""
+    """Append a line in one write."""
     text = f"{time.monotonic():.6f} {task} {attempt} {word} {run} {worker} {kind}\n"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -241,7 +251,7 @@ def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: 
 
 
 def read_diary(path: Path, number: int) -> list[Line]:
-    """Read a diary; a last line that a kill cut short is left out."""
+    """Read a diary, without a last line that a kill has cut short."""
     lines = []
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         parts = text.split()
@@ -252,39 +262,23 @@ def read_diary(path: Path, number: int) -> list[Line]:
     return lines
 
 
-class StallWatch(threading.Thread):
-    """Notes in the diary when the whole process stood still: it was suspended, or got no processor."""
+# -- every stored revision
 
-    def __init__(self, path: str, worker: str, pause: float = 0.1, least: float = 0.25) -> None:
-        super().__init__(name="nqnb-chaos-stalls", daemon=True)
-        self._path, self._worker, self._pause, self._least = path, worker, pause, least
-
-    def run(self) -> None:
-        """Look again and again, until the process ends."""
-        last = time.monotonic()
-        while True:
-            time.sleep(self._pause)
-            now = time.monotonic()
-            if now - last - self._pause > self._least:
-                write_line(self._path, NOBODY, 0, "stall", f"{now - last:.3f}", self._worker, NOBODY)
-            last = now
-
-
-HISTORY = 64
-"""Revisions that the state bucket keeps of each task: the most that a bucket can, and more than a task has."""
+HISTORY_REVISIONS = 64
+"""Revisions that the state bucket keeps of each task: the maximum of a bucket, and more than a task has."""
 _READ_AT_ONCE = 256
 
 
 async def keep_history(connection: Connection, bucket: str) -> None:
-    """Make the state bucket, so that it keeps every revision, before anyone else makes it.
+    """Create the state bucket with a history of every revision, before a client creates it.
 
     Raises:
-        ServerRefused: the server does not let us.
+        ServerRefused: the server rejects the stream.
     """
     body = {
         "name": f"KV_{bucket}",
         "subjects": [f"$KV.{bucket}.>"],
-        "max_msgs_per_subject": HISTORY,
+        "max_msgs_per_subject": HISTORY_REVISIONS,
         "num_replicas": connection.settings.replicas,
         "discard": "new",
         "deny_delete": True,
@@ -298,12 +292,12 @@ async def read_revisions(connection: Connection, bucket: str, offset: float) -> 
     """Read every revision that was stored, by task, oldest first.
 
     Args:
-        connection: where.
+        connection: the connection to read with.
         bucket: the state bucket.
-        offset: the server's clock less the monotonic one, in seconds.
+        offset: the server's clock minus the monotonic clock, in seconds.
 
     Returns:
-        The revisions, and how many were stored and are not there any more.
+        The revisions, and how many were stored and are missing.
     """
     stream, api = f"KV_{bucket}", connection.api
     state = (await connection.insist(lambda: api(f"STREAM.INFO.{stream}")))["state"]

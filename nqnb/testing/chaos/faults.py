@@ -1,4 +1,4 @@
-"""Injects faults at random moments: kills and suspends workers, kills servers, cuts links, fills the store."""
+"""Inject faults at random moments: kill and suspend workers, kill servers, cut links, fill the store."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any
 from nqnb.errors import DevServerError, NoRoom, NqnbError, ServerRefused
 from nqnb.testing.chaos.evidence import FaultSeen
 from nqnb.testing.chaos.plan import ChaosOptions
-from nqnb.testing.chaos.testbed import Stage, Workforce
-from nqnb.testing.chaos.workload import Load
+from nqnb.testing.chaos.testbed import ChaosWorkers, Testbed
+from nqnb.testing.chaos.workload import Workload
 
 CLOCK_SECONDS = 3600.0
 _BALLAST = "nqnb-chaos-ballast"
 _BALLAST_BYTES = (768 * 2**10, 64 * 2**10, 4 * 2**10, 256)
-_FILLING_TAKES_SECONDS = 20.0
-_SETTLE_TAKES_SECONDS = 30.0
+_FILL_TIMEOUT_SECONDS = 20.0
+_MAKE_ROOM_TIMEOUT_SECONDS = 30.0
 
 
 class Faults:
-    """The faults of one attack, dealt like cards, so that each kind comes as often as the others.
+    """The faults of one attack, dealt like cards, so that each kind is equally frequent.
 
     Args:
-        options: the attack's.
-        stage: its servers and links.
-        workforce: its worker processes.
-        load: its tasks.
+        options: the options of the attack.
+        testbed: the servers and links.
+        workers: the worker processes.
+        workload: the tasks.
     """
 
-    def __init__(self, options: ChaosOptions, stage: Stage, workforce: Workforce, load: Load) -> None:
+    def __init__(self, options: ChaosOptions, testbed: Testbed, workers: ChaosWorkers, workload: Workload) -> None:
         self.seen: list[FaultSeen] = []
         self._options = options
-        self._stage = stage
-        self._workforce = workforce
-        self._load = load
+        self._testbed = testbed
+        self._workers = workers
+        self._workload = workload
         self._dice = random.Random(f"faults {options.seed}")
-        self._aside: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._busy: set[int] = set()
-        """The places whose worker process is suspended or starts again."""
+        """The places whose worker process is suspended or restarts."""
         self._cut: set[int] = set()
         """The links that are cut."""
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
@@ -52,57 +52,56 @@ class Faults:
             "cluster": self._cluster,
         }
         self._kinds = {kind: inject for kind, inject in kinds.items() if kind in options.faults}
-        if stage.cluster is not None:
-            # A single server of a cluster dies by the cluster's own faults.
+        if testbed.cluster is not None:
+            # The faults of a cluster kill its servers.
             self._kinds.pop("server", None)
             self._kinds.pop("full", None)
 
     async def run(self) -> None:
-        """Inject faults until cancelled; what is broken then is left to `heal`."""
+        """Inject faults until cancelled. `heal` repairs what is broken then."""
         if not self._kinds:
-            self._load.fully_faulted.set()
+            self._workload.fully_faulted.set()
             return
         while True:
             deck = list(self._kinds.values())
             self._dice.shuffle(deck)
             for inject in deck:
                 await asyncio.sleep(self._dice.uniform(0.2, 1.0))
-                for said in self._workforce.look():
-                    self._note("worker", said, None).ended = time.monotonic()
+                self._restart_crashed()
                 await inject()
-            self._load.fully_faulted.set()
+            self._workload.fully_faulted.set()
 
     async def heal(self) -> None:
-        """Mend everything, and wait until it works again.
+        """Repair everything and wait until it works again.
 
         Raises:
-            DevServerError: a server does not come back.
+            DevServerError: a server does not restart.
         """
-        for each in self._aside:
+        for each in self._background:
             each.cancel()
-        await asyncio.gather(*self._aside, return_exceptions=True)
-        if self._stage.server is not None and not self._stage.server.running:
-            await asyncio.to_thread(self._stage.server.restart)
-        if self._stage.cluster is not None:
-            for number in range(len(self._stage.cluster.servers)):
-                if number not in self._stage.cluster.running:
-                    await asyncio.to_thread(self._stage.cluster.restart, number)
-            await asyncio.to_thread(self._stage.cluster.wait_ready)
+        await asyncio.gather(*self._background, return_exceptions=True)
+        if self._testbed.server is not None and not self._testbed.server.running:
+            await asyncio.to_thread(self._testbed.server.restart)
+        if self._testbed.cluster is not None:
+            for number in range(len(self._testbed.cluster.servers)):
+                if number not in self._testbed.cluster.running:
+                    await asyncio.to_thread(self._testbed.cluster.restart, number)
+            await asyncio.to_thread(self._testbed.cluster.wait_ready)
         if "link" in self._options.faults:
-            for link in self._stage.links:
+            for link in self._testbed.links:
                 await link.heal()
-        if self._stage.options.settings is None and "full" in self._kinds:
+        if self._testbed.options.settings is None and "full" in self._kinds:
             await self._make_room()
-        for place in range(self._workforce.places):
-            self._workforce.resume(place)
-            if self._workforce.number_at(place) is None:
-                self._workforce.start(place)
+        for place in range(self._workers.places):
+            self._workers.resume(place)
+            if self._workers.number_at(place) is None:
+                self._workers.start(place)
         now = time.monotonic()
         for fault in self.seen:
             fault.ended = fault.ended or now
 
-    def stand(self, kind: str, what: str, numbers: tuple[int, ...] | None = None) -> None:
-        """Note a fault that lasts for the whole attack."""
+    def note_standing(self, kind: str, what: str, numbers: tuple[int, ...] | None = None) -> None:
+        """Record a fault that lasts for the whole attack."""
         self._note(kind, what, numbers).harmless = True
 
     def _note(self, kind: str, what: str, numbers: tuple[int, ...] | None) -> FaultSeen:
@@ -110,57 +109,65 @@ class Faults:
         self.seen.append(fault)
         return fault
 
-    def _go_aside(self, work: Awaitable[None]) -> None:
+    def _in_background(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
-        self._aside.add(task)
-        task.add_done_callback(self._aside.discard)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
 
     # -- workers
 
+    def _restart_crashed(self) -> None:
+        """Restart worker processes that ended by themselves; the judge reports them."""
+        for number in self._workers.note_crashes():
+            self._note("worker", f"worker process {number} ended by itself", (number,)).ended = time.monotonic()
+        for place in range(self._workers.places):
+            if place not in self._busy and self._workers.number_at(place) is None:
+                self._workers.start(place)
+
     async def _worker(self) -> None:
-        free = [place for place in range(self._workforce.places) if place not in self._busy]
+        free = [place for place in range(self._workers.places) if place not in self._busy]
         if len(free) < 2:
-            # One stays, so that something runs.
+            # One worker is left undisturbed, so that tasks run.
             return
         place = self._dice.choice(free)
         if self._dice.random() < 0.6:
             await self._kill(place)
         else:
             self._busy.add(place)
-            self._go_aside(self._suspend(place, self._options.ack_wait * self._dice.uniform(1.1, 1.5)))
+            self._in_background(self._suspend(place, self._options.ack_wait * self._dice.uniform(1.1, 1.5)))
 
     async def _kill(self, place: int) -> None:
-        number = self._workforce.number_at(place)
+        number = self._workers.number_at(place)
         if number is None:
             return
         fault = self._note("worker", f"worker process {number} was killed", (number,))
         self._busy.add(place)
-        await self._workforce.kill(place)
-        self._go_aside(self._start_later(place, fault, self._dice.choice([0.0, self._dice.uniform(0, 1.5)])))
+        await self._workers.kill(place)
+        self._in_background(self._start_later(place, fault, self._dice.choice([0.0, self._dice.uniform(0, 1.5)])))
 
     async def _start_later(self, place: int, fault: FaultSeen, seconds: float) -> None:
         await asyncio.sleep(seconds)
-        self._workforce.start(place)
+        self._workers.start(place)
         fault.ended = time.monotonic()
         self._busy.discard(place)
 
     async def _suspend(self, place: int, seconds: float) -> None:
-        number = self._workforce.number_at(place)
+        number = self._workers.number_at(place)
         if number is None:
             self._busy.discard(place)
             return
         fault = self._note("worker", f"worker process {number} was suspended for {seconds:.1f} s", (number,))
-        self._workforce.suspend(place)
+        self._workers.suspend(place, seconds)
         try:
             await asyncio.sleep(seconds)
         finally:
-            self._workforce.resume(place)
+            self._workers.resume(place)
             fault.ended = time.monotonic()
             self._busy.discard(place)
 
-    async def _perhaps_kill_amid(self, seconds: float, *, always: bool = False) -> None:
-        """Wait; while a server is away or full, a worker may die, too."""
-        free = [place for place in range(self._workforce.places) if place not in self._busy]
+    async def _wait_and_perhaps_kill(self, seconds: float, *, always: bool = False) -> None:
+        """Wait while a server is away or full; perhaps kill a worker meanwhile."""
+        free = [place for place in range(self._workers.places) if place not in self._busy]
         if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)
             await asyncio.sleep(first)
@@ -171,19 +178,19 @@ class Faults:
     # -- one server
 
     async def _server(self) -> None:
-        server = self._stage.server
+        server = self._testbed.server
         if server is None:
             return
         lease = self._options.ack_wait
         seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.3, 1.5), lease * 1.3])
         fault = self._note("server", f"the server was killed for {seconds:.1f} s", None)
         await asyncio.to_thread(server.kill)
-        await self._perhaps_kill_amid(seconds)
+        await self._wait_and_perhaps_kill(seconds)
         await asyncio.to_thread(server.restart)
         fault.ended = time.monotonic()
 
     async def _full(self) -> None:
-        connection = self._stage.connection
+        connection = self._testbed.connection
         if connection is None:
             return
         seconds = self._dice.uniform(0.5, 3)
@@ -192,31 +199,31 @@ class Faults:
             body = {"name": _BALLAST, "subjects": [_BALLAST], "storage": "file"}
             await connection.insist(lambda: connection.api(f"STREAM.CREATE.{_BALLAST}", body))
             await self._fill()
-            stuffing = asyncio.ensure_future(self._keep_full())
+            filling = asyncio.ensure_future(self._keep_full())
             try:
-                await self._perhaps_kill_amid(seconds, always=True)
+                await self._wait_and_perhaps_kill(seconds, always=True)
             finally:
-                stuffing.cancel()
-                await asyncio.gather(stuffing, return_exceptions=True)
+                filling.cancel()
+                await asyncio.gather(filling, return_exceptions=True)
         finally:
             await self._make_room()
             fault.ended = time.monotonic()
 
     async def _fill(self) -> None:
-        until = time.monotonic() + _FILLING_TAKES_SECONDS
+        deadline = time.monotonic() + _FILL_TIMEOUT_SECONDS
         for size in _BALLAST_BYTES:
-            while time.monotonic() < until and await self._stow(size):
+            while time.monotonic() < deadline and await self._store_ballast(size):
                 pass
 
     async def _keep_full(self) -> None:
-        """Take the room that tasks leave which end."""
+        """Fill the room that ended tasks leave."""
         while True:
             await asyncio.sleep(0.05)
             await self._fill()
 
-    async def _stow(self, size: int) -> bool:
-        """Store a message; whether there was room."""
-        connection = self._stage.connection
+    async def _store_ballast(self, size: int) -> bool:
+        """Store a message. Return whether there was room."""
+        connection = self._testbed.connection
         if connection is None:
             return False
         try:
@@ -228,33 +235,33 @@ class Faults:
         return True
 
     async def _make_room(self) -> None:
-        connection = self._stage.connection
+        connection = self._testbed.connection
         if connection is not None:
             with contextlib.suppress(ServerRefused):
-                await connection.insist(lambda: connection.api(f"STREAM.DELETE.{_BALLAST}"), _SETTLE_TAKES_SECONDS)
+                await connection.insist(lambda: connection.api(f"STREAM.DELETE.{_BALLAST}"), _MAKE_ROOM_TIMEOUT_SECONDS)
 
     # -- links
 
     async def _link(self) -> None:
-        free = [number for number in range(len(self._stage.links)) if number not in self._cut]
+        free = [number for number in range(len(self._testbed.links)) if number not in self._cut]
         if free:
             number = self._dice.choice(free)
             self._cut.add(number)
-            self._go_aside(self._cut_link(number))
+            self._in_background(self._cut_link(number))
 
     async def _cut_link(self, number: int) -> None:
-        link = self._stage.links[number]
-        process = self._workforce.number_at(number) if number < self._workforce.places else None
+        link = self._testbed.links[number]
+        process = self._workers.number_at(number) if number < self._workers.places else None
         name = "a worker process that starts" if process is None else f"worker process {process}"
-        if number == self._workforce.places:
+        if number == self._workers.places:
             name = "a client"
         seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.5, 1.5 * self._options.ack_wait)])
         how = self._dice.choice(["refused", "swallowed", "swallowed and reset", "reset", "slow"])
         if how == "reset":
             seconds = 0.1
         fault = self._note("link", f"the link of {name} was {how} for {seconds:.1f} s", None)
-        # A worker process that starts meanwhile in that place is cut off, too.
-        fault.numbers = () if number == self._workforce.places else None if process is None else (process,)
+        # A worker process that starts in that place meanwhile is cut off too.
+        fault.numbers = () if number == self._workers.places else None if process is None else (process,)
         try:
             if how == "refused":
                 await link.refuse()
@@ -269,7 +276,7 @@ class Faults:
                 link.hang_up()
         finally:
             await link.heal()
-            later = self._workforce.number_at(number) if number < self._workforce.places else None
+            later = self._workers.number_at(number) if number < self._workers.places else None
             if fault.numbers and later is not None:
                 fault.numbers = (*fault.numbers, later)
             fault.ended = time.monotonic()
@@ -278,22 +285,22 @@ class Faults:
     # -- a cluster
 
     async def _cluster(self) -> None:
-        cluster = self._stage.cluster
+        cluster = self._testbed.cluster
         if cluster is None:
             return
-        stream = self._dice.choice(list(self._stage.queues.values()))
-        what = self._dice.choice(["task leader", "state leader", "two of three", "rolling restart"])
+        stream = self._dice.choice(list(self._testbed.queues.values()))
+        action = self._dice.choice(["task leader", "state leader", "two of three", "rolling restart"])
         fault = self._note("cluster", "", None)
         call: Callable[..., Awaitable[Any]] = asyncio.to_thread
-        # A leader that cannot be found is another fault's work: any server will do then.
+        # If the stream has no leader because of another fault, any server is killed.
         down: list[int] = []
-        if what in ("task leader", "state leader"):
-            name = stream if what == "task leader" else f"KV_{self._stage.settings.state_bucket}"
+        if action in ("task leader", "state leader"):
+            name = stream if action == "task leader" else f"KV_{self._testbed.settings.state_bucket}"
             leader = await asyncio.to_thread(cluster.leader_of, name)
             down = [self._dice.choice(cluster.running) if leader is None else leader]
             seconds = self._dice.uniform(1, 6)
             fault.what = f"server {down[0]}, which led {name}, was killed for {seconds:.1f} s"
-        elif what == "two of three":
+        elif action == "two of three":
             down = self._dice.sample(cluster.running, 2)
             seconds = self._dice.uniform(1, 2 * self._options.ack_wait)
             fault.what = f"servers {down[0]} and {down[1]} were killed for {seconds:.1f} s"
@@ -306,7 +313,7 @@ class Faults:
         if down:
             for number in down:
                 await call(cluster.kill, number)
-            await self._perhaps_kill_amid(seconds)
+            await self._wait_and_perhaps_kill(seconds)
             for number in down:
                 await call(cluster.restart, number)
         with contextlib.suppress(DevServerError):

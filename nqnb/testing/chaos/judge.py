@@ -1,4 +1,4 @@
-"""Judges an attack by what was seen: the handlers' log, every stored revision, and what the clients were told."""
+"""Judge an attack by its evidence: the handlers' log, every stored revision, and what the clients were told."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ import enum
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import msgspec
+
 from nqnb.protocol.wire import Status
-from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen, within
+from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen, overlaps
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, Kind
 
 SLACK_SECONDS = 0.05
-"""By so much the server's clock and ours, as far as they are compared, may be apart."""
-_STOPPED_TAKES_SECONDS = 1.0
-"""Seconds within which a handler's process may be stopped although it has written that it returns."""
-_HISTORY = 8
-"""Revisions that a task has at most before a cancel ends it while it waits."""
-_GIVEN_UP = ("Poisoned", "TimeoutError")
-"""Errors of a failed task that its handler did not raise."""
+"""The maximum error in the comparison of the server's clock with that of this machine."""
+_STOP_WINDOW_SECONDS = 1.0
+"""Seconds in which a handler's process may still be stopped after it has logged its return."""
+_MAX_WAITING_REVISIONS = 8
+"""The maximum number of revisions of a task that is cancelled while it waits."""
 
 
 class Rule(enum.Enum):
-    """What must hold, in the words in which its breach is told."""
+    """The rules. Each value describes a breach of its rule."""
 
-    LOST = "acknowledged and lost"
-    OPEN = "left open"
+    LOST = "was acknowledged and is lost"
+    OPEN = "has not ended"
     LEFT = "left behind"
+    CRASHED = "crashed"
     SECOND_END = "left a terminal state"
-    COUNTED_BACK = "counted its attempts back"
-    DELETED_RAN = "is deleted, and ran"
-    CANCELLED_RETURNED = "is cancelled, and returned"
-    UNASKED = "is cancelled, and nobody asked for it"
-    LIED = "ended otherwise than its canceller was told"
+    COUNTED_BACK = "its retry count decreased"
+    DELETED_RAN = "is deleted but ran"
+    CANCELLED_RETURNED = "is cancelled but returned"
+    UNASKED = "is cancelled without a cancel"
+    LIED = "did not end as its cancel reported"
     CLAIMED_LATE = "was claimed and run after its cancel had returned"
-    UNHEARD = "ran on after its cancel, with nothing in the way"
-    NO_RETURN = "is completed, and did not return"
-    NO_RAISE = "is failed, and did not fail"
+    UNHEARD = "ran on after its cancel although it was reachable"
+    NO_RETURN = "is completed but did not return this result"
+    NO_RAISE = "is failed but did not fail for good"
     AGAIN = "ran again after it had returned"
     OVERLAP = "ran twice at once"
     ENDLESS = "its code never ended"
-    RECORD = "the record is not complete"
+    RECORD = "the evidence is incomplete"
 
 
 @dataclass(frozen=True)
 class Breach:
-    """Something that must not happen; ``task`` is "" where it is about no single task."""
+    """A breach of a rule. ``task`` is "" if the breach concerns no single task."""
 
     rule: Rule
     text: str
@@ -52,9 +53,10 @@ class Breach:
 
 
 def judge(evidence: Evidence) -> list[Breach]:
-    """Find every breach, in the order of the tasks' submits."""
+    """Return every breach, in the order of the tasks' submits."""
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
-    if evidence.missing > _HISTORY * _ended_in_a_full_store(evidence):
+    breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
+    if evidence.missing > _MAX_WAITING_REVISIONS * _ended_in_a_full_store(evidence):
         breaches.append(Breach(Rule.RECORD, f"{evidence.missing} revisions were stored and could not be read"))
     known = {**dict.fromkeys(each.task for each in evidence.submits if each.task), **dict.fromkeys(evidence.revisions)}
     for task in known:
@@ -63,9 +65,13 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Count the tasks that were cancelled while the store was full: their entries are removed to make the room."""
-    full = [(fault.begun, fault.ended or evidence.judged) for fault in evidence.faults if fault.kind == "full"]
-    return len({each.task for each in evidence.cancels if within(full, each.begun, each.ended or evidence.judged)})
+    """Return how many tasks were cancelled while the store was full: their old revisions are removed to make room."""
+    full = _full_store(evidence)
+    return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
+
+
+def _full_store(evidence: Evidence) -> list[tuple[float, float]]:
+    return [(fault.begun, fault.ended or evidence.judged) for fault in evidence.faults if fault.kind == "full"]
 
 
 def _judge_task(evidence: Evidence, task: str) -> Iterator[Breach]:
@@ -73,19 +79,20 @@ def _judge_task(evidence: Evidence, task: str) -> Iterator[Breach]:
     submit = evidence.submit_of.get(task)
     if not revisions:
         if submit is not None and submit.ended and not submit.error:
-            yield Breach(Rule.LOST, "its submit was acknowledged, and it has no entry", task)
+            yield Breach(Rule.LOST, "its submit was acknowledged, but it has no entry", task)
         return
     found = _Task(evidence, task, revisions)
-    for rule in _RULES:
-        for text in rule[1](found):
-            yield Breach(rule[0], text, task)
+    for rule, check in _CHECKS:
+        for text in check(found):
+            yield Breach(rule, text, task)
 
 
 class _Task:
-    """One task, as the rules look at it."""
+    """The evidence of one task."""
 
     def __init__(self, evidence: Evidence, task: str, revisions: list[Revision]) -> None:
         self.evidence = evidence
+        self.id = task
         self.revisions = revisions
         self.final = revisions[-1]
         self.status = self.final.entry.Status
@@ -95,16 +102,16 @@ class _Task:
 
     @property
     def accepted(self) -> list[CancelSeen]:
-        """The cancels whose canceller was promised something."""
+        """The cancels that did not fail."""
         return [each for each in self.cancels if each.accepted]
 
     @property
     def first_asked(self) -> float:
-        """When a cancel was first asked for; infinite where none was."""
+        """When the first cancel was sent, or infinity if there is none."""
         return min((each.begun for each in self.cancels), default=float("inf"))
 
     def claims(self) -> Iterator[tuple[Revision, float]]:
-        """Each claim, and when the next one was written."""
+        """Return each claim, and when the next one was written."""
         marks: list[Revision] = []
         for revision in self.revisions:
             entry = revision.entry
@@ -114,14 +121,14 @@ class _Task:
             yield revision, marks[number + 1].at if number + 1 < len(marks) else float("inf")
 
     def received(self, run: RunSeen) -> bool:
-        """Whether the worker certainly received the return that a run wrote down."""
+        """Return whether the worker certainly received the return that a run has logged."""
         if run.kind not in (Kind.THREAD.value, Kind.PROCESS.value):
             return True
-        margin = _STOPPED_TAKES_SECONDS if run.kind == Kind.PROCESS.value else 0.0
-        # What stops a thread or a process may strike between its last line and its return.
+        margin = _STOP_WINDOW_SECONDS if run.kind == Kind.PROCESS.value else 0.0
+        # A stop may interrupt a thread or a process between its last line and its return.
         if self.first_asked < run.ended + margin:
             return False
-        return not self.evidence.troubled(run.number, run.begun - self.evidence.ack_wait, run.ended + 1.0)
+        return not self.evidence.disturbed(run.number, run.begun - self.evidence.ack_wait, run.ended + 1.0)
 
 
 def _open(task: _Task) -> Iterator[str]:
@@ -133,9 +140,9 @@ def _second_end(task: _Task) -> Iterator[str]:
     ends = [each for each in task.revisions if each.entry.Status.terminal]
     for before, after in zip(task.revisions, task.revisions[1:], strict=False):
         old, new = before.entry.Status, after.entry.Status
-        # The same state may be written again, so that it expires.
+        # The same state may be written again to give it a time to live.
         if old.terminal and (new is not old or _essence(before) != _essence(after)):
-            yield f"it was {old.label} at revision {before.sequence}, and {new.label} at revision {after.sequence}"
+            yield f"it was {old.label} at revision {before.sequence}, but {new.label} at revision {after.sequence}"
             return
     if len(ends) > 2:
         yield f"its terminal state was written {len(ends)} times"
@@ -156,7 +163,7 @@ def _deleted_ran(task: _Task) -> Iterator[str]:
     deleted = next((each for each in task.revisions if each.entry.Status is Status.DELETED), None)
     if deleted is not None and task.runs:
         run = task.runs[-1]
-        yield f"it was deleted at {_when(task, deleted.at)}, and a handler started at {_when(task, run.begun)}"
+        yield f"it was deleted at {_when(task, deleted.at)}, but a handler started at {_when(task, run.begun)}"
 
 
 def _cancelled_returned(task: _Task) -> Iterator[str]:
@@ -164,25 +171,29 @@ def _cancelled_returned(task: _Task) -> Iterator[str]:
         return
     for run in task.returned:
         begin = run.ended - task.evidence.ack_wait
-        if task.received(run) and not task.evidence.troubled(run.number, begin, task.final.at + SLACK_SECONDS):
-            yield f"its handler returned at {_when(task, run.ended)}, and it is cancelled"
+        if task.received(run) and not task.evidence.disturbed(run.number, begin, task.final.at + SLACK_SECONDS):
+            yield f"its handler returned at {_when(task, run.ended)}, but it is cancelled"
 
 
 def _unasked(task: _Task) -> Iterator[str]:
     if task.status in (Status.CANCELLED, Status.DELETED) and not any(
         each.accepted or each.unsure for each in task.cancels
     ):
-        yield f"it is {task.status.label}, and no canceller was told that it would be"
+        yield f"it is {task.status.label}, but no cancel succeeded or may have succeeded"
 
 
 def _lied(task: _Task) -> Iterator[str]:
+    submit = task.evidence.submit_of.get(task.id)
     for cancel in task.cancels:
-        if cancel.error == "NotCancellable" and cancel.status is not task.status:
-            yield f"a canceller was told that it had {_label(cancel)} already, and it is {task.status.label}"
+        known = submit is not None and submit.ended and not submit.error and submit.ended < cancel.begun
+        if cancel.error == "UnknownTask" and known:
+            yield "a cancel reported that there is no such task, but its submit had been acknowledged"
+        elif cancel.error == "NotCancellable" and cancel.status is not task.status:
+            yield f"a cancel reported that it had already ended as {_label(cancel)}, but it is {task.status.label}"
         elif cancel.accepted and not cancel.stopping and cancel.status is not task.status:
-            yield f"a canceller was told {_label(cancel)}, and it is {task.status.label}"
+            yield f"a cancel reported {_label(cancel)}, but it is {task.status.label}"
         elif cancel.accepted and cancel.stopping and task.status is Status.DELETED:
-            yield "a canceller was told that it was stopping, and it is deleted, as if it had never started"
+            yield "a cancel reported that it was stopping, but it is deleted, as if it had never started"
 
 
 def _label(cancel: CancelSeen) -> str:
@@ -198,7 +209,7 @@ def _claimed_late(task: _Task) -> Iterator[str]:
             same = run.worker == claim.entry.meta.worker
             if same and claim.at - SLACK_SECONDS <= run.begun < until:
                 yield (
-                    f"its cancel had returned at {_when(task, promised)}, it was claimed at {_when(task, claim.at)} "
+                    f"its cancel returned at {_when(task, promised)}, but it was claimed at {_when(task, claim.at)} "
                     f"and its handler started at {_when(task, run.begun)}"
                 )
                 return
@@ -206,21 +217,21 @@ def _claimed_late(task: _Task) -> Iterator[str]:
 
 def _unheard(task: _Task) -> Iterator[str]:
     evidence = task.evidence
-    # A heartbeat, which finds what was not heard, comes each third of the ack wait.
+    # Less than a third of the ack wait, at which a heartbeat finds a cancel request whose message was lost.
     bound = evidence.ack_wait / 8 + 3 * FAR_DELAY_SECONDS
     for cancel in task.accepted:
         if not cancel.stopping:
             continue
         for run in task.runs:
-            # A handler that was claimed just before may begin just after.
+            # The handler of a task that was claimed just before the cancel may start just after it.
             if not run.word or run.kind == Kind.PROCESS.value or run.ended - max(run.begun, cancel.ended) < bound:
                 continue
-            # What has just claimed a task is not cut off at that moment.
+            # A worker that has just claimed the task is not cut off at that moment.
             begin = run.begun - SLACK_SECONDS
-            lagged = within(evidence.loop_lags.get(run.number, ()), cancel.begun - SLACK_SECONDS, run.ended)
-            if not lagged and not evidence.troubled(run.number, begin, run.ended):
+            lagged = overlaps(evidence.loop_lags.get(run.number, ()), cancel.begun - SLACK_SECONDS, run.ended)
+            if not lagged and not evidence.disturbed(run.number, begin, run.ended):
                 more = run.ended - cancel.ended
-                yield f"its cancel returned at {_when(task, cancel.ended)}, and its code ran for {more:.2f} s more"
+                yield f"its cancel returned at {_when(task, cancel.ended)}, but its code ran for {more:.2f} s more"
                 return
 
 
@@ -229,15 +240,21 @@ def _no_return(task: _Task) -> Iterator[str]:
         attempt = task.final.entry.CurrentRetry + 1
         until = task.final.at + SLACK_SECONDS
         if not any(run.attempt == attempt and run.ended <= until for run in task.returned):
-            yield f"no handler has returned from attempt {attempt}"
+            yield f"no handler returned from attempt {attempt}"
+        result = task.final.entry.meta.result
+        # Each handler of an attack returns its task's id.
+        if isinstance(result, msgspec.Raw) and msgspec.json.decode(result) != task.id:
+            yield f"its result is {bytes(result)[:80].decode(errors='replace')}, expected its id"
 
 
 def _no_raise(task: _Task) -> Iterator[str]:
-    error = task.final.entry.meta.error
-    if task.status is Status.FAILED and not (error is not None and error.type in _GIVEN_UP):
-        attempt = task.final.entry.CurrentRetry + 1
+    if task.status is Status.FAILED:
+        entry = task.final.entry
+        attempt, error = entry.CurrentRetry + 1, entry.meta.error
         if not any(run.attempt == attempt and run.word == "raise" for run in task.runs):
-            yield f"no handler has raised in attempt {attempt}: {error.type if error else 'no error'}"
+            yield f"no handler raised in attempt {attempt}, but its error is {error.type if error else 'missing'}"
+        if entry.CurrentRetry < entry.MaxRetry:
+            yield f"it failed in attempt {attempt}, but has {entry.MaxRetry + 1}"
 
 
 def _again(task: _Task) -> Iterator[str]:
@@ -246,10 +263,10 @@ def _again(task: _Task) -> Iterator[str]:
             if later.begun <= run.ended or not task.received(run):
                 continue
             begin = run.ended - task.evidence.ack_wait
-            if not task.evidence.troubled(run.number, begin, later.begun, servers=False):
+            if not task.evidence.disturbed(run.number, begin, later.begun, servers=False):
                 yield (
-                    f"its handler returned at {_when(task, run.ended)} in worker process {run.number}, which lived on "
-                    f"and was not cut off, and it started again at {_when(task, later.begun)}"
+                    f"its handler returned at {_when(task, run.ended)} in worker process {run.number}, which ran on "
+                    f"undisturbed, but it started again at {_when(task, later.begun)}"
                 )
                 return
 
@@ -257,14 +274,14 @@ def _again(task: _Task) -> Iterator[str]:
 def _overlap(task: _Task) -> Iterator[str]:
     for number, run in enumerate(task.runs):
         if run.kind == Kind.PROCESS.value and not run.word:
-            # It was killed, and nobody wrote down when.
+            # It was killed at an unknown time.
             continue
         for later in task.runs[number + 1 :]:
             if later.begun >= run.ended - SLACK_SECONDS:
                 continue
             begin = later.begun - task.evidence.ack_wait
-            # A process that stands still cannot stop what it runs before another worker is given it.
-            if not within(task.evidence.stalls.get(run.number, ()), begin, run.ended):
+            # A suspended process cannot stop its handler before the task is redelivered to another worker.
+            if not overlaps(task.evidence.stalls.get(run.number, ()), begin, run.ended):
                 yield (
                     f"worker process {run.number} ran it from {_when(task, run.begun)} to {_when(task, run.ended)}, "
                     f"and worker process {later.number} from {_when(task, later.begun)}"
@@ -276,14 +293,14 @@ def _endless(task: _Task) -> Iterator[str]:
     for run in task.runs:
         alive = not task.evidence.died(run.number)
         if not run.word and run.kind != Kind.PROCESS.value and alive:
-            yield f"worker process {run.number} began to run it at {_when(task, run.begun)}, and never ended"
+            yield f"worker process {run.number} started it at {_when(task, run.begun)}, and it never ended"
 
 
 def _when(task: _Task, at: float) -> str:
     return f"{at - task.evidence.begun:.3f} s"
 
 
-_RULES: list[tuple[Rule, Callable[[_Task], Iterator[str]]]] = [
+_CHECKS: list[tuple[Rule, Callable[[_Task], Iterator[str]]]] = [
     (Rule.OPEN, _open),
     (Rule.SECOND_END, _second_end),
     (Rule.COUNTED_BACK, _counted_back),

@@ -1,4 +1,4 @@
-"""What an attack does, drawn from its seed: the tasks with their handlers, and the cancels with their moments."""
+"""The options and the plan of an attack: its tasks and cancels, drawn from its seed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nqnb.settings import Settings
 FAULTS = ("worker", "server", "link", "block", "full", "clock", "cluster")
 """Every kind of fault."""
 DEFAULT_FAULTS = FAULTS[:-1]
-"""Every kind that a single server can have."""
+"""Every kind of fault that a single server can have."""
 FOREIGN_FAULTS = ("worker", "block")
-"""The kinds that are injected where the server is not the attack's own."""
+"""The kinds of faults that are possible on a given server."""
 
 ACK_WAIT_SECONDS = 3.0
 PATIENT_SECONDS = 1.0
 """Seconds that a task of the patient queue waits for its retry."""
 FAR_DELAY_SECONDS = 0.1
-"""Seconds by which the link of one worker delays everything, each way."""
+"""Seconds by which the link of one worker delays all data, each way."""
 
 
 class Moment(enum.Enum):
@@ -38,13 +38,13 @@ class Moment(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """What a task's handler runs in; each kind has a queue of its own."""
+    """The kinds of handlers. Each kind has a queue of its own."""
 
     COROUTINE = "coroutine"
     THREAD = "thread"
     PROCESS = "process"
     PATIENT = "patient"
-    """A coroutine whose retries wait for long."""
+    """A coroutine with long pauses before retries."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,16 @@ class ChaosOptions:
     Args:
         tasks: how many tasks are submitted.
         seed: tasks, cancels and faults are drawn from it.
-        minutes: after so many minutes nothing more is submitted.
+        minutes: after this time no more tasks are submitted.
         faults: which kinds of `FAULTS` are injected.
-        settings: a server to attack; None starts one, or three where ``faults`` has ``cluster``.
-        workers: how many worker processes run.
-        concurrency: how many tasks each of them runs at once.
+        settings: the server to attack. None starts one server, or three if ``faults`` contains ``cluster``.
+        workers: the number of worker processes.
+        concurrency: the number of tasks that each of them runs at once.
         ack_wait: the ack wait of the queues, in seconds.
         prelude: ``module:function``, called in each worker process before its worker is made.
 
     Raises:
-        BadInput: one of these cannot be used.
+        BadInput: an option is invalid.
     """
 
     tasks: int = 1000
@@ -92,39 +92,39 @@ class ChaosOptions:
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """One cancel: the moment it aims at, the seconds that it comes after the moment's sign, and who sends it."""
+    """One cancel: the moment it aims at, its delay in seconds after the sign of that moment, and the client."""
 
     aim: Moment
     after: float
-    hand: int
+    client: int
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task, what its handler does, and who cancels it when."""
+    """One task, what its handler does, and its cancels."""
 
     number: int
     kind: Kind
     seconds: float
     failures: int = 0
-    """How many attempts fail."""
+    """The number of attempts that fail."""
     retry: int = 0
     wait: float = 0.0
-    """Seconds from the submit to the time that the task is for."""
+    """Seconds from the submit until the task is due."""
     polite: bool = True
-    """Whether a handler in a thread or process looks at ``job.cancelled``."""
+    """Whether a handler in a thread or process checks ``job.cancelled``."""
     progress: bool = False
     block: float = 0.0
     """Seconds for which the handler blocks its event loop."""
     chosen: bool = False
     """Whether the client chooses the task's id."""
-    hand: int = 0
-    """Which client submits it."""
+    client: int = 0
+    """The number of the client that submits it."""
     cancels: tuple[CancelPlan, ...] = field(default_factory=tuple)
 
     @property
     def payload(self) -> dict[str, object]:
-        """What the handler is told."""
+        """The payload: the instructions for the handler."""
         return {
             "kind": self.kind.value,
             "seconds": self.seconds,
@@ -138,29 +138,29 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _BLOCKS_ONE_IN = 400
-"""Of so many tasks one blocks its event loop; at least two do."""
+"""One of this many tasks blocks its event loop, and at least two tasks do."""
 
 
-def plan_tasks(options: ChaosOptions, hands: int) -> Iterator[TaskPlan]:
+def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
     """Draw the tasks, in the order of their submits.
 
     Args:
-        options: the attack's.
-        hands: how many clients submit and cancel.
+        options: the options of the attack.
+        clients: the number of clients that submit and cancel.
     """
     dice = random.Random(f"tasks {options.seed}")
     blocks = max(2, options.tasks // _BLOCKS_ONE_IN) if "block" in options.faults else 0
     blocking = {round((each + 0.5) * options.tasks / blocks) for each in range(blocks)}
     for number in range(options.tasks):
         if number in blocking:
-            # Beyond the ack wait, so that a worker that only renews its leases on this loop loses them.
+            # Longer than the ack wait: a worker that renews its leases only on this loop loses them.
             seconds = options.ack_wait * dice.uniform(1.2, 1.5)
             yield TaskPlan(number, Kind.COROUTINE, 0.0, block=seconds)
         else:
-            yield _draw(dice, number, options, hands)
+            yield _draw(dice, number, options, clients)
 
 
-def _draw(dice: random.Random, number: int, options: ChaosOptions, hands: int) -> TaskPlan:
+def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int) -> TaskPlan:
     kind = dice.choices(list(_KINDS), list(_KINDS.values()))[0]
     aims = dice.choices([0, 1, 2], [45, 45, 10])[0]
     moments = dice.choices(list(_AIMS), list(_AIMS.values()), k=aims)
@@ -170,7 +170,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, hands: int) -
     if kind is Kind.PROCESS:
         seconds = min(seconds, 1.0)
     if {Moment.CLAIM, Moment.STARTED} & set(moments) and dice.random() < 0.7:
-        # Long enough for a cancel that nobody heard to be seen.
+        # Long enough to see that a cancel was not heard.
         seconds = dice.uniform(1.2, 2.0)
     elif Moment.RUNNING in moments:
         seconds = max(seconds, dice.uniform(0.2, 0.6))
@@ -191,8 +191,8 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, hands: int) -
         polite=dice.random() < 0.6,
         progress=dice.random() < 0.2,
         chosen=Moment.SUBMIT in moments or dice.random() < 0.05,
-        hand=dice.randrange(hands),
-        cancels=tuple(CancelPlan(each, _after(dice, each, seconds, wait), dice.randrange(hands)) for each in moments),
+        client=dice.randrange(clients),
+        cancels=tuple(CancelPlan(each, _after(dice, each, seconds, wait), dice.randrange(clients)) for each in moments),
     )
 
 

@@ -1,4 +1,4 @@
-"""What an attack shows while it runs, and in the end; and the timeline of a task that broke a rule."""
+"""The progress and the report of an attack: its figures, its breaches, and the timelines of their tasks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ from nqnb.testing.chaos.judge import Breach
 from nqnb.testing.chaos.plan import Moment
 
 SHOWN_BREACHES = 5
-"""Breaches whose timelines are told; of the others only what they are."""
+"""The number of breaches that are reported with a timeline."""
+_CLAIM_SECONDS = 0.01
+"""A cancel this long before a claim met the claim."""
+_STARTED_SECONDS = 0.05
+"""A cancel this long after the start of a handler met the start."""
+_FINISH_SECONDS = 0.02
+"""A cancel this long before the end of a handler met the finish."""
 
 
 @dataclass
 class ChaosState:
-    """An attack while it runs."""
+    """The progress of an attack."""
 
     transient: ClassVar[bool] = True
-    """Whether the last state says nothing that the report does not say."""
+    """Whether the report repeats everything in the last state."""
     phase: str = "starting"
     seconds: float = 0.0
     tasks: int = 0
@@ -37,8 +43,8 @@ class ChaosState:
 
 
 @dataclass(frozen=True)
-class Told:
-    """A breach, and the timeline of its task."""
+class ToldBreach:
+    """A breach with the timeline of its task."""
 
     breach: Breach
     timeline: list[str]
@@ -46,7 +52,7 @@ class Told:
 
 @dataclass(frozen=True)
 class ChaosReport:
-    """How an attack ended; ``ok`` says that no rule was broken."""
+    """The result of an attack."""
 
     seed: int
     tasks: int
@@ -58,7 +64,7 @@ class ChaosReport:
     seconds: float
     figures: Figures
     breaches: list[Breach]
-    told: list[Told]
+    told: list[ToldBreach]
     revisions: int
 
     @property
@@ -67,7 +73,7 @@ class ChaosReport:
         return not self.breaches
 
     def as_json(self) -> dict[str, Any]:
-        """The report as an object."""
+        """Return the report as a JSON object."""
         made = self.figures
         return {
             "ok": self.ok,
@@ -104,19 +110,19 @@ def _spread(spread: Spread) -> dict[str, float]:
     }
 
 
-def tell(evidence: Evidence, breaches: list[Breach]) -> list[Told]:
-    """Tell the first breaches with their timelines; of each rule one before the second of any."""
+def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
+    """Return the first breaches with their timelines: one of each rule before the second one of any rule."""
     seen: Counter[str] = Counter()
     ranked = []
     for number, breach in enumerate(breaches):
         ranked.append((seen[breach.rule.name], number, breach))
         seen[breach.rule.name] += 1
     chosen = [breach for _, _, breach in sorted(ranked, key=lambda each: each[:2])[:SHOWN_BREACHES]]
-    return [Told(breach, timeline(evidence, breach.task) if breach.task else []) for breach in chosen]
+    return [ToldBreach(breach, timeline(evidence, breach.task) if breach.task else []) for breach in chosen]
 
 
 def timeline(evidence: Evidence, task: str) -> list[str]:
-    """Everything that was seen of one task, in its order, and the faults of that time."""
+    """Return the evidence of one task, in order of time, with the faults of that time."""
     events: list[tuple[float, str]] = []
     submit = evidence.submit_of.get(task)
     if submit is not None:
@@ -130,7 +136,7 @@ def timeline(evidence: Evidence, task: str) -> list[str]:
         if submit.ended:
             events.append((submit.ended, f"submit: {submit.error or 'acknowledged'}"))
     for cancel in evidence.cancels_of.get(task, []):
-        events.append((cancel.begun, f"cancel, meant for: {cancel.aim.value}"))
+        events.append((cancel.begun, f"cancel, aimed at: {cancel.aim.value}"))
         told = cancel.error or ("" if cancel.status is None else cancel.status.label)
         events.append((cancel.ended or evidence.judged, f"cancel: {told}{', stopping' if cancel.stopping else ''}"))
     for revision in evidence.revisions.get(task, []):
@@ -165,21 +171,16 @@ def timeline(evidence: Evidence, task: str) -> list[str]:
         for line in evidence.lines:
             if line.word in ("stall", "lag", "hello") and line.number in numbers and begin <= line.at <= end:
                 what = "process" if line.word == "stall" else "event loop"
-                said = f"the {what} of worker process {line.number} stood still for {line.seconds:.2f} s"
+                said = f"the {what} of worker process {line.number} was blocked for {line.seconds:.2f} s"
                 events.append(
                     (line.at, f"worker process {line.number} is {line.worker}" if line.word == "hello" else said)
                 )
     return [f"{at - evidence.begun:9.3f} s  {what}" for at, what in sorted(events)]
 
 
-_CLAIM_SECONDS = 0.01
-_STARTED_SECONDS = 0.05
-_FINISH_SECONDS = 0.02
-
-
 @dataclass(frozen=True)
 class Spread:
-    """How some lengths of time are spread, in seconds."""
+    """The spread of some durations, in seconds."""
 
     count: int = 0
     p50: float = 0.0
@@ -188,7 +189,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Read the spread of some lengths."""
+        """Return the spread of some durations."""
         ordered = sorted(max(0.0, value) for value in values)
         if not ordered:
             return cls()
@@ -202,7 +203,11 @@ class Spread:
 
 @dataclass
 class Figures:
-    """See the module. ``cancels`` counts, for each moment, how the tasks ended whose cancels met it."""
+    """The figures of an attack.
+
+    ``cancels`` counts, for each moment that a cancel met, how the tasks ended. ``ack``, ``start`` and ``stop`` are the
+    times from submit to acknowledgement, from submit to start, and from cancel to stop.
+    """
 
     cancels: dict[Moment, Counter[str]] = field(default_factory=dict)
     ends: Counter[str] = field(default_factory=Counter)
@@ -210,15 +215,15 @@ class Figures:
     start: Spread = field(default_factory=Spread)
     stop: Spread = field(default_factory=Spread)
     stall: float = 0.0
-    """The longest time for which submits were under way and none was acknowledged."""
+    """The longest time in which submits were in flight and none was acknowledged."""
     faults: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     again: int = 0
-    """Runs that followed one of the same attempt, which a fault had ended."""
+    """Runs that repeat an attempt that a fault has ended."""
 
 
 def figures(evidence: Evidence) -> Figures:
-    """Work the figures out."""
+    """Return the figures of an attack."""
     made = Figures()
     for cancel in evidence.cancels:
         moment = _met(evidence, cancel)
@@ -245,7 +250,7 @@ def figures(evidence: Evidence) -> Figures:
 
 
 def _stops(evidence: Evidence) -> Iterable[float]:
-    """How long the code went on after its first cancel was asked for."""
+    """Return how long handlers ran on after the first cancel."""
     for task, cancels in evidence.cancels_of.items():
         asked = min((each.begun for each in cancels if each.accepted), default=None)
         if asked is not None:
@@ -257,7 +262,7 @@ def _stops(evidence: Evidence) -> Iterable[float]:
 
 
 def _stall(acks: list[tuple[float, float]]) -> float:
-    """The longest time without an acknowledgement while some submit waited for one."""
+    """Return the longest time without an acknowledgement while a submit waited for one."""
     ends, longest = sorted(end for _, end in acks), 0.0
     for begin, end in acks:
         position = bisect.bisect_left(ends, end)
@@ -267,7 +272,7 @@ def _stall(acks: list[tuple[float, float]]) -> float:
 
 
 def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
-    """The moment of its task's life that a cancel met."""
+    """Return the moment of the task's life that a cancel met."""
     submit, at = evidence.submit_of.get(cancel.task), cancel.begun
     if submit is not None and (not submit.ended or at < submit.ended):
         return Moment.SUBMIT
@@ -297,7 +302,7 @@ def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
 
 
 def _how(evidence: Evidence, cancel: CancelSeen) -> str:
-    """How the task of a cancel ended, or why the cancel came to nothing."""
+    """Return how the task of a cancel ended, or why the cancel failed."""
     if cancel.error in ("", "NotCancellable"):
         revisions = evidence.revisions.get(cancel.task)
         return revisions[-1].entry.Status.label if revisions else "lost"

@@ -1,4 +1,4 @@
-"""Where an attack happens: a server of its own or three, or one that was given; the links to it; its buckets."""
+"""What an attack runs on: its servers or the given one, the links to them, and the worker processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from nqnb.testing.proxy import Proxy
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
 _BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")
 _STORE_BYTES = 64 * 2**20
-"""Bytes that the attack's own server may store; more for each task."""
+"""Bytes that the attack's own server may store, besides those for each task."""
 _STORE_BYTES_PER_TASK = 24 * 2**10
-_SHORT_SECONDS = 5.0
+_REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """What lies between a client or a worker and the servers: a proxy for each."""
+    """The network between a client or a worker and the servers: a proxy for each server."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay
@@ -50,43 +50,43 @@ class Link:
         return [proxy.url for proxy in self._proxies]
 
     async def open(self) -> None:
-        """Begin to carry."""
+        """Start the proxies."""
         for proxy in self._proxies:
             await proxy.heal()
 
     async def refuse(self) -> None:
-        """Reset connections, and refuse new ones."""
+        """Reset all connections and refuse new ones."""
         for proxy in self._proxies:
             await proxy.refuse()
 
     def swallow(self) -> None:
-        """Let nothing pass, and tell nobody."""
+        """Hold back all data and keep the connections open."""
         for proxy in self._proxies:
             proxy.swallow()
 
     def hang_up(self) -> None:
-        """Reset connections."""
+        """Reset all connections."""
         for proxy in self._proxies:
             proxy.hang_up()
 
     def slow_down(self, delay: float) -> None:
-        """Delay everything by that many seconds more, each way."""
+        """Delay all data by this many seconds more, each way."""
         for proxy in self._proxies:
             proxy.delay = self.delay + delay
 
     async def heal(self) -> None:
-        """Carry again, as at first."""
+        """Work as at the start."""
         for proxy in self._proxies:
             proxy.delay = self.delay
             await proxy.heal()
 
     async def close(self) -> None:
-        """End it."""
+        """Stop the proxies."""
         await asyncio.gather(*(proxy.__aexit__(None, None, None) for proxy in self._proxies))
 
 
-class Stage:
-    """The servers and the links of one attack; make one with `opened`."""
+class Testbed:
+    """The servers and the links of one attack. Create one with `opened`."""
 
     def __init__(self, options: ChaosOptions, folder: Path) -> None:
         self.options = options
@@ -94,26 +94,26 @@ class Stage:
         self.server: DevServer | None = None
         self.cluster: Cluster | None = None
         self.links: list[Link] = []
-        """The link of each worker's place, then that of the second client."""
+        """The link of each worker process, then that of the second client."""
         self.settings = Settings("nats://127.0.0.1")
-        """The settings of who connects directly."""
+        """The settings of a direct connection."""
         self.queues: dict[str, str] = {}
         """The queue of each kind of handler."""
         self.offset = 0.0
-        """The server's clock less the monotonic one, in seconds."""
+        """The server's clock minus the monotonic clock, in seconds."""
         self.connection: Connection | None = None
-        """The attack's own, for what only an operator does."""
+        """The attack's own connection, for what only an operator does."""
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def opened(cls, options: ChaosOptions) -> AsyncIterator[Stage]:
-        """Start what is needed; it ends with the block."""
+    async def opened(cls, options: ChaosOptions) -> AsyncIterator[Testbed]:
+        """Start the servers and links; stop them at the end of the block."""
         folder = Path(tempfile.mkdtemp(prefix="nqnb-chaos-"))
-        stage = cls(options, folder)
+        testbed = cls(options, folder)
         try:
             async with contextlib.AsyncExitStack() as stack:
-                await stage._open(stack)
-                yield stage
+                await testbed._open(stack)
+                yield testbed
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -121,9 +121,9 @@ class Stage:
         options, given = self.options, self.options.settings
         mark = secrets.token_hex(3)
         self.queues = {kind.value: f"nqnb-chaos-{mark}-{kind.value}" for kind in Kind}
-        common: dict[str, Any] = {"ack_wait": options.ack_wait, "request_timeout": _SHORT_SECONDS}
+        common: dict[str, Any] = {"ack_wait": options.ack_wait, "request_timeout": _REQUEST_TIMEOUT_SECONDS}
         if given is not None:
-            # With buckets of its own an attack neither sees nor leaves anything among the states of others.
+            # With its own buckets an attack neither reads nor leaves data among other users' states.
             buckets = {name: f"nqnb-chaos-{mark}-{name.partition('_')[0]}" for name in _BUCKETS}
             self.settings = Settings.of(given, **common, **buckets)
             stack.push_async_callback(self._tidy_up)
@@ -132,8 +132,8 @@ class Stage:
             self.settings = Settings(self.cluster.urls, replicas=3, **common)
         else:
             store = self.folder / "store"
-            most = _STORE_BYTES + _STORE_BYTES_PER_TASK * options.tasks
-            config = f"jetstream {{ store_dir: {json.dumps(str(store))}, max_file_store: {most} }}"
+            max_bytes = _STORE_BYTES + _STORE_BYTES_PER_TASK * options.tasks
+            config = f"jetstream {{ store_dir: {json.dumps(str(store))}, max_file_store: {max_bytes} }}"
             self.server = await stack.enter_async_context(DevServer(store_dir=store, config=config))
             self.settings = Settings(self.server.url, **common)
         self.connection = await Connection.open(self.settings)
@@ -153,7 +153,7 @@ class Stage:
             self.links.append(link)
 
     def fields(self, place: int | None = None) -> dict[str, Any]:
-        """The fields of the settings of a place's worker, or of who connects directly, as JSON can carry them."""
+        """Return the settings of a worker process's place, or of a direct connection, as JSON can carry them."""
         settings = self.settings
         urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
         plain = ("replicas", "ack_wait", "request_timeout", *_BUCKETS)
@@ -165,13 +165,13 @@ class Stage:
         return {"url": urls, **fields, **paths}
 
     def linked(self) -> Settings:
-        """The settings of the second client, whose link can be cut."""
+        """Return the settings of the second client, whose link can be cut."""
         if "link" not in self.options.faults:
             return self.settings
         return dataclasses.replace(self.settings, url=self.links[-1].urls)
 
     async def _tidy_up(self) -> None:
-        """Remove the queues and buckets from a server that is not ours."""
+        """Delete the attack's queues and buckets from the given server."""
         connection = await Connection.open(self.settings)
         try:
             names = [name for queue in self.queues.values() for name in (queue, f"{queue}_cancel")]
@@ -183,28 +183,33 @@ class Stage:
 
 
 MARK = "NQNB_CHAOS"
-"""The environment variable by which the processes of one attack are known."""
-_GONE_TAKES_SECONDS = 10.0
-_STOP_TAKES_SECONDS = 20.0
+"""The environment variable that marks the processes of one attack."""
+_LEFTOVER_TIMEOUT_SECONDS = 10.0
+_STOP_TIMEOUT_SECONDS = 20.0
+_RESUME_MARGIN_SECONDS = 2.0
 
 
-class Workforce:
-    """The worker processes, each in one of some places.
+class ChaosWorkers:
+    """The worker processes. Each runs in a numbered place.
 
     Args:
-        folder: for their diaries and logs.
-        orders: what `nqnb.testing.chaos.chaos_worker` is told, but for the diary and what is a place's own.
-        places: what is a place's own: the settings' address and the clock.
+        folder: the folder of their diaries and logs.
+        orders: the orders of `nqnb.testing.chaos.chaos_worker`, without the diary and what differs by place.
+        places: the orders that differ by place: the server's address and the clock.
     """
 
     def __init__(self, folder: Path, orders: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> None:
         self.lives: list[LifeSeen] = []
+        self.crashes: list[str] = []
+        """Worker processes that ended by themselves, in words."""
         self.mark = secrets.token_hex(8)
         self._folder = folder
         self._orders = dict(orders)
         self._places = places
         self._running: dict[int, tuple[LifeSeen, subprocess.Popen[bytes]]] = {}
-        """What runs in each place."""
+        """The worker process in each place."""
+        self._resumers: dict[int, subprocess.Popen[bytes]] = {}
+        """The process that resumes the suspended worker process in a place."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -215,16 +220,16 @@ class Workforce:
 
     @property
     def places(self) -> int:
-        """How many places there are."""
+        """The number of places."""
         return len(self._places)
 
     def number_at(self, place: int) -> int | None:
-        """The number of the worker process in a place."""
+        """Return the number of the worker process in a place, or None if the place is empty."""
         found = self._running.get(place)
         return None if found is None else found[0].number
 
     def start(self, place: int) -> None:
-        """Start a worker process in a place where none runs."""
+        """Start a worker process in an empty place."""
         number = len(self.lives)
         own = self._places[place]
         orders = {**self._orders, **own, "diary": str(self._diary(number))}
@@ -239,7 +244,7 @@ class Workforce:
                 start_new_session=True,
             )
         if process.stdin is None:
-            raise RuntimeError("its stdin is a pipe")
+            raise RuntimeError("the worker process has no stdin: expected a pipe")
         with contextlib.suppress(OSError):
             process.stdin.write(json.dumps(orders).encode() + b"\n")
             process.stdin.flush()
@@ -258,45 +263,71 @@ class Workforce:
             life.died = time.monotonic()
             _close(process)
 
-    def suspend(self, place: int) -> None:
-        """Suspend the worker process in a place (SIGSTOP), until it is resumed."""
+    def suspend(self, place: int, seconds: float) -> None:
+        """Suspend the worker process in a place (SIGSTOP) until `resume`.
+
+        A suspended process does not notice that the attack is gone. If the attack is killed meanwhile, another process
+        resumes it after ``seconds``, and it ends.
+        """
         if place in self._running and hasattr(signal, "SIGSTOP"):
-            self._running[place][1].send_signal(signal.SIGSTOP)
+            process = self._running[place][1]
+            self._resumers[place] = subprocess.Popen(
+                ["/bin/sh", "-c", f"sleep {seconds + _RESUME_MARGIN_SECONDS:.1f}; kill -CONT {process.pid}"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=self.environment,
+                start_new_session=True,
+            )
+            process.send_signal(signal.SIGSTOP)
 
     def resume(self, place: int) -> None:
         """Resume the worker process in a place."""
         if place in self._running and hasattr(signal, "SIGCONT"):
             self._running[place][1].send_signal(signal.SIGCONT)
+        self._end_resumer(place)
 
-    def look(self) -> list[str]:
-        """Note processes that ended by themselves, and say so."""
-        said = []
+    def _end_resumer(self, place: int) -> None:
+        resumer = self._resumers.pop(place, None)
+        if resumer is not None:
+            # It is the leader of a process group of its own, which `sleep` is in.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(resumer.pid, signal.SIGKILL)
+            resumer.wait()
+
+    def note_crashes(self) -> list[int]:
+        """Note the worker processes that ended by themselves. Return their numbers."""
+        numbers = []
         for place, (life, process) in list(self._running.items()):
             if process.poll() is not None:
                 life.died = time.monotonic()
-                said.append(f"worker process {life.number} ended by itself with code {process.returncode}")
+                self.crashes.append(f"worker process {life.number} ended by itself with code {process.returncode}")
+                numbers.append(life.number)
                 _close(process)
                 del self._running[place]
-        return said
+        return numbers
 
     async def stop(self) -> list[str]:
-        """Stop all (SIGTERM); says which did not stop, and kills those."""
-        said = self.look()
+        """Stop all worker processes (SIGTERM). Return in words which did not stop; they are killed."""
+        self.note_crashes()
+        said = []
         for _, process in self._running.values():
             process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + _STOP_TAKES_SECONDS
+        until = time.monotonic() + _STOP_TIMEOUT_SECONDS
         while any(process.poll() is None for _, process in self._running.values()) and time.monotonic() < until:
             await asyncio.sleep(0.05)
         for life, process in self._running.values():
             if process.poll() is None:
-                said.append(f"worker process {life.number} did not stop within {_STOP_TAKES_SECONDS:g} s of SIGTERM")
+                said.append(f"worker process {life.number} did not stop within {_STOP_TIMEOUT_SECONDS:g} s of SIGTERM")
             elif process.returncode:
                 said.append(f"worker process {life.number} stopped with code {process.returncode}")
         await self.kill_all()
         return said
 
     async def kill_all(self) -> None:
-        """Kill all that still run."""
+        """Kill all worker processes that still run."""
+        for place in list(self._resumers):
+            self._end_resumer(place)
         for place in list(self._running):
             life, process = self._running[place]
             if process.poll() is None:
@@ -307,24 +338,24 @@ class Workforce:
                 del self._running[place]
 
     async def leftovers(self) -> list[str]:
-        """Name the processes of this attack that are still there, those of its handlers too (on Linux)."""
-        until = time.monotonic() + _GONE_TAKES_SECONDS
+        """Return in words the processes of this attack that still run, including those of handlers (on Linux)."""
+        until = time.monotonic() + _LEFTOVER_TIMEOUT_SECONDS
         while (found := self._marked()) and time.monotonic() < until:
             await asyncio.sleep(0.1)
         return [f"process {pid} was left behind: {command}" for pid, command in found.items()]
 
     def end_leftovers(self) -> None:
-        """Kill what is left behind."""
+        """Kill the processes of this attack that still run."""
         for pid in self._marked():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
     def diaries(self) -> list[Line]:
-        """Read every diary."""
+        """Return the lines of every diary."""
         return [line for life in self.lives for line in read_diary(self._diary(life.number), life.number)]
 
     def log_tail(self, number: int, lines: int = 20) -> list[str]:
-        """The end of a worker process's log."""
+        """Return the last lines of a worker process's log."""
         return (self._folder / f"worker-{number}.log").read_text(errors="replace").splitlines()[-lines:]
 
     def _diary(self, number: int) -> Path:

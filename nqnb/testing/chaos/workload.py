@@ -1,4 +1,7 @@
-"""Submits the tasks, and cancels them at the moments of their lives that their plans name."""
+"""The tasks of an attack: clients submit them, and cancel them at the moments that their plans name.
+
+``python -m nqnb.testing.chaos.workload`` is the client whose clock is wrong, in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import json
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
@@ -24,113 +28,95 @@ from nqnb.testing.chaos.chaos_worker import read_orders, shift_clock
 from nqnb.testing.chaos.evidence import CancelSeen, SubmitSeen
 from nqnb.testing.chaos.plan import CancelPlan, Moment, TaskPlan
 
-_SIGN_TAKES_SECONDS = 15.0
-"""Seconds after which a cancel comes without the sign of the moment that it aims at."""
-_END_TAKES_SECONDS = 8.0
-"""Seconds for which a task that has not ended keeps another one from being submitted."""
-_HELD_BACK = 5
-"""One of so many tasks is held back until each kind of fault was injected."""
+_SIGN_TIMEOUT_SECONDS = 15.0
+"""Seconds after which a cancel is sent without the sign of the moment that it aims at."""
+_END_TIMEOUT_SECONDS = 8.0
+"""Seconds after which a task that has not ended no longer counts as open."""
+_HELD_BACK_PART = 5
+"""One of this many tasks is held back until each kind of fault was injected."""
 
 
-class _Life:
-    """What was heard of one task as its entry was written."""
-
-    __slots__ = ("claimed", "ended", "retrying")
-
-    def __init__(self) -> None:
-        self.claimed, self.retrying, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
-
-    def sign(self, aim: Moment) -> asyncio.Event | None:
-        """What a cancel of that moment waits for; None where it waits for nothing."""
-        if aim in (Moment.CLAIM, Moment.STARTED, Moment.RUNNING, Moment.FINISH):
-            return self.claimed
-        if aim is Moment.RETRY:
-            return self.retrying
-        return self.ended if aim is Moment.ENDED else None
-
-
-class Load:
+class Workload:
     """The tasks of an attack.
 
     Args:
-        plans: the tasks, in their order.
-        hands: who submits and cancels.
-        queues: the queue of each kind.
-        in_flight: how many tasks are open at most.
-        until: when nothing more is submitted, on the monotonic clock.
+        plans: the tasks, in the order of their submits.
+        clients: the clients that submit and cancel.
+        queues: the queue of each kind of handler.
+        in_flight: the maximum number of open tasks.
+        deadline: no task is submitted after this time of the monotonic clock.
     """
 
     def __init__(
-        self, plans: Sequence[TaskPlan], hands: Sequence[Hand], queues: dict[str, str], in_flight: int, until: float
+        self,
+        plans: Sequence[TaskPlan],
+        clients: Sequence[TaskClient],
+        queues: dict[str, str],
+        in_flight: int,
+        deadline: float,
     ) -> None:
         self.submits: list[SubmitSeen] = []
         self.cancels: list[CancelSeen] = []
+        self.crashes: list[str] = []
+        """Errors of clients that are not part of nqnb's error tree, in words."""
         self.ended: Counter[Status] = Counter()
-        """The ends that were heard of."""
+        """How the tasks ended, as far as it was overheard."""
         self.fully_faulted = asyncio.Event()
-        """Set when each kind of fault was injected; a part of the tasks is kept back for it."""
-        self.done = False
+        """Set when each kind of fault was injected. A part of the tasks is held back until then."""
         self._plans = plans
-        self._hands = hands
+        self._clients = clients
         self._queues = queues
         self._gate = asyncio.Semaphore(in_flight)
-        self._until = until
-        self._lives: defaultdict[str, _Life] = defaultdict(_Life)
+        self._deadline = deadline
+        self._signs: defaultdict[str, _Signs] = defaultdict(_Signs)
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def hear(self, key: str, value: bytes) -> None:
-        """Hear an entry as it is written; a hint only, for a refused write is heard, too."""
+        """Take an entry as it is written. It is a hint only: a refused write is heard too."""
         try:
             task = TaskMessage.decode(value)
         except MalformedMessage:
             return
-        life = self._lives[task.ID]
+        signs = self._signs[task.ID]
         if task.Status is Status.PROCESSING:
-            life.claimed.set()
+            signs.claimed.set()
         elif task.Status is Status.PENDING and task.CurrentRetry:
-            life.retrying.set()
-        elif task.Status.terminal and not life.ended.is_set():
-            life.ended.set()
+            signs.retrying.set()
+        elif task.Status.terminal and not signs.ended.is_set():
+            signs.ended.set()
             self.ended[task.Status] += 1
 
-    async def run(self, changed: Callable[[], None]) -> None:
-        """Submit and cancel everything.
-
-        Args:
-            changed: called now and then.
-        """
-        back = len(self._plans) - max(1, len(self._plans) // _HELD_BACK)
+    async def run(self) -> None:
+        """Submit and cancel all tasks."""
+        first_held_back = len(self._plans) - max(1, len(self._plans) // _HELD_BACK_PART)
         running: set[asyncio.Task[None]] = set()
         try:
             for number, plan in enumerate(self._plans):
-                if number >= back:
-                    await self._wait(self.fully_faulted, self._until - time.monotonic())
+                if number >= first_held_back:
+                    await _wait(self.fully_faulted, self._deadline - time.monotonic())
                 await self._gate.acquire()
-                if time.monotonic() > self._until:
+                if time.monotonic() > self._deadline:
                     self._gate.release()
                     break
-                task = asyncio.ensure_future(self._live(plan))
+                task = asyncio.ensure_future(self._submit_and_wait(plan))
                 running.add(task)
                 task.add_done_callback(running.discard)
-                changed()
             while waiting := running | self._cancelling:
                 await asyncio.wait(waiting, timeout=1.0)
-                changed()
         finally:
             for task in running | self._cancelling:
                 task.cancel()
             await asyncio.gather(*running, *self._cancelling, return_exceptions=True)
-        self.done = True
 
-    async def _live(self, plan: TaskPlan) -> None:
+    async def _submit_and_wait(self, plan: TaskPlan) -> None:
         try:
-            life = await self._submit(plan)
-            if life is not None:
-                await self._wait(life.ended, _END_TAKES_SECONDS + plan.wait)
+            signs = await self._submit(plan)
+            if signs is not None:
+                await _wait(signs.ended, _END_TIMEOUT_SECONDS + plan.wait)
         finally:
             self._gate.release()
 
-    async def _submit(self, plan: TaskPlan) -> _Life | None:
+    async def _submit(self, plan: TaskPlan) -> _Signs | None:
         queue = self._queues[plan.kind.value]
         order: dict[str, Any] = {
             "do": "submit",
@@ -142,17 +128,17 @@ class Load:
         }
         seen = SubmitSeen(plan, queue, time.monotonic(), task=order["task"])
         self.submits.append(seen)
-        early = [each for each in plan.cancels if each.aim is Moment.SUBMIT]
-        for each in early:
-            self._cancel_later(seen.task, each)
-        answer = await self._hands[plan.hand % len(self._hands)].do(order)
+        early = [cancel for cancel in plan.cancels if cancel.aim is Moment.SUBMIT]
+        for cancel in early:
+            self._cancel_later(seen.task, cancel)
+        answer = await self._perform(plan.client, order)
         seen.ended, seen.error, seen.task = time.monotonic(), answer.error, answer.task or seen.task
         if not seen.task or (answer.error and answer.error != "Unconfirmed"):
             return None
-        for each in plan.cancels:
-            if each not in early:
-                self._cancel_later(seen.task, each)
-        return self._lives[seen.task]
+        for cancel in plan.cancels:
+            if cancel not in early:
+                self._cancel_later(seen.task, cancel)
+        return self._signs[seen.task]
 
     def _cancel_later(self, task: str, plan: CancelPlan) -> None:
         cancelling = asyncio.ensure_future(self._cancel(task, plan))
@@ -160,97 +146,98 @@ class Load:
         cancelling.add_done_callback(self._cancelling.discard)
 
     async def _cancel(self, task: str, plan: CancelPlan) -> None:
-        life = self._lives[task]
-        sign = life.sign(plan.aim)
+        signs = self._signs[task]
+        sign = signs.of(plan.aim)
         if sign is not None and not sign.is_set():
-            # What has ended gives no other sign.
-            waits = [asyncio.ensure_future(each.wait()) for each in (sign, life.ended)]
+            # A task that has ended gives no other sign.
+            waits = [asyncio.ensure_future(event.wait()) for event in (sign, signs.ended)]
             try:
-                await asyncio.wait(waits, timeout=_SIGN_TAKES_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waits, timeout=_SIGN_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for each in waits:
-                    each.cancel()
+                for wait in waits:
+                    wait.cancel()
         if plan.after:
             await asyncio.sleep(plan.after)
         seen = CancelSeen(task, plan.aim, time.monotonic())
         self.cancels.append(seen)
-        answer = await self._hands[plan.hand % len(self._hands)].do({"do": "cancel", "task": task})
+        answer = await self._perform(plan.client, {"do": "cancel", "task": task})
         seen.status, seen.stopping, seen.error = answer.status, answer.stopping, answer.error
         seen.ended = time.monotonic()
 
-    @staticmethod
-    async def _wait(event: asyncio.Event, seconds: float) -> None:
-        if not event.is_set() and seconds > 0:
-            try:
-                await asyncio.wait_for(event.wait(), seconds)
-            except asyncio.TimeoutError:
-                return
+    async def _perform(self, number: int, order: Mapping[str, Any]) -> Answer:
+        answer = await self._clients[number % len(self._clients)].perform(order)
+        if answer.crashed:
+            self.crashes.append(f"a client raised {answer.error} at {order['do']}: {answer.text}")
+        return answer
+
+
+class _Signs:
+    """The moments of one task's life, as its entries are overheard."""
+
+    __slots__ = ("claimed", "ended", "retrying")
+
+    def __init__(self) -> None:
+        self.claimed, self.retrying, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def of(self, aim: Moment) -> asyncio.Event | None:
+        """Return the event that a cancel of that moment waits for, or None if it does not wait."""
+        if aim in (Moment.CLAIM, Moment.STARTED, Moment.RUNNING, Moment.FINISH):
+            return self.claimed
+        if aim is Moment.RETRY:
+            return self.retrying
+        return self.ended if aim is Moment.ENDED else None
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    if not event.is_set() and seconds > 0:
+        try:
+            await asyncio.wait_for(event.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+
+# -- clients
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client was told: an id or a state, or the error's name and text."""
+    """What a client call returned: an id or a state, or the error's name and text."""
 
     task: str = ""
     status: Status | None = None
     stopping: bool = False
     error: str = ""
     text: str = ""
+    crashed: bool = False
+    """Whether the error is not part of nqnb's error tree."""
 
 
-class Hand(Protocol):
-    """A client, wherever it is."""
+class TaskClient(Protocol):
+    """A client of the attack, in this process or in another one."""
 
-    async def do(self, order: Mapping[str, Any]) -> Answer:
-        """Carry out an order: ``{"do": "submit", …}`` or ``{"do": "cancel", "task": …}``."""
+    async def perform(self, order: Mapping[str, Any]) -> Answer:
+        """Submit or cancel: ``{"do": "submit", …}`` or ``{"do": "cancel", "task": …}``."""
         ...
 
 
-async def carry_out(nq: Client, order: Mapping[str, Any]) -> Answer:
-    """Carry out an order, and say how it went."""
-    task = str(order.get("task") or "")
-    try:
-        if order["do"] == "cancel":
-            receipt = await nq.cancel(task)
-            return Answer(task, receipt.status, receipt.stopping)
-        if order["do"] == "workers":
-            return Answer(text=" ".join(each.id for each in await nq.workers()))
-        submitted = await nq.submit(
-            order["queue"],
-            order["payload"],
-            id=task or None,
-            retry=order["retry"],
-            process_at=timedelta(seconds=order["wait"]) if order["wait"] else None,
-        )
-        return Answer(submitted.id)
-    except NotCancellable as error:
-        return Answer(task, error.status, error=type(error).__name__, text=str(error))
-    except (UnknownTask, TaskExists) as error:
-        return Answer(task, error=type(error).__name__, text=str(error))
-    except Unconfirmed as error:
-        return Answer(task or error.task_id or "", error=type(error).__name__, text=str(error))
-    except NqnbError as error:
-        return Answer(task, error=type(error).__name__, text=str(error))
-
-
-class NearHand:
-    """A client of this process."""
+class LocalClient:
+    """A client in this process."""
 
     def __init__(self, nq: Client) -> None:
         self._nq = nq
 
-    async def do(self, order: Mapping[str, Any]) -> Answer:
-        """See `Hand.do`."""
-        return await carry_out(self._nq, order)
+    async def perform(self, order: Mapping[str, Any]) -> Answer:
+        """See `TaskClient.perform`."""
+        return await _perform(self._nq, order)
 
 
-class FarHand:
+class RemoteClient:
     """A client in a process of its own, whose clock is wrong.
 
     Args:
         settings: the fields of its `Settings`.
-        clock: by how many seconds its clock is ahead.
-        environment: the process's.
+        clock: the seconds by which its clock is ahead.
+        environment: the environment of the process.
     """
 
     def __init__(self, settings: Mapping[str, Any], clock: float, environment: Mapping[str, str]) -> None:
@@ -276,31 +263,38 @@ class FarHand:
         self._write(self._orders)
         self._reader = asyncio.ensure_future(self._read())
 
-    async def do(self, order: Mapping[str, Any]) -> Answer:
-        """See `Hand.do`."""
+    async def perform(self, order: Mapping[str, Any]) -> Answer:
+        """See `TaskClient.perform`."""
+        if self._reader is None or self._reader.done():
+            return Answer(error="ConnectionFailed", text="the client's process has ended")
         number = next(self._numbers)
         self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
             self._write({**order, "number": number})
             return await self._waiting[number]
         except OSError as error:
-            return Answer(error="ConnectionFailed", text=f"the client's process is gone: {error}")
+            return Answer(error="ConnectionFailed", text=f"the client's process has ended: {error}")
         finally:
             del self._waiting[number]
 
-    async def stop(self) -> None:
-        """End the process."""
-        if self._process is not None and self._process.returncode is None:
+    async def stop(self) -> list[str]:
+        """End the process. Return in words if it had ended by itself."""
+        process, said = self._process, []
+        self._process = None
+        if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+                process.kill()
+            await process.wait()
+        elif process is not None:
+            said.append(f"the client with the wrong clock ended by itself with code {process.returncode}")
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
+        return said
 
     def _write(self, order: Mapping[str, Any]) -> None:
         if self._process is None or self._process.stdin is None or self._process.stdin.is_closing():
-            raise BrokenPipeError("it is not started")
+            raise BrokenPipeError("its stdin is closed")
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
     async def _read(self) -> None:
@@ -317,6 +311,32 @@ class FarHand:
                 waiting.set_result(Answer(error="ConnectionFailed", text="the client's process has ended"))
 
 
+async def _perform(nq: Client, order: Mapping[str, Any]) -> Answer:
+    task = str(order.get("task") or "")
+    try:
+        if order["do"] == "cancel":
+            receipt = await nq.cancel(task)
+            return Answer(task, receipt.status, receipt.stopping)
+        submitted = await nq.submit(
+            order["queue"],
+            order["payload"],
+            id=task or None,
+            retry=order["retry"],
+            process_at=timedelta(seconds=order["wait"]) if order["wait"] else None,
+        )
+        return Answer(submitted.id)
+    except NotCancellable as error:
+        return Answer(task, error.status, error=type(error).__name__, text=str(error))
+    except (UnknownTask, TaskExists) as error:
+        return Answer(task, error=type(error).__name__, text=str(error))
+    except Unconfirmed as error:
+        return Answer(task or error.task_id or "", error=type(error).__name__, text=str(error))
+    except NqnbError as error:
+        return Answer(task, error=type(error).__name__, text=str(error))
+    except Exception as error:  # noqa: BLE001  any other error is a breach, and the attack goes on
+        return Answer(task, error=type(error).__name__, text=traceback.format_exc(), crashed=True)
+
+
 async def _serve() -> None:
     orders = read_orders()
     shift_clock(orders["clock"])
@@ -326,8 +346,7 @@ async def _serve() -> None:
     running: set[asyncio.Task[None]] = set()
 
     async def answer(nq: Client, order: dict[str, Any]) -> None:
-        told = await carry_out(nq, order)
-        fields = {**vars(told), "number": order["number"], "status": told.status}
+        fields = {**vars(await _perform(nq, order)), "number": order["number"]}
         sys.stdout.write(json.dumps(fields) + "\n")
         sys.stdout.flush()
 
