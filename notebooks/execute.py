@@ -1,9 +1,9 @@
-"""Executes the notebooks from a clean kernel, on a nats-server of their own, and saves them with their outputs.
+"""Execute the notebooks in a clean kernel with a nats-server of its own, and save them with their outputs.
 
-    python notebooks/execute.py             # all of them
-    python notebooks/execute.py 01*.ipynb   # one
+    python notebooks/execute.py             # all notebooks
+    python notebooks/execute.py 01*.ipynb   # one notebook
 
-The saved outputs are plain HTML and text: no state of widgets, which the next kernel would not know.
+The saved outputs are plain HTML and text, without the state of widgets, which no later kernel would know.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from nbclient import NotebookClient
 import nqnb
 
 HERE = Path(__file__).parent
-TAKES = 60
-"""Seconds that a cell may take."""
-OWN = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
+CELL_SECONDS = 60
+"""The longest time for one cell."""
+USER_FOLDERS = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME")
 
 
 def execute(path: Path, url: str) -> Any:
-    """Run a notebook from a clean kernel of a fresh user.
+    """Run a notebook in a clean kernel, as a new user.
 
     Args:
         path: the notebook.
-        url: the nats-server that it is to use.
+        url: the address of the nats-server.
 
     Returns:
-        The notebook with its new outputs; nothing is saved.
+        The notebook with its new outputs; no file is changed.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
@@ -44,25 +44,25 @@ def execute(path: Path, url: str) -> Any:
     with tempfile.TemporaryDirectory(prefix="nqnb-notebooks-") as home:
         client = NotebookClient(
             notebook,
-            timeout=TAKES,
+            timeout=CELL_SECONDS,
             kernel_name="python3",
             store_widget_state=False,
-            coalesce_streams=True,  # a kernel may send one print in two parts
+            coalesce_streams=True,  # a kernel may send one print in two messages
             record_timing=False,
             resources={"metadata": {"path": str(path.parent)}},
         )
-        client.execute(env={**kept, **dict.fromkeys(OWN, home), "NATS_URL": url})
+        client.execute(env={**kept, **dict.fromkeys(USER_FOLDERS, home), "NATS_URL": url})
     notebook.metadata.pop("widgets", None)
     notebook.metadata.get("language_info", {}).pop("version", None)
     return notebook
 
 
 def main() -> None:
-    """Execute and save what the command line names."""
+    """Execute and save the notebooks that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("notebook", nargs="*", type=Path, help="default: all beside this file")
+    parser.add_argument("notebook", nargs="*", type=Path, help="default: all notebooks of this folder")
     parser.add_argument(
-        "--port", type=int, default=0, help="of the nats-server, which the outputs show; default: a free one"
+        "--port", type=int, default=0, help="port of the nats-server, which the outputs show; default: a free port"
     )
     given = parser.parse_args()
     for path in given.notebook or sorted(HERE.glob("*.ipynb")):

@@ -21,6 +21,12 @@ OF_NOTEBOOK = ("reading 'schema'", "Command 'filebrowser:open-path' not register
 """What Notebook 7 itself complains about in its console, with nothing of ours in the page."""
 STRAY = ("Task was destroyed", "exception was never retrieved", "was never awaited", "nats: encountered error")
 """What asyncio and the NATS client print into whichever cell is current when something was left behind."""
+KERNEL_DIALOGS = ("Select Kernel", "Error Starting Kernel")
+"""How the dialogs begin that Jupyter shows where a kernel, or the list of kernels, comes too late."""
+SHOWS_IDLE = (
+    "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status === 'idle'"
+    " && (document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle') ?? true)"
+)
 PROMPT = (
     "document.querySelectorAll('.jp-Notebook .jp-Cell')[i]?.querySelector('.jp-InputArea-prompt')?.textContent ?? ''"
 )
@@ -36,6 +42,10 @@ def write(path: Path, *cells: str, kernel: str = "python3") -> None:
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": spec})
     notebook.cells = [nbformat.v4.new_code_cell(source) for source in cells]
     nbformat.write(notebook, path)
+
+
+class UnexpectedDialog(AssertionError):
+    """A dialog stands in front of the notebook; its text."""
 
 
 class Sheet:
@@ -76,22 +86,36 @@ class Sheet:
         self.open()
 
     def open(self) -> None:
-        """Open it, and wait for its kernel."""
+        """Open the notebook, and wait for its kernel; a kernel that a slow machine did not start is tried again."""
         path = f"lab/tree/{self.name}?reset" if self.app == "lab" else f"notebooks/{self.name}"
-        self.page.goto(f"{self.lab.url}/{path}")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        self.idle()
+        for attempts_left in (2, 1, 0):
+            self.page.goto(f"{self.lab.url}/{path}")
+            self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+            try:
+                return self.idle()
+            except UnexpectedDialog as error:
+                if not attempts_left or not str(error).startswith(KERNEL_DIALOGS):
+                    raise
+        return None
 
     def idle(self) -> None:
-        """Wait until the kernel is connected and does nothing."""
-        if self.app == "lab":
-            # The indicator of the notebook flashes idle before the kernel is connected; the status bar does not.
-            self.page.wait_for_function(
-                "document.querySelector('#jp-main-statusbar')?.innerText.includes('| Idle')", timeout=60_000
-            )
-        self.page.wait_for_selector(
-            '.jp-Notebook-ExecutionIndicator[data-status="idle"]', state="attached", timeout=60_000
+        """Wait until the kernel is connected and idle."""
+        self.until(self._is_idle, "the kernel is idle", 60)
+
+    def _is_idle(self) -> bool:
+        self._check_dialogs()
+        # The page flashes idle before it has a kernel, and a dialog may follow. The server tells when it is connected.
+        return bool(self.page.evaluate(SHOWS_IDLE)) and any(
+            session["kernel"]["connections"] > 0 and session["kernel"]["execution_state"] == "idle"
+            for session in self.lab.ask("GET", "sessions")
+            if session["path"] == self.name
         )
+
+    def _check_dialogs(self) -> None:
+        """Fail at once where a dialog stands in front of the notebook."""
+        text = self.page.evaluate("document.querySelector('.jp-Dialog')?.innerText")
+        if text:
+            raise UnexpectedDialog(text)
 
     def close(self) -> None:
         """Close the page; what went wrong in it fails the test, and so does what was left behind in its kernel."""
@@ -117,9 +141,10 @@ class Sheet:
         """Click a cell and press Shift+Enter; back once it runs, or has run."""
         before = self.prompt(i)
         for _ in range(3):
-            self.cell(i).locator(".cm-content").click()
-            self.page.keyboard.press("Shift+Enter")
+            self._check_dialogs()
             with contextlib.suppress(Exception):
+                self.cell(i).locator(".cm-content").click(timeout=PATIENCE / 3)
+                self.page.keyboard.press("Shift+Enter")
                 self.page.wait_for_function(
                     f"([i, before]) => {{ const now = {PROMPT}; return /\\[[\\d*]+\\]/.test(now) && now !== before }}",
                     arg=[i, before],

@@ -310,7 +310,7 @@ class TestWatch:
         late = session.watch([first, second])
         until(lambda: len(everything.df) == len(late.df) == 2, 10)
         assert list(queue.df.index) == [first.id]
-        assert len(session._feed._seats) == 3
+        assert len(session._feed._subscribers) == 3
         for table in (everything, queue, late):
             table.close()
         until(lambda: session._feed._watch is None, 5)
