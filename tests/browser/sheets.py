@@ -21,6 +21,8 @@ OF_NOTEBOOK = ("reading 'schema'", "Command 'filebrowser:open-path' not register
 """What Notebook 7 itself complains about in its console, with nothing of ours in the page."""
 STRAY = ("Task was destroyed", "exception was never retrieved", "was never awaited", "nats: encountered error")
 """What asyncio and the NATS client print into whichever cell is current when something was left behind."""
+OF_KERNEL = "coro=<Kernel.dispatch"
+"""A coroutine of ipykernel itself, which it sometimes leaves behind with nothing of ours in the kernel."""
 KERNEL_DIALOGS = ("Select Kernel", "Error Starting Kernel")
 """How the dialogs begin that Jupyter shows where a kernel, or the list of kernels, comes too late."""
 SHOWS_IDLE = (
@@ -126,7 +128,7 @@ class Sheet:
 
     def _look(self, frame: str | bytes) -> None:
         text = frame if isinstance(frame, str) else frame.decode(errors="replace")
-        if '"stderr"' in text and any(each in text for each in STRAY):
+        if '"stderr"' in text and OF_KERNEL not in text and any(each in text for each in STRAY):
             self.strays.append(text)
 
     def cell(self, i: int) -> Locator:
