@@ -7,20 +7,20 @@ from collections.abc import Iterable
 SHOWN_CHARACTERS = 60
 
 
-def shown(value: object, most: int = SHOWN_CHARACTERS) -> str:
+def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
     """Return the ``repr`` of a value in one short line, whatever that ``repr`` does."""
     try:
         text = repr(value)
         text = " ".join(text.split()) if "\n" in text else text
-    except Exception:  # noqa: BLE001  the value of a stranger: its repr may fail in any way
+    except Exception:  # noqa: BLE001  the repr of a foreign value may fail in any way
         return f"<{type(value).__name__}>"
-    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
 
-def quoted(text: str, most: int = 60) -> str:
-    """Text of unknown origin as a short literal without control characters."""
-    literal = repr(text[: most + 1])
-    return literal if len(text) <= most else f"{literal[:most]}… ({len(text)} characters)"
+def quoted(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    """Return a text of unknown origin as a short literal without control characters."""
+    literal = repr(text[: limit + 1])
+    return literal if len(text) <= limit else f"{literal[:limit]}… ({len(text)} characters)"
 
 
 def said(error: BaseException) -> str:
@@ -38,10 +38,10 @@ def kind_of(value: object) -> str:
 
 
 def hint(text: str | None, known: Iterable[str]) -> str:
-    """Return "did you mean …? " for a text that looks like a known one; empty for any other."""
+    """Return "Did you mean …? " for a text that resembles a known one, otherwise an empty string."""
     if not text or len(text) > 200:
         return ""
-    import difflib  # only those who misspell need it
+    import difflib  # imported late: only a misspelled name needs it
 
     near = difflib.get_close_matches(text, list(known), 1)
     return f"Did you mean {near[0]!r}? " if near else ""

@@ -3,37 +3,37 @@
 ::
 
     NqnbError
-    ├── BadInput                  a value that the caller gave cannot be used (also a ValueError)
+    ├── BadInput                  a value that the caller gave is invalid (also a ValueError)
     │   ├── InvalidQueueName
     │   ├── InvalidTaskId
     │   ├── InvalidHandler        a function that cannot handle tasks
-    │   ├── UnencodableValue      a payload or result that JSON cannot carry
+    │   ├── UnencodableValue      a payload or result without a JSON form
     │   └── PayloadTooLarge       payload and headers above the server's limit
-    ├── ConnectionFailed          no conversation with the server (also a ConnectionError)
-    │   ├── NoServer              nothing answers at the address, or it turns us away
-    │   ├── NoJetStream           a server, but JetStream is off
-    │   └── NoResponders          nobody serves that subject now; nothing was stored
+    ├── ConnectionFailed          the server cannot be used now (also a ConnectionError)
+    │   ├── NoServer              no server at the address accepted the connection
+    │   ├── NoJetStream           the server accepted, but JetStream is off
+    │   └── NoResponders          nothing serves the subject now; nothing was stored
     │       └── Unavailable       JetStream answers "not now": no leader, no quorum; has ``.err_code``
     │           └── NoRoom        a storage limit is reached
-    ├── Unconfirmed               the server's answer was lost: it may or may not have happened
-    ├── ServerRefused             the server refused what was asked, or our user may not ask it
+    ├── Unconfirmed               the server's answer was lost: the request may have taken effect
+    ├── ServerRefused             the server refused the request, or the user lacks the permission
     ├── RevisionConflict          a compare-and-set lost against a newer write
     ├── MalformedMessage          bytes that are not an NQ message
     ├── UnknownQueue              no such queue on the server; has ``.queue``
-    ├── QueueInUse                not deleted, there is still something; has ``.queue``
+    ├── QueueInUse                not deleted, because it has tasks or workers; has ``.queue``
     ├── TaskError                 about one task; has ``.task_id``
     │   ├── UnknownTask
-    │   ├── TaskExists            the id is taken
+    │   ├── TaskExists            another task has the id
     │   ├── NotCancellable        completed or failed before the cancel; has ``.status``
-    │   ├── NotRequeueable        not ended yet, or without its payload; has ``.status``
-    │   ├── TaskFailed            raised to whoever asks for the result
-    │   ├── TaskCancelled         raised to whoever asks for the result
+    │   ├── NotRequeueable        not ended yet, or its payload is not kept; has ``.status``
+    │   ├── TaskFailed            raised where the result is requested
+    │   ├── TaskCancelled         raised where the result is requested
     │   └── WaitTimeout           not terminal in time (also a TimeoutError)
-    ├── NotSubmitted              some of ``submit_many``; has ``.tasks`` and ``.errors``
+    ├── NotSubmitted              part of a ``submit_many``; has ``.tasks`` and ``.errors``
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
-``JobCancelled`` stands outside of the tree and outside of ``Exception``: it is raised *inside* a handler that is
-to stop, and must pass through its ``except Exception`` as ``asyncio.CancelledError`` does.
+``JobCancelled`` is outside of the tree and outside of ``Exception``: it is raised *inside* a handler that must stop,
+and must pass through its ``except Exception`` as ``asyncio.CancelledError`` does.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ from nqnb.protocol.status import Status
 
 
 class NqnbError(Exception):
-    """The root of every error that nqnb raises on its own."""
+    """The base class of every error that nqnb raises."""
 
 
 class BadInput(NqnbError, ValueError):
-    """A value given by the caller cannot be used; nothing was sent."""
+    """A value that the caller gave is invalid; nothing was sent."""
 
 
 class InvalidQueueName(BadInput):
-    """A queue name that NQ or NATS cannot carry; ``.queue`` is the name."""
+    """A queue name that NQ or NATS does not allow; ``.queue`` is the name."""
 
     def __init__(self, message: str, queue: object) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class InvalidQueueName(BadInput):
 
 
 class InvalidTaskId(BadInput):
-    """A task id that the state bucket cannot carry as a key; ``.task_id`` is the id."""
+    """A task id that is not allowed as a key of the state bucket; ``.task_id`` is the id."""
 
     def __init__(self, message: str, task_id: object) -> None:
         super().__init__(message)
@@ -69,11 +69,11 @@ class InvalidTaskId(BadInput):
 
 
 class InvalidHandler(BadInput):
-    """A function, or the options beside it, that cannot handle tasks."""
+    """A function that cannot handle tasks, or options that do not fit it."""
 
 
 class UnencodableValue(BadInput):
-    """JSON cannot carry a part of the value; ``.part`` is where it stands, such as ``payload["rows"][3]``."""
+    """A part of the value has no JSON form; ``.part`` names the part, such as ``payload["rows"][3]``."""
 
     def __init__(self, message: str, part: str) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ class UnencodableValue(BadInput):
 
 
 class PayloadTooLarge(BadInput):
-    """The message would be larger than the server takes; ``.size`` and ``.limit`` are in bytes."""
+    """The message would be larger than the server accepts; ``.size`` and ``.limit`` are in bytes."""
 
     def __init__(self, message: str, size: int, limit: int) -> None:
         super().__init__(message)
@@ -90,11 +90,11 @@ class PayloadTooLarge(BadInput):
 
 
 class ConnectionFailed(NqnbError, ConnectionError):
-    """No conversation with the server is possible now."""
+    """The server cannot be used now."""
 
 
 class NoServer(ConnectionFailed):
-    """Nothing answers at the address, or what answers turns us away; ``.url`` is the address, without secrets."""
+    """No server at the address accepted the connection; ``.url`` is the address, without secrets."""
 
     def __init__(self, message: str, url: str) -> None:
         super().__init__(message)
@@ -102,11 +102,11 @@ class NoServer(ConnectionFailed):
 
 
 class NoJetStream(ConnectionFailed):
-    """The server answers, but JetStream is off there."""
+    """The server accepted the connection, but JetStream is off."""
 
 
 class NoResponders(ConnectionFailed):
-    """Nobody serves the subject at this moment, so nothing was stored; ``.subject`` is the subject."""
+    """Nothing serves the subject at this moment, so nothing was stored; ``.subject`` is the subject."""
 
     def __init__(self, message: str, subject: str) -> None:
         super().__init__(message)
@@ -114,10 +114,10 @@ class NoResponders(ConnectionFailed):
 
 
 class Unavailable(NoResponders):
-    """JetStream cannot do it at this moment, so nothing was stored; the same request may succeed later.
+    """JetStream is unavailable at this moment, so nothing was stored; the same request may succeed later.
 
-    A cluster answers so without a leader or a quorum. ``.code``, ``.err_code`` and ``.description`` are JetStream's
-    own, as in `ServerRefused`; ``.subject`` says what was asked.
+    A cluster without a leader or a quorum answers so. ``.code``, ``.err_code`` and ``.description`` are JetStream's
+    own, as in `ServerRefused`; ``.subject`` names the request.
     """
 
     def __init__(self, message: str, subject: str, code: int, err_code: int, description: str) -> None:
@@ -128,11 +128,11 @@ class Unavailable(NoResponders):
 
 
 class NoRoom(Unavailable):
-    """A storage limit is reached, of the server, the account or one stream; the message says what frees room."""
+    """A storage limit of the server, the account or a stream is reached; the message says how to free room."""
 
 
 class Unconfirmed(NqnbError):
-    """The answer of the server was lost: what was asked may have happened or not; ``.task_id`` where it is known."""
+    """The answer of the server was lost: the request may have taken effect; ``.task_id`` is set if it is known."""
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -140,9 +140,9 @@ class Unconfirmed(NqnbError):
 
 
 class ServerRefused(NqnbError):
-    """The server refused a request; ``.err_code`` is JetStream's own number, ``.description`` its words.
+    """The server refused a request; ``.err_code`` is JetStream's code, ``.description`` its text.
 
-    Where our user lacks the permission to ask, ``.code`` is 403 and ``.err_code`` 0.
+    If the user lacks the permission, ``.code`` is 403 and ``.err_code`` is 0.
     """
 
     def __init__(self, message: str, code: int, err_code: int, description: str) -> None:
@@ -156,12 +156,14 @@ class RevisionConflict(NqnbError):
     """A compare-and-set lost: the key has another revision; ``.key`` is the key."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"the entry {key!r} was written by somebody else meanwhile; read it again")
+        super().__init__(
+            f"writing the entry {key!r} failed: another client or worker wrote it meanwhile. Read it again."
+        )
         self.key = key
 
 
 class MalformedMessage(NqnbError):
-    """Bytes that are not the NQ message they should be; ``.data`` holds them."""
+    """Bytes that are not the expected NQ message; ``.data`` holds them."""
 
     def __init__(self, message: str, data: bytes) -> None:
         super().__init__(message)
@@ -169,7 +171,7 @@ class MalformedMessage(NqnbError):
 
 
 class UnknownQueue(NqnbError):
-    """No stream on the server takes that queue's tasks; ``.queue`` is its name."""
+    """No stream on the server stores that queue's tasks; ``.queue`` is its name."""
 
     def __init__(self, message: str, queue: str) -> None:
         super().__init__(message)
@@ -177,10 +179,10 @@ class UnknownQueue(NqnbError):
 
 
 class QueueInUse(NqnbError):
-    """A queue was not deleted, for there is still something.
+    """A queue was not deleted, because it still has tasks or workers.
 
-    ``.queue`` is its name, ``.pending`` how many tasks wait, ``.processing`` how many run, ``.workers`` how many live
-    workers serve it.
+    ``.queue`` is its name. ``.pending``, ``.processing`` and ``.workers`` count its waiting tasks, its running tasks
+    and its live workers.
     """
 
     def __init__(self, message: str, queue: str, pending: int = 0, processing: int = 0, workers: int = 0) -> None:
@@ -192,7 +194,7 @@ class QueueInUse(NqnbError):
 
 
 class TaskError(NqnbError):
-    """About one task; ``.task_id`` names it and ``.status`` is its state where that is known."""
+    """An error about one task; ``.task_id`` names it, and ``.status`` is its state if that is known."""
 
     def __init__(self, message: str, task_id: str, status: Status | None = None) -> None:
         super().__init__(message)
@@ -201,11 +203,11 @@ class TaskError(NqnbError):
 
 
 class UnknownTask(TaskError):
-    """No task of that id is in the state bucket."""
+    """The state bucket has no task of that id."""
 
 
 class TaskExists(TaskError):
-    """The id that the caller chose belongs to another task."""
+    """Another task has the id that the caller chose."""
 
 
 class NotCancellable(TaskError):
@@ -217,7 +219,7 @@ class NotRequeueable(TaskError):
 
 
 class TaskFailed(TaskError):
-    """The task failed; ``.error_type`` and ``.traceback`` are those of the handler's exception, as text."""
+    """The task failed; ``.error_type`` and ``.traceback`` describe the handler's exception, as text."""
 
     def __init__(
         self,
@@ -237,11 +239,11 @@ class TaskCancelled(TaskError):
 
 
 class WaitTimeout(TaskError, TimeoutError):
-    """The task was not terminal within the time given; it goes on."""
+    """The task did not end within the timeout; it continues."""
 
 
 class NotSubmitted(NqnbError):
-    """Some of the tasks of a ``submit_many`` were not accepted.
+    """Some tasks of a ``submit_many`` were not accepted.
 
     ``.tasks`` has a `Task` or None for each payload, in order; ``.errors`` maps the position of each None to its error.
     """
@@ -257,4 +259,4 @@ class DevServerError(NqnbError):
 
 
 class JobCancelled(BaseException):
-    """Raised inside a handler whose task is being stopped, so that it unwinds; let it pass."""
+    """Raised inside a handler whose task is being stopped, so that it unwinds; do not catch it."""

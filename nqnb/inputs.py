@@ -1,4 +1,4 @@
-"""Checks of what a caller gives: flags, counts, choices, functions; and how a refused value is shown.
+"""Checks of the values that callers give: flags, counts, choices, functions, durations, dates and states.
 
 Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput` with the name, the value and
 what to give. Lengths of time are checked by `check_seconds`, dates by `check_moment`, states by `check_statuses`.
@@ -20,6 +20,18 @@ from nqnb.error_text import exact_text, hint, kind_of, shown
 from nqnb.errors import BadInput
 from nqnb.protocol.wire import Status
 
+Duration = float | timedelta
+"""Seconds, or a timedelta."""
+LONGEST_SECONDS = 100 * 365 * 86_400
+"""The longest time that anything takes: 100 years. Go and NATS count nanoseconds in 63 bits, 292 years."""
+_TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
+_UNIT_SECONDS = (86_400, 3_600, 60, 1)
+Moment = datetime | timedelta | None
+"""A datetime (a naive one is local time), or a timedelta from now."""
+MOMENT_LIMIT_SECONDS = 9_214_646_400
+"""2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
+LABELS = {status.label: status for status in Status}
+
 
 def is_numpy_scalar(value: object, kinds: str) -> bool:
     """Return whether a value is a numpy scalar of these kinds (``"b"`` flags, ``"m"`` lengths of time …)."""
@@ -37,11 +49,13 @@ def check_flag(name: str, value: object) -> bool:
         return value
     if is_numpy_scalar(value, "b"):
         return bool(value)
-    raise BadInput(f"{name}={shown(value)} is invalid: expected True or False, got {kind_of(value)}.")
+    raise BadInput(
+        f"{name}={shown(value)} is invalid: expected True or False, got {kind_of(value)}. Give True or False."
+    )
 
 
 def check_optional_flag(name: str, value: object) -> bool | None:
-    """Return a flag, or None; raises as `check_flag`."""
+    """Return a flag, or None; raises the errors of `check_flag`."""
     return None if value is None else check_flag(name, value)
 
 
@@ -49,11 +63,11 @@ def check_count(name: str, value: object, least: int, most: int, what: str) -> i
     """Return a whole number.
 
     Args:
-        name: what the caller calls it.
-        value: what was given; numpy's integers are accepted, booleans are not.
-        least: the smallest number that is accepted.
-        most: the largest.
-        what: what it counts, for the error.
+        name: the name of the argument.
+        value: the value; numpy's integers are accepted, booleans are not.
+        least: the smallest valid number.
+        most: the largest valid number.
+        what: what the number counts, for the error.
 
     Raises:
         BadInput: not a whole number, or out of range.
@@ -62,7 +76,7 @@ def check_count(name: str, value: object, least: int, most: int, what: str) -> i
     if not isinstance(value, bool) and isinstance(value, numbers.Integral) and not is_numpy_scalar(value, "m"):
         try:
             number = operator.index(value)
-        except Exception:  # noqa: BLE001  a number of a stranger's type
+        except Exception:  # noqa: BLE001  a foreign number may raise any error
             number = None
     if number is None:
         raise BadInput(
@@ -82,7 +96,7 @@ def check_share(name: str, value: object) -> float:
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
-    raise BadInput(f"{name}={shown(value)} is invalid: must be a number from 0 to 1.")
+    raise BadInput(f"{name}={shown(value)} is invalid: out of range. Give a number from 0 to 1.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
@@ -96,7 +110,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     if text in known:
         return text
     listed = " or ".join(map(repr, known))
-    raise BadInput(f"{name}={shown(value)} is invalid: {hint(text, known)}Give {listed}.")
+    raise BadInput(f"{name}={shown(value)} is invalid: no such choice. {hint(text, known)}Give {listed}.")
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
@@ -125,16 +139,6 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
     return value
 
 
-Duration = float | timedelta
-"""Seconds, or a timedelta."""
-
-LONGEST_SECONDS = 100 * 365 * 86_400
-"""The longest time that anything takes: 100 years. Go and NATS count nanoseconds in 63 bits, 292 years."""
-
-_TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
-_UNIT_SECONDS = (86_400, 3_600, 60, 1)
-
-
 @overload
 def check_seconds(
     name: str,
@@ -146,6 +150,8 @@ def check_seconds(
     none: Literal[False] = ...,
     refusal: type[BadInput] = ...,
 ) -> float: ...
+
+
 @overload
 def check_seconds(
     name: str,
@@ -157,6 +163,8 @@ def check_seconds(
     none: Literal[True],
     refusal: type[BadInput] = ...,
 ) -> float | None: ...
+
+
 def check_seconds(
     name: str,
     value: object,
@@ -170,10 +178,10 @@ def check_seconds(
     """Return a length of time in seconds.
 
     Args:
-        name: what the caller calls it.
-        value: what was given: a number of seconds (numpy's too, booleans not), or a timedelta.
-        least: the shortest that is accepted.
-        most: the longest.
+        name: the name of the argument.
+        value: a number of seconds (numpy's too, booleans not), or a timedelta.
+        least: the shortest valid length.
+        most: the longest valid length.
         positive: refuse 0 as well.
         none: accept None, and return it.
         refusal: the error to raise.
@@ -198,15 +206,117 @@ def check_seconds(
 
 
 def read_length(text: str) -> float | None:
-    """Return the seconds of a text such as ``90``, ``1.5``, ``90s``, ``2h30m``, ``1d``; None where it is not one."""
+    """Return the seconds of a text such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d``, or None for another text."""
     found = _TEXT.fullmatch(text)
     if found is None:
         return None
     return sum(float(number) * unit for number, unit in zip(found.groups(), _UNIT_SECONDS, strict=True) if number)
 
 
+def check_moment(name: str, value: object, now: float | None = None) -> float:
+    """Return the Unix seconds of a datetime, or of a timedelta from now.
+
+    Args:
+        name: the name of the argument.
+        value: a datetime or a timedelta.
+        now: the start of a timedelta, in Unix seconds; default this machine's time.
+
+    Raises:
+        BadInput: neither of them, or not between 1970 and 2261.
+    """
+    if not isinstance(value, (datetime, timedelta)):
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: expected a date, got {kind_of(value)}. "
+            "Give a datetime, or a timedelta from now."
+        )
+    try:
+        # A naive datetime means local time, as everywhere in Python.
+        moment = _utc(now) + value if isinstance(value, timedelta) else value
+        seconds = float(moment.timestamp())
+    except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a foreign time zone that fails
+        seconds = math.nan
+    if not 0 <= seconds < MOMENT_LIMIT_SECONDS:
+        raise BadInput(
+            f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261. Give another date."
+        )
+    return seconds
+
+
+def check_past(name: str, value: Any, now: float | None = None) -> float | None:
+    """Return the Unix seconds of a time before now, or None if none was given.
+
+    Args:
+        name: the name of the argument.
+        value: a datetime, or how long ago: seconds, a timedelta, or a string like ``"10m"``.
+        now: see `check_moment`.
+
+    Raises:
+        BadInput: none of these, or before 1970.
+    """
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return check_moment(name, value)
+    length = read_length(exact_text(value)) if isinstance(value, str) else value
+    if length is None:
+        raise BadInput(
+            f"{name}={shown(value)} is invalid: not a length of time. "
+            "Give a datetime, or how long ago: seconds, a timedelta, or a string like '90s', '10m', '2h30m', '1d'."
+        )
+    return (time.time() if now is None else now) - check_seconds(name, length)
+
+
+def shown_moment(value: object) -> str:
+    """Return a moment as people write it, even if its ``str`` fails."""
+    try:
+        return f"{value} from now" if isinstance(value, timedelta) else str(value)
+    except Exception:  # noqa: BLE001  as in `check_moment`
+        return shown(value)
+
+
+def check_status(value: object) -> Status:
+    """Return one state.
+
+    Raises:
+        BadInput: no such state; the error lists the states.
+    """
+    if isinstance(value, Status):
+        return value
+    text = exact_text(value) if isinstance(value, str) else None
+    if text is not None and text.lower() in LABELS:
+        return LABELS[text.lower()]
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and not is_numpy_scalar(value, "m"):
+        try:
+            return Status(int(value))
+        except Exception:  # noqa: BLE001  not one of the numbers, or a foreign number that fails
+            text = None
+    raise BadInput(
+        f"status {shown(value)} is invalid: no such state. {hint(text, LABELS)}The states are {', '.join(LABELS)}."
+    )
+
+
+def check_statuses(value: Any) -> frozenset[Status] | None:
+    """Return one or several states as a set; None, which means all states, stays None.
+
+    Raises:
+        BadInput: not states; the error lists the states.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, numbers.Integral)):
+        return frozenset((check_status(value),))
+    try:
+        several = list(value)
+    except Exception:  # noqa: BLE001  a foreign iterable may raise any error
+        raise BadInput(
+            f"status={shown(value)} is invalid: expected a state or several, got {kind_of(value)}. "
+            f"The states are {', '.join(LABELS)}."
+        ) from None
+    return frozenset(check_status(status) for status in several)
+
+
 def _seconds(value: Any) -> float | None:
-    """The seconds of a value; infinite where it is too large for a float, None where it is not a length of time."""
+    """Return the seconds of a value: infinity if it is too large for a float, None if it is not a length of time."""
     if type(value) is float or type(value) is int:
         return _as_float(value)
     try:
@@ -220,7 +330,7 @@ def _seconds(value: Any) -> float | None:
             return float(value.total_seconds())
         if isinstance(value, numbers.Real) and not isinstance(value, bool):
             return _as_float(value)
-    except Exception:  # noqa: BLE001  a number of a stranger's type may fail in any way
+    except Exception:  # noqa: BLE001  a foreign number may raise any error
         return None
     return None
 
@@ -236,113 +346,5 @@ def _bound(seconds: float) -> str:
     return "100 years" if seconds == LONGEST_SECONDS else f"{seconds:,g} s" if seconds else "0"
 
 
-Moment = datetime | timedelta | None
-"""A date and time (a naive one is local time), or a length of time from now."""
-
-FIRST, BEYOND = 0, 9_214_646_400
-"""1970 and 2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
-
-
-def check_moment(name: str, value: object, now: float | None = None) -> float:
-    """Return the Unix seconds of a datetime, or of a timedelta from now.
-
-    Args:
-        name: what the caller calls it.
-        value: a datetime or a timedelta.
-        now: from when a timedelta counts, in Unix seconds; default this machine's time.
-
-    Raises:
-        BadInput: neither, or not between 1970 and 2261.
-    """
-    if not isinstance(value, (datetime, timedelta)):
-        raise BadInput(
-            f"{name}={shown(value)} is invalid: expected a date, got {kind_of(value)}. "
-            "Give a datetime, or a timedelta from now."
-        )
-    try:
-        # A naive datetime means local time, as everywhere in Python.
-        moment = _utc(now) + value if isinstance(value, timedelta) else value
-        seconds = float(moment.timestamp())
-    except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a time zone of a stranger's that fails
-        seconds = math.nan
-    if not FIRST <= seconds < BEYOND:
-        raise BadInput(f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261.")
-    return seconds
-
-
-def check_past(name: str, value: Any, now: float | None = None) -> float | None:
-    """Return the Unix seconds of a time before now; None where none was given.
-
-    Args:
-        name: what the caller calls it.
-        value: a datetime, or so long ago: seconds, a timedelta, or a text like ``"10m"``.
-        now: as in `check_moment`.
-
-    Raises:
-        BadInput: none of these, or before 1970.
-    """
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        return check_moment(name, value)
-    length = read_length(exact_text(value)) if isinstance(value, str) else value
-    if length is None:
-        raise BadInput(
-            f"{name}={shown(value)} is invalid: not a length of time. "
-            "Give a datetime, or how long ago: seconds, a timedelta, or a text like '90s', '10m', '2h30m', '1d'."
-        )
-    return (time.time() if now is None else now) - check_seconds(name, length)
-
-
 def _utc(now: float | None) -> datetime:
     return datetime.fromtimestamp(time.time() if now is None else now, timezone.utc)
-
-
-def shown_moment(value: object) -> str:
-    """Return a moment as people write it, whatever its ``str`` does."""
-    try:
-        return f"{value} from now" if isinstance(value, timedelta) else str(value)
-    except Exception:  # noqa: BLE001  as in `check_moment`
-        return shown(value)
-
-
-LABELS = {status.label: status for status in Status}
-
-
-def check_status(value: object) -> Status:
-    """Return one state.
-
-    Raises:
-        BadInput: no such state; the error lists them.
-    """
-    if isinstance(value, Status):
-        return value
-    text = exact_text(value) if isinstance(value, str) else None
-    if text is not None and text.lower() in LABELS:
-        return LABELS[text.lower()]
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and not is_numpy_scalar(value, "m"):
-        try:
-            return Status(int(value))
-        except Exception:  # noqa: BLE001  not one of the numbers, or a number of a stranger's type
-            text = None
-    raise BadInput(f"status {shown(value)} is invalid: {hint(text, LABELS)}The states are {', '.join(LABELS)}.")
-
-
-def check_statuses(value: Any) -> frozenset[Status] | None:
-    """Return the states that were given, one or several; None, which is all of them, where None was given.
-
-    Raises:
-        BadInput: not states; the error lists them.
-    """
-    if value is None:
-        return None
-    if isinstance(value, (str, numbers.Integral)):
-        return frozenset((check_status(value),))
-    try:
-        several = list(value)
-    except Exception:  # noqa: BLE001  whatever a stranger's iterable raises
-        raise BadInput(
-            f"status={shown(value)} is invalid: expected a state or several, got {kind_of(value)}. "
-            f"The states are {', '.join(LABELS)}."
-        ) from None
-    return frozenset(check_status(each) for each in several)

@@ -1,9 +1,9 @@
-"""Payloads and results: Python values to JSON and back.
+"""Payloads and results: encode Python values as JSON, and decode them.
 
-Bytes pass through. Anything else becomes JSON; beyond what JSON has, these encode: dates, times and UUIDs (ISO text),
-`decimal.Decimal` (text), paths (text), enums (their value), dataclasses, msgspec Structs, numpy scalars and arrays,
-pandas Timestamps. NaN and infinities are refused, since JSON has none and ``null`` would not come back as them.
-Nothing is pickled here, and nothing that comes from a queue is unpickled or evaluated.
+Bytes are sent unchanged. Other values become JSON. Besides JSON's own types, these encode: dates, times and UUIDs (ISO
+text), `decimal.Decimal` (text), paths (text), enums (their value), dataclasses, msgspec Structs, numpy scalars and
+arrays, pandas Timestamps. NaN and infinities are refused, because JSON has no such numbers and ``null`` would not
+decode to them. Nothing is pickled here, and no data from a queue is unpickled or evaluated.
 """
 
 from __future__ import annotations
@@ -22,34 +22,36 @@ from nqnb.errors import BadInput, UnencodableValue
 
 
 def encode(value: object, name: str = "payload") -> bytes:
-    """The bytes that carry a value.
+    """Return a value as bytes.
 
     Args:
-        value: what to carry; bytes are taken as they are.
+        value: the value; bytes are returned unchanged.
         name: what the value is, for the error.
 
     Raises:
-        UnencodableValue: JSON cannot carry it; the error names the part.
+        UnencodableValue: a part of the value has no JSON form; the error names the part.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
         try:
             return bytes(value)
-        except Exception as error:  # noqa: BLE001  a released view, or a subclass of a stranger's
-            raise UnencodableValue(f"{name} cannot be read as bytes: {said(error)}.", name) from None
+        except Exception as error:  # noqa: BLE001  a released view, or a foreign subclass
+            raise UnencodableValue(
+                f"{name} cannot be read as bytes: {said(error)}. Give bytes, or a value with a JSON form.", name
+            ) from None
     return encode_json(value, name)
 
 
 def encode_json(value: object, name: str = "result") -> bytes:
-    """The JSON of a value; bytes inside become base64.
+    """Return a value as JSON; bytes inside become base64.
 
     Raises:
-        UnencodableValue: JSON cannot carry it; the error names the part.
+        UnencodableValue: a part of the value has no JSON form; the error names the part.
     """
     try:
         data = _encoder.encode(value)
-    except Exception as error:  # noqa: BLE001  a value may fail in any way while it is read
+    except Exception as error:  # noqa: BLE001  reading a foreign value may raise any error
         raise _refusal(value, name, error) from None
-    # msgspec writes NaN and infinities as null, or as such a key: only these make it worth looking for them.
+    # msgspec writes NaN and infinities as null, or as such a key: only then is a search needed.
     if any(sign in data for sign in (b"null", b'"nan"', b'inf"')):
         try:
             bad = next(((part, found) for part, found in walk(value, name) if not_a_number(found)), None)
@@ -61,10 +63,10 @@ def encode_json(value: object, name: str = "result") -> bytes:
 
 
 def decode_json(data: bytes | None, kind: Any = Any) -> Any:
-    """The value of JSON bytes, validated as ``kind``; no bytes are None.
+    """Return the value of JSON bytes, validated as ``kind``; no bytes decode to None.
 
     Raises:
-        BadInput: not JSON, or not of that kind; the text says where.
+        BadInput: the bytes are not JSON, or not of that kind; the text names the part.
     """
     try:
         return msgspec.json.decode(data or b"null", type=kind)
@@ -73,17 +75,17 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
 
 
 def _beyond_json(value: Any) -> Any:
-    """What msgspec does not know by itself; numpy and pandas are met by their habits, so neither is imported."""
+    """Return a plain value for one that msgspec does not support; numpy and pandas are recognized without an import."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, datetime):
         if not_a_number(value):
-            raise TypeError("it is NaT")
+            raise TypeError("NaT has no JSON form")
         return value.isoformat()
     if isinstance(value, timedelta):
         return timedelta(seconds=value.total_seconds())
     if is_numpy(value):
-        # With nanoseconds, numpy itself would give plain numbers.
+        # With nanoseconds, numpy would return plain numbers.
         moments = value.dtype.kind in "Mm"
         plain = (value.astype(f"{value.dtype.kind}8[us]") if moments else value).tolist()
         if type(plain) is not type(value):
@@ -95,22 +97,22 @@ def _beyond_json(value: Any) -> Any:
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}
-"""How the plain value of a subclass is read; msgspec takes the types themselves only."""
+"""How the plain value of a subclass is read; msgspec accepts only the types themselves."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
 
 def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
-    """The error for the first part, depth first, that does not encode by itself."""
+    """Return the error for the first part, depth first, that has no JSON form."""
     try:
         return _first_refusal(value, name, error)
-    except Exception as another:  # noqa: BLE001  a value may fail in any way while it is looked at, too
+    except Exception as another:  # noqa: BLE001  inspecting a foreign value may raise any error, too
         return _unreadable(name, another)
 
 
 def _unreadable(name: str, error: Exception) -> UnencodableValue:
     return UnencodableValue(
-        f"JSON cannot carry {name}: reading it raised {said(error)}. Send plain lists, dicts, text and numbers.", name
+        f"{name} has no JSON form: reading it raised {said(error)}. Send plain lists, dicts, strings and numbers.", name
     )
 
 
@@ -119,60 +121,63 @@ def _first_refusal(value: object, name: str, error: Exception) -> UnencodableVal
         if not_a_number(found):
             return _no_such_number(part, found)
         if isinstance(found, Unwalkable):
-            return UnencodableValue(f"JSON cannot carry {part}: {found.why}", part)
+            return UnencodableValue(f"{part} has no JSON form: {found.why}. {found.remedy}", part)
         if isinstance(found, (Mapping, list, tuple, set, frozenset)):
             continue
         try:
             _encoder.encode(found)
         except Exception:  # noqa: BLE001  as in encode_json
             kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
-            return UnencodableValue(f"JSON cannot carry {part} (of type {kind}); {_remedy(found)}", part)
-    return UnencodableValue(f"JSON cannot carry {name}: {said(error)}; send plain lists, dicts, text and numbers", name)
+            return UnencodableValue(f"{part} has no JSON form: it is of type {kind}. {_remedy(found)}", part)
+    return UnencodableValue(
+        f"{name} has no JSON form: {said(error)}. Send plain lists, dicts, strings and numbers.", name
+    )
 
 
 def _no_such_number(part: str, found: object) -> UnencodableValue:
-    return UnencodableValue(f"{part} is {shown(found)}, which JSON does not have; send None or text in its place", part)
+    return UnencodableValue(f"{part} has no JSON form: it is {shown(found)}. Send None or a string instead.", part)
 
 
 def _remedy(found: object) -> str:
     if hasattr(found, "to_dict") and hasattr(found, "columns"):
-        return 'send its .to_dict("records"), or a path to it'
+        return 'Send its .to_dict("records"), or a path to it.'
     if isinstance(found, str):
-        return "it holds half of a surrogate pair; drop or replace it"
+        return "It has half of a surrogate pair: remove or replace it."
     if hasattr(found, "to_list"):
-        return "send its .to_list()"
-    return "convert it to text, numbers, lists or dicts, or send bytes of your own"
+        return "Send its .to_list()."
+    return "Convert it to strings, numbers, lists or dicts, or send bytes."
 
 
-DEEPEST = 200
-"""How deep a value is walked; what is deeper is refused, since nobody would find the part."""
+MAX_DEPTH = 200
+"""How deep a value may be nested."""
 KEY_CHARACTERS = 200
-"""At most so many characters of a key are part of a name."""
+"""The most characters of a key in the name of a part."""
 
 
 class Unwalkable(NamedTuple):
-    """Stands for a part that cannot be looked into, and why."""
+    """A part that cannot be walked: why, and what to do."""
 
     why: str
+    remedy: str
 
 
 def walk(value: Any, part: str) -> Iterator[tuple[str, object]]:
-    """Every part of a value with its name, such as ``payload['rows'][3]``; the value itself after its own parts."""
+    """Yield every part of a value with its name, such as ``payload['rows'][3]``; the value itself comes last."""
     return _walk(value, part, ())
 
 
 def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, object]]:
     if id(value) in above:
-        yield part, Unwalkable("it contains itself")
+        yield part, Unwalkable("it contains itself", "Send a value without circular references.")
         return
-    if len(above) >= DEEPEST:
-        yield part, Unwalkable(f"it is nested more than {DEEPEST} deep")
+    if len(above) >= MAX_DEPTH:
+        yield part, Unwalkable(f"it is nested more than {MAX_DEPTH} deep", "Send a flatter value.")
         return
     above = (*above, id(value))
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, (str, int, float)) or not_a_number(key):
-                known = key if not_a_number(key) else Unwalkable("a key must be text or a number")
+                known = key if not_a_number(key) else Unwalkable("a key must be a string or a number", "Convert it.")
                 yield f"the key {shown(key, KEY_CHARACTERS)} of {part}", known
             yield from _walk(item, f"{part}[{shown(key, KEY_CHARACTERS)}]", above)
     elif isinstance(value, (list, tuple, set, frozenset)) or (is_numpy(value) and value.ndim):
@@ -186,12 +191,12 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
 
 
 def is_numpy(value: object) -> bool:
-    """Whether it is a numpy array or scalar, without importing numpy."""
+    """Return whether a value is a numpy array or scalar, without importing numpy."""
     return type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "dtype") and hasattr(value, "tolist")
 
 
 def not_a_number(value: Any) -> bool:
-    """Whether it is NaN, an infinity, NaT or NA, by whatever library."""
+    """Return whether a value is NaN, an infinity, NaT or NA, of any library."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if type(value).__name__ in ("NaTType", "NAType"):

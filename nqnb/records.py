@@ -1,4 +1,4 @@
-"""What commands, tables and callers are handed: plain frozen records, with times as UTC datetimes."""
+"""The records that commands, tables and callers get: plain frozen values, with times as UTC datetimes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMe
 
 
 class CancelReceipt(Struct, frozen=True, kw_only=True):
-    """What became of a cancel.
+    """The result of a cancel.
 
-    ``stopping`` is True while the task's code still runs; then ``status`` is not final. ``how`` says in words what
-    stopped it. Times are by the server's clock.
+    ``stopping`` is True while the task's code still runs; then ``status`` is not final. ``how`` says in words how the
+    code was stopped. Times are by the server's clock.
     """
 
     task_id: str
@@ -32,15 +32,15 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float | None:
-        """From the request to the end of the task's code; None while either is open."""
+        """The seconds from the request to the end of the task's code; None while one of them is unknown."""
         if self.requested_at is None or self.stopped_at is None:
             return None
-        # Two machines' readings of the server's clock differ by a moment.
+        # Two machines read the server's clock slightly differently.
         return max(0.0, (self.stopped_at - self.requested_at).total_seconds())
 
     @classmethod
     def of(cls, task_id: str, status: Status, record: CancelRecord | None) -> CancelReceipt:
-        """The receipt of a task in this state, with what is noted of its cancel."""
+        """Return the receipt for a task in this state, with the record of its cancel."""
         record = record or CancelRecord()
         return cls(
             task_id=task_id,
@@ -56,7 +56,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
 
 class TaskInfo(Struct, frozen=True, kw_only=True):
-    """A task as the state bucket had it when it was read.
+    """A task as it was when the state bucket was read.
 
     ``attempt`` counts from 1; ``timeout`` is in seconds, 0 = none; ``revision`` is the bucket's.
     """
@@ -80,21 +80,21 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None
     cancel: CancelReceipt | None
     result: bytes
-    """The result as JSON, where there is one and it is small enough to stand here."""
+    """The result as JSON, if the task has one that is small enough for its entry."""
     result_key: str
-    """Where the result is kept, if it is large."""
+    """The key of a large result in the result bucket."""
     sequence: int
     revision: int
     marked: bool
-    """Whether nqnb wrote this state, rather than Go NQ."""
+    """Whether nqnb wrote this entry, rather than Go NQ."""
     origin: str = ""
-    """The task that was first submitted, where this one is that one requeued."""
+    """The id of the original task, if this task requeues another one."""
     not_before: datetime | None = None
-    """When the next attempt is due, where it waits for one."""
+    """When the next attempt is due, if the task waits for one."""
 
     @classmethod
     def of(cls, message: TaskMessage, revision: int) -> TaskInfo:
-        """Read an entry of the state bucket."""
+        """Return the record of an entry of the state bucket."""
         meta = message.meta
         terminal = message.Status.terminal
         return cls(
@@ -127,13 +127,13 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
 
 
 class TaskBatch(Struct, frozen=True, kw_only=True):
-    """What came at once while all tasks are watched; see `nqnb.Client.watch`.
+    """Changes that arrived together while all tasks are watched; see `nqnb.Client.watch`.
 
-    ``tasks`` are in the order of their changes, the same one perhaps several times. ``gone`` are the ids of tasks whose
-    state was deleted; of those that were pruned or have expired the server tells nothing. ``complete`` is True once
-    everything that was there at the start has come. ``lost`` is True where the connection is away: the next batch
-    without it goes on where the last one ended. ``anew`` is True where what came before no longer counts, since the
-    server has lost its store: this batch begins again.
+    ``tasks`` are in the order of their changes; the same task may occur several times. ``gone`` are the ids of tasks
+    whose entry was deleted; the server does not report entries that were pruned or have expired. ``complete`` is True
+    once every task of the start has arrived. ``lost`` is True while the connection is down: the next batch without it
+    continues where the last one ended. ``anew`` is True if the earlier batches no longer count, because the server has
+    lost its store: this batch starts again.
     """
 
     tasks: list[TaskInfo] = []
@@ -144,12 +144,13 @@ class TaskBatch(Struct, frozen=True, kw_only=True):
 
 
 class QueueInfo(Struct, frozen=True, kw_only=True):
-    """A queue as the server had it when it was read.
+    """A queue as it was when the server was asked.
 
-    ``pending`` counts messages that no worker holds, ``processing`` those that workers hold (or put back for later),
-    ``scheduled`` those that wait for a server-side schedule, ``redelivered`` those delivered more than once and still
-    open, ``workers`` the live nqnb workers that serve it. ``bytes`` is the stream's size; ``oldest_pending`` is when
-    its oldest message came, None where it has none. ``paused`` is True while no worker takes tasks from it.
+    ``pending`` counts messages that are not delivered, ``processing`` those that workers lease (or nak'ed with a
+    delay), ``scheduled`` those that wait for a server-side schedule, ``redelivered`` those delivered more than once and
+    not acked, ``workers`` the live nqnb workers that serve the queue. ``bytes`` is the stream's size;
+    ``oldest_pending`` is when its oldest message arrived, None without messages. ``paused`` is True while the queue
+    delivers no tasks.
     """
 
     name: str
@@ -164,11 +165,11 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
 
 
 class PurgeReceipt(Struct, frozen=True, kw_only=True):
-    """What became of a queue that was purged or deleted.
+    """The result of purging or deleting a queue.
 
-    ``deleted`` counts tasks that had never started, ``cancelled`` those that had (waiting for a retry; where the queue
-    was deleted, running ones too), ``left`` the messages that stay in the queue: of tasks that run, or that came
-    meanwhile. ``seconds`` is how long it took.
+    ``deleted`` counts tasks that had never started. ``cancelled`` counts tasks that waited for a retry and, if the
+    queue was deleted, running tasks. ``left`` counts the messages that stay in the queue: of running tasks, or of tasks
+    that were submitted meanwhile. ``seconds`` is the duration.
     """
 
     queue: str
@@ -179,10 +180,11 @@ class PurgeReceipt(Struct, frozen=True, kw_only=True):
 
 
 class PruneReceipt(Struct, frozen=True, kw_only=True):
-    """What a prune removed, or would remove where ``dry_run`` is True.
+    """What a prune removed, or would remove if ``dry_run`` is True.
 
-    ``entries`` counts states of ended tasks, ``results`` and ``intents`` what belonged to them or to nobody any more,
-    ``kept`` the entries that are old enough but stay, since their message is still in its queue.
+    ``entries`` counts entries of ended tasks; ``results`` and ``intents`` count the results and cancel requests of
+    these tasks, or of tasks without an entry. ``kept`` counts entries that are old enough but stay, because their
+    message is still in its queue.
     """
 
     entries: int
@@ -193,10 +195,10 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """A live worker, as its presence entry has it.
+    """A live worker, according to its presence entry.
 
-    ``running`` are the ids of the tasks that it runs. Of some thousands only the first are listed; ``unlisted`` counts
-    the others.
+    ``running`` are the ids of the tasks that the worker runs. Of many thousands only the first are listed; ``unlisted``
+    counts the others.
     """
 
     id: str
@@ -208,28 +210,36 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     running: list[str]
     started_at: datetime
     ttl: Moment
-    """Seconds without a sign of life after which it counts as gone."""
+    """Seconds without a sign of life after which the worker counts as gone."""
     last_seen: datetime | None = None
     unlisted: Int64 = 0
 
     @property
     def running_count(self) -> int:
-        """How many tasks it runs."""
+        """How many tasks the worker runs."""
         return len(self.running) + max(0, self.unlisted)
 
     @classmethod
     def of_entry(cls, key: str, data: bytes) -> WorkerInfo:
-        """Read an entry of the bucket of the workers.
+        """Return the record of an entry of the worker bucket.
 
         Raises:
-            MalformedMessage: the bytes are no such entry, or the entry is another worker's.
+            MalformedMessage: the bytes are not such an entry, or the entry belongs to another worker.
         """
         info = decode(data, _worker_decoder, "a worker's presence")
         if info.id != key:
-            raise MalformedMessage(f"the entry {quoted(key)} has the id {quoted(info.id)} of another worker", data)
-        # Without a time zone, or at the end of the calendar, it cannot be compared with other moments.
+            raise MalformedMessage(
+                f"cannot read the presence {quoted(key)}: it has the id of another worker, {quoted(info.id)}. "
+                "Check which program wrote it.",
+                data,
+            )
+        # Without a time zone, or at the end of the calendar, the moment cannot be compared with others.
         if info.started_at.tzinfo is None or not 1970 <= info.started_at.year < 9999:
-            raise MalformedMessage(f"not a worker's presence: started_at is {info.started_at.isoformat()}", data)
+            raise MalformedMessage(
+                f"cannot read the presence {quoted(key)}: started_at is out of range, {info.started_at.isoformat()}. "
+                "Check which program wrote it.",
+                data,
+            )
         return info
 
 
@@ -237,5 +247,5 @@ _worker_decoder = msgspec.json.Decoder(WorkerInfo)
 
 
 def moment(seconds: float) -> datetime | None:
-    """Return Unix seconds as a UTC datetime; None for what is not after 1970 and before the end of 9999."""
+    """Return Unix seconds as a UTC datetime, or None for a moment before 1970 or after 9999."""
     return datetime.fromtimestamp(seconds, timezone.utc) if 0 < seconds < LAST_MOMENT else None

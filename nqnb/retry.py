@@ -1,4 +1,4 @@
-"""When a failed task runs again: pure policy, no clock and no network of its own."""
+"""When a failed task runs again: a pure policy, without a clock and without the network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Backoff:
     """Exponential back-off with full jitter below a growing ceiling.
 
     Args:
-        first: the longest wait before the first retry: seconds, or a timedelta; kept in seconds.
+        first: the longest wait before the first retry: seconds, or a timedelta; stored in seconds.
         most: the longest wait before any retry, likewise.
 
     Raises:
@@ -36,19 +36,19 @@ class Backoff:
         object.__setattr__(self, "most", most)
 
     def delay(self, retry: int, draw: float | None = None) -> float:
-        """Seconds to wait before retry number ``retry`` (1 = the first).
+        """Return the seconds to wait before retry number ``retry`` (1 = the first).
+
+        Half of the wait is fixed and half is random, so that tasks that failed together are retried apart.
 
         Args:
-            retry: which retry is about to wait.
+            retry: the number of the retry.
             draw: a number from 0 to 1 instead of a random one.
 
-        Half of the wait is fixed and half is drawn, so that tasks that failed together come back apart.
-
         Raises:
-            BadInput: ``retry`` does not count from 1, or ``draw`` is not in that range.
+            BadInput: ``retry`` is below 1, or ``draw`` is out of range.
         """
-        retry = check_count("retry", retry, 1, 2**31, "which retry it is")
+        retry = check_count("retry", retry, 1, 2**31, "the number of the retry")
         first, most = check_seconds("first", self.first), check_seconds("most", self.most)
         ceiling = min(most, first * 2.0 ** min(retry - 1, 60))
-        share = check_share("draw", random.random() if draw is None else draw)  # noqa: S311  spreads load, no secret
+        share = check_share("draw", random.random() if draw is None else draw)  # noqa: S311  spreads load, not a secret
         return ceiling * (0.5 + 0.5 * share)

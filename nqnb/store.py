@@ -1,4 +1,4 @@
-"""Where states are kept: the `StateStore` protocol that the engine needs, and a store in memory.
+"""The `StateStore` interface, where the states of tasks are kept, and a store in memory.
 
 `nqnb.testing` has the tests that a store must pass.
 """
@@ -18,7 +18,7 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key's value at one revision; ``created`` is when the store took it, in Unix seconds by the store's clock."""
+    """A key's value at one revision; ``created`` is when the store wrote it, in Unix seconds by the store's clock."""
 
     key: str
     value: bytes
@@ -27,90 +27,93 @@ class Entry:
 
 
 class StateStore(Protocol):
-    """Keys with revisioned values. The revision is the fence: it grows with every write of a key.
+    """Keys with revisioned values. The revision grows with every write of a key.
 
-    Clients and workers of the same tasks need the same states, and times are compared with those of the server: the
+    Clients and workers of the same tasks need the same store. Times are compared with those of the server, so that the
     store's clock should agree with the server's to a second. A store that cannot tell whether a write has happened
-    raises `Unconfirmed`: then it is read, and tried again. `nqnb.testing.StoreContract` tests what is said below.
+    raises `Unconfirmed`; the caller then reads the key and tries again. `nqnb.testing.StoreContract` tests a store.
 
-    A write's ``ttl`` is for how many seconds at least the store keeps it, unless it is written over; None is for ever.
-    A store that keeps everything for ever may ignore it.
+    The ``ttl`` of a write is the minimum number of seconds for which the store keeps it, unless it is overwritten; None
+    keeps it without end. A store that keeps everything may ignore it.
     """
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
-        """Write a key that is not there, and return its revision.
+        """Write a key that does not exist, and return its revision.
 
         Raises:
-            RevisionConflict: it is there.
+            RevisionConflict: the key exists.
         """
         ...
 
     async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
-        """Write a key over exactly that revision, and return the new one.
+        """Overwrite exactly that revision of a key, and return the new revision.
 
         Raises:
-            RevisionConflict: it has another revision, or is not there.
+            RevisionConflict: the key has another revision, or does not exist.
         """
         ...
 
     async def put(self, key: str, value: bytes, ttl: float | None = None) -> int:
-        """Write a key whatever it has, and return its revision."""
+        """Write a key unconditionally, and return its revision."""
         ...
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
-        """Read a key; None where it is not there.
+        """Return the entry of a key, or None if the key does not exist.
 
         Args:
             key: the key.
-            fresh: True reads what every finished write left; False may be quicker and a moment old.
+            fresh: True sees every finished write; False may be faster and slightly outdated.
         """
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
-        """Remove a key; nothing happens where it is not there.
+        """Delete a key; nothing happens if it does not exist.
 
         Args:
             key: the key.
-            revision: remove it only as it is at that revision, and leave any later one alone. Of such a removal
-                subscribers need not be told.
+            revision: delete only that revision, and no later one. Subscribers need not be notified of such a
+                deletion.
         """
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Every key as it is now, oldest write first; keys written meanwhile may be missed."""
+        """Yield the current entry of every key, oldest write first; keys that are written meanwhile may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
-        """Call ``wake`` whenever the key may have changed: a hint to read it, which can be early or for nothing."""
+        """Call ``wake`` whenever the key may have changed: a hint to read it, which may be early or wrong."""
         ...
 
 
 def check_store(store: StateStore | None) -> StateStore | None:
-    """A store that was given can be one; None is left as it is.
+    """Return a store that a caller gave, or None if none was given.
 
     Raises:
-        BadInput: it is a class, or lacks methods of `StateStore`.
+        BadInput: the store is a class, or lacks methods of `StateStore`.
     """
     if store is None:
         return None
     if isinstance(store, type):
-        raise BadInput(f"store={store.__name__} is a class: make a store of it, and give that")
-    wanted = [name for name in vars(StateStore) if not name.startswith("_")]
-    missing = [name for name in wanted if not _has(store, name)]
+        raise BadInput(f"store={store.__name__} is invalid: expected a store, got a class. Create an instance.")
+    required = [name for name in vars(StateStore) if not name.startswith("_")]
+    missing = [name for name in required if not _has(store, name)]
     if missing:
-        raise BadInput(f"store: a {type(store).__name__} is no StateStore, for it has no {', '.join(missing)}")
+        raise BadInput(
+            f"store is invalid: type {type(store).__name__} has no {', '.join(missing)}. "
+            "Give an object with the methods of nqnb.StateStore."
+        )
     return store
 
 
 def _has(store: object, method: str) -> bool:
     try:
         return callable(getattr(store, method, None))
-    except Exception:  # noqa: BLE001  a stranger's object may raise anything while it is looked at
+    except Exception:  # noqa: BLE001  an attribute of a foreign object may raise any error
         return False
 
 
 class MemoryStore:
-    """A `StateStore` in this process's memory, for tests and trials."""
+    """A `StateStore` in this process's memory, for tests and experiments."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
@@ -121,13 +124,13 @@ class MemoryStore:
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """See `StateStore.create`."""
-        if self._kept(key) is not None:
+        if self._find(key) is not None:
             raise RevisionConflict(key)
         return self._write(key, value, ttl)
 
     async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
         """See `StateStore.update`."""
-        entry = self._kept(key)
+        entry = self._find(key)
         if entry is None or entry.revision != revision:
             raise RevisionConflict(key)
         return self._write(key, value, ttl)
@@ -138,11 +141,11 @@ class MemoryStore:
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
-        return self._kept(key)
+        return self._find(key)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         """See `StateStore.delete`."""
-        entry = self._kept(key)
+        entry = self._find(key)
         if entry is not None and revision in (None, entry.revision):
             self._entries.pop(key)
             self._wake(key)
@@ -150,7 +153,7 @@ class MemoryStore:
     async def entries(self) -> AsyncGenerator[Entry, None]:
         """See `StateStore.entries`."""
         for entry in list(self._entries.values()):
-            if self._kept(entry.key) is not None:
+            if self._find(entry.key) is not None:
                 yield entry
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
@@ -164,7 +167,7 @@ class MemoryStore:
 
         return unsubscribe
 
-    def _kept(self, key: str) -> Entry | None:
+    def _find(self, key: str) -> Entry | None:
         if self._ends.get(key, math.inf) < time.monotonic():
             self._entries.pop(key, None)
             del self._ends[key]

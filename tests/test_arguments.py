@@ -207,7 +207,7 @@ class TestStates:
             await nq.tasks(status=state)
 
     async def test_a_misspelt_one_gets_a_suggestion(self, nq: nqnb.Client) -> None:
-        with pytest.raises(BadInput, match=r"status 'faild' is invalid: Did you mean 'failed'\?"):
+        with pytest.raises(BadInput, match=r"status 'faild' is invalid: no such state. Did you mean 'failed'\?"):
             await nq.tasks(status="faild")
 
 

@@ -171,10 +171,10 @@ class TestPayloads:
     @pytest.mark.parametrize(
         ("payload", "part", "remedy"),
         [
-            ({"rows": [1, object()]}, "payload['rows'][1]", "convert it to text"),
-            ([float("nan")], "payload[0]", "send None or text"),
+            ({"rows": [1, object()]}, "payload['rows'][1]", "Convert it to strings"),
+            ([float("nan")], "payload[0]", "Send None or a string"),
             ({"df": pd.DataFrame()}, "payload['df']", '.to_dict("records")'),
-            ({("a",): 1}, "the key ('a',) of payload", "must be text or a number"),
+            ({("a",): 1}, "the key ('a',) of payload", "must be a string or a number"),
         ],
     )
     async def test_that_json_cannot_carry(self, nq: nqnb.Client, payload: object, part: str, remedy: str) -> None:
@@ -346,7 +346,7 @@ class TestResults:
         ("value", "parts"),
         [
             ({"model": object()}, ["result['model']", "convert it"]),
-            ([1.0, math.inf], ["result[1] is inf", "send None or text"]),
+            ([1.0, math.inf], ["result[1] has no JSON form: it is inf", "Send None or a string"]),
             (pd.DataFrame({"a": [1]}), ["result", "DataFrame", '.to_dict("records")']),
         ],
     )

@@ -51,7 +51,7 @@ def test_default_is_this_machine() -> None:
 
 
 class TestEnvironment:
-    def test_it_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_every_variable_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NATS_URL", "nats://env:1")
         monkeypatch.setenv("NATS_USER", "ann")
         monkeypatch.setenv("NATS_PASSWORD", "s3cret")
@@ -102,7 +102,7 @@ class TestAddresses:
             ("NATS://host:1", "nats://host:1"),
         ],
     )
-    def test_taken(self, given: str, url: str) -> None:
+    def test_a_valid_address_is_normalized(self, given: str, url: str) -> None:
         settings = Settings(given)
         assert settings.url == url
         assert settings.urls == (url,)
@@ -118,12 +118,14 @@ class TestAddresses:
             *("host:-1", "a,,b", ",", ["a", ""]),
         ],
     )
-    def test_refused(self, given: str | list[str]) -> None:
-        with pytest.raises(BadInput, match="is not the address of a NATS server: write it like nats://127"):
+    def test_an_invalid_address_is_refused(self, given: str | list[str]) -> None:
+        with pytest.raises(
+            BadInput, match=r"is invalid: not the address of a NATS server, because .*\. Write it like nats://127"
+        ):
             Settings(given)
 
     @pytest.mark.parametrize("given", [5, 5.0, object(), [None], True])
-    def test_what_is_no_text(self, given: object) -> None:
+    def test_an_address_of_another_type_is_refused(self, given: object) -> None:
         with pytest.raises(BadInput):
             Settings(given)  # type: ignore[arg-type]
 
@@ -215,7 +217,7 @@ class TestSecrets:
         told.append(str(caught.value))
         if isinstance(given, str):
             path = write_context(home, "prod", {"url": given})
-            with pytest.raises(BadInput, match=f"^'url' of the NATS context 'prod' .{path}") as caught:
+            with pytest.raises(BadInput, match=f"^'url' of NATS context 'prod' .{path}") as caught:
                 Settings(context="prod")
             told.append(str(caught.value))
             monkeypatch.setenv("NATS_URL", given)
@@ -225,13 +227,15 @@ class TestSecrets:
         assert "s3cret" not in "".join(told)
 
     def test_a_refused_address_is_told_by_its_number_and_its_fault(self) -> None:
-        with pytest.raises(BadInput, match=r"^url, number 2 of 3, is not .* \(its port is no number up to 65535; "):
+        with pytest.raises(
+            BadInput, match=r"^url, number 2 of 3, is invalid: .* its port must be a number up to 65535"
+        ):
             Settings("a:1,ann:s3cret,b:2")
         with pytest.raises(
-            BadInput, match=r"^url is not .* \(it begins with none of nats://, tls://, ws://, wss://\)$"
+            BadInput, match=r"^url is invalid: .* it must begin with one of nats://, tls://, ws://, wss://\."
         ):
             Settings("http://host")
-        with pytest.raises(BadInput, match=r"^url: .* cannot be told apart: write a comma in a password as %2C"):
+        with pytest.raises(BadInput, match=r"^url is invalid: a comma .*\. Write a comma in a password as %2C"):
             Settings("nats://ann:12,s3cret@host:1")
 
     @pytest.mark.parametrize(
@@ -294,7 +298,7 @@ class TestOf:
         assert Settings.of(old, url="other").creds == file
 
     @pytest.mark.parametrize("given", ["a:1,b:2", ["a:1", "b:2"]])
-    def test_addresses(self, given: str | list[str]) -> None:
+    def test_addresses_become_settings(self, given: str | list[str]) -> None:
         assert Settings.of(given, ack_wait=2).urls == ("nats://a:1", "nats://b:2")
 
     def test_nothing_is_the_default(self) -> None:
@@ -303,7 +307,7 @@ class TestOf:
     def test_an_unknown_option_names_the_known_ones(self) -> None:
         with pytest.raises(
             BadInput,
-            match=r"'ack_wiat'. Did you mean 'ack_wait'\? The settings are ack_wait, .*url",
+            match=r"is invalid: no such setting\. Did you mean 'ack_wait'\? The settings are ack_wait, .*url",
         ):
             Settings.of(None, ack_wiat=3)
 
@@ -351,24 +355,24 @@ class TestLogins:
         assert "t0ken" not in shown(Settings())
 
     def test_two_ways_at_once_are_refused(self, file: str) -> None:
-        with pytest.raises(BadInput, match="user and creds both say who we are: give one of them"):
+        with pytest.raises(BadInput, match=r"user and creds are invalid together: each is a login\. Give one of them"):
             Settings("h", user="ann", password="s3cret", creds=file)
 
     @pytest.mark.parametrize("given", [{"user": 5}, {"password": b"s3cret"}, {"token": 1.5}, {"name": None}])
-    def test_only_texts(self, given: dict[str, Any]) -> None:
-        with pytest.raises(BadInput, match="give a text") as caught:
+    def test_a_login_of_another_type_is_refused_and_not_shown(self, given: dict[str, Any]) -> None:
+        with pytest.raises(BadInput, match="expected a string, got") as caught:
             Settings("h", **given)
         assert "s3cret" not in str(caught.value)
 
 
 class TestFiles:
     @pytest.mark.parametrize("name", ["creds", "tls_ca", "tls_cert"])
-    def test_are_paths(self, file: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_files_are_given_as_paths(self, file: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for given in (file, Path(file)):
             assert getattr(Settings("h", **{name: given}), name) == file  # type: ignore[arg-type]
         monkeypatch.setenv("HOME", str(Path(file).parent))
         assert getattr(Settings("h", **{name: "~/some.file"}), name) == file  # type: ignore[arg-type]
-        with pytest.raises(BadInput, match=f"{name} is no path"):
+        with pytest.raises(BadInput, match=f"{name} is invalid: must be a path to a file"):
             Settings("h", **{name: 5})  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -379,10 +383,12 @@ class TestFiles:
         self, name: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for path in (tmp_path / "no such file", tmp_path):
-            with pytest.raises(BadInput, match=rf"^{name}: the file '{path}' cannot be read \(.*\); name one that can"):
+            with pytest.raises(
+                BadInput, match=rf"^{name} '{path}' is invalid: the file cannot be read \(.*\)\. Check its path"
+            ):
                 Settings("h", **{name: path})  # type: ignore[arg-type]
         monkeypatch.setenv(variable, "/no/such")
-        with pytest.raises(BadInput, match=f"{variable}: the file '/no/such' cannot be read"):
+        with pytest.raises(BadInput, match=f"{variable} '/no/such' is invalid: the file cannot be read"):
             Settings("h")
 
     def test_one_that_is_not_used_may_be_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,24 +402,24 @@ class TestFiles:
         assert (settings.tls_ca, settings.tls_cert, settings.tls_key, settings.nkey) == (file,) * 4
 
     def test_a_key_needs_its_certificate(self, file: str) -> None:
-        with pytest.raises(BadInput, match="tls_key is given and tls_cert is not"):
+        with pytest.raises(BadInput, match="tls_key is invalid: it needs a certificate"):
             Settings("h", tls_key=file)
 
     def test_a_seed_is_never_shown(self) -> None:
         assert SEED not in shown(Settings("h", nkey=SEED))
         assert Settings("h", nkey=f" {SEED}\n").nkey == SEED
         for slip in (SEED[:-1], SEED.lower(), SEED.replace("3", "8"), f"{SEED}A"):
-            with pytest.raises(BadInput, match="nkey is neither a seed") as caught:
+            with pytest.raises(BadInput, match="nkey is invalid: neither a seed") as caught:
                 Settings("h", nkey=slip)
             assert slip[5:20] not in str(caught.value)
 
     def test_a_path_of_a_seed_is_shown(self) -> None:
-        with pytest.raises(BadInput, match=r"nkey '/no/such\.nk' is neither"):
+        with pytest.raises(BadInput, match=r"nkey '/no/such\.nk' is invalid: neither"):
             Settings("h", nkey="/no/such.nk")
 
 
 class TestContexts:
-    def test_all_of_one(self, home: Path, file: str) -> None:
+    def test_every_field_is_read(self, home: Path, file: str) -> None:
         found = {"url": "tls://a:1,tls://b:2", "ca": file, "cert": file, "key": file, "tls_first": True}
         path = write_context(home, "prod", {**found, "creds": f"file://{file}", "description": "", "nsc": ""})
         settings = Settings(context="prod")
@@ -425,7 +431,7 @@ class TestContexts:
         write_context(home, "prod", {"creds": "/no/such"})
         with pytest.raises(BadInput) as caught:
             Settings(context="prod")
-        assert f"'creds' of the NATS context 'prod' ({path}): the file '/no/such'" in str(caught.value)
+        assert f"'creds' of NATS context 'prod' ({path}) '/no/such' is invalid: the file" in str(caught.value)
 
     @pytest.mark.parametrize("key", ["password", "token"])
     def test_its_secrets_are_never_shown(self, home: Path, key: str) -> None:
@@ -435,7 +441,7 @@ class TestContexts:
         write_context(home, "prod", {"url": "nats://ann:s3cret@c:1"})
         assert (Settings().password, Settings().url) == ("s3cret", "nats://c:1")
 
-    def test_which_one(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_arguments_and_environment_choose_the_context(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("selected", "named", "given"):
             write_context(home, name, {"url": f"nats://{name}:1", "token": name}, select=name == "selected")
 
@@ -455,7 +461,7 @@ class TestContexts:
         monkeypatch.delenv("NATS_CONTEXT")
         assert used() == ("nats://env:1", None, None)
 
-    def test_the_folder_of_the_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_contexts_are_found_in_the_home_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("XDG_CONFIG_HOME")
         monkeypatch.setenv("HOME", str(tmp_path))
         write_context(tmp_path / ".config" / "nats", "prod", {"url": "nats://c:1"}, select=True)
@@ -467,13 +473,13 @@ class TestContexts:
             ("", "line 1, column 1"),
             ('{"password": "s3cret', "line 1, column 14"),
             ("[]", "it is not a JSON object"),
-            ('{"url": 5}', "'url' is not a text"),
-            ('{"tls_first": "s3cret"}', "'tls_first' is not a yes or no"),
+            ('{"url": 5}', "'url' must be a string"),
+            ('{"tls_first": "s3cret"}', "'tls_first' must be true or false"),
             ('{"creds": "op://vault/s3cret"}', "only the NATS CLI can look up"),
-            ('{"socks_proxy": "socks5://s3cret"}', "sets 'socks_proxy', which nqnb cannot follow"),
+            ('{"socks_proxy": "socks5://s3cret"}', "nqnb does not support 'socks_proxy'"),
         ],
     )
-    def test_that_cannot_be_used(self, home: Path, content: str, why: str) -> None:
+    def test_an_unusable_context_is_explained_without_its_secrets(self, home: Path, content: str, why: str) -> None:
         path = write_context(home, "prod", content, select=True)
         for options in ({}, {"context": "prod"}):
             with pytest.raises(BadInput) as caught:
@@ -483,8 +489,10 @@ class TestContexts:
                 assert part in text
             assert "s3cret" not in text
 
-    def test_that_is_missing(self, home: Path) -> None:
-        with pytest.raises(BadInput, match=r"'prod' \(.*prod\.json\) does not exist; `nats context ls` shows yours"):
+    def test_a_missing_context_is_explained(self, home: Path) -> None:
+        with pytest.raises(
+            BadInput, match=r"'prod' \(.*prod\.json\) is invalid: it does not exist\. List yours with `nats context ls`"
+        ):
             Settings(context="prod")
         home.mkdir()
         (home / "context.txt").write_text("gone")
@@ -493,12 +501,12 @@ class TestContexts:
         (home / "context.txt").write_text("\n")
         assert Settings().url == DEFAULT_URL
         (home / "context.txt").write_bytes(b"\xff")
-        with pytest.raises(BadInput, match=r"the selected NATS context cannot be read from .*context\.txt"):
+        with pytest.raises(BadInput, match=r"reading the selected NATS context from .*context\.txt' failed"):
             Settings()
 
     @pytest.mark.parametrize("name", ["../prod", "a/b", ".."])
-    def test_names_that_are_none(self, name: str) -> None:
-        with pytest.raises(BadInput, match="cannot be the name of a NATS context"):
+    def test_an_invalid_context_name_is_refused(self, name: str) -> None:
+        with pytest.raises(BadInput, match=r"NATS context name .* is invalid"):
             Settings(context=name)
 
     def test_one_that_replaces_an_address(self, home: Path, file: str) -> None:
@@ -511,18 +519,18 @@ class TestContexts:
 class TestBuckets:
     NAMES = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket")
 
-    def test_are_nqs_unless_given(self) -> None:
+    def test_bucket_names_default_to_those_of_nq(self) -> None:
         settings = Settings("h", state_bucket="mine")
         assert [getattr(settings, name) for name in self.NAMES] == ["mine", "nq-cancel", "nq-workers", "nq-results"]
 
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("value", ["", "a.b", "a b", "a/b", "ä", "a\n", 5, None, "a" * 201])
-    def test_of_a_name_that_is_none(self, name: str, value: object) -> None:
-        with pytest.raises(BadInput, match=f"{name}=.* a bucket's name has"):
+    def test_an_invalid_bucket_name_is_refused(self, name: str, value: object) -> None:
+        with pytest.raises(BadInput, match=f"{name}=.* is invalid: not a bucket name"):
             Settings("h", **{name: value})  # type: ignore[arg-type]
 
-    def test_each_has_its_own(self) -> None:
-        with pytest.raises(BadInput, match="result_bucket and state_bucket are both 'nq-store'"):
+    def test_two_buckets_of_one_name_are_refused(self) -> None:
+        with pytest.raises(BadInput, match="result_bucket='nq-store' is invalid: state_bucket has the same name"):
             Settings("h", result_bucket="nq-store")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from nqnb.inputs import BEYOND
+from nqnb.inputs import MOMENT_LIMIT_SECONDS
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
 
 FIRST_PUT_BACK = 0.05
@@ -24,7 +24,7 @@ PUT_BACKS = 9
 arrived. One that arrived after our finish could never be repaired."""
 LONG = 60.0
 """Seconds of a wait above which a schedule of the server is used, where the server has schedules."""
-LAST_SCHEDULE = float(BEYOND)
+LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
 """The latest time of a schedule, in Unix seconds. A later one is published at once, and again after each renewal."""
 
 

@@ -577,12 +577,12 @@ class TestAStoreOfOnesOwn:
     @pytest.mark.parametrize(
         ("store", "words"),
         [
-            (MemoryStore, "store=MemoryStore is a class: make a store of it"),
+            (MemoryStore, "store=MemoryStore is invalid: expected a store, got a class"),
             (
                 "redis://me:secret@host",
-                "a str is no StateStore, for it has no create, update, put, get, delete, entries",
+                "type str has no create, update, put, get, delete, entries",
             ),
-            ({}, "a dict is no StateStore, for it has no create, put, delete, entries, subscribe"),
+            ({}, "type dict has no create, put, delete, entries, subscribe"),
         ],
     )
     def test_what_can_be_no_store_is_refused(self, store: Any, words: str) -> None:
@@ -593,5 +593,5 @@ class TestAStoreOfOnesOwn:
             assert "secret" not in str(caught.value)
 
     def test_what_fails_while_it_is_looked_at_is_refused(self) -> None:
-        with pytest.raises(nqnb.BadInput, match="a Silent is no StateStore, for it has no create, update"):
+        with pytest.raises(nqnb.BadInput, match="type Silent has no create, update"):
             nqnb.connect(store=Silent())

@@ -317,12 +317,12 @@ def test_the_text_of_a_long_cancel_request_is_clipped() -> None:
     assert len(CancelRecord.of_intent(b'{"by":"' + b"x" * 10_000 + b'"}').by) == 200
 
 
-@pytest.mark.parametrize("depth", [decode.DEEPEST, decode.DEEPEST + 1])
+@pytest.mark.parametrize("depth", [decode.MAX_DEPTH, decode.MAX_DEPTH + 1])
 def test_brackets_in_text_are_not_depth(depth: int) -> None:
     many = msgspec.json.encode(['"[{\\' * 1000] * 500)
     assert decode.decode_value(many)
     deep = b"[" * depth + b'"]]]"' + b"]" * depth
-    if depth > decode.DEEPEST:
+    if depth > decode.MAX_DEPTH:
         with pytest.raises(MalformedMessage, match="deep"):
             decode.decode_value(deep)
     else:
