@@ -161,7 +161,9 @@ class TestTakenIds:
 
         with monkeypatch.context() as cut:
             cut.setattr(nq.backend.states, "create", lost)
-            await refusal(nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "stumbled", "a worker will do so")
+            await refusal(
+                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "stumbled", "A worker will write it"
+            )
         await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "Choose another")
         assert (await nq.submit("q", 1, id="mine")).id == "mine"
         assert [each.pending for each in await nq.queues()] == [1]

@@ -14,7 +14,7 @@ from nqnb.protocol.cancel import read_intent
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import ClaimStep, ClaimVerdict
 from nqnb.protocol.submit import META_RESERVE
-from nqnb.protocol.transition import Retry, SeenEntry, Write, is_too_large, transition
+from nqnb.protocol.transition import Again, Retry, SeenEntry, Write, is_too_large, transition
 from nqnb.protocol.wire import Status, TaskMessage
 
 log = logging.getLogger("nqnb.worker")
@@ -36,10 +36,10 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         NqnbError: the server does not answer; the server redelivers the message after the ack wait.
     """
     before: TaskMessage | None = None
-    moved_to = 0
+    moved_to, fresh = 0, False
 
-    async def decide(seen: SeenEntry) -> Write | ClaimVerdict | None:
-        nonlocal before, moved_to
+    async def decide(seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
+        nonlocal before, moved_to, fresh
         if seen.malformed is not None:
             log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
         before, moved_to = seen.task, 0
@@ -57,6 +57,11 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         )
         if attempt.lost_lease():
             return None
+        from_leader, fresh = fresh, True
+        if verdict.step is ClaimStep.ACK and not from_leader:
+            # The first read is quick. A server that lags behind may still have the entry of a former task with this id,
+            # and by that the message of the task that has the id now must not be acked.
+            return Again.READ
         if verdict.step is ClaimStep.POSTPONE:
             moved_to = await _schedule(backend, attempt, before or attempt.message)
             return _moved(before or attempt.message, moved_to, slim=attempt.slim) if moved_to else verdict

@@ -27,8 +27,8 @@ from nqnb.inputs import Duration, Moment, check_count, check_moment, check_secon
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import SubmitStep
-from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entry, transition
-from nqnb.protocol.wire import Meta, TaskMessage
+from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entry, transition, write_once
+from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
 
 META_RESERVE = 16 * 1024
 """Bytes of a message that are kept free for what its entry has besides the payload: error, log, small result."""
@@ -147,7 +147,29 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
         start=MISSING,
         insist=True,
     )
-    return done if isinstance(done, SubmitStep) else SubmitStep.SETTLED
+    if isinstance(done, SubmitStep):
+        return done
+    if entry.tries > 1 and not lifecycle.due_at(message):
+        await _end_without_message(backend, message)
+    return SubmitStep.SETTLED
+
+
+async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> None:
+    """End a task whose message a purge has removed before the entry could be created.
+
+    In a full store the create is repeated until there is room. A purge that meets the message without an entry ends the
+    task: it removes the message to make room, and then creates the end. Where even that has no room, the entry that is
+    created here later would wait for ever.
+    """
+    seen = await read_entry(backend, message.ID)
+    there = seen.task
+    if there is None or there.Status is not Status.PENDING or there.Sequence != message.Sequence:
+        return
+    if await backend.read_task_message(message.Queue, message.Sequence) is None:
+        record = CancelRecord(by=message.meta.client, requested_at=backend.now())
+        done = lifecycle.ended_by_cancel(there, Status.DELETED, record, backend.now(), "its message was purged")
+        with contextlib.suppress(RevisionConflict):
+            await write_once(backend, done, seen.revision)
 
 
 async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> tuple[int, bool]:
@@ -184,9 +206,10 @@ async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: i
     """Return whether the earlier message with a chosen id, or the entry that is left of it, is this very task."""
     stored = await backend.read_task_message(message.Queue, sequence)
     if stored is None:
-        # A worker has ended it before the answer to our publish arrived.
+        # A worker has ended the task before the answer to the publish arrived. The worker may also have moved it into a
+        # schedule, which has a later sequence.
         there = (await read_entry(backend, message.ID)).task
-        return there is not None and there.Sequence == sequence and lifecycle.is_same_task(there, message)
+        return there is not None and there.Sequence >= sequence and lifecycle.is_same_task(there, message)
     try:
         return lifecycle.is_same_task(TaskMessage.decode(stored), message)
     except MalformedMessage:

@@ -76,6 +76,8 @@ class Write:
     """The task, encoded."""
     ttl: float | None = None
     """After how many seconds the store may forget the entry; None keeps it."""
+    tries: int = 0
+    """How often it was tried to create the entry."""
 
     @classmethod
     def of(cls, task: TaskMessage, ttl: float | None = None) -> Write:
@@ -242,7 +244,12 @@ def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist:
     if revision:
         return backend.states.update(step.task.ID, step.value, revision, step.ttl)
     if insist:
-        return backend.insist(lambda: backend.states.create(step.task.ID, step.value, step.ttl))
+        return backend.insist(lambda: _create(backend, step))
+    return _create(backend, step)
+
+
+def _create(backend: TaskBackend, step: Write) -> Awaitable[int]:
+    step.tries += 1
     return backend.states.create(step.task.ID, step.value, step.ttl)
 
 

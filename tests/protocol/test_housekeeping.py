@@ -101,6 +101,24 @@ class TestPurge:
         assert (await nq.purge_queue("work")).deleted == 1
         assert await nq.status("go") is Status.DELETED
 
+    async def test_a_message_purged_before_its_entry_had_room_leaves_no_task_that_waits_for_ever(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create = nq.backend.states.create
+
+        async def purged_before(key: str, value: bytes, ttl: float | None = None) -> int:
+            monkeypatch.undo()
+            async for message in nq.backend.task_messages("work", "work"):
+                await nq.backend.delete_task_message("work", message.sequence)
+            raise nqnb.NoRoom("the store is full", "$KV", 503, 10023, "insufficient storage")
+
+        monkeypatch.setattr(nq.backend.states, "create", purged_before)
+        task = await nq.submit("work")
+        assert nq.backend.states.create == create
+        assert await task.status() is Status.DELETED
+        assert (await task.fetch()).cancel.how == "its message was purged"  # type: ignore[union-attr]  # it has a receipt
+        await assert_queues_empty(nq, "work")
+
     async def test_an_unknown_queue_says_so(self, nq: nqnb.Client) -> None:
         for call in (nq.purge_queue, nq.delete_queue, nq.pause, nq.resume):
             with pytest.raises(nqnb.UnknownQueue, match="no queue 'nothing'") as caught:
