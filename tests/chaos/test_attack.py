@@ -1,4 +1,4 @@
-"""Attacks: short ones always, long ones with ``--full``; and an attack finds what is broken on purpose."""
+"""Chaos runs: short ones always, long ones with ``--full``; and runs on a mechanism that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from helpers.waiting import until
@@ -18,7 +20,11 @@ from helpers.waiting import until
 import nqnb
 from nqnb.jetstream.connection import Connection
 from nqnb.testing.chaos import DEFAULT_FAULTS, ChaosOptions, Rule
-from nqnb.testing.chaos.plan import Moment, plan_tasks
+from nqnb.testing.chaos.plan import Kind, Moment, plan_tasks
+from nqnb.testing.chaos.testbed import ChaosWorkers
+from nqnb.testing.chaos.workload import LocalClient, RemoteClient, Workload
+
+needs_proc = pytest.mark.skipif(not Path("/proc").is_dir(), reason="the test looks for processes in /proc")
 
 
 def chaos(*arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
@@ -54,7 +60,7 @@ def test_a_short_attack_breaks_no_rule(seed: int) -> None:
 def test_on_a_given_server_it_asks_and_leaves_nothing(server: nqnb.DevServer) -> None:
     refused = chaos("-u", server.url, "--tasks", "5")
     assert refused.returncode == 1
-    assert "add --yes" in refused.stderr
+    assert "Add --yes" in refused.stderr
     wrong = chaos("-u", server.url, "--faults", "server", "--yes")
     assert wrong.returncode == 2
     assert "needs a server of the attack's own" in wrong.stderr
@@ -73,34 +79,103 @@ def test_on_a_given_server_it_asks_and_leaves_nothing(server: nqnb.DevServer) ->
     assert asyncio.run(streams()) == []
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="the processes that are left are looked for in /proc")
-def test_ctrl_c_leaves_nothing_running() -> None:
+def processes_with(mark: str) -> dict[int, tuple[str, str]]:
+    """Return the state and the command line of each process with a mark in its environment."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+            if state != "Z" and f"NQNB_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = state, (folder / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return found
+
+
+@pytest.fixture
+def attack() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A long attack whose workers are killed and suspended, and the mark of its processes."""
     mark = f"{os.getpid()}-{time.monotonic_ns()}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "nqnb", "chaos", "--tasks", "2000"],
+        [sys.executable, "-m", "nqnb", "chaos", "--tasks", "20000", "--faults", "worker,clock"],
         env={**os.environ, "NQNB_TEST_MARK": mark},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    yield process, mark
+    process.kill()
+    process.communicate()
+    for pid in processes_with(mark):
+        os.kill(pid, signal.SIGKILL)
 
-    def marked() -> list[str]:
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                alive = (folder / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-                if alive and f"NQNB_TEST_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-            except OSError:
-                continue
-        return found
 
-    until(lambda: sum("chaos.chaos_worker" in each for each in marked()) >= 3, 60, "the workers start", pause=0.1)
+def workers_of(mark: str) -> list[str]:
+    """Return the states of the worker processes of an attack."""
+    return [state for state, command in processes_with(mark).values() if "chaos.chaos_worker" in command]
+
+
+@needs_proc
+def test_ctrl_c_leaves_no_process(attack: tuple[subprocess.Popen[bytes], str]) -> None:
+    process, mark = attack
+    until(lambda: len(workers_of(mark)) >= 3, 60, "the workers start", pause=0.1)
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, (out, error)
-    until(lambda: not marked(), 15, pause=0.1)
+    until(lambda: not processes_with(mark), 15, pause=0.1)
+
+
+@needs_proc
+def test_a_killed_attack_leaves_no_process_not_even_a_suspended_one(
+    attack: tuple[subprocess.Popen[bytes], str],
+) -> None:
+    process, mark = attack
+    until(lambda: "T" in workers_of(mark), 90, "a worker is suspended", pause=0.05)
+    process.kill()
+    process.wait()
+    until(lambda: not processes_with(mark), 30, pause=0.1)
+
+
+def test_a_worker_process_that_ends_by_itself_is_reported(tmp_path: Path) -> None:
+    orders = {"settings": {"url": "nats://127.0.0.1:1"}, "queues": {}, "concurrency": 1, "prelude": "os:abort"}
+    workers = ChaosWorkers(tmp_path, orders, [{"settings": {}, "clock": 0.0}])
+    workers.start(0)
+    assert until(workers.note_crashes, 30) == [0]
+    assert workers.crashes == [f"worker process 0 ended by itself with code {-signal.SIGABRT}"]
+    assert workers.number_at(0) is None
+
+
+class Fails:
+    """A client of which every call fails with an error that is not nqnb's."""
+
+    async def submit(self, *arguments: Any, **options: Any) -> nqnb.Task:
+        raise KeyError("a defect")
+
+    cancel = submit
+
+
+@pytest.mark.anyio
+async def test_an_error_of_a_client_that_is_not_from_the_error_tree_is_reported() -> None:
+    options = ChaosOptions(tasks=20, seed=1)
+    clients = [LocalClient(cast("nqnb.Client", Fails()))]
+    queues = {kind.value: kind.value for kind in Kind}
+    workload = Workload(list(plan_tasks(options, 1)), clients, queues, 8, time.monotonic() + 60)
+    workload.fully_faulted.set()
+    await workload.run()
+    assert len(workload.crashes) >= 20
+    assert all("KeyError" in crash and "a defect" in crash for crash in workload.crashes)
+
+
+@pytest.mark.anyio
+async def test_a_client_process_that_ends_by_itself_answers_and_is_reported() -> None:
+    client = RemoteClient({"url": "nats://127.0.0.1:1", "retry_for": 0.1}, 0.0, os.environ)
+    await client.start()
+    for _ in range(3):
+        answer = await asyncio.wait_for(client.perform({"do": "cancel", "task": "a"}), 30)
+        assert answer.error == "ConnectionFailed"
+    assert await client.stop() == ["the client with the wrong clock ended by itself with code 1"]
+    assert await client.stop() == []
 
 
 @pytest.mark.full

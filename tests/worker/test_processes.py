@@ -282,7 +282,7 @@ class TestResults:
             nonlocal changes
             changes += 1
 
-        run._job._changed = changed
+        run._job.state.changed = changed
         assert (await ended(run)).ended is Ended.RETURNED
         progress, lines = run._job.said
         assert progress is not None

@@ -281,12 +281,12 @@ class RemoteClient:
         """End the process. Return in words if it had ended by itself."""
         process, said = self._process, []
         self._process = None
-        if process is not None and process.returncode is None:
+        if process is not None and self._reader is not None and self._reader.done():
+            said.append(f"the client with the wrong clock ended by itself with code {await process.wait()}")
+        elif process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-        elif process is not None:
-            said.append(f"the client with the wrong clock ended by itself with code {process.returncode}")
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
