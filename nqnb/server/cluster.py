@@ -1,4 +1,4 @@
-"""A cluster of real nats-servers on this machine, for tests of failover: kill one, kill the leader, restart them.
+"""Run a cluster of real nats-servers on this machine, for tests of failover: kill one, kill the leader, restart it.
 
 Each server is a `DevServer`, so none of them outlives this process.
 """
@@ -22,7 +22,7 @@ READY_TIMEOUT_SECONDS = 30.0
 _ASK_TIMEOUT_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 _PROBE = "nqnb-cluster-probe"
-"""A stream that `Cluster.wait_ready` makes and removes again."""
+"""A stream that `Cluster.wait_ready` creates and removes again."""
 
 
 class Cluster:
@@ -40,7 +40,7 @@ class Cluster:
 
     def __init__(self, size: int = 3, *, config: str = "") -> None:
         if not 2 <= size <= 9:
-            raise DevServerError(f"a cluster of {size} servers is not possible: use 2 to 9")
+            raise DevServerError(f"size={size} is invalid: a cluster needs several servers. Use 2 to 9.")
         self._config = config
         self._size = size
         self._held: list[socket.socket] = []
@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of all servers, dead ones too. Raises DevServerError where the cluster is not started."""
+        """The addresses of all servers, dead ones too. Raises DevServerError if the cluster is not started."""
         return [server.url for server in self._started()]
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class Cluster:
             DevServerError: a server does not start, or the cluster is not ready within 30 s.
         """
         if self.servers:
-            raise DevServerError("the cluster is started already: stop() it first")
+            raise DevServerError("the cluster cannot be started: it is started already. Call stop() first.")
         ports = [self._hold_port() for _ in range(2 * self._size)]
         clients, routes = ports[: self._size], ports[self._size :]
         addresses = ", ".join(f'"nats://{HOST}:{port}"' for port in routes)
@@ -99,7 +99,7 @@ class Cluster:
         return [number for number, server in enumerate(self.servers) if server.running]
 
     def leader_of(self, stream: str) -> int | None:
-        """Return the number of the server that leads a stream, None while no live server does."""
+        """Return the number of the server that leads a stream; None while no live server does."""
         for number in self.running:
             with contextlib.suppress(OSError, ValueError):
                 info = _ask(self.servers[number], f"STREAM.INFO.{stream}")
@@ -118,7 +118,10 @@ class Cluster:
         until = time.monotonic() + seconds
         while (leader := self.leader_of(stream)) is None:
             if time.monotonic() > until:
-                raise DevServerError(f"stream {stream!r} has no leader after {seconds:g} s: is a majority running?")
+                raise DevServerError(
+                    f"stream {stream!r} has no leader: none was elected within {seconds:g} s. "
+                    f"Check that a majority of the servers runs ({len(self.running)} of {self._size} do)."
+                )
             time.sleep(_POLL_SECONDS)
         return leader
 
@@ -132,7 +135,7 @@ class Cluster:
         """Wait until the cluster takes a stream with a replica on each live server.
 
         Raises:
-            DevServerError: it does not within ``seconds``.
+            DevServerError: it is not ready within ``seconds``.
         """
         running = self.running
         until = time.monotonic() + seconds
@@ -145,7 +148,10 @@ class Cluster:
                     _ask(self.servers[running[0]], f"STREAM.DELETE.{_PROBE}")
                     return
             time.sleep(_POLL_SECONDS)
-        raise DevServerError(f"the cluster is not ready after {seconds:g} s: {len(running)} servers run, {answer!r}")
+        raise DevServerError(
+            f"the cluster is not ready: no stream was created within {seconds:g} s ({len(running)} servers run, the "
+            f"last answer was {answer!r}). Restart the servers that do not run."
+        )
 
     def __enter__(self) -> Cluster:
         self.start()
@@ -159,7 +165,7 @@ class Cluster:
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, so what it starts is stopped when it is done.
+            # The thread cannot be interrupted, so stop what it has started when it is done.
             await asyncio.wait({starting})
             await asyncio.to_thread(self.stop)
             raise
@@ -170,7 +176,9 @@ class Cluster:
 
     def _started(self) -> list[DevServer]:
         if not self.servers:
-            raise DevServerError("the cluster is not started: call start(), or use it in a `with` block")
+            raise DevServerError(
+                "the cluster cannot be used: it is not started. Call start(), or use it in a `with` block."
+            )
         return self.servers
 
     def _hold_port(self) -> int:
@@ -180,7 +188,7 @@ class Cluster:
         port.bind((HOST, 0))
         number = int(port.getsockname()[1])
         if sys.platform == "linux":
-            # It does not listen, so a server that sets SO_REUSEADDR, as nats-server does, may bind to it beside us.
+            # The socket does not listen, so a server that sets SO_REUSEADDR, as nats-server does, may bind to it too.
             self._held.append(port)
         else:
             port.close()
@@ -196,7 +204,7 @@ def _ask(server: DevServer, name: str, body: dict[str, Any] | None = None) -> di
 
     Raises:
         OSError: the server does not answer.
-        ValueError: the answer is not JSON, because nobody serves the subject.
+        ValueError: the answer is not JSON, because no responder serves the subject.
     """
     data = b"" if body is None else json.dumps(body).encode()
     inbox = "_INBOX.nqnb-cluster"
@@ -214,4 +222,4 @@ def _ask(server: DevServer, name: str, body: dict[str, Any] | None = None) -> di
                     return answer
                 if line.startswith(b"-ERR"):
                     break
-    raise ConnectionError(f"no answer about {name!r}")
+    raise ConnectionError(f"the server did not answer $JS.API.{name}")

@@ -85,7 +85,7 @@ class Condition(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Look:
+class DetachedStatus:
     """The condition of the user's detached server, with the reason in ``problem``, which is empty while it runs."""
 
     condition: Condition
@@ -104,27 +104,27 @@ def find() -> Settings | None:
     return Settings(found.server.url, token=found.server.token)
 
 
-def look() -> Look:
+def look() -> DetachedStatus:
     """Return the condition of the user's detached server, and change nothing."""
     folder = home()
     if not _is_private(folder):
-        return Look(Condition.NONE)
+        return DetachedStatus(Condition.NONE)
     held = is_lock_held(folder)
     try:
         server = _read_server_file()
     except (OSError, ValueError) as error:
         if held:
-            return Look(Condition.STARTING, None, "your detached server is just starting or stopping")
+            return DetachedStatus(Condition.STARTING, None, "your detached server is just starting or stopping")
         missing = isinstance(error, FileNotFoundError)
-        return Look(Condition.NONE, None, "" if missing else f"{_server_file()} cannot be read")
+        return DetachedStatus(Condition.NONE, None, "" if missing else f"{_server_file()} cannot be read")
     if held is False:
-        return Look(Condition.STALE, server, _how_it_ended(server))
+        return DetachedStatus(Condition.STALE, server, _how_it_ended(server))
     problem = _problem_of(server)
     if not problem:
-        return Look(Condition.RUNNING, server)
+        return DetachedStatus(Condition.RUNNING, server)
     if held and server.host != socket.gethostname():
         problem = f"it runs on {server.host!r}, which shares your files, and each user has only one"
-    return Look(Condition.SILENT if held else Condition.STALE, server, f"your detached server: {problem}")
+    return DetachedStatus(Condition.SILENT if held else Condition.STALE, server, f"your detached server: {problem}")
 
 
 def start(
@@ -157,7 +157,9 @@ def start(
         patience = START_TIMEOUT_SECONDS if found.condition is Condition.STARTING else _LOCK_TIMEOUT_SECONDS
         if time.monotonic() - begun > patience:
             problem = found.problem or "another process holds the lock of your detached server"
-            raise DevServerError(f"{problem}; end it with `nqnb up --stop`")
+            raise DevServerError(
+                f"the detached server cannot be started: {problem}. End the old one with `nqnb up --stop`."
+            )
         time.sleep(_POLL_SECONDS)
 
 
@@ -173,14 +175,14 @@ def stop() -> Detached | None:
     folder = home()
     found = look()
     if found.condition is Condition.STARTING:
-        raise DevServerError(f"{found.problem}; try again in a moment")
+        raise DevServerError(f"the detached server cannot be stopped: {found.problem}. Try again in a moment.")
     server = found.server
     running = found.condition in (Condition.RUNNING, Condition.SILENT)
     if server is not None and running:
         if not _belongs_to(server, server.keeper) and is_lock_held(folder):
             raise DevServerError(
-                f"the detached server at {server.url} was started on {server.host!r}, or in another container, "
-                "which shares your files: stop it there"
+                f"the detached server at {server.url} cannot be stopped here: it was started on {server.host!r}, or in "
+                "another container, which shares your files. Stop it there."
             )
         _send_signal(server.pid if sys.platform == "win32" else server.keeper, signal.SIGTERM)
         ended = _wait_until(
@@ -194,7 +196,10 @@ def stop() -> Detached | None:
             if lock is not None:
                 _clear(folder, found)
             elif running:
-                raise DevServerError(f"the detached server at {server and server.url} does not end")
+                raise DevServerError(
+                    f"the detached server at {server and server.url} cannot be stopped: its supervisor still holds the "
+                    f"lock. Kill process {server and server.keeper}."
+                )
     return server if running else None
 
 
@@ -222,7 +227,9 @@ def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go
             token=token,
         )
         if problem := _problem_of(made):
-            raise DevServerError(f"the server that was just started at {made.url}: {problem}")
+            raise DevServerError(
+                f"the detached server at {made.url} failed just after its start: {problem}. Try again."
+            )
         _write_server_file(made)
         server.detach()
     except BaseException:
@@ -236,13 +243,16 @@ def _access(token: str) -> str:
     return f'server_name: "nqnb-detached-{secrets.token_hex(4)}"\nauthorization {{ token: {json.dumps(token)} }}'
 
 
-def _clear(folder: Path, found: Look) -> None:
+def _clear(folder: Path, found: DetachedStatus) -> None:
     """Remove what a server has left; and the server, if the system let it outlive its supervisor."""
     server = found.server
     if server is not None and not _problem_of(server) and _belongs_to(server, server.pid):
         _send_signal(server.pid, signal.SIGTERM)
         if not _wait_until(lambda: _problem_of(server) != "", supervisor.STOP_GRACE_SECONDS):
-            raise DevServerError(f"the detached server at {server.url}, process {server.pid}, does not end: end it")
+            raise DevServerError(
+                f"the detached server cannot be started: the old one at {server.url} does not end. "
+                f"Kill process {server.pid}."
+            )
     shutil.rmtree(folder / "run", ignore_errors=True)
 
 
@@ -258,7 +268,7 @@ def _problem_of(server: Detached) -> str:
         with socket.create_connection((HOST, server.port), _ANSWER_TIMEOUT_SECONDS) as sock, sock.makefile("rwb") as io:
             info: dict[str, Any] = json.loads(io.readline().removeprefix(b"INFO "))
             if info.get("server_id") != server.identity:
-                return f"at its port {server.port} listens another server, which is none of yours"
+                return f"another server, which is not yours, listens at its port {server.port}"
             words = {"verbose": False, "pedantic": False, "auth_token": server.token, "lang": "python", "version": "0"}
             io.write(b"CONNECT " + json.dumps(words).encode() + b"\r\nPING\r\n")
             io.flush()
@@ -324,11 +334,14 @@ def make_home() -> Path:
         if sys.platform == "win32" or folder.stat().st_uid == os.geteuid():
             folder.chmod(0o700)
     except OSError as error:
-        raise DevServerError(f"the folder of your detached server, {str(folder)!r}, cannot be made: {error}") from error
+        raise DevServerError(
+            f"the folder of your detached server, {str(folder)!r}, cannot be made: {error}. "
+            "Make its parent folder writable, or set XDG_DATA_HOME to another one."
+        ) from error
     if not _is_private(folder):
         raise DevServerError(
-            f"the folder of your detached server, {str(folder)!r}, belongs to another user. Remove it, or set "
-            "XDG_DATA_HOME to a folder of your own."
+            f"the folder of your detached server, {str(folder)!r}, cannot be used: it belongs to another user. "
+            "Remove it, or set XDG_DATA_HOME to a folder of your own."
         )
     return folder
 

@@ -114,7 +114,9 @@ class DevServer:
         """
         with self._lock:
             if self._server is not None:
-                raise DevServerError(f"the dev server at {self.url} was started already: stop() or restart() it")
+                raise DevServerError(
+                    f"the dev server cannot be started: {self.url} was started already. Call stop() or restart()."
+                )
             program = find_server()
             if self._options.port:
                 check_port(self._options.port)
@@ -189,7 +191,9 @@ class DevServer:
 
     def _started(self) -> SupervisedServer:
         if self._server is None:
-            raise DevServerError("the dev server is not started: call start(), or use it in a `with` block")
+            raise DevServerError(
+                "the dev server cannot be used: it is not started. Call start(), or use it in a `with` block."
+            )
         return self._server
 
     def _stop(self) -> None:
@@ -222,7 +226,10 @@ class ServerOptions:
         store = None if store_dir is None else _check_folder(store_dir)
         queues = _check_queues(go_queues)
         if not isinstance(config, str):
-            raise BadInput(f"config is of {kind_of(config)}: give the text of a configuration.")
+            raise BadInput(
+                f"config is invalid: expected a string, got {kind_of(config)}. "
+                "Use the text of a nats-server configuration."
+            )
         return cls(port, store, queues, config, check_flag("jetstream", jetstream))
 
 
@@ -284,7 +291,10 @@ class SupervisedServer:
                 | getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:
-            raise DevServerError(f"nats-server cannot be supervised by {sys.executable!r}: {error}") from error
+            raise DevServerError(
+                f"nats-server cannot be started: {sys.executable!r} could not be run as its supervisor ({error}). "
+                "Check that Python can start processes."
+            ) from error
         finally:
             if store_lock is not None:
                 os.close(store_lock)
@@ -427,7 +437,8 @@ class SupervisedServer:
         except OSError:
             lines = []
         log = "; the end of its log:\n" + "\n".join(lines) if lines else ", and it logged nothing"
-        return DevServerError(f"nats-server with store {str(self.store)!r} failed: {problem}{log}")
+        text = f"nats-server with store {str(self.store)!r} failed: {problem}{log}"
+        return DevServerError(text)
 
     def _listening_port(self) -> int:
         """Return the port that nats-server listens on, 0 before it listens.
@@ -447,7 +458,7 @@ def _check_folder(store_dir: object) -> Path:
             return Path(os.path.abspath(path))
     except Exception:  # noqa: BLE001, S110  a foreign `__fspath__` may fail in any way; refused below
         pass
-    raise BadInput(f"store_dir={shown(store_dir)} is invalid: it must be the path of a folder, or None.")
+    raise BadInput(f"store_dir={shown(store_dir)} is invalid: it is not a path. Use the path of a folder, or None.")
 
 
 def _check_queues(go_queues: object) -> tuple[str, ...]:
@@ -460,7 +471,8 @@ def _check_queues(go_queues: object) -> tuple[str, ...]:
         queues: tuple[object, ...] = tuple(go_queues)  # type: ignore[arg-type]  # that is what is tried
     except Exception:  # noqa: BLE001  a foreign iterable may raise anything
         raise BadInput(
-            f"go_queues={shown(go_queues)} is invalid: expected a list of queue names, got {kind_of(go_queues)}."
+            f"go_queues={shown(go_queues)} is invalid: expected a list, got {kind_of(go_queues)}. "
+            "Use a list of queue names."
         ) from None
     return tuple(check_queue(queue) for queue in queues)
 

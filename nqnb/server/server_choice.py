@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nqnb.errors import NoServer
-from nqnb.server.detached import Condition, Look, look
+from nqnb.server.detached import Condition, DetachedStatus, look
 from nqnb.settings import Settings
 
 _CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
@@ -39,7 +39,8 @@ class Choice:
 
     def explained(self, error: NoServer) -> NoServer:
         """Return the same error, with the source of the address."""
-        return NoServer(f"{error} (the address is {self.source})", error.url)
+        text = f"{error} (the address is {self.source})"
+        return NoServer(text, error.url)
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
@@ -74,7 +75,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
     return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)
 
 
-def _settled(patience: float) -> Look:
+def _settled(patience: float) -> DetachedStatus:
     """Return the condition of the detached server once it is settled, or after so many seconds."""
     until = time.monotonic() + patience
     while True:
@@ -84,8 +85,14 @@ def _settled(patience: float) -> Look:
         time.sleep(_POLL_SECONDS)
 
 
-def _no_answer(found: Look) -> NoServer:
+def _no_answer(found: DetachedStatus) -> NoServer:
     if found.condition is Condition.STARTING:
-        return NoServer(f"{found.problem}; try again in a moment, or name a server with -u or NATS_URL", "")
-    remedy = "end it with `nqnb up --stop`, then `nqnb up --detach`; or name a server with -u or NATS_URL"
-    return NoServer(f"{found.problem}; {remedy}", found.server.url if found.server is not None else "")
+        return NoServer(
+            f"no server can be chosen: {found.problem}. Try again in a moment, or name a server with -u or NATS_URL.",
+            "",
+        )
+    return NoServer(
+        f"no server can be chosen: {found.problem}. End it with `nqnb up --stop`, then `nqnb up --detach`; or name a "
+        "server with -u or NATS_URL.",
+        found.server.url if found.server is not None else "",
+    )

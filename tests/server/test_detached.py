@@ -1,4 +1,4 @@
-"""The detached dev server: one a user, found by everybody who is that user, and never mistaken for another one."""
+"""The detached dev server: one a user, found by every process of that user, and never mistaken for another one."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_files_are_for_their_user_alone(running: detached.Detached) -> None:
     assert folder.stat().st_mode & 0o777 == 0o700
     assert server_file().stat().st_mode & 0o777 == 0o600
     folder.chmod(0o755)
-    assert detached.find() is None, "somebody else could have written it"
+    assert detached.find() is None, "another user could have written it"
     folder.chmod(0o700)
     assert detached.find() is not None
 
@@ -249,7 +249,7 @@ def test_a_stranger_at_its_port_is_not_joined(running: detached.Detached, capsys
         rewrite(url=stranger.url)
         found = detached.look()
         assert found.condition is Condition.SILENT
-        assert "none of yours" in found.problem
+        assert "not yours" in found.problem
         assert main(["up", "--stop", "--yes"]) == 0
         assert stranger.running
         with pytest.raises(DevServerError, match="is taken"):
@@ -274,7 +274,7 @@ def test_no_process_is_ended_by_its_number_alone(running: detached.Detached) -> 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
         try:
             rewrite(keeper=bystander.pid, host="another")
-            with pytest.raises(DevServerError, match=r"'another'.* stop it there"):
+            with pytest.raises(DevServerError, match=r"'another'.* Stop it there"):
                 detached.stop()
             assert bystander.poll() is None
             rewrite(token="refused, so that only the lock says that it lives")
@@ -324,7 +324,7 @@ def test_what_is_named_comes_first(
     assert choose().detached
 
 
-def test_one_that_does_not_answer_is_not_passed_over(
+def test_one_that_does_not_answer_is_not_ignored(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.pid, signal.SIGSTOP)
@@ -341,18 +341,18 @@ def test_one_that_does_not_answer_is_not_passed_over(
     assert choose().detached
 
 
-def test_one_on_another_host_is_not_passed_over(running: detached.Detached) -> None:
+def test_one_on_another_host_is_not_ignored(running: detached.Detached) -> None:
     rewrite(token="another", host="another")
     with pytest.raises(NoServer, match=r"runs on 'another'.*NATS_URL") as caught:
         choose(connect_timeout=0.2)
     assert caught.value.url == running.url
 
 
-def test_one_that_is_starting_is_not_passed_over() -> None:
+def test_one_that_is_starting_is_not_ignored() -> None:
     with hold_lock(make_home()) as lock:
         assert lock is not None
         assert detached.look().condition is Condition.STARTING
-        with pytest.raises(NoServer, match="just starting or stopping; try again in a moment"):
+        with pytest.raises(NoServer, match="just starting or stopping. Try again in a moment"):
             choose(connect_timeout=0.2)
     assert not choose().named
 
@@ -399,7 +399,7 @@ def test_a_worker_that_names_the_default_address_does_not_serve_it(running: deta
 
 
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
-def test_what_is_about_a_running_server_takes_no_other_options(words: list[str]) -> None:
+def test_what_is_about_a_running_server_rejects_other_options(words: list[str]) -> None:
     assert main(words) == 2
 
 
