@@ -84,7 +84,7 @@ REPEATED_FILES: set[str] = {
 }
 """File names that may occur in two folders. The list may only shrink."""
 
-REPEATED_CLASSES: set[str] = {"Feed", "Told"}
+REPEATED_CLASSES: set[str] = {"Feed"}
 """Class names that two modules may define. The list may only shrink."""
 
 PRIVATE_ACCESSES: dict[tuple[str, str], str] = {
