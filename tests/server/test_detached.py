@@ -39,12 +39,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = detached.home()
     assert folder.is_relative_to(tmp_path)
     yield folder
-    for left in keepers(folder):
+    for left in supervisors(folder):
         os.kill(left, signal.SIGTERM)
-    until(lambda: not keepers(folder), 10)
+    until(lambda: not supervisors(folder), 10)
 
 
-def keepers(folder: Path) -> list[int]:
+def supervisors(folder: Path) -> list[int]:
     """The processes that keep a server in that folder."""
     listed = subprocess.run(PS, capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in listed.splitlines() if str(folder / "run") in line]
@@ -104,7 +104,7 @@ async def count(settings: nqnb.Settings, submit: int = 0) -> int:
         return len(await nq.tasks())
 
 
-def test_it_outlives_the_shell_and_every_command_finds_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_detached_server_outlives_the_shell_and_every_command_finds_it(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ended(start("up", "--detach", "--json"))
     up = json.loads(out)
     assert (code, up["state"]) == (0, "running")
@@ -129,7 +129,7 @@ def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: py
     said = capsys.readouterr()
     assert "is already running" in said.out
     assert "stop it with `nqnb up --stop`" in said.err
-    assert keepers(detached.home()) == [running.keeper]
+    assert supervisors(detached.home()) == [running.keeper]
 
 
 def test_a_race_makes_one_server() -> None:
@@ -137,7 +137,7 @@ def test_a_race_makes_one_server() -> None:
     answers = [ended(each) for each in racers]
     assert [code for code, _, _ in answers] == [0, 0, 0, 0], answers
     assert len({json.loads(out)["pid"] for _, out, _ in answers}) == 1
-    assert len(keepers(detached.home())) == 1
+    assert len(supervisors(detached.home())) == 1
 
 
 def test_files_are_for_their_user_alone(running: detached.Detached) -> None:
@@ -179,7 +179,7 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     assert main(["up", "--stop", "--yes"]) == 0
     assert "is stopped" in capsys.readouterr().out
     assert not server_file().exists()
-    until(lambda: not keepers(detached.home()), 5)  # it frees its lock a moment before it ends
+    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock a moment before it ends
     assert main(["up", "--stop"]) == 0
     assert main(["up", "--status"]) == 1
     assert "No detached server runs" in capsys.readouterr().out
@@ -196,7 +196,7 @@ def test_an_idle_server_is_stopped_without_a_question(running: detached.Detached
     assert detached.look().condition is Condition.NONE
 
 
-def test_options_are_taken(tmp_path: Path) -> None:
+def test_the_options_of_up_are_used(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -225,17 +225,21 @@ def test_a_stale_file_is_recognised_and_cleaned_up(
     assert detached.look().condition is Condition.NONE
 
 
-def test_a_death_of_the_server_alone_is_told(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_status_says_that_the_server_ended_by_itself(
+    running: detached.Detached, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.kill(running.pid, signal.SIGKILL)
     until(lambda: detached.look().condition is Condition.STALE, 5)
-    until(lambda: not keepers(detached.home()), 5)
+    until(lambda: not supervisors(detached.home()), 5)
     assert main(["up", "--status"]) == 1
     assert "ended by itself with code -9" in capsys.readouterr().out
     assert detached.start()[1]
 
 
 @linux_only
-def test_a_stranger_at_its_port_is_not_joined(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_server_at_its_port_is_not_joined(
+    running: detached.Detached, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.kill(running.keeper, signal.SIGKILL)
     until(lambda: detached.look().condition is Condition.STALE, 5)
     # The server ends with its keeper, and takes a moment for it.
@@ -266,7 +270,7 @@ def test_a_wrong_token_is_refused(running: detached.Detached, capsys: pytest.Cap
     assert code == 1
     assert "not known" in err
     assert main(["up", "--stop", "--yes"]) == 0
-    until(lambda: not keepers(detached.home()), 5)  # it frees its lock a moment before it ends
+    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock a moment before it ends
 
 
 @linux_only
@@ -283,7 +287,7 @@ def test_no_process_is_ended_by_its_number_alone(running: detached.Detached) -> 
             bystander.kill()
 
 
-def test_a_file_that_is_none(running: detached.Detached) -> None:
+def test_a_server_file_that_cannot_be_read_is_replaced(running: detached.Detached) -> None:
     detached.stop()
     server_file().parent.mkdir()
     server_file().write_text("{")
@@ -301,7 +305,7 @@ def test_a_failed_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
 
-def test_what_is_named_comes_first(
+def test_a_named_server_is_preferred(
     running: detached.Detached, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody = "nats://127.0.0.1:1"
@@ -324,7 +328,7 @@ def test_what_is_named_comes_first(
     assert choose().detached
 
 
-def test_one_that_does_not_answer_is_not_ignored(
+def test_a_detached_server_that_does_not_answer_is_not_ignored(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.pid, signal.SIGSTOP)
@@ -341,37 +345,37 @@ def test_one_that_does_not_answer_is_not_ignored(
     assert choose().detached
 
 
-def test_one_on_another_host_is_not_ignored(running: detached.Detached) -> None:
+def test_a_detached_server_on_another_host_is_not_ignored(running: detached.Detached) -> None:
     rewrite(token="another", host="another")
     with pytest.raises(NoServer, match=r"runs on 'another'.*NATS_URL") as caught:
         choose(connect_timeout=0.2)
     assert caught.value.url == running.url
 
 
-def test_one_that_is_starting_is_not_ignored() -> None:
+def test_a_detached_server_that_is_starting_is_not_ignored() -> None:
     with hold_lock(make_home()) as lock:
         assert lock is not None
         assert detached.look().condition is Condition.STARTING
-        with pytest.raises(NoServer, match="just starting or stopping. Try again in a moment"):
+        with pytest.raises(NoServer, match=r"just starting or stopping\. Try again in a moment"):
             choose(connect_timeout=0.2)
     assert not choose().named
 
 
-def test_a_choice_waits_for_one_that_comes_up() -> None:
+def test_a_choice_waits_for_a_detached_server_that_comes_up() -> None:
     process = start("up", "--detach")
     until(lambda: detached.look().condition is not Condition.NONE, 20)
     assert choose(connect_timeout=30).detached
     assert ended(process)[0] == 0
 
 
-def test_what_a_dead_one_has_left_leads_to_the_default(running: detached.Detached) -> None:
+def test_files_of_a_dead_detached_server_lead_to_the_default(running: detached.Detached) -> None:
     os.kill(running.pid, signal.SIGKILL)
     until(lambda: detached.look().condition is Condition.STALE, 5)
-    until(lambda: not keepers(detached.home()), 5)
+    until(lambda: not supervisors(detached.home()), 5)
     assert not choose().named
 
 
-def test_a_worker_that_names_no_server_serves_it(running: detached.Detached, tmp_path: Path) -> None:
+def test_a_worker_that_names_no_server_serves_the_detached_one(running: detached.Detached, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import nqnb\nworker = nqnb.Worker()\n@worker.handler('echo')\ndef echo(job, payload):\n    return payload\n"
     )
@@ -393,18 +397,20 @@ def test_a_worker_that_names_no_server_serves_it(running: detached.Detached, tmp
     assert running.token not in said
 
 
-def test_a_worker_that_names_the_default_address_does_not_serve_it(running: detached.Detached) -> None:
+def test_a_worker_that_names_the_default_address_does_not_serve_the_detached_one(running: detached.Detached) -> None:
     assert worker_commands.worker_settings(nqnb.Settings(DEFAULT_URL), {}).urls == (DEFAULT_URL,)
     assert worker_commands.worker_settings(nqnb.Settings(), {}).urls == (running.url,)
 
 
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
-def test_what_is_about_a_running_server_rejects_other_options(words: list[str]) -> None:
+def test_stop_and_status_reject_options_of_a_start(words: list[str]) -> None:
     assert main(words) == 2
 
 
 @pytest.mark.parametrize("source", ["argument", "environment", "context"])
-def test_a_worker_that_names_a_server_never_asks_for_it(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_names_a_server_never_asks_for_the_detached_one(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It may be silent, which must not keep a worker of another server from its start."""
 
     def asked(**_: object) -> None:

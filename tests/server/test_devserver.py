@@ -50,7 +50,7 @@ async def read(url: str) -> bytes | None:
     return message.data
 
 
-def test_starts_and_answers() -> None:
+def test_a_dev_server_starts_and_answers() -> None:
     with DevServer() as server:
         assert server.running
         assert server.url.startswith("nats://127.0.0.1:")
@@ -60,7 +60,7 @@ def test_starts_and_answers() -> None:
         assert (server.store_dir / "jetstream").is_dir()
 
 
-def test_two_at_once_have_ports_and_stores_of_their_own() -> None:
+def test_two_dev_servers_have_their_own_ports_and_stores() -> None:
     with DevServer() as one, DevServer() as other:
         assert one.url != other.url
         assert one.store_dir != other.store_dir
@@ -99,7 +99,7 @@ def test_a_fixed_port_is_used() -> None:
         assert port_of(server) == port
 
 
-def test_async_context_manager() -> None:
+def test_the_async_context_manager_does_not_block_the_loop() -> None:
     async def run() -> None:
         ticks = 0
 
@@ -189,7 +189,7 @@ def test_a_terminal_s_ctrl_c_does_not_reach_the_server() -> None:
 
 
 @linux_only
-def test_a_killed_keeper_takes_the_server_along_and_stop_removes_the_rest() -> None:
+def test_a_killed_supervisor_takes_the_server_along_and_stop_removes_the_rest() -> None:
     server = DevServer()
     server.start()
     port, store = port_of(server), server.store_dir
@@ -220,7 +220,7 @@ def test_kill_and_restart_keep_address_and_store() -> None:
 
 
 @posix_only
-def test_a_death_of_its_own_is_noticed_and_can_be_repaired_at_once() -> None:
+def test_a_dead_server_is_noticed_and_can_be_restarted_at_once() -> None:
     with DevServer() as server:
         os.kill(server.pid, signal.SIGKILL)
         until(lambda: not server.running, 1)
@@ -251,14 +251,14 @@ def test_a_given_store_is_created_and_kept(tmp_path: Path) -> None:
         assert asyncio.run(read(server.url)) == b"kept"
 
 
-def test_a_store_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     taken = tmp_path / "file"
     taken.touch()
     with pytest.raises(DevServerError, match=r"file/store' cannot be written: .* Use a folder"):
         DevServer(store_dir=taken / "store").start()
 
 
-def test_a_busy_port_is_told_promptly() -> None:
+def test_a_busy_port_is_refused_promptly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as owner:
         port = owner.getsockname()[1]
         begun = time.monotonic()
@@ -267,18 +267,18 @@ def test_a_busy_port_is_told_promptly() -> None:
         assert time.monotonic() - begun < 2
 
 
-def test_the_port_of_another_nats_server_is_busy_too() -> None:
+def test_the_port_of_another_nats_server_is_refused() -> None:
     with DevServer() as owner, pytest.raises(DevServerError, match="is taken"):
         DevServer(port_of(owner)).start()
 
 
-def test_a_missing_binary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_named_binary_that_is_missing_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(SERVER_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(DevServerError, match=rf"{SERVER_VARIABLE}=.*none.* or unset it"):
         DevServer().start()
 
 
-def test_a_binary_that_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_binary_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no program")
     monkeypatch.setenv(SERVER_VARIABLE, str(tmp_path / "text"))
     server = DevServer()
@@ -287,7 +287,7 @@ def test_a_binary_that_cannot_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not server.running
 
 
-def test_no_binary_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_any_binary_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(SERVER_VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.metadata.files", lambda name: None)
@@ -307,7 +307,7 @@ def test_a_failed_start_shows_the_log_and_can_be_tried_again() -> None:
 
 
 @posix_only
-def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_server_that_never_answers_fails_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mute = tmp_path / "nats-server"
     mute.write_text("#!/bin/sh\necho mute >&2\nexec sleep 60\n")
     mute.chmod(0o755)
@@ -347,7 +347,7 @@ def test_go_queues_map_the_old_name_of_the_cancel_stream() -> None:
         asyncio.run(run(server.url))
 
 
-def test_bad_arguments() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(InvalidQueueName):
         DevServer(go_queues=["a.b"])
     with pytest.raises(BadInput, match=r"\['resize'\]"):
@@ -356,7 +356,7 @@ def test_bad_arguments() -> None:
         DevServer(65536)
 
 
-def test_more_configuration() -> None:
+def test_more_configuration_is_used() -> None:
     async def run(url: str) -> int:
         connection = await nats.connect(url, user="ann", password="secret")
         limit = connection.max_payload
@@ -368,7 +368,7 @@ def test_more_configuration() -> None:
         assert asyncio.run(run(server.url)) == 2048
 
 
-def test_without_jetstream() -> None:
+def test_a_dev_server_can_run_without_jetstream() -> None:
     async def run(url: str) -> bool:
         connection = await nats.connect(url)
         with pytest.raises(nats.js.errors.ServiceUnavailableError):
@@ -380,7 +380,7 @@ def test_without_jetstream() -> None:
         assert asyncio.run(run(server.url))
 
 
-def test_threads_may_share_it() -> None:
+def test_threads_may_share_a_dev_server() -> None:
     server = DevServer()
     errors: list[Exception] = []
 

@@ -75,7 +75,7 @@ def start_worker(settings: nqnb.Settings, diary: Path, log: Path) -> Iterator[St
 
 @pytest.fixture
 def other(settings: nqnb.Settings, diary: Path) -> nqnb.Worker:
-    """A second worker, in the test's process, that gets what the first one's leases let go; its code does not block."""
+    """A second worker, in the test's process, which gets the tasks whose lease the first worker loses. Its code does not block."""
     worker = nqnb.Worker(settings, concurrency=4)
 
     async def taken_over(job: nqnb.Job) -> None:
@@ -149,7 +149,7 @@ async def test_a_cancel_while_the_loop_is_blocked_says_that_the_code_still_runs(
     assert (cancelled.how if cancelled else "") == ("its coroutine was cancelled" if then else "")
 
 
-async def test_a_thread_is_told_of_its_cancel_while_the_loop_is_blocked(
+async def test_a_thread_sees_its_cancel_while_the_loop_is_blocked(
     nq: nqnb.Client, diary: Path, go: Path, start_worker: Start
 ) -> None:
     start_worker()
@@ -166,7 +166,7 @@ async def test_a_thread_is_told_of_its_cancel_while_the_loop_is_blocked(
     assert cancelled.how == "its thread was stopped"
 
 
-async def test_a_guard_that_cannot_connect_is_told_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_guard_that_cannot_connect_is_logged_and_the_worker_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     with nqnb.DevServer(config="max_connections: 2") as server:
         async with nqnb.connect(server.url) as nq:
             worker = nqnb.Worker(server.url)
@@ -183,7 +183,7 @@ async def test_a_guard_that_cannot_connect_is_told_and_the_worker_goes_on(caplog
                 assert await (await nq.submit("work")).result(timeout=10) == "done"
 
 
-async def test_the_guard_renews_leases_a_part_at_a_time_and_what_it_kept_counts_as_no_outage(
+async def test_the_guard_renews_leases_in_parts_and_leases_that_it_kept_do_not_count_as_an_outage(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, part, ack_wait = 30, 5, 2.0
@@ -264,7 +264,7 @@ print("ended")
     assert done.stdout == "ended\n", done.stderr
 
 
-async def test_what_is_read_after_a_block_may_have_come_at_its_beginning() -> None:
+async def test_a_message_read_after_a_block_may_have_arrived_at_its_beginning() -> None:
     pulse, read = Pulse(1.0), asyncio.Event()
 
     async def caught_up() -> None:

@@ -62,17 +62,17 @@ def made(request: pytest.FixtureRequest) -> Callable[..., Executor]:
     return make
 
 
-class TestEither:
+class TestBothExecutors:
     async def test_a_return(self, made: Callable[..., Executor]) -> None:
         assert await ended(made(lambda job: job.id)) == Result(Ended.RETURNED, "a")
 
-    async def test_none_is_a_return(self, made: Callable[..., Executor]) -> None:
+    async def test_returning_none_is_a_return(self, made: Callable[..., Executor]) -> None:
         assert await ended(made(lambda job: None)) == Result(Ended.RETURNED)
 
     @pytest.mark.parametrize(
         "error", [ValueError("x"), StopIteration(1), JobCancelled("x"), asyncio.CancelledError(), GeneratorExit()]
     )
-    async def test_whatever_it_raises_is_its_failure(self, made: Callable[..., Executor], error: BaseException) -> None:
+    async def test_any_exception_is_a_failure(self, made: Callable[..., Executor], error: BaseException) -> None:
         def handle(job: Job) -> None:
             raise error
 
@@ -82,7 +82,7 @@ class TestEither:
         # A coroutine turns StopIteration into a RuntimeError, and forgets which CancelledError it was.
         assert type(result.error) is type(error) or isinstance(getattr(result.error, "__cause__", None), StopIteration)
 
-    async def test_stopped_before_its_start_it_never_starts(self, made: Callable[..., Executor]) -> None:
+    async def test_a_run_stopped_before_its_start_never_starts(self, made: Callable[..., Executor]) -> None:
         started: list[Job] = []
         run = made(started.append)
         run.stop()
@@ -90,7 +90,7 @@ class TestEither:
         await asyncio.sleep(2 * GRACE)
         assert started == []
 
-    async def test_stopping_after_its_end_changes_nothing(self, made: Callable[..., Executor]) -> None:
+    async def test_a_stop_after_the_end_changes_nothing(self, made: Callable[..., Executor]) -> None:
         run = made(lambda job: 5)
         result = await ended(run)
         run.stop()
@@ -98,7 +98,7 @@ class TestEither:
         await asyncio.sleep(3 * GRACE)
         assert result == Result(Ended.RETURNED, 5)
 
-    async def test_it_says_how_it_stops(self, made: Callable[..., Executor]) -> None:
+    async def test_the_executor_says_how_it_stops(self, made: Callable[..., Executor]) -> None:
         assert made(lambda job: None).how in ("its coroutine was cancelled", "its thread was stopped")
 
 
@@ -126,7 +126,7 @@ def test_a_handler_that_exits_fails_and_the_loop_goes_on(error: BaseException, a
 
 class TestPayload:
     @pytest.mark.parametrize("asynchronous", [False, True])
-    async def test_one_that_does_not_fit_is_the_failure(self, asynchronous: bool) -> None:
+    async def test_a_payload_that_does_not_fit_is_a_failure(self, asynchronous: bool) -> None:
         def plain(job: Job, payload: int) -> None: ...
 
         async def coroutine(job: Job, payload: int) -> None: ...
@@ -135,12 +135,12 @@ class TestPayload:
         assert result.ended is Ended.FAILED
         assert isinstance(result.error, BadInput)
 
-    async def test_it_is_handed_over(self) -> None:
+    async def test_the_handler_receives_the_payload(self) -> None:
         assert await ended(executor(lambda job, payload: payload, b'{"a":1}')) == Result(Ended.RETURNED, {"a": 1})
 
 
 class TestThread:
-    async def test_it_runs_beside_the_loop_with_the_context(self) -> None:
+    async def test_a_thread_runs_beside_the_loop_with_the_context(self) -> None:
         variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="")
         variable.set("here")
         result = await ended(executor(lambda job: (variable.get(), threading.get_ident())))
@@ -148,7 +148,9 @@ class TestThread:
         assert result.value[1] != threading.get_ident()
 
     @pytest.mark.parametrize("look", [lambda job: job.raise_if_cancelled(), lambda job: job.wait(5)])
-    async def test_one_that_looks_is_stopped_before_anything_is_raised_in_it(self, look: Callable[[Job], None]) -> None:
+    async def test_a_handler_that_checks_its_flag_stops_before_anything_is_raised_in_it(
+        self, look: Callable[[Job], None]
+    ) -> None:
         def handle(job: Job) -> None:
             while True:
                 look(job)
@@ -168,7 +170,7 @@ class TestThread:
 
         assert await stopped_after(executor(handle, grace=5.0), 0.05) == Result(Ended.RETURNED, "tidied up")
 
-    async def test_one_that_ignores_it_is_stopped_after_its_grace_through_except_exception(self) -> None:
+    async def test_a_handler_that_ignores_its_flag_is_stopped_after_its_grace_through_except_exception(self) -> None:
         caught: list[BaseException] = []
         started: list[float] = []
 
@@ -187,7 +189,7 @@ class TestThread:
         assert caught == []
         assert time.monotonic() - started[0] >= 0.25
 
-    async def test_one_that_swallows_it_is_pushed_again(self) -> None:
+    async def test_a_handler_that_swallows_the_exception_is_pushed_again(self) -> None:
         swallowed: list[BaseException] = []
 
         def handle(job: Job) -> None:
@@ -203,7 +205,7 @@ class TestThread:
         assert result.ended is Ended.STOPPED
         assert [type(each) for each in swallowed] == [JobCancelled] * 3
 
-    async def test_its_finally_runs(self) -> None:
+    async def test_finally_runs_when_a_thread_is_stopped(self) -> None:
         tidied: list[bool] = []
 
         def handle(job: Job) -> None:
@@ -226,7 +228,7 @@ class TestThread:
         assert result.ended is Ended.STOPPED
         assert isinstance(result.error, ValueError)
 
-    async def test_one_inside_a_c_call_is_waited_for(self) -> None:
+    async def test_a_stop_waits_for_a_thread_inside_a_c_call(self) -> None:
         def handle(job: Job) -> str:
             time.sleep(0.4)
             return "slept"
@@ -236,7 +238,7 @@ class TestThread:
         await stopped_after(run, 0.05)
         assert time.monotonic() - begun >= 0.39
 
-    async def test_the_loop_stays_free_meanwhile(self) -> None:
+    async def test_the_loop_stays_free_while_threads_run(self) -> None:
         ticks = 0
 
         async def tick() -> None:
@@ -250,7 +252,7 @@ class TestThread:
         ticking.cancel()
         assert ticks >= 5
 
-    async def test_no_thread_stays(self) -> None:
+    async def test_no_thread_is_left_after_a_run(self) -> None:
         before = threading.active_count()
         await asyncio.gather(*(ended(executor(lambda job: None)) for _ in range(20)))
         end = time.monotonic() + 5
@@ -260,14 +262,14 @@ class TestThread:
 
 
 class TestCoroutine:
-    async def test_it_runs_on_the_loop(self) -> None:
+    async def test_a_coroutine_runs_on_the_loop(self) -> None:
         async def handle(job: Job) -> asyncio.AbstractEventLoop:
             await asyncio.sleep(0)
             return asyncio.get_running_loop()
 
         assert (await ended(executor(handle))).value is asyncio.get_running_loop()
 
-    async def test_a_stop_cancels_it_at_once(self) -> None:
+    async def test_a_stop_cancels_a_coroutine_at_once(self) -> None:
         seen: list[bool] = []
 
         async def handle(job: Job) -> None:
@@ -282,7 +284,7 @@ class TestCoroutine:
         assert time.monotonic() - begun < 2.0
         assert seen == [True]
 
-    async def test_one_that_swallows_it_is_cancelled_again(self) -> None:
+    async def test_a_coroutine_that_swallows_its_cancel_is_cancelled_again(self) -> None:
         swallowed = 0
 
         async def handle(job: Job) -> None:
@@ -299,7 +301,7 @@ class TestCoroutine:
         assert result.ended is Ended.STOPPED
         assert swallowed == 3
 
-    async def test_one_that_returns_all_the_same_has_returned(self) -> None:
+    async def test_a_cancelled_coroutine_that_returns_has_returned(self) -> None:
         async def handle(job: Job) -> str:
             try:
                 await asyncio.sleep(30)
@@ -320,7 +322,7 @@ class TestCoroutine:
         assert result.ended is Ended.STOPPED
         assert isinstance(result.error, ValueError)
 
-    async def test_one_that_is_cancelled_by_somebody_else_has_failed(self) -> None:
+    async def test_a_coroutine_that_other_code_cancels_has_failed(self) -> None:
         async def handle(job: Job) -> None:
             asyncio.current_task().cancel()  # type: ignore[union-attr]
             await asyncio.sleep(30)
@@ -329,7 +331,7 @@ class TestCoroutine:
         assert result.ended is Ended.FAILED
         assert isinstance(result.error, asyncio.CancelledError)
 
-    async def test_a_timeout_of_its_own_is_a_failure(self) -> None:
+    async def test_a_timeout_inside_a_coroutine_is_a_failure(self) -> None:
         async def handle(job: Job) -> None:
             await asyncio.wait_for(asyncio.sleep(30), 0.01)
 
@@ -413,7 +415,7 @@ class TestStress:
         assert all(result.value == "done" for result in results if result.ended is Ended.RETURNED)
 
 
-def test_the_kind_of_handler_decides() -> None:
+def test_the_kind_of_handler_decides_its_executor() -> None:
     async def main() -> None:
         async def coroutine(job: Job) -> None: ...
 

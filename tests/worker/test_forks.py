@@ -221,7 +221,7 @@ class TestProcessesOfTasks:
     @pytest.mark.parametrize(
         "kind", ["os", "multiprocessing", "stopped supervisor", "supervisor that never runs", "stopped handler"]
     )
-    def test_a_stop_ends_them(self, kind: str, tmp_path: Path) -> None:
+    def test_a_stop_ends_a_task_s_processes_despite_a_fork(self, kind: str, tmp_path: Path) -> None:
         with told_by(WORKER, kind, str(tmp_path / "flag")) as (_, lines):
             facts = next(lines)
             handler, supervisor = map(int, (tmp_path / "flag").read_text().split())
@@ -235,7 +235,7 @@ class TestProcessesOfTasks:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(each, signal.SIGKILL)
 
-    def test_a_worker_without_stdin_and_stderr_has_them_too(self, tmp_path: Path) -> None:
+    def test_a_worker_without_stdin_and_stderr_runs_processes(self, tmp_path: Path) -> None:
         with told_by(WORKER, "closed descriptors", str(tmp_path / "flag")) as (_, lines):
             facts = next(lines)
             assert (facts["ended"], facts["value"]) == ("RETURNED", 5), facts
@@ -246,7 +246,7 @@ class TestProcessesOfTasks:
             print(f"they ended in {next(lines)['seconds']:.3f} s")
             assert not any(map(alive, sessions))
 
-    def test_they_end_with_a_killed_worker(self, tmp_path: Path) -> None:
+    def test_processes_of_tasks_end_with_a_killed_worker(self, tmp_path: Path) -> None:
         with told_by(WORKER, "killed worker", str(tmp_path / "flag")) as (program, lines):
             watched = [*next(lines)["sessions"], int((tmp_path / "flag").read_text().split()[0])]
             assert len(watched) == 3
@@ -254,12 +254,12 @@ class TestProcessesOfTasks:
             program.kill()
             until(lambda: not any(map(alive, watched)), PATIENCE)
 
-    def test_a_fork_cannot_stop_them(self, tmp_path: Path) -> None:
+    def test_a_fork_of_the_worker_cannot_stop_its_processes(self, tmp_path: Path) -> None:
         with told_by(WORKER, "fork that kills", str(tmp_path / "flag")) as (_, lines):
             assert next(lines)["alive"]
 
     @pytest.mark.parametrize("kind", ["start", "start, and a killed supervisor"])
-    def test_a_fork_in_the_moment_of_their_start_does_not_hold_up_their_end(self, kind: str, tmp_path: Path) -> None:
+    def test_a_fork_at_the_moment_of_a_start_does_not_delay_the_end(self, kind: str, tmp_path: Path) -> None:
         with told_by(WORKER, kind, str(tmp_path / "flag")) as (_, lines):
             facts = next(lines)
             assert facts["seconds"] < PATIENCE
@@ -362,7 +362,7 @@ os._exit(0)
 )
 
 
-def test_a_store_is_free_after_a_fork_in_the_moment_of_the_start(tmp_path: Path) -> None:
+def test_a_store_is_free_after_a_fork_at_the_moment_of_the_start(tmp_path: Path) -> None:
     with told_by(LOCKED, str(tmp_path / "store")) as (_, lines):
         assert not alive(next(lines)["pid"])
 
@@ -384,7 +384,7 @@ os._exit(0)
 )
 
 
-def test_a_detached_server_stops_at_once_too() -> None:
+def test_a_detached_server_stops_at_once_despite_a_fork() -> None:
     begun = time.monotonic()
     with told_by(DETACHED) as (_, lines):
         facts = next(lines)

@@ -50,13 +50,13 @@ class TestSignatures:
     def test_job_and_payload(self) -> None:
         assert handed(lambda job, payload: (job.id, payload), b'{"a":[1]}') == ("a", {"a": [1]})
 
-    def test_names_do_not_matter(self) -> None:
+    def test_parameter_names_do_not_matter(self) -> None:
         assert handed(lambda j, /, p: p, b"5") == 5
 
     def test_a_second_parameter_with_a_default_is_the_handlers_own(self) -> None:
         assert handed(lambda job, factor=3: factor, b"5") == 3
 
-    def test_more_with_defaults_are_left_alone(self) -> None:
+    def test_further_parameters_with_defaults_are_left_alone(self) -> None:
         assert handed(lambda job, payload, factor=3, *, deep=True: (payload, factor, deep), b"5") == (5, 3, True)
 
     def test_star_arguments_are_left_alone(self) -> None:
@@ -122,7 +122,7 @@ class TestSignatures:
             lambda **options: None,
         ],
     )
-    def test_wrong_ones_are_refused(self, function: Callable[..., Any]) -> None:
+    def test_a_wrong_signature_is_refused(self, function: Callable[..., Any]) -> None:
         with pytest.raises(InvalidHandler, match=r"cannot handle tasks: it must take \(job\) or \(job, payload\)"):
             make_handler("q", function)
 
@@ -133,11 +133,11 @@ class TestSignatures:
             make_handler("q", resize)
 
     @pytest.mark.parametrize("thing", [None, 5, "resize", [print]])
-    def test_what_cannot_be_called_is_refused(self, thing: Any) -> None:
+    def test_an_object_that_is_not_callable_is_refused(self, thing: Any) -> None:
         with pytest.raises(InvalidHandler, match=r"cannot handle tasks: it is not callable. Use a function of \(job\)"):
             make_handler("q", thing)
 
-    def test_what_fails_while_it_is_looked_at_is_refused(self) -> None:
+    def test_an_object_that_fails_while_it_is_inspected_is_refused(self) -> None:
         class Silent:
             def __getattr__(self, name: str) -> Any:
                 raise RuntimeError(name)
@@ -147,7 +147,7 @@ class TestSignatures:
         with pytest.raises(InvalidHandler):
             make_handler("q", Silent())
 
-    def test_what_has_no_signature_is_refused(self) -> None:
+    def test_a_function_without_a_signature_is_refused(self) -> None:
         with pytest.raises(InvalidHandler):
             make_handler("q", dict)
 
@@ -166,14 +166,14 @@ class TestSignatures:
 
 
 class TestPayload:
-    def test_bytes_come_raw(self) -> None:
+    def test_a_bytes_annotation_receives_the_raw_payload(self) -> None:
         def handle(job: Job, payload: bytes) -> bytes:
             return payload
 
         assert handed(handle, b"\x00\xff") == b"\x00\xff"
         assert handed(handle, b"") == b""
 
-    def test_unannotated_is_the_decoded_json(self) -> None:
+    def test_a_parameter_without_annotation_receives_the_decoded_json(self) -> None:
         assert handed(lambda job, payload: payload, b'{"a":1}') == {"a": 1}
         assert handed(lambda job, payload: payload, b"") is None
 
@@ -190,7 +190,7 @@ class TestPayload:
             (Any, b"[1]", [1]),
         ],
     )
-    def test_it_is_validated_by_its_annotation(self, annotation: Any, data: bytes, value: object) -> None:
+    def test_a_payload_is_validated_by_the_annotation(self, annotation: Any, data: bytes, value: object) -> None:
         def handle(job: Job, payload: Any) -> Any:
             return payload
 
@@ -210,7 +210,7 @@ class TestPayload:
             (b"\xff", ""),
         ],
     )
-    def test_what_does_not_fit_says_where(self, data: bytes, where: str) -> None:
+    def test_a_payload_that_does_not_fit_is_refused_with_the_place(self, data: bytes, where: str) -> None:
         def resize(job: Job, payload: Point) -> None: ...
 
         with pytest.raises(BadInput, match=f"the payload does not fit .*resize: .*{where}"):
@@ -243,13 +243,13 @@ class TestOptions:
         assert (handler.queue, handler.backoff, handler.grace) == ("q", Backoff(), 1.0)
 
     @pytest.mark.parametrize("backoff", [3, "x", (1, 60)])
-    def test_a_backoff_is_one(self, backoff: Any) -> None:
+    def test_a_backoff_of_another_type_is_refused(self, backoff: Any) -> None:
         with pytest.raises(
             InvalidHandler, match=r"backoff=.* of .* is invalid: expected a Backoff, got .* Use Backoff\(first, most\)"
         ):
             make_handler("q", lambda job: None, backoff=backoff)
 
-    def test_what_judges_failures_can_be_called(self) -> None:
+    def test_is_failure_must_be_callable(self) -> None:
         judge: Any = 3
         with pytest.raises(InvalidHandler, match=r"is_failure=3 of .* is invalid: .* Use a function of the exception"):
             make_handler("q", lambda job: None, is_failure=judge)
@@ -266,7 +266,7 @@ class TestOptions:
 
 
 class TestRegistering:
-    def test_the_function_stays_what_it_was(self) -> None:
+    def test_the_decorator_returns_the_function_unchanged(self) -> None:
         worker = nqnb.Worker()
 
         def handle(job: Job) -> None: ...

@@ -95,7 +95,7 @@ def make_worker(name: str, kind: Kind, settings: nqnb.Settings, path: Path) -> n
         ),
     ],
 )
-async def test_a_worker_that_is_cut_off_has_let_go_before_another_one_starts(
+async def test_a_worker_that_is_cut_off_stops_its_run_before_another_worker_starts_it(
     server: nqnb.DevServer, proxy: Proxy, tmp_path: Path, kind: Kind, first: str
 ) -> None:
     settings = nqnb.Settings(server.url, ack_wait=ACK_WAIT, retry_for=5.0)
@@ -131,7 +131,7 @@ async def test_a_worker_that_is_cut_off_has_let_go_before_another_one_starts(
 
 
 @pytest.mark.full
-async def test_a_worker_that_has_stopped_lets_go_in_time_of_code_that_outlives_it(
+async def test_code_that_outlives_its_stopped_worker_ends_before_the_task_is_redelivered(
     settings: nqnb.Settings, nq: nqnb.Client, tmp_path: Path
 ) -> None:
     path = tmp_path / "diary"

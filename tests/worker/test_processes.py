@@ -137,7 +137,7 @@ class Size(msgspec.Struct):
 
 
 class Picky(Exception):
-    """Its __init__ takes something other than it passes on, so that pickle alone cannot make it anew."""
+    """Its __init__ takes something other than it passes on, so that pickle alone cannot rebuild it."""
 
     def __init__(self, code: int, *, lock: bool = False) -> None:
         super().__init__(f"code {code}")
@@ -154,7 +154,7 @@ class TestResults:
     async def test_an_integer_of_any_size_stays_exact(self) -> None:
         assert await value_of(lambda job: 2**64 - 1) == 2**64 - 1
 
-    async def test_it_is_another_process_with_a_group_and_session_of_its_own(self) -> None:
+    async def test_a_handler_runs_in_another_process_with_its_own_group_and_session(self) -> None:
         process, group, session = await value_of(lambda job: [os.getpid(), os.getpgrp(), os.getsid(0)])
         assert process == group
         assert len({os.getpid(), os.getsid(0), process, session}) >= 3
@@ -194,7 +194,7 @@ class TestResults:
 
         assert await value_of(handle, b"12345") == 5
 
-    async def test_its_stdin_is_empty_and_its_print_goes_to_stderr(self, capfd: pytest.CaptureFixture[str]) -> None:
+    async def test_a_process_has_an_empty_stdin_and_prints_to_stderr(self, capfd: pytest.CaptureFixture[str]) -> None:
         def handle(job: Job) -> str:
             print("printed by the handler")
             return sys.stdin.read()
@@ -204,7 +204,9 @@ class TestResults:
         assert "printed by the handler" in captured.err
         assert captured.out == ""
 
-    async def test_the_path_and_folder_are_those_of_now(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_import_path_and_the_folder_are_those_of_the_task_s_start(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
         (tmp_path / "made_late.py").write_text("value = 5")
         monkeypatch.syspath_prepend(str(tmp_path))
@@ -218,7 +220,7 @@ class TestResults:
         assert await value_of(handle) == [5, str(tmp_path)]
         await reserve.close()
 
-    async def test_the_environment_is_that_of_now(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_the_environment_is_that_of_the_task_s_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NQNB_TEST_GOES", "1")
         monkeypatch.setenv("NQNB_TEST_CHANGES", "1")
         reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
@@ -252,7 +254,7 @@ class TestResults:
         assert await value_of(reads_at_import.handle) == "late"
         await reserve.close()
 
-    async def test_it_inherits_no_descriptor(self) -> None:
+    async def test_a_process_inherits_no_descriptor(self) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 200, inheritable=True)  # as a library of C may leave its own
         try:
@@ -261,13 +263,13 @@ class TestResults:
             os.close(nothing)
             os.close(200)
 
-    async def test_a_million_bytes_go_either_way(self) -> None:
+    async def test_a_million_bytes_are_sent_in_both_directions(self) -> None:
         def handle(job: Job, payload: str) -> str:
             return payload
 
         assert len(await value_of(handle, json.dumps("x" * 10**6).encode())) == 10**6
 
-    async def test_what_is_said_at_any_pace_arrives(self) -> None:
+    async def test_progress_and_log_arrive_at_any_pace(self) -> None:
         def handle(job: Job) -> None:
             for number in range(5000):
                 job.progress(number, 5000, "at work")
@@ -300,7 +302,7 @@ def killing_its_supervisor() -> Callable[[Job], None]:
 
 
 class TestFailures:
-    async def test_its_exception_has_the_same_name_text_notes_and_traceback(self) -> None:
+    async def test_a_process_s_exception_has_the_same_name_text_notes_and_traceback(self) -> None:
         def handle(job: Job) -> None:
             error = Picky(7)
             error.__notes__ = ["noted"]  # type: ignore[attr-defined]  # as `add_note` of Python 3.11 does
@@ -324,7 +326,7 @@ class TestFailures:
         assert isinstance(error, Picky)
         assert error.code == 7
 
-    async def test_one_that_no_retry_can_help_is_told_apart(self) -> None:
+    async def test_an_exception_that_no_retry_can_help_is_recognised(self) -> None:
         class Mine(InvalidHandler):
             pass
 
@@ -333,7 +335,7 @@ class TestFailures:
 
         assert isinstance(await error_of(handle), BadInput)
 
-    async def test_text_of_any_size_and_class_travels(self) -> None:
+    async def test_exception_texts_of_any_size_and_class_arrive(self) -> None:
         class Text(str):
             __slots__ = ()
 
@@ -347,7 +349,7 @@ class TestFailures:
         told = describe_error(await error_of(handle))
         assert (told.type.rpartition(".")[2], told.message) == ("Odd", "x" * 1024)
 
-    async def test_one_that_cannot_travel_has_its_name_and_text(self) -> None:
+    async def test_an_exception_that_cannot_be_pickled_has_its_name_and_text(self) -> None:
         def handle(job: Job) -> None:
             class Strange(Exception):
                 pass
@@ -366,7 +368,7 @@ class TestFailures:
         assert isinstance(await error_of(holds_a_lock, is_failure=lambda error: True), Picky)
 
     @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), JobCancelled("x"), UnicodeError("y")])
-    async def test_whatever_it_raises_is_its_failure(self, error: BaseException) -> None:
+    async def test_any_exception_is_a_failure(self, error: BaseException) -> None:
         def handle(job: Job) -> None:
             raise error
 
@@ -379,7 +381,7 @@ class TestFailures:
         assert type(error).__qualname__ == "UnencodableResult"
         assert "result['a'] has no JSON form: it is of type _thread.lock" in str(error).replace('"', "'")
 
-    async def test_a_function_that_cannot_travel(self) -> None:
+    async def test_a_function_that_cannot_be_pickled_is_refused(self) -> None:
         lock = threading.Lock()
         error = await error_of(lambda job: lock.locked())
         assert isinstance(error, InvalidHandler)
@@ -394,12 +396,12 @@ class TestFailures:
             (killing_its_supervisor(), "its process is gone"),
         ],
     )
-    async def test_a_process_that_dies_says_how(self, die: Callable[[Job], Any], text: str) -> None:
+    async def test_the_failure_says_how_a_process_died(self, die: Callable[[Job], Any], text: str) -> None:
         error = await error_of(die)
         assert type(error).__qualname__ == "ProcessEnded"
         assert text in str(error)
 
-    async def test_one_that_writes_on_our_line_fails_alone(self) -> None:
+    async def test_a_handler_that_writes_to_the_socket_fails_alone(self) -> None:
         def handle(job: Job) -> None:
             for number in range(3, 256):
                 with contextlib.suppress(OSError):
@@ -420,7 +422,7 @@ class TestFailures:
         ],
         ids=["4 GB", "a call", "too little", "no progress", "unknown", "no value"],
     )
-    async def test_one_that_forges_a_message_fails_alone(self, data: bytes) -> None:
+    async def test_a_handler_that_forges_a_message_fails_alone(self, data: bytes) -> None:
         def handle(job: Job) -> None:
             for number in range(3, 20):
                 with contextlib.suppress(OSError):
@@ -431,7 +433,7 @@ class TestFailures:
         assert "SIGKILL" in str(await error_of(handle))
         assert await value_of(lambda job: 5) == 5
 
-    async def test_one_that_closes_our_line_ends_by_itself_or_by_a_stop(self, tmp_path: Path) -> None:
+    async def test_a_handler_that_closes_the_socket_ends_by_itself_or_by_a_stop(self, tmp_path: Path) -> None:
         def handle(job: Job, flag: str) -> None:
             os.closerange(3, 100)
             Path(flag).touch()
@@ -447,7 +449,7 @@ class TestFailures:
 
         assert "before the handler returned" in str(await error_of(returns))
 
-    async def test_a_fork_of_a_handler_that_returns_too_says_nothing(self) -> None:
+    async def test_a_fork_of_a_handler_that_returns_too_reports_nothing(self) -> None:
         def handle(job: Job) -> str:
             child = os.fork()
             if child:
@@ -456,7 +458,7 @@ class TestFailures:
 
         assert await value_of(handle) == "the handler"
 
-    async def test_a_function_without_room_for_a_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_task_fails_if_no_process_can_be_started(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def full(*args: Any, **options: Any) -> None:
             raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -489,12 +491,12 @@ def test_a_process_starts_while_another_thread_changes_the_environment() -> None
 
 
 class TestStopping:
-    async def test_before_its_start_it_never_starts(self) -> None:
+    async def test_a_run_stopped_before_its_start_starts_no_process(self) -> None:
         run = executor(lambda job: 5)
         run.stop()
         assert await ended(run) == Result(Ended.STOPPED)
 
-    async def test_while_it_starts_it_never_reaches_the_handler(self, tmp_path: Path) -> None:
+    async def test_a_stop_during_the_start_keeps_the_handler_from_running(self, tmp_path: Path) -> None:
         def handle(job: Job) -> None:
             (tmp_path / "started").touch()
             time.sleep(60)
@@ -509,7 +511,7 @@ class TestStopping:
         assert time.monotonic() - begun < 4
         assert not (tmp_path / "started").exists()
 
-    async def test_the_first_rung_raises_through_except_exception_and_finally_runs(self, tmp_path: Path) -> None:
+    async def test_sigint_raises_through_except_exception_and_finally_runs(self, tmp_path: Path) -> None:
         def handle(job: Job, flag: str) -> None:
             try:
                 Path(flag).touch()
@@ -535,7 +537,7 @@ class TestStopping:
         result, _ = await stopped_once_inside(handle, tmp_path / "flag", grace=10)
         assert bytes(result.value) == b'"tidied up"'
 
-    async def test_its_other_threads_see_it_too(self, tmp_path: Path) -> None:
+    async def test_other_threads_of_the_handler_see_the_stop(self, tmp_path: Path) -> None:
         def handle(job: Job, flag: str) -> list[str]:
             seen: list[str] = []
 
@@ -556,7 +558,7 @@ class TestStopping:
         result, _ = await stopped_once_inside(handle, tmp_path / "flag", grace=10)
         assert bytes(result.value) == b'["JobCancelled"]'
 
-    async def test_a_coroutine_is_cancelled(self, tmp_path: Path) -> None:
+    async def test_a_coroutine_in_a_process_is_cancelled(self, tmp_path: Path) -> None:
         async def handle(job: Job, flag: str) -> None:
             Path(flag).touch()
             try:
@@ -569,7 +571,7 @@ class TestStopping:
         assert (result.ended, how) == (Ended.STOPPED, "its process was interrupted")
         assert (tmp_path / "flag.True").exists()
 
-    async def test_one_that_talks_all_the_time_is_never_cut_off_within_a_word(self, tmp_path: Path) -> None:
+    async def test_a_handler_that_reports_all_the_time_is_never_cut_off_within_a_message(self, tmp_path: Path) -> None:
         async def one(number: int) -> None:
             def handle(job: Job, flag: str) -> None:
                 Path(flag).touch()
@@ -583,7 +585,7 @@ class TestStopping:
         for first in (0, 4):
             await asyncio.gather(*(one(number) for number in range(first, first + 4)))
 
-    async def test_each_rung_is_told_as_what_it_was(self, tmp_path: Path) -> None:
+    async def test_the_record_names_the_signal_that_ended_the_process(self, tmp_path: Path) -> None:
         def swallows(job: Job, flag: str) -> None:
             while True:
                 try:
@@ -607,7 +609,7 @@ class TestStopping:
         assert (await stopped_once_inside(ignores, tmp_path / "b"))[1] == "its process was killed"
         assert (await stopped_once_inside(leaves_on_sigterm, tmp_path / "c"))[1] == "its process was terminated"
 
-    async def test_after_its_end_it_changes_nothing(self) -> None:
+    async def test_a_stop_after_the_process_s_end_changes_nothing(self) -> None:
         run = executor(lambda job: 5)
         result = await ended(run)
         run.stop()
@@ -626,7 +628,7 @@ class TestStopping:
 
 
 class TestNothingIsLeft:
-    async def test_what_a_handler_started_goes_with_it_even_from_another_session(self) -> None:
+    async def test_processes_that_a_handler_started_are_killed_even_in_another_session(self) -> None:
         def handle(job: Job) -> list[int]:
             same = subprocess.Popen(["/bin/sleep", "60"])
             other = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & wait"], start_new_session=True)
@@ -636,7 +638,7 @@ class TestNothingIsLeft:
         sessions = await value_of(handle)
         assert in_sessions(*sessions) == []
 
-    async def test_a_thread_that_a_handler_left_does_not_hold_it_up_for_long(self) -> None:
+    async def test_a_thread_that_a_handler_left_delays_its_end_only_shortly(self) -> None:
         def handle(job: Job) -> str:
             threading.Thread(target=time.sleep, args=(60,)).start()
             return "done"
@@ -645,7 +647,7 @@ class TestNothingIsLeft:
         assert await value_of(handle) == "done"
         assert time.monotonic() - begun < 4
 
-    async def test_a_thread_that_stays_does_not_outlive_the_ladder(self, tmp_path: Path) -> None:
+    async def test_a_thread_that_ignores_signals_is_killed_with_its_process(self, tmp_path: Path) -> None:
         def handle(job: Job, flag: str) -> None:
             threading.Thread(target=time.sleep, args=(60,)).start()
             Path(flag).touch()
@@ -663,7 +665,7 @@ class TestNothingIsLeft:
         assert time.monotonic() - begun < 0.5 + 0.75
         assert run.how == "its process was interrupted"
 
-    async def test_no_descriptor_and_no_zombie(self) -> None:
+    async def test_no_descriptor_and_no_zombie_is_left(self) -> None:
         async def some() -> None:
             await asyncio.gather(*(ended(executor(lambda job: job.log("x"))) for _ in range(8)))
 
@@ -676,7 +678,7 @@ class TestNothingIsLeft:
 
 
 class TestSpares:
-    async def test_they_start_with_the_first_handler_that_needs_them_and_end_with_the_worker(self) -> None:
+    async def test_spares_start_with_the_first_handler_that_needs_them_and_end_with_the_worker(self) -> None:
         plain = make_handler("q", lambda job: None)
         process = make_handler("q", lambda job: None, isolation="process")
         reserve = Reserve([plain], 8)
@@ -690,7 +692,7 @@ class TestSpares:
         assert Spares.here().idle == []
         assert supervisors() == []
 
-    async def test_one_that_died_meanwhile_is_not_used(self) -> None:
+    async def test_a_spare_that_died_is_not_used(self) -> None:
         reserve = Reserve([make_handler("q", lambda job: None, isolation="process")], 1)
         (spare,) = Spares.here().idle
         os.kill(spare.session, signal.SIGKILL)
@@ -814,7 +816,7 @@ async def gone_after_cancel(nq: nqnb.Client, queue: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("functions", [QUIET, *([each] for each in BUSY)], ids=lambda found: found[0].__name__)
-async def test_whatever_runs_is_gone_in_time_after_its_cancel(
+async def test_every_kind_of_process_is_gone_in_time_after_its_cancel(
     nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path, functions: list[Callable[..., Any]]
 ) -> None:
     # A lease that runs out on a busy machine would stop the code before its cancel does.
@@ -958,7 +960,7 @@ async def test_a_task_in_a_process_is_like_any_other(nq: nqnb.Client, settings: 
     assert supervisors() == []
 
 
-async def test_sixteen_at_once(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_sixteen_processes_run_at_once(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings, concurrency=16)
 
     @worker.handler("work", isolation="process", grace=0.5)
@@ -985,7 +987,7 @@ async def test_a_worker_without_such_handlers_starts_no_process(nq: nqnb.Client,
 
 
 class TestIsolation:
-    def test_the_function_decides(self) -> None:
+    def test_the_function_decides_the_default_isolation(self) -> None:
         async def coroutine(job: Job) -> None: ...
 
         assert make_handler("q", coroutine).isolation == "coroutine"
@@ -998,6 +1000,6 @@ class TestIsolation:
             make_handler("q", lambda job: None, isolation="coroutine")
 
     @pytest.mark.parametrize("isolation", ["Process", "", 1, True, ["process"]])
-    def test_anything_else_is_refused(self, isolation: Any) -> None:
+    def test_an_unknown_isolation_is_refused(self, isolation: Any) -> None:
         with pytest.raises(InvalidHandler, match="Use one of 'coroutine', 'thread', 'process'"):
             nqnb.Worker().handler("q", isolation=isolation)(lambda job: None)

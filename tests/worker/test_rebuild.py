@@ -91,7 +91,7 @@ async def test_without_a_retry_left_nothing_is_imported(module: str) -> None:
     assert module not in sys.modules
 
 
-async def test_a_slow_import_does_not_hold_up_the_loop(module: str) -> None:
+async def test_a_slow_import_does_not_block_the_loop(module: str) -> None:
     _, running = runs(module, lambda error: True)
     stall = await longest_stall(running)
     assert isinstance(running.result().error, sys.modules[module].Slow)
@@ -128,7 +128,9 @@ async def test_a_stop_does_not_wait_for_an_import(module: str, tmp_path: Path, m
     (tmp_path / "go on").touch()
 
 
-async def test_a_worker_judges_it_and_goes_on_meanwhile(nq: nqnb.Client, settings: nqnb.Settings, module: str) -> None:
+async def test_a_worker_goes_on_while_is_failure_judges_an_exception(
+    nq: nqnb.Client, settings: nqnb.Settings, module: str
+) -> None:
     """The import takes three ack waits: without its heartbeats the task would run twice."""
     worker = nqnb.Worker(settings)
     seen: list[str] = []

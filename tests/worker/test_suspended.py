@@ -44,7 +44,7 @@ def test_leases_are_measured_on_a_clock_that_counts_sleep() -> None:
     assert before <= now <= after
 
 
-async def test_a_machine_that_slept_stops_what_it_ran(
+async def test_a_worker_stops_its_runs_after_the_machine_slept(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # No test can suspend its machine. In a sleep only the clock of leases goes on; no timer of a loop does.
@@ -54,12 +54,12 @@ async def test_a_machine_that_slept_stops_what_it_ran(
         awake = clock._clock
         monkeypatch.setattr(clock, "_clock", lambda: awake() + 3600)
 
-        async def handed_back() -> None:
+        async def unowned() -> None:
             while (await task.fetch()).worker:
                 await asyncio.sleep(0.05)
 
         # Its leases are looked at each 1.25 s. Its heartbeats would come after 10 s.
-        await asyncio.wait_for(handed_back(), 9)
+        await asyncio.wait_for(unowned(), 9)
         assert not words(diary, "end")
 
 
@@ -70,7 +70,7 @@ async def deliveries(nq: nqnb.Client, queue: str) -> int:
     return int(info["delivered"]["consumer_seq"])
 
 
-async def test_a_process_that_was_stopped_does_nothing_about_what_another_worker_runs_now(
+async def test_a_suspended_worker_leaves_alone_tasks_that_another_worker_runs_now(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, crew: WorkerProcesses
 ) -> None:
     suspended = crew.start(concurrency=3)

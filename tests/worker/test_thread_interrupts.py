@@ -105,7 +105,7 @@ def owns(): return held
 @pytest.mark.parametrize(
     "name", ["logging.handlers", "threading", "queue", "importlib._bootstrap", "concurrent.futures"]
 )
-def test_nothing_is_raised_in_a_guarded_module_however_often_it_is_tried(name: str) -> None:
+def test_nothing_is_raised_in_a_guarded_module(name: str) -> None:
     guarded = module(name, GAP)
 
     def step() -> None:
@@ -141,10 +141,10 @@ def test_a_thread_that_waits_in_guarded_code_is_not_interrupted() -> None:
     assert (any(tried), swallower.struck) == (False, 0)
 
 
-class TestWhatRunsWithoutAPause:
+class TestThreadsThatNeverPause:
     """Each of these gives up the GIL only in guarded code, so nobody sees it anywhere else."""
 
-    async def test_logging(self) -> None:
+    async def test_a_thread_that_logs_without_a_pause_is_stopped(self) -> None:
         log = logging.getLogger("nqnb-test-chatty")
         log.propagate, log.level = False, logging.INFO
         with open(os.devnull, "w") as nothing:  # noqa: ASYNC230  it blocks nobody
@@ -165,7 +165,7 @@ class TestWhatRunsWithoutAPause:
             finally:
                 log.removeHandler(handler)
 
-    async def test_waiting_on_an_empty_queue(self) -> None:
+    async def test_a_thread_that_waits_on_an_empty_queue_is_stopped(self) -> None:
         empty: queue.Queue[int] = queue.Queue()
 
         def handle(job: Job) -> None:
@@ -179,14 +179,14 @@ class TestWhatRunsWithoutAPause:
         assert result.ended is Ended.STOPPED
         assert empty.mutex.acquire(timeout=5)
 
-    async def test_progress(self) -> None:
+    async def test_a_thread_that_reports_progress_without_a_pause_is_stopped(self) -> None:
         def handle(job: Job) -> None:
             while True:
                 job.progress(1, 2)
 
         assert (await stopped(executor(handle))).ended is Ended.STOPPED
 
-    async def test_what_is_put_in_the_way_of_log_calls_and_waits_is_taken_away_again(self) -> None:
+    async def test_the_traps_in_log_calls_and_waits_are_removed_again(self) -> None:
         def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
             return logging.LogRecord(*args, **kwargs)
 
@@ -225,7 +225,7 @@ class TestWhatRunsWithoutAPause:
             logging.setLogRecordFactory(before)
 
 
-class TestAThreadThatHasLeft:
+class TestThreadsThatHaveLeftTheirHandler:
     async def test_another_thread_with_its_identifier_is_not_hit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Its thread ends without a word, as one does that a foreign exception has killed.
         monkeypatch.setattr(ThreadExecutor, "_tell", lambda self: None)
@@ -274,7 +274,7 @@ class TestAThreadThatHasLeft:
         pytest.skip("the system does not give an identifier twice")
 
     @pytest.mark.usefixtures("quick_switching")
-    async def test_pushes_around_the_return_leave_the_thread_able_to_tell(self) -> None:
+    async def test_pushes_around_the_return_do_not_keep_the_thread_from_reporting(self) -> None:
         for _ in range(200):
             run = executor(lambda job: "done", grace=0.001)
             ending = asyncio.ensure_future(run.run())

@@ -19,7 +19,7 @@ from nqnb.protocol.wire import TaskMessage
 pytestmark = pytest.mark.anyio
 
 
-async def test_one_bound_holds_over_all_queues(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_concurrency_bounds_all_queues_together(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings, concurrency=3)
     running, most, lock = 0, 0, threading.Lock()
 
@@ -160,7 +160,7 @@ async def test_a_task_is_not_started_before_its_time(nq: nqnb.Client, settings: 
         assert await task.result(timeout=10) - submitted >= 1.0
 
 
-async def test_a_worker_quicker_than_its_client_knows_who_submitted_what_and_when(
+async def test_a_worker_faster_than_its_client_records_who_submitted_the_task_and_when(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = nqnb.Worker(settings)
@@ -196,7 +196,7 @@ async def test_a_worker_quicker_than_its_client_knows_who_submitted_what_and_whe
 async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
     nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
-    """Go publishes without our header and writes Pending afterwards, over whatever stands there."""
+    """Go publishes without our header and writes Pending afterwards, over any entry."""
     worker = nqnb.Worker(settings)
     started = asyncio.Event()
 
@@ -260,7 +260,7 @@ async def test_a_go_clients_deleted_over_a_running_task_stops_it_at_once(
             await asyncio.sleep(0.02)
 
 
-async def test_a_go_clients_cancel_is_heard(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_go_clients_cancel_stops_the_run(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     """Go multicasts without our header and writes no intent."""
     worker = nqnb.Worker(settings)
 
@@ -301,7 +301,7 @@ async def test_no_thread_and_no_task_is_left_behind(nq: nqnb.Client, settings: n
         await asyncio.sleep(0.01)
 
 
-async def test_a_worker_says_what_its_operator_needs_to_know(
+async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
     nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "nqnb.worker")
@@ -337,6 +337,6 @@ async def test_a_worker_says_what_its_operator_needs_to_know(
         assert any(re.fullmatch(line, each) for each in said), (line, said)
 
 
-async def test_run_inside_of_a_loop_says_what_to_do(settings: nqnb.Settings) -> None:
+async def test_run_inside_a_loop_says_what_to_do(settings: nqnb.Settings) -> None:
     with pytest.raises(nqnb.BadInput, match=r"await worker\.serve\(\)"):
         nqnb.Worker(settings).run()

@@ -70,7 +70,7 @@ async def test_tasks_of_a_killed_worker_end_once_elsewhere(
 
 
 @pytest.mark.parametrize("queue", ["coroutine", "thread"])
-async def test_a_stopping_worker_hands_back_at_once(
+async def test_tasks_of_a_stopping_worker_are_redelivered_at_once(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, start_worker: Start, queue: str
 ) -> None:
     first = start_worker()
@@ -89,7 +89,7 @@ async def test_a_stopping_worker_hands_back_at_once(
         assert receipt.status is Status.CANCELLED
 
 
-async def test_a_cancel_of_what_was_handed_back_is_not_a_deletion(
+async def test_a_cancel_of_a_redelivered_task_is_not_a_deletion(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, start_worker: Start
 ) -> None:
     first = start_worker()
@@ -129,7 +129,7 @@ async def test_a_worker_goes_on_when_the_server_comes_back(
         assert await task.wait(timeout=15) is Status.COMPLETED
 
 
-async def test_a_run_that_cannot_be_renewed_is_stopped_before_the_server_gives_it_away(
+async def test_a_run_whose_lease_cannot_be_renewed_is_stopped_before_the_server_redelivers_it(
     nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings, diary: Path
 ) -> None:
     stopped: list[float] = []
@@ -157,7 +157,7 @@ async def test_a_run_that_cannot_be_renewed_is_stopped_before_the_server_gives_i
 
 
 @pytest.mark.parametrize(("subject", "said"), [("$KV.nq-workers.", b""), ("$JS.ACK.coroutine.MONITOR.", b"+WPI")])
-async def test_a_heartbeat_that_is_never_answered_costs_no_second_run(
+async def test_a_heartbeat_that_is_never_answered_causes_no_second_run(
     nq: nqnb.Client,
     settings: nqnb.Settings,
     diary: Path,
@@ -189,7 +189,7 @@ async def test_a_heartbeat_that_is_never_answered_costs_no_second_run(
     assert words(diary, "start")[task.id] == 1
 
 
-async def test_a_deleted_consumer_is_made_again(nq: nqnb.Client, settings: nqnb.Settings, diary: Path) -> None:
+async def test_a_deleted_consumer_is_recreated(nq: nqnb.Client, settings: nqnb.Settings, diary: Path) -> None:
     async with make_worker(settings.urls[0], diary, settings.ack_wait):
         assert await (await nq.submit("coroutine", 0.0)).result(timeout=5)
         long = await nq.submit("coroutine", 2.5)

@@ -30,7 +30,7 @@ worker.run()
 """
 
 
-async def test_a_task_that_kills_its_workers_is_given_up(server: nqnb.DevServer, tmp_path: Path) -> None:
+async def test_a_task_that_kills_its_workers_is_marked_failed(server: nqnb.DevServer, tmp_path: Path) -> None:
     program = tmp_path / "poison.py"
     program.write_text(POISON)
     async with nqnb.connect(server.url, ack_wait=0.5) as nq:
