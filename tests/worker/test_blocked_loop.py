@@ -75,7 +75,7 @@ def start_worker(settings: nqnb.Settings, diary: Path, log: Path) -> Iterator[St
 
 @pytest.fixture
 def other(settings: nqnb.Settings, diary: Path) -> nqnb.Worker:
-    """A second worker, in the test's process, which gets the tasks whose lease the first worker loses. Its code does not block."""
+    """A second worker, which gets the tasks whose lease the first one loses. Its code does not block."""
     worker = nqnb.Worker(settings, concurrency=4)
 
     async def taken_over(job: nqnb.Job) -> None:
