@@ -103,7 +103,7 @@ def long_duration(seconds: float) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """Return how long ago a moment was, in one unit; an empty text for None."""
+    """Return how long ago a moment was, in one unit; an empty string for None."""
     return "" if moment is None else duration(seconds_since(moment))
 
 
@@ -113,7 +113,7 @@ def seconds_since(moment: datetime) -> float:
 
 
 def clock(moment: datetime | None) -> str:
-    """Return a moment in local time, with the date if it is 12 hours or more away; an empty text for None."""
+    """Return a moment in local time, with the date if it is 12 hours or more away; an empty string for None."""
     if moment is None:
         return ""
     local = moment.astimezone()

@@ -108,7 +108,7 @@ class Shell:
     def confirm(self, question: str) -> bool:
         """See `nqnb.commands.command.Front.confirm`."""
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-            raise NeedsYes(f"{question} There is no terminal to ask on. Add --yes to confirm")
+            raise NeedsYes(f"{question} This was not confirmed: there is no terminal to ask on. Add --yes")
         return click.confirm(clean(question), err=True)
 
     def show(self, record: object) -> None:

@@ -135,7 +135,7 @@ def run_duration(task: TaskInfo) -> str:
 
 
 def queue_state(queue: QueueInfo) -> Text:
-    """Return "paused" for a paused queue, else an empty text."""
+    """Return "paused" for a paused queue, else an empty string."""
     return Text("paused" if queue.paused else "", style="bold magenta")
 
 

@@ -57,9 +57,7 @@ def _faults(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
-        raise click.BadParameter(
-            f"fault {unknown[0]!r} is invalid: no such fault. Use {', '.join(FAULTS)}, separated by commas"
-        )
+        raise click.BadParameter(f"expected faults, got {unknown[0]!r}. Use {', '.join(FAULTS)}, separated by commas")
     return names
 
 

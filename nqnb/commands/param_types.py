@@ -69,7 +69,7 @@ def seconds(text: str | float) -> float:
     length = read_length(str(text))
     if length is None or not 0 < length < LONGEST_SECONDS:
         raise click.BadParameter(
-            f"{text!r} is invalid: expected a length of time. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
+            f"expected a length of time, got {text!r}. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
         )
     return length
 
@@ -84,7 +84,7 @@ def moment(text: str) -> datetime | timedelta:
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is invalid: expected a moment. Use a length of time from now (90s, 10m, 2h30m, 1d), "
+            f"expected a moment, got {text!r}. Use a length of time from now (90s, 10m, 2h30m, 1d), "
             "or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
@@ -94,7 +94,7 @@ def future_moment(text: str) -> datetime | timedelta:
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
         raise click.BadParameter(
-            f"{text!r} is invalid: this moment has passed. Use a later one, or a length of time from now"
+            f"expected a future moment, got {text!r}. Use a later one, or a length of time from now"
         )
     return found
 

@@ -158,7 +158,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
 
 
 def _question(ctx: click.Context, server: Detached, problem: str) -> str:
-    """Return what a person should know before the server stops; an empty text if it has no open tasks."""
+    """Return what a person should know before the server stops; an empty string if it has no open tasks."""
     front = front_of(ctx)
 
     async def open_tasks() -> Preview:
@@ -170,7 +170,7 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
             raise DevServerError(problem)
         preview = front.run(open_tasks)
     except NqnbError as error:
-        return f"{error}, so its queued tasks are not known."
+        return f"{str(error).rstrip('.')}. Its queued tasks are therefore not known."
     if not preview.ids:
         return ""
     if not front.json:

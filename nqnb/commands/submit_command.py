@@ -43,7 +43,7 @@ def _wait(text: str) -> float | None:
         return seconds(text)
     except click.BadParameter as error:
         raise click.BadParameter(
-            f"{error.message}. Since the time is optional, put --wait last, or write --wait=10 or --wait={_FOREVER}"
+            f"{error.message}. The time is optional, so put --wait last, or write --wait=10 or --wait={_FOREVER}"
         ) from None
 
 

@@ -115,20 +115,20 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
     """
     watcher = _Watcher(tuple(dict.fromkeys(what)), once)
     if once:
-        return ask(ctx, watcher.look)
+        return ask(ctx, watcher.snapshot)
     front = front_of(ctx)
 
     async def run(nq: Client) -> None:
         async with front.stop_requested() as stop:
             stopping = asyncio.ensure_future(stop.wait())
             # The first snapshot comes before the full screen, so that its errors stay on the normal screen.
-            first = await _unless(stopping, watcher.look(nq))
+            first = await _unless_stopped(stopping, watcher.snapshot(nq))
             with front.follow() as show:
                 if first is not None:
                     show(first)
                 while not stop.is_set() and not watcher.ended:
                     await asyncio.wait({stopping}, timeout=max(interval, _MIN_INTERVAL_SECONDS))
-                    snapshot = await _unless(stopping, watcher.look_again(nq))
+                    snapshot = await _unless_stopped(stopping, watcher.next_snapshot(nq))
                     if snapshot is not None:
                         show(snapshot)
             stopping.cancel()
@@ -147,19 +147,19 @@ class _Watcher:
         self._by_id: bool | None = None if what else False
         self._last: Snapshot | None = None
         self._seen: dict[str, int] = {}
-        self._looking: asyncio.Future[Snapshot] | None = None
+        self._pending: asyncio.Future[Snapshot] | None = None
 
     @property
     def ended(self) -> bool:
         """Whether single tasks are watched, and all of them have ended."""
         return bool(self._by_id and self._last and all(each.status.terminal for each in self._last.tasks))
 
-    async def look(self, nq: Client) -> Snapshot:
+    async def snapshot(self, nq: Client) -> Snapshot:
         """Return a snapshot, whether anything changed or not."""
-        self._last = await self._look(nq)
+        self._last = await self._take_snapshot(nq)
         return self._last
 
-    async def _look(self, nq: Client) -> Snapshot:
+    async def _take_snapshot(self, nq: Client) -> Snapshot:
         every = await nq.queues()
         if self._by_id is None:
             self._by_id = not (len(self._what) == 1 and any(info.name == self._what[0] for info in every))
@@ -195,22 +195,22 @@ class _Watcher:
                 error.task_id,
             ) from None
 
-    async def look_again(self, nq: Client) -> Snapshot | None:
+    async def next_snapshot(self, nq: Client) -> Snapshot | None:
         """Return a snapshot, or None if nothing changed. A server that does not answer is asked again next time."""
         last = self._last
         if last is None:
-            return await self.look(nq)
-        looking = self._looking = self._looking or asyncio.ensure_future(self._look(nq))
-        while not looking.done():
-            await asyncio.wait({looking}, timeout=_SLOW_SECONDS)
+            return await self.snapshot(nq)
+        pending = self._pending = self._pending or asyncio.ensure_future(self._take_snapshot(nq))
+        while not pending.done():
+            await asyncio.wait({pending}, timeout=_SLOW_SECONDS)
             # The request continues, since it is retried; but the person learns at once that the server is away.
-            if not looking.done() and not nq.backend.connected:
-                return self._lost(last, "the server has not answered")
-        self._looking = None
+            if not pending.done() and not nq.backend.connected:
+                return self._unreachable(last, "the server has not answered")
+        self._pending = None
         try:
-            found = self._last = looking.result()
+            found = self._last = pending.result()
         except (ConnectionFailed, Unconfirmed) as error:
-            return self._lost(last, _unanswered(error))
+            return self._unreachable(last, _unanswered(error))
         if last.trouble:
             return structs.replace(found, back=True)
         same = not found.changed and _counts(found) == _counts(last)
@@ -218,10 +218,10 @@ class _Watcher:
 
     async def close(self) -> None:
         """Cancel the snapshot under way."""
-        if self._looking is not None:
-            await _cancelled(self._looking)
+        if self._pending is not None:
+            await _cancelled(self._pending)
 
-    def _lost(self, last: Snapshot, why: str) -> Snapshot | None:
+    def _unreachable(self, last: Snapshot, why: str) -> Snapshot | None:
         if last.trouble:
             return None
         since = last.at.astimezone().strftime("%H:%M:%S")
@@ -244,20 +244,20 @@ def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
     ]
 
 
-async def _unless(stopping: asyncio.Future[Any], look: Any) -> Any:
+async def _unless_stopped(stopping: asyncio.Future[Any], taking: Any) -> Any:
     """Return the snapshot, or None if the person stops the command first."""
-    looking = asyncio.ensure_future(look)
-    await asyncio.wait({looking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if looking.done():
-        return looking.result()
-    await _cancelled(looking)
+    pending = asyncio.ensure_future(taking)
+    await asyncio.wait({pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if pending.done():
+        return pending.result()
+    await _cancelled(pending)
     return None
 
 
-async def _cancelled(looking: asyncio.Future[Any]) -> None:
-    looking.cancel()
+async def _cancelled(pending: asyncio.Future[Any]) -> None:
+    pending.cancel()
     with contextlib.suppress(asyncio.CancelledError, NqnbError):
-        await looking
+        await pending
 
 
 def _task_fields(task: TaskInfo) -> dict[str, Any]:

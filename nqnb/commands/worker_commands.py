@@ -125,7 +125,8 @@ def _find_worker(target: str) -> Worker:
         if not hasattr(found, part):
             there = ", ".join(f"{name}:{each}" for each, value in vars(module).items() if isinstance(value, Worker))
             raise click.UsageError(
-                f"module {name!r} has no {path!r}. " + (f"Use {there}" if there else "Define an nqnb.Worker in it")
+                f"worker {target!r} is invalid: module {name!r} has no {path!r}. "
+                + (f"Use {there}" if there else "Define an nqnb.Worker in it")
             )
         found = getattr(found, part)
     if not isinstance(found, Worker):
