@@ -18,7 +18,7 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
 
 
 def quoted(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return a text of unknown origin as a short literal without control characters."""
+    """Return a string of unknown origin as a short literal without control characters."""
     literal = repr(text[: limit + 1])
     return literal if len(text) <= limit else f"{literal[:limit]}… ({len(text)} characters)"
 
@@ -38,7 +38,7 @@ def kind_of(value: object) -> str:
 
 
 def hint(text: str | None, known: Iterable[str]) -> str:
-    """Return "Did you mean …? " for a text that resembles a known one, otherwise an empty string."""
+    """Return "Did you mean …? " for a string that resembles a known one, otherwise an empty string."""
     if not text or len(text) > 200:
         return ""
     import difflib  # imported late: only a misspelled name needs it

@@ -206,7 +206,7 @@ def check_seconds(
 
 
 def read_length(text: str) -> float | None:
-    """Return the seconds of a text such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d``, or None for another text."""
+    """Return the seconds of a string such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d``, or None for another one."""
     found = _TEXT.fullmatch(text)
     if found is None:
         return None

@@ -521,7 +521,7 @@ def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
         return text
     if os.path.isfile(text):
         return _check_readable(label, text)
-    # It may be a seed with a typing error: only a text that is certainly a path is shown.
+    # It may be a seed with a typing error: only a value that is certainly a path is shown.
     value = f" {text!r}" if os.sep in text or "." in text else ""
     raise BadInput(
         f"{label}{value} is invalid: neither a seed nor a file that can be read. "

@@ -165,7 +165,7 @@ def private_accesses(package: Path) -> list[PrivateAccess]:
     """Return the accesses to private members of other classes and modules.
 
     ``self._x``, ``cls._x`` and ``super()._x`` are fine, and so is ``other._x`` inside a class that defines ``_x``
-    itself: ``other`` is another instance. So are the documented functions ``os._exit``, ``sys._getframe`` and the like.
+    itself: ``other`` is another instance. So are the documented functions of ``os`` and ``sys``, such as ``os._exit``.
     An import of a private name from another module counts as an access.
     """
     known = modules(package)

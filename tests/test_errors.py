@@ -39,18 +39,18 @@ def drawn_tree() -> Iterator[tuple[str, str, str]]:
 
 
 class TestTree:
-    def test_the_docstring_draws_the_classes(self) -> None:
+    def test_the_docstring_has_the_tree_of_errors(self) -> None:
         drawn = {name: parent for name, parent, _ in drawn_tree()}
         real = {name: kind.__bases__[0].__name__ for name, kind in CLASSES.items() if kind is not JobCancelled}
         assert drawn == {**real, "NqnbError": ""}
 
-    def test_the_builtin_that_it_says_each_also_is(self) -> None:
+    def test_each_error_has_the_builtin_base_that_the_docstring_names(self) -> None:
         said = {name: re.findall(r"also an? (\w+)", text) for name, _, text in drawn_tree()}
         for name, builtins in said.items():
             others = [base.__name__ for base in CLASSES[name].__bases__[1:]]
             assert others == builtins, name
 
-    def test_the_attributes_that_it_says_each_has(self) -> None:
+    def test_each_error_has_the_attributes_that_the_docstring_names(self) -> None:
         for name, _, text in drawn_tree():
             for attribute in re.findall(r"``\.(\w+)``", text):
                 assert attribute in inspect.signature(CLASSES[name]).parameters, name
@@ -105,17 +105,17 @@ class Broken(FastClient):
 
 @pytest.mark.anyio
 class TestTranslation:
-    def test_nats_has_the_errors_that_we_know(self) -> None:
+    def test_every_error_of_nats_py_is_known(self) -> None:
         assert len(NATS_ERRORS) >= 30
         assert all(issubclass(kind, nats.errors.Error) for kind in NATS_ERRORS)
 
-    async def test_too_large_a_message_is_told_apart(self) -> None:
+    async def test_a_message_that_is_too_large_has_an_error_of_its_own(self) -> None:
         connection = Connection(Broken(nats.errors.MaxPayloadError()), nqnb.Settings("nats://h:1"))
         with pytest.raises(nqnb.PayloadTooLarge, match="1,000,000"):
             await connection.send("a", b"x")
 
     @pytest.mark.parametrize("kind", SENDING_ERRORS, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
-    async def test_none_comes_through_the_connection(self, kind: type[BaseException]) -> None:
+    async def test_no_error_of_nats_py_escapes_the_connection(self, kind: type[BaseException]) -> None:
         connection = Connection(Broken(made(kind)), nqnb.Settings("nats://ann:s3cret@h:1"))
         calls = [
             connection.send("a"),
@@ -131,7 +131,7 @@ class TestTranslation:
             assert "nats://h:1" in str(caught.value)
             assert "s3cret" not in str(caught.value)
 
-    async def test_what_is_under_way_when_the_client_closes_ends_with_ours(self, nq: nqnb.Client) -> None:
+    async def test_pending_calls_of_a_closed_client_end_with_an_error_of_nqnb(self, nq: nqnb.Client) -> None:
         task = await nq.submit("idle")
         calls: list[Awaitable[object]] = [task.wait(), task.result(), *(nq.submit("idle", n) for n in range(20))]
         waiting = [asyncio.ensure_future(call) for call in calls]
@@ -143,7 +143,9 @@ class TestTranslation:
         assert failures
         assert [each for each in failures if not isinstance(each, NqnbError)] == []
 
-    async def test_a_list_that_is_being_read_when_all_goes_down_ends_with_ours(self, server: nqnb.DevServer) -> None:
+    async def test_a_listing_interrupted_by_a_dead_server_ends_with_an_error_of_nqnb(
+        self, server: nqnb.DevServer
+    ) -> None:
         nq = await nqnb.connect(server.url, request_timeout=0.5)
         await nq.submit_many("idle", range(1100))
         entries = nq.backend.states.entries()
@@ -161,7 +163,7 @@ class TestTranslation:
         with pytest.raises(NqnbError):
             await asyncio.wait_for(reading, 5)
 
-    async def test_after_the_servers_death_every_call_and_the_close_end_with_ours(self, server: nqnb.DevServer) -> None:
+    async def test_after_the_servers_death_every_call_ends_with_an_error_of_nqnb(self, server: nqnb.DevServer) -> None:
         settings = nqnb.Settings(server.url, request_timeout=0.2, retry_for=0.3)
         async with nqnb.connect(settings) as nq:
             task = await nq.submit("idle")

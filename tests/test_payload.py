@@ -43,7 +43,7 @@ class Box(msgspec.Struct):
 
 class TestBytes:
     @pytest.mark.parametrize("value", [b"", b"\x00\xff", bytearray(b"\x00\xff"), memoryview(b"\x00\xff")])
-    def test_they_pass_through(self, value: bytes) -> None:
+    def test_bytes_are_sent_unchanged(self, value: bytes) -> None:
         data = payload.encode(value)
         assert type(data) is bytes
         assert data == bytes(value)
@@ -118,7 +118,7 @@ class TestJson:
             {"path": "b", "size": 2},
         ]
 
-    def test_null_is_none_and_survives(self) -> None:
+    def test_none_becomes_null(self) -> None:
         assert payload.decode_json(payload.encode({"a": None, "b": "null"})) == {"a": None, "b": "null"}
 
 
@@ -149,29 +149,29 @@ class TestNoSuchNumber:
             (np.timedelta64("NaT"), "payload"),
         ],
     )
-    def test_is_refused_by_the_name_of_its_part(self, value: object, part: str) -> None:
+    def test_an_invalid_number_is_refused_with_the_name_of_its_part(self, value: object, part: str) -> None:
         with pytest.raises(UnencodableValue) as caught:
             payload.encode(value)
         assert caught.value.part == part
         assert str(caught.value).startswith(f"{part} has no JSON form: it is ")
         assert str(caught.value).endswith("Send None or a string instead.")
 
-    def test_is_refused_however_deep(self) -> None:
+    def test_a_deeply_nested_nan_is_refused(self) -> None:
         value: Any = NAN
         for _ in range(150):
             value = [value]
         with pytest.raises(UnencodableValue):
             payload.encode(value)
 
-    def test_is_refused_as_a_key(self) -> None:
+    def test_a_nan_key_is_refused(self) -> None:
         with pytest.raises(UnencodableValue):
             payload.encode({NAN: 1})
 
-    def test_in_a_result_has_its_name(self) -> None:
+    def test_a_nan_in_a_result_is_refused_with_its_name(self) -> None:
         with pytest.raises(UnencodableValue, match=r"^result\['x'\] has no JSON form: it is nan"):
             payload.encode_json({"x": NAN}, "result")
 
-    def test_as_text_or_decimal_is_text(self) -> None:
+    def test_a_nan_as_text_or_decimal_becomes_text(self) -> None:
         assert payload.encode(["NaN", decimal.Decimal("NaN")]) == b'["NaN","NaN"]'
 
 
@@ -209,7 +209,7 @@ class TestRefused:
             payload.encode(value)
         assert len(str(caught.value)) < 600
 
-    def test_half_a_surrogate_pair(self) -> None:
+    def test_half_of_a_surrogate_pair_is_refused(self) -> None:
         with pytest.raises(UnencodableValue, match="half of a surrogate pair: remove or replace it") as caught:
             payload.encode({"name": ["ok", "caf\udce9"]})
         assert caught.value.part == "payload['name'][1]"
@@ -234,7 +234,7 @@ class TestRefused:
             "a = {}; a.update(x=a, y=[a], z=(a, a))",
         ],
     )
-    def test_what_contains_itself(self, make: str) -> None:
+    def test_a_value_that_contains_itself_is_refused(self, make: str) -> None:
         # In a process of its own, for a walk that never ends cannot be stopped from outside.
         program = f"""if True:
             from nqnb import payload
@@ -249,7 +249,7 @@ class TestRefused:
         assert re.match(r"payload\S* has no JSON form: it contains itself", done.stdout)
         assert "\n" not in done.stdout.strip()
 
-    def test_an_error_of_the_value_itself(self) -> None:
+    def test_an_error_raised_by_the_value_is_reported(self) -> None:
         class Broken:
             def __fspath__(self) -> str:
                 raise RuntimeError("no path today")
@@ -263,20 +263,20 @@ class TestDecode:
         assert payload.decode_json(b"") is None
         assert payload.decode_json(None) is None
 
-    def test_it_validates(self) -> None:
+    def test_a_decoded_value_is_validated(self) -> None:
         assert payload.decode_json(b'{"corner":{"x":1},"tags":[]}', Box) == Box(Point(1.0), [])
         with pytest.raises(BadInput, match=r"Expected `float`, got `str` - at `\$\.corner\.x`"):
             payload.decode_json(b'{"corner":{"x":"one"},"tags":[]}', Box)
 
     @pytest.mark.parametrize("data", [b"{", b"nope", b"\xff", b'"\xff"', b"1 2"])
-    def test_what_is_no_json(self, data: bytes) -> None:
+    def test_invalid_json_is_refused(self, data: bytes) -> None:
         with pytest.raises(BadInput):
             payload.decode_json(data)
 
-    def test_what_is_too_deep(self) -> None:
+    def test_json_that_is_nested_too_deep_is_refused(self) -> None:
         with pytest.raises(BadInput):
             payload.decode_json(b"[" * 100_000)
 
     @pytest.mark.parametrize("value", [{"a": [1, 2.5, "x", None, True]}, [], "", 0])
-    def test_it_is_the_inverse(self, value: object) -> None:
+    def test_decoding_is_the_inverse_of_encoding(self, value: object) -> None:
         assert payload.decode_json(payload.encode(value)) == value

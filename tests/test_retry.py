@@ -11,7 +11,7 @@ from nqnb.errors import BadInput
 @pytest.mark.parametrize(
     ("retry", "shortest", "longest"), [(1, 0.5, 1.0), (2, 1.0, 2.0), (3, 2.0, 4.0), (6, 16.0, 32.0), (7, 30.0, 60.0)]
 )
-def test_the_wait_doubles_up_to_the_most(retry: int, shortest: float, longest: float) -> None:
+def test_the_wait_doubles_up_to_the_maximum(retry: int, shortest: float, longest: float) -> None:
     backoff = Backoff(1, 60)
     assert backoff.delay(retry, draw=0.0) == shortest
     assert backoff.delay(retry, draw=1.0) == longest
@@ -23,7 +23,7 @@ def test_it_stays_between_half_and_all_of_the_ceiling(seed: int) -> None:
     assert 7.8 < max(delays) <= 8.0
 
 
-def test_tasks_that_failed_together_come_back_apart(seed: int) -> None:
+def test_tasks_that_failed_together_are_retried_apart(seed: int) -> None:
     assert len({Backoff().delay(1) for _ in range(100)}) > 90
 
 
@@ -32,7 +32,7 @@ def test_the_thousandth_retry_does_not_overflow(retry: int) -> None:
     assert Backoff(1, 60).delay(retry, draw=1.0) == 60.0
 
 
-def test_no_wait_at_all() -> None:
+def test_a_wait_of_zero_is_allowed() -> None:
     assert Backoff(0, 0).delay(5) == 0.0
 
 
@@ -48,6 +48,6 @@ def test_what_cannot_be_used(first: float, most: float) -> None:
 
 
 @pytest.mark.parametrize(("first", "most"), [("1", 5), (1, None)])
-def test_what_is_no_number(first: object, most: object) -> None:
+def test_an_invalid_number_is_refused(first: object, most: object) -> None:
     with pytest.raises(BadInput, match="expected a length of time"):
         Backoff(first, most)  # type: ignore[arg-type]

@@ -68,20 +68,20 @@ class TestEnvironment:
         assert settings.url == "nats://given:2"
         assert (settings.user, settings.password) == ("bob", "s3cret")
 
-    def test_what_is_in_the_address_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_login_in_the_address_wins(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NATS_USER", "ann")
         monkeypatch.setenv("NATS_PASSWORD", "other")
         settings = Settings("nats://bob:s3cret@h:1")
         assert (settings.user, settings.password) == ("bob", "s3cret")
 
-    def test_empty_is_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_empty_variable_counts_as_not_set(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("URL", "USER", "PASSWORD", "TOKEN"):
             monkeypatch.setenv(f"NATS_{name}", "")
         settings = Settings()
         assert settings.url == DEFAULT_URL
         assert (settings.user, settings.password, settings.token) == (None, None, None)
 
-    def test_secrets_of_its_address_are_taken_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_secrets_in_an_address_of_the_environment_are_removed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NATS_URL", "nats://ann:s3cret@env:1")
         assert "s3cret" not in shown(Settings())
         assert Settings().password == "s3cret"
@@ -182,7 +182,7 @@ class TestSecrets:
             "nats://ann:s3cret@host:port",
             "nats://ann:s3cret@",
             "nats://ann:s3@s3cret@:1",
-            # A slash that is not written as %2F ends the host, and what follows it is no secret to urllib.
+            # A slash that is not written as %2F ends the host, and urllib does not treat the rest as a secret.
             "nats://ann:12/s3cret@host:1",
             "nats://ann:12#s3cret@host:1",
             "nats://ann:12?s3cret@host:1",

@@ -221,7 +221,7 @@ def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
 
 
 def _without_secrets(text: str, settings: Settings) -> str:
-    """Return a text with the secrets of the settings replaced, in case a foreign error quotes one."""
+    """Return a message with the secrets of the settings replaced, in case a foreign error quotes one."""
     for secret in (settings.password, settings.token, settings.nkey):
         if secret:
             text = text.replace(str(secret), "…")

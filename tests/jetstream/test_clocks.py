@@ -120,7 +120,7 @@ async def entry_of(nq: nqnb.Client, task: nqnb.Task, status: Status) -> tuple[Ta
 
 
 @pytest.mark.parametrize("ahead", [MINUTE, -HOUR])
-async def test_live_workers_are_seen_by_a_client_whose_clock_is_wrong(
+async def test_a_client_with_a_wrong_clock_sees_live_workers(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, ahead: float
 ) -> None:
     worker = make_worker(settings.urls[0], diary, settings.ack_wait)
@@ -130,7 +130,7 @@ async def test_live_workers_are_seen_by_a_client_whose_clock_is_wrong(
 
 
 @pytest.mark.parametrize("ahead", [0, -HOUR])
-async def test_a_dead_worker_is_not_seen_for_long_by_a_client_whose_clock_is_behind(
+async def test_a_client_with_a_slow_clock_soon_sees_that_a_worker_is_dead(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, ahead: float
 ) -> None:
     presence = make_worker(settings.urls[0], diary, settings.ack_wait).info([], settings.ack_wait)
@@ -141,7 +141,7 @@ async def test_a_dead_worker_is_not_seen_for_long_by_a_client_whose_clock_is_beh
 
 
 @pytest.mark.parametrize("ahead", [MINUTE])
-async def test_a_forced_deletion_writes_over_no_running_task_when_the_clients_clock_is_wrong(
+async def test_a_forced_deletion_by_a_client_with_a_wrong_clock_overwrites_no_running_task(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, ahead: float
 ) -> None:
     async with make_worker(settings.urls[0], diary, settings.ack_wait):
@@ -158,7 +158,7 @@ async def test_a_forced_deletion_writes_over_no_running_task_when_the_clients_cl
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-async def test_a_retry_is_due_by_the_servers_clock_not_by_that_of_the_worker_that_failed(
+async def test_a_retry_is_due_by_the_servers_clock(
     nq: nqnb.Client, settings: nqnb.Settings, start_worker: Start, ahead: float
 ) -> None:
     start_worker(ahead)
@@ -201,7 +201,7 @@ async def test_a_deadline_is_judged_by_the_servers_clock(
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-async def test_lengths_of_time_that_a_client_gives_count_from_the_servers_time(
+async def test_durations_of_a_client_count_from_the_servers_time(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, ahead: float
 ) -> None:
     done = await nq.submit("plain")
@@ -231,7 +231,7 @@ async def act_as_client(url: str) -> dict[str, Any]:
     }
 
 
-async def test_a_clock_that_steps_meanwhile_changes_nothing(
+async def test_a_clock_step_changes_nothing(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     true, off = time.time, 0.0
@@ -250,7 +250,7 @@ async def test_a_clock_that_steps_meanwhile_changes_nothing(
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-async def test_a_server_that_does_not_tell_its_time_in_answers(
+async def test_the_time_is_read_from_a_server_that_sends_no_time_stamps(
     settings: nqnb.Settings, diary: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
     """As servers before 2.10 are, which the tests do not have."""
@@ -277,7 +277,7 @@ async def test_a_server_that_does_not_tell_its_time_in_answers(
         assert [each.id for each in await nq.workers()] == [worker.id]
 
 
-async def test_a_stamp_that_is_old_is_followed_by_another_before_a_decision(
+async def test_an_old_time_stamp_is_refreshed_before_a_decision(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = nq.backend.connection.clock
@@ -292,7 +292,7 @@ async def test_a_stamp_that_is_old_is_followed_by_another_before_a_decision(
     assert abs(nq.backend.now() - time.time()) < AGREE
 
 
-def test_a_slow_answer_only_narrows_what_is_known() -> None:
+def test_a_slow_answer_only_narrows_the_bounds() -> None:
     clock = ServerClock()
     clock.observe(1_000.0, 10.0, 10.2)
     assert clock.at(10.1) == pytest.approx(1_000.0)
@@ -306,7 +306,7 @@ def test_a_slow_answer_only_narrows_what_is_known() -> None:
 
 
 @pytest.mark.parametrize("stamp", [0.0, -62_135_596_800.0, math.inf, math.nan])
-def test_what_is_no_stamp_teaches_nothing(stamp: float) -> None:
+def test_an_invalid_time_stamp_is_ignored(stamp: float) -> None:
     clock = ServerClock()
     clock.observe(stamp, 1.0, 2.0)
     assert not clock.fresh

@@ -118,7 +118,7 @@ async def test_a_task_cancelled_while_its_worker_is_cut_off_does_not_run_elsewhe
         full("swallowed and reset", "nqnb"),
     ],
 )
-async def test_a_cancel_is_honoured_when_the_only_worker_is_back(
+async def test_a_cancel_takes_effect_when_the_only_worker_is_back(
     nq: nqnb.Client, settings: nqnb.Settings, proxy: Proxy, cut: Cut, who: Who
 ) -> None:
     notes = Notes()
@@ -146,7 +146,7 @@ async def test_a_cancel_is_honoured_when_the_only_worker_is_back(
 
 
 @pytest.mark.parametrize("cut", [full("refused"), full("swallowed"), "swallowed and reset"])
-async def test_a_short_cut_costs_no_run_and_no_cancel(
+async def test_a_short_disconnect_costs_no_run_and_no_cancel(
     nq: nqnb.Client, server: nqnb.DevServer, proxy: Proxy, cut: Cut
 ) -> None:
     # The lease outlives the cut, which nats-py needs up to two seconds to come back from.

@@ -42,7 +42,7 @@ async def heard(client: FastClient, *sends: tuple[str, bytes, str, dict[str, str
     return got
 
 
-async def test_what_is_written_is_heard_in_order(client: FastClient) -> None:
+async def test_written_messages_are_received_in_order(client: FastClient) -> None:
     sends = [
         (f"lane.{n}", b"\r\n" * n, f"reply.{n}" if n % 2 else "", {"N": str(n)} if n % 3 else None) for n in range(9)
     ]
@@ -50,9 +50,7 @@ async def test_what_is_written_is_heard_in_order(client: FastClient) -> None:
     assert [(each.subject, each.data, each.reply, each.headers or None) for each in got] == sends
 
 
-async def test_nats_py_reads_what_is_written_and_writes_what_is_read(
-    client: FastClient, server: nqnb.DevServer
-) -> None:
+async def test_nats_py_and_the_fast_path_understand_each_other(client: FastClient, server: nqnb.DevServer) -> None:
     other = NatsClient()
     await other.connect(server.url)
     theirs = await other.subscribe("lane.theirs")
@@ -71,7 +69,7 @@ async def test_nats_py_reads_what_is_written_and_writes_what_is_read(
     await other.close()
 
 
-async def test_a_subject_or_header_that_would_make_two_lines_is_refused(client: FastClient) -> None:
+async def test_a_line_end_in_a_subject_or_header_is_refused(client: FastClient) -> None:
     with pytest.raises(nats.errors.BadSubjectError):
         await client.write("lane.x 0\r\n\r\nPUB lane.y", b"")
     with pytest.raises(nats.errors.BadSubjectError):
@@ -80,7 +78,7 @@ async def test_a_subject_or_header_that_would_make_two_lines_is_refused(client: 
         await client.write("lane.x", b"", "", {"Name": "a\r\nOther: b"})
 
 
-async def test_what_is_above_the_servers_limit_is_refused_headers_included(client: FastClient) -> None:
+async def test_a_message_above_the_servers_limit_is_refused(client: FastClient) -> None:
     headers = {"Name": "value"}
     room = client.max_payload - len(header_block(headers))
     await client.write("lane.x", b"x" * room, "", headers)
@@ -90,7 +88,7 @@ async def test_what_is_above_the_servers_limit_is_refused_headers_included(clien
     assert client.is_connected
 
 
-async def test_nothing_is_heard_after_unsubscribing(client: FastClient) -> None:
+async def test_no_message_is_received_after_unsubscribing(client: FastClient) -> None:
     got: list[Message] = []
     subscription = await client.listen("lane.x", got.append)
     await client.write("lane.x", b"1")
@@ -103,7 +101,7 @@ async def test_nothing_is_heard_after_unsubscribing(client: FastClient) -> None:
     assert not client._callbacks
 
 
-async def test_an_error_in_a_callback_is_logged_and_ends_nothing(
+async def test_an_error_in_a_callback_is_logged_and_the_next_message_arrives(
     client: FastClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[bytes] = []
@@ -122,13 +120,13 @@ async def test_an_error_in_a_callback_is_logged_and_ends_nothing(
     assert "lane.x" in caplog.text
 
 
-async def test_a_closed_client_says_so(client: FastClient) -> None:
+async def test_writing_with_a_closed_client_raises(client: FastClient) -> None:
     await client.close()
     with pytest.raises(nats.errors.ConnectionClosedError):
         await client.write("lane.x", b"")
 
 
-async def test_a_header_is_found_by_its_name_alone(client: FastClient) -> None:
+async def test_a_header_is_found_by_its_exact_name(client: FastClient) -> None:
     sends = [
         ("lane.1", b"", "", {"Other": "x Name: y"}),
         ("lane.2", b"", "", {"A": "b", "Name": ""}),
@@ -154,7 +152,7 @@ def test_the_servers_status_lines_are_read(raw: bytes, headers: dict[str, str]) 
     assert read_headers(raw) == headers
 
 
-async def test_a_ping_does_not_overtake_what_was_written_before(
+async def test_a_ping_does_not_overtake_earlier_messages(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = FastClient()
@@ -180,7 +178,7 @@ async def test_a_ping_does_not_overtake_what_was_written_before(
     await client.close()
 
 
-async def test_an_answer_after_its_time_ends_nothing(server: nqnb.DevServer) -> None:
+async def test_a_late_pong_does_not_end_the_connection(server: nqnb.DevServer) -> None:
     client = FastClient()
     await client.connect(server.url)
     # As `flush` does when its time is over.
@@ -192,7 +190,7 @@ async def test_an_answer_after_its_time_ends_nothing(server: nqnb.DevServer) -> 
     await client.close()
 
 
-async def test_what_is_retired_is_left_out_whether_it_was_answered_or_not(
+async def test_a_drained_subscription_is_forgotten_even_without_an_answer(
     server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = FastClient()

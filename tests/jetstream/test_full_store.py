@@ -56,7 +56,7 @@ async def fill(nq: nqnb.Client, queue: str = "work") -> list[nqnb.Task]:
     return tasks
 
 
-async def test_what_cannot_be_stored_says_which_limit_is_reached_and_what_frees_room(nq: nqnb.Client) -> None:
+async def test_an_error_names_the_reached_limit_and_how_to_free_room(nq: nqnb.Client) -> None:
     await fill(nq)
     with pytest.raises(nqnb.NoRoom, match=r"max_file_store.*code 10023.*nqnb prune.*nqnb queue purge") as caught:
         await nq.submit("work", 1)
@@ -74,7 +74,7 @@ async def test_a_purge_empties_a_full_store(nq: nqnb.Client) -> None:
     await nq.submit("work", 1)
 
 
-async def test_a_purge_that_makes_too_little_room_says_what_is_left(nq: nqnb.Client) -> None:
+async def test_a_purge_that_frees_too_little_room_reports_the_rest(nq: nqnb.Client) -> None:
     small = await nq.submit_many("small", range(3))
     await fill(nq)
     # What the server has too much of is a large message, as a rule: then small ones do not make up for it.
@@ -93,7 +93,7 @@ async def test_a_purge_that_makes_too_little_room_says_what_is_left(nq: nqnb.Cli
             await task.status()
 
 
-async def test_a_purge_by_who_may_not_remove_states_says_what_frees_room(
+async def test_a_purge_without_permission_to_delete_states_says_how_to_free_room(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = await fill(nq)
@@ -108,12 +108,12 @@ async def test_a_purge_by_who_may_not_remove_states_says_what_frees_room(
 
 
 @pytest.mark.parametrize("removed", [False, True])
-async def test_an_end_without_room_removes_no_other_tasks_message(nq: nqnb.Client, removed: bool) -> None:
+async def test_ending_a_task_without_room_removes_no_other_tasks_message(nq: nqnb.Client, removed: bool) -> None:
     task = await nq.submit("work", LARGE)
     entry = await nq.backend.states.get(task.id)
     assert entry is not None
     await fill(nq)
-    # As after a stream was deleted and made again: its numbers begin anew.
+    # As after a stream was deleted and recreated: its sequences start again from 1.
     stored = TaskMessage.decode(entry.value)
     owed = {"ghost": msgspec.structs.replace(stored, ID="ghost")}
     with pytest.raises(nqnb.NoRoom, match="is removed and will not run"):
@@ -123,7 +123,7 @@ async def test_an_end_without_room_removes_no_other_tasks_message(nq: nqnb.Clien
     assert await nq.backend.read_task_message("work", stored.Sequence) is not None
 
 
-async def test_a_forced_delete_removes_a_queue_that_is_too_small_to_make_room(nq: nqnb.Client) -> None:
+async def test_a_forced_delete_removes_a_queue_that_frees_too_little_room(nq: nqnb.Client) -> None:
     small = await nq.submit_many("small", range(3))
     await fill(nq)
     # As in the test above, its tasks alone do not make enough room to write how they ended.
@@ -154,7 +154,7 @@ async def test_a_forced_delete_works_in_a_full_store(nq: nqnb.Client, settings: 
         assert await running.status() is Status.CANCELLED
 
 
-async def test_a_running_task_stops_although_its_cancel_is_refused_for_want_of_room(
+async def test_a_running_task_stops_although_its_cancel_request_has_no_room(
     nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
     worker = nqnb.Worker(settings, concurrency=1)
@@ -219,7 +219,7 @@ async def test_a_prune_frees_room_in_a_full_store(nq: nqnb.Client, settings: nqn
     await nq.submit("work", 1)
 
 
-async def test_what_runs_survives_a_full_store_and_its_outcome_is_written_once_there_is_room(
+async def test_a_running_task_survives_a_full_store_and_its_outcome_is_written_later(
     nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

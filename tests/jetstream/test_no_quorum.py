@@ -48,7 +48,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Away:
     return Away(monkeypatch)
 
 
-async def test_what_is_not_possible_now_is_asked_again(nq: nqnb.Client, away: Away) -> None:
+async def test_requests_are_retried_while_there_is_no_leader(nq: nqnb.Client, away: Away) -> None:
     task = await nq.submit("work", 1)
     other = await nq.submit("work", 2)
     await nq.queues()
@@ -74,7 +74,7 @@ async def test_what_is_not_possible_now_is_asked_again(nq: nqnb.Client, away: Aw
     assert len(await nq.tasks(status=Status.PENDING)) == 3
 
 
-async def test_after_some_time_it_is_said_that_there_is_no_leader(settings: nqnb.Settings, away: Away) -> None:
+async def test_after_retry_for_the_error_says_that_there_is_no_leader(settings: nqnb.Settings, away: Away) -> None:
     async with nqnb.connect(settings, retry_for=0.3) as nq:
         task = await nq.submit("work", 1)
         away.now = True
@@ -85,7 +85,7 @@ async def test_after_some_time_it_is_said_that_there_is_no_leader(settings: nqnb
             assert caught.value.description == "JetStream system temporarily unavailable"
 
 
-async def test_a_handler_that_returned_meanwhile_is_not_run_again(
+async def test_a_handler_that_returned_during_an_outage_does_not_run_again(
     nq: nqnb.Client, settings: nqnb.Settings, away: Away, caplog: pytest.LogCaptureFixture
 ) -> None:
     runs: Counter[str] = Counter()
@@ -117,7 +117,7 @@ async def test_a_handler_that_returned_meanwhile_is_not_run_again(
 
 
 @pytest.mark.full
-async def test_handlers_that_return_while_no_quorum_is_there_do_not_run_again(
+async def test_handlers_that_return_without_a_quorum_do_not_run_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -173,7 +173,7 @@ async def test_handlers_that_return_while_no_quorum_is_there_do_not_run_again(
 
 
 @pytest.mark.full
-async def test_a_cluster_without_a_quorum_is_named_when_the_tries_end() -> None:
+async def test_the_error_names_a_cluster_without_a_quorum() -> None:
     async with Cluster() as cluster:
         settings = nqnb.Settings(cluster.urls, replicas=3, retry_for=13.0)
         async with nqnb.connect(settings) as nq:

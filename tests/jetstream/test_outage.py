@@ -65,7 +65,7 @@ async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minut
         assert all("still trying" in line for line in lines[:-1])
 
 
-def test_only_what_comes_of_an_outage_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_errors_of_an_outage_are_taken(caplog: pytest.LogCaptureFixture) -> None:
     found = Outage()
     assert not found.took(ServerRefused("no", 400, 1, "no"))
     assert not found.active

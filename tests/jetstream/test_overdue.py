@@ -19,7 +19,7 @@ from nqnb.protocol import lifecycle
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_schedule_that_a_full_store_kept_from_firing_is_fired_once_there_is_room(
+async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "LONG", 0.3)

@@ -154,7 +154,7 @@ async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
     assert [info.queues for info in await nq.workers()] == [[QUEUE]]
 
 
-async def test_they_are_enough_and_none_is_idle(
+async def test_the_documented_permissions_are_enough_and_each_is_used(
     server: nqnb.DevServer, used: dict[tuple[str, str], set[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = users(server)
@@ -173,7 +173,7 @@ async def test_they_are_enough_and_none_is_idle(
             await operator.pause(QUEUE)
             held = await nq.submit(QUEUE, "small")
 
-            # Where the server can, the worker pauses the consumer once more, for it may have been made anew.
+            # If the server can, the worker pauses the consumer again, because it may have been recreated.
             pauses = f"$JS.API.CONSUMER.PAUSE.{QUEUE}.MONITOR"
             sign = pauses if can_pause(nq.backend.connection) else "$JS.API.DIRECT.GET.KV_nq-queues.>"
 
@@ -196,38 +196,38 @@ async def test_they_are_enough_and_none_is_idle(
             assert unused <= idle, (user, verb)
 
 
-async def test_a_stream_that_takes_no_schedules_and_that_they_may_not_change(server: nqnb.DevServer) -> None:
+async def test_tasks_wait_by_a_nak_if_the_stream_cannot_be_changed_for_schedules(server: nqnb.DevServer) -> None:
     settings = users(server)
     async with nqnb.connect(settings[OPERATOR]) as operator:
         await operator.submit(QUEUE, "small")
-    await waits_are_put_back(settings)
+    await tasks_wait_by_a_nak(settings)
 
 
-async def test_schedules_that_they_may_not_publish() -> None:
+async def test_tasks_wait_by_a_nak_if_schedules_may_not_be_published() -> None:
     """Refused one by one, which must not keep an outcome from being written."""
     with nqnb.DevServer(config=without(f"{QUEUE}.sched.*")) as server:
         settings = users(server)
         await prepare(settings[OPERATOR])
-        await waits_are_put_back(settings)
+        await tasks_wait_by_a_nak(settings)
 
 
-async def waits_are_put_back(settings: dict[str, nqnb.Settings]) -> None:
+async def tasks_wait_by_a_nak(settings: dict[str, nqnb.Settings]) -> None:
     """As on an older server, and nothing is lost."""
     async with nqnb.connect(settings[CLIENT]) as nq, make_worker(settings[WORKER]):
         delayed = await nq.submit(QUEUE, "small", process_at=timedelta(hours=1))
         failing = await nq.submit(QUEUE, "fails", retry=1)
         await reaches(failing, Status.PENDING, attempt=2)
 
-        async def put_back() -> bool:
+        async def both_wait() -> bool:
             (info,) = await nq.queues()
             return (info.pending, info.scheduled, info.processing) == (0, 0, 2)
 
-        await until_async(put_back)
+        await until_async(both_wait)
         assert (await delayed.cancel()).status is Status.DELETED
         assert (await failing.cancel()).status is Status.CANCELLED
 
 
-async def test_less_is_refused_with_what_is_missing(server: nqnb.DevServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_names_the_missing_permission(server: nqnb.DevServer, caplog: pytest.LogCaptureFixture) -> None:
     settings = users(server)
     with pytest.raises(ServerRefused, match=r"user 'client' may not publish to '\$JS.API.STREAM.CREATE.KV_nq-store'"):
         await nqnb.connect(settings[CLIENT]).open()
@@ -253,7 +253,9 @@ async def test_less_is_refused_with_what_is_missing(server: nqnb.DevServer, capl
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-def test_the_command_line_says_it_in_a_line(server: nqnb.DevServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_names_the_missing_permission_in_one_line(
+    server: nqnb.DevServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     asyncio.run(prepare(users(server)[OPERATOR]))
     login = ("-u", server.url, "--user", CLIENT, "--password", PASSWORD)
     assert main([*login, "submit", "other"]) == 1
@@ -261,7 +263,7 @@ def test_the_command_line_says_it_in_a_line(server: nqnb.DevServer, capsys: pyte
     assert "user 'client' may not publish to '$JS.API.STREAM.CREATE.other'" in line
 
 
-async def test_what_waits_for_no_answer_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_refused_pull_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """A pull that is refused gets no answer by its nature, so the worker's log tells."""
     pulls = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.MONITOR"
     with nqnb.DevServer(config=without(pulls)) as server:
@@ -276,7 +278,7 @@ async def test_what_waits_for_no_answer_is_logged(caplog: pytest.LogCaptureFixtu
     assert f"user 'worker' may not publish to '{pulls.lower()}'" in caplog.text
 
 
-async def test_a_watch_that_may_not_read_ends() -> None:
+async def test_a_watch_without_permission_ends() -> None:
     with nqnb.DevServer(config=without("$JS.API.CONSUMER.CREATE.KV_nq-store")) as server:
         settings = users(server)
         await prepare(settings[OPERATOR])
@@ -285,7 +287,7 @@ async def test_a_watch_that_may_not_read_ends() -> None:
                 await asyncio.wait_for(anext(nq.watch()), 5)
 
 
-async def test_without_an_inbox_nobody_comes_in() -> None:
+async def test_without_permission_for_an_inbox_the_connect_is_refused() -> None:
     told = r"permissions violation for subscription to \"_inbox.*permissions.md"
     with nqnb.DevServer(config=without("_INBOX.>")) as server, pytest.raises(NoServer, match=told):
         await nqnb.connect(users(server)[CLIENT]).open()

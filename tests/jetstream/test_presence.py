@@ -46,7 +46,7 @@ def read_back(data: bytes) -> PresenceEntry:
 
 class TestEntry:
     @pytest.mark.parametrize(("count", "limit"), [(1_000_000, MEGABYTE), (45_000, MEGABYTE), (45_000, 64 * 1024)])
-    def test_an_entry_has_room_in_a_message_whatever_runs(self, count: int, limit: int) -> None:
+    def test_an_entry_fits_into_a_message_however_many_tasks_run(self, count: int, limit: int) -> None:
         ids = [f"{number:022d}" for number in range(count)]
         data = encode_presence(info(ids), limit)
         assert len(data) < 0.7 * limit
@@ -55,19 +55,19 @@ class TestEntry:
         assert entry.running == ids[: len(entry.running)]
         assert all(entry.runs(each) for each in ids[:: count // 1000])
 
-    def test_ids_of_the_greatest_length(self) -> None:
+    def test_an_entry_fits_with_ids_of_maximum_length(self) -> None:
         ids = [f"{number:0200d}" for number in range(20_000)]
         data = encode_presence(info(ids), MEGABYTE)
         assert len(data) < MEGABYTE // 2
         assert all(map(read_back(data).runs, ids))
 
-    def test_a_few_are_listed_and_no_other_task_runs(self) -> None:
+    def test_few_tasks_are_all_listed(self) -> None:
         ids = [f"{number:022d}" for number in range(4000)]
         entry = read_back(encode_presence(info(ids), MEGABYTE))
         assert (entry.running, entry.unlisted, entry.others) == (ids, 0, None)
         assert not entry.runs("another")
 
-    def test_a_task_that_does_not_run_is_soon_seen_as_that(self) -> None:
+    def test_a_task_that_does_not_run_is_soon_recognized(self) -> None:
         worker, dropped = info([f"{number:022d}" for number in range(45_000)]), [f"dropped{n}" for n in range(200)]
         entries = [read_back(encode_presence(worker, MEGABYTE)) for _ in range(6)]
         mistaken = [sum(map(entry.runs, dropped)) for entry in entries]
@@ -75,7 +75,7 @@ class TestEntry:
         # In each entry others look so: (1/16) ** 6 of 200 tasks are so in all of them.
         assert sum(all(entry.runs(each) for entry in entries) for each in dropped) <= 1
 
-    def test_a_filter_without_bits_says_that_all_may_run(self) -> None:
+    def test_with_an_empty_filter_every_task_may_run(self) -> None:
         data = msgspec.json.decode(encode_presence(info([]), MEGABYTE))
         data["others"] = {"salt": "", "bits": ""}
         assert read_back(msgspec.json.encode(data)).runs("any")
@@ -92,7 +92,7 @@ class TestManyTasks:
     def settings(self, server: nqnb.DevServer) -> nqnb.Settings:
         return nqnb.Settings(server.url, ack_wait=10.0, retry_for=5.0)
 
-    async def test_a_worker_with_many_tasks_stays_alive_and_what_it_dropped_is_taken_over(
+    async def test_a_worker_with_many_tasks_stays_alive_and_its_dropped_task_is_taken_over(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
         count, ran = 1000, 0

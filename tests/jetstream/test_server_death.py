@@ -61,7 +61,7 @@ async def again_and_again(act: Callable[[], Awaitable[None]], pause: float) -> A
 @pytest.mark.parametrize(
     ("tasks", "deaths"), [(300, 2), pytest.param(5000, 5, marks=[pytest.mark.full, pytest.mark.timeout(300)])]
 )
-async def test_what_a_killed_server_has_accepted_ends_once(
+async def test_tasks_accepted_by_a_killed_server_end_once(
     tmp_path: Path, diary: Path, seed: int, tasks: int, deaths: int
 ) -> None:
     dice = random.Random(seed)
@@ -128,7 +128,7 @@ async def test_what_a_killed_server_has_accepted_ends_once(
         ),
     ],
 )
-async def test_what_is_deleted_every_second_costs_no_second_run(
+async def test_a_consumer_deleted_every_second_costs_no_second_run(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, api: str, slots: int, seconds: float, pause: float
 ) -> None:
     # With 10 slots each, both workers have all hands full, so that nobody pulls; with 6, tasks are claimed amid it.
@@ -149,7 +149,7 @@ async def test_what_is_deleted_every_second_costs_no_second_run(
     assert len(deletions) >= 3
 
 
-async def test_the_consumer_of_an_idle_queue_is_made_again_at_once_however_often_it_is_deleted(
+async def test_a_deleted_consumer_of_an_idle_queue_is_recreated_at_once(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path
 ) -> None:
     """Each Go worker that stops deletes it."""
@@ -191,7 +191,7 @@ async def lose_everything(server: nqnb.DevServer) -> None:
     await asyncio.to_thread(server.restart)
 
 
-async def test_a_server_that_has_lost_everything_is_served_as_a_new_one(
+async def test_a_server_that_lost_its_store_is_served_like_a_new_one(
     nq: nqnb.Client, server: nqnb.DevServer, diary: Path
 ) -> None:
     async with make_worker(server.url, diary, OUTLIVES, 2):
@@ -223,7 +223,7 @@ async def test_a_server_that_has_lost_everything_is_served_as_a_new_one(
             await running.cancel()
 
 
-async def test_what_ran_before_all_was_lost_answers_for_no_new_task(
+async def test_a_run_from_before_a_lost_store_acks_no_new_task(
     nq: nqnb.Client, server: nqnb.DevServer, settings: nqnb.Settings
 ) -> None:
     worker = nqnb.Worker(settings, ack_wait=OUTLIVES, shutdown_timeout=0)
@@ -248,7 +248,7 @@ async def test_what_ran_before_all_was_lost_answers_for_no_new_task(
         while len(kinds) < 2:
             await asyncio.sleep(0.01)
         await lose_everything(server)
-        # Its message has the number that the old one had in a stream that is no more.
+        # Its message has the sequence that the old message had in the lost stream.
         new = await nq.submit("work", "new", retry=1)
         assert await new.result(timeout=10) == "new"
         await until_known(nq, old)

@@ -65,7 +65,9 @@ async def found(connection: Connection, server: nqnb.DevServer, folder: Path) ->
     return features
 
 
-async def test_the_readme_says_what_this_server_lacks(nq: nqnb.Client, server: nqnb.DevServer, tmp_path: Path) -> None:
+async def test_the_docs_say_what_this_server_version_lacks(
+    nq: nqnb.Client, server: nqnb.DevServer, tmp_path: Path
+) -> None:
     version = version_of(server.version)
     lacks = lacking(version)
     assert lacks == set(FEATURES) - await found(nq.backend.connection, server, tmp_path)
@@ -74,7 +76,9 @@ async def test_the_readme_says_what_this_server_lacks(nq: nqnb.Client, server: n
     assert (nq.backend.terminal_ttl is not None) == (EXPIRY not in lacks)
 
 
-async def test_how_a_task_that_waits_for_long_is_counted(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_task_that_waits_is_counted_as_scheduled_or_processing(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
     worker = nqnb.Worker(settings)
 
     @worker.handler("later")

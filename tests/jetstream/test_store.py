@@ -66,7 +66,7 @@ class TestKeyValueStore(StoreContract):
 
 
 class TestKeyValueStoreOverTwoConnections:
-    async def test_a_write_of_one_is_read_and_heard_by_the_other(
+    async def test_a_write_through_one_connection_reaches_the_other(
         self, shared_server: nqnb.DevServer, connection: Connection, bucket: str
     ) -> None:
         other = await Connection.open(nqnb.Settings(shared_server.url))
@@ -84,13 +84,13 @@ class TestKeyValueStoreOverTwoConnections:
         await unsubscribe()
         await other.close()
 
-    async def test_making_a_bucket_again_keeps_what_it_has(self, connection: Connection, bucket: str) -> None:
+    async def test_ensuring_an_existing_bucket_keeps_its_entries(self, connection: Connection, bucket: str) -> None:
         store = KeyValueStore(connection, bucket)
         await store.create("a", b"one")
         await ensure_bucket(connection, bucket)
         assert [entry.value async for entry in store.entries()] == [b"one"]
 
-    async def test_a_bucket_without_direct_reads_serves_quick_ones_too(self, connection: Connection) -> None:
+    async def test_a_bucket_without_direct_reads_serves_fast_reads(self, connection: Connection) -> None:
         # Go NQ's client library made buckets so, before direct reads existed.
         config = {"name": "KV_old", "subjects": ["$KV.old.>"], "max_msgs_per_subject": 1, "discard": "new"}
         await connection.api("STREAM.CREATE.KV_old", config)
@@ -124,7 +124,7 @@ class TestListing:
             await connection.api(f"CONSUMER.DELETE.KV_{bucket}.{consumer}")
 
     @pytest.mark.parametrize("at", [0, 4, 9, 10, 29, 33])
-    async def test_a_consumer_that_vanishes(
+    async def test_a_listing_survives_a_deleted_consumer(
         self, connection: Connection, bucket: str, store: KeyValueStore, at: int
     ) -> None:
         found: list[int] = []
@@ -135,9 +135,7 @@ class TestListing:
         assert found == list(range(35))
 
     @pytest.mark.parametrize("other", ["3", "new"], ids=["one that was given", "a new one"])
-    async def test_what_is_written_meanwhile_takes_no_place_of_what_was_there(
-        self, store: KeyValueStore, other: str
-    ) -> None:
+    async def test_entries_written_meanwhile_do_not_replace_older_ones(self, store: KeyValueStore, other: str) -> None:
         found: list[str] = []
         async for entry in store.entries():
             if len(found) == 10:
@@ -147,7 +145,7 @@ class TestListing:
         assert len(found) == len(set(found))
         assert {f"{number}" for number in range(35)} <= set(found)
 
-    async def test_it_ends_although_others_write_without_end(
+    async def test_a_listing_ends_although_others_keep_writing(
         self, shared_server: nqnb.DevServer, bucket: str, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(bucket_reader, "PAGE", 1000)
@@ -167,7 +165,7 @@ class TestListing:
             await far.close()
         assert set(found) >= set(range(35))
 
-    async def test_a_server_that_starts_again(self, tmp_path: Path) -> None:
+    async def test_a_listing_survives_a_restart_of_the_server(self, tmp_path: Path) -> None:
         with nqnb.DevServer(store_dir=tmp_path) as server:
             connection = await Connection.open(nqnb.Settings(server.url, retry_for=20))
             await ensure_bucket(connection, "b")
@@ -180,7 +178,7 @@ class TestListing:
             assert found == list(range(35))
             await connection.close()
 
-    async def test_a_server_that_stays_away(self) -> None:
+    async def test_a_listing_fails_if_the_server_stays_away(self) -> None:
         with nqnb.DevServer() as server:
             connection = await Connection.open(nqnb.Settings(server.url, retry_for=0.5, request_timeout=0.3))
             await ensure_bucket(connection, "b")
@@ -209,7 +207,7 @@ class TestListing:
             await ours.close()
 
     @pytest.mark.parametrize("lost", [1, 7, 10, 35])
-    async def test_a_message_that_gets_lost(
+    async def test_a_listing_notices_a_lost_message(
         self, connection: Connection, store: KeyValueStore, monkeypatch: pytest.MonkeyPatch, lost: int
     ) -> None:
         subscribe, came = Connection.subscribe, itertools.count(1)
@@ -225,7 +223,7 @@ class TestListing:
         monkeypatch.setattr(connection, "settings", dataclasses.replace(connection.settings, request_timeout=0.5))
         assert await _keys(store.entries()) == list(range(35))
 
-    async def test_what_is_removed_meanwhile_is_not_waited_for(self, store: KeyValueStore) -> None:
+    async def test_a_listing_does_not_wait_for_entries_deleted_meanwhile(self, store: KeyValueStore) -> None:
         entries = store.entries()
         found = [int((await anext(entries)).key)]
         for number in range(12, 32, 2):
@@ -237,7 +235,7 @@ class TestListing:
         assert found == [*range(12), *range(13, 31, 2), *range(31, 35)]
         assert time.monotonic() - start < 1
 
-    async def test_what_is_written_meanwhile_comes_once(
+    async def test_an_entry_rewritten_meanwhile_is_listed_once(
         self, connection: Connection, bucket: str, store: KeyValueStore
     ) -> None:
         found: list[int] = []
@@ -504,7 +502,7 @@ class Test{name}(StoreContract):
 
 
 class TestAUsersTests:
-    def test_a_few_lines_give_all_the_tests(self, pytester: pytest.Pytester) -> None:
+    def test_a_few_lines_run_the_whole_store_contract(self, pytester: pytest.Pytester) -> None:
         path = pytester.makepyfile(test_users=USERS_FILE)
         passed, skipped, failed = pytester.inline_run(path, "-Werror").listoutcomes()
         assert {each.nodeid.rpartition("::")[2].partition("[")[0] for each in passed} == {
@@ -513,7 +511,7 @@ class TestAUsersTests:
         assert not skipped
         assert not failed
 
-    def test_broken_stores_fail_and_are_told_why(self, pytester: pytest.Pytester) -> None:
+    def test_the_store_contract_explains_why_a_broken_store_fails(self, pytester: pytest.Pytester) -> None:
         kinds = dict.fromkeys(kind.__name__ for kind, _, _ in BROKEN)
         source = USERS_FILE + "".join(BROKEN_CLASS.format(name=name) for name in kinds)
         path = pytester.makepyfile(test_users=source)
@@ -541,7 +539,7 @@ class Users(MemoryStore):
 
 
 class TestAStoreOfOnesOwn:
-    async def test_client_and_worker_keep_the_states_there(self, settings: nqnb.Settings) -> None:
+    async def test_client_and_worker_use_a_custom_store(self, settings: nqnb.Settings) -> None:
         store = Users()
         worker = nqnb.Worker(settings, store=store)
 
@@ -585,13 +583,13 @@ class TestAStoreOfOnesOwn:
             ({}, "type dict has no create, put, delete, entries, subscribe"),
         ],
     )
-    def test_what_can_be_no_store_is_refused(self, store: Any, words: str) -> None:
+    def test_an_invalid_store_is_refused(self, store: Any, words: str) -> None:
         for make in (nqnb.connect, nqnb.Worker):
             with pytest.raises(nqnb.BadInput) as caught:
                 make(store=store)
             assert words in str(caught.value)
             assert "secret" not in str(caught.value)
 
-    def test_what_fails_while_it_is_looked_at_is_refused(self) -> None:
+    def test_a_store_that_fails_during_the_check_is_refused(self) -> None:
         with pytest.raises(nqnb.BadInput, match="type Silent has no create, update"):
             nqnb.connect(store=Silent())

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("turns", range(6))
-async def test_a_cancel_in_the_moment_of_the_event_is_not_swallowed(turns: int) -> None:
+async def test_a_cancel_at_the_moment_of_the_event_is_not_swallowed(turns: int) -> None:
     event = asyncio.Event()
     waiting = asyncio.ensure_future(first_of(event, timeout=10))
     await asyncio.sleep(0.01)
@@ -26,7 +26,7 @@ async def test_a_cancel_in_the_moment_of_the_event_is_not_swallowed(turns: int) 
         await waiting
 
 
-async def test_the_first_event_or_the_time_ends_the_wait() -> None:
+async def test_the_first_event_or_the_timeout_ends_the_wait() -> None:
     never, soon = asyncio.Event(), asyncio.Event()
     asyncio.get_running_loop().call_later(0.02, soon.set)
     await first_of(never, soon)

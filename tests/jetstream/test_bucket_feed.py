@@ -77,9 +77,7 @@ async def test_an_empty_bucket_is_complete_at_once(nq: nqnb.Client) -> None:
         assert await seen.until(complete=True) == TaskBatch(complete=True)
 
 
-async def test_what_is_there_comes_in_pages_and_then_what_changes(
-    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_entries_come_in_pages_and_then_changes(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
     tasks = await nq.submit_many("q", range(35))
     expected = {task.id: nqnb.Status.PENDING for task in tasks}
@@ -95,7 +93,7 @@ async def test_what_is_there_comes_in_pages_and_then_what_changes(
         await seen.until_it_is(expected)
 
 
-async def test_what_is_removed_is_gone(nq: nqnb.Client) -> None:
+async def test_a_deleted_key_is_reported_as_gone(nq: nqnb.Client) -> None:
     task = await nq.submit("q")
     async with watching(nq) as seen:
         await seen.until_it_is({task.id: nqnb.Status.PENDING})
@@ -103,7 +101,7 @@ async def test_what_is_removed_is_gone(nq: nqnb.Client) -> None:
         await seen.until_it_is({})
 
 
-async def test_what_is_removed_before_it_came_does_not_keep_it_from_being_complete(
+async def test_a_key_deleted_before_it_was_read_does_not_delay_completeness(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket_reader, "PAGE", 10)
@@ -120,14 +118,14 @@ async def test_what_is_removed_before_it_came_does_not_keep_it_from_being_comple
                 break
 
 
-async def test_what_is_no_task_is_left_out(nq: nqnb.Client) -> None:
+async def test_an_entry_that_is_not_a_task_is_left_out(nq: nqnb.Client) -> None:
     await nq.backend.states.create("odd", b"{")
     task = await nq.submit("q")
     async with watching(nq) as seen:
         await seen.until_it_is({task.id: nqnb.Status.PENDING})
 
 
-async def test_it_goes_on_where_it_ended_when_the_server_is_back(tmp_path: Path) -> None:
+async def test_the_feed_resumes_after_a_restart_of_the_server(tmp_path: Path) -> None:
     with nqnb.DevServer(store_dir=tmp_path) as server:
         url, port = server.url, int(server.url.rsplit(":", 1)[1])
         nq = await nqnb.connect(url, retry_for=20).open()
@@ -150,7 +148,7 @@ async def test_it_goes_on_where_it_ended_when_the_server_is_back(tmp_path: Path)
         await nq.close()
 
 
-async def test_a_store_that_was_lost_begins_anew(tmp_path: Path) -> None:
+async def test_a_store_that_was_lost_starts_again(tmp_path: Path) -> None:
     with nqnb.DevServer(store_dir=tmp_path / "one") as server:
         url, port = server.url, int(server.url.rsplit(":", 1)[1])
         nq = await nqnb.connect(url, retry_for=20).open()
@@ -168,7 +166,7 @@ async def test_a_store_that_was_lost_begins_anew(tmp_path: Path) -> None:
         await nq.close()
 
 
-async def test_a_store_that_is_set_back_begins_anew(tmp_path: Path) -> None:
+async def test_a_store_that_was_restored_starts_again(tmp_path: Path) -> None:
     with nqnb.DevServer(store_dir=tmp_path / "now") as server:
         url, port = server.url, int(server.url.rsplit(":", 1)[1])
         nq = await nqnb.connect(url, retry_for=20).open()
@@ -190,7 +188,7 @@ async def test_a_store_that_is_set_back_begins_anew(tmp_path: Path) -> None:
         await nq.close()
 
 
-async def test_what_a_quick_reconnect_has_lost_comes_all_the_same(server: nqnb.DevServer) -> None:
+async def test_messages_lost_in_a_quick_reconnect_are_read_again(server: nqnb.DevServer) -> None:
     async with (
         Proxy(server) as proxy,
         nqnb.connect(server.url) as other,
@@ -216,7 +214,7 @@ async def test_what_a_quick_reconnect_has_lost_comes_all_the_same(server: nqnb.D
         await seen.until_it_is(expected)
 
 
-async def test_a_message_that_got_lost_is_missed(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_message_is_noticed_and_read_again(nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     subscribe, dropped = Connection.subscribe, list[Message]()
 
     async def leaky(self: Connection, subject: str, hear: OnMessage) -> Any:
@@ -247,7 +245,7 @@ async def test_a_closed_client_ends_the_watch(settings: nqnb.Settings) -> None:
         await asyncio.wait_for(reading, 10)
 
 
-async def test_a_store_of_ones_own_is_looked_through(settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_custom_store_is_polled(settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async with nqnb.connect(settings, store=MemoryStore()) as nq:
         task = await nq.submit("q")
         async with watching(nq) as seen:
@@ -270,8 +268,8 @@ class Flaky(MemoryStore):
             yield entry
 
 
-@pytest.mark.parametrize("error", [nqnb.Unconfirmed("a blip"), ConnectionError("of somebody else's library")])
-async def test_a_store_of_ones_own_that_fails_is_lost_until_it_is_back(
+@pytest.mark.parametrize("error", [nqnb.Unconfirmed("a blip"), ConnectionError("of a foreign library")])
+async def test_a_failing_custom_store_is_reported_as_lost_until_it_recovers(
     settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     monkeypatch.setattr(bucket_reader.poll_store, "__defaults__", (0.05,))
@@ -292,7 +290,7 @@ async def test_a_store_of_ones_own_that_fails_is_lost_until_it_is_back(
 
 
 @pytest.mark.parametrize("failing", [None, nqnb.Unconfirmed("a blip")])
-async def test_a_closed_client_ends_the_watch_of_a_store_of_ones_own(
+async def test_a_closed_client_ends_the_watch_of_a_custom_store(
     settings: nqnb.Settings, failing: Exception | None
 ) -> None:
     store = Flaky()
