@@ -12,7 +12,7 @@ from html import escape
 from nqnb.frames import error_text, preview, run_time, share
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
-from nqnb.text import line
+from nqnb.text import line, long_duration
 from nqnb.widgets.row_content import attempt
 from nqnb.widgets.rows import Rows
 
@@ -78,19 +78,6 @@ def text(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: i
     )
 
 
-def span(seconds: float) -> str:
-    """Return a duration as the live table writes it: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``, ``3 d 2 h``."""
-    seconds = max(0.0, seconds)
-    if seconds < 60:
-        return f"{int(seconds * 10) / 10:.1f} s"
-    whole = int(seconds)
-    if seconds < 3600:
-        return f"{whole // 60} m {whole % 60:02} s"
-    if seconds < 86400:
-        return f"{whole // 3600} h {whole // 60 % 60:02} m"
-    return f"{whole // 86400} d {whole // 3600 % 24} h"
-
-
 def _table(rows: Rows, start: int, most: int) -> tuple[list[str], list[dict[str, str]]]:
     """Return the columns that are not empty, and the cells of each row."""
     lines = [_cells(rows.task(task_id)) for task_id in rows.page(start, most)]
@@ -109,7 +96,7 @@ def _cells(task: TaskInfo) -> dict[str, str]:
         "queue": line(task.queue, 30),
         "status": task.status.label,
         "attempt": attempt(task),
-        "run time": "" if ran is None else span(ran.total_seconds()),
+        "run time": "" if ran is None else long_duration(ran.total_seconds()),
         "worker": line(task.worker, 30),
         "payload": preview(task.payload, 48),
         "note": line(note, 80),

@@ -90,22 +90,6 @@ def test_nothing_to_show() -> None:
     assert "<table" not in snapshot.html(Rows())
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (-1, "0.0 s"),
-        (3.19, "3.1 s"),
-        (59.99, "59.9 s"),
-        (130, "2 m 10 s"),
-        (3599.9, "59 m 59 s"),
-        (3900, "1 h 05 m"),
-        (200_000, "2 d 7 h"),
-    ],
-)
-def test_lengths_of_time(seconds: float, text: str) -> None:
-    assert snapshot.span(seconds) == text
-
-
 def luminance(color: str) -> float:
     channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in channels]
