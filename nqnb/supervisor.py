@@ -60,7 +60,7 @@ def main(role: str, parent: int, *arguments: str) -> None:
     """
     if role == "server":
         locks, folder, *command = arguments
-        keep_server(parent, [int(each) for each in locks.split(",") if each], folder, command)
+        keep_server(parent, [int(lock) for lock in locks.split(",") if lock], folder, command)
     else:
         connection, module = arguments
         keep_task(parent, int(connection), module)
@@ -252,9 +252,9 @@ def _free_locks(locks: list[int]) -> None:
     if sys.platform != "win32":
         import fcntl  # late, as only the end needs it
 
-        for each in locks:
+        for lock in locks:
             with contextlib.suppress(OSError):
-                fcntl.flock(each, fcntl.LOCK_UN)
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 # -- the role "task" ---------------------------------------------------------------------------------------------------
@@ -312,9 +312,9 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
 def _close_all_but(*kept: int) -> None:
     """Close the descriptors that the worker's libraries leave open in every child."""
-    for each in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
+    for descriptor in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
         with contextlib.suppress(OSError):  # the folder's own, which is closed
-            os.close(each)
+            os.close(descriptor)
 
 
 def _read_path(worker: int) -> list[str] | None:

@@ -104,9 +104,9 @@ class Cluster:
             with contextlib.suppress(OSError, ValueError):
                 info = _ask(self.servers[number], f"STREAM.INFO.{stream}")
                 leader = (info.get("cluster") or {}).get("leader")
-                for each in self.running:
-                    if leader == _name(each):
-                        return each
+                for candidate in self.running:
+                    if leader == _name(candidate):
+                        return candidate
         return None
 
     def wait_for_leader(self, stream: str, seconds: float = READY_TIMEOUT_SECONDS) -> int:

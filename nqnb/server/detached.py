@@ -292,7 +292,7 @@ def _how_it_ended(server: Detached) -> str:
 
 
 def _belongs_to(server: Detached, pid: int) -> bool:
-    """Whether a process belongs to the server; the id may be that of another process or container by now."""
+    """Return whether a process belongs to the server; the id may be that of another process or container by now."""
     try:
         return os.fsencode(_run_folder()) in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -347,7 +347,7 @@ def make_home() -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Whether the folder exists, and no other user could have written into it."""
+    """Return whether the folder exists, and no other user could have written into it."""
     try:
         found = folder.stat()
     except OSError:
@@ -404,7 +404,7 @@ def hold_lock(folder: Path) -> Iterator[int | None]:
 
 
 def is_lock_held(folder: Path) -> bool | None:
-    """Whether the supervisor lives; None if the system cannot tell."""
+    """Return whether the supervisor lives; None if the system cannot tell."""
     if sys.platform == "win32":
         return None
     import fcntl

@@ -105,7 +105,7 @@ def make_handler(
         signature = inspect.signature(function)
         target = inspect.unwrap(function)
         is_coroutine = any(
-            inspect.iscoroutinefunction(each) for each in (function, target, vars(type(target)).get("__call__"))
+            inspect.iscoroutinefunction(part) for part in (function, target, vars(type(target)).get("__call__"))
         )
     except Exception:  # noqa: BLE001  a foreign object may fail in any way
         raise InvalidHandler(
@@ -122,7 +122,7 @@ def make_handler(
         for parameter in signature.parameters.values()
         if parameter.default is parameter.empty and parameter.kind in (*positional, inspect.Parameter.KEYWORD_ONLY)
     ]
-    if not parameters or len(required) > 2 or any(each.kind is each.KEYWORD_ONLY for each in required):
+    if not parameters or len(required) > 2 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in required):
         raise InvalidHandler(
             f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload). Change its parameters."
         )

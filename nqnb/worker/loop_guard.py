@@ -185,7 +185,7 @@ class Guard:
         if self._connection is None and self._opening is None and now >= self._next_try:
             self._next_try = now + _RETRY_SECONDS
             # Connecting takes a while, so the guard connects early if a handler may block the loop.
-            if blocked or any(each.isolation == "coroutine" for each in list(self._handlers.values())):
+            if blocked or any(handler.isolation == "coroutine" for handler in list(self._handlers.values())):
                 self._opening = spawn(self._open())
         if not blocked:
             if self._blocked_since:
@@ -203,7 +203,7 @@ class Guard:
             # A round whose answers are slow must not delay the next one.
             self._next_round = now + self._round_seconds
             self._rounds.add(spawn(self._keep(self._connection, self._presence)))
-            self._rounds = {each for each in self._rounds if not each.done()}
+            self._rounds = {task for task in self._rounds if not task.done()}
         if blocked >= _SHORTEST_LOGGED_SECONDS and now >= self._next_warning:
             self._next_warning = now + REPEAT_SECONDS
             self._warn(blocked)
@@ -332,7 +332,7 @@ class Guard:
 
 
 def _is_renewable(run: Run) -> bool:
-    """Whether the guard may renew a lease: it has not run out, and no other worker is to have the task."""
+    """Return whether the guard may renew a lease: it has not run out, and no other worker is to have the task."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 

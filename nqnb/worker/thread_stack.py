@@ -61,14 +61,14 @@ class Place(NamedTuple):
         except KeyError:  # it has ended
             return None
         start = _index_of(frames, _STARTERS)
-        ours = [each for each in frames[:start] if module_of(each) not in _WRAPPERS]
+        called = [frame for frame in frames[:start] if module_of(frame) not in _WRAPPERS]
         if start == len(frames):
             # What the loop called: the code behind the last line of asyncio.
-            ours = ours[: next((at for at, each in enumerate(ours) if _is_loop(each)), len(ours))]
-        if not ours:
+            called = called[: next((at for at, frame in enumerate(called) if _is_loop(frame)), len(called))]
+        if not called:
             return None
-        inner, outer = ours[0], ours[-1]
-        shown = next(each for each in ours if each.f_code.co_filename == outer.f_code.co_filename)
+        inner, outer = called[0], called[-1]
+        shown = next(frame for frame in called if frame.f_code.co_filename == outer.f_code.co_filename)
         inside = "" if shown is inner else f" (inside {_line(inner)})"
         return cls(f"{_line(shown)}{inside}", in_handler=start < len(frames))
 

@@ -331,8 +331,8 @@ class Worker:
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for each in waits:
-                each.cancel()
+            for waiter in waits:
+                waiter.cancel()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -340,12 +340,12 @@ class Worker:
         caught: list[signal.Signals] = []
         if sys.platform != "win32":
             actions = {signal.SIGINT: self.request_stop, signal.SIGTERM: self.request_stop, signal.SIGTSTP: self.pause}
-            for each, action in actions.items():
+            for number, action in actions.items():
                 with contextlib.suppress(ValueError, RuntimeError):
-                    loop.add_signal_handler(each, action)
-                    caught.append(each)
+                    loop.add_signal_handler(number, action)
+                    caught.append(number)
         try:
             yield
         finally:
-            for each in caught:
-                loop.remove_signal_handler(each)
+            for number in caught:
+                loop.remove_signal_handler(number)

@@ -95,7 +95,7 @@ class ProcessExecutor(Executor):
         return self._outcome or self._without_outcome(status)
 
     def _is_judged(self) -> bool:
-        """Whether ``is_failure`` will see what the handler has raised."""
+        """Return whether ``is_failure`` will see what the handler has raised."""
         retries_left = self._job.attempt <= self._job.max_retry
         return self._handler.is_failure is not None and retries_left and not self._stopping
 

@@ -286,7 +286,7 @@ def _failure(error: BaseException) -> tuple[Any, ...]:
 def _notes(error: BaseException) -> list[str]:
     notes = getattr(error, "__notes__", None)
     return (
-        [str.__str__(each)[:_MOST_TEXT_CHARACTERS] for each in notes if isinstance(each, str)]
+        [str.__str__(note)[:_MOST_TEXT_CHARACTERS] for note in notes if isinstance(note, str)]
         if type(notes) is list
         else []
     )

@@ -174,7 +174,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 
 
 def _is_guarded(stack: list[FrameType]) -> bool:
-    """Whether a frame belongs to code that may hold a lock; the handler's frames come last."""
+    """Return whether a frame belongs to code that may hold a lock; the handler's frames come last."""
     modules = [_package(frame) for frame in stack if not _is_report(frame)]
     # A handler may be nqnb's own, or be wrapped by nqnb, as in notebooks.
     while modules and modules[-1] == _NQNB:
@@ -183,7 +183,7 @@ def _is_guarded(stack: list[FrameType]) -> bool:
 
 
 def _is_report(frame: FrameType) -> bool:
-    """Whether the frame reports progress or a log line to a `Job`, which acquires no lock."""
+    """Return whether the frame reports progress or a log line to a `Job`, which acquires no lock."""
     return module_of(frame) in _REPORT_MODULES and frame.f_code is not StopFlag.wait.__code__
 
 
@@ -317,7 +317,7 @@ def _trap(
 
 
 def _is_log_call(frame: FrameType) -> bool:
-    """Whether the frame is between a log call and its record; a log handler that logs itself runs other code."""
+    """Return whether the frame is between a log call and its record; a log handler that logs itself runs other code."""
     return frame.f_code in _LOG_CALLS
 
 
@@ -331,5 +331,5 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Whether the frame waits in a condition: all that it has acquired, it releases in a ``finally`` or a ``with``."""
+    """Return whether the frame waits in a condition: it releases all that it has acquired by ``finally`` or ``with``."""
     return _package(frame) in ("threading", "queue", "concurrent")
