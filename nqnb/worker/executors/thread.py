@@ -331,5 +331,5 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Return whether the frame waits in a condition, which releases all that it has acquired by ``finally`` or ``with``."""
+    """Return whether the frame waits in a condition, which releases whatever it has acquired when it fails."""
     return _package(frame) in ("threading", "queue", "concurrent")
