@@ -231,10 +231,12 @@ def _prepare(
     except InvalidHandler as error:
         if isolation is None or (isinstance(isolation, str) and isolation in get_args(KernelIsolation)):
             raise
-        raise InvalidHandler(f"{error}, or 'kernel' for a coroutine on the kernel's own loop") from None
+        raise InvalidHandler(
+            f"{str(error).removesuffix('.')}; 'kernel' runs a coroutine on the kernel's own loop."
+        ) from None
     except TypeError as error:
         raise BadInput(
-            f"{error}: the options of a handler are concurrency, isolation, backoff, grace, is_failure"
+            f"the handler's options are invalid: {error}. Use concurrency, isolation, backoff, grace or is_failure."
         ) from None
     if kernel is not None and not handler.is_coroutine:
         raise InvalidHandler(

@@ -103,7 +103,7 @@ class SubmitProgress:
 
 
 def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str:
-    """Return a text as HTML, with a progress bar before it while the work goes on."""
+    """Return text as HTML, with a progress bar before it while the work goes on."""
     if finished:
         return escape(text)
     value = "" if total is None else f' value="{done}"'

@@ -59,7 +59,9 @@ class Call(Generic[T]):
             return self._ended.wait(seconds)
         while not self._ended.wait(INTERRUPT_CHECK_SECONDS / (1 if meanwhile is None else 4)):
             if self._loop is None or self._loop.is_closed():
-                raise ConnectionFailed("the session was closed during the call")
+                raise ConnectionFailed(
+                    "the call was cancelled: the session was closed during the call. Open a session again."
+                )
             if meanwhile is not None:
                 meanwhile()
         return True
@@ -69,7 +71,9 @@ class Call(Generic[T]):
         try:
             return self._future.result(0)
         except concurrent.futures.CancelledError:
-            raise ConnectionFailed("the session was closed during the call") from None
+            raise ConnectionFailed(
+                "the call was cancelled: the session was closed during the call. Open a session again."
+            ) from None
 
     def cancel(self) -> None:
         """Cancel the coroutine; nothing happens where it has ended."""

@@ -494,7 +494,9 @@ class Session:
         try:
             return LOOP.call(asyncio.wait_for(coroutine, seconds))
         except asyncio.TimeoutError:
-            raise ConnectionFailed(f"{', '.join(self.settings.urls)} does not answer now") from None
+            raise ConnectionFailed(
+                f"{', '.join(self.settings.urls)} did not answer within {seconds:g} s. Try again in a moment."
+            ) from None
 
     def wait_for_tasks(
         self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None

@@ -49,7 +49,9 @@ class Card:
         self.version = client.server_version
         backend = client.backend
         if not backend.connected:
-            raise ConnectionFailed("the server is not connected; the session resumes when it is back")
+            raise ConnectionFailed(
+                "the server is not connected: it is down or unreachable. The session resumes when it is back."
+            )
         self.jetstream = _usage(await _allowed(backend.account_info()))
         self.queues = await _allowed(client.queues())
         self.workers = await _allowed(client.workers())

@@ -102,7 +102,7 @@ def test_rows_below_the_pointer_stay_where_they_are(bench: Bench) -> None:
     assert bench.ids[:5] == ["r1", "r2", "p2", "p1", "new"]
 
 
-def test_a_pointer_that_rests_does_not_hold_for_ever(bench: Bench) -> None:
+def test_a_resting_pointer_holds_the_order_only_for_a_while(bench: Bench) -> None:
     bench.page.clock.install()
     bench.button("p1").hover()
     bench.settle()
@@ -224,7 +224,7 @@ def test_filter_search_sort_and_page(bench: Bench) -> None:
     page.fill("input[type=search]", "nothing at all")
     bench.until(lambda: text(bench, ".nq-empty") == "No task matches.")
     page.fill("input[type=search]", "")
-    # Whoever goes on at once has typed it all the same.
+    # A user who continues at once has typed it all the same.
     page.locator("[data-sort=id]").click()
     bench.until(lambda: text(bench, ".nq-where") == "1 \u2013 37 of 37")
 

@@ -1,4 +1,4 @@
-"""The stop button: a wait ends at once, says what goes on, and leaves the kernel as it was."""
+"""The stop button: a wait ends at once, reports the task, and leaves the kernel as it was."""
 
 from __future__ import annotations
 

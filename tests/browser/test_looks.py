@@ -1,4 +1,4 @@
-"""Pictures of what a person sees, for somebody to look at; and that the table fits, and is readable, where it is."""
+"""Pictures of the page, for a review by eye; and that the table fits, and is readable, where it is."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_what_widgets_sent_is_handled_and_the_rest_stays_in_its_order(kernel: SmallKernel) -> None:
+def test_messages_of_widgets_are_handled_and_the_others_keep_their_order(kernel: SmallKernel) -> None:
     of_an_event_loop = (0, print, ())
     kernel.send("execute_request", "one")
     kernel.send("comm_msg", "press")
@@ -133,7 +133,7 @@ def test_each_message_is_busy_and_idle_and_then_the_cell_is_busy_again(kernel: S
     assert kernel.get_parent("shell") is cell
 
 
-def test_it_is_not_entered_again_from_what_it_has_set_off(kernel: SmallKernel) -> None:
+def test_the_pump_is_not_entered_again_from_a_message_handler(kernel: SmallKernel) -> None:
     made = comm_pump.Pump(kernel)
     kernel.on_message = lambda data: made()
     kernel.send("comm_msg", 1)
@@ -143,7 +143,7 @@ def test_it_is_not_entered_again_from_what_it_has_set_off(kernel: SmallKernel) -
                            "busy the cell"]  # fmt: skip
 
 
-def test_outside_of_a_cell_all_is_left_to_the_kernel(kernel: SmallKernel) -> None:
+def test_outside_of_a_cell_the_kernel_handles_all_messages(kernel: SmallKernel) -> None:
     kernel.set_parent([b"page"], kernel.page.msg("comm_msg"), "shell")
     kernel.send("comm_msg", "press")
     comm_pump.Pump(kernel)()
@@ -151,7 +151,7 @@ def test_outside_of_a_cell_all_is_left_to_the_kernel(kernel: SmallKernel) -> Non
     assert len(kernel.shell_stream.sent) == 1
 
 
-def test_an_interrupt_of_what_it_runs_leaves_the_rest_to_the_kernel(kernel: SmallKernel) -> None:
+def test_after_an_interrupted_message_handler_the_kernel_handles_the_rest(kernel: SmallKernel) -> None:
     cell = kernel.get_parent("shell")
     kernel.on_message = lambda data: interrupt()
     kernel.send("execute_request", "later")
@@ -165,7 +165,7 @@ def test_an_interrupt_of_what_it_runs_leaves_the_rest_to_the_kernel(kernel: Smal
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_while_it_looks_loses_no_message(kernel: SmallKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_during_the_look_loses_no_message(kernel: SmallKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(3):
         kernel.send("execute_request", n)
     arrive = kernel.shell_stream.arrive
@@ -180,7 +180,7 @@ def test_an_interrupt_while_it_looks_loses_no_message(kernel: SmallKernel, monke
     assert kernel.left() == [0, 1, 2]
 
 
-def test_an_error_in_a_handler_is_the_handlers(kernel: SmallKernel, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_in_a_message_handler_is_logged(kernel: SmallKernel, caplog: pytest.LogCaptureFixture) -> None:
     def fail(data: Any) -> None:
         raise ValueError(data)
 
@@ -192,14 +192,14 @@ def test_an_error_in_a_handler_is_the_handlers(kernel: SmallKernel, caplog: pyte
     assert kernel.seen[-1] == "busy the cell"
 
 
-def test_a_message_with_another_key_is_not_obeyed(kernel: SmallKernel) -> None:
+def test_a_message_with_a_wrong_signature_is_not_handled(kernel: SmallKernel) -> None:
     kernel.page = Session(key=b"guessed")
     kernel.send("comm_msg", "press")
     comm_pump.Pump(kernel)()
     assert kernel.seen == []
 
 
-def test_a_kernel_that_is_made_otherwise_is_left_alone(
+def test_a_different_kernel_is_left_unchanged(
     monkeypatch: pytest.MonkeyPatch, kernel: SmallKernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     del kernel.msg_queue
@@ -214,17 +214,17 @@ def test_a_kernel_that_is_made_otherwise_is_left_alone(
 @pytest.mark.parametrize(
     ("version", "needed"), [("", False), ("6.29.5", True), ("6.31.0", True), ("7.0.0", False), ("7.4.0", False)]
 )
-def test_which_kernels_need_it(version: str, needed: bool) -> None:
+def test_ipykernel_6_needs_the_pump(version: str, needed: bool) -> None:
     assert comm_pump.needed(version) is needed
 
 
-def test_no_wait_is_touched_where_there_is_no_kernel() -> None:
+def test_without_a_kernel_waits_are_unchanged() -> None:
     comm_pump.begin()
     assert LOOP.meanwhile is None
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_fork_does_not_pump_its_parents_kernel() -> None:
+def test_a_fork_does_not_pump_the_kernel_of_its_parent() -> None:
     loop = Loop()
     loop.meanwhile = print
     loop.reset()
@@ -281,7 +281,7 @@ def send(cells: Kernel, kind: str, **content: Any) -> str:
 @pytest.mark.full
 @pytest.mark.timeout(400)
 @pytest.mark.skipif(sys.platform == "win32", reason="an environment's Python lies elsewhere there")
-def test_in_the_kernels_that_need_it(old: Kernel) -> None:
+def test_buttons_work_during_a_wait_in_ipykernel_6(old: Kernel) -> None:
     old.run(WAITS)
     waiting = old.start("print('before')\nLOOP.call(presses.get())\nprint('after')")
     old.until(waiting, "before")

@@ -1,4 +1,4 @@
-"""The worker in the kernel: handlers that are swapped, prints that go to their task's log, the kernel's own loop."""
+"""The handlers of a kernel: swaps, prints that go to the log of their task, the kernel's own loop."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def session(server: nqnb.DevServer) -> Iterator[Session]:
 
 
 class TestSwap:
-    def test_what_runs_ends_on_the_old_one_and_what_comes_runs_on_the_new_one(self, session: Session) -> None:
+    def test_running_tasks_finish_with_the_old_handler_and_later_ones_use_the_new(self, session: Session) -> None:
         began, go = threading.Event(), threading.Event()
 
         @session.handler("resize", concurrency=1)
@@ -67,7 +67,7 @@ class TestSwap:
         )
         assert len(session.workers()) == 1
 
-    def test_what_has_come_and_not_begun_runs_on_the_new_one(self, server: nqnb.DevServer) -> None:
+    def test_tasks_that_were_pulled_but_not_started_use_the_new_handler(self, server: nqnb.DevServer) -> None:
         claiming, go = threading.Event(), threading.Event()
 
         class Slow(nqnb.MemoryStore):
@@ -90,29 +90,29 @@ class TestSwap:
         finally:
             session.down()
 
-    def test_it_may_change_all_its_ways(self, session: Session) -> None:
-        def whoever(job: nqnb.Job) -> list[object]:
+    def test_every_option_of_a_handler_can_be_swapped(self, session: Session) -> None:
+        def count_session(job: nqnb.Job) -> list[object]:
             return [os.getpid(), threading.current_thread() is threading.main_thread()]
 
-        session.handler("resize")(whoever)
+        session.handler("resize")(count_session)
         assert session.submit("resize").result(10) == [os.getpid(), False]
         if os.name == "posix":
-            session.handler("resize", isolation="process")(whoever)
+            session.handler("resize", isolation="process")(count_session)
             pid, main = session.submit("resize").result(20)
             assert pid != os.getpid()
             assert main
-        session.handler("resize", isolation="thread", concurrency=5)(whoever)
+        session.handler("resize", isolation="thread", concurrency=5)(count_session)
         assert session.submit("resize").result(10) == [os.getpid(), False]
         assert session.local["resize"].concurrency == 5
         # What cannot be a handler leaves the one that is there.
         for wrong in ({"isolation": "fiber"}, {"concurrency": 0}, {"grace": -1}):
             with pytest.raises(nqnb.BadInput):
-                session.handler("resize", **wrong)(whoever)
+                session.handler("resize", **wrong)(count_session)
         with pytest.raises(nqnb.InvalidHandler):
             session.handler("resize")(lambda: None)
         assert session.submit("resize").result(10) == [os.getpid(), False]
 
-    def test_twenty_times_under_load_nothing_is_lost_and_nothing_runs_on_an_old_one(self, session: Session) -> None:
+    def test_twenty_swaps_under_load_lose_no_task_and_start_none_on_an_old_handler(self, session: Session) -> None:
         runs: list[tuple[int, str, float]] = []
         swapped: dict[int, float] = {}
         threads = threading.active_count()
@@ -153,7 +153,7 @@ class TestSwap:
         until(lambda: threading.active_count() <= threads + 1, 5)
         assert len(session.local) == 1
 
-    def test_stop_hands_back_what_runs_and_the_streams_are_what_they_were(self, session: Session) -> None:
+    def test_stop_redelivers_running_tasks_and_restores_the_streams(self, session: Session) -> None:
         before = sys.stdout, sys.stderr
         began = threading.Event()
 
@@ -188,7 +188,7 @@ class TestSwap:
 
         assert task.result(20) == "done"
 
-    def test_a_cancel_stops_what_runs_here(self, session: Session) -> None:
+    def test_a_cancel_stops_a_task_in_this_kernel(self, session: Session) -> None:
         @session.handler("resize", grace=0.1)
         def resize(job: nqnb.Job) -> None:
             while True:
@@ -218,7 +218,7 @@ class TestSwap:
         assert (awaited, fetched) == (0, "resize")
 
     @posix
-    def test_a_session_does_not_travel_to_a_process(self, session: Session) -> None:
+    def test_a_session_cannot_be_pickled_into_a_process(self, session: Session) -> None:
         @session.handler("resize", isolation="process")
         def resize(job: nqnb.Job) -> None:
             session.submit("other")
@@ -229,7 +229,9 @@ class TestSwap:
 
 class TestPrints:
     @pytest.mark.parametrize("kind", ["thread", "coroutine", pytest.param("process", marks=posix)])
-    def test_go_to_the_log_of_their_task(self, session: Session, kind: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_prints_go_to_the_log_of_their_task(
+        self, session: Session, kind: Any, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         def speak(job: nqnb.Job, payload: str) -> None:
             print(payload, "first")
             print("second\nthird", end=" ")
@@ -257,7 +259,7 @@ class TestPrints:
         print("mine")
         assert capfd.readouterr().out == "mine\n"
 
-    def test_of_threads_that_a_task_starts_are_its_own(
+    def test_prints_of_threads_that_a_task_starts_go_to_its_log(
         self, session: Session, capfd: pytest.CaptureFixture[str]
     ) -> None:
         later = threading.Event()
@@ -282,7 +284,7 @@ class TestPrints:
         session.local.stop()
         assert threading.Thread.start is not starts
 
-    def test_are_capped(self, session: Session) -> None:
+    def test_prints_are_capped(self, session: Session) -> None:
         @session.handler("resize")
         def resize(job: nqnb.Job) -> None:
             for number in range(1000):
@@ -297,7 +299,7 @@ class TestPrints:
         assert "yyy" in log[-1]
 
     @posix
-    def test_of_a_process_are_all_that_it_and_its_children_write(
+    def test_all_output_of_a_process_and_its_children_is_captured(
         self, session: Session, capfd: pytest.CaptureFixture[str]
     ) -> None:
         @session.handler("resize", isolation="process")
@@ -329,7 +331,7 @@ class TestPrints:
         assert "print_capture.py" not in str(caught.value.traceback)
         assert "executors" not in str(caught.value.traceback)
 
-    def test_are_heard_where_something_has_redirected_them(self, session: Session) -> None:
+    def test_prints_are_captured_where_the_streams_were_redirected(self, session: Session) -> None:
         @session.handler("resize")
         def resize(job: nqnb.Job) -> None:
             print("from the task")
@@ -397,7 +399,7 @@ class TestInAKernel:
         cells.run("began = []\ntask = nq.submit('touch', 0)\ntime.sleep(0.5)\nreceipt = task.cancel(wait=5)")
         assert cells.run("await asyncio.sleep(0.2)\nprint(receipt.status.label, began)").stdout == "cancelled []\n"
 
-    def test_on_the_kernels_loop_stopped_is_what_has_really_ended(self, cells: Kernel) -> None:
+    def test_on_the_kernels_loop_a_task_counts_as_stopped_once_its_code_has_ended(self, cells: Kernel) -> None:
         cells.run(
             "@nq.handler('touch', isolation='kernel', grace=5)\n"
             "async def touch(job):\n"
@@ -439,11 +441,11 @@ class TestInAKernel:
         assert f"task {task.id} of queue block" in told
         assert ":5 in block. Its lease is kept" in told
 
-    def test_the_kernels_loop_takes_only_coroutines(self, cells: Kernel) -> None:
+    def test_the_kernels_loop_runs_only_coroutines(self, cells: Kernel) -> None:
         ended = cells.end(cells.start("@nq.handler('touch', isolation='kernel')\ndef touch(job): pass"))
         assert ended.error.startswith("InvalidHandler: isolation='kernel' takes an async function")
 
-    def test_a_failure_there_shows_the_handlers_own_frames(self, cells: Kernel) -> None:
+    def test_a_failure_on_the_kernels_loop_shows_the_handlers_own_frames(self, cells: Kernel) -> None:
         cells.run("@nq.handler('touch', isolation='kernel')\nasync def touch(job): return 1 / 0")
         cells.run("task = nq.submit('touch')\nwhile not task.status().terminal: await asyncio.sleep(0.01)")
         trace = cells.run("print(task.fetch().error.traceback)").stdout
@@ -451,7 +453,7 @@ class TestInAKernel:
         assert "nqnb" not in trace
 
 
-def test_without_a_kernel_there_is_no_loop_of_its_own(session: Session) -> None:
+def test_isolation_kernel_needs_a_kernel(session: Session) -> None:
     with pytest.raises(nqnb.InvalidHandler, match="none runs here"):
 
         @session.handler("touch", isolation="kernel")

@@ -84,7 +84,7 @@ def test_a_coroutine_that_does_not_end_delays_an_interrupt_only_a_moment(loop: L
     assert took < 1.5, "a fifth of a second, on a machine that is not busy"
 
 
-def test_the_loop_does_not_wait_for_itself(loop: Loop) -> None:
+def test_a_call_from_the_loop_itself_is_refused(loop: Loop) -> None:
     async def ask() -> None:
         loop.call(asyncio.sleep(0))
 
@@ -92,7 +92,7 @@ def test_the_loop_does_not_wait_for_itself(loop: Loop) -> None:
         loop.call(ask())
 
 
-def test_it_can_be_awaited_from_another_loop_and_is_cancelled_with_its_waiter(loop: Loop) -> None:
+def test_a_call_can_be_awaited_from_another_loop_and_is_cancelled_with_its_waiter(loop: Loop) -> None:
     cancelled = threading.Event()
 
     async def wait() -> str:
@@ -113,7 +113,7 @@ def test_it_can_be_awaited_from_another_loop_and_is_cancelled_with_its_waiter(lo
     assert cancelled.wait(2)
 
 
-def test_what_nobody_waits_for_is_kept_from_the_garbage_collector(loop: Loop) -> None:
+def test_a_call_without_a_waiter_is_kept_from_the_garbage_collector(loop: Loop) -> None:
     ended = threading.Event()
 
     async def wait() -> None:
@@ -130,7 +130,7 @@ def test_what_nobody_waits_for_is_kept_from_the_garbage_collector(loop: Loop) ->
     assert ended.is_set()
 
 
-def test_stopping_ends_what_is_on_it_and_leaves_no_thread_and_no_descriptor(loop: Loop) -> None:
+def test_stop_cancels_all_tasks_and_leaves_no_thread_and_no_descriptor(loop: Loop) -> None:
     before = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else set()
     ended = threading.Event()
 
@@ -150,10 +150,10 @@ def test_stopping_ends_what_is_on_it_and_leaves_no_thread_and_no_descriptor(loop
         call.result()
     if sys.platform == "linux":
         assert set(os.listdir("/proc/self/fd")) == before
-    assert loop.call(asyncio.sleep(0, "begins anew")) == "begins anew"
+    assert loop.call(asyncio.sleep(0, "starts again")) == "starts again"
 
 
-def test_who_waits_is_let_go_when_the_loop_stops(loop: Loop) -> None:
+def test_a_waiting_call_ends_when_the_loop_stops(loop: Loop) -> None:
     timer = threading.Timer(0.1, loop.stop)
     timer.start()
     with pytest.raises(ConnectionFailed, match="closed during the call"):
@@ -177,7 +177,7 @@ LOOP.call(asyncio.sleep(0))
 """
 
 
-def test_the_end_of_the_process_waits_for_nothing_that_is_on_it() -> None:
+def test_the_end_of_the_process_does_not_wait_for_the_loop() -> None:
     began = time.monotonic()
     program = PROGRAM + "LOOP.begin(stubborn()); LOOP.call(asyncio.sleep(0.01)); print('over')"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
@@ -186,7 +186,7 @@ def test_the_end_of_the_process_waits_for_nothing_that_is_on_it() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_fork_has_a_loop_of_its_own_and_leaves_the_parents_alone() -> None:
+def test_a_fork_has_its_own_loop_and_leaves_the_parents_alone() -> None:
     program = (
         PROGRAM
         + """
@@ -208,7 +208,7 @@ print(code, LOOP.call(asyncio.sleep(0.01, "alive")))
     assert done.stdout == "7 alive\n", done.stderr
 
 
-def test_it_keeps_its_own_ways_when_asyncio_is_made_reentrant() -> None:
+def test_the_loop_is_unchanged_when_asyncio_is_made_reentrant() -> None:
     program = (
         PROGRAM
         + """

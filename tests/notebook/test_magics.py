@@ -51,7 +51,7 @@ def cells(plain: Shell, url: str) -> Shell:
 
 @pytest.fixture
 def queue(request: pytest.FixtureRequest) -> str:
-    """A queue of the test's own, for they share a server."""
+    """A queue for this test alone: the tests share a server."""
     name: str = request.node.name
     return name.partition("[")[0].removeprefix("test_")[:40]
 
@@ -60,7 +60,7 @@ def nq(cells: Shell, line: str) -> Any:
     return cells.run(f"%nq {line}").value
 
 
-class TestWhatACommandGives:
+class TestResults:
     def test_submit_gives_a_task_or_many(self, cells: Shell, queue: str) -> None:
         task = nq(cells, f"submit {queue} 1")
         assert isinstance(task, SessionTask)
@@ -170,13 +170,13 @@ class TestWhatACommandGives:
         options = {option for each in command_tree.tree.commands["submit"].params for option in each.opts}
         assert not {"-o", "--out", "--quiet"} & options
 
-    def test_what_makes_no_sense_in_a_cell_says_what_does(self, plain: Shell) -> None:
+    def test_worker_is_refused_and_names_the_alternative(self, plain: Shell) -> None:
         assert "%%nq handler QUEUE or @nq.handler(QUEUE)" in plain.refused("%nq worker jobs:worker --processes 4")
         assert session_registry.opened() == []
 
 
 class TestTheLine:
-    def test_json_arrives_as_it_was_typed(self, cells: Shell, queue: str) -> None:
+    def test_json_needs_no_quotes(self, cells: Shell, queue: str) -> None:
         cells.run("b, HOME = 'expanded', 'expanded'")
         for typed, sent in {
             '\'{"a": "$HOME {b} {{b}} $$b", "c": {"d": [1]}}\'': '{"a": "$HOME {b} {{b}} $$b", "c": {"d": [1]}}',
@@ -187,7 +187,7 @@ class TestTheLine:
         }.items():
             assert nq(cells, f"submit {queue} {typed}").fetch().payload.decode() == sent
 
-    def test_words_are_those_of_a_shell(self) -> None:
+    def test_words_are_split_as_in_a_shell(self) -> None:
         assert words("a 'b c' \"d 'e'\" f\\ g h'i'\"j\" ''", windows=False) == ["a", "b c", "d 'e'", "f g", "hij", ""]
         assert words(r"--file C:\new\x.json 'C:\a b'", windows=True) == ["--file", r"C:\new\x.json", r"C:\a b"]
         assert words("  ", windows=False) == []
@@ -196,13 +196,13 @@ class TestTheLine:
         with pytest.raises(nqnb.BadInput, match="a quote is not closed"):
             words("it's", windows=False)
 
-    def test_words_that_are_just_typed(self) -> None:
+    def test_incomplete_words_are_split_too(self) -> None:
         assert words_to_complete("submit re", windows=False) == (["submit"], "re")
         assert words_to_complete("submit ", windows=False) == (["submit"], "")
         assert words_to_complete("", windows=False) == ([], "")
         assert words_to_complete("submit 'a b", windows=False) == (["submit"], "a b")
 
-    def test_what_it_returns_is_kept_or_not_shown(self, cells: Shell, queue: str) -> None:
+    def test_the_result_is_kept_as_a_variable_or_not_shown(self, cells: Shell, queue: str) -> None:
         ran = cells.run(f"%nq submit {queue} 1 -o task -q")
         assert (ran.value, ran.out, ran.err) == (None, "", "")
         assert isinstance(cells.ip.user_ns["task"], SessionTask)
@@ -263,7 +263,7 @@ class TestTheLine:
             with pytest.raises(kind):
                 cells.ip.run_line_magic("nq", line)
 
-    def test_a_bug_of_ours_shows_its_traceback(self, cells: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bug_in_nqnb_shows_its_traceback(self, cells: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("nqnb.notebook.magics.cell_results.result", lambda *_: 1 / 0)
         ran = cells.attempt("%nq version")
         assert isinstance(ran.error, ZeroDivisionError)
@@ -271,7 +271,9 @@ class TestTheLine:
 
 
 class TestWhichServer:
-    def test_one_command_elsewhere_does_not_change_what_is_meant(self, cells: Shell, url: str, queue: str) -> None:
+    def test_a_command_for_another_server_does_not_change_the_current_session(
+        self, cells: Shell, url: str, queue: str
+    ) -> None:
         with nqnb.DevServer() as other:
             task = nq(cells, f"submit {queue} 1 -u {other.url}")
             assert task.status() is Status.PENDING
@@ -284,7 +286,7 @@ class TestWhichServer:
             assert nqnb.session().settings.url == url
         assert "the one given" not in cells.run("%nq queues").out
 
-    def test_a_command_connects_by_itself_and_says_where(
+    def test_a_command_connects_by_itself_and_names_the_server(
         self, plain: Shell, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("NATS_URL", url)
@@ -294,7 +296,7 @@ class TestWhichServer:
         assert plain.run("%nq down").out == "no session is open\n"
 
     @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
-    def test_ones_own_server_is_started_and_stopped(
+    def test_the_detached_server_is_started_and_stopped(
         self, plain: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
         for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"):
@@ -317,7 +319,7 @@ class TestWhichServer:
 
 
 class TestConfirm:
-    def test_a_person_is_asked(self, cells: Shell, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_user_is_asked(self, cells: Shell, queue: str, monkeypatch: pytest.MonkeyPatch) -> None:
         task = nq(cells, f"submit {queue} 1")
         asked: list[str] = []
         answers = iter(["no", "", "y"])
@@ -336,7 +338,7 @@ class TestConfirm:
         assert list(nq(cells, f"cancel --queue {queue}").status) == ["deleted"]
         assert asked == ["Cancel 1 task? [y/N]: "] * 3
 
-    def test_nobody_is_a_refusal(self, cells: Shell, queue: str) -> None:
+    def test_without_a_user_a_question_is_refused(self, cells: Shell, queue: str) -> None:
         task = nq(cells, f"submit {queue} 1")
         assert "stdin is not a terminal. Add --yes" in cells.refused_after(f"%nq queue purge {queue}")
         assert task.status() is Status.PENDING
@@ -367,7 +369,7 @@ class TestHandlerCells:
         )
         assert nq(cells, f"submit {queue} 1 --wait 10") == os.getcwd() * 2
 
-    def test_its_errors_show_the_cell_alone(self, cells: Shell, queue: str) -> None:
+    def test_an_error_in_the_cell_shows_only_the_cell(self, cells: Shell, queue: str) -> None:
         ran = cells.attempt(f"%%nq handler {queue}\ndef work(job): pass\n\nnobody")
         assert isinstance(ran.error, NameError)
         assert "----> 3 nobody" in ran.out
@@ -388,7 +390,9 @@ class TestHandlerCells:
             ("def work(): pass", "work"),
         ],
     )
-    def test_what_cannot_handle_is_one_line(self, cells: Shell, queue: str, body: str, said: str) -> None:
+    def test_a_cell_without_a_valid_handler_is_refused_in_one_line(
+        self, cells: Shell, queue: str, body: str, said: str
+    ) -> None:
         assert said in cells.refused(f"%%nq handler {queue}\n{body}")
 
 
@@ -407,11 +411,11 @@ class TestCompletion:
             ("%nq task st", ["status"]),
         ],
     )
-    def test_of_commands_options_and_states(self, plain: Shell, line: str, offered: list[str]) -> None:
+    def test_commands_options_and_states_are_completed(self, plain: Shell, line: str, offered: list[str]) -> None:
         assert plain.completed(line) == offered
         assert session_registry.opened() == []
 
-    def test_of_queues_and_ids(self, cells: Shell, queue: str) -> None:
+    def test_queues_and_ids_are_completed(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1 --id {queue}-id")
         half = queue[:-2]
         for line in (
@@ -425,13 +429,15 @@ class TestCompletion:
             assert cells.completed(line) == [f"{queue}-id"], line
         assert cells.completed(f"import os\n%nq cancel {queue}-") == [f"{queue}-id"]
 
-    def test_leaves_other_lines_alone(self, plain: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_other_lines_are_completed_as_without_nqnb(
+        self, plain: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         # Processes share jedi's cache, whose files are not written atomically: half a file makes jedi offer nothing.
         monkeypatch.setattr("jedi.settings.cache_directory", str(tmp_path))
         assert "print" in plain.completed("prin")
         assert plain.completed("%nqx su") == plain.completed("x su")
 
-    def test_does_not_wait_for_a_server_that_is_away(self, plain: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_completion_does_not_wait_for_a_missing_server(self, plain: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
         with nqnb.DevServer() as away:
             plain.run(f"%nq up {away.url} -q\n%nq submit resize 1 -q")
             assert plain.completed("%nq submit re") == ["resize"]
@@ -479,7 +485,7 @@ class TestExtension:
         assert "UsageError: Line magic function `%nq` not found" in plain.attempt("%nq tasks").err
         assert "submit" not in plain.completed("%nq su")
 
-    def test_reload_and_twice_are_fine(self, plain: Shell, url: str) -> None:
+    def test_loading_is_idempotent_and_can_be_repeated(self, plain: Shell, url: str) -> None:
         plain.run("%reload_ext nqnb")
         nqnb.load_ipython_extension(plain.ip)
         assert plain.completed("%nq su") == ["submit"]
@@ -500,6 +506,6 @@ class TestExtension:
         )
 
 
-def test_the_functions_stand_on_the_package() -> None:
+def test_the_package_has_the_extension_functions() -> None:
     assert inspect.isfunction(nqnb.load_ipython_extension)
     assert inspect.isfunction(nqnb.unload_ipython_extension)

@@ -33,7 +33,7 @@ def answered(cells: Kernel, code: str, answer: str) -> tuple[str, Cell]:
 
 
 class TestConfirm:
-    def test_the_person_is_asked_in_the_page(self, cells: Kernel) -> None:
+    def test_the_user_is_asked_in_the_page(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('asks', 1)")
         question, cell = answered(cells, "%nq queue purge asks", "n")
         assert question == "End the 1 task of queue 'asks' that waits? [y/N]: "
@@ -42,13 +42,13 @@ class TestConfirm:
         assert not cell.error
         assert cells.run("print(task.status().label)").stdout == "deleted\n"
 
-    def test_a_front_end_without_a_person_is_refused(self, cells: Kernel) -> None:
+    def test_a_front_end_without_a_user_is_refused(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('nobody', 1)")
         cell = cells.end(cells.client.execute("%nq cancel --queue nobody", allow_stdin=False))
         assert cell.error == "NeedsYes: Cancel 1 task? There is nobody to ask where this runs: add --yes"
         assert cells.run("print(task.status().label)").stdout == "pending\n"
 
-    def test_a_persons_run_all_is_refused_and_nothing_gets_lost(self, cells: Kernel) -> None:
+    def test_run_all_is_refused_and_no_cell_is_lost(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('all', 1)\nnumbers = []")
         options: dict[str, Any] = {"allow_stdin": True, "stop_on_error": False}
         first = cells.client.execute("%nq cancel --queue all", **options)
@@ -58,7 +58,7 @@ class TestConfirm:
             cells.end(each)
         assert cells.run("print(len(numbers), task.status().label)").stdout == "10 pending\n"
 
-    def test_what_comes_while_the_person_thinks_runs_afterwards(self, cells: Kernel) -> None:
+    def test_cells_that_arrive_during_a_question_run_after_it(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('later', 1)")
         asking = cells.client.execute("%nq cancel --queue later", allow_stdin=True)
         cells.client.get_stdin_msg(timeout=PATIENCE)
@@ -71,7 +71,7 @@ class TestConfirm:
 
 class TestInterrupt:
     @pytest.mark.parametrize("line", ["task result {id}", "submit waits 1 --wait"])
-    def test_ends_a_wait_in_one_line(self, cells: Kernel, line: str) -> None:
+    def test_an_interrupt_ends_a_wait_in_one_line(self, cells: Kernel, line: str) -> None:
         task_id = cells.run("task = nq.submit('waits', 1); print(task.id)").stdout.strip()
         waits = cells.start_waiting(f"%nq {line.format(id=task_id)}")
         cells.interrupt()
@@ -83,7 +83,7 @@ class TestInterrupt:
         assert cell.stderr == f"1 task still waits to run; `%nq cancel {waited}` stops it\n"
         assert cells.run(f"print(nq.status({waited!r}).label)").stdout == "pending\n"
 
-    def test_cancels_where_the_session_does(self, cells: Kernel) -> None:
+    def test_an_interrupt_cancels_where_the_session_is_set_to(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('waits', 1)\nnq.cancel_on_interrupt = True")
         waits = cells.start_waiting("get_ipython().run_line_magic('nq', f'task result {task.id}')")
         cells.interrupt()
@@ -93,7 +93,7 @@ class TestInterrupt:
         assert cell.stderr in ("interrupted: 1 task is cancelled\n", on_its_way), cell
         assert cells.run("nq.cancel_on_interrupt = False; print(task.wait(20).label)").stdout == "deleted\n"
 
-    def test_of_a_handlers_cell_shows_where_it_was(self, cells: Kernel) -> None:
+    def test_an_interrupted_handler_cell_shows_its_line(self, cells: Kernel) -> None:
         waits = cells.start(
             "%%nq handler waits\nimport time\nprint('waits', flush=True)\ntime.sleep(30)\ndef f(job): pass"
         )
@@ -104,7 +104,7 @@ class TestInterrupt:
 
 
 class TestShows:
-    def test_how_far_a_long_command_is(self, cells: Kernel) -> None:
+    def test_a_long_command_shows_its_progress(self, cells: Kernel) -> None:
         cell = cells.run("tasks = nq.submit_many('many', range(6000))\n%nq cancel --queue many --yes -o frame")
         assert "of 6,000 tasks cancelled" in cell.text
         assert "<progress" in cell.html[0]
@@ -147,7 +147,7 @@ class TestShows:
         assert cells.run("print(len(nq.queues()) > 0)").stdout == "True\n"
 
 
-def test_run_all_without_a_person_stops_at_what_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_all_without_a_user_stops_at_the_failed_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     with nqnb.DevServer() as server:
@@ -173,7 +173,7 @@ def test_run_all_without_a_person_stops_at_what_fails(tmp_path: Path, monkeypatc
         assert len(failed[0].traceback) == 1
 
 
-def test_what_is_replaced_between_two_cells_reaches_those_who_read_only_while_one_runs(cells: Kernel) -> None:
+def test_an_output_that_is_replaced_between_cells_reaches_nbclient(cells: Kernel) -> None:
     cells.run(
         "from threading import Timer\n"
         "from IPython.display import display\n"

@@ -57,21 +57,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_session_left: None)
     detached.stop()
 
 
-class TestWhich:
-    def test_the_one_that_is_named(self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+class TestChoiceOfServer:
+    def test_a_named_server_is_used(self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
         nq = nqnb.session(server.url)
         assert nq.settings.url == server.url
         assert nq.why == "the one given"
         nq.down()
 
-    def test_that_of_the_environment(
+    def test_the_server_of_the_environment_is_used(
         self, server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch, no_session_left: None
     ) -> None:
         monkeypatch.setenv("NATS_URL", server.url)
         assert nqnb.session().why == "that of NATS_URL"
 
-    def test_one_that_is_not_there_says_where_its_address_is_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_missing_server_names_the_source_of_its_address(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
         with pytest.raises(nqnb.NoServer, match="the address is that of NATS_URL"):
             nqnb.session()
@@ -79,7 +79,7 @@ class TestWhich:
         assert not LOOP.running
 
     @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
-    def test_ones_own_is_started_where_nothing_is_named_and_found_again(self, home: None) -> None:
+    def test_the_detached_server_is_started_where_no_server_is_named_and_found_again(self, home: None) -> None:
         nq = nqnb.session()
         assert nq.why == "that of your detached server, started now"
         assert nq.detached
@@ -99,7 +99,9 @@ class TestWhich:
         assert other.status(task.id) is Status.PENDING
 
     @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
-    def test_a_stranger_at_the_default_address_is_not_joined(self, home: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_foreign_server_at_the_default_address_is_not_used(
+        self, home: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with nqnb.DevServer() as stranger:
             monkeypatch.setattr("nqnb.settings.DEFAULT_URL", stranger.url)
             assert nqnb.connect().settings.url == stranger.url
@@ -108,16 +110,16 @@ class TestWhich:
             assert nqnb.session(stranger.url).submit("resize", 1).status() is Status.PENDING
 
 
-class TestOneAServer:
-    def test_it_is_found_again(self, session: Session) -> None:
+class TestOneSessionPerServer:
+    def test_an_open_session_is_found_again(self, session: Session) -> None:
         assert nqnb.session() is session
         assert nqnb.session(session.settings.urls[0], ack_wait=1.0, retry_for=5.0) is session
 
-    def test_other_settings_are_not_mixed_up_with_it(self, session: Session) -> None:
+    def test_other_settings_for_the_same_server_are_refused(self, session: Session) -> None:
         with pytest.raises(nqnb.BadInput, match="open with other settings"):
             nqnb.session(session.settings.urls[0], replicas=3)
 
-    def test_the_one_that_was_asked_for_last_is_meant(self, session: Session) -> None:
+    def test_the_session_that_was_requested_last_is_the_default(self, session: Session) -> None:
         with nqnb.DevServer() as other:
             second = nqnb.session(other.url)
             assert nqnb.session() is second
@@ -127,7 +129,7 @@ class TestOneAServer:
             assert nqnb.session() is second
             second.down()
 
-    def test_a_closed_one_says_so_and_is_opened_anew(self, session: Session) -> None:
+    def test_a_closed_session_says_so_and_is_opened_again(self, session: Session) -> None:
         url = session.settings.urls[0]
         task = session.submit("resize", 1)
         session.down()
@@ -143,7 +145,7 @@ class TestOneAServer:
 
 
 class TestCalls:
-    def test_have_the_clients_names_and_arguments(self) -> None:
+    def test_the_calls_have_the_clients_names_and_arguments(self) -> None:
         # These hand out frames, or take more, and say so.
         differ = {"tasks", "cancel", "watch", "task", "wait", "result"}
         for name, function in inspect.getmembers(nqnb.Client, inspect.isfunction):
@@ -159,7 +161,7 @@ class TestCalls:
         for name in ("fetch", "status", "updates", "wait", "result", "cancel", "requeue"):
             assert callable(getattr(SessionTask, name))
 
-    def test_go_through_a_tasks_life(self, session: Session) -> None:
+    def test_calls_follow_a_task_to_its_end(self, session: Session) -> None:
         @session.handler("resize")
         def resize(job: nqnb.Job, payload: int) -> int:
             return payload * 2
@@ -186,7 +188,7 @@ class TestCalls:
         assert session.delete_queue("resize").left == 0
         assert session.prune(3600, dry_run=True).entries == 0
 
-    def test_raise_the_clients_errors(self, session: Session) -> None:
+    def test_the_calls_raise_the_clients_errors(self, session: Session) -> None:
         with pytest.raises(nqnb.InvalidQueueName):
             session.submit("no queue")
         with pytest.raises(nqnb.UnknownTask):
@@ -194,7 +196,7 @@ class TestCalls:
         with pytest.raises(nqnb.UnknownQueue):
             session.pause("nobody")
 
-    def test_frames_have_what_was_asked_for(self, session: Session) -> None:
+    def test_frames_have_the_requested_tasks(self, session: Session) -> None:
         assert session.tasks().empty
         old = session.submit("resize", 1)
         time.sleep(2.1)
@@ -216,7 +218,7 @@ class TestCalls:
 
 
 class TestMany:
-    def test_are_a_list_with_calls_for_all(self, session: Session) -> None:
+    def test_many_tasks_are_a_list_with_calls_for_all(self, session: Session) -> None:
         tasks = session.map("resize", range(600), retry=1)
         assert isinstance(tasks, TaskList)
         assert len(tasks) == len(set(tasks)) == 600
@@ -237,7 +239,7 @@ class TestMany:
         assert list(outcomes.index) == tasks[:3].ids
         assert outcomes.error.str.contains("completed already").all()
 
-    def test_the_error_of_one_comes_when_all_have_ended(self, session: Session) -> None:
+    def test_the_error_of_a_task_is_raised_when_all_have_ended(self, session: Session) -> None:
         @session.handler("resize")
         def resize(job: nqnb.Job, payload: int) -> int:
             if payload == 1:
@@ -252,14 +254,14 @@ class TestMany:
         assert (first, third) == (0, 2)
         assert isinstance(second, nqnb.TaskFailed)
 
-    def test_what_is_not_accepted_is_told_when_all_others_are(self, session: Session) -> None:
+    def test_refused_tasks_are_reported_when_all_others_are_accepted(self, session: Session) -> None:
         with pytest.raises(nqnb.NotSubmitted, match=r"1 of 3 .* position 1") as caught:
             session.map("resize", [0, float("nan"), 2])
         assert [each and each.status() for each in caught.value.tasks] == [Status.PENDING, None, Status.PENDING]
         made = session.submit_many("resize", [0, float("nan")], errors="return")
         assert isinstance(made[1], nqnb.UnencodableValue)
 
-    def test_payloads_are_drawn_by_the_caller_and_what_was_accepted_is_kept(self, session: Session) -> None:
+    def test_payloads_are_read_on_the_callers_thread_and_accepted_tasks_are_kept(self, session: Session) -> None:
         def payloads() -> Iterator[int]:
             for number in range(1500):
                 assert threading.current_thread() is threading.main_thread()
@@ -273,14 +275,14 @@ class TestMany:
         assert len(session.interrupted.cancel()) == 1500
 
     @pytest.mark.parametrize("wrong", ["abc", b"abc", {"a": 1}, 3, pd.DataFrame({"a": [1]})], ids=type)
-    def test_what_is_no_list_of_payloads_is_refused(self, session: Session, wrong: Any) -> None:
+    def test_invalid_payload_lists_are_refused(self, session: Session, wrong: Any) -> None:
         with pytest.raises(nqnb.BadInput):
             session.map("resize", wrong)
         assert session.tasks().empty
 
 
 class TestCancel:
-    def test_takes_whatever_means_tasks_and_never_stops_midway(self, session: Session) -> None:
+    def test_cancel_accepts_every_form_of_tasks_and_tries_all_of_them(self, session: Session) -> None:
         tasks: Any = session.map("resize", range(9))
         frame = session.tasks()
         info = tasks[8].fetch()
@@ -294,7 +296,7 @@ class TestCancel:
         assert list(session.cancel([]).columns) == list(outcomes.columns)
 
     @pytest.mark.parametrize("wrong", [3, None, b"x", {"id": 1}, [["a"], 3], pd.DataFrame({"id": ["a"]})], ids=type)
-    def test_what_means_no_task_is_refused_before_anything_is_cancelled(self, session: Session, wrong: Any) -> None:
+    def test_an_argument_without_tasks_is_refused_before_any_cancel(self, session: Session, wrong: Any) -> None:
         task = session.submit("resize")
         with pytest.raises(nqnb.BadInput):
             session.cancel([task, wrong])
@@ -322,13 +324,13 @@ class TestWatch:
             table._hear({"type": "cancel", "ids": [first.id]})
             until(lambda: dict(table.df.status) == {first.id: "deleted", second.id: "pending"}, 10)
 
-    def test_what_means_no_task_is_refused(self, session: Session) -> None:
+    def test_an_argument_without_tasks_is_refused(self, session: Session) -> None:
         with pytest.raises(nqnb.BadInput):
             session.watch(3)
         with pytest.raises(nqnb.InvalidQueueName):
             session.watch("no queue")
 
-    def test_an_outage_is_caught_up(self, session: Session, server: nqnb.DevServer) -> None:
+    def test_a_table_catches_up_after_an_outage(self, session: Session, server: nqnb.DevServer) -> None:
         first = session.submit("resize", 1)
         with contextlib.closing(session.watch()) as table:
             until(lambda: len(table.df) == 1, 10)
@@ -393,7 +395,7 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), nq.status("from-the-ch
     assert done.stderr == ""
 
 
-def test_what_goes_wrong_is_logged_and_not_printed(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
+def test_warnings_are_kept_in_the_log_and_not_printed(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("nqnb.worker").warning("a hiccup")
     assert any("a hiccup" in line for line in session.log)
     assert "a hiccup" not in "".join(capfd.readouterr())
@@ -450,7 +452,7 @@ def interrupted(
 
 
 class TestInAKernel:
-    def test_an_interrupt_ends_a_wait_says_what_goes_on_and_leaves_the_kernel_usable(self, cells: Kernel) -> None:
+    def test_an_interrupt_ends_a_wait_reports_the_task_and_leaves_the_kernel_usable(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)")
         cell = interrupted(cells, "task.result()")
         task_id, state = cells.run("print(task.id, task.status().label)").stdout.split()
@@ -462,7 +464,7 @@ class TestInAKernel:
         )
         assert left.stdout == "[]\n"
 
-    def test_of_many_the_numbers_are_true_and_the_session_knows_them(self, cells: Kernel) -> None:
+    def test_an_interrupted_wait_for_many_tasks_counts_them_and_keeps_their_ids(self, cells: Kernel) -> None:
         cells.run("tasks = nq.map('resize', [0, 30, 30, 30, 30, 30]) + nq.map('other', [0])\ntasks[0].result()")
         cells.run("while tasks.counts().get('processing') != 2: time.sleep(0.01)")
         cell = interrupted(cells, "tasks.results()")
@@ -471,7 +473,7 @@ class TestInAKernel:
         assert cells.run("print(len(nq.interrupted.cancel()), len(nqnb.session().interrupted))").stdout == "6 6\n"
 
     @pytest.mark.parametrize("how", ["task.result(cancel_on_interrupt=True)", "task.wait()"])
-    def test_an_interrupt_cancels_where_that_is_wanted(self, cells: Kernel, how: str) -> None:
+    def test_an_interrupt_cancels_where_this_was_requested(self, cells: Kernel, how: str) -> None:
         cells.run(f"nq.cancel_on_interrupt = {how == 'task.wait()'}")
         running = "task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)"
         cell = interrupted(cells, how, before=running)
@@ -479,7 +481,7 @@ class TestInAKernel:
         assert cell.stderr in ("interrupted: 1 task is told to stop\n", "interrupted: 1 task is cancelled\n")
         assert cells.run("print(task.wait(10).label)").stdout == "cancelled\n"
 
-    def test_a_task_can_be_awaited_and_that_interrupted(self, cells: Kernel) -> None:
+    def test_a_task_can_be_awaited_and_the_await_interrupted(self, cells: Kernel) -> None:
         assert cells.run("task = nq.submit('resize', 0.1)\nprint(await task)").stdout == "0.1\n"
         cells.run("tasks = nq.map('resize', [30, 30])\nwhile tasks.counts() != {'processing': 2}: time.sleep(0.01)")
         cell = interrupted(
@@ -490,7 +492,7 @@ class TestInAKernel:
         assert cells.run("print(len(tasks.cancel()))").stdout == "2\n"
 
     @pytest.mark.parametrize("cancels", [False, True])
-    def test_an_interrupted_map_says_or_cancels_what_it_has_submitted(self, cells: Kernel, cancels: bool) -> None:
+    def test_an_interrupted_map_reports_or_cancels_the_submitted_tasks(self, cells: Kernel, cancels: bool) -> None:
         slowly = "def slowly():\n    yield from [30] * 100\n    time.sleep(0.2)\n    yield 30\n    yield 30\n"
         slowly += "    print('waits', flush=True)\n    time.sleep(30)\n"
         cell = interrupted(cells, f"{slowly}nq.map('other', slowly(), cancel_on_interrupt={cancels})", says_so=True)
@@ -501,7 +503,7 @@ class TestInAKernel:
         assert (f"{count} tasks are cancelled" if cancels else f"{count} tasks still wait to run") in cell.stderr
 
     @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-    def test_an_interrupt_is_none_of_a_handlers_process(self, cells: Kernel) -> None:
+    def test_an_interrupt_does_not_reach_the_process_of_a_handler(self, cells: Kernel) -> None:
         cells.run(
             "@nq.handler('apart', isolation='process')\ndef apart(job):\n    time.sleep(2)\n    return 'done'\n"
             "task = nq.submit('apart')\nwhile task.status().label != 'processing': time.sleep(0.01)\ntime.sleep(0.3)"
@@ -518,16 +520,14 @@ class TestInAKernel:
         assert own_cells.run("print(sum(nq.map('resize', [0] * 20).results(10)))").stdout == "0\n"
         assert own_cells.run("print(await nq.submit('resize', 0.2))").stdout == "0.2\n"
 
-    def test_submits_show_how_far_they_are(self, cells: Kernel) -> None:
+    def test_map_shows_its_progress(self, cells: Kernel) -> None:
         cell = cells.run("tasks = nq.map('resize', [0] * 1500)\nnone = nq.map('resize', (x for x in ()))")
         assert "1,500 tasks submitted to resize" in cell.text
         assert "1,024 of 1,500" in cell.text
         assert "<progress" in cell.html[0]
         assert "<progress" not in cell.html[-1]
 
-    def test_the_end_of_the_kernel_takes_no_time_and_loses_nothing(
-        self, own_cells: Kernel, server: nqnb.DevServer
-    ) -> None:
+    def test_the_kernel_ends_at_once_and_loses_no_task(self, own_cells: Kernel, server: nqnb.DevServer) -> None:
         own_cells.run("task = nq.submit('resize', 30)\nwhile not nq.local['resize'].running: time.sleep(0.01)")
         task_id = own_cells.run("table = nq.watch(); print(task.id)").stdout.strip()
         began = time.monotonic()
@@ -536,7 +536,7 @@ class TestInAKernel:
         assert time.monotonic() - began < 2
         nq = nqnb.session(server.url)
         try:
-            # It was handed back at once, and the worker has said goodbye.
+            # It was redelivered at once, and the worker has said goodbye.
             info = nq.fetch(task_id)
             assert (info.status, info.worker) == (Status.PROCESSING, "")
             assert nq.workers().empty
@@ -553,7 +553,9 @@ class TestInAKernel:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
-def test_ones_own_server_outlives_interrupts_and_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_detached_server_outlives_interrupts_and_the_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with kernel(tmp_path) as cells:
         cells.run("import time, nqnb\nnq = nqnb.session()\ntask = nq.submit('resize', 1)")
         waits = cells.start_waiting("task.result()")
@@ -571,7 +573,7 @@ def test_ones_own_server_outlives_interrupts_and_the_kernel(tmp_path: Path, monk
         detached.stop()
 
 
-def test_the_end_of_a_process_waits_no_longer_than_a_second_for_what_does_not_stop(server: nqnb.DevServer) -> None:
+def test_the_end_of_a_process_waits_at_most_a_second_for_handlers_that_do_not_stop(server: nqnb.DevServer) -> None:
     program = f"""
 import time, nqnb
 nq = nqnb.session({server.url!r})
@@ -593,7 +595,7 @@ print(time.monotonic())
     assert "Traceback" not in done.stderr
 
 
-def test_a_call_that_nobody_answers_can_be_interrupted(session: Session) -> None:
+def test_a_call_without_an_answer_can_be_interrupted(session: Session) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

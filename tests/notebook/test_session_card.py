@@ -37,7 +37,7 @@ def session(server: nqnb.DevServer) -> Iterator[Session]:
     made.down()
 
 
-def test_it_says_what_there_is(session: Session, server: nqnb.DevServer) -> None:
+def test_the_card_shows_server_queues_and_workers(session: Session, server: nqnb.DevServer) -> None:
     @session.handler("resize", concurrency=3)
     def resize(job: nqnb.Job) -> None: ...
 
@@ -57,7 +57,7 @@ def test_it_says_what_there_is(session: Session, server: nqnb.DevServer) -> None
     assert repr(session) == f"<Session {server.url}, server {server.version}>"
 
 
-def test_many_queues_are_cut(session: Session) -> None:
+def test_the_card_lists_at_most_eight_queues(session: Session) -> None:
     for number in range(11):
         session.submit(f"q{number:02}")
     said = as_text(session)
@@ -66,7 +66,7 @@ def test_many_queues_are_cut(session: Session) -> None:
     assert "and 3 more" in said
 
 
-def test_it_keeps_secrets() -> None:
+def test_the_card_shows_no_secrets() -> None:
     config = 'authorization { users: [ {user: "ann", password: "hush-hush"} ] }'
     with nqnb.DevServer(config=config) as server:
         with pytest.raises(nqnb.NoServer):  # the password is needed
@@ -80,7 +80,7 @@ def test_it_keeps_secrets() -> None:
     assert "hush" not in said
 
 
-def test_a_server_that_is_away_is_said_to_be_and_costs_no_time(session: Session, server: nqnb.DevServer) -> None:
+def test_a_missing_server_is_reported_without_delay(session: Session, server: nqnb.DevServer) -> None:
     version = server.version
     session.submit("resize")
     server.kill()
@@ -114,7 +114,7 @@ class Shape(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_all_that_it_says_is_text(session: Session) -> None:
+def test_all_content_of_the_card_is_escaped(session: Session) -> None:
     evil = "</dl><script>alert(1)</script>"
     card = session_card.Card([f"nats://{evil}"], evil, None, Local(session.settings, None), problem=evil, version=evil)
     card.jetstream = card.states = evil
@@ -127,7 +127,7 @@ def test_all_that_it_says_is_text(session: Session) -> None:
     assert session_card.text(card).count(evil) == 6
 
 
-def test_a_store_of_ones_own_is_named(server: nqnb.DevServer) -> None:
+def test_the_users_own_store_is_named(server: nqnb.DevServer) -> None:
     nq = nqnb.session(server.url, store=nqnb.MemoryStore())
     try:
         assert "MemoryStore, your own store" in as_text(nq)

@@ -20,7 +20,7 @@ def session(settings: nqnb.Settings) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize("error", [nqnb.Unconfirmed("a blip"), RuntimeError("nobody thought of it")])
-def test_a_watch_that_ended_is_told_and_its_tasks_are_forgotten(
+def test_tables_show_that_the_watch_has_failed_and_a_new_watch_starts_empty(
     session: Session, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     watch = session.client.watch

@@ -116,7 +116,7 @@ def test_an_older_state_does_not_replace_a_newer_one() -> None:
     assert rows.task("a").status is Status.COMPLETED
 
 
-def test_rows_of_a_queue_and_of_some_ids_pass_over_the_others() -> None:
+def test_rows_of_a_queue_and_of_some_ids_ignore_other_tasks() -> None:
     batch = [info("a", queue="one"), info("b", queue="two"), info("c", queue="one")]
     rows, ids = Rows(queue="one"), Rows(ids=["b", "c"])
     rows.apply(batch)
@@ -125,7 +125,7 @@ def test_rows_of_a_queue_and_of_some_ids_pass_over_the_others() -> None:
     assert ids.page(0, 9) == ["b", "c"]
 
 
-def test_rows_of_some_ids_are_done_when_all_have_ended_or_are_gone() -> None:
+def test_rows_of_some_ids_are_done_when_all_tasks_have_ended_or_were_deleted() -> None:
     rows = Rows(ids=["a", "b"])
     assert not rows.done
     rows.apply([info("a", Status.COMPLETED)])
@@ -139,7 +139,7 @@ def test_rows_of_some_ids_are_done_when_all_have_ended_or_are_gone() -> None:
     assert not some().done
 
 
-def test_what_runs_stands_first_then_what_waits_then_the_latest_that_ended() -> None:
+def test_running_tasks_sort_first_then_waiting_then_ended_ones_latest_first() -> None:
     rows = Rows()
     rows.apply(
         [
@@ -153,7 +153,7 @@ def test_what_runs_stands_first_then_what_waits_then_the_latest_that_ended() -> 
     assert rows.page(0, 9) == ["runs", "first", "second", "late", "old"]
 
 
-def test_run_times_of_what_runs_are_in_order_as_they_grow() -> None:
+def test_growing_run_times_stay_in_order() -> None:
     rows = Rows()
     rows.apply([info("long", Status.PROCESSING, started_at=100), info("short", Status.PROCESSING, started_at=200)])
     rows.sort("run")
@@ -162,7 +162,7 @@ def test_run_times_of_what_runs_are_in_order_as_they_grow() -> None:
     assert rows.page(0, 9) == ["long", "short"]
 
 
-def test_rows_that_are_held_stay_and_others_come_below() -> None:
+def test_held_rows_keep_their_places_and_new_rows_come_below() -> None:
     rows = some("abc")
     held = rows.page(0, 3)
     rows.apply([info("b", Status.PROCESSING, 2, started_at=1), info("0", Status.PROCESSING, started_at=5)], ["a"])
@@ -170,7 +170,7 @@ def test_rows_that_are_held_stay_and_others_come_below() -> None:
     assert rows.page(0, 3, held) == ["b", "c", "0"]
 
 
-def test_throughput_and_the_time_left() -> None:
+def test_throughput_and_remaining_time() -> None:
     clock = Clock()
     rows = Rows(clock=clock)
     rows.apply(info(f"t{each}") for each in range(30))
@@ -185,7 +185,7 @@ def test_throughput_and_the_time_left() -> None:
     assert rows.pace() == (None, None)
 
 
-def test_a_press_stands_until_the_task_ends_and_a_refusal_until_it_is_dismissed() -> None:
+def test_a_press_lasts_until_the_task_ends_and_a_refusal_until_it_is_dismissed() -> None:
     rows = some("ab")
     rows.pending_cancels.press(["a", "b"], 50.0)
     rows.pending_cancels.press(["a"], 60.0)
@@ -206,7 +206,7 @@ def test_a_press_stands_until_the_task_ends_and_a_refusal_until_it_is_dismissed(
     assert rows.row("b")["refused"] == ""
 
 
-def test_a_cancel_from_elsewhere_is_seen() -> None:
+def test_a_cancel_by_another_client_is_shown() -> None:
     rows = Rows()
     record = CancelRecord(by="cli", requested_at=40)
     rows.apply([info("a", Status.PROCESSING, cancel=record), info("b", Status.CANCELLED, cancel=record)])
@@ -214,7 +214,7 @@ def test_a_cancel_from_elsewhere_is_seen() -> None:
     assert rows.row("b")["stopping"] is None
 
 
-def test_a_row_of_everything() -> None:
+def test_a_row_has_all_fields() -> None:
     message = TaskMessage(
         ID="a",
         Queue="q",
@@ -254,7 +254,7 @@ def test_an_opened_row_is_cut_to_a_sane_size() -> None:
     assert len(msgspec.json.encode(row_content.row(task))) < 2000
 
 
-def test_an_opened_row_says_what_there_is() -> None:
+def test_an_opened_row_shows_all_parts() -> None:
     trace = "Traceback (most recent call last):\n  File …\nValueError: no"
     task = info(
         "a",
@@ -291,7 +291,7 @@ def test_an_opened_row_says_what_there_is() -> None:
         {"type": "hold", "on": "yes"},
     ],
 )
-def test_a_message_that_makes_no_sense_is_passed_over(message: dict[str, Any]) -> None:
+def test_an_invalid_message_is_ignored(message: dict[str, Any]) -> None:
     page = VisiblePage(some())
     page.handle(message)
     body = page.body()
@@ -300,7 +300,7 @@ def test_a_message_that_makes_no_sense_is_passed_over(message: dict[str, Any]) -
     assert not page.views
 
 
-def test_the_window_pages_and_holds() -> None:
+def test_the_visible_page_turns_and_holds() -> None:
     rows = Rows()
     rows.apply(info(f"t{each:02}", submitted_at=100 + each) for each in range(25))
     page = VisiblePage(rows, size=10)
@@ -319,7 +319,7 @@ def test_the_window_pages_and_holds() -> None:
     assert not body["behind"]
 
 
-def test_details_travel_once_a_state() -> None:
+def test_details_are_sent_once_for_each_state() -> None:
     rows = some("ab")
     page = VisiblePage(rows)
     page.handle({"type": "open", "ids": ["a", "elsewhere"]})
@@ -333,7 +333,7 @@ def test_details_travel_once_a_state() -> None:
     assert list(page.details()) == ["a"]
 
 
-def test_what_has_ended_is_no_longer_selected() -> None:
+def test_ended_tasks_are_no_longer_selected() -> None:
     rows = some("ab")
     page = VisiblePage(rows)
     page.handle({"type": "select", "ids": ["a", "b"]})

@@ -1,4 +1,4 @@
-"""Tables that stand still: hostile text stays text; and the colours of both kinds can be told apart by everybody."""
+"""Snapshots of tables: hostile text stays text, and all colours have enough contrast."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Reader(HTMLParser):
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_whatever_came_from_a_queue_is_text(text: str) -> None:
+def test_all_text_from_a_queue_is_escaped(text: str) -> None:
     page = snapshot.html(rows(text, "plain"), title=text)
     reader = Reader()
     reader.feed(page)
@@ -67,14 +67,14 @@ def test_whatever_came_from_a_queue_is_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_plain_text_has_a_line_a_task(text: str) -> None:
+def test_plain_text_has_one_line_for_each_task(text: str) -> None:
     lines = snapshot.text(rows(text, "plain"), title=text).split("\n")
     assert len(lines) == 1 + 1 + 2 + 1
     assert max(map(len, lines)) < 400
     assert not re.search("[\x00-\x08\x1b\u202a-\u202e\u2066-\u2069]", "".join(lines))
 
 
-def test_what_it_says() -> None:
+def test_a_snapshot_shows_counts_and_notes() -> None:
     shown = rows(*"abc", status=Status.COMPLETED)
     text = snapshot.text(shown, title="resize", most=2)
     assert text.startswith("resize: 3 completed\nid")
@@ -84,7 +84,7 @@ def test_what_it_says() -> None:
     assert "3 tasks, as of " in page
 
 
-def test_nothing_to_show() -> None:
+def test_a_snapshot_without_tasks() -> None:
     assert "no tasks, as of" in snapshot.text(Rows(), title="resize")
     assert "no tasks, as of" in snapshot.html(Rows(), title="resize")
     assert "<table" not in snapshot.html(Rows())
@@ -111,13 +111,13 @@ GROUNDS = {"light": ["#ffffff"], "dark": ["#0d1117", "#111111", "#1f1f1f", "#1e1
 STATES = [status.label for status in Status]
 
 
-def test_the_contrast_is_known_to_be_right() -> None:
+def test_the_contrast_formula_gives_known_values() -> None:
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
 @pytest.mark.parametrize(("theme", "selector"), [("light", ".nq"), ("dark", '.nq[data-theme="dark"]')])
-def test_text_of_the_live_table_has_the_contrast_that_wcag_aa_asks_for(theme: str, selector: str) -> None:
+def test_text_of_the_live_table_has_the_contrast_of_wcag_aa(theme: str, selector: str) -> None:
     colors = palette(selector)
     assert set(STATES) <= set(colors)
     grounds = [*GROUNDS[theme], colors["ground"], colors["soft"]]
@@ -134,7 +134,7 @@ def test_text_of_the_live_table_has_the_contrast_that_wcag_aa_asks_for(theme: st
     assert all(contrast(colors[name], colors["line"]) >= 3 for name in ("processing", "cancelled", "failed"))  # the bar
 
 
-def test_the_dots_of_the_still_table_are_seen_on_light_and_on_dark() -> None:
+def test_the_dots_of_a_snapshot_are_visible_on_light_and_on_dark() -> None:
     assert set(snapshot.DOTS) == set(STATES)
     for status, color in snapshot.DOTS.items():
         assert min(contrast(color, "#ffffff"), contrast(color, "#111111")) >= 3, status

@@ -106,7 +106,7 @@ def viewed(make: Callable[..., Table]) -> Table:
     return found
 
 
-def test_a_page_that_says_hello_is_shown_the_rows(viewed: Table) -> None:
+def test_a_page_that_says_hello_receives_the_rows(viewed: Table) -> None:
     last = viewed.comm.last
     assert last["type"] == "rows"
     assert (last["title"], last["state"], last["total"], last["matching"], last["open"]) == ("resize", "live", 3, 3, 3)
@@ -115,7 +115,7 @@ def test_a_page_that_says_hello_is_shown_the_rows(viewed: Table) -> None:
     assert abs(last["now"] - time.time()) < 5
 
 
-def test_nothing_is_pushed_where_nobody_looks_or_nothing_changed(make: Callable[..., Table]) -> None:
+def test_no_message_is_sent_without_a_view_or_a_change(make: Callable[..., Table]) -> None:
     found = make()
     found.it.update(batch("a"))
     assert len(found.it.df) == 1
@@ -134,7 +134,7 @@ def test_nothing_is_pushed_where_nobody_looks_or_nothing_changed(make: Callable[
     assert len(found.comm.pushes) == count
 
 
-def test_changes_coalesce_and_the_latest_wins(viewed: Table) -> None:
+def test_changes_are_merged_and_the_latest_wins(viewed: Table) -> None:
     before = len(viewed.comm.pushes)
     began = time.monotonic()
     for revision in range(2, 500):
@@ -149,7 +149,7 @@ def test_changes_coalesce_and_the_latest_wins(viewed: Table) -> None:
     assert all(later - earlier > 0.9 * table.MESSAGE_SECONDS for earlier, later in pairwise(times))
 
 
-def test_rows_are_no_part_of_the_saved_state(viewed: Table) -> None:
+def test_rows_are_not_in_the_saved_state(viewed: Table) -> None:
     state = viewed.it.get_state()
     assert not {key for key in state if key not in ("_esm", "_css") and "resize" in str(state[key])}
     assert "rows" not in state
@@ -168,7 +168,7 @@ def test_filter_search_sort_and_page(viewed: Table) -> None:
     assert viewed.comm.last["size"] == 10
 
 
-def test_a_press_is_handed_on_at_once_and_stands_until_the_end(viewed: Table) -> None:
+def test_a_press_cancels_at_once_and_lasts_until_the_end(viewed: Table) -> None:
     viewed.comm.page(type="cancel", ids=["a", "a", "nothing", 5], n=2)
     assert viewed.cancelled == [["a"]]
     until(lambda: viewed.row("a").get("pressed"))
@@ -182,7 +182,7 @@ def test_a_press_is_handed_on_at_once_and_stands_until_the_end(viewed: Table) ->
     assert viewed.cancelled == [["a"]]
 
 
-def test_a_refusal_says_why_until_it_is_dismissed(viewed: Table) -> None:
+def test_a_refusal_shows_its_reason_until_it_is_dismissed(viewed: Table) -> None:
     viewed.comm.page(type="cancel", ids=["a"])
     viewed.it.cancel_outcome("a", "the task had completed", refused=True)
     until(lambda: viewed.row("a").get("refused") == "the task had completed")
@@ -191,7 +191,7 @@ def test_a_refusal_says_why_until_it_is_dismissed(viewed: Table) -> None:
     until(lambda: viewed.row("a")["refused"] == "")
 
 
-def test_a_cancel_that_cannot_be_handed_on_is_refused_in_its_row(make: Callable[..., Table]) -> None:
+def test_a_cancel_that_cannot_be_sent_is_refused_in_its_row(make: Callable[..., Table]) -> None:
     def cancel(ids: list[str]) -> None:
         raise ConnectionFailed("the session is closed")
 
@@ -204,7 +204,7 @@ def test_a_cancel_that_cannot_be_handed_on_is_refused_in_its_row(make: Callable[
     assert found.row("a")["refused"] == "the session is closed"
 
 
-def test_cancel_all_is_about_what_matched_when_it_was_asked(viewed: Table) -> None:
+def test_cancel_all_cancels_the_tasks_that_matched_at_the_question(viewed: Table) -> None:
     viewed.comm.page(type="look", search="a")
     until(lambda: viewed.shown() == ["a"])
     viewed.comm.page(type="ask_all")
@@ -216,14 +216,14 @@ def test_cancel_all_is_about_what_matched_when_it_was_asked(viewed: Table) -> No
     assert viewed.cancelled == [["a"]]
 
 
-def test_an_opened_row_is_sent_its_details(viewed: Table) -> None:
+def test_an_opened_row_receives_its_details(viewed: Table) -> None:
     viewed.comm.page(type="open", ids=["b"])
     details = until(lambda: viewed.comm.last["details"])
     assert list(details) == ["b"]
     assert {part["kind"] for part in details["b"]} == {"data", "facts"}
 
 
-def test_a_lost_connection_is_told_and_caught_up(viewed: Table) -> None:
+def test_a_lost_connection_is_shown_and_the_table_catches_up(viewed: Table) -> None:
     viewed.it.update(TaskBatch(lost=True))
     until(lambda: viewed.comm.last["state"] == "lost")
     assert viewed.shown() == ["a", "b", "c"]
@@ -232,14 +232,14 @@ def test_a_lost_connection_is_told_and_caught_up(viewed: Table) -> None:
     assert viewed.shown() == ["b", "c", "d"]
 
 
-def test_a_store_that_begins_again_begins_the_table_again(viewed: Table) -> None:
+def test_a_restarted_watch_restarts_the_table(viewed: Table) -> None:
     viewed.it.update(batch("z", anew=True, complete=False))
     until(lambda: viewed.shown() == ["z"])
     assert viewed.comm.last["state"] == "loading"
     assert viewed.it.df.index.tolist() == ["z"]
 
 
-def test_df_is_everything_at_that_moment(viewed: Table) -> None:
+def test_df_has_all_tasks_of_the_moment(viewed: Table) -> None:
     viewed.comm.page(type="look", search="a")
     viewed.it.update(batch("d", status=Status.COMPLETED))
     assert viewed.it.df["status"].astype(str).to_dict() == {
@@ -267,7 +267,7 @@ def test_updates_from_many_threads_all_arrive(make: Callable[..., Table]) -> Non
     assert len(found.it.df) == 800
 
 
-def test_its_bundle_has_the_view_and_a_table_that_stands_still(viewed: Table) -> None:
+def test_the_bundle_has_the_view_and_a_snapshot(viewed: Table) -> None:
     data, _ = viewed.it._repr_mimebundle_()
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == viewed.it.model_id
     assert "<table" in data["text/html"]
@@ -294,7 +294,7 @@ def shell(monkeypatch: pytest.MonkeyPatch) -> Shell:
     return Shell(monkeypatch)
 
 
-def test_a_frozen_table_is_plain_html_in_the_place_of_the_live_one(viewed: Table, shell: Shell) -> None:
+def test_a_frozen_table_is_replaced_by_plain_html(viewed: Table, shell: Shell) -> None:
     viewed.it._ipython_display_()
     viewed.it.freeze()
     viewed.it.freeze()
@@ -306,7 +306,7 @@ def test_a_frozen_table_is_plain_html_in_the_place_of_the_live_one(viewed: Table
     assert viewed.closed == 1
     assert viewed.comm.published[-1][0] == "comm_close"
     assert len(viewed.it.df) == 3
-    viewed.it.update(batch("d"))  # whoever feeds it may not know yet
+    viewed.it.update(batch("d"))  # the feed may not know it yet
     viewed.comm.page(type="cancel", ids=["a"])
     assert not viewed.cancelled
     viewed.it._ipython_display_()
@@ -319,7 +319,7 @@ def test_a_table_that_was_never_displayed_freezes_nowhere(viewed: Table, shell: 
     assert viewed.it.closed
 
 
-def test_it_freezes_by_itself_when_all_have_ended(
+def test_a_table_freezes_when_all_tasks_have_ended(
     make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table, "FREEZE_AFTER_SECONDS", 0.05)
@@ -339,7 +339,7 @@ def test_it_freezes_by_itself_when_all_have_ended(
     assert found.closed == 1
 
 
-def test_it_freezes_at_once_where_no_page_shows_it(make: Callable[..., Table], shell: Shell) -> None:
+def test_a_table_without_a_view_freezes_at_once(make: Callable[..., Table], shell: Shell) -> None:
     found = make(Rows(ids=["a"]))
     found.it._ipython_display_()
     found.it.update(batch("a", status=Status.PROCESSING))
@@ -362,7 +362,7 @@ def test_a_removed_output_ends_the_watch(make: Callable[..., Table], monkeypatch
     assert found.it.closed
 
 
-def test_a_page_that_is_loaded_anew_goes_on(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reloaded_page_continues(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.2)
     found = make()
     found.comm.page(type="hello")
@@ -377,7 +377,9 @@ def test_a_page_that_is_loaded_anew_goes_on(make: Callable[..., Table], monkeypa
     assert not found.closed, "a page that is hidden may come back"
 
 
-def test_a_table_that_comes_back_is_fed_anew(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_that_is_displayed_again_receives_all_tasks(
+    make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.02)
     opened: list[int] = []
     found = make(on_open=lambda: opened.append(1))
@@ -397,7 +399,7 @@ def test_a_table_that_comes_back_is_fed_anew(make: Callable[..., Table], monkeyp
     assert (found.closed, len(opened)) == (2, 1)
 
 
-def test_clicks_are_answered_by_whichever_shell_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_are_handled_on_any_free_subshell(monkeypatch: pytest.MonkeyPatch) -> None:
     class Pinned(FakeComm):
         def _reply_subshell_for(self, data: Any, default: Any) -> Any:
             return "pinned"
@@ -410,7 +412,7 @@ def test_clicks_are_answered_by_whichever_shell_is_free(monkeypatch: pytest.Monk
         found.it.close()
 
 
-def test_a_comm_without_that_hook_is_left_alone(viewed: Table) -> None:
+def test_a_comm_without_the_hook_is_left_unchanged(viewed: Table) -> None:
     assert not hasattr(viewed.comm, "_reply_subshell_for")
 
 
@@ -427,11 +429,11 @@ def test_a_comm_without_that_hook_is_left_alone(viewed: Table) -> None:
         ("8.1", False),
     ],
 )
-def test_kernels_that_hang_are_told_of(version: str, bad: bool) -> None:
+def test_versions_of_ipykernel_that_hang_are_known(version: str, bad: bool) -> None:
     assert bool(jupyter_compat.known_problem(version)) == bad
 
 
-def test_the_warning_comes_with_the_table(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_warns_of_a_version_that_hangs(make: Callable[..., Table], monkeypatch: pytest.MonkeyPatch) -> None:
     class Kernel:
         __version__ = "7.2.0"
         version_info = (7, 2, 0)
@@ -441,7 +443,7 @@ def test_the_warning_comes_with_the_table(make: Callable[..., Table], monkeypatc
         make()
 
 
-def test_a_throttle_does_the_work_again_after_it_failed(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_throttle_continues_after_an_error(caplog: pytest.LogCaptureFixture) -> None:
     done: list[int] = []
 
     def work() -> None:

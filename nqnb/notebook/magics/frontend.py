@@ -156,11 +156,11 @@ class CompletionFront(NotebookFront):
         known = session_registry.current()
         if known is not None and not options.keys() - _CONNECTION_OPTIONS:
             if not known.connected:
-                raise ConnectionFailed("the server is not connected")
+                raise ConnectionFailed("cannot complete: the server is not connected. Complete again when it is back.")
             return contextlib.nullcontext(known.client)
         choice = choose(patient=False, **options)
         if not choice.named:
-            raise ConnectionFailed("no server was named")
+            raise ConnectionFailed("cannot complete: no server was named. Connect with `%nq up`.")
         return connect(choice.settings)
 
 
@@ -215,7 +215,7 @@ def _request_stream(kernel: Any) -> Any:
 
 
 def as_cell_text(text: str) -> str:
-    """Return a text with its command lines replaced by the magics that do the same."""
+    """Return text with its command lines replaced by the magics that do the same."""
     for command_line, magic in _CELL_WORDS:
         text = text.replace(command_line, magic)
     return text

@@ -41,7 +41,7 @@ def define(shell: Any, cell: str) -> str:
         code = shell.compile(tree, file, "exec")
     if code.co_flags & inspect.CO_COROUTINE:
         raise BadInput(
-            "cannot run code that awaits at its top level here: only a cell can that begins with %%nq handler."
+            "the code awaits at its top level: this needs a cell of its own. Begin the cell with %%nq handler."
         )
     try:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
@@ -94,7 +94,9 @@ def _parse(shell: Any, source: str, file: str) -> ast.Module:
     except SyntaxError as error:
         # IPython would show a SyntaxError with every frame between here and the cell.
         wrong, kind = error, type(error)
-        failed: NqnbError = InvalidHandler(f"the cell is not valid Python: {error}")
+        failed: NqnbError = InvalidHandler(
+            f"the cell is not valid Python: {error}. Correct the cell, then run it again."
+        )
         _replace_traceback(failed, lambda: shell.SyntaxTB.structured_traceback(kind, wrong, []))
         raise failed from None
     return tree

@@ -52,7 +52,7 @@ def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[li
 
 
 def _json_end(text: str) -> int:
-    """Return the length of the JSON object or array at the start of a text; 0 where there is none."""
+    """Return the length of the JSON object or array with which a string begins; 0 without one."""
     if text[0] not in "{[":
         return 0
     try:
@@ -63,7 +63,7 @@ def _json_end(text: str) -> int:
 
 
 def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
-    """Return the first word of a text, and the rest."""
+    """Return the first word of a string, and the rest."""
     stream = io.StringIO(text)
     lexer = shlex.shlex(stream, posix=True)
     lexer.whitespace_split = True
@@ -73,5 +73,7 @@ def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
     try:
         word = lexer.get_token()
     except ValueError:
-        raise BadInput(f"cannot parse the line: a quote is not closed in {text.strip()}") from None
+        raise BadInput(
+            f"cannot parse the line: a quote is not closed in {text.strip()}. Close the quote, or escape it."
+        ) from None
     return word or "", text[stream.tell() :]

@@ -1,8 +1,8 @@
 // @ts-check
 /**
- * The live table's page. The kernel keeps, sorts and filters; this draws the one page of rows that it sends, in place:
- * a row keeps its elements for as long as it is shown, so that focus, selection and opened rows stay as they are.
- * Whatever comes from a queue goes through `textContent` or an attribute: nothing here makes markup out of data.
+ * The live table in the browser. The kernel stores, sorts and filters the rows. This module draws the one page of rows
+ * that the kernel sends. It updates rows in place: a row keeps its elements while it is shown, so that the focus, the
+ * selection and opened rows stay. All data from a queue is set as `textContent` or as an attribute, never as markup.
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
@@ -15,7 +15,7 @@
  */
 
 const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
-/** Class, heading, and what the kernel sorts by. */
+/** The class, the heading and the sort column of each column. */
 const COLUMNS = [
   ["id", "id", "id"],
   ["queue", "queue", "queue"],
@@ -28,17 +28,17 @@ const COLUMNS = [
   ["payload", "payload", "payload"],
 ];
 const SIZES = [10, 20, 50, 100];
-const POINTING = 4000; // ms without a move after which a pointer over the rows no longer holds their order
-const ANSWER = 2; // seconds that the kernel may take to answer a press before the button says that it is busy
+const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows holds their order
+const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the button says that the kernel is busy
 
-/** An element with properties and children; strings become text. */
+/** Make an element with properties and children; strings become text. */
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name in element && !name.includes("-")) element[name] = value;
     else element.setAttribute(name, value);
   }
-  // What may have the focus, lest JupyterLab takes plain keys for commands of the notebook: "d d" deletes the cell.
+  // Elements that can have the focus: without this, JupyterLab takes plain keys as commands, and "d d" deletes the cell.
   if (["BUTTON", "INPUT", "SELECT", "PRE", "TR"].includes(element.tagName)) element.setAttribute("data-lm-suppress-shortcuts", "");
   element.append(...children);
   return element;
@@ -56,7 +56,7 @@ function mark(element, name, value) {
 const number = (value) => value.toLocaleString("en-US");
 const two = (value) => String(value).padStart(2, "0");
 
-/** A length of time, of about one width for as long as one looks. */
+/** Format a duration, with a width that stays about the same. */
 export function span(seconds) {
   seconds = Math.max(0, seconds);
   const whole = Math.floor(seconds);
@@ -66,21 +66,21 @@ export function span(seconds) {
   return `${Math.floor(whole / 86400)} d ${Math.floor(whole / 3600) % 24} h`;
 }
 
-/** The same without tenths. */
+/** Format a duration without tenths of a second. */
 const about = (seconds) => (seconds < 60 ? `${Math.round(seconds)} s` : span(seconds));
-/** In one unit, for what is far from exact. */
+/** Format an inexact duration in one unit. */
 const roughly = (seconds) => (seconds < 60 ? about(seconds) : about(seconds).split(" ").slice(0, 2).join(" "));
 
-/** How fast, in the unit that gives a number of one to three digits. */
+/** Format a rate, in the unit that gives one to three digits. */
 export function speed(rate) {
   const [value, unit] = rate >= 1 ? [rate, "s"] : rate * 60 >= 1 ? [rate * 60, "min"] : [rate * 3600, "h"];
   return `${value >= 10 ? number(Math.round(value)) : Number(value.toFixed(1))} tasks/${unit}`;
 }
 
-/** A share in percent: 100 only for what is whole. */
+/** Format a share in percent: 100 only for a share of 1. */
 const percent = (share) => `${Math.min(Math.round(share * 100), share < 1 ? 99 : 100)} %`;
 
-/** Light or dark, as the front end says it; the system's wish where it says nothing. */
+/** Return light or dark, as the front end declares it, or else as the system prefers. */
 function theme() {
   const body = document.body;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "true" ? "light" : "dark";
@@ -89,7 +89,7 @@ function theme() {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
-/** One task's rows: the row itself, why a cancel was refused, and what it opens to. */
+/** The rows of one task: the row itself, the reason of a refused cancel, and the details. */
 class Task {
   constructor(id) {
     this.id = id;
@@ -120,7 +120,7 @@ class Task {
     this.why = this.more = this.reason = null;
   }
 
-  /** What does not tick. */
+  /** Draw the parts that change only with a message. */
   draw(row, { selected, opened, details, span: columns }) {
     this.row = row;
     mark(this.body, "data-status", row.status);
@@ -152,7 +152,7 @@ class Task {
     this.open(opened, details, columns);
   }
 
-  /** What ticks: age, run time, and how long a cancel has taken. `pressed` is when its button was, `heard` if it was. */
+  /** Update age, run time and the duration of a cancel. `pressed` is the time of the press, `heard` whether it arrived. */
   tick(now, pressed, heard) {
     const row = this.row;
     const open = row.status === "pending" || row.status === "processing";
@@ -177,7 +177,7 @@ class Task {
     mark(this.button, "aria-disabled", cancelling ? "true" : null);
     let text = "Cancel";
     if (cancelling) text = row.status === "processing" && taken !== null && taken > 1 ? "still running" : "cancelling…";
-    if (cancelling && !heard && taken !== null && taken > ANSWER) text = "kernel busy…";
+    if (cancelling && !heard && taken !== null && taken > KERNEL_ANSWER_SECONDS) text = "kernel busy…";
     put(this.button, text);
     mark(this.button, "aria-label", `${text} ${row.name}`);
     this.box.disabled = !open;
@@ -245,14 +245,14 @@ class Task {
 
 function render({ model, el }) {
   const view = Math.random().toString(36).slice(2);
-  let sent = 0; // messages to the kernel so far
-  let looked = 0; // the one that last asked for another look
-  let held = 0; // the one that last asked to hold the order
-  let drift = 0; // seconds that the kernel's clock is ahead of the page's
-  let came = 0; // when the last message of the kernel came
+  let sent = 0; // the number of the last message to the kernel
+  let lookNumber = 0; // the last message that asked for another search, filter, order or page
+  let holdNumber = 0; // the last message that asked to hold the order
+  let clockOffset = 0; // seconds by which the kernel's clock is ahead of the page's clock
+  let receivedAt = 0; // when the last message of the kernel arrived
   let over = false; // whether the kernel has closed the table
   /** @type {?Rows} */ let last = null;
-  let current = ""; // the row that Tab leads to
+  let current = ""; // the id of the row that the Tab key reaches
   const tasks = /** @type {Map<string, Task>} */ (new Map());
   const selected = new Set();
   const opened = new Set();
@@ -264,7 +264,7 @@ function render({ model, el }) {
   const title = make("span", { className: "nq-title" });
   const state = make("span", { className: "nq-state" });
   const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
-  let typed = 0; // the timer of what was just typed into the search, and is not asked for yet
+  let typed = 0; // the timer of a search that was typed and not yet sent
   const search = make("input", {
     type: "search", placeholder: "id, payload, error…", "aria-label": "Search tasks", spellcheck: false,
   });
@@ -272,7 +272,7 @@ function render({ model, el }) {
     const count = make("b", {}, "0");
     const button = make("button", { type: "button", className: "nq-chip", "data-act": "filter", "data-status": name });
     button.append(...(name ? [make("span", { className: "nq-dot" })] : []), name || "all", count);
-    if (name) button.title = `only ${name} tasks; with Shift beside those chosen already`;
+    if (name) button.title = `show only ${name} tasks; with Shift, in addition to the selected states`;
     chips.append(button);
     return { button, count };
   };
@@ -289,16 +289,16 @@ function render({ model, el }) {
   const empty = make("div", { className: "nq-empty" });
   const some = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "cancel-selected" });
   const every = make("button", { type: "button", className: "nq-button nq-cancel", "data-act": "ask-all" });
-  every.title = "every task that matches and has not ended, on all pages";
+  every.title = "cancel every matching task that has not ended, on all pages";
   const question = make("span", {});
   const yes = make("button", { type: "button", className: "nq-button nq-sure", "data-act": "cancel-all" });
   const no = make("button", { type: "button", className: "nq-button", "data-act": "keep-all" }, "Keep them");
   const confirm = make("span", { className: "nq-confirm", role: "group", "aria-label": "Confirm", hidden: true }, question, yes, no);
   const pace = make("span", { className: "nq-pace" });
   const where = make("span", { className: "nq-where" });
-  const sizes = make("select", { "data-act": "size", "aria-label": "Rows on a page" });
+  const sizes = make("select", { "data-act": "size", "aria-label": "Rows per page" });
   sizes.append(...SIZES.map((size) => make("option", { value: String(size) }, `${size} rows`)));
-  const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Page before" }, "‹");
+  const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Previous page" }, "‹");
   const next = make("button", { type: "button", className: "nq-plain", "data-act": "next", "aria-label": "Next page" }, "›");
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
   root.append(
@@ -308,24 +308,24 @@ function render({ model, el }) {
     voice,
   );
 
-  const kernelNow = () => Date.now() / 1000 + drift;
+  const kernelNow = () => Date.now() / 1000 + clockOffset;
   const say = (text) => put(voice, text);
   const columns = () => [...head.children].filter((each) => getComputedStyle(each).display !== "none").length;
   const send = (message) => {
     try {
       if (!over) model.send({ ...message, view, n: ++sent });
     } catch {
-      closed(); // Jupyter refuses to send to a kernel that is no more.
+      closed(); // Jupyter refuses to send to a kernel that has ended.
     }
     return sent;
   };
   const ask = (changes, then = {}) => {
     Object.assign(look, { page: 0 }, changes);
-    looked = send({ type: "look", ...look, ...then });
+    lookNumber = send({ type: "look", ...look, ...then });
     controls();
   };
 
-  /** The header and the footer, by what was asked for, which the kernel may not have done yet. */
+  /** Draw the header and the footer as the user set them; the kernel may not have answered yet. */
   function controls() {
     for (const [name, { button }] of counts)
       mark(button, "aria-pressed", name ? look.statuses.includes(name) : look.statuses.length === 0);
@@ -342,7 +342,7 @@ function render({ model, el }) {
     mark(every, "aria-disabled", open === 0 || over ? "true" : null);
   }
 
-  /** The rows of the last message, in place. */
+  /** Draw the rows of the last message in place. */
   function rows(message, keepOrder) {
     const span = columns();
     const shown = keepOrder ? message.rows.filter((row) => tasks.has(row.id)) : message.rows;
@@ -363,7 +363,7 @@ function render({ model, el }) {
       if (mine && (message.heard[view] ?? 0) >= mine.n) pressed.delete(row.id);
       task.draw(row, { selected: selected.has(row.id), opened: opened.has(row.id), details: details.get(row.id), span });
       if (keepOrder) continue;
-      // A row that moved down is taken out of the way, so that those below need not move, nor lose the focus.
+      // Remove a row that moved down, so that the rows below need not move, and do not lose the focus.
       if (place && place !== task.body && place.nextSibling === task.body) {
         const moved = place;
         place = task.body;
@@ -377,7 +377,7 @@ function render({ model, el }) {
     if (focus && focus !== document.activeElement && root.contains(focus)) focus.focus({ preventScroll: true });
   }
 
-  /** Only the controls of one row are on the way of the Tab key; the arrow keys go from row to row. */
+  /** Let the Tab key reach the controls of one row only; the arrow keys move between rows. */
   function reach() {
     for (const [id, task] of tasks) {
       const tab = id === current ? 0 : -1;
@@ -402,12 +402,12 @@ function render({ model, el }) {
     all.checked = choosable > 0 && chosen === choosable;
     all.indeterminate = chosen > 0 && chosen < choosable;
     let text = "";
-    if (over) text = "ended; the rows are as of then";
+    if (over) text = "disconnected; the rows no longer change";
     else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
-    else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows are as of then`;
+    else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state of that time`;
     put(state, text);
     mark(root, "data-state", over ? "over" : (last?.state ?? "loading"));
-    const fresh = last?.rate && last.state === "live" && Date.now() - came < 15_000;
+    const fresh = last?.rate && last.state === "live" && Date.now() - receivedAt < 15_000;
     const left = fresh && last?.left ? `about ${about(last.left)} left` : "";
     put(pace, fresh ? [speed(last?.rate), left].filter(Boolean).join(" · ") : "");
   }
@@ -418,8 +418,8 @@ function render({ model, el }) {
     const before = last;
     over = false;
     last = message;
-    came = Date.now();
-    drift = message.now - came / 1000;
+    receivedAt = Date.now();
+    clockOffset = message.now - receivedAt / 1000;
     put(title, message.title);
     mark(root, "aria-label", `Tasks: ${message.title}`);
     for (const [name, { button, count }] of counts) {
@@ -428,18 +428,18 @@ function render({ model, el }) {
       mark(button, "aria-label", `${name || "all"}, ${number(value)}`);
       button.hidden = name === "deleted" && !value && !look.statuses.includes(name);
     }
-    if (heard >= looked) {
+    if (heard >= lookNumber) {
       const { search, statuses, sort, down, page, size } = message;
       Object.assign(look, { search: look.search.trim().toLowerCase() === search ? look.search : search, statuses, sort, down, page, size });
     }
     for (const id of message.ended) selected.delete(id);
     for (const [id, parts] of Object.entries(message.details)) details.set(id, parts);
     mark(root, "data-queues", message.queues ? "" : null);
-    if (heard >= looked || !before) rows(message, pointing() && heard < held && before !== null);
+    if (heard >= lookNumber || !before) rows(message, pointing() && heard < holdNumber && before !== null);
     for (const id of details.keys()) if (!opened.has(id)) details.delete(id);
     const start = message.page * message.size;
     put(where, message.matching ? `${number(start + 1)} – ${number(start + message.rows.length)} of ${number(message.matching)}` : "0");
-    mark(where, "title", message.behind ? "the order is held while you are at the rows" : null);
+    mark(where, "title", message.behind ? "the order stays while you point at the rows" : null);
     mark(where, "data-held", message.behind ? "" : null);
     mark(back, "aria-disabled", message.page === 0 ? "true" : null);
     mark(next, "aria-disabled", message.page >= message.pages - 1 ? "true" : null);
@@ -447,7 +447,7 @@ function render({ model, el }) {
     empty.hidden = !none;
     put(empty, !none ? "" : message.total ? "No task matches." : message.state === "loading" ? "Loading…" : "No tasks yet.");
     if (before && before.state !== message.state) say(message.state === "lost" ? "Connection lost" : message.state === "live" ? "Connected" : "");
-    else if (before && heard >= looked && (before.heard[view] ?? 0) < looked) say(`${number(message.matching)} tasks match`);
+    else if (before && heard >= lookNumber && (before.heard[view] ?? 0) < lookNumber) say(`${number(message.matching)} tasks match`);
     for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
     controls();
     tick();
@@ -492,7 +492,7 @@ function render({ model, el }) {
     try {
       await navigator.clipboard.writeText(task.id);
     } catch {
-      // Without a secure origin there is no clipboard but that of the selection.
+      // Without a secure origin only the clipboard of the selection is available.
       const field = make("textarea", { value: task.id, className: "nq-voice" });
       root.append(field);
       field.select();
@@ -505,7 +505,7 @@ function render({ model, el }) {
     setTimeout(() => mark(task.copy, "data-copied", null), 1200);
   }
 
-  function sure(on) {
+  function askToConfirm(on) {
     confirm.hidden = !on;
     some.hidden = every.hidden = on;
     if (on) {
@@ -540,12 +540,12 @@ function render({ model, el }) {
       }
       case "ask-all":
         send({ type: "ask_all" });
-        return sure(true);
+        return askToConfirm(true);
       case "cancel-all":
         send({ type: "cancel_all" });
         say("Cancelling all that match");
-        return sure(false);
-      case "keep-all": return sure(false);
+        return askToConfirm(false);
+      case "keep-all": return askToConfirm(false);
       case "filter": {
         const name = control.dataset.status;
         const have = look.statuses;
@@ -562,7 +562,7 @@ function render({ model, el }) {
       case "back": return ask({ page: look.page - 1 });
       case "next": return ask({ page: look.page + 1 });
     }
-    // A click anywhere else in a row opens it, but for one that ends a selection of text.
+    // A click anywhere else in a row opens it, unless the click ends a selection of text.
     if (!control && task && target.closest(".nq-row") && !String(getSelection())) toggle(id);
   }
 
@@ -572,7 +572,7 @@ function render({ model, el }) {
     const at = ids.indexOf(/** @type {?HTMLElement} */ (target.closest("tbody"))?.dataset.id ?? "");
     if (event.altKey || event.ctrlKey || event.metaKey) return;
     event.stopPropagation();
-    if (event.key === "Escape" && !confirm.hidden) sure(false);
+    if (event.key === "Escape" && !confirm.hidden) askToConfirm(false);
     else if (at < 0 || target.closest("pre")) return;
     else if (event.key === "Escape" && opened.has(ids[at])) toggle(ids[at]), tasks.get(ids[at])?.line.focus({ preventScroll: true });
     else if (["ArrowDown", "ArrowUp", "Home", "End"].includes(event.key)) {
@@ -586,7 +586,7 @@ function render({ model, el }) {
     event.preventDefault();
   }
 
-  // While a person is at the rows, none moves away from below the pointer or the focus.
+  // While the user points at the rows or has the focus in them, the rows keep their order.
   let over_rows = false;
   let by_keys = false;
   let resting = 0;
@@ -594,13 +594,13 @@ function render({ model, el }) {
   function point(rows, keys) {
     const before = pointing();
     [over_rows, by_keys] = [rows, keys];
-    if (pointing() !== before) held = send({ type: "hold", on: pointing() });
+    if (pointing() !== before) holdNumber = send({ type: "hold", on: pointing() });
   }
   function pointer(event) {
     clearTimeout(resting);
     const rows = event.type !== "pointerleave" && event.pointerType !== "touch" && event.target.closest("tbody") !== null;
     point(rows, by_keys);
-    if (rows) resting = setTimeout(() => point(false, by_keys), POINTING);
+    if (rows) resting = setTimeout(() => point(false, by_keys), POINTER_HOLD_MS);
   }
   function focus(event) {
     const target = /** @type {HTMLElement} */ (event.target);
@@ -642,14 +642,14 @@ function render({ model, el }) {
 
   const hear = (message) => {
     if (message?.type === "rows") show(message);
-    if (message?.type === "over") over = true; // it is replaced at once: nothing is drawn, and nobody hears a goodbye
+    if (message?.type === "over") over = true; // the table is replaced at once: draw nothing, and send no goodbye
   };
   const closed = () => {
     over = true;
     controls();
     tick();
   };
-  // Jupyter's manager says so when the kernel restarts or goes away, and again when it is back; which of them, it does not.
+  // Jupyter's manager sends this event when the kernel restarts or ends, and again when it is back, without a difference.
   const turned = () => {
     if (!over) return closed();
     over = false;
