@@ -174,7 +174,7 @@ class TestSwap:
         session.local.stop("resize", wait=0)
         assert list(session.local) == ["scale"]
         assert task.fetch().worker == ""
-        with pytest.raises(nqnb.BadInput, match="served here: scale"):
+        with pytest.raises(nqnb.BadInput, match="handler here: scale"):
             session.local.stop("resize")
         session.local.stop()
         session.local.stop()
@@ -223,7 +223,7 @@ class TestSwap:
         def resize(job: nqnb.Job) -> None:
             session.submit("other")
 
-        with pytest.raises(nqnb.TaskFailed, match="cannot travel"):
+        with pytest.raises(nqnb.TaskFailed, match="cannot pickle a session"):
             session.submit("resize").result(20)
 
 
@@ -329,7 +329,7 @@ class TestPrints:
         assert said(task) == ["before"]
         assert "in resize" in str(caught.value.traceback)
         assert "print_capture.py" not in str(caught.value.traceback)
-        assert "executors" not in str(caught.value.traceback)
+        assert "/executors/" not in str(caught.value.traceback)
 
     def test_prints_are_captured_where_the_streams_were_redirected(self, session: Session) -> None:
         @session.handler("resize")
@@ -437,13 +437,13 @@ class TestInAKernel:
         until(lambda: task.status() is Status.CANCELLED, 20)
         log = cells.run("print(began, *own.log, sep='\\n'); own.down()").stdout
         assert log.startswith("[1]\n")
-        (told,) = (line for line in log.splitlines() if "blocks the kernel" in line)
+        (told,) = (line for line in log.splitlines() if "has blocked the kernel" in line)
         assert f"task {task.id} of queue block" in told
         assert ":5 in block. Its lease is kept" in told
 
     def test_the_kernels_loop_runs_only_coroutines(self, cells: Kernel) -> None:
         ended = cells.end(cells.start("@nq.handler('touch', isolation='kernel')\ndef touch(job): pass"))
-        assert ended.error.startswith("InvalidHandler: isolation='kernel' takes an async function")
+        assert ended.error.startswith("InvalidHandler: isolation='kernel' needs an async function")
 
     def test_a_failure_on_the_kernels_loop_shows_the_handlers_own_frames(self, cells: Kernel) -> None:
         cells.run("@nq.handler('touch', isolation='kernel')\nasync def touch(job): return 1 / 0")
@@ -454,7 +454,7 @@ class TestInAKernel:
 
 
 def test_isolation_kernel_needs_a_kernel(session: Session) -> None:
-    with pytest.raises(nqnb.InvalidHandler, match="none runs here"):
+    with pytest.raises(nqnb.InvalidHandler, match="no loop runs here"):
 
         @session.handler("touch", isolation="kernel")
         async def touch(job: nqnb.Job) -> None: ...
