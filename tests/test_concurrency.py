@@ -1,4 +1,4 @@
-"""What runs beside, and waits that can be cancelled at any moment."""
+"""Waiting for events: a wait can be cancelled at any moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error tree, and that no error of nats-py comes through."""
+"""The tree of errors, and that no error of nats-py escapes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = {
 
 
 def drawn_tree() -> Iterator[tuple[str, str, str]]:
-    """(name, its parent's name, what is said of it) for each line of the tree in the docstring."""
+    """Yield (name, name of the parent, description) for each line of the tree in the docstring."""
     above: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
         drawn = re.fullmatch(r"    ((?:│   |    )*(?:[├└]── )?)(\w+)(?:\s{2,}(.*))?", line)
@@ -80,7 +80,7 @@ SENDING_ERRORS = [kind for kind in NATS_ERRORS if kind is not nats.errors.MaxPay
 
 
 def made(kind: type[BaseException]) -> BaseException:
-    """An error of that class; each of its arguments is 1."""
+    """Return an error of that class; each of its arguments is 1."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
     return kind(*(1 for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD))
 
@@ -156,7 +156,7 @@ class TestTranslation:
                 pass
 
         server.kill()
-        # It yields the rest of its page without a pause, and then waits for the next one.
+        # The listing yields the rest of its page at once, and then waits for the next page.
         reading = asyncio.ensure_future(read_on())
         await asyncio.sleep(0)
         await nq.close()

@@ -280,7 +280,8 @@ class Connection:
                 unconfirmed = error if isinstance(error, Unconfirmed) else unconfirmed
                 if time.monotonic() + pause > until or self.closed.is_set():
                     if unconfirmed is not None and unconfirmed is not error:
-                        raise Unconfirmed(f"{unconfirmed} Since then: {error}") from None
+                        both = f"{unconfirmed} Since then: {error}"
+                        raise Unconfirmed(both) from None
                     raise error from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)

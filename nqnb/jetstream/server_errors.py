@@ -145,14 +145,17 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException]) -> NoSer
         reasons: what happened, by address.
     """
     where = address(settings)
-    told: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for url in settings.urls:
         if url in reasons:
-            told.setdefault(_without_secrets("; ".join(_reason(settings, reasons[url])), settings), []).append(url)
-    if len(told) == 1:
-        return NoServer(f"cannot connect to a NATS server at {where}: {next(iter(told))}", where)
-    each = " | ".join(f"{', '.join(urls)}: {reason}" for reason, urls in told.items())
-    return NoServer(f"cannot connect to a NATS server at any address: {each}", where)
+            found.setdefault(_reason(settings, reasons[url]), []).append(url)
+    if len(found) == 1:
+        ((why, remedy),) = found
+        text = f"cannot connect to a NATS server at {where}: {why}; {remedy}"
+    else:
+        each = " | ".join(f"{', '.join(urls)}: {why}; {remedy}" for (why, remedy), urls in found.items())
+        text = f"cannot connect to a NATS server at any address: {each}"
+    return NoServer(_without_secrets(text, settings), where)
 
 
 def _reason(settings: Settings, reason: BaseException) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Every task and then every change comes, in order, whatever happens to the connection."""
+"""A feed yields every task and then every change, in order, through restarts and lost connections."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Seen:
-    """What a watch has told so far."""
+    """The batches that a watch has yielded so far."""
 
     def __init__(self) -> None:
         self.status: dict[str, nqnb.Status] = {}
@@ -43,7 +43,7 @@ class Seen:
                 self._news.notify_all()
 
     async def until(self, **wanted: bool) -> TaskBatch:
-        """The next batch that has these fields."""
+        """Return the next batch with these fields."""
         async with self._news:
             start = len(self.batches)
 
@@ -198,7 +198,7 @@ async def test_messages_lost_in_a_quick_reconnect_are_read_again(server: nqnb.De
         await seen.until(complete=True)
         expected = {(await other.submit("q")).id: nqnb.Status.PENDING}
         await seen.until_it_is(expected)
-        # nats-py connects again without a pause only where it has been connected for a second.
+        # nats-py reconnects without a pause only if it was connected for a second.
         await asyncio.sleep(1.2)
         proxy.swallow()
         expected.update((task.id, nqnb.Status.PENDING) for task in await other.submit_many("q", range(5)))

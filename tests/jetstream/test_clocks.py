@@ -1,4 +1,4 @@
-"""Clients and workers whose clocks are wrong, by a minute or an hour: what depends on time goes by the server's.
+"""Clients and workers whose clocks are wrong by a minute or an hour: everything depends on the server's clock.
 
 As a program, this file is a worker, test_clocks.py URL DIARY ACK_WAIT, or a client, test_clocks.py client URL.
 """
@@ -37,7 +37,7 @@ MINUTE, HOUR = 60, 3600
 CEILING = 2.0
 """The longest wait before a retry, in seconds."""
 AGREE = 5.0
-"""Seconds that two true clocks may seem apart on a busy machine."""
+"""Seconds by which two correct clocks may seem to differ on a busy machine."""
 
 Start = Callable[[float], None]
 
@@ -57,7 +57,7 @@ def make_worker(url: str, diary: Path, ack_wait: float) -> nqnb.Worker:
 
     @worker.handler("stubborn", grace=30)
     async def stubborn(job: nqnb.Job) -> None:
-        """Run on for a second after it was told to stop."""
+        """Run for another second after the stop signal."""
         try:
             await asyncio.sleep(HOUR)
         except asyncio.CancelledError:
@@ -75,7 +75,7 @@ def diary(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_worker(settings: nqnb.Settings, diary: Path) -> Iterator[Start]:
-    """Starts a worker whose clock is so many seconds ahead."""
+    """Return a function that starts a worker whose clock is so many seconds ahead."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(ahead: float) -> None:
@@ -89,12 +89,12 @@ def start_worker(settings: nqnb.Settings, diary: Path) -> Iterator[Start]:
 
 
 async def command(settings: nqnb.Settings, ahead: float, *arguments: str) -> Any:
-    """What the command line prints with --json on a machine whose clock is so many seconds ahead."""
+    """Return the JSON of a command on a machine whose clock is so many seconds ahead."""
     return await python(ahead, "-m", "nqnb", "--url", settings.urls[0], *arguments, "--json")
 
 
 async def python(ahead: float, *arguments: str) -> Any:
-    """Run a program on a machine whose clock is so many seconds ahead; returns the JSON that it prints."""
+    """Run a program on a machine whose clock is so many seconds ahead; return the JSON that it prints."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, CLOCK_OFF, str(ahead), *arguments),
         env=environment(),
@@ -107,7 +107,7 @@ async def python(ahead: float, *arguments: str) -> Any:
 
 
 async def entry_of(nq: nqnb.Client, task: nqnb.Task, status: Status) -> tuple[TaskMessage, float]:
-    """A task's entry, once the task is in that state, and when it was written by the server's clock."""
+    """Return a task's entry once the task has that state, and when the server stored it."""
     until = time.monotonic() + 30
     while True:
         entry = await nq.backend.states.get(task.id)
@@ -170,7 +170,7 @@ async def test_a_retry_is_due_by_the_servers_clock(
     assert info.started_at is not None
     assert info.completed_at is not None
     assert waiting.meta.not_before - 0.5 <= info.started_at.timestamp() <= waiting.meta.not_before + 20
-    # Ages and run times that people see are by the server's clock, too.
+    # Displayed ages and run times depend on the server's clock, too.
     assert abs(info.completed_at.timestamp() - time.time()) < 20
 
 
@@ -194,7 +194,7 @@ async def test_a_deadline_is_judged_by_the_servers_clock(
     task = await nq.submit("plain", deadline=timedelta(minutes=minutes))
     assert await task.wait(timeout=30) is status
     if status is Status.COMPLETED:
-        # The handler, which can only compare it with its machine's clock, sees how much time is left.
+        # The handler can compare it only with its machine's clock, and sees how much time is left.
         left = await task.result()
         assert isinstance(left, float)
         assert 500 < left <= 601
@@ -218,7 +218,7 @@ async def test_durations_of_a_client_count_from_the_servers_time(
 
 
 async def act_as_client(url: str) -> dict[str, Any]:
-    """Give a client lengths of time."""
+    """Pass durations to a client."""
     async with nqnb.connect(url) as nq:
         since = await Filter("plain", newer_than=HOUR / 2).tasks(nq)
         pruned = [await nq.prune(age, dry_run=True) for age in (HOUR / 2, 1)]
@@ -253,7 +253,7 @@ async def test_a_clock_step_changes_nothing(
 async def test_the_time_is_read_from_a_server_that_sends_no_time_stamps(
     settings: nqnb.Settings, diary: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
 ) -> None:
-    """As servers before 2.10 are, which the tests do not have."""
+    """Simulate a server before 2.10, which the tests do not have."""
     request, true = Connection.request, time.time
 
     async def silent(self: Connection, subject: str, *rest: Any, **named: Any) -> Message:
@@ -271,7 +271,7 @@ async def test_the_time_is_read_from_a_server_that_sends_no_time_stamps(
         assert abs(await nq.backend.read_now() - true()) < AGREE
         task = await nq.submit("flaky", retry=1)
         waiting, written = await entry_of(nq, task, Status.PENDING)
-        # The worker reads the time of its presence.
+        # The worker reads the time stamp of its presence entry.
         assert written - AGREE <= waiting.meta.not_before <= written + CEILING + AGREE
         assert await task.result(timeout=30) == 2
         assert [each.id for each in await nq.workers()] == [worker.id]
@@ -281,7 +281,7 @@ async def test_an_old_time_stamp_is_refreshed_before_a_decision(
     nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = nq.backend.connection.clock
-    # The server's clock was an hour behind for as long as this client has known it.
+    # So far, the client has seen a server whose clock was an hour behind.
     clock._bounds = None
     asked = elapsed()
     clock.observe(time.time() - HOUR, asked, asked)
@@ -300,7 +300,7 @@ def test_a_slow_answer_only_narrows_the_bounds() -> None:
     assert clock.at(10.1) == pytest.approx(1_000.0, abs=0.11)
     assert clock.earliest() < clock.now() < clock.latest()
     assert clock.earliest(10.1) == pytest.approx(999.9)
-    # What contradicts it is newer, so it is true.
+    # A contradicting time stamp is newer, so it is right.
     clock.observe(1_310.0, 32.0, 32.2)
     assert clock.at(32.1) == pytest.approx(1_310.0)
 

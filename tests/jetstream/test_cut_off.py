@@ -1,4 +1,4 @@
-"""A worker that is cut off from its server: it lets go in time, nothing runs twice, and no cancel is lost on it."""
+"""A worker that is disconnected from its server stops its runs in time; nothing runs twice, and no cancel is lost."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nqnb.testing.proxy import Proxy
 pytestmark = pytest.mark.anyio
 
 Cut = Literal["refused", "swallowed", "swallowed and reset"]
-"""Connections are refused; or nothing passes, and arrives late; or nothing passes, and is lost."""
+"""Connections are refused; or messages are delayed; or messages are lost."""
 Who = Literal["nqnb", "go"]
 
 
@@ -30,7 +30,7 @@ async def proxy(server: nqnb.DevServer) -> AsyncIterator[Proxy]:
 
 
 class Notes:
-    """What handlers were seen to do, in order."""
+    """What the handlers did, in order."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, str]] = []
@@ -39,7 +39,7 @@ class Notes:
         return sum((what, task_id) == (line[0], line[2]) for line in self.lines)
 
     async def started(self, *tasks: nqnb.Task) -> None:
-        """Wait until their handlers run: what is claimed by then, and has not heard of it, is dropped in a cut."""
+        """Wait until the handlers run: a disconnect drops tasks whose claim is not confirmed yet."""
         await until_async(lambda: all(self.count("start", task.id) for task in tasks), 20)
 
     def worker(self, name: str, settings: nqnb.Settings) -> nqnb.Worker:
@@ -75,7 +75,7 @@ async def cancel(nq: nqnb.Client, task: nqnb.Task, who: Who) -> None:
     if who == "nqnb":
         assert (await task.cancel()).stopping
     else:
-        # As Go NQ does about a task that runs: nothing is written, and there is no header.
+        # Go NQ cancels a running task so: it writes nothing, and the message has no header.
         await nq.backend.connection.publish("work.cancel", CancelMessage(task.id, "work.cancel").encode())
 
 
@@ -140,7 +140,7 @@ async def test_a_cancel_takes_effect_when_the_only_worker_is_back(
         starts = [notes.count("start", task.id) for task in tasks]
         print(f"honoured {time.monotonic() - back:.2f} s after the return, with {starts} starts")
         if who == "nqnb":
-            # Of a Go client's, nobody knew when the server gave the tasks out again, if that came first.
+            # If the server redelivered the tasks first, the cancel of a Go client was unknown then.
             assert starts == [1, 1, 1], "it ran again after its cancel"
         await assert_queues_empty(nq, "work")
 
@@ -149,7 +149,7 @@ async def test_a_cancel_takes_effect_when_the_only_worker_is_back(
 async def test_a_short_disconnect_costs_no_run_and_no_cancel(
     nq: nqnb.Client, server: nqnb.DevServer, proxy: Proxy, cut: Cut
 ) -> None:
-    # The lease outlives the cut, which nats-py needs up to two seconds to come back from.
+    # The lease outlives the disconnect; nats-py needs up to two seconds to reconnect.
     settings = nqnb.Settings(server.url, ack_wait=10.0)
     notes = Notes()
     async with notes.worker("first", through(proxy, settings)), notes.worker("second", through(proxy, settings)):

@@ -1,4 +1,4 @@
-"""The short way through nats-py does what its public way does, and gives way where nats-py has changed."""
+"""The fast path through nats-py has the effect of its public methods, which replace it where nats-py has changed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_nats_py_and_the_fast_path_understand_each_other(client: FastClien
     other = NatsClient()
     await other.connect(server.url)
     theirs = await other.subscribe("lane.theirs")
-    # nats-py's first PING may overtake the SUB, so that its PONG says nothing yet.
+    # nats-py's first PING may overtake the SUB, so that its PONG proves nothing yet.
     await other.flush()
     await other.flush()
     await client.write("lane.theirs", b"data", "reply", {"Name": "value: of it"})
@@ -181,7 +181,7 @@ async def test_a_ping_does_not_overtake_earlier_messages(
 async def test_a_late_pong_does_not_end_the_connection(server: nqnb.DevServer) -> None:
     client = FastClient()
     await client.connect(server.url)
-    # As `flush` does when its time is over.
+    # As `flush` does after its timeout.
     late = asyncio.get_running_loop().create_future()
     await client._send_ping(late)
     late.cancel()

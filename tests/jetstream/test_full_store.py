@@ -1,4 +1,4 @@
-"""A server whose storage limit is reached: what frees room works, what runs goes on, the rest says what is missing."""
+"""A server whose storage limit is reached: purges free room, runs continue, and every other call names the limit."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ async def nq(settings: nqnb.Settings) -> AsyncIterator[nqnb.Client]:
 
 
 async def fill(nq: nqnb.Client, queue: str = "work") -> list[nqnb.Task]:
-    """Submit until the server has no room; returns what was accepted."""
+    """Submit until the server has no room; return the accepted tasks."""
     tasks = []
     while True:
         try:
             tasks.append(await nq.submit(queue, LARGE))
         except (nqnb.NoRoom, nqnb.Unconfirmed):
-            # Its message was stored, or not even that.
+            # Its message may be stored or not.
             break
     with pytest.raises(nqnb.NoRoom):
         await nq.submit(queue, 1)
@@ -77,7 +77,7 @@ async def test_a_purge_empties_a_full_store(nq: nqnb.Client) -> None:
 async def test_a_purge_that_frees_too_little_room_reports_the_rest(nq: nqnb.Client) -> None:
     small = await nq.submit_many("small", range(3))
     await fill(nq)
-    # What the server has too much of is a large message, as a rule: then small ones do not make up for it.
+    # The limit is usually reached by a large message; then deleting small ones does not free enough room.
     try:
         await nq.purge_queue("small")
     except nqnb.NoRoom as error:
@@ -126,7 +126,7 @@ async def test_ending_a_task_without_room_removes_no_other_tasks_message(nq: nqn
 async def test_a_forced_delete_removes_a_queue_that_frees_too_little_room(nq: nqnb.Client) -> None:
     small = await nq.submit_many("small", range(3))
     await fill(nq)
-    # As in the test above, its tasks alone do not make enough room to write how they ended.
+    # As in the test above, deleting its tasks does not free enough room to write their outcomes.
     with contextlib.suppress(nqnb.NoRoom):
         await nq.delete_queue("small", force=True)
     assert [info.name for info in await nq.queues()] == ["work"]
@@ -184,7 +184,7 @@ async def test_a_waiting_task_can_be_cancelled_in_a_full_store(nq: nqnb.Client) 
     receipt = await tasks[3].cancel()
     assert receipt.status is Status.DELETED
     assert await tasks[3].status() is Status.DELETED
-    # Its message made room.
+    # Deleting its message freed room.
     await nq.submit("work", 1)
 
 

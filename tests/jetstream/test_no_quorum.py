@@ -1,4 +1,4 @@
-"""A cluster without a quorum: nothing is refused for good, and what has run does not run again."""
+"""A cluster without a quorum: no request is refused for good, and no finished task runs again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOT_NOW = b'{"error":{"code":503,"err_code":10008,"description":"JetStream syste
 
 
 class Away:
-    """Has every request to JetStream answered with 10008 while ``now`` is set, as a cluster without a quorum does."""
+    """Answer every request to JetStream with 10008 while ``now`` is set, like a cluster without a quorum."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = False
@@ -103,11 +103,11 @@ async def test_a_handler_that_returned_during_an_outage_does_not_run_again(
             await asyncio.sleep(0.02)
         away.now = True
         go.set()
-        # More than an ack wait, and than the time for which an answer is asked again.
+        # Longer than an ack wait, and longer than requests are retried.
         await asyncio.sleep(2.5)
         away.now = False
         assert {await task.wait(timeout=30) for task in tasks} == {Status.COMPLETED}
-        # What comes again does so within an ack wait or two.
+        # A redelivery would come within two ack waits.
         await asyncio.sleep(2.5)
     assert set(runs.values()) == {1}
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
@@ -148,7 +148,7 @@ async def test_handlers_that_return_without_a_quorum_do_not_run_again(
             go.set()
             while len(returned) < TASKS:
                 await asyncio.sleep(0.05)
-            # Longer than the ack wait, and than a server takes to answer "not now" in place of silence.
+            # Longer than the ack wait, and longer than a server needs to answer "not now" rather than nothing.
             await asyncio.sleep(15)
             asked = [asyncio.ensure_future(each) for each in (tasks[0].status(), nq.submit("later", 1))]
             await asyncio.sleep(5)
@@ -158,7 +158,7 @@ async def test_handlers_that_return_without_a_quorum_do_not_run_again(
             statuses = await asyncio.gather(*(task.wait(timeout=90) for task in tasks))
             assert set(statuses) == {Status.COMPLETED}
             await asyncio.gather(*asked)
-            # What the server redelivers finds the outcome.
+            # A redelivered message finds the outcome.
             queue = next(info for info in await nq.queues() if info.name == "work")
             deadline = time.monotonic() + 30
             while queue.pending + queue.processing and time.monotonic() < deadline:
@@ -168,7 +168,7 @@ async def test_handlers_that_return_without_a_quorum_do_not_run_again(
             del one, two
     assert [each for each, count in runs.items() if count != 1] == []
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("nqnb")]
-    # Not one a task: an outage and its end for each worker, now and then twice, beside start and stop.
+    # Not one line per task: the start and end of an outage for each worker, sometimes twice.
     assert len(lines) <= 16, "\n".join(lines)
 
 
@@ -180,7 +180,7 @@ async def test_the_error_names_a_cluster_without_a_quorum() -> None:
             task = await nq.submit("work", 1)
             cluster.kill(1)
             cluster.kill(2)
-            # A leader that has lost the others answers for some seconds more.
+            # A leader that has lost the other servers still answers for some seconds.
             answers, deadline = True, time.monotonic() + 60
             while answers and time.monotonic() < deadline:
                 try:

@@ -1,4 +1,4 @@
-"""An outage costs a worker's log a few lines, and not some for each task."""
+"""An outage costs a few lines in a worker's log, rather than some for each task."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minut
         before = len(warnings(caplog))
         away = time.monotonic()
         await asyncio.to_thread(server.kill)
-        go.set()  # all of them end while the server is away
+        go.set()  # all tasks end during the outage
         await asyncio.sleep(2.5)
         await asyncio.to_thread(server.restart)
         await asyncio.gather(*(task.wait(timeout=30) for task in tasks))

@@ -1,4 +1,4 @@
-"""A schedule whose time came while the store was full: the server forgets it, and a worker publishes it again."""
+"""A schedule that became due while the store was full: the server does not fire it, and a worker publishes it again."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
                 await cancelled.cancel()
                 assert await waiting.wait(timeout=30) is Status.COMPLETED
                 assert await cancelled.status() is Status.DELETED
-                # What is not due stays as it is.
+                # A schedule that is not due stays unchanged.
                 assert await later.status() is Status.PENDING
                 await later.cancel()
             assert ran == [1]

@@ -36,7 +36,7 @@ LOGGER = "nqnb.connection"
 
 
 def allowed(user: str, verb: str) -> list[str]:
-    """The subjects that docs/permissions.md lets a user publish or subscribe to."""
+    """Return the subjects that docs/permissions.md allows a user."""
     (block,) = re.findall(rf"^{user} = \{{\n(.*?)^\}}", CONFIG, re.DOTALL | re.MULTILINE)
     (subjects,) = re.findall(rf"{verb}: \[(.*?)\]", block, re.DOTALL)
     return re.findall(r'"([^"]+)"', subjects)
@@ -50,7 +50,7 @@ def covers(pattern: str, subject: str) -> bool:
 
 
 def without(*subjects: str) -> str:
-    """The configuration of docs/permissions.md, less some subjects."""
+    """Return the configuration of docs/permissions.md without some subjects."""
     config: str = CONFIG
     for subject in subjects:
         assert f'"{subject}"' in config
@@ -59,7 +59,7 @@ def without(*subjects: str) -> str:
 
 
 def users(server: nqnb.DevServer) -> dict[str, nqnb.Settings]:
-    """The settings of each of its users."""
+    """Return the settings of each user."""
     return {
         user: nqnb.Settings(server.url, user=user, password=PASSWORD, ack_wait=1.0)
         for user in (OPERATOR, CLIENT, WORKER)
@@ -74,7 +74,7 @@ def server() -> Iterator[nqnb.DevServer]:
 
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], set[str]]:
-    """The subjects that users publish and subscribe to, by user and verb."""
+    """Record the subjects that users publish and subscribe to, by user and verb."""
     subjects: dict[tuple[str, str], set[str]] = defaultdict(set)
 
     def note(method: str, verb: str) -> None:
@@ -92,7 +92,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], set[str]]:
 
 
 async def prepare(settings: nqnb.Settings) -> None:
-    """What docs/permissions.md has an operator do first."""
+    """Do what docs/permissions.md asks an operator to do first."""
     async with nqnb.connect(settings) as nq:
         await (await nq.submit(QUEUE, process_at=timedelta(hours=1))).cancel()
 
@@ -121,13 +121,13 @@ async def reaches(task: nqnb.Task, status: Status, attempt: int = 1) -> None:
 
 
 async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
-    """Everything that a client does, with a worker there."""
+    """Do everything that a client does, while a worker runs."""
     assert await (await nq.submit(QUEUE, "small")).result(10) == "small"
     assert len(await (await nq.submit(QUEUE, "large")).result(10)) == 10_000
     for task in await nq.submit_many(QUEUE, ["small"] * 3):
         assert [info.status async for info in task.updates()][-1] is Status.COMPLETED
 
-    # Cancels: two at once, that of a Go client, and one between two attempts.
+    # Cancels: two at once, one of a Go client, and one between two attempts.
     lasting, foreign = await nq.submit_many(QUEUE, ["lasts", "lasts"])
     failing = await nq.submit(QUEUE, "fails", retry=1)
     for task in (lasting, foreign):
@@ -137,7 +137,7 @@ async def work(nq: nqnb.Client, operator: nqnb.Client) -> None:
         return (await lasting.fetch()).progress is not None
 
     await until_async(told)
-    await asyncio.sleep(2 * WATCH_AFTER_SECONDS)  # what runs for longer is watched
+    await asyncio.sleep(2 * WATCH_AFTER_SECONDS)  # longer runs are watched
     receipts = await asyncio.gather(lasting.cancel(wait=10), lasting.cancel(wait=10))
     assert {receipt.status for receipt in receipts} == {Status.CANCELLED}
     message = CancelMessage(foreign.id, f"{QUEUE}.cancel").encode()
@@ -192,7 +192,9 @@ async def test_the_documented_permissions_are_enough_and_each_is_used(
     for user in (CLIENT, WORKER):
         for verb in ("publish", "subscribe"):
             subjects = used[user, verb] | ({"_INBOX.1"} if verb == "subscribe" else set())
-            unused = {each for each in allowed(user, verb) if not any(covers(each, subject) for subject in subjects)}
+            unused = {
+                pattern for pattern in allowed(user, verb) if not any(covers(pattern, subject) for subject in subjects)
+            }
             assert unused <= idle, (user, verb)
 
 
@@ -204,7 +206,7 @@ async def test_tasks_wait_by_a_nak_if_the_stream_cannot_be_changed_for_schedules
 
 
 async def test_tasks_wait_by_a_nak_if_schedules_may_not_be_published() -> None:
-    """Refused one by one, which must not keep an outcome from being written."""
+    """Each schedule is refused, which must not prevent an outcome from being written."""
     with nqnb.DevServer(config=without(f"{QUEUE}.sched.*")) as server:
         settings = users(server)
         await prepare(settings[OPERATOR])
@@ -212,7 +214,7 @@ async def test_tasks_wait_by_a_nak_if_schedules_may_not_be_published() -> None:
 
 
 async def tasks_wait_by_a_nak(settings: dict[str, nqnb.Settings]) -> None:
-    """As on an older server, and nothing is lost."""
+    """Check that tasks wait as on an older server, and that none is lost."""
     async with nqnb.connect(settings[CLIENT]) as nq, make_worker(settings[WORKER]):
         delayed = await nq.submit(QUEUE, "small", process_at=timedelta(hours=1))
         failing = await nq.submit(QUEUE, "fails", retry=1)
@@ -264,7 +266,7 @@ def test_the_command_line_names_the_missing_permission_in_one_line(
 
 
 async def test_a_refused_pull_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """A pull that is refused gets no answer by its nature, so the worker's log tells."""
+    """A refused pull gets no answer, so the worker logs it."""
     pulls = f"$JS.API.CONSUMER.MSG.NEXT.{QUEUE}.MONITOR"
     with nqnb.DevServer(config=without(pulls)) as server:
         settings = users(server)

@@ -1,4 +1,4 @@
-"""What a worker's presence tells, however many tasks it runs and however long its queues' ack waits are."""
+"""A worker's presence entry, with many tasks and with queues of different ack waits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def info(running: list[str]) -> WorkerInfo:
 
 def read_back(data: bytes) -> PresenceEntry:
     entry = Entry(msgspec.json.decode(data)["id"], data, 1, 0.0)
-    # A reader that knows nothing of filters finds the same worker.
+    # A reader without support for filters finds the same worker.
     assert WorkerInfo.of_entry(entry.key, data).id == entry.key
     return decode_presence(entry)
 
@@ -72,7 +72,7 @@ class TestEntry:
         entries = [read_back(encode_presence(worker, MEGABYTE)) for _ in range(6)]
         mistaken = [sum(map(entry.runs, dropped)) for entry in entries]
         assert max(mistaken) < 40, "one of 16 is expected"
-        # In each entry others look so: (1/16) ** 6 of 200 tasks are so in all of them.
+        # In each entry other tasks match by chance: (1/16) ** 6 of 200 tasks match in all of them.
         assert sum(all(entry.runs(each) for entry in entries) for each in dropped) <= 1
 
     def test_with_an_empty_filter_every_task_may_run(self) -> None:
@@ -84,7 +84,7 @@ class TestEntry:
 class TestManyTasks:
     @pytest.fixture
     def server(self) -> Iterator[nqnb.DevServer]:
-        # The ids of 250 tasks are above a quarter of it, those of 1,000 above all of it.
+        # The ids of 250 tasks need more than a quarter of the limit, those of 1,000 more than all of it.
         with nqnb.DevServer(config="max_payload: 20480") as server:
             yield server
 
@@ -118,7 +118,7 @@ class TestManyTasks:
             await until_async(all_run, 60, "presence does not tell what runs")
             rests = [await nq.backend.presence.rest(worker.id, "many", each.id, 0.0) for each in tasks[::50]]
             assert min(rests) > 0
-            # A task that the worker claimed, as its entry says, and knows nothing of.
+            # By its entry, the worker has claimed this task; the worker does not know it.
             dropped = await nq.submit("few")
             entry = await nq.backend.states.get(dropped.id)
             assert entry is not None
@@ -186,12 +186,12 @@ async def test_a_worker_that_runs_45_000_tasks_keeps_its_leases(nq: nqnb.Client,
         async def all_run() -> bool:
             return [each.running_count for each in await nq.workers()] == [running]
 
-        # Not all at once: most of 45,000 claims at the same time would be answered too late.
+        # Not all at once: most of 45,000 concurrent claims would be answered too late.
         while running < count:
             running += 3000
             await nq.submit_many("many", [None] * 3000)
             await until_async(all_run, 60, "presence does not tell what runs")
-        # In between, each lease has been renewed several times.
+        # Meanwhile, each lease was renewed several times.
         await asyncio.sleep(1.5 * ack_wait)
         assert await all_run()
         assert [each.redelivered for each in await nq.queues() if each.name == "many"] == [0]
@@ -202,7 +202,7 @@ async def test_a_worker_that_runs_45_000_tasks_keeps_its_leases(nq: nqnb.Client,
 
 
 def make_busy_worker(url: str, count: int, ack_wait: float) -> nqnb.Worker:
-    """A worker whose tasks do not end."""
+    """Return a worker whose tasks do not end."""
     worker = nqnb.Worker(url, concurrency=count, ack_wait=ack_wait)
 
     @worker.handler("many")
@@ -219,7 +219,7 @@ class TestTwoAckWaits:
 
     @pytest.fixture
     async def slow_queue(self, settings: nqnb.Settings) -> None:
-        """The consumer of the queue "slow" has a long ack wait."""
+        """Create the consumer of the queue "slow" with a long ack wait."""
         worker = nqnb.Worker(settings, ack_wait=LONG)
         worker.handler("slow")(lambda job: None)
         async with worker:
@@ -269,7 +269,7 @@ class TestTwoAckWaits:
 
         await until_async(quick_is_free, LONG / 2, "a task of the short ack wait would wait for the long one")
         left = await rest(dead.id, "slow", slow.id, 0.0)
-        # Its run could go on for so long without a renewal.
+        # Its run could continue for so long without a renewal.
         assert left > LEASE_SHARE * LONG - (time.monotonic() - died) - 1
         async with make_worker(settings.urls[0], "quick"):
             await until_async(lambda: _taken(nq, quick, dead.id), LONG / 2, "nobody took the task over")

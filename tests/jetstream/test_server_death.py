@@ -1,4 +1,4 @@
-"""Servers that die: with their store kept nothing accepted is lost, and an empty one is met as a new one."""
+"""Servers that die: if the store is kept, no accepted task is lost; an empty server is served like a new one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 CONSUMER, PRESENCE = "CONSUMER.DELETE.coroutine.MONITOR", "STREAM.DELETE.KV_nq-workers"
 OUTLIVES = 5.0
-"""An ack wait that outlives the server's absence, so that what runs goes on."""
+"""An ack wait that is longer than the outage, so that runs continue."""
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def diary(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def again_and_again(act: Callable[[], Awaitable[None]], pause: float) -> AsyncIterator[list[float]]:
-    """Do something every so many seconds until the block ends; yields how long each took."""
+    """Call a function every so many seconds until the block ends; yield the duration of each call."""
     took: list[float] = []
 
     async def go_on() -> None:
@@ -55,7 +55,7 @@ async def again_and_again(act: Callable[[], Awaitable[None]], pause: float) -> A
             await loop
 
 
-# -- a server that is killed, and comes back on its store --------------------------------------------------------------
+# -- a server that is killed, and restarts with its store --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ async def test_tasks_accepted_by_a_killed_server_end_once(
                 async def submit(number: int) -> None:
                     async with under_way:
                         try:
-                            # Some outlive their lease in the last outage, and run again.
+                            # Some lose their lease in the last outage, and run again.
                             seconds = dice.choices([dice.uniform(0, 0.1), 2.0], [50, 1])[0]
                             accepted.append(await nq.submit(["coroutine", "thread"][number % 2], seconds))
                         except nqnb.NqnbError as error:
@@ -105,7 +105,7 @@ async def test_tasks_accepted_by_a_killed_server_end_once(
                 history = await read_history(nq)
         starts, ends = words(diary, "start"), words(diary, "end")
     print(f"{len(accepted)} accepted, {len(refused)} not: {refused[:1]}; {starts.total() - len(starts)} ran again")
-    # What was not confirmed may have been accepted; then it has ended too.
+    # An unconfirmed task may have been accepted; then it has ended, too.
     assert {task.id for task in accepted} <= set(history)
     for task_id, entries in history.items():
         assert assert_one_terminal_state(task_id, entries) is Status.COMPLETED
@@ -131,12 +131,12 @@ async def test_tasks_accepted_by_a_killed_server_end_once(
 async def test_a_consumer_deleted_every_second_costs_no_second_run(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, api: str, slots: int, seconds: float, pause: float
 ) -> None:
-    # With 10 slots each, both workers have all hands full, so that nobody pulls; with 6, tasks are claimed amid it.
+    # With 10 slots each, both workers are busy and do not pull; with 6, tasks are claimed during the deletions.
     async def delete() -> None:
         with suppress(nqnb.NqnbError):
             await nq.backend.connection.api(api)
 
-    # So that a lease outlives a heartbeat that falls into a deletion and, beside it, a busy machine.
+    # So that a lease outlives a heartbeat that meets a deletion, on a busy machine.
     url, wait = settings.urls[0], 2.0
     async with make_worker(url, diary, wait, slots), make_worker(url, diary, wait, slots):
         tasks = await nq.submit_many("coroutine", [seconds] * 20)
@@ -152,7 +152,7 @@ async def test_a_consumer_deleted_every_second_costs_no_second_run(
 async def test_a_deleted_consumer_of_an_idle_queue_is_recreated_at_once(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path
 ) -> None:
-    """Each Go worker that stops deletes it."""
+    """Each Go worker deletes the consumer when it stops."""
 
     async def pulled() -> None:
         while True:
@@ -168,11 +168,11 @@ async def test_a_deleted_consumer_of_an_idle_queue_is_recreated_at_once(
         for _ in range(8):
             with suppress(nqnb.ServerRefused):
                 await nq.backend.connection.api(CONSUMER)
-            # The pace at which a pull that is refused is tried again would be 5 s by then.
+            # By then, a refused pull would be retried only every 5 s.
             await asyncio.wait_for(pulled(), 2.5)
 
 
-# -- a server that comes back with an empty store ----------------------------------------------------------------------
+# -- a server that restarts with an empty store ----------------------------------------------------------------------
 
 
 async def until_known(nq: nqnb.Client, task: nqnb.Task) -> None:
@@ -210,7 +210,7 @@ async def test_a_server_that_lost_its_store_is_served_like_a_new_one(
                     await ask
         with pytest.raises(nqnb.UnknownTask):
             await awaited
-        # What ran is known again once it has ended.
+        # A running task is known again once it has ended.
         await until_known(nq, ending)
         assert await ending.result(timeout=5) == ending.id
         fresh = await nq.submit_many("coroutine", [0.0] * 20)

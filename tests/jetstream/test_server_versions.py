@@ -1,4 +1,4 @@
-"""docs/versions.md agrees with the nats-server at hand; ``NQNB_NATS_SERVER`` names another one."""
+"""docs/versions.md agrees with the installed nats-server; ``NQNB_NATS_SERVER`` names another one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def version_of(text: str) -> tuple[int, int]:
 
 
 def lacking(version: tuple[int, int]) -> set[str]:
-    """What a server lacks by docs/versions.md: what is in its row, and in those of later versions."""
+    """Return what a server lacks according to docs/versions.md: its row and those of later versions."""
     rows = re.findall(r"^\| (\d+\.\d+)[^|]* \| ([^|]*) \|", VERSIONS, re.MULTILINE)
     assert [version_of(row) for row, _ in rows] == [(2, 12), (2, 11), (2, 10), (2, 9)]
     return {
@@ -44,7 +44,7 @@ def lacking(version: tuple[int, int]) -> set[str]:
 
 
 async def found(connection: Connection, server: nqnb.DevServer, folder: Path) -> set[str]:
-    """What the server really has, asked without nqnb's own judgement of versions."""
+    """Return what the server really has, without nqnb's checks of versions."""
     features = set()
     stream = {"name": "probe", "subjects": ["probe.>"], "allow_msg_schedules": True, "allow_msg_ttl": True}
     config = (await connection.api("STREAM.CREATE.probe", stream))["config"]

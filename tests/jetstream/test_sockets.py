@@ -1,4 +1,4 @@
-"""No socket is left open by a connection that was closed, however little time nats-py had for it."""
+"""A closed connection leaves no socket open, even if nats-py had little time to close it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 
 
 def transport(client: nqnb.Client) -> Any:
-    """What carries the socket of an open client."""
+    """Return the transport that has the socket of an open client."""
     carrier: Any = client.backend.connection.client._transport
     return carrier._io_writer.transport
 

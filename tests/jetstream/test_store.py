@@ -1,4 +1,4 @@
-"""One contract, several stores: nqnb's two, one of a user's own, and broken ones that it must find out."""
+"""The store contract with nqnb's two stores, with a custom store, and with broken stores that it must detect."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def connection(shared_server: nqnb.DevServer) -> AsyncIterator[Connection]
 
 @pytest.fixture
 async def bucket(connection: Connection) -> str:
-    """A bucket of the test's own."""
+    """Return the name of a new bucket for this test."""
     name = f"bucket-{next(_buckets)}"
     await ensure_bucket(connection, name, expires=True)
     return name
@@ -91,7 +91,7 @@ class TestKeyValueStoreOverTwoConnections:
         assert [entry.value async for entry in store.entries()] == [b"one"]
 
     async def test_a_bucket_without_direct_reads_serves_fast_reads(self, connection: Connection) -> None:
-        # Go NQ's client library made buckets so, before direct reads existed.
+        # Go NQ's client library created such buckets before direct reads existed.
         config = {"name": "KV_old", "subjects": ["$KV.old.>"], "max_msgs_per_subject": 1, "discard": "new"}
         await connection.api("STREAM.CREATE.KV_old", config)
         store = KeyValueStore(connection, "old")
@@ -103,7 +103,7 @@ class TestKeyValueStoreOverTwoConnections:
 
 
 class TestListing:
-    """All entries come, or an error: never only some of them."""
+    """A listing yields all entries or raises: it never yields only some of them."""
 
     @pytest.fixture(autouse=True)
     def small_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,7 +478,7 @@ BROKEN = [
     ),
     (KeepsTheFirstTtl, "test_a_later_write_outlives_the_ttl_of_an_earlier_one", "get('a') returned None, but the key"),
 ]
-"""Each with a test that it fails, and what it is told there."""
+"""Each broken store, with a test that it fails and the explanation there."""
 
 USERS_FILE = """
 import pytest
@@ -524,7 +524,7 @@ class TestAUsersTests:
 
 
 class Users(MemoryStore):
-    """A store of a user's own, which counts its writes; when it is empty, it is false."""
+    """A custom store, which counts its writes; an empty one is falsy."""
 
     def __init__(self) -> None:
         super().__init__()
