@@ -148,14 +148,15 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException]) -> NoSer
     found: dict[tuple[str, str], list[str]] = {}
     for url in settings.urls:
         if url in reasons:
-            found.setdefault(_reason(settings, reasons[url]), []).append(url)
+            why, remedy = _reason(settings, reasons[url])
+            found.setdefault((_without_secrets(why, settings), remedy), []).append(url)
     if len(found) == 1:
         ((why, remedy),) = found
         text = f"cannot connect to a NATS server at {where}: {why}; {remedy}"
     else:
         each = " | ".join(f"{', '.join(urls)}: {why}; {remedy}" for (why, remedy), urls in found.items())
         text = f"cannot connect to a NATS server at any address: {each}"
-    return NoServer(_without_secrets(text, settings), where)
+    return NoServer(text, where)
 
 
 def _reason(settings: Settings, reason: BaseException) -> tuple[str, str]:
