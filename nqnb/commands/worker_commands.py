@@ -157,4 +157,6 @@ def _user_error(name: str, error: BaseException) -> UserCodeError:
     while inner is not None and inner.tb_frame.f_globals.get("__name__", "").partition(".")[0] in ("nqnb", "importlib"):
         inner = inner.tb_next
     text = "".join(traceback.format_exception(type(error), error, inner)).rstrip()
-    return UserCodeError(f"module {name!r} cannot be imported: {type(error).__name__}: {error}", text)
+    return UserCodeError(
+        f"module {name!r} cannot be imported: {type(error).__name__}: {error}. The traceback shows where", text
+    )
