@@ -331,5 +331,8 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Return whether the frame waits in a condition, which releases whatever it has acquired when it fails."""
+    """Return whether the frame waits in a condition.
+
+    Such code releases all that it has acquired in a ``finally`` or a ``with``.
+    """
     return _package(frame) in ("threading", "queue", "concurrent")
