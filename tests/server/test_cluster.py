@@ -1,4 +1,4 @@
-"""The cluster that the failover tests stand on: it elects leaders, survives one death, and loses its quorum by two."""
+"""The cluster of the failover tests: it elects leaders, survives one death, and says what is wrong."""
 
 from __future__ import annotations
 

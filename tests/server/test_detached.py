@@ -1,4 +1,4 @@
-"""The detached dev server: one a user, found by every process of that user, and never mistaken for another one."""
+"""The detached dev server: each user has one, all their processes find it, and never mistake another for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user of this test's own; whatever server is theirs is stopped at the end, also by force."""
+    """Give the test a user of its own, whose server is stopped at the end."""
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     folder = detached.home()
@@ -45,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def supervisors(folder: Path) -> list[int]:
-    """The processes that keep a server in that folder."""
+    """Return the processes that supervise a server in that folder."""
     listed = subprocess.run(PS, capture_output=True, text=True, check=True).stdout
     lines = [line.split(None, 1) for line in listed.splitlines() if str(folder / "run") in line]
     return [int(pid) for pid, command in lines if "supervisor.py server" in command]
@@ -93,7 +93,7 @@ def rewrite(**fields: object) -> None:
 
 
 def stopped(process: int) -> bool:
-    """Whether every thread of a process is stopped; True where the system does not tell."""
+    """Return whether every thread of a process is stopped; True if the system cannot tell."""
     threads = Path(f"/proc/{process}/task").glob("*/stat")
     return all(thread.read_text().rpartition(")")[2].split()[0] in "Tt" for thread in threads)
 
@@ -179,7 +179,7 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     assert main(["up", "--stop", "--yes"]) == 0
     assert "is stopped" in capsys.readouterr().out
     assert not server_file().exists()
-    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock a moment before it ends
+    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
     assert main(["up", "--stop"]) == 0
     assert main(["up", "--status"]) == 1
     assert "No detached server runs" in capsys.readouterr().out
@@ -242,14 +242,14 @@ def test_another_server_at_its_port_is_not_joined(
 ) -> None:
     os.kill(running.keeper, signal.SIGKILL)
     until(lambda: detached.look().condition is Condition.STALE, 5)
-    # The server ends with its keeper, and takes a moment for it.
+    # The server ends with its supervisor, a moment later.
     until(lambda: not listens(running.port), 5)
     with DevServer(running.port) as stranger:
         assert detached.find() is None
         assert main(["up", "--detach", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["url"] != stranger.url
         assert stranger.running
-        # The same, with a lock that is held: it is the identity that tells them apart.
+        # The same with a lock that is held: only the identity distinguishes the servers.
         rewrite(url=stranger.url)
         found = detached.look()
         assert found.condition is Condition.SILENT
@@ -270,7 +270,7 @@ def test_a_wrong_token_is_refused(running: detached.Detached, capsys: pytest.Cap
     assert code == 1
     assert "not known" in err
     assert main(["up", "--stop", "--yes"]) == 0
-    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock a moment before it ends
+    until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
 
 
 @linux_only
@@ -332,7 +332,7 @@ def test_a_detached_server_that_does_not_answer_is_not_ignored(
     running: detached.Detached, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.kill(running.pid, signal.SIGSTOP)
-    # The threads of the server stop one after another, and the last of them could still answer.
+    # The threads of the server stop one after another, and the last one could still answer.
     until(lambda: stopped(running.pid), 10)
     try:
         with pytest.raises(NoServer, match=r"does not answer .*`nqnb up --stop`, then `nqnb up --detach`.* NATS_URL"):
@@ -411,7 +411,7 @@ def test_stop_and_status_reject_options_of_a_start(words: list[str]) -> None:
 def test_a_worker_that_names_a_server_never_asks_for_the_detached_one(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be silent, which must not keep a worker of another server from its start."""
+    """The detached server may be silent, which must not delay the worker of another server."""
 
     def asked(**_: object) -> None:
         raise AssertionError("the detached server was asked for")

@@ -1,4 +1,4 @@
-"""The dev server: it really serves, keeps what it should keep, and leaves nothing behind, however its parent ends."""
+"""The dev server: it serves, keeps its store, and leaves nothing behind, however its parent ends."""
 
 from __future__ import annotations
 

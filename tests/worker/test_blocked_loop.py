@@ -52,7 +52,7 @@ def log(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def go(tmp_path: Path) -> Path:
-    """Once this file exists, the handler blocks no longer."""
+    """The handler stops blocking once this file exists."""
     return tmp_path / "go"
 
 
@@ -139,7 +139,7 @@ async def test_a_cancel_while_the_loop_is_blocked_says_that_the_code_still_runs(
         await asyncio.sleep(2.2 * ACK_WAIT)
         receipt = await task.cancel()
         assert (receipt.status, receipt.stopping) == (Status.PROCESSING, True)
-        # A second worker that may have the task would end it now, without a run.
+        # If a second worker could get the task, it would end it now, without a run.
         await asyncio.sleep(0.5 * ACK_WAIT)
         assert await task.status() is Status.PROCESSING
         go.touch()
@@ -193,7 +193,7 @@ async def test_the_guard_renews_leases_in_parts_and_leases_that_it_kept_do_not_c
 
     async def counted(self: Delivery, connection: Connection | None = None) -> bool:
         nonlocal under_way, most
-        if connection is None:  # the worker's own
+        if connection is None:  # the worker's own connection
             return await in_progress(self)
         under_way += 1
         most = max(most, under_way)
@@ -213,7 +213,7 @@ async def test_the_guard_renews_leases_in_parts_and_leases_that_it_kept_do_not_c
 
     async with worker:
         assert worker._runtime is not None
-        # Its start may have been one for sparing others.
+        # The start of the worker may have spared the others.
         backend = worker._runtime.backend
         spared: list[bool] = []
         monkeypatch.setattr(backend, "spare_owners", lambda: spared.append(True))
@@ -238,7 +238,7 @@ async def test_the_guard_ends_with_its_worker(settings: nqnb.Settings) -> None:
 
         async with worker:
             assert guards(worker)
-            # It may be connecting, or be connected.
+            # The guard may be connecting, or be connected.
             await asyncio.sleep(pause)
         assert not guards(worker)
 
@@ -280,7 +280,7 @@ async def test_a_message_read_after_a_block_may_have_arrived_at_its_beginning() 
         assert pulse.arrived() <= before
         while not unblocked:
             await asyncio.sleep(0)
-        # The loop ticks again, and what came meanwhile is still in the socket.
+        # The loop ticks again, and messages that arrived meanwhile are still in the socket.
         assert pulse.blocked_for() == 0
         assert pulse.arrived() <= before
         read.set()
@@ -304,7 +304,7 @@ async def test_a_loop_that_is_blocked_again_and_again_reads_nothing_as_older_tha
             time.sleep(0.3)  # noqa: ASYNC251  that it blocks is what is tested
             await asyncio.sleep(0.01)
         assert pulse.arrived() < second
-        # What came in the first block is read by now.
+        # The messages that arrived in the first block are read by now.
         read[0].set()
         await asyncio.sleep(0.01)
         assert second <= pulse.arrived() < elapsed() - 0.3
@@ -330,7 +330,7 @@ def test_a_loop_that_only_waits_has_no_line_that_blocks_it() -> None:
     thread.start()
     assert thread.ident is not None
     assert asleep.wait(20)
-    # Its timers last for a few lines of Python, its waiting for the rest of the time.
+    # Its timers take a few lines of Python; it waits for the rest of the time.
     until(lambda: Place.of(thread.ident or 0) is None, 20)
     go.set()
     assert blocking.wait(20)

@@ -1,4 +1,4 @@
-"""The two executors by themselves: each run has exactly one result, and whatever can be stopped is stopped."""
+"""The executors of coroutines and threads: each run has one result, and all that can be stopped is stopped."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ async def ended(run: Executor, seconds: float = 10.0) -> Result:
 
 
 async def stopped_after(run: Executor, seconds: float) -> Result:
-    """Start it, stop it after some seconds, and wait for its end."""
+    """Start a run, stop it after some seconds, and wait for its end."""
     asyncio.get_running_loop().call_later(seconds, run.stop)
     return await ended(run)
 
 
 def spin(seconds: float) -> None:
-    """A Python loop that looks at nothing but the clock."""
+    """A Python loop that checks nothing but the clock."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         pass
@@ -51,7 +51,7 @@ def spin(seconds: float) -> None:
 
 @pytest.fixture(params=["thread", "coroutine"])
 def made(request: pytest.FixtureRequest) -> Callable[..., Executor]:
-    """Makes an executor of either kind for a plain function that does not block."""
+    """Return an executor of either kind for a plain function that does not block."""
 
     def make(function: Callable[[Job], Any], payload: bytes = b"null") -> Executor:
         async def coroutine(job: Job) -> Any:
@@ -79,7 +79,7 @@ class TestBothExecutors:
         result = await ended(made(handle))
         assert result.ended is Ended.FAILED
         assert result.value is None
-        # A coroutine turns StopIteration into a RuntimeError, and forgets which CancelledError it was.
+        # A coroutine turns StopIteration into a RuntimeError, and replaces the CancelledError.
         assert type(result.error) is type(error) or isinstance(getattr(result.error, "__cause__", None), StopIteration)
 
     async def test_a_run_stopped_before_its_start_never_starts(self, made: Callable[..., Executor]) -> None:
@@ -352,7 +352,7 @@ def quick_switching() -> Iterator[None]:
 class TestStress:
     @pytest.mark.usefixtures("quick_switching")
     async def test_threads_stopped_around_their_return_have_one_result_each(self, seed: int) -> None:
-        # What escapes from a thread is a warning to pytest, and so an error.
+        # An exception that escapes from a thread is a warning of pytest, and so an error.
         def handle(job: Job) -> str:
             spin(random.uniform(0.0, 0.01))
             return "done"
@@ -389,7 +389,7 @@ class TestStress:
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
             assert returning.wait(5)
-            # The ladder's own step, without its pauses.
+            # The ladder's own push, without its pauses.
             until = time.monotonic() + 5
             while run._thread is not None and run._thread.is_alive() and time.monotonic() < until:
                 run._push()

@@ -21,9 +21,9 @@ from helpers.waiting import until
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
 
 PROMPT = 8.0
-"""Seconds for what takes a fraction of one, on a busy machine; a keeper without an order takes 10."""
+"""Seconds for steps that take a fraction of one on an idle machine; a supervisor without a command takes 10."""
 PATIENCE = 20.0
-"""Seconds for what never ended without an order, or only with the fork after 30."""
+"""Seconds for steps that without a command never ended, or only with the fork after 30."""
 
 COMMON = """
 import asyncio, json, multiprocessing, os, signal, subprocess, sys, time
@@ -166,7 +166,7 @@ async def main():
         await running
         os._exit(0)
     else:
-        # A fork in the very moment of the start, as another thread can make it, holds every end.
+        # A fork at the moment of the start, which another thread can make, holds every pipe end.
         pipe = os.pipe
 
         def pipe_and_fork():
@@ -183,7 +183,7 @@ asyncio.run(main())
 
 
 def alive(process: int) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -192,7 +192,7 @@ def alive(process: int) -> bool:
 
 @contextlib.contextmanager
 def told_by(script: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], Iterator[dict[str, Any]]]]:
-    """What a script tells, line by line; its forks are ended with it."""
+    """Run a script, and yield what it prints, line by line; kill its forks at the end."""
     children: list[int] = []
     program = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", script, *arguments], stdout=subprocess.PIPE, text=True
@@ -271,7 +271,7 @@ class TestProcessesOfTasks:
 
 
 MOMENT = """
-# A fork in the moment of the keeper's start, as another thread can make it, holds its locks.
+# A fork at the moment of the supervisor's start, which another thread can make, holds its locks.
 start_child = subprocess.Popen._execute_child
 
 def fork_and_start(*arguments):

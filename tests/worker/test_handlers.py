@@ -1,4 +1,4 @@
-"""Which functions can handle tasks, and what they are handed."""
+"""Which functions can handle tasks, and what arguments they receive."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def job_of(payload: bytes) -> Job:
 
 
 def handed(function: Callable[..., Any], payload: bytes) -> Any:
-    """What a handler gets for a payload; the functions here return it."""
+    """Return what a handler receives for a payload; the functions here return it."""
     return make_handler("q", function).call(job_of(payload))()
 
 

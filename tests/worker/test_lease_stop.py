@@ -1,4 +1,4 @@
-"""A run whose lease runs out is gone before the server redelivers its task, whatever the handler's grace says."""
+"""A run whose lease runs out ends before the server redelivers its task, whatever the handler's grace says."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ async def proxy(server: nqnb.DevServer) -> AsyncIterator[Proxy]:
 
 
 class Diary:
-    """A file into which handlers write that they run, many times a second."""
+    """A file to which handlers write many times a second while they run."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         path.touch()
 
     def beats(self, worker: str) -> list[float]:
-        """When code of that worker was running, in seconds since the epoch."""
+        """Return when code of that worker was running, in seconds since the epoch."""
         lines = [line.split() for line in self._path.read_text().splitlines()]
         return [float(line[1]) for line in lines if len(line) == 2 and line[0] == worker]
 
@@ -45,7 +45,7 @@ class Diary:
 
 
 def make_worker(name: str, kind: Kind, settings: nqnb.Settings, path: Path) -> nqnb.Worker:
-    """A worker whose handler says that it runs; the first's ignores whatever it can, with half a minute's grace."""
+    """Return a worker whose handler writes while it runs; that of the first ignores each stop, with a grace of 30 s."""
     worker = nqnb.Worker(settings, shutdown_timeout=0)
 
     def note() -> None:
@@ -106,7 +106,7 @@ async def test_a_worker_that_is_cut_off_stops_its_run_before_another_worker_star
         task = await nq.submit("work", 60)
         await diary.until("first", 5)
         if first == "cancelled":
-            # The stop has begun, and by its grace would take half a minute.
+            # The stop has begun, and would take half a minute by the grace.
             assert (await task.cancel()).stopping
             await asyncio.sleep(0.2)
         cut = time.time()

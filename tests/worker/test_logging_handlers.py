@@ -72,14 +72,14 @@ async def until_it_runs(task: nqnb.Task) -> None:
 
 
 async def cancelled(nq: nqnb.Client, queue: str) -> Status:
-    """Cancel a task of that queue that runs; how it ended."""
+    """Cancel a running task of that queue, and return how it ended."""
     task = await nq.submit(queue, None)
     await asyncio.wait_for(until_it_runs(task), 60)
     return (await task.cancel(wait=60)).status
 
 
 async def cancel_many(nq: nqnb.Client, kind: str, cancels: int, at_once: int) -> Counter[Status]:
-    """So many cancels of each of eight handlers, so many tasks of each at once."""
+    """Cancel tasks of eight handlers, so many of each, so many at once."""
     seen: Counter[Status] = Counter()
 
     async def lane(queue: str, share: int) -> None:

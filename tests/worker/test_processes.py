@@ -1,4 +1,4 @@
-"""Handlers in processes of their own: they always stop, leave nothing behind, and else behave as any other."""
+"""Handlers in processes: they always stop, leave nothing behind, and otherwise behave as any other handler."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ machine."""
 
 
 def processes() -> Iterator[tuple[int, int, int, str]]:
-    """(process, parent, session, state) of every process, zombies too."""
+    """Yield (process, parent, session, state) of every process, zombies too."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
@@ -63,7 +63,7 @@ def processes() -> Iterator[tuple[int, int, int, str]]:
 
 
 def in_sessions(*sessions: int) -> list[int]:
-    """What is in these sessions; of an orphan that has ended, init is to take note, and it takes its time."""
+    """Return the processes in these sessions, without orphans that have ended: init collects them when it likes."""
     return [
         process
         for process, parent, session, state in processes()
@@ -72,7 +72,7 @@ def in_sessions(*sessions: int) -> list[int]:
 
 
 def supervisors(parent: int | None = None) -> list[int]:
-    """Our children that supervise a task's process, or that were left as zombies."""
+    """Return our children that supervise a task's process, or that were left as zombies."""
     found = []
     for process, above, _, state in processes():
         with contextlib.suppress(OSError):
@@ -119,7 +119,7 @@ async def error_of(
 
 
 async def stopped_once_inside(function: Callable[..., Any], flag: Path, grace: float = 0.2) -> tuple[Result, str]:
-    """Stop it as soon as its file is there."""
+    """Stop a run as soon as its file exists."""
     run = executor(function, json.dumps(str(flag)).encode(), grace)
     running = asyncio.ensure_future(run.run())
     await until_async(flag.exists)
@@ -137,7 +137,7 @@ class Size(msgspec.Struct):
 
 
 class Picky(Exception):
-    """Its __init__ takes something other than it passes on, so that pickle alone cannot rebuild it."""
+    """An exception whose __init__ takes other arguments than it passes on, so that pickle alone cannot rebuild it."""
 
     def __init__(self, code: int, *, lock: bool = False) -> None:
         super().__init__(f"code {code}")
@@ -256,7 +256,7 @@ class TestResults:
 
     async def test_a_process_inherits_no_descriptor(self) -> None:
         nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 200, inheritable=True)  # as a library of C may leave its own
+        os.dup2(nothing, 200, inheritable=True)  # as a C library may leave its own
         try:
             assert await value_of(lambda job: Path("/proc/self/fd/200").exists()) is False
         finally:
@@ -725,7 +725,7 @@ class TestSpares:
 
 
 def note(folder: str, extra: int = 0) -> None:
-    """Tell the test which sessions the handler has, once it is inside."""
+    """Write which sessions the handler has, once it runs."""
     draft = Path(folder, f"{os.getpid()}.new")
     draft.write_text(f"{os.getsid(0)} {extra}")
     draft.rename(Path(folder, f"{os.getpid()}.pid"))
@@ -799,7 +799,7 @@ def noted(folder: Path) -> list[int]:
 
 
 async def gone_after_cancel(nq: nqnb.Client, queue: str, folder: Path) -> None:
-    """Submit a task, cancel it once its code runs, and measure how long anything of it is there."""
+    """Submit a task, cancel it once its code runs, and measure how long any process of it lives."""
     folder.mkdir()
     task = await nq.submit(queue, str(folder))
     sessions = await until_async(lambda: noted(folder), 20)
@@ -869,7 +869,7 @@ worker.run()
 
 @pytest.fixture
 def program(settings: nqnb.Settings, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker whose handlers are functions of a script."""
+    """Run a worker whose handlers are functions of a script."""
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     with subprocess.Popen([sys.executable, path, settings.urls[0]]) as process:

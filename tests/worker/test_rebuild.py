@@ -1,4 +1,4 @@
-"""Exceptions of a handler's own process: made again in the worker only for `is_failure`, and never on its loop."""
+"""Exceptions of a handler's process: rebuilt in the worker only for `is_failure`, and never on its loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ IMPORT_TAKES = 3.0
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module that only the handler's process imports quickly; elsewhere it waits, three seconds or for a file."""
+    """A module whose import is quick only in the handler's process; elsewhere it waits, three seconds or for a file."""
     name = f"slow_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(
         f"""
@@ -69,7 +69,7 @@ def runs(
 
 
 async def longest_stall(running: asyncio.Task[Result]) -> float:
-    """The longest time that the loop stood still until a run has ended."""
+    """Return the longest time that the loop was blocked during a run."""
     longest, last = 0.0, time.monotonic()
     while not running.done():
         await asyncio.sleep(0.01)
@@ -131,7 +131,7 @@ async def test_a_stop_does_not_wait_for_an_import(module: str, tmp_path: Path, m
 async def test_a_worker_goes_on_while_is_failure_judges_an_exception(
     nq: nqnb.Client, settings: nqnb.Settings, module: str
 ) -> None:
-    """The import takes three ack waits: without its heartbeats the task would run twice."""
+    """The import takes three ack waits: without heartbeats the task would run twice."""
     worker = nqnb.Worker(settings)
     seen: list[str] = []
 

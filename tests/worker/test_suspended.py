@@ -1,4 +1,4 @@
-"""Workers that were suspended: what they held before has gone to others, and they must not act on it."""
+"""Workers that were suspended: other workers have their tasks by now, and they must leave these alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def crew(settings: nqnb.Settings, diary: Path) -> Iterator[WorkerProcesses]:
 
 @pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux calls it so")
 def test_leases_are_measured_on_a_clock_that_counts_sleep() -> None:
-    # What the two clocks show differs only on a machine that has slept.
+    # The two clocks differ only on a machine that has slept.
     before, now, after = (
         time.clock_gettime(time.CLOCK_BOOTTIME),
         clock.elapsed(),
@@ -47,7 +47,7 @@ def test_leases_are_measured_on_a_clock_that_counts_sleep() -> None:
 async def test_a_worker_stops_its_runs_after_the_machine_slept(
     nq: nqnb.Client, settings: nqnb.Settings, diary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # No test can suspend its machine. In a sleep only the clock of leases goes on; no timer of a loop does.
+    # No test can suspend its machine. During a sleep only the clock of leases advances; no timer of a loop does.
     async with make_worker(settings.urls[0], diary, 30.0):
         task = await nq.submit("coroutine", 3600.0)
         await started(diary, task)
@@ -58,13 +58,13 @@ async def test_a_worker_stops_its_runs_after_the_machine_slept(
             while (await task.fetch()).worker:
                 await asyncio.sleep(0.05)
 
-        # Its leases are looked at each 1.25 s. Its heartbeats would come after 10 s.
+        # The worker checks its leases each 1.25 s. Its heartbeats would come after 10 s.
         await asyncio.wait_for(unowned(), 9)
         assert not words(diary, "end")
 
 
 async def deliveries(nq: nqnb.Client, queue: str) -> int:
-    """How many deliveries the queue's consumer has made."""
+    """Return how many deliveries the queue's consumer has made."""
     streams = await nq.backend.ensure_queue(queue)
     info: dict[str, Any] = await nq.backend.connection.api(f"CONSUMER.INFO.{streams.tasks}.MONITOR")
     return int(info["delivered"]["consumer_seq"])
@@ -77,7 +77,7 @@ async def test_a_suspended_worker_leaves_alone_tasks_that_another_worker_runs_no
     ran = await nq.submit("coroutine", 3600.0)
     await started(diary, ran)
     suspended.send_signal(signal.SIGSTOP)
-    # Delivered to the pull of the stopped process, this one lies in its socket. So does the first that comes again.
+    # This task was delivered to the stopped process, and lies in its socket. So does the first one, redelivered.
     unread = await nq.submit("coroutine", 3600.0)
     until = time.monotonic() + 30
     while await deliveries(nq, "coroutine") < 2:
@@ -107,7 +107,7 @@ async def test_a_suspended_worker_leaves_alone_tasks_that_another_worker_runs_no
         await nq.backend.connection.subscribe("$JS.ACK.coroutine.MONITOR.>", hear)
         await nq.backend.connection.caught_up()
         suspended.send_signal(signal.SIGCONT)
-        # Once its presence is back, and names neither, it has read what lay in its socket.
+        # Once its presence is back and names neither task, the worker has read what lay in its socket.
         while [worker.running for worker in await nq.workers() if worker.pid == suspended.pid] != [[]]:
             assert time.monotonic() < until
             await asyncio.sleep(0.02)

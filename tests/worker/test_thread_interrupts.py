@@ -38,7 +38,7 @@ async def stopped(run: ThreadExecutor, after: float = 0.05, seconds: float = 20.
 
 
 def module(name: str, source: str) -> dict[str, Any]:
-    """The names of a module that only pretends to have that name."""
+    """Return the namespace of a module that only claims that name."""
     names: dict[str, Any] = {"__name__": name}
     exec(compile(source, f"{name}.py", "exec"), names)  # noqa: S102  the tests' own source
     return names
@@ -58,7 +58,7 @@ def innermost(thread: threading.Thread) -> FrameType | None:
 
 
 class Swallower:
-    """A thread that goes on whatever is raised in it, and notes whether it owned what it should not then."""
+    """A thread that survives all that is raised in it, and records whether it owned something at that moment."""
 
     def __init__(self, step: Callable[[], None], owns: Callable[[], bool]) -> None:
         self._step, self._owns = step, owns
@@ -98,7 +98,7 @@ def step():
 def check(): pass
 def owns(): return held
 """
-"""Owns something for a moment, without a guard; a thread is interrupted in either half where nothing prevents it."""
+"""Own something for a moment, without a `try`; unless something prevents it, a thread is interrupted in either half."""
 
 
 @pytest.mark.usefixtures("quick_switching")
@@ -142,7 +142,7 @@ def test_a_thread_that_waits_in_guarded_code_is_not_interrupted() -> None:
 
 
 class TestThreadsThatNeverPause:
-    """Each of these gives up the GIL only in guarded code, so nobody sees it anywhere else."""
+    """Each of these gives up the GIL only in guarded code, so no look finds it anywhere else."""
 
     async def test_a_thread_that_logs_without_a_pause_is_stopped(self) -> None:
         log = logging.getLogger("nqnb-test-chatty")
@@ -206,7 +206,7 @@ class TestThreadsThatNeverPause:
             while (
                 not inside.is_set()
                 or run._thread is None
-                # Not just anywhere in `threading`: the thread may still be on its way out of `inside.set()`.
+                # Not anywhere else in `threading`: the thread may still be leaving `inside.set()`.
                 or getattr(innermost(run._thread), "f_code", None) is not wait.__code__
             ):
                 assert time.monotonic() < until, "the thread does not wait"
@@ -227,7 +227,7 @@ class TestThreadsThatNeverPause:
 
 class TestThreadsThatHaveLeftTheirHandler:
     async def test_another_thread_with_its_identifier_is_not_hit(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Its thread ends without a word, as one does that a foreign exception has killed.
+        # Its thread ends without reporting, as if a foreign exception had killed it.
         monkeypatch.setattr(ThreadExecutor, "_tell", lambda self: None)
         run = executor(lambda job: "done")
         ending = asyncio.ensure_future(run.run())
@@ -251,7 +251,7 @@ class TestThreadsThatHaveLeftTheirHandler:
 
     @staticmethod
     def stranger(ident: int) -> tuple[threading.Thread, list[BaseException]]:
-        """A thread that was given an identifier which an ended thread had, and what was raised in it."""
+        """A thread that got the identifier of an ended thread, and what was raised in it."""
         hits: list[BaseException] = []
 
         def spin() -> None:

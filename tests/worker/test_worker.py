@@ -1,4 +1,4 @@
-"""What a worker does with its queues, its slots, its clocks and its handlers' ends."""
+"""How a worker serves its queues, fills its slots, keeps its times, and records how handlers end."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ async def test_a_worker_faster_than_its_client_records_who_submitted_the_task_an
     for info in (await first.fetch(), await again.fetch()):
         assert info.client == who
         assert info.submitted_at is not None
-        # By the server's clock, as well as a busy machine can read it.
+        # By the server's clock, as precisely as a busy machine can read it.
         assert before - 1 <= info.submitted_at.timestamp() <= time.time() + 1
     assert info.origin == "mine"
 
@@ -196,7 +196,7 @@ async def test_a_worker_faster_than_its_client_records_who_submitted_the_task_an
 async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
     nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
-    """Go publishes without our header and writes Pending afterwards, over any entry."""
+    """A Go client publishes without our header, and writes Pending afterwards, over any entry."""
     worker = nqnb.Worker(settings)
     started = asyncio.Event()
 
@@ -237,7 +237,7 @@ async def test_a_go_clients_task_runs_and_its_late_pending_does_no_harm(
 async def test_a_go_clients_deleted_over_a_running_task_stops_it_at_once(
     nq: nqnb.Client, server: nqnb.DevServer
 ) -> None:
-    # Heartbeats come every 10 s: it is the watch on the entry that must see it.
+    # Heartbeats come every 10 s, so the watch on the entry must see the write.
     worker = nqnb.Worker(server.url, ack_wait=30)
 
     @worker.handler("work")
@@ -261,7 +261,7 @@ async def test_a_go_clients_deleted_over_a_running_task_stops_it_at_once(
 
 
 async def test_a_go_clients_cancel_stops_the_run(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    """Go multicasts without our header and writes no intent."""
+    """A Go client multicasts without our header, and writes no intent."""
     worker = nqnb.Worker(settings)
 
     @worker.handler("work")

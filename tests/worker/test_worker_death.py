@@ -165,7 +165,7 @@ async def test_a_heartbeat_that_is_never_answered_causes_no_second_run(
     subject: str,
     said: bytes,
 ) -> None:
-    # A server that deletes a bucket answers nothing to what comes in that moment, which no test can hit on purpose.
+    # A server answers no request while it deletes a bucket, a moment that no test can hit on purpose.
     send, lost = Connection._send, 0
 
     async def lossy(self: Connection, to: str, data: bytes, *rest: Any) -> None:
@@ -195,7 +195,7 @@ async def test_a_deleted_consumer_is_recreated(nq: nqnb.Client, settings: nqnb.S
         long = await nq.submit("coroutine", 2.5)
         await processing(nq, 1)
         for _ in range(2):
-            # A server before 2.11 may trip over the consumer's file that it has just written, and deletes it still.
+            # A server before 2.11 may fail on the consumer file that it has just written, and deletes it all the same.
             with contextlib.suppress(nqnb.ServerRefused):
                 await nq.backend.connection.api("CONSUMER.DELETE.coroutine.MONITOR")
             task = await nq.submit("coroutine", 0.0)

@@ -1,4 +1,4 @@
-"""When a worker gives something up: poisoned tasks, failures that are final, a lost connection, a pause."""
+"""When a worker stops trying: poisoned tasks, failures that are final, a lost connection, a pause."""
 
 from __future__ import annotations
 
