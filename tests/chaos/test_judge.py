@@ -277,6 +277,16 @@ def test_a_suspended_process_may_overlap_with_the_next_run() -> None:
     assert Rule.OVERLAP not in {each.rule for each in judge(evidence)}
 
 
+def test_a_task_may_run_again_after_an_outage_in_which_its_lease_expired() -> None:
+    evidence = completed()
+    again(evidence)
+    outage = FaultSeen("server", "the server was killed", 2.9, 5.0)
+    evidence.faults = [outage]
+    assert judge(evidence) == []
+    outage.ended = 4.0
+    assert {breach.rule for breach in judge(evidence)} == {Rule.AGAIN}
+
+
 def test_a_run_that_a_kill_ended_overlaps_with_nothing() -> None:
     evidence = completed()
     overlap(evidence)

@@ -22,6 +22,10 @@ from nqnb.protocol.wire import Status, TaskMessage, parse_time
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
 
+SERVER_FAULTS = ("server", "cluster", "full")
+"""The kinds of faults in which no worker can write."""
+
+
 @dataclass(slots=True)
 class SubmitSeen:
     """One submit. ``task`` is empty if it was refused before it had an id."""
@@ -204,9 +208,14 @@ class Evidence:
             if fault.kind in ("worker", "link"):
                 if fault.numbers is None or number in fault.numbers:
                     return True
-            elif servers and fault.kind in ("server", "cluster", "full"):
+            elif servers and fault.kind in SERVER_FAULTS:
                 return True
         return overlaps(self.lags, begin, end)
+
+    def server_outage(self, begin: float, end: float) -> float:
+        """Return for how many seconds of a span of time the server was away."""
+        faults = (fault for fault in self.faults if fault.kind in SERVER_FAULTS)
+        return sum(max(0.0, min(end, fault.ended or end) - max(begin, fault.begun)) for fault in faults)
 
 
 def overlaps(spans: Iterable[tuple[float, float]], begin: float, end: float) -> bool:

@@ -263,6 +263,9 @@ def _again(task: _Task) -> Iterator[str]:
             if later.begun <= run.ended or not task.received(run):
                 continue
             begin = run.ended - task.evidence.ack_wait
+            # Renewals come each third of the ack wait. In a longer outage the lease expires although the worker lives.
+            if task.evidence.server_outage(begin, later.begun) > task.evidence.ack_wait / 2:
+                continue
             if not task.evidence.disturbed(run.number, begin, later.begun, servers=False):
                 yield (
                     f"its handler returned at {_when(task, run.ended)} in worker process {run.number}, which ran on "
