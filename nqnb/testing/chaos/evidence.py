@@ -21,7 +21,6 @@ from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
 from nqnb.protocol.wire import Status, TaskMessage, parse_time
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
-
 SERVER_FAULTS = ("server", "cluster", "full")
 """The kinds of faults in which no worker can write."""
 
