@@ -303,6 +303,13 @@ def test_a_cancel_before_the_submit_was_acknowledged_may_find_no_task() -> None:
     assert judge(evidence) == []
 
 
+def test_a_cancel_in_a_full_store_may_find_no_task() -> None:
+    evidence = completed()
+    told_it_was_unknown(evidence)
+    evidence.faults = [FaultSeen("full", "the store was full", 1.25, 1.4)]
+    assert judge(evidence) == []
+
+
 def test_revisions_of_tasks_that_were_cancelled_in_a_full_store_may_be_missing() -> None:
     evidence = cancelled()
     evidence.faults = [FaultSeen("full", "the store was full", 2.4, 2.6)]

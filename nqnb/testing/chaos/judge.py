@@ -16,6 +16,8 @@ SLACK_SECONDS = 0.05
 """The maximum error in the comparison of the server's clock with that of this machine."""
 _STOP_WINDOW_SECONDS = 1.0
 """Seconds in which a handler's process may still be stopped after it has logged its return."""
+_MAKE_ROOM_SECONDS = 5.0
+"""Seconds after the end of a full store within which the end of a cancelled task is written."""
 _MAX_WAITING_REVISIONS = 8
 """The maximum number of revisions of a task that is cancelled while it waits."""
 
@@ -186,7 +188,10 @@ def _lied(task: _Task) -> Iterator[str]:
     submit = task.evidence.submit_of.get(task.id)
     for cancel in task.cancels:
         known = submit is not None and submit.ended and not submit.error and submit.ended < cancel.begun
-        if cancel.error == "UnknownTask" and known:
+        # In a full store a cancel removes the entry to make room, and the task is unknown until its end is written.
+        began = cancel.begun - _MAKE_ROOM_SECONDS
+        unknown = cancel.error == "UnknownTask" and not overlaps(_full_store(task.evidence), began, cancel.ended)
+        if unknown and known:
             yield "a cancel reported that there is no such task, but its submit had been acknowledged"
         elif cancel.error == "NotCancellable" and cancel.status is not task.status:
             yield f"a cancel reported that it had already ended as {_label(cancel)}, but it is {task.status.label}"
