@@ -32,6 +32,11 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def sentence(error: BaseException) -> str:
+    """Return an error's message with one full stop at its end, to be followed by another sentence."""
+    return f"{str(error).rstrip('. ')}."
+
+
 def kind_of(value: object) -> str:
     """Return the name of a value's type, for an error."""
     return "None" if value is None else f"type {type(value).__name__}"

@@ -96,7 +96,7 @@ class TestNames:
     async def test_queues(self, nq: nqnb.Client, queue: Any) -> None:
         shown = repr(queue)[:60]
         for call in (nq.submit(queue, 1), nq.submit_many(queue, [1, 2])):
-            error = await refusal(InvalidQueueName, call, shown, "cannot be a queue name")
+            error = await refusal(InvalidQueueName, call, shown, "queue name", "is invalid")
             assert error.queue == queue
         assert await nq.queues() == []
 
@@ -105,7 +105,7 @@ class TestNames:
         shown = repr(task_id)[:60]
         calls = [nq.submit("q", id=task_id), nq.fetch(task_id), nq.status(task_id), nq.cancel(task_id)]
         for call in (*calls, nq.wait(task_id), nq.result(task_id)):
-            error = await refusal(InvalidTaskId, call, shown, "cannot be a task id")
+            error = await refusal(InvalidTaskId, call, shown, "task id", "is invalid")
             assert error.task_id == task_id
         with pytest.raises(InvalidTaskId):
             nq.task(task_id)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from nqnb.error_text import sentence
 from nqnb.errors import (
     ConnectionFailed,
     MalformedMessage,
@@ -98,7 +99,9 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
             return CancelReceipt.of(task_id, task.Status, None)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
-                f"task {task_id!r} cannot be cancelled: it has {task.Status.label} already.", task_id, task.Status
+                f"task {task_id!r} cannot be cancelled: it has {task.Status.label} already. Read its result instead.",
+                task_id,
+                task.Status,
             )
         return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
 
@@ -159,7 +162,7 @@ class EndWaiting(Retry):
         return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
 
     async def after_write(self, error: NqnbError) -> None:
-        """Make room where there is none; see `Retry.after_write`."""
+        """Make room in a full store; see `Retry.after_write`."""
         task = self._waiting
         if task is None or not isinstance(error, NoRoom):
             await self._super_after_write(error, task)
@@ -201,7 +204,7 @@ class EndWaiting(Retry):
         left = "is removed and will not run" if self._message_gone else "stays in its queue and may run"
         return Unconfirmed(
             f"task {task.ID!r} {left}, but its state was removed from the full store and its end is not confirmed: "
-            f"{error}. Free room, then purge queue {task.Queue!r}, which ends what is left there.",
+            f"{sentence(error)} Free room, then purge queue {task.Queue!r}, which ends what is left there.",
             task.ID,
         )
 
@@ -313,7 +316,7 @@ async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord)
 
 
 async def read_intent(backend: TaskBackend, task_id: str) -> CancelRecord | None:
-    """Read the cancel request of a task through the leader; None where there is none."""
+    """Read the cancel request of a task through the leader; None where it has no request."""
     entry = await backend.intents.get(task_id)
     return None if entry is None else CancelRecord.of_intent(entry.value)
 

@@ -137,7 +137,7 @@ def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
 def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
     """Return our claim, to be written over ``prior``."""
     before = prior or attempt.message
-    # A claim without a worker was handed back by a shutdown. Any other claimant that is not us went silent.
+    # A worker that shuts down removes its name from its claims. Any other claimant that is not us went silent.
     crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != attempt.claim
     meta = msgspec.structs.replace(
         before.meta,

@@ -147,7 +147,11 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
         TaskCancelled: the task was cancelled or deleted.
     """
     if info.status in (Status.CANCELLED, Status.DELETED):
-        raise TaskCancelled(f"task {info.id!r} has no result: it was {info.status.label}.", info.id, info.status)
+        raise TaskCancelled(
+            f"task {info.id!r} has no result: it was {info.status.label}. Requeue it to run it again.",
+            info.id,
+            info.status,
+        )
     if info.status is Status.FAILED:
         error = info.error or ErrorInfo(message="its worker wrote no reason")
         what = ": ".join(part for part in (error.type, error.message) if part)
@@ -156,7 +160,11 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
         return _decoded(info, info.result)
     entry = await backend.results.get(info.result_key)
     if entry is None:
-        raise TaskFailed(f"task {info.id!r} completed, but its result has expired or was pruned.", info.id, info.status)
+        raise TaskFailed(
+            f"task {info.id!r} has no result any more: its result has expired. Requeue it to run it again.",
+            info.id,
+            info.status,
+        )
     return _decoded(info, entry.value)
 
 

@@ -334,7 +334,7 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def queue_created_at(self, queue: str) -> float:
-        """Return when a queue's stream was created, in Unix seconds; infinity where there is none."""
+        """Return when a queue's stream was created, in Unix seconds; infinity where it has no stream."""
         ...
 
     def watch_states(self) -> AsyncGenerator[StatePage, None]:

@@ -140,7 +140,7 @@ def why_unrun(before: TaskMessage | None, worker: str) -> str:
     """Return for a receipt why a cancelled task was claimed and not run.
 
     Args:
-        before: the entry that the claim was written over; None where there was none.
+        before: the entry that the claim was written over; None where it had no entry.
         worker: the worker that claimed it.
     """
     if before is None or before.Status is not Status.PROCESSING:
@@ -246,7 +246,7 @@ class FinishStep(enum.Enum):
     """What a worker does about the entry when it writes an outcome."""
 
     WRITE = enum.auto()
-    """Write the outcome over the entry (create the entry where there is none)."""
+    """Write the outcome over the entry (create the entry where it is gone)."""
     LANDED = enum.auto()
     """Our own write is there: only its answer was lost."""
     ACK = enum.auto()

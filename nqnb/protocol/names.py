@@ -1,4 +1,4 @@
-"""Every name that nqnb uses on the server, and which queue names and task ids it accepts.
+"""Names everything that nqnb uses on the server, and checks queue names and task ids.
 
 The names are NQ's (stream ``<q>``, subjects ``<q>.task`` and ``<q>.cancel``, consumer ``MONITOR``, bucket
 ``nq-store``); the buckets ``nq-cancel``, ``nq-workers`` and ``nq-results`` are nqnb's own.
@@ -21,7 +21,7 @@ PRESENCE_BUCKET = "nq-workers"
 RESULT_BUCKET = "nq-results"
 
 CLIENT_HEADER = "Nqnb-Client"
-"""On every message that nqnb publishes; a message without it comes from another NQ client."""
+"""The header of every message that nqnb publishes. A message without it comes from another NQ client."""
 
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
@@ -38,12 +38,12 @@ def check_queue(queue: object) -> str:
     """
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise InvalidQueueName(
-            f"{shown(queue)} cannot be a queue name: use 1 to 200 of the characters A-Z a-z 0-9 _ -", queue
+            f"queue name {shown(queue)} is invalid: expected 1 to 200 of the characters A-Z a-z 0-9 _ -.", queue
         )
     if queue.endswith("_cancel"):
         raise InvalidQueueName(
-            f"{shown(queue)} cannot be a queue name: names that end in '_cancel' belong to cancel streams; "
-            "choose another ending",
+            f"queue name {shown(queue)} is invalid: names that end in '_cancel' belong to cancel streams. "
+            "Choose another ending.",
             queue,
         )
     return exact_text(queue)
@@ -57,76 +57,76 @@ def check_task_id(task_id: object) -> str:
     """
     if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(
-            f"{shown(task_id)} cannot be a task id: use 1 to 200 of the characters A-Z a-z 0-9 - / _ = .",
+            f"task id {shown(task_id)} is invalid: expected 1 to 200 of the characters A-Z a-z 0-9 - / _ = and dots.",
             task_id,
         )
     if task_id.startswith(".") or task_id.endswith(".") or ".." in task_id:
         raise InvalidTaskId(
-            f"{shown(task_id)} cannot be a task id: a dot may stand only between other characters", task_id
+            f"task id {shown(task_id)} is invalid: a dot must be between two other characters.", task_id
         )
     return exact_text(task_id)
 
 
 @functools.lru_cache(1000)
 def is_queue(text: str) -> bool:
-    """Return whether a text can be a queue's name, as `check_queue` has it."""
+    """Return whether `check_queue` accepts a string."""
     return _QUEUE.fullmatch(text) is not None and not text.endswith("_cancel")
 
 
 def is_key(text: str) -> bool:
-    """Return whether a bucket can have a text as a key. A server also stores keys with wildcards.
+    """Return whether a string is a valid key of a bucket.
 
-    To read or purge such a key would be to read or purge others.
+    A server also stores keys with wildcards. To read or purge such a key would read or purge others.
     """
     return _KEY.fullmatch(text) is not None
 
 
 def new_task_id() -> str:
-    """A fresh task id: 22 characters of base 62, as NQ's (NUID), with 125 bits of the system's randomness."""
-    # A draw for each character would be a third of what a submit costs.
+    """Return a new task id: 22 characters of base 62, like NQ's (NUID), with 125 bits of the system's randomness."""
+    # To draw each character by itself would take a third of the time of a submit.
     return secrets.token_bytes(22).translate(_LETTER_OF_BYTE).decode()
 
 
 def task_stream(queue: str) -> str:
-    """The stream that is created for a queue's tasks; an existing one is found by its subject, whatever its name."""
+    """Return the name of a new stream of a queue's tasks; an existing stream is found by its subject."""
     return queue
 
 
 def task_subject(queue: str) -> str:
-    """The subject on which a queue's tasks are published."""
+    """Return the subject of a queue's tasks."""
     return f"{queue}.task"
 
 
 def queue_of_subject(subject: str) -> str:
-    """The queue whose task subject this is; inverse of `task_subject`."""
+    """Return the queue of a task subject; the inverse of `task_subject`."""
     return subject.removesuffix(".task")
 
 
 def cancel_stream(queue: str, *, old_server: bool = False) -> str:
-    """The stream that is created for a queue's cancels: Go NQ's ``<q>/cancel`` where the server (< 2.9) takes it."""
+    """Return the name of a new stream of a queue's cancels: Go NQ's ``<q>/cancel`` on a server before 2.9."""
     return f"{queue}/cancel" if old_server else f"{queue}_cancel"
 
 
 def schedule_subject(queue: str, task_id: str) -> str:
-    """The subject on which a queue's task waits for its time (NATS ADR-51); the id becomes one token of it."""
+    """Return the subject of a task's schedule (NATS ADR-51); the id is one token of it."""
     return f"{queue}.sched.{task_id.replace('.', '%2E')}"
 
 
 def schedule_pattern(queue: str) -> str:
-    """The subjects of all of a queue's schedules."""
+    """Return the pattern of the subjects of all of a queue's schedules."""
     return f"{queue}.sched.*"
 
 
 def cancel_subject(queue: str) -> str:
-    """The subject on which a queue's cancels are multicast."""
+    """Return the subject of a queue's cancels."""
     return f"{queue}.cancel"
 
 
 def bucket_stream(bucket: str) -> str:
-    """The stream behind a key-value bucket (NATS ADR-8)."""
+    """Return the name of the stream behind a key-value bucket (NATS ADR-8)."""
     return f"KV_{bucket}"
 
 
 def key_subject(bucket: str, key: str) -> str:
-    """The subject of one key of a bucket (NATS ADR-8)."""
+    """Return the subject of one key of a bucket (NATS ADR-8)."""
     return f"$KV.{bucket}.{key}"

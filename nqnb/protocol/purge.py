@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from nqnb.error_text import sentence
 from nqnb.errors import BadInput, MalformedMessage, NoResponders, NoRoom, Unconfirmed
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.bulk import each_of, stream_of, task_entries
@@ -130,7 +131,8 @@ async def _end_waiting(
         full = await _end_owed(backend, owed, record, count, wait=callers_owed is None)
     if full is not None and callers_owed is None:
         raise NoRoom(
-            f"queue {queue!r} is purged, but the states of {len(owed):,} tasks were not written: {full}",
+            f"queue {queue!r} is purged, but the states of {len(owed):,} tasks were not written: {sentence(full)} "
+            "Free room before you purge another queue.",
             full.subject,
             full.code,
             full.err_code,

@@ -1,4 +1,4 @@
-"""NQ's states of a task. `nqnb.protocol.wire` exports them, too; this module imports nothing, so that errors can."""
+"""Lists NQ's states of a task. This module imports nothing of nqnb, so that `nqnb.errors` can import it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Status(enum.IntEnum):
     CANCELLED = 4
     """Cancelled after it had started, or while it waited for a retry."""
     DELETED = 5
-    """Cancelled before it ever started."""
+    """Cancelled before it started."""
 
     @property
     def terminal(self) -> bool:
@@ -24,5 +24,5 @@ class Status(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The state's name in lower case, as people see it."""
+        """The state's name in lower case, as it is displayed."""
         return self.name.lower()

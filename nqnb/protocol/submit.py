@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from nqnb import payload
-from nqnb.error_text import kind_of, said, shown
+from nqnb.error_text import kind_of, said, sentence, shown
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
@@ -106,7 +106,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
         step = await create_entry(backend, msgspec.structs.replace(message, Sequence=sequence))
     except NqnbError as error:
         raise Unconfirmed(
-            f"task {message.ID!r} is in its queue, but its state was not written: {error}. "
+            f"task {message.ID!r} is in its queue, but its state was not written: {sentence(error)} "
             "A worker will write it; do not submit the task again.",
             message.ID,
         ) from error
@@ -159,7 +159,7 @@ async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> No
 
     In a full store the create is repeated until there is room. A purge that meets the message without an entry ends the
     task: it removes the message to make room, and then creates the end. Where even that has no room, the entry that is
-    created here later would wait for ever.
+    created here later would wait without end.
     """
     seen = await read_entry(backend, message.ID)
     there = seen.task

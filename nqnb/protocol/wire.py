@@ -1,8 +1,9 @@
-"""The NQ messages: what goes over the wire, with Go's field names, in Go's order.
+"""Encodes and decodes NQ's messages, with Go's field names in Go's order.
 
-A message without ``Meta`` encodes to the very bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
-missing and ``null`` fields. Fields of nqnb's own live under ``Meta``; Go ignores it when reading and drops it when it
-rewrites an entry, so a guarantee never rests on it alone. ``Meta`` may grow new optional fields; none is ever renamed.
+A message without ``Meta`` encodes to exactly the bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
+missing and ``null`` fields. The fields that nqnb adds are under ``Meta``. Go NQ ignores ``Meta`` when it reads and
+drops it when it writes an entry, so no guarantee rests on ``Meta`` alone. New optional fields may be added to ``Meta``;
+no field is ever renamed.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ T = TypeVar("T", bound=Struct)
 
 
 class ErrorInfo(Struct, omit_defaults=True):
-    """Why a task failed: the exception's type, its text, and its traceback, all as text."""
+    """Why a task failed: the exception's type, message and traceback."""
 
     type: str = ""
     message: str = ""
@@ -34,7 +35,7 @@ class ErrorInfo(Struct, omit_defaults=True):
 
 
 class Progress(Struct, omit_defaults=True):
-    """How far a handler says it is: ``done`` of ``total`` (0 = unknown), and a word about it."""
+    """The progress that a handler reports: ``done`` of ``total`` (0 means unknown), and a description."""
 
     done: float = 0
     total: float = 0
@@ -42,7 +43,7 @@ class Progress(Struct, omit_defaults=True):
 
 
 class CancelRecord(Struct, omit_defaults=True):
-    """One cancel's history; times are Unix seconds by the server's clock, 0 = not yet."""
+    """The history of one cancel. Times are Unix seconds by the server's clock; 0 means not yet."""
 
     by: str = ""
     requested_at: Moment = 0
@@ -53,9 +54,9 @@ class CancelRecord(Struct, omit_defaults=True):
 
     @classmethod
     def of_intent(cls, data: bytes) -> CancelRecord:
-        """Return the record of a cancel request. Whatever its bytes are, it says that the task is to be cancelled.
+        """Return the record of a cancel request. Even a request that cannot be decoded cancels the task.
 
-        Its texts are clipped, since the worker copies them into the task's entry.
+        Its strings are clipped, because the worker copies them into the task's entry.
         """
         try:
             return _intent_decoder.decode(data).clipped()
@@ -63,26 +64,26 @@ class CancelRecord(Struct, omit_defaults=True):
             return cls()
 
     def clipped(self) -> CancelRecord:
-        """Return the record with short texts."""
+        """Return the record with short strings."""
         by, worker, how = (text[:LONGEST_NAME] for text in (self.by, self.worker, self.how))
         return msgspec.structs.replace(self, by=by, worker=worker, how=how)
 
 
 class Meta(Struct, omit_defaults=True):
-    """What nqnb knows of a task beyond NQ. Times are Unix seconds by the server's clock, 0 = not yet."""
+    """What nqnb adds to NQ's fields of a task. Times are Unix seconds by the server's clock; 0 means not yet."""
 
     client: str = ""
     submitted_at: Moment = 0
     worker: str = ""
-    """The worker that holds the task; empty again when it was handed back."""
+    """The worker that has the task; empty again after that worker was stopped."""
     claim: str = ""
-    """Differs for every claim, so a worker can tell its own write from a later one."""
+    """The mark of the claim. It differs for every claim, so a worker recognizes its own writes."""
     started_at: Moment = 0
     finished_at: Moment = 0
     not_before: Moment = 0
     """When the next attempt is due."""
     crashes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
-    """How often in a row its worker went silent while it ran."""
+    """How often in a row the task's worker went silent while it ran."""
     progress: Progress | None = None
     log: list[str] = []
     error: ErrorInfo | None = None
@@ -92,14 +93,14 @@ class Meta(Struct, omit_defaults=True):
     """The key in the bucket nq-results, where the result is large."""
     cancel: CancelRecord | None = None
     origin: str = ""
-    """The task that was first submitted, where this one is that one requeued."""
+    """The task that was submitted first, where this one is its requeue."""
 
 
-_Meta = Meta  # inside TaskMessage the name is the field's
+_Meta = Meta  # inside TaskMessage the name Meta is the field
 
 
 class TaskMessage(Struct):
-    """A task, as it stands in ``<q>.task`` and in ``$KV.nq-store.<id>``."""
+    """A task, as it is published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
 
     Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
     ID: str = ""
@@ -108,18 +109,18 @@ class TaskMessage(Struct):
     Payload: bytes | None = None
     Status: Status = Status.PENDING
     Timeout: Int64 = 0
-    """Seconds; 0 = none."""
+    """Seconds; 0 means no timeout."""
     Deadline: Int64 = 0
-    """Unix seconds; 0 = none."""
+    """Unix seconds; 0 means no deadline."""
     ProcessAt: str | UnsetType = UNSET
-    """RFC 3339, kept as the text that came (Go writes nanoseconds); only NQ's scheduling branch has it."""
+    """RFC 3339, kept as the string that arrived (Go writes nanoseconds). Only NQ's scheduling branch has this field."""
     CompletedAt: Int64 = 0
     CurrentRetry: Int64 = 0
     MaxRetry: Int64 = 0
     Meta: Meta | UnsetType = UNSET
 
     def encode(self) -> bytes:
-        """The JSON that goes over the wire."""
+        """Return the JSON that is published and stored."""
         return as_go(_encoder.encode(self))
 
     @classmethod
@@ -127,12 +128,12 @@ class TaskMessage(Struct):
         """Read a task message.
 
         Raises:
-            MalformedMessage: not JSON, not an object, a field of another type, a number that Go or a calendar does not
-                have, or no ``ID`` or ``Queue``.
+            MalformedMessage: not JSON, not an object, a field of another type, a number that Go or a calendar cannot
+                represent, or no ``ID`` or ``Queue``.
         """
         message = _decode(data, _task_decoder)
         if not message.ID or not message.Queue:
-            raise MalformedMessage("a task message needs an ID and a Queue", data)
+            raise malformed("an NQ message", "it has no ID or no Queue", data)
         if message.Sequence > _LARGEST_SEQUENCE:
             raise malformed("an NQ message", "its Sequence is out of range", data)
         return message
@@ -142,19 +143,19 @@ class TaskMessage(Struct):
         """Read an entry of the state bucket.
 
         Raises:
-            MalformedMessage: as `decode`, or the entry is another task's, or its id or queue is impossible.
+            MalformedMessage: as `decode`, or the entry is another task's, or its id or queue is invalid.
         """
         task = cls.decode(data)
         if key != task.ID:
-            raise MalformedMessage(f"the entry {quoted(key)} has the ID {quoted(task.ID)} of another task", data)
+            raise MalformedMessage(f"entry {quoted(key)} is invalid: expected that ID, got {quoted(task.ID)}", data)
         if not names.is_key(task.ID) or not names.is_queue(task.Queue):
             raise MalformedMessage(
-                f"task {quoted(task.ID)} or its queue {quoted(task.Queue)} has an impossible name", data
+                f"entry {quoted(key)} is invalid: its ID and its queue {quoted(task.Queue)} must be valid names", data
             )
         return task
 
     def lean(self) -> TaskMessage:
-        """Return the task without its payload and with short texts, for a server that does not take all of it."""
+        """Return the task without its payload and with short strings, for a server that does not accept all of it."""
         meta, error, cancel, progress = self.meta, self.meta.error, self.meta.cancel, self.meta.progress
         return msgspec.structs.replace(
             self,
@@ -177,7 +178,7 @@ class TaskMessage(Struct):
 
     @property
     def marked(self) -> bool:
-        """Whether nqnb wrote this, rather than Go NQ."""
+        """Whether nqnb wrote this, and not Go NQ."""
         return self.Meta is not UNSET
 
     @property
@@ -187,13 +188,13 @@ class TaskMessage(Struct):
 
 
 class CancelMessage(Struct):
-    """A cancel, as it is multicast on ``<q>.cancel``."""
+    """A cancel, as it is published on ``<q>.cancel``."""
 
     ID: str = ""
     StreamName: str = ""
 
     def encode(self) -> bytes:
-        """The JSON that goes over the wire."""
+        """Return the JSON that is published and stored."""
         return as_go(_encoder.encode(self))
 
     @classmethod
@@ -205,17 +206,17 @@ class CancelMessage(Struct):
         """
         message = _decode(data, _cancel_decoder)
         if not message.ID:
-            raise MalformedMessage("a cancel message needs an ID", data)
+            raise malformed("a cancel message", "it has no ID", data)
         return message
 
 
 def parse_time(text: str) -> float:
-    """Return the Unix seconds of an RFC 3339 text with up to nanoseconds.
+    """Return the Unix seconds of an RFC 3339 string with up to nanoseconds.
 
-    0 where it is no date (NQ's "no time" is 1970); infinity for a year above 9999.
+    The result is 0 for an invalid date (NQ's "no time" is 1970), and infinity for a year above 9999.
     """
     if sys.version_info < (3, 11):
-        # It reads neither the Z nor more or fewer digits than these.
+        # This Python reads only six digits of a second, and no Z.
         head, dot, tail = text.partition(".")
         digits = len(tail) - len(tail.lstrip("0123456789"))
         text = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if dot else head
@@ -234,7 +235,7 @@ _intent_decoder = msgspec.json.Decoder(CancelRecord)
 
 
 LONGEST_NAME = 200
-"""Characters of a client's or worker's name, and of a word about a cancel, that are kept."""
+"""Characters that are kept of a client's or worker's name, and of how a cancel ended."""
 
 _LARGEST_SEQUENCE = 2**64 - 1
 _FAR_YEAR = re.compile(r"\+?[0-9]{5,}-")
@@ -249,7 +250,7 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The slow way, for what Go may also write: ``null`` for a zero value, or a ``Meta`` that is not ours."""
+    """Decode what Go may also write: ``null`` for a zero value, or a ``Meta`` that is not ours."""
     try:
         fields: Any = msgspec.json.decode(data)
         if not isinstance(fields, dict):
@@ -267,7 +268,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a ``Meta`` is ours but for a number out of range. Then the message is damaged, and not foreign."""
+    """Return whether a ``Meta`` is ours except for a number out of range. Then the message is damaged, not foreign."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
@@ -285,9 +286,9 @@ _ASCII_ESCAPES = _GO_ESCAPES[:3]
 
 
 def as_go(data: bytes) -> bytes:
-    """Return JSON as Go's encoder writes it: five characters escaped, which makes six bytes of one.
+    """Return JSON as Go's encoder writes it, with five characters escaped to six bytes each.
 
-    They stand inside strings, and nowhere else in JSON.
+    These characters occur only inside of JSON's strings.
     """
     for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:

@@ -12,10 +12,12 @@ from msgspec import UNSET, UnsetType
 
 from nqnb import payload
 from nqnb.decode import depth
+from nqnb.error_text import sentence
 from nqnb.errors import (
     BadInput,
     NoResponders,
     NoRoom,
+    NqnbError,
     PayloadTooLarge,
     ServerRefused,
     Unavailable,
@@ -188,14 +190,14 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
         except NoRoom as error:
             if error.err_code == STREAM_FULL:
                 # An operator has limited the bucket, and may not raise that limit.
-                raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
+                raise _unkept(data, error) from None
             why = str(error)
         except ServerRefused as error:
             # A full bucket may have room again in a moment.
             refused_since = refused_since or time.monotonic()
             patience = 0.0 if error.err_code == TOO_LARGE else backend.settings.retry_for
             if time.monotonic() - refused_since >= patience:
-                raise BadInput(f"the result of {len(data):,} bytes cannot be kept: {error}") from None
+                raise _unkept(data, error) from None
             why = str(error)
         except (NoResponders, Unconfirmed) as error:
             if backend.closed:
@@ -205,6 +207,13 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
         if not backend.outage.active:
             log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
         await asyncio.sleep(_RESULT_PAUSE_SECONDS)
+
+
+def _unkept(data: bytes, error: NqnbError) -> BadInput:
+    return BadInput(
+        f"the result of {len(data):,} bytes cannot be kept: {sentence(error)} "
+        "Keep the result elsewhere, and return a path or key to it."
+    )
 
 
 def describe_error(error: BaseException) -> ErrorInfo:

@@ -130,7 +130,7 @@ async def test_who_runs_it_hears_the_intent_itself(
     ],
     ids=["deleted", "purged", "unreadable", "of another shape"],
 )
-async def test_what_is_no_intent_stops_nothing(
+async def test_bytes_that_are_not_a_cancel_request_stop_nothing(
     nq: nqnb.Client, settings: nqnb.Settings, data: bytes, headers: dict[str, str], status: Status
 ) -> None:
     worker = nqnb.Worker(settings)

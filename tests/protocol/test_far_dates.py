@@ -93,7 +93,7 @@ async def test_a_schedule_that_fires_early_is_not_scheduled_again(nq: nqnb.Clien
 
 @pytest.mark.parametrize("meta", [b'{"not_before":1e300}', b'{"not_before":-1}', b'{"submitted_at":1e999}'])
 @pytest.mark.parametrize("fields", [b"", b',"Deadline":1' + b"0" * 400, b',"Sequence":-1'])
-async def test_a_number_that_is_no_date_ends_its_message_once(
+async def test_a_number_out_of_range_ends_its_message_once(
     nq: nqnb.Client, settings: nqnb.Settings, meta: bytes, fields: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = b'{"ID":"late","Queue":"far"' + fields + b',"Meta":' + meta + b"}"
@@ -105,7 +105,7 @@ async def test_a_number_that_is_no_date_ends_its_message_once(
         assert len([each for each in caplog.records if "message 1 of queue far" in each.getMessage()]) == 1
 
 
-async def test_an_entry_with_a_number_that_is_no_date_does_not_stop_its_task(
+async def test_an_entry_with_a_number_out_of_range_does_not_stop_its_task(
     nq: nqnb.Client, settings: nqnb.Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = await nq.submit("far", id="late")
@@ -117,7 +117,7 @@ async def test_an_entry_with_a_number_that_is_no_date_does_not_stop_its_task(
             while (await nq.backend.connection.api("STREAM.INFO.far"))["state"]["messages"]:
                 await asyncio.sleep(0.02)
             assert await task.result(timeout=10) == "ran"
-    assert "the entry of task late is written over" in caplog.text
+    assert "the entry of task late is overwritten" in caplog.text
 
 
 async def test_a_backoff_of_decades_leaves_an_entry_that_can_be_read(nq: nqnb.Client, settings: nqnb.Settings) -> None:
@@ -149,11 +149,11 @@ class TestDue:
         assert lifecycle.due_at(message) == LAST_SCHEDULE
 
     @pytest.mark.parametrize("text", ["", "soon", "12345", "99999", "0000-01-01T00:00:00Z"])
-    def test_is_at_once_for_what_is_no_date(self, text: str) -> None:
+    def test_is_at_once_for_an_invalid_date(self, text: str) -> None:
         assert parse_time(text) == 0.0
 
     @pytest.mark.parametrize(("scheduled", "step"), [(False, ClaimStep.POSTPONE), (True, ClaimStep.PUT_BACK)])
-    def test_what_a_schedule_has_fired_is_put_back(self, scheduled: bool, step: ClaimStep) -> None:
+    def test_what_a_schedule_published_too_early_gets_a_nak(self, scheduled: bool, step: ClaimStep) -> None:
         due = TaskMessage(ID="a", Queue="q", Meta=Meta(not_before=timedelta(days=1).total_seconds()))
         verdict = lifecycle.claim(
             due,

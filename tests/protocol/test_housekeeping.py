@@ -1,4 +1,4 @@
-"""Emptying, deleting and pausing queues, submitting anew, and forgetting what is old, on a real server."""
+"""Emptying, deleting and pausing queues, requeueing, and forgetting what is old, on a real server."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class TestPurge:
         assert (await nq.purge_queue("work")).deleted == 1
         assert await nq.status("go") is Status.DELETED
 
-    async def test_a_message_purged_before_its_entry_had_room_leaves_no_task_that_waits_for_ever(
+    async def test_a_message_purged_before_its_entry_had_room_leaves_no_task_that_waits_without_end(
         self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         create = nq.backend.states.create
@@ -268,10 +268,10 @@ class TestPause:
             await nq.resume("work")
             assert await task.wait(3) is Status.COMPLETED
 
-    async def test_a_consumer_that_somebody_let_go_is_paused_again(
+    async def test_a_consumer_that_another_program_resumed_is_paused_again(
         self, nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # As a Go worker does that makes the consumer anew.
+        # As a Go worker does that recreates the consumer.
         monkeypatch.setattr("nqnb.jetstream.pull.PAUSE_AGAIN_SECONDS", 0.5)
         connection = nq.backend.connection
         async with make_worker(settings, []):
@@ -286,10 +286,10 @@ class TestPause:
                     assert (await connection.api("CONSUMER.PAUSE.work.MONITOR", {}))["paused"] is False
                 await until_async(paused)
                 return
-            # An older server gives tasks to whoever asks, so our worker must not ask.
+            # An older server delivers to every worker that asks, so our worker must not ask.
             await connection.api("CONSUMER.DELETE.work.MONITOR")
             config = {"durable_name": "MONITOR", "ack_policy": "explicit"}
-            with contextlib.suppress(nqnb.ServerRefused):  # our worker makes it anew at the same moment
+            with contextlib.suppress(nqnb.ServerRefused):  # our worker recreates it at the same moment
                 await connection.api("CONSUMER.DURABLE.CREATE.work.MONITOR", {"stream_name": "work", "config": config})
             task = await nq.submit("work")
             await asyncio.sleep(1.5)
@@ -341,7 +341,7 @@ class TestRetention:
         await api("STREAM.DELETE.KV_nq-store")
         config = {"name": "KV_nq-store", "subjects": ["$KV.nq-store.>"], "max_msgs_per_subject": 1, "discard": "new"}
         await api("STREAM.CREATE.KV_nq-store", config)
-        # Made anew under our hands: the write succeeds all the same.
+        # Another client recreated the bucket: the write succeeds all the same.
         revision = await nq.backend.states.create("a", b"one", 60)
         assert await nq.backend.states.update("a", b"two", revision, 60) > revision
         async with nqnb.connect(settings) as other:

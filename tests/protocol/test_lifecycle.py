@@ -71,10 +71,10 @@ class TestClaim:
         assert verdict.step is ClaimStep.ACK
         assert str(SEQUENCE - 1) in verdict.why
 
-    def test_a_sequence_of_zero_is_no_duplicate_because_go_workers_write_zero(self) -> None:
+    def test_a_sequence_of_zero_is_not_a_duplicate_because_go_workers_write_zero(self) -> None:
         assert claim(entry(Status.PENDING, sequence=0)).step is ClaimStep.TAKE
 
-    def test_a_fired_schedule_is_no_duplicate_because_it_has_a_sequence_of_its_own(self) -> None:
+    def test_a_fired_schedule_is_not_a_duplicate_because_it_has_a_sequence_of_its_own(self) -> None:
         assert claim(entry(Status.PENDING, sequence=3), scheduled=True).step is ClaimStep.TAKE
         assert claim(entry(Status.COMPLETED, sequence=3), scheduled=True).step is ClaimStep.ACK
 
@@ -108,7 +108,7 @@ class TestClaim:
         stored.ProcessAt = "1970-01-01T00:00:00Z"
         assert claim(stored).step is ClaimStep.TAKE
 
-    def test_a_task_of_a_live_worker_is_put_back_until_that_worker_would_count_as_dead(self) -> None:
+    def test_a_task_of_a_live_worker_gets_a_nak_until_that_worker_would_count_as_dead(self) -> None:
         verdict = claim(entry(Status.PROCESSING, worker="other"), owner_rest=7.0, deliveries=2)
         assert (verdict.step, verdict.delay) == (ClaimStep.PUT_BACK, 7.0)
 
@@ -117,7 +117,7 @@ class TestClaim:
         stored = entry(Status.PROCESSING, worker="other", claim="c")
         assert claim(stored, deliveries=deliveries).step is ClaimStep.TAKE
 
-    def test_a_task_that_a_stopping_worker_handed_back_is_taken(self) -> None:
+    def test_a_task_that_a_stopping_worker_left_is_taken(self) -> None:
         assert claim(entry(Status.PROCESSING, worker="", claim="c"), deliveries=2).step is ClaimStep.TAKE
 
     def test_a_go_workers_task_is_taken_only_at_its_second_delivery_because_its_first_may_still_run(self) -> None:
@@ -204,7 +204,7 @@ class TestHeartbeat:
     @pytest.mark.parametrize(
         ("stored", "step"),
         [
-            # Ours, or gone: the finish creates it anew.
+            # Ours, or gone: the finish creates it again.
             (entry(Status.PROCESSING, retry=1, claim=MINE), BeatStep.KEEP),
             (None, BeatStep.KEEP),
             # A newer claim, of another worker or of our own.
@@ -318,7 +318,7 @@ class TestIsClaim:
     def test_only_the_very_claim_while_it_runs(self, stored: TaskMessage, ours: bool) -> None:
         assert lifecycle.is_claim(stored, MINE) is ours
 
-    def test_an_entry_of_go_is_no_claim_even_where_ours_has_no_mark(self) -> None:
+    def test_an_entry_of_go_is_not_our_claim_even_where_ours_has_no_mark(self) -> None:
         assert not lifecycle.is_claim(entry(Status.PROCESSING, go=True), "")
 
 
@@ -353,7 +353,7 @@ class TestCancel:
         assert lifecycle.cancel(entry(Status.PROCESSING, go=go), announced=False) is CancelStep.ANNOUNCE
         assert lifecycle.cancel(entry(Status.PROCESSING, go=go), announced=True) is CancelStep.STOPPING
 
-    def test_a_task_handed_back_by_its_worker_is_announced_not_deleted_because_it_has_started(self) -> None:
+    def test_a_task_left_by_its_worker_is_announced_not_deleted_because_it_has_started(self) -> None:
         assert lifecycle.cancel(entry(Status.PROCESSING, worker=""), announced=False) is CancelStep.ANNOUNCE
 
 

@@ -39,7 +39,7 @@ async def test_a_hundred_thousand_schedules_do_not_keep_a_thousand_tasks_waiting
     nq: nqnb.Client, server: nqnb.DevServer
 ) -> None:
     if not nq.backend.can_schedule:
-        pytest.skip("servers before 2.12 keep no schedules: there such tasks are put back again and again")
+        pytest.skip("servers before 2.12 keep no schedules: there such tasks are nak'ed again and again")
     ran: list[str] = []
     worker = nqnb.Worker(server.url, concurrency=64)
 
@@ -57,5 +57,5 @@ async def test_a_hundred_thousand_schedules_do_not_keep_a_thousand_tasks_waiting
         (info,) = await nq.queues()
     assert (info.scheduled, info.pending) == (WAITING, 0)
     assert len(await nq.tasks(status=Status.PENDING)) == WAITING
-    # Speed varies on machines that do other things too. Put back instead, so many fill the consumer, and nothing runs.
+    # Speed varies on machines that do other things too. Nak'ed instead, so many fill the consumer, and nothing runs.
     assert after > before / 3

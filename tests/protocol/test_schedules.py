@@ -1,4 +1,4 @@
-"""Tasks whose time has not come: short waits are put back, long ones are schedules of the server."""
+"""Tasks whose time has not come: short waits are nak'ed, long ones are schedules of the server."""
 
 from __future__ import annotations
 

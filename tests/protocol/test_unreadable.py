@@ -202,18 +202,18 @@ class TestAnswers:
     """Anybody who may subscribe can answer on a subject, with any bytes."""
 
     @pytest.mark.parametrize("answer", [b"", b"7", b'{"stream":"\xff"}', b'{"seq":' + DEEP + b"}", b'{"seq":"x"}'])
-    async def test_one_that_is_no_streams_is_unconfirmed(self, nq: nqnb.Client, answer: bytes) -> None:
+    async def test_one_that_a_stream_cannot_give_is_unconfirmed(self, nq: nqnb.Client, answer: bytes) -> None:
         connection = nq.backend.connection
 
         def reply(message: Message) -> None:
             spawn(connection.send(message.reply, answer))
 
-        await connection.subscribe("somebody.answers", reply)
+        await connection.subscribe("other.answers", reply)
         with pytest.raises(nqnb.Unconfirmed):
-            await connection.publish("somebody.answers", b"x")
+            await connection.publish("other.answers", b"x")
 
     @pytest.mark.parametrize("answer", [b"", b"7", b"{}", b'{"message":\xff}', b'{"message":' + DEEP + b"}"])
-    async def test_one_that_is_no_buckets_does_not_say_that_a_key_is_missing(
+    async def test_one_that_a_bucket_cannot_give_does_not_say_that_a_key_is_missing(
         self, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, answer: bytes
     ) -> None:
         async def request(subject: str, *arguments: object, **options: object) -> Message:
@@ -262,7 +262,7 @@ ODD_KEYS = [b"*", b">", b"a\xff", b"\x1b[31m", b"a\x00b", b"x*y", b"a\x0bb", b"\
 
 
 class TestKeys:
-    """A server stores keys that no bucket can have: wildcards, and bytes that are no text."""
+    """A server stores keys that no bucket can have: wildcards, and bytes that are not a string."""
 
     async def test_they_hide_nothing_and_are_never_read_or_purged_for(
         self, nq: nqnb.Client, settings: nqnb.Settings, server: nqnb.DevServer, caplog: pytest.LogCaptureFixture
@@ -337,7 +337,7 @@ def test_whatever_is_read_can_be_told() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-async def test_a_vertical_tab_in_a_subject_is_no_space(size: int) -> None:
+async def test_a_vertical_tab_in_a_subject_does_not_end_it(size: int) -> None:
     """However the bytes come, each message is of its own subscription and has its own payload."""
     heard: list[tuple[int, bytes, bytes, bytes, bytes | None]] = []
 

@@ -73,7 +73,7 @@ class TestTranscript:
 
 
 class TestForgiving:
-    def test_unknown_fields_are_passed_over(self) -> None:
+    def test_unknown_fields_are_ignored(self) -> None:
         assert TaskMessage.decode(task_json(Priority=7, Tags={"a": [1]})) == TaskMessage(ID="a", Queue="q")
 
     def test_missing_fields_are_zero(self) -> None:
