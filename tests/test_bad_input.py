@@ -186,7 +186,7 @@ class TestPayloads:
 
     @pytest.mark.parametrize("size", [MEGABYTE, 3 * MEGABYTE // 4, 20 * MEGABYTE])
     async def test_that_the_server_does_not_take(self, nq: nqnb.Client, size: int) -> None:
-        shown = (f"{size:,} bytes", f"limit of {MEGABYTE:,}", "send a path or key", "raise max_payload")
+        shown = (f"{size:,} bytes", f"limit of {MEGABYTE:,}", "Send a path or key", "raise max_payload")
         queue = f"q-{size}"
         error = await refusal(PayloadTooLarge, nq.submit(queue, bytes(size)), *shown)
         assert error.limit == MEGABYTE < error.size
@@ -294,7 +294,7 @@ class TestUnknownTasks:
     async def test_every_call_says_so(self, nq: nqnb.Client) -> None:
         task = nq.task("never-was")
         for call in (task.fetch(), task.status(), task.cancel(), task.cancel(wait=1), task.wait(1), task.result()):
-            error = await refusal(UnknownTask, call, "'never-was'", "check the id and the server")
+            error = await refusal(UnknownTask, call, "'never-was'", "Check the id and the server")
             assert error.task_id == "never-was"
         with pytest.raises(UnknownTask):
             await anext(task.updates())
@@ -308,7 +308,9 @@ class TestCancel:
         self, nq: nqnb.Client, settings: nqnb.Settings, function: Any, status: Status
     ) -> None:
         info = await run(nq, settings, function)
-        error = await refusal(NotCancellable, nq.cancel(info.id), f"'{info.id}' has {status.label} already")
+        error = await refusal(
+            NotCancellable, nq.cancel(info.id), f"'{info.id}' cannot be cancelled: it has {status.label} already"
+        )
         assert (error.task_id, error.status) == (info.id, status)
         assert await nq.fetch(info.id) == info
 

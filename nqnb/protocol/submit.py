@@ -182,7 +182,8 @@ async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> t
             ack = await backend.publish_task(message.Queue, message.ID, data)
     except Unconfirmed as error:
         raise Unconfirmed(
-            f"task {message.ID!r} may be in its queue or not: {error}. Ask for its status before you submit it again.",
+            f"task {message.ID!r} may be in its queue or not: {sentence(error)} "
+            "Ask for its status before you submit it again.",
             message.ID,
         ) from error
     return ack.sequence, ack.duplicate

@@ -76,11 +76,15 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
         result = Result(Ended.FAILED, error=TimeoutError(_timeout_text(run)))
     meta, result = await describe(backend, run, result)
     retries_left = run.entry.CurrentRetry < run.entry.MaxRetry and not _hopeless(run, result)
+    retry_delay = 0.0
+    if retries_left and result.ended is Ended.FAILED:
+        # Another client's CurrentRetry may be negative.
+        retry_delay = run.handler.backoff.delay(max(1, run.entry.CurrentRetry + 1))
     ending = Ending(
         result.ended,
         meta,
         retries_left,
-        run.handler.backoff.delay(run.entry.CurrentRetry + 1) if retries_left else 0.0,
+        retry_delay,
         lambda status, meta: _without_result(backend, run, status, meta),
     )
     status, meta = await finish.finish(backend, run, ending)
