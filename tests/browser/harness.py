@@ -127,7 +127,7 @@ class Bench:
             self._kept.append(message)
         else:
             self.heard.append(message)
-            self.table._hear(message)
+            self.table._receive(message)
 
     def _serve(self, route: Route) -> None:
         file = FILES.get(route.request.url.removeprefix(SITE))

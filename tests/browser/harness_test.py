@@ -242,7 +242,7 @@ def test_a_lost_connection_is_shown_and_a_kernel_that_left_too(bench: Bench) -> 
     bench.feed(task("p0", Status.COMPLETED, 2))
     bench.until(lambda: text(bench, ".nq-state") == "")
     bench.page.evaluate("window.fire('comm:close')")
-    assert text(bench, ".nq-state").startswith("ended")
+    assert text(bench, ".nq-state").startswith("disconnected")
     bench.button("p1").click()
     assert text(bench, '[data-id="p1"] .nq-label') == "pending"
     bench.page.evaluate("window.fire('comm_live_update')")  # and is back
