@@ -109,7 +109,7 @@ class _Task:
 
     @property
     def first_asked(self) -> float:
-        """When the first cancel was sent, or infinity if there is none."""
+        """When the first cancel was sent, or infinity if no cancel was sent."""
         return min((each.begun for each in self.cancels), default=float("inf"))
 
     def claims(self) -> Iterator[tuple[Revision, float]]:
