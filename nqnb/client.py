@@ -65,7 +65,7 @@ class Client:
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
         if not isinstance(settings, Settings):
             raise BadInput(
-                f"settings is invalid: expected nqnb.Settings, got {kind_of(settings)}. Or use nqnb.connect(…)."
+                f"settings is invalid: expected nqnb.Settings, got {kind_of(settings)}. Use nqnb.connect(…) instead."
             )
         self.settings = settings
         self._store = check_store(store)
@@ -520,8 +520,8 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
-        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted: the first, at position {index}: {first} "
-        "(`.errors` has the error of each position. Submit these payloads again)",
+        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted, the first at position {index}: "
+        f"{str(first).rstrip('.')}. `.errors` has the error of each position.",
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )

@@ -149,8 +149,8 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
     )
 
 
-def preview(payload: bytes, most: int = 80) -> str:
-    """Return a payload in one line of safe text: JSON or text as it is, else hexadecimal, cut to ``most`` characters.
+def preview(payload: bytes, width: int = 80) -> str:
+    """Return a payload in one line of safe text: JSON or text as it is, else hexadecimal, cut to ``width`` characters.
 
     The cost does not grow with the payload. JSON with escapes is decoded and encoded again, up to 4 kB, so that people
     see the characters.
@@ -158,11 +158,11 @@ def preview(payload: bytes, most: int = 80) -> str:
     if len(payload) <= 4096 and b"\\u" in payload:
         with contextlib.suppress(MalformedMessage):
             payload = msgspec.json.encode(decode_value(payload))
-    start = payload[: 16 * most]
+    start = payload[: 16 * width]
     if len(start) < len(payload):
         start = start[: len(start) - _torn(start)]
-    text = line(payload_text(start), most)
-    return text if len(start) == len(payload) or text.endswith("…") else f"{text[: most - 1]}…"
+    text = line(payload_text(start), width)
+    return text if len(start) == len(payload) or text.endswith("…") else f"{text[: width - 1]}…"
 
 
 def decoded(data: bytes) -> Any:

@@ -34,10 +34,10 @@ def clean(text: str) -> str:
     return UNSAFE.sub(_escape, text.replace("\r\n", "\n").replace("\t", "    "))
 
 
-def line(text: str, most: int = 1000) -> str:
-    """Return text as one safe line of at most ``most`` characters."""
-    text = clean(" ".join(text[: 4 * most].split()))
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def line(text: str, width: int = 1000) -> str:
+    """Return text as one safe line of at most ``width`` characters."""
+    text = clean(" ".join(text[: 4 * width].split()))
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
