@@ -77,9 +77,9 @@ if sys.platform == "win32":
         """Return -1: Windows has no such descriptor, so the caller polls."""
         return -1
 
-    def next_command(wake: int = -1, *, deaf: bool = False) -> bytes | None:
-        """Return one command, None if none came for a moment (or we are deaf), empty at the end of stdin."""
-        if deaf:
+    def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
+        """Return one command, None if none came for a moment (or stdin is ignored), empty at the end of stdin."""
+        if ignore_stdin:
             time.sleep(_PARENT_CHECK_SECONDS)
             return None
         try:
@@ -102,15 +102,15 @@ else:
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
         return wake
 
-    def next_command(wake: int = -1, *, deaf: bool = False) -> bytes | None:
+    def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
         """Return one command, None if none came for a moment or a child ended, empty at the end of stdin.
 
         Args:
             wake: the descriptor of `wake_on_child_end`; -1 = there is no child yet.
-            deaf: do not listen to stdin, and wait for as long as it takes.
+            ignore_stdin: read no command, and wait for as long as it takes.
         """
-        watched = [*([] if deaf else [0]), *([] if wake < 0 else [wake])]
-        ready = select.select(watched, [], [], None if deaf else _PARENT_CHECK_SECONDS)[0]
+        watched = [*([] if ignore_stdin else [0]), *([] if wake < 0 else [wake])]
+        ready = select.select(watched, [], [], None if ignore_stdin else _PARENT_CHECK_SECONDS)[0]
         if wake in ready:
             os.read(wake, 4096)
         return os.read(0, 1) if 0 in ready else None
@@ -176,7 +176,7 @@ def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) 
                 reported = status
             if detached and server is None:
                 return
-            order = next_command(wake, deaf=detached)
+            order = next_command(wake, ignore_stdin=detached)
             if order in (b"", STOP):
                 break
             commands += order is not None

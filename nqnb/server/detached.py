@@ -256,7 +256,7 @@ def _clear(folder: Path, found: DetachedStatus) -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
 
 
-# -- is it ours, and does it live --------------------------------------------------------------------------------------
+# -- the server that listens -------------------------------------------------------------------------------------------
 
 
 def _problem_of(server: Detached) -> str:

@@ -252,13 +252,13 @@ class Guard:
         except NqnbError as error:
             self._log(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker_id, error)
         finally:
-            # The loop's own write may have been overtaken by this one.
+            # This write may have overtaken the loop's own.
             self._writer.note_guard_write(self._announced)
         since = max(self._announced, self._writer.written)
         runs, troubles = list(self._runs.values()), list[NqnbError]()
 
         async def renew(run: Run) -> None:
-            # If there are many, a later round may have renewed this one, or the run has ended.
+            # If there are many leases, a later round may have renewed this one, or the run has ended.
             if _is_renewable(run) and run.beat <= asked and self._runs.get(run.id) is run:
                 await self._renew(connection, run, since, troubles)
 

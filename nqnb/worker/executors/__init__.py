@@ -9,7 +9,7 @@ ended:
   before that call returns; the executor waits for it.
 - A process gets SIGINT, SIGTERM and SIGKILL (see `nqnb.worker.executors.process`).
 
-When the lease runs out, `stop` is told how many seconds are left. All pushes then come in that time, whatever ``grace``
+When the lease runs out, `stop` gets the seconds that are left. All pushes then come in that time, whatever ``grace``
 says.
 """
 

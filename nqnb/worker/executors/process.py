@@ -136,7 +136,7 @@ class ProcessExecutor(Executor):
             self._job.state.report(progress and Progress(*progress), lines)
             return
         if kind == "returned":
-            # The JSON goes on as it is: decoding it only for the entry would change numbers that JSON alone can hold.
+            # Keep the JSON as it is: decoding it only for the entry would change numbers that only JSON can represent.
             value = None if values[0] == b"null" else msgspec.Raw(values[0])
             self._outcome = Result(Ended.RETURNED, value)
         elif kind == "unencodable":
@@ -148,7 +148,7 @@ class ProcessExecutor(Executor):
             self._schedule(_EXIT_TIMEOUT_SECONDS, self._kill, self._process)
 
     def _without_outcome(self, status: int | None) -> Result:
-        # A further step may come due while the one before did its work; then that further step did nothing.
+        # A further step may have come due while the process was ending; then that step did nothing.
         if status == -signal.SIGINT:
             self.how = "its process was interrupted"
         elif status == -signal.SIGTERM:

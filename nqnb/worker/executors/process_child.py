@@ -1,10 +1,10 @@
 """Run one handler once, in a process of its own, and report to the worker over a socket.
 
 A frame on the socket is four bytes of length and a pickle. Both ends are nqnb's, and nothing from a queue is ever
-unpickled. The worker sends one frame, the task. Back come ``("report", progress, log)`` and at last one of
-``("returned", JSON)``, ``("unencodable", text, part)`` for a return value that JSON cannot carry, and ``("failed", …)``
-with the fields of `nqnb.worker.executors.process.RemoteError`. These messages consist of plain values, so the worker
-imports nothing for them.
+unpickled. The worker sends one frame, the task. This process answers with any number of ``("report", progress, log)``
+and at last one of ``("returned", JSON)``, ``("unencodable", text, part)`` for a return value that JSON cannot carry,
+and ``("failed", …)`` with the fields of `nqnb.worker.executors.process.RemoteError`. These messages consist of plain
+values, so the worker imports nothing for them.
 
 The worker sends SIGINT to stop the handler. It raises `JobCancelled` in a plain handler, once, and cancels a coroutine.
 """
