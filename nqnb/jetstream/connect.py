@@ -31,6 +31,8 @@ from nqnb.settings import Settings
 
 _CLOSE_SECONDS = 0.2
 """Seconds that nats-py may take to close a failed connection; afterwards its socket is closed in any case."""
+_JWT = re.compile(rb"-BEGIN NATS USER JWT-+\s+(\S+)\s+-+END")
+_SEED = re.compile(rb"(?:^|\s)(S[A-Z2-7]{57})(?:\s|$)")
 
 
 class Listener(Protocol):
@@ -235,10 +237,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "not a PEM file").replace("_", " ").lower()
     return getattr(error, "strerror", None) or str(error)
-
-
-_JWT = re.compile(rb"-BEGIN NATS USER JWT-+\s+(\S+)\s+-+END")
-_SEED = re.compile(rb"(?:^|\s)(S[A-Z2-7]{57})(?:\s|$)")
 
 
 class Credentials:

@@ -34,6 +34,8 @@ _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
 _SUBJECT = re.compile(r"[^\s\x00]{1,2000}")
 """A server closes the connection after a line of more than 4096 bytes; the line also has the reply subject."""
 _VERSION_LENGTH = len("NATS/1.0")
+_HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
+_LINE_END = b"\r\n"
 
 
 class Message:
@@ -217,10 +219,6 @@ def _call(on_message: OnMessage, message: Message) -> None:
     except Exception:
         # The error must not end the task that reads the socket.
         log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
-
-
-_HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
-_LINE_END = b"\r\n"
 
 
 class SafeParser(Parser):
