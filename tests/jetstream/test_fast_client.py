@@ -62,6 +62,8 @@ async def test_nats_py_and_the_fast_path_understand_each_other(client: FastClien
     assert (message.data, message.reply, message.headers) == (b"data", "reply", {"Name": "value: of it"})
     got: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
     await client.listen("lane.ours", got.set_result)
+    # On the public path, the same is true of this client.
+    await client.flush()
     await client.flush()
     await other.publish("lane.ours", b"data", "reply", headers={"Name": "value: of it"})
     ours = await asyncio.wait_for(got, 5)
