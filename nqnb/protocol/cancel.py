@@ -161,21 +161,22 @@ class EndWaiting(Retry):
         task = self.owed.get(task_id)
         return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
 
-    async def after_write(self, error: NqnbError) -> None:
+    async def after_write(self, error: NqnbError) -> SeenEntry | None:
         """Make room in a full store; see `Retry.after_write`."""
         task = self._waiting
         if task is None or not isinstance(error, NoRoom):
-            await self._super_after_write(error, task)
-        elif task.ID not in self.owed:
-            await self._remove_entry(task, error)
-        elif not self._message_gone and await self._remove_unseen_message(task):
+            return await self._super_after_write(error, task)
+        if task.ID not in self.owed:
+            return await self._remove_entry(task, error)
+        if not self._message_gone and await self._remove_unseen_message(task):
             self._message_gone = True
-        elif time.monotonic() >= self.until:
+            return MISSING
+        if time.monotonic() >= self.until:
             left = "is removed and will not run" if self._message_gone else "stays in its queue and may run"
             text = f"task {task.ID!r} {left}, but its state was not written: {error}"
             raise NoRoom(text, error.subject, error.code, error.err_code, error.description) from None
-        else:
-            await self.rest()
+        await self.rest()
+        return None
 
     async def after_read(self, error: NqnbError) -> None:
         """Read again where the task has no entry until its end is written; see `Retry.after_read`."""
@@ -192,9 +193,9 @@ class EndWaiting(Retry):
         if not self._stream_gone:
             await forget_message(self.backend, self._waiting or done.task, done.value, done.revision)
 
-    async def _super_after_write(self, error: NqnbError, task: TaskMessage | None) -> None:
+    async def _super_after_write(self, error: NqnbError, task: TaskMessage | None) -> SeenEntry | None:
         try:
-            await super().after_write(error)
+            return await super().after_write(error)
         except (Unconfirmed, NoResponders):
             if task is not None and task.ID in self.owed:
                 raise self._without_entry(task, error) from error
@@ -208,8 +209,11 @@ class EndWaiting(Retry):
             task.ID,
         )
 
-    async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> None:
+    async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> SeenEntry | None:
         """Remove the entry to make room for the end, by its revision; a newer one stays.
+
+        Returns:
+            `MISSING`, so that the end is created at once: until then, no other client can find the task.
 
         Raises:
             NoRoom: our user may not purge the bucket. The error says how to free room.
@@ -218,7 +222,7 @@ class EndWaiting(Retry):
         self.owed[task.ID] = task
         if not self._revision:
             # The message has no entry yet.
-            return
+            return MISSING
         try:
             await remove_entry(self.backend, task.ID, self._revision)
         except ServerRefused:
@@ -229,6 +233,8 @@ class EndWaiting(Retry):
                 raise self._without_entry(task, error) from error
             # The next read shows whether it was removed.
             await self.rest()
+            return None
+        return MISSING
 
     async def _remove_unseen_message(self, task: TaskMessage) -> bool:
         """Remove a task's message if no worker was ever given it; return whether the task has no message any more."""

@@ -177,11 +177,11 @@ class _ClaimRetry(Retry):
         super().__init__(backend)
         self._attempt = attempt
 
-    async def after_write(self, error: NqnbError) -> None:
+    async def after_write(self, error: NqnbError) -> SeenEntry | None:
         """Claim without the payload where the entry is too large; see `Retry.after_write`."""
         if isinstance(error, (ServerRefused, PayloadTooLarge)) and is_too_large(error) and not self._attempt.slim:
             self._attempt.slim = True
-            return
+            return None
         if isinstance(error, NoRoom):
             self.backend.outage.took(error)
-        await super().after_write(error)
+        return await super().after_write(error)

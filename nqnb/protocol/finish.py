@@ -207,29 +207,30 @@ class _FinishRetry(Retry):
         self._ending = ending
         self._reported = False
 
-    async def after_write(self, error: NqnbError) -> None:
+    async def after_write(self, error: NqnbError) -> SeenEntry | None:
         """Pause, or make the entry smaller; see `Retry.after_write`."""
         task = self._attempt.id
         if isinstance(error, (ServerRefused, PayloadTooLarge)):
             if is_too_large(error) and not (self._attempt.slim and isinstance(self.meta.result, UnsetType)):
                 self._attempt.slim = True
                 self.status, self.meta = await self._ending.without_result(self.status, self.meta)
-                return
+                return None
             # Whatever the server has refused, the outcome must not be lost for it.
             log.warning("task %s: its outcome was refused and is written again in a second: %s", task, error)
             await self.backend.sleep(_REFUSED_PAUSE_SECONDS)
-            return
+            return None
         if not isinstance(error, (RevisionConflict, Unconfirmed, ConnectionFailed)):
             raise error
         log.debug("task %s: its entry is read again before its outcome is written: %s", task, error)
         if isinstance(error, RevisionConflict):
-            return
+            return None
         if self.backend.closed:
             raise error
         # Most outages are over after the first pause, and not worth a line in the log.
         if not self._reported and (self.pause > self.first_pause or isinstance(error, NoRoom)):
             self._reported = self.backend.outage.took(error, "outcomes had to wait")
         await self.rest()
+        return None
 
     async def after_read(self, error: NqnbError) -> None:
         """Read again, however long the server stays away; see `Retry.after_read`."""

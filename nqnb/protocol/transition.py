@@ -119,17 +119,21 @@ class Retry:
         self.until = seconds if seconds == math.inf else time.monotonic() + seconds
         self.pause = self.first_pause
 
-    async def after_write(self, error: NqnbError) -> None:
-        """Return when the entry is to be read and decided about again; raise the error where it is not.
+    async def after_write(self, error: NqnbError) -> SeenEntry | None:
+        """Return when the entry is to be decided about again; raise the error where it is not.
 
         A conflict needs no pause. An answer that was lost, or a server that cannot write now, does. Any other error
         would come again.
+
+        Returns:
+            What the entry is known to be by now; None where it must be read.
         """
         if isinstance(error, RevisionConflict):
-            return
+            return None
         if not isinstance(error, (Unconfirmed, NoResponders)) or time.monotonic() >= self.until:
             raise error
         await self.rest()
+        return None
 
     async def after_read(self, error: NqnbError) -> None:
         """Return when the entry is to be read again after a read that failed; raise the error where it is not.
@@ -181,18 +185,18 @@ async def transition(
     while True:
         if tried and seen.task is not None and ours(seen.task):
             return Written(seen.task, seen.value, seen.revision, landed=True)
-        step = await decide(seen)
+        step, known = await decide(seen), None
         if isinstance(step, Write):
             try:
                 return Written(
                     step.task, step.value, await compare_and_set(backend, step, seen.revision, insist=insist)
                 )
             except NqnbError as error:
-                await retry.after_write(error)
+                known = await retry.after_write(error)
             tried = True
         elif step is not Again.READ:
             return step
-        seen = await _read_again(backend, task_id, retry)
+        seen = await _read_again(backend, task_id, retry) if known is None else known
 
 
 def is_too_large(error: NqnbError) -> bool:
