@@ -1,0 +1,254 @@
+"""Coroutines as state machines: replay them from their inputs, and recognise two that stand at the same position.
+
+A coroutine cannot be copied, but it is deterministic: fed the same answers, it comes to the same position. Two
+positions count as one state where the same code waits at the same instruction with equal local variables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import gc
+import types
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from dataclasses import fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from unittest import mock
+
+import msgspec
+
+from nqnb import errors
+
+from .simulated_server import Call, Raised
+
+_MOVING_VARIABLES = frozenset(("pause",))
+"""Variables that only decide how long a pause takes, which ends at once here."""
+_AWAITABLES = (types.CoroutineType, types.AsyncGeneratorType, types.GeneratorType)
+_STACK_ITERATORS: tuple[type[Any], ...] = tuple({type(iter(kind())) for kind in (list, tuple, set, dict)} | {enumerate})
+
+
+functions_seen: set[tuple[str, str]] = set()
+"""The coroutines that some process was waiting in, as the name of their file and their own."""
+
+
+class Process(Protocol):
+    """One instance of the code under test, ready to be fed."""
+
+    coroutine: Coroutine[Any, Any, Any]
+
+    def set_clock(self, clock: int) -> None:
+        """Set the time that the process reads from now on."""
+
+    def hear(self, event: str) -> None:
+        """Change the process's shared state from outside, between two of its steps."""
+
+    def shared(self) -> Any:
+        """Return the state that the process shares with others and that steers the code."""
+
+
+class Input(NamedTuple):
+    """What a process is fed: an answer to its call or an event, and the server's clock at that moment."""
+
+    value: Any
+    clock: int
+    event: bool = False
+
+
+class Position(NamedTuple):
+    """Where a process stands: the call that it waits for, or how it ended. ``shared`` is as `Process.shared`."""
+
+    call: Call | None
+    ended: Hashable
+    shared: Any
+
+
+class Automaton:
+    """All positions that the processes of one exploration come to, numbered.
+
+    Args:
+        start: makes the process of a specification.
+    """
+
+    def __init__(self, start: Callable[[Any], Process]) -> None:
+        self._start = start
+        self._numbers: dict[Hashable, int] = {}
+        self._histories: list[tuple[Any, tuple[Input, ...]]] = []
+        self.positions: list[Position] = []
+        self._steps: dict[tuple[int, Input], int] = {}
+        self.replays = 0
+
+    def begin(self, specification: Hashable, clock: int) -> int:
+        """Return the position at which a new process waits for the answer to its first call."""
+        return self._position(specification, (Input(None, clock),))
+
+    def feed(self, position: int, value: Any, clock: int, *, event: bool = False) -> int:
+        """Return the position that an answer or an event leads to."""
+        step = (position, Input(value, clock, event))
+        after = self._steps.get(step)
+        if after is None:
+            specification, history = self._histories[position]
+            after = self._steps[step] = self._position(specification, (*history, step[1]))
+        return after
+
+    def _position(self, specification: Any, history: tuple[Input, ...]) -> int:
+        self.replays += 1
+        process = self._start(specification)
+        call: Call | None = None
+        ended: Hashable = None
+        with _still():
+            try:
+                for given in history:
+                    process.set_clock(given.clock)
+                    if given.event:
+                        process.hear(given.value)
+                    elif isinstance(given.value, Raised):
+                        call = process.coroutine.throw(error_of(given.value))
+                    else:
+                        call = process.coroutine.send(given.value)
+            except StopIteration as stop:
+                call, ended = None, ("returned", frozen(stop.value))
+            except errors.NqnbError as error:
+                call, ended = None, ("raised", type(error).__name__)
+            shared = process.shared()
+            place = frozen(process.coroutine) if call is not None else ended
+            key = (specification, place, call, shared)
+            if call is not None:
+                _abandon(process.coroutine)
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self.positions)
+            self.positions.append(Position(call, ended, shared))
+            self._histories.append((specification, history))
+        return number
+
+
+def error_of(raised: Raised) -> errors.NqnbError:
+    """Return the exception of an answer."""
+    kind: Any = getattr(errors, raised.error)
+    simple: tuple[Any, ...] = (f"simulated {raised.error}",)
+    extra = {"RevisionConflict": (), "NoRoom": ("subject", 503, 10047, "insufficient resources")}
+    error: errors.NqnbError = kind(*simple, *extra.get(raised.error, ()))
+    return error
+
+
+class _AbandonedError(BaseException):
+    """Ends a coroutine that is not needed any more."""
+
+
+def _abandon(coroutine: Coroutine[Any, Any, Any]) -> None:
+    """End a coroutine from the innermost frame outwards, as a cancel does.
+
+    `close` begins outside, and an asynchronous generator in which the coroutine waits then cannot be closed.
+    """
+    with contextlib.suppress(_AbandonedError, StopIteration):
+        while True:
+            coroutine.throw(_AbandonedError())
+
+
+@contextlib.contextmanager
+def _still() -> Iterator[None]:
+    """Let no time pass on this machine: a sleep ends at once."""
+
+    async def sleep(seconds: float, result: object = None) -> None:
+        return
+
+    with mock.patch.object(asyncio, "sleep", sleep), mock.patch("time.monotonic", return_value=0.0):
+        yield
+
+
+def frozen(value: Any) -> Hashable:
+    """Return what decides how a value behaves from now on, as a hashable value."""
+    return _freeze(value, set())
+
+
+def _freeze(value: Any, open_ones: set[int]) -> Hashable:
+    kind = type(value)
+    if value is None or kind in (int, str, bytes, float, bool) or isinstance(value, enum.Enum):
+        return value  # type: ignore[no-any-return]  # one of the types above, which are hashable
+    if id(value) in open_ones:
+        return "the same again"
+    open_ones.add(id(value))
+    try:
+        return _freeze_parts(value, open_ones)
+    finally:
+        open_ones.discard(id(value))
+
+
+def _freeze_parts(value: Any, open_ones: set[int]) -> Hashable:
+    name = type(value).__qualname__
+    if isinstance(value, msgspec.Struct):
+        return name, *(_freeze(getattr(value, field), open_ones) for field in value.__struct_fields__)
+    if isinstance(value, msgspec.Raw):
+        return bytes(value)
+    if isinstance(value, (tuple, list)):
+        return name, *(_freeze(part, open_ones) for part in value)
+    if isinstance(value, dict):
+        return name, *((_freeze(key, open_ones), _freeze(part, open_ones)) for key, part in value.items())
+    if isinstance(value, (set, frozenset)):
+        return frozenset(_freeze(part, open_ones) for part in value)
+    if isinstance(value, BaseException):
+        return name, str(value)
+    if isinstance(value, _AWAITABLES):
+        return _freeze_frame(value, open_ones)
+    if isinstance(value, types.FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return value.__qualname__, *(_freeze(cell, open_ones) for cell in cells)
+    if isinstance(value, _STACK_ITERATORS):
+        return name, *(_freeze(part, open_ones) for part in value.__reduce__()[1:])
+    if isinstance(value, types.MethodType):
+        return name, value.__func__.__qualname__, _freeze(value.__self__, open_ones)
+    if isinstance(value, type):
+        return value.__qualname__
+    if is_dataclass(value):
+        return name, *(_freeze(getattr(value, field.name), open_ones) for field in fields(value))
+    if type(value).__module__.startswith("nqnb.protocol"):
+        parts = [part for part in vars(value).items() if part[0] not in _MOVING_VARIABLES]
+        return name, *((attribute, _freeze(part, open_ones)) for attribute, part in parts)
+    return name
+
+
+def _freeze_frame(waiting: Any, open_ones: set[int]) -> Hashable:
+    """Return the position of a coroutine or generator: its instruction, its variables, and what its stack holds."""
+    prefix = {types.CoroutineType: "cr", types.AsyncGeneratorType: "ag", types.GeneratorType: "gi"}[type(waiting)]
+    frame = getattr(waiting, f"{prefix}_frame")
+    code = getattr(waiting, f"{prefix}_code")
+    functions_seen.add(_name_of(code))
+    if frame is None:
+        return code.co_qualname if hasattr(code, "co_qualname") else code.co_name, "ended"
+    variables = frame.f_locals
+    named = {id(part) for part in variables.values()}
+    parts = [
+        (name, _freeze(part, open_ones)) for name, part in sorted(variables.items()) if name not in _MOVING_VARIABLES
+    ]
+    stack = [
+        _freeze(part, open_ones)
+        for part in _on_stack(waiting)
+        if id(part) not in named and isinstance(part, (*_AWAITABLES, *_STACK_ITERATORS))
+    ]
+    return code.co_name, frame.f_lasti, tuple(parts), tuple(stack)
+
+
+@cache
+def _name_of(code: types.CodeType) -> tuple[str, str]:
+    return Path(code.co_filename).stem, code.co_name
+
+
+def _on_stack(waiting: Any) -> list[Any]:
+    """Return what a suspended frame refers to; the generator behind an ``__anext__`` is one step further."""
+    found: list[Any] = []
+    for part in gc.get_referents(waiting):
+        found.append(part)
+        if type(part).__name__ in ("async_generator_asend", "coroutine_wrapper"):
+            found += [inner for inner in gc.get_referents(part) if isinstance(inner, _AWAITABLES)]
+    return found
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018  an empty cell raises
+    except ValueError:
+        return False
+    return True

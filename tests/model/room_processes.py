@@ -1,0 +1,259 @@
+"""The processes of a world: clients that run one operation of `nqnb.protocol`, and workers that run one delivery."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import msgspec
+
+from nqnb.errors import NqnbError
+from nqnb.protocol.attempt import Attempt
+from nqnb.protocol.cancel import cancel
+from nqnb.protocol.claim import claim
+from nqnb.protocol.delete import delete_queue
+from nqnb.protocol.finish import Ending, cancel_receipt, finish
+from nqnb.protocol.heartbeat import look
+from nqnb.protocol.interfaces import QueueBackend
+from nqnb.protocol.lifecycle import Ended, Stop
+from nqnb.protocol.prune import prune
+from nqnb.protocol.purge import purge_queue
+from nqnb.protocol.requeue import requeue
+from nqnb.protocol.submit import submit
+from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
+
+from .simulated_backend import SimulatedBackend, SimulatedDelivery, as_backend
+from .simulated_server import QUEUE, Call
+
+PRUNE_OLDER_THAN = 3_600.0
+"""Seconds: of what has ended at the first clock, prune takes all at the second."""
+DELETE_WAIT = 1.0
+
+Operation = Callable[[QueueBackend, "ClientSpec"], Coroutine[Any, Any, Any]]
+
+
+class ClientSpec(NamedTuple):
+    """A client that runs one operation; ``after`` names the clients that must be over before it begins."""
+
+    name: str
+    operation: str
+    number: int
+    task_id: str = "t"
+    process_at: str = ""
+    retries: int = 0
+    payload: bytes = b'"one"'
+    impatient: bool = False
+    schedules: bool = True
+    """Whether the server takes schedules from this client; workers may always use them."""
+    after: tuple[str, ...] = ()
+
+
+class DeliverySpec(NamedTuple):
+    """A worker's life with one delivery."""
+
+    worker: str
+    number: int
+    sequence: int
+    data: bytes
+    deliveries: int
+    fired: bool
+    claim: str
+    generation: int
+    backoff: float
+    schedules: bool
+
+
+async def _submit(backend: QueueBackend, client: ClientSpec) -> str:
+    message = TaskMessage(ID=client.task_id, Queue=QUEUE, Payload=client.payload, MaxRetry=client.retries)
+    if client.process_at:
+        message.ProcessAt = client.process_at
+    await submit(backend, message, client.name, chosen=True)
+    return client.task_id
+
+
+async def _cancel(backend: QueueBackend, client: ClientSpec) -> Any:
+    return (await cancel(backend, client.task_id, client.name)).status
+
+
+async def _purge(backend: QueueBackend, client: ClientSpec) -> Any:
+    receipt = await purge_queue(backend, QUEUE, client.name)
+    return receipt.deleted, receipt.cancelled
+
+
+async def _delete(backend: QueueBackend, client: ClientSpec) -> Any:
+    receipt = await delete_queue(backend, QUEUE, client.name, force=True, wait=DELETE_WAIT)
+    return receipt.deleted, receipt.cancelled
+
+
+async def _prune(backend: QueueBackend, client: ClientSpec) -> int:
+    return (await prune(backend, PRUNE_OLDER_THAN)).entries
+
+
+async def _requeue(backend: QueueBackend, client: ClientSpec) -> str:
+    return (await requeue(backend, client.task_id, client.name)).ID
+
+
+OPERATIONS: dict[str, Operation] = {
+    "submit": _submit,
+    "cancel": _cancel,
+    "purge": _purge,
+    "delete": _delete,
+    "prune": _prune,
+    "requeue": _requeue,
+}
+
+
+class ClientProcess:
+    """A client's coroutine."""
+
+    def __init__(self, client: ClientSpec, backend: SimulatedBackend) -> None:
+        self._backend = backend
+        self.coroutine = OPERATIONS[client.operation](as_backend(backend), client)
+
+    def set_clock(self, clock: int) -> None:
+        self._backend.clock = clock
+
+    def hear(self, event: str) -> None:
+        raise AssertionError(f"a client hears nothing of workers: {event}")
+
+    def shared(self) -> tuple[()]:
+        return ()
+
+
+class RunState(NamedTuple):
+    """What a worker knows of an attempt, beside what its coroutine's variables say."""
+
+    claim: str
+    flagged: bool
+    why: Stop | None
+    gap: bool
+    running: bool
+    finishing: bool
+    superseded: bool
+    rest: tuple[Any, ...]
+
+
+class WorkerProcess:
+    """A worker's coroutine for one delivery: claim, run, finish, as `nqnb.worker.runtime` strings them together."""
+
+    def __init__(self, spec: DeliverySpec, backend: SimulatedBackend) -> None:
+        self._backend = backend
+        self._spec = spec
+        self._running = self._finishing = False
+        delivery = SimulatedDelivery(
+            backend, spec.data, spec.sequence, spec.deliveries, spec.generation, scheduled=spec.fired
+        )
+        # The lease never ends by this machine's clock: the explorer decides when.
+        self._attempt = Attempt(delivery, TaskMessage.decode(spec.data), 1e12, spec.claim)
+        self.coroutine = self._live()
+
+    async def _live(self) -> str:
+        attempt = self._attempt
+        backend = as_backend(self._backend)
+        try:
+            if not await claim(backend, self._spec.worker, attempt, 100):
+                return "not claimed"
+            if attempt.cancel is None and attempt.lost_lease():
+                return "dropped"
+            ended = Ended.STOPPED
+            if attempt.cancel is None and attempt.why is None:
+                self._running = True
+                while (answer := await Call("run", (attempt.id, attempt.claim))) == HEARTBEAT:
+                    await look(backend, self._spec.worker, attempt)
+                ended, self._running = answer, False
+            self._finishing = True
+            meta = msgspec.structs.replace(attempt.entry.meta, finished_at=backend.now(), error=None)
+            if attempt.cancel is not None:
+                meta.cancel = await cancel_receipt(backend, attempt)
+            retries_left = attempt.entry.CurrentRetry < attempt.entry.MaxRetry
+            await finish(backend, attempt, Ending(ended, meta, retries_left, self._spec.backoff, _unchanged))
+        except NqnbError:
+            return "left to be redelivered"
+        return "over"
+
+    def set_clock(self, clock: int) -> None:
+        self._backend.clock = clock
+
+    def hear(self, event: str) -> None:
+        if event == "cancel":
+            self._attempt.flag(CancelRecord(by="publish"), self._spec.worker)
+        elif event == "shutdown":
+            self._attempt.stop(Stop.SHUTDOWN)
+        else:
+            self._attempt.gap = True
+            self._attempt.stop(Stop.LEASE)
+
+    def shared(self) -> RunState:
+        attempt = self._attempt
+        rest = (attempt.revision, attempt.entry.encode(), attempt.claimed, attempt.unrun)
+        flagged = attempt.cancel is not None
+        steers = (attempt.claim, flagged, attempt.why, attempt.gap, self._running, self._finishing, attempt.superseded)
+        return RunState(*steers, rest)
+
+
+HEARTBEAT = "heartbeat"
+"""The answer to the call of a running handler that lets the worker look at the task meanwhile."""
+
+
+async def _unchanged(status: Status, meta: Meta) -> tuple[Status, Meta]:
+    raise AssertionError("no entry is too large here")
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A function of the code under test, replaced wherever a module of nqnb refers to it."""
+
+    name: str
+    function: Any
+    module: str = "nqnb.protocol"
+    """The replacement is made in the modules whose names begin so."""
+
+
+async def _each_of(things: AsyncIterator[Any], work: Callable[[Any], Awaitable[object]]) -> None:
+    """Do the work for one thing after the other. The tasks of a queue do not influence each other."""
+    failed: Exception | None = None
+    async for thing in things:
+        try:
+            await work(thing)
+        except Exception as error:  # noqa: BLE001  raised below, as `nqnb.protocol.bulk.each_of` does
+            failed = failed or error
+    if failed is not None:
+        raise failed
+
+
+async def _each_in(things: list[Any], work: Callable[[Any], Awaitable[object]]) -> None:
+    async def listed() -> AsyncIterator[Any]:
+        for thing in things:
+            yield thing
+
+    await _each_of(listed(), work)
+
+
+NEW_TASK_ID = "requeued"
+IN_SEQUENCE = (Replacement("each_of", _each_of), Replacement("each_in", _each_in))
+"""The explorer decides the order of events, so nothing of the code under test may use an event loop."""
+
+
+@contextlib.contextmanager
+def replaced_functions(replacements: tuple[Replacement, ...]) -> Iterator[None]:
+    """Replace functions of the code under test, and let a requeued task get a known id.
+
+    Raises:
+        AssertionError: no module has a function of that name.
+    """
+    with contextlib.ExitStack() as stack:
+        for replacement in (*IN_SEQUENCE, Replacement("new_task_id", lambda: NEW_TASK_ID), *replacements):
+            holders = [module for module in _modules(replacement.module) if hasattr(module, replacement.name)]
+            assert holders, f"no module under {replacement.module} has a function {replacement.name}"
+            for module in holders:
+                stack.enter_context(mock.patch.object(module, replacement.name, replacement.function))
+        yield
+
+
+def _modules(prefix: str) -> list[ModuleType]:
+    return [module for name, module in list(sys.modules.items()) if name.startswith(prefix)]

@@ -1,0 +1,623 @@
+"""Who meets whom in the protocol room: the scenarios that must hold, and the broken variants that must be caught."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any, NamedTuple
+
+from nqnb.errors import RevisionConflict
+from nqnb.jetstream.connection import PubAck
+from nqnb.protocol.lifecycle import Ended
+from nqnb.protocol.wire import Status, TaskMessage
+from nqnb.store import Entry
+
+from .room import Failure, Scenario
+from .room_processes import ClientSpec, Replacement
+from .simulated_backend import SimulatedBackend, SimulatedStore
+from .simulated_server import INTENTS, STATES, Call, decoded
+
+QUICK = (Failure.CLIENT_CRASH, Failure.WORKER_CRASH, Failure.LOST_REPLY)
+SLOW = (Failure.LATE_WRITE, Failure.STALE_READ)
+FULL_STORE = (Failure.NO_ROOM, Failure.NO_ROOM)
+BOTH_ENDS = (Ended.RETURNED, Ended.FAILED)
+DUE_TEXT = "2001-09-09T03:10:00Z"
+
+SUBMIT = ClientSpec("submit", "submit", 0)
+RETRIED = SUBMIT._replace(retries=1)
+SCHEDULED = SUBMIT._replace(process_at=DUE_TEXT)
+NOT_DUE = SCHEDULED._replace(schedules=False)
+"""A task that is not due for long and waits in the queue itself: a worker moves it into a schedule."""
+AGAIN = ClientSpec("again", "submit", 6)
+"""A second submit with the same id and the same payload."""
+OTHER = AGAIN._replace(payload=b'"two"')
+"""A second submit with the same id and another payload."""
+SECOND = ClientSpec("second", "submit", 6, task_id="u", after=("submit",))
+CANCEL = ClientSpec("cancel", "cancel", 1)
+PURGE = ClientSpec("purge", "purge", 2)
+DELETE = ClientSpec("delete", "delete", 3)
+PRUNE = ClientSpec("prune", "prune", 4)
+REQUEUE = ClientSpec("requeue", "requeue", 5)
+
+
+def after_submit(client: ClientSpec) -> ClientSpec:
+    """Return a client that begins when the submit is over."""
+    return client._replace(after=("submit",))
+
+
+SCENARIOS = {
+    "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
+    "submit against cancel of a retried task, shutdown": Scenario(
+        (RETRIED, after_submit(CANCEL)), failures=(Failure.SHUTDOWN,), handlers=(Ended.FAILED,)
+    ),
+    "submit against submit": Scenario((SUBMIT, OTHER), failures=QUICK),
+    "submit against submit, later": Scenario((SUBMIT, OTHER), failures=(Failure.LOST_REPLY,), duplicate_window=False),
+    "submit against submit against purge": Scenario((SUBMIT, after_submit(OTHER), PURGE), duplicate_window=False),
+    "submit against submit against cancel": Scenario((SUBMIT, after_submit(OTHER), CANCEL), duplicate_window=False),
+    "purge against claim": Scenario((SUBMIT, PURGE), failures=QUICK),
+    "purge against claim, slow writes": Scenario((SUBMIT, PURGE), failures=SLOW),
+    "purge against claim, full store": Scenario((RETRIED, after_submit(PURGE)), failures=FULL_STORE, together=2),
+    "purge against cancel against claim": Scenario((SUBMIT, PURGE, CANCEL)),
+    "purge against purge": Scenario((SUBMIT, after_submit(PURGE), PURGE._replace(name="purge2", number=7))),
+    "purge against two tasks": Scenario((SUBMIT, after_submit(PURGE), SECOND)),
+    "purge against retry": Scenario((RETRIED, after_submit(PURGE)), failures=QUICK, handlers=BOTH_ENDS),
+    "delete against claim": Scenario((SUBMIT, after_submit(DELETE)), failures=QUICK),
+    "delete against claim, full store": Scenario((SUBMIT, after_submit(DELETE)), failures=FULL_STORE, together=2),
+    "delete against submit": Scenario((SUBMIT, DELETE)),
+    "delete against claim, lease lost": Scenario((SUBMIT, after_submit(DELETE)), failures=(Failure.LEASE_LOST,)),
+    "delete against schedule": Scenario((SCHEDULED, DELETE), days=1),
+    "prune against finish": Scenario((SUBMIT, PRUNE), failures=QUICK, days=1),
+    "prune against submit with the same id": Scenario((SUBMIT, PRUNE, after_submit(AGAIN)), days=1),
+    "prune against submit with the same id, lagging reads": Scenario(
+        (SUBMIT, PRUNE, AGAIN._replace(after=("prune",))), failures=(Failure.STALE_READ,), days=1
+    ),
+    "prune against cancel": Scenario((SUBMIT, after_submit(PRUNE), after_submit(CANCEL)), days=1),
+    "requeue against finish": Scenario((SUBMIT, REQUEUE), failures=QUICK),
+    "requeue against purge": Scenario((SUBMIT, REQUEUE, after_submit(PURGE))),
+    "requeue against prune": Scenario((SUBMIT, after_submit(PRUNE), after_submit(REQUEUE)), days=1),
+    "schedule against cancel": Scenario((SCHEDULED, after_submit(CANCEL)), failures=QUICK, days=1),
+    "schedule against purge": Scenario((SCHEDULED, PURGE), failures=QUICK, days=1),
+    "schedule against cancel against purge": Scenario((SCHEDULED, after_submit(CANCEL), PURGE), days=1),
+    "move into a schedule against submit": Scenario((NOT_DUE,), failures=(*QUICK, Failure.NO_SCHEDULE), days=1),
+    "move into a schedule against cancel": Scenario((NOT_DUE, CANCEL), days=1),
+    "move into a schedule against purge": Scenario((NOT_DUE, after_submit(PURGE)), days=1),
+    "move into a schedule against submit against submit": Scenario((NOT_DUE, OTHER), duplicate_window=False, days=1),
+    "heartbeat against a cancel that is not heard": Scenario(
+        (SUBMIT, after_submit(CANCEL)), failures=(Failure.MISSED_CANCEL,), handlers=(), heartbeats=True
+    ),
+    "heartbeat against a newer claim": Scenario(
+        (SUBMIT,), workers=2, failures=(Failure.LEASE_LOST, Failure.LOST_REPLY), together=2, heartbeats=True
+    ),
+    "retry in a schedule": Scenario(
+        (RETRIED,), failures=QUICK, handlers=BOTH_ENDS, backoff=5_000.0, days=2, days_of_waiting_only=True
+    ),
+}
+"""By name: small enough for every run of the tests."""
+
+LARGE_SCENARIOS = {
+    "submit against submit against cancel, at any time": Scenario((SUBMIT, OTHER, CANCEL), duplicate_window=False),
+    "purge against two tasks, at any time": Scenario((SUBMIT, PURGE, SECOND)),
+    "prune against cancel, at any time": Scenario((SUBMIT, PRUNE, after_submit(CANCEL)), days=1),
+    "requeue against prune, at any time": Scenario((SUBMIT, PRUNE, REQUEUE), days=1),
+    "schedule against cancel, at any time": Scenario(
+        (SCHEDULED, CANCEL), failures=(*QUICK, Failure.NO_SCHEDULE), days=1
+    ),
+    "schedule against cancel against purge, at any time": Scenario((SCHEDULED, CANCEL, PURGE), days=1),
+    "move into a schedule against purge, at any time": Scenario((NOT_DUE, PURGE), days=1),
+    "submit against cancel of a retried task": Scenario((RETRIED, CANCEL), failures=QUICK, handlers=BOTH_ENDS),
+    "submit against cancel, lease lost, two workers": Scenario(
+        (SUBMIT, CANCEL), workers=2, failures=(Failure.LEASE_LOST,)
+    ),
+    "submit against submit, later, crashes": Scenario((SUBMIT, OTHER), failures=QUICK, duplicate_window=False),
+    "submit against submit against purge, later": Scenario((SUBMIT, OTHER, PURGE), duplicate_window=False),
+    "submit against cancel, impatient": Scenario(
+        (RETRIED._replace(impatient=True), CANCEL._replace(impatient=True)), failures=(*QUICK, *SLOW)
+    ),
+    "purge against cancel against claim, crash": Scenario((SUBMIT, PURGE, CANCEL), failures=(Failure.WORKER_CRASH,)),
+    "delete against cancel against claim, crash": Scenario(
+        (SUBMIT, after_submit(DELETE), after_submit(CANCEL)), failures=(Failure.WORKER_CRASH,)
+    ),
+    "delete against retry, crash": Scenario(
+        (RETRIED, after_submit(DELETE)), failures=(Failure.WORKER_CRASH,), handlers=BOTH_ENDS
+    ),
+    "delete against lease lost, two workers": Scenario(
+        (SUBMIT, after_submit(DELETE)), workers=2, failures=(Failure.LEASE_LOST,)
+    ),
+    "delete against two tasks": Scenario((SUBMIT, after_submit(DELETE), SECOND)),
+    "delete against submit with the same id": Scenario((SUBMIT, DELETE, AGAIN)),
+    "prune against prune against submit with the same id": Scenario(
+        (SUBMIT, PRUNE, PRUNE._replace(name="prune2", number=8), after_submit(AGAIN)), days=1
+    ),
+    "prune against requeue, crash": Scenario((SUBMIT, PRUNE, REQUEUE), failures=(Failure.WORKER_CRASH,), days=1),
+    "move into a schedule against cancel, crashes": Scenario(
+        (NOT_DUE, CANCEL), failures=(*QUICK, Failure.NO_SCHEDULE), days=1
+    ),
+    "move into a schedule, two workers": Scenario(
+        (NOT_DUE,), workers=2, failures=(Failure.LEASE_LOST, Failure.WORKER_CRASH), days=1
+    ),
+    "retry in a schedule against cancel": Scenario(
+        (RETRIED, after_submit(CANCEL)),
+        failures=(Failure.WORKER_CRASH, Failure.LOST_REPLY),
+        handlers=BOTH_ENDS,
+        backoff=5_000.0,
+        days=2,
+        days_of_waiting_only=True,
+    ),
+}
+
+
+# The broken variants: a backend that is used wrongly, or a function that is replaced.
+
+
+class PlainPutStore(SimulatedStore):
+    """Writes over whatever is there."""
+
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        return await self.put(key, value, ttl)
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        return await self.put(key, value, ttl)
+
+
+class PlainPut(SimulatedBackend):
+    """Writes entries without compare-and-set."""
+
+    def prepare(self) -> None:
+        self.states = PlainPutStore(STATES)
+
+
+class ConflictIgnoredStore(SimulatedStore):
+    """Takes a compare-and-set that it lost for one that it won."""
+
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        try:
+            return await super().update(key, value, revision, ttl)
+        except RevisionConflict:
+            return revision + 1
+
+
+class ConflictIgnored(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = ConflictIgnoredStore(STATES)
+
+
+class MessageFirstStore(SimulatedStore):
+    """Deletes a task's message before its end is written."""
+
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        await _delete_message_of(value)
+        return await super().update(key, value, revision, ttl)
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        await _delete_message_of(value)
+        return await super().create(key, value, ttl)
+
+
+async def _delete_message_of(value: bytes) -> None:
+    task = decoded(value)
+    if task is not None and task.Status.terminal:
+        await Call("delete_message", (task.Sequence,))
+
+
+class MessageFirst(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = MessageFirstStore(STATES)
+
+
+class EndNotWrittenStore(SimulatedStore):
+    """Does not create the entry that ends a task without one."""
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        return 1
+
+
+class EndNotWritten(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = EndNotWrittenStore(STATES)
+
+
+class AnotherTaskStore(SimulatedStore):
+    """Shows an entry as that of another task, once a create has lost."""
+
+    lost = False
+
+    def __init__(self, bucket: str, *, moved_only: bool) -> None:
+        super().__init__(bucket)
+        self._moved_only = moved_only
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        self._value = value
+        try:
+            return await super().create(key, value, ttl)
+        except RevisionConflict:
+            self.lost = True
+            raise
+
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        entry = await super().get(key, fresh=fresh)
+        task = decoded(entry.value) if entry is not None else None
+        own = decoded(self._value) if self.lost else None
+        if entry is None or task is None or own is None or (self._moved_only and task.Sequence == own.Sequence):
+            return entry
+        changed = TaskMessage.decode(entry.value)
+        changed.Sequence, changed.Payload = 99, b'"another"'
+        return replace(entry, value=changed.encode())
+
+
+class ConflictIsAlwaysTaken(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = AnotherTaskStore(STATES, moved_only=False)
+
+
+class LaterSequenceIsTaken(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = AnotherTaskStore(STATES, moved_only=True)
+
+
+class EntryFirst(SimulatedBackend):
+    """Creates a task's entry, and only then publishes its message."""
+
+    waiting: tuple[str, bytes] | None = None
+
+    def prepare(self) -> None:
+        self.states = _ThenPublish(STATES, self)
+
+    async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
+        self.waiting = (task_id, data)
+        return PubAck(1 + await Call("last_sequence"), False)
+
+
+class _ThenPublish(SimulatedStore):
+    def __init__(self, bucket: str, backend: EntryFirst) -> None:
+        super().__init__(bucket)
+        self._backend = backend
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        revision = await super().create(key, value, ttl)
+        if self._backend.waiting is not None:
+            (task_id, data), self._backend.waiting = self._backend.waiting, None
+            await Call("publish", (task_id, data, task_id))
+        return revision
+
+
+class ScheduleAfterEntry(SimulatedBackend):
+    """Writes that a task is in a schedule, and only then publishes the schedule."""
+
+    waiting: tuple[Any, ...] | None = None
+
+    def prepare(self) -> None:
+        self.states = _ThenSchedule(STATES, self)
+
+    async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
+        self.waiting = (task_id, data, at, message_id)
+        return PubAck(1 + await Call("last_sequence"), False)
+
+
+class _ThenSchedule(SimulatedStore):
+    def __init__(self, bucket: str, backend: ScheduleAfterEntry) -> None:
+        super().__init__(bucket)
+        self._backend = backend
+
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        return await self._scheduled(await super().create(key, value, ttl))
+
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        return await self._scheduled(await super().update(key, value, revision, ttl))
+
+    async def _scheduled(self, revision: int) -> int:
+        if self._backend.waiting is not None:
+            waiting, self._backend.waiting = self._backend.waiting, None
+            await Call("schedule", waiting)
+        return revision
+
+
+class ScheduleKept(SimulatedBackend):
+    """Leaves the schedule of a task that it ends."""
+
+    async def unschedule_task(self, queue: str, task_id: str) -> None:
+        return
+
+
+class FastClock(SimulatedBackend):
+    """Reads a clock that is a day fast."""
+
+    def earliest_now(self) -> float:
+        return self.now() + 86_400
+
+
+class SchedulesUnseen(SimulatedBackend):
+    """Does not see that a schedule published a message."""
+
+    sees_schedules = False
+
+
+class MessageKept(SimulatedBackend):
+    """Leaves the message of a task that it ends."""
+
+    async def delete_task_message(self, queue: str, sequence: int) -> None:
+        return
+
+
+class StreamIgnored(SimulatedBackend):
+    """Does not look which tasks have a message."""
+
+    async def read_all_messages(self, stream: str) -> list[Any]:
+        return []
+
+
+class AnyRevisionStore(SimulatedStore):
+    """Removes a key whatever its revision."""
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        await super().delete(key)
+
+
+class AnyRevisionRemoved(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = AnyRevisionStore(STATES)
+
+
+class HidingStore(SimulatedStore):
+    """Lists no task in some state."""
+
+    def __init__(self, bucket: str, hidden: Status) -> None:
+        super().__init__(bucket)
+        self._hidden = hidden
+
+    async def entries(self) -> AsyncGenerator[Entry, None]:
+        for entry in await Call("list", (self.bucket,)):
+            task = decoded(entry.value)
+            if task is None or task.Status is not self._hidden:
+                yield entry
+
+
+class RunningIgnored(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = HidingStore(STATES, Status.PROCESSING)
+
+
+class WaitingForgotten(SimulatedBackend):
+    """Does not look, after the stream is gone, which tasks were submitted meanwhile."""
+
+    async def delete_queue(self, queue: str) -> None:
+        await super().delete_queue(queue)
+        self.states = HidingStore(STATES, Status.PENDING)
+
+
+class EndedStore(SimulatedStore):
+    """Shows every task as completed."""
+
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        entry = await super().get(key, fresh=fresh)
+        if entry is None:
+            return None
+        task = TaskMessage.decode(entry.value)
+        task.Status = Status.COMPLETED
+        return replace(entry, value=task.encode())
+
+
+class StateIgnored(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = EndedStore(STATES)
+
+
+class IntentNotWrittenStore(SimulatedStore):
+    async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
+        return 1
+
+
+class IntentNotWritten(SimulatedBackend):
+    def prepare(self) -> None:
+        self.intents = IntentNotWrittenStore(INTENTS)
+
+
+class IntentNotReadStore(SimulatedStore):
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        return None
+
+
+class IntentNotRead(SimulatedBackend):
+    def prepare(self) -> None:
+        self.intents = IntentNotReadStore(INTENTS)
+
+
+class NotAnnounced(SimulatedBackend):
+    async def announce_cancel(self, queue: str, task_id: str) -> None:
+        return
+
+
+class AckBeforeOutcomeStore(SimulatedStore):
+    """Acks a message, and then writes the outcome."""
+
+    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+        task = decoded(value)
+        if task is not None and task.Status.terminal:
+            await Call("ack", (task.Sequence, 0))
+        return await super().update(key, value, revision, ttl)
+
+
+class AckBeforeOutcome(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = AckBeforeOutcomeStore(STATES)
+
+
+class QuickReadStore(SimulatedStore):
+    """Reads from any server where a read through the leader is asked for."""
+
+    async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
+        return await super().get(key, fresh=False)
+
+
+class QuickReads(SimulatedBackend):
+    def prepare(self) -> None:
+        self.states = QuickReadStore(STATES)
+
+
+class Variant(NamedTuple):
+    """A wrong step: where it goes wrong, the scenario that shows it, and the rule that breaks."""
+
+    operation: str
+    scenario: Scenario
+    rule: str
+    backend: type[SimulatedBackend] | None = None
+    replacement: Replacement | None = None
+
+    @property
+    def broken(self) -> Scenario:
+        """The scenario with the wrong step."""
+        if self.replacement is not None:
+            return replace(self.scenario, replacements=(self.replacement,))
+        assert self.backend is not None
+        return replace(self.scenario, backend=((self.operation, self.backend),))
+
+
+STUCK = "stuck: it can never settle"
+TERMINAL_CHANGED = "a terminal state was changed"
+LEFT_MESSAGE = "a client ended a waiting task and left the task's message"
+REMOVED_EARLY = "an ended entry was removed while its message was in the stream"
+WRONG_RECEIPT = "the receipt of a purge does not count what happened"
+DELETED_AFTER_START = "deleted, though it had started"
+LATE_RUN = "a run was claimed and started after a cancel had returned"
+UNTOLD = "a cancel returned, and a run goes on that was not told"
+
+SUBMITTED = Scenario((SUBMIT,))
+CRASHING = Scenario((SUBMIT,), failures=(Failure.WORKER_CRASH,))
+CANCELLED = Scenario((SUBMIT, CANCEL))
+CANCELLED_CRASHING = Scenario((SUBMIT, CANCEL), failures=(Failure.WORKER_CRASH,))
+MISSED = Scenario((SUBMIT, after_submit(CANCEL)), failures=(Failure.MISSED_CANCEL,), handlers=(), heartbeats=True)
+PURGED = Scenario((SUBMIT, PURGE))
+DELETED = Scenario((SUBMIT, after_submit(DELETE)))
+PRUNED = Scenario((SUBMIT, PRUNE), failures=(Failure.WORKER_CRASH,), days=1)
+REQUEUED = Scenario((SUBMIT, REQUEUE))
+VARIANTS = {
+    "submit: the entry is written before the message": Variant(
+        "submit", Scenario((SUBMIT,), failures=(Failure.CLIENT_CRASH,)), STUCK, EntryFirst
+    ),
+    "submit: the entry is written over whatever is there": Variant("submit", SUBMITTED, TERMINAL_CHANGED, PlainPut),
+    "submit: every conflict means that the id is taken": Variant(
+        "submit", SUBMITTED, "a submit took its own task for another's", ConflictIsAlwaysTaken
+    ),
+    "submit: an entry with a later sequence means that the id is taken": Variant(
+        "submit",
+        Scenario((NOT_DUE,), days=1),
+        "a submit took its own task for another's",
+        LaterSequenceIsTaken,
+    ),
+    "claim: the entry is written over whatever is there": Variant("worker", CANCELLED, TERMINAL_CHANGED, PlainPut),
+    "claim: the cancel request is not read": Variant("worker", CANCELLED_CRASHING, LATE_RUN, IntentNotRead),
+    "claim: a message is acked after a read that lags behind": Variant(
+        "worker",
+        Scenario(
+            (SUBMIT, PRUNE, AGAIN._replace(after=("prune",))),
+            failures=(Failure.STALE_READ, Failure.STALE_READ),
+            together=2,
+            days=1,
+        ),
+        STUCK,
+        QuickReads,
+    ),
+    "heartbeat: the cancel request is not read": Variant("worker", MISSED, STUCK, IntentNotRead),
+    "finish: the message is acked before the outcome is written": Variant("worker", CRASHING, STUCK, AckBeforeOutcome),
+    "move: the entry is written before the schedule": Variant(
+        "worker", Scenario((NOT_DUE,), failures=(Failure.WORKER_CRASH,), days=1), STUCK, ScheduleAfterEntry
+    ),
+    "schedule: a task starts before it is due": Variant(
+        "worker", Scenario((NOT_DUE,), days=1), "a task was started before it was due", FastClock
+    ),
+    "schedule: a task that a schedule published is taken for a duplicate": Variant(
+        "worker", Scenario((SCHEDULED,), days=1), STUCK, SchedulesUnseen
+    ),
+    "cancel: the entry is written over whatever is there": Variant("cancel", CANCELLED, DELETED_AFTER_START, PlainPut),
+    "cancel: the message is deleted before the entry is written": Variant(
+        "cancel", Scenario((SUBMIT, CANCEL), failures=(Failure.CLIENT_CRASH,)), STUCK, MessageFirst
+    ),
+    "cancel: no cancel request is written": Variant("cancel", CANCELLED_CRASHING, LATE_RUN, IntentNotWritten),
+    "cancel: the cancel is not announced": Variant("cancel", CANCELLED, UNTOLD, NotAnnounced),
+    "cancel: the schedule is kept": Variant("cancel", Scenario((NOT_DUE, CANCEL), days=1), LEFT_MESSAGE, ScheduleKept),
+    "cancel: the message is kept": Variant("cancel", CANCELLED, LEFT_MESSAGE, MessageKept),
+    "purge: the entry is written over whatever is there": Variant("purge", PURGED, DELETED_AFTER_START, PlainPut),
+    "purge: the message is deleted before the entry is written": Variant(
+        "purge", Scenario((SUBMIT, PURGE), failures=(Failure.CLIENT_CRASH,)), STUCK, MessageFirst
+    ),
+    "purge: a lost compare-and-set counts as won": Variant("purge", PURGED, WRONG_RECEIPT, ConflictIgnored),
+    "purge: a message without an entry is deleted, and its end is not written": Variant(
+        "purge", PURGED, WRONG_RECEIPT, EndNotWritten
+    ),
+    "purge: the message is kept": Variant("purge", PURGED, LEFT_MESSAGE, MessageKept),
+    "delete: running tasks are ignored": Variant(
+        "delete", replace(DELETED, failures=(Failure.WORKER_CRASH,)), STUCK, RunningIgnored
+    ),
+    "delete: tasks submitted meanwhile are forgotten": Variant(
+        "delete", Scenario((SUBMIT, DELETE)), STUCK, WaitingForgotten
+    ),
+    "prune: the stream is ignored": Variant("prune", PRUNED, REMOVED_EARLY, StreamIgnored),
+    "prune: an entry is removed whatever its revision": Variant(
+        "prune",
+        Scenario((SUBMIT, PRUNE, PRUNE._replace(name="prune2", number=8), AGAIN._replace(after=("prune2",))), days=1),
+        REMOVED_EARLY,
+        AnyRevisionRemoved,
+    ),
+    "requeue: the id is used again": Variant(
+        "requeue",
+        REQUEUED,
+        "a requeue gave the id of the ended task again",
+        replacement=Replacement("new_task_id", lambda: SUBMIT.task_id),
+    ),
+    "requeue: a task that has not ended is requeued": Variant(
+        "requeue", REQUEUED, "a task was requeued before it had ended", StateIgnored
+    ),
+    "requeue: the entry is written before the message": Variant(
+        "requeue", Scenario((SUBMIT, REQUEUE), failures=(Failure.CLIENT_CRASH,)), STUCK, EntryFirst
+    ),
+}
+"""By what is wrong: each must break its rule, and its scenario must hold without it."""
+
+
+def _runs(operation: str) -> Callable[[str, frozenset[str]], bool]:
+    everything = {**SCENARIOS, **LARGE_SCENARIOS}
+    return lambda name, steps: any(client.operation == operation for client in everything[name].clients)
+
+
+def _has_step(*parts: str) -> Callable[[str, frozenset[str]], bool]:
+    return lambda name, steps: any(all(part in step for part in parts) for step in steps)
+
+
+OPERATIONS: dict[str, Callable[[str, frozenset[str]], bool]] = {
+    "submit": _runs("submit"),
+    "claim": _has_step("w0.0: ", "as PROCESSING"),
+    "heartbeat": _has_step("w0.0: heartbeat"),
+    "finish": _has_step("w0.0: update", "as COMPLETED"),
+    "cancel": _runs("cancel"),
+    "purge": _runs("purge"),
+    "delete": _runs("delete"),
+    "prune": _runs("prune"),
+    "requeue": _runs("requeue"),
+    "schedule": _has_step("schedule", "fires"),
+    "move": _has_step("w0.0: schedule"),
+}
+"""By operation: whether a scenario, of that name and with those steps, runs it."""
+
+
+class Summary(NamedTuple):
+    """What an exploration has found, in a few words."""
+
+    states: int
+    positions: int
+    steps: frozenset[str]
+    rule: str
+    trace: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The broken rule with its trace, one step a line."""
+        return "\n".join((f"{self.rule} (after {self.states:,} states)", *self.trace))
+
+
+@cache
+def summary_of(scenario: Scenario, most: int = 400_000) -> Summary:
+    """Explore a scenario, once in each run of the tests."""
+    found = scenario.explore(most)
+    exploration = found.exploration
+    trace = tuple(f"{name:<60} {world}" for name, world in exploration.trace)
+    return Summary(len(exploration.states), found.positions, frozenset(exploration.steps), exploration.broken, trace)
