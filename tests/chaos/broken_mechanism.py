@@ -1,8 +1,9 @@
-"""Ways to break the mechanism on purpose, one at a time: an attack must find each.
+"""Ways to break the mechanism on purpose. An attack must find each.
 
-They are called in the worker processes of an attack, or in the process of its clients, which is this program's own::
+They are called in the worker processes of an attack, or in the process of its clients, which is that of this program::
 
-    python broken_mechanism.py NAME TASKS SEED FAULT…
+    python broken_mechanism.py NAME TASKS SEED FAULT…    attack
+    python broken_mechanism.py NAME                      run two tasks, and say whether the broken code was reached
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import sys
 from typing import Any
 
+import nqnb
 from nqnb.protocol import cancel, claim, finish, transition
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.finish import Ending
@@ -23,14 +25,17 @@ from nqnb.testing.chaos import ChaosOptions, run_chaos
 from nqnb.worker import runtime
 from nqnb.worker.run import Run
 
+reached: set[str] = set()
+"""The mutations whose broken code has run in this process."""
+
 
 def put_at_the_claim() -> None:
-    """Write Processing over whatever is there, instead of by compare-and-set."""
-
+    """Write Processing without compare-and-set."""
     compare_and_set = transition.compare_and_set
 
     async def put(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> int:
         if step.task.Status is Status.PROCESSING:
+            reached.add(put_at_the_claim.__name__)
             return await backend.states.put(step.task.ID, step.value, step.ttl)
         return await compare_and_set(backend, step, revision, insist=insist)
 
@@ -38,16 +43,16 @@ def put_at_the_claim() -> None:
 
 
 def store_no_cancel_request() -> None:
-    """Multicast cancels without a cancel request that outlives them; for the process of the clients."""
+    """Publish cancels without storing a cancel request; for the process of the clients."""
 
     async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-        return None
+        reached.add(store_no_cancel_request.__name__)
 
     cancel.write_intent = write_intent
 
 
 def register_after_the_claim() -> None:
-    """Let the running map know of a delivery only once its claim is written."""
+    """Register a run only after its claim is written."""
     of_now: contextvars.ContextVar[runtime.Runtime] = contextvars.ContextVar("runtime")
     live, claimed = runtime.Runtime._live, claim.claim
 
@@ -56,6 +61,7 @@ def register_after_the_claim() -> None:
         await live(self, run)
 
     async def claim_first(backend: Any, worker: str, run: Run, poison_limit: int) -> bool:
+        reached.add(register_after_the_claim.__name__)
         runs = of_now.get().runs
         runs.pop(run.id, None)
         try:
@@ -68,23 +74,47 @@ def register_after_the_claim() -> None:
 
 
 def acknowledge_before_the_outcome() -> None:
-    """Remove the message, and only then write how the task ended."""
+    """Acknowledge the message before the outcome is written."""
     write = finish.write_outcome
 
     async def late_write(backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> Any:
         if status is not Status.PENDING:
+            reached.add(acknowledge_before_the_outcome.__name__)
             await attempt.delivery.ack()
         return await write(backend, attempt, status, ending)
 
     finish.write_outcome = late_write
 
 
+async def try_out() -> None:
+    """Complete a task, and cancel one that runs."""
+    with nqnb.DevServer() as server:
+        worker = nqnb.Worker(server.url)
+
+        @worker.handler("work")
+        async def work(job: nqnb.Job, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+
+        async with worker, nqnb.connect(server.url) as nq:
+            await (await nq.submit("work", 0)).wait(timeout=20)
+            running = await nq.submit("work", 60)
+            async for update in running.updates():
+                if update.status is Status.PROCESSING:
+                    break
+            await running.cancel(wait=20)
+
+
 def main() -> None:
-    """Attack what one of them breaks, and print the report as JSON."""
+    """Attack the broken mechanism and print the report as JSON, or only try it out."""
+    if len(sys.argv) == 2:
+        globals()[sys.argv[1]]()
+        asyncio.run(try_out())
+        print(*reached)
+        return
     name, tasks, seed, *faults = sys.argv[1:]
     prelude = f"broken_mechanism:{name}"
     if name == store_no_cancel_request.__name__:
-        # Its place is in the clients.
+        # The clients are in this process.
         store_no_cancel_request()
         prelude = ""
     options = ChaosOptions(tasks=int(tasks), seed=int(seed), faults=tuple(faults), prelude=prelude)

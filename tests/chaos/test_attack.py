@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from helpers.command_line import environment
 from helpers.waiting import until
 
 import nqnb
@@ -196,6 +197,23 @@ def test_a_cluster_that_loses_leaders_and_its_quorum_breaks_no_rule(seed: int, r
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
+MUTATIONS = [
+    ("put_at_the_claim", ("worker", "server", "link"), {Rule.SECOND_END}),
+    ("store_no_cancel_request", ("worker", "server", "link"), {Rule.CLAIMED_LATE, Rule.UNHEARD, Rule.UNASKED}),
+    ("register_after_the_claim", ("worker", "link"), {Rule.UNHEARD, Rule.OVERLAP}),
+    ("acknowledge_before_the_outcome", ("worker", "full"), {Rule.OPEN}),
+]
+
+
+@pytest.mark.parametrize("mutation", [name for name, _, _ in MUTATIONS])
+def test_each_mutation_breaks_code_that_runs(mutation: str) -> None:
+    program = Path(__file__).with_name("broken_mechanism.py")
+    answer = subprocess.run(
+        [sys.executable, str(program), mutation], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.split() == [mutation]
+
+
 STEP = 1000
 """Tasks of each attack on a broken mechanism; five of them are the most that one may take."""
 
@@ -204,22 +222,19 @@ STEP = 1000
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("mutation", "faults", "rules"),
-    [
-        ("put_at_the_claim", ("worker", "server", "link"), {Rule.SECOND_END}),
-        ("store_no_cancel_request", ("worker", "server", "link"), {Rule.CLAIMED_LATE, Rule.UNHEARD, Rule.UNASKED}),
-        ("register_after_the_claim", ("worker", "link"), {Rule.UNHEARD, Rule.OVERLAP}),
-        ("acknowledge_before_the_outcome", ("worker", "full"), {Rule.OPEN}),
-    ],
+    MUTATIONS,
 )
 def test_a_mechanism_that_is_broken_on_purpose_is_found(
     seed: int, mutation: str, faults: tuple[str, ...], rules: set[Rule]
 ) -> None:
     program = Path(__file__).with_name("broken_mechanism.py")
-    environment = {**os.environ, "PYTHONPATH": str(program.parent)}
+    path = {"PYTHONPATH": str(program.parent)}
     names = {rule.name.lower() for rule in rules}
     for number in range(5):
         command = [sys.executable, str(program), mutation, str(STEP), str(seed + number), *faults]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=880, check=False)
+        answer = subprocess.run(
+            command, env={**os.environ, **path}, capture_output=True, text=True, timeout=880, check=False
+        )
         assert answer.returncode == 0, answer.stderr
         found = Counter(each["rule"] for each in json.loads(answer.stdout)["breaches"])
         if names & set(found):
