@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.table import Table
 from rich.text import Text
 
 from nqnb.cli.tables import Column, Sheet, bar, fields, queue_state, run_duration, scheduled_column, stack, status
@@ -226,16 +228,20 @@ class ChaosBoard:
         yield fields(
             [
                 ("submitted", Text.assemble(bar(state.submitted, state.tasks, 20), f" of {state.tasks:,}")),
-                ("ended", Text.assemble(bar(ended, state.tasks, 20), f" {_counts(state.ended)}")),
+                ("ended", Text.assemble(bar(ended, state.tasks, 20), f" of {state.tasks:,}")),
+                ("states", _counts(state.ended)),
                 ("cancels", f"{state.cancels:,}"),
                 ("not accepted", f"{state.refused:,}" if state.refused else ""),
                 ("workers", f"{state.workers}"),
                 ("faults", _counts(state.faults)),
             ]
         )
-        for at, what, over in state.last_faults[-max(0, console.size.height - 9) :]:
-            text = line(f"{at:7.1f} s  {what}")
-            yield Text(text, style="dim" if over else "red", no_wrap=True, overflow="ellipsis")
+        shown = max(0, console.size.height - 11)
+        if state.last_faults and shown:
+            yield Text()
+            yield _timeline(
+                (f"{at:.1f} s", line(what), "dim" if over else "red") for at, what, over in state.last_faults[-shown:]
+            )
 
 
 def chaos_report(record: ChaosReport) -> RenderableType:
@@ -255,10 +261,9 @@ def chaos_report(record: ChaosReport) -> RenderableType:
     if not any(counts[_CHAOS_ENDS[-1]] for counts in made.cancels.values()):
         for row in rows:
             row[-1] = ""
+    count = "1 breach" if len(record.breaches) == 1 else f"{len(record.breaches):,} breaches"
     verdict = (
-        Text("Every rule held.", "bold green")
-        if record.ok
-        else Text(f"{len(record.breaches)} breaches, with seed {record.seed}:", "bold red")
+        Text("Every rule held.", "bold green") if record.ok else Text(f"{count} with seed {record.seed}:", "bold red")
     )
     parts: list[RenderableType] = [
         Sheet(columns, rows),
@@ -282,13 +287,25 @@ def chaos_report(record: ChaosReport) -> RenderableType:
         Text(),
         verdict,
     ]
-    for rule, count in Counter(each.rule for each in record.breaches).items():
-        parts.append(Text(f"  {count:,} x {rule.value}", "red"))
+    for rule, times in Counter(breach.rule for breach in record.breaches).items():
+        parts.append(Text(f"  {times:,} x {rule.value}", "red"))
     for told in record.told:
         task = f"task {told.breach.task} " if told.breach.task else ""
         parts += [Text(), Text(clean(f"{task}{told.breach.rule.value}: {told.breach.text}"), "bold red")]
-        parts += [Text(clean(each)) for each in told.timeline]
+        if told.timeline:
+            events = (event.strip().partition("  ") for event in told.timeline)
+            parts.append(_timeline((at, clean(what.strip()), "") for at, _, what in events))
     return stack(*parts)
+
+
+def _timeline(events: Iterable[tuple[str, str, str]]) -> RenderableType:
+    """Return (time, event, style) as two columns; long events are folded within theirs."""
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column(justify="right", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for at, what, style in events:
+        grid.add_row(Text(at, style), Text(what, style))
+    return grid
 
 
 def _counts(counts: Counter[str]) -> str:

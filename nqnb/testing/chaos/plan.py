@@ -123,6 +123,20 @@ class TaskPlan:
     cancels: tuple[CancelPlan, ...] = field(default_factory=tuple)
 
     @property
+    def told(self) -> str:
+        """The task in words, without what is usual."""
+        unusual = {
+            f"planned failures: {self.failures}": self.failures,
+            f"retries: {self.retry}": self.retry,
+            f"due in {self.wait:.2f} s": self.wait,
+            f"blocks its event loop for {self.block:.2f} s": self.block,
+            "never checks for its cancel": not self.polite,
+        }
+        return ", ".join(
+            [f"{self.kind.value}, {self.seconds:.3f} s", *(text for text, holds in unusual.items() if holds)]
+        )
+
+    @property
     def payload(self) -> dict[str, object]:
         """The payload: the instructions for the handler."""
         return {

@@ -130,7 +130,7 @@ def timeline(evidence: Evidence, task: str) -> list[str]:
         events.append(
             (
                 submit.begun,
-                f"submit of task {plan.number}: {plan.payload}, retry {plan.retry}, wait {plan.wait:.2f} s",
+                f"submit of task {plan.number}: {plan.told}",
             )
         )
         if submit.ended:
