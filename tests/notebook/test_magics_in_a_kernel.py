@@ -36,7 +36,7 @@ class TestConfirm:
     def test_the_user_is_asked_in_the_page(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('asks', 1)")
         question, cell = answered(cells, "%nq queue purge asks", "n")
-        assert question == "End the 1 task of queue 'asks' that waits? [y/N]: "
+        assert question == "End 1 waiting task of queue 'asks'? [y/N]: "
         assert cell.error == "NqnbError: nothing was purged: you did not confirm. Answer y, or add --yes"
         question, cell = answered(cells, "%nq queue purge asks", "y")
         assert not cell.error
@@ -45,7 +45,7 @@ class TestConfirm:
     def test_a_front_end_without_a_user_is_refused(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('nobody', 1)")
         cell = cells.end(cells.client.execute("%nq cancel --queue nobody", allow_stdin=False))
-        assert cell.error == "NeedsYes: Cancel 1 task? There is nobody to ask where this runs: add --yes"
+        assert cell.error == "NeedsYes: Cancel 1 task? Cannot ask: this notebook runs without a user. Add --yes."
         assert cells.run("print(task.status().label)").stdout == "pending\n"
 
     def test_run_all_is_refused_and_no_cell_is_lost(self, cells: Kernel) -> None:
@@ -53,7 +53,7 @@ class TestConfirm:
         options: dict[str, Any] = {"allow_stdin": True, "stop_on_error": False}
         first = cells.client.execute("%nq cancel --queue all", **options)
         others = [cells.client.execute(f"numbers.append({number})", **options) for number in range(10)]
-        assert cells.end(first).error.startswith("NeedsYes: Cancel 1 task? Other cells wait behind this one")
+        assert cells.end(first).error.startswith("NeedsYes: Cancel 1 task? Cannot ask: other cells wait behind this one")
         for each in others:
             cells.end(each)
         assert cells.run("print(len(numbers), task.status().label)").stdout == "10 pending\n"
@@ -161,7 +161,7 @@ def test_run_all_without_a_user_stops_at_the_failed_cell(tmp_path: Path, monkeyp
         ]
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(each) for each in sources])
         client = NotebookClient(notebook, timeout=60, resources={"metadata": {"path": str(tmp_path)}})
-        with pytest.raises(CellExecutionError, match="add --yes"):
+        with pytest.raises(CellExecutionError, match="Add --yes"):
             client.execute()
         assert [each.get("execution_count") for each in notebook.cells] == [1, 2, 3, 4, None]
         results = [

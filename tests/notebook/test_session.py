@@ -209,7 +209,7 @@ class TestCalls:
         assert len(session.tasks(status=["pending", Status.DELETED])) == 2
         for since in (2, timedelta(seconds=2), "2s", datetime.now(timezone.utc) - timedelta(seconds=2)):
             assert list(session.tasks(since=since).queue) == ["scale"]
-        with pytest.raises(nqnb.BadInput, match="status 'waiting' is invalid: The states are pending"):
+        with pytest.raises(nqnb.BadInput, match="status 'waiting' is invalid: no such state. The states are pending"):
             session.tasks(status="waiting")
         with pytest.raises(nqnb.BadInput, match="since"):
             session.tasks(since="yesterday")
@@ -321,7 +321,7 @@ class TestWatch:
         first, second = session.map("resize", [1, 2])
         with contextlib.closing(session.watch("resize")) as table:
             until(lambda: len(table.df) == 2, 10)
-            table._hear({"type": "cancel", "ids": [first.id]})
+            table._receive({"type": "cancel", "ids": [first.id]})
             until(lambda: dict(table.df.status) == {first.id: "deleted", second.id: "pending"}, 10)
 
     def test_an_argument_without_tasks_is_refused(self, session: Session) -> None:
