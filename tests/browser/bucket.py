@@ -1,4 +1,4 @@
-"""What the server knows, asked from a loop in a thread of its own, as Playwright has the main thread's."""
+"""A client of the server for browser tests. Its loop has its own thread, since Playwright uses the main thread."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ T = TypeVar("T")
 
 
 class Bucket:
-    """A client of the test's own."""
+    """A client that waits for its answers, apart from the notebook's."""
 
     def __init__(self, portal: BlockingPortal, client: nqnb.Client) -> None:
         self._portal = portal
         self.client = client
 
     def call(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Call one of the client's."""
+        """Call a function of the client."""
         return self._portal.call(function, *arguments)
 
     def status(self, id: str) -> nqnb.Status:
-        """A task's state."""
+        """Return a task's status."""
         return self.call(self.client.status, id)
 
     def fetch(self, id: str) -> nqnb.TaskInfo:
-        """All about a task."""
+        """Return everything that is known about a task."""
         return self.call(self.client.fetch, id)
 
     def counts(self, queue: str | None = None) -> Counter[str]:
-        """How many tasks are in which state."""
+        """Return how many tasks are in each state."""
         return Counter(each.status.label for each in self.call(self.client.tasks, queue))
 
     def ids(self, queue: str, status: nqnb.Status) -> set[str]:
-        """The tasks that are in a state."""
+        """Return the ids of the tasks in a state."""
         return {each.id for each in self.call(self.client.tasks, queue) if each.status is status}
 
     def submit(self, queue: str, payload: Any = None, id: str | None = None) -> str:
-        """Submit a task; its id."""
+        """Submit a task, and return its id."""
 
         async def submit() -> str:
             return (await self.client.submit(queue, payload, id=id)).id
@@ -51,7 +51,7 @@ class Bucket:
         return str(self.call(submit))
 
     def ended(self, id: str, within: float = 10.0) -> tuple[nqnb.Status, float]:
-        """Wait for a task's end: how it ended, and after how many seconds from now."""
+        """Wait until a task ends; return how it ended, and after how many seconds."""
         start = time.monotonic()
         while not (status := self.status(id)).terminal:
             assert time.monotonic() - start < within, f"{id} is {status.label} after {within} s"
@@ -61,6 +61,6 @@ class Bucket:
 
 @contextmanager
 def bucket(url: str) -> Iterator[Bucket]:
-    """A client of a server."""
+    """Open a client of a server."""
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(nqnb.connect(url)) as client:
         yield Bucket(portal, client)

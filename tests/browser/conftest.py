@@ -1,4 +1,4 @@
-"""What the browser tests share: one Jupyter server a run, one Chromium a file, and a nats-server a test."""
+"""Shared fixtures: one Jupyter server for each run, one Chromium for each file, one nats-server for each test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCREENSHOTS = Path(__file__).parent / "screenshots"
 
 @pytest.fixture(scope="session")
 def needs() -> None:
-    """Skips where something is missing; a run that must check everything fails there."""
+    """Skip the test where a program is missing; fail in CI."""
     if MISSING and os.environ.get("CI") == "true":
         pytest.fail(f"the browser tests lack {', '.join(MISSING)}", pytrace=False)
     if MISSING:
@@ -36,21 +36,21 @@ def needs() -> None:
 
 @pytest.fixture(scope="session")
 def lab(needs: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[labs.Lab]:
-    """A Jupyter server."""
+    """Run a Jupyter server."""
     with labs.jupyter(tmp_path_factory.mktemp("notebooks"), tmp_path_factory.mktemp("home")) as lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
 def browser(needs: None) -> Iterator[Browser]:
-    """A Chromium; no longer than a file's tests, as other tests have event loops of their own in this thread."""
+    """Run a Chromium for the tests of one file: tests of other files need their own event loops in this thread."""
     with labs.chromium() as browser:
         yield browser
 
 
 @pytest.fixture
 def look(server: nqnb.DevServer) -> Iterator[Bucket]:
-    """What the server knows."""
+    """Open a client that shows what the server has stored."""
     with bucket(server.url) as found:
         yield found
 
@@ -59,7 +59,7 @@ def look(server: nqnb.DevServer) -> Iterator[Bucket]:
 def sheet(
     browser: Browser, lab: labs.Lab, server: nqnb.DevServer, request: pytest.FixtureRequest
 ) -> Iterator[Callable[..., Sheet]]:
-    """Opens notebooks: ``sheet("lab", cell, cell, …)``. In front of the cells stands one with the server's address."""
+    """Open notebooks: ``sheet("lab", cell, cell, …)``. Their first cell, number 0, sets the server's address."""
     made: list[Sheet] = []
 
     def new(app: Any, *cells: str, name: str = "", **options: Any) -> Sheet:
@@ -77,7 +77,7 @@ def sheet(
 
 @pytest.fixture
 def shot(request: pytest.FixtureRequest) -> Callable[[Any, str], Path]:
-    """Takes pictures of elements or pages into a folder that git ignores."""
+    """Take screenshots of elements or pages into a folder that git ignores."""
     SCREENSHOTS.mkdir(exist_ok=True)
 
     def take(what: Any, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The page of a live table in a real browser, and behind it the real `TaskTable`, with no notebook in between."""
+"""A live table in a real browser, connected to a real `TaskTable` without a notebook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Route
 
 SITE = "http://localhost:9/"
-"""Nothing listens there: every request is answered here. Of this name, it may use the clipboard."""
+"""No server listens there: the test answers every request. A page of this origin may use the clipboard."""
 FILES = {
     "": Path(__file__).parent / "harness.html",
     **{name: Path(nqnb.__file__).parent / "widgets" / "static" / name for name in ("table.js", "table.css")},
@@ -27,7 +27,7 @@ KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
 def task(task_id: str, status: Status = Status.PENDING, revision: int = 1, **fields: Any) -> TaskInfo:
-    """A task; fields that are not the message's own are its ``Meta``'s."""
+    """Return a task; fields that are not of the message itself are fields of its ``Meta``."""
     own = {name: fields.pop(name) for name in ("Payload", "CurrentRetry", "MaxRetry") if name in fields}
     now = time.time()
     fields.setdefault("submitted_at", now - 100)
@@ -43,9 +43,9 @@ class Bench:
     """A page with a table.
 
     Args:
-        browser: of Playwright.
-        width: of the page, in pixels; the table has 40 less.
-        dark: whether the system wishes for dark pages.
+        browser: the browser of Playwright.
+        width: the width of the page in pixels; the table is 40 pixels narrower.
+        dark: whether the system prefers dark pages.
     """
 
     def __init__(self, browser: Browser, *, width: int = 1200, dark: bool = False, rows: Rows | None = None) -> None:
@@ -53,7 +53,7 @@ class Bench:
         self.heard: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self.deaf = False
-        """Whether messages of the page stay away from the kernel, as while it is busy."""
+        """Whether messages of the page are kept back, as by a busy kernel."""
         self._kept: list[dict[str, Any]] = []
         self._pushes: deque[dict[str, Any]] = deque()
         self.table = TaskTable(Rows() if rows is None else rows, title="resize", cancel=self.cancelled.append)
@@ -74,25 +74,25 @@ class Bench:
         assert not self.errors, self.errors
 
     def feed(self, *tasks: TaskInfo, **fields: Any) -> None:
-        """Give the table a batch, and wait for the page to have heard of it."""
+        """Send the table a batch, and wait until the page has received it."""
         self.table.update(TaskBatch(tasks=list(tasks), **{"complete": True, **fields}))
         self.settle()
 
     def settle(self, seconds: float = 0.25) -> None:
-        """Let messages go to and fro."""
+        """Exchange messages for some time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._pump()
 
     def until(self, true: Callable[[], Any], seconds: float = 5) -> None:
-        """Let messages go to and fro until something is so."""
+        """Exchange messages until a condition holds."""
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, "it did not come"
+            assert time.monotonic() < end, "the condition did not hold in time"
             self._pump()
 
     def listen(self) -> None:
-        """Give the kernel what was kept from it."""
+        """Deliver the messages that were kept back."""
         self.deaf = False
         for message in self._kept:
             self._hear(message)
@@ -106,14 +106,14 @@ class Bench:
 
     @property
     def ids(self) -> list[str]:
-        """The rows, as they stand."""
+        """The ids of the rows, in their order."""
         return [
             str(each) for each in self.page.eval_on_selector_all("tbody", "rows => rows.map(row => row.dataset.id)")
         ]
 
     @property
     def focused(self) -> str:
-        """What has the focus, as its row and class."""
+        """The row and the class of the element with the focus."""
         found = "e => [e.closest('tbody')?.dataset.id ?? '', e.className].join(' ')"
         return str(self.page.evaluate(f"({found})(document.activeElement)"))
 

@@ -1,4 +1,4 @@
-"""A Jupyter server of a fresh user's own, which serves JupyterLab and Notebook 7, and a Chromium to look at it with."""
+"""A Jupyter server for a new user, with JupyterLab and Notebook 7, and a Chromium."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ FLAGS = [
     "--font-render-hinting=none",
 ]
 PATIENCE = 60.0
-"""Seconds for the server to come up."""
+"""Seconds until the server must be up."""
 SETTINGS = {
-    # No news, no look for updates: nothing here talks to the outside.
+    # No news and no search for updates: nothing here contacts the internet.
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false", "checkForUpdates": False},
-    # Notebooks are what they are on the disk; a save that nobody asked for would only race with the tests.
+    # An automatic save would race with the tests.
     "@jupyterlab/docmanager-extension/plugin.jupyterlab-settings": {"autosave": False},
 }
 
 
 def chromium_path() -> str | None:
-    """Where Chromium is."""
+    """Return the path of Chromium."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium. While it runs, this thread seems to have a running event loop: Playwright's."""
+    """Run a headless Chromium. While it runs, this thread has a running event loop: that of Playwright."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -61,9 +61,9 @@ class Lab:
     """A running Jupyter server.
 
     Attributes:
-        url: its address, on loopback; it asks for no token.
+        url: its address, on loopback; it needs no token.
         root: the folder of its notebooks.
-        home: its user's home.
+        home: the home folder of its user.
     """
 
     url: str
@@ -71,7 +71,7 @@ class Lab:
     home: Path
 
     def ask(self, method: str, path: str) -> Any:
-        """Ask its API."""
+        """Send a request to its API."""
         request = urllib.request.Request(f"{self.url}/api/{path}", method=method)  # noqa: S310  on loopback
         with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  the same
             body = answer.read()
@@ -84,7 +84,7 @@ class Lab:
 
     @property
     def log(self) -> str:
-        """What the server has said."""
+        """The log of the server."""
         return (self.home / "server.log").read_text(errors="replace")
 
 
@@ -96,8 +96,8 @@ def jupyter(
 
     Args:
         root: the folder of its notebooks.
-        home: an empty folder; nothing is read from, or written to, the real user's.
-        python: whose JupyterLab and Notebook it is.
+        home: an empty folder, which replaces the home of the real user.
+        python: the Python that has JupyterLab and Notebook.
         environ: more environment variables.
     """
     for name, content in SETTINGS.items():
@@ -133,7 +133,7 @@ def jupyter(
 
 
 def _address(process: subprocess.Popen[bytes], runtime: Path, home: Path) -> str:
-    """The address that the server has written down, once it answers there."""
+    """Return the address from the server's runtime file, once the server answers."""
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until and process.poll() is None:
         with contextlib.suppress(OSError, ValueError, StopIteration):

@@ -1,4 +1,4 @@
-"""A notebook that is open in JupyterLab or Notebook 7, and what a person does with it."""
+"""A notebook that is open in JupyterLab or Notebook 7, with the actions of a user."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 App = Literal["lab", "notebook"]
 PATIENCE = 30_000
-"""Milliseconds after which what does not come fails its test."""
+"""Milliseconds after which a wait fails its test."""
 OF_NOTEBOOK = ("reading 'schema'", "Command 'filebrowser:open-path' not registered")
-"""What Notebook 7 itself complains about in its console, with nothing of ours in the page."""
+"""Errors that Notebook 7 itself writes to its console, also without nqnb in the page."""
 STRAY = ("Task was destroyed", "exception was never retrieved", "was never awaited", "nats: encountered error")
-"""What asyncio and the NATS client print into whichever cell is current when something was left behind."""
+"""What asyncio and the NATS client print into the current cell when a task or an error was left behind."""
 OF_KERNEL = "coro=<Kernel.dispatch"
-"""A coroutine of ipykernel itself, which it sometimes leaves behind with nothing of ours in the kernel."""
+"""A coroutine that ipykernel itself sometimes leaves behind, also without nqnb in the kernel."""
 KERNEL_DIALOGS = ("Select Kernel", "Error Starting Kernel")
 """How the dialogs begin that Jupyter shows where a kernel, or the list of kernels, comes too late."""
 SHOWS_IDLE = (
@@ -51,16 +51,16 @@ class UnexpectedDialog(AssertionError):
 
 
 class Sheet:
-    """A notebook in a page of its own, with a kernel of its own.
+    """A notebook with its own page and its own kernel.
 
     Args:
-        browser: of Playwright.
+        browser: the browser of Playwright.
         lab: the Jupyter server.
         app: the front end.
         name: the notebook's file, in the server's folder.
-        width: of the page, in pixels.
-        height: the same.
-        scale: device pixels for a pixel, for pictures.
+        width: the width of the page in pixels.
+        height: the height of the page in pixels.
+        scale: device pixels per pixel, for pictures.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Sheet:
         self.page: Page = self.context.new_page()
         self.page.set_default_timeout(PATIENCE)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        # What the kernel sends, rather than what is below the cells: another run takes that away.
+        # Messages of the kernel rather than outputs of cells, which another run removes.
         self.page.on("websocket", lambda socket: socket.on("framereceived", self._look))
         self.open()
 
@@ -120,7 +120,7 @@ class Sheet:
             raise UnexpectedDialog(text)
 
     def close(self) -> None:
-        """Close the page; what went wrong in it fails the test, and so does what was left behind in its kernel."""
+        """Close the page; fail the test if the page had errors, or if its kernel left tasks or errors behind."""
         self.context.close()
         ours = [each for each in self.errors if self.app == "lab" or not any(known in each for known in OF_NOTEBOOK)]
         assert not ours, ours
@@ -132,15 +132,15 @@ class Sheet:
             self.strays.append(text)
 
     def cell(self, i: int) -> Locator:
-        """The cell at a position."""
+        """Return the cell at a position."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(i)
 
     def output(self, i: int) -> Locator:
-        """What is below it."""
+        """Return the output of a cell."""
         return self.cell(i).locator(".jp-OutputArea").first
 
     def start(self, i: int) -> None:
-        """Click a cell and press Shift+Enter; back once it runs, or has run."""
+        """Click a cell and press Shift+Enter; return once it runs or has run."""
         before = self.prompt(i)
         for _ in range(3):
             self._check_dialogs()
@@ -156,35 +156,35 @@ class Sheet:
         raise AssertionError(f"cell {i} did not start")
 
     def run(self, i: int, timeout: float = PATIENCE) -> str:
-        """Run a cell to its end, which must be a good one; the text below it."""
+        """Run a cell, which must succeed, and return its output."""
         self.start(i)
         return self.done(i, timeout)
 
     def done(self, i: int, timeout: float = PATIENCE) -> str:
-        """Wait for the end of a cell that runs, which must be a good one; the text below it."""
+        """Wait for the end of a running cell, which must succeed, and return its output."""
         self.ended(i, timeout)
         assert not self.failed(i), f"cell {i}: {self.text(i)}"
         return self.text(i)
 
     def ended(self, i: int, timeout: float = PATIENCE) -> None:
-        """Wait until a cell has its number, whatever it ended with."""
+        """Wait until a cell has its number, whether it failed or not."""
         self.page.wait_for_function(f"i => /\\[\\d+\\]/.test({PROMPT})", arg=i, timeout=timeout)
 
     def failed(self, i: int) -> bool:
-        """Whether there is an error below a cell."""
+        """Whether a cell shows an error."""
         said = self.cell(i).locator('[data-mime-type="application/vnd.jupyter.stderr"]').all_inner_texts()
         return any(line.startswith(("-" * 40, "Traceback (", "nqnb: ")) for each in said for line in each.splitlines())
 
     def prompt(self, i: int) -> str:
-        """What stands left of a cell, such as ``[3]:``."""
+        """Return the prompt of a cell, such as ``[3]:``."""
         return str(self.page.evaluate(f"i => {PROMPT}", i))
 
     def text(self, i: int) -> str:
-        """The text below a cell."""
+        """Return the output of a cell as text."""
         return "\n".join(self.cell(i).locator(".jp-OutputArea-output").all_inner_texts()).strip()
 
     def table(self, i: int) -> Table:
-        """The live table below a cell."""
+        """Return the live table of a cell."""
         found = self.output(i).locator(".nq")
         found.wait_for()
         return Table(self, found)
@@ -206,7 +206,7 @@ class Sheet:
             ).first.click()
 
     def run_all(self, *, restart: bool = False, timeout: float = PATIENCE) -> None:
-        """Run > Run All Cells, or Kernel > Restart Kernel and Run All Cells…; back once every cell has its number."""
+        """Run > Run All Cells, or Kernel > Restart Kernel and Run All Cells…; return once every cell has its number."""
         if restart:
             self.menu("Kernel", "Restart Kernel and Run All Cells…")
             self.page.locator(".jp-Dialog .jp-mod-accept").click()
@@ -224,17 +224,17 @@ class Sheet:
         self.page.locator('[data-jp-item-name="interrupt"], [data-command="notebook:interrupt-kernel"]').first.click()
 
     def restart(self) -> None:
-        """Kernel > Restart Kernel…, and yes."""
+        """Kernel > Restart Kernel…, and confirm."""
         self.menu("Kernel", "Restart Kernel…")
         self.page.locator(".jp-Dialog .jp-mod-accept").click()
         self.page.locator(".jp-Dialog").wait_for(state="detached")
         self.idle()
 
     def until(self, holds: Callable[[], Any], what: str = "", timeout: float = PATIENCE / 1000) -> Any:
-        """Wait until something holds; what it gave."""
+        """Wait until a condition holds, and return its value."""
         end = time.monotonic() + timeout
         while not (found := holds()):
-            assert time.monotonic() < end, f"it does not come: {what or holds}"
+            assert time.monotonic() < end, f"not in time: {what or holds}"
             self.page.wait_for_timeout(30)
         return found
 
@@ -248,37 +248,37 @@ class Table:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of the rows, from the top."""
+        """The ids of the rows, in their order."""
         return list(
             self.root.evaluate("root => [...root.querySelectorAll('tbody[data-id]')].map(each => each.dataset.id)")
         )
 
     def row(self, id: str) -> Locator:
-        """A task's rows."""
+        """Return the rows of a task."""
         return self.root.locator(f'tbody[data-id="{id}"]')
 
     def button(self, id: str) -> Locator:
-        """Its cancel button."""
+        """Return the cancel button of a task."""
         return self.row(id).locator("[data-act=cancel]")
 
     def label(self, id: str) -> str:
-        """What stands in its status."""
+        """Return the status that the row of a task shows."""
         return self.row(id).locator(".nq-label").inner_text()
 
     def statuses(self) -> list[str]:
-        """The statuses of the rows, from the top."""
+        """Return the statuses of the rows, in their order."""
         return list(
             self.root.evaluate("root => [...root.querySelectorAll('tbody[data-id]')].map(each => each.dataset.status)")
         )
 
     def count(self, status: str = "") -> int:
-        """The number in a status's chip; that of all without one."""
+        """Return the count of a status; without a status, of all tasks."""
         return int(self.chip(status).locator("b").inner_text().replace(",", ""))
 
     def chip(self, status: str = "") -> Locator:
-        """The button that filters by a status."""
+        """Return the button that filters by a status."""
         return self.root.locator(f'[data-act=filter][data-status="{status}"]')
 
     def until(self, holds: Callable[[], Any], what: str = "", timeout: float = PATIENCE / 1000) -> Any:
-        """See `Sheet.until`."""
+        """Wait until a condition holds, as `Sheet.until` does."""
         return self.sheet.until(holds, what, timeout)

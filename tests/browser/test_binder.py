@@ -1,4 +1,4 @@
-"""What `binder/` says, done in a fresh virtual environment, since no Docker need be here."""
+"""The steps of `binder/`, in a new virtual environment: these tests need no Docker."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_session_opens_on_the_first_notebook_with_a_server(tmp_path: Path) -> 
 
 
 def address(home: Path, session: subprocess.Popen[bytes]) -> str:
-    """Where the Jupyter server is, once it has written that down."""
+    """Return the address of the Jupyter server, once it has written its runtime file."""
     until = time.monotonic() + 60
     while time.monotonic() < until and session.poll() is None:
         for path in home.glob("**/jpserver-*.json"):

@@ -45,7 +45,7 @@ def runs(table: Table, task: str) -> bool:
 
 
 def press(page: Sheet, look: Bucket, times: int = TIMES) -> list[float]:
-    """Press the buttons of tasks that run, one after the other; seconds from the press to the end in the bucket."""
+    """Press the buttons of running tasks one by one; return the seconds from each press to the end in the bucket."""
     table = page.table(1)
     ids = [look.submit("slow", n) for n in range(times)]
     took = []
@@ -82,7 +82,7 @@ def test_clicks_while_a_cell_is_busy(app: App, sheet: Callable[..., Sheet], look
 
 @pytest.fixture(scope="module")
 def old_kernel(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A kernel of ipykernel 6.31, in an environment of its own; its name."""
+    """Install a kernel of ipykernel 6.31 in its own environment, and return its name."""
     venv = tmp_path_factory.mktemp("old") / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     tree = Path(__file__).parents[2]

@@ -1,4 +1,4 @@
-"""Dialogs that Jupyter shows in front of a notebook: what the other tests do about them."""
+"""Dialogs that Jupyter shows in front of a notebook: a test waits them out, or fails with their text."""
 
 from __future__ import annotations
 

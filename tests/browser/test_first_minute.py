@@ -1,4 +1,4 @@
-"""A person's first minute with nqnb, in JupyterLab and in Notebook 7: what the page shows is what the bucket has."""
+"""A user's first minute with nqnb, in JupyterLab and Notebook 7: the page shows what the bucket stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What strangers put into a queue is text: nothing of it runs in the page, and the table keeps its shape."""
+"""Hostile content of a queue stays text: none of it runs in the page, and the table keeps its layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = {"evil": EVIL, "rtl": RIGHT_TO_LEFT, "long": LONG, "lines": "a\r\n\x1b[3
 
 
 def messages() -> dict[str, TaskMessage]:
-    """What the bucket gets, by key."""
+    """Return hostile entries of the bucket, by key."""
     made = {}
     now = time.time()
     for name, text in TEXTS.items():
@@ -49,14 +49,14 @@ def messages() -> dict[str, TaskMessage]:
 
 
 async def put(url: str, entries: dict[str, bytes]) -> None:
-    """Write entries past nqnb, as a stranger does."""
+    """Write entries into the bucket without nqnb."""
     stranger = await nats.connect(url)
     for key, value in entries.items():
         await stranger.jetstream().publish(f"$KV.nq-store.{key}", value)
     await stranger.close()
 
 
-def test_nothing_of_a_queue_is_markup(
+def test_no_content_of_a_queue_becomes_markup(
     server: nqnb.DevServer, sheet: Callable[..., Sheet], look: Bucket, shot: Callable[[Any, str], Path]
 ) -> None:
     page = sheet(

@@ -24,7 +24,7 @@ print(task.id)
 
 
 def stop(page: Sheet, i: int) -> float:
-    """Press the stop button while a cell waits; seconds until it has its number."""
+    """Press the stop button while a cell waits; return the seconds until the cell ends."""
     page.start(i)
     page.page.wait_for_timeout(500)
     start = time.monotonic()

@@ -49,7 +49,7 @@ print(stubborn.id)
 
 @contextmanager
 def wide(table: Table, width: int) -> Iterator[None]:
-    """The page as wide as gives the table that width."""
+    """Give the page the width with which the table has this width."""
     page = table.sheet.page
     for _ in range(2):
         size = page.viewport_size
@@ -61,7 +61,7 @@ def wide(table: Table, width: int) -> Iterator[None]:
 
 
 def fits(table: Table) -> None:
-    """Nothing sticks out, and every cancel button can be reached."""
+    """Check that no control overflows, and that every cancel button can be reached."""
     out = table.root.evaluate(
         """root => [...root.querySelectorAll('header > *, footer > *, .nq-act button')].filter(each => {
             const box = each.getBoundingClientRect(), frame = root.getBoundingClientRect();
@@ -71,7 +71,7 @@ def fits(table: Table) -> None:
     assert out == []
 
 
-def test_pictures(
+def test_the_table_fits_at_every_width(
     sheet: Callable[..., Sheet], look: Bucket, shot: Callable[[Any, str], Path], pytestconfig: pytest.Config
 ) -> None:
     page = sheet(

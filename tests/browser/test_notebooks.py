@@ -1,4 +1,4 @@
-"""The notebooks run from a clean kernel, and what is saved of them can be read without one."""
+"""The notebooks run in a clean kernel, and their saved outputs are readable without one."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ NAMES = [path.name for path in NOTEBOOKS]
 
 
 def kinds(notebook: Any) -> list[list[str]]:
-    """What kinds of output each cell has."""
+    """Return the types of the outputs of each cell."""
     return [[each.output_type for each in cell.get("outputs", [])] for cell in notebook.cells]
 
 
 def complaints(notebook: Any) -> list[str]:
-    """What a cell wrote to stderr; nothing does in these notebooks."""
+    """Return what the cells wrote to stderr."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [output.text for output in outputs if output.get("name") == "stderr"]
 
 
 def views(notebook: Any) -> list[str]:
-    """The outputs that only a live kernel could show."""
+    """Return the outputs that only a live kernel could show."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return [name for output in outputs for name in output.get("data", {}) if "widget" in name]
 
 
-def test_there_are_notebooks() -> None:
+def test_both_notebooks_are_found() -> None:
     assert NAMES == ["01-first-minute.ipynb", "02-cancel-anything.ipynb"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 @pytest.mark.filterwarnings("ignore:Kernel is running over TCP")  # on loopback, as Jupyter does
-def test_a_notebook_runs_from_a_clean_kernel(path: Path, server: nqnb.DevServer) -> None:
+def test_a_notebook_runs_in_a_clean_kernel(path: Path, server: nqnb.DevServer) -> None:
     execute = runpy.run_path(str(FOLDER / "execute.py"))["execute"]
     made = execute(path, server.url)
     saved = nbformat.read(path, as_version=4)
     assert complaints(made) == []
-    assert kinds(made) == kinds(saved), "the saved outputs are those of these cells: `python notebooks/execute.py`"
+    assert kinds(made) == kinds(saved), "the saved outputs are outdated: run `python notebooks/execute.py`"
     assert views(made) == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
-def test_what_is_saved_needs_no_kernel(path: Path) -> None:
+def test_saved_outputs_need_no_kernel(path: Path) -> None:
     nbconvert = pytest.importorskip("nbconvert", reason="nbconvert is not installed")
     saved = nbformat.read(path, as_version=4)
     nbformat.validate(saved)

@@ -1,4 +1,4 @@
-"""Run All, as a person does it: every cell gets its number, also with `%nq nest`, and after a restart."""
+"""Run All in the page: every cell gets its number, also with `%nq nest`, and after a restart."""
 
 from __future__ import annotations
 

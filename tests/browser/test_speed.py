@@ -1,4 +1,4 @@
-"""How long a person waits for the first table. The numbers are printed; the bounds only catch what went badly wrong."""
+"""How long a user waits for the first table. The numbers are printed; the bounds catch only gross errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ print(sum(each in ("socket.connect", "socket.getaddrinfo") for each in calls), t
 """
 
 
-def test_the_first_table_comes_soon(sheet: Callable[..., Sheet], look: Bucket) -> None:
+def test_the_first_table_is_shown_quickly(sheet: Callable[..., Sheet], look: Bucket) -> None:
     look.submit("resize", {"path": "a.png"})
     page = sheet("lab", LOAD, "nq = %nq up\nnq.watch()")
     page.run(0)

@@ -1,4 +1,4 @@
-"""The harness itself: what asyncio prints into a cell about things left behind is never overlooked."""
+"""The harness itself: a message of asyncio about an abandoned task always fails the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What widgets send while a cell waits, in kernels of ipykernel 6: handled at once, and nothing else is touched."""
+"""Messages of widgets while a cell waits, in ipykernel 6: they are handled at once, and all others are unchanged."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TREE = Path(__file__).parents[2]
 
 
 class Channel:
-    """A shell channel: what was sent lies there until it is flushed into the kernel's queue."""
+    """A shell channel: messages stay in it until they are flushed into the kernel's queue."""
 
     def __init__(self, arrive: Callable[[Any], None]) -> None:
         self.arrive = arrive
@@ -41,7 +41,7 @@ class Channel:
 
 
 class SmallKernel:
-    """As much of ipykernel 6's kernel as handles a message, with sessions and messages that are real."""
+    """The part of an ipykernel 6 kernel that handles messages, with real sessions and messages."""
 
     def __init__(self) -> None:
         self.session = Session(key=b"secret")
@@ -64,7 +64,7 @@ class SmallKernel:
         self.set_parent([b"page"], self.page.msg("execute_request", {"data": "the cell"}), "shell")
 
     def left(self) -> list[Any]:
-        """What the kernel goes on with: the data of its messages, in order."""
+        """Return the data of the messages that are left for the kernel, in order."""
         found = []
         while not self.msg_queue.empty():
             _, dispatch, arguments = self.msg_queue.get_nowait()
@@ -247,7 +247,7 @@ get_ipython().kernel.comm_manager.register_target("buttons", opened)
 
 @pytest.fixture(params=["6.29.*", "6.30.*", "6.31.*"])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kernel]:
-    """A kernel of an older ipykernel, in an environment of its own."""
+    """Start a kernel of an older ipykernel, in its own environment."""
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     wanted = [str(TREE), f"ipykernel=={request.param}"]
@@ -272,7 +272,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kernel]:
 
 
 def send(cells: Kernel, kind: str, **content: Any) -> str:
-    """Send what a page sends for a widget; the message's id."""
+    """Send a message for a widget as a page does, and return its id."""
     message = cells.client.session.msg(kind, content)
     cells.client.shell_channel.send(message)
     return str(message["header"]["msg_id"])

@@ -26,7 +26,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="processes need POSIX")
 
 
 def said(task: Any) -> list[str]:
-    """A task's log, without the times."""
+    """Return a task's log without the times."""
     return [line.partition(" ")[2] for line in task.fetch().log]
 
 
@@ -71,7 +71,7 @@ class TestSwap:
         claiming, go = threading.Event(), threading.Event()
 
         class Slow(nqnb.MemoryStore):
-            """Takes a while for the first claim."""
+            """A store whose first claim is slow."""
 
             async def update(self, *arguments: Any, **options: Any) -> int:
                 claiming.set()
@@ -346,7 +346,7 @@ class TestPrints:
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """A kernel with a session, the same for all."""
+    """Start a kernel with a session, shared by all tests."""
     with nqnb.DevServer() as server, kernel(tmp_path_factory.mktemp("cells")) as made:
         made.run(f"import asyncio, os, sys, threading, time, warnings, nqnb\nnq = nqnb.session({server.url!r})")
         yield made

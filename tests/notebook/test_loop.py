@@ -26,7 +26,7 @@ def loop() -> Iterator[Loop]:
 
 
 def interrupt_in(seconds: float) -> threading.Timer:
-    """Press Ctrl-C in a while."""
+    """Press Ctrl-C after some time."""
     timer = threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
     timer.start()
     return timer

@@ -1,4 +1,4 @@
-"""`%nq` and `%%nq` in a real IPython shell, with a real server: what each command gives a cell."""
+"""`%nq` and `%%nq` in a real IPython shell with a real server: the result of each command for a cell."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from nqnb.widgets.table import TaskTable
 
 @pytest.fixture
 def plain(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Shell]:
-    """A shell that has loaded the extension."""
+    """Return a shell that has loaded the extension."""
     with shell(capsys, monkeypatch, str(tmp_path)) as made:
         made.run("%load_ext nqnb")
         yield made
@@ -44,14 +44,14 @@ def plain(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 @pytest.fixture
 def cells(plain: Shell, url: str) -> Shell:
-    """The same, connected to the server of all tests here."""
+    """Return such a shell, connected to the server that all tests share."""
     assert isinstance(plain.run(f"nq = %nq up {url}\nnq").value, Session)
     return plain
 
 
 @pytest.fixture
 def queue(request: pytest.FixtureRequest) -> str:
-    """A queue for this test alone: the tests share a server."""
+    """Return a queue for this test alone: the tests share a server."""
     name: str = request.node.name
     return name.partition("[")[0].removeprefix("test_")[:40]
 

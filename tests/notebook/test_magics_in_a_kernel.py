@@ -18,14 +18,14 @@ import nqnb
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """A kernel with the extension, connected to a server of its own."""
+    """Start a kernel with the extension, connected to its own server."""
     with nqnb.DevServer() as server, kernel(tmp_path_factory.mktemp("kernel")) as made:
         made.run(f"%load_ext nqnb\nnq = %nq up {server.url}")
         yield made
 
 
 def answered(cells: Kernel, code: str, answer: str) -> tuple[str, Cell]:
-    """Run a cell that asks, and answer; what it asked, and what became of it."""
+    """Run a cell that asks, and answer; return the question and the ended cell."""
     asking = cells.client.execute(code, allow_stdin=True)
     question = cells.client.get_stdin_msg(timeout=PATIENCE)["content"]["prompt"]
     cells.client.input(answer)
@@ -53,7 +53,9 @@ class TestConfirm:
         options: dict[str, Any] = {"allow_stdin": True, "stop_on_error": False}
         first = cells.client.execute("%nq cancel --queue all", **options)
         others = [cells.client.execute(f"numbers.append({number})", **options) for number in range(10)]
-        assert cells.end(first).error.startswith("NeedsYes: Cancel 1 task? Cannot ask: other cells wait behind this one")
+        assert cells.end(first).error.startswith(
+            "NeedsYes: Cancel 1 task? Cannot ask: other cells wait behind this one"
+        )
         for each in others:
             cells.end(each)
         assert cells.run("print(len(numbers), task.status().label)").stdout == "10 pending\n"

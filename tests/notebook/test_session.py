@@ -1,4 +1,4 @@
-"""The notebook's session: which server, one a server, the client's calls as calls that wait, and a clean end."""
+"""The notebook's session: the choice of the server, one session per server, calls that wait, and a clean end."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def no_session_left() -> Iterator[None]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_session_left: None) -> Iterator[None]:
-    """A user of this test's own, whose detached server is stopped at the end."""
+    """Become a new user, whose detached server is stopped at the end."""
     for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     yield
@@ -209,7 +209,7 @@ class TestCalls:
         assert len(session.tasks(status=["pending", Status.DELETED])) == 2
         for since in (2, timedelta(seconds=2), "2s", datetime.now(timezone.utc) - timedelta(seconds=2)):
             assert list(session.tasks(since=since).queue) == ["scale"]
-        with pytest.raises(nqnb.BadInput, match="status 'waiting' is invalid: no such state. The states are pending"):
+        with pytest.raises(nqnb.BadInput, match=r"status 'waiting' is invalid: no such state\. The states are pending"):
             session.tasks(status="waiting")
         with pytest.raises(nqnb.BadInput, match="since"):
             session.tasks(since="yesterday")
@@ -403,7 +403,7 @@ def test_warnings_are_kept_in_the_log_and_not_printed(session: Session, capfd: p
 
 @contextlib.contextmanager
 def session_in_a_kernel(folder: Path, server: nqnb.DevServer) -> Iterator[Kernel]:
-    """A kernel with a session, and a handler that works in a thread for as long as its payload says."""
+    """Start a kernel with a session, and a handler that works in a thread for as long as its payload says."""
     with kernel(folder) as made:
         made.run(f"import asyncio, os, time, nqnb\nnq = nqnb.session({server.url!r})")
         made.run("@nq.handler('resize')\ndef resize(job, seconds):\n    job.wait(seconds)\n    return seconds")
@@ -418,7 +418,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
 
 @pytest.fixture
 def cells(shared: Kernel) -> Kernel:
-    """The same for all who leave it usable, with nothing queued."""
+    """Return a kernel that tests share which leave it usable, with nothing queued."""
     shared.run("nq.cancel_on_interrupt = False\nnq.cancel(nq.tasks(status=['pending', 'processing']), wait=5)")
     return shared
 
@@ -432,7 +432,7 @@ def own_cells(server: nqnb.DevServer, tmp_path: Path) -> Iterator[Kernel]:
 def interrupted(
     cells: Kernel, code: str, *, error: str = "KeyboardInterrupt", before: str = "", says_so: bool = False
 ) -> Cell:
-    """Interrupt a cell that waits, in time: within half a second, once at least where the machine is busy."""
+    """Interrupt a waiting cell; it must end within half a second, at least once where the machine is busy."""
     for _ in range(5):
         if before:
             cells.run(before)

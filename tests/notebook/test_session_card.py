@@ -1,4 +1,4 @@
-"""The card of a session: what it says, in HTML and as text, and what it keeps to itself."""
+"""The card of a session, in HTML and as text: what it shows, and which secrets it hides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.notebook.session import Session
 
 
 class Printer:
-    """Takes what `_repr_pretty_` says."""
+    """Collects the text of `_repr_pretty_`."""
 
     said = ""
 
@@ -98,7 +98,7 @@ def test_a_missing_server_is_reported_without_delay(session: Session, server: nq
 
 
 class Shape(HTMLParser):
-    """Which tags there are, and whether each is closed."""
+    """Collects the tags, and whether each is closed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What feeds the live tables: a watch that ends is told, and the next one begins with nothing of what it knew."""
+"""The feed of the live tables: a failed watch is reported, and the next watch starts empty."""
 
 from __future__ import annotations
 

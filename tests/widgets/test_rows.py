@@ -1,4 +1,4 @@
-"""The rows of a live table: held against a naive model, and the texts that they are made of."""
+"""The rows of a live table, compared with a naive model, and the texts of the rows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def arbitrary(rng: random.Random, revision: int) -> TaskInfo:
 
 
 def naive(tasks: dict[str, TaskInfo], search: str, statuses: set[Status], column: str, down: bool) -> list[str]:
-    """What `Rows` should show, by the shortest way that there is."""
+    """Compute what `Rows` should show, in the simplest way."""
     from datetime import datetime, timezone
 
     words = search.casefold().split()

@@ -107,7 +107,7 @@ def palette(selector: str) -> dict[str, str]:
 
 
 GROUNDS = {"light": ["#ffffff"], "dark": ["#0d1117", "#111111", "#1f1f1f", "#1e1e1e"]}
-"""What the tables lie on: our own, and those of JupyterLab's and VS Code's themes."""
+"""The backgrounds of the tables: our own, and those of the themes of JupyterLab and VS Code."""
 STATES = [status.label for status in Status]
 
 

@@ -1,4 +1,4 @@
-"""The live table's Python: messages in and out over a comm that is not there, at what pace, and what is left."""
+"""The Python side of the live table: messages over a fake comm, their pace, and a clean end."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def batch(*ids: str, status: Status = Status.PENDING, revision: int = 1, **field
 
 
 class FakeComm(BaseComm):
-    """Keeps what the widget sends, and gives it what a page would send."""
+    """Keeps the messages of the widget, and sends it messages as a page does."""
 
     def __init__(self, **options: Any) -> None:
         self.published: list[tuple[str, Any, float]] = []
@@ -61,7 +61,7 @@ class FakeComm(BaseComm):
 
 
 class Table:
-    """A table, its comm, and the calls that it made."""
+    """A table, its comm, and its calls."""
 
     def __init__(self, rows: Rows | None = None, **options: Any) -> None:
         self.cancelled: list[list[str]] = []
@@ -98,7 +98,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Table]]:
 
 @pytest.fixture
 def viewed(make: Callable[..., Table]) -> Table:
-    """A table that a page shows, with three tasks."""
+    """Return a table with three tasks that a page shows."""
     found = make()
     found.comm.page(type="hello", n=1)
     found.it.update(batch("a", "b", "c"))
@@ -275,7 +275,7 @@ def test_the_bundle_has_the_view_and_a_snapshot(viewed: Table) -> None:
 
 
 class Shell:
-    """Stands for what a notebook is shown."""
+    """Records what a notebook displays."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.displayed: list[tuple[dict[str, Any], str | None]] = []

@@ -81,7 +81,9 @@ def up(ctx: click.Context, address: str | None) -> Session:
 @yes_option
 @click.pass_context
 def down(ctx: click.Context, server: bool, yes: bool) -> DetachedServer | None:
-    """Disconnect: stop the handlers of this kernel, and freeze its live tables. Tasks go on elsewhere.
+    """Disconnect, and stop the handlers of this kernel.
+
+    Live tables are frozen. Tasks go on elsewhere.
 
     With --server your detached server stops too. If tasks are queued or running there, you are asked first.
     """
@@ -116,7 +118,10 @@ def _disconnect(ctx: click.Context, session: Session) -> None:
 )
 @click.pass_context
 def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
-    """Show a live table of all tasks, of one queue, or of some tasks, with a cancel button in each row."""
+    """Show a live table of tasks, with a cancel button in each row.
+
+    Without an argument, the table shows all tasks.
+    """
     front = _front(ctx)
     if front.json:
         raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` for a list of the tasks.")
@@ -155,9 +160,10 @@ Example, as the first line of a cell:
 @click.option("--defined", hidden=True)
 @click.pass_context
 def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: Any) -> None:
-    """Run the cell, and make the last function that it defines run the tasks of QUEUE.
+    """Make the function of a cell run the tasks of QUEUE.
 
-    Running the cell again swaps the function. `nq.local` shows the handlers of this kernel, and stops them.
+    The cell runs first, and the last function that it defines becomes the handler. Running the cell again swaps the
+    function. `nq.local` shows the handlers of this kernel, and stops them.
     """
     from nqnb.notebook.magics.handler_cell import define
 
