@@ -188,10 +188,10 @@ class UnlistedTasks(Struct, frozen=True):
     bits: bytes
 
     @classmethod
-    def of(cls, ids: Sequence[str], most: int) -> UnlistedTasks:
-        """Build the filter of some ids, with ``most`` bytes at most."""
+    def of(cls, ids: Sequence[str], max_bytes: int) -> UnlistedTasks:
+        """Build the filter of some ids, with ``max_bytes`` bytes at most."""
         salt = secrets.token_bytes(8)
-        bits = bytearray(max(1, min(most, len(ids) * BITS_PER_TASK // 8)))
+        bits = bytearray(max(1, min(max_bytes, len(ids) * BITS_PER_TASK // 8)))
         for task_id in ids:
             bit = _bit(task_id, salt, len(bits))
             bits[bit >> 3] |= 1 << (bit & 7)

@@ -86,13 +86,13 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
         what: the request, such as "storing a message on 'q.task'".
     """
     facts = (error.code, error.err_code, error.description)
-    told = f"{error.description}, code {error.err_code or error.code}"
+    details = f"{error.description}, code {error.err_code or error.code}"
     limit = _LIMITS.get(error.err_code)
     if error.err_code == STREAM_FULL and (found := _FULL.search(error.description)):
         limit = f"the stream's limit of {found[1]}" if found[1] else "the server's disk"
     if limit is not None:
         return NoRoom(
-            f"{what} failed: {limit} is reached ({told}). "
+            f"{what} failed: {limit} is reached ({details}). "
             "Free room with `nqnb prune` or `nqnb queue purge QUEUE`, or raise the limit.",
             what,
             *facts,
@@ -104,13 +104,13 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
         why = "JetStream is not available at this moment"
     if why is not None:
         return Unavailable(
-            f"{what} failed: {why} ({told}). "
+            f"{what} failed: {why} ({details}). "
             "Check that a majority of the cluster's servers runs (`nats server report jetstream`), then try again.",
             what,
             *facts,
         )
     return ServerRefused(
-        f"the server refused {what}: {told}. Check the request, and the server's limits and permissions.", *facts
+        f"the server refused {what}: {details}. Check the request, and the server's limits and permissions.", *facts
     )
 
 
@@ -154,8 +154,8 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException]) -> NoSer
         ((why, remedy),) = found
         text = f"cannot connect to a NATS server at {where}: {why}; {remedy}"
     else:
-        each = " | ".join(f"{', '.join(urls)}: {why}; {remedy}" for (why, remedy), urls in found.items())
-        text = f"cannot connect to a NATS server at any address: {each}"
+        reasons_by_url = " | ".join(f"{', '.join(urls)}: {why}; {remedy}" for (why, remedy), urls in found.items())
+        text = f"cannot connect to a NATS server at any address: {reasons_by_url}"
     return NoServer(text, where)
 
 
