@@ -28,7 +28,6 @@ from nqnb.jetstream.messages import StreamMessage, delete_message, read_all_mess
 from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.queue_streams import (
-    NOT_FOUND,
     QueueStreams,
     delete_stream,
     ensure_queue,
@@ -361,13 +360,8 @@ class Backend:
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
         """Return whether the message of that sequence was never delivered to a worker."""
         stream = (await self.ensure_queue(queue)).tasks
-        try:
-            info = await self.connection.insist(lambda: self.connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}"))
-        except ServerRefused as error:
-            if error.err_code not in NOT_FOUND:
-                raise
-            return True
-        return bool(sequence > info["delivered"]["stream_seq"])
+        info = await self.connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
+        return info is None or bool(sequence > info["delivered"]["stream_seq"])
 
     async def task_messages(self, queue: str, stream: str) -> AsyncIterator[StreamMessage]:
         """Yield the task messages of a queue's stream, oldest first, without its schedules."""

@@ -17,9 +17,8 @@ from nqnb.errors import BadInput, NoResponders, NoRoom, NqnbError, RevisionConfl
 from nqnb.jetstream.bucket_reader import OPERATION, list_entries
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, no_stream
 from nqnb.jetstream.fast_client import Message
-from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
-from nqnb.jetstream.queue_streams import NOT_FOUND, create_stream
-from nqnb.jetstream.server_errors import ApiError, refused
+from nqnb.jetstream.queue_streams import create_stream
+from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND, NOT_FOUND, ApiError, refused
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, Unsubscribe
@@ -113,11 +112,7 @@ class KeyValueStore:
         if revision is not None:
             # A purge leaves no tombstone, and does not touch newer revisions.
             body = {"filter": self._root + key, "seq": revision + 1}
-            try:
-                await self._connection.insist(lambda: self._connection.api(f"STREAM.PURGE.{self._stream}", body))
-            except ServerRefused as error:
-                if error.err_code not in NOT_FOUND:
-                    raise
+            await self._connection.find(f"STREAM.PURGE.{self._stream}", body)
         elif (entry := await self.get(key)) is not None:
             publish = self._connection.publish
             try:
@@ -232,12 +227,9 @@ class KeyValueStore:
     async def _has_direct(self) -> bool:
         """Return whether the bucket allows direct reads; a bucket that Go NQ created may not."""
         if self._direct is None:
-            try:
-                info = await self._connection.insist(lambda: self._connection.api(f"STREAM.INFO.{self._stream}"))
-            except ServerRefused as error:
-                if error.err_code in NOT_FOUND:
-                    return False
-                raise
+            info = await self._connection.find(f"STREAM.INFO.{self._stream}")
+            if info is None:
+                return False
             self._direct = bool(info["config"].get("allow_direct"))
         return self._direct
 
@@ -276,14 +268,12 @@ async def ensure_bucket(
     expires = expires and not connection.server_before(2, 11)
     if expires:
         body["allow_msg_ttl"] = True
-    try:
-        config = (await connection.insist(lambda: connection.api(f"STREAM.INFO.{name}")))["config"]
-    except ServerRefused as error:
-        if error.err_code not in NOT_FOUND:
-            raise
+    info = await connection.find(f"STREAM.INFO.{name}")
+    if info is None:
         if not (memory and await _create_in_memory(connection, body)):
             await create_stream(connection, body)
         return expires
+    config = info["config"]
     if not expires or config.get("max_msgs_per_subject") != 1:
         return False
     return bool(config.get("allow_msg_ttl")) or await _allow_ttl(connection, config)

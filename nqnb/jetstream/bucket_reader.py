@@ -26,8 +26,7 @@ from nqnb.errors import ConnectionFailed, NoResponders, NqnbError, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.delivery import AckFacts
 from nqnb.jetstream.fast_client import Message
-from nqnb.jetstream.queue_streams import NOT_FOUND
-from nqnb.jetstream.server_errors import address
+from nqnb.jetstream.server_errors import NOT_FOUND, address
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.store import Entry, StateStore

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from nats.aio.subscription import Subscription
 
 from nqnb.concurrency import spawn
-from nqnb.errors import ConnectionFailed, InvalidTaskId, MalformedMessage, ServerRefused
+from nqnb.errors import ConnectionFailed, InvalidTaskId, MalformedMessage
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import Message
-from nqnb.jetstream.queue_streams import NOT_FOUND, QueueStreams, ensure_queue
+from nqnb.jetstream.queue_streams import QueueStreams, ensure_queue
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelMessage, CancelRecord
 from nqnb.store import Unsubscribe
@@ -73,11 +73,7 @@ class CancelListener:
             self._subscriptions[queue] = (inbox, subscription)
         self._streams[queue] = streams
         consumer = f"{streams.cancels}.{self._worker}"
-        try:
-            await self._connection.insist(lambda: self._connection.api(f"CONSUMER.INFO.{consumer}"))
-        except ServerRefused as error:
-            if error.err_code not in NOT_FOUND:
-                raise
+        if await self._connection.find(f"CONSUMER.INFO.{consumer}") is None:
             body = {
                 "stream_name": streams.cancels,
                 "config": {

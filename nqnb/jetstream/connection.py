@@ -13,7 +13,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,6 +38,7 @@ from nqnb.jetstream.connect import dial, leave
 from nqnb.jetstream.fast_client import FastClient, Message, OnMessage, header_block
 from nqnb.jetstream.server_errors import (
     NO_JETSTREAM_CODES,
+    NOT_FOUND,
     ApiError,
     address,
     denied_subject,
@@ -245,6 +246,19 @@ class Connection:
         # Servers before 2.10 send no time stamp.
         self.clock.observe(parse_time(str(decoded.get("ts", ""))), asked, answered)
         return decoded
+
+    async def find(self, name: str, body: Mapping[str, Any] | None = None, missing: Container[int] = NOT_FOUND) -> Any:
+        """Call ``$JS.API.<name>`` with retries; return its decoded reply, or None for an error code in ``missing``.
+
+        Raises:
+            ServerRefused, Unavailable, NoResponders, Unconfirmed, ConnectionFailed: see `api`.
+        """
+        try:
+            return await self.insist(lambda: self.api(name, body))
+        except ServerRefused as error:
+            if error.err_code not in missing:
+                raise
+            return None
 
     async def insist(
         self,

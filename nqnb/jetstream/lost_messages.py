@@ -20,7 +20,8 @@ from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.messages import StreamMessage, read_messages
 from nqnb.jetstream.presence import Presence
-from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue
+from nqnb.jetstream.queue_streams import ensure_queue
+from nqnb.jetstream.server_errors import NOT_FOUND
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import StateStore

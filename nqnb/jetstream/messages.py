@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import functools
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.queue_streams import NOT_FOUND
+from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND, NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
-MESSAGE_NOT_FOUND = (10037, 10043, 10057)
-"""JetStream's codes for a message that does not exist."""
 _CONCURRENT_READS = 64
 """Parts of a stream that are read concurrently."""
 
@@ -46,13 +42,10 @@ async def read_messages(
     """
     while end is None or start < end:
         body = {"seq": start, "next_by_subj": subject}
-        try:
-            ask = functools.partial(connection.api, f"STREAM.MSG.GET.{stream}", body)
-            found = (await connection.insist(ask))["message"]
-        except ServerRefused as error:
-            if error.err_code in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
-                return
-            raise
+        answer = await connection.find(f"STREAM.MSG.GET.{stream}", body, (*MESSAGE_NOT_FOUND, *NOT_FOUND))
+        if answer is None:
+            return
+        found = answer["message"]
         start = int(found["seq"]) + 1
         if end is None or start <= end:
             headers = base64.b64decode(found.get("hdrs") or "")
@@ -85,19 +78,10 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:
     """Delete one message of a stream; nothing happens if it does not exist."""
     body = {"seq": sequence, "no_erase": True}
-    try:
-        await connection.insist(lambda: connection.api(f"STREAM.MSG.DELETE.{stream}", body))
-    except ServerRefused as error:
-        if error.err_code not in MESSAGE_NOT_FOUND:
-            raise
+    await connection.find(f"STREAM.MSG.DELETE.{stream}", body, MESSAGE_NOT_FOUND)
 
 
 async def read_message(connection: Connection, stream: str, sequence: int) -> bytes | None:
     """Return the data of one message of a stream, or None if it does not exist."""
-    try:
-        answer = await connection.insist(lambda: connection.api(f"STREAM.MSG.GET.{stream}", {"seq": sequence}))
-    except ServerRefused as error:
-        if error.err_code not in MESSAGE_NOT_FOUND:
-            raise
-        return None
-    return base64.b64decode(answer["message"].get("data") or "")
+    answer = await connection.find(f"STREAM.MSG.GET.{stream}", {"seq": sequence}, MESSAGE_NOT_FOUND)
+    return None if answer is None else base64.b64decode(answer["message"].get("data") or "")

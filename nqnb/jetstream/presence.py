@@ -33,7 +33,7 @@ from nqnb.errors import MalformedMessage, NqnbError, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore
 from nqnb.jetstream.bucket_reader import make_consumer
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.queue_streams import NOT_FOUND
+from nqnb.jetstream.server_errors import NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.records import WorkerInfo, moment

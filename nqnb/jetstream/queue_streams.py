@@ -17,8 +17,6 @@ from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.records import QueueInfo, moment
 
-NOT_FOUND = (10059, 10014)
-"""JetStream's codes for: stream not found, consumer not found."""
 NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
@@ -103,11 +101,7 @@ async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
 
 async def delete_stream(connection: Connection, stream: str) -> None:
     """Delete a stream with all its messages; nothing happens if it does not exist."""
-    try:
-        await connection.insist(lambda: connection.api(f"STREAM.DELETE.{stream}"))
-    except ServerRefused as error:
-        if error.err_code not in NOT_FOUND:
-            raise
+    await connection.find(f"STREAM.DELETE.{stream}")
 
 
 async def find_stream(connection: Connection, subject: str) -> str | None:
@@ -140,12 +134,9 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
         paused: create the consumer in the paused state (server >= 2.11).
     """
     name = f"{streams.tasks}.{names.CONSUMER}"
-    made = False
-    try:
-        info = await connection.insist(lambda: connection.api(f"CONSUMER.INFO.{name}"))
-    except ServerRefused as error:
-        if error.err_code not in NOT_FOUND:
-            raise
+    info = await connection.find(f"CONSUMER.INFO.{name}")
+    made = info is None
+    if made:
         body = {
             "stream_name": streams.tasks,
             "config": {
@@ -162,7 +153,6 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
             },
         }
         info = await connection.insist(lambda: connection.api(f"CONSUMER.DURABLE.CREATE.{name}", body))
-        made = True
     config = info["config"]
     return ConsumerLimits(
         ack_wait=float(config["ack_wait"]) / 1e9,
@@ -186,13 +176,7 @@ async def pause_consumer(connection: Connection, stream: str, paused: bool) -> b
     if not can_pause(connection):
         return False
     body = {"pause_until": _PAUSED_UNTIL} if paused else {}
-    try:
-        await connection.insist(lambda: connection.api(f"CONSUMER.PAUSE.{stream}.{names.CONSUMER}", body))
-    except ServerRefused as error:
-        if error.err_code not in NOT_FOUND:
-            raise
-        return False
-    return True
+    return await connection.find(f"CONSUMER.PAUSE.{stream}.{names.CONSUMER}", body) is not None
 
 
 async def queue_names(connection: Connection) -> list[str]:
@@ -218,14 +202,9 @@ async def queue_created_at(connection: Connection, queue: str) -> float:
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return math.inf
-    try:
-        # Not STREAM.LIST, for which a worker may have no permission.
-        info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
-    except ServerRefused as error:
-        if error.err_code not in NOT_FOUND:
-            raise
-        return math.inf
-    return parse_time(info["created"])
+    # Not STREAM.LIST, for which a worker may have no permission.
+    info = await connection.find(f"STREAM.INFO.{stream}")
+    return math.inf if info is None else parse_time(info["created"])
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:
@@ -273,16 +252,13 @@ async def _queue_info(
         schedules = subjects if await _has_only_schedules(connection, queue, stream) else max(0, subjects - 1)
         scheduled = min(messages, schedules)
     pending, leased, redelivered = messages - scheduled, 0, 0
-    try:
-        consumer = await connection.insist(lambda: connection.api(f"CONSUMER.INFO.{stream}.{names.CONSUMER}"))
+    consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
+    # Without a consumer no worker has ever come, and all messages are pending.
+    if consumer is not None:
         pending = int(consumer["num_pending"])
         leased = int(consumer["num_ack_pending"])
         redelivered = int(consumer["num_redelivered"])
         paused = paused or bool(consumer.get("paused"))
-    except ServerRefused as error:
-        # Without a consumer no worker has ever come, and all messages are pending.
-        if error.err_code not in NOT_FOUND:
-            raise
     return QueueInfo(
         name=queue,
         pending=pending,

@@ -23,8 +23,8 @@ from nqnb.errors import ServerRefused
 from nqnb.jetstream.bucket import WRONG_LAST_SEQUENCE
 from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, PubAck
 from nqnb.jetstream.fast_client import read_headers
-from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
-from nqnb.jetstream.queue_streams import NOT_FOUND, ensure_queue
+from nqnb.jetstream.queue_streams import ensure_queue
+from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND, NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
@@ -89,11 +89,7 @@ async def publish_schedule(
 async def purge_schedule(connection: Connection, queue: str, task_id: str, stream: str) -> None:
     """Delete a task's schedule; nothing happens if it does not exist."""
     body = {"filter": names.schedule_subject(queue, task_id)}
-    try:
-        await connection.insist(lambda: connection.api(f"STREAM.PURGE.{stream}", body))
-    except ServerRefused as error:
-        if error.err_code not in NOT_FOUND:
-            raise
+    await connection.find(f"STREAM.PURGE.{stream}", body)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,10 @@ import nats.errors
 from nqnb.errors import ConnectionFailed, NoResponders, NoRoom, NoServer, ServerRefused, Unavailable
 from nqnb.settings import Settings
 
+NOT_FOUND = (10059, 10014)
+"""JetStream's codes for: stream not found, consumer not found."""
+MESSAGE_NOT_FOUND = (10037, 10043, 10057)
+"""JetStream's codes for a message that does not exist."""
 NO_JETSTREAM_CODES = (10039, 10076)
 """JetStream is not enabled for the account, or on the server."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from nqnb.client import Client, connect
 from nqnb.errors import DevServerError, NqnbError, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore
-from nqnb.jetstream.queue_streams import NOT_FOUND
+from nqnb.jetstream.server_errors import NOT_FOUND
 from nqnb.protocol.names import CONSUMER
 from nqnb.testing.chaos.evidence import Evidence, read_revisions
 from nqnb.testing.chaos.faults import CLOCK_SECONDS, Faults

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nqnb.errors import MalformedMessage, ServerRefused
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.messages import MESSAGE_NOT_FOUND
+from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND
 from nqnb.protocol.wire import Status, TaskMessage, parse_time
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
