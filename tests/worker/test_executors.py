@@ -389,15 +389,18 @@ class TestStress:
             ending = asyncio.ensure_future(run.run())
             await asyncio.sleep(0)
             assert returning.wait(5)
-            # The ladder's own push, without its pauses.
+            # The ladder's own push, without its pauses. As after a stop, the run withdraws it at its end.
+            run._stopping = True
             until = time.monotonic() + 5
             while run._thread is not None and run._thread.is_alive() and time.monotonic() < until:
                 run._push()
             return await asyncio.wait_for(ending, 5)
 
+        wait = threading.Condition.wait
         for _ in range(300):
             result = await one()
             assert result.ended in (Ended.RETURNED, Ended.STOPPED, Ended.FAILED)
+        assert threading.Condition.wait is wait
 
     async def test_coroutines_stopped_around_their_return_have_one_result_each(self, seed: int) -> None:
         async def handle(job: Job) -> str:
