@@ -98,25 +98,24 @@ class Automaton:
         process = self._start(specification)
         call: Call | None = None
         ended: Hashable = None
-        with _still():
-            try:
-                for given in history:
-                    process.set_clock(given.clock)
-                    if given.event:
-                        process.hear(given.value)
-                    elif isinstance(given.value, Raised):
-                        call = process.coroutine.throw(error_of(given.value))
-                    else:
-                        call = process.coroutine.send(given.value)
-            except StopIteration as stop:
-                call, ended = None, ("returned", frozen(stop.value))
-            except errors.NqnbError as error:
-                call, ended = None, ("raised", type(error).__name__)
-            shared = process.shared()
-            place = frozen(process.coroutine) if call is not None else ended
-            key = (specification, place, call, shared)
-            if call is not None:
-                _abandon(process.coroutine)
+        try:
+            for given in history:
+                process.set_clock(given.clock)
+                if given.event:
+                    process.hear(given.value)
+                elif isinstance(given.value, Raised):
+                    call = process.coroutine.throw(error_of(given.value))
+                else:
+                    call = process.coroutine.send(given.value)
+        except StopIteration as stop:
+            call, ended = None, ("returned", frozen(stop.value))
+        except errors.NqnbError as error:
+            call, ended = None, ("raised", type(error).__name__)
+        shared = process.shared()
+        place = frozen(process.coroutine) if call is not None else ended
+        key = (specification, place, call, shared)
+        if call is not None:
+            _abandon(process.coroutine)
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self.positions)
@@ -149,13 +148,16 @@ def _abandon(coroutine: Coroutine[Any, Any, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _still() -> Iterator[None]:
+def standing_clock() -> Iterator[None]:
     """Let no time pass on this machine: a sleep ends at once."""
 
     async def sleep(seconds: float, result: object = None) -> None:
         return
 
-    with mock.patch.object(asyncio, "sleep", sleep), mock.patch("time.monotonic", return_value=0.0):
+    def monotonic() -> float:
+        return 0.0
+
+    with mock.patch.object(asyncio, "sleep", sleep), mock.patch("time.monotonic", monotonic):
         yield
 
 
@@ -180,7 +182,7 @@ def _freeze(value: Any, open_ones: set[int]) -> Hashable:
 def _freeze_parts(value: Any, open_ones: set[int]) -> Hashable:
     name = type(value).__qualname__
     if isinstance(value, msgspec.Struct):
-        return name, *(_freeze(getattr(value, field), open_ones) for field in value.__struct_fields__)
+        return name, msgspec.json.encode(value)
     if isinstance(value, msgspec.Raw):
         return bytes(value)
     if isinstance(value, (tuple, list)):

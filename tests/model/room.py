@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import Status, TaskMessage
 
-from .coroutine_states import Automaton, Process
+from .coroutine_states import Automaton, Process, standing_clock
 from .explorer import Exploration, Step, explore
 from .room_processes import (
     HEARTBEAT,
@@ -166,7 +166,7 @@ class Room:
             (Slot(),) * scenario.workers,
             (*budget, scenario.together),
         )
-        with replaced_functions(scenario.replacements):
+        with replaced_functions(scenario.replacements), standing_clock():
             exploration = explore(world, self.steps, self._broken, self.settled, lambda world: world, most)
         return Found(exploration, len(self._automaton.positions), self._automaton.replays)
 
