@@ -63,7 +63,7 @@ def refused(error: BadInput, name: str) -> None:
     assert " Give " in text or " must " in text
 
 
-class TestLengths:
+class TestDurations:
     @pytest.mark.parametrize(
         ("given", "seconds"),
         [
@@ -77,12 +77,12 @@ class TestLengths:
             (Fraction(1, 2), 0.5),
         ],
     )
-    def test_of_every_kind_are_seconds(self, given: object, seconds: float) -> None:
+    def test_every_kind_of_duration_is_converted_to_seconds(self, given: object, seconds: float) -> None:
         found = check_seconds("wait", given)
         assert (found, type(found)) == (seconds, float)
 
     @pytest.mark.parametrize("given", [*NOT_LENGTHS, *OUT_OF_RANGE], ids=lambda value: type(value).__name__)
-    def test_others_are_refused(self, given: object) -> None:
+    def test_other_values_are_refused(self, given: object) -> None:
         with pytest.raises(BadInput) as caught:
             check_seconds("wait", given)
         refused(caught.value, "wait=")
@@ -102,13 +102,15 @@ class TestLengths:
             ("most", lambda value: nqnb.Backoff(most=value)),
         ],
     )
-    def test_are_refused_where_something_is_made(self, name: str, make: Callable[[Any], object], given: object) -> None:
+    def test_constructors_refuse_invalid_durations(
+        self, name: str, make: Callable[[Any], object], given: object
+    ) -> None:
         with pytest.raises(BadInput) as caught:
             make(given)
         refused(caught.value, f"{name}=")
 
     @pytest.mark.parametrize("given", [each for each in [*NOT_LENGTHS, *OUT_OF_RANGE] if each is not None], ids=type)
-    async def test_are_refused_by_each_call(self, nq: nqnb.Client, given: Any) -> None:
+    async def test_every_call_refuses_invalid_durations(self, nq: nqnb.Client, given: Any) -> None:
         task = await nq.submit("lengths")
         calls: dict[str, Callable[[], Any]] = {
             "timeout": lambda: task.wait(given),
@@ -124,7 +126,7 @@ class TestLengths:
             refused(caught.value, name.rstrip(" ="))
         assert await task.status() is Status.PENDING  # nothing was done before the refusal
 
-    def test_a_timedelta_will_do_everywhere(self) -> None:
+    def test_a_timedelta_is_accepted_everywhere(self) -> None:
         minute = timedelta(minutes=1)
         settings = nqnb.Settings(ack_wait=minute, retry_for=minute, retention=minute)  # type: ignore[arg-type]  # fields
         assert (settings.ack_wait, settings.retry_for, settings.retention_seconds) == (60.0, 60.0, 60.0)
@@ -135,12 +137,12 @@ class TestLengths:
 
 
 class TestWaits:
-    async def test_of_no_time_answers_for_a_task_that_has_ended(self, ended: nqnb.Task) -> None:
+    async def test_of_zero_seconds_return_if_the_task_has_ended(self, ended: nqnb.Task) -> None:
         for nothing in (0, 0.0, timedelta(0), 1e-9, np.float64(0)):
             assert await ended.wait(nothing) is Status.COMPLETED
             assert await ended.result(timeout=nothing) == "the result"
 
-    async def test_of_no_time_says_that_a_task_has_not(self, nq: nqnb.Client) -> None:
+    async def test_of_zero_seconds_time_out_if_the_task_has_not_ended(self, nq: nqnb.Client) -> None:
         task = await nq.submit("waits")
         for nothing in (0, timedelta(0), 1e-9):
             with pytest.raises(WaitTimeout, match="it goes on"):
@@ -148,14 +150,14 @@ class TestWaits:
         with pytest.raises(UnknownTask):
             await nq.wait("nobody", 0)
 
-    async def test_of_no_time_says_that_the_connection_is_closed(self, nq: nqnb.Client) -> None:
+    async def test_of_zero_seconds_report_a_closed_connection(self, nq: nqnb.Client) -> None:
         async with nqnb.connect(nq.backend.connection.settings) as other:
             await other.backend.connection.close()
             for nothing in (0, 1e-9):
                 with pytest.raises(nqnb.ConnectionFailed):
                     await other.wait("nobody", nothing)
 
-    async def test_take_timedeltas(self, nq: nqnb.Client) -> None:
+    async def test_accept_timedeltas(self, nq: nqnb.Client) -> None:
         task = await nq.submit("waits")
         with pytest.raises(WaitTimeout, match=r"within 0.05 s"):
             await task.wait(timedelta(milliseconds=50))
@@ -177,12 +179,12 @@ class TestMoments:
 
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
     @pytest.mark.parametrize("moment", BAD, ids=str)
-    async def test_that_no_server_counts_are_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
+    async def test_beyond_the_servers_range_are_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
         with pytest.raises(BadInput, match=f"{name}=.* must be a date between 1970 and 2261") as caught:
             await nq.submit("moments", **{name: moment})
         refused(caught.value, name)
 
-    async def test_of_pandas_will_do(self, nq: nqnb.Client) -> None:
+    async def test_of_pandas_are_accepted(self, nq: nqnb.Client) -> None:
         task = await nq.submit(
             "moments", process_at=pd.Timestamp("2030-01-01", tz="UTC"), deadline=pd.Timedelta("9999D")
         )
@@ -191,7 +193,7 @@ class TestMoments:
 
 
 class TestStates:
-    async def test_by_themselves_by_their_labels_and_by_their_numbers(self, nq: nqnb.Client) -> None:
+    async def test_are_accepted_as_members_labels_and_numbers(self, nq: nqnb.Client) -> None:
         task = await nq.submit("states")
         await (await nq.submit("states")).cancel()
         pending: list[Any] = [Status.PENDING, "pending", "PENDING", 0, np.int64(0), np.str_("pending"), ["pending"]]
@@ -202,29 +204,29 @@ class TestStates:
         assert await nq.tasks("states", []) == []
 
     @pytest.mark.parametrize("state", ["faild", "", "fail ed", 17, -1, True, 2.0, b"failed", [None], Broken(), [[2]]])
-    async def test_others_are_refused_with_the_choices(self, nq: nqnb.Client, state: Any) -> None:
+    async def test_other_values_are_refused_with_the_choices(self, nq: nqnb.Client, state: Any) -> None:
         with pytest.raises(BadInput, match="The states are pending, processing, failed, completed, cancelled, deleted"):
             await nq.tasks(status=state)
 
-    async def test_a_misspelt_one_gets_a_suggestion(self, nq: nqnb.Client) -> None:
+    async def test_a_misspelt_state_gets_a_suggestion(self, nq: nqnb.Client) -> None:
         with pytest.raises(BadInput, match=r"status 'faild' is invalid: no such state. Did you mean 'failed'\?"):
             await nq.tasks(status="faild")
 
 
 class TestQueues:
-    async def test_one_that_is_not_there_is_named_with_one_like_it(self, nq: nqnb.Client) -> None:
+    async def test_an_unknown_queue_gets_a_suggestion(self, nq: nqnb.Client) -> None:
         await nq.submit("resize")
         for call in (nq.tasks("rezise"), nq.prune(0, "rezise"), nq.pause("rezise"), nq.purge_queue("rezise")):
             with pytest.raises(UnknownQueue, match=r"no queue 'rezise' .* Did you mean 'resize'\?") as caught:
                 await call
             assert caught.value.queue == "rezise"
 
-    async def test_one_that_is_empty_has_no_tasks(self, nq: nqnb.Client) -> None:
+    async def test_an_empty_queue_has_no_tasks(self, nq: nqnb.Client) -> None:
         await nq.purge_queue((await nq.submit("empty")).queue)
         await nq.prune(0, "empty")
         assert await nq.tasks("empty") == []
 
-    async def test_one_that_was_deleted_has_the_tasks_that_are_kept(self, nq: nqnb.Client) -> None:
+    async def test_a_deleted_queue_still_lists_its_kept_tasks(self, nq: nqnb.Client) -> None:
         task = await nq.submit("removed")
         await nq.delete_queue("removed", force=True)
         assert [each.id for each in await nq.tasks("removed")] == [task.id]
@@ -251,12 +253,12 @@ class TestManyPayloads:
         [None, 5, "abc", b"abc", memoryview(b"abc"), {"a": 1}, pd.DataFrame({"a": [1]}), Broken()],
         ids=type,
     )
-    async def test_what_is_not_several_is_refused(self, nq: nqnb.Client, payloads: Any) -> None:
+    async def test_a_single_payload_is_refused(self, nq: nqnb.Client, payloads: Any) -> None:
         with pytest.raises(BadInput) as caught:
             await nq.submit_many("many-none", payloads)
         refused(caught.value, "payloads")
 
-    async def test_asynchronous_ones_are_to_be_collected_first(self, nq: nqnb.Client) -> None:
+    async def test_an_async_iterable_is_refused(self, nq: nqnb.Client) -> None:
         async def payloads() -> AsyncIterator[int]:
             yield 1
 
@@ -272,7 +274,7 @@ class TestManyPayloads:
         assert list(payloads) == [0, 1, 2], "none was drawn"
 
     @pytest.mark.parametrize("errors", ["raise", "return"])
-    async def test_an_iterable_that_raises_loses_none_that_were_accepted(self, nq: nqnb.Client, errors: Any) -> None:
+    async def test_an_iterable_that_raises_loses_no_accepted_task(self, nq: nqnb.Client, errors: Any) -> None:
         def payloads() -> Iterator[int]:
             yield from range(3)
             raise OverflowError("the file ends here")
@@ -284,7 +286,7 @@ class TestManyPayloads:
 
 
 class TestFlags:
-    async def test_are_true_or_false(self, nq: nqnb.Client) -> None:
+    async def test_must_be_true_or_false(self, nq: nqnb.Client) -> None:
         await nq.submit("flags")
         for flag in ("no", None, 1, Broken()):
             bad: Any = flag
@@ -302,12 +304,12 @@ class TestFlags:
     "arguments",
     [{"port": "4222"}, {"port": True}, {"store_dir": 5}, {"go_queues": 5}, {"config": b""}, {"port": Broken()}],
 )
-def test_a_dev_server_refuses_what_it_cannot_use(arguments: Any) -> None:
+def test_a_dev_server_refuses_invalid_options(arguments: Any) -> None:
     with pytest.raises(BadInput):
         nqnb.DevServer(**arguments)
 
 
-def test_a_session_refuses_as_the_client_does(server: nqnb.DevServer) -> None:
+def test_a_session_refuses_what_the_client_refuses(server: nqnb.DevServer) -> None:
     session = Session(nqnb.Settings(server.url))
     session.connect()
     try:

@@ -89,11 +89,11 @@ async def the_next_task_runs(nq: nqnb.Client, queue: str) -> None:
     assert await task.wait(timeout=5) is Status.COMPLETED
 
 
-class TestNames:
+class TestInvalidNames:
     @pytest.mark.parametrize(
         "queue", ["", "a b", "a.b", "a*", ">", "x/cancel", "käse", "gold_cancel", "x" * 201, None, 7]
     )
-    async def test_queues(self, nq: nqnb.Client, queue: Any) -> None:
+    async def test_a_queue_name_that_is_invalid_is_refused(self, nq: nqnb.Client, queue: Any) -> None:
         shown = repr(queue)[:60]
         for call in (nq.submit(queue, 1), nq.submit_many(queue, [1, 2])):
             error = await refusal(InvalidQueueName, call, shown, "queue name", "is invalid")
@@ -101,7 +101,7 @@ class TestNames:
         assert await nq.queues() == []
 
     @pytest.mark.parametrize("task_id", ["", "a b", "a*", "ü", ".a", "a.", "a..b", "x" * 201, 7, b"a"])
-    async def test_ids(self, nq: nqnb.Client, task_id: Any) -> None:
+    async def test_a_task_id_that_is_invalid_is_refused(self, nq: nqnb.Client, task_id: Any) -> None:
         shown = repr(task_id)[:60]
         calls = [nq.submit("q", id=task_id), nq.fetch(task_id), nq.status(task_id), nq.cancel(task_id)]
         for call in (*calls, nq.wait(task_id), nq.result(task_id)):
@@ -114,7 +114,7 @@ class TestNames:
 
 class TestTakenIds:
     @pytest.mark.parametrize("payload", ["one", "other"])
-    async def test_pending(self, nq: nqnb.Client, payload: str) -> None:
+    async def test_of_a_pending_task_are_refused(self, nq: nqnb.Client, payload: str) -> None:
         task = await nq.submit("q", "one", id="mine")
         error = await refusal(TaskExists, nq.submit("q", payload, id="mine"), "'mine' is taken", "Choose another")
         assert error.task_id == "mine"
@@ -122,22 +122,24 @@ class TestTakenIds:
         assert [each.pending for each in await nq.queues()] == [1]
 
     @pytest.mark.parametrize("payload", ["one", "other"])
-    async def test_completed(self, nq: nqnb.Client, settings: nqnb.Settings, payload: str) -> None:
+    async def test_of_a_completed_task_are_refused(
+        self, nq: nqnb.Client, settings: nqnb.Settings, payload: str
+    ) -> None:
         info = await run(nq, settings, lambda job, payload: payload, payload="one", id="mine")
         await refusal(TaskExists, nq.submit("work", payload, id="mine"), "'mine'")
         assert await nq.task("mine").fetch() == info
         await assert_queues_empty(nq, "work")
 
-    async def test_cancelled(self, nq: nqnb.Client) -> None:
+    async def test_of_a_cancelled_task_are_refused(self, nq: nqnb.Client) -> None:
         await (await nq.submit("q", "one", id="mine")).cancel()
         await refusal(TaskExists, nq.submit("q", "one", id="mine"), "'mine'")
         await assert_queues_empty(nq, "q")
 
-    async def test_in_another_queue(self, nq: nqnb.Client) -> None:
+    async def test_of_a_task_in_another_queue_are_refused(self, nq: nqnb.Client) -> None:
         await nq.submit("q", "one", id="mine")
         await refusal(TaskExists, nq.submit("other", "one", id="mine"), "'mine'")
 
-    async def test_of_two_at_once_one_gets_it(self, nq: nqnb.Client) -> None:
+    async def test_one_of_two_concurrent_submits_succeeds(self, nq: nqnb.Client) -> None:
         results = await asyncio.gather(
             nq.submit("q", "one", id="mine"), nq.submit("q", "other", id="mine"), return_exceptions=True
         )
@@ -146,14 +148,14 @@ class TestTakenIds:
         assert (await nq.fetch("mine")).payload == f'"{winner}"'.encode()
         assert [each.pending for each in await nq.queues()] == [1]
 
-    async def test_of_two_at_once_in_two_queues_one_gets_it(self, nq: nqnb.Client) -> None:
+    async def test_one_of_two_concurrent_submits_to_two_queues_succeeds(self, nq: nqnb.Client) -> None:
         # Both have looked before either has written, and in both queues it is message number 1.
         await nq.submit("one", id="mine")
         late = submit(nq.backend, make_message("two", 2, id="mine"), "somebody", chosen=False)
         await refusal(TaskExists, late, "'mine'")
         await assert_queues_empty(nq, "two")
 
-    async def test_sent_before_without_its_state_it_is_the_same_task(
+    async def test_a_message_without_an_entry_is_the_same_task(
         self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def lost(*_: object) -> int:
@@ -179,13 +181,15 @@ class TestPayloads:
             ({("a",): 1}, "the key ('a',) of payload", "must be a string or a number"),
         ],
     )
-    async def test_that_json_cannot_carry(self, nq: nqnb.Client, payload: object, part: str, remedy: str) -> None:
+    async def test_that_json_cannot_encode_are_refused(
+        self, nq: nqnb.Client, payload: object, part: str, remedy: str
+    ) -> None:
         error = await refusal(UnencodableValue, nq.submit("q", payload), part, remedy)
         assert error.part == part
         assert await nq.queues() == []
 
     @pytest.mark.parametrize("size", [MEGABYTE, 3 * MEGABYTE // 4, 20 * MEGABYTE])
-    async def test_that_the_server_does_not_take(self, nq: nqnb.Client, size: int) -> None:
+    async def test_larger_than_the_server_accepts_are_refused(self, nq: nqnb.Client, size: int) -> None:
         shown = (f"{size:,} bytes", f"limit of {MEGABYTE:,}", "Send a path or key", "raise max_payload")
         queue = f"q-{size}"
         error = await refusal(PayloadTooLarge, nq.submit(queue, bytes(size)), *shown)
@@ -193,7 +197,7 @@ class TestPayloads:
         assert isinstance(await nq.submit(queue, b"small"), nqnb.Task)
         assert [(each.name, each.pending) for each in await nq.queues()] == [(queue, 1)]
 
-    async def test_the_largest_that_is_taken_runs_and_comes_back(
+    async def test_the_largest_accepted_one_runs_and_is_read_back(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
         with pytest.raises(PayloadTooLarge) as caught:
@@ -209,7 +213,7 @@ class TestPayloads:
         info = await run(nq, settings, handle, payload=bytes(size))
         assert (info.status, bytes(info.result)) == (Status.COMPLETED, b"%d" % size)
 
-    async def test_one_that_fits_and_fails_with_a_long_error(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_a_large_one_can_fail_with_a_long_error(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         def handle(job: nqnb.Job) -> None:
             raise ValueError("x" * MEGABYTE)
 
@@ -221,32 +225,32 @@ class TestPayloads:
 
 class TestOptions:
     @pytest.mark.parametrize("retry", [-1, 1.5, "3", None, True])
-    async def test_retry(self, nq: nqnb.Client, retry: Any) -> None:
+    async def test_an_invalid_retry_is_refused(self, nq: nqnb.Client, retry: Any) -> None:
         await refusal(BadInput, nq.submit("q", retry=retry), f"retry={retry!r}", "0 to 2,147,483,647")
 
-    async def test_retry_beyond_what_go_can_count(self, nq: nqnb.Client) -> None:
+    async def test_a_retry_beyond_gos_integers_is_refused(self, nq: nqnb.Client) -> None:
         await refusal(BadInput, nq.submit("q", retry=2**64), f"retry={2**64}")
 
     @pytest.mark.parametrize(
         "timeout", [0, -1, float("nan"), math.inf, "60", True, timedelta(0), timedelta(seconds=-1)]
     )
-    async def test_timeout(self, nq: nqnb.Client, timeout: Any) -> None:
+    async def test_an_invalid_timeout_is_refused(self, nq: nqnb.Client, timeout: Any) -> None:
         await refusal(
             BadInput, nq.submit("q", timeout=timeout), f"timeout={timeout!r} is invalid", "Give seconds or a timedelta"
         )
 
     @pytest.mark.parametrize("moment", ["tomorrow", 5, 1795489228.0, date(2026, 11, 24), (2026, 11, 24)])
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
-    async def test_moments(self, nq: nqnb.Client, name: str, moment: Any) -> None:
+    async def test_an_invalid_moment_is_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
         call = nq.submit("q", **{name: moment})
         await refusal(BadInput, call, f"{name}={moment!r} is invalid", "Give a datetime, or a timedelta from now")
 
     @pytest.mark.parametrize("moment", [timedelta.max, datetime.min, pd.NaT])  # NaT says that it is a datetime
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
-    async def test_moments_that_no_calendar_has(self, nq: nqnb.Client, name: str, moment: Any) -> None:
+    async def test_a_moment_beyond_the_calendar_is_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
         await refusal(BadInput, nq.submit("q", **{name: moment}), f"{name}={moment}", "between 1970 and 2261")
 
-    async def test_nothing_was_sent(self, nq: nqnb.Client) -> None:
+    async def test_a_refused_option_sends_nothing(self, nq: nqnb.Client) -> None:
         for options in ({"retry": -1}, {"timeout": 0}, {"deadline": "x"}, {"process_at": 5}):
             with pytest.raises(BadInput):
                 await nq.submit("q", **options)
@@ -264,7 +268,7 @@ class TestSubmitMany:
     PAYLOADS = (0, object(), 2, float("nan"), b"4", bytes(2 * MEGABYTE), 6)
     BAD = (1, 3, 5)
 
-    async def test_the_others_are_accepted_and_the_error_says_which_were_not(self, nq: nqnb.Client) -> None:
+    async def test_valid_ones_are_accepted_and_the_error_lists_the_others(self, nq: nqnb.Client) -> None:
         call = nq.submit_many("q", self.PAYLOADS)
         error = await refusal(NotSubmitted, call, "3 of 7 tasks were not accepted", "at position 1", "payload")
         assert {index: type(each) for index, each in error.errors.items()} == {
@@ -276,7 +280,7 @@ class TestSubmitMany:
         assert [(await task.fetch()).payload for task in error.tasks if task] == [b"0", b"2", b"4", b"6"]
         assert [each.pending for each in await nq.queues()] == [4]
 
-    async def test_errors_can_be_returned_in_their_places(self, nq: nqnb.Client) -> None:
+    async def test_errors_can_be_returned_in_place_of_their_tasks(self, nq: nqnb.Client) -> None:
         results = await nq.submit_many("q", iter(self.PAYLOADS), errors="return")
         assert [isinstance(each, nqnb.NqnbError) for each in results] == [index in self.BAD for index in range(7)]
         assert [(await each.fetch()).payload for each in results if isinstance(each, nqnb.Task)] == [
@@ -286,12 +290,12 @@ class TestSubmitMany:
             b"6",
         ]
 
-    async def test_none_at_all(self, nq: nqnb.Client) -> None:
+    async def test_an_empty_list_of_payloads_submits_nothing(self, nq: nqnb.Client) -> None:
         assert await nq.submit_many("q", []) == []
 
 
 class TestUnknownTasks:
-    async def test_every_call_says_so(self, nq: nqnb.Client) -> None:
+    async def test_every_call_raises_unknown_task(self, nq: nqnb.Client) -> None:
         task = nq.task("never-was")
         for call in (task.fetch(), task.status(), task.cancel(), task.cancel(wait=1), task.wait(1), task.result()):
             error = await refusal(UnknownTask, call, "'never-was'", "Check the id and the server")
@@ -304,7 +308,7 @@ class TestCancel:
     @pytest.mark.parametrize(
         ("function", "status"), [(lambda job: 1, Status.COMPLETED), (lambda job: 1 / 0, Status.FAILED)]
     )
-    async def test_of_what_has_ended(
+    async def test_of_a_task_that_has_ended_is_refused(
         self, nq: nqnb.Client, settings: nqnb.Settings, function: Any, status: Status
     ) -> None:
         info = await run(nq, settings, function)
@@ -314,14 +318,16 @@ class TestCancel:
         assert (error.task_id, error.status) == (info.id, status)
         assert await nq.fetch(info.id) == info
 
-    async def test_of_a_deleted_task_gives_its_receipt_again(self, nq: nqnb.Client) -> None:
+    async def test_of_a_deleted_task_returns_its_receipt_again(self, nq: nqnb.Client) -> None:
         task = await nq.submit("q")
         receipt = await task.cancel()
         assert receipt.status is Status.DELETED
         assert await task.cancel() == receipt
         assert await task.cancel(wait=1) == receipt
 
-    async def test_of_a_cancelled_task_gives_its_receipt_again(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_of_a_cancelled_task_returns_its_receipt_again(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
         worker = nqnb.Worker(settings)
         started = threading.Event()
 
@@ -340,7 +346,7 @@ class TestCancel:
 
 
 class TestResults:
-    async def test_a_large_one_comes_back(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_a_large_result_is_read_back(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         info = await run(nq, settings, lambda job: ["x" * 1000] * 100)
         assert info.status is Status.COMPLETED
         assert info.result_key
@@ -354,20 +360,22 @@ class TestResults:
             (pd.DataFrame({"a": [1]}), ["result", "DataFrame", '.to_dict("records")']),
         ],
     )
-    async def test_one_that_json_cannot_carry(
+    async def test_a_result_that_json_cannot_encode_fails_the_task(
         self, nq: nqnb.Client, settings: nqnb.Settings, value: object, parts: list[str]
     ) -> None:
         info = await run(nq, settings, lambda job: value, retry=3)
         assert (info.status, info.attempt) == (Status.FAILED, 1)
         await refusal(TaskFailed, nq.result(info.id), info.id, "UnencodableResult", *parts)
 
-    async def test_one_that_the_server_does_not_take(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_a_result_larger_than_the_server_accepts_fails_the_task(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
         info = await run(nq, settings, lambda job: "x" * 2 * MEGABYTE, retry=3)
         assert (info.status, info.attempt) == (Status.FAILED, 1)
         shown = (f"{2 * MEGABYTE + 2:,} bytes", f"{MEGABYTE:,}", "return a path or key to it")
         await refusal(TaskFailed, nq.result(info.id), *shown)
 
-    async def test_one_whose_encoding_fails_in_its_own_way(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_a_result_whose_encoder_raises_fails_the_task(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         class Broken:
             def __fspath__(self) -> str:
                 raise RuntimeError("no path today")
@@ -379,7 +387,9 @@ class TestResults:
 class TestWhatHandlersSay:
     """Texts and numbers that JSON cannot carry must not cost a task its outcome."""
 
-    async def test_an_error_about_a_file_name_that_is_no_utf8(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_an_error_with_a_file_name_that_is_not_utf8_is_recorded(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
         def handle(job: nqnb.Job) -> None:
             raise ValueError(f"{os.fsdecode(b'/caf' + bytes([0xE9]))} is no picture")
 
@@ -389,19 +399,23 @@ class TestWhatHandlersSay:
         assert info.error.type == "ValueError"
         assert "/caf" in info.error.message
 
-    async def test_a_log_line_that_is_no_utf8(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_a_log_line_that_is_not_utf8_is_recorded(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         info = await run(nq, settings, lambda job: job.log("caf\udce9"))
         assert info.status is Status.COMPLETED
         assert "caf" in info.log[0]
 
-    async def test_progress_in_words_that_are_no_utf8(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_progress_with_a_text_that_is_not_utf8_is_recorded(
+        self, nq: nqnb.Client, settings: nqnb.Settings
+    ) -> None:
         info = await run(nq, settings, lambda job: job.progress(1, 2, "caf\udce9"))
         assert info.status is Status.COMPLETED
         assert info.progress is not None
         assert info.progress.done == 1
 
     @pytest.mark.parametrize("done", [math.nan, math.inf])
-    async def test_progress_that_is_no_number(self, nq: nqnb.Client, settings: nqnb.Settings, done: float) -> None:
+    async def test_progress_that_is_not_finite_is_refused(
+        self, nq: nqnb.Client, settings: nqnb.Settings, done: float
+    ) -> None:
         async def handle(job: nqnb.Job) -> str:
             job.progress(done, 2)
             await asyncio.sleep(0.8)  # long enough for a heartbeat to read what was written
@@ -411,7 +425,7 @@ class TestWhatHandlersSay:
         assert (info.status, info.marked) == (Status.COMPLETED, True)
         assert await nq.result(info.id) == "done"
 
-    async def test_an_error_that_has_no_text(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    async def test_an_error_whose_str_raises_is_recorded(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         class Mute(Exception):
             def __str__(self) -> str:
                 raise RuntimeError("no words")
@@ -448,7 +462,7 @@ class TestMisfits:
             (list, b"[" * 100_000, "the payload does not fit"),
         ],
     )
-    async def test_fail_at_once_and_say_where(
+    async def test_fail_at_once_and_name_the_field(
         self, nq: nqnb.Client, settings: nqnb.Settings, kind: type, payload: object, where: str
     ) -> None:
         def resize(job: nqnb.Job, payload: Any) -> None:
@@ -503,7 +517,7 @@ class TestForeignMessages:
             await asyncio.sleep(0.3)
             await the_next_task_runs(nq, "foreign")
 
-    async def test_no_tasks_are_thrown_away_once_and_counted(
+    async def test_messages_that_are_not_tasks_are_dropped_and_counted_once(
         self, nq: nqnb.Client, settings: nqnb.Settings, seed: int
     ) -> None:
         # Random bytes that could be the start of something valid would be no accident.
@@ -526,7 +540,9 @@ class TestForeignMessages:
             pytest.param(b'{"ID":"a","Queue":"' + b"q" * 5000 + b'"}', id="a long queue"),
         ],
     )
-    async def test_the_cunning_ones_too(self, nq: nqnb.Client, settings: nqnb.Settings, data: bytes) -> None:
+    async def test_messages_that_resemble_tasks_are_dropped_too(
+        self, nq: nqnb.Client, settings: nqnb.Settings, data: bytes
+    ) -> None:
         await self.publish(nq, data)
         async with self.worker(settings) as worker:
             await the_next_task_runs(nq, "foreign")
@@ -546,7 +562,7 @@ class TestForeignMessages:
             pytest.param(task_json(Queue="no queue at all!"), id="a queue that cannot be"),
         ],
     )
-    async def test_odd_tasks_come_to_an_end(self, nq: nqnb.Client, settings: nqnb.Settings, data: bytes) -> None:
+    async def test_odd_tasks_end(self, nq: nqnb.Client, settings: nqnb.Settings, data: bytes) -> None:
         # Go's state follows its message, without a mark; where it has no room, ours is as good.
         await nq.backend.ensure_queue("foreign")
         full = len(data) > MEGABYTE // 2
@@ -569,7 +585,7 @@ class TestForeignMessages:
         assert (await nq.fetch("odd")).id == "odd"
 
     @pytest.mark.parametrize("value", [b"", b"no task", b'{"ID":"\xff","Queue":"q"}', b"[" * 100_000])
-    async def test_an_entry_that_is_no_task_does_not_hide_the_others(self, nq: nqnb.Client, value: bytes) -> None:
+    async def test_an_entry_that_is_not_a_task_does_not_hide_the_others(self, nq: nqnb.Client, value: bytes) -> None:
         await nq.submit("q", id="good")
         await nq.backend.states.put("odd", value)
         assert [info.id for info in await nq.tasks()] == ["good"]
@@ -577,7 +593,7 @@ class TestForeignMessages:
             await nq.fetch("odd")
 
     @pytest.mark.parametrize("data", [b"", b"no cancel", b'{"ID":"\xff"}', b'{"ID":"a b"}', b'{"ID":".."}'])
-    async def test_a_cancel_that_is_none_does_no_harm(
+    async def test_a_message_that_is_not_a_cancel_is_ignored(
         self, nq: nqnb.Client, settings: nqnb.Settings, data: bytes
     ) -> None:
         async with self.worker(settings):
@@ -587,7 +603,7 @@ class TestForeignMessages:
             assert (await task.cancel()).status is Status.DELETED
 
 
-class TestServers:
+class TestUnreachableServers:
     async def open(self, settings: nqnb.Settings | str, **options: Any) -> None:
         async with nqnb.connect(settings, **options):
             pytest.fail("it is open")
@@ -598,7 +614,7 @@ class TestServers:
         assert time.monotonic() - begun < within
         return error
 
-    async def test_none_at_the_address(self) -> None:
+    async def test_a_refused_connection_is_reported(self) -> None:
         with socket.socket() as bound:  # bound and not listening: nobody else gets the port meanwhile
             bound.bind(("127.0.0.1", 0))
             url = f"nats://127.0.0.1:{bound.getsockname()[1]}"
@@ -608,23 +624,23 @@ class TestServers:
             error = await self.quick_refusal(url, url=secret)
             assert "s3cret" not in f"{error} {error.url}"
 
-    async def test_none_for_a_worker(self) -> None:
+    async def test_a_refused_connection_of_a_worker_is_reported(self) -> None:
         worker = nqnb.Worker("nats://127.0.0.1:1")
         worker.handler("q")(lambda job: None)
         await refusal(NoServer, worker.start(), "nats://127.0.0.1:1", "`nqnb up`")
 
-    async def test_a_host_that_nobody_knows(self) -> None:
+    async def test_an_unknown_host_is_reported(self) -> None:
         url = "nats://no-such-host.invalid:4222"
         await self.quick_refusal(url, "the host name is unknown; check its spelling", url=url, within=6)
 
-    async def test_one_that_never_answers(self) -> None:
+    async def test_a_server_that_never_answers_is_reported(self) -> None:
         with socket.socket() as mute:
             mute.bind(("127.0.0.1", 0))
             mute.listen()
             url = f"nats://127.0.0.1:{mute.getsockname()[1]}"
             await self.quick_refusal(url, "no answer within 1 s", url=url, connect_timeout=1.0)
 
-    async def test_one_that_speaks_something_else(self) -> None:
+    async def test_a_server_of_another_protocol_is_reported(self) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             writer.close()
@@ -634,12 +650,12 @@ class TestServers:
         await self.quick_refusal(url, url=url)
         http.close()
 
-    async def test_one_of_several_is_enough(self, server: nqnb.DevServer) -> None:
+    async def test_one_of_several_servers_is_enough(self, server: nqnb.DevServer) -> None:
         async with nqnb.connect(["nats://127.0.0.1:1", server.url]) as nq:
             assert await nq.queues() == []
 
     @pytest.mark.parametrize("given", [{"user": "ann", "password": "wr0ng"}, {"token": "wr0ng"}, {}])
-    async def test_one_that_wants_another_password(self, given: dict[str, Any]) -> None:
+    async def test_a_wrong_password_or_token_is_reported_and_not_shown(self, given: dict[str, Any]) -> None:
         with nqnb.DevServer(config="authorization { user: ann, password: s3cret }") as server:
             refused = "it refused the user, password or token; check them"
             error = await self.quick_refusal(server.url, refused, url=server.url, **given)
@@ -650,14 +666,14 @@ class TestServers:
             async with nqnb.connect(server.url, user="ann", password="s3cret") as nq:
                 assert await nq.queues() == []
 
-    async def test_one_that_wants_another_token(self) -> None:
+    async def test_a_wrong_token_in_the_url_is_not_shown(self) -> None:
         with nqnb.DevServer(config="authorization { token: s3cret }") as server:
             error = await self.quick_refusal(server.url, "check them", url=server.url, token="wr0ng")
             assert "wr0ng" not in f"{error} {error.url}"
             async with nqnb.connect(server.url.replace("//", "//s3cret@")) as nq:
                 assert await nq.queues() == []
 
-    async def test_one_without_jetstream(self) -> None:
+    async def test_a_server_without_jetstream_is_reported(self) -> None:
         with nqnb.DevServer(jetstream=False) as server:
             worker = nqnb.Worker(server.url)
             worker.handler("q")(lambda job: None)

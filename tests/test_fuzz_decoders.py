@@ -150,7 +150,7 @@ def count(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.parametrize("surface", SURFACES)
-def test_the_undamaged_are_read(surface: str) -> None:
+def test_undamaged_messages_are_read(surface: str) -> None:
     good, use = SURFACES[surface]
     for data in good:
         assert use(data) is not None
@@ -158,7 +158,7 @@ def test_the_undamaged_are_read(surface: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("surface", SURFACES)
-def test_damaged_ones(surface: str, seed: int, count: int) -> None:
+def test_damaged_messages_are_read_or_refused_as_malformed(surface: str, seed: int, count: int) -> None:
     good, use = SURFACES[surface]
     mutate, read = Mutator(seed), Counter[bool]()
     # The tasks have most ways to be read.
@@ -173,7 +173,7 @@ def test_damaged_ones(surface: str, seed: int, count: int) -> None:
     assert read[False] or use is use_intent
 
 
-def test_tables_of_what_was_read(seed: int) -> None:
+def test_tables_show_what_was_read_from_damaged_messages(seed: int) -> None:
     mutate = Mutator(seed)
     infos = [use_task(mutate(mutate.choice(damaged_messages.tasks("a", "q")))) for _ in range(400)]
     tasks = [each for each in infos if each is not None]
@@ -220,12 +220,12 @@ def examples(inputs: st.SearchStrategy[bytes], count: int) -> None:
 
 
 @pytest.mark.parametrize("inputs", INPUTS_BY_KIND.values(), ids=INPUTS_BY_KIND)
-def test_any(inputs: st.SearchStrategy[bytes]) -> None:
+def test_any_bytes_are_read_or_refused_as_malformed(inputs: st.SearchStrategy[bytes]) -> None:
     examples(inputs, EXAMPLES)
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("inputs", INPUTS_BY_KIND.values(), ids=INPUTS_BY_KIND)
-def test_very_many(inputs: st.SearchStrategy[bytes]) -> None:
+def test_many_bytes_are_read_or_refused_as_malformed(inputs: st.SearchStrategy[bytes]) -> None:
     examples(inputs, EXAMPLES_FULL)

@@ -112,7 +112,9 @@ def is_retried_for_years(data: bytes) -> bool:
     return is_task(data) and TaskMessage.decode(data).MaxRetry > 10
 
 
-async def test_messages_of_the_task_stream(nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int) -> None:
+async def test_a_worker_survives_damaged_messages_in_the_task_stream(
+    nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int
+) -> None:
     mutate, tried = Mutator(seed), 0
     ended: Counter[int] = Counter()
 
@@ -164,7 +166,9 @@ async def open_tasks(nq: nqnb.Client) -> list[TaskMessage]:
     return found
 
 
-async def test_messages_of_the_cancel_subject(nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int) -> None:
+async def test_a_worker_survives_damaged_cancels(
+    nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int
+) -> None:
     mutate, tried, started = Mutator(seed), 0, threading.Event()
     worker = nqnb.Worker(settings)
 
@@ -191,7 +195,9 @@ async def test_messages_of_the_cancel_subject(nq: nqnb.Client, settings: nqnb.Se
     print(f"cancel subject: {tried} messages")
 
 
-async def test_cancel_requests(nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int) -> None:
+async def test_damaged_cancel_requests_are_survived(
+    nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int
+) -> None:
     mutate, tried = Mutator(seed), 0
     worker = nqnb.Worker(settings, concurrency=64)
 
@@ -220,7 +226,9 @@ async def test_cancel_requests(nq: nqnb.Client, settings: nqnb.Settings, seed: i
     print(f"nq-cancel: {tried} entries")
 
 
-async def test_entries_of_tasks_that_wait(nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int) -> None:
+async def test_damaged_entries_of_waiting_tasks_are_survived(
+    nq: nqnb.Client, settings: nqnb.Settings, seed: int, rounds: int
+) -> None:
     """A worker takes messages whose entries are damaged, and whose owners' presence is."""
     mutate, tried = Mutator(seed), 0
     for _ in range(rounds):
@@ -252,7 +260,7 @@ async def test_entries_of_tasks_that_wait(nq: nqnb.Client, settings: nqnb.Settin
     print(f"nq-store and nq-workers, before a worker: {tried} entries")
 
 
-async def test_listings(
+async def test_listings_survive_damaged_entries(
     nq: nqnb.Client, url: str, run: Run, seed: int, rounds: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     mutate, tried = Mutator(seed), 0
