@@ -355,7 +355,7 @@ class TestResults:
     @pytest.mark.parametrize(
         ("value", "parts"),
         [
-            ({"model": object()}, ["result['model']", "convert it"]),
+            ({"model": object()}, ["result['model']", "Convert it"]),
             ([1.0, math.inf], ["result[1] has no JSON form: it is inf", "Send None or a string"]),
             (pd.DataFrame({"a": [1]}), ["result", "DataFrame", '.to_dict("records")']),
         ],
