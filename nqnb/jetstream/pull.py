@@ -38,7 +38,7 @@ PAUSE_AGAIN_SECONDS = 5.0
 
 
 class PullLoop:
-    """Pulls one queue's tasks.
+    """The pulls of one queue's tasks.
 
     Args:
         connection: the connection.

@@ -119,7 +119,7 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
 
 
 def denied_subject(error: BaseException) -> tuple[str, str] | None:
-    """Return "publish" or "subscribe" and the subject to which the user may not; None for another error."""
+    """Return "publish" or "subscribe" and the subject that is denied to the user; None for another error."""
     found = re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', str(error), re.IGNORECASE)
     return None if found is None else ("publish" if found[1].lower() == "publish" else "subscribe", found[2])
 
