@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -98,5 +97,4 @@ def usage(error: click.ClickException) -> str:
     """Return the error of a command line, with the command that shows its help."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} -h`)" if context is not None else ""
-    # A single dot after a space is a character that the sentence lists, not its end.
-    return re.sub(r"(?<=\S)\.$", "", error.format_message()) + hint
+    return error.format_message().removesuffix(".") + hint

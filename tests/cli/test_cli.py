@@ -418,7 +418,7 @@ def test_a_usage_error_is_one_line_with_code_2(arguments: tuple[str, ...], run: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("submit", "q", "1", "--id", "a b"), "the characters A-Z a-z 0-9 - / _ = . (see"),
+        (("submit", "q", "1", "--id", "a b"), "the characters A-Z a-z 0-9 - / _ = and dots (see"),
         (("submit", "q", "{a:1}"), "Quote it for the shell"),
         (("submit", "q", ""), "is invalid JSON: it is empty. Write null, or use --text"),
         (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=10"),
