@@ -1,4 +1,4 @@
-"""What becomes of a task when what its worker rests on misbehaves: answers are lost, buckets full, hooks broken."""
+"""Tasks whose worker meets rare failures: lost answers, full buckets, a broken `is_failure`, two clocks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from nqnb.store import Entry
 pytestmark = pytest.mark.anyio
 
 LARGE = "x" * 10_000
-"""A result that does not go into an entry."""
+"""A result that does not fit into an entry."""
 
 
 def backend_of(worker: nqnb.Worker) -> Backend:
-    """What a running worker writes to."""
+    """Return the backend of a running worker."""
     assert worker._runtime is not None
     return worker._runtime.backend
 
@@ -39,8 +39,10 @@ async def limit(nq: nqnb.Client, bucket: str, **config: int) -> None:
     await api(f"STREAM.UPDATE.KV_{bucket}", {**now, **config})
 
 
-async def test_an_id_in_two_queues_runs_in_the_one_that_took_it(nq: nqnb.Client, settings: nqnb.Settings) -> None:
-    """Two clients chose the same id at once: both messages have the same number, one of them is refused."""
+async def test_an_id_in_two_queues_runs_only_in_the_queue_that_accepted_it(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
+    """Two clients chose the same id at once: both messages have the same sequence, and one client is refused."""
     ran: Counter[tuple[str, str]] = Counter()
     accepted: dict[str, str] = {}
     worker = nqnb.Worker(settings, concurrency=50)
@@ -65,7 +67,7 @@ async def test_an_id_in_two_queues_runs_in_the_one_that_took_it(nq: nqnb.Client,
     assert ran == dict.fromkeys(accepted.items(), 1)
 
 
-async def test_an_is_failure_that_fails_judges_nothing(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_task_is_retried_if_its_is_failure_fails(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings)
     runs = 0
 
@@ -87,10 +89,10 @@ async def test_an_is_failure_that_fails_judges_nothing(nq: nqnb.Client, settings
     assert (error.type, error.message) == ("ValueError", "no")
 
 
-async def test_two_clocks_make_no_other_stream(
+async def test_the_clocks_of_two_servers_do_not_make_a_stream_look_recreated(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One server stamps when a stream is made, another one its messages."""
+    """One server stamps the creation of a stream, another one its messages."""
 
     async def ahead(connection: Connection, queue: str) -> float:
         return await queue_streams.queue_created_at(connection, queue) + 60
@@ -110,7 +112,7 @@ async def test_two_clocks_make_no_other_stream(
         await assert_queues_empty(nq, "work")
 
 
-async def test_a_claim_whose_answer_was_lost_is_no_crash(
+async def test_a_claim_whose_answer_was_lost_does_not_count_as_a_crash(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = nqnb.Worker(settings, poison_limit=1)
@@ -164,7 +166,9 @@ async def test_a_result_waits_for_its_server_and_is_not_run_again(
     assert (runs, tries) == (1, 3)
 
 
-async def test_a_full_bucket_of_results_may_have_room_again(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_result_is_written_once_its_full_bucket_has_room_again(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
     worker = nqnb.Worker(settings)
     runs = 0
 
@@ -201,7 +205,9 @@ async def test_a_result_that_cannot_be_kept_fails_the_task_and_says_why(
 
 
 @pytest.mark.parametrize("size", [10, 3000], ids=["a small result", "one that its entry has no room for"])
-async def test_a_state_bucket_with_a_limit_of_its_own(nq: nqnb.Client, settings: nqnb.Settings, size: int) -> None:
+async def test_tasks_run_although_the_state_bucket_has_a_size_limit(
+    nq: nqnb.Client, settings: nqnb.Settings, size: int
+) -> None:
     worker = nqnb.Worker(settings, concurrency=1)
 
     @worker.handler("work")
@@ -218,7 +224,9 @@ async def test_a_state_bucket_with_a_limit_of_its_own(nq: nqnb.Client, settings:
         await assert_queues_empty(nq, "work")
 
 
-async def test_an_entry_that_has_room_for_neither_payload_nor_result(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+async def test_a_task_runs_although_its_entry_has_room_for_neither_payload_nor_result(
+    nq: nqnb.Client, settings: nqnb.Settings
+) -> None:
     worker = nqnb.Worker(settings, concurrency=1)
 
     @worker.handler("work")
@@ -227,7 +235,7 @@ async def test_an_entry_that_has_room_for_neither_payload_nor_result(nq: nqnb.Cl
 
     async with worker:
         await limit(nq, "nq-store", max_msg_size=4096)
-        # The client cannot write the state, and says so; the worker does.
+        # The client cannot write the state, and raises; the worker can.
         with suppress(Unconfirmed):
             await nq.submit("work", "p" * 5000, id="mine")
         while await nq.backend.states.get("mine") is None:
@@ -236,7 +244,7 @@ async def test_an_entry_that_has_room_for_neither_payload_nor_result(nq: nqnb.Cl
         await assert_queues_empty(nq, "work")
 
 
-async def test_a_superseded_run_whose_code_does_not_end_keeps_nobody_from_the_task(
+async def test_a_superseded_run_whose_code_does_not_end_does_not_block_the_task(
     nq: nqnb.Client, settings: nqnb.Settings
 ) -> None:
     old, new = nqnb.Worker(settings), nqnb.Worker(settings)
@@ -259,7 +267,7 @@ async def test_a_superseded_run_whose_code_does_not_end_keeps_nobody_from_the_ta
     async with old:
         task = await nq.submit("work")
         await begun.wait()
-        # Somebody claimed it, as after a gap of ours, and is dead by now: there is no presence of it.
+        # Another worker claimed the task, as after a heartbeat gap, and died: it has no presence.
         entry = await nq.backend.states.get(task.id)
         assert entry is not None
         claimed = TaskMessage.decode(entry.value)
@@ -272,10 +280,10 @@ async def test_a_superseded_run_whose_code_does_not_end_keeps_nobody_from_the_ta
     assert await task.result() == "new"
 
 
-async def test_a_lease_does_not_wait_for_what_is_read(
+async def test_a_lease_does_not_wait_for_reads(
     nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A consumer that is gone is made again, and the lease renewed, though the buckets do not answer."""
+    """A consumer that is gone is recreated, and the lease renewed, although the buckets do not answer."""
     worker = nqnb.Worker(settings, concurrency=1, ack_wait=2.0)
     runs, stopped = 0, False
 
