@@ -168,48 +168,56 @@ def frozen(value: Any) -> Hashable:
 
 def _freeze(value: Any, open_ones: set[int]) -> Hashable:
     kind = type(value)
-    if value is None or kind in (int, str, bytes, float, bool) or isinstance(value, enum.Enum):
-        return value  # type: ignore[no-any-return]  # one of the types above, which are hashable
+    if kind not in _known_freezers:
+        _known_freezers[kind] = _freezer_of(kind)
+    freezer = _known_freezers[kind]
+    if freezer is None:
+        plain: Hashable = value
+        return plain
     if id(value) in open_ones:
         return "the same again"
     open_ones.add(id(value))
     try:
-        return _freeze_parts(value, open_ones)
+        return freezer(value, open_ones)
     finally:
         open_ones.discard(id(value))
 
 
-def _freeze_parts(value: Any, open_ones: set[int]) -> Hashable:
-    name = type(value).__qualname__
-    if isinstance(value, msgspec.Struct):
-        return name, msgspec.json.encode(value)
-    if isinstance(value, msgspec.Raw):
-        return bytes(value)
-    if isinstance(value, (tuple, list)):
-        return name, *(_freeze(part, open_ones) for part in value)
-    if isinstance(value, dict):
-        return name, *((_freeze(key, open_ones), _freeze(part, open_ones)) for key, part in value.items())
-    if isinstance(value, (set, frozenset)):
-        return frozenset(_freeze(part, open_ones) for part in value)
-    if isinstance(value, BaseException):
-        return name, str(value)
-    if isinstance(value, _AWAITABLES):
-        return _freeze_frame(value, open_ones)
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return value.__qualname__, *(_freeze(cell, open_ones) for cell in cells)
-    if isinstance(value, _STACK_ITERATORS):
-        return name, *(_freeze(part, open_ones) for part in value.__reduce__()[1:])
-    if isinstance(value, types.MethodType):
-        return name, value.__func__.__qualname__, _freeze(value.__self__, open_ones)
-    if isinstance(value, type):
-        return value.__qualname__
-    if is_dataclass(value):
-        return name, *(_freeze(getattr(value, field.name), open_ones) for field in fields(value))
-    if type(value).__module__.startswith("nqnb.protocol"):
-        parts = [part for part in vars(value).items() if part[0] not in _MOVING_VARIABLES]
-        return name, *((attribute, _freeze(part, open_ones)) for attribute, part in parts)
-    return name
+def _freezer_of(kind: type) -> Callable[[Any, set[int]], Hashable] | None:
+    """Return what freezes values of a type; None where they are hashable as they are."""
+    if kind in (type(None), int, str, bytes, float, bool) or issubclass(kind, enum.Enum):
+        return None
+    for base, freezer in _FREEZERS.items():
+        if issubclass(kind, base):
+            return freezer
+    if is_dataclass(kind):
+        names = [field.name for field in fields(kind)]
+        return lambda value, open_ones: (
+            kind.__qualname__,
+            *(_freeze(getattr(value, name), open_ones) for name in names),
+        )
+    if kind.__module__.startswith("nqnb.protocol"):
+        return lambda value, open_ones: (kind.__qualname__, _freeze_variables(vars(value), open_ones))
+    return lambda value, open_ones: kind.__qualname__
+
+
+def _freeze_many(value: Any, open_ones: set[int]) -> Hashable:
+    return type(value).__qualname__, *[_freeze(part, open_ones) for part in value]
+
+
+def _freeze_dict(value: Any, open_ones: set[int]) -> Hashable:
+    return tuple([(_freeze(key, open_ones), _freeze(part, open_ones)) for key, part in value.items()])
+
+
+def _freeze_variables(variables: dict[str, Any], open_ones: set[int]) -> Hashable:
+    return tuple(
+        [(name, _freeze(part, open_ones)) for name, part in variables.items() if name not in _MOVING_VARIABLES]
+    )
+
+
+def _freeze_function(value: Any, open_ones: set[int]) -> Hashable:
+    cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+    return value.__qualname__, *[_freeze(cell, open_ones) for cell in cells]
 
 
 def _freeze_frame(waiting: Any, open_ones: set[int]) -> Hashable:
@@ -222,15 +230,12 @@ def _freeze_frame(waiting: Any, open_ones: set[int]) -> Hashable:
         return code.co_qualname if hasattr(code, "co_qualname") else code.co_name, "ended"
     variables = frame.f_locals
     named = {id(part) for part in variables.values()}
-    parts = [
-        (name, _freeze(part, open_ones)) for name, part in sorted(variables.items()) if name not in _MOVING_VARIABLES
-    ]
     stack = [
         _freeze(part, open_ones)
         for part in _on_stack(waiting)
         if id(part) not in named and isinstance(part, (*_AWAITABLES, *_STACK_ITERATORS))
     ]
-    return code.co_name, frame.f_lasti, tuple(parts), tuple(stack)
+    return code.co_name, frame.f_lasti, _freeze_variables(variables, open_ones), tuple(stack)
 
 
 @cache
@@ -254,3 +259,22 @@ def _is_filled(cell: types.CellType) -> bool:
     except ValueError:
         return False
     return True
+
+
+_FREEZERS: dict[type, Callable[[Any, set[int]], Hashable]] = {
+    msgspec.Struct: lambda value, _: (type(value).__qualname__, msgspec.json.encode(value)),
+    msgspec.Raw: lambda value, _: bytes(value),
+    tuple: _freeze_many,
+    list: _freeze_many,
+    dict: _freeze_dict,
+    set: lambda value, open_ones: frozenset(_freeze(part, open_ones) for part in value),
+    frozenset: lambda value, open_ones: frozenset(_freeze(part, open_ones) for part in value),
+    BaseException: lambda value, _: (type(value).__qualname__, str(value)),
+    types.FunctionType: _freeze_function,
+    types.MethodType: lambda value, open_ones: (value.__func__.__qualname__, _freeze(value.__self__, open_ones)),
+    type: lambda value, _: value.__qualname__,
+    **dict.fromkeys(_AWAITABLES, _freeze_frame),
+    **dict.fromkeys(_STACK_ITERATORS, lambda value, open_ones: _freeze_many(value.__reduce__()[1:], open_ones)),
+}
+"""By type: what freezes a value of the type. Everything else counts by the name of its type only."""
+_known_freezers: dict[type, Callable[[Any, set[int]], Hashable] | None] = {}
