@@ -157,7 +157,7 @@ class EndWaiting(Retry):
         return write_end(self.backend, ended_by_cancel(task, status, self._record, self.backend.now(), how))
 
     def owed_write(self, task_id: str) -> Write | None:
-        """Return the decision to create the end of a task whose entry was removed; None where none was."""
+        """Return the decision to create the end of a task whose entry was removed; None for any other task."""
         task = self.owed.get(task_id)
         return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
 
@@ -172,8 +172,7 @@ class EndWaiting(Retry):
             self._message_gone = True
             return MISSING
         if time.monotonic() >= self.until:
-            left = "is removed and will not run" if self._message_gone else "stays in its queue and may run"
-            text = f"task {task.ID!r} {left}, but its state was not written: {error}"
+            text = f"task {task.ID!r} {self._left}, but its state was not written: {error}"
             raise NoRoom(text, error.subject, error.code, error.err_code, error.description) from None
         await self.rest()
         return None
@@ -201,11 +200,14 @@ class EndWaiting(Retry):
                 raise self._without_entry(task, error) from error
             raise
 
+    @property
+    def _left(self) -> str:
+        return "is removed and will not run" if self._message_gone else "stays in its queue and may run"
+
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
-        left = "is removed and will not run" if self._message_gone else "stays in its queue and may run"
         return Unconfirmed(
-            f"task {task.ID!r} {left}, but its state was removed from the full store and its end is not confirmed: "
-            f"{sentence(error)} Free room, then purge queue {task.Queue!r}, which ends what is left there.",
+            f"task {task.ID!r} {self._left}, but its state was removed from the full store, and its end is not "
+            f"confirmed: {sentence(error)} Free room, then purge queue {task.Queue!r}, which ends what is left there.",
             task.ID,
         )
 
@@ -220,9 +222,6 @@ class EndWaiting(Retry):
         """
         # Before the removal: a caller that is interrupted knows of the end that is owed.
         self.owed[task.ID] = task
-        if not self._revision:
-            # The message has no entry yet.
-            return MISSING
         try:
             await remove_entry(self.backend, task.ID, self._revision)
         except ServerRefused:
