@@ -32,9 +32,9 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def sentence(error: BaseException) -> str:
-    """Return an error's message with one full stop at its end, to be followed by another sentence."""
-    return f"{str(error).rstrip('. ')}."
+def clause(error: BaseException) -> str:
+    """Return an error's message without the full stop at its end, to be used within another message."""
+    return str(error).rstrip(". ")
 
 
 def kind_of(value: object) -> str:

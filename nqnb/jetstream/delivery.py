@@ -86,7 +86,7 @@ class Delivery:
         """Let the server remove the message. A lost ack is harmless: the next delivery finds the outcome."""
         await self._answer(b"+ACK")
 
-    async def put_back(self, delay: float = 0.0) -> None:
+    async def nak(self, delay: float = 0.0) -> None:
         """Nak the message: the server redelivers it after ``delay`` seconds, at most an hour."""
         delay = min(delay, LONGEST_NAK_SECONDS)
         await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")

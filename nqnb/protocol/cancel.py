@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from nqnb.error_text import sentence
+from nqnb.error_text import clause
 from nqnb.errors import (
     ConnectionFailed,
     MalformedMessage,
@@ -207,7 +207,7 @@ class EndWaiting(Retry):
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
             f"task {task.ID!r} {self._left}, but its state was removed from the full store, and its end is not "
-            f"confirmed: {sentence(error)} Free room, then purge queue {task.Queue!r}, which ends what is left there.",
+            f"confirmed: {clause(error)}. Free room, then purge queue {task.Queue!r}, which ends what is left there.",
             task.ID,
         )
 

@@ -112,7 +112,7 @@ async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
         await attempt.delivery.ack()
     else:
         log.debug("task %s: nak for %.2f s, %s", attempt.id, verdict.delay, verdict.why)
-        await attempt.delivery.put_back(verdict.delay)
+        await attempt.delivery.nak(verdict.delay)
 
 
 async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -> int:

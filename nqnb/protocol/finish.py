@@ -107,7 +107,7 @@ async def write_outcome(
         if retry.status is not Status.PENDING:
             return _outcome(backend, attempt, retry.status, retry.meta)
         sequence, not_before = attempt.entry.Sequence, min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
-        if delay > lifecycle.LONG:
+        if delay > lifecycle.LONG_WAIT_SECONDS:
             # The schedule first, then the entry, then the old message: so at each moment the task has a message.
             try:
                 moved_to = await _schedule(backend, attempt, not_before)
@@ -135,7 +135,7 @@ async def write_outcome(
     if retry.status is not Status.PENDING or scheduled:
         await attempt.delivery.ack()
     elif not attempt.lost_lease():
-        await attempt.delivery.put_back(delay)
+        await attempt.delivery.nak(delay)
     return retry.status, retry.meta
 
 
@@ -245,7 +245,7 @@ async def _leave(backend: TaskBackend, attempt: Attempt) -> None:
     step = lifecycle.leave(attempt.why)
     if step is LeaveStep.ACK:
         await attempt.delivery.ack()
-    elif step is LeaveStep.HAND_BACK:
+    elif step is LeaveStep.RELEASE:
         # It stays Processing, without a worker: as Pending with CurrentRetry 0, a cancel could record it as Deleted,
         # although it had started.
         meta = msgspec.structs.replace(attempt.entry.meta, worker="")
@@ -255,4 +255,4 @@ async def _leave(backend: TaskBackend, attempt: Attempt) -> None:
             except (RevisionConflict, Unconfirmed, ConnectionFailed):
                 return
         if not attempt.lost_lease():
-            await attempt.delivery.put_back()
+            await attempt.delivery.nak()

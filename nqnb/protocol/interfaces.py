@@ -82,7 +82,7 @@ class TaskDelivery(Protocol):
         """Let the server remove the message."""
         ...
 
-    async def put_back(self, delay: float = 0.0) -> None:
+    async def nak(self, delay: float = 0.0) -> None:
         """Nak the message: let the server redeliver it after ``delay`` seconds."""
         ...
 

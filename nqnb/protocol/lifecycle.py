@@ -17,12 +17,12 @@ from msgspec import UNSET, UnsetType
 from nqnb.inputs import MOMENT_LIMIT_SECONDS
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
 
-FIRST_PUT_BACK = 0.05
+FIRST_NAK_SECONDS = 0.05
 """Seconds of the first nak of a message without an entry; each later nak is twice as long."""
-PUT_BACKS = 9
+MAX_NAKS = 9
 """How often such a message is nak'ed: 0.05 s, 0.1 s … 12.8 s, together 25 s. By then a Go client's late Pending has
 arrived. One that arrived after our finish could never be repaired."""
-LONG = 60.0
+LONG_WAIT_SECONDS = 60.0
 """Seconds of a wait above which a schedule of the server is used, where the server has schedules."""
 LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
 """The latest time of a schedule, in Unix seconds. A later one is published at once, and again after each renewal."""
@@ -35,7 +35,7 @@ class ClaimStep(enum.Enum):
     """Write Processing over the entry (or create the entry), then run the task."""
     ACK = enum.auto()
     """Ack the message: nothing is left to do."""
-    PUT_BACK = enum.auto()
+    NAK = enum.auto()
     """Nak the message: the server redelivers it after the delay."""
     POSTPONE = enum.auto()
     """Move the message into a schedule of the server, because the delay is long; nak it where schedules are refused."""
@@ -95,10 +95,10 @@ def claim(
         ack_wait: the consumer's ack wait, in seconds.
     """
     if entry is None:
-        if not ours and deliveries <= PUT_BACKS:
+        if not ours and deliveries <= MAX_NAKS:
             return ClaimVerdict(
-                ClaimStep.PUT_BACK,
-                FIRST_PUT_BACK * 2 ** (deliveries - 1),
+                ClaimStep.NAK,
+                FIRST_NAK_SECONDS * 2 ** (deliveries - 1),
                 "its client has not written its entry yet",
             )
         return _when_due(message, now, scheduled)
@@ -109,21 +109,21 @@ def claim(
     if entry.Status is Status.PENDING:
         return _when_due(entry, now, scheduled)
     if owner_rest > 0:
-        return ClaimVerdict(ClaimStep.PUT_BACK, owner_rest, "another worker runs it")
+        return ClaimVerdict(ClaimStep.NAK, owner_rest, "another worker runs it")
     if not entry.marked and deliveries == 1:
-        return ClaimVerdict(ClaimStep.PUT_BACK, ack_wait, "a Go worker may run it")
+        return ClaimVerdict(ClaimStep.NAK, ack_wait, "a Go worker may run it")
     return ClaimVerdict(ClaimStep.TAKE)
 
 
 def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
     rest = due_at(task) - now
-    if rest > LONG and scheduled:
+    if rest > LONG_WAIT_SECONDS and scheduled:
         # The server's clock and ours differ, or the schedule was early. Another schedule would fire at once, too.
-        return ClaimVerdict(ClaimStep.PUT_BACK, rest, "its schedule fired before it is due")
-    if rest > LONG:
+        return ClaimVerdict(ClaimStep.NAK, rest, "its schedule fired before it is due")
+    if rest > LONG_WAIT_SECONDS:
         return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for long")
     if rest > 0:
-        return ClaimVerdict(ClaimStep.PUT_BACK, rest, "not yet due")
+        return ClaimVerdict(ClaimStep.NAK, rest, "not yet due")
     return ClaimVerdict(ClaimStep.TAKE)
 
 
@@ -229,7 +229,7 @@ class LeaveStep(enum.Enum):
 
     ACK = enum.auto()
     """Ack the message: the task ended elsewhere."""
-    HAND_BACK = enum.auto()
+    RELEASE = enum.auto()
     """Write Processing without a worker, then nak the message where the lease is not lost: another worker runs it."""
     DROP = enum.auto()
     """Touch nothing: a newer owner has the task."""
@@ -239,7 +239,7 @@ def leave(why: Stop | None) -> LeaveStep:
     """Decide about a run that was stopped, and not by a cancel."""
     if why is Stop.ENDED_ELSEWHERE:
         return LeaveStep.ACK
-    return LeaveStep.HAND_BACK if why in (Stop.SHUTDOWN, Stop.LEASE) else LeaveStep.DROP
+    return LeaveStep.RELEASE if why in (Stop.SHUTDOWN, Stop.LEASE) else LeaveStep.DROP
 
 
 class FinishStep(enum.Enum):
@@ -424,7 +424,7 @@ def purge(entry: TaskMessage) -> Status | None:
     return end_of(entry) if entry.Status is Status.PENDING else None
 
 
-UNWRITTEN = 30.0
+UNWRITTEN_SECONDS = 30.0
 """Seconds after which a message that has no entry, and does not carry our header, counts as abandoned. A Go client
 writes the entry right after the message, over whatever is there."""
 
@@ -441,7 +441,7 @@ def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float)
         ours: whether the message carries nqnb's header.
         age: how long the message has been in the stream, in seconds.
     """
-    return message.Queue == queue and (ours or age >= UNWRITTEN)
+    return message.Queue == queue and (ours or age >= UNWRITTEN_SECONDS)
 
 
 class StopStep(enum.Enum):

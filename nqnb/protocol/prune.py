@@ -17,7 +17,7 @@ from nqnb.protocol.wire import TaskMessage
 from nqnb.records import PruneReceipt
 from nqnb.store import Entry
 
-ORPHANED = 3600.0
+ORPHANED_SECONDS = 3600.0
 """Seconds for which results and requests without an entry are kept at least: their entry may not be written yet."""
 
 
@@ -59,7 +59,7 @@ async def prune(
     results = [task.meta.result_key for _, task in gone if task.meta.result_key]
     orphans: list[Entry] = []
     if queue is None:
-        aged = min(before, now - ORPHANED)
+        aged = min(before, now - ORPHANED_SECONDS)
         old_intents += [
             entry
             for key, entry in intents.items()

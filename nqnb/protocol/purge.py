@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from nqnb.error_text import sentence
+from nqnb.error_text import clause
 from nqnb.errors import BadInput, MalformedMessage, NoResponders, NoRoom, Unconfirmed
 from nqnb.protocol import lifecycle, names
 from nqnb.protocol.bulk import each_of, stream_of, task_entries
@@ -131,7 +131,7 @@ async def _end_waiting(
         full = await _end_owed(backend, owed, record, count, wait=callers_owed is None)
     if full is not None and callers_owed is None:
         raise NoRoom(
-            f"queue {queue!r} is purged, but the states of {len(owed):,} tasks were not written: {sentence(full)} "
+            f"queue {queue!r} is purged, but the states of {len(owed):,} tasks were not written: {clause(full)}. "
             "Free room before you purge another queue.",
             full.subject,
             full.code,

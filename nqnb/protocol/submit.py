@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 import msgspec
 
 from nqnb import payload
-from nqnb.error_text import kind_of, said, sentence, shown
+from nqnb.error_text import clause, kind_of, said, shown
 from nqnb.errors import (
     BadInput,
     MalformedMessage,
@@ -106,7 +106,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
         step = await create_entry(backend, msgspec.structs.replace(message, Sequence=sequence))
     except NqnbError as error:
         raise Unconfirmed(
-            f"task {message.ID!r} is in its queue, but its state was not written: {sentence(error)} "
+            f"task {message.ID!r} is in its queue, but its state was not written: {clause(error)}. "
             "A worker will write it; do not submit the task again.",
             message.ID,
         ) from error
@@ -176,13 +176,13 @@ async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> t
     """Publish a task's message, or put it into a schedule; return its sequence, and whether it was there before."""
     due, ack = lifecycle.due_at(message), None
     try:
-        if due - backend.now() > lifecycle.LONG and await backend.takes_schedules(message.Queue):
+        if due - backend.now() > lifecycle.LONG_WAIT_SECONDS and await backend.takes_schedules(message.Queue):
             ack = await backend.schedule_task(message.Queue, message.ID, data, due, message.ID)
         if ack is None:
             ack = await backend.publish_task(message.Queue, message.ID, data)
     except Unconfirmed as error:
         raise Unconfirmed(
-            f"task {message.ID!r} may be in its queue or not: {sentence(error)} "
+            f"task {message.ID!r} may be in its queue or not: {clause(error)}. "
             "Ask for its status before you submit it again.",
             message.ID,
         ) from error

@@ -12,7 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from nqnb import payload
 from nqnb.decode import depth
-from nqnb.error_text import sentence
+from nqnb.error_text import clause
 from nqnb.errors import (
     BadInput,
     NoResponders,
@@ -215,7 +215,7 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
 
 def _unkept(data: bytes, error: NqnbError) -> BadInput:
     return BadInput(
-        f"the result of {len(data):,} bytes cannot be kept: {sentence(error)} "
+        f"the result of {len(data):,} bytes cannot be kept: {clause(error)}. "
         "Keep the result elsewhere, and return a path or key to it."
     )
 

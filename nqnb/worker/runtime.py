@@ -220,7 +220,7 @@ class Runtime:
         if known is not None:
             self._redelivered(known, delivery)
         elif self.free() <= 0:
-            spawn(delivery.put_back())
+            spawn(delivery.nak())
         else:
             queue = delivery.queue
             claim_id = f"{self._claim_prefix}{next(self._claim_numbers):x}"
@@ -239,7 +239,7 @@ class Runtime:
             log.log(level, "task %s was redelivered to this worker, and runs on", run.id)
             run.adopt(delivery)
         else:
-            spawn(delivery.put_back(min(_OWN_REDELIVERY_SECONDS, run.ack_wait)))
+            spawn(delivery.nak(min(_OWN_REDELIVERY_SECONDS, run.ack_wait)))
 
     async def _live(self, run: Run) -> None:
         """Claim a task, run it, and write its outcome."""

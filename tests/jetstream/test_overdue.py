@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_schedule_that_a_full_store_kept_from_firing_is_published_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LONG", 0.3)
+    monkeypatch.setattr(lifecycle, "LONG_WAIT_SECONDS", 0.3)
     monkeypatch.setattr(schedules, "LATE_SECONDS", 1.0)
     config = f'jetstream {{ store_dir: "{tmp_path}", max_file_store: 4MB }}'
     async with nqnb.DevServer(store_dir=tmp_path, config=config) as server:

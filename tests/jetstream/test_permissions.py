@@ -22,7 +22,7 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.queue_streams import can_pause
 from nqnb.jetstream.schedules import can_schedule
 from nqnb.protocol.heartbeat import WATCH_AFTER_SECONDS
-from nqnb.protocol.lifecycle import LONG
+from nqnb.protocol.lifecycle import LONG_WAIT_SECONDS
 from nqnb.protocol.wire import CancelMessage
 
 pytestmark = pytest.mark.anyio
@@ -100,7 +100,7 @@ async def prepare(settings: nqnb.Settings) -> None:
 def make_worker(settings: nqnb.Settings) -> nqnb.Worker:
     worker = nqnb.Worker(settings, concurrency=4)
 
-    @worker.handler(QUEUE, backoff=nqnb.Backoff(2 * LONG, 2 * LONG))
+    @worker.handler(QUEUE, backoff=nqnb.Backoff(2 * LONG_WAIT_SECONDS, 2 * LONG_WAIT_SECONDS))
     async def resize(job: nqnb.Job, what: str) -> str:
         job.progress(1, 2, "half")
         if what == "fails":

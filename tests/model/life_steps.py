@@ -207,7 +207,7 @@ class WorkerSteps:
         )
         if verdict.step is ClaimStep.ACK:
             after = one.now(Phase.ACK)
-        elif verdict.step is ClaimStep.PUT_BACK:
+        elif verdict.step is ClaimStep.NAK:
             after = one.now(Phase.NAK)
         else:
             look = lifecycle.needs_intent(before) and self.broken is not Broken.INTENT_NEVER_READ_ON_CLAIM

@@ -218,7 +218,7 @@ class SimulatedDelivery:
     async def ack(self) -> None:
         await Call("ack", (self.sequence, self._generation))
 
-    async def put_back(self, delay: float = 0.0) -> None:
+    async def nak(self, delay: float = 0.0) -> None:
         await Call("nak", (self.sequence, self._generation))
 
     async def in_progress(self) -> bool:

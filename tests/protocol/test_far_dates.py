@@ -152,7 +152,7 @@ class TestDue:
     def test_is_at_once_for_an_invalid_date(self, text: str) -> None:
         assert parse_time(text) == 0.0
 
-    @pytest.mark.parametrize(("scheduled", "step"), [(False, ClaimStep.POSTPONE), (True, ClaimStep.PUT_BACK)])
+    @pytest.mark.parametrize(("scheduled", "step"), [(False, ClaimStep.POSTPONE), (True, ClaimStep.NAK)])
     def test_what_a_schedule_published_too_early_gets_a_nak(self, scheduled: bool, step: ClaimStep) -> None:
         due = TaskMessage(ID="a", Queue="q", Meta=Meta(not_before=timedelta(days=1).total_seconds()))
         verdict = lifecycle.claim(

@@ -97,7 +97,7 @@ class TestPurge:
         assert await nq.status("crashed") is Status.DELETED
         with pytest.raises(nqnb.UnknownTask):
             await nq.status("go")
-        monkeypatch.setattr(lifecycle, "UNWRITTEN", 0.0)
+        monkeypatch.setattr(lifecycle, "UNWRITTEN_SECONDS", 0.0)
         assert (await nq.purge_queue("work")).deleted == 1
         assert await nq.status("go") is Status.DELETED
 
@@ -408,7 +408,7 @@ class TestPrune:
             await intents.put(key, b"{}")
         await asyncio.sleep(0.05)
         assert (await nq.prune(0)).results == 0, "too young"
-        monkeypatch.setattr(prune, "ORPHANED", 0.0)
+        monkeypatch.setattr(prune, "ORPHANED_SECONDS", 0.0)
         assert (await nq.prune(0, "idle")).results == 0
         receipt = await nq.prune(0)
         assert (receipt.entries, receipt.results, receipt.intents) == (0, 1, 1)

@@ -84,19 +84,19 @@ class TestClaim:
 
     def test_a_back_off_is_waited_out(self) -> None:
         verdict = claim(entry(Status.PENDING, retry=1, not_before=NOW + 2.5))
-        assert verdict.step is ClaimStep.PUT_BACK
+        assert verdict.step is ClaimStep.NAK
         assert verdict.delay == pytest.approx(2.5)
         assert claim(entry(Status.PENDING, retry=1, not_before=NOW)).step is ClaimStep.TAKE
 
     def test_process_at_is_waited_for(self) -> None:
         stored = entry(Status.PENDING)
         stored.ProcessAt = "2026-11-24T03:00:38.5Z"
-        assert claim(stored) == ClaimVerdict(ClaimStep.PUT_BACK, 10.5, "not yet due")
+        assert claim(stored) == ClaimVerdict(ClaimStep.NAK, 10.5, "not yet due")
         assert claim(stored, now=NOW + 10.5).step is ClaimStep.TAKE
 
     def test_process_at_of_the_message_counts_where_no_entry_is(self) -> None:
         later = message(ProcessAt="2026-11-24T03:00:38Z")
-        assert claim(None, message=later).step is ClaimStep.PUT_BACK
+        assert claim(None, message=later).step is ClaimStep.NAK
 
     def test_a_retrys_time_rules_over_process_at(self) -> None:
         stored = entry(Status.PENDING, retry=1, not_before=NOW - 1)
@@ -110,7 +110,7 @@ class TestClaim:
 
     def test_a_task_of_a_live_worker_gets_a_nak_until_that_worker_would_count_as_dead(self) -> None:
         verdict = claim(entry(Status.PROCESSING, worker="other"), owner_rest=7.0, deliveries=2)
-        assert (verdict.step, verdict.delay) == (ClaimStep.PUT_BACK, 7.0)
+        assert (verdict.step, verdict.delay) == (ClaimStep.NAK, 7.0)
 
     @pytest.mark.parametrize("deliveries", [1, 2])
     def test_a_task_of_a_dead_worker_is_taken(self, deliveries: int) -> None:
@@ -122,20 +122,20 @@ class TestClaim:
 
     def test_a_go_workers_task_is_taken_only_at_its_second_delivery_because_its_first_may_still_run(self) -> None:
         verdict = claim(entry(Status.PROCESSING, go=True))
-        assert (verdict.step, verdict.delay) == (ClaimStep.PUT_BACK, ACK_WAIT)
+        assert (verdict.step, verdict.delay) == (ClaimStep.NAK, ACK_WAIT)
         assert claim(entry(Status.PROCESSING, go=True), deliveries=2).step is ClaimStep.TAKE
 
     def test_our_own_message_without_an_entry_is_taken_because_the_create_is_a_compare_and_set(self) -> None:
         assert claim(None) == ClaimVerdict(ClaimStep.TAKE)
 
     def test_a_go_message_without_an_entry_waits_because_its_late_pending_would_undo_our_finish(self) -> None:
-        waits = [claim(None, ours=False, deliveries=n) for n in range(1, lifecycle.PUT_BACKS + 1)]
-        assert {each.step for each in waits} == {ClaimStep.PUT_BACK}
+        waits = [claim(None, ours=False, deliveries=n) for n in range(1, lifecycle.MAX_NAKS + 1)]
+        assert {each.step for each in waits} == {ClaimStep.NAK}
         delays = [each.delay for each in waits]
         assert delays == sorted(delays)
         assert delays[0] == 0.05
         assert 25 < sum(delays) <= 30
-        assert claim(None, ours=False, deliveries=lifecycle.PUT_BACKS + 1).step is ClaimStep.TAKE
+        assert claim(None, ours=False, deliveries=lifecycle.MAX_NAKS + 1).step is ClaimStep.TAKE
 
     def test_a_go_message_with_its_entry_is_taken_at_once(self) -> None:
         assert claim(entry(Status.PENDING, go=True), ours=False).step is ClaimStep.TAKE
@@ -459,8 +459,8 @@ class TestLeave:
     def test_a_run_without_an_outcome(self, why: Stop | None) -> None:
         steps = {
             Stop.ENDED_ELSEWHERE: LeaveStep.ACK,
-            Stop.SHUTDOWN: LeaveStep.HAND_BACK,
-            Stop.LEASE: LeaveStep.HAND_BACK,
+            Stop.SHUTDOWN: LeaveStep.RELEASE,
+            Stop.LEASE: LeaveStep.RELEASE,
         }
         # The message of a newer owner is not touched.
         expected = LeaveStep.DROP if why is None else steps.get(why, LeaveStep.DROP)

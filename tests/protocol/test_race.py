@@ -169,7 +169,7 @@ async def test_no_cancel_is_lost_and_none_lies(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(lifecycle, "LONG", LONG)
+    monkeypatch.setattr(lifecycle, "LONG_WAIT_SECONDS", LONG)
     watch, dice = Watch(monkeypatch, tmp_path / "diary"), random.Random(seed + run)
     answers: dict[str, list[Answer]] = {}
     gate = asyncio.Semaphore(48)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def short_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wait above a third of a second goes to the server's schedules."""
-    monkeypatch.setattr(lifecycle, "LONG", 0.3)
+    monkeypatch.setattr(lifecycle, "LONG_WAIT_SECONDS", 0.3)
 
 
 def make_worker(settings: nqnb.Settings, started: list[tuple[str, float]]) -> nqnb.Worker:

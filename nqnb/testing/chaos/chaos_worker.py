@@ -171,7 +171,7 @@ def main() -> None:
     orders = read_orders()
     end_with_stdin()
     shift_clock(orders["clock"])
-    lifecycle.LONG = _LONG_SECONDS
+    lifecycle.LONG_WAIT_SECONDS = _LONG_SECONDS
     if orders["prelude"]:
         module, _, function = orders["prelude"].partition(":")
         getattr(import_module(module), function)()
