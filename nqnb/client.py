@@ -136,7 +136,7 @@ class Client:
             queue: the queue; it is created if it does not exist.
             payload: bytes are sent as they are, every other value as JSON (see `nqnb.payload`).
             id: a task id, 1 to 200 of ``A-Z a-z 0-9 - / _ = .``; default a new one.
-            retry: how many more attempts follow a failed one.
+            retry: how many times to run the task again if it fails.
             timeout: the longest time of one attempt: seconds (rounded up to whole seconds, as NQ stores them) or a
                 timedelta.
             deadline: the task fails if it has not ended by then: a datetime (naive = local time), or a timedelta from

@@ -78,7 +78,7 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
 def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
     """Pause a queue: workers take no tasks of it until it is resumed.
 
-    Tasks that run continue. New tasks can be submitted; they wait. The server stores the pause, so it also holds for
+    Running tasks continue. New tasks can be submitted; they wait. The server stores the pause, so it also holds for
     workers that start later.
     """
     return _change(ctx, queue, Client.pause)
@@ -99,8 +99,8 @@ def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
 def queue_purge(ctx: click.Context, queue: str, yes: bool) -> Emptied:
     """Remove every waiting task from a queue, after a preview.
 
-    A task that has never started becomes deleted; a task that waits for a retry becomes cancelled. Tasks that run
-    continue.
+    A task that has never started becomes deleted; a task that waits for a retry becomes cancelled. Running
+    tasks continue.
     """
     preview = ask(ctx, lambda nq: _preview(nq, queue, [Status.PENDING]))
     if preview.ids:

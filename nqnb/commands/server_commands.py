@@ -138,7 +138,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
     Args:
         ctx: the context of the command.
         yes: whether the confirmation was given with the command.
-        before: called just before the server stops, when nothing can keep it from stopping any more.
+        before: called just before the server stops, when its stop is certain.
 
     Raises:
         NqnbError: the answer is no, or (`NeedsYes`) there is no terminal to ask on.
