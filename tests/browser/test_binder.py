@@ -62,7 +62,7 @@ def address(home: Path, session: subprocess.Popen[bytes]) -> str:
         for path in home.glob("**/jpserver-*.json"):
             try:
                 return str(json.loads(path.read_text())["url"]).rstrip("/").replace("localhost", "127.0.0.1")
-            except ValueError:  # it is just being written
+            except ValueError:  # the file is being written
                 continue
         time.sleep(0.1)
     raise AssertionError("no Jupyter server came up")

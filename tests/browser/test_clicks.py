@@ -72,7 +72,7 @@ def test_clicks_while_a_cell_is_busy(app: App, sheet: Callable[..., Sheet], look
         took = press(page, look)
         assert "*" in page.prompt(i), f"{what} is still busy"
         print(f"{app}, {what}: {sorted(round(each, 3) for each in took)}")
-        # A busy machine may hold up one or two of them.
+        # A busy machine may delay one or two of them.
         assert sum(each < 1 for each in took) >= TIMES - 2, f"{what}: {took}"
         assert max(took) < 5, f"{what}: {took}"
         page.interrupt()

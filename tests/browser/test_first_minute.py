@@ -41,7 +41,7 @@ def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket) -> No
     running, pending = page.run(4).split()[-2:]
     assert sum(look.counts("resize").values()) == 200
 
-    # It moves.
+    # The progress changes.
     page.run(5)
     table = page.table(5)
     table.until(lambda: table.count() == 200, "200 tasks in the table")
@@ -52,7 +52,7 @@ def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket) -> No
     said = share.inner_text()
     table.until(lambda: share.inner_text() != said, "its progress goes on")
 
-    # One that waits, found by its id.
+    # A waiting task, found by its id.
     table.root.get_by_role("searchbox").fill(pending)
     table.until(lambda: table.ids == [pending], "the search finds one")
     assert look.status(pending) is Status.PENDING
@@ -62,7 +62,7 @@ def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket) -> No
     assert not table.button(pending).is_visible()
     table.root.get_by_role("searchbox").fill("")
 
-    # One that runs.
+    # A running task.
     table.until(lambda: table.ids[:1] == [running], "what runs is at the top")
     table.button(running).click()
     assert table.label(running).startswith(("cancelling…", "cancelled"))
@@ -71,7 +71,7 @@ def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket) -> No
     table.until(lambda: "cancelled" in table.label(running) or running not in table.ids, "the page says so")
     assert look.fetch(running).cancel is not None, "it has its receipt"
 
-    # Those that failed.
+    # The failed tasks.
     table.until(lambda: not look.counts("resize")["pending"] + look.counts("resize")["processing"], "all have ended")
     counts = look.counts("resize")
     assert counts == {"completed": 193, "failed": 5, "cancelled": 1, "deleted": 1}
@@ -89,14 +89,14 @@ def test_first_minute(app: App, sheet: Callable[..., Sheet], look: Bucket) -> No
     assert 'raise ValueError(f"no image' in table.row(failed).locator(".nq-more").inner_text(), "with its traceback"
     table.chip("failed").click()
 
-    # Sorted by run time: first the quickest, then the one that ran for longest.
+    # Sorted by run time: first the shortest, then the longest.
     heading = table.root.locator("[data-act=sort][data-sort=run]")
     heading.click()
     heading.click()
     table.until(lambda: table.ids[:1] == [running], "the longest run is first")
     assert table.root.locator('th[aria-sort="descending"]').inner_text().startswith("run time")
 
-    # Pages.
+    # The pages.
     first = table.ids
     assert len(first) == 20
     table.root.locator("[data-act=next]").click()

@@ -43,7 +43,7 @@ def messages() -> dict[str, TaskMessage]:
             made[f"{name}-{status.label}"] = TaskMessage(
                 ID=f"{name}-{status.label}", Queue="resize", Status=status, Payload=text.encode(), Meta=meta
             )
-    # An id, a queue and a state that nqnb would never write.
+    # An id, a queue and a status that nqnb never writes.
     made["odd"] = TaskMessage(ID=EVIL, Queue=EVIL, Payload=EVIL.encode())
     return made
 
@@ -99,7 +99,7 @@ def test_no_content_of_a_queue_becomes_markup(
     assert max(shape["opened"]) < 2500, "an opened row ends somewhere"
     assert shape["wider"] == 0
     assert shape["foreign"] == 0
-    # It still works: the search, and a button.
+    # The table still works: the search and a button.
     table.root.get_by_role("searchbox").fill("<script>")
     table.until(lambda: 0 < len(table.ids) < rows, "the search finds some")
     table.root.get_by_role("searchbox").fill("")
@@ -107,7 +107,7 @@ def test_no_content_of_a_queue_becomes_markup(
     table.button("evil-pending").click()
     status, _ = look.ended("evil-pending")
     assert status is Status.DELETED
-    # The frame, the still table, a task's line.
+    # The DataFrame, the snapshot, the line of a task.
     page.run(3)
     page.run(4)
     page.run(5)

@@ -77,7 +77,7 @@ def test_the_table_fits_at_every_width(
     page = sheet(
         "lab", SETUP, SUBMIT, 'table = nq.watch("resize")\ntable', "nq", "nq.queues()", "nq.local", height=1600
     )
-    page.page.locator('.jp-SideBar [data-id="filebrowser"]').click()  # the folder beside the notebook goes
+    page.page.locator('.jp-SideBar [data-id="filebrowser"]').click()  # hides the file browser
     page.run(0)
     page.run(1)
     stubborn = page.run(2).split()[-1]

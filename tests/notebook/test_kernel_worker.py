@@ -104,7 +104,7 @@ class TestSwap:
         session.handler("resize", isolation="thread", concurrency=5)(count_session)
         assert session.submit("resize").result(10) == [os.getpid(), False]
         assert session.local["resize"].concurrency == 5
-        # What cannot be a handler leaves the one that is there.
+        # An invalid handler does not replace the current one.
         for wrong in ({"isolation": "fiber"}, {"concurrency": 0}, {"grace": -1}):
             with pytest.raises(nqnb.BadInput):
                 session.handler("resize", **wrong)(count_session)
@@ -139,7 +139,7 @@ class TestSwap:
         assert len(results) == len(runs) == len({task_id for _, task_id, _ in runs}) == 600
         versions = {task_id: version for version, task_id, _ in runs}
         assert all(versions[task.id] >= least for least, task in after)
-        # One that had just begun when it was swapped may enter its function a moment later.
+        # A task that began just before the swap may enter its function a moment later.
         late = [(began - swapped[version + 1]) for version, _, began in runs if version < 20]
         assert max(late) < 1
         assert len(set(versions.values())) > 5
@@ -148,7 +148,7 @@ class TestSwap:
             return session.call(connection.api("STREAM.INFO.resize"))["state"]
 
         assert state()["consumer_count"] == 1
-        # An outcome is written first, and its message answered then.
+        # The worker writes the outcome first, and acknowledges the message after it.
         until(lambda: state()["messages"] == 0, 5)
         until(lambda: threading.active_count() <= threads + 1, 5)
         assert len(session.local) == 1
@@ -255,7 +255,7 @@ class TestPrints:
         tasks.results(30)
         for name, task in zip("abcd", tasks, strict=True):
             assert said(task) == [f"{name} first", "second", "third goes on", "step 2", "no end"]
-        # What this thread prints goes where it always went.
+        # The prints of this thread still go to the original stream.
         print("mine")
         assert capfd.readouterr().out == "mine\n"
 
@@ -395,7 +395,7 @@ class TestInAKernel:
         )
         cells.run("began = []\ntask = nq.submit('touch', 0)\ntime.sleep(1); ended = time.monotonic()")
         assert cells.run("print(await task, began[0] >= ended)").stdout == "True True\n"
-        # Cancelled while it waits, it never begins.
+        # A task that is cancelled while it waits never begins.
         cells.run("began = []\ntask = nq.submit('touch', 0)\ntime.sleep(0.5)\nreceipt = task.cancel(wait=5)")
         assert cells.run("await asyncio.sleep(0.2)\nprint(receipt.status.label, began)").stdout == "cancelled []\n"
 
@@ -411,7 +411,7 @@ class TestInAKernel:
             "        ended.append(time.monotonic())"
         )
         cells.run("began, ended = [], []\ntask = nq.submit('touch')\nwhile not began: await asyncio.sleep(0.01)")
-        # While this cell is busy it cannot be stopped, and is not said to be.
+        # While this cell is busy, the task cannot be stopped, and its status says so.
         cell = cells.run("receipt = task.cancel(wait=0.7)\nprint(receipt.stopping, task.status().label, len(ended))")
         assert cell.stdout == "True processing 0\n"
         code = "while not task.status().terminal: await asyncio.sleep(0.01)\nprint(task.status().label, len(ended))"

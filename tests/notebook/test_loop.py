@@ -191,7 +191,7 @@ def test_a_fork_has_its_own_loop_and_leaves_the_parents_alone() -> None:
         PROGRAM
         + """
 parent = LOOP._loop
-with LOOP._lock:  # as another thread may have it at that moment
+with LOOP._lock:  # as if another thread held it at that moment
     child = os.fork()
 if child == 0:
     LOOP.begin(asyncio.sleep(0.01)).wait(5) or os._exit(1)

@@ -465,7 +465,7 @@ class TestExtension:
         )
         said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
         seconds, modules = said.stdout.split("\n")[:2]
-        assert float(seconds) < 0.4  # what is promised; it takes a tenth of that
+        assert float(seconds) < 0.4  # the documented limit; it takes a tenth of that
         assert modules == ""
 
     def test_unload_leaves_nothing(self, plain: Shell, url: str, queue: str) -> None:

@@ -79,7 +79,7 @@ class TestInterrupt:
         cells.interrupt()
         cell = cells.end(waits)
         assert cell.error == "KeyboardInterrupt: "
-        assert cell.seconds < 5  # half a second, on a machine that is not busy
+        assert cell.seconds < 5  # half a second on an idle machine
         waited = cells.run("print(nq.interrupted[0].id)").stdout.strip()
         assert (waited == task_id) is not line.startswith("submit")
         assert cell.stderr == f"1 task still waits to run; `%nq cancel {waited}` stops it\n"
@@ -90,7 +90,7 @@ class TestInterrupt:
         waits = cells.start_waiting("get_ipython().run_line_magic('nq', f'task result {task.id}')")
         cells.interrupt()
         cell = cells.end(waits)
-        # The second, where a busy machine takes its time.
+        # The second cell, where a busy machine is slow.
         on_its_way = "interrupted: 1 task is being cancelled, which goes on in the background\n"
         assert cell.stderr in ("interrupted: 1 task is cancelled\n", on_its_way), cell
         assert cells.run("nq.cancel_on_interrupt = False; print(task.wait(20).label)").stdout == "deleted\n"
@@ -183,6 +183,6 @@ def test_an_output_that_is_replaced_between_cells_reaches_nbclient(cells: Kernel
         "display({'text/plain': 'live'}, raw=True, display_id='x')\n"
         "Timer(0.2, replace, ('x', {'text/plain': 'frozen'})).start()"
     )
-    time.sleep(0.6)  # as nbclient, nobody looks meanwhile
+    time.sleep(0.6)  # as with nbclient, which reads no messages between cells
     assert cells.run("pass").text == "frozen\n"
     assert cells.run("pass").text == "", "once is enough"

@@ -106,7 +106,7 @@ class TestChoiceOfServer:
             monkeypatch.setattr("nqnb.settings.DEFAULT_URL", stranger.url)
             assert nqnb.connect().settings.url == stranger.url
             assert nqnb.session().settings.url != stranger.url
-            # Asked for, it is.
+            # With its address, it is used.
             assert nqnb.session(stranger.url).submit("resize", 1).status() is Status.PENDING
 
 
@@ -146,7 +146,7 @@ class TestOneSessionPerServer:
 
 class TestCalls:
     def test_the_calls_have_the_clients_names_and_arguments(self) -> None:
-        # These hand out frames, or take more, and say so.
+        # These return DataFrames, or accept more, and their docstrings say so.
         differ = {"tasks", "cancel", "watch", "task", "wait", "result"}
         for name, function in inspect.getmembers(nqnb.Client, inspect.isfunction):
             if name.startswith("_") or name in ("open", "close"):
@@ -347,7 +347,7 @@ def test_going_down_leaves_no_thread_no_widget_and_no_descriptor(server: nqnb.De
         gc.collect()
         return set(os.listdir("/proc/self/fd")), {each.name for each in threading.enumerate()}, len(_instances)
 
-    nqnb.session(server.url).down()  # loads what is loaded once
+    nqnb.session(server.url).down()  # loads the modules that load on first use
     before = ours()
     for _ in range(3):
         nq = nqnb.session(server.url)
@@ -477,7 +477,7 @@ class TestInAKernel:
         cells.run(f"nq.cancel_on_interrupt = {how == 'task.wait()'}")
         running = "task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)"
         cell = interrupted(cells, how, before=running)
-        # It may have ended by the time that its cancel is confirmed.
+        # The task may have ended before its cancel is confirmed.
         assert cell.stderr in ("interrupted: 1 task is told to stop\n", "interrupted: 1 task is cancelled\n")
         assert cells.run("print(task.wait(10).label)").stdout == "cancelled\n"
 
@@ -536,7 +536,7 @@ class TestInAKernel:
         assert time.monotonic() - began < 2
         nq = nqnb.session(server.url)
         try:
-            # It was redelivered at once, and the worker has said goodbye.
+            # The task was redelivered at once, and the worker has removed its presence.
             info = nq.fetch(task_id)
             assert (info.status, info.worker) == (Status.PROCESSING, "")
             assert nq.workers().empty

@@ -74,7 +74,7 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
     rows = Rows()
     model: dict[str, TaskInfo] = {}
     search, statuses, column, down = "", set[Status](), "activity", False
-    # Among tasks that run, the run time is that of the moment, so those with the same start compare by chance.
+    # The run times of running tasks grow, so tasks with the same start compare by chance.
     columns = [each for each in COLUMNS if each != "run"]
     for step in range(1, 1500):
         match rng.randrange(12):
@@ -129,7 +129,7 @@ def test_rows_of_some_ids_are_done_when_all_tasks_have_ended_or_were_deleted() -
     rows = Rows(ids=["a", "b"])
     assert not rows.done
     rows.apply([info("a", Status.COMPLETED)])
-    assert not rows.done  # nothing was heard of b yet
+    assert not rows.done  # b has not appeared yet
     rows.apply([info("b", Status.PROCESSING)])
     assert not rows.done
     rows.apply([], ["b"])
@@ -179,7 +179,7 @@ def test_throughput_and_remaining_time() -> None:
         rows.apply([info(f"t{each}", Status.COMPLETED, 2)])
         clock.now += 0.5
     assert rows.pace() == (2.0, 10.0)
-    rows.apply([info("x", Status.COMPLETED)])  # ended before it was first seen: not of these seconds
+    rows.apply([info("x", Status.COMPLETED)])  # ended before its first appearance: not counted
     assert rows.pace() == (2.0, 10.0)
     clock.now += 60
     assert rows.pace() == (None, None)
