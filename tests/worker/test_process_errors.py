@@ -95,7 +95,6 @@ async def test_a_slow_import_does_not_block_the_loop(module: str) -> None:
     _, running = runs(module, lambda error: True)
     stall = await longest_stall(running)
     assert isinstance(running.result().error, sys.modules[module].Slow)
-    print(f"the loop stood still for {stall:.3f} s at most")
     assert stall < IMPORT_TAKES / 2
 
 
@@ -153,7 +152,6 @@ async def test_a_worker_goes_on_while_is_failure_judges_an_exception(
         took = time.time() - Path(sys.path[0], "begun").stat().st_mtime
         with pytest.raises(nqnb.TaskFailed, match="Slow: what"):
             await slow.result(timeout=30)
-    print(f"another task took {took:.3f} s while the module was imported")
     assert took < IMPORT_TAKES / 2
     assert seen == [module]
     assert (await slow.fetch()).attempt == 1
