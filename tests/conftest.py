@@ -19,12 +19,12 @@ import nqnb
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="run everything, the long runs too")
-    parser.addoption("--picture", action="store_true", help="make the README's picture of the live table anew")
-    parser.addoption("--seed", type=int, help="the seed of the random tests; default a new one, which is printed")
+    parser.addoption("--picture", action="store_true", help="make a new picture of the live table for the README")
+    parser.addoption("--seed", type=int, help="the seed of the random tests; default a random one, which is printed")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Most tests wait for a server or a process, so one worker more than cores keeps the cores busy."""
+    """Use one worker more than there are cores, because most tests wait for a server or a process."""
     return min(8, (os.cpu_count() or 1) + 1)
 
 
@@ -53,14 +53,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def interruptible() -> None:
-    """A shell starts what it puts into the background with SIGINT ignored, and programs inherit that."""
+    """Accept SIGINT: a shell ignores it for background jobs, and programs inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A developer's own server must not become the tests'."""
+    """Ignore the developer's own settings, so that no test uses their server."""
     for folder in ("XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(folder, str(tmp_path_factory.getbasetemp()))
     for name in list(os.environ):
@@ -75,33 +75,33 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def server() -> Iterator[nqnb.DevServer]:
-    """A real nats-server of this test's own, with an empty store."""
+    """Start a nats-server for one test, with an empty store."""
     with nqnb.DevServer() as server:
         yield server
 
 
 @pytest.fixture
 def settings(server: nqnb.DevServer) -> nqnb.Settings:
-    """Settings for it, with an ack wait short enough that a death costs a test a second or two."""
+    """Return settings for the server, with an ack wait of 1 s."""
     return nqnb.Settings(server.url, ack_wait=1.0, retry_for=5.0)
 
 
 @pytest.fixture
 async def kept_history(settings: nqnb.Settings) -> None:
-    """The state bucket keeps every revision; to be asked for before ``nq``."""
+    """Keep every revision in the state bucket. Request this fixture before ``nq``."""
     await keep_history(settings)
 
 
 @pytest.fixture
 async def nq(settings: nqnb.Settings) -> AsyncIterator[nqnb.Client]:
-    """An open client of it."""
+    """Open a client of the server."""
     async with nqnb.connect(settings) as client:
         yield client
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """The seed of a random test; shown when it fails, given again with --seed."""
+    """Return the seed of a random test. It is shown if the test fails; repeat with --seed."""
     given = request.config.getoption("--seed")
     chosen = int(given) if given is not None else secrets.randbelow(2**32)
     print(f"seed {chosen}: repeat with --seed={chosen}")

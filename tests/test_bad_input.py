@@ -151,7 +151,7 @@ class TestTakenIds:
     async def test_one_of_two_concurrent_submits_to_two_queues_succeeds(self, nq: nqnb.Client) -> None:
         # Both have looked before either has written, and in both queues it is message number 1.
         await nq.submit("one", id="mine")
-        late = submit(nq.backend, make_message("two", 2, id="mine"), "somebody", chosen=False)
+        late = submit(nq.backend, make_message("two", 2, id="mine"), "bob", chosen=False)
         await refusal(TaskExists, late, "'mine'")
         await assert_queues_empty(nq, "two")
 
@@ -159,12 +159,12 @@ class TestTakenIds:
         self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         async def lost(*_: object) -> int:
-            raise nqnb.ServerRefused("somebody stumbled over the cable", 500, 0, "")
+            raise nqnb.ServerRefused("the cable was pulled", 500, 0, "")
 
         with monkeypatch.context() as cut:
             cut.setattr(nq.backend.states, "create", lost)
             await refusal(
-                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "stumbled", "A worker will write it"
+                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "cable was pulled", "A worker will write it"
             )
         await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "Choose another")
         assert (await nq.submit("q", 1, id="mine")).id == "mine"
@@ -391,7 +391,7 @@ class TestWhatHandlersSay:
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
         def handle(job: nqnb.Job) -> None:
-            raise ValueError(f"{os.fsdecode(b'/caf' + bytes([0xE9]))} is no picture")
+            raise ValueError(f"{os.fsdecode(b'/caf' + bytes([0xE9]))} is not a picture")
 
         info = await run(nq, settings, handle)
         assert info.status is Status.FAILED
@@ -404,7 +404,7 @@ class TestWhatHandlersSay:
         assert info.status is Status.COMPLETED
         assert "caf" in info.log[0]
 
-    async def test_progress_with_a_text_that_is_not_utf8_is_recorded(
+    async def test_progress_with_a_string_that_is_not_utf8_is_recorded(
         self, nq: nqnb.Client, settings: nqnb.Settings
     ) -> None:
         info = await run(nq, settings, lambda job: job.progress(1, 2, "caf\udce9"))
@@ -496,7 +496,7 @@ NO_TASKS = {
     "a huge one": b"x" * (MEGABYTE - 100),
     "a cancel": b'{"ID":"a","StreamName":"foreign.cancel"}',
 }
-"""What somebody else may publish to a queue."""
+"""Messages that another program may publish to a queue."""
 
 
 class TestForeignMessages:
@@ -534,7 +534,7 @@ class TestForeignMessages:
     @pytest.mark.parametrize(
         "data",
         [
-            pytest.param(b'{"ID":"\xff","Queue":"foreign"}', id="an id that is no utf-8"),
+            pytest.param(b'{"ID":"\xff","Queue":"foreign"}', id="an id that is not UTF-8"),
             pytest.param(b'{"ID":"a","Queue":"foreign","More":' + b"[" * 100_000, id="deep"),
             # A server hangs up on who uses such a subject.
             pytest.param(b'{"ID":"a","Queue":"' + b"q" * 5000 + b'"}', id="a long queue"),

@@ -1,4 +1,4 @@
-"""Measures nqnb, and peers beside it in the same run; prints one JSON object.
+"""Measure nqnb and its peers in the same run, and print one JSON object.
 
     python tests/benchmarks/bench.py [--tasks N] [--url URL] [--peer SCRIPT ...]
 
@@ -49,7 +49,7 @@ def milliseconds(values: list[float]) -> dict[str, float]:
 
 
 class WorkerProcess:
-    """A worker in a process of its own, whose lines are facts."""
+    """A worker in another process, which prints measurements as lines of JSON."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -98,17 +98,17 @@ async def enqueue(nq: nqnb.Client, tasks: int) -> dict[str, int]:
 
 
 FEWEST = 2_000
-"""Tasks that give more than one of the marks between which the speed is taken."""
+"""The minimum number of tasks: they give more than one of the marks between which the speed is measured."""
 
 
 async def drain(worker: WorkerProcess, tasks: int) -> int:
-    """No-op tasks per second between the first mark and the last, as in the peers' scripts."""
+    """Return no-op tasks per second between the first and the last mark, as the peers' scripts do."""
     marks: list[dict[str, float]] = []
     while not marks or marks[-1]["done"] < tasks - 500:
         marks.append(await worker.expect("done"))
     first, last = marks[0], marks[-1]
     while marks[-1]["done"] + 500 <= tasks:
-        # What is measured next must not wait for the rest.
+        # The next measurement must not wait for these tasks.
         marks.append(await worker.expect("done"))
     return round((last["done"] - first["done"]) / (last["at"] - first["at"]))
 
@@ -138,7 +138,7 @@ async def cancel_to_handler(nq: nqnb.Client, worker: WorkerProcess, kind: str, s
 
 
 async def memory_of_running(url: str, tasks: int) -> int:
-    """KiB for each 1,000 tasks that run at once as coroutines, in a process that has run none before."""
+    """Return KiB per 1,000 running coroutine tasks, in a fresh process."""
     async with worker_process(url, "--memory") as worker, nqnb.connect(url) as nq:
         submitted = await nq.submit_many("bench-memory", [b"x"])
         before = (await worker.expect("bytes"))["bytes"]
@@ -205,7 +205,7 @@ def machine(server: str) -> dict[str, Any]:
 
 
 def ratios(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The median over the rounds of nqnb's figure over the peer's, for each figure that both have."""
+    """Return the median ratio of nqnb's figure to the peer's, for each figure that both have."""
     found: dict[str, dict[str, list[float]]] = {}
     for measured in rounds:
         for peer, figures in measured.items():

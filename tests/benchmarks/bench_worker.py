@@ -1,4 +1,4 @@
-"""The worker of the benchmark, in a process of its own: prints what it measures as lines of JSON.
+"""The worker of the benchmark. It prints its measurements as lines of JSON.
 
 python bench_worker.py URL [--memory]
 """
@@ -16,10 +16,10 @@ from pathlib import Path
 import nqnb
 
 MARK = 500
-"""Finished no-op tasks between two marks."""
+"""The number of finished no-op tasks between two marks."""
 
 CONCURRENCY = 100
-"""As many as a worker of taskiq takes when nothing is said."""
+"""The default of taskiq."""
 
 worker = nqnb.Worker(
     sys.argv[1] if len(sys.argv) > 1 else None,
@@ -74,7 +74,7 @@ def process(job: nqnb.Job) -> None:
 
 
 def memory() -> int:
-    """Bytes that this process holds in memory."""
+    """Return the resident memory of this process in bytes."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

@@ -1,4 +1,4 @@
-"""Kills the leader of a cluster of three, and measures the longest stall of submits beside that of raw publishes.
+"""Kill the leader of a cluster of three, and measure the longest stall of submits and of raw publishes.
 
     python tests/benchmarks/failover.py [--rounds N] [--kill task|state]
 
@@ -32,7 +32,7 @@ LONGEST_SECONDS = 60.0
 
 
 class Stalls:
-    """Does something again and again, and knows the longest time between two that ended well."""
+    """Repeats a call and records the longest time between two successes."""
 
     def __init__(self, once: Callable[[], Awaitable[object]]) -> None:
         self._once = once
@@ -53,7 +53,7 @@ class Stalls:
 
 
 async def raw_publish(js: Any, subject: str) -> None:
-    """Publish until it is acknowledged."""
+    """Publish until the server acknowledges."""
     while True:
         try:
             await js.publish(subject, b"raw", timeout=0.5)
@@ -68,7 +68,7 @@ async def one_round(cluster: Cluster, stream: str, submits: Stalls, raws: list[S
         each.begin()
     leader = await asyncio.to_thread(cluster.kill_leader, stream)
     killed = time.monotonic()
-    # All of them have met the new leaders once each has ended something that began after the kill.
+    # Each has reached a new leader when a call that began after the kill has succeeded.
     until = killed + LONGEST_SECONDS
     while min(each.last for each in (submits, *raws)) < killed + SETTLE_SECONDS and time.monotonic() < until:
         await asyncio.sleep(0.05)
@@ -109,7 +109,7 @@ async def measure(rounds: int, kill: str) -> dict[str, Any]:
 
 
 async def _quiet(error: Exception) -> None:
-    """Say nothing of a lost connection: it is what is measured."""
+    """Ignore a lost connection: it is what is measured."""
 
 
 if __name__ == "__main__":

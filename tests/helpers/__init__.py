@@ -1,1 +1,1 @@
-"""What the tests share: waits, programs that they start, bad values, and looks at what the server stores."""
+"""Helpers that tests share: waits, programs to start, bad values, and reads of what the server stores."""

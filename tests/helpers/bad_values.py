@@ -1,4 +1,4 @@
-"""Values that no caller should give, for the tests that give them everywhere."""
+"""Invalid values, for tests that pass them to every call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ set_hypothesis_home_dir(tempfile.gettempdir())  # nothing is written beside the 
 
 
 def fuzzed(inputs: int, full: int, *, whole: bool) -> settings:
-    """The settings of a fuzz test: so many inputs in the default tier, and so many with ``--full``."""
+    """Return the settings of a fuzz test: ``inputs`` examples in the default tier, ``full`` with ``--full``."""
     return settings(
         max_examples=full if whole else inputs,
         derandomize=not whole,
@@ -31,7 +31,7 @@ def fuzzed(inputs: int, full: int, *, whole: bool) -> settings:
 
 
 class Text(str):
-    """A string of another type."""
+    """A subclass of str."""
 
 
 class Word(str, enum.Enum):
@@ -39,7 +39,7 @@ class Word(str, enum.Enum):
 
 
 class Broken:
-    """Everything that can be asked of it fails."""
+    """An object of which every operation fails."""
 
     def _fail(self, *_: object, **__: object) -> Any:
         raise RuntimeError("broken")
@@ -50,7 +50,7 @@ class Broken:
 
 
 class Silent(Broken):
-    """The same, and it is not even hashable, nor has it attributes."""
+    """An object of which every operation fails, with hashing and access to attributes."""
 
     __hash__ = Broken._fail
 
@@ -125,7 +125,7 @@ def released() -> memoryview:
 
 
 def plain(draw: random.Random, depth: int = 0) -> Any:
-    """A value of one of Python's own types, nested a little."""
+    """Return a random value of Python's own types, nested up to three levels."""
     kind = draw.randrange(9 if depth < 3 else 6)
     if kind == 0:
         return draw.choice((None, True, False))
@@ -142,13 +142,13 @@ def plain(draw: random.Random, depth: int = 0) -> Any:
 
 
 def text(draw: random.Random) -> str:
-    """A short text of any characters, halves of surrogate pairs too."""
+    """Return a short random string of any characters, including halves of surrogate pairs."""
     most = draw.choice((0x7F, 0x2FF, 0xFFFF, 0x10FFFF))
     return "".join(chr(draw.randrange(most + 1)) for _ in range(draw.randrange(8)))
 
 
 def nasty(draw: random.Random) -> Any:
-    """Any of these values, made anew each time; sometimes inside a list or a dict."""
+    """Return a new value of a random kind, sometimes inside a list or a dict."""
     if draw.random() < 0.1:
         inner = [nasty(draw) for _ in range(draw.randrange(1, 4))]
         return inner if draw.random() < 0.6 else {"k": inner[0], draw.choice(("queue", 1, "x" * 9000)): inner[-1]}

@@ -1,4 +1,4 @@
-"""A worker program whose coroutine handler blocks the event loop; it writes a diary, and logs to its stderr.
+"""A worker program whose coroutine handler blocks the event loop. It writes a diary and logs to stderr.
 
 python blocking_worker.py URL DIARY ACK_WAIT
 """
@@ -18,7 +18,7 @@ import nqnb
 
 @dataclass
 class Block:
-    """Blocks until that file exists, and then awaits so many seconds."""
+    """Blocks until the file ``until`` exists, then awaits ``then`` seconds."""
 
     until: str
     then: float = 0.0

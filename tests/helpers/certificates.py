@@ -1,4 +1,4 @@
-"""Certificates and NATS identities, made anew by each run of the tests."""
+"""Certificates and NATS identities, created by each run of the tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trustme
 
 
 def write_certificates(folder: Path) -> None:
-    """Two authorities and what they vouch for.
+    """Write two authorities and the certificates that they have signed.
 
     ``ca.pem`` and ``stranger.pem``; ``server``, ``elsewhere`` (a server on another host), ``client`` and ``intruder``
     (a client of the stranger), each as ``.pem`` and ``.key``.
@@ -35,7 +35,7 @@ def write_certificates(folder: Path) -> None:
 
 
 def new_key(role: str) -> tuple[str, str]:
-    """The seed and the public key of a new ``operator``, ``account`` or ``user``."""
+    """Return the seed and the public key of a new ``operator``, ``account`` or ``user``."""
     prefix = {
         "operator": nkeys.PREFIX_BYTE_OPERATOR,
         "account": nkeys.PREFIX_BYTE_ACCOUNT,
@@ -63,12 +63,12 @@ class Operator:
             f"operator: {_jwt(self._seed, self.key, 'operator', system_account=system)}\n"
             f"system_account: {system}\nresolver: MEMORY\nresolver_preload {{\n{preload}\n}}\n"
         )
-        """Configuration of a server that obeys this operator."""
+        """The configuration of a server of this operator."""
 
     def credentials(
         self, expires: float | None = None, account_seed: str | None = None, deny: Sequence[str] = ()
     ) -> tuple[str, str]:
-        """The text of a credentials file of a new user, and the seed in it.
+        """Return the content of a credentials file of a new user, and the seed in it.
 
         Args:
             expires: in seconds from now.

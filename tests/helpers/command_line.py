@@ -1,4 +1,4 @@
-"""Command lines for the tests: run in this process, or started as processes of their own."""
+"""Command lines for tests: run in this process, or started in another one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import nqnb
 from nqnb.cli import main
 
 NOBODY = "nats://127.0.0.1:1"
-"""Where no server is."""
+"""An address without a server."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ Start = Callable[..., "subprocess.Popen[str]"]
 
 def environment(**more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
-    # The package, and the helpers of the tests, for tests that run their own file as a program.
+    # The package and the folder of the tests, for tests that run their own file as a program.
     path = os.pathsep.join(map(str, (Path(nqnb.__file__).parents[1], Path(__file__).parents[1])))
     return {**kept, "PYTHONPATH": path, **more}
 
@@ -50,10 +50,10 @@ def ended(process: subprocess.Popen[str]) -> Answer:
 
 
 def until_said(process: subprocess.Popen[str], text: str) -> None:
-    """Read what it says on stderr until that comes."""
+    """Read stderr until a line contains ``text``."""
     assert process.stderr is not None
     while text not in (said := process.stderr.readline()):
-        assert said, f"it ended without {text!r}"
+        assert said, f"the process ended without {text!r}"
 
 
 def one_line(text: str) -> bool:
@@ -62,14 +62,14 @@ def one_line(text: str) -> bool:
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A server for all tests of a module."""
+    """Start a server for all tests of a module."""
     with nqnb.DevServer() as server:
         yield server.url
 
 
 @pytest.fixture
 def run(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in this process, with the server's address before it."""
+    """Return a function that runs a command line in this process, with the server's address before it."""
 
     def run(*arguments: str, stdin: bytes = b"", server: str = url) -> Answer:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -81,7 +81,7 @@ def run(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def many(run: Run) -> Many:
-    """Submit so many tasks to a queue; their ids."""
+    """Return a function that submits a number of tasks to a queue and returns their ids."""
 
     def many(queue: str, count: int) -> list[str]:
         lines = "\n".join(map(str, range(count))).encode()
@@ -93,7 +93,7 @@ def many(run: Run) -> Many:
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Start]:
-    """Start a command line in a process of its own; what a failed test leaves running is killed."""
+    """Return a function that starts a command line in another process, which is killed at the end."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, cwd: Path | None = None, **more: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""Makes damaged messages of good ones: bytes flipped, cut and doubled, and JSON values replaced by vicious ones."""
+"""Damaged messages: bytes flipped, cut and doubled, and JSON values replaced by bad ones."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ VICIOUS: list[bytes] = [
     b'{"result":' + DEEP + b"}",
     b'{"cancel":{"requested_at":1e300}}',
 ]
-"""JSON values, and what is none, to stand where a good value stood."""
+"""Valid and invalid JSON values that replace a good value."""
 
 
 def full_meta() -> Meta:
-    """A Meta with every field."""
+    """Return a Meta with every field."""
     return Meta(
         client="ann@host",
         submitted_at=1795921528.5,
@@ -52,7 +52,7 @@ def full_meta() -> Meta:
 
 
 def tasks(id: str, queue: str) -> list[bytes]:
-    """Good task messages and entries with that id: nqnb's own, and Go's."""
+    """Return good task messages and entries with an id, of nqnb and of Go clients."""
     meta = full_meta()
     own = [
         TaskMessage(ID=id, Queue=queue, Payload=b'{"path":"a.png"}', Meta=Meta(client="ann", submitted_at=1795921528)),
@@ -65,7 +65,7 @@ def tasks(id: str, queue: str) -> list[bytes]:
 
 
 def presences(id: str, queue: str) -> list[bytes]:
-    """Good presence entries."""
+    """Return good presence entries."""
     more = {"host": "h", "pid": 7, "version": "1", "queues": [queue], "concurrency": 8, "running": ["a", "b"]}
     some = {"id": id, **more, "started_at": "2026-11-24T03:00:28.5Z", "ttl": 28.5}
     msgspec.convert(some, WorkerInfo)
@@ -73,27 +73,27 @@ def presences(id: str, queue: str) -> list[bytes]:
 
 
 def intents() -> list[bytes]:
-    """Good cancel requests."""
+    """Return good cancel requests."""
     return [b"{}", *(msgspec.json.encode(each) for each in (CancelRecord("bob", 1.5), full_meta().cancel))]
 
 
 def cancels(id: str, queue: str) -> list[bytes]:
-    """Good cancel messages."""
+    """Return good cancel messages."""
     return [CancelMessage(id, f"{queue}.cancel").encode(), CancelMessage(id).encode()]
 
 
 def results() -> list[bytes]:
-    """Good results."""
+    """Return good results."""
     return [b"null", b"7", b'"text"', b'{"rows":[{"a":1.5,"b":[true,null]}]}', b"[]"]
 
 
 def notes() -> list[bytes]:
-    """Good notes of who paused a queue."""
+    """Return good notes that say who paused a queue."""
     return [b'{"by":"ann","at":1795921528.5}', b""]
 
 
 class Mutator:
-    """Damages bytes, in a way that a seed decides."""
+    """Damages bytes at random, by a seed."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -102,18 +102,18 @@ class Mutator:
         return self._random.choice(some)
 
     def keys(self, count: int) -> list[bytes]:
-        """Random last tokens of a subject, as a server takes them: anything but what ends a line or a token."""
+        """Return random last tokens of a subject, of all characters that a server accepts there."""
         some = (self._random.randbytes(self._random.choice((1, 2, 5, 30))) for _ in range(count))
         return [b"*", b">", *(each.translate(None, b" \t\r\n\0.") or b"\xff" for each in some)]
 
     def __call__(self, data: bytes) -> bytes:
-        """The bytes with one to four damages."""
+        """Return the bytes with one to four damages."""
         for _ in range(self._random.choice((1, 1, 1, 2, 4))):
             data = self._random.choice((self._value, self._value, self._value, self._bytes))(data)
         return data
 
     def _value(self, data: bytes) -> bytes:
-        """Another value somewhere in the JSON, or one more key; other bytes where it is none."""
+        """Replace a value in the JSON or add a key. Damage the bytes if they are not JSON."""
         try:
             tree = json.loads(data)
         except (ValueError, RecursionError):
@@ -129,7 +129,7 @@ class Mutator:
         parent[key] = mark
         kinds = [each for each in VICIOUS if _kind(each) == _kind(json.dumps(value).encode())]
         bad = self._random.choice(kinds if kinds and self._random.random() < 0.6 else VICIOUS)
-        # By hand, since most of these are no values that an encoder writes.
+        # As bytes, because an encoder cannot write most of these values.
         plain = json.dumps(tree, ensure_ascii=False).encode("utf-8", "replace")
         return plain.replace(f'"{mark}"'.encode(), bad)
 
@@ -154,7 +154,7 @@ class Mutator:
 
 
 def _places(tree: Any) -> list[tuple[Any, Any]]:
-    """Every place of a value in a tree, as its parent and key."""
+    """Return every value in a tree, as its parent and key."""
     found: list[tuple[Any, Any]] = []
     todo = [tree]
     while todo:
@@ -167,7 +167,7 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
 
 
 def _kind(value: bytes) -> str:
-    """What JSON value it begins like."""
+    """Return the kind of a JSON value, by its first character."""
     start = value[:1].decode("latin-1")
     return "number" if start in "-0123456789" else start
 
@@ -183,4 +183,4 @@ _GO_TASKS = sorted(
         if line["subject"].endswith(".task") or line["subject"].startswith("$KV.nq-store.")
     }
 )
-"""What a Go client and a Go worker put on the wire."""
+"""Messages of a Go client and a Go worker."""

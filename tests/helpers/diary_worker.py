@@ -1,4 +1,4 @@
-"""A worker program for the tests: writes a line into a diary at each start and end of a task.
+"""A worker program that writes a line into a diary at each start and end of a task.
 
 python diary_worker.py URL DIARY ACK_WAIT [CONCURRENCY]
 """

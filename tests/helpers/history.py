@@ -1,4 +1,4 @@
-"""A state bucket that keeps every revision, so that a test can read what was really written, in order."""
+"""A state bucket that keeps every revision, so that a test can read all writes in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nqnb.protocol.wire import Status, TaskMessage
 
 
 async def keep_history(settings: nqnb.Settings) -> None:
-    """Make the state bucket with a history of 64 before anybody else makes it with 1."""
+    """Create the state bucket with a history of 64, before a client creates it with 1."""
     connection = await Connection.open(settings)
     await connection.api(
         "STREAM.CREATE.KV_nq-store",
@@ -31,11 +31,11 @@ async def keep_history(settings: nqnb.Settings) -> None:
 
 
 async def read_history(nq: nqnb.Client) -> dict[str, list[TaskMessage]]:
-    """Every entry that was stored, by task, oldest first."""
+    """Return every revision of every entry by task, oldest first."""
     connection = nq.backend.connection
     info = await connection.api("STREAM.INFO.KV_nq-store")
     state, step = info["state"], 200
-    assert state["messages"] == state["last_seq"], "the bucket has not kept every revision"
+    assert state["messages"] == state["last_seq"], "the bucket has lost revisions"
     history: dict[str, list[TaskMessage]] = defaultdict(list)
     for start in range(1, state["last_seq"] + 1, step):
         sequences = range(start, min(start + step, state["last_seq"] + 1))
@@ -47,7 +47,7 @@ async def read_history(nq: nqnb.Client) -> dict[str, list[TaskMessage]]:
 
 
 def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Status:
-    """The last entry is terminal, and no other is; attempts are never counted back."""
+    """Assert that the last entry alone is terminal and that the retry count never decreases. Return the last status."""
     statuses = [entry.Status for entry in entries]
     retries = [entry.CurrentRetry for entry in entries]
     assert retries == sorted(retries), f"{task_id} had the retries {retries}"
@@ -57,7 +57,7 @@ def assert_one_terminal_state(task_id: str, entries: list[TaskMessage]) -> Statu
 
 
 async def assert_queues_empty(nq: nqnb.Client, *queues: str, within: float = 5.0) -> None:
-    """No message stays in the queues' streams: acks may take a moment to arrive."""
+    """Assert that no message stays in the queues' streams. Acks may take a moment to arrive."""
     for queue in queues:
         streams = await nq.backend.ensure_queue(queue)
 

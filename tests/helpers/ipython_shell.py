@@ -1,4 +1,4 @@
-"""A real IPython shell for tests, which runs cells in this process."""
+"""A real IPython shell that runs cells in this process."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from traitlets.config import Config
 
 @dataclass
 class Ran:
-    """What became of a cell."""
+    """The result of a cell."""
 
     value: Any
-    """What its last line gave."""
+    """The value of its last line."""
     error: BaseException | None
     out: str
     err: str
 
 
 class Shell:
-    """The shell; make one with `shell`."""
+    """An IPython shell. Create one with `shell`."""
 
     def __init__(self, ip: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
         self.ip = ip
         self._capsys = capsys
 
     def run(self, cell: str) -> Ran:
-        """Run a cell, which must not fail."""
+        """Run a cell that must not fail."""
         ran = self.attempt(cell)
         assert ran.error is None, f"{cell}\n{ran}"
         return ran
 
     def attempt(self, cell: str) -> Ran:
-        """Run a cell, whatever becomes of it."""
+        """Run a cell that may fail."""
         self._capsys.readouterr()
         result = self.ip.run_cell(cell)  # type: ignore[no-untyped-call]  # it has no types
         return Ran(result.result, result.error_before_exec or result.error_in_exec, *self._capsys.readouterr())
 
     def refused(self, cell: str) -> str:
-        """Run a cell that must fail with one line, and no traceback; the line."""
+        """Run a cell that must fail with one line and no traceback. Return the line."""
         ran = self.attempt(cell)
         assert ran.error is not None, ran
         said = [line for line in (ran.out + ran.err).splitlines() if line]
@@ -54,7 +54,7 @@ class Shell:
         return said[0]
 
     def refused_after(self, cell: str) -> str:
-        """The same, where it has shown something before; the line."""
+        """Run a cell that must fail with one line after other output. Return the line."""
         ran = self.attempt(cell)
         assert ran.error is not None, ran
         last = ran.out.splitlines()[-1]
@@ -63,14 +63,14 @@ class Shell:
         return last
 
     def completed(self, cell: str) -> list[str]:
-        """What Tab offers at the end of a cell, here and in a kernel."""
+        """Return the completions at the end of a cell."""
         with provisionalcompleter():
             return [each.text for each in self.ip.Completer.completions(cell, len(cell))]
 
 
 @contextmanager
 def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str) -> Iterator[Shell]:
-    """A shell whose files lie in that folder; at the end it is as if there had been none."""
+    """Create a shell with its files in a folder. Remove all traces of it at the end of the block."""
     monkeypatch.setenv("IPYTHONDIR", folder)
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     for name in ("excepthook", "ps1", "ps2", "ps3"):

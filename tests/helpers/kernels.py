@@ -1,4 +1,4 @@
-"""Real kernels for tests: cells run in an ipykernel of their own, and can be interrupted."""
+"""Real kernels: cells run in another process and can be interrupted."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ def _tell(before=_loop.meanwhile, looks=[]):
 
 _loop.meanwhile = _tell
 """
-"""Lets the next call that waits for nqnb say so once it has looked ten times, which takes it half a second; what is
-quick, as a connect is, has ended by then, however busy the machine is."""
+"""Prints a line in the next call that waits for nqnb, after ten polls. That is half a second: a quick call such as a
+connect has ended by then."""
 
 
 @dataclass
 class Cell:
-    """What a cell has put out."""
+    """The output of a cell."""
 
     stdout: str = ""
     stderr: str = ""
     error: str = ""
-    """The name of the exception that ended it; empty where none did."""
+    """The exception that ended it, or an empty string."""
     text: str = ""
-    """What it displayed and what its last line gave, as plain text."""
+    """What it displayed, and the value of its last line, as plain text."""
     html: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    """From the moment it was last touched (started, interrupted) to its end."""
+    """The time from its start or its last interrupt to its end."""
 
 
 class Kernel:
-    """A kernel with its client; make one with `kernel`."""
+    """A kernel and its client. Create one with `kernel`."""
 
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager = manager
@@ -58,37 +58,37 @@ class Kernel:
         self._touched = 0.0
 
     def run(self, code: str) -> Cell:
-        """Run a cell to its end, which must be a good one."""
+        """Run a cell that must not fail."""
         cell = self.end(self.start(code))
         assert not cell.error, f"{code}\n{cell.error}\n{cell.stderr}\n{cell.stdout}"
         return cell
 
     def start(self, code: str) -> str:
-        """Start a cell; `end` waits for it."""
+        """Start a cell. `end` waits for it."""
         self._touched = time.monotonic()
         return str(self.client.execute(code))
 
     def start_waiting(self, code: str) -> str:
-        """Start a cell that waits for nqnb, and return once it does."""
+        """Start a cell that waits for nqnb, and return when it waits."""
         self.run(_TELL_A_WAIT)
         waits = self.start(code)
         self.until(waits, "it waits")
         return waits
 
     def interrupt(self) -> None:
-        """Press the stop button."""
+        """Interrupt the kernel, as the stop button does."""
         self._touched = time.monotonic()
         self.manager.interrupt_kernel()
 
     def until(self, code_id: str, said: str) -> None:
-        """Wait until a cell that runs has printed something."""
+        """Wait until a running cell has printed a string."""
         cell = Cell()
         end = time.monotonic() + PATIENCE
         while said not in cell.stdout:
             self._read(code_id, cell, end)
 
     def end(self, code_id: str) -> Cell:
-        """Wait for the end of a cell: what it has put out since it was started, or last looked at."""
+        """Wait for the end of a cell. Return its output since its start or the last call."""
         cell = Cell()
         end = time.monotonic() + PATIENCE
         while not self._read(code_id, cell, end):
@@ -100,7 +100,7 @@ class Kernel:
         return cell
 
     def _read(self, code_id: str, cell: Cell, end: float) -> bool:
-        """Take one message in; whether it says that the cell has ended."""
+        """Read one message. Return whether it reports the end of the cell."""
         try:
             message = self.client.get_iopub_msg(timeout=max(0.1, end - time.monotonic()))
         except Empty:
@@ -120,11 +120,11 @@ class Kernel:
 
 @contextmanager
 def kernel(folder: Path, **variables: str) -> Iterator[Kernel]:
-    """A kernel of a fresh user's own, whose files lie in that folder.
+    """Start a kernel of a new user, with all its files in a folder.
 
     Args:
-        folder: where.
-        **variables: of its environment.
+        folder: the folder.
+        **variables: variables of its environment.
     """
     names = ("HOME", "IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "XDG_DATA_HOME")
     own = {name: str(folder / name) for name in names}

@@ -1,4 +1,4 @@
-"""Publishes on any bytes as subject, which nqnb's own connection and nats-py refuse, and a server takes."""
+"""A client that publishes to any subject. A server accepts subjects that nqnb and nats-py refuse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 class RawClient:
-    """A connection that publishes on any bytes, which nqnb's own refuses."""
+    """A connection that publishes to any bytes as the subject."""
 
     def __init__(self, url: str) -> None:
         where = urlsplit(url)

@@ -1,4 +1,4 @@
-"""Worker programs that write a diary, and looks at what runs."""
+"""Worker programs that write a diary, and waits for the tasks that they run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nqnb import Status
 
 
 class WorkerProcesses:
-    """Worker programs (``diary_worker.py``) that end with the block.
+    """Worker programs (``diary_worker.py``) that are killed at the end of the block.
 
     Args:
-        settings: where the server is, and the ack wait.
-        diary: the file that they write into.
+        settings: the server's address and the ack wait.
+        diary: the file that they write to.
     """
 
     def __init__(self, settings: nqnb.Settings, diary: Path) -> None:
@@ -26,7 +26,7 @@ class WorkerProcesses:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, concurrency: int = 8) -> subprocess.Popen[bytes]:
-        """One more worker."""
+        """Start another worker."""
         program = Path(__file__).with_name("diary_worker.py")
         self._started.append(subprocess.Popen([sys.executable, program, *self._arguments, str(concurrency)]))
         return self._started[-1]
@@ -41,12 +41,12 @@ class WorkerProcesses:
 
 
 def words(diary: Path, word: str) -> Counter[str]:
-    """How often the diary says "start" or "end" of each task."""
+    """Return how often the diary has "start" or "end" for each task."""
     return Counter(line.split()[1] for line in diary.read_text().splitlines() if line.startswith(f"{word} "))
 
 
 async def processing(nq: nqnb.Client, count: int) -> list[nqnb.TaskInfo]:
-    """Wait until so many tasks run."""
+    """Wait until ``count`` tasks run. Return them."""
 
     async def enough() -> list[nqnb.TaskInfo]:
         found = await nq.tasks(status=Status.PROCESSING)
@@ -56,5 +56,5 @@ async def processing(nq: nqnb.Client, count: int) -> list[nqnb.TaskInfo]:
 
 
 async def started(diary: Path, *tasks: nqnb.Task) -> None:
-    """Wait until their handlers run. One whose worker has not heard yet that it is claimed is dropped in a cut."""
+    """Wait until the handlers of the tasks run."""
     await until_async(lambda: {task.id for task in tasks} <= set(words(diary, "start")), 20)

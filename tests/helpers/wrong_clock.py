@@ -1,4 +1,4 @@
-"""Run a program or module whose clock is wrong: python wrong_clock.py SECONDS PROGRAM ARGUMENTS… or SECONDS -m MODULE …
+"""Run a program or a module with a wrong clock: wrong_clock.py SECONDS PROGRAM … or SECONDS -m MODULE …
 
 The clock of the machine that runs the tests cannot be moved, so what Python reads of it is, in one process.
 """
@@ -19,18 +19,18 @@ import nqnb
 _time = time.time
 _datetime = datetime.datetime
 ahead = 0.0
-"""Seconds that the date is ahead of the true one."""
+"""Seconds by which the clock is ahead."""
 
 
 class _Kind(type):
-    """Every datetime is one of these."""
+    """A metaclass for which every datetime is an instance."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, _datetime)
 
 
 class _Datetime(_datetime, metaclass=_Kind):
-    """A datetime class whose ``now`` is wrong; what it makes are true datetimes."""
+    """A datetime class whose ``now`` is wrong. Its instances are real datetimes."""
 
     def __new__(cls, *values: Any, **named: Any) -> Any:
         return _datetime(*values, **named)
@@ -49,11 +49,11 @@ class _Datetime(_datetime, metaclass=_Kind):
 
 
 def shift(seconds: float) -> None:
-    """Let this process believe that its clock is so far ahead of the true time."""
+    """Move the clock of this process ahead."""
     global ahead
     ahead = seconds
     time.time = lambda: _time() + ahead
-    # The declarations of fields need the true class, so the modules come first.
+    # Declarations of fields need the real class, so the modules are imported first.
     for module in pkgutil.walk_packages(nqnb.__path__, "nqnb."):
         if module.name.split(".")[1] not in ("notebook", "widgets", "frames", "testing", "__main__"):
             importlib.import_module(module.name)
