@@ -44,13 +44,13 @@ def explore(
     """Explore breadth first.
 
     Args:
-        initial: where all begins.
+        initial: the state at the beginning.
         steps: the steps that a state allows.
         broken: the rule that a step from one state to the next breaks, or ``""``.
-        settled: nothing is left to do. It must stay reachable from every state by steps that are no faults:
-            stronger than "no deadlock", for it finds endless circles too.
-        alike: the one state that stands for all that differ from it in nothing that matters.
-        most: fail loudly rather than run for ever.
+        settled: whether nothing is left to do. Such a state must stay reachable from every state without faults. This
+            is stronger than the absence of deadlocks, because it also finds endless loops.
+        alike: returns the state that stands for all states that differ from it in nothing that matters.
+        most: the number of states above which the exploration fails.
     """
     states = [initial]
     taken: set[str] = set()

@@ -18,7 +18,7 @@ class Broken(enum.Enum):
     INTENT_NEVER_READ_ON_CLAIM = "a worker leaves the intent to its heartbeats"
     ACK_ON_DROP = "a superseded worker acks instead of dropping"
     ACK_BEFORE_FINISH = "a worker acks, then writes the outcome"
-    LATE_NAK_AFTER_GAP = "a worker that was cut off puts back what it drops"
+    LATE_NAK_AFTER_GAP = "a worker that was cut off naks what it drops"
     RUN_OUTLIVES_LEASE = "a run goes on without heartbeats"
     RECONNECT_WITHOUT_INTENTS = "a worker that was cut off does not read the intents it may have missed"
     ONE_DELIVERY_IN_MAP = "a second delivery takes the place of the first in the running map"

@@ -144,7 +144,7 @@ class Fault(enum.IntEnum):
     LOST_REPLY = 2
     SHUTDOWN = 3
     REDELIVERY = 4
-    """The server delivers again what a live worker holds: the consumer was made anew."""
+    """The server redelivers what a live worker holds, because the consumer was recreated."""
     CLIENT_CRASH = 5
     ANY = 6
 
@@ -173,7 +173,7 @@ class State(NamedTuple):
     """A handler was entered, ever."""
 
     def spend(self, fault: Fault) -> State | None:
-        """The state with one such fault less to come, None when there is none left."""
+        """Return the state with one such fault less to come; None when no such fault is left."""
         if not self.budget[fault] or not self.budget[Fault.ANY]:
             return None
         less = tuple(left - (kind in (fault, Fault.ANY)) for kind, left in enumerate(self.budget))

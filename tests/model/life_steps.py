@@ -271,7 +271,7 @@ class WorkerSteps:
             after = state._replace(entry=entry).swap(w, one, one._replace(revision=mark))
             yield Step(f"w{w} repairs", after)
         elif verdict is BeatStep.CANCEL:
-            raise AssertionError("only a Go client writes this, and there is none")
+            raise AssertionError("only a Go client writes this, and no Go client takes part")
         if state.intent and not one.flagged:
             yield Step(f"w{w} finds the intent", state.swap(w, one, one._replace(flagged=True)))
 
@@ -318,12 +318,12 @@ class WorkerSteps:
         yield Step(f"w{w} acks", state.place(one.sequence, Place.GONE).swap(w, one, None))
 
     def nak(self, state: State, w: int, one: Delivery) -> Steps:
-        """So it does the nak, though a later delivery may be running: so there is none after a gap."""
+        """The server honours the nak of an old delivery too, while a later one runs: so no nak follows a gap."""
         if one.gap and self.broken is not Broken.LATE_NAK_AFTER_GAP:
             yield Step(f"w{w} drops", state.swap(w, one, None))
             return
         after = state.swap(w, one, None).superseded(one.sequence).place(one.sequence, Place.QUEUED)
-        yield Step(f"w{w} puts back", after)
+        yield Step(f"w{w} naks", after)
 
     def _dropped(self, one: Delivery) -> Delivery | None:
         return one.now(Phase.ACK) if self.broken is Broken.ACK_ON_DROP else None
@@ -354,7 +354,7 @@ def _is_present(state: State, owner: str) -> bool:
     """Whether that worker is connected and names the task among those it runs.
 
     Presence lapses here as soon as a worker is cut off, so that only the lease protects its run. A worker cut off
-    while the consumer is made anew has no lease either: that needs a presence that outlasts the run.
+    while the consumer is recreated has no lease either: that needs a presence that outlasts the run.
     """
     return any(
         name_of(w, worker) == owner
@@ -442,7 +442,7 @@ class Model:
 
 
 def server(state: State) -> Steps:
-    """An ack wait ends when nobody holds the delivery, or whoever does cannot say so."""
+    """An ack wait ends when no worker holds the delivery, or the worker that holds it cannot renew it."""
     held = {one.sequence: one for worker in state.workers for one in worker.deliveries if one.latest}
     for sequence, place in enumerate(state.messages, 1):
         if place is not Place.OUT:
@@ -452,7 +452,7 @@ def server(state: State) -> Steps:
             yield Step("the ack wait ends", state.superseded(sequence).place(sequence, Place.QUEUED))
         elif less := state.spend(Fault.REDELIVERY):
             after = less.superseded(sequence).place(sequence, Place.QUEUED)
-            yield Step("the consumer is made anew", after, fault=True)
+            yield Step("the consumer is recreated", after, fault=True)
 
 
 def worker_faults(state: State, w: int) -> Steps:

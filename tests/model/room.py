@@ -54,6 +54,8 @@ class Failure(enum.IntEnum):
     """The server refuses a schedule."""
     MISSED_CANCEL = 9
     """No worker hears a cancel that is announced."""
+    REDELIVERY = 10
+    """The server redelivers what a live worker holds, because the consumer was recreated."""
 
 
 WRITES = frozenset(
@@ -270,9 +272,12 @@ class Room:
         for message in server.messages:
             if message.schedule and message.schedule <= CLOCKS[server.clock]:
                 yield Step(f"the schedule of {message.task_id} fires", world._replace(server=server.fired(message)))
-            if message.lies is Lies.OUT and not self._holds(world, message):
+            if message.lies is Lies.OUT:
                 ready = server.with_message(message._replace(lies=Lies.READY))
-                yield Step(f"the ack wait of message {message.sequence} ends", world._replace(server=ready))
+                if not self._holds(world, message):
+                    yield Step(f"the ack wait of message {message.sequence} ends", world._replace(server=ready))
+                elif less := spend(world, Failure.REDELIVERY):
+                    yield Step("the consumer is recreated", less._replace(server=ready), True)
         waiting = any(message.schedule > CLOCKS[server.clock] for message in server.messages)
         may_pass = waiting or not self._scenario.days_of_waiting_only
         if server.clock < self._scenario.days and may_pass and not self._submitting(world):

@@ -18,6 +18,17 @@ from .room_processes import ClientSpec, Replacement
 from .simulated_backend import SimulatedBackend, SimulatedStore
 from .simulated_server import INTENTS, STATES, Call, decoded
 
+BOUNDS = """\
+One queue, one or two tasks, one or two workers, at most four clients.
+Each failure that a scenario names happens at most once, or as often as it is named; in most scenarios one in all.
+A day passes only while no submit is under way: what is pruned is older than any submit takes.
+A queue is deleted only while no submit is between its message and its entry, and a client that deletes one
+may crash only once the submits are over: both can leave an entry without a message, which the doctor finds.
+A worker stops its code before the ack wait ends, and takes one task at a time. Links that break, the order of a
+reconnect, and redeliveries that a worker adopts are in the model of a worker's life.
+Only clients and workers of nqnb. No result is too large for its entry, no entry expires, no progress is written."""
+"""What is not explored."""
+
 QUICK = (Failure.CLIENT_CRASH, Failure.WORKER_CRASH, Failure.LOST_REPLY)
 SLOW = (Failure.LATE_WRITE, Failure.STALE_READ)
 FULL_STORE = (Failure.NO_ROOM, Failure.NO_ROOM)
@@ -46,6 +57,7 @@ def after_submit(client: ClientSpec) -> ClientSpec:
     return client._replace(after=("submit",))
 
 
+REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
     "submit against cancel of a retried task, shutdown": Scenario(
@@ -83,6 +95,7 @@ SCENARIOS = {
     "move into a schedule against cancel": Scenario((NOT_DUE, CANCEL), days=1),
     "move into a schedule against purge": Scenario((NOT_DUE, after_submit(PURGE)), days=1),
     "move into a schedule against submit against submit": Scenario((NOT_DUE, OTHER), duplicate_window=False, days=1),
+    "claim against claim, the consumer is recreated": REDELIVERED,
     "heartbeat against a cancel that is not heard": Scenario(
         (SUBMIT, after_submit(CANCEL)), failures=(Failure.MISSED_CANCEL,), handlers=(), heartbeats=True
     ),
@@ -326,6 +339,16 @@ class FastClock(SimulatedBackend):
         return self.now() + 86_400
 
 
+class PresenceIgnored(SimulatedBackend):
+    """Counts every other worker as gone."""
+
+    def prepare(self) -> None:
+        async def rest(*_: object) -> float:
+            return 0.0
+
+        self.presence.rest = rest
+
+
 class SchedulesUnseen(SimulatedBackend):
     """Does not see that a schedule published a message."""
 
@@ -516,6 +539,9 @@ VARIANTS = {
         ),
         STUCK,
         QuickReads,
+    ),
+    "claim: a worker that runs the task counts as gone": Variant(
+        "worker", REDELIVERED, "two runs at once", PresenceIgnored
     ),
     "heartbeat: the cancel request is not read": Variant("worker", MISSED, STUCK, IntentNotRead),
     "finish: the message is acked before the outcome is written": Variant("worker", CRASHING, STUCK, AckBeforeOutcome),
