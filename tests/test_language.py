@@ -67,11 +67,8 @@ BANNED = {
 
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("nqnb/jetstream/bucket_reader.py", "anew"): "the name of an attribute, as in `nqnb.records.TaskBatch`",
-    ("nqnb/jetstream/delivery.py", "put back"): "the name of a method",
     ("nqnb/protocol/interfaces.py", "anew"): "the name of an attribute",
-    ("nqnb/protocol/interfaces.py", "put back"): "the name of a method",
     ("nqnb/records.py", "anew"): "the name of a public attribute",
-    ("tests/model/simulated_backend.py", "put back"): "the name of a method",
 }
 """(File, text found): the reason why it stays."""
 
