@@ -603,7 +603,7 @@ class Outage:
         """
         if not isinstance(error, (Unconfirmed, ConnectionFailed)):
             return False
-        self.began(f"the server cannot be used: {error}")
+        self.began(f"the server cannot be used: {str(error).removesuffix('.')}")
         self.note(note)
         return True
 
