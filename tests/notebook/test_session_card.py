@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 
 import pytest
+from helpers.waiting import until
 
 import nqnb
 from nqnb.notebook import session_card
@@ -84,10 +85,7 @@ def test_a_missing_server_is_reported_without_delay(session: Session, server: nq
     version = server.version
     session.submit("resize")
     server.kill()
-    end = time.monotonic() + 10
-    while session.connected:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: not session.connected, 10)
     began = time.monotonic()
     for said in (as_text(session), session._repr_html_()):
         assert "the server is not connected" in said

@@ -176,10 +176,7 @@ async def test_a_guard_that_cannot_connect_is_logged_and_the_worker_goes_on(capl
                 return "done"
 
             async with worker:
-                until = time.monotonic() + 10
-                while "its guard has no connection" not in caplog.text:
-                    assert time.monotonic() < until
-                    await asyncio.sleep(0.02)
+                await until_async(lambda: "its guard has no connection" in caplog.text, 10)
                 assert await (await nq.submit("work")).result(timeout=10) == "done"
 
 

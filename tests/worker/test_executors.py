@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from helpers.waiting import until_async
 
 from nqnb.errors import BadInput, JobCancelled
 from nqnb.protocol.lifecycle import Ended
@@ -255,10 +256,7 @@ class TestThread:
     async def test_no_thread_is_left_after_a_run(self) -> None:
         before = threading.active_count()
         await asyncio.gather(*(ended(executor(lambda job: None)) for _ in range(20)))
-        end = time.monotonic() + 5
-        while threading.active_count() > before:
-            assert time.monotonic() < end
-            await asyncio.sleep(0.01)
+        await until_async(lambda: threading.active_count() <= before, 5)
 
 
 class TestCoroutine:
