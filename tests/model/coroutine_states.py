@@ -232,7 +232,7 @@ def _freeze_frame(waiting: Any, open_ones: set[int]) -> Hashable:
     named = {id(part) for part in variables.values()}
     stack = [
         _freeze(part, open_ones)
-        for part in _on_stack(waiting)
+        for part in _on_stack(waiting, frame)
         if id(part) not in named and isinstance(part, (*_AWAITABLES, *_STACK_ITERATORS))
     ]
     return code.co_name, frame.f_lasti, _freeze_variables(variables, open_ones), tuple(stack)
@@ -243,10 +243,11 @@ def _name_of(code: types.CodeType) -> tuple[str, str]:
     return Path(code.co_filename).stem, code.co_name
 
 
-def _on_stack(waiting: Any) -> list[Any]:
+def _on_stack(waiting: Any, frame: types.FrameType) -> list[Any]:
     """Return what a suspended frame refers to; the generator behind an ``__anext__`` is one step further."""
     found: list[Any] = []
-    for part in gc.get_referents(waiting):
+    # Python 3.10 keeps the stack in the frame, later versions in the coroutine itself.
+    for part in (*gc.get_referents(waiting), *gc.get_referents(frame)):
         found.append(part)
         if type(part).__name__ in ("async_generator_asend", "coroutine_wrapper"):
             found += [inner for inner in gc.get_referents(part) if isinstance(inner, _AWAITABLES)]

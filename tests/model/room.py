@@ -248,13 +248,13 @@ class Room:
             for label, value, after, failure in self._answers(world, name, call):
                 yield Step(label, self._fed(after, w, slot, value), failure)
         if slot.inbox:
-            yield Step(f"{name} hears the cancel", self._told(world, w, slot._replace(inbox=False), "cancel"))
+            yield Step(f"{name} hears the cancel", self._hearing(world, w, slot._replace(inbox=False), "cancel"))
         if less := spend(world, Failure.WORKER_CRASH):
             yield Step(f"{name} crashes", less._replace(slots=_with(world.slots, w, Slot(slot.life + 1))), True)
         if run.why is None and not run.finishing and (less := spend(world, Failure.SHUTDOWN)):
-            yield Step(f"{name} shuts down", self._told(less, w, slot, "shutdown"), True)
+            yield Step(f"{name} shuts down", self._hearing(less, w, slot, "shutdown"), True)
         if not run.gap and (less := spend(world, Failure.LEASE_LOST)):
-            yield Step(f"{name} loses its lease", self._told(less, w, slot, "lease"), True)
+            yield Step(f"{name} loses its lease", self._hearing(less, w, slot, "lease"), True)
 
     def _run_steps(
         self, world: World, w: int, slot: Slot, name: str, call: Call, run: RunState
@@ -417,7 +417,7 @@ class Room:
         losses = (Failure.WORKER_CRASH, Failure.LEASE_LOST, Failure.SHUTDOWN)
         return any(world.budget[kind] < self._scenario.failures.count(kind) for kind in losses)
 
-    def _told(self, world: World, w: int, slot: Slot, event: str) -> World:
+    def _hearing(self, world: World, w: int, slot: Slot, event: str) -> World:
         return self._fed(world, w, slot, event, event=True)
 
     def settled(self, world: World) -> bool:
