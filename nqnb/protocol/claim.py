@@ -35,46 +35,8 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
     Raises:
         NqnbError: the server does not answer; the server redelivers the message after the ack wait.
     """
-    before: TaskMessage | None = None
-    moved_to, fresh = 0, False
-
-    async def decide(seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
-        nonlocal before, moved_to, fresh
-        if seen.malformed is not None:
-            log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
-        before, moved_to = seen.task, 0
-        owner = lifecycle.foreign_owner(before, worker)
-        verdict = lifecycle.claim(
-            attempt.message,
-            before,
-            sequence=attempt.delivery.sequence,
-            deliveries=attempt.delivery.deliveries,
-            ours=attempt.delivery.ours,
-            scheduled=attempt.delivery.scheduled,
-            owner_rest=await _owner_rest(backend, attempt, owner, seen.written) if owner else 0.0,
-            now=backend.earliest_now(),
-            ack_wait=attempt.ack_wait,
-        )
-        if attempt.lost_lease():
-            return None
-        from_leader, fresh = fresh, True
-        if verdict.step is ClaimStep.ACK and not from_leader:
-            # The first read is quick. A server that lags behind may still have the entry of a former task with this id,
-            # and by that the message of the task that has the id now must not be acked.
-            return Again.READ
-        if verdict.step is ClaimStep.POSTPONE:
-            moved_to = await _schedule(backend, attempt, before or attempt.message)
-            return _moved(before or attempt.message, moved_to, slim=attempt.slim) if moved_to else verdict
-        if verdict.step is not ClaimStep.TAKE:
-            return verdict
-        attempt.unrun = lifecycle.why_unrun(before, worker)
-        return Write.of(_processing(attempt, worker, before, backend.max_payload, backend.now()))
-
-    def is_ours(entry: TaskMessage) -> bool:
-        moved = bool(moved_to) and entry.Sequence == moved_to and entry.Status is Status.PENDING
-        return moved or lifecycle.is_claim(entry, attempt.claim)
-
-    done = await transition(backend, attempt.id, decide, ours=is_ours, retry=_ClaimRetry(backend, attempt), fresh=False)
+    change = _Claim(backend, worker, attempt)
+    done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, fresh=False)
     if done is None:
         return False
     if isinstance(done, ClaimVerdict):
@@ -91,11 +53,77 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
     attempt.entry, attempt.revision, attempt.claimed = done.task, done.revision, True
     attempt.poisoned = done.task.meta.crashes >= poison_limit
     # After the claim, not before: a canceller that saw Processing writes the intent while we look the other way.
-    if done.landed or lifecycle.needs_intent(before):
+    if done.landed or lifecycle.needs_intent(change.before):
         record = await read_intent(backend, attempt.id)
         if record is not None:
             attempt.flag(record, worker)
     return True
+
+
+class _Claim(Retry):
+    """Claims one delivery. It goes round until the claim is written: else the server only redelivers the message."""
+
+    first_pause = 0.05
+    longest_pause = 1.0
+
+    def __init__(self, backend: TaskBackend, worker: str, attempt: Attempt) -> None:
+        super().__init__(backend)
+        self.before: TaskMessage | None = None
+        """The entry that the claim is written over."""
+        self._worker = worker
+        self._attempt = attempt
+        self._moved_to = 0
+        """The sequence of the schedule that the message was moved into."""
+        self._fresh = False
+        """Whether the next entry comes from the leader."""
+
+    async def decide(self, seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
+        """Decide about the delivery as `nqnb.protocol.lifecycle.claim`; None where its lease is lost."""
+        backend, attempt, worker = self.backend, self._attempt, self._worker
+        if seen.malformed is not None:
+            log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+        before, self.before, self._moved_to = seen.task, seen.task, 0
+        owner = lifecycle.foreign_owner(before, worker)
+        verdict = lifecycle.claim(
+            attempt.message,
+            before,
+            sequence=attempt.delivery.sequence,
+            deliveries=attempt.delivery.deliveries,
+            ours=attempt.delivery.ours,
+            scheduled=attempt.delivery.scheduled,
+            owner_rest=await _owner_rest(backend, attempt, owner, seen.written) if owner else 0.0,
+            now=backend.earliest_now(),
+            ack_wait=attempt.ack_wait,
+        )
+        if attempt.lost_lease():
+            return None
+        fresh, self._fresh = self._fresh, True
+        if verdict.step is ClaimStep.ACK and not fresh:
+            # The first read is quick. A server that lags behind may still have the entry of a former task with this id,
+            # and by that the message of the task that has the id now must not be acked.
+            return Again.READ
+        if verdict.step is ClaimStep.POSTPONE:
+            task = before or attempt.message
+            self._moved_to = await _schedule(backend, attempt, task)
+            return _moved(task, self._moved_to, slim=attempt.slim) if self._moved_to else verdict
+        if verdict.step is not ClaimStep.TAKE:
+            return verdict
+        attempt.unrun = lifecycle.why_unrun(before, worker)
+        return Write.of(_processing(attempt, worker, before, backend.max_payload, backend.now()))
+
+    def is_ours(self, entry: TaskMessage) -> bool:
+        """Return whether an entry is this claim, or says that the message is in the schedule."""
+        moved = bool(self._moved_to) and entry.Sequence == self._moved_to and entry.Status is Status.PENDING
+        return moved or lifecycle.is_claim(entry, self._attempt.claim)
+
+    async def after_write(self, error: NqnbError) -> SeenEntry | None:
+        """Claim without the payload where the entry is too large; see `Retry.after_write`."""
+        if isinstance(error, (ServerRefused, PayloadTooLarge)) and is_too_large(error) and not self._attempt.slim:
+            self._attempt.slim = True
+            return None
+        if isinstance(error, NoRoom):
+            self.backend.outage.took(error)
+        return await super().after_write(error)
 
 
 async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, written: float) -> float:
@@ -165,23 +193,3 @@ def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_pa
         # Another client's message has no room for the Meta. The handler has the payload; the entry goes without it.
         entry = entry.lean()
     return entry
-
-
-class _ClaimRetry(Retry):
-    """Goes round until the claim is written: if it gave up, the server would only redeliver the message to us."""
-
-    first_pause = 0.05
-    longest_pause = 1.0
-
-    def __init__(self, backend: TaskBackend, attempt: Attempt) -> None:
-        super().__init__(backend)
-        self._attempt = attempt
-
-    async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Claim without the payload where the entry is too large; see `Retry.after_write`."""
-        if isinstance(error, (ServerRefused, PayloadTooLarge)) and is_too_large(error) and not self._attempt.slim:
-            self._attempt.slim = True
-            return None
-        if isinstance(error, NoRoom):
-            self.backend.outage.took(error)
-        return await super().after_write(error)

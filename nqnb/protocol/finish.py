@@ -86,57 +86,17 @@ async def write_outcome(
     backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending
 ) -> tuple[Status | None, Meta]:
     """Write the outcome by compare-and-set, whatever happens to the answers, then answer the message."""
-    retry = _FinishRetry(backend, attempt, status, ending)
-    delay, scheduled = ending.retry_delay, False
-
-    async def decide(seen: SeenEntry) -> Write | Again | FinishStep:
-        nonlocal scheduled
-        scheduled = False
-        if seen is not start:
-            # Another writer was faster, or an answer was lost.
-            if seen.malformed is not None:
-                log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
-            verdict = verdict_on(seen.task)
-            if verdict.step is not FinishStep.WRITE:
-                return verdict.step
-            retry.status = verdict.status
-        if retry.status is Status.PENDING and attempt.cancel is not None:
-            # The task was cancelled while its retry was being written: the cancel takes precedence.
-            retry.status = Status.CANCELLED
-            retry.meta = msgspec.structs.replace(retry.meta, cancel=await cancel_receipt(backend, attempt))
-        if retry.status is not Status.PENDING:
-            return _outcome(backend, attempt, retry.status, retry.meta)
-        sequence, not_before = attempt.entry.Sequence, min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
-        if delay > lifecycle.LONG_WAIT_SECONDS:
-            # The schedule first, then the entry, then the old message: so at each moment the task has a message.
-            try:
-                moved_to = await _schedule(backend, attempt, not_before)
-            except NqnbError as error:
-                await retry.after_write(error)
-                return Again.READ
-            if moved_to:
-                scheduled, sequence = True, moved_to
-        return _retry(backend, attempt, retry.meta, not_before, sequence)
-
-    def verdict_on(entry: TaskMessage | None) -> FinishVerdict:
-        retries = attempt.entry.CurrentRetry
-        return lifecycle.finish_again(entry, claim=attempt.claim, retry=retries, status=retry.status)
-
-    def is_ours(entry: TaskMessage) -> bool:
-        return verdict_on(entry).step is FinishStep.LANDED
-
-    # The entry as we wrote it last: to read it first would cost a round trip, and a conflict tells as much.
-    start = SeenEntry(attempt.entry, attempt.revision)
-    done = await transition(backend, attempt.id, decide, ours=is_ours, retry=retry, start=start)
+    change = _Finish(backend, attempt, status, ending)
+    done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=change.start)
     if not isinstance(done, Written) and done is not FinishStep.LANDED:
         if done is FinishStep.ACK:
             await attempt.delivery.ack()
-        return None, retry.meta
-    if retry.status is not Status.PENDING or scheduled:
+        return None, change.meta
+    if change.status is not Status.PENDING or change.scheduled:
         await attempt.delivery.ack()
     elif not attempt.lost_lease():
-        await attempt.delivery.nak(delay)
-    return retry.status, retry.meta
+        await attempt.delivery.nak(ending.retry_delay)
+    return change.status, change.meta
 
 
 async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
@@ -189,23 +149,62 @@ def _shortened(error: ErrorInfo | None) -> ErrorInfo | None:
     return error and ErrorInfo(error.type[:_SHORT_TEXT_CHARACTERS], error.message[:_SHORT_TEXT_CHARACTERS])
 
 
-class _FinishRetry(Retry):
-    """Goes round until the outcome is written, however long the server stays away, because only we know it.
-
-    Attributes:
-        status: the outcome as it is to be written; a cancel or a Go client may change it.
-        meta: what the entry says of the run.
-    """
+class _Finish(Retry):
+    """Writes one outcome. It goes round until that is written, however long the server stays away: only we know it."""
 
     longest_pause = 1.0
 
     def __init__(self, backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> None:
         super().__init__(backend)
         self.status = status
+        """The outcome as it is to be written; a cancel or a Go client may change it."""
         self.meta = ending.meta
+        """What the entry says of the run."""
+        self.scheduled = False
+        """Whether the message of a retry is in a schedule."""
+        self.start = SeenEntry(attempt.entry, attempt.revision)
+        """The entry as we wrote it last: to read it first would cost a round trip, and a conflict tells as much."""
         self._attempt = attempt
         self._ending = ending
         self._reported = False
+
+    async def decide(self, seen: SeenEntry) -> Write | Again | FinishStep:
+        """Decide about the entry as `nqnb.protocol.lifecycle.finish_again`."""
+        backend, attempt, delay = self.backend, self._attempt, self._ending.retry_delay
+        self.scheduled = False
+        if seen is not self.start:
+            # Another writer was faster, or an answer was lost.
+            if seen.malformed is not None:
+                log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+            verdict = self._verdict(seen.task)
+            if verdict.step is not FinishStep.WRITE:
+                return verdict.step
+            self.status = verdict.status
+        if self.status is Status.PENDING and attempt.cancel is not None:
+            # The task was cancelled while its retry was being written: the cancel takes precedence.
+            self.status = Status.CANCELLED
+            self.meta = msgspec.structs.replace(self.meta, cancel=await cancel_receipt(backend, attempt))
+        if self.status is not Status.PENDING:
+            return _outcome(backend, attempt, self.status, self.meta)
+        sequence, not_before = attempt.entry.Sequence, min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
+        if delay > lifecycle.LONG_WAIT_SECONDS:
+            # The schedule first, then the entry, then the old message: so at each moment the task has a message.
+            try:
+                moved_to = await _schedule(backend, attempt, not_before)
+            except NqnbError as error:
+                await self.after_write(error)
+                return Again.READ
+            if moved_to:
+                self.scheduled, sequence = True, moved_to
+        return _retry(backend, attempt, self.meta, not_before, sequence)
+
+    def is_ours(self, entry: TaskMessage) -> bool:
+        """Return whether an entry is the outcome that is written here."""
+        return self._verdict(entry).step is FinishStep.LANDED
+
+    def _verdict(self, entry: TaskMessage | None) -> FinishVerdict:
+        attempt = self._attempt
+        return lifecycle.finish_again(entry, claim=attempt.claim, retry=attempt.entry.CurrentRetry, status=self.status)
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
         """Pause, or make the entry smaller; see `Retry.after_write`."""
