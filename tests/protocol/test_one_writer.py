@@ -20,10 +20,6 @@ STORES = {
     "jetstream/bucket.py": "implements the store in a bucket",
     "store.py": "declares the store, and implements it in memory",
     "testing/contract.py": "holds the contract of a store",
-    "testing/checks.py": "holds the contract of a store",
-    "testing/listing.py": "holds the contract of a store",
-    "testing/waking.py": "holds the contract of a store",
-    "testing/writing.py": "holds the contract of a store",
 }
 """Files that write to a store that they are given, and why."""
 OTHER_BUCKETS = {
