@@ -21,7 +21,17 @@ import nqnb.errors
 from nqnb.errors import NqnbError
 
 ROOT = Path(__file__).parents[1]
-SKIPPED_FOLDERS = {".git", ".venv", ".mypy_cache", ".pytest_cache", ".ruff_cache", "dist", "build", "screenshots"}
+SKIPPED_FOLDERS = {
+    ".hypothesis",
+    ".git",
+    ".venv",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "dist",
+    "build",
+    "screenshots",
+}
 SUFFIXES = {".py", ".md", ".ipynb", ".js", ".css", ".html", ".toml", ".yml", ".yaml", ""}
 
 BANNED = {
