@@ -49,6 +49,7 @@ CANCEL = ClientSpec("cancel", "cancel", 1)
 PURGE = ClientSpec("purge", "purge", 2)
 DELETE = ClientSpec("delete", "delete", 3)
 PRUNE = ClientSpec("prune", "prune", 4)
+PRUNE_TOO = PRUNE._replace(name="prune2", number=8)
 REQUEUE = ClientSpec("requeue", "requeue", 5)
 
 
@@ -60,9 +61,7 @@ def after_submit(client: ClientSpec) -> ClientSpec:
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
-    "submit against cancel of a retried task, shutdown": Scenario(
-        (RETRIED, after_submit(CANCEL)), failures=(Failure.SHUTDOWN,), handlers=(Ended.FAILED,)
-    ),
+    "submit against cancel, shutdown": Scenario((SUBMIT, after_submit(CANCEL)), failures=(Failure.SHUTDOWN,)),
     "submit against submit": Scenario((SUBMIT, OTHER), failures=QUICK),
     "submit against submit, later": Scenario((SUBMIT, OTHER), failures=(Failure.LOST_REPLY,), duplicate_window=False),
     "submit against submit against purge": Scenario((SUBMIT, after_submit(OTHER), PURGE), duplicate_window=False),
@@ -118,6 +117,9 @@ LARGE_SCENARIOS = {
     ),
     "schedule against cancel against purge, at any time": Scenario((SCHEDULED, CANCEL, PURGE), days=1),
     "move into a schedule against purge, at any time": Scenario((NOT_DUE, PURGE), days=1),
+    "submit against cancel of a retried task, shutdown": Scenario(
+        (RETRIED, after_submit(CANCEL)), failures=(Failure.SHUTDOWN,), handlers=BOTH_ENDS
+    ),
     "submit against cancel of a retried task": Scenario((RETRIED, CANCEL), failures=QUICK, handlers=BOTH_ENDS),
     "submit against cancel, lease lost, two workers": Scenario(
         (SUBMIT, CANCEL), workers=2, failures=(Failure.LEASE_LOST,)
@@ -140,9 +142,11 @@ LARGE_SCENARIOS = {
     "delete against two tasks": Scenario((SUBMIT, after_submit(DELETE), SECOND)),
     "delete against submit with the same id": Scenario((SUBMIT, DELETE, AGAIN)),
     "prune against prune against submit with the same id": Scenario(
-        (SUBMIT, PRUNE, PRUNE._replace(name="prune2", number=8), after_submit(AGAIN)), days=1
+        (SUBMIT, PRUNE, PRUNE_TOO, after_submit(AGAIN)), days=1
     ),
-    "prune against requeue, crash": Scenario((SUBMIT, PRUNE, REQUEUE), failures=(Failure.WORKER_CRASH,), days=1),
+    "prune against requeue, crash": Scenario(
+        (SUBMIT, after_submit(PRUNE), after_submit(REQUEUE)), failures=(Failure.WORKER_CRASH,), days=1
+    ),
     "move into a schedule against cancel, crashes": Scenario(
         (NOT_DUE, CANCEL), failures=(*QUICK, Failure.NO_SCHEDULE), days=1
     ),
@@ -580,7 +584,7 @@ VARIANTS = {
     "prune: the stream is ignored": Variant("prune", PRUNED, REMOVED_EARLY, StreamIgnored),
     "prune: an entry is removed whatever its revision": Variant(
         "prune",
-        Scenario((SUBMIT, PRUNE, PRUNE._replace(name="prune2", number=8), AGAIN._replace(after=("prune2",))), days=1),
+        Scenario((SUBMIT, after_submit(PRUNE), after_submit(PRUNE_TOO), AGAIN._replace(after=("prune2",))), days=1),
         REMOVED_EARLY,
         AnyRevisionRemoved,
     ),
