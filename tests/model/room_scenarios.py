@@ -155,8 +155,7 @@ LARGE_SCENARIOS = {
     ),
     "retry in a schedule against cancel": Scenario(
         (RETRIED, after_submit(CANCEL)),
-        failures=(Failure.WORKER_CRASH, Failure.LOST_REPLY),
-        handlers=BOTH_ENDS,
+        handlers=(Ended.FAILED,),
         backoff=5_000.0,
         days=2,
         days_of_waiting_only=True,
