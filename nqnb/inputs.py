@@ -59,7 +59,7 @@ def check_optional_flag(name: str, value: object) -> bool | None:
     return None if value is None else check_flag(name, value)
 
 
-def check_count(name: str, value: object, least: int, most: int, what: str) -> int:
+def check_count(name: str, value: object, least: int, most: int, what: str, refusal: type[BadInput] = BadInput) -> int:
     """Return a whole number.
 
     Args:
@@ -68,6 +68,7 @@ def check_count(name: str, value: object, least: int, most: int, what: str) -> i
         least: the smallest valid number.
         most: the largest valid number.
         what: what the number counts, for the error.
+        refusal: the class of the error.
 
     Raises:
         BadInput: not a whole number, or out of range.
@@ -79,12 +80,12 @@ def check_count(name: str, value: object, least: int, most: int, what: str) -> i
         except Exception:  # noqa: BLE001  a foreign number may raise any error
             number = None
     if number is None:
-        raise BadInput(
+        raise refusal(
             f"{name}={shown(value)} is invalid: expected a whole number, got {kind_of(value)}. "
             f"Give {what}, {least:,} to {most:,}."
         )
     if not least <= number <= most:
-        raise BadInput(f"{name}={shown(value)} is invalid: out of range. Give {what}, {least:,} to {most:,}.")
+        raise refusal(f"{name}={shown(value)} is invalid: out of range. Give {what}, {least:,} to {most:,}.")
     return number
 
 

@@ -15,13 +15,15 @@ import msgspec
 from nqnb import payload
 from nqnb.error_text import exact_text, kind_of, shown
 from nqnb.errors import BadInput, InvalidHandler
-from nqnb.inputs import Duration, check_seconds
+from nqnb.inputs import Duration, check_count, check_seconds
 from nqnb.protocol import names
 from nqnb.retry import Backoff
 from nqnb.worker.job import Job
 
 Isolation = Literal["coroutine", "thread", "process"]
 """What a handler runs in: the worker's event loop, a thread of its own, a process of its own."""
+MOST_TASKS_AT_ONCE = 1_000_000
+"""The highest concurrency: far above the 65,536 messages that a queue's consumer delivers at once."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Handler:
     grace: float
     isolation: Isolation
     is_failure: Callable[[Exception], bool] | None = None
+    concurrency: int = MOST_TASKS_AT_ONCE
 
     def call(self, job: Job) -> Callable[[], Any]:
         """Return the function with its arguments bound.
@@ -69,6 +72,15 @@ class Handler:
         return _name_of(self.function)
 
 
+def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
+    """Return how many tasks run at once, checked.
+
+    Raises:
+        BadInput: not a whole number from 1 up; of the class ``refusal``.
+    """
+    return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
+
+
 def make_handler(
     queue: str,
     function: Callable[..., Any],
@@ -77,6 +89,7 @@ def make_handler(
     grace: Duration = 1.0,
     isolation: Isolation | None = None,
     is_failure: Callable[[Exception], bool] | None = None,
+    concurrency: int | None = None,
 ) -> Handler:
     """Return the handler for a function, from its signature and options; see `Worker.handler`.
 
@@ -137,6 +150,7 @@ def make_handler(
         grace=seconds,
         isolation=_check_isolation(isolation, name, is_coroutine=is_coroutine),
         is_failure=is_failure,
+        concurrency=MOST_TASKS_AT_ONCE if concurrency is None else check_concurrency(concurrency, InvalidHandler),
     )
 
 

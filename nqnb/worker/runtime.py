@@ -94,7 +94,9 @@ class Runtime:
             for queue in handlers
         }
         pulls = list(self._pulls.values())
-        self._fetch_policy = FetchPolicy(pulls, self.free)
+        self._running = dict.fromkeys(handlers, 0)
+        """How many tasks of each queue run."""
+        self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
         self._reserve: Reserve | None = None
@@ -111,6 +113,10 @@ class Runtime:
         """Return how many slots are free; 0 while the worker fetches nothing."""
         resting = self._stopping or self._paused or self._recovery.active
         return 0 if resting else self._slots() - len(self.runs)
+
+    def free_for(self, queue: str) -> int:
+        """Return how many slots are free for tasks of a queue, within the bound of its handler."""
+        return min(self.free(), self._handlers[queue].concurrency - self._running[queue])
 
     async def open(self) -> None:
         """Prepare, in the protocol's order: receive cancels first, then pull.
@@ -219,13 +225,14 @@ class Runtime:
         known = self.runs.get(message.ID)
         if known is not None:
             self._redelivered(known, delivery)
-        elif self.free() <= 0:
+        elif self.free_for(delivery.queue) <= 0:
             spawn(delivery.nak())
         else:
             queue = delivery.queue
             claim_id = f"{self._claim_prefix}{next(self._claim_numbers):x}"
             run = Run(delivery, message, self._handlers[queue], self._pulls[queue].ack_wait, claim_id)
             self.runs[message.ID] = run
+            self._running[queue] += 1
             self._empty.clear()
             spawn(self._live(run))
 
@@ -261,6 +268,7 @@ class Runtime:
             await self._fail(run, error)
         finally:
             del self.runs[run.id]
+            self._running[run.delivery.queue] -= 1
             if not self.runs:
                 self._empty.set()
             self._wake.set()
@@ -345,18 +353,21 @@ class Runtime:
 class FetchPolicy:
     """Decides how many tasks to ask of which queue, so that as many are asked for as there are free slots.
 
-    While slots are free, each queue is asked for that many. When the slots fill up, the requests are withdrawn. When
+    While slots are free, each queue is asked for that many, or for as many as its handler may still run. When the slots
+    fill up, the requests are withdrawn; those of one queue, when its handler runs as many as it may. When
     slots become free again, the queues are probed in order, so that a busy first queue goes first and nothing is
     fetched that cannot run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.
         free: returns how many slots are free now.
+        free_for: returns how many of them tasks of a queue may use.
     """
 
-    def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int]) -> None:
+    def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int], free_for: Callable[[str], int]) -> None:
         self._pulls = pulls
         self._free = free
+        self._free_for = free_for
         self._full = len(pulls) > 1
 
     async def step(self) -> None:
@@ -370,17 +381,17 @@ class FetchPolicy:
             return
         if self._free() > 0 and self._full:
             for pull in healthy:
-                if (free := self._free()) > 0:
+                if (free := self._free_for(pull.queue)) > 0:
                     await pull.probe(free)
         self._full = self._free() <= 0
         for pull in healthy:
-            if self._full:
+            if self._free_for(pull.queue) <= 0:
                 pull.withdraw()
             else:
                 await self._top_up(pull)
 
     async def _top_up(self, pull: PullLoop) -> None:
-        missing = self._free() - pull.asked
+        missing = self._free_for(pull.queue) - pull.asked
         # A request for each slot that becomes free would double the traffic: ask for a few together.
         if missing > 0 and (pull.asked == 0 or missing >= _FEWEST_TASKS_ASKED):
             await pull.ask(missing)

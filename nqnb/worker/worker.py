@@ -24,15 +24,12 @@ from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 from nqnb.version import __version__
-from nqnb.worker.handlers import Handler, Isolation, make_handler
+from nqnb.worker.handlers import Handler, Isolation, check_concurrency, make_handler
 
 if TYPE_CHECKING:
     from nqnb.worker.runtime import Runtime
 
 log = logging.getLogger("nqnb.worker")
-
-MOST_TASKS_AT_ONCE = 1_000_000
-"""The highest concurrency: far above the 65,536 messages that a queue's consumer delivers at once."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,21 +43,12 @@ class State(enum.Enum):
     STOPPED = "stopped"
 
 
-def check_concurrency(concurrency: object) -> int:
-    """Return how many tasks run at once, checked.
-
-    Raises:
-        BadInput: not a whole number from 1 up.
-    """
-    return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once")
-
-
 class Worker:
     """Runs the tasks of some queues.
 
     Args:
         settings: `Settings`, or the server's address; default ``NATS_URL``, else this machine.
-        concurrency: how many tasks run at once, over all queues.
+        concurrency: how many tasks run at once, over all queues; `handler` can bound those of one queue.
         shutdown_timeout: how long a stopping worker waits for its tasks before it stops them and lets the server
             redeliver them: seconds, or a timedelta.
         poison_limit: how many workers in a row may die or go silent while they run a task, before it is marked failed.
@@ -107,6 +95,7 @@ class Worker:
         self,
         queue: str,
         *,
+        concurrency: int | None = None,
         backoff: Backoff | None = None,
         grace: Duration = 1.0,
         isolation: Isolation | None = None,
@@ -116,6 +105,9 @@ class Worker:
 
         Args:
             queue: the queue. Queues are served in the order of their handlers.
+            concurrency: how many tasks of this queue run at once, at most, within the worker's own ``concurrency``. The
+                worker fetches no more of them, so the others stay on the server, for other workers. Default: as many as
+                the worker runs.
             backoff: how long failed tasks wait before they are retried; default `Backoff()`.
             grace: the time between two pushes to stop, as seconds or a timedelta. A coroutine is cancelled at once and
                 again after each grace. A function in a thread has that long to check ``job.cancelled`` before an
@@ -152,7 +144,13 @@ class Worker:
                     "Register handlers before it starts."
                 )
             self.handlers[queue] = make_handler(
-                queue, function, backoff=backoff, grace=grace, isolation=isolation, is_failure=is_failure
+                queue,
+                function,
+                concurrency=concurrency,
+                backoff=backoff,
+                grace=grace,
+                isolation=isolation,
+                is_failure=is_failure,
             )
             return function
 
@@ -176,11 +174,11 @@ class Worker:
                 f"queue {handler.queue!r} cannot get another handler: the worker does not serve it. "
                 "Register a handler before the worker starts."
             )
+        resized = (concurrency, handler.concurrency) != (self.concurrency, self.handlers[handler.queue].concurrency)
         self.handlers[handler.queue] = handler
-        if concurrency != self.concurrency:
-            self.concurrency = concurrency
-            if self._runtime is not None:
-                self._runtime.resize()
+        self.concurrency = concurrency
+        if resized and self._runtime is not None:
+            self._runtime.resize()
 
     @property
     def malformed(self) -> int:

@@ -259,6 +259,13 @@ class TestOptions:
         with pytest.raises(InvalidHandler, match=f"grace={grace!r} is invalid: .* Give seconds or a timedelta"):
             make_handler("q", lambda job: None, grace=grace)
 
+    @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "2", True])
+    def test_concurrency_is_a_whole_number_above_zero(self, concurrency: Any) -> None:
+        with pytest.raises(
+            InvalidHandler, match=f"concurrency={concurrency!r} is invalid: .* Give the number of tasks"
+        ):
+            make_handler("q", lambda job: None, concurrency=concurrency)
+
     @pytest.mark.parametrize("queue", ["a b", "", "x_cancel", None])
     def test_queue_names_are_checked(self, queue: Any) -> None:
         with pytest.raises(InvalidQueueName):

@@ -48,6 +48,52 @@ async def test_concurrency_bounds_all_queues_together(nq: nqnb.Client, settings:
     assert most == 3
 
 
+@pytest.mark.parametrize("alone", [False, True], ids=["beside another queue", "alone"])
+async def test_a_handlers_concurrency_bounds_its_queue_within_the_workers(
+    nq: nqnb.Client, settings: nqnb.Settings, alone: bool
+) -> None:
+    worker, other = nqnb.Worker(settings, concurrency=5), nqnb.Worker(settings, concurrency=5)
+    may_end, elsewhere = asyncio.Event(), list[str]()
+    running, most = 0, 0
+
+    @worker.handler("heavy", concurrency=2)
+    async def heavy(job: nqnb.Job) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await may_end.wait()
+        running -= 1
+
+    if not alone:
+
+        @worker.handler("light")
+        async def light(job: nqnb.Job) -> None: ...
+
+    @other.handler("heavy")
+    async def other_heavy(job: nqnb.Job) -> None:
+        elsewhere.append(job.id)
+
+    tasks = await nq.submit_many("heavy", [0] * 20)
+    async with worker:
+        while running < 2:
+            await asyncio.sleep(0.01)
+        if not alone:
+            # The bound of one queue takes nothing from the others.
+            lights = await nq.submit_many("light", [0] * 20)
+            await asyncio.gather(*(task.wait(timeout=20) for task in lights))
+        (info,) = [each for each in await nq.queues() if each.name == "heavy"]
+        assert (info.pending, info.processing, info.redelivered) == (18, 2, 0), "the worker fetched what it cannot run"
+        async with other:
+            while len(elsewhere) < 18:
+                await asyncio.sleep(0.01)
+        more = await nq.submit_many("heavy", [0] * 20)
+        may_end.set()
+        await asyncio.gather(*(task.wait(timeout=20) for task in [*tasks, *more]))
+        (info,) = [each for each in await nq.queues() if each.name == "heavy"]
+        assert info.redelivered == 0
+    assert most == 2
+
+
 async def test_a_busy_first_queue_goes_first(nq: nqnb.Client, settings: nqnb.Settings) -> None:
     worker = nqnb.Worker(settings, concurrency=2)
     order: list[str] = []
