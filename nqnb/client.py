@@ -22,7 +22,7 @@ from nqnb.inputs import (
     check_seconds,
     check_statuses,
 )
-from nqnb.protocol import names
+from nqnb.protocol import lifecycle, names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of, stream_of, task_entries, unknown_queue
 from nqnb.protocol.cancel import cancel
 from nqnb.protocol.delete import delete_queue
@@ -30,6 +30,7 @@ from nqnb.protocol.follow import ended, fetch, follow, result, watch
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import requeue
+from nqnb.protocol.status import Waiting
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
@@ -306,18 +307,20 @@ class Client:
         Args:
             queue: return only tasks of this queue.
             status: return only tasks in this state, or in one of several: a `Status`, its label (``"failed"``) or NQ's
-                number.
+                number; ``"scheduled"`` means the pending tasks whose time has not come.
 
         Raises:
             UnknownQueue: the queue does not exist, and no task of it is stored.
             BadInput: the queue name or a state is invalid.
         """
         wanted = check_statuses(status)
+        early = wanted is not None and Waiting.SCHEDULED in wanted
+        now = self.backend.now()
         queue = None if queue is None else names.check_queue(queue)
         found, seen = [], False
         async for entry, task in task_entries(self.backend, queue):
             seen = True
-            if wanted is None or task.Status in wanted:
+            if wanted is None or task.Status in wanted or (early and lifecycle.is_scheduled(task, now)):
                 found.append(TaskInfo.of(task, entry.revision))
         if queue is not None and not seen and await self.backend.find_queue(queue) is None:
             raise await unknown_queue(self.backend, queue)

@@ -18,8 +18,8 @@ import pandas as pd
 from nqnb.decode import decode_value
 from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
-from nqnb.protocol.wire import Progress, Status, parse_time
-from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo, moment
+from nqnb.protocol.wire import Progress, Status
+from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.text import line, payload_text, receipt_words
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "started_at": _times(task.started_at for task in tasks),
             "completed_at": _times(task.completed_at for task in tasks),
             "run_time": _spans(run_time(task, now) for task in tasks),
-            "due_at": _times(due_at(task) for task in tasks),
+            "due_at": _times(task.due_at for task in tasks),
             "deadline": _times(task.deadline for task in tasks),
             "timeout": _spans(_length(task.timeout) if task.timeout else None for task in tasks),
             "worker": _texts(task.worker for task in tasks),
@@ -70,7 +70,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "payload": _objects(decoded(task.payload) for task in tasks),
             "result": _objects(decoded(task.result) for task in tasks),
             "result_key": _texts(task.result_key for task in tasks),
-            "error": _texts(error_text(task) for task in tasks),
+            "error": _texts(task.failure for task in tasks),
             "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),
             "origin": _texts(task.origin for task in tasks),
             "revision": _counts(task.revision for task in tasks),
@@ -183,23 +183,11 @@ def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
     return None if end is None else max(end - task.started_at, timedelta())
 
 
-def due_at(task: TaskInfo) -> datetime | None:
-    """Return when a waiting task may run; the time of a retry takes precedence over ``process_at``."""
-    if task.status is not Status.PENDING:
-        return None
-    return task.not_before or moment(parse_time(task.process_at))
-
-
 def share(progress: Progress | None) -> float | None:
     """Return the progress from 0 to 1; None if it is unknown."""
     if progress is None or not progress.total > 0:
         return None
     return min(1.0, max(0.0, progress.done / progress.total))
-
-
-def error_text(task: TaskInfo) -> str:
-    """Return the error of a task as "Type: message"; an empty string if it did not fail."""
-    return ": ".join(part for part in (task.error.type, task.error.message) if part) if task.error else ""
 
 
 _MAX_SECONDS = 86400 * 365 * 1000

@@ -18,7 +18,7 @@ from typing import Any, Literal, overload
 
 from nqnb.error_text import exact_text, hint, kind_of, shown
 from nqnb.errors import BadInput
-from nqnb.protocol.wire import Status
+from nqnb.protocol.status import Status, Waiting
 
 Duration = float | timedelta
 """Seconds, or a timedelta."""
@@ -30,7 +30,9 @@ Moment = datetime | timedelta | None
 """A datetime (a naive one is local time), or a timedelta from now."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
 """2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
-LABELS = {status.label: status for status in Status}
+State = Status | Waiting
+"""What selects tasks: a state, or ``Waiting.SCHEDULED``."""
+LABELS: dict[str, State] = {state.label: state for state in (*Status, *Waiting)}
 
 
 def is_numpy_scalar(value: object, kinds: str) -> bool:
@@ -275,13 +277,13 @@ def shown_moment(value: object) -> str:
         return shown(value)
 
 
-def check_status(value: object) -> Status:
-    """Return one state.
+def check_status(value: object) -> State:
+    """Return one state, or ``Waiting.SCHEDULED``.
 
     Raises:
         BadInput: no such state; the error lists the states.
     """
-    if isinstance(value, Status):
+    if isinstance(value, (Status, Waiting)):
         return value
     text = exact_text(value) if isinstance(value, str) else None
     if text is not None and text.lower() in LABELS:
@@ -296,7 +298,7 @@ def check_status(value: object) -> Status:
     )
 
 
-def check_statuses(value: Any) -> frozenset[Status] | None:
+def check_statuses(value: Any) -> frozenset[State] | None:
     """Return one or several states as a set; None, which means all states, stays None.
 
     Raises:
@@ -304,7 +306,7 @@ def check_statuses(value: Any) -> frozenset[Status] | None:
     """
     if value is None:
         return None
-    if isinstance(value, (str, numbers.Integral)):
+    if isinstance(value, (str, numbers.Integral, Waiting)):
         return frozenset((check_status(value),))
     try:
         several = list(value)

@@ -10,7 +10,7 @@ from msgspec import Struct, UnsetType
 from nqnb.decode import LAST_MOMENT, Int64, Moment, decode
 from nqnb.error_text import quoted
 from nqnb.errors import MalformedMessage
-from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage, parse_time
 
 
 class CancelReceipt(Struct, frozen=True, kw_only=True):
@@ -91,6 +91,18 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """The id of the original task, if this task requeues another one."""
     not_before: datetime | None = None
     """When the next attempt is due, if the task waits for one."""
+
+    @property
+    def due_at(self) -> datetime | None:
+        """When a waiting task may run; the time of a retry takes precedence over ``process_at``."""
+        if self.status is not Status.PENDING:
+            return None
+        return self.not_before or moment(parse_time(self.process_at))
+
+    @property
+    def failure(self) -> str:
+        """The error as "Type: message"; an empty string without one."""
+        return ": ".join(part for part in (self.error.type, self.error.message) if part) if self.error else ""
 
     @classmethod
     def of(cls, message: TaskMessage, revision: int) -> TaskInfo:

@@ -205,7 +205,7 @@ class TestStates:
 
     @pytest.mark.parametrize("state", ["faild", "", "fail ed", 17, -1, True, 2.0, b"failed", [None], Broken(), [[2]]])
     async def test_other_values_are_refused_with_the_choices(self, nq: nqnb.Client, state: Any) -> None:
-        with pytest.raises(BadInput, match="The states are pending, processing, failed, completed, cancelled, deleted"):
+        with pytest.raises(BadInput, match=r"The states are pending, .*, deleted, scheduled"):
             await nq.tasks(status=state)
 
     async def test_a_misspelt_state_gets_a_suggestion(self, nq: nqnb.Client) -> None:

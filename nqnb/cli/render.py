@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from nqnb.cli.boards import ChaosBoard, DemoBoard, WatchBoard, changes, chaos_report, demo_summary
-from nqnb.cli.tables import Column, Sheet, bar, fields, queue_state, run_duration, scheduled_column, stack, status
+from nqnb.cli.tables import Column, Sheet, bar, due, fields, queue_state, run_duration, scheduled_column, stack, status
 from nqnb.commands.command_records import (
     Cancelled,
     CommandProgress,
@@ -136,7 +136,6 @@ def _(record: TaskInfo) -> RenderableType:
     ran = f", took {run_duration(record)}" if run_duration(record) else ""
     due = moment(parse_time(record.process_at))
     error = record.error
-    what = "" if error is None else ": ".join(part for part in (error.type, error.message) if part)
     return fields(
         [
             ("task", record.id),
@@ -155,7 +154,7 @@ def _(record: TaskInfo) -> RenderableType:
             ("payload", clip(payload_text(record.payload, pretty=True))),
             ("size", size(len(record.payload)) if len(record.payload) > 1000 else ""),
             ("result", _result(record)),
-            ("error", Text(clean(clip(what)), style="red")),
+            ("error", Text(clean(clip(record.failure)), style="red")),
             ("traceback", clip(_unmarked(error.traceback)) if error else ""),
             ("log", "\n".join(record.log)),
             ("cancel", _cancel(record.cancel) if record.cancel else ""),
@@ -323,6 +322,8 @@ def _tasks(record: Tasks) -> RenderableType:
         Column("took", right=True, dispensable=3),
         Column("try", right=True, dispensable=4),
         Column("progress", least=8, dispensable=2),
+        Column("due", dispensable=1),
+        Column("error", least=16, dispensable=1),
         Column("payload", least=10, dispensable=5),
         Column("requeued from", least=13, dispensable=6),
     ]
@@ -335,6 +336,8 @@ def _tasks(record: Tasks) -> RenderableType:
             run_duration(task),
             f"{task.attempt}/{task.max_retry + 1}" if task.max_retry else "",
             _share(task) if task.status is Status.PROCESSING else "",
+            due(task),
+            Text(line(task.failure, 120), style="red"),
             line(payload_text(task.payload[:400]), 200),
             task.origin,
         ]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from nqnb.protocol.wire import Status
 from nqnb.records import QueueInfo, TaskInfo
-from nqnb.text import age, clean, duration, line
+from nqnb.text import age, clean, duration, line, seconds_since
 
 _GAP_CELLS = 2
 
@@ -132,6 +132,12 @@ def run_duration(task: TaskInfo) -> str:
     if task.completed_at is None:
         return age(task.started_at)
     return duration((task.completed_at - task.started_at).total_seconds())
+
+
+def due(task: TaskInfo) -> str:
+    """Return in how long a waiting task may run; an empty string if its time has come, or it does not wait."""
+    rest = 0.0 if task.due_at is None else -seconds_since(task.due_at)
+    return f"in {duration(rest)}" if rest > 0 else ""
 
 
 def queue_state(queue: QueueInfo) -> Text:

@@ -11,12 +11,14 @@ import click
 
 from nqnb.error_text import shown
 from nqnb.errors import BadInput
-from nqnb.inputs import LONGEST_SECONDS, check_status, read_length
+from nqnb.inputs import LONGEST_SECONDS, State, check_status, read_length
 from nqnb.protocol import names
-from nqnb.protocol.wire import Status
+from nqnb.protocol.status import Status, Waiting
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
 """The states of a task that has not ended, and so can be cancelled."""
+CANCEL_FILTERS: tuple[State, ...] = (*OPEN_STATES, Waiting.SCHEDULED)
+"""The states that select tasks to cancel."""
 
 
 class FilePath(click.Path):
@@ -48,7 +50,7 @@ def queue_name(text: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-def status(text: str) -> Status:
+def status(text: str) -> State:
     """Parse the name of a state."""
     try:
         return check_status(text)
@@ -56,11 +58,13 @@ def status(text: str) -> Status:
         raise click.BadParameter(str(error)) from None
 
 
-def open_status(text: str) -> Status:
+def open_status(text: str) -> State:
     """Parse the name of a state in which a task can be cancelled."""
     found = status(text)
     if found.terminal:
-        raise click.BadParameter(f"{found.label} tasks cannot be cancelled: they have ended. Use pending or processing")
+        raise click.BadParameter(
+            f"{found.label} tasks cannot be cancelled: they have ended. Use pending, scheduled or processing"
+        )
     return found
 
 

@@ -11,7 +11,8 @@ from click.shell_completion import CompletionItem
 
 from nqnb.client import Client
 from nqnb.commands.command import front_of, options_of
-from nqnb.commands.param_types import OPEN_STATES
+from nqnb.commands.param_types import CANCEL_FILTERS, OPEN_STATES
+from nqnb.inputs import LABELS
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 
@@ -23,12 +24,12 @@ _MAX_IDS = 200
 
 def states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer every state."""
-    return [CompletionItem(each.label) for each in Status if each.label.startswith(incomplete.lower())]
+    return [CompletionItem(label) for label in LABELS if label.startswith(incomplete.lower())]
 
 
 def open_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer the states in which a task can be cancelled."""
-    return [CompletionItem(each.label) for each in OPEN_STATES if each.label.startswith(incomplete.lower())]
+    return [CompletionItem(each.label) for each in CANCEL_FILTERS if each.label.startswith(incomplete.lower())]
 
 
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

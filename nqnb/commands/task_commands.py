@@ -39,6 +39,7 @@ from nqnb.commands.command_records import (
 )
 from nqnb.commands.param_types import OPEN_STATES, open_status, queue_name, seconds, task_id
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
+from nqnb.inputs import State
 from nqnb.protocol.bulk import each_in
 from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.wire import Status
@@ -49,13 +50,13 @@ class Filter(Struct, frozen=True):
     """Select tasks; ages are in seconds since the submit, and a task of unknown age matches no age."""
 
     queue: str | None = None
-    statuses: tuple[Status, ...] = ()
+    statuses: tuple[State, ...] = ()
     older_than: float | None = None
     newer_than: float | None = None
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
         """Return the tasks that match, longest unchanged first."""
-        found = await nq.tasks(self.queue, self.statuses or None)
+        found = await nq.tasks(self.queue, [each.label for each in self.statuses] or None)
         now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
         return [each for each in found if self._matches(each, now)]
 
@@ -92,6 +93,7 @@ async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 Examples:
   nqnb tasks
   nqnb tasks resize -s failed --since 2h
+  nqnb tasks -s scheduled
   nqnb tasks --json --limit 1000
 """,
 )
@@ -101,7 +103,7 @@ Examples:
 @limit_option
 @click.pass_context
 def list_tasks(
-    ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], since: float | None, limit: int
+    ctx: click.Context, queue: str | None, statuses: tuple[State, ...], since: float | None, limit: int
 ) -> Tasks:
     """List tasks, the most recently changed last.
 
@@ -125,7 +127,7 @@ Examples:
 @status_option(
     open_status,
     completion=shell_completion.open_states,
-    help="Only tasks in this state: pending or processing  [both]",
+    help="Only tasks in this state: pending, scheduled or processing  [pending and processing]",
 )
 @age_option("--older-than", "Only tasks submitted more than AGE ago")
 @age_option("--newer-than", "Only tasks submitted less than AGE ago")
@@ -137,7 +139,7 @@ def cancel(
     ctx: click.Context,
     ids: tuple[str, ...],
     queue: str | None,
-    statuses: tuple[Status, ...],
+    statuses: tuple[State, ...],
     older_than: float | None,
     newer_than: float | None,
     wait: float | None,
@@ -297,7 +299,7 @@ Examples:
 @status_option(help="Only tasks in this state; repeatable")
 @limit_option
 @click.pass_context
-def task_list(ctx: click.Context, queue: str | None, statuses: tuple[Status, ...], limit: int) -> Tasks:
+def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int) -> Tasks:
     """List tasks, the most recently changed last."""
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses), limit))
 

@@ -62,6 +62,11 @@ def due_at(message: TaskMessage) -> float:
     return min(parse_time(message.ProcessAt), LAST_SCHEDULE)
 
 
+def is_scheduled(entry: TaskMessage, now: float) -> bool:
+    """Return whether a task waits for its time: that of its start, or of a retry."""
+    return entry.Status is Status.PENDING and due_at(entry) > now
+
+
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
     """Return the other nqnb worker that runs the task according to the entry; ``""`` where it names no other."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:

@@ -1,4 +1,7 @@
-"""Lists NQ's states of a task. This module imports nothing of nqnb, so that `nqnb.errors` can import it."""
+"""Lists NQ's states of a task, and what callers may ask for besides.
+
+This module imports nothing of nqnb, so that `nqnb.errors` can import it.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +29,20 @@ class Status(enum.IntEnum):
     def label(self) -> str:
         """The state's name in lower case, as it is displayed."""
         return self.name.lower()
+
+
+class Waiting(enum.Enum):
+    """A part of Pending that callers can ask for as if it were a state."""
+
+    SCHEDULED = "scheduled"
+    """Pending, and its time has not come: of a start in the future, or of a retry."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether a task never leaves this state: it always does."""
+        return False
+
+    @property
+    def label(self) -> str:
+        """The name as it is displayed."""
+        return self.value

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from nqnb.frames import due_at, error_text, preview, share
+from nqnb.frames import preview, share
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.text import clean, line, payload_text, receipt_words, size
@@ -39,7 +39,7 @@ def row(task: TaskInfo) -> dict[str, Any]:
         "submitted": stamp(task.submitted_at),
         "started": None if task.status is Status.PENDING else stamp(task.started_at),
         "ended": stamp(task.completed_at),
-        "due": stamp(due_at(task)),
+        "due": stamp(task.due_at),
         "worker": line(task.worker, 60),
         "share": share(progress) if task.status in (Status.PROCESSING, Status.FAILED, Status.CANCELLED) else None,
         "words": words if task.status is Status.PROCESSING else "",
@@ -55,7 +55,7 @@ def detail(task: TaskInfo) -> list[dict[str, str]]:
         worker = f" · worker {line(task.worker, 80)}" if task.worker else ""
         head = f"error · attempt {task.attempt} of {max(task.attempt, task.max_retry + 1)}{worker}"
         trace = task.error.traceback.rstrip()
-        what = error_text(task)
+        what = task.failure
         # A Python traceback ends with the error; that of another client can be any text.
         text = trace if what and trace.endswith(what) else "\n".join(part for part in (what, trace) if part)
         parts.append({"name": head, "kind": "error", "text": cut(text)})
@@ -78,7 +78,7 @@ def detail(task: TaskInfo) -> list[dict[str, str]]:
 def search_text(task: TaskInfo) -> str:
     """Return the text that a search reads, casefolded: id, queue, worker, error, and the start of the payload."""
     payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
-    return "\n".join((task.id, task.queue, task.worker, error_text(task)[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
+    return "\n".join((task.id, task.queue, task.worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
 
 
 def attempt(task: TaskInfo) -> str:
@@ -114,7 +114,7 @@ def _facts(task: TaskInfo) -> str:
         ("queue", task.queue),
         ("attempt", f"{task.attempt} of {max(task.attempt, task.max_retry + 1)}"),
         ("submitted", _when(task.submitted_at) + (f" by {task.client}" if task.client else "")),
-        ("due", _when(due_at(task))),
+        ("due", _when(task.due_at)),
         ("started", _when(task.started_at)),
         ("ended", _when(task.completed_at)),
         ("deadline", _when(task.deadline)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from html import escape
 
-from nqnb.frames import error_text, preview, run_time, share
+from nqnb.frames import preview, run_time, share
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.text import line, long_duration
@@ -90,7 +90,7 @@ def _table(rows: Rows, start: int, most: int) -> tuple[list[str], list[dict[str,
 def _cells(task: TaskInfo) -> dict[str, str]:
     ran = run_time(task, datetime.now(timezone.utc))
     done = share(task.progress) if task.status is Status.PROCESSING else None
-    note = error_text(task) or ("" if done is None else f"{done:.0%}")
+    note = task.failure or ("" if done is None else f"{done:.0%}")
     return {
         "id": line(task.id, 40),
         "queue": line(task.queue, 30),

@@ -48,6 +48,37 @@ def test_queues_and_workers_are_listed(run: Run, many: Many) -> None:
     assert run("workers", "--json").json == []
 
 
+def test_failed_tasks_are_listed_with_their_errors(run: Run, url: str) -> None:
+    async def fail() -> None:
+        worker = nqnb.Worker(url)
+
+        @worker.handler("broken")
+        async def broken(job: nqnb.Job, payload: dict[str, str]) -> None:
+            raise ValueError(f"cannot open {payload['path']}")
+
+        async with worker, nqnb.connect(url) as nq:
+            task = await nq.submit("broken", {"path": "a.png"})
+            assert await task.wait(20) is nqnb.Status.FAILED
+
+    asyncio.run(fail())
+    heading, row = run("tasks", "broken", "-s", "failed").out.splitlines()
+    assert heading.split().index("ERROR") > 0
+    assert "ValueError: cannot open a.png" in row
+
+
+def test_scheduled_tasks_are_a_state_of_their_own_and_say_when_they_are_due(run: Run) -> None:
+    now = run("submit", "later", "1").out.strip()
+    later = run("submit", "later", "2", "--process-at", "1h").out.strip()
+    heading, row = run("tasks", "later", "-s", "scheduled").out.splitlines()
+    assert "DUE" in heading.split()
+    assert (row.split()[0], "in 60m" in row) == (later, True)
+    assert [each["id"] for each in run("task", "list", "-q", "later", "-s", "scheduled", "--json").json] == [later]
+    assert len(run("tasks", "later", "-s", "pending", "--json").json) == 2
+    assert run("cancel", "-q", "later", "-s", "scheduled", "--dry-run", "--json").json["ids"] == [later]
+    assert "ERROR" not in run("tasks", "later").out
+    assert run("task", "status", now).out == "pending\n"
+
+
 # Cancelling
 
 
