@@ -165,6 +165,8 @@ class Settings:
     retry_for: float = 15.0
     named: bool = field(default=True, init=False, repr=False, compare=False)
     """Whether an argument, the environment or a context sets the address; otherwise it is the default."""
+    detached: bool = field(default=False, init=False, repr=False, compare=False)
+    """Whether the address is that of the user's detached server, which is looked up again at each reconnect."""
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -285,6 +287,14 @@ class Settings:
         made = cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
         if not settings.named and "url" not in options and options.get("context") is None:
             object.__setattr__(made, "named", False)
+        if settings.detached and made.url == settings.url and made.token == settings.token:
+            object.__setattr__(made, "detached", True)
+        return made
+
+    def at_detached(self, url: str, token: str) -> Settings:
+        """Return the same settings for the user's detached server at this address."""
+        made = Settings.of(self, url=url, token=token)
+        object.__setattr__(made, "detached", True)
         return made
 
 

@@ -39,7 +39,7 @@ Examples:
     "--port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Port to listen on; 0: any  [4222; with --detach: any]",
+    help="Port to listen on; 0: any  [4222; with --detach: as before, else any]",
     show_default=False,
 )
 @click.option(
@@ -114,8 +114,14 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
 
 
 def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_queues: tuple[str, ...]) -> DetachedServer:
+    former = detached.former_port()
     server, new = detached.start(port or 0, store_dir, go_queues)
     if new:
+        if not port and former not in (0, server.port):
+            front_of(ctx).say(
+                f"nqnb: its former port {former} is taken by another program, so it listens on {server.port}; "
+                "connections that found it as your detached server follow it"
+            )
         return _record("running", "Your detached server runs until `nqnb up --stop`", server)
     if (port and port != server.port) or store_dir is not None or go_queues:
         front_of(ctx).say(

@@ -107,7 +107,7 @@ def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
     names_no_server = not own.named and not any((own.user, own.token, own.creds, own.nkey, own.tls_ca, own.context))
     if names_no_server and (choice := choose(**options)).detached:
         log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
-        options = {**options, "url": choice.settings.url, "token": choice.settings.token}
+        return Settings.of(own, **options).at_detached(f"{choice.settings.url}", f"{choice.settings.token}")
     return Settings.of(own, **options)
 
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import nats.errors
 from nats.aio.transport import TcpTransport
@@ -27,6 +28,7 @@ from nats.aio.transport import TcpTransport
 from nqnb.errors import BadInput
 from nqnb.jetstream.fast_client import FastClient
 from nqnb.jetstream.server_errors import CertificateRefused, Silent, no_server
+from nqnb.server import detached
 from nqnb.settings import Settings
 
 _CLOSE_SECONDS = 0.2
@@ -72,13 +74,16 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
         NoServer: no server accepted the connection; the error has the reason for each address.
         BadInput: a file with a certificate, key or credentials is invalid.
     """
-    options = _options(settings)
     deadline = time.monotonic() + settings.connect_timeout
+    if settings.detached and (server := await _running_detached()) is not None:
+        # It may have been restarted since the settings were made.
+        settings = settings.at_detached(server.url, server.token)
+    options = _options(settings)
     urls = random.sample(settings.urls, len(settings.urls))
     reasons: dict[str, Exception] = {}
     for number, url in enumerate(urls):
         # The other addresses are for reconnects. A silent server must leave each of them its share of the time.
-        client = _FirstClient(require_tls=_requires_tls(settings, url))
+        client = _FirstClient(require_tls=_requires_tls(settings, url), follows_detached=settings.detached)
         trouble: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         seconds = max(0.0, deadline - time.monotonic()) / (len(urls) - number)
         connected = listener(client)
@@ -94,6 +99,12 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
             await leave(client)
             raise
     raise no_server(settings, reasons)
+
+
+async def _running_detached() -> detached.Detached | None:
+    """Return the user's detached server, if it runs and answers."""
+    found = await asyncio.to_thread(detached.look)
+    return found.server if found.condition is detached.Condition.RUNNING else None
 
 
 async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
@@ -123,9 +134,10 @@ class _Refused(Exception):
 
 
 class _FirstClient(FastClient):
-    def __init__(self, *, require_tls: bool) -> None:
+    def __init__(self, *, require_tls: bool, follows_detached: bool) -> None:
         super().__init__()
         self._require_tls = require_tls
+        self._follows_detached = follows_detached
         self._needs_certificate = False
 
     def reason(self, error: Exception) -> Exception:
@@ -137,6 +149,18 @@ class _FirstClient(FastClient):
             # With TLS 1.3 the server checks the client certificate after the client has finished the handshake.
             return error if isinstance(error, ssl.SSLCertVerificationError) else CertificateRefused()
         return error
+
+    async def _connect_to_server(self, s: Any) -> None:
+        # nats-py calls it for each try, with the server of its list that it has chosen.
+        if self._follows_detached and self.is_reconnecting:
+            # A restart changes the token of the detached server, and may change its port. Before the new server has
+            # accepted its own token, nothing is sent to that port.
+            server = await _running_detached()
+            if server is None:
+                raise ConnectionRefusedError("your detached server does not run")
+            s.uri = urlsplit(server.url)
+            self.options["token"] = server.token
+        await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         # Called with the first message of the server, before anything is sent to it.

@@ -12,7 +12,6 @@ from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import KEPT_LOG, Session
 from nqnb.server import detached
 from nqnb.server.server_choice import Choice, choose
-from nqnb.settings import Settings
 from nqnb.store import StateStore
 
 _EXIT_SECONDS = 0.7
@@ -49,13 +48,16 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
     if url is None and not options and store is None and (known := current()) is not None:
         return known
     choice, started = _choose(**options, **({} if url is None else {"url": url}))
-    key = choice.settings.urls
+    # The detached server has another token, and may have another address, after each start.
+    key = ("your detached server",) if choice.detached else choice.settings.urls
     known = _sessions.get(key)
     if known is not None and known.open:
-        if known.settings != choice.settings or known.store is not store:
+        mine = choice.settings
+        theirs = known.settings.at_detached(f"{mine.url}", f"{mine.token}") if choice.detached else known.settings
+        if theirs != mine or known.store is not store:
             raise BadInput(
-                f"cannot open a session with {', '.join(key)}: one is already open with other settings. Close it first "
-                "with `%nq down` or its `down()`."
+                f"cannot open a session with {', '.join(mine.urls)}: one is already open with other settings. "
+                "Close it first with `%nq down` or its `down()`."
             )
         return known
     why = f"{choice.source}{', started now' if started else ''}"
@@ -83,9 +85,9 @@ def current() -> Session | None:
     """Return the open session that is used where no server is named; None where no session is open."""
     for session in (*_latest, *reversed(opened())):
         if session.open:
-            if session.connected or not session.detached or _is_current(session.settings):
+            if session.connected or not session.detached or detached.find() is not None:
+                # Where the detached server was restarted, the session finds it within a second or two.
                 return session
-            # The user's own server was restarted at another address.
             session.down()
     return None
 
@@ -102,12 +104,6 @@ def _choose(**options: Any) -> tuple[Choice, bool]:
             f"your detached server at {server.url} has stopped just after its start. See `nqnb up --status`."
         )
     return choice, started
-
-
-def _is_current(settings: Settings) -> bool:
-    """Whether these settings reach the detached server that runs now."""
-    found = detached.find()
-    return found is not None and found.urls == settings.urls and found.token == settings.token
 
 
 def _forget(key: tuple[str, ...], closed: Session) -> None:

@@ -6,6 +6,7 @@ only its user may enter::
     detached/lock              held by the supervisor (`nqnb.supervisor`) while it lives, and so while the server lives
     detached/run/server.json   the server's address, identity and token; it exists while the server should run
     detached/run/…             the server's configuration and log
+    detached/port              the port that the server used last, which it uses again if it is free
     detached/store             the streams, unless another place was named; they stay
 
 The server listens on 127.0.0.1 only and requires the token, which stands in these files and nowhere else. A server
@@ -101,7 +102,8 @@ def find() -> Settings | None:
     found = look()
     if found.condition is not Condition.RUNNING or found.server is None:
         return None
-    return Settings(found.server.url, token=found.server.token)
+    server = found.server
+    return Settings(server.url, token=server.token).at_detached(server.url, server.token)
 
 
 def look() -> DetachedStatus:
@@ -133,7 +135,7 @@ def start(
     """Start the user's detached server, unless it runs; it outlives this process.
 
     Args:
-        port: see `nqnb.server.devserver.DevServer`.
+        port: the TCP port; 0 is the one that the server used last if that is free, else any free one.
         store_dir: folder for the streams; default one of the user's own, the same each time.
         go_queues: see `nqnb.server.devserver.DevServer`.
 
@@ -152,7 +154,7 @@ def start(
         with hold_lock(folder) as lock:
             if lock is not None:
                 _clear(folder, found)
-                return _start(folder, lock, port, store_dir or folder / "store", go_queues), True
+                return _start_again(folder, lock, port, store_dir or folder / "store", go_queues), True
         found = look()
         patience = START_TIMEOUT_SECONDS if found.condition is Condition.STARTING else _LOCK_TIMEOUT_SECONDS
         if time.monotonic() - begun > patience:
@@ -203,6 +205,37 @@ def stop() -> Detached | None:
     return server if running else None
 
 
+def former_port() -> int:
+    """Return the port that the detached server used last; 0 if it is not known."""
+    try:
+        port = int((home() / "port").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+    return port if 0 < port < 65_536 else 0
+
+
+def _start_again(
+    folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]
+) -> Detached:
+    """Start the server; where no port is given, at its former port if that is free."""
+    if not port and (former := former_port()) and _is_free(former):
+        try:
+            return _start(folder, lock, former, store, go_queues)
+        except DevServerError:
+            if _is_free(former):
+                raise
+            # Another program took the port meanwhile.
+    return _start(folder, lock, port, store, go_queues)
+
+
+def _is_free(port: int) -> bool:
+    try:
+        check_port(port)
+    except DevServerError:
+        return False
+    return True
+
+
 def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]) -> Detached:
     token = secrets.token_hex(32)
     options = ServerOptions.checked(port, store, go_queues, config=_access(token))
@@ -231,6 +264,7 @@ def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go
                 f"the detached server at {made.url} failed just after its start: {problem}. Try again."
             )
         _write_server_file(made)
+        _write_port(made.port)
         server.detach()
     except BaseException:
         server.end()
@@ -381,6 +415,12 @@ def _write_server_file(server: Detached) -> None:
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(msgspec.json.encode(asdict(server)))
     os.replace(draft, _server_file())
+
+
+def _write_port(port: int) -> None:
+    """Write the port for the next start; without it, the next start takes any free port."""
+    with contextlib.suppress(OSError):
+        (home() / "port").write_text(f"{port}\n", encoding="ascii")
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
         return Choice(settings, "the default, as neither a url nor NATS_URL is given")
     found = _settled(settings.connect_timeout if patient else 0.0)
     if found.condition is Condition.RUNNING and found.server is not None:
-        mine = Settings.of(None, **{**options, "url": found.server.url, "token": found.server.token})
+        mine = settings.at_detached(found.server.url, found.server.token)
         return Choice(mine, "that of your detached server", detached=True)
     if found.condition in _UNSETTLED:
         raise _no_answer(found)

@@ -20,6 +20,7 @@ import nqnb
 from nqnb.cli import main
 from nqnb.commands import worker_commands
 from nqnb.errors import DevServerError, NoServer
+from nqnb.jetstream import connection
 from nqnb.server import detached
 from nqnb.server.detached import Condition, hold_lock, make_home
 from nqnb.server.devserver import DevServer
@@ -189,6 +190,76 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     found = detached.find()
     assert found is not None
     assert asyncio.run(count(found)) == 2
+
+
+def test_the_port_is_kept_over_restarts(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
+    detached.stop()
+    again, new = detached.start()
+    assert (again.port, new) == (running.port, True)
+    os.kill(again.pid, signal.SIGKILL)
+    until(lambda: not supervisors(detached.home()), 10)
+    assert detached.start()[0].port == running.port
+    detached.stop()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", running.port))
+        other.listen()
+        capsys.readouterr()
+        assert main(["up", "--detach", "--json"]) == 0
+        moved = detached.look().server
+        assert moved is not None
+        assert moved.port != running.port
+        detached.stop()
+        (detached.home() / "port").write_text(f"{running.port}")
+        assert main(["up", "--detach"]) == 0
+        assert f"its former port {running.port} is taken by another program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["the same", "another"])
+def test_workers_clients_and_sessions_follow_the_server_through_a_restart(
+    running: detached.Detached, port: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "OUTAGE_LOG_SECONDS", 0.5)
+    settings = detached.find()
+    assert settings is not None
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("double")
+    def double(job: nqnb.Job, payload: int) -> int:
+        return 2 * payload
+
+    def said() -> list[str]:
+        return [line for line in caplog.messages if "still trying" in line]
+
+    async def restart(nq: nqnb.Client, session: nqnb.Session) -> detached.Detached:
+        async with nq, worker:
+            assert await (await nq.submit("double", 1)).result(timeout=20) == 2
+            await asyncio.to_thread(detached.stop)
+            with socket.socket() as other:
+                if port == "another":
+                    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    other.bind(("127.0.0.1", running.port))
+                    other.listen()
+                while len(said()) < 3:
+                    await asyncio.sleep(0.02)
+                server, new = await asyncio.to_thread(detached.start)
+                assert new
+                async with nqnb.connect(settings) as late:
+                    task = await late.submit("double", 2)
+                assert await nq.task(task.id).result(timeout=20) == 4
+                assert await (await nq.submit("double", 3)).result(timeout=20) == 6
+                there = await asyncio.to_thread(lambda: nqnb.session().submit("double", 4).result(timeout=20))
+                assert there == 8
+                assert await asyncio.to_thread(nqnb.session) is session
+        return server
+
+    session = nqnb.session()
+    try:
+        server = asyncio.run(restart(nqnb.connect(settings), session))
+    finally:
+        session.down()
+    assert (server.port == running.port) == (port == "the same")
+    assert running.token not in caplog.text
 
 
 def test_an_idle_server_is_stopped_without_a_question(running: detached.Detached) -> None:
