@@ -58,6 +58,8 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         # The handler compares it with this machine's clock.
         moment(until and time.time() + until - now),
         progress.changed,
+        # A coroutine is cancelled by its loop.
+        progress_raises=run.handler.progress_raises and not run.handler.is_coroutine,
     )
     run.executor = make_executor(run.handler, run.job)
     timer = None

@@ -40,6 +40,7 @@ class Handler:
     isolation: Isolation
     is_failure: Callable[[Exception], bool] | None = None
     concurrency: int = MOST_TASKS_AT_ONCE
+    progress_raises: bool = True
 
     def call(self, job: Job) -> Callable[[], Any]:
         """Return the function with its arguments bound.
@@ -90,6 +91,7 @@ def make_handler(
     isolation: Isolation | None = None,
     is_failure: Callable[[Exception], bool] | None = None,
     concurrency: int | None = None,
+    progress_raises: bool = True,
 ) -> Handler:
     """Return the handler for a function, from its signature and options; see `Worker.handler`.
 
@@ -151,6 +153,7 @@ def make_handler(
         isolation=_check_isolation(isolation, name, is_coroutine=is_coroutine),
         is_failure=is_failure,
         concurrency=MOST_TASKS_AT_ONCE if concurrency is None else check_concurrency(concurrency, InvalidHandler),
+        progress_raises=progress_raises,
     )
 
 

@@ -52,12 +52,16 @@ class JobState:
     Args:
         changed: called after each report.
         stop: set once the handler must stop; default a new flag.
+        progress_raises: whether `Job.progress` stops the handler, too.
     """
 
-    __slots__ = ("changed", "log", "progress", "stop")
+    __slots__ = ("changed", "log", "progress", "progress_raises", "stop")
 
-    def __init__(self, changed: Callable[[], None], stop: StopFlag | None = None) -> None:
+    def __init__(self, changed: Callable[[], None], stop: StopFlag | None, progress_raises: bool) -> None:
         self.changed = changed
+        self.progress_raises = progress_raises
+        """Whether `Job.progress` raises. False once the handler was stopped by an exception: it may report from its
+        cleanup."""
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
         self.log: list[str] = []
@@ -92,6 +96,7 @@ class Job:
         deadline: datetime | None,
         changed: Callable[[], None],
         stop: StopFlag | None = None,
+        progress_raises: bool = False,
     ) -> None:
         self.id = id
         self.queue = queue
@@ -99,7 +104,7 @@ class Job:
         self.attempt = attempt
         self.max_retry = max_retry
         self.deadline = deadline
-        self.state = JobState(changed, stop)
+        self.state = JobState(changed, stop, progress_raises)
 
     def __repr__(self) -> str:
         return f"<Job {self.id} in {self.queue}, attempt {self.attempt} of {self.max_retry + 1}>"
@@ -108,7 +113,7 @@ class Job:
     def cancelled(self) -> bool:
         """True once the handler must stop: the task was cancelled, timed out, or the worker stops.
 
-        A handler stops by raising, as `raise_if_cancelled` does. One that returns has completed its task.
+        A handler stops by raising, as `raise_if_cancelled` and `progress` do. One that returns has completed its task.
         """
         return self.state.stop.is_set()
 
@@ -124,6 +129,7 @@ class Job:
             JobCancelled: the handler must stop; a ``BaseException``, so that ``except Exception`` does not catch it.
         """
         if self.state.stop.is_set():
+            self.state.progress_raises = False
             raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
@@ -140,7 +146,10 @@ class Job:
         self.raise_if_cancelled()
 
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
-        """Report how far the work is. Only the most recent report is sent, about four times a second.
+        """Report how far the work is, and stop the handler if it must stop.
+
+        Only the most recent report is sent, about four times a second. An ``async def`` handler is stopped at its
+        ``await`` instead. A handler that was stopped already may report from its cleanup.
 
         Args:
             done: how much is done.
@@ -149,10 +158,14 @@ class Job:
 
         Raises:
             BadInput: ``done`` or ``total`` is not a number.
+            JobCancelled: the handler must stop, and runs in a thread or a process; not with
+                ``Worker(progress_raises=False)``.
         """
         text = plain_text(text, LINE_CHARACTERS)
         self.state.progress = Progress(_number("done", done), _number("total", total), text)
         self.state.changed()
+        if self.state.progress_raises:
+            self.raise_if_cancelled()
 
     def log(self, text: str) -> None:
         """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""

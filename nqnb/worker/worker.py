@@ -54,6 +54,8 @@ class Worker:
         poison_limit: how many workers in a row may die or go silent while they run a task, before it is marked failed.
         shutdown_on_disconnect: stop the tasks and end when the server is gone, as NQ can; else the worker waits for the
             server to return, and stops only runs whose lease cannot be renewed.
+        progress_raises: make `Job.progress` raise `JobCancelled` in a thread or process handler that must stop, so that
+            a loop that reports its progress stops at once.
         store: where states are kept instead of the bucket ``nq-store``.
         **options: fields of `Settings` to replace.
 
@@ -72,6 +74,7 @@ class Worker:
         shutdown_timeout: Duration = 10.0,
         poison_limit: int = 5,
         shutdown_on_disconnect: bool = False,
+        progress_raises: bool = True,
         store: StateStore | None = None,
         **options: Any,
     ) -> None:
@@ -79,6 +82,7 @@ class Worker:
         self.shutdown_timeout = check_seconds("shutdown_timeout", shutdown_timeout)
         self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
+        self.progress_raises = check_flag("progress_raises", progress_raises)
         self.settings = Settings.of(settings, **options)
         self.id = f"w-{secrets.token_hex(6)}"
         self.state = State.NEW
@@ -110,10 +114,10 @@ class Worker:
                 the worker runs.
             backoff: how long failed tasks wait before they are retried; default `Backoff()`.
             grace: the time between two pushes to stop, as seconds or a timedelta. A coroutine is cancelled at once and
-                again after each grace. A function in a thread has that long to check ``job.cancelled`` before an
-                exception is raised in it. A process gets SIGINT at once, which raises `JobCancelled` in a plain
-                function, SIGTERM after ``grace``, and SIGKILL a quarter second later. When the task's lease runs out,
-                all pushes come sooner, before the server redelivers the task.
+                again after each grace. A function in a thread has that long to call ``job.progress`` or to check
+                ``job.cancelled``, before an exception is raised in it. A process gets SIGINT at once, which raises
+                `JobCancelled` in a plain function, SIGTERM after ``grace``, and SIGKILL a quarter second later. When
+                the task's lease runs out, all pushes come sooner, before the server redelivers the task.
             isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
                 ``"thread"`` for any other. ``"process"`` gives each task a process of its own: only that can always be
                 stopped, and it may crash alone. On Linux every process that it started is killed with it, elsewhere
@@ -151,6 +155,7 @@ class Worker:
                 grace=grace,
                 isolation=isolation,
                 is_failure=is_failure,
+                progress_raises=self.progress_raises,
             )
             return function
 

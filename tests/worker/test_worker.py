@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers.history import assert_queues_empty
@@ -176,6 +176,92 @@ async def test_a_timeout_stops_the_run_and_fails_it(nq: nqnb.Client, settings: n
         with pytest.raises(nqnb.TaskFailed, match="TimeoutError: stopped after its timeout of 1 s"):
             await task.result(timeout=10)
         assert deadlines[0] is not None
+
+
+async def until_progress(task: nqnb.Task) -> None:
+    async for info in task.updates():
+        if info.progress is not None:
+            return
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_progress_stops_a_cancelled_handler_at_once(
+    nq: nqnb.Client, settings: nqnb.Settings, isolation: Literal["thread", "process"]
+) -> None:
+    worker = nqnb.Worker(settings)
+
+    # With that grace, nothing else stops a thread.
+    @worker.handler("q", isolation=isolation, grace=60)
+    def handle(job: nqnb.Job) -> None:
+        while True:
+            job.progress(1, 2)
+            time.sleep(0.01)
+
+    async with worker:
+        task = await nq.submit("q")
+        await until_progress(task)
+        receipt = await task.cancel(wait=20)
+    assert (receipt.status, receipt.stopping) == (Status.CANCELLED, False)
+
+
+async def test_progress_raises_nothing_where_the_worker_says_so(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings, progress_raises=False)
+
+    @worker.handler("q", grace=60)
+    def handle(job: nqnb.Job) -> None:
+        while not job.cancelled:
+            job.progress(1, 2)
+            time.sleep(0.01)
+        job.progress(2, 2)
+
+    async with worker:
+        task = await nq.submit("q")
+        await until_progress(task)
+        assert (await task.cancel(wait=20)).status is Status.COMPLETED
+
+
+async def test_a_stopped_handler_may_report_from_its_cleanup(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker, cleaned = nqnb.Worker(settings), []
+
+    @worker.handler("q", grace=60)
+    def handle(job: nqnb.Job) -> None:
+        try:
+            while True:
+                job.progress(1, 2)
+                time.sleep(0.01)
+        finally:
+            job.progress(2, 2, "cleaned up")
+            cleaned.append(job.id)
+
+    async with worker:
+        task = await nq.submit("q")
+        await until_progress(task)
+        receipt = await task.cancel(wait=20)
+        assert receipt.status is Status.CANCELLED
+        info = await task.fetch()
+    assert cleaned == [task.id]
+    assert info.progress is not None
+    assert info.progress.text == "cleaned up"
+
+
+async def test_progress_raises_nothing_in_a_coroutine(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker, seen = nqnb.Worker(settings), []
+
+    @worker.handler("q")
+    async def handle(job: nqnb.Job) -> None:
+        try:
+            job.progress(1)
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            job.progress(2)
+            seen.append(job.cancelled)
+            raise
+
+    async with worker:
+        task = await nq.submit("q")
+        await until_progress(task)
+        assert (await task.cancel(wait=20)).status is Status.CANCELLED
+    assert seen == [True]
 
 
 async def test_a_passed_deadline_fails_without_running(nq: nqnb.Client, settings: nqnb.Settings) -> None:

@@ -80,7 +80,7 @@ class ProcessExecutor(Executor):
         process.on_message = self._receive
         job = self._job
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
-        process.send((sys.path, _current_folder(), environment(), facts, call))
+        process.send((sys.path, _current_folder(), environment(), facts, job.state.progress_raises, call))
         try:
             status = await asyncio.shield(process.ended)
         finally:

@@ -105,6 +105,7 @@ class _Runner:
         folder: its working directory.
         environment: its environment variables; this process was started with those of an earlier moment.
         facts: the arguments of the handler's `Job`.
+        progress_raises: another one of them.
         call: pickled, the function, whether it is a coroutine, and its arguments after the job.
     """
 
@@ -115,12 +116,13 @@ class _Runner:
         folder: str,
         environment: dict[str, str],
         facts: Facts,
+        progress_raises: bool,
         call: bytes,
     ) -> None:
         self._connection = connection
         self._call = call
         self._stop = _StopFlag()
-        self._job = Job(*facts, self._changed, self._stop)
+        self._job = Job(*facts, self._changed, self._stop, progress_raises)
         self._process = os.getpid()
         self._in_handler = False
         """Whether the main thread is in the handler, so that an exception may be raised in it."""

@@ -128,6 +128,7 @@ class ThreadExecutor(Executor):
         if thread is None or thread.ident is None or base is None:
             return
         if thread.is_alive():
+            self._job.state.progress_raises = False
             Interrupter.here().add(thread.ident, base)
         else:
             # Something else has ended the thread, so it has reported nothing.
