@@ -1,4 +1,4 @@
-"""One attempt at a task, from its delivery to its end: what a worker knows of it, its lease, and why it must stop."""
+"""One attempt at a task, from delivery to end: the state that the worker keeps, the lease, and the reason to stop."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.wire import CancelRecord, TaskMessage
 
 LEASE_SHARE = 0.8
-"""The share of the ack wait after the last answered heartbeat at which a run is stopped. The handler has the rest of
-the ack wait to stop in, before the server redelivers the task to another worker."""
+"""A run is stopped when this share of the ack wait has passed since the last answered heartbeat. The handler can use
+the rest of the ack wait to stop, before the server redelivers the task to another worker."""
 
 PRESENCE_SHARE = 0.95
-"""The share of the ack wait for which a worker counts as alive after its last sign of life. It is longer than any run
-goes on without a renewal, so that no other worker takes a task over while it runs. It is shorter than the ack wait, so
-that a dead worker's tasks are taken over when they are redelivered."""
+"""The share of the ack wait for which a worker counts as alive after its last sign of life. The share is larger than
+`LEASE_SHARE`, so that no other worker takes over a task that is still running. It is smaller than 1, so that a dead
+worker's tasks are taken over when they are redelivered."""
 
 
 class Attempt:
     """One registered delivery of a task. The worker's ``Run`` adds the handler's execution.
 
     Args:
-        delivery: the delivery that brought the task.
-        message: the task as the stream has it.
+        delivery: the delivery of the task.
+        message: the task as it is stored in the stream.
         ack_wait: the consumer's ack wait, in seconds.
-        claim: the mark of our claim in the entry; it differs for every claim.
+        claim: the unique mark of this claim, which is written into the entry.
     """
 
     def __init__(self, delivery: TaskDelivery, message: TaskMessage, ack_wait: float, claim: str) -> None:
@@ -36,50 +36,50 @@ class Attempt:
         self.message = message
         self.ack_wait = ack_wait
         self.delivery = delivery
-        """The newest delivery: heartbeats and acks answer this one."""
+        """The newest delivery. Heartbeats and acks are sent for this delivery."""
         self.claim = claim
         self.claimed = False
         self.poisoned = False
-        """Whether the task has silenced so many workers that it is not run again."""
+        """Whether so many workers went silent while they ran the task that it is not run again."""
         self.entry = message
-        """The entry as this attempt wrote it last."""
+        """The entry as this attempt last wrote it."""
         self.revision = 0
         """The revision of that entry."""
         self.writing = asyncio.Lock()
-        """Held during each write of the entry, because each write needs the revision of the one before."""
+        """Held during each write to the entry, because each write needs the revision of the previous write."""
         self.cancel: CancelRecord | None = None
-        """Set once a cancel was heard or read: the local flag of the protocol."""
+        """The cancel, once it was received or read: the local flag of the protocol."""
         self.why: Stop | None = None
         """Why the run was told to stop."""
         self.unrun = ""
-        """Why a cancelled task was claimed and not run, in words for the receipt."""
+        """Why a cancelled task was claimed but not run, as text for the receipt."""
         self.beat = delivery.received
-        """When the last answered heartbeat was sent, as `elapsed` counts."""
+        """When the last answered heartbeat was sent, on the clock of `elapsed`."""
         self.gap = False
         """Whether a heartbeat was missed; see `lost_lease`."""
         self.superseded = False
-        """Whether a newer claim owns the task. Then no heartbeat is sent, whatever else the run was stopped for: if the
-        newer owner dies, only the unacked message saves the task."""
+        """Whether a newer claim owns the task. Then this run sends no more heartbeats, even if it was also stopped for
+        another reason: if the newer owner dies, only the unacked message saves the task."""
         self.slim = False
-        """Whether the entry is written without its payload, because the bucket accepts no larger one."""
+        """Whether the entry is written without its payload, because the bucket does not accept a larger entry."""
         self.looking = False
-        """Whether a heartbeat is reading what was written about the task."""
+        """Whether a heartbeat is reading the cancel request and the entry."""
 
     @property
     def how(self) -> str:
-        """How a cancelled task was stopped, in words for the receipt."""
+        """How a cancelled task was stopped, as text for the receipt."""
         return self.unrun
 
     def adopt(self, delivery: TaskDelivery) -> None:
-        """Go on under a newer delivery of the same message, because the server has redelivered what runs here."""
+        """Continue under a newer delivery of the same message, because the server has redelivered the running task."""
         self.delivery = delivery
         self.beat = delivery.received
         self.gap = False
 
     def flag(self, record: CancelRecord, worker: str) -> None:
-        """Note a cancel, and begin to stop the run.
+        """Record a cancel, and begin to stop the run.
 
-        The first of several cancels counts. A later record only fills in who cancelled, where that was not known.
+        Only the first of several cancels counts. A later record adds only who cancelled, if that was unknown.
         """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)
@@ -88,19 +88,19 @@ class Attempt:
         self.stop(Stop.CANCEL)
 
     def stop(self, why: Stop) -> None:
-        """Begin to stop the run; a run that has not started does not start."""
+        """Begin to stop the run, or keep it from starting."""
         self.why = self.why or why
 
     def lost_lease(self) -> bool:
-        """Return whether the server may have redelivered the task, and note it.
+        """Return whether the server may have redelivered the task, and record the result in ``gap``.
 
-        That is so after a gap, and once no heartbeat was answered for most of an ack wait, which leaves a gap. From
-        then on nothing is started, and nothing is nak'ed, because a late nak would requeue a message whose next
-        delivery runs already.
+        The lease is lost if no heartbeat was answered for most of the ack wait, and it stays lost after such a gap.
+        From then on nothing is started or nak'ed, because a late nak would requeue a message whose next delivery is
+        already running.
         """
         self.gap = self.lapsed()
         return self.gap
 
     def lapsed(self) -> bool:
-        """Return what `lost_lease` returns, and note nothing; may be called from any thread."""
+        """Return the same as `lost_lease`, but record nothing. Any thread may call this."""
         return self.gap or elapsed() - self.beat > LEASE_SHARE * self.ack_wait

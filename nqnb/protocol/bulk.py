@@ -1,4 +1,4 @@
-"""Works on many tasks at once: finds a queue's stream, lists its tasks, and limits how many are worked on."""
+"""Works on many tasks at once: finds a queue's stream, lists the tasks of a queue, and limits concurrency."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AT_ONCE = 64
-"""How many tasks are cancelled, ended or removed at once."""
+"""The maximum number of tasks that are cancelled, ended or removed at once."""
 IN_FLIGHT = 256
-"""How many tasks of one call are submitted or read at once."""
+"""The maximum number of tasks that one call submits or reads at once."""
 
 
 async def stream_of(backend: QueueBackend, queue: str) -> str:
-    """Return the name of the stream of a queue's tasks.
+    """Return the name of the stream that stores a queue's tasks.
 
     Raises:
-        UnknownQueue: there is no such queue.
-        InvalidQueueName: no queue can have that name.
+        UnknownQueue: the queue does not exist.
+        InvalidQueueName: the queue name is invalid.
     """
     stream = await backend.find_queue(names.check_queue(queue))
     if stream is None:
@@ -38,19 +38,19 @@ async def stream_of(backend: QueueBackend, queue: str) -> str:
 
 
 async def unknown_queue(backend: QueueBackend, queue: str) -> UnknownQueue:
-    """Return the error for a queue that is not on the server. The error suggests a queue with a similar name."""
+    """Return the error for a queue that does not exist. The error suggests a queue with a similar name."""
     known: list[str] = []
     with contextlib.suppress(NqnbError):  # a user may lack the permission to list queues
         known = await backend.queue_names()
     return UnknownQueue(
-        f"there is no queue {queue!r} on this server: a queue appears with its first task. {hint(queue, known)}"
+        f"queue {queue!r} was not found: the first task that is submitted to a queue creates it. {hint(queue, known)}"
         "`nqnb queue list` shows the queues.",
         queue,
     )
 
 
 async def task_entries(backend: QueueBackend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """Yield the tasks of a queue, or of all queues, longest unchanged first; skip and log malformed entries."""
+    """Yield the tasks of one queue or of all queues, oldest change first. Malformed entries are skipped and logged."""
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
@@ -63,7 +63,7 @@ async def task_entries(backend: QueueBackend, queue: str | None = None) -> Async
 
 
 async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do the work for each thing of a list, as `each_of`."""
+    """Do the work for each thing of a list, like `each_of`."""
 
     async def listed() -> AsyncIterator[T]:
         for thing in things:
@@ -73,7 +73,7 @@ async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> No
 
 
 async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do the work for each thing, `AT_ONCE` at once; raise the first error when all the others are done."""
+    """Do the work for each thing, at most `AT_ONCE` at a time; raise the first error after all of them are done."""
     queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
 
     async def work_through() -> None:
@@ -106,10 +106,12 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
 
 
 async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
-    """Do the work for each thing, ``at_once`` at a time; take a thing from the iterable only when its work begins.
+    """Do the work for each thing, at most ``at_once`` at a time.
+
+    A thing is taken from the iterable only when its work begins.
 
     Returns:
-        What the work returned, or the `NqnbError` that it raised, in the order of the things.
+        For each thing, in order, the return value of the work or the `NqnbError` that the work raised.
     """
     outcomes: dict[int, R | NqnbError] = {}
     numbered = enumerate(things)

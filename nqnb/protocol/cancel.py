@@ -1,8 +1,8 @@
-"""Cancels one task so that the cancel cannot be lost, and ends tasks that wait; cancels many tasks.
+"""Cancels one task so that the cancel cannot be lost, ends waiting tasks, and cancels many tasks.
 
-Every decision rests on a read through the leader and is written by compare-and-set. A task that never started is
-recorded as Deleted, and needs no worker. For any other the cancel request ("intent") is written first and then
-published: a worker that misses the publish finds the request, at its claim, at a heartbeat or after a reconnect.
+Every decision is based on a read through the leader and is written by compare-and-set. A task that never started is
+recorded as Deleted, and no worker is involved. For any other task, the cancel request ("intent") is written first and
+then published. A worker that misses the publish finds the request at its claim, at a heartbeat or after a reconnect.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from nqnb.records import CancelReceipt
 log = logging.getLogger("nqnb.cancel")
 
 HEADER_RESERVE_BYTES = 256
-"""Bytes of a message that are kept free for the headers of a write."""
+"""Bytes of a message that are reserved for the headers of a write."""
 
 
 async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
@@ -57,14 +57,14 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
     `nqnb.protocol.lifecycle.cancel` decides each step.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         task_id: the task.
         by: who cancels, for the receipt.
 
     Raises:
-        UnknownTask: there is no such task.
-        NotCancellable: the task had completed or failed before.
-        Unconfirmed: the server's answers were lost: the cancel may be stored or not. It is safe to cancel again.
+        UnknownTask: the task does not exist.
+        NotCancellable: the task had already completed or failed.
+        Unconfirmed: the server's answers were lost, so the cancel may or may not be stored. It is safe to cancel again.
     """
     record = CancelRecord(by=by, requested_at=backend.now())
     end = EndWaiting(backend, record, backend.retry_for)
@@ -99,7 +99,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
             return CancelReceipt.of(task_id, task.Status, None)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
-                f"task {task_id!r} cannot be cancelled: it has {task.Status.label} already. Read its result instead.",
+                f"task {task_id!r} cannot be cancelled: it has already {task.Status.label}. Read its result instead.",
                 task_id,
                 task.Status,
             )
@@ -113,19 +113,21 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
 
 
 class EndWaiting(Retry):
-    """Writes the end of a task that waits, in a full store too.
+    """Writes the end of a waiting task, even if the store is full.
 
-    An end needs room for an entry that is larger than the one before. Where the store has no room, the entry is removed
-    first, and so makes room for the end. Until the end is written the task has no entry, like one that was just
-    submitted: a worker that takes its message creates the entry and runs the task. Where the room is still too small,
-    the message is removed too, if no worker was ever given it, because then the task cannot run any more.
+    The entry of an ended task is larger than the entry before. If the store has no room for it, the old entry is
+    removed first to make room. Until the end is written, the task has no entry, like a task that was just submitted: a
+    worker that receives its message creates the entry and runs the task. If there is still too little room and the
+    message was never delivered, the message is removed too. Then the task can no longer run.
 
     Args:
-        backend: where.
-        record: who ends the task.
-        seconds: for how long to try again.
-        stream_gone: whether the stream of the task's message was deleted. A new stream has other messages there.
-        owed: collects the tasks, as they waited, whose entries were removed and whose ends are not written yet, by id.
+        backend: the backend to use.
+        record: the record of the cancel that ends the task.
+        seconds: how long to retry.
+        stream_gone: whether the stream of the task's message was deleted. A new stream has other messages at the same
+            sequences.
+        owed: collects, by id, the tasks whose entries were removed and whose ends have not been written yet. Each task
+            is stored as it was while it waited.
     """
 
     def __init__(
@@ -143,21 +145,21 @@ class EndWaiting(Retry):
         self._stream_gone = stream_gone
         self._message_gone = stream_gone
         self._waiting: TaskMessage | None = None
-        """The task whose end was written last, as it waited."""
+        """The task whose end was written last, as it was while it waited."""
         self._revision = 0
-        """The revision over which that end was written."""
+        """The revision that the end was written over."""
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is the end that is written here."""
+        """Return whether an entry is the end that this object writes."""
         return lifecycle.is_end_of(entry, self._record)
 
     def write(self, seen: SeenEntry, task: TaskMessage, status: Status, how: str = "") -> Write:
-        """Return the decision to write how a task ends."""
+        """Return the decision to write the end of a task."""
         self._waiting, self._revision = task, seen.revision
         return write_end(self.backend, ended_by_cancel(task, status, self._record, self.backend.now(), how))
 
     def owed_write(self, task_id: str) -> Write | None:
-        """Return the decision to create the end of a task whose entry was removed; None for any other task."""
+        """Return the decision to create the end of a task whose entry was removed, or None for any other task."""
         task = self.owed.get(task_id)
         return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
 
@@ -178,7 +180,7 @@ class EndWaiting(Retry):
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Read again where the task has no entry until its end is written; see `Retry.after_read`."""
+        """Allow another read while the entry of the task is removed; see `Retry.after_read`."""
         task = self._waiting
         if task is None or task.ID not in self.owed or not isinstance(error, (Unconfirmed, ConnectionFailed)):
             raise error
@@ -187,7 +189,7 @@ class EndWaiting(Retry):
         await self.rest()
 
     async def forget_message(self, done: Written) -> None:
-        """Remove the message of a task whose end is written, then let the entry expire."""
+        """Remove the message of a task whose end has been written, then let the entry expire."""
         self.owed.pop(done.task.ID, None)
         if not self._stream_gone:
             await forget_message(self.backend, self._waiting or done.task, done.value, done.revision)
@@ -206,21 +208,21 @@ class EndWaiting(Retry):
 
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
-            f"task {task.ID!r} {self._left}, but its state was removed from the full store, and its end is not "
-            f"confirmed: {clause(error)}. Free room, then purge queue {task.Queue!r}, which ends what is left there.",
+            f"task {task.ID!r} {self._left}, but the store was full, so its state was removed, and its final state is "
+            f"not confirmed: {clause(error)}. Free room, then purge queue {task.Queue!r} to end its remaining tasks.",
             task.ID,
         )
 
     async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> SeenEntry | None:
-        """Remove the entry to make room for the end, by its revision; a newer one stays.
+        """Remove the entry to make room for the end, at exactly its revision. A newer entry stays.
 
         Returns:
-            `MISSING`, so that the end is created at once: until then, no other client can find the task.
+            `MISSING`, so that the end is created at once. Until then, no other client can find the task.
 
         Raises:
-            NoRoom: our user may not purge the bucket. The error says how to free room.
+            NoRoom: the NATS user may not purge the bucket. The error says how to free room.
         """
-        # Before the removal: a caller that is interrupted knows of the end that is owed.
+        # Noted before the removal, so that a caller that is interrupted knows which end is still to be written.
         self.owed[task.ID] = task
         try:
             await remove_entry(self.backend, task.ID, self._revision)
@@ -236,7 +238,7 @@ class EndWaiting(Retry):
         return MISSING
 
     async def _remove_unseen_message(self, task: TaskMessage) -> bool:
-        """Remove a task's message if no worker was ever given it; return whether the task has no message any more."""
+        """Remove a task's message if it was never delivered; return whether the task no longer has a message."""
         if not await is_its_message(self.backend, task):
             # A message that a schedule has published has another sequence.
             due = lifecycle.due_at(task)
@@ -258,23 +260,23 @@ async def end_waiting_task(
     owed: dict[str, TaskMessage] | None = None,
     defer: bool = False,
 ) -> Status | None:
-    """End a task that waits, by compare-and-set, and then remove its message.
+    """End a waiting task by compare-and-set, and then remove its message.
 
-    Unlike a cancel it announces nothing: a task that a worker has claimed meanwhile runs on.
+    Unlike a cancel, this announces nothing. A task that a worker has claimed in the meantime keeps running.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         task_id: the task.
-        record: who ends it.
-        start: its entry as it was listed; default reads it.
-        retry_for: seconds for which it is tried again; default the setting.
-        stream_gone: whether the stream of its message is gone, so that no message is removed.
-        owed: where the store is full, the task's entry is removed to make room, and the task is kept in here, by id,
-            until its end is written. A task that is in here already has no entry, and its end is created.
-        defer: leave a task in ``owed`` where there was no room, for the caller to end it later.
+        record: the record of the cancel that ends the task.
+        start: the task's entry as it was listed. By default the entry is read.
+        retry_for: how long to retry, in seconds. By default this is the ``retry_for`` setting.
+        stream_gone: whether the stream of the task's message was deleted. Then no message is removed.
+        owed: the tasks, by id, whose entries were removed to make room in a full store and whose ends have not been
+            written yet. If the task is already in here, its end is created.
+        defer: if there is no room, leave the task in ``owed`` so that the caller can end it later.
 
     Returns:
-        Deleted, or Cancelled where it had run; None where it did not wait any more, or its end is owed.
+        Deleted, or Cancelled if the task had run. None if the task was no longer waiting, or its end was deferred.
 
     Raises:
         NoRoom: the store has no room for the end.
@@ -302,34 +304,34 @@ async def end_waiting_task(
 
 
 def write_end(backend: TaskBackend, done: TaskMessage) -> Write:
-    """Return the decision to write an ended task, without its payload where the server would not accept all of it."""
+    """Return the decision to write an ended task. The payload is left out if the entry would be too large with it."""
     whole = Write.of(done)
     fits = len(whole.value) + HEADER_RESERVE_BYTES <= backend.max_payload
     return whole if fits else Write.of(done.lean())
 
 
 async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-    """Write the cancel request of a task into the bucket ``nq-cancel``; a request that is there already stays.
+    """Write the cancel request of a task to the bucket ``nq-cancel``. An existing request is not overwritten.
 
     Raises:
-        NqnbError: it is not certain that the request is stored.
+        NqnbError: the request may not be stored.
     """
     try:
         await backend.insist(lambda: backend.intents.create(task_id, msgspec.json.encode(record)))
     except RevisionConflict:
-        log.debug("task %s has a cancel request already", task_id)
+        log.debug("task %s already has a cancel request", task_id)
 
 
 async def read_intent(backend: TaskBackend, task_id: str) -> CancelRecord | None:
-    """Read the cancel request of a task through the leader; None where it has no request."""
+    """Return the cancel request of a task, read through the leader, or None if the task has no request."""
     entry = await backend.intents.get(task_id)
     return None if entry is None else CancelRecord.of_intent(entry.value)
 
 
 def unknown(task_id: str) -> UnknownTask:
-    """Return the error for an id that no entry has."""
+    """Return the error for an id without an entry."""
     return UnknownTask(
-        f"task {task_id!r} is unknown: no state with that id is on this server. Check the id and the server; "
+        f"task {task_id!r} is unknown: this server has no task with that id. Check the id and the server; "
         "`nqnb task list` shows the tasks.",
         task_id,
     )
@@ -338,12 +340,12 @@ def unknown(task_id: str) -> UnknownTask:
 async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
     """Remove the message and the schedule of a task whose entry is terminal, then let the entry expire.
 
-    A message that stays costs one delivery, after which a worker acks it. So a failure here is logged and not raised.
+    A failure is only logged, because a message that stays costs just one more delivery, which a worker acks.
 
     Args:
-        backend: where.
-        task: the task as it waited.
-        value: its terminal entry.
+        backend: the backend to use.
+        task: the task as it was while it waited.
+        value: the task's terminal entry.
         revision: the entry's revision.
     """
     try:
@@ -355,15 +357,15 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
         log.info("the message of task %s stays until a worker acks it: %s", task.ID, error)
         return
     if task.Sequence and not lifecycle.due_at(task):
-        # Only after its message is gone. What a schedule has published meanwhile has another sequence, so an entry of
-        # a scheduled task does not expire.
+        # Only after its message is gone. The entry of a scheduled task does not expire, because the message that its
+        # schedule published has another sequence.
         await let_expire(backend, task.ID, value, revision)
 
 
 async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
-    """Return whether a task's message is at the sequence in its entry.
+    """Return whether the message at the sequence in a task's entry is that task's message.
 
-    The stream may have been deleted and created again; then another task's message may have that sequence.
+    If the stream was deleted and recreated, another task's message may have that sequence.
     """
     data = await backend.read_task_message(task.Queue, task.Sequence) if task.Sequence else None
     try:
@@ -373,7 +375,7 @@ async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
 
 
 class Canceller(Protocol):
-    """What cancels one task, such as `nqnb.Client`."""
+    """An object that can cancel a task, such as `nqnb.Client`."""
 
     async def cancel(self, id: str, wait: float | None = None) -> CancelReceipt:
         """Cancel a task, and wait for its code to stop."""
@@ -392,9 +394,9 @@ async def cancel_many(
     Args:
         nq: the client.
         ids: the tasks.
-        wait: seconds to wait for all their code to stop; None does not wait.
-        outcomes: receives the receipt or error of each task as soon as it is known, for a caller that is interrupted.
-        progress: called with how many tasks are done, of how many, and what that means.
+        wait: how long to wait for all of the code to stop, in seconds. None does not wait.
+        outcomes: receives each receipt or error as soon as it is known, so that an interrupted caller has it too.
+        progress: called with the number of tasks that are done, the total, and a label.
     """
 
     async def cancel_each(some: Sequence[str], remaining: Callable[[], float | None], what: str, at_once: int) -> None:
@@ -405,7 +407,7 @@ async def cancel_many(
             try:
                 outcomes[id] = await nq.cancel(id, remaining())
             except NqnbError as error:
-                # An answer that is lost during the wait does not undo a cancel that is stored.
+                # An answer that is lost during the wait does not undo a stored cancel.
                 if id not in outcomes or isinstance(error, NotCancellable):
                     outcomes[id] = error
             done += 1

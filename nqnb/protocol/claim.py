@@ -21,19 +21,19 @@ log = logging.getLogger("nqnb.worker")
 
 
 async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limit: int) -> bool:
-    """Claim a registered delivery, or answer it where there is nothing to claim.
+    """Claim a registered delivery, or ack or nak it if there is nothing to claim.
 
     Args:
-        backend: where.
-        worker: our id.
+        backend: the backend to use.
+        worker: the id of this worker.
         attempt: the delivery.
-        poison_limit: how many workers the task may silence before it fails without a run.
+        poison_limit: how many workers may go silent while they run the task before it is failed without another run.
 
     Returns:
-        Whether the task is ours. It may be flagged as cancelled; then it must be finished without a run.
+        Whether the task was claimed. If the attempt is flagged as cancelled, the task must be finished without a run.
 
     Raises:
-        NqnbError: the server does not answer; the server redelivers the message after the ack wait.
+        NqnbError: the server does not answer. It redelivers the message after the ack wait.
     """
     change = _Claim(backend, worker, attempt)
     done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, fresh=False)
@@ -43,16 +43,16 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         await _answer(attempt, done)
         return False
     if done.task.Status is Status.PENDING:
-        # The task is in a schedule: the schedule first, then the entry, then the old message. So at each moment the
-        # task has a message, and the entry names the newest one.
+        # The task is in a schedule now. The order is: write the schedule, write the entry, ack the old message. So the
+        # task always has a message, and the entry names the newest one.
         await attempt.delivery.ack()
         return False
     if done.landed and attempt.lost_lease():
-        # The claim is ours, but while its answer was away, the server may have redelivered the message.
+        # The claim was written, but the server may have redelivered the message while the answer was on its way.
         return False
     attempt.entry, attempt.revision, attempt.claimed = done.task, done.revision, True
     attempt.poisoned = done.task.meta.crashes >= poison_limit
-    # After the claim, not before: a canceller that saw Processing writes the intent while we look the other way.
+    # Read after the claim, not before it: a canceller that sees Processing may write the intent at any time.
     if done.landed or lifecycle.needs_intent(change.before):
         record = await read_intent(backend, attempt.id)
         if record is not None:
@@ -61,7 +61,7 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
 
 
 class _Claim(Retry):
-    """Claims one delivery. It goes round until the claim is written: else the server only redelivers the message."""
+    """Claims one delivery. It retries until the claim is written, because otherwise the message is only redelivered."""
 
     first_pause = 0.05
     longest_pause = 1.0
@@ -69,16 +69,16 @@ class _Claim(Retry):
     def __init__(self, backend: TaskBackend, worker: str, attempt: Attempt) -> None:
         super().__init__(backend)
         self.before: TaskMessage | None = None
-        """The entry that the claim is written over."""
+        """The entry that the claim overwrites."""
         self._worker = worker
         self._attempt = attempt
         self._moved_to = 0
-        """The sequence of the schedule that the message was moved into."""
+        """The sequence of the schedule that the message was moved into, or 0."""
         self._fresh = False
-        """Whether the next entry comes from the leader."""
+        """Whether the next entry was read through the leader."""
 
     async def decide(self, seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
-        """Decide about the delivery as `nqnb.protocol.lifecycle.claim`; None where its lease is lost."""
+        """Decide about the delivery like `nqnb.protocol.lifecycle.claim`, or return None if its lease is lost."""
         backend, attempt, worker = self.backend, self._attempt, self._worker
         if seen.malformed is not None:
             log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
@@ -99,8 +99,8 @@ class _Claim(Retry):
             return None
         fresh, self._fresh = self._fresh, True
         if verdict.step is ClaimStep.ACK and not fresh:
-            # The first read is quick. A server that lags behind may still have the entry of a former task with this id,
-            # and by that the message of the task that has the id now must not be acked.
+            # The first read need not go through the leader. A replica that lags may still have the entry of a former
+            # task with this id. The message of the current task must not be acked because of that entry.
             return Again.READ
         if verdict.step is ClaimStep.POSTPONE:
             task = before or attempt.message
@@ -112,12 +112,12 @@ class _Claim(Retry):
         return Write.of(_processing(attempt, worker, before, backend.max_payload, backend.now()))
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is this claim, or says that the message is in the schedule."""
+        """Return whether an entry is this claim, or records that the message was moved into the schedule."""
         moved = bool(self._moved_to) and entry.Sequence == self._moved_to and entry.Status is Status.PENDING
         return moved or lifecycle.is_claim(entry, self._attempt.claim)
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Claim without the payload where the entry is too large; see `Retry.after_write`."""
+        """Claim without the payload if the entry is too large; see `Retry.after_write`."""
         if isinstance(error, (ServerRefused, PayloadTooLarge)) and is_too_large(error) and not self._attempt.slim:
             self._attempt.slim = True
             return None
@@ -127,7 +127,7 @@ class _Claim(Retry):
 
 
 async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, written: float) -> float:
-    """Return for how many seconds the worker that the entry names still counts as alive and running the task."""
+    """Return for how many seconds the worker that owns the entry still counts as alive and running the task."""
     lease = PRESENCE_SHARE * attempt.ack_wait
     rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, written, lease)
     return max(rest, backend.spared_for(lease))
@@ -144,9 +144,9 @@ async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
 
 
 async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -> int:
-    """Put a task's message into a schedule; return its sequence there, 0 where the server refuses schedules.
+    """Put a task's message into a schedule; return its sequence there, or 0 if the server refuses schedules.
 
-    If the entry has changed meanwhile, the schedule does no harm: what it publishes finds the entry of then.
+    The schedule does no harm if the entry changes before it fires, because the worker then decides by the new entry.
     """
     queue = attempt.message.Queue
     if not await backend.takes_schedules(queue):
@@ -157,19 +157,19 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -
 
 
 def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
-    """Return the decision to write that a task's message is in a schedule now."""
+    """Return the decision to record that a task's message is now in a schedule."""
     moved = msgspec.structs.replace(task, Sequence=sequence, Meta=task.meta)
     return Write.of(moved.lean() if slim else moved)
 
 
 def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
-    """Return our claim, to be written over ``prior``."""
+    """Return the entry of our claim, which overwrites ``prior``."""
     before = prior or attempt.message
-    # A worker that shuts down removes its name from its claims. Any other claimant that is not us went silent.
+    # A worker that shuts down removes its name from its claims. So any other worker in a claim went silent.
     crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != attempt.claim
     meta = msgspec.structs.replace(
         before.meta,
-        # A Go client does not say when it submitted; the stream does.
+        # A Go client does not record when it submitted the task, but the stream does.
         submitted_at=before.meta.submitted_at or min(attempt.delivery.stored, now),
         worker=worker,
         crashes=before.meta.crashes + crashed,
@@ -190,6 +190,6 @@ def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_pa
         Meta=meta,
     )
     if attempt.slim or len(attempt.delivery.data) + META_RESERVE > max_payload:
-        # Another client's message has no room for the Meta. The handler has the payload; the entry goes without it.
+        # Another client's message leaves no room for the Meta. The handler still gets the payload from the message.
         entry = entry.lean()
     return entry

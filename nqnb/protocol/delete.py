@@ -1,4 +1,4 @@
-"""Deletes a queue with everything that the server keeps for it: its streams, cancels and pause. The states stay."""
+"""Deletes a queue: its streams, its cancels and its pause. The states of its tasks stay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import PurgeReceipt
 
 _LOOK_AGAIN_SECONDS = 0.1
-"""Seconds until the entry of a task that is being stopped is read again."""
+"""Seconds between reads of the entry of a task that is being stopped."""
 
 
 async def delete_queue(
@@ -50,12 +50,12 @@ async def delete_queue(
         try:
             stopped = await _stop_all(backend, queue, running, by, wait)
         except NoRoom:
-            # The cancel requests of what runs need room. Nothing waits any more, so the streams can go first.
+            # The cancel requests of the running tasks need room. No task is waiting now, so the streams can go first.
             await backend.delete_queue(queue)
             try:
                 stopped = await _stop_all(backend, queue, running, by, wait, deleted=True)
             except QueueInUse:
-                # Nobody else knows of these ends.
+                # No other client knows that these ends are still to be written.
                 await _end_owed(backend, owed, by)
                 raise
         ended += [Status.DELETED] * receipt.deleted + [Status.CANCELLED] * (receipt.cancelled + stopped)
@@ -64,7 +64,7 @@ async def delete_queue(
     await backend.delete_queue(queue)
     # In a full store, the removal of the streams may have made room for these ends.
     ended += await _end_owed(backend, owed, by)
-    # A task that was submitted meanwhile has an entry and no message, if its message was in the deleted stream.
+    # If a task was submitted in the meantime and its message was in the deleted stream, it has only an entry.
     async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.queue_created_at(queue):
             start, record = SeenEntry.of(entry.key, entry), new_record(backend, by)
@@ -79,7 +79,7 @@ async def delete_queue(
 
 
 async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str) -> list[Status | None]:
-    """End the tasks whose entries were removed from a full store; the streams are deleted by now."""
+    """End the tasks whose entries were removed from a full store. The streams must already be deleted."""
     return [
         await end_waiting_task(backend, task_id, new_record(backend, by), stream_gone=True, owed=owed)
         for task_id in list(owed)
@@ -87,18 +87,18 @@ async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str)
 
 
 async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) -> Status:
-    """Return the state of a task that is cancelled, and end the task where no worker does.
+    """Return the state of a cancelled task, and end the task if no worker is going to end it.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         task_id: the task.
-        by: who deletes its queue.
-        late: whether the time to wait for its worker is over.
+        by: who deletes the queue.
+        late: whether the time to wait for the task's worker is over.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
     if task is None:
-        # The entry is gone, or another program has written over it: nothing is known of its end.
+        # The entry is gone, or another program has overwritten it: how the task ended is unknown.
         return Status.CANCELLED
     owner, rest = task.meta.worker, 0.0
     if owner and not task.Status.terminal:
@@ -111,7 +111,7 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
     try:
         await write_once(backend, write_end(backend, done).task, seen.revision)
     except (RevisionConflict, Unconfirmed, NoResponders):
-        # The caller looks again.
+        # The caller checks the task again.
         return task.Status
     return done.Status
 
@@ -119,18 +119,18 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
 async def _stop_all(
     backend: QueueBackend, queue: str, tasks: list[TaskMessage], by: str, wait: float, *, deleted: bool = False
 ) -> int:
-    """Cancel the tasks that run, and return when all of them have ended: how many became cancelled.
+    """Cancel the running tasks, wait until all of them have ended, and return how many ended as cancelled.
 
     Args:
-        backend: where.
-        queue: their queue.
+        backend: the backend to use.
+        queue: the queue of the tasks.
         tasks: the tasks.
         by: who deletes the queue.
-        wait: for how many seconds to wait for them.
-        deleted: whether the streams of the queue are deleted already.
+        wait: how long to wait for the tasks to end, in seconds.
+        deleted: whether the streams of the queue have already been deleted.
 
     Raises:
-        QueueInUse: some still run after that time.
+        QueueInUse: some tasks are still running after that time.
     """
     until = time.monotonic() + wait
     cancelled, running = 0, 0
@@ -153,9 +153,9 @@ async def _stop_all(
 
     await each_in(tasks, stop)
     if running:
-        done = "was removed from the full store" if deleted else "was not deleted"
+        done = "was only partly deleted" if deleted else "was not deleted"
         raise QueueInUse(
-            f"queue {queue!r} {done}: the code of {running:,} cancelled tasks still runs after {wait:g} s. "
+            f"queue {queue!r} {done}: the code of {running:,} cancelled tasks is still running after {wait:g} s. "
             "Their cancels are stored. Delete the queue again later, or stop the workers.",
             queue,
             processing=running,
@@ -177,8 +177,8 @@ async def _refuse_if_in_use(backend: QueueBackend, queue: str, stream: str) -> N
         parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
         parts += [f"{workers:,} live workers serve it"] if workers else []
         raise QueueInUse(
-            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait until its tasks have ended and stop the "
-            "workers, or delete it with force, which deletes and cancels its tasks.",
+            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait until its tasks have ended, then stop the "
+            "workers. Or pass force=True to cancel its tasks.",
             queue,
             counts[Status.PENDING],
             counts[Status.PROCESSING],

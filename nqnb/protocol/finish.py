@@ -1,6 +1,6 @@
 """Finishes a claimed task: writes its outcome first, and only then answers its message.
 
-An outcome that was not written would be lost with the message; a message that is not answered only comes again.
+If the message were acked first, an outcome that was not written would be lost. An unacked message is only redelivered.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessag
 log = logging.getLogger("nqnb.worker")
 
 _REFUSED_PAUSE_SECONDS = 1.0
-"""Seconds until an outcome is written again that the server has refused."""
+"""Seconds to wait before retrying the write of an outcome that the server has refused."""
 _SHORT_TEXT_CHARACTERS = 100
-"""Characters of an error's type and message that fit into any entry."""
+"""If the entry is too large, an error's type and message are each cut to this many characters."""
 
 
 @dataclass(slots=True)
 class Ending:
-    """How a run ended, and what its entry will say of it."""
+    """How a run ended, and the data about it that goes into the entry."""
 
     ended: Ended
     meta: Meta
     retries_left: bool
-    """Whether the task may be attempted again, should it have failed."""
+    """Whether the task may be attempted again if it failed."""
     retry_delay: float
-    """Seconds until that next attempt."""
+    """Seconds until the next attempt."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """Moves the result out of the entry, where the entry is too large with it."""
+    """Moves the result out of the entry if the entry is too large with it."""
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
-    """Record how a run ended, then answer its message.
+    """Record how a run ended, then ack or nak its message.
 
     Returns:
-        The state that was written, and the entry's Meta. The state is None where the task belongs to another worker
-        now, or is left to be redelivered.
+        The state that was written, and the entry's Meta. The state is None if the task now belongs to another worker,
+        or if it is left to be redelivered.
 
     Raises:
-        NqnbError: the connection is closed; the server redelivers the message after the ack wait.
+        NqnbError: the connection is closed. The server redelivers the message after the ack wait.
     """
     status = lifecycle.outcome(ending.ended, cancelled=attempt.cancel is not None, retries_left=ending.retries_left)
     if status is None:
@@ -70,7 +70,7 @@ async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tupl
 
 
 async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord:
-    """Return the record of a run's cancel with its end. Who cancelled is in the request, and not in the publish."""
+    """Return the complete record of a run's cancel. The cancel request records who cancelled; the publish does not."""
     record = attempt.cancel or CancelRecord()
     if not record.requested_at:
         try:
@@ -85,7 +85,7 @@ async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord
 async def write_outcome(
     backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending
 ) -> tuple[Status | None, Meta]:
-    """Write the outcome by compare-and-set, whatever happens to the answers, then answer the message."""
+    """Write the outcome by compare-and-set, even if answers are lost, then ack or nak the message."""
     change = _Finish(backend, attempt, status, ending)
     done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=change.start)
     if not isinstance(done, Written) and done is not FinishStep.LANDED:
@@ -100,7 +100,7 @@ async def write_outcome(
 
 
 async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
-    """Put the message of a retry into a schedule; return its sequence there, 0 where the server refuses schedules."""
+    """Put the message of a retry into a schedule; return its sequence there, or 0 if the server refuses schedules."""
     queue = attempt.entry.Queue
     if not await backend.takes_schedules(queue):
         return 0
@@ -111,20 +111,20 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
 def _outcome(backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta) -> Write:
     """Return the decision to write a terminal outcome."""
     if status is not Status.CANCELLED and meta.cancel is not None:
-        # A cancel that came too late has no receipt: the outcome is another.
+        # A cancel that came too late gets no receipt, because the task had another outcome.
         meta = msgspec.structs.replace(meta, cancel=None)
     entry = msgspec.structs.replace(attempt.entry, Status=status, CompletedAt=int(meta.finished_at), Meta=meta)
-    # The message is answered right after this write, so the entry may expire from now on.
+    # The message is acked right after this write, so the entry may expire from now on.
     return _fitting(backend, attempt, entry, backend.terminal_ttl)
 
 
 def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float, sequence: int) -> Write:
-    """Return the decision to write that a task waits for its next attempt.
+    """Return the decision to record that a task is waiting for its next attempt.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         attempt: the attempt that failed.
-        meta: what the entry says of it.
+        meta: the data about the attempt that goes into the entry.
         not_before: when the next attempt is due, in Unix seconds.
         sequence: the sequence of the task's message.
     """
@@ -137,7 +137,7 @@ def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float
 
 
 def _fitting(backend: TaskBackend, attempt: Attempt, entry: TaskMessage, ttl: float | None) -> Write:
-    """Return the decision to write an entry, without what the server would not accept."""
+    """Return the decision to write an entry, shortened if the server would not accept all of it."""
     write = Write.of(entry.lean() if attempt.slim else entry, ttl)
     if attempt.slim or len(write.value) + HEADER_RESERVE_BYTES <= backend.max_payload:
         return write
@@ -150,26 +150,26 @@ def _shortened(error: ErrorInfo | None) -> ErrorInfo | None:
 
 
 class _Finish(Retry):
-    """Writes one outcome. It goes round until that is written, however long the server stays away: only we know it."""
+    """Writes one outcome. It retries until the outcome is written, because only this worker knows the outcome."""
 
     longest_pause = 1.0
 
     def __init__(self, backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> None:
         super().__init__(backend)
         self.status = status
-        """The outcome as it is to be written; a cancel or a Go client may change it."""
+        """The outcome to write. A cancel or a Go client may change it."""
         self.meta = ending.meta
-        """What the entry says of the run."""
+        """The data about the run that goes into the entry."""
         self.scheduled = False
         """Whether the message of a retry is in a schedule."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
-        """The entry as we wrote it last: to read it first would cost a round trip, and a conflict tells as much."""
+        """The entry as this worker last wrote it. It is not read first, because a conflict shows whether it changed."""
         self._attempt = attempt
         self._ending = ending
         self._reported = False
 
     async def decide(self, seen: SeenEntry) -> Write | Again | FinishStep:
-        """Decide about the entry as `nqnb.protocol.lifecycle.finish_again`."""
+        """Decide about the entry like `nqnb.protocol.lifecycle.finish_again`."""
         backend, attempt, delay = self.backend, self._attempt, self._ending.retry_delay
         self.scheduled = False
         if seen is not self.start:
@@ -188,7 +188,7 @@ class _Finish(Retry):
             return _outcome(backend, attempt, self.status, self.meta)
         sequence, not_before = attempt.entry.Sequence, min(backend.now() + delay, lifecycle.LAST_SCHEDULE)
         if delay > lifecycle.LONG_WAIT_SECONDS:
-            # The schedule first, then the entry, then the old message: so at each moment the task has a message.
+            # The order is: write the schedule, write the entry, ack the old message. So the task always has a message.
             try:
                 moved_to = await _schedule(backend, attempt, not_before)
             except NqnbError as error:
@@ -199,7 +199,7 @@ class _Finish(Retry):
         return _retry(backend, attempt, self.meta, not_before, sequence)
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is the outcome that is written here."""
+        """Return whether an entry is the outcome that this object writes."""
         return self._verdict(entry).step is FinishStep.LANDED
 
     def _verdict(self, entry: TaskMessage | None) -> FinishVerdict:
@@ -214,25 +214,25 @@ class _Finish(Retry):
                 self._attempt.slim = True
                 self.status, self.meta = await self._ending.without_result(self.status, self.meta)
                 return None
-            # Whatever the server has refused, the outcome must not be lost for it.
-            log.warning("task %s: its outcome was refused and is written again in a second: %s", task, error)
+            # The outcome must not be lost, whatever the reason of the refusal.
+            log.warning("task %s: the server refused its outcome; retrying in a second: %s", task, error)
             await self.backend.sleep(_REFUSED_PAUSE_SECONDS)
             return None
         if not isinstance(error, (RevisionConflict, Unconfirmed, ConnectionFailed)):
             raise error
-        log.debug("task %s: its entry is read again before its outcome is written: %s", task, error)
+        log.debug("task %s: reading the entry again before writing the outcome: %s", task, error)
         if isinstance(error, RevisionConflict):
             return None
         if self.backend.closed:
             raise error
-        # Most outages are over after the first pause, and not worth a line in the log.
+        # Most outages are over after the first pause and are not worth a log line.
         if not self._reported and (self.pause > self.first_pause or isinstance(error, NoRoom)):
             self._reported = self.backend.outage.took(error, "outcomes had to wait")
         await self.rest()
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Read again, however long the server stays away; see `Retry.after_read`."""
+        """Allow another read for as long as the outage lasts; see `Retry.after_read`."""
         if not isinstance(error, (Unconfirmed, ConnectionFailed)) or self.backend.closed:
             raise error
         self.backend.outage.took(error)
@@ -240,13 +240,13 @@ class _Finish(Retry):
 
 
 async def _leave(backend: TaskBackend, attempt: Attempt) -> None:
-    """Let go of a run that was stopped without a cancel, as `nqnb.protocol.lifecycle.leave` decides."""
+    """Release a run that was stopped without a cancel, as `nqnb.protocol.lifecycle.leave` decides."""
     step = lifecycle.leave(attempt.why)
     if step is LeaveStep.ACK:
         await attempt.delivery.ack()
     elif step is LeaveStep.RELEASE:
-        # It stays Processing, without a worker: as Pending with CurrentRetry 0, a cancel could record it as Deleted,
-        # although it had started.
+        # The task stays Processing, without a worker. If it were Pending with CurrentRetry 0, a cancel could record it
+        # as Deleted, although it had started.
         meta = msgspec.structs.replace(attempt.entry.meta, worker="")
         async with attempt.writing:
             try:

@@ -1,4 +1,4 @@
-"""Reads a task, follows it to its end, and fetches its result; watches the changes of all tasks."""
+"""Reads a task, follows it until it ends, and fetches its result. Watches the changes of all tasks."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from nqnb.protocol.wire import ErrorInfo, Status
 from nqnb.records import TaskBatch, TaskInfo
 
 _POLL_SECONDS = 2.0
-"""Seconds after which a followed task is read again without a hint of a change."""
+"""Seconds between reads of a followed task if no notification of a change arrives."""
 _LAST_READ_SECONDS = 1.0
-"""Seconds for a last read of the task, where the time of a wait is over before any answer arrived."""
+"""Seconds for a last read of the task if a wait timed out before any answer arrived."""
 _READ_AGAIN_SECONDS = (0.02, 0.1)
-"""Seconds to the next reads after a hint, which can arrive before the write that it is about."""
+"""Seconds until each of the next reads after a notification, because it can arrive before the write that caused it."""
 _RECONNECT_SECONDS = 0.2
 """Seconds until a wait reads again after the server did not answer."""
 
@@ -39,8 +39,8 @@ async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
     """Read a task.
 
     Raises:
-        UnknownTask: there is no such task.
-        MalformedMessage: its entry cannot be read.
+        UnknownTask: the task does not exist.
+        MalformedMessage: the task's entry cannot be decoded.
     """
     seen = await read_entry(backend, task_id)
     if seen.malformed is not None:
@@ -51,7 +51,7 @@ async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
 
 
 async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
-    """Yield a task as it is now, and again at each change until it is terminal; raises as `fetch`."""
+    """Yield a task as it is now, and again at each change until it is terminal. Raises the same errors as `fetch`."""
     changed = asyncio.Event()
     unsubscribe = await backend.states.subscribe(task_id, changed.set)
     revision = -1
@@ -73,17 +73,17 @@ async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo,
 
 
 async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo:
-    """Wait until a task is terminal, and return it. The wait goes on through disconnects.
+    """Wait until a task is terminal, and return it. The wait continues through disconnects.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         task_id: the task.
-        timeout: as the caller gave it, see `Client.wait`. The task is read once even with a timeout of 0.
+        timeout: the caller's timeout; see `Client.wait`. The task is read once even if the timeout is 0.
 
     Raises:
-        WaitTimeout: the task was not terminal within that time.
+        WaitTimeout: the task did not become terminal within that time.
         BadInput: the timeout is invalid.
-        UnknownTask: there is no such task.
+        UnknownTask: the task does not exist.
         ConnectionFailed: the connection is closed.
     """
     seconds = check_seconds("timeout", timeout, none=True)
@@ -117,12 +117,14 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo
             if backend.closed:
                 raise
     raise WaitTimeout(
-        f"task {task_id!r} did not end within {seconds:g} s: it goes on. Wait again, or cancel it.", task_id
+        f"task {task_id!r} did not finish within {seconds:g} s: it is still pending or running. "
+        "Wait again, or cancel it.",
+        task_id,
     )
 
 
 async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
-    """Yield every task, and then every change; see `Client.watch`."""
+    """Yield all tasks, and then every change; see `Client.watch`."""
     skips, skipped = SkipLog(backend.state_bucket), dict[str, str]()
     async with contextlib.aclosing(backend.watch_states()) as pages:
         async for page in pages:
@@ -140,10 +142,10 @@ async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
 
 
 async def result(backend: QueueBackend, info: TaskInfo) -> Any:
-    """Return what the handler of a terminal task returned.
+    """Return the result of a terminal task.
 
     Raises:
-        TaskFailed: the handler failed, or its result cannot be read.
+        TaskFailed: the handler failed, or its result cannot be decoded.
         TaskCancelled: the task was cancelled or deleted.
     """
     if info.status in (Status.CANCELLED, Status.DELETED):
@@ -153,7 +155,7 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
             info.status,
         )
     if info.status is Status.FAILED:
-        error = info.error or ErrorInfo(message="its worker wrote no reason")
+        error = info.error or ErrorInfo(message="its worker recorded no reason")
         what = ": ".join(part for part in (error.type, error.message) if part)
         raise TaskFailed(f"task {info.id!r} failed: {what}", info.id, info.status, error.type, error.traceback)
     if not info.result_key:
@@ -161,7 +163,7 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
     entry = await backend.results.get(info.result_key)
     if entry is None:
         raise TaskFailed(
-            f"task {info.id!r} has no result any more: its result has expired. Requeue it to run it again.",
+            f"task {info.id!r} no longer has a result: its result has expired. Requeue it to run it again.",
             info.id,
             info.status,
         )
@@ -174,7 +176,7 @@ def _decoded(info: TaskInfo, data: bytes) -> Any:
     except BadInput as error:
         why = str(error)[:200]
         raise TaskFailed(
-            f"task {info.id!r} completed, but its result cannot be read: {why}. Read its bytes with `nats kv get`.",
+            f"task {info.id!r} completed, but its result cannot be decoded: {why}. Read the bytes with `nats kv get`.",
             info.id,
             info.status,
         ) from None

@@ -99,7 +99,7 @@ class CancelRequests(Protocol):
     """The bucket ``nq-cancel``: the cancel request ("intent") of each task, by task id."""
 
     async def get(self, key: str) -> Entry | None:
-        """Read a request through the leader; None where the task has none."""
+        """Read a request through the leader, or None if the task has none."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
@@ -226,7 +226,7 @@ class TaskBackend(Protocol):
     async def schedule_task(
         self, queue: str, task_id: str, data: bytes, at: float, message_id: str
     ) -> Acknowledgement | None:
-        """Let the server publish a task message at a time, once; None where the server refuses the schedule."""
+        """Let the server publish a task message at a time, once, or None if the server refuses the schedule."""
         ...
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
@@ -234,7 +234,7 @@ class TaskBackend(Protocol):
         ...
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
-        """Return the data of a message that is in a queue's stream; None where it is gone."""
+        """Return the data of a message that is in a queue's stream, or None if it is gone."""
         ...
 
     async def delete_task_message(self, queue: str, sequence: int) -> None:
@@ -306,7 +306,7 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def find_queue(self, queue: str) -> str | None:
-        """Return the name of the stream of a queue's tasks; None where there is no such queue."""
+        """Return the name of the stream of a queue's tasks, or None if there is no such queue."""
         ...
 
     async def queue_names(self) -> list[str]:

@@ -90,7 +90,7 @@ def claim(
 
     Args:
         message: the task as the stream has it.
-        entry: the task as the bucket has it; None where it has no entry.
+        entry: the task as the bucket has it, or None if it has no entry.
         sequence: the message's stream sequence.
         deliveries: how often the server has delivered this message, this time included.
         ours: whether the message carries nqnb's header.
@@ -145,7 +145,7 @@ def why_unrun(before: TaskMessage | None, worker: str) -> str:
     """Return for a receipt why a cancelled task was claimed and not run.
 
     Args:
-        before: the entry that the claim was written over; None where it had no entry.
+        before: the entry that the claim was written over, or None if it had no entry.
         worker: the worker that claimed it.
     """
     if before is None or before.Status is not Status.PROCESSING:
@@ -177,7 +177,7 @@ def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
     """Decide about the entry of a task that this worker runs.
 
     Args:
-        entry: the task as the bucket has it; None where it has no entry.
+        entry: the task as the bucket has it, or None if it has no entry.
         claim: the mark of our claim.
         retry: ``CurrentRetry`` of our run.
     """
@@ -204,7 +204,7 @@ class Ended(enum.Enum):
 
 
 def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | None:
-    """Return the state that a run's end leads to; None where the task is left to another worker.
+    """Return the state that a run's end leads to, or None if the task is left to another worker.
 
     A return counts even after a cancel, because it really happened, and so does a failure without retries. A cancel
     takes precedence over a retry.
@@ -273,7 +273,7 @@ def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: S
     """Decide about the entry over which an outcome is to be written.
 
     Args:
-        entry: the task as the bucket's leader has it; None where it has no entry.
+        entry: the task as the bucket's leader has it, or None if it has no entry.
         claim: the mark of our claim.
         retry: ``CurrentRetry`` of our run.
         status: the outcome; Pending for a retry.
@@ -350,7 +350,7 @@ def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence
     moved the message into a schedule.
 
     Args:
-        entry: the task as the bucket's leader has it; None where it is gone again, because the task has ended and its
+        entry: the task as the bucket's leader has it, or None if it is gone again, because the task has ended and its
             entry was removed.
         message: the task that was published.
         sequence: the sequence of that message.

@@ -32,7 +32,7 @@ async def prune(
     before = now - seconds
     ended: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
-    """By task: the key of its result; None where it may still get one."""
+    """By task: the key of its result, or None if it may still get one."""
     async for entry, task in task_entries(backend, queue):
         kept_results[task.ID] = task.meta.result_key if task.Status.terminal else None
         if lifecycle.prune(task, written=entry.created, before=before, has_message=False):

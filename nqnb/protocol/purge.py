@@ -36,7 +36,7 @@ async def purge_queue(
     """End every task of a queue that waits; see `Client.purge_queue`.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         queue: the queue.
         by: who purges it.
         progress: called with how many tasks are done, and of how many.
@@ -70,7 +70,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
     finds the end, or has created the entry before us and runs the task.
 
     Returns:
-        Deleted; None where the message stays.
+        Deleted, or None if the message stays.
     """
     try:
         task = TaskMessage.decode(message.data)
@@ -152,7 +152,7 @@ async def _end_owed(
     """End the tasks whose entries were removed to make room; return the refusal where there is no room for all.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         owed: these tasks, by id; those whose ends are written are taken out.
         record: who ends them.
         count: called with how each ended.

@@ -80,7 +80,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     """Submit a task. When this returns, the server has stored its message and its entry.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         message: the task.
         client: who submits, for the entry.
         chosen: whether the caller chose the id. Then the id is looked up first, because another task may have it.
@@ -119,7 +119,7 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
     """Create the entry of a message that was published.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         message: the task, with the sequence of its message.
 
     Returns:

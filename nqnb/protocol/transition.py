@@ -42,7 +42,7 @@ class SeenEntry(NamedTuple):
     """A task's entry as it was read."""
 
     task: TaskMessage | None = None
-    """The task; None where there is no entry, or the entry is malformed."""
+    """The task, or None if there is no entry, or the entry is malformed."""
     revision: int = 0
     """The entry's revision; 0 where there is no entry, so that a write creates it."""
     written: float = 0.0
@@ -126,7 +126,7 @@ class Retry:
         would come again.
 
         Returns:
-            What the entry is known to be by now; None where it must be read.
+            What the entry is known to be by now, or None if it must be read.
         """
         if isinstance(error, RevisionConflict):
             return None
@@ -162,7 +162,7 @@ async def transition(
     """Change a task's entry by compare-and-set.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         task_id: the task.
         decide: what to do about the entry that was seen: a `Write`, `Again.READ`, or anything else, which is returned.
             The decision itself comes from a pure verdict of `nqnb.protocol.lifecycle`.
@@ -232,7 +232,7 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
     Only once its message is certainly gone, because a message whose terminal entry has expired would run again.
 
     Args:
-        backend: where.
+        backend: the backend to use.
         task_id: the task.
         value: its entry.
         revision: the entry's revision.

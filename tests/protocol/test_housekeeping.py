@@ -135,7 +135,7 @@ class TestDelete:
         async with make_worker(settings, started, 60, concurrency=1):
             tasks = await nq.submit_many("work", range(3))
             await until_async(lambda: started)
-            with pytest.raises(nqnb.QueueInUse, match="with force") as caught:
+            with pytest.raises(nqnb.QueueInUse, match="force=True") as caught:
                 await nq.delete_queue("work")
             error = caught.value
             assert (error.queue, error.pending, error.processing, error.workers) == ("work", 2, 1, 1)

@@ -191,10 +191,10 @@ class TestStates:
         entry = TaskMessage(ID="deep", Queue="q", Status=Status.COMPLETED, Meta=Meta(result_key="deep.1"))
         await nq.backend.states.put("deep", entry.encode())
         await nq.backend.results.put("deep.1", DEEP)
-        with pytest.raises(nqnb.TaskFailed, match="its result cannot be read"):
+        with pytest.raises(nqnb.TaskFailed, match="its result cannot be decoded"):
             await nq.result("deep")
         await nq.backend.results.put("deep.1", b"1" * 5000)
-        with pytest.raises(nqnb.TaskFailed, match="its result cannot be read"):
+        with pytest.raises(nqnb.TaskFailed, match="its result cannot be decoded"):
             await nq.result("deep")
 
 
