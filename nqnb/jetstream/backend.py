@@ -1,7 +1,7 @@
-"""What clients and workers need from a server: the buckets, the queues, publishing, scheduling and cancelling.
+"""The server's side of clients and workers: the buckets, the queues, publishing, scheduling and cancelling.
 
-`Backend` holds one connection and the names of everything that NQ keeps on the server. No code outside of
-``nqnb.jetstream`` needs the connection itself.
+`Backend` has one connection and the names of everything that NQ stores on the server. Code outside
+``nqnb.jetstream`` never needs the connection itself.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ T = TypeVar("T")
 log = logging.getLogger("nqnb.backend")
 
 MIN_RETENTION_SECONDS = 3600.0
-"""The shortest time for which the state of an ended task is kept, because it must outlive the task's message."""
+"""The minimum time for which the state of an ended task is kept, because the state must outlive the task's message."""
 _MIN_RETENTION_ACK_WAITS = 10
-"""The same in ack waits: after each, the message of a dead worker may be redelivered."""
+"""The same minimum in ack waits: the message of a dead worker may be redelivered after each ack wait."""
 _RESULT_MARGIN_SECONDS = 3600.0
-"""A result is kept so much longer than its entry, because it is written before."""
+"""How much longer a result is kept than its task's entry, because the result is written before the entry."""
 _REPAIR_PATIENCE_SECONDS = 0.1
-"""How long a request waits for missing streams and buckets to be recreated, before it is tried again."""
+"""How long a request waits for missing streams and buckets to be recreated before the request is retried."""
 _PRESENCE_MAX_AGE_SECONDS = 86_400
 """How long the presence entry of a dead worker is kept."""
 
 
 class Backend:
-    """One connection with everything that NQ keeps on the server; create one with `open`."""
+    """A connection and everything that NQ stores on the server. Create a backend with `open`."""
 
     def __init__(self, connection: Connection, store: StateStore | None = None) -> None:
         self.connection = connection
@@ -70,7 +70,7 @@ class Backend:
         self._bucket = KeyValueStore(connection, settings.state_bucket)
         self._results = KeyValueStore(connection, settings.result_bucket)
         self.states: StateStore = self._bucket if store is None else store
-        """The tasks' states, by task id."""
+        """The states of tasks, by task id."""
         self.intents = KeyValueStore(connection, settings.cancel_bucket)
         """The cancel requests, by task id."""
         self.results: StateStore = self._results
@@ -79,21 +79,21 @@ class Backend:
         """The queues that are paused, by name."""
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
-        """The log of the states that a listing skips."""
+        """The log of the invalid states that a listing skips."""
         self._spared_since = -math.inf
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
-        """The running repair for each queue; None is the one for the buckets only."""
+        """The running repair for each queue. The key None is the repair of the buckets only."""
         self._queues: dict[str, QueueStreams] = {}
         self._scheduling: set[str] = set()
         """The queues whose streams are known to accept schedules."""
 
     @classmethod
     async def open(cls, settings: Settings, store: StateStore | None = None) -> Backend:
-        """Connect, and create the buckets that are missing.
+        """Connect, and create missing buckets.
 
         Raises:
             NoServer, NoJetStream: see `Connection.open`.
-            ServerRefused: the user may not create a bucket.
+            ServerRefused: the user has no permission to create a bucket.
         """
         connection = await Connection.open(settings)
         backend = cls(connection, store)
@@ -118,7 +118,7 @@ class Backend:
 
     @property
     def retry_for(self) -> float:
-        """For how many seconds a request that the server did not confirm is repeated."""
+        """How many seconds an unconfirmed request is retried."""
         return self.connection.settings.retry_for
 
     @property
@@ -128,7 +128,7 @@ class Backend:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is up at this moment."""
+        """Whether the connection is up now."""
         return self.connection.connected
 
     @property
@@ -143,12 +143,12 @@ class Backend:
 
     @property
     def outage(self) -> Outage:
-        """The log of the connection's outages, to which callers report errors that an outage may have caused."""
+        """The log of the connection's outages. Callers report errors to it that an outage may have caused."""
         return self.connection.outage
 
     @property
     def max_payload(self) -> int:
-        """The most bytes that one message may have, headers included."""
+        """The maximum size of one message in bytes, including its headers."""
         return self.connection.max_payload
 
     @property
@@ -157,31 +157,31 @@ class Backend:
         return self.connection.server_version
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` at every disconnect; it must not raise."""
+        """Call ``callback`` at every disconnect. The callback must not raise."""
         self.connection.on_disconnect(callback)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Await ``callback`` after every reconnect; it must not raise."""
+        """Await ``callback`` after every reconnect. The callback must not raise."""
         self.connection.on_reconnect(callback)
 
     async def caught_up(self) -> None:
-        """Return once every message that the server sent before the call was received, or the connection is lost."""
+        """Wait until all messages that the server sent before the call have arrived, or the connection is lost."""
         await self.connection.caught_up()
 
     async def account_info(self) -> dict[str, Any]:
-        """Return JetStream's info about the account: what it uses and its limits.
+        """Return JetStream's info about the account: its usage and its limits.
 
         Raises:
-            NqnbError: the server does not answer, or the user may not ask.
+            NqnbError: the server did not reply, or the user has no permission for the request.
         """
         info: dict[str, Any] = await self.connection.api("INFO")
         return info
 
     async def count_states(self) -> int:
-        """Return how many entries the state bucket has.
+        """Return the number of entries in the state bucket.
 
         Raises:
-            NqnbError: the server does not answer, or the user may not ask.
+            NqnbError: the server did not reply, or the user has no permission for the request.
         """
         info = await self.connection.api(f"STREAM.INFO.{names.bucket_stream(self.state_bucket)}")
         return int(info["state"]["messages"])
@@ -189,21 +189,21 @@ class Backend:
     # Time.
 
     def now(self) -> float:
-        """Return the time on the server, in Unix seconds, from the time stamps received so far."""
+        """Return the server's time in Unix seconds, as estimated from the time stamps received so far."""
         return self.connection.clock.now()
 
     def earliest_now(self) -> float:
-        """Return the earliest that the time on the server can be: a time that has certainly come."""
+        """Return the earliest possible time on the server: the server's clock has certainly reached it."""
         return self.connection.clock.earliest()
 
     def latest_now(self) -> float:
-        """Return the latest that the time on the server can be: a delay counted from it is never too short."""
+        """Return the latest possible time on the server: a delay counted from it is never too short."""
         return self.connection.clock.latest()
 
     async def read_now(self) -> float:
-        """Return the time on the server, in Unix seconds, and ask the server if the last time stamp is not fresh.
+        """Return the server's time in Unix seconds. Ask the server first if the last time stamp is not fresh.
 
-        If the server does not answer, return what `now` returns.
+        If the server does not reply, the result is that of `now`.
         """
         with contextlib.suppress(NqnbError):
             await self.presence.read_clock()
@@ -216,10 +216,10 @@ class Backend:
     # Buckets, and repeated requests.
 
     async def ensure_buckets(self) -> None:
-        """Create the buckets that are missing.
+        """Create missing buckets.
 
         Raises:
-            ServerRefused: the user may not create a bucket.
+            ServerRefused: the user has no permission to create a bucket.
         """
         settings = self.connection.settings
         expires = settings.retention is not None
@@ -230,10 +230,10 @@ class Backend:
 
     @property
     def terminal_ttl(self) -> float | None:
-        """For how many seconds the state of an ended task is kept; None keeps it until it is pruned.
+        """How many seconds the state of an ended task is kept, or None if the state is kept until it is pruned.
 
-        Write it with an outcome only if the task's message is answered right after; see
-        `nqnb.protocol.transition.let_expire` for other outcomes.
+        Use this TTL for an outcome only if the task's message is acked right after the write. For other outcomes see
+        `nqnb.protocol.transition.let_expire`.
         """
         seconds = self.connection.settings.retention_seconds
         if seconds is None or (self.states is self._bucket and not self._bucket.expires):
@@ -242,7 +242,7 @@ class Backend:
 
     @property
     def result_ttl(self) -> float | None:
-        """For how many seconds a result with a key of its own is kept: longer than its task's state."""
+        """How many seconds a result in the result bucket is kept, which is longer than its task's state."""
         ttl = self.terminal_ttl
         return None if ttl is None else ttl + _RESULT_MARGIN_SECONDS
 
@@ -250,12 +250,12 @@ class Backend:
         """Retry a request like `Connection.insist`, and recreate missing streams and buckets between the tries.
 
         Args:
-            ask: an idempotent request.
-            queue: the queue whose streams the request needs, besides the buckets.
+            ask: sends an idempotent request.
+            queue: the queue whose streams the request needs in addition to the buckets.
         """
 
         async def repair() -> None:
-            # In the background, and once for all requests: while a cluster elects leaders, a repair is slow and
+            # One repair runs in the background for all requests: while a cluster elects leaders, a repair is slow and
             # unnecessary.
             running = self._repairs.get(queue)
             if running is None or running.done():
@@ -265,7 +265,7 @@ class Backend:
         return self.connection.insist(ask, mend=repair)
 
     async def watch_states(self) -> AsyncGenerator[Page, None]:
-        """Yield every entry of the state store, then every change of one; see `nqnb.jetstream.bucket_reader`."""
+        """Yield every entry of the state store, and then every change; see `nqnb.jetstream.bucket_reader`."""
         if self.states is self._bucket:
             pages = BucketFeed(self.connection, self.connection.settings.state_bucket).pages()
         else:
@@ -277,13 +277,13 @@ class Backend:
     # Queues.
 
     async def ensure_queue(self, queue: str) -> QueueStreams:
-        """Return the queue's streams; those that are missing are created."""
+        """Return the queue's streams. Missing streams are created."""
         if queue not in self._queues:
             self._queues[queue] = await ensure_queue(self.connection, queue)
         return self._queues[queue]
 
     async def find_queue(self, queue: str) -> str | None:
-        """Return the stream of a queue's tasks, or None if the queue does not exist."""
+        """Return the name of the stream of a queue's tasks, or None if the queue does not exist."""
         return await find_stream(self.connection, names.task_subject(queue))
 
     async def queue_created_at(self, queue: str) -> float:
@@ -295,7 +295,7 @@ class Backend:
         return await queue_names(self.connection)
 
     async def queues(self) -> AsyncIterator[QueueInfo]:
-        """Yield every queue on the server, by name."""
+        """Yield every queue on the server, sorted by name."""
         serving: dict[str, int] = {}
         async for worker in self.presence.live():
             for queue in worker.queues:
@@ -305,14 +305,14 @@ class Backend:
             yield info
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return what the queue's streams carry besides; see `nqnb.jetstream.queue_streams.foreign_subjects`."""
+        """Return the foreign subjects in a queue's streams; see `nqnb.jetstream.queue_streams.foreign_subjects`."""
         return await foreign_subjects(self.connection, queue)
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
-        """Pause a queue: its consumer delivers no tasks; the note says who paused it."""
+        """Pause a queue, so that its consumer delivers no tasks. ``note`` records the client that paused the queue."""
         # Few servers need this bucket. Without it, no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
-        # The note first: workers that recreate the consumer obey it.
+        # The note is written first: workers that recreate the consumer obey it.
         full = None
         try:
             await self.pauses.put(queue, note, await_room=False)
@@ -322,15 +322,15 @@ class Backend:
         if full is not None:
             if not paused:
                 raise full
-            log.warning("queue %s is paused only until its consumer is deleted: the note failed: %s", queue, full)
+            log.warning("queue %s is paused until its consumer is deleted: storing the note failed: %s", queue, full)
 
     async def resume(self, queue: str, stream: str) -> None:
-        """Resume a queue: its consumer delivers tasks again."""
+        """Resume a queue, so that its consumer delivers tasks again."""
         await self.pauses.delete(queue)
         await pause_consumer(self.connection, stream, False)
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams, with all their messages, and its pause."""
+        """Delete a queue's streams with all their messages, and the note of its pause."""
         for subject in (names.task_subject(queue), names.cancel_subject(queue)):
             stream = await find_stream(self.connection, subject)
             if stream is not None:
@@ -342,29 +342,29 @@ class Backend:
     # Task messages.
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
-        """Publish a task message once, even if answers are lost: ``Nats-Msg-Id`` is the task id."""
+        """Publish a task message exactly once, even if replies are lost: ``Nats-Msg-Id`` is the task id."""
         headers = {"Nats-Msg-Id": task_id, names.CLIENT_HEADER: "task"}
         return await self.insist(lambda: self.connection.publish(names.task_subject(queue), data, headers), queue)
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
-        """Return the data of a task message in its stream, or None if the message is gone."""
+        """Return the data of a task message, or None if the message is no longer in its stream."""
         streams = await self.ensure_queue(queue)
         return await read_message(self.connection, streams.tasks, sequence)
 
     async def delete_task_message(self, queue: str, sequence: int) -> None:
-        """Delete a task message from its stream; nothing happens if it is gone, or its sequence is unknown (0)."""
+        """Delete a task message. Do nothing if the message does not exist, or its sequence is unknown (0)."""
         if sequence:
             streams = await self.ensure_queue(queue)
             await delete_message(self.connection, streams.tasks, sequence)
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
-        """Return whether the message of that sequence was never delivered to a worker."""
+        """Return whether the message with this sequence has never been delivered to a worker."""
         stream = (await self.ensure_queue(queue)).tasks
         info = await self.connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
         return info is None or bool(sequence > info["delivered"]["stream_seq"])
 
     async def task_messages(self, queue: str, stream: str) -> AsyncIterator[StreamMessage]:
-        """Yield the task messages of a queue's stream, oldest first, without its schedules."""
+        """Yield the task messages of a queue's stream, oldest first. Schedules are left out."""
         async for message in read_messages(self.connection, stream, subject=names.task_subject(queue)):
             yield message
 
@@ -376,7 +376,7 @@ class Backend:
         """Publish a cancel, and return when the server has stored it for every worker.
 
         Raises:
-            NqnbError: the cancel may not be stored.
+            NqnbError: the server may not have stored the cancel.
         """
         await self.ensure_queue(queue)
         await self.insist(lambda: publish_cancel(self.connection, queue, task_id), queue)
@@ -389,21 +389,21 @@ class Backend:
         return can_schedule(self.connection)
 
     async def takes_schedules(self, queue: str) -> bool:
-        """Return whether a queue's stream accepts schedules; it is updated if server and permissions allow it."""
+        """Return whether a queue's stream accepts schedules. Update the stream if server and permissions allow it."""
         if not self.can_schedule:
             return False
         try:
             await self._allow_schedules(queue)
         except ServerRefused as error:
-            log.info("tasks of queue %s wait by a nak, because its stream accepts no schedules: %s", queue, error)
+            log.info("queue %s delays tasks by naks, because its stream does not accept schedules: %s", queue, error)
             return False
         return True
 
     async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
-        """Schedule a task message, once; see `nqnb.jetstream.schedules.publish_schedule`.
+        """Schedule a task message exactly once; see `nqnb.jetstream.schedules.publish_schedule`.
 
         Returns:
-            The server's confirmation; None if the server refuses the schedule, and the task must wait in its queue.
+            The server's confirmation, or None if the server refused the schedule. Then the task must wait in its queue.
         """
 
         async def publish() -> PubAck:
@@ -421,7 +421,7 @@ class Backend:
             return None
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
-        """Delete a task's schedule; nothing happens if it does not exist."""
+        """Delete a task's schedule. Do nothing if the schedule does not exist."""
         if self.can_schedule:
             streams = await self.ensure_queue(queue)
             await purge_schedule(self.connection, queue, task_id, streams.tasks)
@@ -439,7 +439,7 @@ class Backend:
         return PullLoop(self.connection, queue, on_delivery, wake, arrived)
 
     def cancel_listener(self, worker: str, on_cancel: Callable[[str, CancelRecord, bool], None]) -> CancelListener:
-        """Return the listener that tells a worker of cancels; see `CancelListener`."""
+        """Return the listener that notifies a worker of cancels; see `CancelListener`."""
         return CancelListener(self.connection, self.intents, worker, on_cancel)
 
     def lost_messages(self, queue: str) -> LostMessages:
@@ -453,28 +453,28 @@ class Backend:
     async def move_presence(self) -> None:
         """Move the presence bucket into the server's memory, so that workers stay alive on a full disk.
 
-        After a restart the server has lost the bucket, which is then created in a file again.
+        A server that restarts loses the bucket, which is then created on disk again.
 
         Raises:
-            NqnbError: the server does not answer, or the user may not recreate the bucket.
+            NqnbError: the server did not reply, or the user has no permission to recreate the bucket.
         """
         stream = names.bucket_stream(self.connection.settings.worker_bucket)
         config = (await self.connection.api(f"STREAM.INFO.{stream}"))["config"]
         if config.get("storage") == "file":
-            log.warning("the presence of workers moves into memory: the server has no room for it on disk")
+            log.warning("the presence bucket is moved into memory, because the server's disk has no room for it")
             # Each worker writes its entry again within a third of its ack wait.
             await delete_stream(self.connection, stream)
             await self._ensure_presence(memory=True)
 
     def spare_owners(self) -> None:
-        """Count every worker as alive from now on, because the server may have lost or refused its presence.
+        """Count every worker as alive from now on, because the server may have lost or refused presence entries.
 
-        The callers of `spared_for` say for how long.
+        The callers of `spared_for` choose for how long.
         """
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:
-        """Return for how many more seconds every worker counts as alive: ``seconds`` from the last `spare_owners`."""
+        """Return for how many more seconds every worker counts as alive: ``seconds`` after the last `spare_owners`."""
         return max(0.0, self._spared_since + seconds - time.monotonic())
 
     async def _ensure_presence(self, *, memory: bool = False) -> None:

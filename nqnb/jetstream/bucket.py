@@ -1,4 +1,4 @@
-"""A key-value bucket of JetStream as a `StateStore`, with compare-and-set on the revision (NATS ADR-8)."""
+"""A JetStream key-value bucket as a `StateStore`, with compare-and-set on the revision (NATS ADR-8)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _stored_decoder = msgspec.json.Decoder(_StoredAnswer)
 
 
 class KeyValueStore:
-    """One bucket. A fresh read asks the leader; a fast one asks any server that has a copy (NATS ADR-31)."""
+    """A bucket. A fresh read asks the leader; a fast read asks any server that has a copy (NATS ADR-31)."""
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
@@ -57,7 +57,7 @@ class KeyValueStore:
         self._direct_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
         self._direct: bool | None = None
         self.expires = False
-        """Whether the bucket honours a ``ttl`` (server >= 2.11, see `ensure_bucket`); if not, it is left out."""
+        """Whether the bucket supports a ``ttl`` (server >= 2.11, see `ensure_bucket`). If not, a ``ttl`` is ignored."""
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
         """See `StateStore.create`."""
@@ -85,7 +85,7 @@ class KeyValueStore:
         retry_for: float | None = None,
         await_room: bool = True,
     ) -> int:
-        """See `StateStore.put`; ``retry_for`` and ``await_room`` are those of `Connection.insist`."""
+        """See `StateStore.put`; for ``retry_for`` and ``await_room`` see `Connection.insist`."""
         return await self._connection.insist(
             lambda: self._publish(key, value, {}, ttl), retry_for, await_room=await_room
         )
@@ -120,15 +120,15 @@ class KeyValueStore:
                     lambda: publish(self._root + key, b"", {OPERATION: "DEL"}), await_room=False
                 )
             except NoRoom as full:
-                # A tombstone needs room, too.
+                # A tombstone also needs room.
                 try:
                     await self.delete(key, entry.revision)
                 except ServerRefused:
-                    # The user may not purge the bucket.
+                    # The user has no permission to purge the bucket.
                     raise full from None
 
     async def retire(self, key: str, revision: int) -> None:
-        """Delete a key at exactly that revision by a tombstone: unlike `delete`, it only needs permission to write.
+        """Delete exactly this revision of a key by a tombstone. Unlike `delete`, this only needs permission to write.
 
         Raises:
             RevisionConflict: the key has another revision.
@@ -136,22 +136,22 @@ class KeyValueStore:
         await self._write(key, b"", revision, None, "DEL")
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """See `StateStore.entries`; raises the errors of `nqnb.jetstream.bucket_reader.list_entries`."""
+        """See `StateStore.entries`; for the errors see `nqnb.jetstream.bucket_reader.list_entries`."""
         return list_entries(self._connection, self._name)
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """See `StateStore.subscribe`.
 
-        The subscription also receives writes that the bucket refuses, and nothing while the connection is down.
-        Therefore a call is only a hint, and one is repeated after a reconnect.
+        The subscription also receives writes that the bucket refuses, and receives nothing while the connection is
+        down. Therefore a call of ``wake`` is only a hint, and the caller reads the key again after a reconnect.
         """
         return await self._subscribe(key, lambda message: wake())
 
     async def overhear(self, on_write: Callable[[str, bytes], None]) -> Unsubscribe:
-        """Call ``on_write`` with the key and value of each write that passes the server, on the loop; must not block.
+        """Call ``on_write`` with the key and value of each write that reaches the server.
 
-        The call comes before the bucket has stored the write, and also for writes that it refuses. No call comes while
-        the connection is down.
+        The callback runs on the event loop and must not block. It is called before the bucket has stored the write,
+        and also for writes that the bucket refuses. It is not called while the connection is down.
         """
 
         def receive(message: Message) -> None:
@@ -170,7 +170,7 @@ class KeyValueStore:
         return unsubscribe
 
     async def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> int:
-        """Write by compare-and-set; revision 0 means that the key was never written."""
+        """Write by compare-and-set. Revision 0 means that the key has never been written."""
         headers = {EXPECTED_REVISION: str(revision)} | ({OPERATION: operation} if operation else {})
         try:
             return await self._publish(key, value, headers, ttl)
@@ -185,19 +185,19 @@ class KeyValueStore:
         publish, subject = self._connection.publish, self._root + key
         if ttl is not None and self.expires:
             try:
-                # The server counts whole seconds, from 1.
+                # The server counts in whole seconds; the minimum is 1.
                 ack = await publish(subject, value, {**headers, _TTL: f"{max(1, math.ceil(ttl))}s"})
             except ServerRefused as error:
                 if error.err_code != TTL_DISABLED:
                     raise
-                # Another client recreated the bucket.
+                # Another client recreated the bucket without a TTL.
                 self.expires = False
             else:
                 return ack.sequence
         return (await publish(subject, value, headers)).sequence
 
     async def _last(self, key: str) -> _Stored | None:
-        """Return the last message of a key, tombstones included, read through the leader."""
+        """Return the last message of a key, read through the leader. The message may be a tombstone."""
         body = msgspec.json.encode({"last_by_subj": self._root + key})
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
 
@@ -207,7 +207,7 @@ class KeyValueStore:
                 decoded = _stored_decoder.decode(answer.data)
             except UNREADABLE:
                 raise no_stream(subject, answer.data) from None
-            # A bucket that does not exist, for example after the server lost its store, has no keys.
+            # A bucket that does not exist, for example because the server lost its store, has no keys.
             if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
                 raise refused(decoded.error, f"reading {key!r}")
             if decoded.error is None and decoded.message is None:
@@ -242,14 +242,14 @@ async def ensure_bucket(
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        max_age: seconds after which a key expires, 0 = never; only for keys on which no guarantee depends.
-        expires: allow a time to live for single writes (NATS ADR-43, server >= 2.11); a bucket that Go NQ created is
-            updated.
-        memory: keep the bucket in the server's memory, if the server has memory for it; an existing bucket is not
+        max_age: seconds after which a key expires, 0 = never. Use it only for keys on which no guarantee depends.
+        expires: allow a TTL for single writes (NATS ADR-43, server >= 2.11). A bucket that Go NQ created is updated.
+        memory: store the bucket in the server's memory, if the server has memory for it. An existing bucket is not
             changed.
 
     Returns:
-        Whether single writes can have a time to live. Never with a longer history: an older state would reappear.
+        Whether single writes can have a TTL. A bucket with a longer history never allows it, because an older state
+        would reappear.
     """
     name = names.bucket_stream(bucket)
     body = {
@@ -280,11 +280,11 @@ async def ensure_bucket(
 
 
 async def _create_in_memory(connection: Connection, body: dict[str, Any]) -> bool:
-    """Create a bucket in memory; return False if the server has no memory for it, or the user no permission."""
+    """Create a bucket in memory. Return False if the server has no memory for it, or the user has no permission."""
     try:
         await create_stream(connection, {**body, "storage": "memory"})
     except (NoRoom, ServerRefused) as error:
-        log.info("%s is kept in a file: %s", body["name"], error)
+        log.info("%s is stored on disk: %s", body["name"], error)
         return False
     return True
 
@@ -294,7 +294,7 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
     try:
         await connection.insist(lambda: connection.api(f"STREAM.UPDATE.{config['name']}", config))
     except NqnbError as error:
-        log.info("entries of %s do not expire, because the server refused to change it: %s", config["name"], error)
+        log.info("entries of %s do not expire, because the server refused to update it: %s", config["name"], error)
         return False
     return True
 

@@ -1,8 +1,8 @@
 """Read a bucket through a pull consumer: every entry once (`list_entries`), or every entry and then every change.
 
-The consumer delivers pages of entries, so that a bucket of 100,000 keys floods neither side. It lives in the server's
-memory. When the consumer is gone, or one of its messages was lost on the way, the reader creates another consumer: a
-listing starts again and skips the keys that it has yielded; a feed resumes after the last entry that it received.
+The consumer is stored in the server's memory. It delivers entries in pages, so that a bucket of 100,000 keys overloads
+neither side. If the consumer is deleted, or one of its messages is lost, the reader creates another consumer. A listing
+then starts again and skips the keys that it has already yielded. A feed resumes after the last entry that it received.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ log = logging.getLogger("nqnb.feed")
 OPERATION = "KV-Operation"
 """The header of a tombstone, the message that marks a key as deleted."""
 PAGE = 1000
-"""Entries that one pull requests."""
+"""The number of entries that one pull requests."""
 LISTING_OUTLIVES_SECONDS = 30.0
 FEED_OUTLIVES_SECONDS = 60.0
 """Seconds for which the server keeps a consumer after its last pull."""
 PULL_EXPIRES_SECONDS = 30.0
-"""Seconds for which a pull of a feed waits on the server for changes."""
+"""Seconds for which a feed's pull waits on the server for changes."""
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the server's heartbeats while a pull waits."""
 _CHECK_SECONDS = 0.25
-"""Seconds between two checks whether the connection is still the same."""
+"""Seconds between two checks that the connection has not been lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class Page:
     """Entries and deletions that arrived together.
 
     Attributes:
-        entries: entries as they were written; the same key may occur several times.
-        gone: keys that were deleted.
-        complete: every entry that the bucket had at the start has arrived.
-        lost: the connection is down, and this page is empty.
-        anew: the pages before this one no longer count, because the bucket was recreated.
+        entries: the entries in the order of their writes. The same key may occur several times.
+        gone: the keys that were deleted.
+        complete: whether every entry that the bucket had at the start has arrived.
+        lost: whether the connection is down. Such a page is empty.
+        anew: whether the bucket was recreated, so that all earlier pages are invalid.
     """
 
     entries: list[Entry]
@@ -68,16 +68,17 @@ class Page:
 
 
 async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[Entry, None]:
-    """Yield every key of a bucket once, oldest write first; nothing if the bucket does not exist.
+    """Yield the entry of every key of a bucket once, oldest write first. A missing bucket has no entries.
 
     Args:
-        connection: the connection; a listing that yields no new entry for its ``retry_for`` seconds fails.
+        connection: the connection. The listing fails if no new entry arrives for ``retry_for`` seconds, a setting of
+            the connection.
         bucket: the bucket's name.
 
     Raises:
         Unconfirmed: some entries could not be read.
         ConnectionFailed: the connection is closed, or (`NoResponders`) JetStream is unavailable.
-        ServerRefused: the user may not read the bucket.
+        ServerRefused: the user has no permission to read the bucket.
     """
     yielded: set[str] = set()
     known, until, pause = -1, 0.0, 0.05
@@ -101,7 +102,7 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
 
 
 class BucketFeed:
-    """Every entry of a bucket, then every change of one, in the order in which the bucket stored them."""
+    """Every entry of a bucket and then every change, in the order in which the bucket stored them."""
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
@@ -111,16 +112,16 @@ class BucketFeed:
         """The sequence of the newest entry that arrived."""
         self._complete = False
         self._recreated = False
-        """Whether the bucket was recreated and no page has said so yet."""
+        """Whether the bucket was recreated and no page has reported it yet."""
         self._created = ""
-        """When the bucket was created, by which a recreated one is recognized."""
+        """When the bucket was created. A recreated bucket has another creation time."""
 
     async def pages(self) -> AsyncGenerator[Page, None]:
-        """Yield pages without end; errors that may pass are retried.
+        """Yield pages indefinitely, and retry after temporary errors.
 
         Raises:
             ConnectionFailed: the connection was closed.
-            ServerRefused: the user may not read the bucket.
+            ServerRefused: the user has no permission to read the bucket.
         """
         lost = False
         while True:
@@ -133,14 +134,14 @@ class BucketFeed:
                 forbidden = isinstance(error, ServerRefused) and error.code == 403
                 if self._connection.closed.is_set() or forbidden:
                     raise
-                log.debug("the feed of %s failed and is opened again: %s", self._stream, error)
+                log.debug("the feed of %s failed and is being reopened: %s", self._stream, error)
             if not lost:
                 lost = True
                 yield Page([], [], self._complete, lost=True)
             await asyncio.sleep(0.2)
 
     async def _pages_of_one_consumer(self) -> AsyncGenerator[Page, None]:
-        """Yield pages, starting after the last entry that arrived, until the consumer or the connection is gone."""
+        """Yield the pages after the last entry that arrived, until the consumer or the connection is lost."""
         async with await self._open() as consumer:
             waiting = consumer.waiting
             if waiting == 0:
@@ -172,7 +173,7 @@ class BucketFeed:
                 self._last = max(self._last, consumer.sequence)
                 requested = 0 if batch.ended else max(0, requested - batch.size)
                 was_complete = self._complete
-                # An idle server has nothing left, though fewer may have arrived than waited: some were deleted.
+                # An idle server has nothing left. Fewer entries than expected may have arrived: some were deleted.
                 self._complete = was_complete or batch.idle or batch.size >= waiting
                 waiting = max(0, waiting - batch.size)
                 if batch.size or self._complete != was_complete:
@@ -185,7 +186,7 @@ class BucketFeed:
         return Page(entries or [], gone or [], self._complete, anew=recreated)
 
     async def _open(self) -> _BucketConsumer:
-        """Create a consumer that delivers what this feed has not read yet."""
+        """Create a consumer that delivers the entries that this feed has not read yet."""
         found = await self._connection.api(f"STREAM.INFO.{self._stream}")
         created = str(found["created"])
         # A store that was restored from an older copy keeps its creation time.
@@ -198,7 +199,7 @@ class BucketFeed:
 
 
 async def poll_store(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
-    """Yield the pages of `BucketFeed` for a store that does not report changes, by listing it again and again.
+    """Poll a store that does not report changes, and yield pages like `BucketFeed`.
 
     While the store cannot be read, the last page has ``lost`` set.
 
@@ -219,7 +220,7 @@ async def poll_store(store: StateStore, connection: Connection, every: float = 1
             # Any exception: the errors of a custom store are unknown here.
             if not lost:
                 lost = True
-                log.warning("reading the states failed; trying again every %g s", every, exc_info=error)
+                log.warning("reading the states failed; retrying every %g s", every, exc_info=error)
                 yield Page([], [], complete, lost=True)
         else:
             now = {entry.key: entry.revision for entry in entries}
@@ -233,19 +234,19 @@ async def poll_store(store: StateStore, connection: Connection, every: float = 1
 
 
 async def make_consumer(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
-    """Create a consumer that delivers a bucket's entries, each in its newest state, and then every write.
+    """Create a consumer that delivers the newest entry of each key in a bucket, and then every write.
 
     Args:
         connection: the connection.
         bucket: the bucket's name.
         outlives: seconds for which the server keeps the consumer after its last pull.
-        after: the sequence of the last entry that is already known; 0 delivers all.
+        after: the sequence of the last entry that the caller already knows; 0 delivers all entries.
 
     Returns:
-        The consumer's name, and how many entries wait for it.
+        The consumer's name, and the number of entries that it has yet to deliver.
 
     Raises:
-        ServerRefused: the bucket does not exist, or the user may not read it.
+        ServerRefused: the bucket does not exist, or the user has no permission to read it.
     """
     stream = names.bucket_stream(bucket)
     start = (
@@ -263,7 +264,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
     }
     asked = elapsed()
     info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-    # A server before 2.10 reports its time nowhere else.
+    # A server before 2.10 reports its time only here.
     connection.clock.observe(parse_time(str(info["created"])), asked, elapsed())
     return f"{stream}.{info['name']}", int(info["num_pending"])
 
@@ -272,7 +273,7 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
     """Yield the pages of one consumer.
 
     Raises:
-        Unconfirmed: a message was lost; what arrived before it was yielded.
+        Unconfirmed: a message was lost. The messages before it have already been yielded.
     """
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
@@ -283,55 +284,55 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
     async with consumer:
         drained = consumer.waiting == 0
         while not drained:
-            # Without waiting, the server reports at once that nothing is left, for example after deletions. A full
-            # page also brings what others write meanwhile, so that one listing catches up with many writers.
+            # With no_wait, the server reports immediately that nothing is left, for example after deletions. A full
+            # page also contains entries written meanwhile, so that one listing catches up with many writers.
             await consumer.pull({"batch": PAGE, "no_wait": True}, page=PAGE)
             await consumer.page_arrived()
             batch = consumer.read()
             if batch.entries:
                 yield batch.entries
             drained = batch.drained
-            # If nothing arrived although entries were left, they were deleted or lost: only a new listing can tell.
+            # If nothing arrived although entries were left, they were deleted or lost. Only a new listing can show it.
             short = batch.size < PAGE and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
-                    f"listing bucket {bucket!r} stopped after {consumer.number:,} entries: the server sent no more. "
-                    "Try again."
+                    f"listing bucket {bucket!r} stopped after {consumer.number:,} entries: the server did not send "
+                    "the rest. Try again."
                 )
 
 
 class _Batch(NamedTuple):
-    """What arrived of a consumer between two reads, up to the first gap."""
+    """The messages of a consumer that arrived between two reads, up to the first gap."""
 
     entries: list[Entry]
     gone: list[str]
     drained: bool
-    """After one of the messages, the server had nothing left for the consumer."""
+    """Whether the server had nothing left for the consumer after one of the messages."""
     ended: bool
-    """The server ended the pull."""
+    """Whether the server ended the pull."""
     idle: bool
-    """The server has nothing to send now."""
+    """Whether the server has nothing to send now."""
     broken: bool
-    """A message was lost, or the consumer is gone."""
+    """Whether a message was lost, or the consumer no longer exists."""
 
     @property
     def size(self) -> int:
-        """How many messages of the bucket arrived."""
+        """The number of entries and deletions that arrived."""
         return len(self.entries) + len(self.gone)
 
 
 class _BucketConsumer:
-    """One pull consumer of a bucket and the inbox to which its messages come. Use it as an async context manager."""
+    """A pull consumer of a bucket, with the inbox that receives its messages. Use it as an async context manager."""
 
     def __init__(self, connection: Connection, bucket: str, name: str, waiting: int, losses: int) -> None:
         self.waiting = waiting
-        """How many entries waited for the consumer when it was created."""
+        """The number of entries that the consumer had to deliver when it was created."""
         self.number = 0
-        """How many messages arrived without a gap."""
+        """The number of messages that arrived without a gap."""
         self.sequence = 0
-        """The stream sequence of the last of them."""
+        """The stream sequence of the last message before a gap."""
         self.ready = asyncio.Event()
-        """Set when a page is there to be read: enough messages, the last one, or a status message."""
+        """Set when a page can be read: enough messages, the last message, or a status message has arrived."""
         self._connection = connection
         self._name = name
         self._root = names.key_subject(bucket, "")
@@ -362,18 +363,18 @@ class _BucketConsumer:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection was lost since the consumer was created: messages may be missing."""
+        """Whether the connection was lost after the consumer was created, so that messages may be missing."""
         return self._connection.losses != self._losses or self._connection.closed.is_set()
 
     async def pull(self, request: dict[str, object], page: int = 1) -> None:
-        """Request messages; `ready` is set after ``page`` of them."""
+        """Request messages. The event `ready` is set when ``page`` messages have arrived."""
         self._page = page
         await self._connection.send(
             f"$JS.API.CONSUMER.MSG.NEXT.{self._name}", msgspec.json.encode(request), reply=self._inbox
         )
 
     async def page_arrived(self) -> None:
-        """Return when a page is ready, when no message came for ``request_timeout``, or when the connection is lost."""
+        """Wait until a page is ready, no message has arrived for ``request_timeout``, or the connection is lost."""
         arrived, since = 0, time.monotonic()
         while not self.ready.is_set() and not self.lost:
             await first_of(self.ready, timeout=_CHECK_SECONDS)
@@ -383,7 +384,7 @@ class _BucketConsumer:
                 return
 
     def read(self) -> _Batch:
-        """Return what arrived since the last call, up to the first gap."""
+        """Return the messages that arrived after the last call, up to the first gap."""
         messages, self._messages = self._messages, []
         self.ready.clear()
         entries: list[Entry] = []

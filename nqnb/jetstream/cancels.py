@@ -1,9 +1,9 @@
 """Publish cancels, and receive them in a worker.
 
-Each worker has a consumer of its own on each queue's cancel stream, which delivers every cancel. A client publishes the
-cancel only after the server has stored its cancel request. A worker also listens to the writes of cancel requests,
-which arrive sooner. It need not wait until a request is stored: a stop signal promises nothing, and the client repeats
-its request until it is durable.
+Each worker has its own consumer on each queue's cancel stream. The consumer delivers every cancel. A client publishes
+the cancel only after the server has stored the cancel request. A worker also listens to writes of cancel requests,
+because these arrive sooner. The worker need not wait until a request is stored: a stop signal guarantees nothing, and
+the client retries the request until it is durable.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ log = logging.getLogger("nqnb.cancels")
 _CONSUMER_OUTLIVES_NANOSECONDS = 300_000_000_000
 """How long the server keeps a consumer after its worker has disconnected."""
 _REDELIVER_NANOSECONDS = 1_000_000_000
-"""After which a cancel that was sent into a dead connection is redelivered; receiving it twice is harmless."""
+"""How long the server waits for an ack before it redelivers a cancel. Receiving a cancel twice is harmless."""
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
-    """Publish a cancel, and return when the server has stored it for every worker; raises the errors of `publish`."""
+    """Publish a cancel, and return when the server has stored it for every worker.
+
+    Raises:
+        NqnbError: see `Connection.publish`.
+    """
     subject = names.cancel_subject(queue)
     data = CancelMessage(task_id, subject).encode()
     await connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"})
@@ -44,9 +48,9 @@ class CancelListener:
     Args:
         connection: the connection.
         intents: the bucket of the cancel requests.
-        worker: the worker's id, which names its consumers.
-        on_cancel: called with the task id, the known facts about the cancel, and whether the client writes a cancel
-            request, on the loop; possibly several times for one cancel.
+        worker: the worker's id, which is the name of its consumers.
+        on_cancel: called on the event loop with the task id, the known facts about the cancel, and whether the client
+            writes a cancel request. It may be called several times for one cancel.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class CancelListener:
         self._stop_overhearing: Unsubscribe | None = None
 
     async def ensure(self, queue: str) -> None:
-        """Create this worker's consumer if it is missing, so that no cancel from now on is missed."""
+        """Create this worker's consumer if it is missing, so that no later cancel is missed."""
         streams = await ensure_queue(self._connection, queue)
         if queue not in self._subscriptions:
             inbox = self._connection.client.new_inbox()
@@ -116,8 +120,8 @@ class CancelListener:
                     cancel.ID, CancelRecord(by="a Go client", requested_at=self._connection.clock.now()), False
                 )
         except (MalformedMessage, InvalidTaskId) as error:
-            log.warning("a message on %s is not a cancel: %s", names.cancel_subject(queue), error)
-        # Only now, so that the running task is stopped first.
+            log.warning("a message on %s is not a valid cancel: %s", names.cancel_subject(queue), error)
+        # The ack comes last, so that the running task is stopped first.
         spawn(self._ack(message))
 
     def _overheard(self, task_id: str, intent: bytes) -> None:
