@@ -46,12 +46,12 @@ if TYPE_CHECKING:
 def connect(
     settings: Settings | str | Sequence[str] | None = None, *, store: StateStore | None = None, **options: Any
 ) -> Client:
-    """Return a client of a NATS server; use it as ``async with connect(…) as nq`` or ``nq = await connect(…)``.
+    """Return a client for a NATS server; use it as ``async with connect(…) as nq`` or ``nq = await connect(…)``.
 
     Args:
-        settings: `Settings`, or the address of a server, or several addresses of a cluster; default ``NATS_URL``,
-            else this machine.
-        store: where to store task states instead of the bucket ``nq-store``; see `StateStore`.
+        settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the address
+            in ``NATS_URL`` or in a context of the NATS CLI, or else a server on this machine.
+        store: a store for task states, instead of the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` to replace.
 
     Raises:
@@ -77,7 +77,7 @@ class Client:
         """Connect.
 
         Raises:
-            NoServer: no server answers in time, or the server refuses the connection.
+            NoServer: no server answered in time, or the server refused the connection.
             NoJetStream: JetStream is not enabled.
         """
         if self._backend is None:
@@ -88,7 +88,7 @@ class Client:
         return self
 
     async def close(self) -> None:
-        """Disconnect. Tasks continue. Closing is idempotent."""
+        """Disconnect. Running tasks continue. Closing is idempotent."""
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.close()
@@ -111,7 +111,7 @@ class Client:
         """
         if self._backend is None:
             raise ConnectionFailed(
-                "the client cannot be used: it is not connected. Use `async with nqnb.connect(…) as nq`"
+                "the client cannot be used: it is not connected. Open it with `async with nqnb.connect(…) as nq`"
             )
         return self._backend
 
@@ -135,20 +135,21 @@ class Client:
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payload: bytes are sent as they are, every other value as JSON (see `nqnb.payload`).
-            id: a task id, 1 to 200 of ``A-Z a-z 0-9 - / _ = .``; default a new one.
-            retry: how many times to run the task again if it fails.
-            timeout: the longest time of one attempt: seconds (rounded up to whole seconds, as NQ stores them) or a
-                timedelta.
-            deadline: the task fails if it has not ended by then: a datetime (naive = local time), or a timedelta from
-                now.
-            process_at: the task does not start before then: a datetime (naive = local time), or a timedelta from now.
+            payload: bytes are sent as they are; any other value is sent as JSON (see `nqnb.payload`).
+            id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default a new id is generated.
+            retry: how many times to retry the task if it fails.
+            timeout: the maximum duration of one attempt: seconds or a timedelta. It is rounded up to whole seconds,
+                because NQ stores whole seconds.
+            deadline: when the task fails if it has not ended: a datetime (a naive datetime is local time), or a
+                timedelta from now.
+            process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
+                timedelta from now.
 
         Raises:
             BadInput: an argument is invalid (also `InvalidQueueName`, `InvalidTaskId`, `UnencodableValue`,
                 `PayloadTooLarge`); nothing was sent.
-            TaskExists: a task has this id already.
-            Unconfirmed: the server's answers were lost: the task may have been accepted or not.
+            TaskExists: another task already has this id.
+            Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
         counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
         if counted:
@@ -180,16 +181,15 @@ class Client:
             timeout: see `submit`.
             deadline: see `submit`.
             process_at: see `submit`.
-            errors: how to report payloads that were not accepted, after all others were submitted: ``"raise"`` an
-                error, or ``"return"`` each error in the place of its task.
+            errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
+                have been submitted; ``"return"`` returns each error in place of its task.
 
         Returns:
             A `Task` for each payload, in the same order.
 
         Raises:
-            NotSubmitted: some tasks were not accepted, or the iterable raised an error; ``.tasks`` and ``.errors`` say
-                which.
-            BadInput: the queue, an option or the payloads are invalid; nothing was sent.
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error; see ``.tasks`` and ``.errors``.
+            BadInput: the queue, an option or ``payloads`` is invalid; nothing was sent.
         """
         check_choice("errors", errors, ("raise", "return"))
         make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
@@ -209,7 +209,7 @@ class Client:
         return ordered
 
     def task(self, id: str) -> Task:
-        """Return the handle of a task by its id, without asking the server.
+        """Return the handle of the task with this id, without contacting the server.
 
         Raises:
             InvalidTaskId: the id is invalid.
@@ -217,7 +217,7 @@ class Client:
         return Task(self, names.check_task_id(id))
 
     async def fetch(self, id: str) -> TaskInfo:
-        """Return everything that is stored of a task.
+        """Return everything that is stored about a task.
 
         Raises:
             InvalidTaskId: the id is invalid.
@@ -227,13 +227,13 @@ class Client:
         return await fetch(self.backend, names.check_task_id(id))
 
     async def status(self, id: str) -> Status:
-        """Return the state of a task; raises the errors of `fetch`."""
+        """Return the state of a task; this raises the same errors as `fetch`."""
         return (await self.fetch(id)).status
 
     async def updates(self, id: str) -> AsyncIterator[TaskInfo]:
-        """Yield what is stored of a task, now and after each change, until the task is terminal.
+        """Yield the current state of a task, and then its state after each change, until the task is terminal.
 
-        Raises the errors of `fetch`. Changes in quick succession may be yielded as one.
+        This raises the same errors as `fetch`. Changes in quick succession may be combined.
         """
         async for info in follow(self.backend, names.check_task_id(id)):
             yield info
@@ -243,10 +243,10 @@ class Client:
 
         Args:
             id: the task.
-            timeout: seconds, or a timedelta; 0 checks without waiting, None waits without limit.
+            timeout: seconds, or a timedelta; 0 checks without waiting, and None waits indefinitely.
 
         Raises:
-            WaitTimeout: the task was not terminal in time; it continues.
+            WaitTimeout: the task did not end in time; the task continues.
             BadInput: the timeout is invalid.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
@@ -260,17 +260,17 @@ class Client:
             timeout: as in `wait`.
 
         Returns:
-            The return value of the handler, decoded from JSON; None for a task that a Go worker completed.
+            The return value of the handler, decoded from JSON, or None if a Go worker completed the task.
 
         Raises:
-            TaskFailed: the task failed; the error has the handler's error and traceback as text.
+            TaskFailed: the task failed; the error includes the handler's exception and traceback as text.
             TaskCancelled: the task was cancelled or deleted.
             WaitTimeout, BadInput, InvalidTaskId, UnknownTask: as in `wait`.
         """
         return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout))
 
     async def cancel(self, id: str, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel a task. When this returns, the cancel is durable: no worker will claim another run of the task.
+        """Cancel a task. Once this returns, the cancel is durable: no worker will start another run of the task.
 
         Args:
             id: the task.
@@ -278,13 +278,13 @@ class Client:
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
-            Failed if the handler ended that way before it could be stopped. If the task was cancelled or deleted
-            earlier, this is the receipt of that cancel.
+            Failed if the handler ended that way before it could be stopped. If the task had already been cancelled or
+            deleted, this is the receipt of that earlier cancel.
 
         Raises:
-            NotCancellable: the task had completed or failed already.
+            NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost; cancel again.
-            BadInput: the wait is invalid; nothing was cancelled.
+            BadInput: ``wait`` is invalid; nothing was cancelled.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
         task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
@@ -300,17 +300,17 @@ class Client:
     async def tasks(
         self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
     ) -> list[TaskInfo]:
-        """Return every task in the state bucket, longest unchanged first.
+        """Return every task in the state bucket, the least recently changed task first.
 
-        Entries that cannot be decoded are skipped, and named in one line of the log.
+        Entries that cannot be decoded are skipped and logged in one line.
 
         Args:
             queue: return only tasks of this queue.
-            status: return only tasks in this state, or in one of several: a `Status`, its label (``"failed"``) or NQ's
-                number; ``"scheduled"`` means the pending tasks whose time has not come.
+            status: return only tasks in this state, or in any of several states. A state is a `Status`, its label
+                (``"failed"``) or NQ's number for it; ``"scheduled"`` selects pending tasks that are not due yet.
 
         Raises:
-            UnknownQueue: the queue does not exist, and no task of it is stored.
+            UnknownQueue: the queue does not exist, and none of its tasks are stored.
             BadInput: the queue name or a state is invalid.
         """
         wanted = check_statuses(status)
@@ -327,10 +327,9 @@ class Client:
         return found
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
-        """Yield every task in the state bucket, in batches, and then every change as it happens, without end.
+        """Yield every task in the state bucket, in batches, and then every change as it happens, indefinitely.
 
-        The watch survives disconnects, and its batches report them. With a store of your own, changes are polled once
-        a second.
+        The watch survives disconnects, and its batches report them. A custom store is polled for changes once a second.
 
         Raises:
             ConnectionFailed: the client was closed.
@@ -340,10 +339,10 @@ class Client:
                 yield batch
 
     async def requeue(self, id: str) -> Task:
-        """Submit an ended task again, as a new task, since a terminal state never changes.
+        """Submit an ended task again as a new task, because a terminal state never changes.
 
         The new task has the same queue, payload, retries and timeout, but no deadline and no start time. Its
-        `TaskInfo.origin` is the id of the task that was submitted first.
+        `TaskInfo.origin` is the id of the original task, even after several requeues.
 
         Args:
             id: the ended task.
@@ -361,21 +360,21 @@ class Client:
         return [info async for info in self.backend.queues()]
 
     async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """End every waiting task of a queue: Deleted if it has never started, Cancelled if it waits for a retry.
+        """End every waiting task of a queue: as Deleted if it never started, or as Cancelled if it is awaiting a retry.
 
-        Running tasks continue, and so does a task that a worker claims first: no task is both deleted and started.
-        Tasks that are submitted during the purge may stay.
+        Running tasks continue, and so do tasks that a worker claims during the purge: no task is both deleted and
+        started. Tasks that are submitted during the purge may remain in the queue.
 
         Args:
             queue: the queue.
-            progress: called from time to time with the number of tasks done, and their total.
+            progress: called from time to time with the number of tasks ended so far, and the total.
 
         Returns:
-            The receipt; ``.left`` counts the messages that stay.
+            The receipt; ``.left`` is the number of messages that remain in the queue.
 
         Raises:
             UnknownQueue: the queue does not exist.
-            Unconfirmed: the server's answers were lost: some tasks may have ended and others not. Purge again.
+            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Purge again.
         """
         queue = names.check_queue(queue)
         check_callable("progress", progress, "a function of (done, total)", 2)
@@ -391,22 +390,22 @@ class Client:
     ) -> PurgeReceipt:
         """Delete a queue from the server, with its cancel requests and its pause. The states of its tasks are kept.
 
-        A submit creates the queue again, and so does a live worker that serves it.
+        The queue is created again when a task is submitted to it, or when a worker is still serving it.
 
         Args:
             queue: the queue.
-            force: purge the queue first, and cancel its running tasks. Without it the queue must be empty, and no live
-                worker may serve it.
-            wait: with force, how long to wait for running code to stop: seconds, or a timedelta.
+            force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
+                and no live worker may be serving it.
+            wait: how long to wait for running code to stop if ``force`` is True: seconds, or a timedelta.
             progress: see `purge_queue`.
 
         Returns:
             The receipt; ``.left`` is 0.
 
         Raises:
-            QueueInUse: the queue is not empty or is served by a worker, and was not deleted; ``.pending``,
-                ``.processing`` and ``.workers`` say what is left. With force: running code did not stop in time, or
-                the stream carries other queues.
+            QueueInUse: the queue was not deleted because it is not empty or a worker is serving it; ``.pending``,
+                ``.processing`` and ``.workers`` are the numbers of tasks and workers that remain. With ``force=True``,
+                running code did not stop in time, or the stream is shared with other queues.
             UnknownQueue: the queue does not exist.
             Unconfirmed: see `purge_queue`.
         """
@@ -418,9 +417,9 @@ class Client:
     async def pause(self, queue: str) -> None:
         """Pause a queue: no worker takes its tasks until `resume`; running tasks continue. Pausing is idempotent.
 
-        The server stores the pause. From version 2.11 the server itself stops delivery at once, to Go workers too; on
-        older servers nqnb's workers stop within a second. If a Go worker recreates the consumer, an nqnb worker that
-        serves the queue pauses the consumer again.
+        The server stores the pause. Servers from version 2.11 on stop delivery at once, including delivery to Go
+        workers; with older servers, nqnb workers stop within a second. If a Go worker recreates the consumer, an nqnb
+        worker that serves the queue pauses the consumer again.
 
         Raises:
             UnknownQueue: the queue does not exist.
@@ -441,20 +440,20 @@ class Client:
     async def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
         """Remove the states of tasks that ended long ago, with their results and cancel requests.
 
-        From version 2.11 the server removes results and states by itself (see `Settings`), except the states of
-        scheduled tasks that were cancelled before their time. The state of a task that has not ended, or whose message
-        is still in its queue, is never removed.
+        Servers from version 2.11 on remove results and states automatically (see `Settings`), except the states of
+        scheduled tasks that were cancelled before their start time. The state of a task that has not ended, or whose
+        message is still in its queue, is never removed.
 
         Args:
-            older_than: how long ago a task must have ended: seconds, or a timedelta.
-            queue: remove only tasks of this queue. Without it, results and cancel requests that belong to no task are
-                removed too.
+            older_than: how long ago a task must have ended to be removed: seconds, or a timedelta.
+            queue: remove only tasks of this queue. If it is None, results and cancel requests that belong to no task
+                are removed too.
             dry_run: remove nothing, and return what would be removed.
 
         Raises:
-            BadInput: the length of time or the queue name is invalid.
-            UnknownQueue: the queue does not exist, and no task of it is stored.
-            Unconfirmed: the server's answers were lost: some states may have been removed. Prune again.
+            BadInput: ``older_than`` or the queue name is invalid.
+            UnknownQueue: the queue does not exist, and none of its tasks are stored.
+            Unconfirmed: the server's answers were lost; some states may have been removed. Prune again.
         """
         return await prune(self.backend, older_than, queue, dry_run=dry_run)
 
@@ -490,7 +489,7 @@ class Task:
         return self.result().__await__()
 
     async def fetch(self) -> TaskInfo:
-        """Return everything that is stored of the task; see `Client.fetch`."""
+        """Return everything that is stored about the task; see `Client.fetch`."""
         return await self._client.fetch(self.id)
 
     async def status(self) -> Status:
@@ -498,7 +497,7 @@ class Task:
         return await self._client.status(self.id)
 
     def updates(self) -> AsyncIterator[TaskInfo]:
-        """Yield the task now and after each change; see `Client.updates`."""
+        """Yield the current state of the task, and its state after each change; see `Client.updates`."""
         return self._client.updates(self.id)
 
     async def wait(self, timeout: Duration | None = None) -> Status:
@@ -519,19 +518,19 @@ class Task:
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
-    """Return the error for a submit of many tasks, from outcomes of which some are errors."""
+    """Return the error for a submit of many tasks; ``outcomes`` has the errors among the accepted tasks."""
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
-        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted, the first at position {index}: "
-        f"{str(first).rstrip('.')}. `.errors` has the error of each position.",
+        f"{len(failed):,} of {len(outcomes):,} tasks were not accepted; the first error is at position {index}: "
+        f"{str(first).rstrip('.')}. `.errors` maps each position to its error.",
         [None if isinstance(each, NqnbError) else each for each in outcomes],
         failed,
     )
 
 
 def _user_and_host() -> str:
-    """Return the name that receipts give as the sender of a request."""
+    """Return the name that receipts show as the sender of a request."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):

@@ -3,37 +3,37 @@
 ::
 
     NqnbError
-    ├── BadInput                  a value that the caller gave is invalid (also a ValueError)
+    ├── BadInput                  a value that the caller passed is invalid (also a ValueError)
     │   ├── InvalidQueueName
     │   ├── InvalidTaskId
     │   ├── InvalidHandler        a function that cannot handle tasks
     │   ├── UnencodableValue      a payload or result without a JSON form
-    │   └── PayloadTooLarge       payload and headers above the server's limit
-    ├── ConnectionFailed          the server cannot be used now (also a ConnectionError)
+    │   └── PayloadTooLarge       the payload and headers exceed the server's limit
+    ├── ConnectionFailed          the server cannot be used at the moment (also a ConnectionError)
     │   ├── NoServer              no server at the address accepted the connection
-    │   ├── NoJetStream           the server accepted, but JetStream is off
-    │   └── NoResponders          nothing serves the subject now; nothing was stored
-    │       └── Unavailable       JetStream answers "not now": no leader, no quorum; has ``.err_code``
-    │           └── NoRoom        a storage limit is reached
+    │   ├── NoJetStream           the server accepted the connection, but JetStream is off
+    │   └── NoResponders          nothing is serving the subject at the moment; nothing was stored
+    │       └── Unavailable       JetStream has no leader or no quorum at the moment; has ``.err_code``
+    │           └── NoRoom        a storage limit was reached
     ├── Unconfirmed               the server's answer was lost: the request may have taken effect
     ├── ServerRefused             the server refused the request, or the user lacks the permission
-    ├── RevisionConflict          a compare-and-set lost against a newer write
-    ├── MalformedMessage          bytes that are not an NQ message
-    ├── UnknownQueue              no such queue on the server; has ``.queue``
-    ├── QueueInUse                not deleted, because it has tasks or workers; has ``.queue``
-    ├── TaskError                 about one task; has ``.task_id``
-    │   ├── UnknownTask
+    ├── RevisionConflict          a compare-and-set failed because of a newer write
+    ├── MalformedMessage          the bytes are not an NQ message
+    ├── UnknownQueue              the server has no such queue; has ``.queue``
+    ├── QueueInUse                the queue has tasks or workers, so it was not deleted; has ``.queue``
+    ├── TaskError                 an error about one task; has ``.task_id``
+    │   ├── UnknownTask           the state bucket has no such task
     │   ├── TaskExists            another task has the id
-    │   ├── NotCancellable        completed or failed before the cancel; has ``.status``
-    │   ├── NotRequeueable        not ended yet, or its payload is not kept; has ``.status``
-    │   ├── TaskFailed            raised where the result is requested
-    │   ├── TaskCancelled         raised where the result is requested
-    │   └── WaitTimeout           not terminal in time (also a TimeoutError)
-    ├── NotSubmitted              part of a ``submit_many``; has ``.tasks`` and ``.errors``
+    │   ├── NotCancellable        the task completed or failed before the cancel; has ``.status``
+    │   ├── NotRequeueable        the task has not ended, or its payload is no longer stored; has ``.status``
+    │   ├── TaskFailed            the task failed, so it has no result
+    │   ├── TaskCancelled         the task was cancelled or deleted, so it has no result
+    │   └── WaitTimeout           the task did not end in time (also a TimeoutError)
+    ├── NotSubmitted              some tasks of a ``submit_many`` failed; has ``.tasks`` and ``.errors``
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
-``JobCancelled`` is outside of the tree and outside of ``Exception``: it is raised *inside* a handler that must stop,
-and must pass through its ``except Exception`` as ``asyncio.CancelledError`` does.
+``JobCancelled`` is not part of the tree, and does not derive from ``Exception``. It is raised *inside* a handler that
+must stop. Like ``asyncio.CancelledError``, it must not be caught by an ``except Exception`` in the handler.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class NqnbError(Exception):
 
 
 class BadInput(NqnbError, ValueError):
-    """A value that the caller gave is invalid; nothing was sent."""
+    """A value that the caller passed is invalid; nothing was sent."""
 
 
 class InvalidQueueName(BadInput):
@@ -69,11 +69,11 @@ class InvalidTaskId(BadInput):
 
 
 class InvalidHandler(BadInput):
-    """A function that cannot handle tasks, or options that do not fit it."""
+    """A function that cannot handle tasks, or handler options that do not suit the function."""
 
 
 class UnencodableValue(BadInput):
-    """A part of the value has no JSON form; ``.part`` names the part, such as ``payload["rows"][3]``."""
+    """Part of a value has no JSON form; ``.part`` names that part, such as ``payload["rows"][3]``."""
 
     def __init__(self, message: str, part: str) -> None:
         super().__init__(message)
@@ -90,7 +90,7 @@ class PayloadTooLarge(BadInput):
 
 
 class ConnectionFailed(NqnbError, ConnectionError):
-    """The server cannot be used now."""
+    """The server cannot be used at the moment."""
 
 
 class NoServer(ConnectionFailed):
@@ -106,7 +106,7 @@ class NoJetStream(ConnectionFailed):
 
 
 class NoResponders(ConnectionFailed):
-    """Nothing serves the subject at this moment, so nothing was stored; ``.subject`` is the subject."""
+    """Nothing is serving the subject at the moment, so nothing was stored; ``.subject`` is the subject."""
 
     def __init__(self, message: str, subject: str) -> None:
         super().__init__(message)
@@ -114,10 +114,10 @@ class NoResponders(ConnectionFailed):
 
 
 class Unavailable(NoResponders):
-    """JetStream is unavailable at this moment, so nothing was stored; the same request may succeed later.
+    """JetStream is unavailable at the moment, so nothing was stored; the same request may succeed later.
 
-    A cluster without a leader or a quorum answers so. ``.code``, ``.err_code`` and ``.description`` are JetStream's
-    own, as in `ServerRefused`; ``.subject`` names the request.
+    A cluster that has no leader or no quorum reports this. ``.code``, ``.err_code`` and ``.description`` come from
+    JetStream, as in `ServerRefused`; ``.subject`` is the subject of the request.
     """
 
     def __init__(self, message: str, subject: str, code: int, err_code: int, description: str) -> None:
@@ -128,11 +128,11 @@ class Unavailable(NoResponders):
 
 
 class NoRoom(Unavailable):
-    """A storage limit of the server, the account or a stream is reached; the message says how to free room."""
+    """A storage limit of the server, the account or a stream was reached; the message says how to free space."""
 
 
 class Unconfirmed(NqnbError):
-    """The answer of the server was lost: the request may have taken effect; ``.task_id`` is set if it is known."""
+    """The server's answer was lost, so the request may have taken effect; ``.task_id`` is set if it is known."""
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -140,7 +140,7 @@ class Unconfirmed(NqnbError):
 
 
 class ServerRefused(NqnbError):
-    """The server refused a request; ``.err_code`` is JetStream's code, ``.description`` its text.
+    """The server refused a request; ``.err_code`` and ``.description`` are JetStream's error code and its text.
 
     If the user lacks the permission, ``.code`` is 403 and ``.err_code`` is 0.
     """
@@ -153,17 +153,17 @@ class ServerRefused(NqnbError):
 
 
 class RevisionConflict(NqnbError):
-    """A compare-and-set lost: the key has another revision; ``.key`` is the key."""
+    """A compare-and-set failed because the key has a newer revision; ``.key`` is the key."""
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"writing the entry {key!r} failed: another client or worker wrote it meanwhile. Read it again."
+            f"writing the entry {key!r} failed: another client or worker has changed it. Read the entry and try again."
         )
         self.key = key
 
 
 class MalformedMessage(NqnbError):
-    """Bytes that are not the expected NQ message; ``.data`` holds them."""
+    """Bytes that are not the expected NQ message; ``.data`` is those bytes."""
 
     def __init__(self, message: str, data: bytes) -> None:
         super().__init__(message)
@@ -171,7 +171,7 @@ class MalformedMessage(NqnbError):
 
 
 class UnknownQueue(NqnbError):
-    """No stream on the server stores that queue's tasks; ``.queue`` is its name."""
+    """The server has no stream for the queue; ``.queue`` is the name of the queue."""
 
     def __init__(self, message: str, queue: str) -> None:
         super().__init__(message)
@@ -179,10 +179,10 @@ class UnknownQueue(NqnbError):
 
 
 class QueueInUse(NqnbError):
-    """A queue was not deleted, because it still has tasks or workers.
+    """A queue was not deleted because it still has tasks or workers.
 
-    ``.queue`` is its name. ``.pending``, ``.processing`` and ``.workers`` count its waiting tasks, its running tasks
-    and its live workers.
+    ``.queue`` is the name of the queue. ``.pending``, ``.processing`` and ``.workers`` are the numbers of its waiting
+    tasks, running tasks and live workers.
     """
 
     def __init__(self, message: str, queue: str, pending: int = 0, processing: int = 0, workers: int = 0) -> None:
@@ -194,7 +194,7 @@ class QueueInUse(NqnbError):
 
 
 class TaskError(NqnbError):
-    """An error about one task; ``.task_id`` names it, and ``.status`` is its state if that is known."""
+    """An error about one task; ``.task_id`` is the id of the task, and ``.status`` is its state or None if unknown."""
 
     def __init__(self, message: str, task_id: str, status: Status | None = None) -> None:
         super().__init__(message)
@@ -203,23 +203,23 @@ class TaskError(NqnbError):
 
 
 class UnknownTask(TaskError):
-    """The state bucket has no task of that id."""
+    """The state bucket has no task with this id."""
 
 
 class TaskExists(TaskError):
-    """Another task has the id that the caller chose."""
+    """Another task already has the id that the caller chose."""
 
 
 class NotCancellable(TaskError):
-    """The task completed or failed before it could be cancelled; ``.status`` says which."""
+    """The task completed or failed before it could be cancelled; ``.status`` is its state."""
 
 
 class NotRequeueable(TaskError):
-    """The task cannot be submitted again: it has not ended, or its payload is not kept; ``.status`` is its state."""
+    """The task cannot be requeued: it has not ended, or its payload is no longer stored; ``.status`` is its state."""
 
 
 class TaskFailed(TaskError):
-    """The task failed; ``.error_type`` and ``.traceback`` describe the handler's exception, as text."""
+    """The task failed; ``.error_type`` and ``.traceback`` are strings that describe the handler's exception."""
 
     def __init__(
         self,
@@ -239,13 +239,13 @@ class TaskCancelled(TaskError):
 
 
 class WaitTimeout(TaskError, TimeoutError):
-    """The task did not end within the timeout; it continues."""
+    """The task did not end within the timeout; the task continues."""
 
 
 class NotSubmitted(NqnbError):
     """Some tasks of a ``submit_many`` were not accepted.
 
-    ``.tasks`` has a `Task` or None for each payload, in order; ``.errors`` maps the position of each None to its error.
+    ``.tasks`` has a `Task` or None for each payload, in order. ``.errors`` maps the index of each None to its error.
     """
 
     def __init__(self, message: str, tasks: Sequence[Any], errors: Mapping[int, NqnbError]) -> None:
@@ -255,8 +255,8 @@ class NotSubmitted(NqnbError):
 
 
 class DevServerError(NqnbError):
-    """The bundled nats-server cannot be found, did not start, or stopped by itself."""
+    """The bundled nats-server cannot be found, did not start, or stopped unexpectedly."""
 
 
 class JobCancelled(BaseException):
-    """Raised inside a handler whose task is being stopped, so that it unwinds; do not catch it."""
+    """Raised inside a handler to stop its task; do not catch it, so that the handler unwinds."""
