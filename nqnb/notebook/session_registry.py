@@ -11,6 +11,7 @@ from nqnb.notebook import comm_pump
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import KEPT_LOG, Session
 from nqnb.server import detached
+from nqnb.server.detached import Condition
 from nqnb.server.server_choice import Choice, choose
 from nqnb.store import StateStore
 
@@ -85,7 +86,7 @@ def current() -> Session | None:
     """Return the open session that is used where no server is named; None where no session is open."""
     for session in (*_latest, *reversed(opened())):
         if session.open:
-            if session.connected or not session.detached or detached.find() is not None:
+            if not session.detached or not _is_gone(session):
                 # Where the detached server was restarted, the session finds it within a second or two.
                 return session
             session.down()
@@ -104,6 +105,12 @@ def _choose(**options: Any) -> tuple[Choice, bool]:
             f"your detached server at {server.url} has stopped just after its start. See `nqnb up --status`."
         )
     return choice, started
+
+
+def _is_gone(session: Session) -> bool:
+    """Whether the detached server of a session was stopped. The session may not have noticed that yet."""
+    condition = detached.look().condition
+    return condition in (Condition.NONE, Condition.STALE) or (condition is Condition.SILENT and not session.connected)
 
 
 def _forget(key: tuple[str, ...], closed: Session) -> None:
