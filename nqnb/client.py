@@ -29,10 +29,10 @@ from nqnb.protocol.delete import delete_queue
 from nqnb.protocol.follow import ended, fetch, follow, result, watch
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
-from nqnb.protocol.requeue import requeue
+from nqnb.protocol.requeue import Requeues, requeue
 from nqnb.protocol.status import Waiting
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
-from nqnb.protocol.wire import Status
+from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
@@ -317,14 +317,16 @@ class Client:
         early = wanted is not None and Waiting.SCHEDULED in wanted
         now = self.backend.now()
         queue = None if queue is None else names.check_queue(queue)
-        found, seen = [], False
+        found: list[tuple[TaskMessage, int]] = []
+        requeues, seen = Requeues(), False
         async for entry, task in task_entries(self.backend, queue):
             seen = True
+            requeues.add(task)
             if wanted is None or task.Status in wanted or (early and lifecycle.is_scheduled(task, now)):
-                found.append(TaskInfo.of(task, entry.revision))
+                found.append((task, entry.revision))
         if queue is not None and not seen and await self.backend.find_queue(queue) is None:
             raise await unknown_queue(self.backend, queue)
-        return found
+        return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
         """Yield every task in the state bucket, in batches, and then every change as it happens, indefinitely.
@@ -343,6 +345,7 @@ class Client:
 
         The new task has the same queue, payload, retries and timeout, but no deadline and no start time. Its
         `TaskInfo.origin` is the id of the original task, even after several requeues.
+        In listings, the `TaskInfo.requeued_as` of the ended task is the id of the latest new task.
 
         Args:
             id: the ended task.

@@ -35,7 +35,8 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
     ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` if it runs), ``due_at`` (of a task that waits for
     its time), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``payload``
     and ``result`` (decoded if they are JSON, else the bytes; None if missing), ``result_key`` (of a large result, which
-    is stored separately), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``, ``revision``.
+    is stored separately), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``, ``requeued_as``,
+    ``revision``.
 
     Args:
         infos: the tasks, as a client returns them.
@@ -73,6 +74,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "error": _texts(task.failure for task in tasks),
             "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),
             "origin": _texts(task.origin for task in tasks),
+            "requeued_as": _texts(task.requeued_as for task in tasks),
             "revision": _counts(task.revision for task in tasks),
         },
     )

@@ -89,6 +89,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """Whether nqnb wrote this entry, rather than Go NQ."""
     origin: str = ""
     """The id of the original task, if this task requeues another one."""
+    requeued_as: str = ""
+    """The id of the latest task that requeues this one. Only a listing (`nqnb.Client.tasks`) finds it."""
     not_before: datetime | None = None
     """When the next attempt is due, if the task waits for one."""
 
@@ -105,7 +107,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
         return ": ".join(part for part in (self.error.type, self.error.message) if part) if self.error else ""
 
     @classmethod
-    def of(cls, message: TaskMessage, revision: int) -> TaskInfo:
+    def of(cls, message: TaskMessage, revision: int, requeued_as: str = "") -> TaskInfo:
         """Return the record of an entry of the state bucket."""
         meta = message.meta
         terminal = message.Status.terminal
@@ -134,6 +136,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             revision=revision,
             marked=message.marked,
             origin=meta.origin,
+            requeued_as=requeued_as,
             not_before=moment(meta.not_before),
         )
 

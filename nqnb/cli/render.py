@@ -23,7 +23,9 @@ from nqnb.commands.command_records import (
     Queues,
     Receipts,
     Requeued,
+    RequeuedAll,
     RequeuedTask,
+    RequeuePreview,
     ServerUp,
     Submitted,
     Tasks,
@@ -140,7 +142,7 @@ def _(record: TaskInfo) -> RenderableType:
         [
             ("task", record.id),
             ("queue", record.queue),
-            ("requeued", f"from {record.origin}" if record.origin else ""),
+            ("requeued", ", ".join(_requeues(record))),
             ("status", status(record.status)),
             ("attempt", f"{record.attempt} of {record.max_retry + 1}"),
             ("submitted", _when(record.submitted_at) + (f" by {record.client}" if record.client else "")),
@@ -324,8 +326,8 @@ def _tasks(record: Tasks) -> RenderableType:
         Column("progress", least=8, dispensable=2),
         Column("due", dispensable=1),
         Column("error", least=16, dispensable=1),
+        Column("requeued", least=9, dispensable=1),
         Column("payload", least=10, dispensable=5),
-        Column("requeued from", least=13, dispensable=6),
     ]
     rows: list[list[str | Text]] = [
         [
@@ -338,8 +340,8 @@ def _tasks(record: Tasks) -> RenderableType:
             _share(task) if task.status is Status.PROCESSING else "",
             due(task),
             Text(line(task.failure, 120), style="red"),
+            (_requeues(task) or [""])[-1],
             line(payload_text(task.payload[:400]), 200),
-            task.origin,
         ]
         for task in record
     ]
@@ -431,6 +433,40 @@ def _preview(record: Preview) -> RenderableType:
     return stack(Sheet(columns, rows), Text(", ".join(some) + more, style="dim"))
 
 
+def _requeues(task: TaskInfo) -> list[str]:
+    """Return which task a task was requeued from, and as which it was requeued."""
+    return [f"{word} {other}" for word, other in (("from", task.origin), ("as", task.requeued_as)) if other]
+
+
+def _requeue_preview(record: RequeuePreview) -> RenderableType:
+    """Return the number of tasks that would be requeued, by queue, state and error, and some of their ids."""
+    left_out = f"{record.left_out:,} left out: requeued before" if record.left_out else ""
+    if not record.ids:
+        return _line("no tasks to requeue", left_out)
+    columns = [Column("queue", least=10), Column("status"), Column("tasks", right=True), Column("error", least=16)]
+    rows: list[list[str | Text]] = [
+        [each.queue, status(each.status), f"{each.tasks:,}", Text(line(each.error, 120), style="red")]
+        for each in record.groups
+    ]
+    some = [line(each, 40) for each in record.ids[:3]]
+    more = f" and {len(record.ids) - len(some):,} more" if len(record.ids) > len(some) else ""
+    notes = [Text(each, style="dim") for each in (", ".join(some) + more, left_out) if each]
+    return stack(Sheet(columns, rows), *notes)
+
+
+def _requeued_all(record: RequeuedAll) -> RenderableType:
+    """Return the number of tasks that were requeued, refused and left out."""
+    return _line(
+        f"{len(record.tasks):,} requeued" if record.tasks else "no tasks were requeued",
+        f"{len(record.refused):,} refused" if record.refused else "",
+        f"{record.left_out:,} left out: requeued before" if record.left_out else "",
+    )
+
+
+def _line(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
 def _cancelled(record: Cancelled) -> RenderableType:
     """Return the number of cancels by outcome."""
     if not record.outcomes:
@@ -460,3 +496,5 @@ render.register(Queues, _queues)
 render.register(Workers, _workers)
 render.register(Preview, _preview)
 render.register(Cancelled, _cancelled)
+render.register(RequeuePreview, _requeue_preview)
+render.register(RequeuedAll, _requeued_all)

@@ -82,6 +82,74 @@ class Requeued(Outcomes[RequeuedTask]):
     """Several requeued tasks."""
 
 
+class RequeueGroup(Struct, frozen=True):
+    """The tasks of one queue that ended in one state with errors of one type; ``error`` is the error of the first."""
+
+    queue: str
+    status: Status
+    error: str
+    tasks: int
+
+
+class RequeuePreview(Struct, frozen=True):
+    """The tasks that a command would requeue; ``left_out`` counts those that were requeued before."""
+
+    groups: list[RequeueGroup]
+    ids: list[str]
+    left_out: int
+
+    @classmethod
+    def of(cls, tasks: Iterable[TaskInfo], left_out: int) -> RequeuePreview:
+        """Group tasks by queue, state and type of error."""
+        groups: dict[tuple[str, Status, str], list[TaskInfo]] = {}
+        for each in tasks:
+            groups.setdefault((each.queue, each.status, each.error.type if each.error else ""), []).append(each)
+        return cls(
+            [
+                RequeueGroup(queue, status, some[0].failure, len(some))
+                for (queue, status, _), some in sorted(groups.items(), key=lambda each: each[0])
+            ],
+            [each.id for some in groups.values() for each in some],
+            left_out,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the groups, and every id."""
+        rows = [
+            {"queue": each.queue, "status": each.status.label, "error": each.error, "tasks": each.tasks}
+            for each in self.groups
+        ]
+        return {"tasks": len(self.ids), "left_out": self.left_out, "groups": rows, "ids": self.ids}
+
+
+class RequeuedAll(Struct, frozen=True):
+    """The outcome of requeuing many tasks; ``left_out`` counts those that were requeued before."""
+
+    tasks: list[RequeuedTask]
+    refused: list[NqnbError]
+    left_out: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether every task was requeued."""
+        return not self.refused
+
+    @property
+    def errors(self) -> list[NqnbError]:
+        """The errors to print: the first few."""
+        return self.refused[:_PRINTED_ERRORS]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return counts, the new tasks and the errors."""
+        return {
+            "requeued": len(self.tasks),
+            "left_out": self.left_out,
+            "refused": len(self.refused),
+            "tasks": self.tasks,
+            "errors": self.refused,
+        }
+
+
 class Emptied(Struct, frozen=True):
     """The outcome of a purge, or of a delete, which has ``removed`` the queue."""
 

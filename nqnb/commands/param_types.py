@@ -68,6 +68,17 @@ def open_status(text: str) -> State:
     return found
 
 
+def ended_status(text: str) -> State:
+    """Parse the name of a state in which a task can be requeued."""
+    found = status(text)
+    if not found.terminal:
+        raise click.BadParameter(
+            f"{found.label} tasks cannot be requeued: they have not ended. "
+            f"Use {', '.join(each.label for each in Status if each.terminal)}"
+        )
+    return found
+
+
 def seconds(text: str | float) -> float:
     """Parse a length of time above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
     length = read_length(str(text))

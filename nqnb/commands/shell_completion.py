@@ -32,6 +32,13 @@ def open_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     return [CompletionItem(each.label) for each in CANCEL_FILTERS if each.label.startswith(incomplete.lower())]
 
 
+def ended_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer the states in which a task can be requeued."""
+    return [
+        CompletionItem(each.label) for each in Status if each.terminal and each.label.startswith(incomplete.lower())
+    ]
+
+
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer the queues of the server."""
 

@@ -32,12 +32,14 @@ from nqnb.commands.command_records import (
     Preview,
     Receipts,
     Requeued,
+    RequeuedAll,
     RequeuedTask,
+    RequeuePreview,
     Tasks,
     TaskStatus,
     Value,
 )
-from nqnb.commands.param_types import OPEN_STATES, open_status, queue_name, seconds, task_id
+from nqnb.commands.param_types import OPEN_STATES, ended_status, open_status, queue_name, seconds, task_id
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
 from nqnb.inputs import State
 from nqnb.protocol.bulk import each_in
@@ -45,14 +47,21 @@ from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
+_STDIN = "-"
+"""The argument that stands for the ids on stdin."""
+
 
 class Filter(Struct, frozen=True):
-    """Select tasks; ages are in seconds since the submit, and a task of unknown age matches no age."""
+    """Select tasks; ages are in seconds since the submit, and a task of unknown age matches no age.
+
+    ``error`` is part of the text of the error, in upper or lower case.
+    """
 
     queue: str | None = None
     statuses: tuple[State, ...] = ()
     older_than: float | None = None
     newer_than: float | None = None
+    error: str = ""
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
         """Return the tasks that match, longest unchanged first."""
@@ -61,6 +70,8 @@ class Filter(Struct, frozen=True):
         return [each for each in found if self._matches(each, now)]
 
     def _matches(self, task: TaskInfo, now: datetime) -> bool:
+        if self.error and self.error.casefold() not in task.failure.casefold():
+            return False
         if self.older_than is None and self.newer_than is None:
             return True
         if task.submitted_at is None:
@@ -253,7 +264,7 @@ def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskSt
 def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo:
     """Show everything that is stored of a task."""
     chosen = _chosen_id(id, named)
-    return ask(ctx, lambda nq: nq.fetch(chosen))
+    return ask(ctx, lambda nq: _fetch_with_copy(nq, chosen))
 
 
 @task.command(
@@ -331,28 +342,99 @@ def task_cancel(
     epilog="""\b
 Examples:
   nqnb task requeue mic7JrVU1b6ZQ167o6RivY
-  nqnb task requeue A B C --json
+  nqnb task requeue --queue resize --error timeout --dry-run
+  nqnb task requeue --queue resize --since 2h --yes
+  nqnb tasks -s failed --json | jq -r '.[].id' | nqnb task requeue - --yes
 """,
 )
 @ids_argument_or_option(shell_completion.ended_ids)
+@queue_option("Only tasks of this queue")
+@status_option(
+    ended_status,
+    completion=shell_completion.ended_states,
+    help="Only tasks that ended in this state; repeatable  [failed]",
+)
+@age_option("--since", "Only tasks submitted less than AGE ago")
+@click.option("--error", metavar="TEXT", help="Only tasks whose error contains TEXT, in upper or lower case")
+@yes_option
+@dry_run_option("Show which tasks would be requeued, and requeue none")
 @click.pass_context
-def task_requeue(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> RequeuedTask | Requeued:
-    """Submit ended tasks again, and print the ids of the new tasks.
+def task_requeue(
+    ctx: click.Context,
+    ids: tuple[str, ...],
+    named: tuple[str, ...],
+    queue: str | None,
+    statuses: tuple[State, ...],
+    since: float | None,
+    error: str | None,
+    yes: bool,
+    dry_run: bool,
+) -> RequeuedTask | Requeued | RequeuePreview | RequeuedAll:
+    """Submit ended tasks again, by their ids or by a filter.
 
     Each new task has the same queue, payload, retries and timeout. A task that has not ended is refused, and so is a
     task whose payload is no longer stored.
+
+    Tasks that are named by their ids are requeued at once, and the ids of the new tasks are printed. With a filter, or
+    with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm; tasks that were requeued
+    before are left out.
     """
-    chosen = chosen_ids(ids, named)
+    filtered = bool(queue or statuses or since is not None or error)
+    if bool(ids or named) == filtered:
+        raise click.UsageError(
+            "no tasks are chosen: expected task ids or a filter, not both. "
+            "Give ids, or --queue, --status, --since or --error"
+        )
+    chosen = _ids_of_line_and_stdin(ctx, ids, named)
+    if not (filtered or _STDIN in ids or dry_run):
+        return _requeue_ids(ctx, chosen)
+    which = Filter(queue, statuses or (Status.FAILED,), newer_than=since, error=error or "")
+    # Tasks that are named on the line are meant, whether they were requeued before or not.
+    again = not filtered and _STDIN not in ids
+    preview, missing = ask(ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, again=again))
+    if dry_run:
+        return preview
+    if not preview.ids and not missing:
+        return RequeuedAll([], [], preview.left_out)
+    count = len(preview.ids) + len(missing)
+    confirm(ctx, preview, f"Requeue {count_tasks(count)}?", yes=yes, otherwise="nothing was requeued")
+    with front_of(ctx).live() as show:
+        done = _requeue(ctx, [*preview.ids, *missing], show)
+    return RequeuedAll(list(done), done.errors, preview.left_out)
 
-    async def question(nq: Client) -> Requeued:
-        return await _requeue_all(nq, chosen)
 
-    requeued = ask(ctx, question)
-    if len(chosen) > 1:
+def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
+    """Return each task id that was given, without duplicates; ``-`` stands for the ids on stdin."""
+    given = [each for each in (*ids, *named) if each != _STDIN]
+    if _STDIN in ids:
+        try:
+            given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())
+        except OSError as error:
+            raise click.UsageError(f"the ids cannot be read: {error.strerror}. Check stdin") from None
+    return list(dict.fromkeys(given))
+
+
+def _requeue_ids(ctx: click.Context, ids: list[str]) -> RequeuedTask | Requeued:
+    """Requeue tasks by their ids; return the new task of a single one, or raise the error of that task."""
+    requeued = _requeue(ctx, ids, lambda _: None)
+    if len(ids) > 1:
         return requeued
     if requeued.errors:
         raise requeued.errors[0]
     return requeued[0]
+
+
+def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None]) -> Requeued:
+    """Requeue all tasks; an interrupt says how many are requeued."""
+    outcomes: dict[str, RequeuedTask | NqnbError] = {}
+    try:
+        return ask(ctx, lambda nq: _requeue_all(nq, ids, show, outcomes))
+    except KeyboardInterrupt as interrupt:
+        done = sum(isinstance(each, RequeuedTask) for each in outcomes.values())
+        interrupt.args = (
+            f"interrupted; {done:,} of {count_tasks(len(ids))} are known to be requeued. `nqnb tasks` shows the others",
+        )
+        raise
 
 
 def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> CancelReceipt | Receipts:
@@ -442,15 +524,52 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
     return [each for each in await fetch_all(nq, ids) if not each.status.terminal]
 
 
+async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
+    """Return a task; one that ended without a result may have been requeued, which only a listing shows."""
+    task = await nq.fetch(id)
+    if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
+        return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)
+    return task
+
+
 async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
     """Return the tasks that changed last."""
     found = await which.tasks(nq)
     return Tasks(found[-limit:], len(found))
 
 
-async def _requeue_all(nq: Client, ids: list[str]) -> Requeued:
-    """Requeue all tasks; a task that is refused does not stop the others."""
-    outcomes: dict[str, RequeuedTask | NqnbError] = {}
+async def _preview_of_requeue(
+    nq: Client, which: Filter | list[str], *, again: bool
+) -> tuple[RequeuePreview, list[str]]:
+    """Return the tasks that would be requeued, and the ids that no task has.
+
+    Args:
+        nq: the client.
+        which: a filter, or ids.
+        again: whether to include tasks that were requeued before.
+    """
+    missing: list[str] = []
+    if isinstance(which, Filter):
+        found = await which.tasks(nq)
+    else:
+        known = {each.id: each for each in await nq.tasks()}
+        found = [known[each] for each in which if each in known]
+        missing = [each for each in which if each not in known]
+    fresh = [each for each in found if again or not each.requeued_as]
+    return RequeuePreview.of(fresh, len(found) - len(fresh)), missing
+
+
+async def _requeue_all(
+    nq: Client, ids: list[str], show: Callable[[object], None], outcomes: MutableMapping[str, RequeuedTask | NqnbError]
+) -> Requeued:
+    """Requeue all tasks; a task that is refused does not stop the others.
+
+    Args:
+        nq: the client.
+        ids: the tasks.
+        show: receives the progress as a `CommandProgress`.
+        outcomes: receives the new task or the error of each task as soon as it is known.
+    """
 
     async def requeue(id: str) -> None:
         try:
@@ -458,6 +577,7 @@ async def _requeue_all(nq: Client, ids: list[str]) -> Requeued:
             outcomes[id] = RequeuedTask(new.id, new.queue, id)
         except NqnbError as error:
             outcomes[id] = error
+        show(CommandProgress(len(outcomes), len(ids), "tasks requeued"))
 
     await each_in(ids, requeue)
     return Requeued.of(outcomes[each] for each in ids)

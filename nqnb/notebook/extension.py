@@ -10,7 +10,7 @@ from nqnb.notebook.loop import LOOP
 _KINDS = ("line", "cell")
 _RECORDS = {
     "nqnb.records": "TaskInfo PruneReceipt",
-    "nqnb.commands.command_records": "Preview Emptied DetachedServer",
+    "nqnb.commands.command_records": "Preview RequeuePreview Emptied DetachedServer",
     "nqnb.demo.records": "DemoSummary",
 }
 """Records of commands that have no representation of their own in a notebook, by module."""

@@ -10,9 +10,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from nqnb.client import Client, not_submitted
+from nqnb.client import Client, Task, not_submitted
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
 from nqnb.inputs import Duration, Moment, check_choice, check_optional_flag, check_past, check_seconds
@@ -24,6 +24,7 @@ from nqnb.notebook.loop import LOOP
 from nqnb.notebook.table_feed import TableFeed
 from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
 from nqnb.protocol import names
+from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import cancel_many
 from nqnb.protocol.submit import Payloads, Timeout, make_message
 from nqnb.protocol.wire import Status
@@ -340,10 +341,65 @@ class Session:
         """Cancel a task, and return the receipt; see `nqnb.Client.cancel`, also for what it raises."""
         return self.call(self.client.cancel(id, wait))
 
-    def requeue(self, id: str) -> SessionTask:
-        """Submit an ended task again; see `nqnb.Client.requeue`."""
-        task = self.call(self.client.requeue(id))
-        return SessionTask(self, task.id, task.queue)
+    @overload
+    def requeue(self, what: str | SessionTask) -> SessionTask: ...  # type: ignore[overload-overlap]  # one before many
+    @overload
+    def requeue(self, what: object, *, errors: Literal["raise", "return"] = ...) -> list[Any]: ...
+    def requeue(self, what: object, *, errors: Literal["raise", "return"] = "raise") -> Any:
+        """Submit ended tasks again, each as a new task; see `nqnb.Client.requeue`.
+
+        Args:
+            what: an id or a task; or several, as `cancel` takes them: a DataFrame of tasks, a row of one, a list. Of
+                several, those that were requeued before are left out, which a message says. So a repeated call requeues
+                nothing twice.
+            errors: how to report tasks of several that were refused, after all others were requeued: ``"raise"`` an
+                error, or ``"return"`` each error in the place of its task.
+
+        Returns:
+            The new task; of several a `TaskList`, or a plain list where it contains errors.
+
+        Raises:
+            BadInput: ``what`` contains no tasks.
+            NotSubmitted: some of several tasks were refused; ``.tasks`` and ``.errors`` say which.
+            NotRequeueable, UnknownTask: see `nqnb.Client.requeue`; for one task.
+        """
+        check_choice("errors", errors, ("raise", "return"))
+        ids = ids_of(what)
+        if isinstance(what, (str, SessionTask, Task, TaskInfo)):
+            task = self.call(self.client.requeue(ids[0]))
+            return SessionTask(self, task.id, task.queue)
+        done: list[str] = []
+        try:
+            fresh, outcomes = self.call(self._requeue_fresh(ids, done))
+        except KeyboardInterrupt:
+            self.say(f"interrupted: {len(done):,} tasks are requeued. Repeat the call to requeue the others.")
+            raise
+        if len(fresh) < len(ids):
+            self.say(f"{len(ids) - len(fresh):,} of {len(ids):,} tasks are left out: they were requeued before.")
+        made = [SessionTask(self, each.id, each.queue) if isinstance(each, Task) else each for each in outcomes]
+        failed = next((each for each in made if isinstance(each, NqnbError)), None)
+        if failed is None:
+            return TaskList(self, made)
+        if errors == "return":
+            return made
+        raise not_submitted(made) from failed
+
+    async def _requeue_fresh(self, ids: Sequence[str], done: list[str]) -> tuple[list[str], list[Any]]:
+        """Requeue the tasks that were not requeued before; return their ids and outcomes.
+
+        Args:
+            ids: the tasks.
+            done: receives the id of each new task.
+        """
+        before = {task.id for task in await self.client.tasks() if task.requeued_as} if ids else set()
+
+        async def requeue(task_id: str) -> Task:
+            task = await self.client.requeue(task_id)
+            done.append(task.id)
+            return task
+
+        fresh = [task_id for task_id in ids if task_id not in before]
+        return fresh, await outcomes_of(fresh, requeue, IN_FLIGHT)
 
     def tasks(
         self,

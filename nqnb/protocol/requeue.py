@@ -1,4 +1,8 @@
-"""Submits an ended task again: as a new task, because a terminal state never changes."""
+"""Submits an ended task again, and finds which tasks were.
+
+The copy is a new task, because a terminal state never changes. So nothing is written to the original: that it was
+requeued is derived from the origin that its copies name.
+"""
 
 from __future__ import annotations
 
@@ -46,3 +50,24 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
     )
     await submit(backend, message, by, chosen=False)
     return message
+
+
+class Requeues:
+    """The latest copy of each task that was requeued. Add every task of a queue, then ask."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[float, str]] = {}
+
+    def add(self, task: TaskMessage) -> None:
+        """Note a task; only the copies of others count."""
+        if origin := task.meta.origin:
+            copy = (task.meta.submitted_at, task.ID)
+            self._latest[origin] = max(self._latest.get(origin, copy), copy)
+
+    def of(self, task: TaskMessage) -> str:
+        """Return the id of the latest copy of an ended task; an empty string for a task that was not requeued.
+
+        All copies name the task that was submitted first. So an earlier copy that has ended counts as requeued too.
+        """
+        _, latest = self._latest.get(task.meta.origin or task.ID, (0.0, ""))
+        return latest if task.Status.terminal and latest != task.ID else ""

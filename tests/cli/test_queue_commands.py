@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,83 @@ def test_requeue_submits_ended_tasks_again(run: Run, many: Many) -> None:
         answer = run("task", "requeue", refused)
         assert (answer.code, answer.out) == (1, "")
         assert one_line(answer.err)
+
+
+def failed(url: str, queue: str, payloads: Sequence[str]) -> list[str]:
+    """Submit tasks, of which each fails with an error that names its payload; return their ids."""
+
+    async def fail() -> list[str]:
+        worker = nqnb.Worker(url)
+
+        @worker.handler(queue)
+        async def broken(job: nqnb.Job, payload: str) -> None:
+            raise TimeoutError(payload) if payload.startswith("slow") else ValueError(payload)
+
+        async with worker, nqnb.connect(url) as nq:
+            tasks = await nq.submit_many(queue, payloads)
+            for task in tasks:
+                assert await task.wait(20) is nqnb.Status.FAILED
+            return [task.id for task in tasks]
+
+    return asyncio.run(fail())
+
+
+def test_failed_tasks_are_requeued_by_their_error_once(url: str, run: Run) -> None:
+    first, second, third = failed(url, "flaky", ["slow a", "slow b", "bad c"])
+    preview = run("task", "requeue", "--queue", "flaky", "--error", "timeout")
+    assert preview.code == 1
+    assert re.search(r"flaky +failed +2 +TimeoutError: slow", preview.out)
+    assert "ValueError" not in preview.out
+    assert "Requeue 2 tasks?" in preview.err
+    assert "Add --yes" in preview.err
+    assert run("task", "requeue", "-q", "flaky", "--dry-run", "--json").json["tasks"] == 3
+    done = run("task", "requeue", "-q", "flaky", "--error", "timeout", "--yes", "--json").json
+    assert (done["requeued"], done["left_out"], {each["of"] for each in done["tasks"]}) == (2, 0, {first, second})
+    copies = {each["of"]: each["id"] for each in done["tasks"]}
+
+    # The original stays failed, and names its copy.
+    listed = {each["id"]: each for each in run("tasks", "flaky", "-s", "failed", "--json").json}
+    assert {each: task["requeued_as"] for each, task in listed.items()} == {**copies, third: ""}
+    assert copies[first] in run("task", "show", first).out
+    assert f"as {copies[second]}" in run("tasks", "flaky", "-s", "failed").out
+
+    # The next call leaves it out, while a task that is named is meant.
+    again = run("task", "requeue", "-q", "flaky", "--since", "1h", "-y")
+    assert again.out.endswith("1 requeued; 2 left out: requeued before\n")
+    nothing = run("task", "requeue", "-q", "flaky", "-y")
+    assert (nothing.code, nothing.out) == (0, "no tasks were requeued; 3 left out: requeued before\n")
+    assert run("task", "requeue", first).code == 0
+
+
+def test_ids_on_stdin_are_requeued_once(run: Run, many: Many) -> None:
+    ids = many("piped", 3)
+    run("cancel", *ids[:2])
+    text = "\n".join(ids[:2]).encode()
+    refused = run("task", "requeue", "-", stdin=text)
+    assert (refused.code, "Requeue 2 tasks?" in refused.err) == (1, True)
+    done = run("task", "requeue", "-", "-y", "--json", stdin=text)
+    assert [each["of"] for each in done.json["tasks"]] == ids[:2]
+    again = run("task", "requeue", "-", ids[2], "nobody-knows-it", "-y", "--json", stdin=text)
+    assert again.code == 1
+    assert (again.json["requeued"], again.json["left_out"], again.json["refused"]) == (0, 2, 2)
+    assert run("task", "requeue", "-", "-y").out == "no tasks were requeued\n"
+
+
+def test_an_earlier_copy_that_failed_again_counts_as_requeued(url: str, run: Run) -> None:
+    (first,) = failed(url, "twice", ["bad"])
+    second = run("task", "requeue", first).out.strip()
+    failed(url, "twice", ["bad again"])
+    third = run("task", "requeue", second).out.strip()
+    listed = {each["id"]: each["requeued_as"] for each in run("tasks", "twice", "--json").json}
+    assert (listed[first], listed[second], listed[third]) == (third, third, "")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["some-id", "--queue", "q"], ["-", "--error", "x"], ["-s", "pending"], ["--since", "yesterday"]]
+)
+def test_requeue_refuses_other_choices_of_tasks(words: Sequence[str], run: Run) -> None:
+    answer = run("task", "requeue", *words)
+    assert (answer.code, answer.out, one_line(answer.err)) == (2, "", True)
 
 
 # Prune

@@ -20,7 +20,10 @@ from nqnb.commands.command_records import (
     Queues,
     Receipts,
     Requeued,
+    RequeuedAll,
     RequeuedTask,
+    RequeueGroup,
+    RequeuePreview,
     Tasks,
     Workers,
 )
@@ -76,6 +79,10 @@ RECORDS: dict[str, Callable[[], Any]] = {
     "deleted": lambda: Emptied(PURGED, removed=True),
     "pruned": lambda: PruneReceipt(entries=1, results=2, intents=3, kept=4, dry_run=True),
     "requeued": lambda: Requeued([RequeuedTask("A" * 22, "q" * 40, "B" * 22)]),
+    "preview of a requeue": lambda: RequeuePreview(
+        [RequeueGroup("q" * 40, Status.FAILED, "E: " + "x" * 300, 5)] * 9, ["A" * 22] * 5, 2
+    ),
+    "requeued by a filter": lambda: RequeuedAll([RequeuedTask("A" * 22, "q" * 40, "B" * 22)], [], 2),
     "watch": lambda: Snapshot(NOW, [QueueCounts(QUEUE, {Status.FAILED: 3})] * 30, [RUNNING] * 100, [RUNNING]),
     "trouble": lambda: Snapshot(NOW, [], [], [], trouble="no answer since 12:00:00: " + "x" * 300),
 }
@@ -125,7 +132,8 @@ def test_idle_queues_are_dropped_before_scheduled_ones() -> None:
 
 def test_a_requeued_task_names_its_origin() -> None:
     assert f" from {'B' * 22}" in shown(TASK, 100)
-    assert "REQUEUED FROM" in shown(Tasks([TASK]), 200)
+    assert f"from {'B' * 22}" in shown(Tasks([TASK]), 200)
+    assert f"as {'C' * 22}" in shown(Tasks([replace(TASK, requeued_as="C" * 22)]), 200)
     fresh = replace(TASK, origin="")
     assert "requeued" not in shown(fresh, 100)
     assert "REQUEUED" not in shown(Tasks([fresh]), 200)

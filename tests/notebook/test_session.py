@@ -147,7 +147,7 @@ class TestOneSessionPerServer:
 class TestCalls:
     def test_the_calls_have_the_clients_names_and_arguments(self) -> None:
         # These return DataFrames, or accept more, and their docstrings say so.
-        differ = {"tasks", "cancel", "watch", "task", "wait", "result"}
+        differ = {"tasks", "cancel", "requeue", "watch", "task", "wait", "result"}
         for name, function in inspect.getmembers(nqnb.Client, inspect.isfunction):
             if name.startswith("_") or name in ("open", "close"):
                 continue
@@ -160,6 +160,30 @@ class TestCalls:
                 assert list(ours)[: len(theirs)] == list(theirs), name
         for name in ("fetch", "status", "updates", "wait", "result", "cancel", "requeue"):
             assert callable(getattr(SessionTask, name))
+
+    def test_the_failed_tasks_of_a_frame_are_requeued_once(
+        self, session: Session, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        @session.handler("flaky")
+        def flaky(job: nqnb.Job, payload: int) -> int:
+            if payload < 2 and not session.fetch(job.id).origin:
+                raise ValueError(payload)
+            return payload
+
+        session.map("flaky", range(3)).wait(10)
+        frame = session.tasks("flaky", "failed")
+        again = session.requeue(frame)
+        assert sorted(again.results(10)) == [0, 1]
+        failed = session.tasks("flaky", "failed")
+        assert set(failed["requeued_as"]) == set(again.ids)
+        capsys.readouterr()
+        assert session.requeue(frame) == []
+        assert "2 of 2 tasks are left out: they were requeued before" in capsys.readouterr().err
+        waiting = session.submit("idle")
+        with pytest.raises(nqnb.NotSubmitted, match="still pending"):
+            session.requeue([waiting])
+        (refused,) = session.requeue([waiting], errors="return")
+        assert isinstance(refused, nqnb.NotRequeueable)
 
     def test_calls_follow_a_task_to_its_end(self, session: Session) -> None:
         @session.handler("resize")

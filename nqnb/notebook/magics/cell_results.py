@@ -10,6 +10,7 @@ from nqnb.commands.command_records import (
     Queues,
     Receipts,
     Requeued,
+    RequeuedAll,
     RequeuedTask,
     Submitted,
     Tasks,
@@ -76,6 +77,8 @@ def result(record: Any, session: Session | None) -> Any:
         return SessionTask(session, record.id, record.queue)
     if session is not None and isinstance(record, Requeued):
         return TaskList(session, (SessionTask(session, task.id, task.queue) for task in record))
+    if session is not None and isinstance(record, RequeuedAll):
+        return TaskList(session, (SessionTask(session, task.id, task.queue) for task in record.tasks))
     return record
 
 
