@@ -1,10 +1,11 @@
 """Open a connection: connect to the first server that accepts it, or report why each one failed.
 
-nats-py by itself tries the first connection for two minutes, waits without end for a socket whose TLS handshake failed,
-mistakes a server that closes the connection for one that is about to answer, and sends plain text to a server that
-should use TLS. Therefore each address gets one try here, with a client of its own that ends at its first error.
+On its own, nats-py retries the first connection for two minutes, and waits forever for a socket whose TLS handshake
+failed. It also mistakes a server that closes the connection for one that is about to answer, and sends plain text to a
+server that must use TLS. Therefore this module tries each address once, with a separate client that stops at its first
+error.
 
-Credentials files and nkey seeds are read here too, and checked before a server sees what they sign.
+This module also reads credentials files and nkey seeds, and checks them before they sign anything for a server.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from nqnb.server import detached
 from nqnb.settings import Settings
 
 _CLOSE_SECONDS = 0.2
-"""Seconds that nats-py may take to close a failed connection; afterwards its socket is closed in any case."""
+"""Seconds that nats-py may take to close a failed connection. Then its socket is closed anyway."""
 _JWT = re.compile(rb"-BEGIN NATS USER JWT-+\s+(\S+)\s+-+END")
 _SEED = re.compile(rb"(?:^|\s)(S[A-Z2-7]{57})(?:\s|$)")
 
 
 class Listener(Protocol):
-    """Called at the events of a connection; no method may raise."""
+    """The callbacks for the events of a connection. They must not raise."""
 
     async def when_disconnected(self) -> None:
         """Handle a lost connection."""
         ...
 
     async def when_reconnected(self) -> None:
-        """Handle a reconnect."""
+        """Handle a successful reconnect."""
         ...
 
     async def when_closed(self) -> None:
@@ -53,7 +54,7 @@ class Listener(Protocol):
         ...
 
     async def when_refused(self, error: Exception) -> None:
-        """Handle an error that the server reports without closing the connection."""
+        """Handle an error that the server reported without closing the connection."""
         ...
 
 
@@ -65,13 +66,13 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
 
     Args:
         settings: the addresses and the credentials.
-        listener: makes the listener of a client; called for each try, of which one succeeds.
+        listener: creates the listener of a client. It is called for each try.
 
     Returns:
         The listener of the connected client, and a future for the first error of this client.
 
     Raises:
-        NoServer: no server accepted the connection; the error has the reason for each address.
+        NoServer: no server accepted the connection. The error has the reason for each address.
         BadInput: a file with a certificate, key or credentials is invalid.
     """
     deadline = time.monotonic() + settings.connect_timeout
@@ -82,7 +83,7 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
     urls = random.sample(settings.urls, len(settings.urls))
     reasons: dict[str, Exception] = {}
     for number, url in enumerate(urls):
-        # The other addresses are for reconnects. A silent server must leave each of them its share of the time.
+        # The other addresses are for reconnects. A silent server must leave each address its share of the time.
         client = _FirstClient(require_tls=_requires_tls(settings, url), follows_detached=settings.detached)
         trouble: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         seconds = max(0.0, deadline - time.monotonic()) / (len(urls) - number)
@@ -108,7 +109,7 @@ async def _running_detached() -> detached.Detached | None:
 
 
 async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
-    """Close a connection; stop waiting for nats-py after some seconds."""
+    """Close a connection, and wait at most ``seconds`` for nats-py."""
     closing = asyncio.ensure_future(client.close())
     # The socket may break at this moment; asyncio must not report that as an ignored error.
     closing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
@@ -122,7 +123,7 @@ async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
 
 
 def _close_socket(client: FastClient) -> None:
-    """Close the socket that nats-py leaves open if its own close was cancelled or failed."""
+    """Close the socket, which nats-py leaves open if its own close was cancelled or failed."""
     transport = getattr(client, "_transport", None)
     if isinstance(transport, TcpTransport):
         with contextlib.suppress(OSError, RuntimeError):  # raised for a broken socket or a closed loop
@@ -130,7 +131,7 @@ def _close_socket(client: FastClient) -> None:
 
 
 class _Refused(Exception):
-    """A try failed; the future of the try has the reason."""
+    """A try failed. The try's future has the reason."""
 
 
 class _FirstClient(FastClient):
@@ -192,7 +193,7 @@ async def _connect(
             reconnected_cb=listener.when_reconnected,
             closed_cb=listener.when_closed,
             max_reconnect_attempts=-1,
-            # A socket whose other end is gone silently is noticed within half a minute.
+            # A connection whose other end has disappeared is noticed within half a minute.
             ping_interval=10,
             max_outstanding_pings=2,
             reconnect_time_wait=1,
@@ -217,7 +218,7 @@ def _requires_tls(settings: Settings, url: str) -> bool:
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    """Return the settings by nats-py's names."""
+    """Return the settings as the options of nats-py."""
     options: dict[str, Any] = {
         "name": settings.name,
         "connect_timeout": settings.connect_timeout,
@@ -243,11 +244,11 @@ def _tls(settings: Settings) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         raise BadInput(
             f"tls_ca {str(settings.tls_ca)!r} is invalid: no certificate can be read from it ({_why(error)}). "
-            "Set it to a PEM file."
+            "Set it to the PEM file of the authority that signed the server's certificate."
         ) from None
     if settings.tls_cert:
         try:
-            # Without a password, OpenSSL would ask for one on the terminal.
+            # Without this argument, OpenSSL would ask for a password on the terminal.
             context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
         except (OSError, ValueError) as error:
             raise BadInput(
@@ -264,9 +265,9 @@ def _why(error: Exception) -> str:
 
 
 class Credentials:
-    """A credentials file, read again for each connection, because such files are renewed.
+    """A credentials file, which is read again for each connection, because such files are renewed.
 
-    nats-py would loop without end over a file without a JWT.
+    nats-py itself would loop forever if the file has no JWT.
     """
 
     def __init__(self, path: str) -> None:
@@ -274,14 +275,14 @@ class Credentials:
         self._read = _read_credentials(path)
 
     def sign(self, nonce: str) -> bytes:
-        """Return the signature of the server's nonce; called before `jwt`."""
-        # If the file is being rewritten at this moment, its previous content still counts.
+        """Return the signature of the server's nonce. nats-py calls this method before `jwt`."""
+        # If the file is being rewritten at this moment, its previous content is used.
         with contextlib.suppress(BadInput):
             self._read = _read_credentials(self._path)
         return base64.b64encode(_key_pair(self._read[1]).sign(nonce.encode()))
 
     def jwt(self) -> bytearray:
-        """Return the JWT that belongs to the signature."""
+        """Return the JWT that matches the signature."""
         return bytearray(self._read[0])
 
 
@@ -289,23 +290,23 @@ def _read_credentials(path: str) -> tuple[bytes, bytes]:
     """Return the JWT and the seed of a credentials file.
 
     Raises:
-        BadInput: the file lacks one of them.
+        BadInput: the file cannot be read, or has no valid JWT or seed.
     """
     text = _read_file("creds", path)
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:
         raise BadInput(
-            f"creds {path!r} is invalid: the file has no NATS user JWT with its seed. "
-            "Write it with `nsc generate creds` or `nats auth`."
+            f"creds {path!r} is invalid: the file does not contain both a NATS user JWT and its seed. "
+            "Create the file with `nsc generate creds` or `nats auth`."
         )
     return jwt[1], _checked_seed(seed[1], f"creds {path!r} is invalid: the seed")
 
 
 def read_seed(nkey: str) -> str:
-    """Return the seed in `Settings.nkey`, which is the seed itself or the path of a file with it.
+    """Return the seed for `Settings.nkey`, which is either a seed or the path of a file with a seed.
 
     Raises:
-        BadInput: it is not the seed of a user.
+        BadInput: the file cannot be read, or there is no valid seed of a user.
     """
     if _SEED.fullmatch(nkey.encode()):
         return _checked_seed(nkey.encode(), "nkey is invalid: the seed").decode()
@@ -313,7 +314,7 @@ def read_seed(nkey: str) -> str:
     if found is None:
         raise BadInput(
             f"nkey {nkey!r} is invalid: the file has no seed (58 characters that begin with SU). "
-            "Write one with `nk -gen user`."
+            "Generate a seed with `nk -gen user`."
         )
     return _checked_seed(found[1], f"nkey {nkey!r} is invalid: the seed").decode()
 
@@ -330,13 +331,13 @@ def _read_file(name: str, path: str) -> bytes:
 def _checked_seed(seed: bytes, what: str) -> bytes:
     raw = base64.b32decode(seed + b"=" * 6)  # 58 characters of its alphabet
     if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
-        raise BadInput(f"{what} is damaged, a character is wrong. Copy it again.")
+        raise BadInput(f"{what} is damaged (its checksum does not match). Copy the seed again.")
     if not seed.startswith(b"SU"):
-        raise BadInput(f"{what} does not belong to a user. A user's seed begins with SU.")
+        raise BadInput(f"{what} does not belong to a user. Use a user's seed, which begins with SU.")
     return seed
 
 
 def _key_pair(seed: bytes) -> Any:
-    import nkeys  # type: ignore[import-untyped]  # it loads libsodium, which few programs need
+    import nkeys  # type: ignore[import-untyped]  # imported here because it loads libsodium, which few programs need
 
     return nkeys.from_seed(bytearray(seed))

@@ -1,8 +1,8 @@
-"""One NATS connection: requests over one reply inbox, and every foreign error translated into one of nqnb's.
+"""One NATS connection: requests over one reply inbox, and the translation of foreign errors into nqnb's errors.
 
-nats-py keeps the socket, the reconnects and the subscriptions. Requests are implemented here: all replies arrive at one
-subscription, a lost connection fails every pending request at once rather than after its timeout, and one timer serves
-all requests. Therefore thousands of requests can be pending at the cost of a future each.
+nats-py handles the socket, reconnects and subscriptions. Requests are implemented here: all replies arrive at one
+subscription, one timer serves all requests, and a lost connection fails every pending request immediately rather than
+after its timeout. Therefore thousands of requests can be pending, and each costs only a future.
 """
 
 from __future__ import annotations
@@ -56,24 +56,29 @@ log = logging.getLogger("nqnb.connection")
 
 EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID = "Nats-Msg-Id"
-"""The server stores a message with one of these headers once, however often it is sent."""
+"""With one of these headers, the server stores a message only once, no matter how often the message is sent."""
 OUTAGE_LOG_SECONDS = 60.0
 """Seconds between two log lines about the same outage."""
 RESEND_SECONDS = 0.7
 """Seconds without a reply after which an idempotent request is sent again."""
 _CLOSE_SECONDS = 3.0
-"""Seconds that nats-py may take to close: during a reconnect it may wait for an event that never comes."""
+"""Seconds that nats-py may take to close. During a reconnect it may wait for an event that never happens."""
 _MAX_RETRY_PAUSE_SECONDS = 0.25
-"""The longest pause between two tries of `Connection.insist`: a new leader must be noticed soon."""
+"""The longest pause between two tries of `Connection.insist`. It is short, so that a new leader is noticed soon."""
 _TIMER_SECONDS = 0.1
 """Seconds between two checks for requests whose timeout has passed."""
 _LATE_TIMER_SECONDS = 0.5
-"""If the timer fires so late, the loop was blocked, and replies that have arrived may not be read yet."""
+"""If the timer fires this many seconds late, the loop was blocked, and some replies may not have been read yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class PubAck:
-    """The server's confirmation that it stored a message: its sequence, and whether it had stored it before."""
+    """The server's confirmation that it has stored a message.
+
+    Attributes:
+        sequence: the message's sequence in the stream.
+        duplicate: whether the stream already had the message.
+    """
 
     sequence: int
     duplicate: bool
@@ -90,7 +95,7 @@ _api_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Connection:
-    """An open connection; create one with `open`."""
+    """An open connection. Create it with `open`."""
 
     def __init__(self, client: FastClient, settings: Settings) -> None:
         self.client = client
@@ -98,26 +103,26 @@ class Connection:
         self.closed = asyncio.Event()
         """Set when the connection is closed for good."""
         self.losses = 0
-        """How often the connection was lost so far."""
+        """How often the connection has been lost."""
         self.clustered = client.clustered
-        """Whether the server is part of a cluster, whose streams may have no leader while the server answers."""
+        """Whether the server belongs to a cluster. Then a stream may have no leader although the server replies."""
         self.outage = Outage()
         self.clock = ServerClock()
-        """The server's time; most replies of `api` update it."""
+        """The server's clock. Most replies to `api` update it."""
         self.full_at = 0.0
-        """When a storage limit last refused a message, as `elapsed` counts."""
+        """When a message was last refused because of a storage limit, as a value of `elapsed`."""
         self._replies = _Replies(client.new_inbox(), self._resend)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
 
     @classmethod
     async def open(cls, settings: Settings) -> Connection:
-        """Connect, and check that JetStream answers.
+        """Connect, and check that JetStream is available.
 
         Raises:
             NoServer: no server accepted the connection within ``settings.connect_timeout``.
             NoJetStream: JetStream is off.
-            BadInput: a file that the settings name is invalid.
+            BadInput: a file in the settings is invalid.
         """
         deadline = time.monotonic() + settings.connect_timeout
         connection, trouble = await dial(settings, lambda client: cls(client, settings))
@@ -130,12 +135,12 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection is up at this moment."""
+        """Whether the connection is up now."""
         return bool(self.client.is_connected)
 
     @property
     def max_payload(self) -> int:
-        """The most bytes that one message may have, headers included."""
+        """The maximum size of one message in bytes, including its headers."""
         return int(self.client.max_payload)
 
     @property
@@ -146,23 +151,23 @@ class Connection:
         return found[0] if found else "unknown"
 
     def server_before(self, major: int, minor: int) -> bool:
-        """Return whether the server is older than a version."""
+        """Return whether the server's version is older than ``major.minor``."""
         found = re.search(r"(\d+)\.(\d+)", self.server_version)
         return found is not None and (int(found[1]), int(found[2])) < (major, minor)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Await ``callback`` after every reconnect; it must not raise."""
+        """Await ``callback`` after every reconnect. The callback must not raise."""
         self._on_reconnect.append(callback)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` at every disconnect; it must not raise."""
+        """Call ``callback`` at every disconnect. The callback must not raise."""
         self._on_disconnect.append(callback)
 
     async def send(self, subject: str, data: bytes = b"", reply: str = "") -> None:
         """Send a message without waiting for a reply.
 
         Raises:
-            ConnectionFailed: the connection is closed, or (`NoResponders`) down for so long that its buffer is full.
+            ConnectionFailed: the connection is closed, or (`NoResponders`) it is down and its send buffer is full.
         """
         await self._send(subject, data, reply, None)
 
@@ -175,30 +180,32 @@ class Connection:
         *,
         again: bool = False,
     ) -> Message:
-        """Send a message and await the one reply.
+        """Send a message and return its only reply.
 
         Args:
             subject: the subject.
             data: the body.
             headers: the headers.
-            timeout: seconds to wait; default the settings' ``request_timeout``.
-            again: in a cluster, send the request again every 0.7 s until the reply comes. Only for idempotent requests.
+            timeout: seconds to wait; by default the setting ``request_timeout``.
+            again: in a cluster, send the request again every 0.7 s until the reply arrives. Use it only for idempotent
+                requests.
 
         Raises:
-            NoResponders: nothing serves the subject; nothing happened.
-            Unconfirmed: no reply came within ``timeout`` seconds, or the connection was lost.
-            ServerRefused: the user may not publish to the subject; ``.code`` is 403.
+            NoResponders: nothing serves the subject, and the request had no effect.
+            Unconfirmed: no reply arrived within ``timeout`` seconds, or the connection was lost.
+            ServerRefused: the user has no permission to publish to the subject; ``.code`` is 403.
             ConnectionFailed: see `send`.
-            PayloadTooLarge: data and headers are above the server's limit.
+            PayloadTooLarge: data and headers exceed the server's limit.
         """
         return (await self._request(subject, data, headers, timeout, again))[0]
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> PubAck:
-        """Publish into a stream, and return when the server has stored the message.
+        """Publish to a stream, and return when the server has stored the message.
 
         Raises:
             ServerRefused: the stream refused the message; ``.err_code`` 10071 is a lost compare-and-set.
-            Unavailable: the stream cannot store the message now, and has not (`NoRoom`: a storage limit is reached).
+            Unavailable: the stream cannot store the message now, and did not store it (`NoRoom`: a storage limit is
+                reached).
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: see `request`.
         """
         once = headers is not None and (_MESSAGE_ID in headers or EXPECTED_REVISION in headers)
@@ -213,7 +220,7 @@ class Connection:
                 self.full_at = elapsed()
             if resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
-                    f"storing a message on {subject!r} is unconfirmed: no answer came. Since then: {error}"
+                    f"storing a message on {subject!r} is unconfirmed: no reply arrived. Since then: {error}"
                 )
             raise error
         if ack.seq <= 0:
@@ -225,11 +232,11 @@ class Connection:
 
         Raises:
             ServerRefused: the API replied with an error.
-            Unavailable: the API replied that it is unavailable now.
+            Unavailable: the API replied that the service is unavailable now.
             NoResponders, Unconfirmed, ConnectionFailed: see `request`.
         """
         data = msgspec.json.encode(body) if body is not None else b""
-        # Each call for a consumer without a name creates another one.
+        # Each request for a consumer without a name creates another consumer.
         idempotent = not name.startswith("CONSUMER.CREATE.")
         asked = elapsed()
         reply = await self.request(f"$JS.API.{name}", data, timeout=timeout, again=idempotent)
@@ -239,7 +246,7 @@ class Connection:
         except UNREADABLE:
             raise Unconfirmed(
                 f"request {name!r} is unconfirmed: the reply is not from JetStream ({reply.data[:80]!r}). "
-                "Check what else serves '$JS.API.>' on the server."
+                "Find and stop the program that serves '$JS.API.>' on the server."
             ) from None
         if "error" in decoded:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
@@ -248,7 +255,7 @@ class Connection:
         return decoded
 
     async def find(self, name: str, body: Mapping[str, Any] | None = None, missing: Container[int] = NOT_FOUND) -> Any:
-        """Call ``$JS.API.<name>`` with retries; return its decoded reply, or None for an error code in ``missing``.
+        """Call ``$JS.API.<name>`` with retries. Return the decoded reply, or None for an error code in ``missing``.
 
         Raises:
             ServerRefused, Unavailable, NoResponders, Unconfirmed, ConnectionFailed: see `api`.
@@ -268,16 +275,17 @@ class Connection:
         *,
         await_room: bool = True,
     ) -> T:
-        """Await ``ask()``, and retry it for ``retry_for`` seconds while the server is unavailable or a reply is lost.
+        """Await ``ask()``, and retry it for ``retry_for`` seconds if the server is unavailable or a reply is lost.
 
         Args:
-            ask: an idempotent request.
-            retry_for: seconds; default the settings' ``retry_for``.
-            mend: awaited before a retry where nothing serves the subject; must not raise.
-            await_room: whether to retry after a storage limit was reached.
+            ask: sends an idempotent request.
+            retry_for: seconds; by default the setting ``retry_for``.
+            mend: awaited before a retry if nothing serves the subject. It must not raise.
+            await_room: whether to retry when a storage limit is reached.
 
         Raises:
-            whatever the last try raised.
+            Unconfirmed: a reply was lost, so that the request may have taken effect.
+            NqnbError: the error of the last try.
         """
         until = time.monotonic() + (self.settings.retry_for if retry_for is None else retry_for)
         pause = 0.05
@@ -290,7 +298,7 @@ class Connection:
                     raise
                 if mend is not None and isinstance(error, NoResponders) and not isinstance(error, Unavailable):
                     await mend()
-                # Once a reply was lost the request may have taken effect, whatever the later tries say.
+                # After a lost reply the request may have taken effect, whatever later tries report.
                 unconfirmed = error if isinstance(error, Unconfirmed) else unconfirmed
                 if time.monotonic() + pause > until or self.closed.is_set():
                     if unconfirmed is not None and unconfirmed is not error:
@@ -301,19 +309,19 @@ class Connection:
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` with each message of a subject, in order, on the loop; it must not block."""
+        """Call ``on_message`` on the event loop with each message of a subject, in order. It must not block."""
         try:
             return await self.client.listen(subject, on_message)
         except nats.errors.Error as error:
             raise translated(error, self.settings, subject) from None
 
     async def caught_up(self) -> None:
-        """Return once every message that the server sent before the call was received, or the connection is lost."""
+        """Wait until all messages that the server sent before the call have arrived, or the connection is lost."""
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
             await self.client.flush()
 
     async def close(self) -> None:
-        """Send what is buffered, and close. Closing twice is fine."""
+        """Send the buffered messages, and close the connection. Closing it twice is harmless."""
         self.outage.close()
         try:
             if not self.client.is_closed:
@@ -327,7 +335,7 @@ class Connection:
             self.closed.set()
 
     async def when_disconnected(self) -> None:
-        """Fail the pending requests. `dial` calls this method and the next three."""
+        """Fail the pending requests. `dial` registers this method and the next three as callbacks."""
         self.losses += 1
         self._replies.fail_all("the connection was lost")
         for callback in self._on_disconnect:
@@ -340,12 +348,12 @@ class Connection:
             await callback()
 
     async def when_closed(self) -> None:
-        """Fail the pending requests for good."""
+        """Fail the pending requests, because the connection is closed for good."""
         self._replies.fail_all("the connection was closed")
         self.closed.set()
 
     async def when_refused(self, error: Exception) -> None:
-        """Fail the requests that the user may not send, because they get no reply."""
+        """Fail the requests for which the user has no permission, because the server does not reply to them."""
         denied = denied_subject(error)
         if denied is None:
             return
@@ -370,14 +378,15 @@ class Connection:
             resent = self._replies.forget(inbox)
         if not message.data and message.headers.get("Status") == "503":
             if resent:
-                # Nothing served the second request, but something may have served the first.
+                # Nothing served the second request, but the first may have been served.
                 raise Unconfirmed(
-                    f"request on {subject!r} is unconfirmed: no answer came, and nothing serves the subject now. "
+                    f"request on {subject!r} is unconfirmed: no reply arrived, and nothing serves the subject now. "
                     "Try again."
                 )
             raise NoResponders(
                 f"request on {subject!r} failed: nothing serves the subject, because its stream has no leader or does "
-                "not exist. Check that JetStream and, in a cluster, a majority of the servers run, then try again.",
+                "not exist. Check that JetStream is on and, in a cluster, that a majority of the servers are running. "
+                "Then try again.",
                 subject,
             )
         return message, resent
@@ -397,7 +406,7 @@ class Connection:
         except nats.errors.MaxPayloadError:
             size = len(data) + len(header_block(headers or {}))
             raise PayloadTooLarge(
-                f"message on {subject!r} is too large: {size:,} bytes with its headers, the server accepts "
+                f"message on {subject!r} is too large: it has {size:,} bytes with its headers, and the server accepts "
                 f"{self.max_payload:,}. Send a path or key to the data instead, or raise max_payload on the server.",
                 size,
                 self.max_payload,
@@ -410,7 +419,7 @@ class Connection:
         await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
-        # If the connection ends or a permission is missing, the only answer is the connection's error.
+        # If the connection is lost or a permission is missing, no reply arrives, only the connection's error.
         await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
         if trouble.done() and not (asking.done() and asking.exception() is None):
             asking.cancel()
@@ -420,17 +429,17 @@ class Connection:
             asking.result()
         except (NoResponders, ServerRefused) as error:
             if isinstance(error, Unavailable) and error.err_code not in NO_JETSTREAM_CODES:
-                # JetStream is on, and later requests wait until it has a leader.
+                # JetStream is on. Later requests wait until it has a leader.
                 return
             if isinstance(error, ServerRefused):
                 raise
             raise NoJetStream(
                 f"cannot use the server at {address(settings)}: JetStream is off. "
-                "Start the server with `-js`, or use `nqnb up`."
+                "Restart the server with `-js`, or start another one with `nqnb up`."
             ) from None
         except (ConnectionFailed, Unconfirmed):
             if self.connected and self.clustered:
-                # A cluster that has just lost its leader does not answer for some seconds.
+                # A cluster that has just lost its leader does not reply for some seconds.
                 return
             raise no_server(settings, dict.fromkeys(settings.urls, TimeoutError())) from None
 
@@ -439,12 +448,12 @@ def no_stream(subject: str, reply: bytes) -> Unconfirmed:
     """Return the error for a reply that a stream cannot have sent."""
     return Unconfirmed(
         f"request on {subject!r} is unconfirmed: the reply is not from a stream ({reply[:80]!r}). "
-        "Check what else serves the subject."
+        "Find and stop the program that serves the subject."
     )
 
 
 class _Request(NamedTuple):
-    """A request that is sent again if no reply comes."""
+    """A request that is sent again if no reply arrives."""
 
     subject: str
     data: bytes
@@ -452,7 +461,7 @@ class _Request(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """A request that waits for its reply; times are on the monotonic clock."""
+    """A pending request. Times are on the monotonic clock."""
 
     reply: asyncio.Future[Message]
     asked: float
@@ -462,11 +471,11 @@ class _Pending(NamedTuple):
 
 
 class _Replies:
-    """Match the replies that arrive at one inbox with the requests that wait for them.
+    """Match the replies that arrive at one inbox with the pending requests.
 
     Args:
-        inbox: a subject of this connection only; replies come to ``<inbox>.<number>``.
-        resend: sends a request again, with the subject for its reply; must not raise.
+        inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
+        resend: sends a request again, with the given reply subject. It must not raise.
     """
 
     def __init__(self, inbox: str, resend: Callable[[_Request, str], None]) -> None:
@@ -475,9 +484,9 @@ class _Replies:
         self._resend = resend
         self._count = 0
         self._pending: dict[str, _Pending] = {}
-        """By the reply's subject."""
+        """The pending requests, by reply subject."""
         self._resent: dict[str, int] = {}
-        """How often a request was sent again, by the reply's subject; other requests have no entry."""
+        """How often each request was sent again, by reply subject. Requests that were sent once have no entry."""
         self._timer: asyncio.TimerHandle | None = None
         self._checked = 0.0
         self._late = False
@@ -496,10 +505,10 @@ class _Replies:
     def expect(
         self, subject: str, timeout: float, repeated: _Request | None = None
     ) -> tuple[str, asyncio.Future[Message]]:
-        """Expect one reply: return the subject to send it to, and its future. Call `forget` in the end.
+        """Expect one reply, and return its subject and its future. Call `forget` when the request is done.
 
-        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then the request ``repeated``, if given, is
-        sent again every 0.7 s: the leader that received it may be dead, and a new one elected.
+        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then the request ``repeated``, if it is not
+        None, is sent again every 0.7 s: the leader that received it may have died, and a new leader may be elected.
         """
         self._count += 1
         inbox = f"{self._inbox}.{self._count}"
@@ -508,12 +517,12 @@ class _Replies:
         return inbox, future
 
     def forget(self, inbox: str) -> bool:
-        """Expect no reply to that subject any longer; return whether the request was sent again."""
+        """Stop expecting a reply on a subject, and return whether the request was sent again."""
         del self._pending[inbox]
         return bool(self._resent) and self._resent.pop(inbox, 0) > 0
 
     def answered(self, message: Message) -> None:
-        """Resolve the request that waits for a reply; late replies are ignored."""
+        """Resolve the pending request to which a reply belongs. Late replies are ignored."""
         pending = self._pending.get(message.subject)
         if pending is not None and not pending.reply.done():
             pending.reply.set_result(message)
@@ -524,11 +533,11 @@ class _Replies:
             _fail(pending, Unconfirmed(f"request on {pending.subject!r} is unconfirmed: {why}. Try again."))
 
     def refuse(self, subject: str, error: Callable[[str], Exception]) -> bool:
-        """Fail the pending requests on a subject; return whether there were any.
+        """Fail the pending requests on a subject, and return whether any were pending.
 
         Args:
-            subject: the subject, as nats-py reports it, in lower case.
-            error: makes an error from the subject in its own spelling.
+            subject: the subject in lower case, as nats-py reports it.
+            error: returns the error for a subject in its original spelling.
         """
         matching = [pending for pending in self._pending.values() if pending.subject.lower() == subject.lower()]
         for pending in matching:
@@ -536,9 +545,9 @@ class _Replies:
         return bool(matching)
 
     def _expire(self) -> None:
-        # A timer of the loop, not a task: cancelling all tasks must not leave requests waiting without end.
+        # This is a timer and not a task: if all tasks are cancelled, no request may wait forever.
         now, checked = time.monotonic(), self._checked
-        # At most one check is skipped: a loop that is often blocked must not keep requests waiting without end.
+        # At most one check is skipped: if the loop is often blocked, no request may wait forever.
         self._late = now - checked >= _LATE_TIMER_SECONDS and not self._late
         if not self._late:
             for inbox, pending in self._pending.items():
@@ -546,7 +555,7 @@ class _Replies:
                 if reply.done():
                     continue
                 if now - asked > timeout:
-                    error = f"request on {subject!r} is unconfirmed: no answer within {timeout:g} s. Try again."
+                    error = f"request on {subject!r} is unconfirmed: no reply arrived within {timeout:g} s. Try again."
                     _fail(pending, Unconfirmed(error))
                 elif repeated is not None and now - asked > RESEND_SECONDS * (self._resent.get(inbox, 0) + 1):
                     self._resent[inbox] = self._resent.get(inbox, 0) + 1
@@ -557,20 +566,20 @@ class _Replies:
 def _fail(pending: _Pending, error: Exception) -> None:
     if not pending.reply.done():
         pending.reply.set_exception(error)
-        # The waiting coroutine may be cancelled at the same moment; then asyncio must not report the error as ignored.
+        # If the waiting coroutine is cancelled at the same moment, asyncio must not report the error as ignored.
         pending.reply.exception()
 
 
 class Outage:
     """The log lines about one connection's outages: at the start of an outage, once a minute, and at its end.
 
-    Many parts of a worker notice an outage, each for many tasks. All of them report to this object, so that an outage
-    costs a few log lines rather than some for each task. Use it on the loop only.
+    Many parts of a worker notice an outage, each for many tasks. All of them report it to this object, so that an
+    outage causes a few log lines rather than several for each task. Use this object only on the event loop.
     """
 
     def __init__(self) -> None:
         self._since = 0.0
-        """When the outage began, on the monotonic clock; 0 without an outage."""
+        """When the outage began, on the monotonic clock, or 0 if there is no outage."""
         self._noticed = 0.0
         """When the outage was last noticed."""
         self._logged = 0.0
@@ -579,11 +588,11 @@ class Outage:
 
     @property
     def active(self) -> bool:
-        """Whether the server was found unavailable, and has not been found available again."""
+        """Whether the server is unavailable, as far as this object knows."""
         return self._since > 0
 
     def began(self, why: str) -> None:
-        """Note that the server is unavailable; log it the first time and once a minute."""
+        """Note that the server is unavailable. Log it the first time, and then once a minute."""
         now = self._noticed = time.monotonic()
         if self._closed:
             return
@@ -592,14 +601,15 @@ class Outage:
             log.warning("%s; still trying", why)
         elif now - self._logged >= OUTAGE_LOG_SECONDS:
             self._logged = now
-            log.warning("%s for %.0f s now; still trying%s", why, now - self._since, self._noted())
+            log.warning("%s, for %.0f s so far; still trying%s", why, now - self._since, self._noted())
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error, and return whether an outage caused it; then the caller need not log it.
+        """Report an error, and return whether an outage caused it. If so, the caller need not log it.
 
         Args:
             error: the error.
-            note: what it means for one task, such as "outcomes wait to be written"; counted, and logged at the end.
+            note: the consequence for one task, such as "outcomes wait to be written". It is counted, and logged at the
+                end of the outage.
         """
         if not isinstance(error, (Unconfirmed, ConnectionFailed)):
             return False
@@ -608,28 +618,28 @@ class Outage:
         return True
 
     def close(self) -> None:
-        """Log nothing more: the connection is closed on purpose."""
+        """Stop logging, because the connection is closed on purpose."""
         self._closed = True
         self._since = 0.0
 
     def note(self, note: str) -> None:
-        """Count what happened to one task."""
+        """Count a consequence of the outage for one task."""
         if note:
             self._notes[note] += 1
 
     def tick(self) -> None:
-        """Log once a minute that the server is still unavailable; to be called often."""
+        """Log once a minute that the server is still unavailable. Call this method often."""
         now = time.monotonic()
         if self.active and now - self._logged >= OUTAGE_LOG_SECONDS:
             self._logged = now
-            log.warning("the server is unavailable for %.0f s now; still trying%s", now - self._since, self._noted())
+            log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """Log that the server is back, if nothing was noticed for ``quiet_for`` seconds; return whether it was."""
+        """Log the end of an outage last noticed ``quiet_for`` seconds ago, and return whether it has ended."""
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:
             return False
-        log.warning("the server can be used again after %.1f s%s", now - self._since, self._noted())
+        log.warning("the server is available again after %.1f s%s", now - self._since, self._noted())
         self._since = 0.0
         self._notes.clear()
         return True

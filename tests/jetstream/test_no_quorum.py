@@ -113,7 +113,7 @@ async def test_a_handler_that_returned_during_an_outage_does_not_run_again(
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) <= 3, "\n".join(lines)
     assert "still trying" in lines[0]
-    assert "can be used again" in lines[-1]
+    assert "is available again" in lines[-1]
 
 
 @pytest.mark.full

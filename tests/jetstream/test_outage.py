@@ -57,7 +57,7 @@ async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minut
     assert running == TASKS
     lost = f"the connection to the server is lost; {TASKS} tasks run on while their lease lasts; still trying"
     assert lines[0] == lost
-    assert lines[-1].startswith("the server can be used again after ")
+    assert lines[-1].startswith("the server is available again after ")
     if every == 60.0:
         assert len(lines) == 2, "\n".join(lines)
     else:
