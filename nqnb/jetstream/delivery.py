@@ -22,11 +22,11 @@ class AckFacts(NamedTuple):
     deliveries: int
     sequence: int
     number: int
-    """The number of the delivery, by which its consumer counts from 1: after a gap some were lost on the way."""
+    """The number of the delivery in its consumer, which counts from 1. A gap means that deliveries were lost."""
     stored: float
     """When the stream stored the message, in Unix seconds by the server's clock."""
     pending: int
-    """How many more messages its consumer had to deliver."""
+    """The number of messages that the consumer still had to deliver."""
 
     @classmethod
     def of(cls, reply: str) -> AckFacts:
@@ -39,7 +39,7 @@ class AckFacts(NamedTuple):
 
 @dataclass(slots=True, eq=False)  # not frozen, which would make it three times as slow
 class Delivery:
-    """A task message as the server delivered it to this worker."""
+    """A task message that the server delivered to this worker."""
 
     connection: Connection
     queue: str
@@ -48,22 +48,22 @@ class Delivery:
     sequence: int
     """The message's sequence in the task stream."""
     deliveries: int
-    """How often the server has delivered the message, this time included."""
+    """How often the server has delivered the message, including this delivery."""
     ours: bool
     """Whether the message carries nqnb's header."""
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float = field(default_factory=elapsed)
-    """When the delivery arrived, as `elapsed` counts."""
+    """When the delivery arrived, as a value of `elapsed`."""
     stored: float = math.inf
     """When the stream stored the message, in Unix seconds by the server's clock."""
     void: bool = False
-    """Whether the message's stream was deleted. Then nothing is answered, and no lease is renewed: in the stream that
-    replaced it, the answer's sequence would belong to another message."""
+    """Whether the message's stream was deleted. Then the worker sends no ack or nak and renews no lease: in the new
+    stream, the same sequence belongs to another message."""
 
     @classmethod
     def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
-        """Read a message that a pull delivered; ``received`` is when it arrived, as `elapsed` counts."""
+        """Return the delivery in a message. ``received`` is when the message arrived, as a value of `elapsed`."""
         facts = AckFacts.of(message.reply)
         return cls(
             connection=connection,
@@ -79,27 +79,30 @@ class Delivery:
         )
 
     def now(self) -> float:
-        """Return the time on the server, in Unix seconds."""
+        """Return the server's time in Unix seconds."""
         return self.connection.clock.now()
 
     async def ack(self) -> None:
-        """Let the server remove the message. A lost ack is harmless: the next delivery finds the outcome."""
+        """Ack the message, so that the server removes it.
+
+        A lost ack is harmless, because the next delivery finds the outcome.
+        """
         await self._answer(b"+ACK")
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Nak the message: the server redelivers it after ``delay`` seconds, at most an hour."""
+        """Nak the message, so that the server redelivers it after ``delay`` seconds, at most an hour."""
         delay = min(delay, LONGEST_NAK_SECONDS)
         await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")
 
     async def terminate(self) -> None:
-        """Let the server never redeliver the message."""
+        """Terminate the message, so that the server never redelivers it."""
         await self._answer(b"+TERM")
 
     async def in_progress(self, connection: Connection | None = None) -> bool:
-        """Restart the ack wait; return whether the server confirmed it.
+        """Restart the ack wait, and return whether the server confirmed it.
 
         Args:
-            connection: the connection to use; default the one that delivered the message.
+            connection: the connection to use; by default the connection that delivered the message.
 
         Raises:
             NoResponders: the consumer does not exist.

@@ -1,12 +1,12 @@
-"""A fast path through nats-py for the messages that are many: one callback a message, one line a publish.
+"""A fast path through nats-py for frequent messages: each message calls one callback, each publish appends one line.
 
-nats-py serves callers of every kind. It parses each message's headers, builds an object, queues it, and wakes a task
-that runs the callback; it checks and copies each publish. That is most of the cost of a small task. Here a message goes
-from nats-py's parser straight to its callback, its headers are parsed when they are read, and a publish is one line
-appended to what nats-py sends next. nats-py still connects, reconnects, logs in and parses.
+nats-py is a general client. It parses the headers of each message, builds an object, queues it, and wakes a task that
+runs the callback. It also checks and copies each published message. This work is most of the cost of a small task.
+Here nats-py's parser passes a message directly to the message's callback, and headers are parsed only when they are
+read. A publish appends one line to nats-py's send buffer. nats-py still connects, reconnects, logs in and parses.
 
-This module uses private members of nats-py. Where a release lacks one of them, its public methods are used instead,
-which are slower and have the same effect: see `FastClient.fast`.
+This module uses private members of nats-py. If a release lacks one of them, the public methods are used instead. They
+are slower and have the same effect: see `FastClient.fast`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _PRIVATE = (
 )
 _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
 _SUBJECT = re.compile(r"[^\s\x00]{1,2000}")
-"""A server closes the connection after a line of more than 4096 bytes; the line also has the reply subject."""
+"""A server closes the connection if a line has more than 4096 bytes. The line also has the reply subject."""
 _VERSION_LENGTH = len("NATS/1.0")
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
 _LINE_END = b"\r\n"
 
 
 class Message:
-    """A message that arrived: ``subject``, ``reply`` (empty if no reply is expected), ``data`` and ``headers``."""
+    """A received message: ``subject``, ``reply`` (empty if no reply is expected), ``data`` and ``headers``."""
 
     __slots__ = ("_headers", "_raw", "data", "reply", "subject")
 
@@ -59,13 +59,13 @@ class Message:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers by name; the server's status line appears as ``Status`` and ``Description``."""
+        """The headers by name. The server's status line appears as ``Status`` and ``Description``."""
         if self._headers is None:
             self._headers = read_headers(self._raw) if self._raw else {}
         return self._headers
 
     def carries(self, name: str) -> bool:
-        """Return whether the message has a header of that name; faster than parsing all headers."""
+        """Return whether the message has a header with this name. This is faster than parsing all headers."""
         if self._headers is None:
             return self._raw is not None and _header_start(name) in self._raw
         return name in self._headers
@@ -80,7 +80,7 @@ class FastClient(NatsClient):
     def __init__(self) -> None:
         super().__init__()
         self._callbacks: dict[int, OnMessage] = {}
-        """By subscription id."""
+        """The callbacks, by subscription id."""
         self.fast = all(hasattr(self, name) for name in _PRIVATE) and all(
             hasattr(NatsClient, name) for name in _OVERRIDDEN
         )
@@ -91,15 +91,15 @@ class FastClient(NatsClient):
     @property
     def clustered(self) -> bool:
         """Whether the server reports that it is part of a cluster."""
-        # nats-py has no public member for what the server reports of itself.
+        # nats-py has no public member for the server's info.
         return bool(getattr(self, "_server_info", {}).get("cluster"))
 
     async def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
         """Publish a message, as `nats.aio.client.Client.publish` does.
 
         Raises:
-            nats.errors.MaxPayloadError: data and headers are above the server's limit.
-            nats.errors.Error: see that method.
+            nats.errors.MaxPayloadError: data and headers exceed the server's limit.
+            nats.errors.Error: see `nats.aio.client.Client.publish`.
         """
         block = header_block(headers) if headers else b""
         size = len(block) + len(data)
@@ -108,7 +108,7 @@ class FastClient(NatsClient):
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
         if not (self.fast and self.is_connected):
-            # Without a connection, nats-py buffers the message, and raises when its buffer is full.
+            # Without a connection, nats-py buffers the message, and raises an error when its buffer is full.
             await self.publish(subject, data, reply, dict(headers) if headers else None)
             return
         verb = f"HPUB {subject} {reply} {len(block)}" if headers else f"PUB {subject} {reply}"
@@ -123,7 +123,7 @@ class FastClient(NatsClient):
             await self._flush_pending()
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` with each message of a subject, in order, on the loop; it must not block.
+        """Call ``on_message`` on the event loop with each message of a subject, in order. It must not block.
 
         Raises:
             nats.errors.Error: see `nats.aio.client.Client.subscribe`.
@@ -139,7 +139,7 @@ class FastClient(NatsClient):
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         on_message = self._callbacks.get(sid)
-        # A subject may have any bytes, and an error here would end the task that reads the socket.
+        # A subject may contain any bytes, and an error here would end the task that reads the socket.
         name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
         if on_message is None:
             await super()._process_msg(sid, name.encode(), reply_to.encode(), data, headers)
@@ -149,15 +149,15 @@ class FastClient(NatsClient):
         _call(on_message, Message(name, reply_to, data, headers))
 
     async def drain_subscription(self, subscription: Subscription) -> None:
-        """Unsubscribe after the messages that are already on their way.
+        """Unsubscribe once the messages that are already in transit have arrived.
 
         Raises:
-            nats.errors.Error: see `nats.aio.subscription.Subscription.drain`; it is unsubscribed nevertheless.
+            nats.errors.Error: see `nats.aio.subscription.Subscription.drain`. The subscription is removed anyway.
         """
         try:
-            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py gives it no types
+            await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:
-            # Without an answer, nats-py would keep the subscription and renew it after each reconnect.
+            # Without a reply, nats-py would keep the subscription and renew it after each reconnect.
             subscription._stop_processing()
             self._remove_sub(subscription._id)
 
@@ -166,7 +166,7 @@ class FastClient(NatsClient):
         super()._remove_sub(sid, max_msgs)
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        # nats-py's PING overtakes the lines in its buffer. Its PONG would arrive before the server has read an UNSUB,
+        # nats-py's PING overtakes the lines in its buffer. The PONG would arrive before the server has read an UNSUB,
         # and messages sent in between would be lost.
         if self.fast and self.is_connected and self._transport is not None:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
@@ -184,16 +184,16 @@ def header_block(headers: Mapping[str, str]) -> bytes:
     """Return the headers as they are sent over the wire (NATS ADR-4).
 
     Raises:
-        nats.errors.Error: a name or value has a line end, which would start another header.
+        nats.errors.Error: a name or value contains a line break, which would start another header.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
-        raise nats.errors.Error(f"one of the headers {', '.join(map(repr, headers))} has a line end")
+        raise nats.errors.Error(f"one of the headers {', '.join(map(repr, headers))} contains a line break")
     return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
-    """Return a message's headers, and its status line as ``Status`` and ``Description``; inverse of `header_block`."""
+    """Return a message's headers, with the status line as ``Status`` and ``Description``; inverse of `header_block`."""
     first, *lines = raw.decode("utf-8", "replace").split("\r\n")
     headers: dict[str, str] = {}
     status, _, description = first[_VERSION_LENGTH:].strip().partition(" ")
@@ -222,11 +222,11 @@ def _call(on_message: OnMessage, message: Message) -> None:
 
 
 class SafeParser(Parser):
-    """nats-py's parser, safe for subjects with vertical tabs and form feeds: it replaces them in control lines.
+    """A parser that replaces vertical tabs and form feeds in control lines, which nats-py's parser misreads.
 
-    A server accepts every byte in a subject except space, tab and line end. nats-py's parser also treats a vertical tab
-    and a form feed as spaces: it closes the connection on such a line, or reads another subscription and another size
-    from it. One such key in a bucket would end every connection that lists the bucket.
+    A server accepts every byte in a subject except space, tab and line break. nats-py's parser also treats a vertical
+    tab and a form feed as spaces. For such a line it closes the connection, or reads a wrong subscription and a wrong
+    size. One such key in a bucket would close every connection that lists the bucket.
     """
 
     async def parse(self, data: bytes = b"") -> None:
@@ -234,7 +234,7 @@ class SafeParser(Parser):
         if not any(byte in part for byte in (b"\x0b", b"\x0c") for part in (data, self.buf)):
             await super().parse(data)
             return
-        # Line by line, because the parser consumes all that it is given.
+        # The data is passed line by line, because the parser consumes everything that is passed to it.
         unread, at = bytes(self.buf) + data, 0
         self.buf.clear()
         while at < len(unread):
@@ -250,5 +250,5 @@ class SafeParser(Parser):
 
 
 def is_safe_to_replace(parser: object) -> bool:
-    """Return whether `SafeParser` can replace a client's parser."""
+    """Return whether `SafeParser` can replace this parser of a client."""
     return type(parser) is Parser and all(hasattr(parser, name) for name in ("buf", "state", "needed"))

@@ -1,11 +1,12 @@
 """Find messages that a server before 2.11 no longer delivers after it was killed, and have them redelivered.
 
-Such a server can restart with a consumer that counts a message as acked although it was only delivered, or that waits
-for an ack and no longer redelivers the message after the ack wait. The message stays in the stream, and its task would
-never end. The second kind is visible once the queue was quiet for two ack waits.
+When such a server restarts, its consumer may be wrong in two ways. It may count a message as acked although the message
+was only delivered. Or it waits for an ack and does not redeliver the message after the ack wait. In both cases the
+message stays in the stream, and its task would never end. The second case can be detected once the queue has been idle
+for two ack waits.
 
-The remedy is to delete the consumer: a new one starts with all messages of the stream, and a worker that receives the
-message of a running or ended task knows what to do.
+The remedy is to delete the consumer. A new consumer starts with all messages of the stream. A worker can handle the
+message of a task that is running or has ended.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from nqnb.store import StateStore
 log = logging.getLogger("nqnb.pull")
 
 _QUIET_ACK_WAITS = 2.0
-"""Ack waits without a delivery after which every redelivery that was due has happened."""
+"""The number of ack waits without a delivery after which every redelivery that was due must have happened."""
 _MESSAGES_PER_LOOK = 64
-"""Delivered messages that one look checks; those of long tasks come before others."""
+"""The number of delivered messages that one look checks. The messages of long tasks come first."""
 
 
 class LostMessages:
-    """The search in one queue."""
+    """The search for lost messages in one queue."""
 
     def __init__(self, connection: Connection, states: StateStore, presence: Presence, queue: str) -> None:
         self._connection = connection
@@ -43,19 +44,21 @@ class LostMessages:
         self._presence = presence
         self._queue = queue
         self._seen, self._first_seen = 0, 0.0
-        """The sequence of a message that the last look found, and since when, on the monotonic clock: a message that is
-        just being acked is not lost."""
+        """The sequence of a message that the last look found, and when a look first found it, on the monotonic clock.
+        Both are needed because a message that is just being acked is not lost."""
         self._delivered: tuple[str, int] = ("", 0)
         self._quiet_since = 0.0
-        """The consumer and its number of deliveries, and since when the number is the same."""
+        """The consumer with its number of deliveries, and the time since which that number has not changed."""
         self._allowed = True
         self._checked = False
 
     async def look(self) -> None:
-        """Search, and if a message is lost for an ack wait, delete the consumer; `PullLoop` creates it again.
+        """Search for lost messages. Delete the consumer if a message has been lost for an ack wait.
+
+        `PullLoop` recreates the consumer.
 
         Raises:
-            NqnbError: the server does not answer.
+            NqnbError: the server did not reply.
         """
         connection = self._connection
         if not (self._allowed and connection.server_before(2, 11)):
@@ -77,7 +80,7 @@ class LostMessages:
             if lost != self._seen:
                 self._seen, self._first_seen = lost, now
             elif lost and now - self._first_seen >= ack_wait:
-                log.warning("queue %s: the server lost track of a message and is made to redeliver it", self._queue)
+                log.warning("queue %s: recreating the consumer, because it no longer delivers a message", self._queue)
                 await connection.api(f"CONSUMER.DELETE.{consumer}")
                 self._seen = 0
         except ServerRefused as error:
@@ -88,7 +91,7 @@ class LostMessages:
                 raise
 
     async def _counted_as_acked(self, stream: str, info: Any) -> int:
-        """Return the sequence of the first message that counts as acked, or 0."""
+        """Return the sequence of the first stored message that the consumer counts as acked, or 0."""
         async with contextlib.aclosing(self._up_to(stream, info["ack_floor"]["stream_seq"])) as messages:
             async for message in messages:
                 return message.sequence
@@ -111,7 +114,7 @@ class LostMessages:
         return 0
 
     async def _is_lost(self, message: StreamMessage, late: float) -> bool:
-        """Return whether the message's task waits for nothing else, and no live worker runs it."""
+        """Return whether a redelivery is overdue: the task waits for nothing else, and no live worker runs it."""
         try:
             task_id = TaskMessage.decode(message.data).ID
             entry = await self._states.get(task_id)
@@ -123,7 +126,7 @@ class LostMessages:
         if task.Status is Status.PENDING:
             return self._connection.clock.now() - lifecycle.due_at(task) > late
         if task.Status is Status.PROCESSING:
-            # Whether a Go worker runs a task is unknown.
+            # It is unknown whether a Go worker is running a task.
             worker = task.meta.worker
             if not task.marked or not worker:
                 return task.marked
@@ -131,6 +134,6 @@ class LostMessages:
         return True
 
     def _up_to(self, stream: str, sequence: int) -> AsyncGenerator[StreamMessage, None]:
-        """Yield the queue's messages up to that sequence."""
+        """Yield the queue's messages up to and including a sequence."""
         subject = names.task_subject(self._queue)
         return read_messages(self._connection, stream, end=int(sequence) + 1, subject=subject)

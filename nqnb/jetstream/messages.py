@@ -1,4 +1,4 @@
-"""Read the messages that are stored in a stream without consuming them, and delete one."""
+"""Read the messages in a stream without consuming them, and delete single messages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
 _CONCURRENT_READS = 64
-"""Parts of a stream that are read concurrently."""
+"""The number of parts of a stream that are read concurrently."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMessage:
-    """A message in a stream; ``stored`` is when the stream stored it, in Unix seconds by the server's clock."""
+    """A message in a stream. ``stored`` is when the stream stored it, in Unix seconds by the server's clock."""
 
     sequence: int
     subject: str
@@ -31,14 +31,14 @@ class StreamMessage:
 async def read_messages(
     connection: Connection, stream: str, *, start: int = 1, end: int | None = None, subject: str = ">"
 ) -> AsyncGenerator[StreamMessage, None]:
-    """Yield the messages of a stream, oldest first; nothing if the stream does not exist.
+    """Yield the messages of a stream, oldest first. A missing stream has no messages.
 
     Args:
         connection: the connection.
         stream: the stream.
         start: the first sequence to read.
-        end: the first sequence not to read; None reads to the end.
-        subject: read only the messages on this subject, or on a pattern.
+        end: the first sequence that is not read; None reads to the end of the stream.
+        subject: the subject of the messages to read, or a pattern with wildcards.
     """
     while end is None or start < end:
         body = {"seq": start, "next_by_subj": subject}
@@ -59,9 +59,9 @@ async def read_messages(
 
 
 async def read_all_messages(connection: Connection, stream: str) -> list[StreamMessage]:
-    """Return every message of a stream, schedules included, in no order.
+    """Return every message of a stream, including schedules, in no particular order.
 
-    A schedule that fires meanwhile occurs twice rather than not at all.
+    A schedule that fires during the call occurs twice rather than not at all.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     first, end = int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1
@@ -71,12 +71,12 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
         return [message async for message in read_messages(connection, stream, start=start, end=stop)]
 
     parts = await asyncio.gather(*(read(at, min(at + step, end)) for at in range(first, end, step)))
-    # The messages that arrived meanwhile come last: a schedule that fired before its part was read is among them.
+    # Messages that arrived meanwhile are read last, including those of schedules that fired before they were read.
     return [message for part in (*parts, await read(max(end, 1), None)) for message in part]
 
 
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:
-    """Delete one message of a stream; nothing happens if it does not exist."""
+    """Delete one message of a stream. Do nothing if the message does not exist."""
     body = {"seq": sequence, "no_erase": True}
     await connection.find(f"STREAM.MSG.DELETE.{stream}", body, MESSAGE_NOT_FOUND)
 

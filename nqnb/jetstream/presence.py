@@ -1,19 +1,19 @@
-"""Which workers are alive and which tasks each of them runs: one entry per worker in the bucket ``nq-workers``.
+"""The presence of workers: one entry per live worker in the bucket ``nq-workers``, with the tasks that it runs.
 
-A worker counts as gone when its entry is older than the ``ttl`` in the entry, by the server's clock.
+A worker counts as dead when its entry is older than the ``ttl`` in the entry, by the server's clock.
 
-The entry tells of every task that its worker runs, so that another worker takes over a task that this worker has
-dropped. But the ids of some 40,000 tasks are more than the server accepts in one message; then no presence could be
-written, and all leases would lapse. Therefore an entry lists ids up to a limit. The other ids are in a filter: each
-sets one of its bits, chosen by a hash of the id. Two properties follow:
+The entry contains every task that the worker runs, so that another worker can take over a task that this worker has
+dropped. But the ids of some 40,000 tasks exceed the server's limit for one message. Then the worker could not write its
+presence, and all its leases would expire. Therefore an entry lists ids only up to a limit. The other ids are in a
+filter: each id sets one bit of the filter, which is chosen by a hash of the id. The filter has two properties:
 
-- A running task is never missed. So none is taken over.
-- A task that does not run may look as if it did, because another task has set the same bit. With 16 bits per task that
-  happens in 6 of 100 cases. Then its message is nak'ed again. Every entry has another salt, so the next look finds
-  other bits: a dropped task is taken over in the end.
+- It never misses a running task, so that no running task is taken over.
+- A task that is not running may look as if it were, because another task has set the same bit. With 16 bits per task
+  this happens in 6 of 100 cases. Then the task's message is nak'ed again. Every entry has a different salt, so that the
+  next check reads other bits: a dropped task is taken over eventually.
 
-A plain count of the tasks that are not listed would not be enough: each of them would have to count as running, and a
-dropped task would wait for as long as its worker lives. Several entries per worker could not be written at once.
+The number of unlisted tasks alone would not be enough. Every unknown task would have to count as running, and a dropped
+task would wait for as long as its worker lives. Several entries per worker could not be written atomically.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from nqnb.store import Entry
 
 
 class _Written(NamedTuple):
-    """A write of a presence entry, which the server stored between ``asked`` and ``answered``, as `elapsed` counts."""
+    """A presence entry that the server stored between the moments ``asked`` and ``answered``, values of `elapsed`."""
 
     worker: str
     revision: int
@@ -59,16 +59,17 @@ class Presence:
         self._skips = SkipLog(self._bucket)
         self._clock = connection.clock
         self._written: _Written | None = None
-        """The last write."""
+        """The last entry that was written."""
 
     async def announce(self, info: WorkerInfo) -> None:
-        """Write or refresh a worker's entry, with one try: a later try must not write outdated tasks.
+        """Write or refresh a worker's entry. The write is not retried, because a retry would write outdated tasks.
 
         Args:
-            info: the worker, with every task that it runs; a `PresenceEntry` if its queues' ack waits differ.
+            info: the worker, with every task that it runs. Pass a `PresenceEntry` if the ack waits of its queues
+                differ.
 
         Raises:
-            NqnbError: the entry may not be written.
+            NqnbError: the server may not have stored the entry.
         """
         asked = elapsed()
         revision = await self._store.put(info.id, encode_presence(info, self._connection.max_payload), retry_for=0)
@@ -81,10 +82,10 @@ class Presence:
     async def read_clock(self) -> None:
         """Read the server's clock, unless the last time stamp is fresh.
 
-        A worker reads the time stamp of its presence entry. A client, which has no entry, requests the bucket's info.
+        A worker reads the time stamp of its presence entry. A client has no entry and requests the bucket's info.
 
         Raises:
-            NqnbError: the server does not answer, or the user may not ask.
+            NqnbError: the server did not reply, or the user has no permission for the request.
         """
         if self._clock.fresh:
             return
@@ -96,21 +97,22 @@ class Presence:
             return
         await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
         if not self._clock.fresh:
-            # A server before 2.10 reports its time only when it creates a consumer.
+            # A server before 2.10 reports its time only when a consumer is created.
             consumer, _ = await make_consumer(self._connection, self._bucket, outlives=1.0)
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return for how many seconds a worker still counts as alive and running a task; 0 = it does not.
+        """Return for how many more seconds a worker counts as alive and running a task, or 0 if it does not.
 
         Args:
-            worker: the worker in the task's entry.
-            queue: the task's queue, whose ack wait counts.
+            worker: the worker that the task's entry names.
+            queue: the task's queue. Its ack wait determines the result.
             task_id: the task.
-            written: when the worker wrote that entry, by the server's clock. This is a sign of life, too; if it is
-                newer than the worker's presence, the presence cannot name the task yet.
-            lease: for how many seconds a worker without an entry counts as alive if the bucket is younger than that:
-                the entries of an earlier bucket may be lost, and each worker needs a moment to write its entry again.
+            written: when the worker wrote the task's entry, by the server's clock. This write is also a sign of life.
+                If it is newer than the worker's presence, the presence cannot contain the task yet.
+            lease: if the presence bucket is younger than this number of seconds, a worker without a presence entry
+                counts as alive until the bucket is that old. The entries of an earlier bucket may have been lost, and
+                each worker needs a moment to write its entry again.
         """
         asked = elapsed()
         entry = await self._store.get(worker)
@@ -128,7 +130,7 @@ class Presence:
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """Yield the workers that are alive."""
-        # As of now: on a busy loop, entries may be old by the time they are read.
+        # The age is taken before the read: on a busy loop, entries may be old by the time they are read.
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()
@@ -144,16 +146,16 @@ class Presence:
         self._skips.tell(skipped)
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the entries of all workers as they are stored, of dead ones too."""
+        """Yield the stored entries of all workers, including dead ones."""
         return self._store.entries()
 
     async def _young_for(self, seconds: float) -> float:
-        """Return for how many seconds more the bucket is younger than ``seconds``."""
+        """Return the number of seconds until the bucket is ``seconds`` old, or 0 if it is older."""
         asked = elapsed()
         try:
             info = await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
         except ServerRefused as error:
-            # A worker recreates the bucket in a moment.
+            # A worker will recreate the bucket in a moment.
             return seconds if error.err_code in NOT_FOUND else 0.0
         await self._read_clock_quietly()
         return min(seconds, max(0.0, seconds - self._age(parse_time(str(info["created"])), asked)))
@@ -163,22 +165,22 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Return the minimum age of an entry at a moment, in seconds by the server's clock.
+        """Return the minimum age that an entry had at a moment, in seconds by the server's clock.
 
-        The minimum, so that no worker counts as dead while its presence may still be valid.
+        It is the minimum so that no worker counts as dead while its presence may still be valid.
         """
         return self._clock.earliest(asked) - created
 
 
 BITS_PER_TASK = 16
 _LIST_BYTES = 128 * 1024
-"""The most bytes for listed ids: some 5,000 ids that nqnb made."""
+"""The maximum size of the listed ids in bytes: enough for some 5,000 ids that nqnb generated."""
 _FILTER_BYTES = 128 * 1024
-"""The most bytes of a filter: 16 bits each for 65,536 tasks, as many as one queue's consumer delivers at once."""
+"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks, the most that a consumer may deliver."""
 _SHARE = 4
-"""The list may use a quarter of what the server accepts in a message, and so may the filter."""
+"""The list may use a quarter of the maximum size of a message. So may the filter."""
 _JSON_BYTES = 3
-"""Bytes of the quotes and the comma around an id."""
+"""The bytes of the quotes and the comma around an id."""
 
 
 class UnlistedTasks(Struct, frozen=True):
@@ -189,7 +191,7 @@ class UnlistedTasks(Struct, frozen=True):
 
     @classmethod
     def of(cls, ids: Sequence[str], max_bytes: int) -> UnlistedTasks:
-        """Build the filter of some ids, with ``max_bytes`` bytes at most."""
+        """Build the filter of some ids, with at most ``max_bytes`` bytes."""
         salt = secrets.token_bytes(8)
         bits = bytearray(max(1, min(max_bytes, len(ids) * BITS_PER_TASK // 8)))
         for task_id in ids:
@@ -198,7 +200,7 @@ class UnlistedTasks(Struct, frozen=True):
         return cls(salt, bytes(bits))
 
     def may_have(self, task_id: str) -> bool:
-        """Return whether the task may be one of them; for a few other tasks this is true, too."""
+        """Return whether the task may be unlisted. The result is also True for a few other tasks."""
         if not self.bits:
             return True
         bit = _bit(task_id, self.salt, len(self.bits))
@@ -211,13 +213,13 @@ def _bit(task_id: str, salt: bytes, size: int) -> int:
 
 
 class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
-    """What a worker writes: its info, a filter of its unlisted tasks, and how long its runs last without a renewal."""
+    """The presence entry that a worker writes: its info, a filter of its unlisted tasks, and a TTL for each queue."""
 
     others: UnlistedTasks | None = None
     ttls: dict[str, float] = msgspec.field(default_factory=dict)
-    """By queue, if shorter than ``ttl``: seconds without a sign of life after which the worker counts as gone for a
-    task of that queue. Otherwise, tasks of a queue with a short ack wait would wait for the longest one when their
-    worker has died."""
+    """The TTLs by queue that are shorter than ``ttl``: after so many seconds without a sign of life, the worker counts
+    as dead for the tasks of that queue. Without them, the tasks of a dead worker would wait for the worker's longest
+    ack wait even if their queue has a short one."""
 
     @classmethod
     def of(cls, info: WorkerInfo, ttls: Mapping[str, float]) -> PresenceEntry:
@@ -225,11 +227,11 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
         return cls(**{**msgspec.structs.asdict(info), "ttls": dict(ttls)})
 
     def runs(self, task_id: str) -> bool:
-        """Return whether the worker runs a task, according to the entry."""
+        """Return whether the worker runs a task according to this entry."""
         return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
 
     def ttl_of(self, queue: str) -> float:
-        """Return for how many seconds without a sign of life the worker counts as alive for a task of a queue."""
+        """Return how many seconds the worker counts as alive for a queue's tasks without a sign of life."""
         return min(self.ttl, max(0.0, self.ttls.get(queue, self.ttl)))
 
 
@@ -237,11 +239,11 @@ _decoder = msgspec.json.Decoder(PresenceEntry)
 
 
 def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
-    """Return a worker's entry, small enough for the server.
+    """Encode a worker's entry within the server's size limit.
 
     Args:
         info: the worker, with every task that it runs.
-        max_payload: the most bytes that the server accepts in a message.
+        max_payload: the maximum size of a message in bytes.
     """
     entry = info if isinstance(info, PresenceEntry) else PresenceEntry.of(info, {})
     listed = _count_that_fits(entry.running, min(_LIST_BYTES, max_payload // _SHARE))
@@ -253,7 +255,7 @@ def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
 
 
 def decode_presence(entry: Entry) -> PresenceEntry:
-    """Read a worker's entry.
+    """Decode a worker's entry.
 
     Raises:
         MalformedMessage: the entry is invalid; see `WorkerInfo.of_entry`.

@@ -1,7 +1,7 @@
-"""Pull one queue's tasks: request as many as there are free slots, and notice every refusal at once.
+"""Pull one queue's tasks: request one task for each free slot, and notice every refusal immediately.
 
-One inbox subscription receives the tasks and the server's status messages. Unsubscribing withdraws the pulls, because
-the server drops pulls without a subscriber.
+One inbox subscription receives the tasks and the server's status messages. Unsubscribing cancels the pulls, because
+the server drops pulls that have no subscriber.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PULL_EXPIRES_SECONDS = 30.0
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the server's heartbeats while a pull waits."""
 PAUSE_CHECK_SECONDS = 0.5
-"""Seconds between two checks whether the queue is paused."""
+"""Seconds between two checks of whether the queue is paused."""
 PAUSE_AGAIN_SECONDS = 5.0
 """Seconds after which a paused queue's consumer is paused again: a Go worker may have recreated it."""
 
@@ -43,9 +43,9 @@ class PullLoop:
     Args:
         connection: the connection.
         queue: the queue's name.
-        on_delivery: called with each delivery, on the loop.
+        on_delivery: called on the event loop with each delivery.
         wake: called when tasks can be requested, or when `check` must repair something.
-        arrived: returns when the message that is being read has arrived, as `elapsed` counts.
+        arrived: returns when the message that is being read arrived, as a value of `elapsed`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PullLoop:
         self.ack_wait = connection.settings.ack_wait
         """The consumer's ack wait, in seconds."""
         self.asked = 0
-        """How many tasks are requested and have not arrived."""
+        """How many tasks were requested and have not arrived yet."""
         self._connection = connection
         self._on_delivery = on_delivery
         self._wake = wake
@@ -85,7 +85,7 @@ class PullLoop:
         """Find or create the queue's streams and its consumer; return whether the consumer was created.
 
         Raises:
-            ServerRefused: the user may not create them.
+            ServerRefused: the user has no permission to create a stream or the consumer.
         """
         streams = await ensure_queue(self._connection, self.queue)
         self._paused = await self._pauses.get(self.queue) is not None
@@ -96,7 +96,7 @@ class PullLoop:
         return self._limits.made
 
     async def ask(self, count: int) -> None:
-        """Request ``count`` more tasks, or as many as the consumer allows; they arrive when there are some."""
+        """Request at most ``count`` more tasks, within the consumer's limit. They arrive once the queue has tasks."""
         count = min(count, self._limits.max_batch)
         expires = min(PULL_EXPIRES_SECONDS, self._limits.max_expires)
         heartbeat = min(IDLE_HEARTBEAT_SECONDS, expires / 2.5)
@@ -105,9 +105,9 @@ class PullLoop:
         )
 
     async def probe(self, count: int) -> None:
-        """Request up to ``count`` tasks that wait on the server now, and return when they have arrived.
+        """Request at most ``count`` tasks that are pending now, and return when they have arrived.
 
-        Only while no other pull is open.
+        Call this method only while no other pull is open.
         """
         count = min(count, self._limits.max_batch)
         probe = self._probe = asyncio.get_running_loop().create_future()
@@ -120,7 +120,7 @@ class PullLoop:
             self._break()
 
     def withdraw(self) -> None:
-        """Withdraw the open pulls. Tasks that are already on their way are still delivered."""
+        """Cancel the open pulls. Tasks that are already in transit are still delivered."""
         if self.asked and self._subscription is not None:
             spawn(self._drain(self._subscription))
             self._subscription = None
@@ -128,9 +128,10 @@ class PullLoop:
         self._end_probe()
 
     async def check(self) -> None:
-        """Repair what broke: a consumer that was deleted, or a pull that the server has forgotten.
+        """Repair the pulls if the consumer was deleted or the server has lost a pull.
 
-        To be called often; does nothing while all is well. A failed repair is logged and retried at the next call.
+        Call this method often. It does nothing if no repair is needed. A failed repair is logged, and the next call
+        retries it.
         """
         self._check_pause()
         silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
@@ -146,20 +147,20 @@ class PullLoop:
                 log.warning("pulling from queue %s failed: %s", self.queue, error)
 
     def reset(self) -> None:
-        """Start again after a reconnect: the server has forgotten the pulls."""
+        """Start again after a reconnect, because the server has dropped the pulls."""
         self.withdraw()
         self._broken = True
 
     @property
     def healthy(self) -> bool:
-        """Whether requesting tasks makes sense now."""
+        """Whether tasks can be requested now."""
         return self._streams is not None and not self._broken and not self._paused
 
     def _check_pause(self) -> None:
         now = asyncio.get_running_loop().time()
         if not self._checking and now - self._checked >= PAUSE_CHECK_SECONDS and self._connection.connected:
             self._checking, self._checked = True, now
-            # In the background: a slow server must not keep the other queues waiting.
+            # This runs in the background: a slow server must not delay the other queues.
             spawn(self._update_pause())
 
     async def _update_pause(self) -> None:
@@ -194,7 +195,7 @@ class PullLoop:
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     def _receiver(self) -> Callable[[Message], None]:
-        """Return a callback bound to its subscription, so that late messages of a withdrawn one are recognized."""
+        """Return a callback for the current subscription. It recognizes late messages of a cancelled subscription."""
         inbox = self._inbox
 
         def receive(message: Message) -> None:
@@ -221,11 +222,11 @@ class PullLoop:
         if status == "100":
             return
         if status in ("404", "408") or "Batch Completed" in description:
-            # One pull ended with a part of its batch undelivered.
+            # One pull ended, and a part of its batch was not delivered.
             self.asked = max(0, self.asked - int(headers.get("Nats-Pending-Messages", self.asked)))
             return
         if status == "409" and "MaxAckPending" in description:
-            # A waiting pull is served after other messages are acked; a probe gets nothing more.
+            # A waiting pull is served after other messages are acked. A probe receives nothing more.
             self.asked = 0 if self._probe is not None else self.asked
             return
         if "Consumer Deleted" in description:
@@ -244,7 +245,7 @@ class PullLoop:
     def _break(self) -> None:
         self.withdraw()
         self._broken = True
-        # The server may refuse the next pull, too.
+        # The server may also refuse the next pull.
         self._not_before = asyncio.get_running_loop().time() + self._pause
         self._pause = min(5.0, max(0.1, self._pause * 2))
         self._wake()
