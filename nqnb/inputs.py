@@ -1,7 +1,8 @@
-"""Checks of the values that callers give: flags, counts, choices, functions, durations, dates and states.
+"""Checks of the values that callers pass: flags, counts, choices, functions, durations, dates and states.
 
-Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput` with the name, the value and
-what to give. Lengths of time are checked by `check_seconds`, dates by `check_moment`, states by `check_statuses`.
+Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput`. The error has the name of
+the argument, the value and a description of valid values. `check_seconds` checks durations, `check_moment` checks
+dates, and `check_statuses` checks states.
 """
 
 from __future__ import annotations
@@ -23,57 +24,57 @@ from nqnb.protocol.status import Status, Waiting
 Duration = float | timedelta
 """Seconds, or a timedelta."""
 LONGEST_SECONDS = 100 * 365 * 86_400
-"""The longest time that anything takes: 100 years. Go and NATS count nanoseconds in 63 bits, 292 years."""
+"""The longest duration that is accepted: 100 years. Go and NATS count nanoseconds in 63 bits, which is 292 years."""
 _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
 """A datetime (a naive one is local time), or a timedelta from now."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
-"""2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which end in that year."""
+"""The start of 2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which overflow in that year."""
 State = Status | Waiting
-"""What selects tasks: a state, or ``Waiting.SCHEDULED``."""
+"""A filter for tasks: a state, or ``Waiting.SCHEDULED``."""
 LABELS: dict[str, State] = {state.label: state for state in (*Status, *Waiting)}
 
 
 def is_numpy_scalar(value: object, kinds: str) -> bool:
-    """Return whether a value is a numpy scalar of these kinds (``"b"`` flags, ``"m"`` lengths of time …)."""
+    """Return whether a value is a numpy scalar of one of these kinds (``"b"`` for flags, ``"m"`` for durations …)."""
     kind = type(value)
     return kind.__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "") in tuple(kinds)
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return a flag.
+    """Return a flag as a ``bool``.
 
     Raises:
-        BadInput: neither True nor False.
+        BadInput: the value is neither True nor False.
     """
     if value is True or value is False:
         return value
     if is_numpy_scalar(value, "b"):
         return bool(value)
     raise BadInput(
-        f"{name}={shown(value)} is invalid: expected True or False, got {kind_of(value)}. Give True or False."
+        f"{name}={shown(value)} is invalid: expected True or False, got {kind_of(value)}. Pass True or False."
     )
 
 
 def check_optional_flag(name: str, value: object) -> bool | None:
-    """Return a flag, or None; raises the errors of `check_flag`."""
+    """Return a flag as a ``bool``, or None for None; this raises the same errors as `check_flag`."""
     return None if value is None else check_flag(name, value)
 
 
 def check_count(name: str, value: object, least: int, most: int, what: str, refusal: type[BadInput] = BadInput) -> int:
-    """Return a whole number.
+    """Return a whole number as an ``int``.
 
     Args:
         name: the name of the argument.
-        value: the value; numpy's integers are accepted, booleans are not.
+        value: the value; NumPy integers are accepted, booleans are not.
         least: the smallest valid number.
         most: the largest valid number.
-        what: what the number counts, for the error.
+        what: a description of the number, for the error.
         refusal: the class of the error.
 
     Raises:
-        BadInput: not a whole number, or out of range.
+        BadInput: the value is not a whole number, or is out of range.
     """
     number: int | None = None
     if not isinstance(value, bool) and isinstance(value, numbers.Integral) and not is_numpy_scalar(value, "m"):
@@ -84,50 +85,50 @@ def check_count(name: str, value: object, least: int, most: int, what: str, refu
     if number is None:
         raise refusal(
             f"{name}={shown(value)} is invalid: expected a whole number, got {kind_of(value)}. "
-            f"Give {what}, {least:,} to {most:,}."
+            f"Pass {what}, from {least:,} to {most:,}."
         )
     if not least <= number <= most:
-        raise refusal(f"{name}={shown(value)} is invalid: out of range. Give {what}, {least:,} to {most:,}.")
+        raise refusal(f"{name}={shown(value)} is invalid: out of range. Pass {what}, from {least:,} to {most:,}.")
     return number
 
 
 def check_share(name: str, value: object) -> float:
-    """Return a number from 0 to 1.
+    """Return a number from 0 to 1 as a ``float``.
 
     Raises:
-        BadInput: another value.
+        BadInput: the value is not a number from 0 to 1.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
-    raise BadInput(f"{name}={shown(value)} is invalid: out of range. Give a number from 0 to 1.")
+    raise BadInput(f"{name}={shown(value)} is invalid: out of range. Pass a number from 0 to 1.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return one of several words.
+    """Return a value that must be one of several strings.
 
     Raises:
-        BadInput: another value.
+        BadInput: the value is not one of ``choices``.
     """
     known = list(choices)
     text = exact_text(value) if isinstance(value, str) else None
     if text in known:
         return text
     listed = " or ".join(map(repr, known))
-    raise BadInput(f"{name}={shown(value)} is invalid: no such choice. {hint(text, known)}Give {listed}.")
+    raise BadInput(f"{name}={shown(value)} is invalid: no such choice. {hint(text, known)}Pass {listed}.")
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
-    """Return a function that takes so many positional arguments, or None where none was given.
+    """Return a function that accepts this number of positional arguments, or None for None.
 
-    A function whose signature Python does not know, such as some that are written in C, is accepted.
+    A function that has no inspectable signature, such as some functions in C, is accepted.
 
     Raises:
-        BadInput: not callable, or not with that many arguments.
+        BadInput: the value is not callable, or does not accept this number of arguments.
     """
     if value is None:
         return None
     if not callable(value):
-        raise BadInput(f"{name}={shown(value)} is invalid: cannot be called. Give {what}, or None.")
+        raise BadInput(f"{name}={shown(value)} is invalid: it is not callable. Pass {what}, or None.")
     try:
         signature = inspect.signature(value)
     except (ValueError, TypeError):
@@ -137,7 +138,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
     except TypeError as error:
         raise BadInput(
             f"{name}={shown(value)} is invalid: it cannot be called with {arguments} arguments ({error}). "
-            f"Give {what}, or None."
+            f"Pass {what}, or None."
         ) from None
     return value
 
@@ -178,23 +179,23 @@ def check_seconds(
     none: bool = False,
     refusal: type[BadInput] = BadInput,
 ) -> float | None:
-    """Return a length of time in seconds.
+    """Return a duration in seconds.
 
     Args:
         name: the name of the argument.
-        value: a number of seconds (numpy's too, booleans not), or a timedelta.
-        least: the shortest valid length.
-        most: the longest valid length.
-        positive: refuse 0 as well.
-        none: accept None, and return it.
-        refusal: the error to raise.
+        value: a number of seconds (NumPy numbers are accepted, booleans are not), or a timedelta.
+        least: the shortest valid duration, in seconds.
+        most: the longest valid duration, in seconds.
+        positive: whether to refuse 0 as well.
+        none: whether to accept None and return it.
+        refusal: the class of the error.
 
     Raises:
-        BadInput: not a length of time, not finite, or out of range.
+        BadInput: the value is not a duration, is not finite, or is out of range.
     """
     if value is None and none:
         return None
-    instead = "Give seconds or a timedelta" + (", or None for no limit." if none else ".")
+    instead = "Pass seconds or a timedelta" + (", or None for no limit." if none else ".")
     seconds = _seconds(value)
     if seconds is None:
         raise refusal(f"{name}={shown(value)} is invalid: expected a length of time, got {kind_of(value)}. {instead}")
@@ -209,7 +210,7 @@ def check_seconds(
 
 
 def read_length(text: str) -> float | None:
-    """Return the seconds of a string such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d``, or None for another one."""
+    """Return a duration such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d`` in seconds, or None if it is invalid."""
     found = _TEXT.fullmatch(text)
     if found is None:
         return None
@@ -217,20 +218,20 @@ def read_length(text: str) -> float | None:
 
 
 def check_moment(name: str, value: object, now: float | None = None) -> float:
-    """Return the Unix seconds of a datetime, or of a timedelta from now.
+    """Return a datetime, or a timedelta from now, as Unix seconds.
 
     Args:
         name: the name of the argument.
         value: a datetime or a timedelta.
-        now: the start of a timedelta, in Unix seconds; default this machine's time.
+        now: the current time in Unix seconds; the default is this machine's time.
 
     Raises:
-        BadInput: neither of them, or not between 1970 and 2261.
+        BadInput: the value is neither of them, or the date is not between 1970 and 2261.
     """
     if not isinstance(value, (datetime, timedelta)):
         raise BadInput(
             f"{name}={shown(value)} is invalid: expected a date, got {kind_of(value)}. "
-            "Give a datetime, or a timedelta from now."
+            "Pass a datetime, or a timedelta from now."
         )
     try:
         # A naive datetime means local time, as everywhere in Python.
@@ -240,13 +241,13 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
         seconds = math.nan
     if not 0 <= seconds < MOMENT_LIMIT_SECONDS:
         raise BadInput(
-            f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261. Give another date."
+            f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261. Pass a date in this range."
         )
     return seconds
 
 
 def check_past(name: str, value: Any, now: float | None = None) -> float | None:
-    """Return the Unix seconds of a time before now, or None if none was given.
+    """Return a past time as Unix seconds, or None for None.
 
     Args:
         name: the name of the argument.
@@ -254,7 +255,7 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
         now: see `check_moment`.
 
     Raises:
-        BadInput: none of these, or before 1970.
+        BadInput: the value is none of these, or is before 1970.
     """
     if value is None:
         return None
@@ -264,13 +265,13 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     if length is None:
         raise BadInput(
             f"{name}={shown(value)} is invalid: not a length of time. "
-            "Give a datetime, or how long ago: seconds, a timedelta, or a string like '90s', '10m', '2h30m', '1d'."
+            "Pass a datetime, or how long ago: seconds, a timedelta, or a string like '90s', '10m', '2h30m', '1d'."
         )
     return (time.time() if now is None else now) - check_seconds(name, length)
 
 
 def shown_moment(value: object) -> str:
-    """Return a moment as people write it, even if its ``str`` fails."""
+    """Return a moment in a readable form, even if its ``str`` fails."""
     try:
         return f"{value} from now" if isinstance(value, timedelta) else str(value)
     except Exception:  # noqa: BLE001  as in `check_moment`
@@ -281,7 +282,7 @@ def check_status(value: object) -> State:
     """Return one state, or ``Waiting.SCHEDULED``.
 
     Raises:
-        BadInput: no such state; the error lists the states.
+        BadInput: the value is not a state; the error lists the states.
     """
     if isinstance(value, (Status, Waiting)):
         return value
@@ -299,10 +300,10 @@ def check_status(value: object) -> State:
 
 
 def check_statuses(value: Any) -> frozenset[State] | None:
-    """Return one or several states as a set; None, which means all states, stays None.
+    """Return one or several states as a set, or None for None, which means all states.
 
     Raises:
-        BadInput: not states; the error lists the states.
+        BadInput: a value is not a state; the error lists the states.
     """
     if value is None:
         return None
@@ -312,14 +313,14 @@ def check_statuses(value: Any) -> frozenset[State] | None:
         several = list(value)
     except Exception:  # noqa: BLE001  a foreign iterable may raise any error
         raise BadInput(
-            f"status={shown(value)} is invalid: expected a state or several, got {kind_of(value)}. "
+            f"status={shown(value)} is invalid: expected one or several states, got {kind_of(value)}. "
             f"The states are {', '.join(LABELS)}."
         ) from None
     return frozenset(check_status(status) for status in several)
 
 
 def _seconds(value: Any) -> float | None:
-    """Return the seconds of a value: infinity if it is too large for a float, None if it is not a length of time."""
+    """Return a duration in seconds, infinity if it is too large for a float, or None if it is not a duration."""
     if type(value) is float or type(value) is int:
         return _as_float(value)
     try:

@@ -1,8 +1,9 @@
 """The settings of a connection: addresses, credentials, TLS, bucket names and timeouts, as one frozen value.
 
-What is not given comes from the environment, or from a context of the NATS CLI. These contexts are files in
-``$XDG_CONFIG_HOME/nats`` (else ``~/.config/nats``, on every system): ``context/NAME.json``, and the name of the
-selected context in ``context.txt``. They are read like jsm.go's package ``natscontext`` does.
+Settings that are not passed are read from the environment, or from a context of the NATS CLI. The contexts are files in
+``$XDG_CONFIG_HOME/nats`` (or ``~/.config/nats`` if that is not set, on every system). A context is stored in
+``context/NAME.json``, and ``context.txt`` has the name of the selected context. nqnb reads these files in the same way
+as the package ``natscontext`` of jsm.go.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
 SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
-"""A lease is renewed every third of the ack wait, and ended tasks are kept for at least ten ack waits."""
+"""A lease is renewed three times per ack wait, and the states of ended tasks are kept for at least ten ack waits."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
@@ -47,7 +48,7 @@ _SCHEMES = ("nats", "tls", "ws", "wss")
 _SEED = re.compile(r"S[A-Z2-7]{57}")
 
 LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
-"""The settings of each kind of login, in the NATS CLI's order; only one kind is used."""
+"""The settings of each kind of login, in the order of the NATS CLI; only one kind is used."""
 
 _CONTEXT_FIELDS = {
     "url": "url",
@@ -74,10 +75,10 @@ _UNSUPPORTED_FIELDS = (
     "jetstream_api_prefix",
     "windows_cert_store",
 )
-"""Fields that change which server is reached, and that nqnb does not support: ignored, they would lead elsewhere."""
+"""Unsupported fields that select the server or the login; without them, nqnb might reach another server."""
 
 _REFERENCES = ("op://", "nsc://", "env://", "data:")
-"""Prefixes of values that newer NATS CLIs look up elsewhere."""
+"""Prefixes of values that newer versions of the NATS CLI look up elsewhere."""
 
 
 @dataclass
@@ -85,8 +86,8 @@ class _Source:
     """A source of settings: the arguments, the environment or a context.
 
     Attributes:
-        label: returns the name of a field there, for errors.
-        values: the fields of `Settings` that it sets.
+        label: a function that returns the name of a field in this source, for errors.
+        values: the fields of `Settings` that this source sets.
     """
 
     label: Callable[[str], str]
@@ -95,46 +96,48 @@ class _Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to reach a NATS server and what to create there.
+    """The address and login of a NATS server, and the names and limits for the streams and buckets that nqnb creates.
 
-    What is not given comes from the environment, by the NATS CLI's names (``NATS_URL`` …), then from a context of the
-    NATS CLI, then from the defaults. The login comes as a whole from the first of these that has one: a user and
-    password (or a token), a credentials file, or an nkey.
+    Settings that are not passed are read from the environment, under the names of the NATS CLI (``NATS_URL`` …), then
+    from a context of the NATS CLI, and then from the defaults. A login is a user and password (or a token), a
+    credentials file, or an nkey. The whole login is taken from the first of these sources that has one.
 
     Args:
-        url: one address, or several of one cluster; the default scheme is ``nats://``. A user and password (or a token)
-            inside are removed from it and stored in their own fields, so that it can be shown. ``tls://`` requires TLS.
-            Default: ``NATS_URL``, else the context's, else ``nats://127.0.0.1:4222``.
-        user: user name; default ``NATS_USER``. Without a password it is a token, as in the NATS CLI.
+        url: one address, or several addresses of one cluster; the default scheme is ``nats://``. A user and password
+            (or a token) in the address are moved to their own fields, so that the address has no secrets. ``tls://``
+            requires TLS. Default: ``NATS_URL``, else the address in the context, else ``nats://127.0.0.1:4222``.
+        user: user name; default ``NATS_USER``. Without a password it is used as a token, as in the NATS CLI.
         password: password; default ``NATS_PASSWORD``.
         token: token; default ``NATS_TOKEN``.
-        creds: path of a credentials file (a JWT and its seed), read at each connect; default ``NATS_CREDS``.
-        nkey: path of a file with an nkey's seed, or the seed itself; default ``NATS_NKEY``.
-        tls_ca: path of the PEM file with the trusted authorities; default ``NATS_CA``, else the system's. This and the
-            other TLS settings require TLS: a server without TLS gets no credentials.
+        creds: path of a credentials file (a JWT and its seed), which is read at each connect; default ``NATS_CREDS``.
+        nkey: path of a file with the seed of an nkey, or the seed itself; default ``NATS_NKEY``.
+        tls_ca: path of a PEM file with the trusted authorities; default ``NATS_CA``, else those of the system. If any
+            TLS setting is set, TLS is required: no credentials are sent to a server without TLS.
         tls_cert: path of the client certificate, a PEM file; default ``NATS_CERT``.
-        tls_key: path of its private key, a PEM file without a passphrase; default ``NATS_KEY``.
+        tls_key: path of the certificate's private key, a PEM file without a passphrase; default ``NATS_KEY``.
         tls_first: whether the server expects the TLS handshake before it sends anything.
-        context: name of a NATS CLI context for what is not given. Default: ``NATS_CONTEXT`` if no url is given, and the
-            selected context if neither a url nor ``NATS_URL`` is. Afterwards, the context that was read.
+        context: name of the NATS CLI context from which to read settings that are not passed. Default: ``NATS_CONTEXT``
+            if no url is passed, and the selected context if there is no ``NATS_URL`` either. The attribute is the name
+            of the context that was read.
         name: the name of this connection in the server's monitoring.
-        replicas: how many servers keep each stream and bucket that nqnb creates, 1 to 5.
-        state_bucket: key-value bucket with the tasks' states; all clients and workers of a queue share it.
+        replicas: how many servers store a copy of each stream and bucket that nqnb creates, 1 to 5.
+        state_bucket: key-value bucket with the states of tasks; all clients and workers of a queue share it.
         cancel_bucket: bucket with the cancel requests.
         worker_bucket: bucket with the presence of workers.
         result_bucket: bucket with results that are too large for the state bucket.
-        queue_bucket: bucket with the paused queues; created with the first pause.
-        retention: for how long the states and results of ended tasks are kept: seconds or a timedelta, default 7 days;
-            None keeps them without end. The minimum is an hour or ten ack waits, even if less is given. Servers from
-            2.11 on delete them; for older servers, and for cancel requests, use `Client.prune`. A state must outlive
-            its task's message: a worker that dies between writing an outcome and acking leaves the message behind. If
-            no worker serves the queue until the state has expired, the task runs again.
-        ack_wait: how long the server waits for a silent worker before it redelivers the task to another one. Used if
-            nqnb creates the consumer; an existing consumer keeps its own. Seconds or a timedelta, 0.01 s to 30 days.
+        queue_bucket: bucket with the paused queues; it is created with the first pause.
+        retention: how long the states and results of ended tasks are kept: seconds or a timedelta, default 7 days; None
+            keeps them indefinitely. Shorter times are raised to an hour, or to ten ack waits if that is longer. Servers
+            from version 2.11 on delete them; for older servers, and for cancel requests, use `Client.prune`. A state
+            must outlive its task's message: a worker that dies after writing an outcome, but before acking, leaves the
+            message in the queue. If no worker serves the queue until the state has expired, the task runs again.
+        ack_wait: how long the server waits for a silent worker before it redelivers the task to another worker: seconds
+            or a timedelta, 0.01 s to 30 days. It applies to consumers that nqnb creates; an existing consumer keeps its
+            ack wait.
         connect_timeout: how long the first connection may take: seconds or a timedelta.
-        request_timeout: how long to wait for one answer of the server, likewise.
-        retry_for: how long idempotent requests are retried while the server is unavailable or elects a leader,
-            likewise.
+        request_timeout: how long to wait for one answer from the server: seconds or a timedelta.
+        retry_for: how long to retry idempotent requests while the server is unavailable or is electing a leader:
+            seconds or a timedelta.
 
     Raises:
         BadInput: an address, a number, a name, a file or a context is invalid.
@@ -164,9 +167,9 @@ class Settings:
     request_timeout: float = 5.0
     retry_for: float = 15.0
     named: bool = field(default=True, init=False, repr=False, compare=False)
-    """Whether an argument, the environment or a context sets the address; otherwise it is the default."""
+    """Whether an argument, the environment or a context sets the address; otherwise the default address is used."""
     detached: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether the address is that of the user's detached server, which is looked up again at each reconnect."""
+    """Whether this is the address of the user's detached server; it is looked up again at each reconnect."""
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -182,14 +185,14 @@ class Settings:
                 label = next(source.label(name) for source in sources if name in source.values)
                 resolved[name] = (_check_nkey if name == "nkey" else _check_readable)(label, resolved[name])
         if resolved["tls_key"] and not resolved["tls_cert"]:
-            raise BadInput("tls_key is invalid: it needs a certificate, and tls_cert is not set. Set tls_cert, too.")
+            raise BadInput("tls_key is invalid: it needs a certificate, and tls_cert is not set. Set tls_cert as well.")
         resolved["tls_first"] = bool(resolved["tls_first"])
         resolved["url"] = addresses[0] if len(addresses) == 1 else addresses
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
 
     def _sources(self) -> list[_Source]:
-        """Return the arguments, the environment and the context, with their addresses parsed."""
+        """Return the settings in the arguments, in the environment and in the context, with their addresses parsed."""
         given = {name: getattr(self, name) for kind in (*LOGINS, _TLS) for name in kind}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
@@ -202,7 +205,7 @@ class Settings:
         found = False
         for source in sources:
             if "url" in source.values:
-                # The login in an address that is not used does not belong to the address that is used.
+                # Only the first address is used; the login in another address belongs to another server.
                 source.values["url"], login = _parse_addresses(source.values["url"], source.label("url"))
                 if not found:
                     _add_login(source.values, login)
@@ -215,7 +218,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "name"):
                 # The value may be a secret.
-                raise BadInput(f"{name} is invalid: expected a string, got {kind_of(value)}. Give a string.")
+                raise BadInput(f"{name} is invalid: expected a string, got {kind_of(value)}. Pass a string.")
             if value is not None:
                 object.__setattr__(self, name, exact_text(value))
         for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
@@ -223,7 +226,7 @@ class Settings:
             if value is not None:
                 object.__setattr__(self, name, _path(name, value))
         numbers: dict[str, object] = {
-            "replicas": check_count("replicas", self.replicas, 1, 5, "the number of servers that keep a copy"),
+            "replicas": check_count("replicas", self.replicas, 1, 5, "the number of servers that store a copy"),
             "tls_first": check_flag("tls_first", False if self.tls_first is None else self.tls_first),
             "retention": check_seconds("retention", self.retention, positive=True, none=True),
             "ack_wait": check_seconds(
@@ -244,9 +247,7 @@ class Settings:
                 )
             object.__setattr__(self, name, bucket := exact_text(bucket))
             if bucket in buckets:
-                raise BadInput(
-                    f"{name}={bucket!r} is invalid: {buckets[bucket]} has the same name. Give each bucket its own name."
-                )
+                raise BadInput(f"{name}={bucket!r} is invalid: {buckets[bucket]} has the same name. Use another name.")
             buckets[bucket] = name
 
     @property
@@ -261,9 +262,9 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
-        """Return settings from Settings, an address or nothing, with some fields replaced.
+        """Return settings from Settings, from an address, or from the defaults for None, with some fields replaced.
 
-        An option of the login replaces the whole login; a context replaces the address, too.
+        An option that is part of a login replaces the whole login. A context also replaces the address.
 
         Raises:
             BadInput: an option is unknown, or a value is invalid.
@@ -299,7 +300,7 @@ class Settings:
 
 
 def _plain_url(url: object) -> str | tuple[object, ...]:
-    """Return one or several addresses as plain types, unparsed. No error shows a part, because it may be a secret."""
+    """Return one or several addresses as plain strings, unparsed. Errors do not show them: they may have secrets."""
     if url is None:
         return ""
     if isinstance(url, str):
@@ -310,23 +311,23 @@ def _plain_url(url: object) -> str | tuple[object, ...]:
             if several:
                 return several
     raise BadInput(
-        f"url is invalid: expected an address or several, got {kind_of(url)}, or none. Write it like {DEFAULT_URL}."
+        f"url is invalid: expected one or several addresses, got {kind_of(url)}. Pass an address like {DEFAULT_URL}."
     )
 
 
 def _path(name: str, value: object) -> str:
-    """Return a path as a string. No error shows it, because it may be a secret by mistake."""
+    """Return a path as a string. Errors do not show it, because a secret may have been passed by mistake."""
     path: object = None
     if isinstance(value, (str, os.PathLike)):
         with contextlib.suppress(Exception):  # a foreign `__fspath__` may raise any error
             path = os.fspath(value)
     if not isinstance(path, str) or not path or "\0" in path:
-        raise BadInput(f"{name} is invalid: must be a path to a file, got {kind_of(value)}. Give a path, or None.")
+        raise BadInput(f"{name} is invalid: must be a path to a file, got {kind_of(value)}. Pass a path, or None.")
     return exact_text(path)
 
 
 def _read_environment(variables: Mapping[str, str]) -> _Source:
-    """Return the settings in environment variables (field: variable); an empty variable counts as not set."""
+    """Return the settings in environment variables; ``variables`` maps fields to variables. Empty ones are ignored."""
     values = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
     return _Source(variables.__getitem__, values)
 
@@ -335,7 +336,7 @@ def _selected_context() -> str | None:
     """Return the name of the selected context, or None.
 
     Raises:
-        BadInput: the selection cannot be read.
+        BadInput: the file with the name of the selected context cannot be read.
     """
     path = _folder() / "context.txt"
     try:
@@ -357,7 +358,8 @@ def _read_context(name: str) -> _Source:
     """
     if not isinstance(name, str) or not name or ".." in name or "/" in name or os.sep in name:
         raise BadInput(
-            f"NATS context name {name!r} is invalid: it must be a plain name. List yours with `nats context ls`."
+            f"NATS context name {name!r} is invalid: it must be a plain name, without '/' or '..'. "
+            "List your contexts with `nats context ls`."
         )
     path = _folder() / "context" / f"{name}.json"
     where = f"NATS context {name!r} ({path})"
@@ -367,10 +369,10 @@ def _read_context(name: str) -> _Source:
             raise ValueError("it is not a JSON object")
     except FileNotFoundError:
         raise BadInput(
-            f"{where} is invalid: it does not exist. List yours with `nats context ls`, or set an address."
+            f"{where} is invalid: it does not exist. List your contexts with `nats context ls`, or set an address."
         ) from None
     except (OSError, ValueError) as error:
-        # A parser's error may quote a password: only the position is shown.
+        # The error of the parser may quote a password, so only the position is shown.
         raise BadInput(f"{where} is invalid: {_why(error)}. Repair it with `nats context edit {name}`.") from None
     repair = f"Change it with `nats context edit {name}`, or set the address and credentials instead."
     for key in _UNSUPPORTED_FIELDS:
@@ -412,27 +414,27 @@ def _why(error: Exception) -> str:
 def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the addresses without their login, and the login of the first address that has one.
 
-    ``label`` names their source in errors. No error quotes an address, because in an invalid one a password can be
-    anywhere.
+    ``label`` is the name of their source, for errors. Errors do not quote an address, because the password can be
+    anywhere in an invalid address.
     """
     if not isinstance(given, (str, Sequence)):
         raise BadInput(
-            f"url is invalid: expected an address or several, got {kind_of(given)}. Write it like {DEFAULT_URL}."
+            f"url is invalid: expected an address or a list, got {kind_of(given)}. Use an address like {DEFAULT_URL}."
         )
     urls: list[str] = []
     login: dict[str, str] = {}
     texts = given.split(",") if isinstance(given, str) else given
     if isinstance(given, str) and any(map(_may_be_one_address, texts, texts[1:])):
         raise BadInput(
-            f"{label} is invalid: a comma separates addresses or is part of a password. Write a comma in a password as "
-            f"%2C, and write several addresses with different logins each in full, like {DEFAULT_URL}."
+            f"{label} is invalid: a comma in it may separate two addresses or be part of a password. Write a comma in "
+            f"a password as %2C. Write each of several addresses in full, like {DEFAULT_URL}."
         )
     for number, address in enumerate(texts, 1):
         parts, problem = _split(address.strip() if isinstance(address, str) else "")
         if parts is None:
             which = label if len(texts) == 1 else f"{label}, number {number} of {len(texts)},"
             raise BadInput(
-                f"{which} is invalid: not the address of a NATS server, {problem}. Write it like {DEFAULT_URL}."
+                f"{which} is invalid: not the address of a NATS server, {problem}. Use an address like {DEFAULT_URL}."
             )
         user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
         if user is not None and not login:
@@ -452,7 +454,7 @@ def _may_be_one_address(before: str, after: str) -> bool:
 
 
 def _split(text: str) -> tuple[SplitResult | None, str]:
-    """Return the parts of an address, or None and the problem, in words that show no part of the address."""
+    """Return the parts of an address, or None and the problem. The problem does not quote the address."""
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
     except ValueError:
@@ -460,7 +462,7 @@ def _split(text: str) -> tuple[SplitResult | None, str]:
     rest = f"{parts.path.rstrip('/')}{parts.query}{parts.fragment}"
     # For urllib, an unescaped slash in a password ends the host.
     if "@" in rest:
-        return None, "because in a password / ? # must be written %2F %3F %23"
+        return None, "because / ? # in a password must be written as %2F %3F %23"
     if parts.scheme not in _SCHEMES:
         return None, f"because it must begin with one of {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
     if not parts.hostname:
@@ -468,15 +470,15 @@ def _split(text: str) -> tuple[SplitResult | None, str]:
     try:
         _ = parts.port
     except ValueError:
-        return None, "because its port must be a number up to 65535, and after a password comes @ and the host"
-    # Without a host, a password is where a port would be, and the rest after its slash where a path would be.
+        return None, "because its port must be a number up to 65535, and a password must be followed by @ and the host"
+    # If the host is missing, a password is parsed as the port, and the text after a slash in it as the path.
     if rest and parts.scheme in ("nats", "tls"):
-        return None, "because only ws:// and wss:// have a path, and in a password / ? # must be written %2F %3F %23"
+        return None, "because only ws:// and wss:// have a path, and / ? # in a password must be written as %2F %3F %23"
     return parts, ""
 
 
 def _add_login(values: dict[str, Any], login: dict[str, str]) -> None:
-    """Add the login of an address to the settings of its source, if that has no other login."""
+    """Add the login of an address to the settings of its source, unless the source has another login."""
     named = {name for kind in LOGINS for name in kind if name in values}
     if named == {"password"} and "token" in login:
         values["user"] = login["token"]
@@ -490,7 +492,7 @@ def _find_login(sources: Sequence[_Source]) -> dict[str, Any]:
         kinds = [kind for kind in LOGINS if any(name in source.values for name in kind)]
         if depth == 0 and len(kinds) > 1:
             first, second = (next(name for name in kind if name in source.values) for kind in kinds[:2])
-            raise BadInput(f"{first} and {second} are invalid together: each is a login. Give one of them.")
+            raise BadInput(f"{first} and {second} are invalid together: each is a login. Pass only one of them.")
         if kinds:
             found = {name: source.values[name] for name in kinds[0] if name in source.values}
             if kinds[0] == LOGINS[0] and "token" not in found:
@@ -500,7 +502,7 @@ def _find_login(sources: Sequence[_Source]) -> dict[str, Any]:
 
 
 def _complete(found: dict[str, Any], sources: Sequence[_Source]) -> None:
-    """Find the password of a user, or the user of a password, in the sources that follow."""
+    """Find the missing password of a user, or the missing user of a password, in the sources that follow."""
     for source in sources:
         user, password = (source.values.get(name) for name in ("user", "password"))
         if "user" not in found and user is not None:
@@ -512,7 +514,7 @@ def _complete(found: dict[str, Any], sources: Sequence[_Source]) -> None:
 
 
 def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
-    """Return the path of a file that can be read; ``label`` names its source in errors."""
+    """Return the path of a readable file; ``label`` is the name of the setting, for errors."""
     path = os.path.expanduser(path)
     try:
         with open(path, "rb"):
@@ -525,15 +527,15 @@ def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
 
 
 def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
-    """Return an nkey's seed, or the path of a file with one."""
+    """Return the seed of an nkey, or the path of a file with a seed."""
     text = os.path.expanduser(os.fspath(given).strip())
     if _SEED.fullmatch(text):
         return text
     if os.path.isfile(text):
         return _check_readable(label, text)
-    # It may be a seed with a typing error: only a value that is certainly a path is shown.
+    # The value may be a seed with a typing error, so it is shown only if it is certainly a path.
     value = f" {text!r}" if os.sep in text or "." in text else ""
     raise BadInput(
-        f"{label}{value} is invalid: neither a seed nor a file that can be read. "
-        "Give a seed (58 characters that begin with SU) or the path of a file with one."
+        f"{label}{value} is invalid: neither a seed nor a readable file. "
+        "Use a seed (58 characters that begin with SU) or the path of a file with a seed."
     )

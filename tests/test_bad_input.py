@@ -236,14 +236,14 @@ class TestOptions:
     )
     async def test_an_invalid_timeout_is_refused(self, nq: nqnb.Client, timeout: Any) -> None:
         await refusal(
-            BadInput, nq.submit("q", timeout=timeout), f"timeout={timeout!r} is invalid", "Give seconds or a timedelta"
+            BadInput, nq.submit("q", timeout=timeout), f"timeout={timeout!r} is invalid", "Pass seconds or a timedelta"
         )
 
     @pytest.mark.parametrize("moment", ["tomorrow", 5, 1795489228.0, date(2026, 11, 24), (2026, 11, 24)])
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
     async def test_an_invalid_moment_is_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
         call = nq.submit("q", **{name: moment})
-        await refusal(BadInput, call, f"{name}={moment!r} is invalid", "Give a datetime, or a timedelta from now")
+        await refusal(BadInput, call, f"{name}={moment!r} is invalid", "Pass a datetime, or a timedelta from now")
 
     @pytest.mark.parametrize("moment", [timedelta.max, datetime.min, pd.NaT])  # NaT says that it is a datetime
     @pytest.mark.parametrize("name", ["deadline", "process_at"])

@@ -120,7 +120,7 @@ class TestAddresses:
     )
     def test_an_invalid_address_is_refused(self, given: str | list[str]) -> None:
         with pytest.raises(
-            BadInput, match=r"is invalid: not the address of a NATS server, because .*\. Write it like nats://127"
+            BadInput, match=r"is invalid: not the address of a NATS server, because .*\. Use an address like nats://127"
         ):
             Settings(given)
 
@@ -272,12 +272,12 @@ class TestNumbers:
     @pytest.mark.parametrize("name", ["ack_wait", "connect_timeout", "request_timeout", "retry_for"])
     @pytest.mark.parametrize("value", [0, -1, float("nan"), "5", None])
     def test_seconds_are_above_zero(self, name: str, value: object) -> None:
-        with pytest.raises(BadInput, match=f"{name}={value!r} is invalid: .* Give seconds or a timedelta"):
+        with pytest.raises(BadInput, match=f"{name}={value!r} is invalid: .* Pass seconds or a timedelta"):
             Settings("h", **{name: value})  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("value", [0, 6, -1, "3", None])
     def test_replicas_are_1_to_5(self, value: object) -> None:
-        with pytest.raises(BadInput, match=f"replicas={value!r} is invalid: .*, 1 to 5"):
+        with pytest.raises(BadInput, match=f"replicas={value!r} is invalid: .*, from 1 to 5"):
             Settings("h", replicas=value)  # type: ignore[arg-type]
 
 
@@ -355,7 +355,9 @@ class TestLogins:
         assert "t0ken" not in shown(Settings())
 
     def test_two_ways_at_once_are_refused(self, file: str) -> None:
-        with pytest.raises(BadInput, match=r"user and creds are invalid together: each is a login\. Give one of them"):
+        with pytest.raises(
+            BadInput, match=r"user and creds are invalid together: each is a login\. Pass only one of them"
+        ):
             Settings("h", user="ann", password="s3cret", creds=file)
 
     @pytest.mark.parametrize("given", [{"user": 5}, {"password": b"s3cret"}, {"token": 1.5}, {"name": None}])
@@ -491,7 +493,8 @@ class TestContexts:
 
     def test_a_missing_context_is_explained(self, home: Path) -> None:
         with pytest.raises(
-            BadInput, match=r"'prod' \(.*prod\.json\) is invalid: it does not exist\. List yours with `nats context ls`"
+            BadInput,
+            match=r"'prod' \(.*prod\.json\) is invalid: it does not exist\. List your contexts with `nats context ls`",
         ):
             Settings(context="prod")
         home.mkdir()

@@ -256,13 +256,13 @@ class TestOptions:
 
     @pytest.mark.parametrize("grace", [0, -1, float("nan"), "1", None, True])
     def test_grace_is_above_zero(self, grace: Any) -> None:
-        with pytest.raises(InvalidHandler, match=f"grace={grace!r} is invalid: .* Give seconds or a timedelta"):
+        with pytest.raises(InvalidHandler, match=f"grace={grace!r} is invalid: .* Pass seconds or a timedelta"):
             make_handler("q", lambda job: None, grace=grace)
 
     @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "2", True])
     def test_concurrency_is_a_whole_number_above_zero(self, concurrency: Any) -> None:
         with pytest.raises(
-            InvalidHandler, match=f"concurrency={concurrency!r} is invalid: .* Give the number of tasks"
+            InvalidHandler, match=f"concurrency={concurrency!r} is invalid: .* Pass the number of tasks"
         ):
             make_handler("q", lambda job: None, concurrency=concurrency)
 
@@ -305,10 +305,10 @@ class TestRegistering:
 
     @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "8", None, True])
     def test_concurrency_is_a_number_of_tasks(self, concurrency: Any) -> None:
-        with pytest.raises(BadInput, match=f"concurrency={concurrency!r} is invalid: .* Give the number of tasks"):
+        with pytest.raises(BadInput, match=f"concurrency={concurrency!r} is invalid: .* Pass the number of tasks"):
             nqnb.Worker(concurrency=concurrency)
 
     @pytest.mark.parametrize("seconds", [-1, float("nan"), "5", None])
     def test_shutdown_timeout_is_in_seconds(self, seconds: Any) -> None:
-        with pytest.raises(BadInput, match=f"shutdown_timeout={seconds!r} is invalid: .* Give seconds"):
+        with pytest.raises(BadInput, match=f"shutdown_timeout={seconds!r} is invalid: .* Pass seconds"):
             nqnb.Worker(shutdown_timeout=seconds)
