@@ -50,7 +50,8 @@ def connect(
 
     Args:
         settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the address
-            in ``NATS_URL`` or in a context of the NATS CLI, or else a server on this machine.
+            in ``NATS_URL`` or in a context of the NATS CLI, or else your detached server (`nqnb up --detach`), or else
+            ``nats://127.0.0.1:4222``.
         store: a store for task states, instead of the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` to replace.
 
@@ -68,7 +69,7 @@ class Client:
             raise BadInput(
                 f"settings is invalid: expected nqnb.Settings, got {kind_of(settings)}. Use nqnb.connect(…) instead."
             )
-        self.settings = settings
+        self.settings = self._given = settings
         self._store = check_store(store)
         self._backend: Backend | None = None
         self._name = _user_and_host()
@@ -83,7 +84,9 @@ class Client:
         if self._backend is None:
             # Import nats only when a client connects: it is slow to import.
             from nqnb.jetstream.backend import Backend
+            from nqnb.server.server_choice import resolved
 
+            self.settings = await resolved(self._given)
             self._backend = await Backend.open(self.settings, self._store)
         return self
 

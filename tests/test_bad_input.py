@@ -618,7 +618,7 @@ class TestUnreachableServers:
         with socket.socket() as bound:  # bound and not listening: nobody else gets the port meanwhile
             bound.bind(("127.0.0.1", 0))
             url = f"nats://127.0.0.1:{bound.getsockname()[1]}"
-            error = await self.quick_refusal(url, "the connection was refused", "`nqnb up`", url=url)
+            error = await self.quick_refusal(url, "the connection was refused", "`nqnb up --detach`", url=url)
             assert error.url == url
             secret = url.replace("//", "//ann:s3cret@")
             error = await self.quick_refusal(url, url=secret)
@@ -627,7 +627,7 @@ class TestUnreachableServers:
     async def test_a_refused_connection_of_a_worker_is_reported(self) -> None:
         worker = nqnb.Worker("nats://127.0.0.1:1")
         worker.handler("q")(lambda job: None)
-        await refusal(NoServer, worker.start(), "nats://127.0.0.1:1", "`nqnb up`")
+        await refusal(NoServer, worker.start(), "nats://127.0.0.1:1", "`nqnb up --detach`")
 
     async def test_an_unknown_host_is_reported(self) -> None:
         url = "nats://no-such-host.invalid:4222"

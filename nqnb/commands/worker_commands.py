@@ -18,7 +18,7 @@ from nqnb.commands.command import Command, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
 from nqnb.errors import NqnbError
-from nqnb.server.server_choice import choose
+from nqnb.server.server_choice import resolve
 from nqnb.settings import Settings
 from nqnb.worker.worker import Worker
 
@@ -104,11 +104,10 @@ def _processes(
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
     """Return the worker's settings with the command's options; if neither names a server, choose as every command."""
-    names_no_server = not own.named and not any((own.user, own.token, own.creds, own.nkey, own.tls_ca, own.context))
-    if names_no_server and (choice := choose(**options)).detached:
+    choice = resolve(Settings.of(own, **options))
+    if choice.detached:
         log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
-        return Settings.of(own, **options).at_detached(f"{choice.settings.url}", f"{choice.settings.token}")
-    return Settings.of(own, **options)
+    return choice.settings
 
 
 def _find_worker(target: str) -> Worker:

@@ -99,7 +99,8 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
         except BaseException:
             await leave(client)
             raise
-    raise no_server(settings, reasons)
+    server = await _running_detached()
+    raise no_server(settings, reasons, "" if server is None else server.url)
 
 
 async def _running_detached() -> detached.Detached | None:

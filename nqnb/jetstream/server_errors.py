@@ -141,18 +141,22 @@ class CertificateRefused(ConnectionError):
     """The server requires a client certificate and closed the connection: it was missing or not accepted."""
 
 
-def no_server(settings: Settings, reasons: Mapping[str, BaseException]) -> NoServer:
+def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached: str = "") -> NoServer:
     """Return the error for a failed connect, with the reason and the remedy for each address.
 
     Args:
         settings: the settings.
         reasons: what happened, by address.
+        detached: the address of the user's detached server, if it runs.
     """
     where = address(settings)
+    another = "start a server with `nqnb up --detach`, or set another address with --url or NATS_URL"
+    if detached and detached not in settings.urls:
+        another = f"your detached server runs at {detached}, and is used where no url, NATS_URL or context is set"
     found: dict[tuple[str, str], list[str]] = {}
     for url in settings.urls:
         if url in reasons:
-            why, remedy = _reason(settings, reasons[url])
+            why, remedy = _reason(settings, reasons[url], another)
             found.setdefault((_without_secrets(why, settings), remedy), []).append(url)
     if len(found) == 1:
         ((why, remedy),) = found
@@ -163,9 +167,8 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException]) -> NoSer
     return NoServer(text, where)
 
 
-def _reason(settings: Settings, reason: BaseException) -> tuple[str, str]:
-    """Return what went wrong and what to do."""
-    another = "start a server with `nqnb up`, or set another address with --url or NATS_URL"
+def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[str, str]:
+    """Return what went wrong and what to do: ``another`` where the address is that of no usable server."""
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
         return _login_refused(settings, text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from dataclasses import dataclass
@@ -12,10 +13,6 @@ from nqnb.server.detached import Condition, DetachedStatus, look
 from nqnb.settings import Settings
 
 _CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
-_VARIABLES = (
-    *("NATS_USER", "NATS_PASSWORD", "NATS_TOKEN", "NATS_CREDS", "NATS_NKEY"),
-    *("NATS_CA", "NATS_CERT", "NATS_KEY"),
-)
 _POLL_SECONDS = 0.1
 _UNSETTLED = (Condition.SILENT, Condition.STARTING)
 """Conditions that may pass by themselves: the server is busy, or another process is starting or stopping it."""
@@ -62,9 +59,24 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
         return Choice(settings, "the one given")
     if os.environ.get("NATS_URL"):
         return Choice(settings, "that of NATS_URL")
+    return resolve(settings, patient=patient)
+
+
+def resolve(settings: Settings, *, patient: bool = True) -> Choice:
+    """Choose the server for settings: their own address, else the detached server, else the default address.
+
+    Args:
+        settings: the settings.
+        patient: see `choose`.
+
+    Raises:
+        NoServer: see `choose`.
+    """
     if settings.context is not None:
         return Choice(settings, f"that of the NATS context {settings.context!r}")
-    if any(options.get(name) for name in _CREDENTIALS) or any(os.environ.get(name) for name in _VARIABLES):
+    if settings.named:
+        return Choice(settings, "the one given")
+    if any(getattr(settings, name) for name in _CREDENTIALS):
         return Choice(settings, "the default, as neither a url nor NATS_URL is given")
     found = _settled(settings.connect_timeout if patient else 0.0)
     if found.condition is Condition.RUNNING and found.server is not None:
@@ -73,6 +85,15 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
     if found.condition in _UNSETTLED:
         raise _no_answer(found)
     return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)
+
+
+async def resolved(settings: Settings) -> Settings:
+    """Return settings for the server that `resolve` chooses, without blocking the event loop.
+
+    Raises:
+        NoServer: see `choose`.
+    """
+    return settings if settings.named else (await asyncio.to_thread(resolve, settings)).settings
 
 
 def _settled(patience: float) -> DetachedStatus:

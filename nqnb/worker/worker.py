@@ -47,7 +47,8 @@ class Worker:
     """Runs the tasks of some queues.
 
     Args:
-        settings: `Settings`, or the server's address; default ``NATS_URL``, else this machine.
+        settings: `Settings`, or the server's address; default ``NATS_URL``, else a context of the NATS CLI, else your
+            detached server (`nqnb up --detach`), else ``nats://127.0.0.1:4222``, as they are when the worker starts.
         concurrency: how many tasks run at once, over all queues; `handler` can bound those of one queue.
         shutdown_timeout: how long a stopping worker waits for its tasks before it stops them and lets the server
             redeliver them: seconds, or a timedelta.
@@ -83,7 +84,8 @@ class Worker:
         self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
         self.progress_raises = check_flag("progress_raises", progress_raises)
-        self.settings = Settings.of(settings, **options)
+        self._given = (settings, options)
+        self.settings = self._checked_settings = Settings.of(settings, **options)
         self.id = f"w-{secrets.token_hex(6)}"
         self.state = State.NEW
         self.handlers: dict[str, Handler] = {}
@@ -229,8 +231,14 @@ class Worker:
             raise InvalidHandler(f"the worker cannot start: it is {self.state.value} already. Create another Worker.")
         # Import nats only to connect.
         from nqnb.jetstream.backend import Backend
+        from nqnb.server.server_choice import resolved
         from nqnb.worker.runtime import Runtime
 
+        if self.settings is self._checked_settings:
+            # The environment may have changed since the worker was made.
+            settings, options = self._given
+            self.settings = Settings.of(settings, **options)
+        self.settings = await resolved(self.settings)
         backend = await Backend.open(self.settings, self._store)
         self._started = moment(backend.now()) or self._started
         self._runtime = Runtime(

@@ -388,7 +388,7 @@ class TestAddresses:
             yield f"nats://127.0.0.1:{mute.getsockname()[1]}"
 
     async def test_a_dead_address_is_refused(self) -> None:
-        await is_refused("nats://127.0.0.1:1", "the connection was refused", "`nqnb up`", within=1)
+        await is_refused("nats://127.0.0.1:1", "the connection was refused", "`nqnb up --detach`", within=1)
         await is_refused("nats://no-such-host.invalid", "the host name is unknown")
 
     async def test_a_silent_address_times_out(self, mute: str) -> None:

@@ -21,7 +21,7 @@ from nqnb.cli import main
 from nqnb.commands import worker_commands
 from nqnb.errors import DevServerError, NoServer
 from nqnb.jetstream import connection
-from nqnb.server import detached
+from nqnb.server import detached, server_choice
 from nqnb.server.detached import Condition, hold_lock, make_home
 from nqnb.server.devserver import DevServer
 from nqnb.server.server_choice import choose
@@ -473,6 +473,52 @@ def test_a_worker_that_names_the_default_address_does_not_serve_the_detached_one
     assert worker_commands.worker_settings(nqnb.Settings(), {}).urls == (running.url,)
 
 
+def test_clients_and_workers_that_name_no_server_find_the_detached_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = nqnb.Worker(ack_wait=5.0)
+    client = nqnb.connect(nqnb.Settings(name="mine"))
+
+    @worker.handler("double")
+    def double(job: nqnb.Job, payload: int) -> int:
+        return 2 * payload
+
+    async def use(expected: str) -> None:
+        async with client, nqnb.connect() as nq, worker:
+            assert await (await client.submit("double", 2)).result(timeout=20) == 4
+            assert nq.settings.url == client.settings.url == worker.settings.url == expected
+            assert (client.settings.name, worker.settings.ack_wait) == ("mine", 5.0)
+
+    server, _ = detached.start()
+    asyncio.run(use(server.url))
+    assert server.token not in repr(client.settings)
+
+
+def test_a_worker_reads_the_environment_when_it_starts(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
+    worker = nqnb.Worker(concurrency=2)
+    worker.handler("double")(lambda job: None)
+    monkeypatch.setenv("NATS_URL", server.url)
+
+    async def start() -> None:
+        async with worker:
+            assert worker.settings.url == server.url
+
+    asyncio.run(start())
+
+
+def test_an_error_about_a_missing_server_names_the_detached_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refusal() -> str:
+        with pytest.raises(NoServer) as caught:
+            await nqnb.connect().open()
+        return str(caught.value)
+
+    monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
+    assert "start a server with `nqnb up --detach`" in asyncio.run(refusal())
+    server, _ = detached.start()
+    assert f"your detached server runs at {server.url}, and is used where no url" in asyncio.run(refusal())
+
+
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
 def test_stop_and_status_reject_options_of_a_start(words: list[str]) -> None:
     assert main(words) == 2
@@ -484,10 +530,10 @@ def test_a_worker_that_names_a_server_never_asks_for_the_detached_one(
 ) -> None:
     """The detached server may be silent, which must not delay the worker of another server."""
 
-    def asked(**_: object) -> None:
+    def asked() -> None:
         raise AssertionError("the detached server was asked for")
 
-    monkeypatch.setattr(worker_commands, "choose", asked)
+    monkeypatch.setattr(server_choice, "look", asked)
     if source == "environment":
         monkeypatch.setenv("NATS_URL", DEFAULT_URL)
     context = Path(os.environ["XDG_CONFIG_HOME"], "nats", "context", "mine.json")
