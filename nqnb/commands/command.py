@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import click
 
 from nqnb.client import Client
+from nqnb.commands.option_hints import no_such_option
 from nqnb.commands.param_types import FilePath, seconds
 from nqnb.errors import NqnbError
 
@@ -124,6 +125,13 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params += _shared_options(self.params, hidden=True)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line; see `click.Command.parse_args`. An unknown option gets a suggestion."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise no_such_option(error, self) from None
+
 
 class Group(click.Group):
     """A group of commands that also accepts the shared options."""
@@ -134,6 +142,13 @@ class Group(click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"invoke_without_command": True, "subcommand_metavar": "COMMAND [ARGS]...", **kwargs})
         self.params += _shared_options(self.params, hidden=not self.explains)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options before the command; as `Command.parse_args`."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise no_such_option(error, self) from None
 
 
 class Root(Group):

@@ -21,6 +21,9 @@ CANCEL_FILTERS: tuple[State, ...] = (*OPEN_STATES, Waiting.SCHEDULED)
 """The states that select tasks to cancel."""
 
 
+_TIME_OF_DAY = re.compile("([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
+
+
 class FilePath(click.Path):
     """The path of a file or folder; click raises a bare ValueError for text that no system accepts as a path."""
 
@@ -90,17 +93,22 @@ def seconds(text: str | float) -> float:
 
 
 def moment(text: str) -> datetime | timedelta:
-    """Parse a moment: a length of time from now, or an ISO date and time (local, unless it has a time zone)."""
+    """Parse a moment: a length of time from now, a time of day, or an ISO date and time.
+
+    A time of day means its next occurrence. Times are local, unless they have a time zone.
+    """
     length = read_length(text.removeprefix("+"))
     if length is not None and length < LONGEST_SECONDS:
         return timedelta(seconds=length)
+    if (clock := _TIME_OF_DAY.fullmatch(text)) is not None:
+        return _next_time_of_day(int(clock[1]), int(clock[2]), int(clock[3] or 0))
     try:
         # Python 3.10 does not accept the Z.
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
-            f"expected a moment, got {text!r}. Use a length of time from now (90s, 10m, 2h30m, 1d), "
-            "or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
+            f"expected a moment, got {text!r}. Use a length of time from now (90s, 10m, 2h30m, 1d), a time of day "
+            "like 07:00, or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
 
@@ -112,6 +120,13 @@ def future_moment(text: str) -> datetime | timedelta:
             f"expected a future moment, got {text!r}. Use a later one, or a length of time from now"
         )
     return found
+
+
+def _next_time_of_day(hour: int, minute: int, second: int) -> datetime:
+    """Return when the local clock shows a time for the next time."""
+    now = datetime.now()
+    at = now.replace(hour=hour, minute=minute, second=second, microsecond=0)
+    return at if at > now else at + timedelta(days=1)
 
 
 def _unix(moment: datetime) -> float:

@@ -14,7 +14,7 @@ from nqnb.commands import shell_completion
 from nqnb.commands.arguments import exclusive_flag
 from nqnb.commands.command import Command, ask, front_of
 from nqnb.commands.command_records import CommandProgress, Submitted, Value
-from nqnb.commands.param_types import future_moment, moment, queue_name, seconds, task_id
+from nqnb.commands.param_types import future_moment, queue_name, seconds, task_id
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
 
@@ -53,6 +53,7 @@ def _wait(text: str) -> float | None:
 Examples:
   nqnb submit resize '{"path": "a.png"}' --retry 2
   nqnb submit resize --file job.json --deadline 18h
+  nqnb submit resize --file job.json --process-at 07:00
   nqnb submit greet --text hello --wait 30
   seq 1000 | nqnb submit square --lines -
 """,
@@ -68,10 +69,13 @@ Examples:
     "--deadline",
     type=future_moment,
     metavar="WHEN",
-    help="Fail the task if it has not ended by then (10m, 2030-12-31T18:00)",
+    help="Fail the task if it has not ended by then (10m, 18:00, 2030-12-31T18:00)",
 )
 @click.option(
-    "--process-at", type=moment, metavar="WHEN", help="Do not start the task before then (10m, 2030-12-31T18:00)"
+    "--process-at",
+    type=future_moment,
+    metavar="WHEN",
+    help="Do not start the task before then (10m, 07:00, 2030-12-31T18:00)",
 )
 @click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--lines", is_flag=True, help="Submit one task for each line of the file, or of -; skip empty lines")

@@ -109,17 +109,28 @@ Examples:
 """,
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
+@click.option(
+    "named", "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, hidden=True
+)
 @status_option(help="Only tasks in this state; repeatable")
 @age_option("--since", "Only tasks submitted less than AGE ago")
 @limit_option
 @click.pass_context
 def list_tasks(
-    ctx: click.Context, queue: str | None, statuses: tuple[State, ...], since: float | None, limit: int
+    ctx: click.Context,
+    queue: str | None,
+    named: str | None,
+    statuses: tuple[State, ...],
+    since: float | None,
+    limit: int,
 ) -> Tasks:
     """List tasks, the most recently changed last.
 
     Without QUEUE, the tasks of all queues are listed.
     """
+    if queue is not None and named is not None:
+        raise click.UsageError("too many queues: QUEUE and --queue exclude each other. Give only one")
+    queue = queue or named
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses, newer_than=since), limit))
 
 

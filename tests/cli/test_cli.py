@@ -346,6 +346,36 @@ def test_queues_are_listed_and_counted(run: Run, new: Callable[..., str]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("task requeue --queu resize", "Did you mean '--queue'?"),
+        ("cancel --since 1h", "Did you mean '--newer-than'?"),
+        ("submit --queue resize 1", "Write the queue without an option: nqnb submit QUEUE"),
+        ("submit resize 1 --retries 3", "Did you mean '--retry'?"),
+        ("submit resize 1 --proces-at 1h", "Did you mean '--process-at'?"),
+        ("tasks --stat failed", "Did you mean '--status'?"),
+        ("tasks --max-results 3", "Its help lists the options"),
+        ("workers --queue resize", "Its help lists the options"),
+        ("--urll nats://x", "Did you mean '--url'?"),
+    ],
+)
+def test_an_unknown_option_gets_a_suggestion_of_the_option_meant(line: str, meant: str, run: Run) -> None:
+    answer = run(*line.split())
+    assert (answer.code, one_line(answer.err)) == (2, True)
+    assert f"has no such option. {meant}" in answer.err
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_time_of_day_is_its_next_occurrence(hours: int, run: Run) -> None:
+    now = datetime.now(timezone.utc)
+    at = (datetime.now() + timedelta(hours=hours)).strftime("%H:%M:%S")
+    task_id = run("submit", "morning", "1", "--process-at", at).out.strip()
+    due = datetime.fromisoformat(run("task", "show", task_id, "--json").json["process_at"].replace("Z", "+00:00"))
+    assert due.astimezone().strftime("%H:%M:%S") == at
+    assert now < due < now + timedelta(hours=25, minutes=1)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("bogus",),
@@ -360,6 +390,9 @@ def test_queues_are_listed_and_counted(run: Run, new: Callable[..., str]) -> Non
         ("submit", "q", "1", "--timeout", "0"),
         ("submit", "q", "1", "--deadline", "2001-01-01"),
         ("submit", "q", "1", "--process-at", "yesterday"),
+        ("submit", "q", "1", "--process-at", "2001-01-01"),
+        ("submit", "q", "1", "--process-at", "24:00"),
+        ("tasks", "q", "--queue", "q"),
         ("submit", "q", "1", "--file", "/no/such/file"),
         ("submit", "q", "1", "--file", __file__),
         ("submit", "q", "--lines"),
