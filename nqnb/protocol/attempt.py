@@ -103,4 +103,9 @@ class Attempt:
 
     def lapsed(self) -> bool:
         """Return the same as `lost_lease`, but record nothing. Any thread may call this."""
-        return self.gap or elapsed() - self.beat > LEASE_SHARE * self.ack_wait
+        return self.gap or elapsed() > self.lease_end
+
+    @property
+    def lease_end(self) -> float:
+        """When the lease counts as lost unless a heartbeat is answered before, on the clock of `elapsed`."""
+        return self.beat + LEASE_SHARE * self.ack_wait

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 
+from nqnb.clock import elapsed
 from nqnb.concurrency import spawn
 from nqnb.errors import NqnbError, ServerRefused
 from nqnb.jetstream.backend import Backend
@@ -109,8 +111,8 @@ class Recovery:
 
     def _on_disconnect(self) -> None:
         if not self.active and not self._closed:
-            running = f"; {len(self._runs):,} tasks run on while their lease lasts" if self._runs else ""
-            self._backend.outage.began(f"the connection to the server is lost{running}")
+            where = ", ".join(self._backend.settings.urls)
+            self._backend.outage.began(f"the connection to {where} was lost{self._what_continues()}")
         self.active = True
         if self._task is not None:
             # Its last step does not fail, so it would end well while the connection is away.
@@ -122,6 +124,16 @@ class Recovery:
             run.gap = run.gap or not run.claimed
             # A look that hangs must not keep the recovery from its own.
             run.looking = False
+
+    def _what_continues(self) -> str:
+        """Return how many tasks continue without a connection, and until when by this machine's clock."""
+        ends = [run.lease_end for run in self._runs.values() if not run.finishing and not run.lapsed()]
+        if not ends:
+            return ""
+        until = datetime.now() + timedelta(seconds=min(ends) - elapsed())
+        if len(ends) == 1:
+            return f"; 1 running task continues until {until:%H:%M:%S}, when its lease ends"
+        return f"; {len(ends):,} running tasks continue until {until:%H:%M:%S}, when the first lease ends"
 
     async def _on_reconnect(self) -> None:
         if self._task is not None:

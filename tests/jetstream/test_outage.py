@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -55,14 +57,48 @@ async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minut
         seconds = time.monotonic() - away
     lines = warnings(caplog)[before:]
     assert running == TASKS
-    lost = f"the connection to the server is lost; {TASKS} tasks run on while their lease lasts; still trying"
-    assert lines[0] == lost
+    lost = rf"the connection to {server.url} was lost; {TASKS} running tasks continue until (\d\d:\d\d:\d\d), when the "
+    assert re.fullmatch(lost + "first lease ends; still trying", lines[0]), lines[0]
     assert lines[-1].startswith("the server is available again after ")
     if every == 60.0:
         assert len(lines) == 2, "\n".join(lines)
     else:
         assert 3 <= len(lines) <= 3 + seconds / every, "\n".join(lines)
         assert all("still trying" in line for line in lines[:-1])
+
+
+async def test_a_lost_connection_is_logged_with_the_time_when_the_lease_of_the_running_task_ends(
+    server: nqnb.DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = nqnb.Worker(server.url, ack_wait=3.0, retry_for=1.0)
+    started, stopped = asyncio.Event(), asyncio.Event()
+    ended = datetime.min
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        nonlocal ended
+        started.set()
+        try:
+            await asyncio.sleep(30)
+        finally:
+            ended = datetime.now()
+            stopped.set()
+
+    async with nqnb.connect(server.url, ack_wait=3.0) as nq, worker:
+        await nq.submit("work")
+        await started.wait()
+        lost = datetime.now()
+        await asyncio.to_thread(server.kill)
+        await asyncio.wait_for(stopped.wait(), 20)
+        await asyncio.to_thread(server.restart)
+    (line,) = [each for each in warnings(caplog) if "was lost" in each]
+    found = re.search(r"; 1 running task continues until (\d\d:\d\d:\d\d), when its lease ends; still trying$", line)
+    assert found, line
+    until = datetime.combine(lost, datetime.strptime(found[1], "%H:%M:%S").time())
+    if until < lost - timedelta(hours=12):
+        until += timedelta(days=1)
+    # The line has whole seconds, and the task is stopped when its lease ends.
+    assert lost - timedelta(seconds=1) <= until <= ended
 
 
 def test_only_errors_of_an_outage_are_taken(caplog: pytest.LogCaptureFixture) -> None:
