@@ -1,4 +1,4 @@
-"""Run one command line of ``nqnb``, and turn its outcome into an exit code."""
+"""Run one ``nqnb`` command line, and convert its outcome to an exit code."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["exit_code", "main", "usage"]
 DONE, REFUSED, USAGE, NO_CONNECTION = range(4)
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 141
-"""The exit code that a shell reports of a program that wrote into a closed pipe."""
+"""The exit code that a shell reports for a program that wrote to a closed pipe."""
 
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""The errors of a full or failing disk, which mean that the output could not be written."""
+"""The error numbers of a full or failing disk. They mean that the output could not be written."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: the arguments of the command line; default those of this process.
+        arguments: the arguments of the command line; by default, the arguments of this process.
 
     Returns:
-        The exit code: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted.
+        The exit code: 0 for done, 1 for refused, 2 for wrong usage, 3 for no connection, or 130 for interrupted.
     """
     prepare_streams()
     if "_NQNB_COMPLETE" in os.environ:
@@ -58,11 +58,11 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
     try:
         record = tree.main(given, prog_name="nqnb", obj=shell, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt) as error:
-        # click has replaced the interrupt by an error of its own.
+        # click replaces the interrupt with its own error.
         shell.interrupted(str(error.__cause__ or error))
         return INTERRUPTED
     except click.ClickException as error:
-        # click stops at the first error, and may not have reached --json.
+        # click stops at the first error, so it may not have parsed --json.
         shell.json |= "--json" in given[: given.index("--") if "--" in given else None]
         shell.complain(error, usage(error))
         return USAGE
@@ -94,7 +94,7 @@ def exit_code(error: NqnbError) -> int:
 
 
 def usage(error: click.ClickException) -> str:
-    """Return the error of a command line, with the command that shows its help."""
+    """Return the text of a usage error, with the command that shows the help."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} -h`)" if context is not None else ""
     return error.format_message().removesuffix(".") + hint

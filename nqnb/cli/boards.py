@@ -1,4 +1,4 @@
-"""The live displays of ``nqnb watch``, ``nqnb demo`` and ``nqnb chaos``, and the reports at their end."""
+"""The live displays of ``nqnb watch``, ``nqnb demo`` and ``nqnb chaos``, and their final reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CHAOS_ENDS = ("deleted", "cancelled", "completed", "failed", "unknown", "no ans
 
 
 class WatchBoard:
-    """The queues and tasks of one snapshot; ages and run times continue to count between two snapshots."""
+    """The queues and tasks of one snapshot; ages and run times continue to increase between snapshots."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -44,7 +44,7 @@ class WatchBoard:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self._snapshot
         height = console.size.height - 1 if console.is_terminal else 2 * _MAX_WATCHED_TASKS
-        # Each table has three more lines around it. Tasks matter most, so the queues get a third at most.
+        # Each table has three extra lines. Tasks matter most, so the queues get at most a third of the height.
         queues = _busiest(found.queues, max(1, height // 3 - 2))
         yield _watched_queues(queues, len(found.queues))
         yield Text()
@@ -55,12 +55,12 @@ class WatchBoard:
         if found.trouble:
             yield Text(line(found.trouble), style="bold red", overflow="ellipsis", no_wrap=True)
         elif console.is_terminal and not found.once:
-            yield Text(f"{clock(found.at)}, Ctrl-C ends", style="dim")
+            yield Text(f"{clock(found.at)}, Ctrl-C exits", style="dim")
 
 
 def changes(record: Changes) -> RenderableType:
     """Return one line for each task that changed."""
-    lines = [line(record.trouble)] if record.trouble else ["the server answers again"] if record.back else []
+    lines = [line(record.trouble)] if record.trouble else ["the server is answering again"] if record.back else []
     for task in record.tasks:
         when = clock(task.completed_at or task.started_at or task.submitted_at)
         parts = (when, task.status.label, task.id, task.queue, run_duration(task), _progress(task), task.worker)
@@ -69,7 +69,7 @@ def changes(record: Changes) -> RenderableType:
 
 
 def _progress(task: TaskInfo) -> str:
-    """Return the progress of a running task in one word."""
+    """Return the progress of a running task as one word, or an empty string."""
     if task.progress is None or task.status is not Status.PROCESSING:
         return ""
     if not task.progress.total:
@@ -146,7 +146,7 @@ def _watched_task(task: TaskInfo) -> list[str | Text]:
 
 
 class DemoBoard:
-    """The tasks of the demo, as many as fit the terminal: running tasks first, then waiting and ended ones."""
+    """The tasks of the demo, as many as fit on the terminal: running tasks first, then waiting and ended tasks."""
 
     def __init__(self, state: DemoState) -> None:
         self._state = state
@@ -195,7 +195,7 @@ def demo_summary(record: DemoSummary) -> RenderableType:
 
 
 def _demo_window(rows: list[DemoRow], height: int) -> list[DemoRow]:
-    """Choose running tasks, then waiting tasks, then those that ended last; keep the order of submission."""
+    """Choose running tasks, then waiting tasks, then recently ended tasks; keep the order of submission."""
     running = [row for row in rows if row.status is Status.PROCESSING]
     ended = [row for row in rows if row.status.terminal]
     waiting = [row for row in rows if row.status is Status.PENDING]
@@ -216,7 +216,7 @@ def _demo_row(row: DemoRow) -> list[str | Text]:
 
 
 class ChaosBoard:
-    """A chaos run under way: its counts, and the last faults."""
+    """A chaos run in progress: its counts, and the most recent faults."""
 
     def __init__(self, state: ChaosState) -> None:
         self._state = state
@@ -274,7 +274,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
                 ("server", record.where),
                 ("tasks", f"{record.submitted:,} submitted, {record.acknowledged:,} acknowledged"),
                 ("ended", _counts(made.ends)),
-                ("runs", f"{made.runs:,}, of which {made.again:,} followed a run that a fault had ended"),
+                ("runs", f"{made.runs:,}, of which {made.again:,} followed a run that a fault ended"),
                 ("revisions", f"{record.revisions:,} checked"),
                 ("faults", _counts(made.faults) or "none"),
                 ("submit to ack", _spread(made.ack)),
@@ -299,7 +299,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
 
 
 def _timeline(events: Iterable[tuple[str, str, str]]) -> RenderableType:
-    """Return (time, event, style) as two columns; long events are folded within theirs."""
+    """Return events (time, text, style) as a table of two columns; long texts are wrapped within their column."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")

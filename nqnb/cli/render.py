@@ -1,6 +1,6 @@
-"""How a terminal shows each kind of record, and the same as plain text.
+"""Render each kind of record for a terminal, or as plain text.
 
-Text that came from a queue is always shown as text: it is never parsed as markup, and control characters are escaped.
+Text from a queue is always shown as text: it is never parsed as markup, and control characters are escaped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from nqnb.text import (
 )
 
 _TEXT_WIDTH = 110
-"""The most characters in a line of `as_text`."""
+"""The maximum number of characters in a line of `as_text`."""
 
 _MEANING = {
     "deleted": "before they started",
@@ -65,17 +65,17 @@ _MEANING = {
     "unknown": "no such tasks",
     "refused": "see the errors",
 }
-"""What each outcome of a cancel means."""
+"""The meaning of each outcome of a cancel."""
 
 
 @singledispatch
 def render(record: Any) -> RenderableType:
-    """Return what a terminal shows of a record; a ``str`` is printed as it is, never folded."""
+    """Return the terminal output for a record; a ``str`` is printed as it is, without wrapping."""
     return clean(str(record))
 
 
 def as_text(record: object) -> str:
-    """Return what a terminal shows of a record as lines of text, without colour."""
+    """Return the terminal output for a record as lines of text, without colour."""
     shown = render(record)
     if isinstance(shown, str):
         return shown
@@ -121,7 +121,7 @@ def _(record: CommandProgress) -> RenderableType:
 @render.register
 def _(record: ServerUp) -> RenderableType:
     return stack(
-        Text(f"nats-server {record.version} runs until Ctrl-C", style="bold"),
+        Text(f"nats-server {record.version} is running; Ctrl-C stops it", style="bold"),
         fields(
             [
                 ("address", record.url),
@@ -222,7 +222,7 @@ def _(record: PruneReceipt) -> RenderableType:
             ("tasks", f"{record.entries:,}"),
             ("results", f"{record.results:,}"),
             ("cancels", f"{record.intents:,}"),
-            ("kept", f"{record.kept:,}, since their messages are still in their queues" if record.kept else ""),
+            ("kept", f"{record.kept:,}, because their messages are still in their queues" if record.kept else ""),
         ]
     )
     return stack(Text("Would be removed:" if record.dry_run else "Removed:", style="bold"), counts)
@@ -283,12 +283,12 @@ def _(record: DemoSummary) -> RenderableType:
 
 def _result(task: TaskInfo) -> str:
     if task.result_key:
-        return "stored separately, since it is large; `nqnb task result` prints it"
+        return "stored separately because it is large; `nqnb task result` prints it"
     return clip(payload_text(task.result, pretty=True)) if task.result else ""
 
 
 def _unmarked(traceback: str) -> str:
-    """Return a traceback without its lines of ``^^^^``, which point nowhere once the lines are folded."""
+    """Return a traceback without its lines of ``^^^^``, which are misplaced after long lines are wrapped."""
     return "\n".join(each for each in traceback.rstrip().split("\n") if each.strip(" ~^") or not each)
 
 
@@ -411,12 +411,12 @@ def _workers(record: Workers) -> RenderableType:
         for each in record
     ]
     return Sheet(
-        columns, rows, "" if rows else "no nqnb workers; Go workers are not listed, since they do not register"
+        columns, rows, "" if rows else "no nqnb workers; Go workers are not listed, because they do not register"
     )
 
 
 def _preview(record: Preview) -> RenderableType:
-    """Return the number of tasks that would end, by queue and state, and some of their ids."""
+    """Return the numbers of tasks that the command would end, by queue and state, and some of their ids."""
     if not record.ids:
         return "no tasks to end"
     columns = [
@@ -468,7 +468,7 @@ def _line(*parts: str) -> str:
 
 
 def _cancelled(record: Cancelled) -> RenderableType:
-    """Return the number of cancels by outcome."""
+    """Return the number of cancels for each outcome."""
     if not record.outcomes:
         return "no tasks to cancel"
     rows = [[what, f"{count:,}", _MEANING.get(what, "")] for what, count in record.outcomes.items()]
@@ -476,7 +476,7 @@ def _cancelled(record: Cancelled) -> RenderableType:
 
 
 def _progress_words(task: TaskInfo) -> str:
-    """Return the progress of a task, with the text that its handler has set."""
+    """Return the progress of a task, with the text that its handler set."""
     if task.progress is None:
         return ""
     done, total, text = task.progress.done, task.progress.total, task.progress.text

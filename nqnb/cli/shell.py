@@ -1,4 +1,4 @@
-"""The shell as a front end: tables on a terminal, plain columns in a pipe, JSON with ``--json``."""
+"""The front end for the shell: it prints tables to a terminal, plain columns to a pipe, or JSON with ``--json``."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PIPE_WIDTH = 100_000
-"""The width of a table in a pipe: no line is clipped or folded."""
+"""The width of a table in a pipe, large enough that no line is clipped or wrapped."""
 
 
 class Interrupted(NqnbError):
-    """A person interrupted a command; the text says what continues, ``.task_id`` which task the command waited for."""
+    """The user interrupted a command; the text says what continues.
+
+    ``.task_id`` is the id of the task that the command was waiting for, or None.
+    """
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -61,7 +64,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:
-        """See `nqnb.commands.command.Front.client`: without a server, `nqnb.server.server_choice.choose` finds one."""
+        """See `nqnb.commands.command.Front.client`; `nqnb.server.server_choice.choose` chooses the server."""
         choice = choose(**options)
         if self.verbose:
             self.say(f"server {', '.join(choice.settings.urls)}: the address is {choice.source}")
@@ -75,7 +78,7 @@ class Shell:
     def stdin(self) -> bytes:
         """See `nqnb.commands.command.Front.stdin`."""
         if sys.stdin is None:
-            raise click.UsageError("the payload cannot be read: stdin is closed. Name a file with --file")
+            raise click.UsageError("the payload cannot be read: stdin is closed. Use --file with the path of a file")
         return sys.stdin.buffer.read()
 
     def say(self, text: str) -> None:
@@ -88,7 +91,7 @@ class Shell:
         self._waits_for = task_id
 
     def interrupted(self, said: str) -> None:
-        """Say what continues after an interrupt: what the command has ``said``, or the task that it waited for."""
+        """Report what continues after an interrupt: ``said`` by the command, or the task that it was waiting for."""
         if self._waits_for and not said:
             said = f"interrupted; task {self._waits_for!r} continues, `nqnb cancel {self._waits_for}` stops it"
         if said:
@@ -102,13 +105,13 @@ class Shell:
         text = text or str(error)
         if isinstance(error, UserCodeError):
             print(clean(error.traceback), file=sys.stderr)
-        # The error of a server ends with lines of its log, which stay separate lines.
+        # The error of a server ends with lines of its log, which must remain separate lines.
         print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)
 
     def confirm(self, question: str) -> bool:
         """See `nqnb.commands.command.Front.confirm`."""
         if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
-            raise NeedsYes(f"{question} This was not confirmed: there is no terminal to ask on. Add --yes")
+            raise NeedsYes(f"{question} This cannot be confirmed: there is no terminal. Add --yes to confirm")
         return click.confirm(clean(question), err=True)
 
     def show(self, record: object) -> None:
@@ -154,7 +157,7 @@ class Shell:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.command.Front.follow`: full screen on a terminal, else one line a record."""
+        """See `nqnb.commands.command.Front.follow`; a terminal shows it full screen, and a pipe line by line."""
         if self.json:
             yield lambda record: print(to_json(record.as_json()), flush=True)
             return
@@ -186,7 +189,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
-        """See `nqnb.commands.command.Front.stop_requested`: SIGINT and SIGTERM."""
+        """See `nqnb.commands.command.Front.stop_requested`; SIGINT and SIGTERM set the event."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -199,7 +202,7 @@ class Shell:
                 signal.signal(each, handler)
 
     def start_logging(self) -> None:
-        """See `nqnb.commands.command.Front.start_logging`; logging that is configured already stays as it is."""
+        """See `nqnb.commands.command.Front.start_logging`; an existing logging configuration is not changed."""
         if logging.getLogger().handlers:
             return
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -214,7 +217,7 @@ class Shell:
 
 
 class _CleanFormatter(logging.Formatter):
-    """Escapes log records, which may quote text from a queue."""
+    """A formatter that escapes log records, because they may quote text from a queue."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))
@@ -234,7 +237,7 @@ def _console(stream: IO[str]) -> Console:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr safe to print to; discard what is printed to a closed one."""
+    """Make stdout and stderr safe to print to; output to a closed stream is discarded."""
     # With stderr None, print() would write errors to stdout.
     sys.stdout = sys.stdout or _devnull()
     sys.stderr = sys.stderr or _devnull()
@@ -245,12 +248,12 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard what a stream still buffers: the flush when Python exits would fail again."""
+    """Discard the buffered output of a stream, because the flush when Python exits would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is a terminal; a closed stream, which is None, is not."""
+    """Return whether a stream is a terminal; it is not if it is None, which means closed."""
     return stream is not None and stream.isatty()
 
 

@@ -1,4 +1,4 @@
-"""Tables that fit their terminal: dispensable columns are dropped first, then long cells are clipped; none wraps."""
+"""Tables that fit the terminal: dispensable columns are dropped first, then long cells are clipped; no cell wraps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STYLES = {
     Status.CANCELLED: "magenta",
     Status.DELETED: "magenta",
 }
-"""Styles that are readable on dark and on light terminals."""
+"""Styles that are readable on both dark and light terminals."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Column:
 
     Args:
         name: the heading.
-        least: the smallest width to clip it to, in cells; 0 = never clip.
-        dispensable: the order in which columns are dropped when the terminal is narrow: the highest first, 0 = never.
+        least: the smallest width to which the column may be clipped, in cells; 0 means that it is never clipped.
+        dispensable: when to drop the column on a narrow terminal: the highest number first, and 0 never.
         right: whether to align to the right.
     """
 
@@ -44,7 +44,7 @@ class Column:
 
 
 class Sheet:
-    """A table with one line for each row. Cells that are plain ``str`` may be of unknown origin, and are escaped."""
+    """A table with one line for each row. A cell that is a plain ``str`` may be of unknown origin, so it is escaped."""
 
     def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], footer: str = "") -> None:
         self._columns = columns
@@ -71,13 +71,13 @@ class Sheet:
             yield Text(self._footer, style="dim" if self._rows else "")
 
     def _fit(self, room: int) -> dict[int, int]:
-        """Return the width of each column that is shown, by its position."""
+        """Return the width of each column that is shown, by the position of the column."""
         natural = [
             max([len(column.name), *(row[index].cell_len for row in self._rows)])
             for index, column in enumerate(self._columns)
         ]
         least = [min(full, column.least or full) for full, column in zip(natural, self._columns, strict=True)]
-        # Columns without any content are left out.
+        # Empty columns are dropped.
         stay = [
             index
             for index, column in enumerate(self._columns)
@@ -98,7 +98,7 @@ class Sheet:
 
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
-    """Return names and values, one pair a row; empty values are left out, long ones are folded."""
+    """Return names and values, one pair in each row; empty values are left out, and long values are wrapped."""
     grid = Table.grid(padding=(0, _GAP_CELLS, 0, 0), pad_edge=False)
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
@@ -114,7 +114,7 @@ def status(state: Status) -> Text:
 
 
 def bar(done: float, total: float, width: int = 10) -> Text:
-    """Return progress as a bar and in percent."""
+    """Return progress as a bar and a percentage."""
     share = min(1.0, max(0.0, done / total)) if total > 0 else 0.0
     full = round(share * width)
     return Text.assemble(("━" * full, "green"), ("─" * (width - full), "dim"), f" {share:4.0%}")
@@ -135,7 +135,7 @@ def run_duration(task: TaskInfo) -> str:
 
 
 def due(task: TaskInfo) -> str:
-    """Return in how long a waiting task may run; an empty string if its time has come, or it does not wait."""
+    """Return the time until a waiting task may run, or an empty string if the task is due or not waiting."""
     rest = 0.0 if task.due_at is None else -seconds_since(task.due_at)
     return f"in {duration(rest)}" if rest > 0 else ""
 
@@ -146,7 +146,7 @@ def queue_state(queue: QueueInfo) -> Text:
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column of scheduled tasks; narrow tables drop it late if any queue has scheduled tasks."""
+    """Return the column of scheduled tasks; a narrow table drops it only late if any queue has scheduled tasks."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
 
 

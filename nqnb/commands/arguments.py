@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, and the confirmation before a change that cannot be undone."""
+"""The arguments and options that several commands share, and the confirmation before an irreversible change."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ids_argument(completion: Completion) -> Callable[[F], F]:
 
 
 def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
-    """Add the argument that takes task ids and NQ's option ``--id``; `chosen_ids` joins the two."""
+    """Add the argument for task ids, and NQ's option ``--id``; `chosen_ids` combines the two."""
 
     def decorate(function: F) -> F:
         named = click.option(
@@ -53,14 +53,14 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
 
 
 def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return each task id that was given, without duplicates.
+    """Return each task id on the command line, without duplicates.
 
     Raises:
-        click.UsageError: no id was given.
+        click.UsageError: the command line has no task id.
     """
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
-        raise click.UsageError("no task is named: expected one task id or several. Give them as ID or --id ID")
+        raise click.UsageError("no task was named: expected at least one task id. Use ID or --id ID")
     return chosen
 
 
@@ -74,12 +74,12 @@ def status_option(
 
 
 def age_option(name: str, help: str, *, required: bool = False) -> Callable[[F], F]:
-    """Add an option that is a length of time before now."""
+    """Add an option for the age of a task."""
     return click.option(name, type=seconds, required=required, metavar="AGE", help=f"{help} (90s, 10m, 2h, 1d)")
 
 
 def wait_option(help: str) -> Callable[[F], F]:
-    """Add the option that says how long to wait for code to stop."""
+    """Add the option that sets how long to wait for code to stop."""
     return click.option("--wait", type=seconds, metavar="SECONDS", help=help)
 
 
@@ -101,31 +101,31 @@ def dry_run_option(help: str) -> Callable[[F], F]:
 
 
 def exclusive_flag(**flags: bool) -> str | None:
-    """Return the name of the flag that was given, or None.
+    """Return the name of the flag that is set, or None if no flag is set.
 
     Raises:
-        click.UsageError: several flags were given.
+        click.UsageError: more than one flag is set.
     """
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
         raise click.UsageError(
-            f"too many options: {' and '.join(f'--{name}' for name in given)} exclude each other. Give only one"
+            f"too many options: {' and '.join(f'--{name}' for name in given)} cannot be combined. Use only one"
         )
     return given[0] if given else None
 
 
 def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, otherwise: str) -> None:
-    """Show a preview and ask for confirmation, unless ``yes`` was given.
+    """Show a preview and ask for confirmation, unless ``yes`` is True.
 
     Args:
         ctx: the context of the command.
-        preview: the record to show first. With ``--json`` it is not shown, since the output holds the result alone.
+        preview: the record to show first. With ``--json`` it is not shown, because the output has only the result.
         question: the question to ask.
-        yes: whether the confirmation was given with the command.
+        yes: whether the user confirmed with an option of the command.
         otherwise: the start of the error if the answer is no, such as "nothing was cancelled".
 
     Raises:
-        NqnbError: the answer is no, or (`NeedsYes`) there is no terminal to ask on.
+        NqnbError: the answer is no, or there is no terminal (`NeedsYes`).
     """
     front = front_of(ctx)
     if not front.json:

@@ -1,6 +1,6 @@
 """The base of every command: the front end that runs it, the connection to the server, and the shared options.
 
-A front end is what a person uses: the shell (`nqnb.cli.shell`) or a notebook. Both run the same commands.
+The front end is the shell (`nqnb.cli.shell`) or a notebook. Both run the same commands.
 """
 
 from __future__ import annotations
@@ -20,49 +20,50 @@ from nqnb.errors import NqnbError
 T = TypeVar("T")
 
 _OPTIONS_KEY = "nqnb.options"
-"""The key in ``ctx.meta`` of the shared options that were given."""
+"""The key in ``ctx.meta`` of the shared options that the user passed."""
 
 
 class NeedsYes(NqnbError):
-    """A command needs a confirmation, and there is no terminal to ask on."""
+    """A command needs a confirmation, but there is no terminal."""
 
 
 class Front(Protocol):
-    """A front end, held in ``ctx.obj``: how a command reaches the server and the person."""
+    """A front end, stored in ``ctx.obj``, through which a command reaches the server and the user."""
 
     json: bool
     """Whether JSON output was requested."""
     verbose: bool
-    """Whether to say which server was chosen, and why."""
+    """Whether to report which server was chosen, and why."""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run an async function to its end."""
+        """Run an async function until it returns, and return its result."""
         ...
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """Return a connected client; ``options`` are the fields of `nqnb.Settings` that were given with the command.
+        """Return a context manager that connects a client.
 
-        A command calls this outside of `run`, and enters the context inside.
+        A command calls this outside of `run`, and enters the context inside `run`. ``options`` are the fields of
+        `nqnb.Settings` that the user passed with the command.
         """
         ...
 
     def stdin(self) -> bytes:
-        """Return all the input that comes beside the command line."""
+        """Return everything that can be read from the standard input."""
         ...
 
     def say(self, text: str) -> None:
-        """Tell the person something beside the result."""
+        """Show a message to the user in addition to the result."""
         ...
 
     def waits_for(self, task_id: str) -> None:
-        """Record the task that the command waits for from now on."""
+        """Record the task that the command is about to wait for."""
         ...
 
     def confirm(self, question: str) -> bool:
-        """Ask the person, and return whether the answer is yes. Commands call this outside of `run`: it blocks.
+        """Ask the user, and return whether the answer is yes. Commands call this outside of `run`, because it blocks.
 
         Raises:
-            NeedsYes: there is no terminal to ask on.
+            NeedsYes: there is no terminal.
         """
         ...
 
@@ -71,18 +72,19 @@ class Front(Protocol):
         ...
 
     def live(self) -> AbstractContextManager[Callable[[object], None]]:
-        """Show a record that changes: each call of the function replaces what the last call showed."""
+        """Return a context manager with a function that shows a record; each call replaces the previous record."""
         ...
 
     def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
-        """Show a record that changes and is the result itself; where nothing can be replaced, show each call.
+        """Return a context manager with a function that shows each new version of the result.
 
-        The first record is shown whole. After it, a record that has ``news`` is shown by its ``news`` alone.
+        If the display cannot be replaced, the first record is shown in full. After it, only the ``news`` of a record
+        are shown if the record has them.
         """
         ...
 
     def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:
-        """Return an event that is set when the person or the system asks the command to end."""
+        """Return a context manager with an event, which is set when the user or the system stops the command."""
         ...
 
     def start_logging(self) -> None:
@@ -91,18 +93,18 @@ class Front(Protocol):
 
 
 def front_of(ctx: click.Context) -> Front:
-    """Return the front end that runs this command."""
+    """Return the front end that is running this command."""
     front: Front = ctx.obj
     return front
 
 
 def options_of(ctx: click.Context) -> dict[str, Any]:
-    """Return the fields of `nqnb.Settings` that were given before or after the command."""
+    """Return the fields of `nqnb.Settings` that the user passed before or after the name of the command."""
     return dict(ctx.meta.get(_OPTIONS_KEY, {}))
 
 
 def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Connect, run a question with the client, disconnect, and return the answer."""
+    """Connect, call ``question`` with the client, disconnect, and return the answer."""
     front = front_of(ctx)
     connected = front.client(options_of(ctx))
 
@@ -114,12 +116,15 @@ def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
 
 
 def help_alone(ctx: click.Context) -> str | None:
-    """Return the help of a group if no command follows it."""
+    """Return the help of a group if the user named no command of the group."""
     return ctx.get_help() if ctx.invoked_subcommand is None else None
 
 
 class Command(click.Command):
-    """A command that also accepts the shared options, hidden, so that they may stand anywhere on the line."""
+    """A command that also accepts the shared options, which are hidden in its help.
+
+    The options may therefore be anywhere on the command line.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -201,7 +206,7 @@ def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[clic
             is_flag=True,
             expose_value=False,
             callback=_keep_verbose,
-            help="Say which server was chosen, and why",
+            help="Show which server was chosen, and why",
         ),
     ]
     taken = {opt for param in params for opt in param.opts}

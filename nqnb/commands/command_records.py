@@ -1,7 +1,7 @@
-"""The records that commands return, beside those of `nqnb.records`.
+"""The records that commands return, in addition to the records in `nqnb.records`.
 
-A record whose ``ok`` is False is shown, and the exit code is 1. A record with ``as_json`` is printed as that JSON, not
-as its fields.
+If ``ok`` of a record is False, the record is shown and the exit code is 1. If a record has ``as_json``, that JSON is
+printed instead of the fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PRINTED_ERRORS = 10
 
 
 class Tasks(list[TaskInfo]):
-    """Tasks, the most recently changed last; ``total`` is their number before the limit."""
+    """Tasks, the most recently changed task last; ``total`` is the number of tasks before the limit was applied."""
 
     def __init__(self, tasks: Iterable[TaskInfo] = (), total: int = 0) -> None:
         super().__init__(tasks)
@@ -35,11 +35,11 @@ class Tasks(list[TaskInfo]):
 
 
 class Queues(list[QueueInfo]):
-    """Queues, by name."""
+    """Queues, sorted by name."""
 
 
 class Workers(list[WorkerInfo]):
-    """Live workers, by host and process."""
+    """Live workers, sorted by host and process."""
 
 
 class Outcomes(list[T]):
@@ -62,7 +62,7 @@ class Outcomes(list[T]):
 
     @property
     def ok(self) -> bool:
-        """Whether every task was accepted, and ended as requested."""
+        """Whether every task was accepted and ended as requested."""
         return not self.errors
 
 
@@ -71,7 +71,7 @@ class Receipts(Outcomes[CancelReceipt]):
 
 
 class RequeuedTask(Struct, frozen=True):
-    """A requeued task: the ``id`` of the new task, and the ended task that it is a copy ``of``."""
+    """A requeued task; ``id`` is the id of the new task, and ``of`` is the id of the ended task."""
 
     id: str
     queue: str
@@ -114,7 +114,7 @@ class RequeuePreview(Struct, frozen=True):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the groups, and every id."""
+        """Return the groups and the id of every task."""
         rows = [
             {"queue": each.queue, "status": each.status.label, "error": each.error, "tasks": each.tasks}
             for each in self.groups
@@ -136,7 +136,7 @@ class RequeuedAll(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: the first few."""
+        """The first few errors, which are printed."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class RequeuedAll(Struct, frozen=True):
 
 
 class Emptied(Struct, frozen=True):
-    """The outcome of a purge, or of a delete, which has ``removed`` the queue."""
+    """The outcome of a purge or a delete; ``removed`` is True if the queue was deleted."""
 
     receipt: PurgeReceipt
     removed: bool
@@ -162,7 +162,7 @@ class Emptied(Struct, frozen=True):
 
 
 class OpenTasks(Struct, frozen=True):
-    """The tasks of one queue in one state; ``oldest`` is when the first of them was submitted."""
+    """The tasks of one queue in one state; ``oldest`` is the submit time of the oldest task."""
 
     queue: str
     status: Status
@@ -191,7 +191,7 @@ class Preview(Struct, frozen=True):
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return the groups, and every id."""
+        """Return the groups and the id of every task."""
         rows = [
             {"queue": each.queue, "status": each.status.label, "tasks": each.tasks, "oldest": each.oldest}
             for each in self.groups
@@ -214,17 +214,17 @@ class Cancelled(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every task is cancelled or deleted, or is stopping."""
+        """Whether every task is cancelled, deleted or stopping."""
         fine = (Status.CANCELLED, Status.DELETED)
         return not self.refused and all(each.stopping or each.status in fine for each in self.receipts)
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: the first few."""
+        """The first few errors, which are printed."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
-        """Return counts, receipts and errors."""
+        """Return the counts, the receipts and the errors."""
         return {
             "tasks": len(self.receipts) + len(self._without_receipt()),
             "outcomes": self.outcomes,
@@ -265,7 +265,7 @@ class Value(Struct, frozen=True):
 
 
 class Submitted(Struct, frozen=True):
-    """The tasks that one command submitted; ``many`` if the command can submit any number of tasks."""
+    """The tasks that one command submitted; ``many`` is True if the command can submit any number of tasks."""
 
     queue: str
     ids: list[str]
@@ -278,14 +278,14 @@ class Submitted(Struct, frozen=True):
         return not self.errors
 
     def as_json(self) -> dict[str, Any]:
-        """Return the id of one task, or the number of tasks with their ids."""
+        """Return the id of a single task, or the number of tasks and their ids."""
         if not self.many:
             return {"id": self.ids[0], "queue": self.queue}
         return {"queue": self.queue, "submitted": len(self.ids), "refused": len(self.errors), "ids": self.ids}
 
 
 class CommandProgress(Struct, frozen=True):
-    """The progress of a long command: ``done`` of ``total``; ``what`` names the unit, such as "tasks ended"."""
+    """The progress of a long command: ``done`` of ``total`` units; ``what`` is the unit, such as "tasks ended"."""
 
     done: int
     total: int
@@ -293,7 +293,7 @@ class CommandProgress(Struct, frozen=True):
 
 
 class ServerUp(Struct, frozen=True):
-    """A nats-server that runs in the foreground."""
+    """A nats-server that is running in the foreground."""
 
     url: str
     store: Path
@@ -302,9 +302,10 @@ class ServerUp(Struct, frozen=True):
 
 
 class DetachedServer(Struct, frozen=True):
-    """The user's detached server, if there is one; never its token.
+    """The user's detached server, if there is one. The record never has the token of the server.
 
-    ``state`` is one word for programs, ``note`` is a sentence for people; ``ok`` is the success of the command.
+    ``state`` is one word for programs, and ``note`` is a sentence for the user. ``ok`` shows whether the command
+    succeeded.
     """
 
     state: str

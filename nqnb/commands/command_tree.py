@@ -1,4 +1,4 @@
-"""The command tree: every command of ``nqnb``, and the help of the whole."""
+"""The command tree: every command of ``nqnb``, and the help of ``nqnb`` itself."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nqnb.commands.command import Root, help_alone
 from nqnb.version import __version__
 
 _EPILOG = """\b
-Try it, without a server of your own:
+Try it without a server:
   nqnb demo
 
 \b
@@ -41,9 +41,9 @@ Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 def tree(ctx: click.Context) -> str | None:
     """Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.
 
-    Every command also accepts the options below after its name. Three commands use one of them for something else:
-    --timeout of submit and task result, and --name of queue stats. Set passwords and tokens in NATS_PASSWORD and
-    NATS_TOKEN rather than on the command line, where other users of the machine can read them.
+    Every command also accepts the options below after its name, with three exceptions: --timeout means something else
+    in submit and task result, and so does --name in queue stats. Set passwords and tokens in NATS_PASSWORD and
+    NATS_TOKEN, not on the command line, where other users of the machine can read them.
     """
     return help_alone(ctx)
 

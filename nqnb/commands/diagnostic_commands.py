@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nqnb.testing.chaos import ChaosReport
 
 _SEEDS = 10**6
-"""How many seeds a run without --seed draws from."""
+"""The number of seeds from which a run without --seed chooses one."""
 
 
 @click.command(
@@ -40,9 +40,10 @@ Examples:
 def demo(ctx: click.Context) -> DemoSummary:
     """Run a short demo of tasks, retries and cancels, and check it.
 
-    A worker hashes the files of this Python installation. One task fails twice and is retried; one is scheduled for
-    later; one that never ends is cancelled while it runs, and one while it waits. The demo starts a temporary server;
-    with -u it uses the server there, with queues of its own. Exit code 0 means that every task ended as expected.
+    A worker hashes the files of this Python installation. One task fails twice and is retried, and one is scheduled for
+    later. A task that never ends is cancelled while it is running, and another task is cancelled while it is waiting.
+    The demo starts a temporary server; with -u it uses that server instead, and creates its own queues there. Exit code
+    0 means that every task ended as expected.
     """
     front = front_of(ctx)
     options = options_of(ctx)
@@ -57,7 +58,9 @@ def _faults(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
-        raise click.BadParameter(f"expected faults, got {unknown[0]!r}. Use {', '.join(FAULTS)}, separated by commas")
+        raise click.BadParameter(
+            f"{unknown[0]!r} is invalid: no such fault. Use any of {', '.join(FAULTS)}, separated by commas"
+        )
     return names
 
 
@@ -111,15 +114,15 @@ def chaos(
 ) -> ChaosReport:
     """Test nqnb under faults, and check that it keeps its guarantees.
 
-    Tasks are submitted, and cancelled at every moment of their lives, while faults happen: workers are killed and
-    suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the clocks
-    of a worker and of a client are one hour off. With `cluster` among the faults there are three servers, which lose
-    their leaders and their quorum. The servers and workers are started for this run.
+    Tasks are submitted, and are cancelled at every stage of their lives, while faults are injected: workers are killed
+    and suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the
+    clocks of one worker and one client are off by an hour. With the fault `cluster`, the run uses a cluster of three
+    servers, which loses its leaders and its quorum. The command starts these servers and workers itself.
 
-    With -u the server there is tested, after you confirm: only with load, cancels, and kills of workers that this
-    command starts, on queues and buckets that it creates and removes.
+    With -u, that server is tested instead, after you confirm. The only faults are load, cancels, and kills of workers
+    that this command starts. It uses only queues and buckets that it creates and removes.
 
-    Afterwards every stored revision and the log of the handlers are checked. If a guarantee was broken, the seed and
+    Afterwards, every stored revision and the log of the handlers are checked. If a guarantee was broken, the seed and
     the timeline of the task are shown, and the exit code is 1.
     """
     front = front_of(ctx)
@@ -136,10 +139,10 @@ def chaos(
         ack_wait=ack_wait,
     )
     if settings is not None and not yes:
-        question = f"Test {', '.join(settings.urls)} with {count_tasks(tasks)}, on queues of its own?"
+        question = f"Test {', '.join(settings.urls)} with {count_tasks(tasks)}, on new queues?"
         if not front.confirm(question):
             raise NqnbError("nothing was tested: you did not confirm. Answer y, or add --yes")
-    # nats is slow to import, and no other command needs it before it connects.
+    # nats is slow to import, and the other commands import it only when they connect.
     from nqnb.testing.chaos import run_chaos
 
     with front.live() as show:

@@ -1,4 +1,4 @@
-"""Parse the values of a command line: task ids, queue names, lengths of time, moments, states, paths."""
+"""Parsers for the values on a command line: task ids, queue names, durations, dates, states and paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.protocol import names
 from nqnb.protocol.status import Status, Waiting
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
-"""The states of a task that has not ended, and so can be cancelled."""
+"""The states of a task that has not ended, and can therefore be cancelled."""
 CANCEL_FILTERS: tuple[State, ...] = (*OPEN_STATES, Waiting.SCHEDULED)
 """The states that select tasks to cancel."""
 
@@ -25,7 +25,7 @@ _TIME_OF_DAY = re.compile("([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
 
 
 class FilePath(click.Path):
-    """The path of a file or folder; click raises a bare ValueError for text that no system accepts as a path."""
+    """The path of a file or folder. click itself raises a bare ValueError for characters that no path can have."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; see `click.Path.convert`."""
@@ -83,19 +83,19 @@ def ended_status(text: str) -> State:
 
 
 def seconds(text: str | float) -> float:
-    """Parse a length of time above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
+    """Parse a duration above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
     length = read_length(str(text))
     if length is None or not 0 < length < LONGEST_SECONDS:
         raise click.BadParameter(
-            f"expected a length of time, got {text!r}. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
+            f"expected a duration, got {text!r}. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
         )
     return length
 
 
 def moment(text: str) -> datetime | timedelta:
-    """Parse a moment: a length of time from now, a time of day, or an ISO date and time.
+    """Parse a date: a duration from now, a time of day, or an ISO date and time.
 
-    A time of day means its next occurrence. Times are local, unless they have a time zone.
+    A time of day means its next occurrence. Times are local unless they have a time zone.
     """
     length = read_length(text.removeprefix("+"))
     if length is not None and length < LONGEST_SECONDS:
@@ -107,17 +107,17 @@ def moment(text: str) -> datetime | timedelta:
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
-            f"expected a moment, got {text!r}. Use a length of time from now (90s, 10m, 2h30m, 1d), a time of day "
+            f"expected a date, got {text!r}. Use a duration from now (90s, 10m, 2h30m, 1d), a time of day "
             "like 07:00, or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
 
 def future_moment(text: str) -> datetime | timedelta:
-    """Parse a moment that has not passed."""
+    """Parse a date that is in the future."""
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
         raise click.BadParameter(
-            f"expected a future moment, got {text!r}. Use a later one, or a length of time from now"
+            f"expected a date in the future, got {text!r}. Use a later date, or a duration from now"
         )
     return found
 

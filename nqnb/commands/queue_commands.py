@@ -19,7 +19,7 @@ from nqnb.protocol.wire import Status
 from nqnb.records import PurgeReceipt, QueueInfo
 
 _DEFAULT_WAIT_SECONDS = 30.0
-"""How long a forced delete waits for code to stop, unless --wait says otherwise."""
+"""How long a forced delete waits for code to stop if --wait is not set."""
 
 ShowCount = Callable[[int, int], None]
 
@@ -68,7 +68,7 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
     """Show how many tasks and workers one queue has, and its size."""
     chosen = name or named
     if chosen is None or (name and named):
-        raise click.UsageError("no queue is named: expected exactly one. Give it as NAME or --name NAME")
+        raise click.UsageError("the queue is not clear: expected exactly one name. Use NAME or --name NAME")
     return ask(ctx, lambda nq: _find(nq, chosen))
 
 
@@ -76,10 +76,10 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
 @queue_argument
 @click.pass_context
 def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
-    """Pause a queue: workers take no tasks of it until it is resumed.
+    """Pause a queue: workers do not start its tasks until it is resumed.
 
-    Running tasks continue. New tasks can be submitted; they wait. The server stores the pause, so it also holds for
-    workers that start later.
+    Running tasks continue. New tasks can be submitted, and wait in the queue. The server stores the pause, so it also
+    applies to workers that start later.
     """
     return _change(ctx, queue, Client.pause)
 
@@ -99,7 +99,7 @@ def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
 def queue_purge(ctx: click.Context, queue: str, yes: bool) -> Emptied:
     """Remove every waiting task from a queue, after a preview.
 
-    A task that has never started becomes deleted; a task that waits for a retry becomes cancelled. Running
+    A task that has never started becomes deleted, and a task that is waiting for a retry becomes cancelled. Running
     tasks continue.
     """
     preview = ask(ctx, lambda nq: _preview(nq, queue, [Status.PENDING]))
@@ -118,19 +118,20 @@ Examples:
 """,
 )
 @queue_argument
-@click.option("--force", is_flag=True, help="End its tasks first, and delete it even if workers serve it")
+@click.option("--force", is_flag=True, help="End its tasks first, and delete it even if workers are serving it")
 @wait_option("With --force: wait up to SECONDS until the code of its tasks has stopped  [30]")
 @yes_option
 @click.pass_context
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
     """Delete a queue from the server, after a preview.
 
-    Without --force the queue must be empty, and no worker may serve it. The states of its tasks are kept as long as
-    those of other tasks. A submit creates the queue again, and so does a worker that serves it.
+    Without --force, the queue must be empty and no worker may be serving it. The states of its tasks are kept as long
+    as the states of other tasks. The queue is created again when a task is submitted to it, or when a worker is still
+    serving it.
     """
     if wait is not None and not force:
         raise click.UsageError(
-            "--wait has no effect: only --force cancels tasks to wait for. Add --force, or drop --wait"
+            "--wait has no effect: without --force, no running task is cancelled. Add --force, or drop --wait"
         )
     preview = ask(ctx, lambda nq: _preview_of_delete(nq, queue, force=force))
     what = f" and end its {count_tasks(len(preview.ids))}" if force and preview.ids else ""
@@ -167,7 +168,7 @@ async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
 
 
 async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
-    """Return the tasks that would end with the queue; refuse here what the delete itself would refuse."""
+    """Return the tasks that the delete would end, or raise the error with which the delete would be refused."""
     info, preview = await _find(nq, name), Preview.of(await nq.tasks(name, OPEN_STATES))
     if force or not (preview.ids or info.workers):
         return preview

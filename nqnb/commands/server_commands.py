@@ -1,4 +1,4 @@
-"""The command ``nqnb up``: run a nats-server until Ctrl-C, or detached until ``nqnb up --stop``."""
+"""The command ``nqnb up``: run a nats-server until Ctrl-C, or in the background until ``nqnb up --stop``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nqnb.server.detached import Condition, Detached
 from nqnb.server.devserver import DevServer
 
 _POLL_SECONDS = 0.5
-"""How often to check that the server still runs."""
+"""The interval between two checks that the server is still running."""
 _DEFAULT_PORT = 4222
 
 
@@ -39,7 +39,7 @@ Examples:
     "--port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Port to listen on; 0: any  [4222; with --detach: as before, else any]",
+    help="Port to listen on; 0 means any free port  [4222; with --detach: the previous port, else any]",
     show_default=False,
 )
 @click.option(
@@ -57,7 +57,7 @@ Examples:
     help="Let unpatched Go workers see the cancels of this queue; repeatable",
 )
 @click.option("--detach", is_flag=True, help="Run the server in the background, where every command finds it")
-@click.option("--status", is_flag=True, help="Show the server in the background; exit code 0 means that it runs")
+@click.option("--status", is_flag=True, help="Show the server in the background; exit code 0 means that it is running")
 @click.option("stops", "--stop", is_flag=True, help="Stop the server in the background; its tasks are kept")
 @click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask for confirmation")
 @click.pass_context
@@ -76,13 +76,14 @@ def up(
     The server has JetStream enabled, listens on 127.0.0.1 only, and is installed with nqnb.
 
     With --detach it runs in the background and continues after this shell ends. Each user has at most one such server,
-    protected by a token that only this user can read. Commands and notebooks that name no server use it, unless
-    NATS_URL or a context of the NATS CLI names another.
+    protected by a token that only this user can read. Commands and notebooks use this server if neither they, NATS_URL
+    nor a context of the NATS CLI names another server.
     """
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
         raise click.UsageError(
-            f"too many options: --{mode} is about the server that runs. Drop --port, --store-dir and --go-queue"
+            f"too many options: --{mode} applies to a server that is already running. "
+            "Drop --port, --store-dir and --go-queue"
         )
     if mode == "status":
         return _status()
@@ -96,7 +97,7 @@ def up(
 
 def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tuple[str, ...]) -> None:
     front = front_of(ctx)
-    # Two servers must never share a store, so each port has a folder of its own.
+    # Two servers must never share a store, so each port has its own folder.
     if store_dir is None and port:
         store_dir = Path(platformdirs.user_data_dir("nqnb", appauthor=False), f"server-{port}")
 
@@ -107,7 +108,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
                 await first_of(stop, timeout=_POLL_SECONDS)
             if not stop.is_set():
                 raise DevServerError(
-                    f"the nats-server failed: it ended unexpectedly ({server.url}). Start it again with `nqnb up`"
+                    f"the nats-server failed: it exited unexpectedly ({server.url}). Start it again with `nqnb up`"
                 )
 
     front.run(serve)
@@ -119,13 +120,14 @@ def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_que
     if new:
         if not port and former not in (0, server.port):
             front_of(ctx).say(
-                f"nqnb: its former port {former} is taken by another program, so it listens on {server.port}; "
-                "connections that found it as your detached server follow it"
+                f"nqnb: another program is using the server's previous port {former}, so it listens on {server.port}; "
+                "clients of your detached server reconnect there by themselves"
             )
-        return _record("running", "Your detached server runs until `nqnb up --stop`", server)
+        return _record("running", "Your detached server is running; `nqnb up --stop` stops it", server)
     if (port and port != server.port) or store_dir is not None or go_queues:
         front_of(ctx).say(
-            "nqnb: the options were ignored, since it runs already; to change them, stop it with `nqnb up --stop`"
+            "nqnb: the options were ignored, because the server is already running; "
+            "to change them, stop it with `nqnb up --stop`"
         )
     return _record("running", "Your detached server is already running", server)
 
@@ -133,21 +135,22 @@ def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_que
 def _status() -> DetachedServer:
     found = detached.look()
     if found.condition is Condition.RUNNING:
-        return _record("running", "Your detached server runs", found.server)
-    note = f"{found.problem[:1].upper()}{found.problem[1:]}" or "No detached server runs; `nqnb up --detach` starts one"
+        return _record("running", "Your detached server is running", found.server)
+    problem = f"{found.problem[:1].upper()}{found.problem[1:]}"
+    note = problem or "No detached server is running; `nqnb up --detach` starts one"
     return _record(found.condition.value, note, found.server, ok=False)
 
 
 def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: None) -> DetachedServer:
-    """Stop the detached server, after the person was told which tasks are queued or run there, and confirmed.
+    """Stop the detached server, after showing the user its open tasks and asking for confirmation.
 
     Args:
         ctx: the context of the command.
-        yes: whether the confirmation was given with the command.
-        before: called just before the server stops, when its stop is certain.
+        yes: whether the user confirmed with an option of the command.
+        before: a function to call just before the server is stopped, after the confirmation.
 
     Raises:
-        NqnbError: the answer is no, or (`NeedsYes`) there is no terminal to ask on.
+        NqnbError: the answer is no, or there is no terminal (`NeedsYes`).
     """
     front = front_of(ctx)
     found = detached.look()
@@ -159,12 +162,13 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
     stopped = detached.stop()
     if stopped is None:
         stale = found.condition is Condition.STALE
-        return _record("none", f"No detached server runs{'; the files of a dead one were removed' if stale else ''}")
-    return _record("stopped", "Your detached server is stopped; its tasks are kept", stopped)
+        removed = "; the files of a dead server were removed" if stale else ""
+        return _record("none", f"No detached server is running{removed}")
+    return _record("stopped", "Your detached server was stopped; its tasks are kept", stopped)
 
 
 def _question(ctx: click.Context, server: Detached, problem: str) -> str:
-    """Return what a person should know before the server stops; an empty string if it has no open tasks."""
+    """Return a warning about the open tasks of the server, or an empty string if it has none."""
     front = front_of(ctx)
 
     async def open_tasks() -> Preview:
@@ -176,7 +180,7 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
             raise DevServerError(problem)
         preview = front.run(open_tasks)
     except NqnbError as error:
-        return f"{str(error).rstrip('.')}. Its queued tasks are therefore not known."
+        return f"{str(error).rstrip('.')}. It is therefore not known which tasks are queued there."
     if not preview.ids:
         return ""
     if not front.json:

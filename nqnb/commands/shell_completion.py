@@ -1,4 +1,4 @@
-"""Complete queues, task ids and states when a person presses Tab; offer nothing if the server does not answer fast."""
+"""Complete queues, task ids and states when the user presses Tab; offer nothing if the server is slow to answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nqnb.records import TaskInfo
 
 _CONNECT_SECONDS = 0.7
 _TOTAL_SECONDS = 1.5
-"""The longest time that a person who pressed Tab waits."""
+"""The longest time that the user waits after pressing Tab."""
 _MAX_IDS = 200
 
 
@@ -49,7 +49,7 @@ def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the tasks that changed last."""
+    """Offer the tasks that changed most recently."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(), incomplete)
@@ -76,7 +76,7 @@ def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 def queues_and_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer queues, then tasks; after a first task, offer tasks alone."""
+    """Offer queues, then tasks; if the command line already names a task, offer only tasks."""
 
     first = not ctx.params.get(param.name or "")
 
@@ -105,7 +105,7 @@ def _ask_quickly(
     front.verbose = False
     limits = {"connect_timeout": _CONNECT_SECONDS, "request_timeout": _CONNECT_SECONDS, "retry_for": _CONNECT_SECONDS}
 
-    # An error message in the middle of an unfinished command line would only get in the way.
+    # An error message would appear in the middle of the unfinished command line.
     with contextlib.suppress(Exception):
         connected = front.client({**options_of(ctx), **limits})
 

@@ -1,4 +1,4 @@
-"""The command ``nqnb submit``: read a payload, or many, and submit them to a queue."""
+"""The command ``nqnb submit``: read one or many payloads, and submit them to a queue."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Form = Literal["json", "text", "raw"]
 
 
 class _File(click.File):
-    """A file, or stdin as ``-``; a shell may have closed stdin."""
+    """A file, or ``-`` for stdin, which the shell may have closed."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`."""
         if value == "-" and sys.stdin is None:
-            self.fail("the payload cannot be read: stdin is closed. Name a file", param, ctx)
+            self.fail("the payload cannot be read: stdin is closed. Use --file with the path of a file", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -43,7 +43,7 @@ def _wait(text: str) -> float | None:
         return seconds(text)
     except click.BadParameter as error:
         raise click.BadParameter(
-            f"{error.message}. The time is optional, so put --wait last, or write --wait=10 or --wait={_FOREVER}"
+            f"{error.message}. Since the duration is optional, put --wait last, or write --wait=10 or --wait={_FOREVER}"
         ) from None
 
 
@@ -78,7 +78,7 @@ Examples:
     help="Do not start the task before then (10m, 07:00, 2030-12-31T18:00)",
 )
 @click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
-@click.option("--lines", is_flag=True, help="Submit one task for each line of the file, or of -; skip empty lines")
+@click.option("--lines", is_flag=True, help="Submit one task for each line of the file or stdin; skip empty lines")
 @click.option("--text", is_flag=True, help="Send the payload as a JSON string")
 @click.option("--raw", is_flag=True, help="Send the payload as raw bytes")
 @click.option(
@@ -104,16 +104,17 @@ def submit(
 ) -> Submitted | Value:
     """Submit a task to QUEUE, and print its id.
 
-    PAYLOAD is JSON, or `-` to read JSON from stdin. Without PAYLOAD the task has the payload null. See also --text,
-    --raw and --file.
+    PAYLOAD is JSON, or `-` to read JSON from stdin. If there is no PAYLOAD, the payload of the task is null. See also
+    --text, --raw and --file.
     """
     waits = ctx.get_parameter_source("wait") is not click.core.ParameterSource.DEFAULT
     wait: float | None = options.pop("wait")
     if payload is not None and file is not None:
-        raise click.UsageError("too many payloads: PAYLOAD and --file exclude each other. Give only one")
+        raise click.UsageError("too many payloads: PAYLOAD and --file cannot be combined. Use only one")
     if lines and (id is not None or waits):
         raise click.UsageError(
-            f"too many options: --lines submits many tasks, {'--wait' if waits else '--id'} is for one. Drop either"
+            f"too many options: --lines submits many tasks, but {'--wait' if waits else '--id'} is for a single task. "
+            "Drop one of them"
         )
     exclusive_flag(text=text, raw=raw)
     form: Form = "text" if text else "raw" if raw else "json"
@@ -122,7 +123,7 @@ def submit(
         value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
-        raise click.UsageError("--lines has nothing to read: no file is named. Give --file PATH, or - as PAYLOAD")
+        raise click.UsageError("--lines has nothing to read: no file was named. Use --file PATH, or - as PAYLOAD")
     values = [
         _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
@@ -169,12 +170,12 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
         return None if payload is None else payload.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # a notebook cell can hold any half of a surrogate pair, not only an escaped byte
         raise click.UsageError(
-            f"the payload {shown(payload)} is invalid: it holds half of a surrogate pair. Drop or replace it."
+            f"the payload {shown(payload)} is invalid: it contains a lone surrogate. Remove or replace that character."
         ) from None
 
 
 def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
-    """Return the payload as bytes; ``quoted`` marks one that came through a shell, which may have removed quotes."""
+    """Return the payload as bytes; ``quoted`` is True if a shell parsed the payload and may have removed quotes."""
     if data is None:
         return b"null"
     if form == "raw":
@@ -184,7 +185,7 @@ def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) 
             return json.dumps(data.decode("utf-8"), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
             raise click.UsageError(
-                f"{what} is invalid text: it is not UTF-8 ({error}). Use --raw to send bytes as they are"
+                f"{what} is invalid text: it is not UTF-8 ({error}). Use --raw to send the bytes as they are"
             ) from None
     if not data.strip():
         raise click.UsageError(f"{what} is invalid JSON: it is empty. Write null, or use --text for empty text")

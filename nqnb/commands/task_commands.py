@@ -48,13 +48,13 @@ from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
 _STDIN = "-"
-"""The argument that stands for the ids on stdin."""
+"""The argument for reading ids from stdin."""
 
 
 class Filter(Struct, frozen=True):
-    """Select tasks; ages are in seconds since the submit, and a task of unknown age matches no age.
+    """Select tasks. Ages are in seconds since the submit; a task of unknown age matches no age.
 
-    ``error`` is part of the text of the error, in upper or lower case.
+    ``error`` is a part of the text of the error; upper and lower case are equal.
     """
 
     queue: str | None = None
@@ -64,7 +64,7 @@ class Filter(Struct, frozen=True):
     error: str = ""
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
-        """Return the tasks that match, longest unchanged first."""
+        """Return the tasks that match, the least recently changed task first."""
         found = await nq.tasks(self.queue, [each.label for each in self.statuses] or None)
         now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
         return [each for each in found if self._matches(each, now)]
@@ -83,7 +83,7 @@ class Filter(Struct, frozen=True):
 
 
 async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
-    """Return the tasks of these ids, longest unchanged first.
+    """Return the tasks with these ids, the least recently changed task first.
 
     Raises:
         UnknownTask: no task has one of the ids.
@@ -124,7 +124,7 @@ def list_tasks(
     since: float | None,
     limit: int,
 ) -> Tasks:
-    """List tasks, the most recently changed last.
+    """List tasks; the most recently changed task is last.
 
     Without QUEUE, the tasks of all queues are listed.
     """
@@ -171,15 +171,15 @@ def cancel(
     """Cancel tasks, by their ids or by a filter.
 
     Tasks that are named by their ids are cancelled at once. With a filter, a preview is shown and you are asked to
-    confirm; only the tasks of the preview are cancelled, not those that are submitted later.
+    confirm. Only the tasks in the preview are cancelled, not tasks that are submitted later.
 
-    When the command returns, the cancels are stored, and no further run of these tasks will start. Code that runs may
-    still be stopping; with --wait, exit code 0 means that it has stopped.
+    Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
+    still be stopping; with --wait, exit code 0 means that the code has stopped.
     """
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
         raise click.UsageError(
-            "no tasks are chosen: expected task ids or a filter, not both. Give ids, or --queue, --status or an age"
+            "the tasks are not clear: expected either task ids or a filter. Use ids, or --queue, --status or an age"
         )
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
@@ -219,7 +219,7 @@ def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, d
     if dry_run:
         return preview
     if preview.entries or preview.results or preview.intents:
-        question = f"Remove what is stored of {count_tasks(preview.entries)}?"
+        question = f"Remove the states and results of {count_tasks(preview.entries)}?"
         confirm(ctx, preview, question, yes=yes, otherwise="nothing was removed")
     return ask(ctx, lambda nq: nq.prune(older_than, queue))
 
@@ -240,7 +240,7 @@ def task(ctx: click.Context) -> str | None:
 
 
 def _id_argument_or_option(function: Any) -> Any:
-    """Add the task id as an argument, and as NQ's option --id; `_chosen_id` joins the two."""
+    """Add the argument for a task id, and NQ's option --id; `_chosen_id` combines the two."""
     named: dict[str, Any] = {
         "type": task_id,
         "metavar": "ID",
@@ -252,7 +252,7 @@ def _id_argument_or_option(function: Any) -> Any:
 
 def _chosen_id(id: str | None, named: str | None) -> str:
     if (id is None) == (named is None):
-        raise click.UsageError("no task is named: expected exactly one task id. Give it as ID or --id ID")
+        raise click.UsageError("the task is missing or named twice: expected exactly one task id. Use ID or --id ID")
     return id or named or ""
 
 
@@ -273,7 +273,7 @@ def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskSt
 @_id_argument_or_option
 @click.pass_context
 def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo:
-    """Show everything that is stored of a task."""
+    """Show everything that is stored about a task."""
     chosen = _chosen_id(id, named)
     return ask(ctx, lambda nq: _fetch_with_copy(nq, chosen))
 
@@ -322,7 +322,7 @@ Examples:
 @limit_option
 @click.pass_context
 def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int) -> Tasks:
-    """List tasks, the most recently changed last."""
+    """List tasks; the most recently changed task is last."""
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses), limit))
 
 
@@ -342,8 +342,8 @@ def task_cancel(
 ) -> CancelReceipt | Receipts:
     """Cancel tasks by their ids, and show the receipts.
 
-    When the command returns, the cancels are stored, and no further run of these tasks will start. Code that runs may
-    still be stopping; with --wait, exit code 0 means that it has stopped.
+    Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
+    still be stopping; with --wait, exit code 0 means that the code has stopped.
     """
     return cancel_ids(ctx, chosen_ids(ids, named), wait)
 
@@ -387,20 +387,20 @@ def task_requeue(
     task whose payload is no longer stored.
 
     Tasks that are named by their ids are requeued at once, and the ids of the new tasks are printed. With a filter, or
-    with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm; tasks that were requeued
-    before are left out.
+    with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm; tasks that have already been
+    requeued are skipped.
     """
     filtered = bool(queue or statuses or since is not None or error)
     if bool(ids or named) == filtered:
         raise click.UsageError(
-            "no tasks are chosen: expected task ids or a filter, not both. "
-            "Give ids, or --queue, --status, --since or --error"
+            "the tasks are not clear: expected either task ids or a filter. "
+            "Use ids, or --queue, --status, --since or --error"
         )
     chosen = _ids_of_line_and_stdin(ctx, ids, named)
     if not (filtered or _STDIN in ids or dry_run):
         return _requeue_ids(ctx, chosen)
     which = Filter(queue, statuses or (Status.FAILED,), newer_than=since, error=error or "")
-    # Tasks that are named on the line are meant, whether they were requeued before or not.
+    # Tasks that the command line names are requeued even if they have already been requeued.
     again = not filtered and _STDIN not in ids
     preview, missing = ask(ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, again=again))
     if dry_run:
@@ -415,18 +415,18 @@ def task_requeue(
 
 
 def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return each task id that was given, without duplicates; ``-`` stands for the ids on stdin."""
+    """Return each task id, without duplicates; ``-`` is replaced by the ids on stdin."""
     given = [each for each in (*ids, *named) if each != _STDIN]
     if _STDIN in ids:
         try:
             given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())
         except OSError as error:
-            raise click.UsageError(f"the ids cannot be read: {error.strerror}. Check stdin") from None
+            raise click.UsageError(f"the ids on stdin cannot be read: {error.strerror}. Pass the ids as ID") from None
     return list(dict.fromkeys(given))
 
 
 def _requeue_ids(ctx: click.Context, ids: list[str]) -> RequeuedTask | Requeued:
-    """Requeue tasks by their ids; return the new task of a single one, or raise the error of that task."""
+    """Requeue tasks by their ids; return the new task for a single id, or raise the error of that task."""
     requeued = _requeue(ctx, ids, lambda _: None)
     if len(ids) > 1:
         return requeued
@@ -436,7 +436,7 @@ def _requeue_ids(ctx: click.Context, ids: list[str]) -> RequeuedTask | Requeued:
 
 
 def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None]) -> Requeued:
-    """Requeue all tasks; an interrupt says how many are requeued."""
+    """Requeue all tasks; on Ctrl-C, report how many tasks were requeued."""
     outcomes: dict[str, RequeuedTask | NqnbError] = {}
     try:
         return ask(ctx, lambda nq: _requeue_all(nq, ids, show, outcomes))
@@ -466,7 +466,7 @@ def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> Cancel
 def _cancel(
     ctx: click.Context, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
 ) -> Receipts:
-    """Cancel all tasks; an interrupt says which cancels are stored."""
+    """Cancel all tasks; on Ctrl-C, report which cancels are stored."""
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
     try:
         return ask(ctx, lambda nq: _cancel_all(nq, ids, wait, show, outcomes))
@@ -481,8 +481,8 @@ def _interrupted(ids: Sequence[str], outcomes: Mapping[str, CancelReceipt | Nqnb
         return "interrupted before the server confirmed any cancel. Cancel again"
     stopping = sum(each.stopping for each in stored)
     if len(ids) == 1:
-        return "interrupted; the cancel is stored" + (", its code was still stopping" if stopping else "")
-    rest = f", the code of {count_tasks(stopping)} was still stopping" if stopping else ""
+        return "interrupted; the cancel is stored" + (", but the task was still stopping" if stopping else "")
+    rest = f", but the code of {count_tasks(stopping)} was still stopping" if stopping else ""
     missing = ". Cancel the others again" if len(outcomes) < len(ids) else ""
     return (
         f"interrupted; the cancels of {len(stored):,} of {count_tasks(len(ids))} are known to be stored{rest}{missing}"
@@ -517,7 +517,7 @@ def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
     task_id, state = receipt.task_id, receipt.status
     if receipt.stopping:
         return WaitTimeout(
-            f"the code of task {task_id!r} has not stopped: {wait:g} s were too short. The cancel is stored; "
+            f"the code of task {task_id!r} has not stopped: it needs more than {wait:g} s. The cancel is stored; "
             "cancel again to wait longer",
             task_id,
             state,
@@ -536,7 +536,7 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
-    """Return a task; one that ended without a result may have been requeued, which only a listing shows."""
+    """Return a task. If it ended without a result, look for its requeued copy in a list of the tasks."""
     task = await nq.fetch(id)
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
         return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)
@@ -544,7 +544,7 @@ async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
 
 
 async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
-    """Return the tasks that changed last."""
+    """Return the tasks that changed most recently."""
     found = await which.tasks(nq)
     return Tasks(found[-limit:], len(found))
 
@@ -552,12 +552,12 @@ async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
 async def _preview_of_requeue(
     nq: Client, which: Filter | list[str], *, again: bool
 ) -> tuple[RequeuePreview, list[str]]:
-    """Return the tasks that would be requeued, and the ids that no task has.
+    """Return the tasks that would be requeued, and the ids for which there is no task.
 
     Args:
         nq: the client.
         which: a filter, or ids.
-        again: whether to include tasks that were requeued before.
+        again: whether to include tasks that have already been requeued.
     """
     missing: list[str] = []
     if isinstance(which, Filter):

@@ -1,4 +1,4 @@
-"""The command ``nqnb watch``: list queues and tasks again and again, and report what changed."""
+"""The command ``nqnb watch``: list queues and tasks repeatedly, and report the changes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MIN_INTERVAL_SECONDS = 0.25
 _SLOW_SECONDS = 1.0
 """After this long without an answer, check whether the server is still connected."""
 _MAX_FIRST_TASKS = 50
-"""The most tasks in the first line of JSON, or in the first table without a terminal."""
+"""The maximum number of tasks in the first line of JSON, or in the first table without a terminal."""
 
 
 class QueueCounts(Struct, frozen=True):
@@ -37,7 +37,7 @@ class QueueCounts(Struct, frozen=True):
 class Changes(Struct, frozen=True):
     """The tasks that changed since the last snapshot.
 
-    ``trouble`` says why the server could not be asked; ``back`` says that it answers again.
+    ``trouble`` is the reason why the server did not answer; ``back`` is True if the server is answering again.
     """
 
     tasks: list[TaskInfo]
@@ -48,7 +48,7 @@ class Changes(Struct, frozen=True):
 class Snapshot(Struct, frozen=True):
     """The queues and tasks at one moment; ``changed`` has the tasks that are new or differ from the last snapshot.
 
-    ``tasks`` has the running tasks by their start, then the others, the most recently changed first.
+    ``tasks`` has the running tasks, sorted by start time, and then the others, the most recently changed first.
     """
 
     at: datetime
@@ -61,7 +61,7 @@ class Snapshot(Struct, frozen=True):
 
     @property
     def news(self) -> Changes:
-        """The difference from the last snapshot."""
+        """The differences from the last snapshot."""
         return Changes(self.changed, self.trouble, self.back)
 
     def as_json(self) -> dict[str, Any]:
@@ -106,12 +106,12 @@ Examples:
 def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool) -> Snapshot | None:
     """Watch queues or tasks as they change.
 
-    Without arguments, all queues and tasks are watched until Ctrl-C; with QUEUE, only that queue. With task ids, only
-    these tasks are watched, until they have ended.
+    Without arguments, all queues and tasks are watched until Ctrl-C. With QUEUE, only that queue is watched. With task
+    ids, only these tasks are watched, until all of them have ended.
 
-    Each snapshot lists the tasks of the server. If there are very many, choose a longer --interval. Without a
-    terminal, one line is printed for each task that changed; with --json, one line of JSON for each snapshot with a
-    change.
+    Each snapshot lists all tasks on the server, so choose a longer --interval if there are many. Without a terminal,
+    one line is printed for each task that changed. With --json, one line of JSON is printed for each snapshot that
+    differs from the last.
     """
     watcher = _Watcher(tuple(dict.fromkeys(what)), once)
     if once:
@@ -121,7 +121,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
     async def run(nq: Client) -> None:
         async with front.stop_requested() as stop:
             stopping = asyncio.ensure_future(stop.wait())
-            # The first snapshot comes before the full screen, so that its errors stay on the normal screen.
+            # The first snapshot is taken before the full screen is shown, so that its errors stay on the normal screen.
             first = await _unless_stopped(stopping, watcher.snapshot(nq))
             with front.follow() as show:
                 if first is not None:
@@ -139,7 +139,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
 
 
 class _Watcher:
-    """Takes snapshots of everything, a queue or some tasks, and reports what changed."""
+    """Takes snapshots of everything, of one queue or of some tasks, and reports the changes."""
 
     def __init__(self, what: tuple[str, ...], once: bool) -> None:
         self._what = what
@@ -155,7 +155,7 @@ class _Watcher:
         return bool(self._by_id and self._last and all(each.status.terminal for each in self._last.tasks))
 
     async def snapshot(self, nq: Client) -> Snapshot:
-        """Return a snapshot, whether anything changed or not."""
+        """Return a snapshot, even if nothing has changed."""
         self._last = await self._take_snapshot(nq)
         return self._last
 
@@ -196,14 +196,14 @@ class _Watcher:
             ) from None
 
     async def next_snapshot(self, nq: Client) -> Snapshot | None:
-        """Return a snapshot, or None if nothing changed. A server that does not answer is asked again next time."""
+        """Return a snapshot, or None if nothing changed. If the server does not answer, the next call asks again."""
         last = self._last
         if last is None:
             return await self.snapshot(nq)
         pending = self._pending = self._pending or asyncio.ensure_future(self._take_snapshot(nq))
         while not pending.done():
             await asyncio.wait({pending}, timeout=_SLOW_SECONDS)
-            # The request continues, since it is retried; but the person learns at once that the server is away.
+            # The request continues, because it is retried, but the user learns at once that the server is unreachable.
             if not pending.done() and not nq.backend.connected:
                 return self._unreachable(last, "the server has not answered")
         self._pending = None
@@ -217,7 +217,7 @@ class _Watcher:
         return None if same and len(found.tasks) == len(last.tasks) else found
 
     async def close(self) -> None:
-        """Cancel the snapshot under way."""
+        """Cancel the snapshot that is in progress."""
         if self._pending is not None:
             await _cancelled(self._pending)
 
@@ -230,7 +230,7 @@ class _Watcher:
 
 
 def _unanswered(error: NqnbError) -> str:
-    """Say what has not answered; the full error of one request among many would not help."""
+    """Return the part that has not answered, in words; the full error of one of many requests would not help."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"
@@ -245,7 +245,7 @@ def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
 
 
 async def _unless_stopped(stopping: asyncio.Future[Any], taking: Any) -> Any:
-    """Return the snapshot, or None if the person stops the command first."""
+    """Return the snapshot, or None if the user stops the command first."""
     pending = asyncio.ensure_future(taking)
     await asyncio.wait({pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if pending.done():

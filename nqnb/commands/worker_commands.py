@@ -1,4 +1,4 @@
-"""The commands about workers: ``nqnb workers`` lists them, ``nqnb worker`` is one."""
+"""The commands about workers: ``nqnb workers`` lists workers, and ``nqnb worker`` runs a worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("nqnb.worker")
 
 
 class UserCodeError(NqnbError):
-    """The module to serve cannot be imported; ``.traceback`` shows where it failed, without nqnb's own frames."""
+    """The module of the worker cannot be imported; ``.traceback`` shows where it failed, without nqnb's own frames."""
 
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ class UserCodeError(NqnbError):
 def list_workers(ctx: click.Context) -> Workers:
     """List the nqnb workers that are alive.
 
-    Go workers are not listed, since they do not register with the server.
+    Go workers are not listed, because they do not register with the server.
     """
 
     async def question(nq: Client) -> Workers:
@@ -57,20 +57,20 @@ Examples:
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
-@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Tasks that run at once  [as in MODULE]")
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Run at most N tasks at once  [as in MODULE]")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="Run N processes, each with its own concurrency")
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
 def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:
     """Run a worker: execute the tasks of its queues until Ctrl-C.
 
-    MODULE is the name of a Python module, which may be in the current folder; WORKER is the name of an nqnb.Worker in
-    it. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks may finish within the worker's shutdown_timeout; a
-    second signal stops them at once.
+    MODULE is the name of a Python module, which may be in the current folder. WORKER is the name of an nqnb.Worker in
+    that module. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks may finish within the worker's
+    shutdown_timeout; a second signal stops them at once.
 
     One process uses about one core if its handlers are coroutines or threads. --processes starts several processes,
-    each with the worker's own concurrency. A process that crashes is replaced. Signals are forwarded to all processes,
-    and the exit code is the highest of theirs.
+    each with the full concurrency of the worker. A process that crashes is replaced. Signals are forwarded to all
+    processes, and the exit code is the highest exit code of the processes.
     """
     front = front_of(ctx)
     front.start_logging()
@@ -92,7 +92,7 @@ def _processes(
 ) -> WorkerProcesses:
     if sys.platform == "win32":
         raise click.UsageError(
-            "--processes is not available: Windows has no POSIX signals. Start several workers instead"
+            "--processes is not available: Windows has no POSIX signals. Start several workers separately instead"
         )
     arguments = [
         target,
@@ -103,7 +103,10 @@ def _processes(
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
-    """Return the worker's settings with the command's options; if neither names a server, choose as every command."""
+    """Return the settings of the worker, with the options of the command.
+
+    If neither names a server, it is chosen in the same way as for other commands.
+    """
     choice = resolve(Settings.of(own, **options))
     if choice.detached:
         log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
@@ -115,8 +118,8 @@ def _find_worker(target: str) -> Worker:
     if not name or not path or name.endswith(".py") or "/" in name:
         example = Path(name).name.removesuffix(".py") or "mymodule"
         raise click.UsageError(
-            f"worker {target!r} is invalid: expected MODULE:WORKER. Write, for example, "
-            f"{example}:{path or 'worker'}, in the folder of the module"
+            f"worker {target!r} is invalid: expected MODULE:WORKER. For example, use "
+            f"{example}:{path or 'worker'} in the folder of the module"
         )
     module = _import(name)
     found: Any = module
@@ -130,7 +133,8 @@ def _find_worker(target: str) -> Worker:
         found = getattr(found, part)
     if not isinstance(found, Worker):
         raise click.UsageError(
-            f"worker {target!r} is invalid: expected an nqnb.Worker, got a {type(found).__name__}. Name a worker"
+            f"worker {target!r} is invalid: expected an nqnb.Worker, got a {type(found).__name__}. "
+            "Use the name of a Worker"
         )
     return found
 
@@ -145,7 +149,7 @@ def _import(name: str) -> ModuleType:
             raise _user_error(name, error) from error
         raise click.UsageError(
             f"module {error.name!r} cannot be imported: it was not found from {os.getcwd()!r}. "
-            "Go to its folder, or install it"
+            "Change to the folder of the module, or install the module"
         ) from None
     except (Exception, SystemExit) as error:
         raise _user_error(name, error) from error

@@ -1,9 +1,9 @@
 """Run ``nqnb worker --processes N``: one parent process that starts, watches and replaces N worker processes.
 
-The parent and each worker process share a socket pair. The parent sends the connection options over it rather than on
-the command line, where other users could read them. The worker process reports over it that it serves. When the socket
-closes, the parent has ended, and the worker process stops. Each worker process leads a session of its own, so that a
-Ctrl-C reaches it once, through the parent.
+The parent and each worker process share a socket pair. The parent sends the connection options over the socket rather
+than on the command line, where other users could read them. The worker process reports over the socket that it is
+serving. When the parent exits, the socket closes and the worker process stops. Each worker process leads its own
+session, so that a Ctrl-C reaches the process only once, through the parent.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ log = logging.getLogger("nqnb.worker")
 
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
-"""A process that served for less than this counts as one more quick crash."""
+"""A crash counts as quick if the process served for less than this."""
 _MAX_QUICK_CRASHES = 5
-"""The parent gives up after this many quick crashes in a row at one place."""
+"""The parent stops all processes after this many consecutive quick crashes of one process and its replacements."""
 _REPORTED_EXIT_CODES = (1, 2, 3)
-"""Exit codes of a process that has told the person why it does not serve. The others would repeat the same."""
+"""Exit codes of a process that has reported why it cannot serve. The other processes would report the same error."""
 _EXTRA_STOP_SECONDS = 15.0
-"""A process is killed when it has not stopped this long after the worker's shutdown_timeout."""
+"""A process is killed if it is still running this long after the worker's shutdown_timeout."""
 _POLL_SECONDS = 0.25
 _PARENT_POLL_SECONDS = 0.5
-"""How often a process checks that its parent lives: a fork of the parent may keep the socket open after it ended."""
+"""The interval at which a process checks its parent: a fork may keep the socket open after the parent has exited."""
 
 
 class WorkerProcesses:
     """The parent process.
 
     Args:
-        arguments: what follows ``nqnb worker`` on the command line of each process.
+        arguments: the arguments after ``nqnb worker`` on the command line of each process.
         options: the fields of `nqnb.Settings` for each process.
         count: how many processes to run.
-        shutdown_timeout: that of the worker, in seconds.
+        shutdown_timeout: the shutdown_timeout of the worker, in seconds.
     """
 
     def __init__(self, arguments: Sequence[str], options: dict[str, Any], count: int, shutdown_timeout: float) -> None:
@@ -66,15 +66,16 @@ class WorkerProcesses:
         self._paused = False
 
     async def run(self) -> int:
-        """Serve until a signal arrives, all processes have ended, or one of them keeps crashing.
+        """Serve until a signal is received, all processes have exited, or one of them keeps crashing.
 
         Returns:
-            The highest exit code of the processes that were not replaced; 128 plus its number for a signal.
+            The highest exit code of the processes that were not replaced. A process that was ended by a signal counts
+            as 128 plus the number of the signal.
         """
         killer = asyncio.ensure_future(self._kill_late())
         with self._signals():
             try:
-                # The first process starts alone: an error that keeps it from serving is then reported once only.
+                # The first process starts alone, so that an error in the module or the options is reported only once.
                 first = self._start()
                 if not await first.serves():
                     code = await self._exit_code(first)
@@ -87,16 +88,16 @@ class WorkerProcesses:
                     process.signal(signal.SIGKILL)
 
     async def _keep(self, process: _WorkerProcess | None = None) -> int:
-        """Keep one place filled, and return the exit code of the last process there."""
+        """Replace one process whenever it crashes, and return the exit code of the last replacement."""
         quick_crashes = code = 0
         while process is not None or not (self._stop.is_set() or self._paused):
             process = process or self._start()
             served, since = await process.serves(), time.monotonic()
             if self._paused:
-                process.signal(signal.SIGTSTP)  # the first one may have come before the process could handle it
+                process.signal(signal.SIGTSTP)  # the first signal may have arrived before the process could handle it
             code = await self._exit_code(process)
             if self._stop.is_set() and not served:
-                return 0  # the signal came before the process could handle it
+                return 0  # the signal arrived before the process could handle it
             if self._stop.is_set() or self._paused or code == 0:
                 break
             quick_crashes = quick_crashes + 1 if time.monotonic() - since < _QUICK_CRASH_SECONDS else 1
@@ -153,29 +154,29 @@ class WorkerProcesses:
 
 
 class _WorkerProcess:
-    """One worker process, as the parent sees it."""
+    """The parent's handle of one worker process."""
 
     def __init__(self, command: Sequence[str], orders: bytes) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), start_new_session=True)  # noqa: S603  our own command
         self.pid = self._process.pid
-        with contextlib.suppress(OSError):  # the process has ended already; `serves` reports that
+        with contextlib.suppress(OSError):  # the process has already exited; `serves` reports that
             self._socket.sendall(orders)
         self._socket.setblocking(False)
         self._serves = False
 
     @property
     def code(self) -> int:
-        """The exit code, or minus the number of the signal that ended the process."""
+        """The exit code, or the negated number of the signal that ended the process."""
         return int(self._process.returncode)
 
     async def serves(self) -> bool:
-        """Wait until the process serves; return False if it ends first."""
+        """Wait until the process is serving; return False if it exits first."""
         if not self._serves:
             report = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._socket, 1))
             try:
-                # The end of the socket proves nothing: a fork of the process keeps it open after the process ended.
+                # The socket does not show that the process has exited, because a fork of it may keep the socket open.
                 while self._process.poll() is None and not report.done():
                     await asyncio.wait([report], timeout=_POLL_SECONDS)
                 await asyncio.wait([report], timeout=_POLL_SECONDS)
@@ -187,21 +188,21 @@ class _WorkerProcess:
         return self._serves
 
     async def ended(self) -> int:
-        """Wait until the process ends, and return its `code`."""
+        """Wait until the process exits, and return its `code`."""
         while self._process.poll() is None:  # noqa: ASYNC110  the alternative is a waiting thread for each process
             await asyncio.sleep(_POLL_SECONDS)
         self._socket.close()
         return self.code
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process; do nothing if it has ended."""
+        """Send a signal to the process; do nothing if it has exited."""
         if number == signal.SIGINT and not self._serves:
-            number = signal.SIGTERM  # this stops a Python that is still starting without a traceback
+            number = signal.SIGTERM  # unlike SIGINT, this prints no traceback while Python is still starting
         self._process.send_signal(number)
 
 
 class ParentLink:
-    """A worker process's link to its parent. Create it before anything reads stdin: it takes stdin for itself."""
+    """A worker process's link to its parent. Create it before anything reads stdin, because it replaces stdin."""
 
     def __init__(self) -> None:
         try:
@@ -217,7 +218,7 @@ class ParentLink:
         """Fields of `nqnb.Settings`."""
 
     async def serve(self, worker: Worker) -> None:
-        """Serve, report to the parent once the worker serves, and stop when the parent has ended."""
+        """Serve, report to the parent once the worker is serving, and stop when the parent exits."""
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
@@ -241,9 +242,9 @@ class ParentLink:
         while os.getppid() == self._parent:
             if select.select([self._socket], [], [], _PARENT_POLL_SECONDS)[0]:
                 break
-        with contextlib.suppress(RuntimeError):  # the loop is closed already
+        with contextlib.suppress(RuntimeError):  # the loop is already closed
             stop()
-        # A handler may block the loop without end, and no parent is left to kill this process.
+        # A handler may block the loop indefinitely, and there is no parent to kill this process.
         if math.isfinite(limit):
             time.sleep(limit)
             os._exit(1)

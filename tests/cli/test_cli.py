@@ -312,7 +312,7 @@ def test_cancel_fails_if_the_code_does_not_stop_in_time(run: Run, new: Callable[
     answer = run("task", "cancel", task_id, "--wait", "0.2")
     assert answer.code == 1
     assert "still stopping" in answer.out
-    assert "has not stopped: 0.2 s were too short. The cancel is stored" in answer.err
+    assert "has not stopped: it needs more than 0.2 s. The cancel is stored" in answer.err
     assert run("task", "cancel", task_id, "--wait", "10").code == 0
 
 
@@ -455,10 +455,10 @@ def test_a_usage_error_is_one_line_with_code_2(arguments: tuple[str, ...], run: 
         (("submit", "q", "{a:1}"), "Quote it for the shell"),
         (("submit", "q", ""), "is invalid JSON: it is empty. Write null, or use --text"),
         (("submit", "--wait", "echo", "1"), "put --wait last, or write --wait=10"),
-        (("submit", "q", "1", "--text", "--raw"), "--text and --raw exclude each other. Give only one"),
-        (("up", "--stop", "--status"), "--status and --stop exclude each other. Give only one"),
-        (("worker", "./jobs:worker"), "expected MODULE:WORKER. Write, for example, jobs:worker,"),
-        (("worker", "app/jobs.py:crew"), "expected MODULE:WORKER. Write, for example, jobs:crew,"),
+        (("submit", "q", "1", "--text", "--raw"), "--text and --raw cannot be combined. Use only one"),
+        (("up", "--stop", "--status"), "--status and --stop cannot be combined. Use only one"),
+        (("worker", "./jobs:worker"), "expected MODULE:WORKER. For example, use jobs:worker in"),
+        (("worker", "app/jobs.py:crew"), "expected MODULE:WORKER. For example, use jobs:crew in"),
         (("watch", "nosuch", "--once"), "'nosuch' was not found: the server has no such queue and no such task."),
         (("watch", "nosuch"), "'nosuch' was not found: the server has no such queue and no such task."),
     ],

@@ -149,8 +149,11 @@ def test_an_interrupted_cancel_says_that_it_is_stored(
     until_said(worker, "serves stubborn")
     first, second, third = many("stubborn", 3)
     for ids, told in (
-        ((first,), "interrupted; the cancel is stored, its code was still stopping"),
-        ((second, third), "the cancels of 2 of 2 tasks are known to be stored, the code of 2 tasks was still stopping"),
+        ((first,), "interrupted; the cancel is stored, but the task was still stopping"),
+        (
+            (second, third),
+            "the cancels of 2 of 2 tasks are known to be stored, but the code of 2 tasks was still stopping",
+        ),
     ):
         for each in ids:
             while run("task", "status", each).out != "processing\n":
@@ -179,6 +182,6 @@ def test_watch_in_a_pipe_says_when_the_server_is_lost_and_back(start: Start) -> 
         server.kill()
         assert process.stdout.readline().startswith("the server has not answered since ")
         server.restart()
-        assert process.stdout.readline() == "the server answers again\n"
+        assert process.stdout.readline() == "the server is answering again\n"
         process.send_signal(signal.SIGTERM)
         assert ended(process) == Answer(0, "", "")

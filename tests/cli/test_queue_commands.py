@@ -270,7 +270,7 @@ def test_prune_shows_a_preview_and_needs_a_confirmation(run: Run, many: Many) ->
     asked = run("prune", "--older-than", "1", "--queue", "aged")
     assert asked.code == 1
     assert "Would be removed:" in asked.out
-    assert "Remove what is stored of 3 tasks?" in asked.err
+    assert "Remove the states and results of 3 tasks?" in asked.err
     assert len(states(run, "aged")) == 4
     answer = run("prune", "--older-than", "1", "-q", "aged", "--yes")
     assert answer.code == 0, answer.err

@@ -275,7 +275,7 @@ def test_a_person_is_asked_to_confirm(
 def test_watch_on_a_terminal_updates_and_ends_with_ctrl_c(terminal: Callable[..., Terminal], many: Many) -> None:
     many("shown", 1)
     watching = terminal("watch", "shown", "--interval", "0.3")
-    watching.until("Ctrl-C ends")
+    watching.until("Ctrl-C exits")
     (late,) = many("shown", 1)
     watching.until(late)
     watching.interrupt()

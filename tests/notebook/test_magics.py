@@ -313,7 +313,7 @@ class TestWhichServer:
             assert ran.value.state == "stopped"
             assert "resize  pending" in ran.out
             assert session_registry.opened() == []
-            assert "No detached server runs" in plain.run("%nq down --server").out
+            assert "No detached server is running" in plain.run("%nq down --server").out
         finally:
             nqnb.server.detached.stop()
 

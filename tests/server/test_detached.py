@@ -183,7 +183,7 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
     assert main(["up", "--stop"]) == 0
     assert main(["up", "--status"]) == 1
-    assert "No detached server runs" in capsys.readouterr().out
+    assert "No detached server is running" in capsys.readouterr().out
     again, _ = detached.start()
     assert again.store == running.store
     assert again.token != running.token
