@@ -1,6 +1,6 @@
 """Submit a delayed batch whose tasks can fail and retry, and read the results as a pandas DataFrame.
 
-This example uses the session, whose calls are synchronous. It is made for notebooks, and works in scripts too.
+This example uses the session, whose calls are synchronous. The session is made for notebooks, but works in scripts too.
 """
 
 from datetime import timedelta
@@ -9,7 +9,7 @@ import nqnb
 
 
 def measure(job: nqnb.Job, payload: dict) -> float:
-    """Fail in the first attempt for one payload, and in every attempt for another one."""
+    """Return a number; fail in the first attempt for one payload, and in every attempt for another payload."""
     if payload["sensor"] == "broken" or (payload["sensor"] == "slow" and job.attempt == 1):
         raise TimeoutError(f"no answer from sensor {payload['sensor']}")
     return len(payload["sensor"]) * 1.5

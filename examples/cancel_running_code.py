@@ -21,7 +21,7 @@ async def main() -> None:
             running = await nq.submit("endless")
             waiting = await nq.submit("endless")  # the worker runs one task at a time
             async for update in running.updates():
-                if update.progress:  # the code runs
+                if update.progress:  # the code is running
                     break
 
             receipt = await waiting.cancel()

@@ -7,7 +7,7 @@ import nqnb
 
 async def main() -> None:
     """Run a server and a worker for this example, and submit tasks to it."""
-    async with nqnb.DevServer() as server:  # a real nats-server; use the address of yours instead
+    async with nqnb.DevServer() as server:  # a real nats-server; you can use the address of your own server instead
         worker = nqnb.Worker(server.url)
 
         @worker.handler("squares")

@@ -9,7 +9,7 @@ import nqnb
 async def watch(nq: nqnb.Client, queue: str, total: int) -> None:
     """Print the counts of a queue at each change, until all of its tasks have ended."""
     states: dict[str, nqnb.Status] = {}
-    async for batch in nq.watch():  # it continues through disconnects
+    async for batch in nq.watch():  # the watch survives disconnects
         for task in batch.tasks:
             if task.queue == queue:
                 states[task.id] = task.status

@@ -501,7 +501,7 @@ def test_an_empty_result_prints_no_empty_line(run: Run) -> None:
 
 def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
     told = " ".join(run("-h").out.split())
-    assert "something else: --timeout of submit and task result, and --name of queue stats." in told
+    assert "--timeout means something else in submit and task result, and so does --name in queue stats." in told
     taken = {
         (" ".join(path), option)
         for path in every_command()

@@ -178,7 +178,7 @@ def test_stop_keeps_the_tasks(running: detached.Detached, capsys: pytest.Capture
     assert "Add --yes" in err
     assert detached.find() is not None
     assert main(["up", "--stop", "--yes"]) == 0
-    assert "is stopped" in capsys.readouterr().out
+    assert "was stopped" in capsys.readouterr().out
     assert not server_file().exists()
     until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
     assert main(["up", "--stop"]) == 0
