@@ -1,4 +1,4 @@
-"""The demo of ``nqnb demo``: submit tasks, let them run, fail, wait and be cancelled, and check every outcome."""
+"""The demo that ``nqnb demo`` runs: submit tasks, retry one, delay one, cancel two, and check every outcome."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from nqnb.worker.job import Job
 from nqnb.worker.worker import Worker
 
 PARCELS = 24
-"""How many tasks hash files."""
+"""The number of tasks that hash files."""
 RETRIES = 2
 """How often the flaky task fails before it succeeds."""
 SLOTS = 4
-"""Tasks that run at once: three parcels beside the endless one."""
+"""How many tasks run at once: the endless task and three parcels."""
 SCHEDULE_AHEAD_SECONDS = 1.5
-"""From the submit of the scheduled task to the moment that it is scheduled for."""
+"""How far ahead the scheduled task is submitted."""
 _PACE_SECONDS = (0.35, 0.85)
-"""The shortest run of a task with few files, and with many, so that there is something to watch."""
+"""The shortest run time of a task with few files and of one with many files, so that the demo can be watched."""
 _BACKOFF = Backoff(0.3, 0.6)
 _LIMIT_SECONDS = 90.0
-"""The demo gives up after this; it usually takes about five seconds."""
+"""The time limit of the demo, which usually takes about five seconds."""
 
 
 @dataclass
 class DemoRow:
-    """One task of the demo, and its last known state."""
+    """One task of the demo, with its last known state."""
 
     id: str
     queue: str
@@ -56,7 +56,7 @@ class DemoRow:
 
 @dataclass
 class DemoState:
-    """The demo while it runs: its tasks, in the order of their submits."""
+    """The state of the running demo: its tasks, in the order in which they were submitted."""
 
     rows: list[DemoRow] = field(default_factory=list)
 
@@ -67,12 +67,11 @@ class DemoState:
 
 @dataclass
 class DemoSummary:
-    """The outcome of the demo; ``problems`` lists what was not as expected.
+    """The outcome of the demo; ``problems`` lists the unexpected results.
 
-    ``submitted`` counts tasks; each ends as one of ``completed``, ``failed``, ``cancelled`` and ``deleted``.
-    ``retried`` counts the runs that followed a failed run: 2, since one task fails twice and completes in its third
-    run. ``scheduled`` counts the tasks that were scheduled for later, and completed in a run that did not start
-    before: 1.
+    ``submitted`` counts the tasks. Each task ends as ``completed``, ``failed``, ``cancelled`` or ``deleted``.
+    ``retried`` counts the runs that followed a failed run. It is 2, because one task fails twice and completes in its
+    third run. ``scheduled`` counts the tasks that were scheduled for later, did not start early and completed: 1.
     """
 
     submitted: int
@@ -97,7 +96,7 @@ class DemoSummary:
         return not self.problems
 
     def as_json(self) -> dict[str, int | bool]:
-        """Return the counts, and whether they are as expected."""
+        """Return the counts, and whether the demo succeeded."""
         names = ("submitted", "completed", "failed", "cancelled", "deleted", "retried", "scheduled", "ok")
         return {name: getattr(self, name) for name in names}
 
@@ -106,7 +105,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
     """Run the demo.
 
     Args:
-        settings: the server; None starts a temporary one.
+        settings: the settings of the server; None starts a temporary server.
         on_change: called with the state of the demo whenever a task changes.
 
     Raises:
@@ -119,7 +118,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
             settings = Settings((await stack.enter_async_context(DevServer())).url)
         queue = f"nqnb-demo-{secrets.token_hex(3)}"
         worker = Worker(settings, concurrency=SLOTS, shutdown_timeout=1)
-        # This order lets a retry run before the parcels that wait.
+        # With this order, a retry runs before the waiting parcels.
         worker.handler(f"{queue}-flaky", backoff=_BACKOFF)(hash_after_failures)
         worker.handler(queue)(hash_parcel)
         worker.handler(f"{queue}-endless")(hash_endlessly)
@@ -131,7 +130,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
         try:
             await asyncio.wait_for(script.run(), _LIMIT_SECONDS)
         except asyncio.TimeoutError:
-            script.problems.append(f"the demo did not end within {_LIMIT_SECONDS:g} s")
+            script.problems.append(f"the demo did not finish within {_LIMIT_SECONDS:g} s")
         finally:
             await follower.close()
         counts = {status: follower.state.count(status) for status in Status}
@@ -183,7 +182,7 @@ class _Script:
             self._follower.add(task, parcel.name)
         last = await self._nq.submit(self._queue, everything)
         self._follower.add(last, "last in line")
-        # While all slots are taken, the last task is certainly pending.
+        # While all slots are taken, the last task must be pending.
         await self._follower.until(lambda: state.count(Status.PROCESSING) == SLOTS or state.count(Status.COMPLETED) > 0)
         await self._cancel(last, Status.DELETED)
         await self._follower.until(lambda: sum(row.status.terminal for row in state.rows) > PARCELS // 2)
@@ -213,7 +212,7 @@ class _Script:
         result = await task.result()
         self.results.append(result)
         if result["digest"] != await asyncio.to_thread(digest, parcel):
-            self.problems.append(f"task {task.id} ({parcel.name}) has a wrong digest")
+            self.problems.append(f"task {task.id} ({parcel.name}) returned the wrong digest")
         return info
 
     def _check_retries(self, flaky: TaskInfo) -> None:
@@ -226,13 +225,13 @@ class _Script:
             return
         if scheduled.started_at < due:
             early = (due - scheduled.started_at).total_seconds()
-            self.problems.append(f"task {scheduled.id} ran {early:.1f} s before its time")
+            self.problems.append(f"task {scheduled.id} started {early:.1f} s before its time")
         else:
             self.in_time += 1
 
 
 class _Follower:
-    """Follows the tasks, and lets the demo wait for their states."""
+    """Follows the tasks, so that the demo can wait for their states."""
 
     def __init__(self, on_change: Callable[[DemoState], None]) -> None:
         self.state = DemoState()
@@ -278,7 +277,7 @@ class Parcel:
 
 
 def hash_parcel(job: Job, parcel: Parcel) -> dict[str, Any]:
-    """Hash the files of a parcel, slowly enough to watch; a handler in a thread."""
+    """Hash the files of a parcel, slowly enough to be watched. This handler runs in a thread."""
     digest, size, started = hashlib.sha256(), 0, time.monotonic()
     pace = min(_PACE_SECONDS[0] + len(parcel.files) / 100, _PACE_SECONDS[1])
     for done, name in enumerate(parcel.files, 1):
@@ -291,14 +290,14 @@ def hash_parcel(job: Job, parcel: Parcel) -> dict[str, Any]:
 
 
 def hash_after_failures(job: Job, parcel: Parcel) -> dict[str, Any]:
-    """Fail in the first runs, then hash the files of a parcel; a handler in a thread."""
+    """Fail in the first runs, then hash the files of a parcel. This handler runs in a thread."""
     if job.attempt <= RETRIES:
         raise OSError(f"run {job.attempt} fails on purpose")
     return hash_parcel(job, parcel)
 
 
 async def hash_endlessly(job: Job, parcel: Parcel) -> None:
-    """Hash the files of a parcel again and again until the task is cancelled; a coroutine handler."""
+    """Hash the files of a parcel repeatedly until the task is cancelled. This handler is a coroutine."""
     turn = 0
     while True:
         turn += 1
@@ -311,14 +310,14 @@ async def hash_endlessly(job: Job, parcel: Parcel) -> None:
 
 
 def make_parcels(count: int = PARCELS) -> list[Parcel]:
-    """Split the source files of the standard library into parcels, one for each package if there are enough."""
+    """Split the source files of the standard library into parcels, one for each package if there are enough of them."""
     root = Path(sysconfig.get_path("stdlib"))
     packages = {
         folder.name: sorted(str(file.relative_to(root)) for file in folder.rglob("*.py"))
         for folder in sorted(root.iterdir())
         if folder.is_dir() and folder.name not in ("site-packages", "dist-packages", "test")
     }
-    # Some Pythons have no source files, or only zipped ones; the files of nqnb are always there.
+    # Some Python installations have no source files, or only zipped ones. The files of nqnb always exist.
     if sum(map(len, packages.values())) < count:
         root = Path(__file__).parent
         packages = {"nqnb": sorted(str(file.relative_to(root)) for file in root.rglob("*.py"))}
@@ -332,5 +331,5 @@ def make_parcels(count: int = PARCELS) -> list[Parcel]:
 
 
 def digest(parcel: Parcel) -> str:
-    """Return the digest that the handler must return, computed in another way."""
+    """Return the digest that the handler must return, computed independently."""
     return hashlib.sha256(b"".join(Path(parcel.folder, name).read_bytes() for name in parcel.files)).hexdigest()

@@ -1,4 +1,4 @@
-"""Short, safe text for error messages: of values, texts and errors from anywhere, whatever their methods do."""
+"""Short, safe text for error messages. Values and errors may come from anywhere, and their methods may raise."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ SHOWN_CHARACTERS = 60
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return the ``repr`` of a value in one short line, whatever that ``repr`` does."""
+    """Return the ``repr`` of a value in one short line, or the name of its type if the ``repr`` raises."""
     try:
         text = repr(value)
         text = " ".join(text.split()) if "\n" in text else text
-    except Exception:  # noqa: BLE001  the repr of a foreign value may fail in any way
+    except Exception:  # noqa: BLE001  the repr of a foreign value may raise anything
         return f"<{type(value).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
 
@@ -24,7 +24,7 @@ def quoted(text: str, limit: int = SHOWN_CHARACTERS) -> str:
 
 
 def said(error: BaseException) -> str:
-    """Return an error's type and text, whatever its ``str`` does."""
+    """Return an error's type and text, or only its type if it has no text or its ``str`` raises."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  as in `shown`
@@ -33,12 +33,12 @@ def said(error: BaseException) -> str:
 
 
 def clause(error: BaseException) -> str:
-    """Return an error's message without the full stop at its end, to be used within another message."""
+    """Return an error's message without the final full stop, for use within another message."""
     return str(error).rstrip(". ")
 
 
 def kind_of(value: object) -> str:
-    """Return the name of a value's type, for an error."""
+    """Return the name of a value's type for an error message."""
     return "None" if value is None else f"type {type(value).__name__}"
 
 
@@ -53,5 +53,5 @@ def hint(text: str | None, known: Iterable[str]) -> str:
 
 
 def exact_text(value: str) -> str:
-    """Return a ``str`` of exactly that type; subclasses (numpy's, enums) are copied by their characters."""
+    """Return the same characters as a plain ``str``. Values of subclasses (numpy's, enums) are copied."""
     return value if type(value) is str else str.__str__(value)

@@ -1,7 +1,7 @@
-"""Records as pandas DataFrames, with dtypes that do not depend on the values.
+"""Convert records to pandas DataFrames whose dtypes do not depend on the values.
 
-Times are UTC, in microseconds; an unknown value is ``NaT`` or ``<NA>``; counts are nullable ``Int64``; a status is an
-ordered categorical in the order of `Status`. An empty frame has the same columns and dtypes as a full one.
+Times are in UTC with microseconds, and unknown values are ``NaT`` or ``<NA>``. Counts are nullable ``Int64``, and a
+status is an ordered categorical in the order of `Status`. An empty frame has the same columns and dtypes as a full one.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ STATUS = pd.CategoricalDtype([status.label for status in Status], ordered=True)
 
 
 def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.DataFrame:
-    """Return tasks, one in each row, indexed by id.
+    """Return a DataFrame with one task in each row, indexed by id.
 
     Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
-    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` if it runs), ``due_at`` (of a task that waits for
-    its time), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``payload``
-    and ``result`` (decoded if they are JSON, else the bytes; None if missing), ``result_key`` (of a large result, which
-    is stored separately), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``, ``requeued_as``,
-    ``revision``.
+    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` while it runs), ``due_at`` (of a scheduled task
+    or a retry), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``,
+    ``payload`` and ``result`` (decoded if they are JSON, else the bytes; None if missing), ``result_key`` (of a large
+    result, which is stored separately), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``,
+    ``requeued_as``, ``revision``.
 
     Args:
         infos: the tasks, as a client returns them.
-        now: the moment up to which to count the run time of running tasks; default the current time.
+        now: the end of the run time of tasks that are still running. Default: the current time.
     """
     tasks = _listed("infos", infos, TaskInfo)
     if now is None:
         now = datetime.now(timezone.utc)
     elif not isinstance(now, datetime) or now.tzinfo is None:
         raise BadInput(
-            f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}. Pass one, or None."
+            f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}. "
+            "Set its tzinfo, or pass None."
         )
     return _frame(
         "id",
@@ -81,7 +82,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
 
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
-    """Return queues, one in each row, indexed by name; the columns are the fields of `QueueInfo`."""
+    """Return a DataFrame with one queue in each row, indexed by name. The columns are the fields of `QueueInfo`."""
     queues = _listed("infos", infos, QueueInfo)
     counts = ("pending", "scheduled", "processing", "redelivered", "workers", "bytes")
     return _frame(
@@ -96,7 +97,7 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
 
 
 def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
-    """Return workers, one in each row, indexed by id; the columns are the fields of `WorkerInfo`."""
+    """Return a DataFrame with one worker in each row, indexed by id. The columns are the fields of `WorkerInfo`."""
     workers = _listed("infos", infos, WorkerInfo)
     return _frame(
         "id",
@@ -117,16 +118,16 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
 
 
 def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.DataFrame:
-    """Return the outcomes of cancels, one in each row, indexed by task id.
+    """Return a DataFrame with the outcome of one cancel in each row, indexed by task id.
 
-    Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code still runs), ``outcome`` (in words),
+    Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code is still running), ``outcome`` (in words),
     ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request to the end of the code),
     ``how``, ``error`` (why the cancel was refused; ``<NA>`` if it was not).
     """
     if not isinstance(outcomes, Mapping):
         raise BadInput(
-            f"outcomes={shown(outcomes)} is invalid: expected a dict of ids, got {kind_of(outcomes)}. "
-            "Pass a receipt or an error for each task id."
+            f"outcomes={shown(outcomes)} is invalid: expected a dict, got {kind_of(outcomes)}. "
+            "Map each task id to its receipt or error."
         )
     ids = _listed("the ids of outcomes", outcomes, str)
     _listed("outcomes", outcomes.values(), (CancelReceipt, NqnbError))
@@ -152,10 +153,10 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 
 
 def preview(payload: bytes, width: int = 80) -> str:
-    """Return a payload in one line of safe text: JSON or text as it is, else hexadecimal, cut to ``width`` characters.
+    """Return a payload as one line of safe text of at most ``width`` characters.
 
-    The cost does not grow with the payload. JSON with escapes is decoded and encoded again, up to 4 kB, so that people
-    see the characters.
+    JSON and other text are unchanged; other bytes are shown as hexadecimal. The cost does not depend on the size of the
+    payload. JSON with escapes is decoded and encoded again, up to 4 kB, so that the escaped characters are readable.
     """
     if len(payload) <= 4096 and b"\\u" in payload:
         with contextlib.suppress(MalformedMessage):
@@ -168,7 +169,7 @@ def preview(payload: bytes, width: int = 80) -> str:
 
 
 def decoded(data: bytes) -> Any:
-    """Return the value of JSON, the bytes if they are not JSON or nested too deep to print, None for no bytes."""
+    """Decode JSON. Return the bytes if they are not JSON or are nested too deep to print, and None for no bytes."""
     if not data:
         return None
     try:
@@ -178,7 +179,7 @@ def decoded(data: bytes) -> Any:
 
 
 def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
-    """Return how long the last attempt ran, up to ``now`` if it runs; None if it has not started or has no times."""
+    """Return the run time of the last attempt, up to ``now`` while it runs, or None if it has no start or end time."""
     if task.started_at is None or task.status is Status.PENDING:
         return None
     end = task.completed_at if task.status.terminal else now
@@ -186,36 +187,36 @@ def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
 
 
 def share(progress: Progress | None) -> float | None:
-    """Return the progress from 0 to 1; None if it is unknown."""
+    """Return the progress from 0 to 1, or None if it is unknown."""
     if progress is None or not progress.total > 0:
         return None
     return min(1.0, max(0.0, progress.done / progress.total))
 
 
 _MAX_SECONDS = 86400 * 365 * 1000
-"""Longer than any duration of a task, and short enough for a timedelta in microseconds."""
+"""A limit that is longer than any task runs, but short enough for a timedelta in microseconds."""
 
 _MAX_COUNT = 2**63 - 1
 _TEXT = pd.StringDtype("python")
-"""The Python dtype, even if Arrow is installed: Arrow refuses half of a surrogate pair."""
+"""The Python dtype, even if Arrow is installed, because Arrow refuses lone surrogates."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
     """Return the given records as a list.
 
     Raises:
-        BadInput: not an iterable, or a record is of another type.
+        BadInput: the value is not an iterable, or a record has another type.
     """
     try:
         found = list(given)
-    except Exception:  # noqa: BLE001  an iterable of the caller may raise anything
+    except Exception:  # noqa: BLE001  the caller's iterable may raise anything
         raise BadInput(
-            f"{name}={shown(given)} is invalid: expected several records, got {kind_of(given)}. Pass a list."
+            f"{name}={shown(given)} is invalid: expected an iterable of records, got {kind_of(given)}. Pass a list."
         ) from None
     for each in found:
         if not isinstance(each, kinds):
             named = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise BadInput(f"{name} is invalid: {shown(each)} is of {kind_of(each)}. Each must be a {named}.")
+            raise BadInput(f"{name} is invalid: {shown(each)} is of {kind_of(each)}. Each record must be a {named}.")
     return found
 
 
@@ -259,7 +260,7 @@ def _length(seconds: float) -> timedelta:
 
 
 def _objects(values: Iterable[Any]) -> Any:
-    """Return a column of objects; pandas must not convert them."""
+    """Return a column of objects that pandas does not convert."""
     plain = list(values)
     column = np.empty(len(plain), dtype=object)
     for position, value in enumerate(plain):
@@ -268,7 +269,7 @@ def _objects(values: Iterable[Any]) -> Any:
 
 
 def _torn(data: bytes) -> int:
-    """Return how many bytes at the end are the start of a character that was cut."""
+    """Return how many bytes at the end belong to an incomplete character."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] >= 0xC0:
             return back

@@ -1,9 +1,10 @@
 """Payloads and results: encode Python values as JSON, and decode them.
 
-Bytes are sent unchanged. Other values become JSON. Besides JSON's own types, these encode: dates, times and UUIDs (ISO
-text), `decimal.Decimal` (text), paths (text), enums (their value), dataclasses, msgspec Structs, numpy scalars and
-arrays, pandas Timestamps. NaN and infinities are refused, because JSON has no such numbers and ``null`` would not
-decode to them. Nothing is pickled here, and no data from a queue is unpickled or evaluated.
+Bytes are sent unchanged. Other values become JSON. In addition to JSON's own types, these types can be encoded: dates,
+times and UUIDs (as ISO strings), `decimal.Decimal` and paths (as strings), enums (as their value), dataclasses, msgspec
+Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are refused, because JSON has no such
+numbers and ``null`` would not decode to them. Nothing is pickled here, and no data from a queue is unpickled or
+evaluated.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from nqnb.errors import BadInput, UnencodableValue
 
 
 def encode(value: object, name: str = "payload") -> bytes:
-    """Return a value as bytes.
+    """Encode a value as bytes.
 
     Args:
-        value: the value; bytes are returned unchanged.
-        name: what the value is, for the error.
+        value: the value. Bytes are returned unchanged.
+        name: the name of the value in errors.
 
     Raises:
         UnencodableValue: a part of the value has no JSON form; the error names the part.
@@ -36,13 +37,13 @@ def encode(value: object, name: str = "payload") -> bytes:
             return bytes(value)
         except Exception as error:  # noqa: BLE001  a released view, or a foreign subclass
             raise UnencodableValue(
-                f"{name} cannot be read as bytes: {said(error)}. Give bytes, or a value with a JSON form.", name
+                f"{name} cannot be read as bytes: {said(error)}. Pass bytes, or a value with a JSON form.", name
             ) from None
     return encode_json(value, name)
 
 
 def encode_json(value: object, name: str = "result") -> bytes:
-    """Return a value as JSON; bytes inside become base64.
+    """Encode a value as JSON. Bytes inside the value become base64.
 
     Raises:
         UnencodableValue: a part of the value has no JSON form; the error names the part.
@@ -51,7 +52,7 @@ def encode_json(value: object, name: str = "result") -> bytes:
         data = _encoder.encode(value)
     except Exception as error:  # noqa: BLE001  reading a foreign value may raise any error
         raise _refusal(value, name, error) from None
-    # msgspec writes NaN and infinities as null, or as such a key: only then is a search needed.
+    # msgspec writes NaN and infinities as null, or as the keys "nan" and "inf": only then is a search needed.
     if any(sign in data for sign in (b"null", b'"nan"', b'inf"')):
         try:
             bad = next(((part, found) for part, found in walk(value, name) if not_a_number(found)), None)
@@ -63,10 +64,10 @@ def encode_json(value: object, name: str = "result") -> bytes:
 
 
 def decode_json(data: bytes | None, kind: Any = Any) -> Any:
-    """Return the value of JSON bytes, validated as ``kind``; no bytes decode to None.
+    """Decode JSON bytes, and validate the value as ``kind``. Empty or missing bytes decode to None.
 
     Raises:
-        BadInput: the bytes are not JSON, or not of that kind; the text names the part.
+        BadInput: the bytes are not JSON, or the value is not of that kind. The error names the part.
     """
     try:
         return msgspec.json.decode(data or b"null", type=kind)
@@ -75,7 +76,7 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
 
 
 def _beyond_json(value: Any) -> Any:
-    """Return a plain value for one that msgspec does not support; numpy and pandas are recognized without an import."""
+    """Convert a value that msgspec does not support. numpy and pandas values are recognized without an import."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, datetime):
@@ -85,7 +86,7 @@ def _beyond_json(value: Any) -> Any:
     if isinstance(value, timedelta):
         return timedelta(seconds=value.total_seconds())
     if is_numpy(value):
-        # With nanoseconds, numpy would return plain numbers.
+        # numpy would return plain numbers for times in nanoseconds.
         moments = value.dtype.kind in "Mm"
         plain = (value.astype(f"{value.dtype.kind}8[us]") if moments else value).tolist()
         if type(plain) is not type(value):
@@ -97,13 +98,13 @@ def _beyond_json(value: Any) -> Any:
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}
-"""How the plain value of a subclass is read; msgspec accepts only the types themselves."""
+"""The functions that return the plain value of a subclass. msgspec accepts only the types themselves."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
 
 def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
-    """Return the error for the first part, depth first, that has no JSON form."""
+    """Return the error for the first part that has no JSON form, in depth-first order."""
     try:
         return _first_refusal(value, name, error)
     except Exception as another:  # noqa: BLE001  inspecting a foreign value may raise any error, too
@@ -142,27 +143,27 @@ def _remedy(found: object) -> str:
     if hasattr(found, "to_dict") and hasattr(found, "columns"):
         return 'Send its .to_dict("records"), or a path to it.'
     if isinstance(found, str):
-        return "It has half of a surrogate pair: remove or replace it."
+        return "It contains a lone surrogate: remove or replace it."
     if hasattr(found, "to_list"):
         return "Send its .to_list()."
     return "Convert it to strings, numbers, lists or dicts, or send bytes."
 
 
 MAX_DEPTH = 200
-"""How deep a value may be nested."""
+"""The maximum depth of a nested value."""
 KEY_CHARACTERS = 200
-"""The most characters of a key in the name of a part."""
+"""The maximum number of characters of a key in the name of a part."""
 
 
 class Unwalkable(NamedTuple):
-    """A part that cannot be walked: why, and what to do."""
+    """A part of a value that cannot be walked, with the reason and the remedy."""
 
     why: str
     remedy: str
 
 
 def walk(value: Any, part: str) -> Iterator[tuple[str, object]]:
-    """Yield every part of a value with its name, such as ``payload['rows'][3]``; the value itself comes last."""
+    """Yield the name and value of every part, such as ``payload['rows'][3]``. The whole value comes last."""
     return _walk(value, part, ())
 
 
@@ -171,7 +172,7 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
         yield part, Unwalkable("it contains itself", "Send a value without circular references.")
         return
     if len(above) >= MAX_DEPTH:
-        yield part, Unwalkable(f"it is nested more than {MAX_DEPTH} deep", "Send a flatter value.")
+        yield part, Unwalkable(f"it is nested more than {MAX_DEPTH} levels deep", "Send a flatter value.")
         return
     above = (*above, id(value))
     if isinstance(value, Mapping):
@@ -196,7 +197,7 @@ def is_numpy(value: object) -> bool:
 
 
 def not_a_number(value: Any) -> bool:
-    """Return whether a value is NaN, an infinity, NaT or NA, of any library."""
+    """Return whether a value is NaN, an infinity, NaT or NA, from any library."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if type(value).__name__ in ("NaTType", "NAType"):

@@ -1,4 +1,4 @@
-"""When a failed task runs again: a pure policy, without a clock and without the network."""
+"""Decide when a failed task is retried. The policy is pure: it uses neither a clock nor the network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nqnb.inputs import Duration, check_count, check_seconds, check_share
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential back-off with full jitter below a growing ceiling.
+    """Exponential back-off with jitter: half of each delay is fixed, and half is random.
 
     Args:
-        first: the longest wait before the first retry: seconds, or a timedelta; stored in seconds.
-        most: the longest wait before any retry, likewise.
+        first: the maximum delay before the first retry, as seconds or a timedelta. It is stored in seconds.
+        most: the maximum delay before any retry, in the same form.
 
     Raises:
-        BadInput: not a length of time, or ``most`` below ``first``.
+        BadInput: a value is not a length of time, or ``most`` is less than ``first``.
     """
 
     first: Duration = 1.0
@@ -29,8 +29,8 @@ class Backoff:
         first, most = check_seconds("first", self.first), check_seconds("most", self.most)
         if most < first:
             raise BadInput(
-                f"Backoff({shown(self.first)}, {shown(self.most)}) is invalid: most is below first. "
-                "Give 0 <= first <= most."
+                f"Backoff({shown(self.first)}, {shown(self.most)}) is invalid: most is less than first. "
+                "Use 0 <= first <= most."
             )
         object.__setattr__(self, "first", first)
         object.__setattr__(self, "most", most)
@@ -38,11 +38,11 @@ class Backoff:
     def delay(self, retry: int, draw: float | None = None) -> float:
         """Return the seconds to wait before retry number ``retry`` (1 = the first).
 
-        Half of the wait is fixed and half is random, so that tasks that failed together are retried apart.
+        Half of the delay is random, so that tasks that failed together are not all retried at the same moment.
 
         Args:
             retry: the number of the retry.
-            draw: a number from 0 to 1 instead of a random one.
+            draw: a number from 0 to 1, to use instead of a random one.
 
         Raises:
             BadInput: ``retry`` is below 1, or ``draw`` is out of range.

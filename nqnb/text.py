@@ -1,7 +1,7 @@
-"""Show values to people: safe text of unknown origin, durations, sizes, times, receipts, and records as JSON.
+"""Format values for display: text of unknown origin, durations, sizes, times, receipts, and records as JSON.
 
-A payload, a name or an error may come from any program that writes to a queue. Whatever a terminal or a page would act
-on in such text is escaped here, before the text is shown.
+A payload, a name or an error may come from any program that writes to a queue. This module escapes the characters in
+such text that a terminal or a page would interpret.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from nqnb.errors import MalformedMessage, NqnbError
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 
-# Beside the control characters, the characters that reverse the direction of text: they can disguise one line as
+# The control characters, and the characters that reverse the direction of text, because they can disguise one line as
 # another.
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE = re.compile(f"[{_CONTROL}]")
 _HEX_BYTES = 1000
-"""The most bytes of a binary payload that are shown as hexadecimal."""
+"""The maximum number of bytes of a binary payload that are shown as hexadecimal."""
 
 
 def clean(text: str) -> str:
-    """Escape every character that a terminal or a page would act on; keep line ends."""
+    """Escape every character that a terminal or a page would interpret, except line breaks."""
     return UNSAFE.sub(_escape, text.replace("\r\n", "\n").replace("\t", "    "))
 
 
@@ -41,14 +41,14 @@ def line(text: str, width: int = 1000) -> str:
 
 
 def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
-    """Return the beginning of a long text."""
+    """Return the text, cut to a number of lines and characters."""
     rows = text[:characters].split("\n")
     short = "\n".join(rows[:lines])
     return short if len(short) == len(text) else f"{short} …"
 
 
 def payload_text(payload: bytes, *, pretty: bool = False) -> str:
-    """Return a payload as text: JSON as it is (or indented), other text as it is, bytes as hexadecimal."""
+    """Return a payload as text: JSON unchanged (or indented), other text unchanged, and other bytes as hexadecimal."""
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError:
@@ -75,8 +75,8 @@ def duration(seconds: float, *, gap: str = "") -> str:
     """Return a length of time in one unit: ``12ms``, ``3.4s``, ``45s``, ``2m``, ``5h``, ``3d``.
 
     Args:
-        seconds: the length; a negative one counts as 0.
-        gap: what to write between the number and the unit.
+        seconds: the length of time. A negative value counts as 0.
+        gap: the text between the number and the unit.
     """
     seconds = max(0.0, seconds)
     if seconds < 1:
@@ -90,7 +90,7 @@ def duration(seconds: float, *, gap: str = "") -> str:
 
 
 def long_duration(seconds: float) -> str:
-    """Return a length of time in up to two units, as the live table does: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``."""
+    """Return a length of time in up to two units, as in the live table: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``."""
     seconds = max(0.0, seconds)
     if seconds < 60:
         return f"{int(seconds * 10) / 10:.1f} s"
@@ -103,17 +103,17 @@ def long_duration(seconds: float) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """Return how long ago a moment was, in one unit; an empty string for None."""
+    """Return the age of a moment in one unit, or an empty string for None."""
     return "" if moment is None else duration(seconds_since(moment))
 
 
 def seconds_since(moment: datetime) -> float:
-    """Return the seconds that have passed since a moment; negative for a moment in the future."""
+    """Return the number of seconds since a moment. It is negative for a moment in the future."""
     return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
 def clock(moment: datetime | None) -> str:
-    """Return a moment in local time, with the date if it is 12 hours or more away; an empty string for None."""
+    """Return a moment in local time, or an empty string for None. The date is included from 12 hours away."""
     if moment is None:
         return ""
     local = moment.astimezone()
@@ -139,7 +139,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a record as dicts, lists, text and numbers: states by name, times in ISO format."""
+    """Convert a record to dicts, lists, strings and numbers. States become names, and times become ISO strings."""
     if isinstance(value, Status):
         return value.label
     if isinstance(value, TaskInfo):
@@ -162,7 +162,7 @@ def plain(value: Any) -> Any:
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """Return an error as a JSON object: its text, its type, and its other fields."""
+    """Return an error as a JSON object with its text, its type, and its other fields."""
     known = {
         name: plain(getattr(error, name))
         for name in ("task_id", "queue", "status", "url", "error_type", "traceback")
@@ -181,7 +181,7 @@ def _fields(record: msgspec.Struct) -> dict[str, Any]:
 
 
 def _json(name: str, data: bytes) -> dict[str, Any]:
-    """Return JSON as its value; other data, or JSON too deep to print, as text or base64 under a name that says so."""
+    """Return the decoded JSON as field ``name``. Other data becomes ``<name>_text`` or ``<name>_base64``."""
     try:
         return {name: decode_value(data) if data else None}
     except MalformedMessage:

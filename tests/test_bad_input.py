@@ -372,7 +372,7 @@ class TestResults:
     ) -> None:
         info = await run(nq, settings, lambda job: "x" * 2 * MEGABYTE, retry=3)
         assert (info.status, info.attempt) == (Status.FAILED, 1)
-        shown = (f"{2 * MEGABYTE + 2:,} bytes", f"{MEGABYTE:,}", "return a path or key to it")
+        shown = (f"{2 * MEGABYTE + 2:,} bytes", f"{MEGABYTE:,}", "return its path or key")
         await refusal(TaskFailed, nq.result(info.id), *shown)
 
     async def test_a_result_whose_encoder_raises_fails_the_task(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:

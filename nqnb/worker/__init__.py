@@ -1,1 +1,1 @@
-"""Runs tasks: handlers, one delivery's life from claim to finish, and the ways to stop code."""
+"""The worker: handlers, the life of a delivery from claim to finish, and the ways to stop running code."""

@@ -1,4 +1,4 @@
-"""Executes a claimed task: runs its handler, with its time limits, its progress and its ways to stop."""
+"""Execute a claimed task: run its handler, enforce its time limits, and write its progress."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FLUSH_SECONDS = 0.25
 
 
 class Poisoned(Exception):
-    """A task that has silenced too many workers is not run again."""
+    """The error of a task that is not run again, because too many workers died or went silent while running it."""
 
     def __init__(self, crashes: int) -> None:
         super().__init__(
-            f"its worker died or went silent {crashes} times while it ran, so it is not run again. See what it does to "
-            "its process (memory, exit, a crash in a C library), then submit it again."
+            f"its worker died or went silent {crashes} times while the task ran, so the task is not run again. Check "
+            "whether the task exhausts memory, exits or crashes the process, then submit it again."
         )
 
 
@@ -33,7 +33,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     """Run a claimed task until it ends or is stopped.
 
     Returns:
-        How it ended; None where its lease ended before it started. Then it is left to be redelivered.
+        The result; None if the lease ran out before the task started. The server then redelivers the task.
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
@@ -55,7 +55,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         run.message.Payload or b"",
         run.entry.CurrentRetry + 1,
         run.entry.MaxRetry,
-        # The handler compares it with this machine's clock.
+        # The handler compares the deadline with this machine's clock.
         moment(until and time.time() + until - now),
         progress.changed,
         # A coroutine is cancelled by its loop.
@@ -78,7 +78,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
 
 
 def _until(run: Run, now: float) -> float:
-    """Return when this attempt must end by its timeout or deadline, on the server's clock; 0 means never."""
+    """Return when this attempt must stop, by its timeout or deadline, on the server's clock; 0 means never."""
     ends = [now + run.entry.Timeout] if run.entry.Timeout else []
     ends += [float(run.entry.Deadline)] if run.entry.Deadline else []
     return min(ends, default=0.0)
@@ -98,13 +98,13 @@ class _ProgressWriter:
         self._closed = False
 
     def changed(self) -> None:
-        """Note that there is something to write; may be called from any thread."""
+        """Schedule a write of the progress and log. It can be called from any thread."""
         if not self._waiting and not self._closed:
             self._waiting = True
             self._loop.call_soon_threadsafe(self._later)
 
     def close(self) -> None:
-        """Write nothing more, because the outcome includes the last progress and log."""
+        """Stop writing, because the outcome includes the last progress and log."""
         self._closed = True
 
     def _later(self) -> None:

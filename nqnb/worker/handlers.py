@@ -1,4 +1,4 @@
-"""Handlers: the function that runs a queue's tasks, checked, with its arguments and options."""
+"""Handlers: the function that runs a queue's tasks, with its options, and the checks of both."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nqnb.retry import Backoff
 from nqnb.worker.job import Job
 
 Isolation = Literal["coroutine", "thread", "process"]
-"""What a handler runs in: the worker's event loop, a thread of its own, a process of its own."""
+"""Where a handler runs: on the worker's event loop, in a separate thread, or in a separate process."""
 MOST_TASKS_AT_ONCE = 1_000_000
-"""The highest concurrency: far above the 65,536 messages that a queue's consumer delivers at once."""
+"""The maximum concurrency, far above the 65,536 messages that a queue's consumer delivers at once."""
 
 
 @dataclass(frozen=True)
 class Handler:
-    """A function with its options; see `Worker.handler` for their meaning."""
+    """A function with its options, which `Worker.handler` describes."""
 
     queue: str
     function: Callable[..., Any]
@@ -51,7 +51,7 @@ class Handler:
         return functools.partial(self.function, job, *self.arguments(job))
 
     def arguments(self, job: Job) -> tuple[Any, ...]:
-        """Return the function's arguments after the job: the payload, or nothing.
+        """Return the function's arguments after the job: the payload, or none.
 
         Raises:
             BadInput: the payload does not fit the function's annotation.
@@ -64,7 +64,7 @@ class Handler:
             return (payload.decode_json(job.payload, self.payload_type),)
         except BadInput as error:
             raise BadInput(
-                f"the payload does not fit {self.name}: {error}. Submit what its annotation describes."
+                f"the payload does not fit {self.name}: {error}. Submit a payload of the annotated type."
             ) from None
 
     @property
@@ -74,10 +74,10 @@ class Handler:
 
 
 def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
-    """Return how many tasks run at once, checked.
+    """Check a concurrency, and return it.
 
     Raises:
-        BadInput: not a whole number from 1 up; of the class ``refusal``.
+        BadInput: not a positive whole number. The error is of the class ``refusal``.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 
@@ -93,7 +93,7 @@ def make_handler(
     concurrency: int | None = None,
     progress_raises: bool = True,
 ) -> Handler:
-    """Return the handler for a function, from its signature and options; see `Worker.handler`.
+    """Build a handler from a function's signature and options. See `Worker.handler` for the options.
 
     Raises:
         InvalidQueueName: the queue name is invalid.
@@ -109,11 +109,11 @@ def make_handler(
     if backoff is not None and not isinstance(backoff, Backoff):
         raise InvalidHandler(
             f"backoff={shown(backoff)} of {name} is invalid: expected a Backoff, got {kind_of(backoff)}. "
-            "Use Backoff(first, most), in seconds."
+            "Use Backoff(first, most) with times in seconds."
         )
     if is_failure is not None and not callable(is_failure):
         raise InvalidHandler(
-            f"is_failure={shown(is_failure)} of {name} is invalid: it is not callable. Use a function of the exception."
+            f"is_failure={shown(is_failure)} of {name} is invalid: it is not callable. Use a function of (exception)."
         )
     try:
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
@@ -128,7 +128,7 @@ def make_handler(
         ) from None
     if generates:
         raise InvalidHandler(
-            f"{name} cannot handle tasks: it is a generator. Use a function that returns its result once."
+            f"{name} cannot handle tasks: it is a generator function. Return the result instead of yielding it."
         )
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = [parameter for parameter in signature.parameters.values() if parameter.kind in positional]
@@ -166,7 +166,7 @@ def _name_of(function: Any) -> str:
 
 
 def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
-    """Return what a function runs in: the isolation asked for, checked to fit it."""
+    """Return the isolation for a function: the requested one, after a check, or the default."""
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
@@ -177,19 +177,19 @@ def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolati
     if asked == "process":
         if sys.platform == "win32":
             raise InvalidHandler(
-                f"isolation='process' of {name} is invalid: Windows has no process groups. Use {fits!r}."
+                f"isolation='process' of {name} is invalid: it is not supported on Windows. Use {fits!r}."
             )
         return "process"
     if asked != fits:
         kind = "an async function" if is_coroutine else "a plain function"
         raise InvalidHandler(
-            f"isolation={asked!r} of {name} is invalid: {kind} runs as {fits!r} or 'process'. Use one of these."
+            f"isolation={asked!r} of {name} is invalid: {kind} needs {fits!r} or 'process'. Use one of these."
         )
     return fits
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> Any:
-    """Return the type of a parameter's annotation, checked to be one that a payload can be validated as."""
+    """Return the type in a parameter's annotation, after checking that msgspec can validate a payload against it."""
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__annotations__"):
@@ -202,13 +202,13 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
         kind = typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise InvalidHandler(
-            f"the annotations of {title} cannot be read: {error}. Use types that its module has."
+            f"the annotations of {title} cannot be resolved: {error}. Define or import the types in its module."
         ) from None
     try:
         if kind is not bytes:
             msgspec.json.Decoder(kind)
     except (TypeError, ValueError) as error:
         raise InvalidHandler(
-            f"the payload of {title} cannot be validated: {error}. Use a type that msgspec supports."
+            f"the payload type of {title} is not supported: {error}. Use JSON types, a dataclass or a Struct."
         ) from None
     return kind

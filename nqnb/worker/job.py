@@ -1,4 +1,4 @@
-"""The job that a handler receives: its task, and the means to report on it and to see that it must stop."""
+"""The `Job` that a handler receives: it describes the task, takes reports, and shows when the handler must stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE_CHARACTERS = 200
 
 
 class StopFlag:
-    """A `threading.Event` that is never cleared. Every task makes one, so it is small."""
+    """A small version of `threading.Event` that is never cleared. Every task creates one."""
 
     __slots__ = ("_is_set", "_lock")
 
@@ -29,30 +29,30 @@ class StopFlag:
         self._lock.acquire()
 
     def is_set(self) -> bool:
-        """Return whether it is set."""
+        """Return whether the flag is set."""
         return self._is_set
 
     def set(self) -> None:
-        """Set it, and wake the threads that wait for it."""
+        """Set the flag, and wake the waiting threads."""
         if not self._is_set:
             self._is_set = True
-            with contextlib.suppress(RuntimeError):  # the guard's thread has set it at the same moment
+            with contextlib.suppress(RuntimeError):  # the guard's thread has set the flag at the same moment
                 self._lock.release()
 
     def wait(self, seconds: float) -> None:
-        """Wait until it is set, for at most so many seconds."""
+        """Wait until the flag is set, for at most ``seconds``."""
         if not self._is_set and self._lock.acquire(timeout=min(max(seconds, 0.0), threading.TIMEOUT_MAX)):
             with contextlib.suppress(RuntimeError):  # as above
                 self._lock.release()
 
 
 class JobState:
-    """What the worker shares with a job. Handlers leave it alone.
+    """The state that a worker shares with a job. Handlers must not use it.
 
     Args:
         changed: called after each report.
-        stop: set once the handler must stop; default a new flag.
-        progress_raises: whether `Job.progress` stops the handler, too.
+        stop: the flag that is set once the handler must stop. Default: a new flag.
+        progress_raises: whether `Job.progress` also raises an exception once the handler must stop.
     """
 
     __slots__ = ("changed", "log", "progress", "progress_raises", "stop")
@@ -60,8 +60,8 @@ class JobState:
     def __init__(self, changed: Callable[[], None], stop: StopFlag | None, progress_raises: bool) -> None:
         self.changed = changed
         self.progress_raises = progress_raises
-        """Whether `Job.progress` raises. False once the handler was stopped by an exception: it may report from its
-        cleanup."""
+        """Whether `Job.progress` raises. It is False once an exception has stopped the handler, so that its cleanup can
+        report progress."""
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
         self.log: list[str] = []
@@ -73,17 +73,17 @@ class JobState:
 
 
 class Job:
-    """One attempt at a task. Every method may be called from any thread.
+    """One attempt at a task. Every method can be called from any thread.
 
     Attributes:
         id: the task's id.
-        queue: its queue.
-        payload: its payload as bytes.
-        attempt: which attempt this is, from 1.
-        max_retry: how many attempts may follow the first.
-        deadline: when the attempt is stopped (UTC), by timeout or deadline, as this machine's clock will show; None =
+        queue: the task's queue.
+        payload: the task's payload as bytes.
+        attempt: the number of this attempt, starting at 1.
+        max_retry: the maximum number of attempts after the first.
+        deadline: when the attempt will be stopped by its timeout or deadline (UTC, on this machine's clock); None if
             never.
-        state: what the worker shares with the job; not for handlers.
+        state: the state that the worker shares with the job; not for handlers.
     """
 
     def __init__(
@@ -111,54 +111,56 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True once the handler must stop: the task was cancelled, timed out, or the worker stops.
+        """True once the handler must stop: the task was cancelled or timed out, or the worker is stopping.
 
-        A handler stops by raising, as `raise_if_cancelled` and `progress` do. One that returns has completed its task.
+        A handler stops by raising an exception, as `raise_if_cancelled` and `progress` do. If it returns instead, its
+        task is completed.
         """
         return self.state.stop.is_set()
 
     @property
     def said(self) -> tuple[Progress | None, list[str]]:
-        """The last progress and the log."""
+        """The most recent progress and the log."""
         return self.state.progress, self.state.log
 
     def raise_if_cancelled(self) -> None:
         """Raise `JobCancelled` if the handler must stop.
 
         Raises:
-            JobCancelled: the handler must stop; a ``BaseException``, so that ``except Exception`` does not catch it.
+            JobCancelled: the handler must stop. It is a ``BaseException``, so that ``except Exception`` does not catch
+                it.
         """
         if self.state.stop.is_set():
             self.state.progress_raises = False
             raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
-        """Sleep, but only until the handler must stop; for handlers in threads.
+        """Sleep, but wake up as soon as the handler must stop. It is for handlers in threads and processes.
 
         Args:
-            seconds: how long: seconds, or a timedelta; less than 0 counts as 0.
+            seconds: how long to sleep, as seconds or a timedelta. A negative value counts as 0.
 
         Raises:
-            BadInput: not a length of time.
+            BadInput: ``seconds`` is not a length of time.
             JobCancelled: the handler must stop.
         """
         self.state.stop.wait(check_seconds("seconds", seconds, least=-LONGEST_SECONDS))
         self.raise_if_cancelled()
 
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
-        """Report how far the work is, and stop the handler if it must stop.
+        """Report the progress of the work, and raise `JobCancelled` if the handler must stop.
 
-        Only the most recent report is sent, about four times a second. An ``async def`` handler is stopped at its
-        ``await`` instead. A handler that was stopped already may report from its cleanup.
+        The most recent report is sent about four times a second. An ``async def`` handler is stopped at an ``await``
+        instead. Once a handler has been stopped, its cleanup code can still report progress.
 
         Args:
-            done: how much is done.
-            total: of how much, 0 = unknown.
-            text: a note, at most 200 characters.
+            done: the amount of work done.
+            total: the total amount of work; 0 if unknown.
+            text: a note of at most 200 characters.
 
         Raises:
             BadInput: ``done`` or ``total`` is not a number.
-            JobCancelled: the handler must stop, and runs in a thread or a process; not with
+            JobCancelled: the handler must stop, and it runs in a thread or a process. It is not raised with
                 ``Worker(progress_raises=False)``.
         """
         text = plain_text(text, LINE_CHARACTERS)
@@ -168,14 +170,14 @@ class Job:
             self.raise_if_cancelled()
 
     def log(self, text: str) -> None:
-        """Add a line to the task's log, which keeps the last 20 lines of at most 200 characters."""
+        """Add a line to the task's log. The log stores the last 20 lines, each cut to 200 characters."""
         line = plain_text(f"{time.strftime('%H:%M:%S')} {plain_text(text, LINE_CHARACTERS)}", LINE_CHARACTERS)
         self.state.log = [*self.state.log, line][-LOG_LINES:]
         self.state.changed()
 
 
 def plain_text(value: object, most_characters: int) -> str:
-    """Return at most so many characters of a value's text, as JSON can carry them: a lone surrogate is escaped."""
+    """Return the text of a value, cut to ``most_characters``. Lone surrogates are escaped for JSON."""
     try:
         text = str(value)
     except Exception:  # noqa: BLE001  a foreign `__str__` may fail in any way
@@ -184,7 +186,7 @@ def plain_text(value: object, most_characters: int) -> str:
 
 
 def _number(name: str, value: float) -> float:
-    """Return a number as JSON can carry it: NaN and infinities, which tell nothing about progress, become 0."""
+    """Return a number that JSON can represent: NaN and infinities, which are meaningless as progress, become 0."""
     try:
         number = float(value)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Keep the leases of all tasks that a worker runs: renew them, and stop the runs whose lease could not be renewed."""
+"""Renew the leases of all tasks that a worker runs, and stop the runs whose lease could not be renewed."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 RENEWALS_AT_ONCE = 1000
-"""Leases that are renewed at once. Of tens of thousands of requests at once, most would be answered too late."""
+"""How many leases are renewed at once. If tens of thousands were, most replies would come too late."""
 LOOKS_AT_ONCE = 250
-"""Runs about which something is read at once, beside the renewals."""
+"""How many runs have their entries read at once, alongside the renewals."""
 
 
 class LeaseKeeper:
-    """Keeps the leases of one worker.
+    """Renews the leases of one worker.
 
     Args:
-        backend: where.
+        backend: the worker's backend.
         worker_id: the worker.
         runs: the running map.
         pulls: the pull loops of the worker's queues.
-        presence: the worker's presence, from whose last write a renewed lease counts.
+        presence: the worker's presence. A renewed lease starts at the last write of the presence.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class LeaseKeeper:
         """The queues whose consumer is being recreated."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run whose last one was earlier than `before`, as `elapsed` counts."""
+        """Send a heartbeat for each run whose last heartbeat was earlier than ``before``, in `elapsed` seconds."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
-        # Beside the renewals, because no lease must wait until something is read.
+        # Read the entries alongside the renewals, because no lease must wait for a read.
         looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
         orphans = await self._renew(runs, before)
         if orphans:
-            # While all slots are taken nothing pulls, so nothing else would find that the consumer is gone.
+            # While all slots are taken, nothing pulls, so nothing else would notice that the consumer is gone.
             for pull in self._pulls:
                 if any(run.delivery.queue == pull.queue for run in orphans):
                     await self._recreate_consumer(pull)
@@ -67,7 +67,7 @@ class LeaseKeeper:
         await looks
 
     async def stop_lapsed(self) -> None:
-        """Stop runs whose lease could not be renewed, before the server redelivers their tasks; until cancelled."""
+        """Stop each run whose lease has run out, before the server redelivers its task. This runs until cancelled."""
         while True:
             await asyncio.sleep(self._presence.interval / 8)
             lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_lease()]
@@ -77,7 +77,7 @@ class LeaseKeeper:
                 run.stop(Stop.LEASE)
 
     async def watch_entries(self) -> None:
-        """Watch the entries of tasks that run for longer, until cancelled."""
+        """Watch the entries of tasks that have been running for a while, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_AFTER_SECONDS / 2)
             before = time.monotonic() - WATCH_AFTER_SECONDS
@@ -86,7 +86,7 @@ class LeaseKeeper:
                     run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
-        """Renew each lease that no other round has renewed; return the runs whose consumer is gone."""
+        """Renew each lease that no other round has renewed, and return the runs whose consumer is gone."""
         gone: list[Run] = []
 
         async def renew_one(run: Run) -> None:
@@ -102,7 +102,7 @@ class LeaseKeeper:
         self._recreating.add(pull.queue)
         try:
             if await pull.ensure():
-                log.info("queue %s: its consumer was gone, and is recreated", pull.queue)
+                log.info("queue %s: its consumer was missing and has been recreated", pull.queue)
         except NqnbError as error:
             if not self._backend.outage.took(error):
                 log.warning("queue %s: its consumer cannot be recreated now: %s", pull.queue, error)
@@ -111,6 +111,6 @@ class LeaseKeeper:
 
     def _log_lapsed(self, run: Run) -> None:
         if self._backend.outage.active:
-            self._backend.outage.note("tasks were stopped because their lease ended")
+            self._backend.outage.note("tasks were stopped because their lease ran out")
         else:
-            log.warning("task %s is stopped: its lease could not be renewed, so another worker may get it", run.id)
+            log.warning("task %s is stopped: its lease could not be renewed, so another worker may receive it", run.id)

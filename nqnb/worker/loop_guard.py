@@ -1,13 +1,14 @@
-"""Keep a worker's presence and leases while its event loop is blocked, from a thread with a connection of its own.
+"""Renew a worker's presence and leases while its event loop is blocked, from a thread with a separate connection.
 
-A coroutine handler that calls `time.sleep`, or computes for long, blocks the loop on which the worker's heartbeats run.
-Without them the server would redeliver its tasks to other workers while their code still runs here. The loop's `Pulse`
-tells that the loop is blocked, and how old a message is that the loop reads afterwards. While the pulse is missing, the
-`Guard` writes the presence and renews the leases. It decides nothing: timeouts, outcomes and cancels wait for the loop.
-Only ``job.cancelled`` shows a cancel at once, so that code in a thread can stop.
+A coroutine handler that calls `time.sleep`, or computes for a long time, blocks the loop that sends the worker's
+heartbeats. Without heartbeats, the server would redeliver the worker's tasks to other workers while their code is still
+running here. The loop's `Pulse` shows that the loop is blocked, and how old the messages are that the loop reads after
+the block. While the pulse is missing, the `Guard` writes the presence and renews the leases. The guard decides nothing:
+timeouts, outcomes and cancels wait for the loop. Only ``job.cancelled`` shows a cancel at once, so that code in a
+thread can stop.
 
-The guard cannot help while one long C call holds the interpreter's lock, because then no Python thread runs, nor while
-the process is stopped. Leases that ran out meanwhile are not renewed.
+The guard cannot help while one long C call holds the interpreter's lock, because no Python thread can run then. It
+cannot help while the process is suspended, either. Leases that ran out in the meantime are not renewed.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 log = logging.getLogger("nqnb.worker")
 
 TICKS = 24
-"""Ticks of the pulse in an ack wait."""
+"""How often the pulse ticks in an ack wait."""
 MOST_MISSED_TICKS = 3
-"""Ticks that a loop may be late before it counts as blocked: an eighth of the ack wait."""
+"""How many ticks late a loop may be before it counts as blocked: an eighth of the ack wait."""
 _SHORTEST_LOGGED_SECONDS = 1.0
-"""How long a block must last to be worth a warning."""
+"""The shortest block that is logged as a warning."""
 _RETRY_SECONDS = 30.0
-"""Between two tries to open the guard's connection while the loop is not blocked."""
+"""Seconds between two attempts to open the guard's connection while the loop is not blocked."""
 _CLOSE_TIMEOUT_SECONDS = 1.0
-"""How long a stopping worker waits for its guard; the thread is a daemon and ends by itself."""
+"""How long a stopping worker waits for its guard. The thread is a daemon and exits by itself."""
 _READY_TIMEOUT_SECONDS = 2.0
 """How long a starting worker waits for its guard to connect."""
 _LOOKS_AT_ONCE = 250
-"""Cancels that are read at once."""
+"""How many cancel requests are read at once."""
 _ROUND_SHARE = 1 / 6
-"""The share of the ack wait between two rounds of renewals."""
+"""The time between two rounds of renewals, as a share of the ack wait."""
 
 
 class Guard:
@@ -63,7 +64,7 @@ class Guard:
         writer: writes the worker's presence on the loop.
         runs: the running map.
         pulse: the pulse of the worker's loop.
-        settings: how to connect.
+        settings: the settings for the guard's connection.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Guard:
         self._closing = threading.Event()
         self._wake: Callable[[], None] = lambda: None
 
-        # The rest belongs to the guard's thread.
+        # Only the guard's thread uses the attributes below.
         self._connection: Connection | None = None
         self._presence: Presence | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -100,19 +101,19 @@ class Guard:
         """Why the guard has no connection."""
 
     def start(self) -> None:
-        """Connect, and watch the running loop once its pulse ticks."""
+        """Start to connect, and watch the running loop once its pulse ticks."""
         self._worker_loop = asyncio.get_running_loop()
         self._ended, self._ready = self._worker_loop.create_future(), self._worker_loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
         self._thread.start()
 
     async def ready(self) -> None:
-        """Return once the guard has connected, has failed to, or takes too long."""
+        """Wait until the guard has connected or failed to connect, or until the wait times out."""
         if self._ready is not None:
             await asyncio.wait({self._ready}, timeout=_READY_TIMEOUT_SECONDS)
 
     async def close(self) -> None:
-        """End the thread and its connection."""
+        """Stop the thread and close its connection."""
         self._closing.set()
         self._wake()
         if self._ended is not None and self._thread is not None:
@@ -125,7 +126,7 @@ class Guard:
         try:
             loop.run_until_complete(self._watch())
         except Exception:
-            log.exception("worker %s has no guard any more, because of an error inside nqnb", self._worker_id)
+            log.exception("the guard of worker %s has stopped because of an error inside nqnb", self._worker_id)
         finally:
             loop.run_until_complete(_cancel_all_tasks())
             loop.close()
@@ -133,7 +134,7 @@ class Guard:
             self._set(self._ended)
 
     def _set(self, future: asyncio.Future[None] | None) -> None:
-        """Set a future of the worker's loop, from the guard's thread."""
+        """Resolve a future of the worker's loop from the guard's thread."""
         assert self._worker_loop is not None  # noqa: S101  for the type checker: start() has set it
         assert future is not None  # noqa: S101  as above
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed
@@ -158,17 +159,17 @@ class Guard:
                 if self._closing.is_set():
                     break
                 if (slept := elapsed() - before) > (1 + MOST_MISSED_TICKS) * self._pulse.interval:
-                    # Give the loop a moment to tick: it may have been stopped together with the guard.
+                    # Wait for the loop to tick: it may have been suspended together with the guard.
                     if slept >= _SHORTEST_LOGGED_SECONDS:
                         self._log(
                             logging.WARNING,
-                            "worker %s: its process was suspended, or one C call held the interpreter, for %.1f s; "
-                            "tasks whose lease has run out are stopped",
+                            "worker %s: its process was suspended, or a C call held the interpreter lock, for %.1f s; "
+                            "tasks whose lease has run out will be stopped",
                             self._worker_id,
                             slept,
                         )
                     continue
-                # A loop that does not run executes nothing, as between two calls of run_until_complete.
+                # A loop that is not running is not blocked, for example between two calls of run_until_complete.
                 self._look(self._pulse.blocked_for() if self._worker_loop.is_running() else 0.0)
         finally:
             left = [*self._rounds] if self._opening is None else [*self._rounds, self._opening]
@@ -181,7 +182,7 @@ class Guard:
     def _look(self, blocked: float) -> None:
         now = elapsed()
         if self._connection is not None and self._connection.closed.is_set():
-            self._connection, self._trouble = None, "it was lost for good"
+            self._connection, self._trouble = None, "it was closed"
         if self._connection is None and self._opening is None and now >= self._next_try:
             self._next_try = now + _RETRY_SECONDS
             # Connecting takes a while, so the guard connects early if a handler may block the loop.
@@ -191,7 +192,7 @@ class Guard:
             if self._blocked_since:
                 self._log(
                     logging.INFO,
-                    "worker %s: its event loop runs again, after %.1f s",
+                    "worker %s: its event loop is running again after %.1f s",
                     self._worker_id,
                     now - self._blocked_since,
                 )
@@ -200,7 +201,7 @@ class Guard:
         if self._connection is None or self._presence is None:
             self._next_try = min(self._next_try, now + self._round_seconds)
         elif now >= self._next_round:
-            # A round whose answers are slow must not delay the next one.
+            # A round with slow replies must not delay the next round.
             self._next_round = now + self._round_seconds
             self._rounds.add(spawn(self._keep(self._connection, self._presence)))
             self._rounds = {task for task in self._rounds if not task.done()}
@@ -219,7 +220,7 @@ class Guard:
             settings = Settings.of(
                 self._settings,
                 name=f"{self._settings.name} (guard)",
-                # A later answer is useless.
+                # A later reply is useless.
                 request_timeout=patience,
                 retry_for=patience,
             )
@@ -229,12 +230,12 @@ class Guard:
             self._trouble = ""
         except NqnbError as error:
             if self._writer.server_is_away:
-                # Then the server is away for both connections, and the worker logs it.
+                # The server is away for both connections, and the worker logs that.
                 return
             if not self._trouble:
                 self._log(
                     logging.WARNING,
-                    "worker %s: its guard has no connection: %s. Its leases run out if its event loop is blocked",
+                    "worker %s: its guard cannot connect: %s. Leases will run out if the event loop is blocked",
                     self._worker_id,
                     error,
                 )
@@ -244,7 +245,7 @@ class Guard:
             self._set(self._ready)
 
     async def _keep(self, connection: Connection, presence: Presence) -> None:
-        """Write the presence, and renew every lease that has not run out, and read no entry."""
+        """Write the presence, renew every lease that has not run out, and read the cancel requests, but no entry."""
         asked = elapsed()
         try:
             await presence.announce(self._writer.record())
@@ -258,7 +259,7 @@ class Guard:
         runs, troubles = list(self._runs.values()), list[NqnbError]()
 
         async def renew(run: Run) -> None:
-            # If there are many leases, a later round may have renewed this one, or the run has ended.
+            # If there are many leases, a later round may have renewed this one already, or the run may have ended.
             if _is_renewable(run) and run.beat <= asked and self._runs.get(run.id) is run:
                 await self._renew(connection, run, since, troubles)
 
@@ -266,7 +267,7 @@ class Guard:
         if troubles:
             text = "worker %s: its guard could not renew %d leases: %s"
             self._log(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
-        # Handlers in processes are stopped by signals, which the loop sends.
+        # Handlers in processes are stopped by signals that the loop sends.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
         intents = KeyValueStore(connection, connection.settings.cancel_bucket)
         await few_at_once(running, lambda run: self._check_cancel(intents, run), _LOOKS_AT_ONCE)
@@ -278,7 +279,7 @@ class Guard:
         except NqnbError as error:
             troubles.append(error)
             return
-        # An answer that comes after the lease's end may be about a message that another worker has by now.
+        # A reply that comes after the lease has ended may be about a message that another worker has by now.
         if answered and run.delivery is delivery and not run.lapsed():
             run.beat = max(run.beat, since)
 
@@ -291,27 +292,27 @@ class Guard:
             # The next round reads it again.
             return
         if entry is not None and run.job is not None and self._worker_loop is not None:
-            # First, so that the loop knows of the cancel when code ends because of the flag.
+            # Tell the loop first, so that it knows of the cancel when the code stops because of the flag.
             self._worker_loop.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
             run.job.state.stop.set()
 
     def _flag(self, run: Run, record: CancelRecord) -> None:
         if self._runs.get(run.id) is run:
-            log.info("task %s: its cancel was found by the guard", run.id)
+            log.info("task %s: the guard found its cancel request", run.id)
             run.flag(record, self._worker_id)
 
     def _warn(self, blocked: float) -> None:
         place = Place.of(self._pulse.thread)
         if place is None:
-            what = "gets no time to run; other threads or processes take it"
+            what = "gets no CPU time; other threads or processes use it"
         else:
             what = f"is blocked by {self._blocking_handler() if place.in_handler else 'code'} at {place.text}"
         connected = self._connection is not None and self._connection.connected
-        leases = "Leases are kept" if connected else f"Leases run out ({self._trouble or 'the server is away'})"
+        leases = "Leases are renewed" if connected else f"Leases will run out ({self._trouble or 'the server is away'})"
         self._log(
             logging.WARNING,
-            "worker %s: for %.1f s its event loop %s. %s; cancels, timeouts and the worker's other coroutines wait. "
-            "Make a handler that blocks a plain function, or call what blocks with `await asyncio.to_thread(...)`",
+            "worker %s: its event loop has not run for %.1f s: it %s. %s; cancels, timeouts and other coroutines wait. "
+            "Make the blocking handler a plain function, or call the blocking code with `await asyncio.to_thread(...)`",
             self._worker_id,
             blocked,
             what,
@@ -319,7 +320,7 @@ class Guard:
         )
 
     def _blocking_handler(self) -> str:
-        """Return which handler blocks the loop, in words."""
+        """Describe the handler that blocks the loop."""
         task = asyncio.current_task(self._worker_loop)
         for run in list(self._runs.values()):
             if run.executor is not None and run.executor.runs_as(task):
@@ -327,17 +328,17 @@ class Guard:
         return "a handler"
 
     def _log(self, level: int, text: str, *values: object) -> None:
-        # The loop may be blocked inside logging, whose lock would block the guard too.
+        # The loop may be blocked inside logging, and the lock of logging would block the guard too.
         log_aside(log, level, text, *values)
 
 
 def _is_renewable(run: Run) -> bool:
-    """Return whether the guard may renew a lease: it has not run out, and no other worker is to have the task."""
+    """Return whether the guard may renew a lease: the lease has not run out, and the task is still this worker's."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 
 async def _cancel_all_tasks() -> None:
-    """Cancel what is left on the guard's loop, for example of a connection that was cut off."""
+    """Cancel the remaining tasks on the guard's loop, such as those of a connection that was cut off."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
@@ -347,17 +348,17 @@ async def _cancel_all_tasks() -> None:
 
 
 class Pulse:
-    """The pulse of a worker's event loop. `last`, `thread` and `blocked_for` may be read from any thread.
+    """The pulse of a worker's event loop. `last`, `thread` and `blocked_for` can be read from any thread.
 
     Args:
-        ack_wait: the ack wait as it is known before `start`, in seconds.
+        ack_wait: the assumed ack wait until `start` is called, in seconds.
     """
 
     def __init__(self, ack_wait: float) -> None:
         self.last = elapsed()
-        """When it ticked last, as `elapsed` counts."""
+        """When the pulse last ticked, in `elapsed` seconds."""
         self.thread = 0
-        """The thread that ran the loop then; 0 while the pulse does not tick."""
+        """The thread that ran the loop at the last tick; 0 while the pulse does not tick."""
         self.interval = ack_wait / TICKS
         """Seconds between two ticks."""
         self._caught_up: Callable[[], Awaitable[None]] | None = None
@@ -365,16 +366,16 @@ class Pulse:
         self._catching_up: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._blocks: deque[tuple[int, float]] = deque()
-        """The number and the beginning of each block whose messages may not all be read yet, oldest first."""
+        """The number and the start of each block whose messages may not all have been read yet, oldest first."""
         self._block_count = 0
 
     def start(self, ack_wait: float, caught_up: Callable[[], Awaitable[None]], unblocked: Callable[[], None]) -> None:
-        """Begin to tick on the running loop.
+        """Start to tick on the running loop.
 
         Args:
-            ack_wait: the shortest ack wait that the worker serves, in seconds.
-            caught_up: returns once everything was read that the server had sent before the call.
-            unblocked: called when the loop runs again after a block.
+            ack_wait: the shortest ack wait of the worker's queues, in seconds.
+            caught_up: returns once all messages have been read that the server had sent before the call.
+            unblocked: called when the loop is running again after a block.
         """
         self.interval = ack_wait / TICKS
         self._caught_up, self._unblocked = caught_up, unblocked
@@ -391,15 +392,15 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return for how many seconds the loop has been blocked; 0 while it runs, or the pulse does not tick."""
+        """Return how many seconds the loop has been blocked; 0 if it is not blocked or the pulse does not tick."""
         late = elapsed() - self.last
         return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 
     def arrived(self) -> float:
-        """Return when a message arrived that is read now, or the earliest time when it may have arrived.
+        """Return when a message that is read now arrived, or the earliest time at which it may have arrived.
 
-        While the loop was blocked, or the machine slept, messages lay unread and their ack waits ran: the server may
-        have delivered them elsewhere by now.
+        While the loop was blocked, or the machine was asleep, messages were not read but their ack waits ran. The
+        server may have delivered them to another worker by now.
         """
         now = elapsed()
         if self._blocks:
@@ -418,7 +419,7 @@ class Pulse:
         self._timer = asyncio.get_running_loop().call_later(self.interval, self._tick)
 
     async def _catch_up(self, block: int) -> None:
-        """Wait until everything is read that arrived during a block; what is left to read arrived after it."""
+        """Wait until all messages that arrived during a block have been read, then forget the block."""
         try:
             if self._caught_up is not None:
                 await self._caught_up()

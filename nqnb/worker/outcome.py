@@ -1,4 +1,4 @@
-"""Says how a run ended: its result, its error and its cancel's receipt, then lets the protocol record it."""
+"""Describe how a run ended (its result, its error, its cancel receipt), and let the protocol record the outcome."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 INLINE_RESULT = 4096
-"""Bytes of JSON, escaped as Go does, up to which a result is kept in the entry itself."""
+"""The largest result that is stored in the entry itself, in bytes of JSON with Go's escapes."""
 _DEEPEST_INLINE = 100
-"""How deep a result in the entry may be nested: a reader that cannot decode it cannot read the task's state either."""
+"""The deepest nesting of a result in the entry. A reader that cannot decode the result cannot read the entry."""
 _TRACEBACK_CHARACTERS = 4096
 _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
 _EARLY_SECONDS = 0.05
-"""How much too early a run may be stopped at its deadline, because the reading of the server's clock gets better."""
+"""How long before its deadline a run may be stopped, because the estimate of the server's clock improves over time."""
 _RESULT_PAUSE_SECONDS = 1.0
-"""Seconds until a result is put into its bucket again."""
+"""Seconds between two attempts to write a result to its bucket."""
 _OUR_MODULES = (
     "nqnb.worker.executors.coroutine",
     "nqnb.worker.executors.thread",
@@ -59,17 +59,17 @@ _LOG_LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
 
 
 class Useless(Exception):
-    """A handler's return value that cannot be kept."""
+    """The error for a handler's return value that cannot be stored."""
 
 
 async def record_outcome(backend: Backend, run: Run, result: Result) -> Status | None:
-    """Record how a run ended, as `nqnb.protocol.finish.finish`, and log it.
+    """Record how a run ended with `nqnb.protocol.finish.finish`, and log it.
 
     Returns:
-        The state that was written; None where the task belongs to another worker now, or is left to be redelivered.
+        The state that was written; None if another worker owns the task now, or if the server is to redeliver it.
 
     Raises:
-        NqnbError: the connection is closed; the server redelivers the message after the ack wait.
+        NqnbError: the connection is closed. The server redelivers the message after the ack wait.
     """
     run.finishing = True
     if run.why is Stop.TIMEOUT and result.ended is Ended.STOPPED and run.cancel is None:
@@ -94,14 +94,14 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
 
 
 def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
-    """Return the log line about the end of a run."""
+    """Return the log message for the end of a run."""
     task = f"task {run.id} of queue {run.entry.Queue}"
     why = f": {line(f'{meta.error.type}: {meta.error.message}', 300)}" if meta.error is not None else ""
     if status is Status.PENDING:
         attempt, attempts = run.entry.CurrentRetry + 1, run.entry.MaxRetry + 1
-        return f"{task} failed at attempt {attempt} of {attempts}, and runs again in {retry_delay:.1f} s{why}"
+        return f"{task} failed on attempt {attempt} of {attempts}; retrying in {retry_delay:.1f} s{why}"
     if status is Status.CANCELLED and meta.cancel is not None:
-        return f"{task} is cancelled: {meta.cancel.how}"
+        return f"{task} was cancelled: {meta.cancel.how}"
     return f"{task} has {status.label}{why}"
 
 
@@ -115,7 +115,7 @@ def _hopeless(run: Run, result: Result) -> bool:
     try:
         return bool(judge(result.error))
     except Exception:
-        log.exception("task %s: is_failure itself failed over %r, so it is retried", run.id, result.error)
+        log.exception("task %s: is_failure raised an error for %r, so the task is retried", run.id, result.error)
         return False
 
 
@@ -130,7 +130,7 @@ def _timeout_text(run: Run) -> str:
 
 
 async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
-    """Return what the entry will say of a run. A return value that cannot be kept becomes a failure that says so."""
+    """Return the metadata for the entry, and the result. A return value that cannot be stored becomes a failure."""
     meta = msgspec.structs.replace(run.entry.meta, finished_at=backend.now(), error=None)
     if run.job is not None:
         meta.progress, meta.log = run.job.said
@@ -157,7 +157,7 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
 
 
 async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
-    """Move the result from the entry into its bucket; where the bucket refuses it too, the run has failed."""
+    """Move the result from the entry to the result bucket. If the bucket refuses the result too, the run has failed."""
     if isinstance(meta.result, UnsetType):
         return status, meta
     try:
@@ -168,12 +168,12 @@ async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta
 
 
 async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
-    """Put a result into its bucket, however long the server stays away; return its key there.
+    """Write a result to the result bucket, and return its key. It retries for as long as the server is away.
 
     Raises:
-        BadInput: the server refuses it, and would refuse it later too.
+        BadInput: the server refuses the result, and would refuse it later too.
     """
-    # The key has the claim's revision, so a run that lost its task never overwrites the result of the newer one.
+    # The key contains the claim's revision, so a run that lost its task never overwrites the result of a newer run.
     key, refused_since = f"{run.id}.{run.revision}", 0.0
     while True:
         try:
@@ -185,19 +185,19 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
             except NoResponders:
                 # The bucket was deleted.
                 await backend.ensure_buckets()
-                why = "its bucket was gone"
+                why = "the result bucket was missing"
         except PayloadTooLarge as error:
             raise BadInput(
-                f"the result of {len(data):,} bytes is too large: the server accepts {error.limit:,}. "
-                "Keep the result elsewhere, and return a path or key to it."
+                f"the result of {len(data):,} bytes is too large: the server accepts at most {error.limit:,}. "
+                "Store the result elsewhere, and return its path or key."
             ) from None
         except NoRoom as error:
             if error.err_code == STREAM_FULL:
-                # An operator has limited the bucket, and may not raise that limit.
+                # An operator has limited the size of the bucket, and may never raise the limit.
                 raise _unkept(data, error) from None
             why = str(error)
         except ServerRefused as error:
-            # A full bucket may have room again in a moment.
+            # A full bucket may soon have room again.
             refused_since = refused_since or time.monotonic()
             patience = 0.0 if error.err_code == TOO_LARGE else backend.settings.retry_for
             if time.monotonic() - refused_since >= patience:
@@ -209,27 +209,27 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
             backend.outage.took(error)
             why = str(error)
         if not backend.outage.active:
-            log.warning("task %s: its result is put into its bucket again in a second: %s", run.id, why)
+            log.warning("task %s: writing its result failed and will be retried in a second: %s", run.id, why)
         await asyncio.sleep(_RESULT_PAUSE_SECONDS)
 
 
 def _unkept(data: bytes, error: NqnbError) -> BadInput:
     return BadInput(
-        f"the result of {len(data):,} bytes cannot be kept: {clause(error)}. "
-        "Keep the result elsewhere, and return a path or key to it."
+        f"the result of {len(data):,} bytes cannot be stored: {clause(error)}. "
+        "Store the result elsewhere, and return its path or key."
     )
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return an exception as text that is short enough for an entry, with the end of a long traceback."""
+    """Return an exception's name, message and traceback, each cut to fit in an entry. A traceback keeps its end."""
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
     name = plain_text(type(error).__qualname__, _NAME_CHARACTERS)
     try:
         message = plain_text(error, _MESSAGE_CHARACTERS)
     except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
-        message = f"this {name} has no text"
-    # The frames above the handler's are our own, and do not help its author.
+        message = f"this {name} has no message"
+    # The frames above the handler's are nqnb's, and do not help the handler's author.
     trace = error.__traceback__
     while trace is not None and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "") in _OUR_MODULES:
         trace = trace.tb_next

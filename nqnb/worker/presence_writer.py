@@ -1,4 +1,4 @@
-"""Write a worker's presence: the entry that tells the other workers that it is alive, and what it runs."""
+"""Write a worker's presence: the entry that shows other workers that it is alive and which tasks it runs."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 _CHECK_SECONDS = 1.0
-"""Between two checks whether the presence names what runs."""
+"""Seconds between two checks of whether the presence lists the running tasks."""
 
 
 class PresenceWriter:
     """Writes the presence of one worker.
 
     Args:
-        backend: where.
+        backend: the backend that stores the presence.
         runs: the running map.
         pulls: the pull loops of the worker's queues.
-        describe: returns the worker's record for the tasks that it runs and the seconds that the record counts.
+        describe: returns the worker's record. Its arguments are the ids of the running tasks and the record's TTL in
+            seconds.
     """
 
     def __init__(
@@ -41,32 +42,32 @@ class PresenceWriter:
         describe: Callable[[list[str], float], WorkerInfo],
     ) -> None:
         self.written = 0.0
-        """When the worker's loop last wrote the presence, as `elapsed` counts."""
+        """When the worker's loop last wrote the presence, in `elapsed` seconds."""
         self._backend = backend
         self._runs = runs
         self._pulls = pulls
         self._describe = describe
         self._written_by_guard = 0.0
         self._named: set[str] = set()
-        """The tasks that the presence names."""
+        """The tasks that the presence lists."""
         self._stopped = False
 
     @property
     def interval(self) -> float:
-        """The seconds between two heartbeats: a third of the shortest ack wait."""
+        """The number of seconds between two heartbeats: a third of the shortest ack wait."""
         return min(pull.ack_wait for pull in self._pulls) / 3
 
     @property
     def server_is_away(self) -> bool:
-        """Whether the server is away, which the log says already. May be read from any thread."""
+        """Whether the server is away, and the log already reports that. It can be read from any thread."""
         return self._backend.outage.active
 
     def record(self) -> WorkerInfo:
-        """Return what the presence says now. May be called from any thread.
+        """Return the current presence record. It can be called from any thread.
 
-        A worker must count as alive for longer than any run goes on without a renewal, so the longest ack wait decides.
-        For tasks of a queue with a shorter ack wait, that one decides: when the worker dies, they are redelivered
-        sooner.
+        A worker must count as alive for longer than any run can continue without a renewal, so its TTL depends on the
+        longest ack wait. A queue with a shorter ack wait has its own, shorter TTL, because its tasks are redelivered
+        sooner when the worker dies.
         """
         ttls = {pull.queue: PRESENCE_SHARE * pull.ack_wait for pull in self._pulls}
         longest = max(ttls.values())
@@ -77,7 +78,7 @@ class PresenceWriter:
         """Write the presence.
 
         Raises:
-            NqnbError: it was not written.
+            NqnbError: the presence was not written.
         """
         try:
             await self._write_once()
@@ -85,32 +86,34 @@ class PresenceWriter:
             try:
                 await self._backend.move_presence()
             except ServerRefused:
-                # The worker's user may not do that. Once there is room, the presence is written again.
+                # The worker's user lacks the permission. The presence is written again once there is room.
                 raise full from None
             await self._write_once()
         except Unavailable:
             raise
         except NoResponders:
-            # The bucket was deleted, and without presence no lease is renewed. Heartbeats must not wait for long.
+            # The bucket was deleted, and no lease is renewed without a presence. Heartbeats must not wait for long.
             await asyncio.wait({spawn(self._ensure_buckets())}, timeout=self.interval / 2)
             await self._write_once()
 
     async def refresh(self) -> bool:
-        """Write the presence, and log an error instead of raising it; return whether it was written."""
+        """Write the presence, and return whether that succeeded. An error is logged instead of raised."""
         try:
             await self.write()
         except NqnbError as error:
             if not self._backend.outage.took(error):
-                log.info("the worker's presence was not written, and is written again soon: %s", error)
+                log.info("the worker's presence was not written and will be retried soon: %s", error)
             self._named = set()
             return False
         return True
 
     async def keep_current(self, may_write: Callable[[], bool]) -> None:
-        """Write the presence whenever other tasks run, until cancelled: they can change many times in a heartbeat.
+        """Write the presence whenever the set of running tasks has changed, until cancelled.
+
+        The set can change many times between two heartbeats.
 
         Args:
-            may_write: whether the presence may be written now.
+            may_write: returns whether the presence may be written now.
         """
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
@@ -119,16 +122,18 @@ class PresenceWriter:
                 await self.refresh()
 
     def note_guard_write(self, asked: float) -> None:
-        """Write the presence again soon, because the guard's write may have overtaken the last one. From any thread.
+        """Write the presence again soon, because the guard's write may have overtaken the last one.
+
+        It can be called from any thread.
 
         Args:
-            asked: when the guard's last write that succeeded began, as `elapsed` counts; 0 = none did.
+            asked: when the guard's last successful write began, in `elapsed` seconds; 0 if no write has succeeded.
         """
         self._written_by_guard = asked
         self._named = set()
 
     def stop(self) -> None:
-        """Write no more: the presence is about to be removed."""
+        """Stop writing, because the presence is about to be removed."""
         self._stopped = True
 
     async def _write_once(self) -> None:
@@ -138,8 +143,8 @@ class PresenceWriter:
         self._named = set(self._runs)
         await self._backend.presence.announce(self.record())
         if self.written and asked - max(self.written, self._written_by_guard) > 2 * self.interval:
-            # The server kept our presence from being written, or lost it. The presence of the other workers may have
-            # suffered too, and their outcomes may be on their way: they count as alive for a while without presence.
+            # The server did not store our presence, or lost it. The presence of the other workers may be missing too,
+            # while their outcomes are in transit. So they count as alive for a while without a presence.
             self._backend.spare_owners()
         self.written = max(self.written, asked)
 

@@ -1,4 +1,4 @@
-"""Bring a worker back after a disconnect, and recreate what it needs on the server."""
+"""Recover a worker after a disconnect, and recreate the streams and buckets that it needs on the server."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _RETRY_SECONDS = 0.5
 
 
 class Recovery:
-    """Prepares a worker to pull: at its start, and again after each reconnect.
+    """Prepares a worker to pull tasks, both when it starts and after each reconnect.
 
     Args:
-        backend: where.
+        backend: the worker's backend.
         runs: the running map.
         pulls: the pull loops of the worker's queues.
         listener: receives the cancels.
@@ -48,7 +48,7 @@ class Recovery:
         wake: Callable[[], None],
     ) -> None:
         self.active = True
-        """Until cancels are received: at the start, and from a disconnect to the end of the recovery from it."""
+        """Whether cancels are not received yet: during the start, and after a disconnect until the recovery is over."""
         self._backend = backend
         self._runs = runs
         self._pulls = pulls
@@ -62,13 +62,13 @@ class Recovery:
         self._maintaining = False
         self._closed = False
         self._births: dict[str, float] = {}
-        """When each queue's first known stream was created, in Unix seconds by the server's clock."""
+        """When each queue's first known stream was created, in Unix seconds on the server's clock."""
 
     async def open(self) -> None:
-        """Prepare, in the protocol's order: receive cancels first, then pull.
+        """Prepare the worker in the order that the protocol requires: receive cancels first, then pull tasks.
 
         Raises:
-            NqnbError: the server refuses it, or does not answer.
+            NqnbError: the server refuses a request, or does not answer.
         """
         for pull in self._pulls:
             await self._listener.ensure(pull.queue)
@@ -76,20 +76,20 @@ class Recovery:
             with contextlib.suppress(ServerRefused):
                 await self._birth_of_new_stream(pull.queue)
         await self._presence.write()
-        # Before the first claim, which is stamped and judged by it.
+        # Read the server's clock before the first claim, because claims are stamped and judged by that clock.
         await self._backend.read_now()
         self._backend.on_disconnect(self._on_disconnect)
         self._backend.on_reconnect(self._on_reconnect)
         self.active = False
 
     def close(self) -> None:
-        """Recover no more."""
+        """Stop recovering."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
 
     async def maintain(self) -> None:
-        """Recreate what was deleted (buckets, cancel streams, our consumers there), and requeue lost messages."""
+        """Recreate deleted buckets, cancel streams and their consumers, and requeue lost messages."""
         if self._maintaining or self.active or self._closed:
             return
         self._maintaining = True
@@ -105,7 +105,7 @@ class Recovery:
                 await overdue.look()
         except NqnbError as error:
             if not self._backend.outage.took(error):
-                log.info("the worker cannot recreate what is missing on the server now: %s", error)
+                log.info("the worker cannot recreate missing buckets or streams at the moment: %s", error)
         finally:
             self._maintaining = False
 
@@ -115,14 +115,14 @@ class Recovery:
             self._backend.outage.began(f"the connection to {where} was lost{self._what_continues()}")
         self.active = True
         if self._task is not None:
-            # Its last step does not fail, so it would end well while the connection is away.
+            # The last step of the recovery cannot fail, so it would succeed although the connection is lost again.
             self._task.cancel()
         for pull in self._pulls:
             pull.reset()
         for run in self._runs.values():
-            # What is not claimed yet may belong to another worker by the time of the reconnect.
+            # A task that is not claimed yet may belong to another worker by the time of the reconnect.
             run.gap = run.gap or not run.claimed
-            # A look that hangs must not keep the recovery from its own.
+            # A pending read of the entry must not prevent the recovery from reading it.
             run.looking = False
 
     def _what_continues(self) -> str:
@@ -142,7 +142,7 @@ class Recovery:
             self._task = spawn(self._recover())
 
     async def _recover(self) -> None:
-        """After a reconnect, in the protocol's order: receive cancels, read the intents, and only then pull tasks."""
+        """Recover in the order that the protocol requires: receive cancels, read the intents, and then pull tasks."""
         while True:
             try:
                 await self._backend.ensure_buckets()
@@ -154,19 +154,19 @@ class Recovery:
                 break
             except NqnbError as error:
                 if not self._backend.outage.took(error):
-                    log.warning("the worker has not recovered yet, and tries again: %s", error)
+                    log.warning("the worker has not recovered yet and will retry: %s", error)
             except Exception:
-                log.exception("the worker tries to recover again after an error inside nqnb")
+                log.exception("the worker failed to recover because of an error inside nqnb, and will retry")
             await asyncio.sleep(_RETRY_SECONDS)
         self.active = False
-        # The outage may have kept the presence of other workers from being written, and their outcomes may be on their
-        # way: they count as alive for a while without presence.
+        # The outage may have prevented other workers from writing their presence while their outcomes are in transit.
+        # So they count as alive for a while without a presence.
         self._backend.spare_owners()
         self._backend.outage.over()
         self._wake()
 
     async def _void_deliveries_of_deleted_streams(self) -> None:
-        """Let no run answer for a message of a deleted stream, as when the server has lost its store."""
+        """Mark deliveries from deleted streams as void, so that no run acks a message of a deleted stream."""
         for queue in {run.delivery.queue for run in self._runs.values()}:
             born = await self._birth_of_new_stream(queue)
             for run in self._runs.values():
@@ -174,9 +174,10 @@ class Recovery:
                     run.delivery.void = True
 
     async def _birth_of_new_stream(self, queue: str) -> float:
-        """Return when a queue's stream was created, if it is another one than at first, else 0.
+        """Return when a queue's stream was created if the stream has been recreated, else 0.
 
-        The two times that are compared may be of two servers' clocks: only if the stream has changed do they count.
+        The creation time is comparable with the times of deliveries only if the stream has been recreated, because they
+        may come from the clocks of different servers.
         """
         born = await self._backend.queue_created_at(queue)
         # Infinity: the stream does not exist at this moment.

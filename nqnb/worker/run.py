@@ -1,4 +1,4 @@
-"""One task in a worker: the protocol's attempt, and the handler that runs it."""
+"""One task in a worker: the protocol's attempt, with the handler that runs the task."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Run(Attempt):
     """One registered task of a worker.
 
     Args:
-        delivery: the delivery that brought the task.
-        message: the task as the stream has it.
-        handler: what runs the task.
+        delivery: the delivery of the task.
+        message: the task message, as stored in the stream.
+        handler: the handler that runs the task.
         ack_wait: the consumer's ack wait, in seconds.
-        claim: the mark of our claim in the entry; it differs for every claim.
+        claim: the claim id that is written to the entry; every claim has a different one.
     """
 
     delivery: Delivery
@@ -35,20 +35,20 @@ class Run(Attempt):
         self.job: Job | None = None
         self.watch: EntryWatch | None = None
         self.started = 0.0
-        """When the handler was started, on the monotonic clock; 0 while it does not run."""
+        """When the handler was started, on the monotonic clock; 0 while it is not running."""
         self.finishing = False
-        """Whether the handler has ended, and its outcome is being written. The lease has nothing left to stop."""
+        """Whether the handler has ended and its outcome is being written, so that no code is left to stop."""
 
     @property
     def how(self) -> str:
-        """How a cancelled task was stopped, in words for the receipt."""
+        """A description of how a cancelled task was stopped, for the receipt."""
         return self.unrun if self.executor is None else self.executor.how
 
     def stop(self, why: Stop) -> None:
-        """Begin to stop the handler; a run that has not started does not start.
+        """Begin to stop the handler. A run that has not started will not start.
 
-        Where the lease ends, the handler is stopped within the rest of the ack wait, whatever its grace is and whatever
-        it was told to stop for before.
+        If the lease is running out, the handler is stopped within the rest of the ack wait. This overrides the
+        handler's grace and any earlier reason to stop.
         """
         super().stop(why)
         if self.executor is not None:

@@ -1,4 +1,4 @@
-"""A running worker: the map of its runs, the life of one task, and the loops that fetch tasks and send heartbeats."""
+"""A running worker: its running map, the life of one task, and the loops that fetch tasks and send heartbeats."""
 
 from __future__ import annotations
 
@@ -36,29 +36,31 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 _GOODBYE_TIMEOUT_SECONDS = 2.0
-"""How long removing the presence may take; if it stays, other workers wait until it expires."""
+"""How long removing the presence may take. If the removal fails, other workers wait until the presence expires."""
 _STOP_TIMEOUT_SECONDS = 5.0
-"""How long a stopping worker waits for code that it has told to stop."""
+"""How long a stopping worker waits for the code that it is stopping."""
 _FETCH_RETRY_SECONDS = 0.2
 _FETCH_SECONDS = 0.5
-"""Between two checks of the pull requests, at most."""
+"""The maximum number of seconds between two checks of the pull requests."""
 _OWN_REDELIVERY_SECONDS = 1.0
-"""The delay, at most, of a nak for a task that this worker still runs."""
+"""The maximum delay of a nak for a task that is still running in this worker."""
 _FEWEST_TASKS_ASKED = 8
-"""How many slots must be free before they are asked for, while a request is pending."""
+"""How many slots must be free before more tasks are requested while a request is pending."""
 
 
 class Runtime:
-    """Everything that a running worker holds: its runs, its connection, and the loops around them.
+    """The state of a running worker: its runs, its connection, and the loops that serve them.
 
     Args:
-        backend: where.
+        backend: the worker's backend.
         worker_id: the worker.
-        handlers: what runs the tasks of each queue; the worker may replace a handler meanwhile.
+        handlers: the handler of each queue. The worker may replace a handler at any time.
         slots: returns how many tasks may run at once.
-        poison_limit: how many workers in a row a task may silence before it is marked failed.
-        shutdown_on_disconnect: whether a disconnect ends the worker.
-        describe: returns the worker's record for the tasks that it runs and the seconds that the record counts.
+        poison_limit: how many workers in a row may die or go silent while running a task before the task is marked
+            failed.
+        shutdown_on_disconnect: whether a disconnect stops the worker.
+        describe: returns the worker's record. Its arguments are the ids of the running tasks and the record's TTL in
+            seconds.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Runtime:
         self.runs: dict[str, Run] = {}
         """The running map: the registered runs, by task id."""
         self.malformed = 0
-        """How many messages were not tasks, and were terminated."""
+        """How many messages were terminated because they were not tasks."""
         self._worker_id = worker_id
         self._handlers = handlers
         self._slots = slots
@@ -95,7 +97,7 @@ class Runtime:
         }
         pulls = list(self._pulls.values())
         self._running = dict.fromkeys(handlers, 0)
-        """How many tasks of each queue run."""
+        """How many tasks of each queue are running."""
         self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
@@ -110,22 +112,22 @@ class Runtime:
         self._guard = Guard(worker_id, handlers, self._presence, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
-        """Return how many slots are free; 0 while the worker fetches nothing."""
+        """Return how many slots are free; 0 while the worker is not fetching tasks."""
         resting = self._stopping or self._paused or self._recovery.active
         return 0 if resting else self._slots() - len(self.runs)
 
     def free_for(self, queue: str) -> int:
-        """Return how many slots are free for tasks of a queue, within the bound of its handler."""
+        """Return how many slots are free for tasks of a queue, within the limit of the queue's handler."""
         return min(self.free(), self._handlers[queue].concurrency - self._running[queue])
 
     async def open(self) -> None:
-        """Prepare, in the protocol's order: receive cancels first, then pull.
+        """Prepare the worker in the order that the protocol requires: receive cancels first, then pull tasks.
 
         Raises:
-            NqnbError: the server refuses it, or does not answer.
+            NqnbError: the server refuses a request, or does not answer.
         """
         self._reserve = Reserve(self._handlers.values(), self._slots())
-        # It connects meanwhile, and before any handler can block the loop.
+        # Start the guard early: it connects in the background, before any handler can block the loop.
         self._guard.start()
         await self._recovery.open()
         if self._shutdown_on_disconnect:
@@ -143,52 +145,52 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
-        """Return when the connection is closed for good, or one of the loops has failed."""
+        """Wait until the connection is closed for good or one of the loops has failed."""
         await first_of(self.backend.closed_event, self._broken)
 
     def hurry(self) -> None:
-        """Wait no longer for the tasks that run."""
+        """Stop waiting for the running tasks."""
         self._hurry.set()
 
     def pause(self) -> None:
-        """Fetch no more tasks, and go on with those that run."""
+        """Stop fetching tasks, but let the running tasks continue."""
         self._paused = True
         for pull in self._pulls.values():
             pull.withdraw()
 
     def resize(self) -> None:
-        """Fetch as many tasks as there are slots now, after the concurrency has changed."""
+        """Adjust the pull requests to a new concurrency."""
         for pull in self._pulls.values():
             pull.withdraw()
         self._wake.set()
 
     async def drain(self, timeout: float) -> None:
-        """Fetch no more tasks; wait for those that run, then stop and nak them."""
+        """Stop fetching tasks, wait for the running tasks, then stop and nak those that are left."""
         self._stopping = True
         self._recovery.close()
         for pull in self._pulls.values():
             pull.withdraw()
         if self.runs:
-            log.info("worker %s stops; it waits %g s for %d running tasks", self._worker_id, timeout, len(self.runs))
+            log.info("worker %s waits up to %g s for %d running tasks", self._worker_id, timeout, len(self.runs))
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
-            log.info("task %s of queue %s is stopped, and redelivered to another worker", run.id, run.delivery.queue)
+            log.info("task %s of queue %s is stopped and will be redelivered", run.id, run.delivery.queue)
             run.stop(Stop.SHUTDOWN)
         await first_of(self._empty, timeout=_STOP_TIMEOUT_SECONDS)
         for run in self.runs.values():
-            log.warning("task %s runs on: its code does not stop. Another worker gets it after the ack wait.", run.id)
-            # Nothing renews its lease any more.
+            log.warning("task %s does not stop, and is redelivered to another worker after the ack wait", run.id)
+            # Nothing renews the lease of this run any more.
             run.stop(Stop.LEASE)
 
     async def close(self) -> None:
-        """End the loops and the connection."""
+        """Stop the loops and close the connection."""
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._recovery.close()
         self._pulse.stop()
         try:
-            # First, because it could write the presence that is to be removed.
+            # Close the guard first, because it could write the presence again after its removal.
             await self._guard.close()
             if self._reserve is not None:
                 await self._reserve.close()
@@ -211,15 +213,15 @@ class Runtime:
         except (MalformedMessage, BadInput) as error:
             self.malformed += 1
             log.warning(
-                "message %d of queue %s is not a task and was dropped: %s", delivery.sequence, delivery.queue, error
+                "message %d of queue %s was dropped: it is not a task: %s", delivery.sequence, delivery.queue, error
             )
             spawn(delivery.terminate())
             self._wake.set()
             return
         if elapsed() - delivery.received > LEASE_SHARE * self._pulls[delivery.queue].ack_wait:
-            # It lay unread while the loop was blocked or the machine slept. Another worker may have it by now, and
-            # then a nak would be about that delivery.
-            log.info("task %s was read too late, and is left to the server, which redelivers it", message.ID)
+            # The message was not read while the loop was blocked or the machine was asleep. Another worker may have the
+            # task by now, and then a nak would end that delivery.
+            log.info("task %s was read too late; the server will redeliver it", message.ID)
             self._wake.set()
             return
         known = self.runs.get(message.ID)
@@ -237,32 +239,32 @@ class Runtime:
             spawn(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
-        """Handle a new delivery of a task that runs here: go on with the new one, unless that run is about to end."""
+        """Handle a redelivery of a running task: the run continues with the new delivery, unless it is about to end."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
-        # Each of two queues may have a message with that number, and of that task.
+        # Two queues may each have a message of this task with the same sequence number.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
         if same and not leaving:
             level = logging.DEBUG if run.finishing else logging.INFO
-            log.log(level, "task %s was redelivered to this worker, and runs on", run.id)
+            log.log(level, "task %s was redelivered to this worker, and continues to run", run.id)
             run.adopt(delivery)
         else:
             spawn(delivery.nak(min(_OWN_REDELIVERY_SECONDS, run.ack_wait)))
 
     async def _live(self, run: Run) -> None:
-        """Claim a task, run it, and write its outcome."""
+        """Claim a task, run it, and record its outcome."""
         try:
             if not await claim(self.backend, self._worker_id, run, self._poison_limit):
                 return
-            # It may have been swapped since the task was delivered.
+            # The handler may have been swapped since the task was delivered.
             run.handler = self._handlers[run.delivery.queue]
             result = await execute(self.backend, self._worker_id, run)
             if result is not None:
                 await record_outcome(self.backend, run, result)
         except NqnbError as error:
-            if self.backend.outage.took(error, "tasks were left to be redelivered"):
-                log.debug("task %s is left to the server, which redelivers it: %s", run.id, error)
+            if self.backend.outage.took(error, "tasks were not finished and will be redelivered"):
+                log.debug("task %s was not finished; the server will redeliver it: %s", run.id, error)
             else:
-                log.warning("task %s is left to the server, which redelivers it: %s", run.id, error)
+                log.warning("task %s was not finished; the server will redeliver it: %s", run.id, error)
         except Exception as error:
             log.exception("task %s: an error inside nqnb", run.id)
             await self._fail(run, error)
@@ -274,7 +276,7 @@ class Runtime:
             self._wake.set()
 
     async def _fail(self, run: Run, error: Exception) -> None:
-        """Mark a task failed after an error inside nqnb, which would otherwise redeliver it without end."""
+        """Mark a task failed after an error inside nqnb. Otherwise the server would redeliver the task indefinitely."""
         if run.claimed:
             try:
                 await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
@@ -283,26 +285,26 @@ class Runtime:
 
     def _on_cancel(self, task_id: str, record: CancelRecord, noted: bool) -> None:
         if not noted:
-            # A Go client writes no intent, and the worker that runs the task may not have received the cancel.
+            # A Go client does not write an intent, and the worker that runs the task may not have received the cancel.
             spawn(note_intent(self.backend, task_id, record))
         run = self.runs.get(task_id)
         if run is not None:
             run.flag(record, self._worker_id)
 
     def _give_up(self) -> None:
-        """Stop the worker, because the connection is lost and it is set to end with it."""
-        log.error("the connection is lost, so the worker stops")
+        """Stop the worker after a disconnect, as ``shutdown_on_disconnect`` requires."""
+        log.error("the worker is stopping because the connection was lost")
         for run in self.runs.values():
             run.stop(Stop.LEASE)
         self._hurry.set()
         self._broken.set()
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop, and stop the worker if the loop fails: without one of its loops it must not live on."""
+        """Run a loop, and stop the worker if the loop fails, because the worker needs all of its loops."""
         try:
             await loop()
         except Exception:
-            log.exception("the worker stops because of an error inside nqnb")
+            log.exception("the worker is stopping because of an error inside nqnb")
             self._broken.set()
 
     async def _beat(self) -> None:
@@ -314,20 +316,20 @@ class Runtime:
             if not self.backend.connected:
                 pause = interval
                 continue
-            # A server answers no request while it deletes a bucket, and leases must not wait for that: a write that
-            # has not succeeded soon is sent again, beside the first if need be. One connection keeps the order.
+            # A server answers no request while it deletes a bucket, and leases must not wait for that. So a write that
+            # has not succeeded soon is sent again, even if the first is still pending. One connection keeps the order.
             asked, refresh = elapsed(), spawn(self._presence.refresh())
             await asyncio.wait({refresh}, timeout=interval / 2)
             fresh = refresh.done() and refresh.result()
             if fresh and not self._recovery.active:
                 self.backend.outage.over(quiet_for=interval)
             pause = interval if fresh else max(0.0, interval / 2 - (elapsed() - asked))
-            # Nothing waits for the heartbeats: a slow answer about one run must not cost the others theirs.
+            # Do not wait for the heartbeats: a slow reply for one run must not delay the heartbeats of the others.
             spawn(self._leases.beat_all(before=elapsed() - interval / 2))
             spawn(self._recovery.maintain())
 
     def _beat_now(self) -> None:
-        """Renew presence and leases now: the loop was blocked, and the next heartbeat may come too late."""
+        """Renew the presence and the leases now: the loop was blocked, and the next heartbeat may come too late."""
 
         async def beat() -> None:
             await self._presence.refresh()
@@ -345,23 +347,23 @@ class Runtime:
                     await self._fetch_policy.step()
                 except NqnbError as error:
                     if not self.backend.outage.took(error):
-                        log.warning("the worker cannot pull tasks now: %s", error)
+                        log.warning("the worker cannot pull tasks at the moment: %s", error)
                     await asyncio.sleep(_FETCH_RETRY_SECONDS)
             await first_of(self._wake, timeout=_FETCH_SECONDS)
 
 
 class FetchPolicy:
-    """Decides how many tasks to ask of which queue, so that as many are asked for as there are free slots.
+    """Decides how many tasks to request from each queue, so that the free slots are filled.
 
-    While slots are free, each queue is asked for that many, or for as many as its handler may still run. When the slots
-    fill up, the requests are withdrawn; those of one queue, when its handler runs as many as it may. When
-    slots become free again, the queues are probed in order, so that a busy first queue goes first and nothing is
-    fetched that cannot run.
+    While slots are free, one task per free slot is requested from each queue, within the limit of the queue's handler.
+    When all slots are taken, the requests are withdrawn. When one handler has reached its limit, the requests of its
+    queue are withdrawn. When slots become free again, the queues are probed in order, so that a busy first queue goes
+    first and no task is fetched that cannot run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.
         free: returns how many slots are free now.
-        free_for: returns how many of them tasks of a queue may use.
+        free_for: returns how many of the free slots a queue's tasks may use.
     """
 
     def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int], free_for: Callable[[str], int]) -> None:
@@ -371,7 +373,7 @@ class FetchPolicy:
         self._full = len(pulls) > 1
 
     async def step(self) -> None:
-        """Ask for the missing tasks, and replace requests that failed."""
+        """Request tasks for the free slots, and replace requests that failed."""
         for pull in self._pulls:
             await pull.check()
         healthy = [pull for pull in self._pulls if pull.healthy]
@@ -392,6 +394,6 @@ class FetchPolicy:
 
     async def _top_up(self, pull: PullLoop) -> None:
         missing = self._free_for(pull.queue) - pull.asked
-        # A request for each slot that becomes free would double the traffic: ask for a few together.
+        # One request for each slot that becomes free would double the traffic: request several tasks together.
         if missing > 0 and (pull.asked == 0 or missing >= _FEWEST_TASKS_ASKED):
             await pull.ask(missing)

@@ -1,4 +1,4 @@
-"""Look at the stack of another thread: find the line of code that blocks an event loop."""
+"""Inspect the stack of another thread to find the line of code that blocks an event loop."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from typing import Any, NamedTuple
 REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
-"""The functions of nqnb that call handlers on a loop, with their modules."""
+"""(Module, function): the functions of nqnb that call handlers on a loop."""
 _WRAPPERS = ("nqnb.notebook.print_capture", "contextlib")
-"""Modules that may stand between those and the handler."""
+"""Modules whose frames can lie between those functions and the handler."""
 
 
 def iter_frames(thread: int, count: int | None = None) -> Iterator[Any]:
-    """Return the frames of a thread, innermost first, as an iterator that C code alone advances.
+    """Return the frames of a thread, innermost first, as an iterator that only C code advances.
 
-    A thread that runs on meanwhile can end frames that are walked through, and CPython 3.11 crashes at such a step. No
-    step of this iterator lets another thread run, so its consumer must be C code too, such as a list display.
+    If the thread kept running, it could exit a frame during the walk, and CPython 3.11 would crash. No step of this
+    iterator lets another thread run. The code that consumes the iterator must therefore be C code too, such as a list
+    display.
 
     Args:
         thread: the thread's identifier.
-        count: at most so many frames. Without a count the iterator yields None after the outermost frame.
+        count: the maximum number of frames. Without it, the iterator yields None after the outermost frame.
 
     Raises:
-        KeyError: on the first step, if the thread has ended.
-        AttributeError: on a later step, beyond the outermost frame.
+        KeyError: the thread has ended; raised on the first step.
+        AttributeError: the outermost frame was passed; raised on a later step.
     """
     looks = itertools.islice(iter(sys._current_frames, None), 1)
     innermost = map(operator.getitem, looks, (thread,))
@@ -38,7 +39,7 @@ def iter_frames(thread: int, count: int | None = None) -> Iterator[Any]:
 
 
 def module_of(frame: FrameType) -> str:
-    """Return the dotted name of the module that a frame's code belongs to."""
+    """Return the dotted name of the module in which a frame's code is defined."""
     return str(frame.f_globals.get("__name__", ""))
 
 
@@ -46,8 +47,8 @@ class Place(NamedTuple):
     """A line of code.
 
     Attributes:
-        text: the line, with its function, and with the line of the library where that is another file.
-        in_handler: whether a handler called it.
+        text: the file, line and function, followed by those of the library code inside if it is in another file.
+        in_handler: whether a handler called this code.
     """
 
     text: str
@@ -55,7 +56,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, thread: int) -> Place | None:
-        """Return where a thread is; None if it has ended, or runs nothing but its event loop."""
+        """Return the line that a thread is running, or None if the thread has ended or runs only its event loop."""
         try:
             frames: list[FrameType] = [*itertools.takewhile(bool, iter_frames(thread))]
         except KeyError:  # it has ended
@@ -63,7 +64,7 @@ class Place(NamedTuple):
         start = _index_of(frames, _STARTERS)
         called = [frame for frame in frames[:start] if module_of(frame) not in _WRAPPERS]
         if start == len(frames):
-            # What the loop called: the code behind the last line of asyncio.
+            # The loop called this code: keep the frames inside the innermost frame of asyncio.
             called = called[: next((at for at, frame in enumerate(called) if _is_loop(frame)), len(called))]
         if not called:
             return None

@@ -1,4 +1,4 @@
-"""The worker as users see it: its handlers, its options, and its life from start to stop."""
+"""The public `Worker` class: its handlers, its options, and its life cycle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class State(enum.Enum):
-    """Where a worker is in its life."""
+    """The state of a worker in its life cycle."""
 
     NEW = "new"
     RUNNING = "running"
@@ -44,24 +44,25 @@ class State(enum.Enum):
 
 
 class Worker:
-    """Runs the tasks of some queues.
+    """Runs the tasks of one or more queues.
 
     Args:
-        settings: `Settings`, or the server's address; default ``NATS_URL``, else a context of the NATS CLI, else your
-            detached server (`nqnb up --detach`), else ``nats://127.0.0.1:4222``, as they are when the worker starts.
-        concurrency: how many tasks run at once, over all queues; `handler` can bound those of one queue.
-        shutdown_timeout: how long a stopping worker waits for its tasks before it stops them and lets the server
-            redeliver them: seconds, or a timedelta.
-        poison_limit: how many workers in a row may die or go silent while they run a task, before it is marked failed.
-        shutdown_on_disconnect: stop the tasks and end when the server is gone, as NQ can; else the worker waits for the
-            server to return, and stops only runs whose lease cannot be renewed.
-        progress_raises: make `Job.progress` raise `JobCancelled` in a thread or process handler that must stop, so that
-            a loop that reports its progress stops at once.
-        store: where states are kept instead of the bucket ``nq-store``.
+        settings: `Settings`, or the server's address. Default: ``NATS_URL``, then a context of the NATS CLI, then your
+            detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``. It is chosen when the worker starts.
+        concurrency: how many tasks run at once across all queues; `handler` can set a lower limit for one queue.
+        shutdown_timeout: how long a stopping worker waits for its tasks before it stops them and the server
+            redelivers them, as seconds or a timedelta.
+        poison_limit: how many workers in a row may die or go silent while running a task before the task is marked
+            failed.
+        shutdown_on_disconnect: stop the tasks and the worker when the connection is lost, as NQ can. By default the
+            worker waits for the server to return, and stops only runs whose lease cannot be renewed.
+        progress_raises: make `Job.progress` raise `JobCancelled` in a thread or process handler that must stop. A loop
+            that reports its progress then stops at once.
+        store: the store for task states, instead of the bucket ``nq-store``.
         **options: fields of `Settings` to replace.
 
     Use it as ``async with worker:`` inside a program, as ``await worker.serve()``, or as ``worker.run()`` from a
-    script. Execution is at least once; the recorded outcome is exactly one.
+    script. A task runs at least once; exactly one outcome is recorded.
 
     Raises:
         BadInput: a setting or a number is invalid.
@@ -107,47 +108,49 @@ class Worker:
         isolation: Isolation | None = None,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
-        """Make the decorated function run a queue's tasks.
+        """Register the decorated function to run a queue's tasks.
 
         Args:
             queue: the queue. Queues are served in the order of their handlers.
-            concurrency: how many tasks of this queue run at once, at most, within the worker's own ``concurrency``. The
-                worker fetches no more of them, so the others stay on the server, for other workers. Default: as many as
-                the worker runs.
-            backoff: how long failed tasks wait before they are retried; default `Backoff()`.
-            grace: the time between two pushes to stop, as seconds or a timedelta. A coroutine is cancelled at once and
-                again after each grace. A function in a thread has that long to call ``job.progress`` or to check
-                ``job.cancelled``, before an exception is raised in it. A process gets SIGINT at once, which raises
-                `JobCancelled` in a plain function, SIGTERM after ``grace``, and SIGKILL a quarter second later. When
-                the task's lease runs out, all pushes come sooner, before the server redelivers the task.
-            isolation: what the function runs in. The default is ``"coroutine"`` for an async function and
-                ``"thread"`` for any other. ``"process"`` gives each task a process of its own: only that can always be
-                stopped, and it may crash alone. On Linux every process that it started is killed with it, elsewhere
-                only its process group. cloudpickle must be able to pickle the function. It sees the worker's
-                environment variables of the moment when the task starts.
-            is_failure: called with the exception that the function raised. True makes the task fail for good, whatever
-                retries it has left, as NQ's ``isFailureFn`` does. By default no exception does.
+            concurrency: run at most this many tasks of the queue at once, within the worker's own ``concurrency``. The
+                worker fetches no more tasks of the queue, so the others stay on the server for other workers. Default:
+                the worker's ``concurrency``.
+            backoff: how long failed tasks wait before they are retried. Default: `Backoff()`.
+            grace: the time between two attempts to stop the function, as seconds or a timedelta. A coroutine is
+                cancelled at once and again after each ``grace``. A function in a thread has that long to call
+                ``job.progress`` or to check ``job.cancelled`` before an exception is raised in it. A process receives
+                SIGINT at once, which raises `JobCancelled` in a plain function. It receives SIGTERM after ``grace``,
+                and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts come sooner,
+                before the server redelivers the task.
+            isolation: where the function runs. The default is ``"coroutine"`` for an async function and ``"thread"``
+                for any other function. ``"process"`` runs each task in a separate process. Only a process can always be
+                stopped, and a crash in it does not affect the worker. On Linux, all processes that it has started are
+                killed with it; on other systems, only its process group is. cloudpickle must be able to pickle the
+                function. The function sees the worker's environment variables as they are when the task starts.
+            is_failure: called with the exception that the function raised. If it returns True, the task fails
+                permanently even if retries are left, as with NQ's ``isFailureFn``. By default, no
+                exception does that.
 
-        The function takes ``(job)`` or ``(job, payload)``. Without an annotation the payload is the decoded JSON,
-        ``payload: bytes`` the bytes, and any type that msgspec knows (dataclasses, Structs, TypedDicts …) validates it.
-        Its return value, as JSON, is the task's result.
+        The function takes ``(job)`` or ``(job, payload)``. Without an annotation, the payload is the decoded JSON. With
+        ``payload: bytes``, it is the raw bytes. Any other type that msgspec supports (dataclasses, Structs,
+        TypedDicts …) validates the payload. The return value, encoded as JSON, is the task's result.
 
         Raises:
             InvalidQueueName: the queue name is invalid.
-            InvalidHandler: the function cannot handle tasks, or the queue has a handler.
+            InvalidHandler: the function cannot handle tasks, or the queue already has a handler.
         """
         queue = names.check_queue(queue)
 
         def register(function: F) -> F:
             if queue in self.handlers:
                 raise InvalidHandler(
-                    f"queue {queue!r} has a handler already: {shown(self.handlers[queue].function)}. "
+                    f"queue {queue!r} already has a handler: {shown(self.handlers[queue].function)}. "
                     "Register one function per queue."
                 )
             if self.state is not State.NEW:
                 raise InvalidHandler(
-                    f"queue {queue!r} cannot get a handler: the worker is {self.state.value}. "
-                    "Register handlers before it starts."
+                    f"cannot register a handler for queue {queue!r}: the worker is {self.state.value}. "
+                    "Register handlers before the worker starts."
                 )
             self.handlers[queue] = make_handler(
                 queue,
@@ -164,7 +167,7 @@ class Worker:
         return register
 
     def swap(self, handler: Handler, concurrency: int) -> None:
-        """Run a queue's tasks with another handler, and so many at once; running tasks end on the old one.
+        """Replace the handler of a queue and the worker's concurrency. Running tasks finish with the old handler.
 
         Call it on the worker's loop.
 
@@ -178,7 +181,7 @@ class Worker:
         concurrency = check_concurrency(concurrency)
         if handler.queue not in self.handlers:
             raise InvalidHandler(
-                f"queue {handler.queue!r} cannot get another handler: the worker does not serve it. "
+                f"cannot replace the handler of queue {handler.queue!r}: the worker does not serve the queue. "
                 "Register a handler before the worker starts."
             )
         resized = (concurrency, handler.concurrency) != (self.concurrency, self.handlers[handler.queue].concurrency)
@@ -189,7 +192,7 @@ class Worker:
 
     @property
     def malformed(self) -> int:
-        """How many messages were not tasks, and were terminated."""
+        """How many messages were terminated because they were not tasks."""
         return 0 if self._runtime is None else self._runtime.malformed
 
     @property
@@ -201,8 +204,8 @@ class Worker:
         """Return the worker's presence record.
 
         Args:
-            running: the ids of the tasks that it runs.
-            ttl: for how many seconds the record counts.
+            running: the ids of the running tasks.
+            ttl: how many seconds the record is valid.
         """
         return WorkerInfo(
             id=self.id,
@@ -228,14 +231,14 @@ class Worker:
                 "the worker cannot start: it has no handler. Decorate a function with @worker.handler(queue)."
             )
         if self.state is not State.NEW:
-            raise InvalidHandler(f"the worker cannot start: it is {self.state.value} already. Create another Worker.")
+            raise InvalidHandler(f"the worker cannot start: it is already {self.state.value}. Create another Worker.")
         # Import nats only to connect.
         from nqnb.jetstream.backend import Backend
         from nqnb.server.server_choice import resolved
         from nqnb.worker.runtime import Runtime
 
         if self.settings is self._checked_settings:
-            # The environment may have changed since the worker was made.
+            # The environment may have changed since the worker was created.
             settings, options = self._given
             self.settings = Settings.of(settings, **options)
         self.settings = await resolved(self.settings)
@@ -259,14 +262,15 @@ class Worker:
         log.info("worker %s serves %s", self.id, ", ".join(self.handlers))
 
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
-        """Stop pulling, wait for the running tasks, and stop those that run on after ``shutdown_timeout`` seconds.
+        """Stop pulling, wait for the running tasks, and stop those still running after ``shutdown_timeout``.
 
-        The server redelivers the stopped tasks.
+        The server redelivers the stopped tasks. A second call does nothing.
 
-        Stopping twice is fine.
+        Args:
+            shutdown_timeout: seconds, or a timedelta; by default the worker's own ``shutdown_timeout``.
 
         Raises:
-            BadInput: shutdown_timeout is invalid; the worker goes on.
+            BadInput: ``shutdown_timeout`` is invalid; the worker continues to run.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
         if self.state is not State.RUNNING or self._runtime is None:
@@ -283,13 +287,13 @@ class Worker:
                 log.info("worker %s has stopped", self.id)
 
     async def serve(self) -> None:
-        """Start, and run until `request_stop` is called or the connection is gone for good.
+        """Start the worker, and run until `request_stop` is called or the connection is lost for good.
+
+        SIGINT and SIGTERM call `request_stop` if this is the main thread.
 
         Raises:
-            ConnectionFailed: the connection is gone for good.
-            InvalidHandler, NoServer, NoJetStream, ServerRefused: as `start`.
-
-        SIGINT and SIGTERM call `request_stop`, if this is the main thread.
+            ConnectionFailed: the connection was lost for good.
+            InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
         await self.start()
         with self._signals():
@@ -300,16 +304,17 @@ class Worker:
                 await self.stop()
         if lost:
             raise ConnectionFailed(
-                f"the worker has stopped: the connection to {', '.join(self.settings.urls)} is lost. Start it again."
+                f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "
+                "Check the server, then start the worker again."
             )
 
     def pause(self) -> None:
-        """Pull no more tasks, and go on with the running ones; SIGTSTP does this."""
+        """Stop pulling tasks, but let the running tasks continue. SIGTSTP calls this."""
         if self._runtime is not None:
             self._runtime.pause()
 
     def request_stop(self) -> None:
-        """Make `serve` stop the worker; after a second call it does not wait for the running tasks."""
+        """Make `serve` stop the worker. After a second call, `serve` no longer waits for the running tasks."""
         if self._stop.is_set():
             self.shutdown_timeout = 0.0
             if self._runtime is not None:
@@ -317,14 +322,14 @@ class Worker:
         self._stop.set()
 
     def run(self) -> None:
-        """Serve until a signal comes: the blocking form of `serve`.
+        """Run `serve` in a new event loop, and block until a signal stops the worker.
 
         Raises:
-            BadInput: this thread runs an event loop. Await `serve` there.
+            BadInput: an event loop is running in this thread. Await `serve` there.
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-            raise BadInput("run() cannot start an event loop: one runs in this thread. Use `await worker.serve()`.")
+            raise BadInput("run() cannot start an event loop: this thread is running one. Use `await worker.serve()`.")
         asyncio.run(self.serve())
 
     async def __aenter__(self) -> Worker:
@@ -335,7 +340,7 @@ class Worker:
         await self.stop()
 
     async def ended(self) -> None:
-        """Return when `request_stop` was called, or the worker cannot go on: its connection is closed for good."""
+        """Wait until `request_stop` is called, the connection is lost for good, or the worker has failed."""
         if self._runtime is None:
             return
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._runtime.gone())]

@@ -121,7 +121,7 @@ async def test_a_blocked_loop_keeps_every_lease_and_its_presence_and_the_log_nam
     source = Path(blocking_worker.__file__).read_text().splitlines()
     lines = [number for number, line in enumerate(source, 1) if "time.sleep(" in line or "exists()" in line]
     told = rf".* is blocked by handler .*blocking of queue blocking \(task {blocking.id}\) at .*blocking_worker\.py"
-    found = [re.match(rf"{told}:(\d+) in blocking.*\. Leases are kept", line) for line in warnings]
+    found = [re.match(rf"{told}:(\d+) in blocking.*\. Leases are renewed", line) for line in warnings]
     assert [match and int(match[1]) in lines for match in found] == [True], warnings
 
 
@@ -176,7 +176,7 @@ async def test_a_guard_that_cannot_connect_is_logged_and_the_worker_goes_on(capl
                 return "done"
 
             async with worker:
-                await until_async(lambda: "its guard has no connection" in caplog.text, 10)
+                await until_async(lambda: "its guard cannot connect" in caplog.text, 10)
                 assert await (await nq.submit("work")).result(timeout=10) == "done"
 
 

@@ -159,9 +159,7 @@ class TestSignatures:
             yield 1
 
         for function in (generator, generates, functools.partial(generator)):
-            with pytest.raises(
-                InvalidHandler, match=r"it is a generator\. Use a function that returns its result once"
-            ):
+            with pytest.raises(InvalidHandler, match=r"it is a generator function\. Return the result"):
                 make_handler("q", function)
 
 
@@ -219,7 +217,7 @@ class TestPayload:
     def test_an_annotation_that_cannot_be_read_is_refused(self) -> None:
         def handle(job: Job, payload: Missing) -> None: ...  # type: ignore[name-defined]  # noqa: F821
 
-        with pytest.raises(InvalidHandler, match=r"'.*handle' cannot be read: name 'Missing' is not defined"):
+        with pytest.raises(InvalidHandler, match=r"'.*handle' cannot be resolved: name 'Missing' is not defined"):
             make_handler("q", handle)
 
     def test_only_the_payloads_annotation_needs_to_be_readable(self) -> None:
@@ -251,7 +249,7 @@ class TestOptions:
 
     def test_is_failure_must_be_callable(self) -> None:
         judge: Any = 3
-        with pytest.raises(InvalidHandler, match=r"is_failure=3 of .* is invalid: .* Use a function of the exception"):
+        with pytest.raises(InvalidHandler, match=r"is_failure=3 of .* is invalid: .* Use a function of \(exception\)"):
             make_handler("q", lambda job: None, is_failure=judge)
 
     @pytest.mark.parametrize("grace", [0, -1, float("nan"), "1", None, True])
@@ -292,7 +290,7 @@ class TestRegistering:
     def test_a_second_handler_of_a_queue_is_refused(self) -> None:
         worker = nqnb.Worker()
         worker.handler("q")(lambda job: 1)
-        with pytest.raises(InvalidHandler, match="queue 'q' has a handler already"):
+        with pytest.raises(InvalidHandler, match="queue 'q' already has a handler"):
             worker.handler("q")(lambda job: 2)
         assert worker.handlers["q"].function(None) == 1
 

@@ -108,7 +108,7 @@ async def test_an_import_that_never_ends_is_waited_for_once(
             _, running = runs(module, lambda error: True)
             error = (await asyncio.wait_for(running, 20)).error
             assert (type(error).__qualname__, str(error)) == ("Slow", "what?")
-    assert caplog.text.count(f"is_failure judges a stand-in for {module}.Slow") == 1
+    assert caplog.text.count(f"is_failure receives a stand-in for {module}.Slow") == 1
     threads = [each for each in threading.enumerate() if each.name == "nqnb-rebuild"]
     assert len(threads) == 1
     (tmp_path / "go on").touch()

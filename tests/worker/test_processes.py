@@ -185,7 +185,7 @@ class TestResults:
         handle.__annotations__["payload"] = Local
         error = await error_of(handle, b'{"x":1}')
         assert isinstance(error, InvalidHandler)
-        assert "Local is not in a module; move it into one, or make it a dataclass" in str(error)
+        assert "Local cannot be imported; move it to a module, or make it a dataclass" in str(error)
 
     async def test_a_coroutine_runs_on_a_loop_of_its_own(self) -> None:
         async def handle(job: Job, payload: bytes) -> int:
@@ -938,7 +938,7 @@ async def test_a_task_in_a_process_is_like_any_other(nq: nqnb.Client, settings: 
         assert error.error_type == "UnencodableResult"
         assert "2,000,002 bytes" in str(await failure(await nq.submit("work", "large", retry=5)))
         assert "after its timeout of 1 s" in str(await failure(await nq.submit("work", "sleep", timeout=1)))
-        assert "its process ended with signal SIGABRT" in str(await failure(await nq.submit("work", "crash")))
+        assert "its process was killed by signal SIGABRT" in str(await failure(await nq.submit("work", "crash")))
         running = await nq.submit("work", "sleep")
 
         async def log() -> list[str]:
@@ -985,9 +985,9 @@ class TestIsolation:
         assert make_handler("q", lambda job: None).isolation == "thread"
         assert make_handler("q", coroutine, isolation="coroutine").isolation == "coroutine"
         assert make_handler("q", coroutine, isolation="process").isolation == "process"
-        with pytest.raises(InvalidHandler, match="an async function runs as 'coroutine' or 'process'"):
+        with pytest.raises(InvalidHandler, match="an async function needs 'coroutine' or 'process'"):
             make_handler("q", coroutine, isolation="thread")
-        with pytest.raises(InvalidHandler, match="a plain function runs as 'thread' or 'process'"):
+        with pytest.raises(InvalidHandler, match="a plain function needs 'thread' or 'process'"):
             make_handler("q", lambda job: None, isolation="coroutine")
 
     @pytest.mark.parametrize("isolation", ["Process", "", 1, True, ["process"]])

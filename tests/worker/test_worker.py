@@ -459,11 +459,11 @@ async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
         await worker.stop(0.1)
     said = [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
     for line in (
-        rf"INFO task {failed.id} of queue work failed at attempt 1 of 2, and runs again in .* s: ValueError: no more",
+        rf"INFO task {failed.id} of queue work failed on attempt 1 of 2; retrying in .* s: ValueError: no more",
         rf"WARNING task {failed.id} of queue work has failed: ValueError: no more",
-        rf"INFO task {cancelled.id} of queue work is cancelled: its coroutine was cancelled",
-        rf"INFO worker {worker.id} stops; it waits 0.1 s for 1 running tasks",
-        rf"INFO task {left.id} of queue work is stopped, and redelivered to another worker",
+        rf"INFO task {cancelled.id} of queue work was cancelled: its coroutine was cancelled",
+        rf"INFO worker {worker.id} waits up to 0.1 s for 1 running tasks",
+        rf"INFO task {left.id} of queue work is stopped and will be redelivered",
         rf"INFO worker {worker.id} has stopped",
     ):
         assert any(re.fullmatch(line, each) for each in said), (line, said)

@@ -1,16 +1,16 @@
-"""Three ways to run a handler and to stop it: on the event loop, in a thread, in a process.
+"""The three ways to run and stop a handler: on the event loop, in a thread, or in a process.
 
-A run has "returned" once its executor has received the return value. `Executor.stop` repeats a push until the code has
-ended:
+A run has "returned" once its executor has received the return value. `Executor.stop` repeatedly
+pushes the code to stop, until the code has ended:
 
 - A coroutine is cancelled at once, and again after each ``grace``.
 - A function in a thread sees ``job.cancelled`` at once. After each ``grace`` that it ignores, `JobCancelled` is raised
-  in it as soon as that is safe (see `nqnb.worker.executors.thread`). A thread inside one long C call cannot be stopped
-  before that call returns; the executor waits for it.
-- A process gets SIGINT, SIGTERM and SIGKILL (see `nqnb.worker.executors.process`).
+  in it as soon as that is safe (see `nqnb.worker.executors.thread`). A thread inside a long C call cannot be stopped
+  before that call returns, so the executor waits for the call.
+- A process receives SIGINT, SIGTERM and SIGKILL (see `nqnb.worker.executors.process`).
 
-When the lease runs out, `stop` gets the seconds that are left. All pushes then come in that time, whatever ``grace``
-says.
+When the lease is running out, `stop` receives the number of seconds that are left. All pushes are then sent within that
+time, even if ``grace`` is longer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nqnb.worker.job import Job
 def make_executor(handler: Handler, job: Job) -> Executor:
     """Return the executor for a handler's isolation."""
     if handler.isolation == "process":
-        # Only a worker that has such a handler loads what processes need.
+        # Import late: only workers with such a handler need the code for processes.
         from nqnb.worker.executors.process import ProcessExecutor
 
         return ProcessExecutor(handler, job)

@@ -26,12 +26,12 @@ class CoroutineExecutor(Executor):
     async def _run(self) -> Result:
         try:
             call = self._handler.call(self._job)
-        except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
+        except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
             return Result(Ended.FAILED, error=refused)
         self._task = asyncio.get_running_loop().create_task(_await_handler(call))
         await _end_of(self._task)
         self._ladder.end()
-        # A task that was cancelled before its first step never was in the handler.
+        # A task that was cancelled before its first step never entered the handler.
         return Result(Ended.FAILED) if self._task.cancelled() else self._task.result()
 
     def _begin_to_stop(self) -> None:
@@ -51,17 +51,17 @@ class CoroutineExecutor(Executor):
 
 
 async def _end_of(task: asyncio.Task[Any]) -> None:
-    """Wait for a task to end, as `asyncio.wait` does, at a third of its cost."""
+    """Wait for a task to end. This costs a third of `asyncio.wait`."""
     ended = asyncio.get_running_loop().create_future()
     task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
     await ended
 
 
 async def _await_handler(call: Callable[[], Any]) -> Result:
-    """Await a coroutine handler. Whatever it raises is its result, because an exit in it must not end the loop."""
+    """Await a coroutine handler. Any exception becomes its result, because a `SystemExit` must not stop the loop."""
     try:
         value = call()
-        # A plain wrapper may return the coroutine of what it wraps, and a coroutine may wrap a plain function.
+        # A plain wrapper may return the coroutine of the wrapped function, and a coroutine may wrap a plain function.
         return Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value)
     except BaseException as error:  # noqa: BLE001  a handler may raise anything
         return Result(Ended.FAILED, error=error)

@@ -1,4 +1,4 @@
-"""The interface of an executor: run a handler once, and stop it by repeated pushes."""
+"""The interface of an executor, which runs a handler once and stops it with repeated pushes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
 
 _HURRIED_PUSHES = 4
-"""How often a run whose lease runs out is pushed in the time that is left."""
+"""How often a run is pushed in the time that is left when its lease is running out."""
 _SHORTEST_GRACE_SECONDS = 0.02
-"""Between two pushes of such a run, at least."""
+"""The minimum number of seconds between two pushes of such a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class Executor(abc.ABC):
     """Runs one handler once.
 
     Args:
-        handler: what to run.
-        job: the handler's first argument.
+        handler: the handler to run.
+        job: the first argument of the handler.
     """
 
     how: str
-    """What a stop did to the handler, in words, for the record of a cancel."""
+    """A description of how the handler was stopped, for the cancel receipt."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         self._handler = handler
@@ -46,7 +46,7 @@ class Executor(abc.ABC):
         self._hurried = False
 
     async def run(self) -> Result:
-        """Run the handler to its end, or until it is stopped; never raises."""
+        """Run the handler until it ends or is stopped. This never raises."""
         if self._stopping:
             return Result(Ended.STOPPED)
         result = await self._run()
@@ -55,11 +55,13 @@ class Executor(abc.ABC):
         return result
 
     def stop(self, within: float = math.inf) -> None:
-        """Begin to stop the handler. A run that has not started never starts. Calling it again changes only the time.
+        """Begin to stop the handler. A run that has not started will not start.
+
+        A second call can only shorten the time in which the handler is stopped.
 
         Args:
-            within: how many seconds the last push may take, whatever the handler's ``grace`` says; the first finite
-                value counts.
+            within: the number of seconds in which all pushes must be sent. This overrides the handler's ``grace``. Only
+                the first finite value counts.
         """
         if not self._stopping:
             self._stopping = True
@@ -70,7 +72,7 @@ class Executor(abc.ABC):
             self._hurry(max(0.0, within))
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether the handler runs as that task of the loop. May be called from any thread."""
+        """Return whether the handler runs as the given task of the loop. It can be called from any thread."""
         return False
 
     @abc.abstractmethod
@@ -79,15 +81,15 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def _begin_to_stop(self) -> None:
-        """Push for the first time; the job's flag is set already."""
+        """Push for the first time. The job's flag has already been set."""
 
     @abc.abstractmethod
     def _hurry(self, within: float) -> None:
-        """Push as often as is left, in so many seconds."""
+        """Send the remaining pushes within the given number of seconds."""
 
 
 class StopLadder:
-    """Repeats a push after each ``grace`` until `end` is called."""
+    """Pushes after each ``grace`` until `end` is called."""
 
     def __init__(self, push: Callable[[], None], grace: float) -> None:
         self._push = push
@@ -96,13 +98,13 @@ class StopLadder:
         self._ended = False
 
     def start(self) -> None:
-        """Push after the first grace, and again after each further one."""
+        """Start to push: the first push comes after one grace."""
         if self._ended:
             return
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)
 
     def hurry(self, within: float) -> None:
-        """Push several times within so many seconds, and go on at that pace."""
+        """Push several times within the given number of seconds, and continue at that pace."""
         if self._timer is None or within / _HURRIED_PUSHES >= self._grace:
             return
         self._grace = max(within / _HURRIED_PUSHES, _SHORTEST_GRACE_SECONDS)
@@ -110,7 +112,7 @@ class StopLadder:
         self.start()
 
     def end(self) -> None:
-        """Stop pushing: the code has ended."""
+        """Stop pushing, because the code has ended."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,16 +1,17 @@
-"""Run a handler in a process of its own, in a process group of its own, which always stops.
+"""Run a handler in a separate process and process group, which can always be stopped.
 
-A stop sends SIGINT at once (`JobCancelled` in the handler), SIGTERM after ``grace``, and SIGKILL a quarter second
-later. However a run ends, everything that its process has started and left behind is killed before the run counts as
-ended: on Linux every descendant, elsewhere its process group.
+To stop the handler, the worker sends SIGINT at once (which raises `JobCancelled`), SIGTERM after ``grace``, and SIGKILL
+a quarter of a second later. However a run ends, the processes that it has started and left behind are killed before the
+run counts as ended: on Linux all descendants, on other systems the process group.
 
-cloudpickle pickles the function and its arguments, so a function from a notebook or a closure will do. The result comes
-back as JSON. The environment variables travel the same way, over a socket that only the two processes have.
+cloudpickle pickles the function and its arguments, so the function may be a closure or be defined in a notebook. The
+result is returned as JSON. All of this, and the environment variables, is sent over a socket that only the two
+processes share.
 
-An exception of the handler becomes a stand-in of the same name and text in the worker. To rebuild the original imports
-the module of its class, which may take seconds or never end. So that is done only for a handler with ``is_failure``, in
-a thread, and for a bounded time. The stand-in serves everything else that the worker does with an exception: it has the
-type's name, the text, the notes and the traceback.
+In the worker, an exception of the handler becomes a stand-in with the same name and text. Rebuilding the original
+exception imports the module of its class, and this import may take seconds or never finish. So an exception is rebuilt
+only for a handler with ``is_failure``, in a thread, and with a time limit. For all other purposes the stand-in is
+enough: it has the type's name, the text, the notes and the traceback.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ from nqnb.worker.job import Job
 log = logging.getLogger("nqnb.worker")
 
 KILL_DELAY_SECONDS = 0.25
-"""From SIGTERM to SIGKILL."""
+"""The time between SIGTERM and SIGKILL."""
 REBUILD_TIMEOUT_SECONDS = 30.0
 """How long rebuilding an exception may take."""
 _EXIT_TIMEOUT_SECONDS = 1.0
-"""How long a process whose handler has ended may take to end too (``atexit``, threads that it has left)."""
+"""How long a process may take to exit after its handler has ended (``atexit``, remaining threads)."""
 
 
 class ProcessEnded(Exception):
-    """The process of a handler ended before the handler did."""
+    """The error of a handler whose process exited before the handler returned."""
 
 
 class UnencodableResult(UnencodableValue):
-    """What a handler returned in its process cannot be a result."""
+    """The error of a handler in a process whose return value has no JSON form."""
 
 
 class ProcessExecutor(Executor):
-    """Runs a handler in a process of its own."""
+    """Runs a handler in a separate process."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
@@ -75,7 +76,7 @@ class ProcessExecutor(Executor):
             arguments = self._handler.arguments(self._job)
             call = _pickle_call(self._handler, arguments)
             process = self._process = Spares.here().take()
-        except Exception as refused:  # noqa: BLE001  whatever the payload does to its decoder is the task's failure
+        except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
             return Result(Ended.FAILED, error=refused)
         process.on_message = self._receive
         job = self._job
@@ -95,7 +96,7 @@ class ProcessExecutor(Executor):
         return self._outcome or self._without_outcome(status)
 
     def _is_judged(self) -> bool:
-        """Return whether ``is_failure`` will see what the handler has raised."""
+        """Return whether ``is_failure`` will be called with the handler's exception."""
         retries_left = self._job.attempt <= self._job.max_retry
         return self._handler.is_failure is not None and retries_left and not self._stopping
 
@@ -110,7 +111,7 @@ class ProcessExecutor(Executor):
         process = self._process
         if process is None:
             return
-        # A step that the handler's grace makes due sooner stays; a step does nothing to a process that has ended.
+        # A step that is due sooner because of the grace stays. A step has no effect on a process that has exited.
         if self._outcome is None:
             self._schedule(within / 4, self._terminate, process)
         self._schedule(within / 2, self._kill, process)
@@ -136,7 +137,7 @@ class ProcessExecutor(Executor):
             self._job.state.report(progress and Progress(*progress), lines)
             return
         if kind == "returned":
-            # Keep the JSON as it is: decoding it only for the entry would change numbers that only JSON can represent.
+            # Keep the JSON unchanged: decoding it would change numbers that only JSON can represent.
             value = None if values[0] == b"null" else msgspec.Raw(values[0])
             self._outcome = Result(Ended.RETURNED, value)
         elif kind == "unencodable":
@@ -148,7 +149,7 @@ class ProcessExecutor(Executor):
             self._schedule(_EXIT_TIMEOUT_SECONDS, self._kill, self._process)
 
     def _without_outcome(self, status: int | None) -> Result:
-        # A further step may have come due while the process was ending; then that step did nothing.
+        # Another step may have become due while the process was exiting. That step had no effect.
         if status == -signal.SIGINT:
             self.how = "its process was interrupted"
         elif status == -signal.SIGTERM:
@@ -164,17 +165,17 @@ def _current_folder() -> str:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Pickles types that msgspec has worked with."""
+    """Also pickles types that msgspec has used."""
 
     def reducer_override(self, obj: Any) -> Any:
         """See `pickle.Pickler`."""
         if isinstance(obj, type):
             if "__msgspec_cache__" in vars(obj):
-                # It cannot be pickled, and msgspec makes it again when needed.
+                # The cache cannot be pickled, and msgspec recreates it when needed.
                 del obj.__msgspec_cache__  # type: ignore[attr-defined]  # as just seen
             if issubclass(obj, msgspec.Struct) and not _is_importable(obj):
                 raise pickle.PicklingError(
-                    f"the Struct {obj.__qualname__} is not in a module; move it into one, or make it a dataclass"
+                    f"the Struct {obj.__qualname__} cannot be imported; move it to a module, or make it a dataclass"
                 )
         return super().reducer_override(obj)
 
@@ -192,7 +193,7 @@ def _pickle_call(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
         _Pickler(data).dump((handler.function, handler.is_coroutine, arguments))
     except Exception as error:
         hint = (
-            "Open connections, locks and similar objects inside the function."
+            "Create connections, locks and similar objects inside the function."
             if isinstance(error, TypeError)
             else "Use only objects that cloudpickle can pickle, or another isolation."
         )
@@ -204,15 +205,15 @@ def _pickle_call(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
 
 def _end_text(status: int | None) -> str:
     if status is None:
-        return "its process is gone, and so is that process's supervisor"
+        return "its process and the supervisor of that process have died"
     if status >= 0:
-        return f"its process ended with exit code {status} before the handler returned"
+        return f"its process exited with code {status} before the handler returned"
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = str(-status)
-    hint = " (out of memory, or another program killed it)" if status == -signal.SIGKILL else ""
-    return f"its process ended with signal {name}{hint}"
+    hint = " (out of memory, or killed by another program)" if status == -signal.SIGKILL else ""
+    return f"its process was killed by signal {name}{hint}"
 
 
 # -- exceptions of the handler's process -------------------------------------------------------------------------------
@@ -220,16 +221,16 @@ def _end_text(status: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RemoteError:
-    """An exception as the handler's process describes it.
+    """The description of an exception from the handler's process.
 
     Attributes:
-        module: the module of its class.
-        name: the qualified name of its class.
-        text: its ``str``.
-        notes: those of ``add_note``.
-        trace: the traceback that it had.
-        final: whether it is a `BadInput`, which no retry can help.
-        data: pickled, the class, the arguments and the attributes; None if they cannot be pickled.
+        module: the module of the exception's class.
+        name: the qualified name of the class.
+        text: the exception's ``str``.
+        notes: the notes from ``add_note``.
+        trace: the traceback.
+        final: whether the exception is a `BadInput`, so that a retry cannot help.
+        data: the pickled class, arguments and attributes; None if they cannot be pickled.
     """
 
     module: str
@@ -242,14 +243,14 @@ class RemoteError:
 
 
 class ProcessTraceback(Exception):
-    """The cause of an exception from another process, which shows the traceback that it had there."""
+    """The cause of an exception from another process. It shows the traceback from that process."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 def stand_in(remote: RemoteError) -> Exception:
-    """Return an exception of the same name and text."""
+    """Return an exception with the same name and text."""
     name = remote.name.replace("\0", "?").encode(errors="replace").decode()  # what `type` accepts
     base = BadInput if remote.final else Exception
     error: Exception = type(name, (base,), {"__module__": remote.module, "__qualname__": remote.name})(remote.text)
@@ -260,11 +261,11 @@ def stand_in(remote: RemoteError) -> Exception:
 
 
 _late_imports: dict[tuple[str, str], threading.Thread] = {}
-"""The threads that took longer, by the class's module and name: while one runs, no second one is started."""
+"""The threads that exceeded the time limit, by the class's module and name. Each class has at most one such thread."""
 
 
 async def rebuild(remote: RemoteError) -> BaseException:
-    """Return the handler's exception, rebuilt; if that is impossible or takes too long, a stand-in."""
+    """Rebuild and return the handler's exception. If this is impossible or takes too long, return a stand-in."""
     kind = (remote.module, remote.name)
     if remote.data is None or (kind in _late_imports and _late_imports[kind].is_alive()):
         return stand_in(remote)
@@ -280,7 +281,7 @@ async def rebuild(remote: RemoteError) -> BaseException:
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(settle, error)
 
-    # A daemon, because the loop waits for its own threads at its end.
+    # Use a daemon thread, because a closing loop waits for its own threads.
     thread = threading.Thread(target=unpickle, name="nqnb-rebuild", daemon=True)
     thread.start()
     try:
@@ -288,7 +289,7 @@ async def rebuild(remote: RemoteError) -> BaseException:
     except asyncio.TimeoutError:
         _late_imports[kind] = thread
         log.warning(
-            "is_failure judges a stand-in for %s.%s: importing its class in the worker takes longer than %g s. "
+            "is_failure receives a stand-in for %s.%s: importing the class in the worker took longer than %g s. "
             "The stand-in has the same name and text.",
             *(remote.module, remote.name, REBUILD_TIMEOUT_SECONDS),
         )
@@ -301,16 +302,16 @@ async def rebuild(remote: RemoteError) -> BaseException:
 
 def _unpickle(remote: RemoteError) -> BaseException | None:
     try:
-        kind, arguments, state = pickle.loads(remote.data or b"")  # noqa: S301  from a process of ours
-    except BaseException:  # noqa: BLE001  its class may exist only there, and its module may do anything
+        kind, arguments, state = pickle.loads(remote.data or b"")  # noqa: S301  from our own process
+    except BaseException:  # noqa: BLE001  the class may not exist here, and its module may raise anything
         return None
-    # Its __init__ may take other arguments than those that it passed on; some classes of C set up everything in theirs.
+    # An __init__ may have other parameters than the arguments in `args`; some C classes need their __init__.
     for make in (kind.__new__, lambda kind, *arguments: kind(*arguments)):
         try:
             error: Any = make(kind, *arguments)
             error.__dict__.update(state)
             if isinstance(error, BaseException) and str(error)[: len(remote.text)] == remote.text:
                 return error
-        except BaseException:  # noqa: BLE001, S112  the class may do anything
+        except BaseException:  # noqa: BLE001, S112  the class may raise anything
             continue
     return None

@@ -1,12 +1,14 @@
-"""Run one handler once, in a process of its own, and report to the worker over a socket.
+"""Run one handler once in this process, and report to the worker over a socket.
 
-A frame on the socket is four bytes of length and a pickle. Both ends are nqnb's, and nothing from a queue is ever
-unpickled. The worker sends one frame, the task. This process answers with any number of ``("report", progress, log)``
-and at last one of ``("returned", JSON)``, ``("unencodable", text, part)`` for a return value that JSON cannot carry,
-and ``("failed", …)`` with the fields of `nqnb.worker.executors.process.RemoteError`. These messages consist of plain
-values, so the worker imports nothing for them.
+A frame on the socket is a length of four bytes, followed by a pickle. Both ends belong to nqnb, and nothing from a
+queue is ever unpickled. The worker sends one frame, which contains the task. This process replies with any number of
+``("report", progress, log)`` messages. Its final message is ``("returned", JSON)``, or ``("unencodable", text, part)``
+for a return value without a JSON form, or ``("failed", …)`` with the fields of
+`nqnb.worker.executors.process.RemoteError`. All messages consist of plain values, so the worker imports nothing to
+unpickle them.
 
-The worker sends SIGINT to stop the handler. It raises `JobCancelled` in a plain handler, once, and cancels a coroutine.
+The worker sends SIGINT to stop the handler. The signal raises `JobCancelled` once in a plain handler, and cancels a
+coroutine.
 """
 
 from __future__ import annotations
@@ -39,18 +41,18 @@ Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 """The arguments of `Job` that describe the task."""
 LENGTH = struct.Struct(">I")
 MOST_RESULT_BYTES = 64 * 2**20
-"""No server accepts more."""
+"""The largest result that any server accepts."""
 _MOST_TEXT_CHARACTERS = 2**20
-"""Characters of an exception's text and traceback that are sent; the entry keeps a few thousand."""
+"""How many characters of an exception's text and traceback are sent. The entry stores a few thousand."""
 _CALLERS = (__name__, "nqnb.notebook.print_capture")
 """The modules of nqnb that call a handler in this process."""
 _REPORT_INTERVAL_SECONDS = 0.05
-"""Between two reports that are sent; the worker writes them less often."""
+"""Seconds between two reports. The worker writes them less often."""
 
 
 def run(descriptor: int) -> None:
-    """Wait for a task on the socket, and run it. If none comes, the worker needs no process after all."""
-    # Import it while this process is idle; not at the top, because the worker imports this module too.
+    """Wait for a task on the socket, and run it. If the socket closes first, the worker did not need this process."""
+    # Import cloudpickle while this process is idle, not at the top, because the worker imports this module too.
     import_module("cloudpickle")
     with socket.socket(fileno=descriptor) as connection:
         task = _receive(connection)
@@ -74,7 +76,7 @@ def _receive(connection: socket.socket) -> tuple[Any, ...] | None:
 
 
 class _StopFlag(StopFlag):
-    """A stop flag that a signal handler may set. Its base has a lock, which the interrupted thread may hold."""
+    """A stop flag that a signal handler can set. The base class uses a lock, which the interrupted thread may hold."""
 
     __slots__ = ("_is_raised", "_readable", "_writable")
 
@@ -89,7 +91,7 @@ class _StopFlag(StopFlag):
     def set(self) -> None:
         if not self._is_raised:
             self._is_raised = True
-            os.write(self._writable, b"!")  # never read, so that it wakes every thread
+            os.write(self._writable, b"!")  # never read, so that every waiting thread wakes up
 
     def wait(self, seconds: float) -> None:
         if not self._is_raised:
@@ -100,13 +102,13 @@ class _Runner:
     """One task in this process.
 
     Args:
-        connection: to the worker.
+        connection: the socket to the worker.
         path: the worker's ``sys.path``.
-        folder: its working directory.
-        environment: its environment variables; this process was started with those of an earlier moment.
-        facts: the arguments of the handler's `Job`.
-        progress_raises: another one of them.
-        call: pickled, the function, whether it is a coroutine, and its arguments after the job.
+        folder: the worker's working directory.
+        environment: the worker's current environment variables, which may have changed since this process started.
+        facts: the arguments of the handler's `Job` that describe the task.
+        progress_raises: an argument of the handler's `Job`.
+        call: the pickled function, whether it is a coroutine, and its arguments after the job.
     """
 
     def __init__(
@@ -125,16 +127,16 @@ class _Runner:
         self._job = Job(*facts, self._changed, self._stop, progress_raises)
         self._process = os.getpid()
         self._in_handler = False
-        """Whether the main thread is in the handler, so that an exception may be raised in it."""
+        """Whether the main thread is in the handler, where an exception may be raised."""
         self._interrupted = False
         self._sending = False
-        """Whether the main thread is in the middle of a frame, which an exception must not cut short."""
+        """Whether the main thread is sending a frame, which an exception must not interrupt."""
         self._raise_after_sending = False
         self._cancel: Callable[[], None] | None = None
         self._send_lock = threading.Lock()
         self._next_report = 0.0
         self._report_is_due = False
-        """Whether a thread waits to send a report."""
+        """Whether a thread is waiting to send a report."""
         sys.path[:] = path
         with contextlib.suppress(OSError):
             os.chdir(folder)
@@ -149,7 +151,7 @@ class _Runner:
         except JobCancelled as error:
             outcome = _failure(error)
         self._in_handler = False
-        if os.getpid() != self._process:  # the handler forked, and its child came back here
+        if os.getpid() != self._process:  # the handler forked, and its child returned to this code
             os._exit(0)
         with contextlib.suppress(OSError), self._send_lock:  # the worker may be gone
             self._send_report()
@@ -160,7 +162,7 @@ class _Runner:
             self._in_handler = True
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             function, is_coroutine, arguments = pickle.loads(self._call)  # noqa: S301  from our own worker
-            # A coroutine is cancelled, or sees at its start that it must stop: nothing is raised in its loop's code.
+            # A coroutine is cancelled, or is told when it starts that it must stop: never raise in the loop's code.
             self._in_handler = not is_coroutine
             value = asyncio.run(self._await(function, arguments)) if is_coroutine else function(self._job, *arguments)
             outcome = _return(value)
@@ -199,7 +201,7 @@ class _Runner:
             self._job.raise_if_cancelled()
 
     def _changed(self) -> None:
-        """Send the handler's report, or let a thread do so in a moment."""
+        """Send the handler's report, now or soon from a thread."""
         main = threading.current_thread() is threading.main_thread()
         if main:
             self._sending = True
@@ -230,12 +232,12 @@ class _Runner:
 
 
 def _set_environment(environment: dict[str, str]) -> None:
-    """Make the environment variables exactly these."""
+    """Replace the environment variables."""
     zone = os.environ.get("TZ")
     for name in {*os.environ, *environment}:
         value = environment.get(name)
         if value != os.environ.get(name):
-            # Leave the names that the system accepts from a parent, but not from a program.
+            # Skip names that the system accepts from a parent process, but not from the program itself.
             with contextlib.suppress(OSError, ValueError):
                 if value is None:
                     del os.environ[name]
@@ -253,23 +255,23 @@ def _return(value: Any) -> tuple[Any, ...]:
     if len(data) > MOST_RESULT_BYTES:
         return (
             "unencodable",
-            f"the result is too large: it has {len(data):,} bytes, more than a server accepts. "
-            "Keep it elsewhere and return a path to it.",
+            f"the result is too large: it has {len(data):,} bytes, more than any server accepts. "
+            "Store it elsewhere, and return its path.",
             "result",
         )
     return "returned", data
 
 
 def _failure(error: BaseException) -> tuple[Any, ...]:
-    # The worker would have to import the class of a str of the handler's own class.
+    # Convert subclasses of str: the worker would have to import them.
     name = str.__str__(type(error).__qualname__)
     module: object = type(error).__module__
     module = str.__str__(module) if isinstance(module, str) else "<unknown>"
     try:
         text = str.__str__(str(error))
-    except Exception:  # noqa: BLE001  the handler's exception may be broken in any way
+    except Exception:  # noqa: BLE001  the handler's exception may raise anything
         text = f"this {name} cannot be converted to a string"
-    # The frames above the handler's are nqnb's, and tell its author nothing.
+    # The frames above the handler's are nqnb's, and do not help the handler's author.
     trace = entry = error.__traceback__
     while entry is not None:
         if entry.tb_frame.f_globals.get("__name__") in _CALLERS and entry.tb_next is not None:
@@ -295,11 +297,11 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """Return what the worker rebuilds the exception from, for its ``is_failure``; None if it cannot be pickled."""
+    """Pickle the exception for the worker's ``is_failure``. Return None if the exception cannot be pickled."""
     for state in (vars(error), {}):
         try:
             data: bytes = import_module("cloudpickle").dumps((type(error), error.args, state))
             return data if len(data) <= MOST_RESULT_BYTES else None
-        except Exception:  # noqa: BLE001, S112  what is pickled may fail in any way
+        except Exception:  # noqa: BLE001, S112  pickling may raise anything
             continue
     return None

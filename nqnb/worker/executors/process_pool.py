@@ -1,10 +1,10 @@
-"""Start the processes that run tasks, one task each, and keep a few idle ones ready, so that no task waits for a start.
+"""Start the processes that run tasks, and keep a few idle ones ready, so that no task waits for a process to start.
 
-Behind each process is a supervisor (`nqnb.supervisor`), which ends it when the worker is gone.
+Each process runs one task. It has a supervisor (`nqnb.supervisor`), which kills the process when the worker is gone.
 
-Processes are started without `subprocess`. ``Popen`` reads a pipe until the new program has closed it; a fork that
-another thread makes in that moment holds the pipe open for as long as the fork lives, and the event loop would be
-blocked as long. ``posix_spawn`` needs no pipe.
+Processes are started without `subprocess`. ``Popen`` reads a pipe until the new program has closed it. If another
+thread forks at that moment, the fork holds the pipe open for its whole life, and the event loop would be blocked all
+that time. ``posix_spawn`` needs no pipe.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from nqnb.worker.handlers import Handler
 log = logging.getLogger("nqnb.worker")
 
 MOST_SPARES = 2
-"""How many idle processes a worker keeps ready; each takes about 20 MB."""
+"""How many idle processes a worker keeps ready. Each uses about 20 MB of memory."""
 _KILL_TIMEOUT_SECONDS = 6.0
-"""From the command to kill until the worker kills by itself; a working supervisor has done it after four."""
+"""How long a supervisor may take to kill a process before the worker kills both. A working one needs four seconds."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
-"""How long a stopping worker waits for idle processes that it has killed."""
+"""How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
-"""Between two checks whether the supervisor lives: a fork of the worker may hold its pipe open after its death."""
+"""Seconds between two checks that the supervisor is alive, because a fork may keep a dead supervisor's pipe open."""
 _COLLECT_TIMEOUT_SECONDS = 1.0
-"""How long a supervisor that has reported everything may take to end before it is killed."""
+"""How long a supervisor may take to exit after its last report before it is killed."""
 _MOST_FRAME_BYTES = 2 * MOST_RESULT_BYTES
-"""The largest message; a larger one is garbage."""
+"""The size of the largest valid message."""
 _MOST_LAST_READS = 256
-"""Reads of the socket after the end. It holds less, but never runs dry while a child of the handler writes to it."""
+"""The maximum number of reads after the process has exited, in case a child of the handler keeps writing."""
 SOCKET_DESCRIPTOR = 3
 """The descriptor of the socket in the supervisor."""
 _LOWEST_COPY = 10
-"""The descriptors that become 0, 1 and `SOCKET_DESCRIPTOR` are copied to at least this, so that none overwrites
+"""The lowest number for copies of the descriptors that become 0, 1 and `SOCKET_DESCRIPTOR`, so that none overwrites
 another."""
 
 
@@ -56,11 +56,11 @@ another."""
 
 
 class Reserve:
-    """A running worker's share of the idle processes. They start at once if one of its handlers runs in processes.
+    """A running worker's share of the idle processes. They are started at once if any handler runs in processes.
 
     Args:
         handlers: the worker's handlers.
-        concurrency: how many tasks it runs at once.
+        concurrency: how many tasks the worker runs at once.
     """
 
     def __init__(self, handlers: Iterable[Handler], concurrency: int) -> None:
@@ -71,14 +71,14 @@ class Reserve:
             self._spares.fill()
 
     async def close(self) -> None:
-        """End them; closing twice is fine."""
+        """Kill these idle processes. A second call does nothing."""
         self._spares.want(-self._count)
         self._count = 0
         await self._spares.shrink()
 
 
 class Spares:
-    """The idle processes of one event loop. Several workers in it share them."""
+    """The idle processes of one event loop. All workers on the loop share them."""
 
     def __init__(self) -> None:
         self._idle: list[TaskProcess] = []
@@ -86,16 +86,16 @@ class Spares:
 
     @staticmethod
     def here() -> Spares:
-        """Return those of the running loop."""
+        """Return the idle processes of the running loop."""
         return _spares_of_loop.setdefault(asyncio.get_running_loop(), Spares())
 
     @property
     def idle(self) -> list[TaskProcess]:
-        """The processes that wait for a task."""
+        """The processes that are waiting for a task."""
         return [process for process in self._idle if not process.ended.done()]
 
     def take(self) -> TaskProcess:
-        """Return a process for a task: an idle one, else a new one. The loop then starts a replacement.
+        """Return an idle process for a task, or a new one if none is idle. The loop then starts a replacement.
 
         Raises:
             OSError: the system cannot start another process.
@@ -106,7 +106,7 @@ class Spares:
         return process
 
     def want(self, change: int) -> None:
-        """Keep more or fewer from now on. `fill` or the first task starts the missing ones."""
+        """Change the number of idle processes to keep. `fill` or the first task starts the missing processes."""
         self._wanted += change
 
     def fill(self) -> None:
@@ -115,10 +115,10 @@ class Spares:
             while len(self._idle) < self._wanted:
                 self._idle.append(TaskProcess())
         except OSError as error:
-            log.warning("the worker cannot keep a process ready for a task: %s", error)
+            log.warning("the worker cannot start an idle process for a task: %s", error)
 
     async def shrink(self) -> None:
-        """End the surplus processes."""
+        """Kill the surplus processes."""
         surplus, self._idle = self._idle[self._wanted :], self._idle[: self._wanted]
         for process in surplus:
             process.kill()
@@ -133,7 +133,7 @@ _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = 
 
 
 class TaskProcess:
-    """A started process that waits for its task. It is made and used on a running loop.
+    """A process that was started for one task. It is created and used on a running loop.
 
     Raises:
         OSError: the system cannot start another process.
@@ -142,10 +142,10 @@ class TaskProcess:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker_pid = os.getpid()
-        """A fork of the worker has this object too, and must not give orders."""
+        """The process id of the worker. A fork has a copy of this object, but must not send commands."""
         self._killed = self._over = False
         self.ended: asyncio.Future[int | None] = self._loop.create_future()
-        """How the process ended, once all its descendants are gone: an exit code, or minus a signal; None = unknown."""
+        """The exit code, minus a signal's number, or None if unknown. It is set once all descendants are gone."""
         self.on_message: Callable[[tuple[Any, ...]], None] = lambda message: None
         """Called with each message from the process."""
         self._socket, theirs = socket.socketpair()
@@ -168,24 +168,24 @@ class TaskProcess:
 
     @property
     def session(self) -> int:
-        """The session that its supervisor leads, which is the supervisor's process id."""
+        """The id of the session that the supervisor leads. It equals the supervisor's process id."""
         return self._supervisor.pid
 
     def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message, as fast as the process reads it."""
+        """Send a message without blocking."""
         self._outgoing += frame(message)
         self._flush()
 
     def interrupt(self) -> None:
-        """Send SIGINT to its process group."""
+        """Send SIGINT to the process group."""
         self._order(supervisor.INTERRUPT)
 
     def terminate(self) -> None:
-        """Send SIGTERM to its process group."""
+        """Send SIGTERM to the process group."""
         self._order(supervisor.TERMINATE)
 
     def kill(self) -> None:
-        """Kill it with all its descendants; killing twice is fine."""
+        """Kill the process and all its descendants. A second call does nothing."""
         if self._killed or self._over or os.getpid() != self._worker_pid:
             return
         self._killed = True
@@ -195,21 +195,21 @@ class TaskProcess:
 
     def _kill_with_supervisor(self) -> None:
         log.error(
-            "the supervisor of a task's process does not obey, so the worker kills both (process %d)",
+            "the supervisor of a task's process does not respond, so the worker is killing both (process %d)",
             self._supervisor.pid,
         )
         self._kill_group()
         self._supervisor.send_signal(signal.SIGKILL)
 
     def _kill_group(self) -> None:
-        """Kill the handler's group. Its id can be another's only once the supervisor has reported its end."""
+        """Kill the handler's process group. Its id may be reused once the supervisor has reported the exit."""
         if len(numbers := self._reported_numbers) == 1:
             with contextlib.suppress(OSError):
                 os.killpg(numbers[0], signal.SIGKILL)
 
     @property
     def _reported_numbers(self) -> list[int]:
-        """What the supervisor has reported: the id of the handler's process, and how that ended."""
+        """The numbers that the supervisor has reported: the id of the handler's process, then its exit status."""
         return [int(line) for line in self._reported.split(b"\n")[:-1]]
 
     def _order(self, data: bytes) -> None:
@@ -229,7 +229,7 @@ class TaskProcess:
         self._loop.remove_writer(self._socket.fileno())
 
     def _receive(self) -> bool:
-        """Read what has arrived, and return whether more may follow."""
+        """Read the available data, and return whether more may follow."""
         try:
             data = self._socket.recv(1 << 18)
         except BlockingIOError:
@@ -242,8 +242,8 @@ class TaskProcess:
         self._incoming += data
         try:
             self._take_messages()
-        except Exception:  # the handler has written to a descriptor that is not its own, say
-            log.exception("a task's process is killed: it sent what the worker cannot read")
+        except Exception:  # for example, the handler has written to this descriptor
+            log.exception("the process of a task is being killed: it sent an invalid message")
             self._loop.remove_reader(self._socket.fileno())
             self.kill()
             return False
@@ -253,7 +253,7 @@ class TaskProcess:
         while len(self._incoming) >= LENGTH.size:
             end = LENGTH.size + LENGTH.unpack_from(self._incoming)[0]
             if end > _MOST_FRAME_BYTES:
-                raise ValueError(f"a message of {end} bytes")
+                raise ValueError(f"the message has {end} bytes")
             if len(self._incoming) < end:
                 break
             message = _PlainUnpickler(io.BytesIO(self._incoming[LENGTH.size : end])).load()
@@ -268,7 +268,7 @@ class TaskProcess:
         if data is None:
             return
         self._reported += data
-        # Do not wait for the end of the pipe: a fork of this process may hold it open.
+        # Do not wait for the pipe to close: a fork of this process may hold it open.
         if not data or len(self._reported_numbers) == 2:
             self._finish()
 
@@ -279,7 +279,7 @@ class TaskProcess:
             self._finish()
 
     def _finish(self) -> None:
-        """Close all descriptors: the process and its descendants are gone, so all that they sent has arrived."""
+        """Close all descriptors. The process and its descendants are gone, so everything that they sent has arrived."""
         if self._over:
             return
         self._over = True
@@ -298,13 +298,13 @@ class TaskProcess:
         self._collect(time.monotonic() + _COLLECT_TIMEOUT_SECONDS)
 
     def _collect(self, until: float) -> None:
-        # It has reported, or its pipe has ended, a moment before the supervisor does.
+        # The supervisor reports, or its pipe closes, shortly before the supervisor exits.
         if not self._supervisor.has_ended():
             if time.monotonic() > until:
                 self._supervisor.send_signal(signal.SIGKILL)
             self._loop.call_later(0.001 if time.monotonic() < until else 0.1, self._collect, until)
             return
-        # If the supervisor was killed, the handler's process dies with it (on Linux); its children may not.
+        # If the supervisor was killed, the handler's process dies with it (on Linux), but its children may survive.
         self._kill_group()
         numbers = self._reported_numbers
         if not self.ended.done():
@@ -312,18 +312,18 @@ class TaskProcess:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Reads messages, which consist of Python's own plain values, so that the loop imports nothing for them."""
+    """Unpickles messages, which consist of built-in plain values only, so that the loop imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         """See `pickle.Unpickler`."""
-        raise pickle.UnpicklingError(f"{module}.{name} in a message")
+        raise pickle.UnpicklingError(f"the message contains {module}.{name}")
 
 
 class SpawnedSupervisor:
-    """A child process that leads a session of its own, with pipes for stdin and stdout, and a socket.
+    """A child process that leads a new session. It has pipes for stdin and stdout, and a socket.
 
-    It inherits the other inheritable descriptors, and must close them. If the system cannot start the leader of a
-    session, the child must become one by itself.
+    The child inherits all other inheritable descriptors, and must close them. If the system cannot spawn a session
+    leader, the child must create the session itself.
 
     Args:
         command: the program's path and its arguments.
@@ -352,27 +352,27 @@ class SpawnedSupervisor:
         self.stdout: BinaryIO = os.fdopen(report, "rb", buffering=0)
 
     def has_ended(self) -> bool:
-        """Return whether it has ended; then its id may be that of another process."""
+        """Return whether the child has exited. After that, its process id may be reused."""
         if not self._ended:
             try:
                 self._ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
-            except ChildProcessError:  # something else in this process has collected it
+            except ChildProcessError:  # other code in this process has reaped the child
                 self._ended = True
         return self._ended
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send the child a signal, unless it has exited."""
         if not self.has_ended():
             os.kill(self.pid, number)
 
 
 def environment() -> dict[str, str]:
-    """Return the environment variables of now. `os.posix_spawn` fails if another thread changes them meanwhile."""
+    """Return a copy of the environment variables. `os.posix_spawn` fails if another thread changes ``os.environ``."""
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
 
 def _copy_high(descriptor: int) -> int:
-    import fcntl  # here, as Windows has no such module, and imports this one
+    import fcntl  # here, because Windows imports this file but has no such module
 
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST_COPY)
 

@@ -1,23 +1,25 @@
-"""Run a plain function in a thread of its own, and raise `JobCancelled` there, but only where that is safe.
+"""Run a plain function in a separate thread, and raise `JobCancelled` in that thread, but only where this is safe.
 
-The thread may own a lock that others need. CPython raises an asynchronous exception at the thread's next check of its
-"eval breaker": at the entry of a Python function, at a backward jump, after a call of C code. Such a check can lie
-between ``lock.acquire()`` and the ``try`` that releases the lock. `logging` has that gap up to Python 3.12. A thread
-that dies there owns a log handler's lock for good, so that the worker's own next log line never returns. So nothing is
-raised while a frame of the thread belongs to a module of `GUARDED`, or to nqnb's own code that the handler calls.
+The thread may own a lock that other threads need. CPython raises an asynchronous exception at the thread's next check
+of its "eval breaker": at the entry of a Python function, at a backward jump, or after a call of C code. Such a check
+can lie between ``lock.acquire()`` and the ``try`` that releases the lock. `logging` has that gap up to Python 3.12. A
+thread that dies in the gap owns the lock of a log handler for good, and the worker's own next log call never returns.
+Therefore, nothing is raised while a frame of the thread belongs to a module in `GUARDED`, or to nqnb's own code that
+the handler calls.
 
-It is not enough to look and then to raise: between the two the thread may run on, into `logging`. So `interrupt` looks
-twice, and does the second look and the raising in one expression in which its own thread cannot lose the GIL. Then the
-thread's next check is in a frame that was seen, or at the entry of a function that it calls from there, where nothing
-is acquired yet. The frame that calls the handler must be part of the stack. So a thread that has left its handler is
-never hit, nor is another thread that got the same identifier from the system.
+It is not enough to inspect the stack and then to raise, because the thread may run into `logging` in between. So
+`interrupt` inspects the stack twice. It does the second inspection and the raising in one expression, during which its
+own thread cannot lose the GIL. The next check of the other thread is then in a frame that was inspected, or at the
+entry of a function that such a frame calls, where no lock has been acquired yet. The frame that calls the handler must
+be part of the stack. So an exception never hits a thread that has left its handler, or a new thread with the same
+identifier.
 
-An `Interrupter` looks again in a moment, for as long as the handler runs. A thread that logs without a pause gives up
-the GIL only inside `logging`, and would never be seen elsewhere. The same holds for a thread that waits again and
-again, for example on an empty queue. Such a thread stops itself: while it is due, nqnb replaces the factory of log
-records and `threading.Condition.wait` by functions that raise `JobCancelled` there like any error, before a record or a
-wait begins. What a ``with`` or a ``finally`` holds at that point is released; an exception that comes from outside has
-no such guarantee.
+An `Interrupter` tries again shortly afterwards, for as long as the handler runs. A thread that logs without a pause
+releases the GIL only inside `logging`, so an inspection never finds it elsewhere. The same is true of a thread that
+waits again and again, for example on an empty queue. Such a thread stops itself: while it is due, nqnb replaces the log
+record factory and `threading.Condition.wait` with functions that raise `JobCancelled` like any error, before a record
+is created or a wait begins. Locks held by a ``with`` or ``finally`` at that point are released. An exception that is
+raised from another thread has no such guarantee.
 """
 
 from __future__ import annotations
@@ -50,20 +52,20 @@ from nqnb.worker.thread_stack import iter_frames, module_of
 GUARDED = frozenset(
     {"logging", "threading", "queue", "importlib", "_frozen_importlib", "_frozen_importlib_external", "concurrent"}
 )
-"""Top-level modules of Python code that holds locks which the worker or other handlers need too."""
+"""Top-level Python modules whose code holds locks that the worker or other handlers also need."""
 _NQNB = __name__.partition(".")[0]
 
 _LOOK_SECONDS = 0.01
-"""Between two looks at the threads that are due."""
+"""Seconds between two inspections of the threads that are due."""
 _MOST_LOOK_SHARE = 0.1
-"""The part of the event loop's time that looks may take."""
+"""The maximum share of the event loop's time that inspections may take."""
 
 _set_async_exc = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
 class ThreadExecutor(Executor):
-    """Runs a plain function in a thread of its own, so that an exception raised there can hit nothing else."""
+    """Runs a plain function in a separate thread, so that an exception raised in that thread hits no other code."""
 
     how = "its thread was stopped"
 
@@ -74,7 +76,7 @@ class ThreadExecutor(Executor):
         self._ladder = StopLadder(self._push, handler.grace)
         self._thread: threading.Thread | None = None
         self._base: FrameType | None = None
-        """The frame in the thread from which the handler is called."""
+        """The frame in the thread that calls the handler."""
         self._result = Result(Ended.STOPPED)
 
     async def _run(self) -> Result:
@@ -131,7 +133,7 @@ class ThreadExecutor(Executor):
             self._job.state.progress_raises = False
             Interrupter.here().add(thread.ident, base)
         else:
-            # Something else has ended the thread, so it has reported nothing.
+            # Something else has ended the thread before it reported its result.
             self._settle()
 
     def _settle(self) -> None:
@@ -140,24 +142,24 @@ class ThreadExecutor(Executor):
 
 
 def _check() -> None:
-    """Do nothing. At its entry, CPython raises an exception that is still pending in this thread."""
+    """Do nothing. When this function is entered, CPython raises any exception that is still pending in the thread."""
 
 
 def interrupt(thread_id: int, base: FrameType) -> bool:
-    """Raise `JobCancelled` in another thread, unless it is in guarded code or not in its handler.
+    """Raise `JobCancelled` in another thread, unless that thread is in guarded code or outside its handler.
 
     Args:
-        thread_id: the thread.
-        base: the frame there that calls the handler.
+        thread_id: the identifier of the thread.
+        base: the frame of the thread that calls the handler.
 
     Returns:
-        Whether it will be raised; if not, try again in a moment.
+        Whether the exception will be raised. If not, try again shortly afterwards.
     """
     collecting = gc.isenabled()
-    gc.disable()  # up to Python 3.11, what is made here may start a collection, whose finalizers are Python code
+    gc.disable()  # up to Python 3.11, an allocation here may start a collection, whose finalizers are Python code
     try:
-        # Both looks are C code alone: a thread that runs on between two steps can end frames that are walked through,
-        # and CPython 3.11 crashes at such a step.
+        # Both inspections run only C code: if the thread ran between two steps, it could exit a frame during the walk,
+        # and CPython 3.11 would crash.
         stack: list[FrameType] = [
             *itertools.takewhile(functools.partial(operator.is_not, base), iter_frames(thread_id))
         ]
@@ -175,7 +177,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 
 
 def _is_guarded(stack: list[FrameType]) -> bool:
-    """Return whether a frame belongs to code that may hold a lock; the handler's frames come last."""
+    """Return whether any frame belongs to code that may hold a lock. The handler's frames come last in the stack."""
     modules = [_package(frame) for frame in stack if not _is_report(frame)]
     # A handler may be nqnb's own, or be wrapped by nqnb, as in notebooks.
     while modules and modules[-1] == _NQNB:
@@ -184,7 +186,7 @@ def _is_guarded(stack: list[FrameType]) -> bool:
 
 
 def _is_report(frame: FrameType) -> bool:
-    """Return whether the frame reports progress or a log line to a `Job`, which acquires no lock."""
+    """Return whether the frame reports progress or a log line to a `Job`. Such a report acquires no lock."""
     return module_of(frame) in _REPORT_MODULES and frame.f_code is not StopFlag.wait.__code__
 
 
@@ -192,12 +194,12 @@ _REPORT_MODULES = (Job.__module__, "nqnb.worker.execute")
 
 
 def _package(frame: FrameType) -> str:
-    """Return the top-level name of the module that a frame's code belongs to."""
+    """Return the top-level name of the module in which a frame's code is defined."""
     return module_of(frame).partition(".")[0]
 
 
 class Interrupter:
-    """Interrupts threads for the executors of one event loop, on that loop."""
+    """Interrupts the threads of the executors on one event loop. It runs on that loop."""
 
     def __init__(self) -> None:
         self._wanted: dict[int, FrameType] = {}
@@ -213,7 +215,7 @@ class Interrupter:
         return found
 
     def add(self, thread_id: int, base: FrameType) -> None:
-        """Raise `JobCancelled` in that thread's handler once: now, or as soon as that is safe."""
+        """Raise `JobCancelled` once in the handler of a thread, either now or as soon as that is safe."""
         if interrupt(thread_id, base):
             return
         self._wanted[thread_id] = base
@@ -222,7 +224,7 @@ class Interrupter:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def remove(self, thread_id: int, base: FrameType) -> None:
-        """Raise nothing in that thread any more; it may have ended."""
+        """Stop trying to interrupt a thread, which may have ended."""
         if self._wanted.get(thread_id) is base:
             del self._wanted[thread_id]
             _due.remove(thread_id, base)
@@ -242,9 +244,10 @@ _interrupter_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Inter
 
 
 class _Due:
-    """Threads that could not be interrupted yet. They stop themselves where they begin to log or to wait.
+    """Threads that could not be interrupted yet. They stop themselves when they begin to log or to wait.
 
-    Meanwhile the factory of log records and `threading.Condition.wait` are nqnb's, and call the original ones.
+    While there are such threads, the log record factory and `threading.Condition.wait` are replaced with functions of
+    nqnb that call the originals.
     """
 
     def __init__(self) -> None:
@@ -252,7 +255,7 @@ class _Due:
         self._traps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._before: tuple[Callable[..., Any], Callable[..., Any]]
         self._lock = threading.Lock()
-        """Between event loops; a handler's thread never acquires it."""
+        """Protects the state from concurrent event loops. A handler's thread never acquires this lock."""
 
     def add(self, thread_id: int, base: FrameType) -> None:
         with self._lock:
@@ -264,10 +267,10 @@ class _Due:
                     _trap(self._bases, self._before[1], _is_wait),
                 )
                 logging.setLogRecordFactory(self._traps[0])
-                threading.Condition.wait = self._traps[1]  # type: ignore[method-assign]  # for a while
+                threading.Condition.wait = self._traps[1]  # type: ignore[method-assign]  # temporary
 
     def has(self, thread_id: int, base: FrameType) -> bool:
-        """Return whether the thread has not stopped itself meanwhile."""
+        """Return whether the thread has not stopped itself yet."""
         return self._bases.get(thread_id) is base
 
     def remove(self, thread_id: int, base: FrameType) -> None:
@@ -275,7 +278,7 @@ class _Due:
             if self.has(thread_id, base):
                 self._bases.pop(thread_id, None)
             if not self._bases and self._traps is not None:
-                # What the program has put there since stays; if that calls ours, it does no harm.
+                # Keep a replacement that the program has installed since. It may call our function, which is harmless.
                 if logging.getLogRecordFactory() is self._traps[0]:
                     logging.setLogRecordFactory(self._before[0])
                 if threading.Condition.wait is self._traps[1]:
@@ -289,13 +292,13 @@ _due = _Due()
 def _trap(
     due: dict[int, FrameType], before: Callable[..., Any], is_harmless: Callable[[FrameType], bool]
 ) -> Callable[..., Any]:
-    """Return a function that calls another one, but stops the handler instead in a thread that is due, where it may.
+    """Wrap a function so that it raises `JobCancelled` in a thread that is due, if that is safe.
 
     Args:
-        due: the threads that are due; one that stops itself is removed.
-        before: the other function.
-        is_harmless: whether a frame of guarded code between the handler and this function holds nothing that an
-            exception from here would leave locked.
+        due: the threads that are due. A thread that stops itself is removed.
+        before: the function to wrap.
+        is_harmless: returns whether a frame of guarded code between the handler and the function would leave no lock
+            acquired after an exception.
     """
 
     def trap(*args: Any, **kwargs: Any) -> Any:
@@ -318,7 +321,7 @@ def _trap(
 
 
 def _is_log_call(frame: FrameType) -> bool:
-    """Return whether the frame is between a log call and its record; a log handler that logs itself runs other code."""
+    """Return whether the frame lies between a log call and the creation of its record, not in a log handler."""
     return frame.f_code in _LOG_CALLS
 
 
@@ -332,8 +335,8 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Return whether the frame waits in a condition.
+    """Return whether the frame belongs to code that waits on a condition.
 
-    Such code releases all that it has acquired in a ``finally`` or a ``with``.
+    Such code releases all its locks in a ``finally`` or a ``with``.
     """
     return _package(frame) in ("threading", "queue", "concurrent")
