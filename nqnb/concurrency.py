@@ -16,7 +16,7 @@ _running: set[asyncio.Task[Any]] = set()
 
 
 def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """Run a coroutine in the background on the current loop; log the error that it ends with, if any."""
+    """Run a coroutine in the background on the current event loop, and log its error if it fails."""
     task = asyncio.get_running_loop().create_task(coroutine)
     _running.add(task)
     task.add_done_callback(_ended)
@@ -24,7 +24,7 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]], limit: int) -> None:
-    """Await ``work(item)`` for each item, ``limit`` at once; it should not raise."""
+    """Await ``work(item)`` for each item, with at most ``limit`` calls at once. ``work`` must not raise."""
     left = iter(items)
 
     async def work_through() -> None:
@@ -35,10 +35,10 @@ async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]]
 
 
 async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
-    """Wait until one of the events is set or the seconds have passed; a cancel of the waiter is never swallowed.
+    """Wait until one of the events is set or ``timeout`` seconds have passed, without swallowing a cancellation.
 
-    `asyncio.wait_for` before Python 3.12 swallows a cancel that comes at the moment of the event (CPython issue 86296),
-    and a loop around it would then never end.
+    Before Python 3.12, `asyncio.wait_for` swallows a cancellation that coincides with the event (CPython issue 86296).
+    A loop around such a call would never end.
     """
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
@@ -49,7 +49,7 @@ async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None
 
 
 def log_aside(logger: logging.Logger, level: int, text: str, *values: object) -> None:
-    """Log a line in a thread of its own, if the caller must not wait: another thread may be blocked inside logging."""
+    """Log a line in a separate thread, so that the caller never waits for a thread that is blocked inside logging."""
     threading.Thread(target=logger.log, args=(level, text, *values), name="nqnb-log", daemon=True).start()
 
 

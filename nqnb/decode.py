@@ -1,12 +1,12 @@
-"""Decode the JSON that a server stores, in buckets, task streams and cancel streams.
+"""Decode the JSON that is stored on a server, in buckets, task streams and cancel streams.
 
-Every user who may write to a server can store any bytes there. Every reader of nqnb uses this module, through
-``TaskMessage.decode``, ``TaskMessage.of_entry``, ``CancelMessage.decode``, ``CancelRecord.of_intent``,
-``WorkerInfo.of_entry`` and ``nqnb.payload``: invalid bytes raise `MalformedMessage`, and no other error. A
-listing skips them, and names them in one log line (`SkipLog`).
+Every user with write permission can store any bytes on a server. Therefore nqnb reads stored data only through this
+module: ``TaskMessage.decode``, ``TaskMessage.of_entry``, ``CancelMessage.decode``, ``CancelRecord.of_intent``,
+``WorkerInfo.of_entry`` and ``nqnb.payload`` use it. Invalid bytes raise `MalformedMessage` and no other error. A
+listing skips invalid entries, and names them in one log line (`SkipLog`).
 
-Numbers have bounds, so that decoded values can be used: integers are those of Go's ``int64``, moments are between 1970
-and 9999. A number outside of its bounds makes its message or entry invalid.
+Numbers have bounds, so that decoded values are safe to use. Integers must fit into Go's ``int64``, and moments must be
+between 1970 and 9999. A number out of bounds makes its message or entry invalid.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger("nqnb.decode")
 T = TypeVar("T")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError, ValueError)
-"""The errors of msgspec and Python for bytes that are not JSON, or are nested too deep, or have too long numbers."""
+"""The errors of msgspec and Python for bytes that are not JSON, are nested too deeply, or have too long numbers."""
 
 LAST_MOMENT = 253_402_214_400.0
-"""9999-12-31 in Unix seconds. Later moments have no local time in every time zone."""
+"""9999-12-31 in Unix seconds. In some time zones, later moments have no valid local time."""
 
 MAX_DEPTH = 200
-"""How deep JSON that is shown to a person may be nested: printing it recurses, too."""
+"""How deeply JSON that is shown to the user may be nested, because printing it is recursive."""
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=LAST_MOMENT)]
@@ -44,12 +44,12 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes that a server stores.
+    """Decode bytes that are stored on a server.
 
     Args:
         data: the bytes.
         decoder: the decoder.
-        what: the expected content in words, for the error.
+        what: a description of the expected content, for the error.
 
     Raises:
         MalformedMessage: the bytes are invalid.
@@ -61,13 +61,15 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
 
 
 def decode_value(data: bytes) -> Any:
-    """Decode JSON that is nested at most `MAX_DEPTH` deep, so that it can be printed and encoded.
+    """Decode JSON that is nested at most `MAX_DEPTH` levels deep, so that it can be printed and encoded.
 
     Raises:
-        MalformedMessage: not JSON, or nested deeper.
+        MalformedMessage: the data is not JSON, or is nested too deeply.
     """
     if depth(data) > MAX_DEPTH:
-        raise MalformedMessage(f"JSON value is invalid: nested more than {MAX_DEPTH} deep. Use a flatter value.", data)
+        raise MalformedMessage(
+            f"JSON value is invalid: it is nested more than {MAX_DEPTH} levels deep. Use a flatter value.", data
+        )
     try:
         return msgspec.json.decode(data)
     except UNREADABLE as error:
@@ -75,7 +77,7 @@ def decode_value(data: bytes) -> Any:
 
 
 def depth(data: bytes) -> int:
-    """Return how deep JSON is nested, or an upper bound that is at most 64."""
+    """Return how deeply JSON is nested, or an upper bound of at most 64."""
     brackets = data.count(b"[") + data.count(b"{")
     if brackets <= _FEW_BRACKETS:
         return brackets
@@ -91,19 +93,19 @@ def depth(data: bytes) -> int:
 
 
 def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessage:
-    """Return the error for invalid bytes, which shows how they start."""
+    """Return the error for invalid bytes. It quotes the first bytes."""
     start = repr(data) if len(data) <= 80 else f"{data[:80]!r}… ({len(data)} bytes)"
-    # The text of msgspec has the path of the invalid part, which may be long.
+    # The message of msgspec contains the path of the invalid part, which may be long.
     return MalformedMessage(
         f"cannot decode {what}: {str(error)[:200]}, in {start}. Check which program wrote it.", data
     )
 
 
 class SkipLog:
-    """Log the entries that a reader skips: one line for a listing, and another only when other entries are skipped.
+    """Log the entries that a reader skips: one line for each listing, unless it skipped the same entries as the last.
 
     Args:
-        bucket: the bucket.
+        bucket: the name of the bucket.
     """
 
     def __init__(self, bucket: str) -> None:
@@ -111,10 +113,10 @@ class SkipLog:
         self._logged: frozenset[str] = frozenset()
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log the entries that one listing has skipped, unless the last listing skipped the same.
+        """Log the entries that a listing has skipped, unless the last listing skipped the same entries.
 
         Args:
-            skipped: the reason for each key.
+            skipped: the keys of the skipped entries, each with the reason.
         """
         keys = frozenset(skipped)
         if keys == self._logged:
@@ -125,7 +127,7 @@ class SkipLog:
         named = [f"{quoted(key)} ({why})" for key, why in list(skipped.items())[:_NAMED_ENTRIES]]
         more = f" and {len(skipped) - len(named):,} more" if len(skipped) > len(named) else ""
         log.warning(
-            "bucket %s: %s that cannot be read, skipped: %s%s. Delete unneeded entries with `nats kv del %s KEY`.",
+            "bucket %s: skipping %s that cannot be read: %s%s. Delete unneeded entries with `nats kv del %s KEY`.",
             self._bucket,
             "1 entry" if len(skipped) == 1 else f"{len(skipped):,} entries",
             "; ".join(named),

@@ -1,4 +1,4 @@
-"""The records that commands, tables and callers get: plain frozen values, with times as UTC datetimes."""
+"""The records that nqnb returns to commands, tables and callers: plain frozen values, with times as UTC datetimes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMe
 class CancelReceipt(Struct, frozen=True, kw_only=True):
     """The result of a cancel.
 
-    ``stopping`` is True while the task's code still runs; then ``status`` is not final. ``how`` says in words how the
+    ``stopping`` is True while the task's code is still running. Then ``status`` is not final. ``how`` describes how the
     code was stopped. Times are by the server's clock.
     """
 
@@ -32,15 +32,15 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float | None:
-        """The seconds from the request to the end of the task's code; None while one of them is unknown."""
+        """The seconds from the request until the task's code stopped, or None while either time is unknown."""
         if self.requested_at is None or self.stopped_at is None:
             return None
-        # Two machines read the server's clock slightly differently.
+        # Two machines may estimate the server's time slightly differently.
         return max(0.0, (self.stopped_at - self.requested_at).total_seconds())
 
     @classmethod
     def of(cls, task_id: str, status: Status, record: CancelRecord | None) -> CancelReceipt:
-        """Return the receipt for a task in this state, with the record of its cancel."""
+        """Return the receipt for a task with this status and this cancel record."""
         record = record or CancelRecord()
         return cls(
             task_id=task_id,
@@ -56,9 +56,10 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
 
 class TaskInfo(Struct, frozen=True, kw_only=True):
-    """A task as it was when the state bucket was read.
+    """A snapshot of a task, taken when the state bucket was read.
 
-    ``attempt`` counts from 1; ``timeout`` is in seconds, 0 = none; ``revision`` is the bucket's.
+    ``attempt`` counts from 1. ``timeout`` is in seconds; 0 means no timeout. ``revision`` is that of the task's entry
+    in the bucket.
     """
 
     id: str
@@ -80,35 +81,36 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None
     cancel: CancelReceipt | None
     result: bytes
-    """The result as JSON, if the task has one that is small enough for its entry."""
+    """The result as JSON. It is empty if the task has no result, or one that is too large for the task's entry."""
     result_key: str
-    """The key of a large result in the result bucket."""
+    """The key of a result in the result bucket, if the result is too large for the task's entry."""
     sequence: int
     revision: int
     marked: bool
-    """Whether nqnb wrote this entry, rather than Go NQ."""
+    """Whether this entry was written by nqnb rather than by Go NQ."""
     origin: str = ""
-    """The id of the original task, if this task requeues another one."""
+    """The id of the original task, if this task was created by requeueing another task."""
     requeued_as: str = ""
-    """The id of the latest task that requeues this one. Only a listing (`nqnb.Client.tasks`) finds it."""
+    """The id of the latest task that was created by requeueing this task. It is known only in listings
+    (`nqnb.Client.tasks`)."""
     not_before: datetime | None = None
-    """When the next attempt is due, if the task waits for one."""
+    """When the next attempt is due, if the task is waiting for it."""
 
     @property
     def due_at(self) -> datetime | None:
-        """When a waiting task may run; the time of a retry takes precedence over ``process_at``."""
+        """When a pending task may run, or None for any other task. A retry's time overrides ``process_at``."""
         if self.status is not Status.PENDING:
             return None
         return self.not_before or moment(parse_time(self.process_at))
 
     @property
     def failure(self) -> str:
-        """The error as "Type: message"; an empty string without one."""
+        """The error as "Type: message", or an empty string if the task has no error."""
         return ": ".join(part for part in (self.error.type, self.error.message) if part) if self.error else ""
 
     @classmethod
     def of(cls, message: TaskMessage, revision: int, requeued_as: str = "") -> TaskInfo:
-        """Return the record of an entry of the state bucket."""
+        """Return the task that is stored in an entry of the state bucket."""
         meta = message.meta
         terminal = message.Status.terminal
         return cls(
@@ -144,11 +146,11 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
 class TaskBatch(Struct, frozen=True, kw_only=True):
     """Changes that arrived together while all tasks are watched; see `nqnb.Client.watch`.
 
-    ``tasks`` are in the order of their changes; the same task may occur several times. ``gone`` are the ids of tasks
-    whose entry was deleted; the server does not report entries that were pruned or have expired. ``complete`` is True
-    once every task of the start has arrived. ``lost`` is True while the connection is down: the next batch without it
-    continues where the last one ended. ``anew`` is True if the earlier batches no longer count, because the server has
-    lost its store: this batch starts again.
+    ``tasks`` are the changed tasks, in the order of their changes. The same task may occur several times. ``gone`` are
+    the ids of tasks whose entries were deleted. The server does not report entries that were pruned or have expired.
+    ``complete`` is True once every task that existed at the start has arrived. ``lost`` is True while the connection is
+    down. After a reconnect, the next batch continues where the last batch ended. ``anew`` is True if all earlier
+    batches are invalid, because the server has lost its store. This batch is then the first of a new series.
     """
 
     tasks: list[TaskInfo] = []
@@ -159,13 +161,18 @@ class TaskBatch(Struct, frozen=True, kw_only=True):
 
 
 class QueueInfo(Struct, frozen=True, kw_only=True):
-    """A queue as it was when the server was asked.
+    """A snapshot of a queue.
 
-    ``pending`` counts messages that are not delivered, ``processing`` those that workers lease (or nak'ed with a
-    delay), ``scheduled`` those that wait for a server-side schedule, ``redelivered`` those delivered more than once and
-    not acked, ``workers`` the live nqnb workers that serve the queue. ``bytes`` is the stream's size;
-    ``oldest_pending`` is when its oldest message arrived, None without messages. ``paused`` is True while the queue
-    delivers no tasks.
+    Attributes:
+        name: the name of the queue.
+        pending: the number of messages that have not been delivered.
+        scheduled: the number of messages that are waiting for a server-side schedule.
+        processing: the number of messages that workers lease or have nak'ed with a delay.
+        redelivered: the number of messages that were delivered more than once and have not been acked.
+        workers: the number of live nqnb workers that serve the queue.
+        bytes: the size of the queue's task stream.
+        oldest_pending: when the oldest message of the stream arrived, or None if the stream is empty.
+        paused: whether the queue is paused, so that it delivers no tasks.
     """
 
     name: str
@@ -182,9 +189,9 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
 class PurgeReceipt(Struct, frozen=True, kw_only=True):
     """The result of purging or deleting a queue.
 
-    ``deleted`` counts tasks that had never started. ``cancelled`` counts tasks that waited for a retry and, if the
-    queue was deleted, running tasks. ``left`` counts the messages that stay in the queue: of running tasks, or of tasks
-    that were submitted meanwhile. ``seconds`` is the duration.
+    ``deleted`` counts the tasks that had never started. ``cancelled`` counts the tasks that were waiting for a retry
+    and, if the queue was deleted, the running tasks. ``left`` counts the messages that stay in the queue, because their
+    tasks are running or were submitted during the call. ``seconds`` is the duration of the call.
     """
 
     queue: str
@@ -195,11 +202,11 @@ class PurgeReceipt(Struct, frozen=True, kw_only=True):
 
 
 class PruneReceipt(Struct, frozen=True, kw_only=True):
-    """What a prune removed, or would remove if ``dry_run`` is True.
+    """The number of items that a prune removed, or would remove if ``dry_run`` is True.
 
-    ``entries`` counts entries of ended tasks; ``results`` and ``intents`` count the results and cancel requests of
-    these tasks, or of tasks without an entry. ``kept`` counts entries that are old enough but stay, because their
-    message is still in its queue.
+    ``entries`` counts the entries of ended tasks. ``results`` and ``intents`` count the results and cancel requests of
+    these tasks, and of tasks without an entry. ``kept`` counts the entries that are old enough but were not removed,
+    because the tasks' messages are still in their queues.
     """
 
     entries: int
@@ -212,8 +219,8 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
 class WorkerInfo(Struct, frozen=True, kw_only=True):
     """A live worker, according to its presence entry.
 
-    ``running`` are the ids of the tasks that the worker runs. Of many thousands only the first are listed; ``unlisted``
-    counts the others.
+    ``running`` are the ids of the tasks that the worker is running. If there are many thousands, only the first are
+    listed, and ``unlisted`` counts the others.
     """
 
     id: str
@@ -225,34 +232,34 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     running: list[str]
     started_at: datetime
     ttl: Moment
-    """Seconds without a sign of life after which the worker counts as gone."""
+    """Seconds without a sign of life after which the worker counts as dead."""
     last_seen: datetime | None = None
     unlisted: Int64 = 0
 
     @property
     def running_count(self) -> int:
-        """How many tasks the worker runs."""
+        """The number of tasks that the worker is running."""
         return len(self.running) + max(0, self.unlisted)
 
     @classmethod
     def of_entry(cls, key: str, data: bytes) -> WorkerInfo:
-        """Return the record of an entry of the worker bucket.
+        """Return the worker that is stored in an entry of the worker bucket.
 
         Raises:
-            MalformedMessage: the bytes are not such an entry, or the entry belongs to another worker.
+            MalformedMessage: the entry is invalid, or belongs to another worker.
         """
         info = decode(data, _worker_decoder, "a worker's presence")
         if info.id != key:
             raise MalformedMessage(
-                f"cannot read the presence {quoted(key)}: it has the id of another worker, {quoted(info.id)}. "
-                "Check which program wrote it.",
+                f"cannot read presence entry {quoted(key)}: it has the id of another worker, {quoted(info.id)}. "
+                "Check which program wrote the entry.",
                 data,
             )
-        # Without a time zone, or at the end of the calendar, the moment cannot be compared with others.
+        # A moment without a time zone, or at the end of the calendar, cannot be compared with other moments.
         if info.started_at.tzinfo is None or not 1970 <= info.started_at.year < 9999:
             raise MalformedMessage(
-                f"cannot read the presence {quoted(key)}: started_at is out of range, {info.started_at.isoformat()}. "
-                "Check which program wrote it.",
+                f"cannot read presence entry {quoted(key)}: started_at is out of range "
+                f"({info.started_at.isoformat()}). Check which program wrote the entry.",
                 data,
             )
         return info

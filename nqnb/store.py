@@ -1,6 +1,6 @@
-"""The `StateStore` interface, where the states of tasks are kept, and a store in memory.
+"""The `StateStore` interface for the states of tasks, and a store in memory.
 
-`nqnb.testing` has the tests that a store must pass.
+`nqnb.testing` contains the tests that a store must pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key's value at one revision; ``created`` is when the store wrote it, in Unix seconds by the store's clock."""
+    """A key's value at one revision. ``created`` is when the store wrote it, in Unix seconds by the store's clock."""
 
     key: str
     value: bytes
@@ -27,14 +27,14 @@ class Entry:
 
 
 class StateStore(Protocol):
-    """Keys with revisioned values. The revision grows with every write of a key.
+    """A store of keys with revisioned values. Each write to a key increases the key's revision.
 
-    Clients and workers of the same tasks need the same store. Times are compared with those of the server, so that the
-    store's clock should agree with the server's to a second. A store that cannot tell whether a write has happened
-    raises `Unconfirmed`; the caller then reads the key and tries again. `nqnb.testing.StoreContract` tests a store.
+    All clients and workers of a task must use the same store. The store's times are compared with the server's, so the
+    two clocks should agree within a second. If a store cannot determine whether a write was done, it raises
+    `Unconfirmed`. The caller then reads the key and retries. `nqnb.testing.StoreContract` tests a store.
 
-    The ``ttl`` of a write is the minimum number of seconds for which the store keeps it, unless it is overwritten; None
-    keeps it without end. A store that keeps everything may ignore it.
+    The ``ttl`` of a write is the minimum number of seconds for which the store keeps the value, unless the value is
+    overwritten. None keeps the value indefinitely. A store that never deletes values may ignore ``ttl``.
     """
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
@@ -46,7 +46,7 @@ class StateStore(Protocol):
         ...
 
     async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
-        """Overwrite exactly that revision of a key, and return the new revision.
+        """Overwrite exactly this revision of a key, and return the new revision.
 
         Raises:
             RevisionConflict: the key has another revision, or does not exist.
@@ -62,31 +62,31 @@ class StateStore(Protocol):
 
         Args:
             key: the key.
-            fresh: True sees every finished write; False may be faster and slightly outdated.
+            fresh: True returns the result of every finished write. False may be faster, but slightly outdated.
         """
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
-        """Delete a key; nothing happens if it does not exist.
+        """Delete a key. Do nothing if the key does not exist.
 
         Args:
             key: the key.
-            revision: delete only that revision, and no later one. Subscribers need not be notified of such a
+            revision: delete only this revision, and no later one. The store need not notify subscribers of such a
                 deletion.
         """
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the current entry of every key, oldest write first; keys that are written meanwhile may be missed."""
+        """Yield the current entry of every key, oldest write first. Keys written meanwhile may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
-        """Call ``wake`` whenever the key may have changed: a hint to read it, which may be early or wrong."""
+        """Call ``wake`` whenever the key may have changed. A call is only a hint, and may be early or wrong."""
         ...
 
 
 def check_store(store: StateStore | None) -> StateStore | None:
-    """Return a store that a caller gave, or None if none was given.
+    """Check the store that a caller passed, and return it. None is also valid.
 
     Raises:
         BadInput: the store is a class, or lacks methods of `StateStore`.
@@ -100,7 +100,7 @@ def check_store(store: StateStore | None) -> StateStore | None:
     if missing:
         raise BadInput(
             f"store is invalid: type {type(store).__name__} has no {', '.join(missing)}. "
-            "Give an object with the methods of nqnb.StateStore."
+            "Pass an object with all methods of nqnb.StateStore."
         )
     return store
 
@@ -118,7 +118,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._ends: dict[str, float] = {}
-        """When a key expires, on the monotonic clock."""
+        """When each key expires, on the monotonic clock."""
         self._wakers: dict[str, list[Callable[[], None]]] = {}
         self._revision = 0
 

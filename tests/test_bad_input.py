@@ -313,7 +313,7 @@ class TestCancel:
     ) -> None:
         info = await run(nq, settings, function)
         error = await refusal(
-            NotCancellable, nq.cancel(info.id), f"'{info.id}' cannot be cancelled: it has {status.label} already"
+            NotCancellable, nq.cancel(info.id), f"'{info.id}' cannot be cancelled: it has already {status.label}"
         )
         assert (error.task_id, error.status) == (info.id, status)
         assert await nq.fetch(info.id) == info
@@ -657,7 +657,7 @@ class TestUnreachableServers:
     @pytest.mark.parametrize("given", [{"user": "ann", "password": "wr0ng"}, {"token": "wr0ng"}, {}])
     async def test_a_wrong_password_or_token_is_reported_and_not_shown(self, given: dict[str, Any]) -> None:
         with nqnb.DevServer(config="authorization { user: ann, password: s3cret }") as server:
-            refused = "it refused the user, password or token; check them"
+            refused = "the server refused the login; check user, password or token"
             error = await self.quick_refusal(server.url, refused, url=server.url, **given)
             assert "wr0ng" not in f"{error}{error.__cause__}{error.__context__}"
             if "user" in given:

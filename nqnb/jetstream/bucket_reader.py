@@ -292,7 +292,7 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             if batch.entries:
                 yield batch.entries
             drained = batch.drained
-            # If nothing arrived although entries were left, they were deleted or lost. Only a new listing can show it.
+            # If nothing arrived although entries were left, they were deleted or lost. A new listing shows which.
             short = batch.size < PAGE and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(

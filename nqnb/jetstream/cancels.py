@@ -2,8 +2,8 @@
 
 Each worker has its own consumer on each queue's cancel stream. The consumer delivers every cancel. A client publishes
 the cancel only after the server has stored the cancel request. A worker also listens to writes of cancel requests,
-because these arrive sooner. The worker need not wait until a request is stored: a stop signal guarantees nothing, and
-the client retries the request until it is durable.
+because such writes arrive sooner. The worker need not wait until a request is stored: a stop signal guarantees nothing,
+and the client retries the request until it is durable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Open a connection: connect to the first server that accepts it, or report why each one failed.
+"""Open a connection: connect to the first server that accepts it, or report why each server failed.
 
 On its own, nats-py retries the first connection for two minutes, and waits forever for a socket whose TLS handshake
 failed. It also mistakes a server that closes the connection for one that is about to answer, and sends plain text to a
@@ -77,7 +77,7 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
     """
     deadline = time.monotonic() + settings.connect_timeout
     if settings.detached and (server := await _running_detached()) is not None:
-        # It may have been restarted since the settings were made.
+        # The detached server may have been restarted since the settings were created.
         settings = settings.at_detached(server.url, server.token)
     options = _options(settings)
     urls = random.sample(settings.urls, len(settings.urls))
@@ -104,7 +104,7 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
 
 
 async def _running_detached() -> detached.Detached | None:
-    """Return the user's detached server, if it runs and answers."""
+    """Return the user's detached server if it is running and replies."""
     found = await asyncio.to_thread(detached.look)
     return found.server if found.condition is detached.Condition.RUNNING else None
 
@@ -143,7 +143,7 @@ class _FirstClient(FastClient):
         self._needs_certificate = False
 
     def reason(self, error: Exception) -> Exception:
-        """Return the error of a failed try, or a more precise one."""
+        """Return the error of a failed try, or a more precise error."""
         if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
             return Silent() if self.is_connecting else error
         connection_closed = (nats.errors.UnexpectedEOF, ConnectionError, ssl.SSLError)
@@ -153,13 +153,13 @@ class _FirstClient(FastClient):
         return error
 
     async def _connect_to_server(self, s: Any) -> None:
-        # nats-py calls it for each try, with the server of its list that it has chosen.
+        # nats-py calls this method for each try, with the server that it has chosen from its list.
         if self._follows_detached and self.is_reconnecting:
             # A restart changes the token of the detached server, and may change its port. Before the new server has
             # accepted its own token, nothing is sent to that port.
             server = await _running_detached()
             if server is None:
-                raise ConnectionRefusedError("your detached server does not run")
+                raise ConnectionRefusedError("your detached server is not running")
             s.uri = urlsplit(server.url)
             self.options["token"] = server.token
         await super()._connect_to_server(s)
@@ -297,7 +297,7 @@ def _read_credentials(path: str) -> tuple[bytes, bytes]:
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:
         raise BadInput(
-            f"creds {path!r} is invalid: the file does not contain both a NATS user JWT and its seed. "
+            f"creds {path!r} is invalid: the file has no NATS user JWT, or no seed. "
             "Create the file with `nsc generate creds` or `nats auth`."
         )
     return jwt[1], _checked_seed(seed[1], f"creds {path!r} is invalid: the seed")

@@ -1,7 +1,7 @@
 """Find messages that a server before 2.11 no longer delivers after it was killed, and have them redelivered.
 
 When such a server restarts, its consumer may be wrong in two ways. It may count a message as acked although the message
-was only delivered. Or it waits for an ack and does not redeliver the message after the ack wait. In both cases the
+was only delivered. Or it may wait for an ack and never redeliver the message after the ack wait. In both cases the
 message stays in the stream, and its task would never end. The second case can be detected once the queue has been idle
 for two ack waits.
 

@@ -1,4 +1,4 @@
-"""The streams and the consumer of a queue: find or create them, pause them, and list the queues of a server.
+"""The streams and the consumer of a queue: find or create them, pause the consumer, and list a server's queues.
 
 A queue has two streams, one for its tasks and one for its cancels. All workers of a queue share one consumer.
 """
@@ -21,12 +21,12 @@ NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
-"""The server requires an end for each pause; nanoseconds in 63 bits end in the 23rd century."""
+"""The end of a pause, which the server requires. It must be before the 23rd century: times are 63-bit nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueStreams:
-    """The names that the streams of a queue's tasks and cancels have on this server."""
+    """The names of a queue's task stream and cancel stream on this server."""
 
     queue: str
     tasks: str
@@ -35,23 +35,23 @@ class QueueStreams:
 
 @dataclass(frozen=True)
 class ConsumerLimits:
-    """What a consumer allows; times in seconds."""
+    """The limits of a consumer. Times are in seconds."""
 
     ack_wait: float
     max_batch: int = 1_000_000
     max_expires: float = 3600.0
     made: bool = False
-    """Whether the consumer did not exist before."""
+    """Whether the consumer did not exist and was created."""
 
 
 async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
-    """Find a queue's streams by their subjects, and create those that are missing.
+    """Find a queue's streams by their subjects, and create the missing streams.
 
-    An existing stream is not changed, whatever its name. The cancel stream has Go NQ's name ``<q>/cancel`` only on
-    servers before 2.9, because later servers refuse the slash.
+    An existing stream is not changed and may have any name. A cancel stream is created with Go NQ's name
+    ``<q>/cancel`` only on servers before 2.9, because later servers refuse the slash.
 
     Raises:
-        ServerRefused: the user may not create a stream.
+        ServerRefused: the user has no permission to create a stream.
     """
     subject = names.task_subject(queue)
     tasks = await _ensure_stream(
@@ -77,7 +77,7 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
             "storage": "file",
             "num_replicas": connection.settings.replicas,
             "discard": "old",
-            # Older cancels need no delivery: each worker also reads the cancel request.
+            # Older cancels need not be delivered: each worker also reads the cancel request.
             "max_age": _DAY_NANOSECONDS,
         },
     )
@@ -85,34 +85,34 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
 
 
 async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
-    """Create a stream; nothing happens if another client was faster.
+    """Create a stream. Do nothing if another client has created it first.
 
     Raises:
-        ServerRefused: the user may not create a stream.
+        ServerRefused: the user has no permission to create a stream.
         NoRoom: a storage limit is reached.
     """
     try:
         await connection.insist(lambda: connection.api(f"STREAM.CREATE.{config['name']}", config), await_room=False)
     except ServerRefused as error:
-        # Another client was faster, with another configuration.
+        # Another client created the stream first, with a different configuration.
         if error.err_code not in (NAME_IN_USE, SUBJECTS_OVERLAP):
             raise
 
 
 async def delete_stream(connection: Connection, stream: str) -> None:
-    """Delete a stream with all its messages; nothing happens if it does not exist."""
+    """Delete a stream with all its messages. Do nothing if the stream does not exist."""
     await connection.find(f"STREAM.DELETE.{stream}")
 
 
 async def find_stream(connection: Connection, subject: str) -> str | None:
-    """Return the name of the stream that captures a subject, or None."""
+    """Return the name of the stream that captures a subject, or None if no stream does."""
     answer = await connection.insist(lambda: connection.api("STREAM.NAMES", {"subject": subject}))
     found: list[str] = answer.get("streams") or []
     return found[0] if found else None
 
 
 async def list_streams(connection: Connection, subject: str) -> list[dict[str, Any]]:
-    """Return the infos of all streams that capture a subject of a pattern, by name."""
+    """Return the infos of all streams that capture a subject that matches a pattern, sorted by name."""
     infos: list[dict[str, Any]] = []
     while True:
         body = {"subject": subject, "offset": len(infos)}
@@ -126,7 +126,7 @@ async def list_streams(connection: Connection, subject: str) -> list[dict[str, A
 async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paused: bool = False) -> ConsumerLimits:
     """Find or create the consumer that all workers of a queue share.
 
-    An existing consumer is not changed: an update would reset what its creator chose.
+    An existing consumer is not changed: an update would reset the choices of its creator.
 
     Args:
         connection: the connection.
@@ -163,15 +163,15 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
 
 
 def can_pause(connection: Connection) -> bool:
-    """Return whether the server can pause a consumer (>= 2.11)."""
+    """Return whether the server (>= 2.11) can pause a consumer."""
     return not connection.server_before(2, 11)
 
 
 async def pause_consumer(connection: Connection, stream: str, paused: bool) -> bool:
-    """Pause or resume the consumer that all workers of a queue share; return whether that was done.
+    """Pause or resume the consumer that all workers of a queue share, and return whether this was done.
 
-    A paused consumer delivers nothing, to Go workers neither; tasks that were delivered before continue. Nothing
-    happens on servers before 2.11, or if the consumer does not exist.
+    A paused consumer delivers no tasks, not even to Go workers. Tasks that were delivered earlier continue. The
+    function does nothing on servers before 2.11, or if the consumer does not exist.
     """
     if not can_pause(connection):
         return False
@@ -185,12 +185,12 @@ async def queue_names(connection: Connection) -> list[str]:
 
 
 async def queue_infos(connection: Connection, serving: Mapping[str, int], paused: set[str]) -> AsyncIterator[QueueInfo]:
-    """Yield every queue on the server, by name.
+    """Yield every queue on the server, sorted by name.
 
     Args:
         connection: the connection.
-        serving: how many live workers serve each queue.
-        paused: the queues that are noted as paused.
+        serving: the number of live workers that serve each queue.
+        paused: the names of the queues that a user has paused.
     """
     for info in await list_streams(connection, names.task_subject("*")):
         for queue in _queues_of(info):
@@ -198,17 +198,20 @@ async def queue_infos(connection: Connection, serving: Mapping[str, int], paused
 
 
 async def queue_created_at(connection: Connection, queue: str) -> float:
-    """Return when a queue's stream was created, in Unix seconds by the server's clock; infinity without a stream."""
+    """Return when a queue's stream was created, in Unix seconds by the server's clock, or infinity without a queue."""
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return math.inf
-    # Not STREAM.LIST, for which a worker may have no permission.
+    # STREAM.LIST is not used, because a worker may have no permission for it.
     info = await connection.find(f"STREAM.INFO.{stream}")
     return math.inf if info is None else parse_time(info["created"])
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:
-    """Return the subjects that a queue's streams carry besides the queue's own, by stream; omit other streams."""
+    """Return the subjects in a queue's streams that do not belong to the queue, by the name of the stream.
+
+    Streams without such subjects are left out.
+    """
     own = {names.task_subject(queue), names.schedule_pattern(queue), names.cancel_subject(queue)}
     foreign: dict[str, list[str]] = {}
     for subject in (names.task_subject(queue), names.cancel_subject(queue)):
@@ -228,13 +231,13 @@ async def _ensure_stream(connection: Connection, subject: str, config: dict[str,
 
 
 def _queues_of(info: dict[str, Any]) -> list[str]:
-    """Return the queues whose tasks a stream stores."""
+    """Return the names of the queues whose tasks are in a stream."""
     subjects = [subject for subject in info["config"].get("subjects") or [] if subject.endswith(".task")]
     return [queue for queue in map(names.queue_of_subject, subjects) if "*" not in queue and ">" not in queue]
 
 
 async def _has_only_schedules(connection: Connection, queue: str, stream: str) -> bool:
-    """Return whether a stream has no task that could run now."""
+    """Return whether a stream has no task message, apart from schedules."""
     body = {"subjects_filter": names.task_subject(queue)}
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}", body))
     return not info["state"].get("subjects")
@@ -247,13 +250,13 @@ async def _queue_info(
     messages = int(state["messages"])
     scheduled = 0
     if info["config"].get("allow_msg_schedules"):
-        # Each schedule has a subject of its own; all other messages share one.
+        # Each schedule has a separate subject. All other messages share one subject.
         subjects = int(state.get("num_subjects") or 0)
         schedules = subjects if await _has_only_schedules(connection, queue, stream) else max(0, subjects - 1)
         scheduled = min(messages, schedules)
     pending, leased, redelivered = messages - scheduled, 0, 0
     consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
-    # Without a consumer no worker has ever come, and all messages are pending.
+    # If there is no consumer, no worker has ever served the queue, and all messages are pending.
     if consumer is not None:
         pending = int(consumer["num_pending"])
         leased = int(consumer["num_ack_pending"])

@@ -1,12 +1,12 @@
-"""Server-side schedules: long waits that the server keeps outside of the consumer (server >= 2.12, NATS ADR-51).
+"""Server-side schedules: long delays that do not occupy the consumer (server >= 2.12, NATS ADR-51).
 
-A message on ``<q>.sched.<id>`` names its time and ``<q>.task``; at that time the server publishes it there. It survives
-a restart of the server. 100,000 schedules cost the consumer nothing, while as many nak'ed messages would count against
-its limit of unacknowledged messages.
+The headers of a message on ``<q>.sched.<id>`` contain a time and the target ``<q>.task``. At that time the server
+publishes the message to the target. A schedule survives a restart of the server. 100,000 schedules cost the consumer
+nothing, whereas as many nak'ed messages would count against its limit of unacknowledged messages.
 
-A schedule that becomes due while the server's storage limit is reached is not fired, and nats-server (2.12 to 2.15)
-tries it again only after a restart. `OverdueSchedules` finds such schedules and publishes them again on their subject;
-then the server fires them at once.
+If a schedule becomes due while the server's storage limit is reached, the server does not fire it. nats-server (2.12 to
+2.15) retries it only after a restart. `OverdueSchedules` finds such schedules and publishes them again on their
+subject. Then the server fires them immediately.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from nqnb.protocol.wire import parse_time
 log = logging.getLogger("nqnb.pull")
 
 LATE_SECONDS = 3.0
-"""Seconds after its time at which a schedule counts as overdue."""
+"""Seconds after its due time at which a schedule counts as overdue."""
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
-"""Seconds between two sweeps over all schedules: if one look reads them all, and if it takes several."""
+"""Seconds between two sweeps over all schedules: if one look can read them all, and if a sweep needs several looks."""
 _FULL_FOR_SECONDS = 60.0
-"""Seconds after a reached storage limit in which the sweeps follow each other closely."""
+"""How many seconds the sweeps follow each other closely after a storage limit was reached."""
 _SCHEDULES_PER_LOOK = 500
-"""Schedules that one look reads; the next look continues there."""
+"""The number of schedules that one look reads. The next look continues after them."""
 _FEW_SCHEDULES = 100
-"""Up to so many schedules are read again as soon as one of them is due."""
+"""If there are at most so many schedules, the next sweep starts as soon as one of them is due."""
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 
 
@@ -49,10 +49,10 @@ def can_schedule(connection: Connection) -> bool:
 
 
 async def allow_schedules(connection: Connection, queue: str, stream: str) -> None:
-    """Make a queue's stream accept schedules; a stream that Go NQ created is updated.
+    """Update a queue's stream so that it accepts schedules, if it does not yet accept them.
 
     Raises:
-        ServerRefused: the user may not update the stream.
+        ServerRefused: the user has no permission to update the stream.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     config = info["config"]
@@ -71,11 +71,11 @@ async def publish_schedule(
 
     Args:
         connection: the connection.
-        queue: the queue, whose stream accepts schedules.
+        queue: the queue. Its stream must accept schedules.
         task_id: the task.
         data: the task message.
         at: when the server publishes the message, in Unix seconds.
-        message_id: the message id, under which the server stores the schedule once.
+        message_id: the message id, by which the server deduplicates the schedule.
     """
     headers = {
         _SCHEDULE: _schedule_header(at),
@@ -87,14 +87,14 @@ async def publish_schedule(
 
 
 async def purge_schedule(connection: Connection, queue: str, task_id: str, stream: str) -> None:
-    """Delete a task's schedule; nothing happens if it does not exist."""
+    """Delete a task's schedule. Do nothing if the schedule does not exist."""
     body = {"filter": names.schedule_subject(queue, task_id)}
     await connection.find(f"STREAM.PURGE.{stream}", body)
 
 
 @dataclass(frozen=True, slots=True)
 class _Schedule:
-    """A schedule in the stream; ``due`` is in Unix seconds, 0 if the schedule names no single time."""
+    """A schedule in the stream. ``due`` is in Unix seconds, or 0 if the schedule has no single due time."""
 
     sequence: int
     subject: str
@@ -112,16 +112,16 @@ class OverdueSchedules:
         self._next_sequence = 1
         """The sequence at which the next look starts."""
         self._sweep_began = self._next_sweep = 0.0
-        """When this sweep began, and when the next one begins, as `elapsed` counts."""
+        """When this sweep began, and when the next sweep begins, as values of `elapsed`."""
         self._read, self._soonest = 0, math.inf
-        """How many schedules this sweep has read, and in how many seconds the first of them is due."""
+        """How many schedules this sweep has read, and in how many seconds the earliest of them is due."""
         self._allowed = True
 
     async def look(self) -> None:
-        """Read some schedules, if a look is due, and publish the overdue ones again.
+        """Read some schedules if a sweep is due, and publish the overdue schedules again.
 
         Raises:
-            NqnbError: the server does not answer, or has no room for a schedule.
+            NqnbError: the server did not reply, or has no room for a schedule.
         """
         if not (self._allowed and can_schedule(self._connection)):
             return
@@ -144,7 +144,7 @@ class OverdueSchedules:
             self._next_sweep = elapsed() + self._pause(full_at)
 
     def _pause(self, full_at: float) -> float:
-        """Return the seconds until the next sweep; ``full_at`` is when a storage limit was last reached."""
+        """Return the seconds until the next sweep. ``full_at`` is when a storage limit was last reached."""
         pause = _SWEEP_SECONDS if self._read < _SCHEDULES_PER_LOOK else _LONG_SWEEP_SECONDS
         if full_at and elapsed() - full_at < _FULL_FOR_SECONDS:
             pause = 0.0
@@ -153,7 +153,7 @@ class OverdueSchedules:
         return max(pause, 0.0) + LATE_SECONDS
 
     async def _sweep(self) -> bool:
-        """Read the next schedules; return whether the end was reached."""
+        """Read the next schedules, and return whether the end of the stream was reached."""
         stream = (await ensure_queue(self._connection, self._queue)).tasks
         until = self._read + _SCHEDULES_PER_LOOK
         async for schedule in self._schedules(stream):
@@ -194,7 +194,7 @@ class OverdueSchedules:
             _SCHEDULE: _schedule_header(self._connection.clock.now()),
             _TARGET: schedule.target,
             names.CLIENT_HEADER: "task",
-            # A schedule that was fired, cancelled or replaced meanwhile stays as it is.
+            # A schedule that was fired, cancelled or replaced meanwhile is left unchanged.
             EXPECTED_REVISION: str(schedule.sequence),
         }
         try:
@@ -204,7 +204,7 @@ class OverdueSchedules:
                 raise
             return
         log.warning(
-            "queue %s: the server did not fire the schedule on %s in time, so it is published again",
+            "queue %s: republishing the schedule on %s, because the server did not fire it in time",
             self._queue,
             schedule.subject,
         )

@@ -1,4 +1,4 @@
-"""Translate the errors of the server, of nats-py and of the socket into the errors of nqnb."""
+"""Translate errors of the server, of nats-py and of the socket into nqnb's errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nqnb.errors import ConnectionFailed, NoResponders, NoRoom, NoServer, Server
 from nqnb.settings import Settings
 
 NOT_FOUND = (10059, 10014)
-"""JetStream's codes for: stream not found, consumer not found."""
+"""JetStream's codes for "stream not found" and "consumer not found"."""
 MESSAGE_NOT_FOUND = (10037, 10043, 10057)
 """JetStream's codes for a message that does not exist."""
 NO_JETSTREAM_CODES = (10039, 10076)
@@ -24,41 +24,41 @@ NO_JETSTREAM_CODES = (10039, 10076)
 STREAM_FULL = 10077
 """JetStream's code for a message that a stream cannot store, for example because of the stream's limits."""
 _NOT_NOW = {
-    **dict.fromkeys((10007, 10008, 10009), "JetStream has no leader at this moment"),
-    **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is off at this moment"),
-    10004: "some servers of the cluster did not answer",
-    10041: "the servers of the cluster do not agree at this moment",
+    **dict.fromkeys((10007, 10008, 10009), "JetStream currently has no leader"),
+    **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is currently off"),
+    10004: "some servers of the cluster did not reply",
+    10041: "the servers of the cluster currently disagree",
     10075: "the cluster is moving the stream",
-    STREAM_FULL: "the stream cannot store anything at this moment",
+    STREAM_FULL: "the stream currently cannot store messages",
     10118: "the servers that have the stream are offline",
     10119: "the servers that have the consumer are offline",
-    10163: "an earlier write of the same key is still under way",
+    10163: "an earlier write to the same key is still in progress",
 }
-"""JetStream's codes for "not now", and what each means. None of them means that the request itself is wrong."""
+"""JetStream's codes for temporary errors, with their meanings. None of them means that the request is invalid."""
 _NO_PEERS = 10005
-"""No servers for a stream's replicas: "not now" if some are offline, otherwise ``replicas`` is too high."""
+"""Too few servers for a stream's replicas: temporary if servers are offline, otherwise ``replicas`` is too high."""
 _LIMITS = {
     10002: "the account's storage limit",
     10023: "the server's storage limit (max_file_store or max_memory_store)",
     10028: "the memory limit (max_memory_store, or the account's)",
     10047: "the storage limit (max_file_store, or the account's)",
 }
-"""JetStream's codes for a reached storage limit, and which limit it is."""
+"""JetStream's codes for a storage limit that is reached, with the name of the limit."""
 _FULL = re.compile("maximum (bytes|messages)|no space|disk", re.IGNORECASE)
-"""Part of the description of code 10077 if the stream or the disk is full."""
+"""Matches the description of code 10077 if the stream or the disk is full."""
 
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 """OpenSSL's codes for a certificate chain without a trusted authority."""
-_CERTIFICATE_REMEDY = "set tls_cert and tls_key to a certificate and key that it accepts"
+_CERTIFICATE_REMEDY = "set tls_cert and tls_key to a certificate and key that the server accepts"
 _PERMISSIONS = "ask the server's operator for the permissions in nqnb's docs/permissions.md"
 _TLS_FIRST_REMEDY = {
-    False: "if it expects the TLS handshake first, set tls_first",
-    True: "if it does not expect the TLS handshake first, leave tls_first out",
+    False: "if the server expects the TLS handshake first, set tls_first",
+    True: "if the server does not expect the TLS handshake first, remove tls_first",
 }
 
 
 class ApiError(msgspec.Struct):
-    """An error as the JetStream API writes it."""
+    """An error in a reply of the JetStream API."""
 
     code: int = 0
     err_code: int = 0
@@ -66,24 +66,24 @@ class ApiError(msgspec.Struct):
 
 
 def translated(error: nats.errors.Error, settings: Settings, subject: str) -> ConnectionFailed:
-    """Return the error for one that nats-py raised while the connection was in use."""
+    """Return nqnb's error for an error that nats-py raised while the connection was in use."""
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
-            f"sending to {subject!r} failed: the connection to {address(settings)} is down and its buffer is full. "
-            "Try again.",
+            f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "
+            "full. Try again when the server is back.",
             subject,
         )
     if isinstance(error, nats.errors.ConnectionClosedError):
         return ConnectionFailed(
-            f"sending to {subject!r} failed: the connection to {address(settings)} is closed. Connect again."
+            f"sending to {subject!r} failed: the connection to {address(settings)} is closed. Open a new one."
         )
     return ConnectionFailed(
-        f"sending to {subject!r} failed: the connection to {address(settings)} is unusable now ({error}). Try again."
+        f"sending to {subject!r} failed: the connection to {address(settings)} cannot be used now ({error}). Try again."
     )
 
 
 def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
-    """Return the error for an error of the JetStream API.
+    """Return nqnb's error for an error of the JetStream API.
 
     Args:
         error: the reply.
@@ -105,11 +105,12 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
     if error.err_code == _NO_PEERS and "offline" in error.description:
         why = "too many servers of the cluster are offline"
     if why is None and error.code == 503 and not error.err_code:
-        why = "JetStream is not available at this moment"
+        why = "JetStream is currently unavailable"
     if why is not None:
         return Unavailable(
             f"{what} failed: {why} ({details}). "
-            "Check that a majority of the cluster's servers runs (`nats server report jetstream`), then try again.",
+            "Check that a majority of the cluster's servers are running (`nats server report jetstream`), then try "
+            "again.",
             what,
             *facts,
         )
@@ -119,13 +120,13 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
 
 
 def denied_subject(error: BaseException) -> tuple[str, str] | None:
-    """Return "publish" or "subscribe" and the subject that is denied to the user; None for another error."""
+    """Return "publish" or "subscribe" with the subject that is denied to the user, or None for another error."""
     found = re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', str(error), re.IGNORECASE)
     return None if found is None else ("publish" if found[1].lower() == "publish" else "subscribe", found[2])
 
 
 def not_permitted(settings: Settings, verb: str, subject: str) -> ServerRefused:
-    """Return the error for a missing permission, which the server reports outside of its replies."""
+    """Return the error for a missing permission, which the server reports without a reply to the request."""
     who = f"user {settings.user!r}" if settings.user else "this user"
     text = f"{who} may not {verb} to {subject!r}"
     return ServerRefused(
@@ -134,25 +135,25 @@ def not_permitted(settings: Settings, verb: str, subject: str) -> ServerRefused:
 
 
 class Silent(TimeoutError):
-    """The server accepted the connection and sent nothing."""
+    """The server accepted the connection but sent nothing."""
 
 
 class CertificateRefused(ConnectionError):
-    """The server requires a client certificate and closed the connection: it was missing or not accepted."""
+    """The server closed the connection, because it did not accept the client certificate or required one."""
 
 
 def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached: str = "") -> NoServer:
-    """Return the error for a failed connect, with the reason and the remedy for each address.
+    """Return the error for a failed connection attempt, with the reason and the remedy for each address.
 
     Args:
         settings: the settings.
-        reasons: what happened, by address.
-        detached: the address of the user's detached server, if it runs.
+        reasons: the error of each address.
+        detached: the address of the user's detached server, if it is running.
     """
     where = address(settings)
     another = "start a server with `nqnb up --detach`, or set another address with --url or NATS_URL"
     if detached and detached not in settings.urls:
-        another = f"your detached server runs at {detached}, and is used where no url, NATS_URL or context is set"
+        another = f"your detached server is running at {detached}; to use it, set no url, NATS_URL or context"
     found: dict[tuple[str, str], list[str]] = {}
     for url in settings.urls:
         if url in reasons:
@@ -168,7 +169,10 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached
 
 
 def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[str, str]:
-    """Return what went wrong and what to do: ``another`` where the address is that of no usable server."""
+    """Return the cause of a failed connection attempt, and the remedy.
+
+    The remedy is ``another`` if the address is not that of a usable server.
+    """
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
         return _login_refused(settings, text)
@@ -178,61 +182,64 @@ def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[st
         return _no_tls(settings, reason)
     if isinstance(reason, nats.errors.SecureConnWantedError):
         return (
-            "it does not support TLS",
-            "for a connection without TLS, use an address with nats:// and no TLS settings",
+            "the server does not support TLS",
+            "enable TLS on the server, or use an address with nats:// and no TLS settings",
         )
     if isinstance(reason, socket.gaierror):
         return "the host name is unknown", "check its spelling"
     if isinstance(reason, ConnectionRefusedError) or re.search("refused|connect call failed", text, re.IGNORECASE):
         return "the connection was refused", another
     if isinstance(reason, Silent):
-        why = f"it accepted the connection and sent no answer within {settings.connect_timeout:g} s"
+        why = f"the server accepted the connection but sent no answer within {settings.connect_timeout:g} s"
         return why, f"{_TLS_FIRST_REMEDY[settings.tls_first]}; {another}"
     if isinstance(reason, (TimeoutError, asyncio.TimeoutError)):
         return f"no answer within {settings.connect_timeout:g} s", another
     if isinstance(reason, CertificateRefused):
         why = "refused the client certificate" if settings.tls_cert else "requires a client certificate"
-        return f"it {why}", _CERTIFICATE_REMEDY
+        return f"the server {why}", _CERTIFICATE_REMEDY
     if isinstance(reason, (nats.errors.UnexpectedEOF, ConnectionResetError)) or "expecting INFO" in text:
         return (
-            "it closed the connection, or is not a NATS server",
+            "the server closed the connection, or is not a NATS server",
             f"{_TLS_FIRST_REMEDY[settings.tls_first]}; {another}",
         )
     return text.removeprefix("nats: ").strip("'") or type(reason).__name__, another
 
 
 def _login_refused(settings: Settings, text: str) -> tuple[str, str]:
-    remedy = "the address itself is right"
+    remedy = "the address is correct"
     if "expired" in text:
         return "the credentials have expired", f"get new ones; {remedy}"
     if settings.creds is not None:
-        return f"it refused the credentials file {str(settings.creds)!r}", f"check the file and its expiry; {remedy}"
+        return f"the server refused the credentials file {str(settings.creds)!r}", f"check it and its expiry; {remedy}"
     if settings.nkey is not None:
-        return "it refused the nkey", f"check that the server knows its public key; {remedy}"
+        return "the server refused the nkey", f"check that the server has its public key; {remedy}"
     given = any(each is not None for each in (settings.user, settings.password, settings.token))
-    return "it refused the user, password or token", f"check them{'' if given else ' (none is set)'}; {remedy}"
+    return "the server refused the login", f"check user, password or token{'' if given else ' (none is set)'}; {remedy}"
 
 
 def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
     if isinstance(reason, ssl.SSLCertVerificationError):
         why = reason.verify_message
         if reason.verify_code in _UNKNOWN_AUTHORITY:
-            return f"its certificate is not signed by a trusted authority ({why})", "set tls_ca to the authority's file"
+            return (
+                f"the server's certificate is not signed by a trusted authority ({why})",
+                "set tls_ca to the authority's certificate file",
+            )
         if "mismatch" in why.lower() or "valid for" in why.lower():
-            return f"its certificate is for another host ({why})", "use the address that the certificate names"
-        return f"its certificate is not valid ({why})", "renew the certificate, or check the clocks"
+            return f"the server's certificate is for another host ({why})", "use a host name in the certificate"
+        return f"the server's certificate is not valid ({why})", "renew the certificate, or check the clocks"
     name = (reason.reason or str(reason)).upper()
     if "CERTIFICATE_REQUIRED" in name or ("HANDSHAKE_FAILURE" in name and not settings.tls_cert):
-        return "it requires a client certificate", _CERTIFICATE_REMEDY
+        return "the server requires a client certificate", _CERTIFICATE_REMEDY
     if "ALERT" in name and ("CERTIFICATE" in name or "UNKNOWN_CA" in name):
-        return f"it refused the client certificate ({name.replace('_', ' ').lower()})", _CERTIFICATE_REMEDY
+        return f"the server refused the client certificate ({name.replace('_', ' ').lower()})", _CERTIFICATE_REMEDY
     if settings.tls_first and ("WRONG_VERSION" in name or "RECORD_LAYER" in name or "PACKET_LENGTH" in name):
-        return "it does not start with the TLS handshake", "leave tls_first out"
-    return f"TLS failed ({name.replace('_', ' ').lower()})", "check the TLS settings of client and server"
+        return "the server does not start with the TLS handshake", "remove tls_first"
+    return f"TLS failed ({name.replace('_', ' ').lower()})", "check the TLS settings of the client and the server"
 
 
 def _without_secrets(text: str, settings: Settings) -> str:
-    """Return a message with the secrets of the settings replaced, in case a foreign error quotes one."""
+    """Replace the secrets of the settings in a message, because a foreign error may quote them."""
     for secret in (settings.password, settings.token, settings.nkey):
         if secret:
             text = text.replace(str(secret), "…")
@@ -240,5 +247,5 @@ def _without_secrets(text: str, settings: Settings) -> str:
 
 
 def address(settings: Settings) -> str:
-    """Return the addresses of the server, without secrets."""
+    """Return the addresses of the server. They contain no secrets."""
     return ", ".join(settings.urls)

@@ -156,7 +156,7 @@ class TestPasswords:
         self, password_server: nqnb.DevServer, given: dict[str, Any]
     ) -> None:
         text = await is_refused(
-            password_server.url, "it refused the user, password or token", password_server.url, within=1, **given
+            password_server.url, "the server refused the login", password_server.url, within=1, **given
         )
         assert "wr0ng" not in text
         assert ("none is set" in text) == (not given)
@@ -165,7 +165,7 @@ class TestPasswords:
         with nqnb.DevServer(config=f"authorization {{ token: {SECRET} }}") as server:
             await connects(server.url, token=SECRET)
             await connects(server.url.replace("//", f"//{SECRET}@"))
-            await is_refused(server.url, "check them", token="wr0ng", within=1)
+            await is_refused(server.url, "check user, password or token", token="wr0ng", within=1)
             await is_refused(server.url, "none is set", within=1)
 
     async def test_a_user_without_permission_for_jetstream_is_refused(self) -> None:
@@ -194,7 +194,7 @@ class TestNkeys:
 
     async def test_an_unknown_seed_is_refused_and_not_shown(self, nkey_server: nqnb.DevServer) -> None:
         seed, _ = new_key("user")
-        text = await is_refused(nkey_server.url, "it refused the nkey", nkey=seed, within=1)
+        text = await is_refused(nkey_server.url, "the server refused the nkey", nkey=seed, within=1)
         assert seed not in text
 
     async def test_an_invalid_seed_is_refused_before_connecting(
@@ -259,7 +259,7 @@ class TestCredentials:
         ):
             write(path, text)
             told = await is_refused(
-                jwt_server.url, f"it refused the credentials file {str(path)!r}", within=1, creds=path
+                jwt_server.url, f"the server refused the credentials file {str(path)!r}", within=1, creds=path
             )
             assert seed not in told
         await is_refused(jwt_server.url, "none is set", within=1)
@@ -303,7 +303,7 @@ class TestTLS:
     ) -> None:
         # The client's handshake may swallow the server's first message, and no other follows.
         options: dict[str, Any] = {"tls_ca": files / "ca.pem", "tls_first": True, "connect_timeout": 0.5}
-        await is_refused(tls_server.url, "TLS handshake", "leave tls_first out", within=1, **options)
+        await is_refused(tls_server.url, "TLS handshake", "remove tls_first", within=1, **options)
 
     async def test_a_server_that_expects_the_handshake_first_needs_tls_first(
         self, tls_server: nqnb.DevServer, files: Path
@@ -326,9 +326,9 @@ class TestTLS:
         plain = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"tls://127.0.0.1:{plain.sockets[0].getsockname()[1]}"
         login: dict[str, Any] = {"user": "ann", "password": SECRET}
-        with pytest.raises(NoServer, match="it does not support TLS"):
+        with pytest.raises(NoServer, match="the server does not support TLS"):
             await nqnb.connect(url, **login).__aenter__()
-        with pytest.raises(NoServer, match="it does not support TLS"):
+        with pytest.raises(NoServer, match="the server does not support TLS"):
             await nqnb.connect(url.replace("tls:", "nats:"), tls_ca=files / "ca.pem", **login).__aenter__()
         plain.close()
         await asyncio.sleep(0.05)
@@ -363,12 +363,12 @@ class TestMutualTLS:
 
     async def test_a_missing_client_certificate_is_explained(self, mutual_server: nqnb.DevServer, files: Path) -> None:
         await is_refused(
-            mutual_server.url, "it requires a client certificate", "tls_cert", within=1, tls_ca=files / "ca.pem"
+            mutual_server.url, "the server requires a client certificate", "tls_cert", within=1, tls_ca=files / "ca.pem"
         )
 
     async def test_an_untrusted_client_certificate_is_refused(self, mutual_server: nqnb.DevServer, files: Path) -> None:
         await is_refused(
-            mutual_server.url, "it refused the client certificate", within=1, **self.ours(files, "intruder")
+            mutual_server.url, "the server refused the client certificate", within=1, **self.ours(files, "intruder")
         )
 
     async def test_a_client_certificate_can_replace_a_login(self, files: Path) -> None:
@@ -402,7 +402,7 @@ class TestAddresses:
             writer.close()
 
         there = await asyncio.start_server(serve, "127.0.0.1", 0)
-        with pytest.raises(NoServer, match="it closed the connection"):
+        with pytest.raises(NoServer, match="the server closed the connection"):
             await nqnb.connect(f"127.0.0.1:{there.sockets[0].getsockname()[1]}").__aenter__()
         there.close()
 
@@ -424,7 +424,10 @@ class TestAddresses:
             for _ in range(4):
                 await connects([other.url, right.url], **login)
             await is_refused(
-                [other.url, "127.0.0.1:1"], f"{other.url}: its certificate", "127.0.0.1:1: the connection", **login
+                [other.url, "127.0.0.1:1"],
+                f"{other.url}: the server's certificate",
+                "127.0.0.1:1: the connection",
+                **login,
             )
 
     async def test_a_reconnect_tries_the_other_addresses(self, server: nqnb.DevServer) -> None:
