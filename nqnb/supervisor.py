@@ -1,18 +1,18 @@
 """Supervise a child process that must not outlive its parent.
 
-Run this file as a script, by its path. It stands between a parent and one child, in one of two roles:
+Run this file as a script, by its path. It runs between a parent and one child, in one of two roles:
 
 ``supervisor.py server PARENT LOCKS FOLDER SERVER [ARGUMENT ...]``
-    keeps a nats-server, for `nqnb.server.devserver`; see `keep_server`.
+    supervises a nats-server, for `nqnb.server.devserver`; see `keep_server`.
 ``supervisor.py task PARENT SOCKET MODULE``
-    keeps the process that runs one task, for `nqnb.worker.executors.process_pool`; see `keep_task`.
+    supervises the process that runs one task, for `nqnb.worker.executors.process_pool`; see `keep_task`.
 
-Both roles take one-byte commands on stdin. They end the child when told to, when stdin ends, and when the process
-PARENT is dead. Neither the end of stdin nor that of another descriptor is a reliable sign that the parent died: a fork
-of the parent holds them open. So the supervisor compares its parent's id with PARENT a few times a second.
+Both roles read one-byte commands from stdin. They stop the child on command, at the end of stdin, and when the process
+PARENT is dead. The end of stdin or of another pipe is not reliable, because a fork of the parent keeps pipes open. So
+the supervisor also compares its parent's process id with PARENT a few times a second.
 
-The module imports only the quick parts of the standard library, because a process starts with it. It has one thread, so
-that it may fork, and so that code between fork and exec is safe.
+The module imports only the parts of the standard library that import quickly, because it delays the start of a process.
+It has only one thread, so that it may fork, and so that code between fork and exec is safe.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     import subprocess
 
 START = b"s"
-"""Start the server, unless it runs."""
+"""Start the server, unless it is running."""
 KILL = b"k"
 """Kill the child: the server, or the task's process with all its descendants."""
 DETACH = b"d"
-"""Live on without the parent, until SIGTERM comes or the server ends."""
+"""Keep running without the parent, until SIGTERM is received or the server exits."""
 STOP = b"x"
-"""Stop the server, and end."""
+"""Stop the server, and exit."""
 INTERRUPT = b"i"
 """Send SIGINT to the task's process group."""
 TERMINATE = b"t"
 """Send SIGTERM to the task's process group."""
 STOP_GRACE_SECONDS = 5.0
-"""From SIGTERM to SIGKILL for a server."""
+"""Seconds between SIGTERM and SIGKILL for a server."""
 _PARENT_CHECK_SECONDS = 0.25
 _KILL_TIMEOUT_SECONDS = 2.0
-"""How long killed processes of a task may take to end. One that the kernel holds longer is left to the kernel."""
+"""Seconds to wait for a task's killed processes to exit. After that, the supervisor stops waiting for them."""
 _TASK_SIGNALS = {INTERRUPT: signal.SIGINT, TERMINATE: signal.SIGTERM}
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 """Options of Linux's ``prctl``."""
@@ -56,7 +56,7 @@ def main(role: str, parent: int, *arguments: str) -> None:
     Args:
         role: ``server`` or ``task``.
         parent: the process id of the parent.
-        *arguments: what the role takes.
+        *arguments: the arguments of the role.
     """
     if role == "server":
         locks, folder, *command = arguments
@@ -78,7 +78,7 @@ if sys.platform == "win32":
         return -1
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, None if none came for a moment (or stdin is ignored), empty at the end of stdin."""
+        """Return one command, None if there was none for a moment (or stdin is ignored), or b"" at the end of stdin."""
         if ignore_stdin:
             time.sleep(_PARENT_CHECK_SECONDS)
             return None
@@ -95,7 +95,7 @@ else:
     import select
 
     def wake_on_child_end() -> int:
-        """Return a descriptor that becomes readable when a child has ended."""
+        """Return a descriptor that becomes readable when a child has exited."""
         wake, woken = os.pipe()
         os.set_blocking(woken, False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # without a handler, nothing is written
@@ -103,11 +103,11 @@ else:
         return wake
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, None if none came for a moment or a child ended, empty at the end of stdin.
+        """Return one command, None if there was none for a moment or a child exited, or b"" at the end of stdin.
 
         Args:
-            wake: the descriptor of `wake_on_child_end`; -1 = there is no child yet.
-            ignore_stdin: read no command, and wait for as long as it takes.
+            wake: the descriptor of `wake_on_child_end`, or -1 if there is no child yet.
+            ignore_stdin: whether to read no commands, and wait indefinitely for a child to exit.
         """
         watched = [*([] if ignore_stdin else [0]), *([] if wake < 0 else [wake])]
         ready = select.select(watched, [], [], None if ignore_stdin else _PARENT_CHECK_SECONDS)[0]
@@ -117,11 +117,11 @@ else:
 
 
 def load_prctl() -> Callable[..., int] | None:
-    """Return Linux's ``prctl``; None on other systems, and where Python was built without ctypes."""
+    """Return Linux's ``prctl``, or None on other systems and if Python was built without ctypes."""
     if sys.platform != "linux":
         return None
     try:
-        import ctypes  # here, as some builds of Python lack it
+        import ctypes  # not at the top, because some builds of Python lack it
 
         prctl: Callable[..., int] = ctypes.CDLL(None).prctl
     except (ImportError, OSError, AttributeError):
@@ -130,10 +130,10 @@ def load_prctl() -> Callable[..., int] | None:
 
 
 def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
-    """Make this process, a fork of the supervisor, die with it even if it is killed; only Linux can do that."""
+    """Make this fork of the supervisor die with the supervisor, even if the supervisor is killed. Only Linux can."""
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != supervisor:  # it died before the request was made
+    if os.getppid() != supervisor:  # the supervisor died before the request was made
         os._exit(1)
 
 
@@ -141,25 +141,25 @@ def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
 
 
 def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) -> None:
-    """Keep a nats-server until STOP comes or the parent is dead.
+    """Supervise a nats-server until STOP is received or the parent is dead.
 
-    The supervisor makes `folder`, and reports in ``status`` there what it did. At the end it stops the server, removes
-    `folder` and frees the locks. After DETACH it ends on SIGTERM in the same way, or when the server ends by itself;
-    then it leaves `folder` and its log to be read.
+    The supervisor creates `folder`, and reports the result of each command in the file ``status`` there. Before it
+    exits, it stops the server, removes `folder` and releases the locks. After DETACH, it does the same on SIGTERM. It
+    also exits if the detached server exits on its own, but then it keeps `folder` so that the log can be read.
 
     Args:
         parent: the process id of the parent.
-        locks: descriptors whose locks the supervisor holds for as long as it lives.
-        folder: for the status and the server's log.
+        locks: descriptors whose locks the supervisor holds until it exits.
+        folder: the folder for the status file and the server's log.
         command: the server's command line.
     """
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "win32":
-        parent = os.getppid()  # in a virtual environment there is a launcher in between
+        parent = os.getppid()  # in a virtual environment, a launcher runs between the two processes
     else:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # A mask of the thread that started this process would otherwise keep SIGTERM from the server.
+        # Otherwise, the signal mask of the thread that started this process could block SIGTERM for the server.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
     wake = wake_on_child_end()
     os.mkdir(folder, 0o700)
@@ -170,7 +170,7 @@ def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) 
         log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 2)
         while detached or os.getppid() == parent:
-            # The count tells an answer from that to an earlier command, and from a death in between.
+            # The count shows the parent which command the status answers. The server may also exit between commands.
             if (status := f"{commands} {state}") != reported:
                 _write_status(folder, status)
                 reported = status
@@ -207,7 +207,7 @@ def _leave(signum: int, frame: object) -> NoReturn:
 
 
 def _start_server(command: list[str]) -> subprocess.Popen[bytes]:
-    import subprocess  # late, as the other role has no use for it
+    import subprocess  # late, because the other role does not use it
 
     prctl, supervisor = load_prctl(), os.getpid()
     ask = None if prctl is None else lambda: die_with(supervisor, prctl)
@@ -217,7 +217,7 @@ def _start_server(command: list[str]) -> subprocess.Popen[bytes]:
 
 
 def _stop_server(server: subprocess.Popen[bytes]) -> None:
-    import subprocess  # late, as above
+    import subprocess  # late, because the other role does not use it
 
     server.terminate()
     try:
@@ -232,16 +232,16 @@ def _write_status(folder: str, status: str) -> None:
     with open(draft, "w", encoding="utf-8") as file:
         file.write(status)
     for _ in range(100):
-        with contextlib.suppress(PermissionError):  # on Windows while the parent reads the old one
+        with contextlib.suppress(PermissionError):  # on Windows, while the parent is reading the old file
             os.replace(draft, os.path.join(folder, "status"))
             return
         time.sleep(0.01)
 
 
 def _remove_folder(folder: str) -> None:
-    import shutil  # late, as it takes as long to import as everything else here together
+    import shutil  # late, because it takes as long to import as all other modules here together
 
-    for _ in range(20):  # Windows frees the files of a dead process a moment late
+    for _ in range(20):  # Windows releases the files of a dead process a moment late
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.exists(folder):
             break
@@ -250,7 +250,7 @@ def _remove_folder(folder: str) -> None:
 
 def _free_locks(locks: list[int]) -> None:
     if sys.platform != "win32":
-        import fcntl  # late, as only the end needs it
+        import fcntl  # late, because it is needed only before the exit
 
         for lock in locks:
             with contextlib.suppress(OSError):
@@ -261,16 +261,16 @@ def _free_locks(locks: list[int]) -> None:
 
 
 def keep_task(worker: int, connection: int, module: str) -> None:
-    """Fork the process that runs a task, and supervise it until it and all its descendants have ended.
+    """Fork the process that runs a task, and supervise it until it and all its descendants have exited.
 
-    The supervisor leads a session of its own. The fork leads a process group, gets the socket, and calls ``run`` of
-    `module` with it. On stdin the supervisor reads the worker's ``sys.path`` as a line of JSON, and then commands. On
-    stdout it reports the fork's process id, and at the end how the fork ended: an exit code, or minus a signal. Once
-    the fork has ended, KILL has come, or the worker is dead, it kills whatever is left of the process group and, on
-    Linux, of all descendants.
+    The supervisor leads a separate session. The fork leads a process group, and calls ``run`` of `module` with the
+    socket. The supervisor reads from stdin: first the worker's ``sys.path`` as a line of JSON, and then commands. It
+    writes to stdout: first the fork's process id, and finally the fork's exit code, or minus the signal that killed it.
+    When the fork has exited, KILL is received, or the worker is dead, the supervisor kills the rest of the process
+    group and, on Linux, all remaining descendants.
 
-    The supervisor is not the process that runs the handler, because there a C call may hold the GIL for hours. It is
-    not in the handler's process group, because it could not collect what it kills.
+    The handler runs in another process than the supervisor, because a C call in the handler may hold the GIL for hours.
+    The supervisor is not in the handler's process group, because otherwise it could not reap the processes it kills.
 
     Args:
         worker: the process id of the worker.
@@ -278,11 +278,11 @@ def keep_task(worker: int, connection: int, module: str) -> None:
         module: the dotted name of the module whose ``run`` the fork calls.
     """
     if os.getsid(0) != os.getpid():
-        os.setsid()  # not every system can do so while it starts a program
+        os.setsid()  # not every system can create the session when it starts a program
     _close_all_but(0, 1, 2, connection)
     os.set_inheritable(connection, False)
-    # A SIGINT that comes too early waits until the handler's process can take it. Without this, the mask of the thread
-    # that started this process could keep SIGTERM from it.
+    # A SIGINT that arrives too early stays pending until the handler's process can receive it. SIGTERM is unblocked,
+    # because the mask of the thread that started this process could block it.
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     path = _read_path(worker)
@@ -298,7 +298,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
         die_with(supervisor, prctl)
         _become_runner(connection, path, module)
         return
-    with contextlib.suppress(OSError):  # it has done so itself
+    with contextlib.suppress(OSError):  # the fork has already done this itself
         os.setpgid(runner, runner)
     os.close(connection)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -318,10 +318,10 @@ def _close_all_but(*kept: int) -> None:
 
 
 def _read_path(worker: int) -> list[str] | None:
-    """Read the worker's ``sys.path``; return None if the worker needs no process after all, or is dead."""
-    import json  # late, as the other role has no use for it
+    """Read the worker's ``sys.path``. Return None if the worker no longer needs the process, or is dead."""
+    import json  # late, because the other role does not use it
 
-    # Not a byte more than the line, for commands may follow.
+    # Read no byte after the line, because commands may follow.
     data = b""
     while not data.endswith(b"\n"):
         byte = next_command()
@@ -335,7 +335,7 @@ def _read_path(worker: int) -> list[str] | None:
 def _become_runner(connection: int, path: list[str], module: str) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
-    # What the handler prints goes where the worker's errors go; stdout belongs to the supervisor.
+    # The handler's output goes to the worker's stderr, because stdout is used by the supervisor.
     try:
         os.dup2(2, 1)
     except OSError:  # the worker was started with its stderr closed
@@ -352,7 +352,7 @@ def _become_runner(connection: int, path: list[str], module: str) -> None:
 
 
 def _wait_for_runner(worker: int, runner: int) -> int | None:
-    """Wait until the runner has ended, and kill it if need be; return None if it has not ended even then."""
+    """Wait until the runner has exited, and kill it if necessary. Return None if it has not exited even then."""
     wake = wake_on_child_end()
     while True:
         status = _collect(runner)
@@ -372,7 +372,7 @@ def _wait_for_runner(worker: int, runner: int) -> int | None:
 
 
 def _collect(runner: int, seconds: float = 0.0) -> int | None:
-    """Collect children that have ended, for so long; return how the runner ended, None if it has not."""
+    """Reap exited children, for at most ``seconds``; return the runner's exit code, or None if it has not exited."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -388,11 +388,11 @@ def _collect(runner: int, seconds: float = 0.0) -> int | None:
 
 
 def _kill_descendants(group: int) -> None:
-    """Kill the process group, and on Linux all our descendants, those in other groups and sessions included."""
+    """Kill the process group and, on Linux, all our descendants, including those in other groups and sessions."""
     _kill_group(group)
     until = time.monotonic() + _KILL_TIMEOUT_SECONDS
     while time.monotonic() < until:
-        # A process that loses its parent becomes our child, so that in the end every descendant was one.
+        # A process that loses its parent becomes our child, so every descendant becomes our child in the end.
         for child in _children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
@@ -405,7 +405,7 @@ def _kill_descendants(group: int) -> None:
 
 
 def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses it for a group of zombies
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses this for a group of zombies
         os.killpg(group, signal.SIGKILL)
 
 

@@ -164,7 +164,7 @@ class TestTakenIds:
         with monkeypatch.context() as cut:
             cut.setattr(nq.backend.states, "create", lost)
             await refusal(
-                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "cable was pulled", "A worker will write it"
+                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "cable was pulled", "will write its state"
             )
         await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "Choose another")
         assert (await nq.submit("q", 1, id="mine")).id == "mine"

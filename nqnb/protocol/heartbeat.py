@@ -1,8 +1,8 @@
-"""Keeps a claim while its task runs: renews the lease, and reads what others have written about the task.
+"""Maintains a claim while its task runs: renews the lease, and reads the cancel request and the entry of the task.
 
-A heartbeat has two halves. `renew` asks the server to restart the ack wait. `look` reads the cancel request and the
-entry, because a publish can be missed, and Go programs write over any entry. `EntryWatch` does the second half sooner,
-and `write_progress` writes what the handler reports.
+A heartbeat has two parts. `renew` asks the server to restart the ack wait. `look` reads the cancel request and the
+entry, because a publish can be missed and Go programs overwrite any entry. `EntryWatch` reads the entry as soon as it
+changes, and `write_progress` writes the progress that the handler reports.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.worker")
 
 WATCH_AFTER_SECONDS = 0.1
-"""Seconds for which a task must have run before its entry is watched: for a shorter one a subscription is expensive."""
+"""Seconds that a task must run before its entry is watched, because a subscription is expensive for a short task."""
 _SETTLE_SECONDS = 0.02
-"""Seconds from a hint to the read, because the hint can arrive before the write that it is about."""
+"""Seconds between a notification and the read, because it can arrive before the write that caused it."""
 
 
 async def renew(attempt: Attempt, since: float) -> bool:
-    """Renew the lease of a claimed run; a renewal that is not answered is left to the next heartbeat.
+    """Renew the lease of a claimed run. If the server does not answer, the next heartbeat tries again.
 
     Args:
         attempt: the run.
-        since: when our presence was last written, as `nqnb.clock.elapsed` counts. The lease counts from there, so that
-            a run is stopped before another worker considers its worker dead.
+        since: when this worker's presence was last written, on the clock of `nqnb.clock.elapsed`. The lease starts at
+            that time, so that a run is stopped before other workers consider this worker dead.
 
     Returns:
-        Whether the consumer is gone. It must be recreated, and the lease renewed again, or the lease ends.
+        Whether the consumer is gone. Then the caller must recreate it and renew the lease again, or the lease ends.
     """
     try:
-        # After the end of the lease, an answer may be about a delivery that another worker has by now.
+        # After the end of the lease, an answer may be about a delivery that now belongs to another worker.
         if await attempt.delivery.in_progress() and not attempt.lost_lease():
             attempt.beat = max(attempt.beat, since)
     except NoResponders:
@@ -53,24 +53,24 @@ async def renew(attempt: Attempt, since: float) -> bool:
 
 
 async def look(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Read what was written about a run, and act on it; what cannot be read is left to the next heartbeat."""
+    """Read the cancel request and the entry of a run, and act on them. If a read fails, the next heartbeat retries."""
     if attempt.looking:
         return
     attempt.looking = True
     try:
         intent = await read_intent(backend, attempt.id) if attempt.cancel is None else None
         if intent is not None:
-            log.info("task %s: its cancel was found by a heartbeat", attempt.id)
+            log.info("task %s: a heartbeat found its cancel request", attempt.id)
             attempt.flag(intent, worker)
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
     except NqnbError as error:
-        log.debug("task %s: nothing could be read about it: %s", attempt.id, error)
+        log.debug("task %s: its cancel request and entry could not be read: %s", attempt.id, error)
     finally:
         attempt.looking = False
 
 
 async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen: SeenEntry) -> None:
-    """Act on the entry of a task that runs, as `nqnb.protocol.lifecycle.heartbeat` decides."""
+    """Act on the entry of a running task, as `nqnb.protocol.lifecycle.heartbeat` decides."""
     if seen.revision <= attempt.revision or attempt.superseded or attempt.why is Stop.ENDED_ELSEWHERE:
         return
     step = lifecycle.heartbeat(seen.task, claim=attempt.claim, retry=attempt.entry.CurrentRetry)
@@ -79,7 +79,7 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
             try:
                 attempt.revision = await write_once(backend, attempt.entry, seen.revision)
             except NqnbError as error:
-                log.info("task %s: its state is repaired at the next heartbeat: %s", attempt.id, error)
+                log.info("task %s: the next heartbeat will repair its state: %s", attempt.id, error)
     elif step is BeatStep.CANCEL:
         record = CancelRecord(by="a Go client", requested_at=backend.now())
         await note_intent(backend, attempt.id, record)
@@ -95,22 +95,22 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
 
 
 async def note_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-    """Write the cancel request of a Go client, which writes none; a request that is there already stays.
+    """Write the cancel request on behalf of a Go client, which writes none. An existing request is not overwritten.
 
-    The worker that runs the task may have missed the publish. It finds the request.
+    The worker that runs the task finds the request even if it missed the publish.
     """
     try:
         await write_intent(backend, task_id, record)
     except NqnbError as error:
-        if not backend.outage.took(error, "cancels of Go clients could not be noted"):
-            log.warning("the cancel of task %s could not be noted: %s", task_id, error)
+        if not backend.outage.took(error, "cancels of Go clients could not be recorded"):
+            log.warning("the cancel of task %s could not be recorded: %s", task_id, error)
 
 
 async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progress | None, lines: list[str]) -> bool:
-    """Write a running task's progress and log into its entry; the caller holds `Attempt.writing`.
+    """Write a running task's progress and log to its entry. The caller must hold the lock `Attempt.writing`.
 
     Returns:
-        Whether it was written. Where not, call `check_progress` without the lock.
+        Whether the entry was written. If not, call `check_progress` after releasing the lock.
     """
     meta = msgspec.structs.replace(attempt.entry.meta, progress=progress, log=lines)
     entry = msgspec.structs.replace(attempt.entry, Meta=meta)
@@ -124,13 +124,13 @@ async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progr
 
 
 async def check_progress(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Act on the entry after a write of progress that lost its compare-and-set or its answer."""
+    """Act on the entry after a write of progress that had a conflict or was not confirmed."""
     with contextlib.suppress(NqnbError):
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
 
 
 class EntryWatch:
-    """Watches one running task's entry until it is closed, so that a foreign write is noticed before a heartbeat."""
+    """A watch on the entry of one running task. It notices another program's write sooner than a heartbeat does."""
 
     def __init__(self, backend: TaskBackend, worker: str, attempt: Attempt) -> None:
         self._backend = backend
@@ -156,13 +156,13 @@ class EntryWatch:
         try:
             unsubscribe = await self._backend.states.subscribe(self._attempt.id, self._hint)
         except NqnbError as error:
-            log.debug("task %s is watched by heartbeats only: %s", self._attempt.id, error)
+            log.debug("task %s: its entry cannot be watched, so only heartbeats read it: %s", self._attempt.id, error)
             return
         if self._closed:
             await unsubscribe()
             return
         self._unsubscribe = unsubscribe
-        # A write before the subscription gave no hint.
+        # A write before the subscription caused no notification.
         self._hint()
 
     def _hint(self) -> None:
@@ -175,10 +175,10 @@ class EntryWatch:
         if self._closed:
             return
         try:
-            # After a write of our own, whose revision would otherwise look foreign.
+            # Wait for our own write to finish. Otherwise its revision would look like another program's.
             async with self._attempt.writing:
                 seen = await read_entry(self._backend, self._attempt.id)
         except NqnbError as error:
-            log.debug("task %s: its entry is read again by the next heartbeat: %s", self._attempt.id, error)
+            log.debug("task %s: the next heartbeat will read its entry again: %s", self._attempt.id, error)
             return
         await check_entry(self._backend, self._worker, self._attempt, seen)

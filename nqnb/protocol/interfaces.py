@@ -1,6 +1,6 @@
-"""What the protocol needs from its surroundings, as interfaces: a server, a state store, a delivery.
+"""The interfaces that the protocol depends on: a server, a state store and a delivery.
 
-`nqnb.jetstream.backend.Backend` satisfies `QueueBackend`. The explorer in ``tests/model`` runs the protocol's
+`nqnb.jetstream.backend.Backend` implements `QueueBackend`. The explorer in ``tests/model`` runs the protocol's
 coroutines against a simulated `TaskBackend`, one awaited call at a time. Therefore the protocol sleeps, reads clocks
 and asks the server only through these interfaces.
 """
@@ -26,12 +26,12 @@ class Acknowledgement(Protocol):
 
     @property
     def duplicate(self) -> bool:
-        """Whether the server had stored a message with that message id before."""
+        """Whether the server had already stored a message with the same message id."""
         ...
 
 
 class StoredMessage(Protocol):
-    """A task message that is in a stream."""
+    """A task message in a stream."""
 
     @property
     def sequence(self) -> int:
@@ -45,7 +45,7 @@ class StoredMessage(Protocol):
 
     @property
     def ours(self) -> bool:
-        """Whether the message carries nqnb's header; a Go client's does not."""
+        """Whether the message has nqnb's header. A Go client's message does not have it."""
         ...
 
     @property
@@ -61,21 +61,21 @@ class TaskDelivery(Protocol):
     queue: str
     sequence: int
     deliveries: int
-    """How often the server has delivered the message, this time included."""
+    """How often the server has delivered the message, including this time."""
     ours: bool
-    """Whether the message carries nqnb's header; a Go client's does not."""
+    """Whether the message has nqnb's header. A Go client's message does not have it."""
     scheduled: bool
-    """Whether a schedule of the server published the message."""
+    """Whether a server-side schedule published the message."""
     received: float
-    """When the delivery arrived, as `nqnb.clock.elapsed` counts."""
+    """When the delivery arrived, on the clock of `nqnb.clock.elapsed`."""
     stored: float
     """When the stream stored the message, in Unix seconds by the server's clock."""
     void: bool
-    """Whether the message's stream was deleted. Then nothing is answered: the stream that replaced it counts its
-    sequences from 1 again, and the answer would be about another task's message."""
+    """Whether the message's stream was deleted. Then the message is not acked or nak'ed: the stream that replaced it
+    numbers its messages from 1 again, so the ack or nak would be for another task's message."""
 
     def now(self) -> float:
-        """Return the time on the server, in Unix seconds, as well as it is known without a request."""
+        """Return the current server time, in Unix seconds, as accurately as it is known without a request."""
         ...
 
     async def ack(self) -> None:
@@ -83,11 +83,11 @@ class TaskDelivery(Protocol):
         ...
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Nak the message: let the server redeliver it after ``delay`` seconds."""
+        """Nak the message, so that the server redelivers it after ``delay`` seconds."""
         ...
 
     async def in_progress(self) -> bool:
-        """Restart the ack wait; return whether the server confirmed it.
+        """Restart the ack wait, and return whether the server confirmed the restart.
 
         Raises:
             NoResponders: the consumer is gone.
@@ -99,19 +99,19 @@ class CancelRequests(Protocol):
     """The bucket ``nq-cancel``: the cancel request ("intent") of each task, by task id."""
 
     async def get(self, key: str) -> Entry | None:
-        """Read a request through the leader, or None if the task has none."""
+        """Return the request of a task, read through the leader, or None if the task has no request."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
-        """Write the first request of a task; raises `RevisionConflict` where the task has one."""
+        """Write the first request of a task. Raises `RevisionConflict` if the task already has a request."""
         ...
 
     async def retire(self, key: str, revision: int) -> None:
-        """Remove a request at exactly that revision by a tombstone; raises `RevisionConflict` where it has changed."""
+        """Replace a request at exactly that revision with a tombstone; raises `RevisionConflict` if it has changed."""
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
-        """Remove a request, at exactly that revision if one is given."""
+        """Remove a request. If a revision is passed, only that revision is removed."""
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
@@ -120,10 +120,10 @@ class CancelRequests(Protocol):
 
 
 class WorkerPresence(Protocol):
-    """Which workers are alive."""
+    """The record of which workers are alive."""
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return for how many seconds a worker still counts as alive and running a task; 0 means that it does not."""
+        """Return for how many seconds a worker still counts as alive and running a task, or 0 if it does not."""
         ...
 
     def live(self) -> AsyncIterator[WorkerInfo]:
@@ -132,20 +132,20 @@ class WorkerPresence(Protocol):
 
 
 class OutageLog(Protocol):
-    """The log lines about a server that cannot be used."""
+    """The log of outages, in which the server is unavailable."""
 
     @property
     def active(self) -> bool:
-        """Whether the server was found to be away, and was not found back yet."""
+        """Whether an outage was detected and has not ended yet."""
         ...
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error; return whether it comes from an outage, so that the caller need not log it."""
+        """Report an error. Return whether an outage caused it; then the caller need not log it."""
         ...
 
 
 class TaskBackend(Protocol):
-    """What the operations on one task need. A call either takes effect once or raises."""
+    """The backend of the operations on one task. A call either takes effect exactly once or raises."""
 
     @property
     def states(self) -> StateStore:
@@ -159,7 +159,7 @@ class TaskBackend(Protocol):
 
     @property
     def presence(self) -> WorkerPresence:
-        """The workers that are alive."""
+        """The record of which workers are alive."""
         ...
 
     @property
@@ -169,54 +169,57 @@ class TaskBackend(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is closed for good."""
+        """Whether the connection is closed and will not reconnect."""
         ...
 
     @property
     def max_payload(self) -> int:
-        """The largest message that the server accepts, in bytes."""
+        """The size of the largest message that the server accepts, in bytes."""
         ...
 
     @property
     def retry_for(self) -> float:
-        """For how many seconds a client repeats what the server did not confirm."""
+        """For how many seconds a client retries a request that the server did not confirm."""
         ...
 
     @property
     def terminal_ttl(self) -> float | None:
-        """For how many seconds the entry of an ended task is kept; None keeps it until it is pruned."""
+        """For how many seconds the entry of an ended task is kept. None means until it is pruned."""
         ...
 
     def now(self) -> float:
-        """Return the time on the server, in Unix seconds, as well as it is known without a request."""
+        """Return the current server time, in Unix seconds, as accurately as it is known without a request."""
         ...
 
     def earliest_now(self) -> float:
-        """Return the earliest time that it can be on the server now, in Unix seconds."""
+        """Return the earliest possible current server time, in Unix seconds."""
         ...
 
     async def read_now(self) -> float:
-        """Return the time on the server, in Unix seconds, and ask the server where the last reading is old."""
+        """Return the current server time, in Unix seconds. The server is asked if the last reading is old."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before the next try."""
+        """Wait before the next attempt."""
         ...
 
     def spared_for(self, seconds: float) -> float:
-        """Return for how many seconds more every worker counts as alive after an outage of ``seconds`` at most."""
+        """Return for how many more seconds all workers count as alive after an outage of at most ``seconds``."""
         ...
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
-        """Repeat an idempotent request for `retry_for` seconds while it is not confirmed; recreate what is missing."""
+        """Retry an idempotent request until it is confirmed, for at most `retry_for` seconds.
+
+        A missing stream or bucket is recreated.
+        """
         ...
 
     async def ensure_queue(self, queue: str) -> object:
-        """Create a queue's streams where they are missing."""
+        """Create the streams of a queue that do not exist yet."""
         ...
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> Acknowledgement:
-        """Publish a task message once."""
+        """Publish a task message exactly once."""
         ...
 
     async def takes_schedules(self, queue: str) -> bool:
@@ -226,7 +229,7 @@ class TaskBackend(Protocol):
     async def schedule_task(
         self, queue: str, task_id: str, data: bytes, at: float, message_id: str
     ) -> Acknowledgement | None:
-        """Let the server publish a task message at a time, once, or None if the server refuses the schedule."""
+        """Schedule a task message, which the server publishes once; return None if the server refuses the schedule."""
         ...
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
@@ -234,7 +237,7 @@ class TaskBackend(Protocol):
         ...
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
-        """Return the data of a message that is in a queue's stream, or None if it is gone."""
+        """Return the data of a message in a queue's stream, or None if the message is gone."""
         ...
 
     async def delete_task_message(self, queue: str, sequence: int) -> None:
@@ -242,53 +245,53 @@ class TaskBackend(Protocol):
         ...
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
-        """Return whether no worker was ever given the message."""
+        """Return whether the message has never been delivered to a worker."""
         ...
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:
-        """Publish a cancel to every worker, and return once the server has stored it."""
+        """Publish a cancel to all workers, and return once the server has stored it."""
         ...
 
 
 class StatePage(Protocol):
-    """Changes of entries that arrived together; see `nqnb.jetstream.bucket_reader`."""
+    """Changes to entries that arrived together; see `nqnb.jetstream.bucket_reader`."""
 
     @property
     def entries(self) -> Sequence[Entry]:
-        """Entries as they were written."""
+        """The entries that were written."""
         ...
 
     @property
     def gone(self) -> list[str]:
-        """Keys that were deleted."""
+        """The keys that were deleted."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether all entries of the beginning have arrived."""
+        """Whether all entries that existed at the start have arrived."""
         ...
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is away."""
+        """Whether the connection is lost."""
         ...
 
     @property
     def anew(self) -> bool:
-        """Whether the pages before this one no longer count."""
+        """Whether the pages before this one are no longer valid."""
         ...
 
 
 class SkippedEntries(Protocol):
-    """The log lines about entries that a listing cannot read."""
+    """The log of entries that a listing cannot decode."""
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log which entries a listing has skipped, by key, and why."""
+        """Log the keys of the entries that a listing skipped, with the reasons."""
         ...
 
 
 class QueueBackend(TaskBackend, Protocol):
-    """What the operations on whole queues, listings and results need besides."""
+    """The backend of the operations on whole queues, of listings and of results."""
 
     @property
     def results(self) -> StateStore:
@@ -297,16 +300,16 @@ class QueueBackend(TaskBackend, Protocol):
 
     @property
     def skips(self) -> SkippedEntries:
-        """The log of entries that listings skip."""
+        """The log of entries that listings skipped."""
         ...
 
     @property
     def state_bucket(self) -> str:
-        """The name of the bucket of the entries."""
+        """The name of the bucket that stores the entries."""
         ...
 
     async def find_queue(self, queue: str) -> str | None:
-        """Return the name of the stream of a queue's tasks, or None if there is no such queue."""
+        """Return the name of the stream that stores a queue's tasks, or None if the queue does not exist."""
         ...
 
     async def queue_names(self) -> list[str]:
@@ -318,25 +321,25 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     def task_messages(self, queue: str, stream: str) -> AsyncIterator[StoredMessage]:
-        """Yield the task messages in a queue's stream, without its schedules."""
+        """Yield the task messages in a queue's stream, excluding schedules."""
         ...
 
     async def read_all_messages(self, stream: str) -> Sequence[StoredMessage]:
-        """Return every message in a stream, schedules included."""
+        """Return all messages in a stream, including schedules."""
         ...
 
     async def delete_queue(self, queue: str) -> None:
-        """Remove a queue's streams and its pause."""
+        """Delete a queue's streams and its pause."""
         ...
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the subjects that a queue's streams carry besides its own, by stream."""
+        """Return, by stream, the subjects in a queue's streams that do not belong to the queue."""
         ...
 
     async def queue_created_at(self, queue: str) -> float:
-        """Return when a queue's stream was created, in Unix seconds; infinity where it has no stream."""
+        """Return when a queue's stream was created, in Unix seconds, or infinity if the queue has no stream."""
         ...
 
     def watch_states(self) -> AsyncGenerator[StatePage, None]:
-        """Yield every entry, then every change of one."""
+        """Yield all entries, then each change to an entry."""
         ...

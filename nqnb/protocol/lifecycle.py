@@ -1,9 +1,11 @@
-"""Decides each step of a task's life: what to do about an entry that was read, as pure functions.
+"""Decides each step in the life of a task, as pure functions.
 
-A verdict reads no clock and asks no server: it takes an entry and what its caller knows, and returns what to do. The
-modules beside this one carry the verdicts out through `nqnb.protocol.transition`; the explorer in ``tests/model`` runs
-both over every order of events. Words: the *entry* is the task in the bucket ``nq-store``; it is *marked* if nqnb wrote
-it and not Go NQ; an *intent* is a cancel request in the bucket ``nq-cancel``.
+A function here reads no clock and asks no server. It takes an entry and other known facts, and returns a verdict: the
+step to take. The other modules of this package carry out the verdicts through `nqnb.protocol.transition`. The explorer
+in ``tests/model`` runs both over every order of events.
+
+Terms: the *entry* is the task in the bucket ``nq-store``. An entry is *marked* if nqnb wrote it, not Go NQ. An *intent*
+is a cancel request in the bucket ``nq-cancel``.
 """
 
 from __future__ import annotations
@@ -18,32 +20,33 @@ from nqnb.inputs import MOMENT_LIMIT_SECONDS
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
 
 FIRST_NAK_SECONDS = 0.05
-"""Seconds of the first nak of a message without an entry; each later nak is twice as long."""
+"""The delay of the first nak of a message without an entry, in seconds. Each later nak doubles the delay."""
 MAX_NAKS = 9
-"""How often such a message is nak'ed: 0.05 s, 0.1 s … 12.8 s, together 25 s. By then a Go client's late Pending has
-arrived. One that arrived after our finish could never be repaired."""
+"""How often a message without an entry is nak'ed. The delays are 0.05 s, 0.1 s … 12.8 s, 25 s in total. By then a Go
+client's late Pending has arrived. A Pending that arrived after our finish could never be repaired."""
 LONG_WAIT_SECONDS = 60.0
-"""Seconds of a wait above which a schedule of the server is used, where the server has schedules."""
+"""Seconds above which a wait uses a server-side schedule, if the server supports schedules."""
 LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
-"""The latest time of a schedule, in Unix seconds. A later one is published at once, and again after each renewal."""
+"""The latest time of a schedule, in Unix seconds. A message with a later time would be published at once, and again
+each time its schedule is renewed."""
 
 
 class ClaimStep(enum.Enum):
-    """What a worker does about a delivery."""
+    """The action of a worker on a delivery."""
 
     TAKE = enum.auto()
     """Write Processing over the entry (or create the entry), then run the task."""
     ACK = enum.auto()
-    """Ack the message: nothing is left to do."""
+    """Ack the message, because nothing is left to do."""
     NAK = enum.auto()
-    """Nak the message: the server redelivers it after the delay."""
+    """Nak the message, so that the server redelivers it after the delay."""
     POSTPONE = enum.auto()
-    """Move the message into a schedule of the server, because the delay is long; nak it where schedules are refused."""
+    """Move the message into a server-side schedule, because the delay is long. Nak it if schedules are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimVerdict:
-    """A `ClaimStep`, the delay of a nak in seconds, and the reason in words for the log."""
+    """A `ClaimStep`, the delay of a nak in seconds, and the reason as text for the log."""
 
     step: ClaimStep
     delay: float = 0.0
@@ -53,7 +56,7 @@ class ClaimVerdict:
 def due_at(message: TaskMessage) -> float:
     """Return when the task may run, in Unix seconds; 0 means at once.
 
-    The time of a retry takes precedence over ``ProcessAt``. A date beyond the last schedule counts as that.
+    The time of a retry takes precedence over ``ProcessAt``. A time after `LAST_SCHEDULE` is replaced by it.
     """
     if message.meta.not_before:
         return min(message.meta.not_before, LAST_SCHEDULE)
@@ -68,7 +71,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the other nqnb worker that runs the task according to the entry; ``""`` where it names no other."""
+    """Return the other nqnb worker that is running the task according to its entry, or ``""`` if there is no other."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -86,17 +89,17 @@ def claim(
     now: float,
     ack_wait: float,
 ) -> ClaimVerdict:
-    """Decide about a delivery that is registered and not claimed yet.
+    """Decide about a delivery that is registered but not claimed yet.
 
     Args:
-        message: the task as the stream has it.
-        entry: the task as the bucket has it, or None if it has no entry.
+        message: the task as stored in the stream.
+        entry: the task as stored in the bucket, or None if it has no entry.
         sequence: the message's stream sequence.
-        deliveries: how often the server has delivered this message, this time included.
-        ours: whether the message carries nqnb's header.
+        deliveries: how often the server has delivered this message, including this time.
+        ours: whether the message has nqnb's header.
         scheduled: whether one of our schedules published the message.
-        owner_rest: for how many seconds `foreign_owner` still counts as alive and running this task; 0 if it does not.
-        now: the earliest time that it can be on the server, in Unix seconds, because nothing starts before its time.
+        owner_rest: for how many seconds `foreign_owner` still counts as alive and running this task, or 0.
+        now: the earliest possible server time, in Unix seconds, so that no task starts too early.
         ack_wait: the consumer's ack wait, in seconds.
     """
     if entry is None:
@@ -123,7 +126,7 @@ def claim(
 def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
     rest = due_at(task) - now
     if rest > LONG_WAIT_SECONDS and scheduled:
-        # The server's clock and ours differ, or the schedule was early. Another schedule would fire at once, too.
+        # The server's clock and ours differ, or the schedule was early. Another schedule would also fire at once.
         return ClaimVerdict(ClaimStep.NAK, rest, "its schedule fired before it is due")
     if rest > LONG_WAIT_SECONDS:
         return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for long")
@@ -133,19 +136,19 @@ def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
 
 
 def needs_intent(before: TaskMessage | None) -> bool:
-    """Return whether the intent must be read after a claim that was written over ``before``.
+    """Return whether the intent must be read after a claim that overwrote ``before``.
 
-    Only after a claim over a marked Pending that never ran it need not: every canceller deletes such a task by
-    compare-and-set, and the claim would have lost against that write.
+    The read can be skipped only if ``before`` is a marked Pending that never ran. A canceller deletes such a task by
+    compare-and-set, so a claim that was written shows that the task was not cancelled.
     """
     return not (before is not None and before.marked and before.Status is Status.PENDING and before.CurrentRetry == 0)
 
 
 def why_unrun(before: TaskMessage | None, worker: str) -> str:
-    """Return for a receipt why a cancelled task was claimed and not run.
+    """Return why a cancelled task was claimed but not run, as text for the receipt.
 
     Args:
-        before: the entry that the claim was written over, or None if it had no entry.
+        before: the entry that the claim overwrote, or None if there was no entry.
         worker: the worker that claimed it.
     """
     if before is None or before.Status is not Status.PROCESSING:
@@ -159,25 +162,25 @@ def why_unrun(before: TaskMessage | None, worker: str) -> str:
 
 
 class BeatStep(enum.Enum):
-    """What a heartbeat does about the entry of a running task."""
+    """The action of a heartbeat after it has read the entry of a running task."""
 
     KEEP = enum.auto()
-    """Go on: the entry is our claim (or it is gone, and the finish creates it again)."""
+    """Continue, because the entry is our claim, or because it is gone and the finish will create it again."""
     REPAIR = enum.auto()
-    """Write the claim again: a Go client's late Pending was written over it."""
+    """Write the claim again, because a Go client's late Pending has overwritten it."""
     CANCEL = enum.auto()
-    """Stop as for a cancel, and write the intent: a Go client wrote Deleted, and writes no intent."""
+    """Stop as after a cancel, and write the intent, because a Go client wrote Deleted without an intent."""
     STOP_AND_ACK = enum.auto()
-    """Stop, and ack the message: the task ended elsewhere."""
+    """Stop, and ack the message, because the task ended elsewhere."""
     STOP_AND_DROP = enum.auto()
-    """Stop, and touch nothing: a newer claim owns the task."""
+    """Stop, and write nothing, because a newer claim owns the task."""
 
 
 def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
-    """Decide about the entry of a task that this worker runs.
+    """Decide about the entry of a task that this worker is running.
 
     Args:
-        entry: the task as the bucket has it, or None if it has no entry.
+        entry: the task as stored in the bucket, or None if it has no entry.
         claim: the mark of our claim.
         retry: ``CurrentRetry`` of our run.
     """
@@ -198,16 +201,16 @@ class Ended(enum.Enum):
     RETURNED = enum.auto()
     """The executor received the handler's return value."""
     FAILED = enum.auto()
-    """The handler raised, timed out, or returned what cannot be encoded."""
+    """The handler raised, timed out, or returned a value that cannot be encoded."""
     STOPPED = enum.auto()
     """The handler was stopped before it returned or raised, or it never started."""
 
 
 def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | None:
-    """Return the state that a run's end leads to, or None if the task is left to another worker.
+    """Return the state of a task after its run has ended, or None if the task is left to another worker.
 
-    A return counts even after a cancel, because it really happened, and so does a failure without retries. A cancel
-    takes precedence over a retry.
+    A return value counts even after a cancel, because the handler did finish. So does a failure without retries left.
+    A cancel takes precedence over a retry.
     """
     if ended is Ended.RETURNED:
         return Status.COMPLETED
@@ -219,7 +222,7 @@ def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | No
 
 
 class Stop(enum.Enum):
-    """Why a run was told to stop; the value says it in words."""
+    """Why a run was told to stop. The value is the reason as text."""
 
     CANCEL = "cancelled"
     TIMEOUT = "past its timeout"
@@ -230,35 +233,36 @@ class Stop(enum.Enum):
 
 
 class LeaveStep(enum.Enum):
-    """What a worker does about a run that was stopped and has no outcome."""
+    """The action of a worker on a task whose run was stopped without an outcome."""
 
     ACK = enum.auto()
-    """Ack the message: the task ended elsewhere."""
+    """Ack the message, because the task ended elsewhere."""
     RELEASE = enum.auto()
-    """Write Processing without a worker, then nak the message where the lease is not lost: another worker runs it."""
+    """Write Processing without a worker, then nak the message unless the lease is lost, so that another worker runs the
+    task."""
     DROP = enum.auto()
-    """Touch nothing: a newer owner has the task."""
+    """Do nothing, because a newer claim owns the task."""
 
 
 def leave(why: Stop | None) -> LeaveStep:
-    """Decide about a run that was stopped, and not by a cancel."""
+    """Decide about a run that was stopped for another reason than a cancel."""
     if why is Stop.ENDED_ELSEWHERE:
         return LeaveStep.ACK
     return LeaveStep.RELEASE if why in (Stop.SHUTDOWN, Stop.LEASE) else LeaveStep.DROP
 
 
 class FinishStep(enum.Enum):
-    """What a worker does about the entry when it writes an outcome."""
+    """The action of a worker that has an outcome to write, after it has read the entry."""
 
     WRITE = enum.auto()
-    """Write the outcome over the entry (create the entry where it is gone)."""
+    """Write the outcome over the entry, or create the entry if it is gone."""
     LANDED = enum.auto()
-    """Our own write is there: only its answer was lost."""
+    """Write nothing, because the outcome has already been written and only the answer was lost."""
     ACK = enum.auto()
-    """Ack the message: another outcome is there."""
+    """Ack the message, because the entry has another outcome."""
     DROP = enum.auto()
-    """Neither ack nor nak, and send no more heartbeats: a newer owner has the task, and if that owner dies, only the
-    unacked message saves the task."""
+    """Neither ack nor nak the message, and send no more heartbeats, because a newer claim owns the task. If its worker
+    dies, only the unacked message saves the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +274,10 @@ class FinishVerdict:
 
 
 def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: Status) -> FinishVerdict:
-    """Decide about the entry over which an outcome is to be written.
+    """Decide about the entry that the outcome of a run is going to overwrite.
 
     Args:
-        entry: the task as the bucket's leader has it, or None if it has no entry.
+        entry: the task as read through the bucket's leader, or None if it has no entry.
         claim: the mark of our claim.
         retry: ``CurrentRetry`` of our run.
         status: the outcome; Pending for a retry.
@@ -293,33 +297,33 @@ def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: S
 
 
 def is_claim(entry: TaskMessage, claim: str) -> bool:
-    """Return whether the entry is exactly this claim, still running."""
+    """Return whether the entry is exactly this claim and the task is still running."""
     return entry.Status is Status.PROCESSING and entry.marked and entry.meta.claim == claim
 
 
 class CancelStep(enum.Enum):
-    """What a canceller does about the entry."""
+    """The action of a canceller after it has read the entry."""
 
     DONE = enum.auto()
-    """Return: the task is Cancelled or Deleted already."""
+    """Return, because the task is already Cancelled or Deleted."""
     TOO_LATE = enum.auto()
-    """Raise, or return if the cancel was announced: the task has completed or failed."""
+    """Raise, or return if the cancel was announced, because the task has completed or failed."""
     DELETE = enum.auto()
-    """Write Deleted by compare-and-set, then delete the message: the task never ran."""
+    """Write Deleted by compare-and-set, then delete the message, because the task never ran."""
     CANCEL_WAITING = enum.auto()
-    """Write Cancelled by compare-and-set, then delete the message: the intent is written, and the task waits."""
+    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and its intent is written."""
     ANNOUNCE = enum.auto()
-    """Write the intent, publish to the cancel subject, await the PubAck, read again. The intent goes first, because a
-    worker that was not connected to hear the publish reads the intent later."""
+    """Write the intent, publish to the cancel subject, await the PubAck, and read the entry again. The intent is
+    written first, because a worker that is not connected at the time of the publish reads the intent later."""
     STOPPING = enum.auto()
-    """Return: the cancel is announced, and the worker that runs the task will stop it."""
+    """Return, because the cancel is announced and the worker that is running the task will stop it."""
 
 
 def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
     """Decide the next step of a cancel after a read through the leader.
 
     Args:
-        entry: the task as the bucket's leader has it.
+        entry: the task as read through the bucket's leader.
         announced: whether this canceller has written the intent and received the PubAck of its publish.
     """
     if entry.Status in (Status.CANCELLED, Status.DELETED):
@@ -334,26 +338,26 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
 
 
 class SubmitStep(enum.Enum):
-    """What a submitter does when it cannot create the entry, because there is one."""
+    """The action of a submitter that cannot create the entry because an entry already exists."""
 
     SETTLED = enum.auto()
-    """Return: the entry belongs to the message that was just published."""
+    """Return, because the entry belongs to the message that was just published."""
     TAKEN = enum.auto()
-    """Delete the message that was just published, and raise: the id belongs to another task."""
+    """Delete the message that was just published, and raise, because the id belongs to another task."""
 
 
 def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence: int) -> SubmitStep:
-    """Decide about the entry that was there before the submitter could create it.
+    """Decide about an entry that existed before the submitter could create it.
 
-    An entry with our sequence is ours: a worker was faster, or the answer to our own write was lost. Sequence 0 is that
-    of a Go worker, which knows no sequence. A later sequence is ours too if the task is the same: a worker has already
-    moved the message into a schedule.
+    An entry with our sequence is ours: a worker was faster, or the answer to our own write was lost. A Go worker writes
+    sequence 0, because it does not know the sequence. An entry with a later sequence is also ours if it describes the
+    same task: then a worker has already moved the message into a schedule.
 
     Args:
-        entry: the task as the bucket's leader has it, or None if it is gone again, because the task has ended and its
-            entry was removed.
+        entry: the task as read through the bucket's leader. None if the entry is gone again, because the task has
+            ended and its entry was removed.
         message: the task that was published.
-        sequence: the sequence of that message.
+        sequence: the sequence of the published message.
     """
     if entry is None:
         return SubmitStep.SETTLED
@@ -365,36 +369,36 @@ def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence
 
 
 def is_same_task(one: TaskMessage, other: TaskMessage) -> bool:
-    """Return whether two messages or entries say the same about what is to be done."""
+    """Return whether two messages or entries describe the same work."""
     fields = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 class RequeueStep(enum.Enum):
-    """What a requeue does about the entry."""
+    """The action of a requeue after it has read the entry."""
 
     SUBMIT = enum.auto()
     """Submit a new task with the same payload."""
     NOT_ENDED = enum.auto()
-    """Raise: the task has not ended, and may still run by itself."""
+    """Raise, because the task has not ended and may still run."""
     NO_PAYLOAD = enum.auto()
-    """Raise: the entry has no payload to submit again."""
+    """Raise, because the entry has no payload to submit again."""
 
 
 def requeue(entry: TaskMessage) -> RequeueStep:
-    """Decide whether a task can be submitted again. It becomes a new task, because a terminal state never changes."""
+    """Decide whether a task can be submitted again, as a new task, because a terminal state never changes."""
     if not entry.Status.terminal:
         return RequeueStep.NOT_ENDED
     return RequeueStep.NO_PAYLOAD if entry.Payload is None and entry.marked else RequeueStep.SUBMIT
 
 
 def end_of(task: TaskMessage) -> Status:
-    """Return the state of a task that is ended from outside: Deleted if it never started, else Cancelled."""
+    """Return the final state of a task that a client ends: Deleted if it never started, otherwise Cancelled."""
     return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
 
 
 def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
-    """Return whether the entry is the end that the canceller with this record writes."""
+    """Return whether the entry is the final state that the canceller with this record wrote."""
     there = entry.meta.cancel
     return (
         entry.Status in (Status.CANCELLED, Status.DELETED)
@@ -410,9 +414,9 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now
     Args:
         task: the task as it was read.
         status: Deleted or Cancelled.
-        record: who cancels it, since when.
-        now: the time on the server, in Unix seconds.
-        how: how it ended, where its state does not say so.
+        record: who cancels the task, and when this was requested.
+        now: the current server time, in Unix seconds.
+        how: how the task ended, as text for the receipt. By default the status determines the text.
     """
     deleted = status is Status.DELETED
     how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
@@ -422,52 +426,52 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now
 
 
 def purge(entry: TaskMessage) -> Status | None:
-    """Decide about a task of a queue that is purged: the state that ends it, or None where it is left as it is.
+    """Return the final state of a task whose queue is purged, or None if the task is left unchanged.
 
-    Only what waits is ended. A purge announces nothing, so a task that a worker has claimed runs on.
+    Only waiting tasks are ended. A purge announces nothing, so a task that a worker has claimed keeps running.
     """
     return end_of(entry) if entry.Status is Status.PENDING else None
 
 
 UNWRITTEN_SECONDS = 30.0
-"""Seconds after which a message that has no entry, and does not carry our header, counts as abandoned. A Go client
-writes the entry right after the message, over whatever is there."""
+"""Seconds after which a message without an entry and without our header counts as abandoned. A Go client writes the
+entry right after the message, and overwrites any existing entry."""
 
 
 def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float) -> bool:
-    """Return whether a purge ends the task of a message that has no entry.
+    """Return whether a purge ends the task of a message without an entry.
 
-    Its submitter died between the publish and the entry, or is about to create the entry. A submitter of nqnb's creates
-    it by compare-and-set and accepts what it finds; a Go client would overwrite the end, so its messages must be older.
+    The submitter died before it created the entry, or is about to create it. An nqnb submitter creates the entry by
+    compare-and-set and accepts an existing one. A Go client would overwrite the end, so its message must be older.
 
     Args:
-        message: the task as the stream has it.
+        message: the task as stored in the stream.
         queue: the queue that is purged.
-        ours: whether the message carries nqnb's header.
+        ours: whether the message has nqnb's header.
         age: how long the message has been in the stream, in seconds.
     """
     return message.Queue == queue and (ours or age >= UNWRITTEN_SECONDS)
 
 
 class StopStep(enum.Enum):
-    """What the deletion of a queue does about a task that it has cancelled."""
+    """The action of a queue deletion on a task that it has cancelled."""
 
     ENDED = enum.auto()
-    """Nothing: the task has ended."""
+    """Do nothing, because the task has ended."""
     WAIT = enum.auto()
-    """Look again later: a worker stops it, and writes how it ended."""
+    """Read the entry again later, because a worker is stopping the task and will write its final state."""
     END = enum.auto()
-    """Write Cancelled (or Deleted) by compare-and-set: no worker does it. One that comes back finds that entry."""
+    """Write Cancelled (or Deleted) by compare-and-set, because no worker will. A worker that reconnects finds it."""
 
 
 def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
-    """Decide about a cancelled task of a queue that is deleted.
+    """Decide about a cancelled task whose queue is deleted.
 
     Args:
-        entry: the task as the bucket's leader has it.
-        owner_alive: whether the worker that the entry names still counts as alive and running it.
-        late: whether the time to wait for its worker is over. A Go worker leaves no presence, so only then an entry
-            that a Go worker wrote counts as abandoned.
+        entry: the task as read through the bucket's leader.
+        owner_alive: whether the worker in the entry still counts as alive and running the task.
+        late: whether the time to wait for the worker is over. A Go worker has no presence, so only then does an entry
+            that a Go worker wrote count as abandoned.
     """
     if entry.Status.terminal:
         return StopStep.ENDED
@@ -479,12 +483,12 @@ def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
 def prune(entry: TaskMessage, *, written: float, before: float, has_message: bool) -> bool:
     """Return whether a prune removes an entry.
 
-    Never while the message is in its stream, because a message without an entry would run again.
+    An entry stays while the task's message is in its stream, because a message without an entry would run again.
 
     Args:
-        entry: the task as the bucket has it.
+        entry: the task as stored in the bucket.
         written: when the entry was written, in Unix seconds by the store's clock.
-        before: the prune removes what was written earlier than that.
+        before: the prune removes entries that were written before this time.
         has_message: whether the task's message is in its stream.
     """
     return entry.Status.terminal and written < before and not has_message

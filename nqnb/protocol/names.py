@@ -1,7 +1,7 @@
-"""Names everything that nqnb uses on the server, and checks queue names and task ids.
+"""Defines the names of all streams, subjects and buckets, and checks queue names and task ids.
 
-The names are NQ's (stream ``<q>``, subjects ``<q>.task`` and ``<q>.cancel``, consumer ``MONITOR``, bucket
-``nq-store``); the buckets ``nq-cancel``, ``nq-workers`` and ``nq-results`` are nqnb's own.
+NQ defines the stream ``<q>``, the subjects ``<q>.task`` and ``<q>.cancel``, the consumer ``MONITOR`` and the bucket
+``nq-store``. nqnb adds the buckets ``nq-cancel``, ``nq-workers`` and ``nq-results``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PRESENCE_BUCKET = "nq-workers"
 RESULT_BUCKET = "nq-results"
 
 CLIENT_HEADER = "Nqnb-Client"
-"""The header of every message that nqnb publishes. A message without it comes from another NQ client."""
+"""The header of every message that nqnb publishes. A message without this header comes from another NQ client."""
 
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
@@ -34,7 +34,8 @@ def check_queue(queue: object) -> str:
     """Return the queue name, as a plain ``str``.
 
     Raises:
-        InvalidQueueName: not 1 to 200 of ``A-Z a-z 0-9 _ -``, or it ends in ``_cancel``, which names cancel streams.
+        InvalidQueueName: the name is not 1 to 200 of the characters ``A-Z a-z 0-9 _ -``, or it ends in ``_cancel``,
+            the suffix of cancel streams.
     """
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise InvalidQueueName(
@@ -42,8 +43,8 @@ def check_queue(queue: object) -> str:
         )
     if queue.endswith("_cancel"):
         raise InvalidQueueName(
-            f"queue name {shown(queue)} is invalid: names that end in '_cancel' belong to cancel streams. "
-            "Choose another ending.",
+            f"queue name {shown(queue)} is invalid: names that end in '_cancel' are reserved for cancel streams. "
+            "Choose another name.",
             queue,
         )
     return exact_text(queue)
@@ -53,7 +54,8 @@ def check_task_id(task_id: object) -> str:
     """Return the task id, as a plain ``str``.
 
     Raises:
-        InvalidTaskId: not 1 to 200 of ``A-Z a-z 0-9 - / _ = .``, or a dot leads, trails or is doubled.
+        InvalidTaskId: the id is not 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``, or it has a dot at its start
+            or end or next to another dot.
     """
     if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(
@@ -76,19 +78,19 @@ def is_queue(text: str) -> bool:
 def is_key(text: str) -> bool:
     """Return whether a string is a valid key of a bucket.
 
-    A server also stores keys with wildcards. To read or purge such a key would read or purge others.
+    A server also stores keys with wildcards. A read or a purge of such a key would affect other keys.
     """
     return _KEY.fullmatch(text) is not None
 
 
 def new_task_id() -> str:
     """Return a new task id: 22 characters of base 62, like NQ's (NUID), with 125 bits of the system's randomness."""
-    # To draw each character by itself would take a third of the time of a submit.
+    # Drawing each character separately would take a third of the time of a submit.
     return secrets.token_bytes(22).translate(_LETTER_OF_BYTE).decode()
 
 
 def task_stream(queue: str) -> str:
-    """Return the name of a new stream of a queue's tasks; an existing stream is found by its subject."""
+    """Return the name for a new stream of a queue's tasks. An existing stream is found by its subject instead."""
     return queue
 
 
@@ -103,17 +105,20 @@ def queue_of_subject(subject: str) -> str:
 
 
 def cancel_stream(queue: str, *, old_server: bool = False) -> str:
-    """Return the name of a new stream of a queue's cancels: Go NQ's ``<q>/cancel`` on a server before 2.9."""
+    """Return the name for a new stream of a queue's cancels.
+
+    On a server before 2.9 this is the name that Go NQ uses, ``<q>/cancel``.
+    """
     return f"{queue}/cancel" if old_server else f"{queue}_cancel"
 
 
 def schedule_subject(queue: str, task_id: str) -> str:
-    """Return the subject of a task's schedule (NATS ADR-51); the id is one token of it."""
+    """Return the subject of a task's schedule (NATS ADR-51). The task id is a single token of the subject."""
     return f"{queue}.sched.{task_id.replace('.', '%2E')}"
 
 
 def schedule_pattern(queue: str) -> str:
-    """Return the pattern of the subjects of all of a queue's schedules."""
+    """Return the wildcard subject that matches all of a queue's schedules."""
     return f"{queue}.sched.*"
 
 

@@ -1,4 +1,4 @@
-"""Prunes what ended long ago: entries whose message is gone, with their results and cancel requests."""
+"""Prunes old tasks: entries of ended tasks whose message is gone, with their results and cancel requests."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from nqnb.records import PruneReceipt
 from nqnb.store import Entry
 
 ORPHANED_SECONDS = 3600.0
-"""Seconds for which results and requests without an entry are kept at least: their entry may not be written yet."""
+"""Results and requests without an entry are removed only after this time, because the entry may not be written yet."""
 
 
 async def prune(
     backend: QueueBackend, older_than: Duration, queue: str | None = None, *, dry_run: bool = False
 ) -> PruneReceipt:
-    """Remove what ended long ago; see `Client.prune`."""
+    """Remove tasks that ended long ago; see `Client.prune`."""
     seconds = check_seconds("older_than", older_than)
     queue = None if queue is None else names.check_queue(queue)
     dry_run = check_flag("dry_run", dry_run)
@@ -32,11 +32,11 @@ async def prune(
     before = now - seconds
     ended: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
-    """By task: the key of its result, or None if it may still get one."""
+    """The key of each task's result, by task id. None if the task may still get a result."""
     async for entry, task in task_entries(backend, queue):
         kept_results[task.ID] = task.meta.result_key if task.Status.terminal else None
         if lifecycle.prune(task, written=entry.created, before=before, has_message=False):
-            # Without its payload, because there may be many.
+            # The payload is dropped to save memory, because there may be many entries.
             slim = Entry(entry.key, b"", entry.revision, entry.created)
             ended.setdefault(task.Queue, []).append((slim, msgspec.structs.replace(task, Payload=None)))
     if queue is not None and not kept_results and await backend.find_queue(queue) is None:
@@ -52,7 +52,7 @@ async def prune(
         ]
         kept += len(candidates) - len(free)
         gone += free
-    # A server stores keys with wildcards too. They stay, because to purge one would be to purge others.
+    # A server also stores keys with wildcards. These stay, because purging such a key would purge others.
     intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
     old_intents = [entry for key, entry in intents.items() if key in ids]
@@ -67,7 +67,8 @@ async def prune(
         ]
         orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
     if not dry_run:
-        # The entry first, by its revision: where it was written again meanwhile, it stays, and needs its result.
+        # The entry is removed first, at its revision. If it was written again in the meantime, it stays and needs its
+        # result.
         await each_in(gone, lambda pair: remove_entry(backend, pair[0].key, pair[0].revision))
         await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
@@ -78,14 +79,14 @@ async def prune(
 
 
 async def _remove_result(backend: QueueBackend, key: str) -> None:
-    """Remove a result that nothing writes any more, without a tombstone."""
+    """Remove a result without a tombstone. No worker writes to its key any more."""
     entry = await backend.results.get(key)
     if entry is not None:
         await backend.results.delete(key, entry.revision)
 
 
 async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
-    """Return the ids of all tasks that have a message in a queue's stream; none where there is no such queue."""
+    """Return the ids of all tasks with a message in a queue's stream. The set is empty if the queue does not exist."""
     stream = await backend.find_queue(queue)
     if stream is None:
         return set()
@@ -97,7 +98,7 @@ async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
 
 
 async def _orphaned_results(backend: QueueBackend, kept: dict[str, str | None], before: float) -> AsyncIterator[Entry]:
-    """Yield the results that no entry refers to, and that none will refer to."""
+    """Yield the results that no entry refers to or will refer to."""
     async for result in backend.results.entries():
         task_id = result.key.rpartition(".")[0]
         if (
@@ -106,7 +107,7 @@ async def _orphaned_results(backend: QueueBackend, kept: dict[str, str | None], 
             or (task_id in kept and kept[task_id] in (None, result.key))
         ):
             continue
-        # The listing may have missed an entry that was written meanwhile.
+        # The listing may have missed an entry that was written in the meantime.
         seen = await read_entry(backend, task_id)
         if not seen.revision or (seen.task is not None and _has_another_result(seen.task, result.key)):
             yield result

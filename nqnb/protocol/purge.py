@@ -1,7 +1,7 @@
-"""Purges a queue: ends the tasks that wait, and leaves those that run.
+"""Purges a queue: ends the waiting tasks, and leaves the running ones.
 
-The entry of a task decides, by compare-and-set, and its message only follows. So a task that a worker has claimed
-meanwhile runs on, and no message is removed whose task has not ended.
+The end of a task is first written to its entry by compare-and-set, and only then is its message removed. So a task that
+a worker has claimed in the meantime keeps running, and no message is removed before its task has ended.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ async def purge_queue(
     *,
     owed: dict[str, TaskMessage] | None = None,
 ) -> PurgeReceipt:
-    """End every task of a queue that waits; see `Client.purge_queue`.
+    """End every waiting task of a queue; see `Client.purge_queue`.
 
     Args:
         backend: the backend to use.
         queue: the queue.
-        by: who purges it.
-        progress: called with how many tasks are done, and of how many.
-        owed: receives the tasks, by id, whose ends had no room in a full store. The caller ends them with
-            `end_waiting_task` once there is room. Without it, a missing room is an error.
+        by: who purges the queue.
+        progress: called with the number of tasks that are done and the total.
+        owed: receives, by id, the tasks whose ends did not fit into a full store. The caller ends them with
+            `end_waiting_task` once there is room. If this is None, a full store is an error.
 
     Raises:
-        NoRoom: the store is full and has no room for some ends.
+        NoRoom: the store is full, so the ends of some tasks were not written.
     """
     started = time.monotonic()
     stream = await stream_of(backend, queue)
@@ -64,10 +64,10 @@ async def purge_queue(
 
 
 async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMessage, by: str) -> Status | None:
-    """End the task of a message that has no entry, because its submitter died before it created the entry.
+    """End the task of a message without an entry, whose submitter died before it created the entry.
 
-    The end is created first, and the message removed after it. So a worker that takes the message meanwhile either
-    finds the end, or has created the entry before us and runs the task.
+    The end is written first, and the message is removed afterwards. So a worker that receives the message in the
+    meantime either finds the end, or has already created the entry and runs the task.
 
     Returns:
         Deleted, or None if the message stays.
@@ -76,7 +76,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
         task = TaskMessage.decode(message.data)
         names.check_task_id(task.ID)
     except (MalformedMessage, BadInput):
-        # A worker drops it.
+        # A worker drops this message.
         return None
     age = 0.0 if message.ours else await backend.read_now() - message.stored
     if not lifecycle.purge_unwritten(task, queue=queue, ours=message.ours, age=age):
@@ -89,12 +89,12 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
     except NoRoom:
         raise
     except (Unconfirmed, NoResponders):
-        # Its end may be written or not. The message stays until a worker reads the entry.
+        # The end may or may not be written. The message stays until a worker reads the entry.
         return None
 
 
 def new_record(backend: TaskBackend, by: str) -> CancelRecord:
-    """Return the record of an end that is requested now."""
+    """Return the record of a cancel that is requested now."""
     return CancelRecord(by=by, requested_at=backend.now())
 
 
@@ -105,7 +105,7 @@ async def _end_waiting(
     progress: ProgressCallback | None,
     callers_owed: dict[str, TaskMessage] | None,
 ) -> dict[Status | None, int]:
-    """End all tasks of a queue that wait, and count them by their ends; None counts those that a worker has."""
+    """End all waiting tasks of a queue, and count them by final state. None counts tasks that a worker has claimed."""
     total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
     record = new_record(backend, by)
     ended: dict[Status | None, int] = {}
@@ -127,11 +127,11 @@ async def _end_waiting(
     try:
         await each_of(waiting, end)
     finally:
-        # After an interrupt too, because a task without an entry would run.
+        # Also after an interrupt, because a task without an entry would run.
         full = await _end_owed(backend, owed, record, count, wait=callers_owed is None)
     if full is not None and callers_owed is None:
         raise NoRoom(
-            f"queue {queue!r} is purged, but the states of {len(owed):,} tasks were not written: {clause(full)}. "
+            f"queue {queue!r} was purged, but the states of {len(owed):,} tasks were not written: {clause(full)}. "
             "Free room before you purge another queue.",
             full.subject,
             full.code,
@@ -149,18 +149,18 @@ async def _end_owed(
     *,
     wait: bool,
 ) -> NoRoom | None:
-    """End the tasks whose entries were removed to make room; return the refusal where there is no room for all.
+    """End the tasks whose entries were removed to make room; return the last `NoRoom` error, or None if all have ended.
 
     Args:
         backend: the backend to use.
-        owed: these tasks, by id; those whose ends are written are taken out.
-        record: who ends them.
-        count: called with how each ended.
-        wait: whether to try again for ``retry_for`` seconds where there is no room.
+        owed: the tasks, by id. Each task is removed from here once its end is written.
+        record: the record of the cancel that ends the tasks.
+        count: called with the final state of each task.
+        wait: whether to retry for ``retry_for`` seconds if there is no room.
     """
     until = time.monotonic() + backend.retry_for
     full: NoRoom | None = None
-    # The first round does not wait, because each message that is removed makes room for other ends.
+    # The first round does not wait, because each removed message makes room for other ends.
     for last_round in (False, True) if wait else (False,):
         full = None
         for task_id in list(owed):

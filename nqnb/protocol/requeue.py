@@ -1,7 +1,7 @@
-"""Submits an ended task again, and finds which tasks were.
+"""Submits an ended task again, and finds the requeued copies of tasks.
 
-The copy is a new task, because a terminal state never changes. So nothing is written to the original: that it was
-requeued is derived from the origin that its copies name.
+The copy is a new task, because a terminal state never changes. So the original's entry is not written again. Whether
+a task was requeued follows from the ``origin`` of its copies.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
         )
     if step is RequeueStep.NO_PAYLOAD:
         raise NotRequeueable(
-            f"task {task_id!r} cannot be requeued: its payload is not kept, because it had none or the payload was too "
-            "large for the state bucket. Submit a new task.",
+            f"task {task_id!r} cannot be requeued: its payload is not stored, because the task had no payload or it "
+            "was too large for the state bucket. Submit a new task.",
             task_id,
             task.Status,
         )

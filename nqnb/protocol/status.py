@@ -1,6 +1,6 @@
-"""Lists NQ's states of a task, and what callers may ask for besides.
+"""Defines NQ's task states, and the other states that callers may ask for.
 
-This module imports nothing of nqnb, so that `nqnb.errors` can import it.
+This module imports nothing from nqnb, so that `nqnb.errors` can import it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """NQ's states of a task, with NQ's numbers."""
+    """The state of a task, with the same numbers as in NQ."""
 
     PENDING = 0
     PROCESSING = 1
@@ -22,7 +22,7 @@ class Status(enum.IntEnum):
 
     @property
     def terminal(self) -> bool:
-        """Whether a task never leaves this state."""
+        """Whether this state is final."""
         return self >= Status.FAILED
 
     @property
@@ -32,17 +32,17 @@ class Status(enum.IntEnum):
 
 
 class Waiting(enum.Enum):
-    """A part of Pending that callers can ask for as if it were a state."""
+    """A subset of Pending that callers can select as if it were a state."""
 
     SCHEDULED = "scheduled"
-    """Pending, and its time has not come: of a start in the future, or of a retry."""
+    """Pending, but not due yet, because the task starts in the future or waits for a retry."""
 
     @property
     def terminal(self) -> bool:
-        """Whether a task never leaves this state: it always does."""
+        """Whether this state is final, which is never the case."""
         return False
 
     @property
     def label(self) -> str:
-        """The name as it is displayed."""
+        """The state's name, as it is displayed."""
         return self.value

@@ -1,6 +1,6 @@
 """Submits one task: publishes its message, then creates its entry.
 
-Never the other way round, because a message without an entry is still run, and an entry without a message is stuck.
+The order matters, because a message without an entry is still run, but an entry without a message is stuck.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entr
 from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
 
 META_RESERVE = 16 * 1024
-"""Bytes of a message that are kept free for what its entry has besides the payload: error, log, small result."""
+"""Bytes of a message that are reserved for the other parts of its entry: the error, the log and a small result."""
 
 Timeout = Duration | None
 
@@ -47,19 +47,19 @@ def make_message(
     process_at: Moment = None,
     now: float | None = None,
 ) -> TaskMessage:
-    """Return a task message with the given arguments of `Client.submit`.
+    """Return a task message for arguments of `Client.submit`.
 
-    A timedelta counts from ``now``, the time on the server in Unix seconds; without it, from this machine's time.
+    A timedelta counts from ``now``, the server time in Unix seconds. If ``now`` is None, it counts from local time.
 
     Raises:
-        BadInput: an argument is invalid; nothing was sent.
+        BadInput: an argument is invalid. Nothing was sent.
     """
     retry = check_count("retry", retry, 0, 2**31 - 1, "the number of further attempts")
     message = TaskMessage(
         ID=names.new_task_id() if id is None else names.check_task_id(id),
         Queue=names.check_queue(queue),
         Payload=payload.encode(value),
-        # NQ has whole seconds, and 0 means none. So they are rounded up.
+        # NQ uses whole seconds, and 0 means that there is no timeout. So seconds are rounded up.
         Timeout=0 if timeout is None else math.ceil(check_seconds("timeout", timeout, positive=True)),
         Deadline=0 if deadline is None else max(1, math.ceil(check_moment("deadline", deadline, now))),
         MaxRetry=retry,
@@ -82,15 +82,15 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     Args:
         backend: the backend to use.
         message: the task.
-        client: who submits, for the entry.
+        client: who submits the task, for the entry.
         chosen: whether the caller chose the id. Then the id is looked up first, because another task may have it.
 
     Raises:
         TaskExists: another task has the id.
         PayloadTooLarge: the message would be larger than the server accepts.
-        Unconfirmed: the server's answers were lost: the task may have been accepted or not.
+        Unconfirmed: the server's answers were lost, so the task may or may not have been accepted.
     """
-    # The message carries the Meta too, because a worker that is faster than us writes the entry from the message.
+    # The message also contains the Meta, because a worker that is faster than us writes the entry from the message.
     origin = message.meta.origin
     message = msgspec.structs.replace(message, Meta=Meta(client=client, submitted_at=backend.now(), origin=origin))
     data = message.encode()
@@ -99,7 +99,8 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     if chosen:
         await _free_id(backend, message.ID)
     sequence, duplicate = await _publish(backend, message, data)
-    # A chosen id that was published within the last minutes: by this caller before, if it says the same.
+    # A message with this chosen id was published within the last few minutes. If it describes the same task, this
+    # caller published it.
     if chosen and duplicate and not await _was_submitted(backend, message, sequence):
         raise _taken(message.ID)
     try:
@@ -107,7 +108,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     except NqnbError as error:
         raise Unconfirmed(
             f"task {message.ID!r} is in its queue, but its state was not written: {clause(error)}. "
-            "A worker will write it; do not submit the task again.",
+            "Do not submit the task again; a worker will write its state.",
             message.ID,
         ) from error
     if step is SubmitStep.TAKEN:
@@ -116,14 +117,14 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
 
 
 async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep:
-    """Create the entry of a message that was published.
+    """Create the entry of a published message.
 
     Args:
         backend: the backend to use.
         message: the task, with the sequence of its message.
 
     Returns:
-        `SubmitStep.TAKEN` where the entry belongs to another task.
+        `SubmitStep.TAKEN` if the entry belongs to another task, otherwise `SubmitStep.SETTLED`.
     """
     entry, sequence = Write.of(message), message.Sequence
     conflict = False
@@ -133,7 +134,7 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
         if not conflict:
             conflict = True
             return entry
-        # What cannot be read is another program's.
+        # An entry that cannot be decoded belongs to another program.
         malformed = seen.malformed is not None
         return SubmitStep.TAKEN if malformed else lifecycle.submit_conflict(seen.task, message, sequence=sequence)
 
@@ -142,7 +143,7 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
         message.ID,
         decide,
         ours=lambda there: lifecycle.submit_conflict(there, message, sequence=sequence) is SubmitStep.SETTLED,
-        # `insist` has repeated the write for as long as the settings say.
+        # `insist` has already retried the write for as long as the settings allow.
         retry=Retry(backend, 0),
         start=MISSING,
         insist=True,
@@ -155,11 +156,11 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
 
 
 async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> None:
-    """End a task whose message a purge has removed before the entry could be created.
+    """End a task whose message was removed by a purge before the entry could be created.
 
-    In a full store the create is repeated until there is room. A purge that meets the message without an entry ends the
-    task: it removes the message to make room, and then creates the end. Where even that has no room, the entry that is
-    created here later would wait without end.
+    In a full store, the create is retried until there is room. If a purge finds the message without an entry in the
+    meantime, it removes the message to make room, and then creates the end of the task. If there is still no room for
+    the end, the entry that is created here later would stay Pending indefinitely.
     """
     seen = await read_entry(backend, message.ID)
     there = seen.task
@@ -173,7 +174,7 @@ async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> No
 
 
 async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> tuple[int, bool]:
-    """Publish a task's message, or put it into a schedule; return its sequence, and whether it was there before."""
+    """Publish or schedule a task's message; return its sequence, and whether it had already been published."""
     due, ack = lifecycle.due_at(message), None
     try:
         if due - backend.now() > lifecycle.LONG_WAIT_SECONDS and await backend.takes_schedules(message.Queue):
@@ -182,18 +183,18 @@ async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> t
             ack = await backend.publish_task(message.Queue, message.ID, data)
     except Unconfirmed as error:
         raise Unconfirmed(
-            f"task {message.ID!r} may be in its queue or not: {clause(error)}. "
-            "Ask for its status before you submit it again.",
+            f"task {message.ID!r} may or may not be in its queue: {clause(error)}. "
+            "Check its status before you submit it again.",
             message.ID,
         ) from error
     return ack.sequence, ack.duplicate
 
 
 async def _free_id(backend: TaskBackend, task_id: str) -> None:
-    """Check that no task has a chosen id, and remove the cancel request of a former task that had it.
+    """Check that no task has a chosen id, and remove the cancel request of a former task with that id.
 
-    The request is read before the entry. A canceller writes a request only for an entry that it saw. So where there is
-    no entry now, the request was for a former task, and must not cancel the new one.
+    The request is read before the entry. A canceller writes a request only for an entry that it has read. So if there
+    is no entry now, the request was for a former task and must not cancel the new one.
     """
     intent = await backend.intents.get(task_id)
     if (await read_entry(backend, task_id)).revision:
@@ -204,10 +205,10 @@ async def _free_id(backend: TaskBackend, task_id: str) -> None:
 
 
 async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: int) -> bool:
-    """Return whether the earlier message with a chosen id, or the entry that is left of it, is this very task."""
+    """Return whether the earlier message with a chosen id, or its remaining entry, is the same task as this one."""
     stored = await backend.read_task_message(message.Queue, sequence)
     if stored is None:
-        # A worker has ended the task before the answer to the publish arrived. The worker may also have moved it into a
+        # A worker has ended the task before the answer to the publish arrived, or has moved its message into a
         # schedule, which has a later sequence.
         there = (await read_entry(backend, message.ID)).task
         return there is not None and there.Sequence >= sequence and lifecycle.is_same_task(there, message)
@@ -218,17 +219,17 @@ async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: i
 
 
 def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
-    """Check that the server accepts a task's message and entry.
+    """Check that a task's message and entry are not too large for the server.
 
     Raises:
-        PayloadTooLarge: they are too large; the error has both sizes.
+        PayloadTooLarge: they are too large. The error has their size and the limit.
     """
     size = len(data) + META_RESERVE
     limit = backend.max_payload
     if size > limit:
         raise PayloadTooLarge(
-            f"the payload of {len(message.Payload or b''):,} bytes is too large: it makes a message of {len(data):,} "
-            f"bytes, and with {META_RESERVE:,} for headers and state that is above the server's limit of {limit:,}. "
+            f"the payload of {len(message.Payload or b''):,} bytes is too large: its message has {len(data):,} bytes, "
+            f"which with {META_RESERVE:,} for headers and state exceeds the server's limit of {limit:,}. "
             "Send a path or key to the data instead, or raise max_payload on the server.",
             size,
             limit,
@@ -237,22 +238,22 @@ def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
 
 def _taken(task_id: str) -> TaskExists:
     return TaskExists(
-        f"the task id {task_id!r} is taken: another task has it. Choose another id, or leave it out to get a new one.",
+        f"the task id {task_id!r} is taken: another task has it. Choose another id, or omit it to get a new one.",
         task_id,
     )
 
 
 class Payloads:
-    """The payloads of many tasks, to be iterated once. They end where the caller's iterable raises an error.
+    """The payloads of many tasks, which can be iterated once. Iteration stops if the caller's iterable raises an error.
 
     Args:
         given: the caller's payloads.
 
     Attributes:
-        error: what the iterable raised, if it did.
+        error: the error that the iterable raised, or None.
 
     Raises:
-        BadInput: it is not an iterable of payloads.
+        BadInput: the argument is not an iterable of payloads.
     """
 
     def __init__(self, given: object) -> None:
@@ -266,18 +267,18 @@ class Payloads:
             self.error = error
 
     def refused(self, count: int) -> BadInput:
-        """Return the error that says after how many payloads the iterable raised."""
+        """Return the error that reports after how many payloads the iterable raised."""
         assert self.error is not None  # noqa: S101  for the type checker
         return BadInput(
-            f"payloads ended at position {count}: their iterable raised {said(self.error)}. "
-            "The payloads before that position were submitted; give the rest again."
+            f"payloads stopped at position {count}: their iterable raised {said(self.error)}. "
+            "The payloads before that position were submitted; submit only the rest again."
         )
 
 
 def _iterator(given: object) -> Iterator[object]:
     try:
         if hasattr(given, "columns") and hasattr(given, "to_dict"):
-            raise BadInput('payloads is a DataFrame: a task takes one row. Give `frame.to_dict("records")`.')
+            raise BadInput('payloads is a DataFrame: a task needs one row. Pass `frame.to_dict("records")`.')
         if isinstance(given, (str, bytes, bytearray, memoryview, dict)):
             raise TypeError
         iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # the call shows whether it is iterable
@@ -285,8 +286,12 @@ def _iterator(given: object) -> Iterator[object]:
     except BadInput:
         raise
     except Exception:  # noqa: BLE001  the caller's object may raise anything
-        one = "asynchronous: collect it into a list first" if hasattr(type(given), "__aiter__") else "not several"
+        one = (
+            "asynchronous: collect it into a list first"
+            if hasattr(type(given), "__aiter__")
+            else "not a collection of payloads"
+        )
         raise BadInput(
             f"payloads={shown(given)} is invalid: {kind_of(given)} is {one}. "
-            "Give a list, or another iterable of payloads."
+            "Pass a list, or another iterable of payloads."
         ) from None

@@ -1,12 +1,12 @@
-"""Changes a task's entry: the only compare-and-set loop on the states, which every operation goes through.
+"""Changes the entry of a task. This is the only compare-and-set loop on the states, and every operation uses it.
 
-`transition` reads the entry, asks the operation what to do about it, and writes the answer with compare-and-set. On a
-conflict it goes round again, because another writer was faster and the decision must rest on what that writer left.
-When the server's answer was lost it reads before it writes again and recognizes its own write, because a second write
-of the same change could undo what others have built on the first one.
+`transition` reads the entry, lets the operation decide, and writes the decision by compare-and-set. After a conflict it
+starts again, because another writer was faster and the operation must decide about the new entry. If the server's
+answer was lost, it reads before it writes again, and recognizes its own write. A second write of the same change could
+undo later changes by other writers.
 
-No other file writes to the states. `write_once`, `remove_entry` and `let_expire` below are the writes that go round at
-most once: their callers look again anyway, or need no decision.
+No other file writes to the states. `write_once`, `remove_entry` and `let_expire` write at most once and do not retry:
+their callers read the entry again anyway, or need no decision.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from nqnb.store import Entry
 R = TypeVar("R")
 
 TOO_LARGE = 10054
-"""JetStream's error code for a message above the stream's own limit, which only an operator sets."""
+"""JetStream's error code for a message above the stream's size limit, which only an operator sets."""
 
 
 class SeenEntry(NamedTuple):
     """A task's entry as it was read."""
 
     task: TaskMessage | None = None
-    """The task, or None if there is no entry, or the entry is malformed."""
+    """The task, or None if there is no entry or the entry is malformed."""
     revision: int = 0
-    """The entry's revision; 0 where there is no entry, so that a write creates it."""
+    """The entry's revision, or 0 if there is no entry. A write over revision 0 creates the entry."""
     written: float = 0.0
     """When the entry was written, in Unix seconds by the store's clock."""
     value: bytes = b""
     malformed: MalformedMessage | None = None
-    """Why the entry cannot be read."""
+    """Why the entry cannot be decoded, or None."""
 
     @classmethod
     def of(cls, task_id: str, entry: Entry | None) -> SeenEntry:
-        """Decode an entry of the states."""
+        """Decode an entry of the state bucket."""
         if entry is None:
             return MISSING
         try:
@@ -64,20 +64,20 @@ class SeenEntry(NamedTuple):
 
 
 MISSING = SeenEntry()
-"""What is seen of a task that has no entry."""
+"""The `SeenEntry` of a task without an entry."""
 
 
 @dataclass(slots=True)  # not frozen, which would make each twice as expensive
 class Write:
-    """The decision to write an entry over the one that was seen, or to create it where none was seen."""
+    """The decision to overwrite the entry that was read, or to create the entry if none was found."""
 
     task: TaskMessage
     value: bytes
     """The task, encoded."""
     ttl: float | None = None
-    """After how many seconds the store may forget the entry; None keeps it."""
+    """After how many seconds the store may remove the entry. None means never."""
     tries: int = 0
-    """How often it was tried to create the entry."""
+    """The number of attempts to create the entry."""
 
     @classmethod
     def of(cls, task: TaskMessage, ttl: float | None = None) -> Write:
@@ -86,10 +86,10 @@ class Write:
 
 
 class Again(enum.Enum):
-    """The decision to write nothing yet."""
+    """The decision to read the entry again before any write."""
 
     READ = enum.auto()
-    """Read the entry again, because what was done meanwhile asks for another decision."""
+    """Read the entry again, because a step of the operation may have changed the decision."""
 
 
 class Written(NamedTuple):
@@ -99,20 +99,20 @@ class Written(NamedTuple):
     value: bytes
     revision: int
     landed: bool = False
-    """Whether the answer to the write was lost, and a later read found the write."""
+    """Whether the answer to the write was lost and a later read confirmed the write."""
 
 
 class Retry:
-    """When a transition goes round again after an error, and how long it pauses before.
+    """The policy for retries of a transition after an error.
 
     Args:
-        backend: pauses.
-        seconds: for how long it is tried again; infinity tries until the server answers.
+        backend: the backend to use.
+        seconds: how long to retry. Infinity retries until the server answers.
     """
 
     first_pause = 0.1
     longest_pause = 0.1
-    """Seconds of the first pause and of the longest one. Each is twice the one before."""
+    """The first pause and the longest pause, in seconds. Each pause is twice as long as the previous one."""
 
     def __init__(self, backend: TaskBackend, seconds: float = math.inf) -> None:
         self.backend = backend
@@ -120,13 +120,13 @@ class Retry:
         self.pause = self.first_pause
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Return when the entry is to be decided about again; raise the error where it is not.
+        """Pause if necessary before another attempt after a failed write, or raise the error if it must not be retried.
 
-        A conflict needs no pause. An answer that was lost, or a server that cannot write now, does. Any other error
-        would come again.
+        After a conflict there is no pause. There is one after a lost answer and while the server cannot write. Any
+        other error would occur again, so it is raised.
 
         Returns:
-            What the entry is known to be by now, or None if it must be read.
+            The current entry if it is known, or None if it must be read.
         """
         if isinstance(error, RevisionConflict):
             return None
@@ -136,14 +136,14 @@ class Retry:
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Return when the entry is to be read again after a read that failed; raise the error where it is not.
+        """Pause before another attempt after a failed read, or raise the error if it must not be retried.
 
-        The store repeats a read by itself for as long as the settings say.
+        By default the error is raised, because the store already retries reads for as long as the settings allow.
         """
         raise error
 
     async def rest(self) -> None:
-        """Pause, longer each time."""
+        """Pause, for longer each time."""
         pause, self.pause = self.pause, min(2 * self.pause, self.longest_pause)
         await self.backend.sleep(pause)
 
@@ -164,21 +164,21 @@ async def transition(
     Args:
         backend: the backend to use.
         task_id: the task.
-        decide: what to do about the entry that was seen: a `Write`, `Again.READ`, or anything else, which is returned.
-            The decision itself comes from a pure verdict of `nqnb.protocol.lifecycle`.
-        ours: whether an entry is what this transition has tried to write. It is asked after every write that failed,
-            because a write whose answer was lost may have happened, even after a later read.
-        retry: when to go round again after an error.
-        start: the entry as it is known already; default reads it.
-        fresh: whether the first read goes through the leader; every later one does.
-        insist: repeat the same write while its answer is lost, and recreate a bucket that is gone, before the entry is
-            read again.
+        decide: called with the entry that was read. Returns a `Write`, `Again.READ`, or any other value, which ends
+            the transition. The decision itself comes from a pure function of `nqnb.protocol.lifecycle`.
+        ours: returns whether an entry is the one that this transition tried to write. It is called after every failed
+            write, because a write whose answer was lost can still take effect, even after a later read.
+        retry: the policy for retries after an error.
+        start: the entry if it is already known. By default the entry is read.
+        fresh: whether the first read goes through the leader. Every later read does.
+        insist: whether to retry the same write while its answers are lost, and recreate a missing bucket, before the
+            entry is read again.
 
     Returns:
-        What was written, or what ``decide`` returned.
+        The entry that was written, or the other value that ``decide`` returned.
 
     Raises:
-        NqnbError: what ``retry`` raises, or a first read that failed.
+        NqnbError: ``retry`` raised an error, or the first read failed.
     """
     seen = await read_entry(backend, task_id, fresh=fresh) if start is None else start
     tried = False
@@ -200,41 +200,42 @@ async def transition(
 
 
 def is_too_large(error: NqnbError) -> bool:
-    """Return whether a write failed because of its size, by the server's limit or by the stream's own."""
+    """Return whether a write failed because it exceeds the size limit of the server or of the stream."""
     return isinstance(error, PayloadTooLarge) or (isinstance(error, ServerRefused) and error.err_code == TOO_LARGE)
 
 
 async def read_entry(backend: TaskBackend, task_id: str, *, fresh: bool = True) -> SeenEntry:
-    """Read a task's entry; through the leader where ``fresh`` says so."""
+    """Read a task's entry. If ``fresh`` is True, the read goes through the leader."""
     return SeenEntry.of(task_id, await backend.states.get(task_id, fresh=fresh))
 
 
 async def write_once(backend: TaskBackend, task: TaskMessage, revision: int, ttl: float | None = None) -> int:
-    """Write an entry over exactly that revision, once; return the new revision.
+    """Overwrite an entry at exactly that revision, without a retry, and return the new revision.
 
-    For a caller that looks at the entry again anyway, such as the next heartbeat. Revision 0 creates the entry.
+    This is for callers that read the entry again anyway, for example at the next heartbeat. Revision 0 creates the
+    entry.
 
     Raises:
         RevisionConflict: another writer was faster.
-        NqnbError: it was not written, or the answer was lost.
+        NqnbError: the entry was not written, or the answer was lost.
     """
     return await compare_and_set(backend, Write.of(task, ttl), revision)
 
 
 async def remove_entry(backend: TaskBackend, task_id: str, revision: int) -> None:
-    """Remove a task's entry at exactly that revision. A newer one stays: it is another writer's decision."""
+    """Remove a task's entry at exactly that revision. A newer revision stays, because another writer wrote it."""
     await backend.states.delete(task_id, revision)
 
 
 async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision: int) -> None:
-    """Let the entry of an ended task expire from now on; where that cannot be written, the entry stays until a prune.
+    """Let the entry of an ended task expire from now on. If this write fails, the entry stays until a prune.
 
-    Only once its message is certainly gone, because a message whose terminal entry has expired would run again.
+    Call this only once the task's message is certainly gone. If the entry expired first, the task would run again.
 
     Args:
         backend: the backend to use.
         task_id: the task.
-        value: its entry.
+        value: the task's entry, encoded.
         revision: the entry's revision.
     """
     ttl = backend.terminal_ttl
@@ -244,7 +245,7 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
 
 
 def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> Awaitable[int]:
-    """Write an entry over exactly that revision, and return the new revision; revision 0 creates the entry."""
+    """Overwrite an entry at exactly that revision, and return the new revision. Revision 0 creates the entry."""
     if revision:
         return backend.states.update(step.task.ID, step.value, revision, step.ttl)
     if insist:

@@ -1,9 +1,9 @@
 """Encodes and decodes NQ's messages, with Go's field names in Go's order.
 
-A message without ``Meta`` encodes to exactly the bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
-missing and ``null`` fields. The fields that nqnb adds are under ``Meta``. Go NQ ignores ``Meta`` when it reads and
-drops it when it writes an entry, so no guarantee rests on ``Meta`` alone. New optional fields may be added to ``Meta``;
-no field is ever renamed.
+A message without ``Meta`` is encoded to exactly the bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
+missing and ``null`` fields. The fields that nqnb adds are under ``Meta``. Go NQ ignores ``Meta`` when it reads an entry
+and drops it when it writes one, so no guarantee depends on ``Meta`` alone. New optional fields may be added to
+``Meta``, but fields are never renamed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ErrorInfo(Struct, omit_defaults=True):
 
 
 class Progress(Struct, omit_defaults=True):
-    """The progress that a handler reports: ``done`` of ``total`` (0 means unknown), and a description."""
+    """The progress that a handler reports: ``done`` of ``total``, and a description. A total of 0 means unknown."""
 
     done: float = 0
     total: float = 0
@@ -56,7 +56,7 @@ class CancelRecord(Struct, omit_defaults=True):
     def of_intent(cls, data: bytes) -> CancelRecord:
         """Return the record of a cancel request. Even a request that cannot be decoded cancels the task.
 
-        Its strings are clipped, because the worker copies them into the task's entry.
+        The strings of the record are clipped, because the worker copies them into the task's entry.
         """
         try:
             return _intent_decoder.decode(data).clipped()
@@ -64,43 +64,43 @@ class CancelRecord(Struct, omit_defaults=True):
             return cls()
 
     def clipped(self) -> CancelRecord:
-        """Return the record with short strings."""
+        """Return the record with its strings cut to `LONGEST_NAME` characters."""
         by, worker, how = (text[:LONGEST_NAME] for text in (self.by, self.worker, self.how))
         return msgspec.structs.replace(self, by=by, worker=worker, how=how)
 
 
 class Meta(Struct, omit_defaults=True):
-    """What nqnb adds to NQ's fields of a task. Times are Unix seconds by the server's clock; 0 means not yet."""
+    """The fields that nqnb adds to a task of NQ. Times are Unix seconds by the server's clock; 0 means not yet."""
 
     client: str = ""
     submitted_at: Moment = 0
     worker: str = ""
-    """The worker that has the task; empty again after that worker was stopped."""
+    """The worker that has claimed the task. It is empty again after that worker was stopped."""
     claim: str = ""
-    """The mark of the claim. It differs for every claim, so a worker recognizes its own writes."""
+    """The mark of the claim. It is unique to each claim, so that a worker recognizes its own writes."""
     started_at: Moment = 0
     finished_at: Moment = 0
     not_before: Moment = 0
     """When the next attempt is due."""
     crashes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
-    """How often in a row the task's worker went silent while it ran."""
+    """How many workers in a row went silent while they ran the task."""
     progress: Progress | None = None
     log: list[str] = []
     error: ErrorInfo | None = None
     result: msgspec.Raw | UnsetType = UNSET
-    """The result as JSON, where there is one and it is small."""
+    """The result as JSON, if it is small."""
     result_key: str = ""
-    """The key in the bucket nq-results, where the result is large."""
+    """The key of the result in the bucket ``nq-results``, if the result is large."""
     cancel: CancelRecord | None = None
     origin: str = ""
-    """The task that was submitted first, where this one is its requeue."""
+    """The id of the original task, if this task is a requeue."""
 
 
 _Meta = Meta  # inside TaskMessage the name Meta is the field
 
 
 class TaskMessage(Struct):
-    """A task, as it is published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
+    """A task as it is published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
 
     Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
     ID: str = ""
@@ -113,23 +113,23 @@ class TaskMessage(Struct):
     Deadline: Int64 = 0
     """Unix seconds; 0 means no deadline."""
     ProcessAt: str | UnsetType = UNSET
-    """RFC 3339, kept as the string that arrived (Go writes nanoseconds). Only NQ's scheduling branch has this field."""
+    """An RFC 3339 string, unchanged because Go writes nanoseconds. Only NQ's scheduling branch has this field."""
     CompletedAt: Int64 = 0
     CurrentRetry: Int64 = 0
     MaxRetry: Int64 = 0
     Meta: Meta | UnsetType = UNSET
 
     def encode(self) -> bytes:
-        """Return the JSON that is published and stored."""
+        """Return the message as JSON, the form in which it is published and stored."""
         return as_go(_encoder.encode(self))
 
     @classmethod
     def decode(cls, data: bytes) -> TaskMessage:
-        """Read a task message.
+        """Decode a task message.
 
         Raises:
-            MalformedMessage: not JSON, not an object, a field of another type, a number that Go or a calendar cannot
-                represent, or no ``ID`` or ``Queue``.
+            MalformedMessage: the data is not a JSON object, a field has the wrong type, a number is out of range for Go
+                or for a date, or ``ID`` or ``Queue`` is missing.
         """
         message = _decode(data, _task_decoder)
         if not message.ID or not message.Queue:
@@ -140,10 +140,10 @@ class TaskMessage(Struct):
 
     @classmethod
     def of_entry(cls, key: str, data: bytes) -> TaskMessage:
-        """Read an entry of the state bucket.
+        """Decode an entry of the state bucket.
 
         Raises:
-            MalformedMessage: as `decode`, or the entry is another task's, or its id or queue is invalid.
+            MalformedMessage: `decode` fails, the entry has another task's id, or its id or queue name is invalid.
         """
         task = cls.decode(data)
         if key != task.ID:
@@ -155,7 +155,7 @@ class TaskMessage(Struct):
         return task
 
     def lean(self) -> TaskMessage:
-        """Return the task without its payload and with short strings, for a server that does not accept all of it."""
+        """Return the task without its payload and with shortened strings, for an entry that would be too large."""
         meta, error, cancel, progress = self.meta, self.meta.error, self.meta.cancel, self.meta.progress
         return msgspec.structs.replace(
             self,
@@ -178,31 +178,31 @@ class TaskMessage(Struct):
 
     @property
     def marked(self) -> bool:
-        """Whether nqnb wrote this, and not Go NQ."""
+        """Whether nqnb wrote this message, rather than Go NQ."""
         return self.Meta is not UNSET
 
     @property
     def meta(self) -> _Meta:
-        """``Meta``, or an empty one."""
+        """The value of ``Meta``, or an empty Meta if it is not set."""
         return _Meta() if isinstance(self.Meta, UnsetType) else self.Meta
 
 
 class CancelMessage(Struct):
-    """A cancel, as it is published on ``<q>.cancel``."""
+    """A cancel as it is published on ``<q>.cancel``."""
 
     ID: str = ""
     StreamName: str = ""
 
     def encode(self) -> bytes:
-        """Return the JSON that is published and stored."""
+        """Return the message as JSON, the form in which it is published and stored."""
         return as_go(_encoder.encode(self))
 
     @classmethod
     def decode(cls, data: bytes) -> CancelMessage:
-        """Read a cancel message.
+        """Decode a cancel message.
 
         Raises:
-            MalformedMessage: not JSON, not an object, a field of another type, or no ``ID``.
+            MalformedMessage: the data is not a JSON object, a field has the wrong type, or ``ID`` is missing.
         """
         message = _decode(data, _cancel_decoder)
         if not message.ID:
@@ -211,12 +211,12 @@ class CancelMessage(Struct):
 
 
 def parse_time(text: str) -> float:
-    """Return the Unix seconds of an RFC 3339 string with up to nanoseconds.
+    """Return the Unix seconds of an RFC 3339 string, which may have nanoseconds.
 
-    The result is 0 for an invalid date (NQ's "no time" is 1970), and infinity for a year above 9999.
+    The result is 0 for an invalid date, because NQ uses 1970 for "no time". It is infinity for a year after 9999.
     """
     if sys.version_info < (3, 11):
-        # This Python reads only six digits of a second, and no Z.
+        # This version of Python accepts only six decimals of a second, and no Z.
         head, dot, tail = text.partition(".")
         digits = len(tail) - len(tail.lstrip("0123456789"))
         text = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if dot else head
@@ -235,7 +235,7 @@ _intent_decoder = msgspec.json.Decoder(CancelRecord)
 
 
 LONGEST_NAME = 200
-"""Characters that are kept of a client's or worker's name, and of how a cancel ended."""
+"""The number of characters to which names of clients and workers, and similar strings, are shortened."""
 
 _LARGEST_SEQUENCE = 2**64 - 1
 _FAR_YEAR = re.compile(r"\+?[0-9]{5,}-")
@@ -250,7 +250,7 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Decode what Go may also write: ``null`` for a zero value, or a ``Meta`` that is not ours."""
+    """Decode a message that Go may also write, with ``null`` for a zero value or with a foreign ``Meta``."""
     try:
         fields: Any = msgspec.json.decode(data)
         if not isinstance(fields, dict):
@@ -268,7 +268,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a ``Meta`` is ours except for a number out of range. Then the message is damaged, not foreign."""
+    """Return whether a ``Meta`` has a number out of range. Then nqnb's message is damaged, rather than foreign."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
@@ -288,7 +288,7 @@ _ASCII_ESCAPES = _GO_ESCAPES[:3]
 def as_go(data: bytes) -> bytes:
     """Return JSON as Go's encoder writes it, with five characters escaped to six bytes each.
 
-    These characters occur only inside of JSON's strings.
+    In JSON, these characters occur only inside strings.
     """
     for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:

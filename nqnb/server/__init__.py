@@ -1,1 +1,1 @@
-"""Real NATS servers on this machine: the bundled binary, a server of one program, one that outlives it, a cluster."""
+"""Real NATS servers on this machine: the bundled binary, a dev server, a detached server and a cluster."""

@@ -1,4 +1,4 @@
-"""Find the nats-server program, write its configuration, check its port and store, and see that it answers."""
+"""Find the nats-server program, write its configuration, check its port and store, and check that it answers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ HOST = "127.0.0.1"
 
 
 def find_server() -> Path:
-    """Return the nats-server to run: ``$NQNB_NATS_SERVER``, the wheel's, that of the scripts folder or the ``PATH``.
+    """Return the path of the nats-server to run.
+
+    The places are ``$NQNB_NATS_SERVER``, the wheel, the scripts folder and the ``PATH``, in this order.
 
     Raises:
-        DevServerError: no nats-server was found, or the variable does not name a file.
+        DevServerError: no nats-server was found, or the variable is not the path of a file.
     """
     if named := os.environ.get(SERVER_VARIABLE):
         if not Path(named).is_file():
             raise DevServerError(
-                f"{SERVER_VARIABLE}={named!r} is invalid: there is no such file. "
+                f"{SERVER_VARIABLE}={named!r} is invalid: the file does not exist. "
                 "Set it to the path of a nats-server, or unset it."
             )
         return Path(named).absolute()
@@ -59,11 +61,11 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
     """Return the text of a configuration file.
 
     Args:
-        folder: where the server writes the port that it listens on.
-        port: the port, 0 = any free one.
-        store: the folder for the streams; None disables JetStream.
+        folder: the folder in which the server writes the port that it listens on.
+        port: the port, or 0 for any free port.
+        store: the folder for the streams. None disables JetStream.
         go_queues: queues whose ``<q>/cancel`` is mapped to ``<q>_cancel``.
-        more: further configuration, as text; what it sets again takes precedence.
+        more: more nats-server configuration, as text. It overrides the settings here.
     """
     lines = [f"host: {HOST}", f"port: {port or -1}", f"ports_file_dir: {_quoted(folder)}"]
     if store is not None:
@@ -80,13 +82,13 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
 
 
 def check_port(port: int) -> None:
-    """Check that a server can listen on a port, before it is started.
+    """Check that a new server can listen on a port.
 
     Raises:
-        DevServerError: another program listens there, or the system does not permit it.
+        DevServerError: another program is listening on the port, or the system does not permit its use.
     """
     with socket.socket() as probe:
-        if os.name == "posix":  # as nats-server does; on Windows it would share the port with its owner
+        if os.name == "posix":  # nats-server also sets this; on Windows it would allow a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
@@ -105,18 +107,18 @@ def _check_store(store: Path) -> None:
             pass
     except OSError as error:
         raise DevServerError(
-            f"store_dir {str(store)!r} cannot be written: {error}. Use a folder that can be written, or no store_dir."
+            f"store_dir {str(store)!r} is not writable: {error}. Use a writable folder, or omit store_dir."
         ) from error
 
 
 def lock_store(store: Path) -> int | None:
-    """Make a folder for streams, and lock it against other dev servers, because two servers in one store destroy it.
+    """Create a store folder and lock it against other dev servers, because two servers would corrupt the same store.
 
     Returns:
-        A file descriptor; closing its last copy frees the lock. None if the system (Windows) has no such lock.
+        A file descriptor, or None if the system (Windows) has no such lock. Closing all copies releases the lock.
 
     Raises:
-        DevServerError: it cannot be written, or another dev server uses it.
+        DevServerError: the folder is not writable, or another dev server is using it.
     """
     _check_store(store)
     if sys.platform == "win32":
@@ -136,8 +138,9 @@ def lock_store(store: Path) -> int | None:
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Return the server's INFO, once it has answered a PING. From a server that requires credentials or TLS, the INFO
-    is answer enough.
+    """Return the server's INFO once it has answered a PING.
+
+    A server that requires credentials or TLS is not sent a PING.
     """
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
@@ -170,7 +173,7 @@ def _info(sock: socket.socket) -> dict[str, Any]:
 
 def _info_within_tls(port: int) -> dict[str, Any]:
     context = ssl.create_default_context()
-    context.check_hostname = False  # it is our own child, and it gets no secret
+    context.check_hostname = False  # the server is our own child, and it is sent no secret
     context.verify_mode = ssl.CERT_NONE
     with socket.create_connection((HOST, port), timeout=1) as sock, context.wrap_socket(sock) as secure:
         return _info(secure)

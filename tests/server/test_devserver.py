@@ -254,7 +254,7 @@ def test_a_given_store_is_created_and_kept(tmp_path: Path) -> None:
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     taken = tmp_path / "file"
     taken.touch()
-    with pytest.raises(DevServerError, match=r"file/store' cannot be written: .* Use a folder"):
+    with pytest.raises(DevServerError, match=r"file/store' is not writable: .* Use a writable folder"):
         DevServer(store_dir=taken / "store").start()
 
 
