@@ -34,8 +34,8 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
         )
     if step is RequeueStep.NO_PAYLOAD:
         raise NotRequeueable(
-            f"task {task_id!r} cannot be requeued: its payload is not stored, because the task had no payload or it "
-            "was too large for the state bucket. Submit a new task.",
+            f"task {task_id!r} cannot be requeued: its payload is not stored, because it was empty or too large for "
+            "the state bucket. Submit a new task.",
             task_id,
             task.Status,
         )
@@ -53,21 +53,22 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
 
 
 class Requeues:
-    """The latest copy of each task that was requeued. Add every task of a queue, then ask."""
+    """The latest copy of each requeued task. Add all tasks of a queue before you call `of`."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
 
     def add(self, task: TaskMessage) -> None:
-        """Note a task; only the copies of others count."""
+        """Add a task. A task that is not a copy has no effect."""
         if origin := task.meta.origin:
             copy = (task.meta.submitted_at, task.ID)
             self._latest[origin] = max(self._latest.get(origin, copy), copy)
 
     def of(self, task: TaskMessage) -> str:
-        """Return the id of the latest copy of an ended task; an empty string for a task that was not requeued.
+        """Return the id of the latest copy of an ended task, or an empty string if the task was not requeued.
 
-        All copies name the task that was submitted first. So an earlier copy that has ended counts as requeued too.
+        All copies refer to the task that was submitted first. So an earlier copy that has ended also counts as
+        requeued.
         """
         _, latest = self._latest.get(task.meta.origin or task.ID, (0.0, ""))
         return latest if task.Status.terminal and latest != task.ID else ""

@@ -1,6 +1,6 @@
-"""Run a cluster of real nats-servers on this machine, for tests of failover: kill one, kill the leader, restart it.
+"""Run a cluster of real nats-servers on this machine, for tests of failover.
 
-Each server is a `DevServer`, so none of them outlives this process.
+Each server is a `DevServer`, so no server outlives this process.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from nqnb.server.binary import HOST
 from nqnb.server.devserver import DevServer
 
 READY_TIMEOUT_SECONDS = 30.0
-"""Seconds that a cluster has to elect its leaders."""
+"""Seconds within which a cluster must elect its leaders."""
 _ASK_TIMEOUT_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 _PROBE = "nqnb-cluster-probe"
-"""A stream that `Cluster.wait_ready` creates and removes again."""
+"""A stream that `Cluster.wait_ready` creates and then deletes."""
 
 
 class Cluster:
-    """Nats-servers with JetStream that form one cluster, as ``with Cluster() as cluster:`` or ``async with``.
+    """A cluster of nats-servers with JetStream, for use as ``with Cluster() as cluster:`` or ``async with``.
 
-    Servers are counted from 0. A killed server keeps its address and its store for `restart`.
+    Servers are numbered from 0. `restart` uses the same address and store as before a `kill`.
 
     Args:
         size: the number of servers.
-        config: more nats-server configuration for each of them, as text.
+        config: more nats-server configuration for each server, as text.
 
     Raises:
         DevServerError: the size is out of range.
@@ -45,21 +45,21 @@ class Cluster:
         self._size = size
         self._held: list[socket.socket] = []
         self.servers: list[DevServer] = []
-        """The servers; `kill` and `restart` of one of them can be called directly, too."""
+        """The servers. You can also call `kill` and `restart` on a server directly."""
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of all servers, dead ones too. Raises DevServerError if the cluster is not started."""
+        """The addresses of all servers, including dead ones. Raises DevServerError if the cluster is not started."""
         return [server.url for server in self._started()]
 
     def start(self) -> None:
-        """Start all servers, and return when the cluster takes a stream with a replica on each.
+        """Start all servers, and return once the cluster accepts a stream with a replica on each server.
 
         Raises:
             DevServerError: a server does not start, or the cluster is not ready within 30 s.
         """
         if self.servers:
-            raise DevServerError("the cluster cannot be started: it is started already. Call stop() first.")
+            raise DevServerError("the cluster cannot be started: it is already started. Call stop() first.")
         ports = [self._hold_port() for _ in range(2 * self._size)]
         clients, routes = ports[: self._size], ports[self._size :]
         addresses = ", ".join(f'"nats://{HOST}:{port}"' for port in routes)
@@ -76,7 +76,7 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """Stop all servers and remove their stores; nothing happens if they are not started."""
+        """Stop all servers and remove their stores. This does nothing if they are not started."""
         servers, self.servers = self.servers, []
         held, self._held = self._held, []
         with contextlib.ExitStack() as stack:
@@ -86,20 +86,20 @@ class Cluster:
                 stack.callback(server.stop)
 
     def kill(self, number: int) -> None:
-        """Kill one server (SIGKILL), as an outage would."""
+        """Kill one server (SIGKILL) to simulate an outage."""
         self._started()[number].kill()
 
     def restart(self, number: int) -> None:
-        """Start a server again at the same address, on the same store; one that still runs is killed first."""
+        """Restart a server at the same address with the same store. If it is still running, it is killed first."""
         self._started()[number].restart()
 
     @property
     def running(self) -> list[int]:
-        """The numbers of the servers that live."""
+        """The numbers of the servers that are running."""
         return [number for number, server in enumerate(self.servers) if server.running]
 
     def leader_of(self, stream: str) -> int | None:
-        """Return the number of the server that leads a stream; None while no live server does."""
+        """Return the number of the server that leads a stream, or None if no running server leads it."""
         for number in self.running:
             with contextlib.suppress(OSError, ValueError):
                 info = _ask(self.servers[number], f"STREAM.INFO.{stream}")
@@ -110,32 +110,32 @@ class Cluster:
         return None
 
     def wait_for_leader(self, stream: str, seconds: float = READY_TIMEOUT_SECONDS) -> int:
-        """Wait until a stream has a leader, and return its number.
+        """Wait until a stream has a leader, and return the number of the leader.
 
         Raises:
-            DevServerError: it has none within ``seconds``.
+            DevServerError: no leader was elected within ``seconds``.
         """
         until = time.monotonic() + seconds
         while (leader := self.leader_of(stream)) is None:
             if time.monotonic() > until:
                 raise DevServerError(
                     f"stream {stream!r} has no leader: none was elected within {seconds:g} s. "
-                    f"Check that a majority of the servers runs ({len(self.running)} of {self._size} do)."
+                    f"Check that a majority of the servers is running ({len(self.running)} of {self._size} are)."
                 )
             time.sleep(_POLL_SECONDS)
         return leader
 
     def kill_leader(self, stream: str) -> int:
-        """Kill the server that leads a stream, and return its number; waits until the stream has a leader."""
+        """Wait until a stream has a leader, kill that server, and return its number."""
         leader = self.wait_for_leader(stream)
         self.kill(leader)
         return leader
 
     def wait_ready(self, seconds: float = READY_TIMEOUT_SECONDS) -> None:
-        """Wait until the cluster takes a stream with a replica on each live server.
+        """Wait until the cluster accepts a stream with a replica on each running server.
 
         Raises:
-            DevServerError: it is not ready within ``seconds``.
+            DevServerError: the cluster is not ready within ``seconds``.
         """
         running = self.running
         until = time.monotonic() + seconds
@@ -149,8 +149,8 @@ class Cluster:
                     return
             time.sleep(_POLL_SECONDS)
         raise DevServerError(
-            f"the cluster is not ready: no stream was created within {seconds:g} s ({len(running)} servers run, the "
-            f"last answer was {answer!r}). Restart the servers that do not run."
+            f"the cluster is not ready: no stream was created within {seconds:g} s ({len(running)} servers are "
+            f"running, the last answer was {answer!r}). Restart the servers that are not running."
         )
 
     def __enter__(self) -> Cluster:
@@ -165,7 +165,7 @@ class Cluster:
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, so stop what it has started when it is done.
+            # The thread cannot be interrupted, so stop the servers after it has started them.
             await asyncio.wait({starting})
             await asyncio.to_thread(self.stop)
             raise
@@ -177,18 +177,18 @@ class Cluster:
     def _started(self) -> list[DevServer]:
         if not self.servers:
             raise DevServerError(
-                "the cluster cannot be used: it is not started. Call start(), or use it in a `with` block."
+                "the cluster cannot be used: it has not been started. Call start(), or use it in a `with` block."
             )
         return self.servers
 
     def _hold_port(self) -> int:
-        """Choose a free port, and keep it from others: servers need each other's ports before they start."""
+        """Choose a free port and reserve it, because the servers need each other's ports before they start."""
         port = socket.socket()
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port.bind((HOST, 0))
         number = int(port.getsockname()[1])
         if sys.platform == "linux":
-            # The socket does not listen, so a server that sets SO_REUSEADDR, as nats-server does, may bind to it too.
+            # The socket does not listen, so a server that sets SO_REUSEADDR, such as nats-server, may also bind to it.
             self._held.append(port)
         else:
             port.close()
@@ -200,7 +200,7 @@ def _name(number: int) -> str:
 
 
 def _ask(server: DevServer, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Call ``$JS.API.<name>`` on one server, over a connection of its own.
+    """Call ``$JS.API.<name>`` on one server, over a new connection.
 
     Raises:
         OSError: the server does not answer.

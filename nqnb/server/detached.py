@@ -1,18 +1,18 @@
-"""Keep one dev server per user that outlives its shell: find, start and stop it.
+"""Find, start and stop the user's detached server: one dev server per user, which outlives its shell.
 
-Every shell and notebook of the user finds the detached server, until it is stopped. All its files lie in a folder that
-only its user may enter::
+Every shell and notebook of the user finds the detached server until it is stopped. All its files are in a folder that
+only the user can access::
 
-    detached/lock              held by the supervisor (`nqnb.supervisor`) while it lives, and so while the server lives
-    detached/run/server.json   the server's address, identity and token; it exists while the server should run
+    detached/lock              a file that the supervisor (`nqnb.supervisor`) locks for as long as the server is running
+    detached/run/server.json   the server's address, identity and token; this file exists until the server is stopped
     detached/run/…             the server's configuration and log
-    detached/port              the port that the server used last, which it uses again if it is free
-    detached/store             the streams, unless another place was named; they stay
+    detached/port              the last port of the server, which it uses again if that port is free
+    detached/store             the streams, unless the user chose another folder; they are kept
 
-The server listens on 127.0.0.1 only and requires the token, which stands in these files and nowhere else. A server
-counts as the user's only while the lock is held, and if it has the identity and accepts the token of the file. A
-program that listens at a port which was ours once is never joined. Windows has no such lock; there, the identity and
-the token must do.
+The server listens only on 127.0.0.1 and requires the token, which is stored only in these files. A server counts as the
+user's only if the lock is held, and if the server has the identity and accepts the token in the file. So a client never
+uses another program that listens on a former port of the detached server. Windows has no such lock, so only the
+identity and the token are checked there.
 """
 
 from __future__ import annotations
@@ -43,33 +43,33 @@ from nqnb.server.devserver import START_TIMEOUT_SECONDS, ServerOptions, Supervis
 from nqnb.settings import Settings
 
 _ANSWER_TIMEOUT_SECONDS = 1.0
-"""How long the server may take to answer; it is on this machine."""
+"""Seconds within which the server must answer. It runs on this machine."""
 _LOCK_TIMEOUT_SECONDS = 3.0
-"""How long a start waits for a server that another process is just stopping."""
+"""Seconds for which a start waits while another process is stopping the server."""
 _KILL_TIMEOUT_SECONDS = 1.0
-"""How long a killed supervisor may hold its lock."""
+"""Seconds to wait until the lock of a killed supervisor is released."""
 _POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Detached:
-    """The detached server, as its file describes it."""
+    """The detached server, as described in its file."""
 
     url: str
     pid: int
     keeper: int
-    """The process id of its supervisor."""
+    """The process id of the supervisor."""
     store: str
     version: str
     identity: str
-    """The server's id, which is new at each start."""
+    """The server's id, which changes at each start."""
     host: str
     started_at: datetime
     token: str = field(repr=False)
 
     @property
     def port(self) -> int:
-        """Its TCP port."""
+        """The TCP port of the server."""
         return int(self.url.rpartition(":")[2])
 
 
@@ -80,14 +80,14 @@ class Condition(enum.Enum):
     STARTING = "starting"
     RUNNING = "running"
     SILENT = "silent"
-    """Its supervisor lives, and the server does not answer as it should."""
+    """The supervisor is running, but the server does not answer correctly."""
     STALE = "stale"
-    """It ended without being stopped, and left its files."""
+    """The server exited without being stopped, and its files remain."""
 
 
 @dataclass(frozen=True)
 class DetachedStatus:
-    """The condition of the user's detached server, with the reason in ``problem``, which is empty while it runs."""
+    """The condition of the user's detached server. ``problem`` is the reason, or empty if the server is running."""
 
     condition: Condition
     server: Detached | None = None
@@ -95,7 +95,7 @@ class DetachedStatus:
 
 
 def find() -> Settings | None:
-    """Return settings for the user's detached server; None if it does not run.
+    """Return settings for the user's detached server, or None if it is not running.
 
     The environment and the contexts of the NATS CLI are ignored here; see `nqnb.server.server_choice.choose`.
     """
@@ -107,7 +107,7 @@ def find() -> Settings | None:
 
 
 def look() -> DetachedStatus:
-    """Return the condition of the user's detached server, and change nothing."""
+    """Return the condition of the user's detached server. This changes nothing."""
     folder = home()
     if not _is_private(folder):
         return DetachedStatus(Condition.NONE)
@@ -116,7 +116,7 @@ def look() -> DetachedStatus:
         server = _read_server_file()
     except (OSError, ValueError) as error:
         if held:
-            return DetachedStatus(Condition.STARTING, None, "your detached server is just starting or stopping")
+            return DetachedStatus(Condition.STARTING, None, "your detached server is starting or stopping")
         missing = isinstance(error, FileNotFoundError)
         return DetachedStatus(Condition.NONE, None, "" if missing else f"{_server_file()} cannot be read")
     if held is False:
@@ -132,18 +132,18 @@ def look() -> DetachedStatus:
 def start(
     port: int = 0, store_dir: str | os.PathLike[str] | None = None, go_queues: Sequence[str] = ()
 ) -> tuple[Detached, bool]:
-    """Start the user's detached server, unless it runs; it outlives this process.
+    """Start the user's detached server, unless it is already running. The server outlives this process.
 
     Args:
-        port: the TCP port; 0 is the one that the server used last if that is free, else any free one.
-        store_dir: folder for the streams; default one of the user's own, the same each time.
+        port: the TCP port. 0 uses the server's last port if it is free, otherwise any free port.
+        store_dir: the folder for the streams. By default it is the same folder of the user at each start.
         go_queues: see `nqnb.server.devserver.DevServer`.
 
     Returns:
-        The server, and whether it was started now.
+        The server, and whether this call started it.
 
     Raises:
-        DevServerError: it does not come up, or one exists that does not answer.
+        DevServerError: the server does not start, or an existing detached server does not answer.
     """
     folder = make_home()
     begun = time.monotonic()
@@ -160,19 +160,19 @@ def start(
         if time.monotonic() - begun > patience:
             problem = found.problem or "another process holds the lock of your detached server"
             raise DevServerError(
-                f"the detached server cannot be started: {problem}. End the old one with `nqnb up --stop`."
+                f"the detached server cannot be started: {problem}. Stop the old server with `nqnb up --stop`."
             )
         time.sleep(_POLL_SECONDS)
 
 
 def stop() -> Detached | None:
-    """Stop the user's detached server; its streams stay.
+    """Stop the user's detached server, and keep its streams. The files of a dead server are removed.
 
     Returns:
-        The server that was stopped; None if none ran. What a dead one has left is removed.
+        The server that was stopped, or None if no server was running.
 
     Raises:
-        DevServerError: it is just starting, or does not end.
+        DevServerError: the server is starting, or it does not exit.
     """
     folder = home()
     found = look()
@@ -243,7 +243,7 @@ def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go
     if port:
         check_port(port)
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
-    # A long-lived process must not keep the caller's folder busy.
+    # A long-lived process must not keep the caller's working directory in use.
     locks = [] if lock < 0 else [lock]
     server = SupervisedServer(program, options, folder=_run_folder(), locks=locks, cwd=folder)
     try:
@@ -261,7 +261,7 @@ def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go
         )
         if problem := _problem_of(made):
             raise DevServerError(
-                f"the detached server at {made.url} failed just after its start: {problem}. Try again."
+                f"the detached server at {made.url} failed right after it started: {problem}. Try again."
             )
         _write_server_file(made)
         _write_port(made.port)
@@ -278,13 +278,13 @@ def _access(token: str) -> str:
 
 
 def _clear(folder: Path, found: DetachedStatus) -> None:
-    """Remove what a server has left; and the server, if the system let it outlive its supervisor."""
+    """Remove the files of a dead server. If the server has outlived its supervisor, stop it first."""
     server = found.server
     if server is not None and not _problem_of(server) and _belongs_to(server, server.pid):
         _send_signal(server.pid, signal.SIGTERM)
         if not _wait_until(lambda: _problem_of(server) != "", supervisor.STOP_GRACE_SECONDS):
             raise DevServerError(
-                f"the detached server cannot be started: the old one at {server.url} does not end. "
+                f"the detached server cannot be started: the old server at {server.url} does not exit. "
                 f"Kill process {server.pid}."
             )
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -294,15 +294,15 @@ def _clear(folder: Path, found: DetachedStatus) -> None:
 
 
 def _problem_of(server: Detached) -> str:
-    """Return what is wrong with the program at the server's port, ``""`` if nothing is.
+    """Return the problem with the program that listens on the server's port, or ``""`` if there is no problem.
 
-    It gets the token only if it has the server's identity.
+    The token is sent only to a program with the server's identity.
     """
     try:
         with socket.create_connection((HOST, server.port), _ANSWER_TIMEOUT_SECONDS) as sock, sock.makefile("rwb") as io:
             info: dict[str, Any] = json.loads(io.readline().removeprefix(b"INFO "))
             if info.get("server_id") != server.identity:
-                return f"another server, which is not yours, listens at its port {server.port}"
+                return f"another server, which is not yours, is listening on its port {server.port}"
             words = {"verbose": False, "pedantic": False, "auth_token": server.token, "lang": "python", "version": "0"}
             io.write(b"CONNECT " + json.dumps(words).encode() + b"\r\nPING\r\n")
             io.flush()
@@ -316,17 +316,17 @@ def _problem_of(server: Detached) -> str:
 
 
 def _how_it_ended(server: Detached) -> str:
-    """Return how a dead server ended, by what its supervisor wrote, or did not write."""
+    """Return how a dead server ended, according to the status file of its supervisor."""
     with contextlib.suppress(OSError, ValueError):
         folder = _run_folder()
         _, state, code = (folder / "status").read_text(encoding="utf-8").split(" ", 2)
         if state == "exited":
-            return f"your detached server at {server.url} ended by itself with code {code}; see {folder / 'log'}"
-    return f"your detached server at {server.url} is gone, and was not stopped: killed, or the machine was restarted"
+            return f"your detached server at {server.url} exited with code {code}; see {folder / 'log'}"
+    return f"your detached server at {server.url} is gone: it was killed, or the machine was restarted"
 
 
 def _belongs_to(server: Detached, pid: int) -> bool:
-    """Return whether a process belongs to the server; the id may be that of another process or container by now."""
+    """Return whether a process belongs to the server. Its id may have been reused, or be from another container."""
     try:
         return os.fsencode(_run_folder()) in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -339,7 +339,7 @@ def _send_signal(pid: int, number: int) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until the condition holds; return False if it does not within so many seconds."""
+    """Wait until the condition is true. Return False if it is not true within ``seconds``."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -352,15 +352,15 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def home() -> Path:
-    """Return the folder of all the server's files."""
+    """Return the folder for all files of the server."""
     return Path(platformdirs.user_data_dir("nqnb", appauthor=False), "detached")
 
 
 def make_home() -> Path:
-    """Make that folder and return it.
+    """Create the folder for all files of the server, and return it.
 
     Raises:
-        DevServerError: it cannot be made, or belongs to another user.
+        DevServerError: the folder cannot be created, or it belongs to another user.
     """
     folder = home()
     try:
@@ -369,19 +369,19 @@ def make_home() -> Path:
             folder.chmod(0o700)
     except OSError as error:
         raise DevServerError(
-            f"the folder of your detached server, {str(folder)!r}, cannot be made: {error}. "
-            "Make its parent folder writable, or set XDG_DATA_HOME to another one."
+            f"the folder of your detached server, {str(folder)!r}, cannot be created: {error}. "
+            "Make its parent folder writable, or set XDG_DATA_HOME to a writable folder."
         ) from error
     if not _is_private(folder):
         raise DevServerError(
             f"the folder of your detached server, {str(folder)!r}, cannot be used: it belongs to another user. "
-            "Remove it, or set XDG_DATA_HOME to a folder of your own."
+            "Remove it, or set XDG_DATA_HOME to a folder that you own."
         )
     return folder
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether the folder exists, and no other user could have written into it."""
+    """Return whether the folder exists and no other user can write to it."""
     try:
         found = folder.stat()
     except OSError:
@@ -398,10 +398,10 @@ def _server_file() -> Path:
 
 
 def _read_server_file() -> Detached:
-    """Return the server as its file describes it.
+    """Return the server that the file describes.
 
     Raises:
-        OSError: there is no file, or it cannot be read.
+        OSError: the file does not exist or cannot be read.
         ValueError: the file does not describe a server.
     """
     server = msgspec.json.decode(_server_file().read_bytes(), type=Detached)
@@ -410,7 +410,7 @@ def _read_server_file() -> Detached:
 
 
 def _write_server_file(server: Detached) -> None:
-    """Describe the server in its file, which only its user may read."""
+    """Write the server's description to its file, which only the user can read."""
     draft = _run_folder() / "server.new"
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(msgspec.json.encode(asdict(server)))
@@ -425,7 +425,7 @@ def _write_port(port: int) -> None:
 
 @contextlib.contextmanager
 def hold_lock(folder: Path) -> Iterator[int | None]:
-    """Take the lock; yields its descriptor, None if another process holds it, -1 if the system has no such lock."""
+    """Acquire the lock, and yield its descriptor, None if another process holds it, or -1 if the system has no lock."""
     if sys.platform == "win32":
         yield -1
         return
@@ -444,7 +444,7 @@ def hold_lock(folder: Path) -> Iterator[int | None]:
 
 
 def is_lock_held(folder: Path) -> bool | None:
-    """Return whether the supervisor lives; None if the system cannot tell."""
+    """Return whether the supervisor is running, or None if the system has no lock."""
     if sys.platform == "win32":
         return None
     import fcntl

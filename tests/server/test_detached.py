@@ -303,7 +303,7 @@ def test_the_status_says_that_the_server_ended_by_itself(
     until(lambda: detached.look().condition is Condition.STALE, 5)
     until(lambda: not supervisors(detached.home()), 5)
     assert main(["up", "--status"]) == 1
-    assert "ended by itself with code -9" in capsys.readouterr().out
+    assert "exited with code -9" in capsys.readouterr().out
     assert detached.start()[1]
 
 
