@@ -206,7 +206,7 @@ def stop() -> Detached | None:
 
 
 def former_port() -> int:
-    """Return the port that the detached server used last; 0 if it is not known."""
+    """Return the last port of the detached server, or 0 if it is unknown."""
     try:
         port = int((home() / "port").read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -217,7 +217,7 @@ def former_port() -> int:
 def _start_again(
     folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]
 ) -> Detached:
-    """Start the server; where no port is given, at its former port if that is free."""
+    """Start the server. If the port is 0, the server's last port is used if it is free."""
     if not port and (former := former_port()) and _is_free(former):
         try:
             return _start(folder, lock, former, store, go_queues)
@@ -418,7 +418,7 @@ def _write_server_file(server: Detached) -> None:
 
 
 def _write_port(port: int) -> None:
-    """Write the port for the next start; without it, the next start takes any free port."""
+    """Write the port for the next start. If this fails, the next start uses any free port."""
     with contextlib.suppress(OSError):
         (home() / "port").write_text(f"{port}\n", encoding="ascii")
 
