@@ -78,7 +78,7 @@ if sys.platform == "win32":
         return -1
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, None if no command arrived for a moment (or stdin is ignored), or b"" at the end of stdin."""
+        """Return one command, None if none arrived for a moment or stdin is ignored, or b"" at the end of stdin."""
         if ignore_stdin:
             time.sleep(_PARENT_CHECK_SECONDS)
             return None

@@ -1,6 +1,6 @@
-"""Tests for users: of a `StateStore` of your own (`StoreContract`), and of nqnb itself (`chaos`).
+"""Tests for users: for your own `StateStore` (`StoreContract`), and for nqnb itself (`chaos`).
 
-Subclass `StoreContract` where pytest finds it, and give it a store::
+Subclass `StoreContract` in a test module, and define the fixture ``store``::
 
     import pytest
     from nqnb.testing import StoreContract
@@ -12,7 +12,7 @@ Subclass `StoreContract` where pytest finds it, and give it a store::
                 await store.clear()
                 yield store
 
-The contract needs pytest, so it is imported when it is first used. Chaos runs do not need pytest.
+`StoreContract` needs pytest, so it is imported when it is first used. Chaos runs do not need pytest.
 """
 
 from __future__ import annotations

@@ -13,22 +13,23 @@ from nqnb.errors import RevisionConflict
 from nqnb.store import Entry, StateStore
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/_=."
-"""The characters of a key: those of a task id, see `nqnb.protocol.names`."""
+"""The characters of a key, which are those of a task id; see `nqnb.protocol.names`."""
 KEYS = {"every-character": f"{ALPHABET[:-1]}.z", "path-like": "a/b/c.d.e", "longest": "k" * 200}
 _POLL_SECONDS = 0.005
 _SHOWN_CHARACTERS = 80
 
 
 class StoreContract:
-    """Test what every `StateStore` must do. A failure says what the store did.
+    """The tests of the behavior that every `StateStore` must have. A failure reports what the store did.
 
-    A subclass, named ``Test…``, has a fixture ``store`` that gives each test an empty store of its own. The fixture
-    may be async. The tests run on asyncio with anyio's pytest plugin, which is installed with nqnb.
+    A subclass must have a name that begins with ``Test``, and a fixture ``store`` that returns a new, empty store for
+    each test. The fixture may be async. The tests run on asyncio with anyio's pytest plugin, which is installed with
+    nqnb.
     """
 
     pytestmark = pytest.mark.anyio
     patience = 5.0
-    """Seconds for which a quick read may be stale, and within which a subscriber must be woken."""
+    """Seconds for which a read with fresh=False may be stale, and within which a subscriber must be woken."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -53,7 +54,7 @@ class StoreContract:
         await refused(store.create("a", b"two"), "create over an empty value", "a")
 
     async def test_a_large_value(self, store: StateStore) -> None:
-        """Require that half a megabyte is read back unchanged."""
+        """Require that a value of half a megabyte is read back unchanged."""
         value = bytes(range(256)) * 2000
         await store.create("a", value)
         await self.has(store, "a", value)
@@ -77,12 +78,12 @@ class StoreContract:
         await self.has(store, "a", b"one", revision)
 
     async def test_of_many_creates_one_wins(self, store: StateStore) -> None:
-        """Require that `create` checks and writes in one step."""
+        """Require that `create` checks and writes in one atomic step."""
         winner = await race([store.create("a", b"%d" % number) for number in range(20)], "20 creates at once")
         await self.has(store, "a", b"%d" % winner)
 
     async def test_create_after_delete(self, store: StateStore) -> None:
-        """Require that a deleted key can be created, with a revision above all its earlier ones."""
+        """Require that a deleted key can be created again, with a higher revision than before."""
         first = await store.create("a", b"one")
         await store.delete("a")
         second = grown(await store.create("a", b"two"), first, "create of a deleted key")
@@ -106,14 +107,14 @@ class StoreContract:
         await self.has(store, "a", b"two", second)
 
     async def test_of_many_updates_one_wins(self, store: StateStore) -> None:
-        """Require that `update` checks and writes in one step."""
+        """Require that `update` checks and writes in one atomic step."""
         first = await store.create("a", b"")
         tries = [store.update("a", b"%d" % number, first) for number in range(20)]
         winner = await race(tries, "20 updates at once over one revision")
         await self.has(store, "a", b"%d" % winner)
 
     async def test_update_of_a_later_revision_raises(self, store: StateStore) -> None:
-        """Require that `update` with a revision from the future raises."""
+        """Require that `update` with a revision that does not exist yet raises."""
         first = await store.create("a", b"one")
         await refused(
             store.update("a", b"two", first + 1), f"update over revision {first + 1}, which does not exist,", "a"
@@ -122,7 +123,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("revision", [0, 1, 77])
     async def test_update_never_creates(self, store: StateStore, revision: int) -> None:
-        """Require that `update` of a missing key raises, for revision 0 too."""
+        """Require that `update` of a missing key raises, even with revision 0."""
         await refused(store.update("a", b"one", revision), f"update over revision {revision} of a missing key", "a")
         await self.lacks(store, "a")
 
@@ -134,10 +135,10 @@ class StoreContract:
         await self.lacks(store, "a")
 
     async def test_a_revision_is_of_its_own_key(self, store: StateStore) -> None:
-        """Require that writes of other keys do not change a key's revision."""
+        """Require that a write to another key does not change a key's revision."""
         first = await store.create("a", b"one")
         await store.create("b", b"two")
-        grown(await store.update("a", b"three", first), first, "update, after a write of another key,")
+        grown(await store.update("a", b"three", first), first, "update, after a write to another key,")
 
     async def test_put_overwrites_any_value(self, store: StateStore) -> None:
         """Require that `put` overwrites any value and changes the revision."""
@@ -148,14 +149,14 @@ class StoreContract:
         grown(await store.update("a", b"three", second), second, "update over a put")
 
     async def test_put_after_delete(self, store: StateStore) -> None:
-        """Require that `put` writes a deleted key."""
+        """Require that `put` can write a deleted key."""
         await store.put("a", b"one")
         await store.delete("a")
         await store.put("a", b"two")
         await self.has(store, "a", b"two")
 
     async def test_what_is_deleted_is_gone(self, store: StateStore) -> None:
-        """Require that `delete` removes its key and no other."""
+        """Require that `delete` removes only its key."""
         await store.create("a", b"one")
         await store.create("b", b"two")
         await store.delete("a")
@@ -172,7 +173,7 @@ class StoreContract:
         same(await listed(store), [], "after all keys were deleted, entries() returned")
 
     async def test_deleting_a_revision_spares_a_later_one(self, store: StateStore) -> None:
-        """Require that `delete` with a revision deletes that revision only, and never raises."""
+        """Require that `delete` with a revision deletes only that revision, and never raises."""
         first = await store.create("a", b"one")
         second = await store.update("a", b"two", first)
         await store.create("b", b"three")
@@ -185,7 +186,7 @@ class StoreContract:
         grown(await store.create("a", b"four"), second, "create of a deleted key")
 
     async def test_every_write_takes_a_time_to_live(self, store: StateStore) -> None:
-        """Require that every write accepts a ``ttl`` and keeps the value for at least that time."""
+        """Require that every write accepts a ``ttl``, and that the value is kept for at least that time."""
         revision = await store.create("a", b"one", 3600)
         grown(await store.update("a", b"two", revision, ttl=3600), revision, "update with a ttl")
         await store.put("b", b"three", ttl=3600)
@@ -193,7 +194,7 @@ class StoreContract:
         await self.has(store, "b", b"three")
 
     async def test_a_later_write_outlives_the_ttl_of_an_earlier_one(self, store: StateStore) -> None:
-        """Require that a write without a ``ttl`` never expires, whatever the earlier write had."""
+        """Require that a write without a ``ttl`` never expires, even if an earlier write had a ``ttl``."""
         first = await store.create("a", b"one", 1)
         second = await store.update("a", b"two", first)
         await store.put("b", b"one", 1)
@@ -205,18 +206,18 @@ class StoreContract:
     # -- all keys
 
     async def test_entries_of_an_empty_store(self, store: StateStore) -> None:
-        """Require that each test gets an empty store."""
+        """Require that a new store has no entries."""
         same(await listed(store), [], "in a new store, entries() returned")
 
     async def test_entries_are_what_get_gives_oldest_write_first(self, store: StateStore) -> None:
-        """Require that `entries` returns each key once, ordered by last write."""
+        """Require that `entries` returns each key exactly once, ordered by last write."""
         for key in ("b", "c", "a", "gone"):
             await store.create(key, key.encode())
         await store.put("b", b"again")
         await store.delete("gone")
         entries = await listed(store)
         same(
-            [entry.key for entry in entries], ["c", "a", "b"], "after writes of b, c, a and again b, entries() returned"
+            [entry.key for entry in entries], ["c", "a", "b"], "after writes to b, c, a and again b, entries() returned"
         )
         for entry in entries:
             read(entry, "entries()", entry.key)
@@ -225,7 +226,7 @@ class StoreContract:
                 fail(f"entries() returned created={entry.created!r} for {entry.key!r}, but get() {single.created!r}")
 
     async def test_entries_of_many_keys(self, store: StateStore) -> None:
-        """Require that `entries` returns thousands of keys: more than one page of most stores."""
+        """Require that `entries` returns thousands of keys, which is more than one page in most stores."""
         keys = [f"k{number}" for number in range(2300)]
         for start in range(0, len(keys), 100):
             await asyncio.gather(*(store.create(key, key.encode()) for key in keys[start : start + 100]))
@@ -238,27 +239,27 @@ class StoreContract:
             missing, strange = len(wanted.keys() - found.keys()), len(found.keys() - wanted.keys())
             fail(
                 f"of {len(wanted):,} keys, entries() returned {len(entries):,}: {missing:,} are missing, "
-                f"{strange:,} were deleted before, and {len(entries) - len(found):,} were returned twice"
+                f"{strange:,} had been deleted, and {len(entries) - len(found):,} were returned twice"
             )
 
     async def test_entries_can_be_left_early_and_read_twice_at_once(self, store: StateStore) -> None:
-        """Require that `entries` is an async generator that can be closed, and that two can run at once."""
+        """Require that `entries` is an async generator that can be closed, and that two can run at the same time."""
         for key in "abcdef":
             await store.create(key, b"x")
         iterator = store.entries()
         same((await iterator.__anext__()).key, "a", "entries() returned first")
-        same(len(await listed(store)), 6, "a second entries(), beside one that is half read, returned this many keys:")
+        same(len(await listed(store)), 6, "a second entries(), while the first was half read, returned this many keys:")
         if not hasattr(iterator, "aclose"):
             fail("entries() returned an iterator that cannot be closed. Use an async generator (`async def`, `yield`)")
         await iterator.aclose()
         same(
             len(await listed(store)),
             6,
-            "after an entries() that was closed half read, another one returned this many keys:",
+            "after a half-read entries() was closed, another entries() returned this many keys:",
         )
 
     async def test_writes_do_not_disturb_entries(self, store: StateStore) -> None:
-        """Require that `entries` misses no key but those written meanwhile, and does not raise."""
+        """Require that `entries` does not raise, and returns all keys that are not written in the meantime."""
         for key in "abcdef":
             await store.create(key, b"x")
         found: list[Entry] = []
@@ -269,12 +270,12 @@ class StoreContract:
                 await asyncio.gather(store.create("g", b"z"), store.create("h", b"z"))
             found.append(entry)
         missing = set("adef") - {entry.key for entry in found}
-        same(missing, set(), "keys that were not written meanwhile were missing from entries():")
+        same(missing, set(), "keys that were not written in the meantime were missing from entries():")
 
     # -- subscribers
 
     async def test_a_subscriber_is_woken_by_every_kind_of_write(self, store: StateStore) -> None:
-        """Require a wake-up for each write: a client that follows a task may sleep until then."""
+        """Require that each write wakes the subscriber, because a client that follows a task may sleep until then."""
         bell = Bell()
         unsubscribe = await store.subscribe("a", bell.ring)
         revision = await store.create("a", b"one")
@@ -288,18 +289,18 @@ class StoreContract:
         await unsubscribe()
 
     async def test_a_subscriber_hears_only_its_key(self, store: StateStore) -> None:
-        """Require that writes of similar keys do not wake a subscriber."""
+        """Require that writes to similar keys do not wake a subscriber."""
         bell, witness = Bell(), Bell()
         stops = [await store.subscribe("a", bell.ring), await store.subscribe("b", witness.ring)]
         for key in ("a.b", "a/b", "aa", "c", "b"):
             await store.put(key, b"x")
         await self.woken(witness, "put")
-        quiet(bell, "a subscriber of 'a' was woken by writes of 'a.b', 'a/b', 'aa', 'c' and 'b'")
+        quiet(bell, "a subscriber of 'a' was woken by writes to 'a.b', 'a/b', 'aa', 'c' and 'b'")
         for stop in stops:
             await stop()
 
     async def test_one_of_two_subscribers_can_unsubscribe(self, store: StateStore) -> None:
-        """Require that unsubscribing ends that subscription and no other."""
+        """Require that unsubscribing ends only that subscription."""
         one, two = Bell(), Bell()
         stop_one, stop_two = await store.subscribe("a", one.ring), await store.subscribe("a", two.ring)
         await store.put("a", b"x")
@@ -325,7 +326,7 @@ class StoreContract:
         await stop_witness()
 
     async def test_a_subscriber_can_unsubscribe_while_it_is_woken(self, store: StateStore) -> None:
-        """Require that the other subscribers are woken when one unsubscribes in its callback."""
+        """Require that the other subscribers are woken even if one subscriber unsubscribes in its callback."""
         first, second = Bell(), Bell()
         leaving: list[asyncio.Future[None]] = []
 
@@ -343,7 +344,7 @@ class StoreContract:
         await stop_second()
 
     async def woken(self, bell: Bell, write: str) -> None:
-        """Wait until a subscriber is woken on the event loop, and reset it."""
+        """Wait until a subscriber is woken on the event loop, and reset its bell."""
         __tracebackhide__ = True
 
         async def is_rung() -> bool:
@@ -357,16 +358,16 @@ class StoreContract:
     # -- helpers
 
     async def until(self, condition: Callable[[], Awaitable[bool]], problem: Callable[[], str]) -> None:
-        """Wait until a condition holds, or fail with the problem."""
+        """Wait until a condition is true, or fail with the problem."""
         __tracebackhide__ = True
         end = time.monotonic() + self.patience
         while not await condition():
             if time.monotonic() > end:
-                fail(f"{problem()}, still after {self.patience:g} s")
+                fail(f"{problem()}, even after {self.patience:g} s")
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that a fresh read returns the value at once, and a quick read in the end. Return the entry."""
+        """Require that a fresh read returns the value at once, and a quick read eventually. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -384,7 +385,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that a fresh read returns None at once, and a quick read in the end."""
+        """Require that a fresh read returns None at once, and a quick read eventually."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []
@@ -399,14 +400,14 @@ class StoreContract:
 
 
 class Bell:
-    """A subscriber that knows whether it was woken since it was last reset."""
+    """A subscriber that records whether it was woken since it was last reset."""
 
     def __init__(self) -> None:
         self.rung = False
         self.stray = False
 
     def ring(self) -> None:
-        """Record a wake-up; the callback for `StateStore.subscribe`."""
+        """Record a wake-up. This is the callback for `StateStore.subscribe`."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -415,7 +416,7 @@ class Bell:
 
 
 def fail(problem: str) -> NoReturn:
-    """Fail the test: say how the store breaks the contract."""
+    """Fail the test, and report how the store breaks the contract."""
     __tracebackhide__ = True
     pytest.fail(f"the store breaks the contract: {problem}")
 
@@ -428,15 +429,15 @@ def same(found: object, wanted: object, what: str) -> None:
 
 
 def grown(later: int, earlier: int, what: str) -> int:
-    """Require that a write's revision is above an earlier one of its key. Return the revision."""
+    """Require that a write's revision is higher than an earlier revision of its key. Return the revision."""
     __tracebackhide__ = True
     if not isinstance(later, int) or isinstance(later, bool) or later <= earlier:
-        fail(f"{what} returned the revision {later!r}, expected a number above {earlier}, the key's last revision")
+        fail(f"{what} returned the revision {later!r}, expected an int above {earlier}, the key's last revision")
     return later
 
 
 def read(entry: Entry | None, what: str, key: str) -> Entry:
-    """Require that a read returned an entry of that key. Return the entry."""
+    """Require that a read returned an entry for that key. Return the entry."""
     __tracebackhide__ = True
     if entry is None:
         fail(f"{what} returned None, but the key has been written")
@@ -444,12 +445,12 @@ def read(entry: Entry | None, what: str, key: str) -> Entry:
         fail(f"{what} returned {short(entry)}, expected an nqnb.Entry")
     same(entry.key, key, f"{what} returned the key")
     if abs(entry.created - time.time()) > 60:
-        fail(f"{what} returned created={entry.created!r}, expected about {time.time():.0f}, now in Unix seconds")
+        fail(f"{what} returned created={entry.created!r}, expected about {time.time():.0f}, the current Unix time")
     return entry
 
 
 async def refused(write: Awaitable[int], what: str, key: str) -> None:
-    """Require that a write raises `RevisionConflict` with its key."""
+    """Require that a write raises `RevisionConflict` with the key."""
     __tracebackhide__ = True
     try:
         revision = await write
@@ -462,20 +463,24 @@ async def refused(write: Awaitable[int], what: str, key: str) -> None:
 
 
 async def race(writes: Sequence[Awaitable[int]], what: str) -> int:
-    """Require that of many concurrent writes one succeeds and the others raise `RevisionConflict`. Return which."""
+    """Require that exactly one of many concurrent writes succeeds and the others raise `RevisionConflict`.
+
+    Returns:
+        The number of the write that succeeded.
+    """
     __tracebackhide__ = True
     ends = await asyncio.gather(*writes, return_exceptions=True)
     winners = [number for number, end in enumerate(ends) if isinstance(end, int)]
     strange = [end for end in ends if not isinstance(end, (int, RevisionConflict))]
     if strange:
-        fail(f"of {what} one raised {strange[0]!r}: one must succeed, and the others raise RevisionConflict")
+        fail(f"one of {what} raised {strange[0]!r}: one must succeed, and the others must raise RevisionConflict")
     if len(winners) != 1:
-        fail(f"of {what} {len(winners)} succeeded: one must succeed, and the others raise RevisionConflict")
+        fail(f"{len(winners)} of {what} succeeded: one must succeed, and the others must raise RevisionConflict")
     return winners[0]
 
 
 async def listed(store: StateStore) -> list[Entry]:
-    """Return all that `entries` returns."""
+    """Return a list of all entries."""
     return [entry async for entry in store.entries()]
 
 
@@ -487,6 +492,6 @@ def quiet(bell: Bell, problem: str) -> None:
 
 
 def short(thing: object) -> str:
-    """Return a repr, cut to a readable length."""
+    """Return the repr of an object, cut to a readable length."""
     text = repr(thing)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a server, which can cut their connection."""
+"""A TCP proxy between a client and a server that can interrupt their connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Proxy:
 
     Args:
         server: the server, or its address.
-        delay: the seconds by which all data is delayed, each way.
+        delay: the delay of all data in each direction, in seconds.
     """
 
     def __init__(self, server: DevServer | str, delay: float = 0.0) -> None:
@@ -44,7 +44,7 @@ class Proxy:
     def swallow(self) -> None:
         """Hold back all data and keep the connections open, as when a cable is pulled.
 
-        Data sent meanwhile arrives after `heal`, as with TCP. It is lost if `hang_up` comes before.
+        Data sent in the meantime arrives after `heal`, as with TCP. The data is lost if `hang_up` is called first.
         """
         self._flows.clear()
 
@@ -95,7 +95,7 @@ class Proxy:
                 await asyncio.sleep(self.delay)
                 writer.write(data)
                 await writer.drain()
-            # A cut hides from each side that the other one has closed the connection.
+            # While data is held back, neither side may notice that the other side has closed the connection.
             await self._flows.wait()
         except OSError:
             pass

@@ -64,7 +64,7 @@ def test_on_a_given_server_it_asks_and_leaves_nothing(server: nqnb.DevServer) ->
     assert "Add --yes" in refused.stderr
     wrong = chaos("-u", server.url, "--faults", "server", "--yes")
     assert wrong.returncode == 2
-    assert "needs a server of the attack's own" in wrong.stderr
+    assert "only on servers that the attack starts" in wrong.stderr
     answer = chaos("-u", server.url, "--tasks", "25", "--seed", "3", "--yes", "--faults", "worker")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "Every rule held." in answer.stdout
@@ -143,7 +143,7 @@ def test_a_worker_process_that_ends_by_itself_is_reported(tmp_path: Path) -> Non
     workers = ChaosWorkers(tmp_path, orders, [{"settings": {}, "clock": 0.0}])
     workers.start(0)
     assert until(workers.note_crashes, 30) == [0]
-    assert workers.crashes == [f"worker process 0 ended by itself with code {-signal.SIGABRT}"]
+    assert workers.crashes == [f"worker process 0 exited unexpectedly with code {-signal.SIGABRT}"]
     assert workers.number_at(0) is None
 
 
@@ -175,7 +175,7 @@ async def test_a_client_process_that_ends_by_itself_answers_and_is_reported() ->
     for _ in range(3):
         answer = await asyncio.wait_for(client.perform({"do": "cancel", "task": "a"}), 30)
         assert answer.error == "ConnectionFailed"
-    assert await client.stop() == ["the client with the wrong clock ended by itself with code 1"]
+    assert await client.stop() == ["the client with the wrong clock exited unexpectedly with code 1"]
     assert await client.stop() == []
 
 

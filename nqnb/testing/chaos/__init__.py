@@ -1,9 +1,9 @@
 """Chaos runs: attack nqnb with tasks, cancels and faults, and judge whether every rule holds.
 
-``nqnb chaos`` runs an attack from the command line. `run_chaos` starts its own servers and worker processes, or uses a
-given server. It submits tasks, cancels them at every moment of their lives, and injects faults: workers are killed and
-suspended, the server is killed, links are cut, event loops are blocked, the store is filled, clocks are wrong, a
-cluster loses its leaders. Then it judges by the handlers' log and by every stored revision.
+``nqnb chaos`` runs an attack from the command line. `run_chaos` starts its own servers, or uses a server that you pass,
+and starts worker processes. It submits tasks, cancels them at every moment of their lives, and injects faults: workers
+are killed and suspended, the server is killed, links are cut, event loops are blocked, the store is filled, clocks are
+wrong, and a cluster loses its leaders. Then it judges the attack by the handlers' log and by every stored revision.
 
 | file | contents |
 |---|---|
@@ -13,7 +13,7 @@ cluster loses its leaders. Then it judges by the handlers' log and by every stor
 | `workload` | the clients that submit and cancel |
 | `faults` | the faults |
 | `chaos_worker` | the program of a worker process |
-| `evidence` | what was seen, logged and stored |
+| `evidence` | everything that was seen, logged and stored |
 | `judge` | the rules |
 | `report` | progress, figures, timelines |
 """
@@ -47,7 +47,8 @@ _FILES = {
     "plan": "DEFAULT_FAULTS FAULTS FOREIGN_FAULTS ChaosOptions",
     "report": "ChaosReport ChaosState",
 }
-"""The file of each public name. Each is imported when it is first used, so that other commands start fast."""
+"""The public names of each file. A file is imported when one of its names is first used, so that other commands start
+fast."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Run an attack from the start of its servers to the judgement."""
+"""Run an attack, from the start of its servers to the judgement."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nqnb.testing.chaos.workload import LocalClient, RemoteClient, TaskClient, W
 
 _MAX_OPEN_TASKS = 96
 _END_TIMEOUT_SECONDS = 45.0
-"""Seconds, besides ten ack waits, within which tasks must end after the last fault."""
+"""Seconds within which all tasks must end after the last fault, in addition to ten ack waits."""
 _WORKER_START_TIMEOUT_SECONDS = 60.0
 _STATE_PAUSE_SECONDS = 0.2
 _LAG_PAUSE_SECONDS = 0.05
@@ -35,15 +35,15 @@ _SHOWN_FAULTS = 8
 
 
 async def run_chaos(options: ChaosOptions, on_change: Callable[[ChaosState], None] = lambda _: None) -> ChaosReport:
-    """Attack and judge.
+    """Run an attack and judge it.
 
     Args:
-        options: what to attack, and how.
+        options: the options of the attack.
         on_change: called with the progress a few times a second.
 
     Raises:
         DevServerError: the servers or the workers do not start.
-        NqnbError: the server is not usable.
+        NqnbError: the server cannot be used.
     """
     async with Testbed.opened(options) as testbed, contextlib.AsyncExitStack() as stack:
         attack = _Attack(options, testbed, on_change)
@@ -83,7 +83,7 @@ class _Attack:
         self._remote: RemoteClient | None = None
 
     async def run(self, stack: contextlib.AsyncExitStack) -> ChaosReport:
-        """Attack and judge."""
+        """Run the attack and judge it."""
         options, testbed, evidence = self._options, self._testbed, self._evidence
         stack.push_async_callback(self._end_processes)
         nq = await stack.enter_async_context(connect(testbed.settings))
@@ -179,12 +179,12 @@ class _Attack:
             ended = self._workers.crashes
             if ended or time.monotonic() > deadline:
                 tails = [line for life in self._workers.lives for line in self._workers.log_tail(life.number)]
-                why = "; ".join(ended) or f"{serving} of {self._options.workers} serve"
+                why = "; ".join(ended) or f"{serving} of {self._options.workers} are serving"
                 raise DevServerError(f"the attack's workers did not start: {why}. See their log:\n" + "\n".join(tails))
             await asyncio.sleep(0.1)
 
     async def _until_settled(self, nq: Client) -> None:
-        """Wait until every task has ended and the queues are empty, or for a limited time."""
+        """Wait until every task has ended and the queues are empty, or until the time limit has passed."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS + 10 * self._options.ack_wait
         while time.monotonic() < deadline:
             with contextlib.suppress(NqnbError):
@@ -194,7 +194,7 @@ class _Attack:
             await asyncio.sleep(0.5)
 
     async def _messages_left(self, nq: Client) -> list[str]:
-        """Return in words what is still in the queues."""
+        """Return a description of the messages that are still in the queues."""
         said = []
         connection = nq.backend.connection
         for queue in self._testbed.queues.values():
@@ -217,7 +217,7 @@ class _Attack:
         await asyncio.to_thread(self._workers.end_leftovers)
 
     async def _watch_loop(self) -> None:
-        """Record when this event loop, which runs the links, was blocked."""
+        """Record the times at which this event loop, which runs the links, was blocked."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -255,7 +255,7 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 
 
 async def _first_error(work: Any, beside: asyncio.Future[None]) -> None:
-    """Await work to its end. An error of a task beside it ends it."""
+    """Wait until the work is done. If the other task fails first, cancel the work and raise that error."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, beside}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """A worker process of an attack: ``python -m nqnb.testing.chaos.chaos_worker``, with its orders as JSON on stdin.
 
-The process ends when its stdin is closed, so it does not outlive the attack.
+The process exits when its stdin is closed, so it does not outlive the attack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Longer waits are schedules of the server in these workers, so the attack covers schedules too."""
+"""In these workers, longer waits use server-side schedules, so that the attack also covers schedules."""
 
 
 class HandlerFailed(Exception):
@@ -37,12 +37,12 @@ class HandlerFailed(Exception):
 
 
 def make_worker(orders: dict[str, Any]) -> Worker:
-    """Make the worker, with a handler for each kind of task."""
+    """Return a worker with a handler for each kind of task."""
     settings = Settings(**orders["settings"])
     worker = Worker(settings, concurrency=orders["concurrency"], shutdown_timeout=2.0, poison_limit=10_000)
     diary, name, token = str(orders["diary"]), worker.id, secrets.token_hex
 
-    # A handler in a process is pickled, so it uses nothing else of this module but what pickle can import.
+    # A handler in a process is pickled, so it uses only names of this module that pickle can import.
     def plain(job: Job, payload: dict[str, Any]) -> str:
         run, kind = token(4), str(payload["kind"])
         write_line(diary, job.id, job.attempt, "start", run, name, kind)
@@ -82,7 +82,7 @@ def make_worker(orders: dict[str, Any]) -> Worker:
         except HandlerFailed:
             write_line(diary, job.id, job.attempt, "raise", run, name, kind)
             raise
-        # Nothing is awaited from here on, so the worker receives the return.
+        # Nothing is awaited from here on, so the worker is certain to receive the return value.
         write_line(diary, job.id, job.attempt, "return", run, name, kind)
         return job.id
 
@@ -105,14 +105,14 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """Write into the diary when the whole process was suspended or got no processor."""
+    """A thread that writes to the diary when the whole process was suspended or got no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
         self._path, self._worker, self._pause, self._min_stall = path, worker, pause, min_stall
 
     def run(self) -> None:
-        """Compare the time slept with the time passed, until the process ends."""
+        """Compare each sleep with the time that has passed, until the process exits."""
         last = time.monotonic()
         while True:
             time.sleep(self._pause)
@@ -123,7 +123,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Write into the diary when the event loop was blocked."""
+    """Write to the diary when the event loop was blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -134,14 +134,14 @@ async def _watch_loop(diary: str, worker: str) -> None:
 
 
 def shift_clock(seconds: float) -> None:
-    """Move the clock of this process; that of the machine cannot be moved."""
+    """Shift only the clock of this process, because the machine's clock cannot be changed."""
     if seconds:
         right = time.time
         time.time = lambda: right() + seconds
 
 
 def end_with_stdin() -> None:
-    """End this process when its stdin is closed: its parent is gone."""
+    """Exit this process when its stdin is closed, because then its parent is gone."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -153,7 +153,7 @@ def end_with_stdin() -> None:
 
 
 def read_orders() -> dict[str, Any]:
-    """Read the first line of stdin and nothing after it."""
+    """Read the orders from the first line of stdin, and nothing after that line."""
     text = b""
     while not text.endswith(b"\n"):
         piece = os.read(0, 1)
@@ -165,8 +165,8 @@ def read_orders() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve until SIGTERM."""
-    # This handler applies until the worker serves and installs its own.
+    """Run the worker until SIGTERM is received."""
+    # This signal handler is used until the worker installs its own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     orders = read_orders()
     end_with_stdin()
@@ -185,7 +185,7 @@ def main() -> None:
             asyncio.run(_serve(worker, diary))
             return
         except NqnbError as error:
-            # The server may be away while the worker starts. A supervisor would restart the worker too.
+            # The server may be unavailable while the worker starts. A process supervisor would also restart the worker.
             print(f"the worker failed and is restarted: {error}", file=sys.stderr, flush=True)  # noqa: T201  stderr is the process's log
             time.sleep(0.5)
 

@@ -1,6 +1,6 @@
-"""The evidence of an attack: what its clients were told, what the handlers logged, and every stored revision.
+"""The evidence of an attack: the answers to its clients, the handlers' log, and every stored revision.
 
-All times are of the machine's monotonic clock, which all processes share.
+All times are on the machine's monotonic clock, which all processes share.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nqnb.protocol.wire import Status, TaskMessage, parse_time
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
 SERVER_FAULTS = ("server", "cluster", "full")
-"""The kinds of faults in which no worker can write."""
+"""The kinds of faults during which no worker can write."""
 
 
 @dataclass(slots=True)
 class SubmitSeen:
-    """One submit. ``task`` is empty if it was refused before it had an id."""
+    """One submit. ``task`` is empty if the submit failed before the task had an id."""
 
     plan: TaskPlan
     queue: str
@@ -40,7 +40,7 @@ class SubmitSeen:
 
 @dataclass(slots=True)
 class CancelSeen:
-    """One cancel, and what the call returned."""
+    """One cancel, and the result of the call."""
 
     task: str
     aim: Moment
@@ -52,7 +52,7 @@ class CancelSeen:
 
     @property
     def accepted(self) -> bool:
-        """Whether the call promised that the task is cancelled or will be."""
+        """Whether the call reported that the task is cancelled or will be."""
         return bool(self.ended) and not self.error
 
     @property
@@ -72,7 +72,7 @@ class Revision:
 
 @dataclass(slots=True)
 class FaultSeen:
-    """One fault: the numbers of the worker processes that it affects (None = all), when it began and ended."""
+    """One fault: the times of its begin and end, and the numbers of the affected worker processes. None means all."""
 
     kind: str
     what: str
@@ -80,12 +80,12 @@ class FaultSeen:
     ended: float = 0.0
     numbers: tuple[int, ...] | None = None
     harmless: bool = False
-    """Whether it lasts for the whole attack and delays nothing: a wrong clock, a slow link."""
+    """Whether the fault lasts for the whole attack and delays nothing, such as a wrong clock or a slow link."""
 
 
 @dataclass(slots=True)
 class LifeSeen:
-    """One worker process. ``died`` is 0 while it runs."""
+    """One worker process. ``died`` is 0 while it is running."""
 
     number: int
     pid: int
@@ -96,7 +96,7 @@ class LifeSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """One run of a handler, from the lines of the diary. ``word`` is "" if the handler wrote no end."""
+    """One run of a handler, according to the diary. ``word`` is "" if the handler logged no end."""
 
     task: str
     attempt: int
@@ -120,13 +120,13 @@ class Evidence:
     faults: list[FaultSeen] = field(default_factory=list)
     lives: list[LifeSeen] = field(default_factory=list)
     lags: list[tuple[float, float]] = field(default_factory=list)
-    """When the attack's own event loop, which runs the links, was blocked."""
+    """The times at which the attack's own event loop, which runs the links, was blocked."""
     left: list[str] = field(default_factory=list)
-    """What was left at the end and should not have been, in words."""
+    """Descriptions of messages and processes that were wrongly left behind at the end."""
     crashes: list[str] = field(default_factory=list)
-    """Workers and clients that crashed, in words."""
+    """Descriptions of workers and clients that crashed."""
     missing: int = 0
-    """The number of revisions that were stored and could not be read."""
+    """The number of revisions that were stored but could not be read."""
     begun: float = 0.0
     judged: float = 0.0
     """When the evidence was complete."""
@@ -168,12 +168,12 @@ class Evidence:
 
     @cached_property
     def stalls(self) -> dict[int, list[tuple[float, float]]]:
-        """When each worker process was suspended or got no processor."""
+        """The times at which each worker process was suspended or got no CPU time."""
         return self._pauses("stall")
 
     @cached_property
     def loop_lags(self) -> dict[int, list[tuple[float, float]]]:
-        """When the event loop of each worker process was blocked."""
+        """The times at which the event loop of each worker process was blocked."""
         return self._pauses("lag")
 
     def _pauses(self, word: str) -> dict[int, list[tuple[float, float]]]:
@@ -184,15 +184,17 @@ class Evidence:
         return dict(found)
 
     def died(self, number: int) -> float:
-        """Return when a worker process died, or 0 if it runs."""
+        """Return when a worker process died, or 0 if it is running."""
         return next((life.died for life in self.lives if life.number == number), 0.0)
 
     def disturbed(self, number: int, begin: float, end: float, *, servers: bool = True) -> bool:
-        """Return whether a worker process was killed, suspended or cut off in a span of time, or the server was away.
+        """Return whether a fault affected a worker process in a span of time.
+
+        The faults are that the process was killed, suspended or cut off, and that the server was unavailable.
 
         Args:
-            number: the worker process.
-            begin: the begin of the span.
+            number: the number of the worker process.
+            begin: the beginning of the span.
             end: the end of the span.
             servers: whether faults of the server count.
         """
@@ -212,13 +214,13 @@ class Evidence:
         return overlaps(self.lags, begin, end)
 
     def server_outage(self, begin: float, end: float) -> float:
-        """Return for how many seconds of a span of time the server was away."""
+        """Return for how many seconds of a span of time the server was unavailable."""
         faults = (fault for fault in self.faults if fault.kind in SERVER_FAULTS)
         return sum(max(0.0, min(end, fault.ended or end) - max(begin, fault.begun)) for fault in faults)
 
 
 def overlaps(spans: Iterable[tuple[float, float]], begin: float, end: float) -> bool:
-    """Return whether one of some spans of time overlaps another span."""
+    """Return whether any of the spans overlaps the time from ``begin`` to ``end``."""
     return any(first <= end and last >= begin for first, last in spans)
 
 
@@ -232,8 +234,9 @@ NONE = "-"
 class Line:
     """One line of a diary: ``time task attempt word run worker kind``.
 
-    A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello``, ``stall`` when
-    the process was suspended, and ``lag`` when its event loop was blocked: for ``seconds``, until ``at``.
+    A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello`` at its start. It
+    writes ``stall`` after the process was suspended, and ``lag`` after its event loop was blocked. Both lasted for
+    ``seconds`` and ended at ``at``.
     """
 
     at: float
@@ -244,12 +247,12 @@ class Line:
     worker: str
     kind: str
     number: int = 0
-    """The number of the worker process that wrote it."""
+    """The number of the worker process that wrote the line."""
     seconds: float = 0.0
 
 
 def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: str, kind: str) -> None:
-    """Append a line in one write."""
+    """Append a line to the diary in a single write."""
     text = f"{time.monotonic():.6f} {task} {attempt} {word} {run} {worker} {kind}\n"
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -259,7 +262,7 @@ def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: 
 
 
 def read_diary(path: Path, number: int) -> list[Line]:
-    """Read a diary, without a last line that a kill has cut short."""
+    """Read a diary. A last line that was cut off by a kill is ignored."""
     lines = []
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         parts = text.split()
@@ -273,12 +276,12 @@ def read_diary(path: Path, number: int) -> list[Line]:
 # -- every stored revision
 
 HISTORY_REVISIONS = 64
-"""Revisions that the state bucket keeps of each task: the maximum of a bucket, and more than a task has."""
+"""The number of revisions that the state bucket keeps for each task: the maximum, and more than any task has."""
 _READ_AT_ONCE = 256
 
 
 async def keep_history(connection: Connection, bucket: str) -> None:
-    """Create the state bucket with a history of every revision, before a client creates it.
+    """Create the state bucket with a history of all revisions. Call this before a client creates the bucket.
 
     Raises:
         ServerRefused: the server rejects the stream.
@@ -297,7 +300,7 @@ async def keep_history(connection: Connection, bucket: str) -> None:
 
 
 async def read_revisions(connection: Connection, bucket: str, offset: float) -> tuple[dict[str, list[Revision]], int]:
-    """Read every revision that was stored, by task, oldest first.
+    """Read all stored revisions of each task, oldest first.
 
     Args:
         connection: the connection to read with.
@@ -305,7 +308,7 @@ async def read_revisions(connection: Connection, bucket: str, offset: float) -> 
         offset: the server's clock minus the monotonic clock, in seconds.
 
     Returns:
-        The revisions, and how many were stored and are missing.
+        The revisions by task id, and the number of stored revisions that are missing.
     """
     stream, api = f"KV_{bucket}", connection.api
     state = (await connection.insist(lambda: api(f"STREAM.INFO.{stream}")))["state"]

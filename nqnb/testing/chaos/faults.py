@@ -1,4 +1,4 @@
-"""Inject faults at random moments: kill and suspend workers, kill servers, cut links, fill the store."""
+"""Inject faults at random moments: kill and suspend workers, kill servers, cut links and fill the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAKE_ROOM_TIMEOUT_SECONDS = 30.0
 
 
 class Faults:
-    """The faults of one attack, dealt like cards, so that each kind is equally frequent.
+    """The faults of one attack. Their kinds are shuffled like cards, so that each kind is equally frequent.
 
     Args:
         options: the options of the attack.
@@ -41,9 +41,9 @@ class Faults:
         self._dice = random.Random(f"faults {options.seed}")
         self._background: set[asyncio.Task[None]] = set()
         self._busy: set[int] = set()
-        """The places whose worker process is suspended or restarts."""
+        """The places whose worker process is suspended or restarting."""
         self._cut: set[int] = set()
-        """The links that are cut."""
+        """The numbers of the links that are cut."""
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "worker": self._worker,
             "server": self._server,
@@ -58,7 +58,7 @@ class Faults:
             self._kinds.pop("full", None)
 
     async def run(self) -> None:
-        """Inject faults until cancelled. `heal` repairs what is broken then."""
+        """Inject faults until this is cancelled. Afterwards, `heal` repairs everything."""
         if not self._kinds:
             self._workload.fully_faulted.set()
             return
@@ -72,7 +72,7 @@ class Faults:
             self._workload.fully_faulted.set()
 
     async def heal(self) -> None:
-        """Repair everything and wait until it works again.
+        """Repair everything, and wait until the servers and workers work again.
 
         Raises:
             DevServerError: a server does not restart.
@@ -117,9 +117,9 @@ class Faults:
     # -- workers
 
     def _restart_crashed(self) -> None:
-        """Restart worker processes that ended by themselves; the judge reports them."""
+        """Restart worker processes that crashed. The judge reports the crashes."""
         for number in self._workers.note_crashes():
-            self._note("worker", f"worker process {number} ended by itself", (number,)).ended = time.monotonic()
+            self._note("worker", f"worker process {number} crashed", (number,)).ended = time.monotonic()
         for place in range(self._workers.places):
             if place not in self._busy and self._workers.number_at(place) is None:
                 self._workers.start(place)
@@ -127,7 +127,7 @@ class Faults:
     async def _worker(self) -> None:
         free = [place for place in range(self._workers.places) if place not in self._busy]
         if len(free) < 2:
-            # One worker is left undisturbed, so that tasks run.
+            # One worker stays undisturbed, so that tasks can run.
             return
         place = self._dice.choice(free)
         if self._dice.random() < 0.6:
@@ -166,7 +166,7 @@ class Faults:
             self._busy.discard(place)
 
     async def _wait_and_perhaps_kill(self, seconds: float, *, always: bool = False) -> None:
-        """Wait while a server is away or full; perhaps kill a worker meanwhile."""
+        """Wait while a server is down or full, and perhaps kill a worker in the meantime."""
         free = [place for place in range(self._workers.places) if place not in self._busy]
         if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)
@@ -216,13 +216,13 @@ class Faults:
                 pass
 
     async def _keep_full(self) -> None:
-        """Fill the room that ended tasks leave."""
+        """Keep the store full when ended tasks free room."""
         while True:
             await asyncio.sleep(0.05)
             await self._fill()
 
     async def _store_ballast(self, size: int) -> bool:
-        """Store a message. Return whether there was room."""
+        """Store a message of this size. Return whether there was room for the message."""
         connection = self._testbed.connection
         if connection is None:
             return False
@@ -260,7 +260,7 @@ class Faults:
         if how == "reset":
             seconds = 0.1
         fault = self._note("link", f"the link of {name} was {how} for {seconds:.1f} s", None)
-        # A worker process that starts in that place meanwhile is cut off too.
+        # A worker process that is started in that place in the meantime is also cut off.
         fault.numbers = () if number == self._workers.places else None if process is None else (process,)
         try:
             if how == "refused":

@@ -1,4 +1,4 @@
-"""Judge an attack by its evidence: the handlers' log, every stored revision, and what the clients were told."""
+"""Judge an attack by its evidence: the handlers' log, every stored revision, and the answers to the clients."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen,
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, Kind
 
 SLACK_SECONDS = 0.05
-"""The maximum error in the comparison of the server's clock with that of this machine."""
+"""The maximum error in comparisons between the server's clock and the clock of this machine."""
 _STOP_WINDOW_SECONDS = 1.0
-"""Seconds in which a handler's process may still be stopped after it has logged its return."""
+"""Seconds for which a handler's process may still be stopped after it has logged its return."""
 _MAKE_ROOM_SECONDS = 5.0
-"""Seconds after the end of a full store within which the end of a cancelled task is written."""
+"""Seconds within which the end of a cancelled task must be written once the store is no longer full."""
 _MAX_WAITING_REVISIONS = 8
-"""The maximum number of revisions of a task that is cancelled while it waits."""
+"""The maximum number of revisions of a task that is cancelled while it is waiting."""
 
 
 class Rule(enum.Enum):
-    """The rules. Each value describes a breach of its rule."""
+    """A rule that an attack must not break. The value describes a breach of the rule."""
 
-    LOST = "was acknowledged and is lost"
+    LOST = "was acknowledged but is lost"
     OPEN = "has not ended"
     LEFT = "left behind"
     CRASHED = "crashed"
@@ -47,7 +47,7 @@ class Rule(enum.Enum):
 
 @dataclass(frozen=True)
 class Breach:
-    """A breach of a rule. ``task`` is "" if the breach concerns no single task."""
+    """A breach of a rule. ``task`` is "" if the breach does not concern a single task."""
 
     rule: Rule
     text: str
@@ -59,7 +59,7 @@ def judge(evidence: Evidence) -> list[Breach]:
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
     breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
     if evidence.missing > _MAX_WAITING_REVISIONS * _ended_in_a_full_store(evidence):
-        breaches.append(Breach(Rule.RECORD, f"{evidence.missing} revisions were stored and could not be read"))
+        breaches.append(Breach(Rule.RECORD, f"{evidence.missing} revisions were stored but could not be read"))
     known = {**dict.fromkeys(each.task for each in evidence.submits if each.task), **dict.fromkeys(evidence.revisions)}
     for task in known:
         breaches += _judge_task(evidence, task)
@@ -67,7 +67,7 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Return how many tasks were cancelled while the store was full: their old revisions are removed to make room."""
+    """Return how many tasks were cancelled in a full store, where their old revisions may be removed to make room."""
     full = _full_store(evidence)
     return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
 
@@ -113,7 +113,7 @@ class _Task:
         return min((each.begun for each in self.cancels), default=float("inf"))
 
     def claims(self) -> Iterator[tuple[Revision, float]]:
-        """Return each claim, and when the next one was written."""
+        """Yield each claim with the time of the next claim, or infinity."""
         marks: list[Revision] = []
         for revision in self.revisions:
             entry = revision.entry
@@ -123,7 +123,7 @@ class _Task:
             yield revision, marks[number + 1].at if number + 1 < len(marks) else float("inf")
 
     def received(self, run: RunSeen) -> bool:
-        """Return whether the worker certainly received the return that a run has logged."""
+        """Return whether the worker must have received the return value of a run that logged its return."""
         if run.kind not in (Kind.THREAD.value, Kind.PROCESS.value):
             return True
         margin = _STOP_WINDOW_SECONDS if run.kind == Kind.PROCESS.value else 0.0
@@ -135,14 +135,14 @@ class _Task:
 
 def _open(task: _Task) -> Iterator[str]:
     if not task.status.terminal:
-        yield f"it is {task.status.label} at the end"
+        yield f"it is still {task.status.label} at the end"
 
 
 def _second_end(task: _Task) -> Iterator[str]:
     ends = [each for each in task.revisions if each.entry.Status.terminal]
     for before, after in zip(task.revisions, task.revisions[1:], strict=False):
         old, new = before.entry.Status, after.entry.Status
-        # The same state may be written again to give it a time to live.
+        # The same state may be written again with a time to live.
         if old.terminal and (new is not old or _essence(before) != _essence(after)):
             yield f"it was {old.label} at revision {before.sequence}, but {new.label} at revision {after.sequence}"
             return
@@ -188,11 +188,11 @@ def _lied(task: _Task) -> Iterator[str]:
     submit = task.evidence.submit_of.get(task.id)
     for cancel in task.cancels:
         known = submit is not None and submit.ended and not submit.error and submit.ended < cancel.begun
-        # In a full store a cancel removes the entry to make room, and the task is unknown until its end is written.
+        # In a full store, a cancel removes the entry to make room. The task is then unknown until its end is written.
         began = cancel.begun - _MAKE_ROOM_SECONDS
         unknown = cancel.error == "UnknownTask" and not overlaps(_full_store(task.evidence), began, cancel.ended)
         if unknown and known:
-            yield "a cancel reported that there is no such task, but its submit had been acknowledged"
+            yield "a cancel reported that the task does not exist, but its submit had been acknowledged"
         elif cancel.error == "NotCancellable" and cancel.status is not task.status:
             yield f"a cancel reported that it had already ended as {_label(cancel)}, but it is {task.status.label}"
         elif cancel.accepted and not cancel.stopping and cancel.status is not task.status:
@@ -222,7 +222,7 @@ def _claimed_late(task: _Task) -> Iterator[str]:
 
 def _unheard(task: _Task) -> Iterator[str]:
     evidence = task.evidence
-    # Less than a third of the ack wait, at which a heartbeat finds a cancel request whose message was lost.
+    # Less than a third of the ack wait, after which a heartbeat finds a cancel request whose message was lost.
     bound = evidence.ack_wait / 8 + 3 * FAR_DELAY_SECONDS
     for cancel in task.accepted:
         if not cancel.stopping:
@@ -259,7 +259,7 @@ def _no_raise(task: _Task) -> Iterator[str]:
         if not any(run.attempt == attempt and run.word == "raise" for run in task.runs):
             yield f"no handler raised in attempt {attempt}, but its error is {error.type if error else 'missing'}"
         if entry.CurrentRetry < entry.MaxRetry:
-            yield f"it failed in attempt {attempt}, but has {entry.MaxRetry + 1}"
+            yield f"it failed in attempt {attempt} of {entry.MaxRetry + 1}"
 
 
 def _again(task: _Task) -> Iterator[str]:
@@ -268,13 +268,13 @@ def _again(task: _Task) -> Iterator[str]:
             if later.begun <= run.ended or not task.received(run):
                 continue
             begin = run.ended - task.evidence.ack_wait
-            # Renewals come each third of the ack wait. In a longer outage the lease expires although the worker lives.
+            # The lease is renewed every third of the ack wait. In a longer outage it expires although the worker lives.
             if task.evidence.server_outage(begin, later.begun) > task.evidence.ack_wait / 2:
                 continue
             if not task.evidence.disturbed(run.number, begin, later.begun, servers=False):
                 yield (
-                    f"its handler returned at {_when(task, run.ended)} in worker process {run.number}, which ran on "
-                    f"undisturbed, but it started again at {_when(task, later.begun)}"
+                    f"its handler returned at {_when(task, run.ended)} in worker process {run.number}, which kept "
+                    f"running undisturbed, but it started again at {_when(task, later.begun)}"
                 )
                 return
 
@@ -282,7 +282,7 @@ def _again(task: _Task) -> Iterator[str]:
 def _overlap(task: _Task) -> Iterator[str]:
     for number, run in enumerate(task.runs):
         if run.kind == Kind.PROCESS.value and not run.word:
-            # It was killed at an unknown time.
+            # The run was killed at an unknown time.
             continue
         for later in task.runs[number + 1 :]:
             if later.begun >= run.ended - SLACK_SECONDS:

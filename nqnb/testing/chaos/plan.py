@@ -1,4 +1,4 @@
-"""The options and the plan of an attack: its tasks and cancels, drawn from its seed."""
+"""The options and the plan of an attack: its tasks and cancels, which are drawn at random from its seed."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from nqnb.errors import BadInput
 from nqnb.settings import Settings
 
 FAULTS = ("worker", "server", "link", "block", "full", "clock", "cluster")
-"""Every kind of fault."""
+"""All kinds of faults."""
 DEFAULT_FAULTS = FAULTS[:-1]
-"""Every kind of fault that a single server can have."""
+"""All kinds of faults that are possible with a single server."""
 FOREIGN_FAULTS = ("worker", "block")
-"""The kinds of faults that are possible on a given server."""
+"""The kinds of faults that are possible on a server that the user passes."""
 
 ACK_WAIT_SECONDS = 3.0
 PATIENT_SECONDS = 1.0
 """Seconds that a task of the patient queue waits for its retry."""
 FAR_DELAY_SECONDS = 0.1
-"""Seconds by which the link of one worker delays all data, each way."""
+"""The delay of one worker's link in each direction, in seconds."""
 
 
 class Moment(enum.Enum):
-    """A moment of a task's life at which it is cancelled."""
+    """A moment in the life of a task at which it is cancelled."""
 
     SUBMIT = "before submit returns"
     PENDING = "pending"
@@ -38,7 +38,7 @@ class Moment(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """The kinds of handlers. Each kind has a queue of its own."""
+    """The kind of a handler. Each kind has its own queue."""
 
     COROUTINE = "coroutine"
     THREAD = "thread"
@@ -49,18 +49,18 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class ChaosOptions:
-    """What to attack, and how.
+    """The options of an attack.
 
     Args:
-        tasks: how many tasks are submitted.
-        seed: tasks, cancels and faults are drawn from it.
-        minutes: after this time no more tasks are submitted.
-        faults: which kinds of `FAULTS` are injected.
+        tasks: the number of tasks to submit.
+        seed: the seed of the random tasks, cancels and faults.
+        minutes: the time after which no more tasks are submitted.
+        faults: the kinds of faults to inject; see `FAULTS`.
         settings: the server to attack. None starts one server, or three if ``faults`` contains ``cluster``.
         workers: the number of worker processes.
-        concurrency: the number of tasks that each of them runs at once.
+        concurrency: the number of tasks that each worker process runs at once.
         ack_wait: the ack wait of the queues, in seconds.
-        prelude: ``module:function``, called in each worker process before its worker is made.
+        prelude: a function, as ``module:function``, that each worker process calls before it creates its worker.
 
     Raises:
         BadInput: an option is invalid.
@@ -81,18 +81,18 @@ class ChaosOptions:
         if unknown:
             raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use {', '.join(FAULTS)}.")
         if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
-            raise BadInput("an attack needs at least 1 task, 2 workers and some time. Raise them.")
+            raise BadInput("an attack needs at least 1 task, 2 workers and more than 0 minutes. Pass larger values.")
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
             raise BadInput(
-                f"faults are invalid: {elsewhere[0]!r} needs a server of the attack's own. "
-                f"On a given server use {' and '.join(FOREIGN_FAULTS)}."
+                f"faults are invalid: {elsewhere[0]!r} is possible only on servers that the attack starts. "
+                f"On a server that you pass, use only {' and '.join(FOREIGN_FAULTS)}."
             )
 
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """One cancel: the moment it aims at, its delay in seconds after the sign of that moment, and the client."""
+    """One cancel: its target moment, its delay in seconds after the sign of that moment, and the client's number."""
 
     aim: Moment
     after: float
@@ -101,7 +101,7 @@ class CancelPlan:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task, what its handler does, and its cancels."""
+    """One task, the behavior of its handler, and its cancels."""
 
     number: int
     kind: Kind
@@ -119,12 +119,12 @@ class TaskPlan:
     chosen: bool = False
     """Whether the client chooses the task's id."""
     client: int = 0
-    """The number of the client that submits it."""
+    """The number of the client that submits the task."""
     cancels: tuple[CancelPlan, ...] = field(default_factory=tuple)
 
     @property
     def told(self) -> str:
-        """The task in words, without what is usual."""
+        """The task as text. Default values are left out."""
         unusual = {
             f"planned failures: {self.failures}": self.failures,
             f"retries: {self.retry}": self.retry,
@@ -138,7 +138,7 @@ class TaskPlan:
 
     @property
     def payload(self) -> dict[str, object]:
-        """The payload: the instructions for the handler."""
+        """The payload of the task, with the instructions for the handler."""
         return {
             "kind": self.kind.value,
             "seconds": self.seconds,
@@ -152,7 +152,7 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _BLOCKS_ONE_IN = 400
-"""One of this many tasks blocks its event loop, and at least two tasks do."""
+"""One in this many tasks blocks its event loop, but always at least two tasks."""
 
 
 def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
@@ -184,7 +184,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
     if kind is Kind.PROCESS:
         seconds = min(seconds, 1.0)
     if {Moment.CLAIM, Moment.STARTED} & set(moments) and dice.random() < 0.7:
-        # Long enough to see that a cancel was not heard.
+        # Long enough to detect that a cancel was not received.
         seconds = dice.uniform(1.2, 2.0)
     elif Moment.RUNNING in moments:
         seconds = max(seconds, dice.uniform(0.2, 0.6))
@@ -211,7 +211,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
 
 
 def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
-    """Draw how many seconds a cancel comes after the sign of its moment."""
+    """Draw the delay of a cancel after the sign of its moment, in seconds."""
     if aim is Moment.SUBMIT:
         return dice.choice([dice.uniform(0, 0.004), dice.uniform(0, 0.1)])
     if aim is Moment.PENDING:

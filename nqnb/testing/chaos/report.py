@@ -1,4 +1,4 @@
-"""The progress and the report of an attack: its figures, its breaches, and the timelines of their tasks."""
+"""The progress and the report of an attack: its figures, its breaches, and the timelines of the affected tasks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from nqnb.testing.chaos.plan import Moment
 SHOWN_BREACHES = 5
 """The number of breaches that are reported with a timeline."""
 _CLAIM_SECONDS = 0.01
-"""A cancel this long before a claim met the claim."""
+"""A cancel at most this long before a claim counts as made at the claim."""
 _STARTED_SECONDS = 0.05
-"""A cancel this long after the start of a handler met the start."""
+"""A cancel at most this long after the start of a handler counts as made at the start."""
 _FINISH_SECONDS = 0.02
-"""A cancel this long before the end of a handler met the finish."""
+"""A cancel at most this long before the end of a handler counts as made at the finish."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ChaosState:
     faults: Counter[str] = field(default_factory=Counter)
     workers: int = 0
     last_faults: list[tuple[float, str, bool]] = field(default_factory=list)
-    """The last faults: when, what, and whether each is over."""
+    """The last faults, each with its time, its description, and whether it is over."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _spread(spread: Spread) -> dict[str, float]:
 
 
 def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
-    """Return the first breaches with their timelines: one of each rule before the second one of any rule."""
+    """Return the first breaches with their timelines. One breach of each rule comes before a second of any rule."""
     seen: Counter[str] = Counter()
     ranked = []
     for number, breach in enumerate(breaches):
@@ -122,7 +122,7 @@ def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
 
 
 def timeline(evidence: Evidence, task: str) -> list[str]:
-    """Return the evidence of one task, in order of time, with the faults of that time."""
+    """Return the evidence of one task in chronological order, including the faults at that time."""
     events: list[tuple[float, str]] = []
     submit = evidence.submit_of.get(task)
     if submit is not None:
@@ -205,8 +205,8 @@ class Spread:
 class Figures:
     """The figures of an attack.
 
-    ``cancels`` counts, for each moment that a cancel met, how the tasks ended. ``ack``, ``start`` and ``stop`` are the
-    times from submit to acknowledgement, from submit to start, and from cancel to stop.
+    ``cancels`` counts how the tasks ended, for each moment at which a task was cancelled. ``ack``, ``start`` and
+    ``stop`` are the times from submit to acknowledgement, from submit to start, and from cancel to stop.
     """
 
     cancels: dict[Moment, Counter[str]] = field(default_factory=dict)
@@ -215,11 +215,11 @@ class Figures:
     start: Spread = field(default_factory=Spread)
     stop: Spread = field(default_factory=Spread)
     stall: float = 0.0
-    """The longest time in which submits were in flight and none was acknowledged."""
+    """The longest time for which submits were in flight and no submit was acknowledged, in seconds."""
     faults: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     again: int = 0
-    """Runs that repeat an attempt that a fault has ended."""
+    """The number of runs that repeat an attempt which a fault interrupted."""
 
 
 def figures(evidence: Evidence) -> Figures:
@@ -250,7 +250,7 @@ def figures(evidence: Evidence) -> Figures:
 
 
 def _stops(evidence: Evidence) -> Iterable[float]:
-    """Return how long handlers ran on after the first cancel."""
+    """Yield for how long each handler kept running after the first cancel of its task."""
     for task, cancels in evidence.cancels_of.items():
         asked = min((each.begun for each in cancels if each.accepted), default=None)
         if asked is not None:
@@ -262,7 +262,7 @@ def _stops(evidence: Evidence) -> Iterable[float]:
 
 
 def _stall(acks: list[tuple[float, float]]) -> float:
-    """Return the longest time without an acknowledgement while a submit waited for one."""
+    """Return the longest time without an acknowledgement while a submit was waiting for one."""
     ends, longest = sorted(end for _, end in acks), 0.0
     for begin, end in acks:
         position = bisect.bisect_left(ends, end)
@@ -272,7 +272,7 @@ def _stall(acks: list[tuple[float, float]]) -> float:
 
 
 def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
-    """Return the moment of the task's life that a cancel met."""
+    """Return the moment in the life of the task at which the cancel was made."""
     submit, at = evidence.submit_of.get(cancel.task), cancel.begun
     if submit is not None and (not submit.ended or at < submit.ended):
         return Moment.SUBMIT

@@ -1,4 +1,4 @@
-"""What an attack runs on: its servers or the given one, the links to them, and the worker processes."""
+"""The testbed of an attack: its own servers or the user's server, the links to them, and the worker processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from nqnb.testing.proxy import Proxy
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
 _BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")
 _STORE_BYTES = 64 * 2**20
-"""Bytes that the attack's own server may store, besides those for each task."""
+"""The number of bytes that the attack's own server may store, in addition to those for each task."""
 _STORE_BYTES_PER_TASK = 24 * 2**10
 _REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """The network between a client or a worker and the servers: a proxy for each server."""
+    """The network between a client or worker and the servers, with a proxy for each server."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay
@@ -70,12 +70,12 @@ class Link:
             proxy.hang_up()
 
     def slow_down(self, delay: float) -> None:
-        """Delay all data by this many seconds more, each way."""
+        """Delay all data by this many more seconds in each direction."""
         for proxy in self._proxies:
             proxy.delay = self.delay + delay
 
     async def heal(self) -> None:
-        """Work as at the start."""
+        """Restore the link to its initial state."""
         for proxy in self._proxies:
             proxy.delay = self.delay
             await proxy.heal()
@@ -94,7 +94,7 @@ class Testbed:
         self.server: DevServer | None = None
         self.cluster: Cluster | None = None
         self.links: list[Link] = []
-        """The link of each worker process, then that of the second client."""
+        """The link of each worker process, followed by the link of the second client."""
         self.settings = Settings("nats://127.0.0.1")
         """The settings of a direct connection."""
         self.queues: dict[str, str] = {}
@@ -102,12 +102,12 @@ class Testbed:
         self.offset = 0.0
         """The server's clock minus the monotonic clock, in seconds."""
         self.connection: Connection | None = None
-        """The attack's own connection, for what only an operator does."""
+        """The attack's own connection, for operator tasks."""
 
     @classmethod
     @contextlib.asynccontextmanager
     async def opened(cls, options: ChaosOptions) -> AsyncIterator[Testbed]:
-        """Start the servers and links; stop them at the end of the block."""
+        """Start the servers and links, and stop them at the end of the block."""
         folder = Path(tempfile.mkdtemp(prefix="nqnb-chaos-"))
         testbed = cls(options, folder)
         try:
@@ -123,7 +123,7 @@ class Testbed:
         self.queues = {kind.value: f"nqnb-chaos-{mark}-{kind.value}" for kind in Kind}
         common: dict[str, Any] = {"ack_wait": options.ack_wait, "request_timeout": _REQUEST_TIMEOUT_SECONDS}
         if given is not None:
-            # With its own buckets an attack neither reads nor leaves data among other users' states.
+            # With its own buckets, an attack neither reads nor changes the states of other users.
             buckets = {name: f"nqnb-chaos-{mark}-{name.partition('_')[0]}" for name in _BUCKETS}
             self.settings = Settings.of(given, **common, **buckets)
             stack.push_async_callback(self._tidy_up)
@@ -153,7 +153,7 @@ class Testbed:
             self.links.append(link)
 
     def fields(self, place: int | None = None) -> dict[str, Any]:
-        """Return the settings of a worker process's place, or of a direct connection, as JSON can carry them."""
+        """Return the settings of a place, or of a direct connection if place is None, as JSON values."""
         settings = self.settings
         urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
         plain = ("replicas", "ack_wait", "request_timeout", *_BUCKETS)
@@ -171,7 +171,7 @@ class Testbed:
         return dataclasses.replace(self.settings, url=self.links[-1].urls)
 
     async def _tidy_up(self) -> None:
-        """Delete the attack's queues and buckets from the given server."""
+        """Delete the attack's queues and buckets from the user's server."""
         connection = await Connection.open(self.settings)
         try:
             names = [name for queue in self.queues.values() for name in (queue, f"{queue}_cancel")]
@@ -190,18 +190,18 @@ _RESUME_MARGIN_SECONDS = 2.0
 
 
 class ChaosWorkers:
-    """The worker processes. Each runs in a numbered place.
+    """The worker processes. Each process runs in a numbered place.
 
     Args:
-        folder: the folder of their diaries and logs.
-        orders: the orders of `nqnb.testing.chaos.chaos_worker`, without the diary and what differs by place.
-        places: the orders that differ by place: the server's address and the clock.
+        folder: the folder of the diaries and logs.
+        orders: the orders for `nqnb.testing.chaos.chaos_worker` that are the same for all places.
+        places: the orders that differ between places: the server's address and the clock.
     """
 
     def __init__(self, folder: Path, orders: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> None:
         self.lives: list[LifeSeen] = []
         self.crashes: list[str] = []
-        """Worker processes that ended by themselves, in words."""
+        """Descriptions of worker processes that crashed."""
         self.mark = secrets.token_hex(8)
         self._folder = folder
         self._orders = dict(orders)
@@ -209,12 +209,12 @@ class ChaosWorkers:
         self._running: dict[int, tuple[LifeSeen, subprocess.Popen[bytes]]] = {}
         """The worker process in each place."""
         self._resumers: dict[int, subprocess.Popen[bytes]] = {}
-        """The process that resumes the suspended worker process in a place."""
+        """For each place, the process that will resume its suspended worker process."""
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of the attack's processes."""
-        # The package may be a source tree that only this process has on its path.
+        # The package may be a source tree that is on the path of this process only.
         path = os.pathsep.join(filter(None, [str(Path(nqnb.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         return {**os.environ, MARK: self.mark, "PYTHONPATH": path}
 
@@ -266,8 +266,8 @@ class ChaosWorkers:
     def suspend(self, place: int, seconds: float) -> None:
         """Suspend the worker process in a place (SIGSTOP) until `resume`.
 
-        A suspended process does not notice that the attack is gone. If the attack is killed meanwhile, another process
-        resumes it after ``seconds``, and it ends.
+        A suspended process does not notice if the attack is killed. Then another process resumes the worker process
+        after ``seconds``, so that it exits.
         """
         if place in self._running and hasattr(signal, "SIGSTOP"):
             process = self._running[place][1]
@@ -290,25 +290,25 @@ class ChaosWorkers:
     def _end_resumer(self, place: int) -> None:
         resumer = self._resumers.pop(place, None)
         if resumer is not None:
-            # It is the leader of a process group of its own, which `sleep` is in.
+            # The resumer leads its own process group, which also contains `sleep`.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(resumer.pid, signal.SIGKILL)
             resumer.wait()
 
     def note_crashes(self) -> list[int]:
-        """Note the worker processes that ended by themselves. Return their numbers."""
+        """Record the worker processes that crashed, and return their numbers."""
         numbers = []
         for place, (life, process) in list(self._running.items()):
             if process.poll() is not None:
                 life.died = time.monotonic()
-                self.crashes.append(f"worker process {life.number} ended by itself with code {process.returncode}")
+                self.crashes.append(f"worker process {life.number} exited unexpectedly with code {process.returncode}")
                 numbers.append(life.number)
                 _close(process)
                 del self._running[place]
         return numbers
 
     async def stop(self) -> list[str]:
-        """Stop all worker processes (SIGTERM). Return in words which did not stop; they are killed."""
+        """Stop all worker processes (SIGTERM). Kill those that do not stop, and return a description of each."""
         self.note_crashes()
         said = []
         for _, process in self._running.values():
@@ -325,7 +325,7 @@ class ChaosWorkers:
         return said
 
     async def kill_all(self) -> None:
-        """Kill all worker processes that still run."""
+        """Kill all worker processes that are still running."""
         for place in list(self._resumers):
             self._end_resumer(place)
         for place in list(self._running):
@@ -338,20 +338,20 @@ class ChaosWorkers:
                 del self._running[place]
 
     async def leftovers(self) -> list[str]:
-        """Return in words the processes of this attack that still run, including those of handlers (on Linux)."""
+        """Return a description of each process of this attack that is still running, including handlers (on Linux)."""
         until = time.monotonic() + _LEFTOVER_TIMEOUT_SECONDS
         while (found := self._marked()) and time.monotonic() < until:
             await asyncio.sleep(0.1)
         return [f"process {pid} was left behind: {command}" for pid, command in found.items()]
 
     def end_leftovers(self) -> None:
-        """Kill the processes of this attack that still run."""
+        """Kill the processes of this attack that are still running."""
         for pid in self._marked():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
 
     def diaries(self) -> list[Line]:
-        """Return the lines of every diary."""
+        """Return the lines of all diaries."""
         return [line for life in self.lives for line in read_diary(self._diary(life.number), life.number)]
 
     def log_tail(self, number: int, lines: int = 20) -> list[str]:

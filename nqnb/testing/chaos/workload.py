@@ -1,6 +1,6 @@
-"""The tasks of an attack: clients submit them, and cancel them at the moments that their plans name.
+"""The tasks of an attack. Clients submit them, and cancel them at the moments in their plans.
 
-``python -m nqnb.testing.chaos.workload`` is the client whose clock is wrong, in a process of its own.
+``python -m nqnb.testing.chaos.workload`` runs the client with the wrong clock, which needs a separate process.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from nqnb.testing.chaos.evidence import CancelSeen, SubmitSeen
 from nqnb.testing.chaos.plan import CancelPlan, Moment, TaskPlan
 
 _SIGN_TIMEOUT_SECONDS = 15.0
-"""Seconds after which a cancel is sent without the sign of the moment that it aims at."""
+"""Seconds after which a cancel is sent even if the sign of its target moment has not been seen."""
 _END_TIMEOUT_SECONDS = 8.0
 """Seconds after which a task that has not ended no longer counts as open."""
 _HELD_BACK_PART = 5
-"""One of this many tasks is held back until each kind of fault was injected."""
+"""One in this many tasks is held back until each kind of fault has been injected."""
 
 
 class Workload:
@@ -44,7 +44,7 @@ class Workload:
         clients: the clients that submit and cancel.
         queues: the queue of each kind of handler.
         in_flight: the maximum number of open tasks.
-        deadline: no task is submitted after this time of the monotonic clock.
+        deadline: the time after which no task is submitted, on the monotonic clock.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Workload:
         self.submits: list[SubmitSeen] = []
         self.cancels: list[CancelSeen] = []
         self.crashes: list[str] = []
-        """Errors of clients that are not part of nqnb's error tree, in words."""
+        """Descriptions of errors of clients that are not an `NqnbError`."""
         self.ended: Counter[Status] = Counter()
-        """How the tasks ended, as far as it was overheard."""
+        """How many tasks ended in each state, as far as this was overheard."""
         self.fully_faulted = asyncio.Event()
-        """Set when each kind of fault was injected. A part of the tasks is held back until then."""
+        """Set once each kind of fault has been injected. Some of the tasks are held back until then."""
         self._plans = plans
         self._clients = clients
         self._queues = queues
@@ -72,7 +72,7 @@ class Workload:
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def hear(self, key: str, value: bytes) -> None:
-        """Take an entry as it is written. It is a hint only: a refused write is heard too."""
+        """Handle an overheard write of an entry. This is only a hint, because refused writes are also overheard."""
         try:
             task = TaskMessage.decode(value)
         except MalformedMessage:
@@ -149,7 +149,7 @@ class Workload:
         signs = self._signs[task]
         sign = signs.of(plan.aim)
         if sign is not None and not sign.is_set():
-            # A task that has ended gives no other sign.
+            # An ended task shows no other sign, so do not wait any longer.
             waits = [asyncio.ensure_future(event.wait()) for event in (sign, signs.ended)]
             try:
                 await asyncio.wait(waits, timeout=_SIGN_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -167,12 +167,12 @@ class Workload:
     async def _perform(self, number: int, order: Mapping[str, Any]) -> Answer:
         answer = await self._clients[number % len(self._clients)].perform(order)
         if answer.crashed:
-            self.crashes.append(f"a client raised {answer.error} at {order['do']}: {answer.text}")
+            self.crashes.append(f"a client raised {answer.error} in {order['do']}: {answer.text}")
         return answer
 
 
 class _Signs:
-    """The moments of one task's life, as its entries are overheard."""
+    """The signs of the moments in one task's life, which are set when its entries are overheard."""
 
     __slots__ = ("claimed", "ended", "retrying")
 
@@ -180,7 +180,7 @@ class _Signs:
         self.claimed, self.retrying, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def of(self, aim: Moment) -> asyncio.Event | None:
-        """Return the event that a cancel of that moment waits for, or None if it does not wait."""
+        """Return the event that a cancel at that moment waits for, or None if the cancel does not wait."""
         if aim in (Moment.CLAIM, Moment.STARTED, Moment.RUNNING, Moment.FINISH):
             return self.claimed
         if aim is Moment.RETRY:
@@ -201,7 +201,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a client call returned: an id or a state, or the error's name and text."""
+    """The result of a client call: an id or a state, or the error's name and text."""
 
     task: str = ""
     status: Status | None = None
@@ -209,7 +209,7 @@ class Answer:
     error: str = ""
     text: str = ""
     crashed: bool = False
-    """Whether the error is not part of nqnb's error tree."""
+    """Whether the error is not an `NqnbError`."""
 
 
 class TaskClient(Protocol):
@@ -232,11 +232,11 @@ class LocalClient:
 
 
 class RemoteClient:
-    """A client in a process of its own, whose clock is wrong.
+    """A client with a wrong clock, in a separate process.
 
     Args:
-        settings: the fields of its `Settings`.
-        clock: the seconds by which its clock is ahead.
+        settings: the fields of the client's `Settings`.
+        clock: the number of seconds by which the client's clock is ahead.
         environment: the environment of the process.
     """
 
@@ -278,11 +278,11 @@ class RemoteClient:
             del self._waiting[number]
 
     async def stop(self) -> list[str]:
-        """End the process. Return in words if it had ended by itself."""
+        """Stop the process. If it had crashed, return a description of the crash."""
         process, said = self._process, []
         self._process = None
         if process is not None and self._reader is not None and self._reader.done():
-            said.append(f"the client with the wrong clock ended by itself with code {await process.wait()}")
+            said.append(f"the client with the wrong clock exited unexpectedly with code {await process.wait()}")
         elif process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
