@@ -445,7 +445,7 @@ def read(entry: Entry | None, what: str, key: str) -> Entry:
         fail(f"{what} returned {short(entry)}, expected an nqnb.Entry")
     same(entry.key, key, f"{what} returned the key")
     if abs(entry.created - time.time()) > 60:
-        fail(f"{what} returned created={entry.created!r}, expected about {time.time():.0f}, the current Unix time")
+        fail(f"{what} returned created={entry.created!r}, expected about {time.time():.0f}, the time in Unix seconds")
     return entry
 
 
