@@ -261,7 +261,7 @@ class TestMany:
         assert set(tasks[:5].df.status) == {"completed"}
         outcomes = tasks[:3].cancel()
         assert list(outcomes.index) == tasks[:3].ids
-        assert outcomes.error.str.contains("completed already").all()
+        assert outcomes.error.str.contains("already completed").all()
 
     def test_the_error_of_a_task_is_raised_when_all_have_ended(self, session: Session) -> None:
         @session.handler("resize")
