@@ -287,7 +287,7 @@ async def end_waiting_task(
 
     async def decide(seen: SeenEntry) -> Write | None:
         if seen.malformed is not None:
-            # Another program wrote over it meanwhile; the next listing reports it.
+            # Another program has overwritten the entry in the meantime. The next listing reports this.
             return None
         if seen.task is None:
             return None if defer else end.owed_write(task_id)

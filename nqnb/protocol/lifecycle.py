@@ -66,7 +66,7 @@ def due_at(message: TaskMessage) -> float:
 
 
 def is_scheduled(entry: TaskMessage, now: float) -> bool:
-    """Return whether a task waits for its time: that of its start, or of a retry."""
+    """Return whether a task is waiting for the time of its start or of its retry."""
     return entry.Status is Status.PENDING and due_at(entry) > now
 
 

@@ -224,7 +224,7 @@ def _start_again(
         except DevServerError:
             if _is_free(former):
                 raise
-            # Another program took the port meanwhile.
+            # Another program has taken the port in the meantime.
     return _start(folder, lock, port, store, go_queues)
 
 
