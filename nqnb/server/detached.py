@@ -183,7 +183,7 @@ def stop() -> Detached | None:
     if server is not None and running:
         if not _belongs_to(server, server.keeper) and is_lock_held(folder):
             raise DevServerError(
-                f"the detached server at {server.url} cannot be stopped here: it was started on host {server.host!r} or "
+                f"the detached server at {server.url} cannot be stopped here: it was started on {server.host!r}, or "
                 "in another container that shares your files. Stop it there."
             )
         _send_signal(server.pid if sys.platform == "win32" else server.keeper, signal.SIGTERM)
