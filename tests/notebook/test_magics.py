@@ -231,7 +231,7 @@ class TestTheLine:
         [
             ("%nq sbmit", "No such command 'sbmit'. Did you mean 'submit'? (see `%nq -h`)"),
             ("%nq task rsult x", "Did you mean 'result'?"),
-            ("%nq tasks --sttus x", "No such option '--sttus'"),
+            ("%nq tasks --sttus x", "option '--sttus' is unknown"),
             ("%nq submit", "Missing argument 'QUEUE'"),
             ("%nq submit 'a b' 1", "a b"),
             ("%nq submit resize {no", "is invalid JSON"),
