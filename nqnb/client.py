@@ -173,6 +173,7 @@ class Client:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Any]:
         """Submit many tasks to a queue, 256 at a time.
@@ -184,6 +185,9 @@ class Client:
             timeout: see `submit`.
             deadline: see `submit`.
             process_at: see `submit`.
+            ordered: whether the queue has the tasks in the order of the payloads. Then each is submitted once the
+                server has stored the last one, which takes a round trip for each. Otherwise many are on their way at
+                once, and a few may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted; ``"return"`` returns each error in place of its task.
 
@@ -195,6 +199,7 @@ class Client:
             BadInput: the queue, an option or ``payloads`` is invalid; nothing was sent.
         """
         check_choice("errors", errors, ("raise", "return"))
+        ordered = check_flag("ordered", ordered)
         make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
         drawn = Payloads(payloads)
 
@@ -203,13 +208,13 @@ class Client:
                 queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
             )
 
-        ordered: list[Any] = await outcomes_of(drawn, submit_one, IN_FLIGHT)
+        made: list[Any] = await outcomes_of(drawn, submit_one, 1 if ordered else IN_FLIGHT)
         if drawn.error is not None:
-            raise not_submitted([*ordered, drawn.refused(len(ordered))]) from drawn.error
-        failed = next((each for each in ordered if isinstance(each, NqnbError)), None)
+            raise not_submitted([*made, drawn.refused(len(made))]) from drawn.error
+        failed = next((each for each in made if isinstance(each, NqnbError)), None)
         if failed is not None and errors == "raise":
-            raise not_submitted(ordered) from failed
-        return ordered
+            raise not_submitted(made) from failed
+        return made
 
     def task(self, id: str) -> Task:
         """Return the handle of the task with this id, without contacting the server.

@@ -140,7 +140,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
             failed=counts[Status.FAILED],
             cancelled=counts[Status.CANCELLED],
             deleted=counts[Status.DELETED],
-            retried=sum(row.info.attempt - 1 for row in follower.state.rows if row.info is not None),
+            retried=sum(max(0, row.info.attempt - 1) for row in follower.state.rows if row.info is not None),
             scheduled=script.in_time,
             files=sum(each["files"] for each in script.results),
             bytes=sum(each["bytes"] for each in script.results),

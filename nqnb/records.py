@@ -58,8 +58,8 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 class TaskInfo(Struct, frozen=True, kw_only=True):
     """A snapshot of a task, taken when the state bucket was read.
 
-    ``attempt`` counts from 1. ``timeout`` is in seconds; 0 means no timeout. ``revision`` is that of the task's entry
-    in the bucket.
+    ``attempt`` counts from 1; it is 0 before the first start. ``timeout`` is in seconds; 0 means no timeout.
+    ``revision`` is that of the task's entry in the bucket.
     """
 
     id: str
@@ -113,12 +113,14 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
         """Return the task that is stored in an entry of the state bucket."""
         meta = message.meta
         terminal = message.Status.terminal
+        waiting = message.Status in (Status.PENDING, Status.DELETED)
+        never_started = waiting and not message.CurrentRetry and not meta.started_at
         return cls(
             id=message.ID,
             queue=message.Queue,
             status=message.Status,
             payload=message.Payload or b"",
-            attempt=message.CurrentRetry + 1,
+            attempt=0 if never_started else message.CurrentRetry + 1,
             max_retry=message.MaxRetry,
             submitted_at=moment(meta.submitted_at),
             started_at=moment(meta.started_at),

@@ -79,6 +79,11 @@ Examples:
 )
 @click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--lines", is_flag=True, help="Submit one task for each line of the file or stdin; skip empty lines")
+@click.option(
+    "--ordered",
+    is_flag=True,
+    help="Keep the order of the lines; slower, since else many are sent at once, and some overtake others",
+)
 @click.option("--text", is_flag=True, help="Send the payload as a JSON string")
 @click.option("--raw", is_flag=True, help="Send the payload as raw bytes")
 @click.option(
@@ -98,6 +103,7 @@ def submit(
     id: str | None,
     file: IO[bytes] | None,
     lines: bool,
+    ordered: bool,
     text: bool,
     raw: bool,
     **options: Any,
@@ -116,6 +122,8 @@ def submit(
             f"too many options: --lines submits many tasks, but {'--wait' if waits else '--id'} is for a single task. "
             "Drop one of them"
         )
+    if ordered and not lines:
+        raise click.UsageError("--ordered has no effect: a single task has no order. Add --lines, or drop --ordered")
     exclusive_flag(text=text, raw=raw)
     form: Form = "text" if text else "raw" if raw else "json"
     data = _read(ctx, payload, file)
@@ -129,7 +137,7 @@ def submit(
         for number, line in enumerate(data.splitlines(keepends=True), 1)
         if line.strip()
     ]
-    return ask(ctx, lambda nq: _submit_all(ctx, nq, queue, values, **options))
+    return ask(ctx, lambda nq: _submit_all(ctx, nq, queue, values, ordered=ordered, **options))
 
 
 async def _submit_one(

@@ -39,10 +39,12 @@ class Submission:
 
     Args:
         submit: submits one payload.
+        at_once: how many are submitted at once; 1 keeps their order.
     """
 
-    def __init__(self, submit: Callable[[Any], Awaitable[SessionTask]]) -> None:
+    def __init__(self, submit: Callable[[Any], Awaitable[SessionTask]], at_once: int) -> None:
         self._submit = submit
+        self._at_once = at_once
         self._outcomes: dict[int, SessionTask | NqnbError] = {}
 
     def run(self, payloads: Payloads, show: Callable[[int], None]) -> list[Any]:
@@ -59,7 +61,7 @@ class Submission:
             NotSubmitted: the iterable raised an error.
         """
         for batch in _batches(payloads):
-            LOOP.call(outcomes_of(batch, self._submit_one, IN_FLIGHT))
+            LOOP.call(outcomes_of(batch, self._submit_one, self._at_once))
             show(len(self._outcomes))
         made: list[Any] = [self._outcomes[position] for position in range(len(self._outcomes))]
         if payloads.error is not None:

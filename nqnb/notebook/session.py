@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from nqnb.client import Client, Task, not_submitted
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
-from nqnb.inputs import Duration, Moment, check_choice, check_optional_flag, check_past, check_seconds
+from nqnb.inputs import Duration, Moment, check_choice, check_flag, check_optional_flag, check_past, check_seconds
 from nqnb.notebook import session_card
 from nqnb.notebook.interruptible import Submission, after_interrupt
 from nqnb.notebook.kernel_worker import KernelIsolation, Local
@@ -206,6 +206,7 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Any]:
         """Put many tasks into a queue; see `nqnb.Client.submit_many`.
@@ -217,7 +218,7 @@ class Session:
             A `TaskList`; a plain list where it contains errors.
         """
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
-        return self._submit_all(queue, payloads, errors, options)
+        return self._submit_all(queue, payloads, errors, options, ordered=ordered)
 
     def map(
         self,
@@ -228,6 +229,7 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
     ) -> list[Any]:
@@ -240,13 +242,15 @@ class Session:
             timeout: see `nqnb.Client.submit_many`.
             deadline: see `nqnb.Client.submit_many`.
             process_at: see `nqnb.Client.submit_many`.
+            ordered: whether the queue has the tasks in the order of the payloads, which takes longer; see
+                `nqnb.Client.submit_many`.
             errors: see `nqnb.Client.submit_many`.
             cancel_on_interrupt: whether an interrupt cancels the tasks that were submitted before it. None uses the
                 session's ``cancel_on_interrupt``.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
-        made = self._submit_all(queue, payloads, errors, options, progress.show, cancel_on_interrupt)
+        made = self._submit_all(queue, payloads, errors, options, progress.show, cancel_on_interrupt, ordered=ordered)
         progress.show(len(made), finished=True)
         return made
 
@@ -603,7 +607,10 @@ class Session:
         options: dict[str, Any],
         show: Callable[[int], None] = lambda done: None,
         cancel: bool | None = None,
+        *,
+        ordered: bool = False,
     ) -> list[Any]:
+        at_once = 1 if check_flag("ordered", ordered) else IN_FLIGHT
         check_choice("errors", errors, ("raise", "return"))
         cancel = check_optional_flag("cancel_on_interrupt", cancel)
         queue = make_message(queue, b"", **options).Queue
@@ -613,7 +620,7 @@ class Session:
             task = await self.client.submit(queue, payload, **options)
             return SessionTask(self, task.id, queue)
 
-        submission = Submission(submit)
+        submission = Submission(submit, at_once)
         try:
             made = submission.run(source, show)
         except BaseException as error:

@@ -342,6 +342,20 @@ def test_queues_are_listed_and_counted(run: Run, new: Callable[..., str]) -> Non
     assert one_line(missing.err)
 
 
+def test_ordered_lines_are_in_the_queue_in_their_order(run: Run) -> None:
+    lines = "\n".join(map(str, range(300))).encode()
+    ids = run("submit", "inorder", "--lines", "-", "--ordered", "--json", stdin=lines).json["ids"]
+    sequences = {each["id"]: each["sequence"] for each in run("tasks", "inorder", "-n", "300", "--json").json}
+    assert [sequences[each] for each in ids] == sorted(sequences.values())
+
+
+def test_a_task_that_never_started_is_at_no_attempt(run: Run) -> None:
+    task_id = run("submit", "unserved", "1").out.strip()
+    assert re.search("attempt +0 of 1", run("task", "show", task_id).out)
+    run("cancel", task_id)
+    assert run("task", "show", task_id, "--json").json["attempt"] == 0
+
+
 # Exit codes and errors
 
 
@@ -393,6 +407,7 @@ def test_a_time_of_day_is_its_next_occurrence(hours: int, run: Run) -> None:
         ("submit", "q", "1", "--process-at", "2001-01-01"),
         ("submit", "q", "1", "--process-at", "24:00"),
         ("tasks", "q", "--queue", "q"),
+        ("submit", "q", "1", "--ordered"),
         ("submit", "q", "1", "--file", "/no/such/file"),
         ("submit", "q", "1", "--file", __file__),
         ("submit", "q", "--lines"),

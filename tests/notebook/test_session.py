@@ -185,6 +185,14 @@ class TestCalls:
         (refused,) = session.requeue([waiting], errors="return")
         assert isinstance(refused, nqnb.NotRequeueable)
 
+    def test_ordered_payloads_are_in_the_queue_in_their_order(self, session: Session) -> None:
+        for call in (session.map, session.submit_many):
+            tasks = call("inorder", range(300), ordered=True)
+            sequences = list(tasks.df.loc[tasks.ids, "payload"]), [task.fetch().sequence for task in tasks]
+            assert sequences == (list(range(300)), sorted(sequences[1]))
+        with pytest.raises(nqnb.BadInput, match="ordered=1 is invalid"):
+            session.map("inorder", [1], ordered=1)
+
     def test_calls_follow_a_task_to_its_end(self, session: Session) -> None:
         @session.handler("resize")
         def resize(job: nqnb.Job, payload: int) -> int:
