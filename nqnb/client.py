@@ -30,6 +30,7 @@ from nqnb.protocol.follow import ended, fetch, follow, result, watch
 from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import Requeues, requeue
+from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
 from nqnb.protocol.wire import Status, TaskMessage
@@ -72,6 +73,8 @@ class Client:
         self.settings = self._given = settings
         self._store = check_store(store)
         self._backend: Backend | None = None
+        self.serving = Serving(lambda: self.backend)
+        """Whether workers serve the queues of this client's tasks."""
         self._name = _user_and_host()
 
     async def open(self) -> Self:
@@ -92,6 +95,7 @@ class Client:
 
     async def close(self) -> None:
         """Disconnect. Running tasks continue. Closing is idempotent."""
+        self.serving.close()
         backend, self._backend = self._backend, None
         if backend is not None:
             await backend.close()
@@ -136,6 +140,8 @@ class Client:
     ) -> Task:
         """Submit a task to a queue; when this returns, the server has stored it.
 
+        If no worker serves the queue two seconds later, a warning is logged, once for each queue.
+
         Args:
             queue: the queue; it is created if it does not exist.
             payload: bytes are sent as they are; any other value is sent as JSON (see `nqnb.payload`).
@@ -162,6 +168,7 @@ class Client:
             queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
         )
         await submit(self.backend, message, self._name, chosen=id is not None)
+        self.serving.look_soon(message.Queue)
         return Task(self, message.ID, message.Queue)
 
     async def submit_many(
@@ -254,11 +261,11 @@ class Client:
             timeout: seconds, or a timedelta; 0 checks without waiting, and None waits indefinitely.
 
         Raises:
-            WaitTimeout: the task did not end in time; the task continues.
+            WaitTimeout: the task did not end in time; the task continues. The error says if no worker serves its queue.
             BadInput: the timeout is invalid.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
-        return (await ended(self.backend, names.check_task_id(id), timeout)).status
+        return (await ended(self.backend, names.check_task_id(id), timeout, self.serving)).status
 
     async def result(self, id: str, timeout: Duration | None = None) -> Any:
         """Wait until a task is terminal, and return what its handler returned.
@@ -275,7 +282,7 @@ class Client:
             TaskCancelled: the task was cancelled or deleted.
             WaitTimeout, BadInput, InvalidTaskId, UnknownTask: as in `wait`.
         """
-        return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout))
+        return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout, self.serving))
 
     async def cancel(self, id: str, wait: Duration | None = None) -> CancelReceipt:
         """Cancel a task. Once this returns, the cancel is durable: no worker will start another run of the task.

@@ -188,6 +188,19 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     paused: bool = False
 
 
+class QueueService(Struct, frozen=True, kw_only=True):
+    """Who serves a queue, as far as the server can tell.
+
+    ``workers`` counts the live nqnb workers of the queue. ``pulls`` counts the pulls that wait for its tasks, and
+    ``leased`` the tasks that were delivered and not acked, of Go workers too. ``waiting`` is True if tasks wait.
+    """
+
+    workers: int
+    pulls: int = 0
+    leased: int = 0
+    waiting: bool = False
+
+
 class PurgeReceipt(Struct, frozen=True, kw_only=True):
     """The result of purging or deleting a queue.
 

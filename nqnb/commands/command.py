@@ -6,7 +6,8 @@ The front end is the shell (`nqnb.cli.shell`) or a notebook. Both run the same c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -16,11 +17,15 @@ from nqnb.client import Client
 from nqnb.commands.option_hints import no_such_option
 from nqnb.commands.param_types import FilePath, seconds
 from nqnb.errors import NqnbError
+from nqnb.protocol.serving import unserved
+from nqnb.records import TaskInfo
 
 T = TypeVar("T")
 
 _OPTIONS_KEY = "nqnb.options"
 """The key in ``ctx.meta`` of the shared options that the user passed."""
+_UNSERVED_DELAY_SECONDS = 0.5
+"""How long a command waits for a task before it looks whether a worker serves the queue."""
 
 
 class NeedsYes(NqnbError):
@@ -113,6 +118,30 @@ def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
             return await question(nq)
 
     return front.run(conversation)
+
+
+async def say_if_unserved(ctx: click.Context, nq: Client, queue: str, task: TaskInfo | None = None) -> None:
+    """Tell the person if no worker serves a queue; ``task`` is a task of it that the command waits for."""
+    if not front_of(ctx).json and await nq.serving.is_missing(queue, task):
+        front_of(ctx).say(unserved(queue))
+
+
+@contextlib.asynccontextmanager
+async def saying_if_unserved(ctx: click.Context, nq: Client, task_id: str) -> AsyncIterator[None]:
+    """Tell the person, while the block waits for a task, if no worker serves its queue."""
+
+    async def look() -> None:
+        await asyncio.sleep(_UNSERVED_DELAY_SECONDS)
+        with contextlib.suppress(NqnbError):
+            info = await nq.fetch(task_id)
+            if not info.status.terminal:
+                await say_if_unserved(ctx, nq, info.queue, info)
+
+    beside = asyncio.ensure_future(look())
+    try:
+        yield
+    finally:
+        beside.cancel()
 
 
 def help_alone(ctx: click.Context) -> str | None:

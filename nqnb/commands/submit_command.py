@@ -12,7 +12,7 @@ from nqnb import payload as payloads
 from nqnb.client import Client, Task
 from nqnb.commands import shell_completion
 from nqnb.commands.arguments import exclusive_flag
-from nqnb.commands.command import Command, ask, front_of
+from nqnb.commands.command import Command, ask, front_of, say_if_unserved, saying_if_unserved
 from nqnb.commands.command_records import CommandProgress, Submitted, Value
 from nqnb.commands.param_types import future_moment, queue_name, seconds, task_id
 from nqnb.error_text import shown
@@ -145,10 +145,12 @@ async def _submit_one(
 ) -> Submitted | Value:
     task = await nq.submit(queue, value, **options)
     if not waits:
+        await say_if_unserved(ctx, nq, queue)
         return Submitted(queue, [task.id])
     front_of(ctx).say(task.id)
     front_of(ctx).waits_for(task.id)
-    return Value(await task.result(wait), task.id, queue)
+    async with saying_if_unserved(ctx, nq, task.id):
+        return Value(await task.result(wait), task.id, queue)
 
 
 async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[bytes], **options: Any) -> Submitted:
@@ -163,6 +165,8 @@ async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[b
                 else:
                     errors.append(outcome)
             show(CommandProgress(start + len(batch), len(values), "tasks submitted"))
+    if ids:
+        await say_if_unserved(ctx, nq, queue)
     return Submitted(queue, ids, many=True, errors=errors)
 
 

@@ -25,7 +25,7 @@ from nqnb.commands.arguments import (
     wait_option,
     yes_option,
 )
-from nqnb.commands.command import Command, Group, ask, front_of, help_alone
+from nqnb.commands.command import Command, Group, ask, front_of, help_alone, saying_if_unserved
 from nqnb.commands.command_records import (
     Cancelled,
     CommandProgress,
@@ -300,7 +300,8 @@ def task_result(ctx: click.Context, id: str | None, named: str | None, timeout: 
     async def question(nq: Client) -> Value:
         front_of(ctx).waits_for(chosen)
         try:
-            return Value(await nq.result(chosen, timeout))
+            async with saying_if_unserved(ctx, nq, chosen):
+                return Value(await nq.result(chosen, timeout))
         except TaskFailed as error:
             if traceback and error.traceback:
                 front_of(ctx).say(error.traceback.rstrip())

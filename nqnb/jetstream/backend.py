@@ -37,11 +37,12 @@ from nqnb.jetstream.queue_streams import (
     queue_created_at,
     queue_infos,
     queue_names,
+    service_of,
 )
 from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.protocol import names
 from nqnb.protocol.wire import CancelRecord
-from nqnb.records import QueueInfo
+from nqnb.records import QueueInfo, QueueService
 from nqnb.settings import Settings
 from nqnb.store import StateStore
 
@@ -303,6 +304,11 @@ class Backend:
         paused = {entry.key async for entry in self.pauses.entries()}
         async for info in queue_infos(self.connection, serving, paused):
             yield info
+
+    async def service_of(self, queue: str) -> QueueService:
+        """Return who serves a queue."""
+        workers = [worker async for worker in self.presence.live() if queue in worker.queues]
+        return await service_of(self.connection, queue, len(workers))
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
         """Return the foreign subjects in a queue's streams; see `nqnb.jetstream.queue_streams.foreign_subjects`."""

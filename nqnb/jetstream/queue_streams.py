@@ -15,7 +15,7 @@ from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
-from nqnb.records import QueueInfo, moment
+from nqnb.records import QueueInfo, QueueService, moment
 
 NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
@@ -195,6 +195,24 @@ async def queue_infos(connection: Connection, serving: Mapping[str, int], paused
     for info in await list_streams(connection, names.task_subject("*")):
         for queue in _queues_of(info):
             yield await _queue_info(connection, queue, info, serving.get(queue, 0), queue in paused)
+
+
+async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
+    """Return who serves a queue, of which so many live nqnb workers are known."""
+    stream = await find_stream(connection, names.task_subject(queue))
+    if stream is None:
+        return QueueService(workers=workers)
+    consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
+    if consumer is None:
+        # No worker has ever come.
+        return QueueService(workers=workers, waiting=True)
+    leased = int(consumer["num_ack_pending"])
+    return QueueService(
+        workers=workers,
+        pulls=int(consumer["num_waiting"]),
+        leased=leased,
+        waiting=bool(consumer["num_pending"] or leased),
+    )
 
 
 async def queue_created_at(connection: Connection, queue: str) -> float:

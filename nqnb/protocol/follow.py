@@ -21,6 +21,7 @@ from nqnb.errors import (
 from nqnb.inputs import check_seconds
 from nqnb.protocol.cancel import unknown
 from nqnb.protocol.interfaces import QueueBackend, TaskBackend
+from nqnb.protocol.serving import Serving
 from nqnb.protocol.transition import SeenEntry, read_entry
 from nqnb.protocol.wire import ErrorInfo, Status
 from nqnb.records import TaskBatch, TaskInfo
@@ -72,13 +73,14 @@ async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo,
         await unsubscribe()
 
 
-async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo:
+async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Serving | None = None) -> TaskInfo:
     """Wait until a task is terminal, and return it. The wait continues through disconnects.
 
     Args:
         backend: the backend to use.
         task_id: the task.
         timeout: the caller's timeout; see `Client.wait`. The task is read once even if the timeout is 0.
+        serving: finds out whether a worker serves the queue, for the error.
 
     Raises:
         WaitTimeout: the task did not become terminal within that time.
@@ -87,17 +89,19 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo
         ConnectionFailed: the connection is closed.
     """
     seconds = check_seconds("timeout", timeout, none=True)
-    answered = False
+    latest: TaskInfo | None = None
 
     async def to_its_end() -> TaskInfo:
-        nonlocal answered
+        nonlocal latest
         while True:
             try:
                 async with contextlib.aclosing(follow(backend, task_id)) as updates:
                     async for info in updates:
-                        answered = True
+                        latest = info
                         if info.status.terminal:
                             return info
+                        if serving is not None:
+                            serving.look_soon(info.queue)
             except (Unconfirmed, ConnectionFailed):
                 if backend.closed:
                     raise
@@ -106,9 +110,9 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo
     with contextlib.suppress(asyncio.TimeoutError):
         if seconds != 0:
             return await asyncio.wait_for(to_its_end(), seconds)
-    if not answered:
+    if latest is None:
         try:
-            info = await asyncio.wait_for(fetch(backend, task_id), _LAST_READ_SECONDS)
+            latest = info = await asyncio.wait_for(fetch(backend, task_id), _LAST_READ_SECONDS)
             if info.status.terminal:
                 return info
         except asyncio.TimeoutError:
@@ -116,11 +120,13 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object) -> TaskInfo
         except (Unconfirmed, ConnectionFailed):
             if backend.closed:
                 raise
-    raise WaitTimeout(
-        f"task {task_id!r} did not finish within {seconds:g} s: it is still pending or running. "
-        "Wait again, or cancel it.",
-        task_id,
-    )
+    failed = f"task {task_id!r} did not finish within {seconds:g} s"
+    # A timeout of 0 only reads the task, and may be repeated often.
+    if seconds and serving is not None and latest is not None and await serving.is_missing(latest.queue, latest):
+        raise WaitTimeout(
+            f"{failed}: no worker serves queue {latest.queue!r}. Start a worker, or check the queue's name.", task_id
+        )
+    raise WaitTimeout(f"{failed}: it is still pending or running. Wait again, or cancel it.", task_id)
 
 
 async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
