@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from nqnb.server.devserver import DevServer
 _POLL_SECONDS = 0.5
 """The interval between two checks that the server is still running."""
 _DEFAULT_PORT = 4222
+_FAREWELL_SECONDS = 2.0
+"""How long a stop with Ctrl-C may take to count the tasks that are kept."""
 
 
 @click.command(
@@ -98,8 +102,15 @@ def up(
 def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tuple[str, ...]) -> None:
     front = front_of(ctx)
     # Two servers must never share a store, so each port has its own folder.
+    named_store = store_dir
     if store_dir is None and port:
         store_dir = Path(platformdirs.user_data_dir("nqnb", appauthor=False), f"server-{port}")
+
+    again = ["nqnb", "up", *([] if port == _DEFAULT_PORT else ["--port", f"{port}"])]
+    if named_store is not None:
+        again += ["--store-dir", str(named_store)]
+    for queue in go_queues:
+        again += ["--go-queue", queue]
 
     async def serve() -> None:
         async with front.stop_requested() as stop, DevServer(port, store_dir, go_queues) as server:
@@ -110,8 +121,23 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
                 raise DevServerError(
                     f"the nats-server failed: it exited unexpectedly ({server.url}). Start it again with `nqnb up`"
                 )
+            front.say(await _farewell(server, again, temporary=store_dir is None))
 
     front.run(serve)
+
+
+async def _farewell(server: DevServer, again: list[str], *, temporary: bool) -> str:
+    """Return what is kept when the server stops, where, and how to start it again."""
+    try:
+        async with connect(server.url, connect_timeout=_FAREWELL_SECONDS, request_timeout=_FAREWELL_SECONDS) as nq:
+            tasks = await asyncio.wait_for(nq.tasks(status=OPEN_STATES), _FAREWELL_SECONDS)
+    except (NqnbError, asyncio.TimeoutError):
+        count = "its tasks are"
+    else:
+        count = "1 queued or running task is" if len(tasks) == 1 else f"{len(tasks):,} queued or running tasks are"
+    if temporary:
+        return f"nqnb: the server stops; {count} removed with its temporary store. To keep tasks, give --store-dir"
+    return f"nqnb: the server stops; {count} kept in {server.store_dir}. Start it again with `{shlex.join(again)}`"
 
 
 def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_queues: tuple[str, ...]) -> DetachedServer:

@@ -632,6 +632,28 @@ def test_up_stores_tasks_in_a_folder_for_its_port(tmp_path: Path, start: Start) 
     assert f"server-{port}" in "".join(lines)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_up_says_at_its_end_which_tasks_are_kept_and_where(
+    keeps: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], start: Start
+) -> None:
+    store = tmp_path / "my store"
+    process = start("up", "--port", "0", *(["--store-dir", str(store)] if keeps else []))
+    assert process.stdout is not None
+    lines = "".join(process.stdout.readline() for _ in range(5))
+    url = lines.split("NATS_URL=")[1].split()[0]
+    for number in range(2):
+        assert main(["-u", url, "submit", "kept", str(number)]) == 0
+    process.send_signal(signal.SIGINT)
+    answer = ended(process)
+    assert answer.code == 0
+    if keeps:
+        again = f"nqnb up --port 0 --store-dir '{store}'"
+        said = f"2 queued or running tasks are kept in {store}. Start it again with `{again}`"
+    else:
+        said = "2 queued or running tasks are removed with its temporary store. To keep tasks, give --store-dir"
+    assert said in answer.err
+
+
 def test_up_on_a_taken_port_says_what_to_do(url: str, run: Run) -> None:
     answer = run("up", "--port", url.rpartition(":")[2])
     assert answer.code == 1
