@@ -1,1 +1,1 @@
-"""The notebook's side of nqnb: sync sessions over one background event loop, a worker in the kernel, live tables."""
+"""The notebook side of nqnb: sync sessions over one background event loop, workers in the kernel, and live tables."""

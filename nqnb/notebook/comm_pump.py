@@ -1,9 +1,9 @@
-"""Delivers the messages of widgets while a cell waits, in kernels that would keep them until the cell ends.
+"""Delivers widget messages while a cell waits, in kernels that would otherwise queue them until the cell ends.
 
-Before version 7, ipykernel handles the messages of its shell channel one after the other, and a cell is one of them.
-The click on a button stays in the queue until the cell ends. So while one of nqnb's own waits holds the main thread,
-the pump takes the messages of widgets out of that queue and handles them at once. All other messages keep their order,
-and the kernel handles them after the cell.
+Before version 7, ipykernel handles the messages of its shell channel one at a time, and running a cell is one of these
+messages. A button click therefore stays in the queue until the cell ends. While an nqnb call blocks the main thread,
+the pump takes widget messages out of that queue and handles them immediately. All other messages keep their order, and
+the kernel handles them after the cell.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _POLLIN, _POLLOUT = 1, 2
 
 
 def begin() -> None:
-    """Start pumping during nqnb's waits, where this process is a kernel that needs it; idempotent."""
+    """Start pumping while nqnb calls wait, if this process is a kernel that needs the pump. This is idempotent."""
     kernel = _kernel()
     if kernel is not None:
         LOOP.meanwhile = Pump(kernel)
@@ -39,18 +39,19 @@ def end() -> None:
 
 
 def needed(version: str) -> bool:
-    """Whether a version of ipykernel keeps the messages of widgets until the cell ends."""
+    """Return whether this version of ipykernel queues widget messages until the cell ends."""
     return version.partition(".")[0] == "6"
 
 
 class Pump:
     """Handles the messages that widgets have sent since the last call, on the main thread of a kernel.
 
-    It treats a message as the kernel's own dispatcher does. That dispatcher cannot be used here: some versions await
-    the loop, which is blocked now, and it would replace the cell's interrupt handler.
+    The pump handles a message in the same way as the kernel's own dispatcher. That dispatcher cannot be called here,
+    because some versions await the event loop, which is blocked. The dispatcher would also replace the cell's
+    interrupt handler.
 
     Args:
-        kernel: of ipykernel 6.
+        kernel: a kernel of ipykernel 6.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -59,9 +60,10 @@ class Pump:
         self._broken = False
 
     def __call__(self) -> None:
-        """Handle the waiting messages. Nothing happens inside a widget's message handler, nor outside of a cell.
+        """Handle the queued widget messages.
 
-        So a message handler that waits for nqnb is not entered a second time, as without a pump.
+        This does nothing outside a cell, or inside a widget's message handler. A message handler that waits for nqnb is
+        therefore not entered twice, just as without a pump.
         """
         if self._pumping or self._broken:
             return
@@ -74,10 +76,10 @@ class Pump:
                 self._take(sent)
             while sent:
                 self._handle(sent.popleft()[2][0])
-        except Exception:  # noqa: BLE001  a different kernel must not make the wait fail
+        except Exception:  # noqa: BLE001  an unexpected kind of kernel must not make the wait fail
             self._broken = True
             _log.warning(
-                "buttons take effect only after the cell: cannot read the messages of this kernel", exc_info=True
+                "buttons take effect only after the cell has ended: cannot read this kernel's messages", exc_info=True
             )
         finally:
             self._pumping = False
@@ -89,7 +91,7 @@ class Pump:
         return bool(header.get("msg_type") == "execute_request")
 
     def _take(self, sent: deque[Any]) -> None:
-        """Move the messages of widgets out of the kernel's queue. An interrupt in here would lose other messages."""
+        """Move widget messages out of the kernel's queue. An interrupt during the move would lose other messages."""
         self._kernel.shell_stream.flush(_POLLIN)
         queue = self._kernel.msg_queue
         rest: list[Any] = []
@@ -105,7 +107,7 @@ class Pump:
             return False
         session = self._kernel.session
         try:
-            # Only peek: a signature can be checked once, and the handling of the message does that.
+            # Only peek: a signature can be checked only once, and `_handle` does that.
             _, frames = session.feed_identities(arguments[0], copy=False)
             return session.unpack(frames[1].bytes)["msg_type"] in _WIDGET_MESSAGES
         except Exception:  # noqa: BLE001  the kernel itself reports unreadable messages
@@ -127,11 +129,11 @@ class Pump:
             self._run(kernel.shell_handlers[message["header"]["msg_type"]], idents, message)
         finally:
             with _uninterrupted():
-                # Its prints belong to the message, later prints to the cell.
+                # Output up to here belongs to the message; later output belongs to the cell.
                 _flush()
                 kernel._publish_status("idle", "shell", message)
                 kernel.set_parent(*cell_parent, channel="shell")
-                # Front ends show the last status as that of the kernel.
+                # Front ends show the last status that they receive as the status of the kernel.
                 kernel._publish_status("busy", "shell", cell_parent[1])
                 kernel.shell_stream.flush(_POLLOUT)
 
@@ -145,13 +147,13 @@ class Pump:
 
 
 def _step(coroutine: Any) -> None:
-    """Run a coroutine that never suspends, such as that of ``comm_info_request``: the loop is blocked."""
+    """Run a coroutine that never suspends, such as that of ``comm_info_request``, because the loop is blocked."""
     try:
         coroutine.send(None)
     except StopIteration:
         return
     coroutine.close()
-    raise RuntimeError("cannot run this message handler now: it awaits the kernel's loop, which a cell blocks")
+    raise RuntimeError("cannot run this message handler now: it awaits the kernel's loop, which is blocked by a cell")
 
 
 def _flush() -> None:
@@ -174,10 +176,10 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _kernel() -> Any:
-    """Return the kernel of this process, where it needs a pump."""
+    """Return the kernel of this process if it needs a pump, or None."""
     if not needed(getattr(sys.modules.get("ipykernel"), "__version__", "")):
         return None
     shell = sys.modules["IPython"].get_ipython()
     kernel = getattr(shell, "kernel", None)
-    # A kernel that is embedded in another program has no channels.
+    # A kernel that is embedded in another program may have no channels.
     return None if getattr(kernel, "shell_stream", None) is None else kernel

@@ -1,4 +1,4 @@
-"""Sets up what `%load_ext nqnb` adds to an IPython shell, and removes it for `%unload_ext nqnb`."""
+"""The IPython extension: `%load_ext nqnb` adds the magics to a shell, and `%unload_ext nqnb` removes them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _RECORDS = {
     "nqnb.commands.command_records": "Preview RequeuePreview Emptied DetachedServer",
     "nqnb.demo.records": "DemoSummary",
 }
-"""Records of commands that have no representation of their own in a notebook, by module."""
+"""The command records that do not define their own display in a notebook, by module."""
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Add ``%nq`` and ``%%nq``, their completion, and the display of records; idempotent. Nothing is connected."""
+    """Add ``%nq``, ``%%nq``, their completion, and the display of records. This is idempotent, and does not connect."""
     from nqnb.notebook.magics import completion
     from nqnb.notebook.magics.handler_cell import unfold
     from nqnb.notebook.magics.nq_magic import magic
@@ -31,7 +31,10 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Remove all of that, and disconnect: no session, live table, handler or thread of nqnb is left."""
+    """Remove the magics, their completion and the display of records, and disconnect.
+
+    Afterwards no session, live table, handler or thread of nqnb is left.
+    """
     unload_from(shell)
     registry = sys.modules.get("nqnb.notebook.session_registry")
     for session in registry.opened() if registry is not None else ():
@@ -40,7 +43,7 @@ def unload_ipython_extension(shell: Any) -> None:
 
 
 def unload_from(shell: Any) -> None:
-    """Remove what was added to a shell; nothing happens where nothing was added."""
+    """Remove the magics, their completion and the display of records from a shell, if they were added."""
     from nqnb.notebook.magics import completion
     from nqnb.notebook.magics.handler_cell import unfold
 

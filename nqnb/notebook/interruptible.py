@@ -1,6 +1,6 @@
-"""The calls about many tasks that an interrupt may cut short: submit them, and what an interrupted wait reports.
+"""Calls that an interrupt may cut short: submitting many tasks, and reporting the tasks of an interrupted wait.
 
-Payloads are read on the cell's own thread. Tasks that were accepted before an interrupt are never lost.
+Payloads are read on the thread of the cell. The ids of tasks that were accepted before an interrupt are never lost.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt
 
 _BATCH_PAYLOADS = 4 * IN_FLIGHT
-"""The most payloads of one batch."""
+"""The maximum number of payloads in one batch."""
 _BATCH_SECONDS = 0.1
-"""How long a batch is filled; a slow iterable gives smaller batches."""
+"""How long a batch is filled; a slow iterable yields smaller batches."""
 _STATUS_SECONDS = 0.15
-"""How long an interrupted wait may take to see which tasks go on."""
+"""How long an interrupted wait may take to find out which tasks are still running or pending."""
 _CANCEL_SECONDS = 0.25
-"""How long an interrupted wait waits for its cancels; the others go on in the background."""
+"""How long an interrupted wait waits for its cancels. Cancels that take longer continue in the background."""
 _NAMED_IDS = 3
-"""The most ids that a message names."""
+"""The maximum number of ids that a message lists."""
 
 
 class Submission:
-    """Many payloads on their way into a queue.
+    """The submission of many payloads to a queue.
 
     Args:
         submit: submits one payload.
@@ -48,14 +48,14 @@ class Submission:
         self._outcomes: dict[int, SessionTask | NqnbError] = {}
 
     def run(self, payloads: Payloads, show: Callable[[int], None]) -> list[Any]:
-        """Submit all payloads, and wait until each is accepted or refused.
+        """Submit all payloads, and wait until each of them is accepted or refused.
 
         Args:
             payloads: the payloads.
-            show: called now and then with the number of payloads that are done.
+            show: called after each batch with the number of payloads that were accepted or refused so far.
 
         Returns:
-            The task of each payload, or the error of one that was refused, in the order of the payloads.
+            The task of each accepted payload and the error of each refused one, in the order of the payloads.
 
         Raises:
             NotSubmitted: the iterable raised an error.
@@ -69,7 +69,7 @@ class Submission:
         return made
 
     def accepted_ids(self) -> list[str]:
-        """Return the ids of the tasks that were accepted so far, in the order of the payloads."""
+        """Return the ids of the tasks that have been accepted so far, in the order of the payloads."""
         in_order = (self._outcomes[position] for position in sorted(self._outcomes))
         return [outcome.id for outcome in in_order if isinstance(outcome, SessionTask)]
 
@@ -82,15 +82,15 @@ class Submission:
 
 
 def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:
-    """See which tasks go on after an interrupted wait, or cancel them.
+    """Find the tasks that are still open after an interrupted wait, or cancel them.
 
     Args:
-        client: the client to ask.
-        ids: the tasks of the wait that had not ended.
-        cancel: whether to cancel them.
+        client: the client to use.
+        ids: the ids of the awaited tasks that had not ended at the interrupt.
+        cancel: whether to cancel these tasks.
 
     Returns:
-        The message for the user, and the ids that it is about; both are empty where nothing goes on.
+        The message for the user, and the ids of the tasks in the message. Both are empty if no task is still open.
     """
     return (_cancel(client, ids), list(ids)) if cancel else _look(client, ids)
 
@@ -117,10 +117,10 @@ def _look(client: Client, ids: Sequence[str]) -> tuple[str, list[str]]:
     running = len(left) - waiting
     parts = []
     if running:
-        parts.append(f"{'up to ' if unseen else ''}{_tasks(running)} still run{'s' if running == 1 else ''}")
+        parts.append(f"{'up to ' if unseen else ''}{_tasks(running)} {_are(running)} still running")
     if waiting:
         count = f"{waiting:,}" if parts else _tasks(waiting)
-        parts.append(f"{count} still wait{'s' if waiting == 1 else ''} to run")
+        parts.append(f"{count} {_are(waiting)} still pending")
     stops = "stops it" if len(left) == 1 else "stops them"
     if len(left) <= _NAMED_IDS:
         return f"{', '.join(parts)}; `%nq cancel {' '.join(left)}` {stops}", left
@@ -136,7 +136,7 @@ def _cancel(client: Client, ids: Sequence[str]) -> str:
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
     call = LOOP.begin(cancel_many(client, ids, None, outcomes))
     if not call.wait(_CANCEL_SECONDS):
-        return f"interrupted: {_tasks(len(ids))} {_are(len(ids))} being cancelled, which goes on in the background"
+        return f"interrupted: {_tasks(len(ids))} {_are(len(ids))} being cancelled in the background"
     receipts = [outcome for outcome in outcomes.values() if isinstance(outcome, CancelReceipt)]
     refused = [outcome for outcome in outcomes.values() if isinstance(outcome, NqnbError)]
     stopping = sum(receipt.stopping for receipt in receipts)
@@ -145,11 +145,11 @@ def _cancel(client: Client, ids: Sequence[str]) -> str:
     if cancelled:
         parts.append(f"{_tasks(cancelled)} {_are(cancelled)} cancelled")
     if stopping:
-        parts.append(f"{_tasks(stopping)} {_are(stopping)} told to stop")
+        parts.append(f"{_tasks(stopping)} {_are(stopping)} being stopped")
     if ended := len(receipts) - stopping - cancelled:
         parts.append(f"{_tasks(ended)} had already ended")
     if refused:
-        parts.append(f"{_tasks(len(refused))} {_are(len(refused))} not cancelled, the first because: {refused[0]}")
+        parts.append(f"{_tasks(len(refused))} {_are(len(refused))} not cancelled (first error: {refused[0]})")
     return f"interrupted: {', '.join(parts)}"
 
 
@@ -162,7 +162,7 @@ def _are(count: int) -> str:
 
 
 def _batches(payloads: Iterable[Any]) -> Iterator[list[tuple[int, Any]]]:
-    """Yield the payloads with their positions, in batches of what the iterable gives within a moment."""
+    """Yield the payloads with their positions, in batches that are read within `_BATCH_SECONDS`."""
     numbered = enumerate(payloads)
     while True:
         batch: list[tuple[int, Any]] = []

@@ -1,4 +1,4 @@
-"""The handlers of this kernel: one `nqnb.Worker` for each queue, whose handler is swapped when its cell runs again."""
+"""The handlers of this kernel: one `nqnb.Worker` per queue, whose handler is replaced when its cell is run again."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("nqnb.worker")
 
 KernelIsolation = Literal["thread", "coroutine", "process", "kernel"]
-"""Where a handler of a notebook runs: the isolations of `nqnb.Worker`, or the kernel's own loop."""
+"""Where a notebook handler runs: one of the isolations of `nqnb.Worker`, or the kernel's own loop."""
 DEFAULT_CONCURRENCY = 2
 """How many tasks of one queue run at once in a kernel."""
 _BLOCKED_CHECK_SECONDS = 1.0
 """How often nqnb checks whether a handler blocks the kernel's loop."""
 _BLOCKED_SECONDS = 3.0
-"""How long the kernel's loop must not answer before the handler counts as blocking."""
+"""A handler counts as blocking if the kernel's loop does not answer for this long."""
 
 
 class Local:
-    """The handlers of this kernel, by queue: ``nq.local``.
+    """The handlers of this kernel, by queue. A session has them as ``nq.local``.
 
-    It shows the handlers, and stops them: ``nq.local.stop("resize")``.
+    Display ``nq.local`` to list the handlers, and stop one with ``nq.local.stop("resize")``.
     """
 
     def __init__(self, settings: Settings, store: StateStore | None) -> None:
@@ -88,18 +88,18 @@ class Local:
         """Stop the handlers of this kernel.
 
         Args:
-            queue: only the handler of this queue; default all.
-            wait: how long running tasks may take to finish, as seconds or a timedelta. Then they are stopped, and
-                redelivered to other workers.
+            queue: the queue whose handler to stop. The default is to stop all handlers.
+            wait: how long running tasks may take to finish, in seconds or as a timedelta. Tasks that take longer are
+                stopped, and redelivered to other workers.
 
         Raises:
-            BadInput: this kernel has no handler of that queue, or ``wait`` is invalid; nothing was stopped.
+            BadInput: this kernel has no handler for that queue, or ``wait`` is invalid. Nothing was stopped.
         """
         seconds = check_seconds("wait", wait)
         if queue is not None and (not isinstance(queue, str) or queue not in list(self._workers)):
             served = ", ".join(self._workers) or "none"
             raise BadInput(
-                f"cannot stop the handler of queue {shown(queue)}: no handler of that queue runs in this kernel. "
+                f"cannot stop the handler of queue {shown(queue)}: this kernel has no handler for that queue. "
                 f"Queues with a handler here: {served}."
             )
         with self._lock:
@@ -109,7 +109,7 @@ class Local:
     def serve(
         self, queue: str, function: F, *, concurrency: int | None = None, isolation: str | None = None, **options: Any
     ) -> F:
-        """Make a function run a queue's tasks from now on; see `Session.handler`."""
+        """Make a function the handler of a queue; see `Session.handler`."""
         queue = names.check_queue(queue)
         with self._lock:
             known = self._workers.get(queue)
@@ -126,7 +126,7 @@ class Local:
         return function
 
     async def close(self, wait: float, queues: list[str] | None = None) -> None:
-        """Stop the workers of some queues, or all; running tasks have ``wait`` seconds to finish."""
+        """Stop the workers of some queues, or of all queues; running tasks have ``wait`` seconds to finish."""
         leaving = [self._workers.pop(queue) for queue in queues or list(self._workers) if queue in self._workers]
         outcomes = await asyncio.gather(*(local.stop(wait) for local in leaving), return_exceptions=True)
         for outcome in outcomes:
@@ -139,7 +139,7 @@ class Local:
         spawn(self._remove_when_ended(new))
 
     async def _remove_when_ended(self, local: LocalWorker) -> None:
-        """Stop a worker that has ended by itself, so that it does not seem to run."""
+        """Remove a worker that has ended on its own, so that it is not listed as running."""
         await local.ended()
         if self._workers.get(local.queue) is local:
             await self.close(0.0, [local.queue])
@@ -150,9 +150,9 @@ class LocalWorker:
 
     Attributes:
         queue: the queue.
-        function: the handler, as it was last defined.
-        place: where it runs.
-        swaps: how often the handler was replaced.
+        function: the current handler function.
+        place: where the function runs.
+        swaps: how many times the handler was replaced.
     """
 
     def __init__(self, worker: Worker, handler: Handler, function: Callable[..., Any], place: KernelIsolation) -> None:
@@ -172,7 +172,7 @@ class LocalWorker:
 
     @property
     def name(self) -> str:
-        """The handler's name."""
+        """The name of the handler."""
         return str(getattr(self.function, "__qualname__", repr(self.function)))
 
     @property
@@ -191,7 +191,7 @@ class LocalWorker:
         return self._worker.info(self.running, 0.0)
 
     async def start(self) -> None:
-        """Start the worker, and route the prints of its tasks."""
+        """Start the worker, and route the output of its tasks to their logs."""
         ROUTING.begin()
         try:
             await self._worker.start()
@@ -219,7 +219,7 @@ class LocalWorker:
 def _prepare(
     queue: str, function: Callable[..., Any], isolation: str | None, options: dict[str, Any]
 ) -> tuple[Handler, KernelIsolation]:
-    """Return the handler for a worker of this kernel, and where it runs."""
+    """Return the handler for a worker of this kernel, and the place where the handler runs."""
     kernel = KernelLoop() if isinstance(isolation, str) and isolation == "kernel" else None
     try:
         handler = make_handler(
@@ -240,24 +240,25 @@ def _prepare(
         ) from None
     if kernel is not None and not handler.is_coroutine:
         raise InvalidHandler(
-            f"isolation='kernel' needs an async function, got {handler.name}. Write `async def {handler.name}(job, …)`."
+            f"isolation='kernel' needs an async function: {handler.name} is not async. "
+            f"Write `async def {handler.name}(job, …)`."
         )
     if handler.isolation == "process":
         run: Callable[..., Any] = ProcessHandler(function, is_coroutine=handler.is_coroutine)
     else:
-        # Prints are captured where the function runs.
+        # Output is captured in the thread or loop that the function runs on.
         run = printing(function, is_coroutine=handler.is_coroutine)
         run = kernel.running(run) if kernel is not None else run
     return dataclasses.replace(handler, function=run), "kernel" if kernel is not None else handler.isolation
 
 
 class KernelLoop:
-    """The loop that the current cell runs on, with the cell's context, which says where its output goes.
+    """The event loop of the current cell, with the cell's context. The context determines where output is shown.
 
-    Coroutine handlers run on it that must touch widgets or the main thread.
+    Coroutine handlers that must use widgets or the main thread run on this loop.
 
     Raises:
-        InvalidHandler: no loop runs here.
+        InvalidHandler: no event loop is running in this thread.
     """
 
     def __init__(self) -> None:
@@ -265,14 +266,14 @@ class KernelLoop:
             self.loop = asyncio.get_running_loop()
         except RuntimeError:
             raise InvalidHandler(
-                "isolation='kernel' needs the event loop of a kernel, and no loop runs here. In a plain Python or "
-                "IPython shell leave isolation out."
+                "isolation='kernel' needs the event loop of a kernel, but no event loop is running. In a plain Python "
+                "or IPython shell, omit isolation."
             ) from None
         self.thread = threading.get_ident()
         self.context = contextvars.copy_context()
 
     def running(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a handler for nqnb's loop that runs the function on this loop, and ends when the function ends."""
+        """Return a handler for nqnb's loop that runs the function on this loop, and returns when the function ends."""
 
         @functools.wraps(function)
         async def handle(job: Job, *arguments: Any) -> Any:
@@ -282,7 +283,7 @@ class KernelLoop:
 
 
 class _KernelRun:
-    """One run on the kernel's loop. A busy kernel delays it; a run that is cancelled before it began never begins."""
+    """One run on the kernel's loop. A busy kernel delays it. A run that is cancelled before it starts never starts."""
 
     def __init__(self, kernel: KernelLoop, job: Job, call: Callable[[], Any]) -> None:
         self._kernel = kernel
@@ -319,7 +320,7 @@ class _KernelRun:
             if self._dropped:
                 return
             self._begun = True
-        # Each run gets a context of its own: its variables must not reach other tasks or cells.
+        # Each run gets its own context, so that its context variables do not leak into other tasks or cells.
         self._task = self._kernel.context.copy().run(self._kernel.loop.create_task, self._inside())
         self._task.add_done_callback(self._tell)
 
@@ -328,7 +329,7 @@ class _KernelRun:
         return await value if inspect.isawaitable(value) else value
 
     def _warn_if_blocked(self) -> None:
-        """Warn if this handler blocks the kernel's loop. A busy cell may block it as long as it likes."""
+        """Warn if this handler blocks the kernel's loop. A busy cell may block the loop for any length of time."""
         now = time.monotonic()
         if not self._begun or self._ended.done():
             return
@@ -343,9 +344,9 @@ class _KernelRun:
             log_aside(
                 log,
                 logging.WARNING,
-                "task %s of queue %s: its handler has blocked the kernel for %.1f s at %s. Its lease is kept; cells, "
-                "cancels and timeouts wait. Make it a plain function without isolation='kernel', or call the blocking "
-                "code with `await asyncio.to_thread(...)`.",
+                "task %s of queue %s: its handler has blocked the kernel for %.1f s at %s. The lease is still renewed, "
+                "but cells, cancels and timeouts are delayed. Make the handler a plain function without "
+                "isolation='kernel', or call the blocking code with `await asyncio.to_thread(...)`.",
                 self._job.id,
                 self._job.queue,
                 now - self._asked_at,
@@ -361,7 +362,7 @@ class _KernelRun:
 
     def _tell(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled():
-            task.exception()  # marks the exception as retrieved, also where nqnb's loop is closed
+            task.exception()  # marks the exception as retrieved, even if nqnb's loop is closed
         with contextlib.suppress(RuntimeError):  # nqnb's loop is closed
             self._loop.call_soon_threadsafe(self._settle, task)
 

@@ -1,4 +1,4 @@
-"""Shows the progress of submits and commands in one output below the cell."""
+"""Shows the progress of submissions and commands in one output below the cell."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from nqnb.commands.command_records import CommandProgress
 
 _QUICK_SECONDS = 0.3
-"""A command that takes less shows no progress."""
+"""A command that finishes within this time shows no progress."""
 _REDRAW_SECONDS = 0.1
-"""The shortest time between two updates of the output."""
+"""The minimum time between two updates of the output."""
 
 
 class LiveOutput:
-    """The output of one cell, updated in place."""
+    """An output below a cell that is updated in place."""
 
     def __init__(self) -> None:
         self._handle: Any = None
 
     def show(self, text: str, html: str) -> None:
-        """Replace what the output shows."""
+        """Replace the content of the output."""
         bundle = {"text/plain": text, "text/html": html}
         if self._handle is not None:
             self._handle.update(bundle, raw=True)
@@ -33,10 +33,10 @@ class LiveOutput:
 
 
 class CommandOutput:
-    """What a command shows while it runs. It may report from any thread; the cell's thread draws.
+    """The output of a running command. `show` can be called from any thread, `draw` only from the thread of the cell.
 
     Args:
-        kernel: the kernel that the cell runs in; None in a terminal.
+        kernel: the kernel that the cell runs in, or None in a terminal.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -48,17 +48,17 @@ class CommandOutput:
         self._next_draw = time.monotonic() + _QUICK_SECONDS
 
     def show(self, record: object) -> None:
-        """Keep a record to be drawn next."""
+        """Store a record, which the next `draw` shows."""
         self._record = record
         self._changed = True
 
     def draw(self, *, finished: bool = False) -> None:
-        """Draw the latest record, at most ten times a second; ``finished`` draws the final one."""
+        """Draw the latest record, at most ten times a second. ``finished`` draws the final record regardless."""
         record = self._record
         if record is None or not (finished or (self._changed and time.monotonic() >= self._next_draw)):
             return
         if finished and not self._drawn and isinstance(record, CommandProgress):
-            return  # the command was quick
+            return  # the command finished before any progress was shown
         self._next_draw = time.monotonic() + _REDRAW_SECONDS
         self._drawn, self._changed = True, False
         if self._kernel is None:
@@ -73,16 +73,16 @@ class CommandOutput:
             self._output.show(text, f"<pre>{escape(text)}</pre>")
 
     def reached(self) -> str:
-        """Return how far the command was, as the end of a sentence; empty where this is unknown."""
+        """Return how far the command got, as the end of a sentence; empty if this is unknown."""
         return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
 
 
 class SubmitProgress:
-    """The progress of `Session.map`. Nothing is shown outside of a kernel.
+    """The progress of `Session.map`. Nothing is shown outside a kernel.
 
     Args:
         queue: the queue of the tasks.
-        total: the number of payloads; None where it is unknown.
+        total: the number of payloads, or None if it is unknown.
     """
 
     def __init__(self, queue: str, total: int | None) -> None:
@@ -92,7 +92,7 @@ class SubmitProgress:
         self._next_draw = 0.0
 
     def show(self, done: int, *, finished: bool = False) -> None:
-        """Show how many tasks are submitted, at most ten times a second; ``finished`` shows the final number."""
+        """Show how many tasks were submitted, at most ten times a second. ``finished`` shows the final number."""
         if self._output is None or (time.monotonic() < self._next_draw and not finished):
             return
         self._next_draw = time.monotonic() + _REDRAW_SECONDS
@@ -103,7 +103,7 @@ class SubmitProgress:
 
 
 def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str:
-    """Return text as HTML, with a progress bar before it while the work goes on."""
+    """Return text as HTML. Until ``finished``, the text follows a progress bar."""
     if finished:
         return escape(text)
     value = "" if total is None else f' value="{done}"'
@@ -111,7 +111,7 @@ def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str
 
 
 def _write_to_terminal(record: object, *, finished: bool) -> None:
-    """Print progress in one line that is overwritten, and other records once they are final."""
+    """Print progress on a line that each update overwrites. Other records are printed only when they are final."""
     if isinstance(record, CommandProgress):
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{_counts(record)}" + ("\n" if finished else ""))
@@ -127,7 +127,7 @@ def _counts(record: CommandProgress) -> str:
 
 
 def _in_kernel() -> bool:
-    """Whether cells of a kernel run here; a process that has not loaded IPython is not a kernel."""
+    """Return whether this process is a kernel. A process that has not imported IPython is not a kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

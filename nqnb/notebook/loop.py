@@ -1,8 +1,8 @@
 """The event loops of a notebook: nqnb's own loop in a background thread, and the kernel's loop made reentrant.
 
-nqnb's loop keeps working while a cell is busy. Its thread is a daemon, since Python joins all other threads before it
-calls the functions of `atexit`. A forked child has no such thread: it starts a loop of its own, and leaves the objects
-of the parent's loop alone.
+nqnb's loop keeps running while a cell is busy. Its thread is a daemon thread, because Python joins all other threads
+before it calls `atexit` functions. A forked child does not inherit the thread. The child starts its own loop, and
+leaves the objects of the parent's loop alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CLOSE_SECONDS = 0.5
 
 
 class Call(Generic[T]):
-    """A coroutine that runs on the loop thread, as another thread sees it."""
+    """A handle to a coroutine on the loop thread, for use from other threads."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
@@ -46,11 +46,11 @@ class Call(Generic[T]):
         loop.call_soon_threadsafe(self._begin)
 
     def wait(self, seconds: float | None = None, meanwhile: Callable[[], None] | None = None) -> bool:
-        """Wait until the coroutine has ended, and return whether it has. An interrupt is noticed at once.
+        """Wait until the coroutine has ended, and return whether it has. An interrupt is noticed immediately.
 
         Args:
-            seconds: the longest wait; None waits until the end.
-            meanwhile: called some 20 times a second during the wait.
+            seconds: the longest time to wait; None waits until the coroutine has ended.
+            meanwhile: called about 20 times a second during the wait.
 
         Raises:
             ConnectionFailed: the loop was closed during the wait.
@@ -76,7 +76,7 @@ class Call(Generic[T]):
             ) from None
 
     def cancel(self) -> None:
-        """Cancel the coroutine; nothing happens where it has ended."""
+        """Cancel the coroutine, unless it has ended."""
         if self._loop is None:
             self._coroutine.close()
         else:
@@ -84,7 +84,10 @@ class Call(Generic[T]):
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Await the coroutine on another loop, which wakes regularly to notice interrupts; cancels with its waiter."""
+        """Await the coroutine on another loop, which wakes regularly to notice interrupts.
+
+        If the waiter is cancelled, the coroutine is cancelled too.
+        """
         return self._from_another_loop().__await__()
 
     async def _from_another_loop(self) -> T:
@@ -120,14 +123,14 @@ class Call(Generic[T]):
 
 
 _running: set[Call[Any]] = set()
-"""Running calls: without a reference, the garbage collector could take a call that was interrupted."""
+"""The running calls. Without these references, a call that was interrupted could be garbage collected."""
 
 
 class Loop:
-    """nqnb's loop and its thread. They start with the first call, and again with the first call after `stop`."""
+    """nqnb's loop and its thread. The first call starts them, as does the first call after `stop`."""
 
     meanwhile: Callable[[], None] | None
-    """Called some 20 times a second while the main thread waits; see `nqnb.notebook.comm_pump`."""
+    """Called about 20 times a second while the main thread waits; see `nqnb.notebook.comm_pump`."""
     _lock: threading.Lock
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
@@ -137,7 +140,7 @@ class Loop:
 
     @property
     def running(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
@@ -148,15 +151,16 @@ class Loop:
     def call(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], None] | None = None) -> T:
         """Run a coroutine on the loop, and wait for its result.
 
-        An interrupt (``KeyboardInterrupt``) is raised at once. The coroutine is then cancelled, and given a moment to
-        end.
+        After an interrupt the coroutine is cancelled. ``KeyboardInterrupt`` is raised once the coroutine has ended, or
+        after a fraction of a second.
 
         Args:
             coroutine: the coroutine.
-            meanwhile: called some 20 times a second on this thread during the wait, like `meanwhile` of the loop.
+            meanwhile: called about 20 times a second on this thread during the wait, in addition to the loop's own
+                `meanwhile`.
 
         Raises:
-            BadInput: this is the loop's own thread, which cannot wait for itself.
+            BadInput: the caller is on the loop's own thread, which cannot wait for itself.
         """
         if not isinstance(coroutine, Coroutine):
             raise BadInput(
@@ -173,27 +177,27 @@ class Loop:
             call.start(self._started())
             of_all = self.meanwhile if threading.current_thread() is threading.main_thread() else None
             call.wait(meanwhile=_both(of_all, meanwhile))
-        except BaseException as interrupt:  # noqa: BLE001  it is raised again
+        except BaseException as interrupt:  # noqa: BLE001  it is re-raised
             call.cancel()
             call.wait(_CANCELLED_CALL_SECONDS)
-            # The frames of the wait tell the user nothing, and a notebook draws them slowly.
+            # The frames of the wait are of no interest to the user, and a notebook renders them slowly.
             raise interrupt.with_traceback(None) from None
         return call.result()
 
     def begin(self, coroutine: Coroutine[Any, Any, T]) -> Call[T]:
-        """Run a coroutine on the loop, without waiting."""
+        """Start a coroutine on the loop, without waiting for it."""
         call = Call(coroutine)
         call.start(self._started())
         return call
 
     def soon(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call a function on the loop; nothing happens where the loop has stopped."""
+        """Call a function on the loop soon, unless the loop has stopped."""
         if self.running and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is just closing
+            with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(callback, *arguments)
 
     def stop(self) -> None:
-        """Cancel the loop's tasks, close the loop, and end its thread, within about a second."""
+        """Cancel the loop's tasks, close the loop, and stop its thread, within about a second."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -213,13 +217,13 @@ class Loop:
             return self._loop
 
     def reset(self) -> None:
-        """Start without a loop, as a forked child must, where the thread is gone."""
+        """Discard the loop and its thread. A forked child must do so, because it does not inherit the thread."""
         # The parent's loop is kept: closing it here would remove the parent's sockets from the selector that both
         # processes share.
         _loops_of_parents.append(self._loop)
         self._lock = threading.Lock()
         self._loop = self._thread = None
-        self.meanwhile = None  # it uses the kernel's sockets, which belong to the parent
+        self.meanwhile = None  # the callback uses the kernel's sockets, which belong to the parent
 
 
 def _both(one: Callable[[], None] | None, other: Callable[[], None] | None) -> Callable[[], None] | None:
@@ -243,7 +247,10 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 if sys.platform != "win32":
 
     class _OwnLoop(asyncio.SelectorEventLoop):
-        """A loop that nest_asyncio2 leaves unchanged: it replaces these methods in the class of the kernel's loop."""
+        """A loop that nest_asyncio2 leaves unchanged.
+
+        nest_asyncio2 patches these methods in the class of the kernel's loop. This class refers to the originals.
+        """
 
         run_forever = asyncio.BaseEventLoop.run_forever
         run_until_complete = asyncio.BaseEventLoop.run_until_complete
@@ -277,18 +284,18 @@ async def _clear() -> None:
 def nest() -> None:
     """Make asyncio reentrant in this kernel with nest_asyncio2, so that cells can call ``asyncio.run(...)``.
 
-    nqnb itself does not need it: a session's calls wait by themselves, and its tasks can be awaited in a cell. Only a
-    restart of the kernel undoes it. A NATS client on the kernel's loop loses about a third of its throughput. The call
-    is idempotent.
+    nqnb itself does not need a reentrant loop: the calls of a session are synchronous, and its tasks can be awaited in
+    a cell. Only a kernel restart undoes the change. A NATS client on the kernel's loop loses about a third of its
+    throughput. Calling this function again has no further effect.
 
     Raises:
-        BadInput: no event loop runs here.
+        BadInput: no event loop is running in this thread.
     """
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         raise BadInput(
-            "cannot make the event loop reentrant: no event loop runs here. Call asyncio.run(...) directly."
+            "cannot make the event loop reentrant: no event loop is running. Call asyncio.run(...) directly."
         ) from None
     import nest_asyncio2  # type: ignore[import-untyped]  # it has no types
 

@@ -1,8 +1,9 @@
-"""Captures what handlers print, and their warnings, into the log of their task, instead of the current cell.
+"""Captures the prints and warnings of handlers in the log of their task, instead of the current cell.
 
-While handlers run in this process, a `Router` replaces ``sys.stdout`` and ``sys.stderr``. A context variable tells it
-which task prints, also in threads that the task starts; all other prints go to the original stream. The output of
-programs that a handler starts is not captured here. For a handler in a process of its own, all output is captured.
+While this process has handlers, a `Router` replaces each of ``sys.stdout`` and ``sys.stderr``. A context variable
+identifies the task that prints, even in threads that the task starts. All other output goes to the original stream. The
+output of programs that a handler starts is not captured. If a handler runs in a separate process, all output of that
+process and its children is captured.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from typing import Any
 from nqnb.worker.job import LINE_CHARACTERS, Job
 
 _PIPE_DRAIN_SECONDS = 0.5
-"""How long to wait for the last output; child processes that a handler leaves behind may hold the pipe open."""
+"""How long to wait for the last output. Child processes that a handler leaves behind may keep the pipe open."""
 
 
 class LineLogger:
-    """Splits the output of one task into lines, and logs them; `Job.log` keeps the last lines, each cut to a width."""
+    """Splits the output of one task into lines and logs them. `Job.log` keeps the last lines, and cuts long ones."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._parts: dict[int, str] = {}
-        """By thread: its output since its last end of line."""
+        """The output of each thread since its last newline, by thread id."""
         self._lock = threading.Lock()
         self.closed = False
-        """Whether the task has ended; later prints of its threads are not logged."""
+        """Whether the task has ended. Anything that its threads print later is not logged."""
 
     def write(self, text: str) -> int:
-        """Write text, as a stream does."""
+        """Write text to the log; each complete line is logged."""
         thread = threading.get_ident()
         *lines, part = (self._parts.get(thread, "") + text).split("\n")
         self._parts[thread] = part[-LINE_CHARACTERS:] if "\r" in part else part[:LINE_CHARACTERS]
@@ -45,17 +46,17 @@ class LineLogger:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing: a line is logged once it is complete."""
+        """Do nothing, because a line is logged as soon as it is complete."""
 
     def close(self) -> None:
-        """Log the last output that has no end of line."""
+        """Log the remaining output that does not end with a newline, and mark the task as ended."""
         self.closed = True
         parts, self._parts = self._parts, {}
         for part in parts.values():
             self._log(part)
 
     def _log(self, line: str) -> None:
-        # A line that is drawn over and over, such as a progress bar, is logged as it was last.
+        # A line that is redrawn repeatedly, such as a progress bar, is logged in its final form.
         line = line.rstrip("\r").rpartition("\r")[2]
         if line.strip():
             with self._lock:
@@ -66,7 +67,7 @@ _output_of_task: ContextVar[LineLogger | None] = ContextVar("nqnb_output_of_task
 
 
 class Router:
-    """Replaces a stream: the prints of a task go to its log, all others to the stream."""
+    """A replacement for a stream: the output of a task goes to the task's log, and all other output to the stream."""
 
     def __init__(self, stream: Any) -> None:
         self.replaced = stream
@@ -76,12 +77,12 @@ class Router:
         return int((_current_logger() or self.replaced).write(text) or 0)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts, as `write` does."""
+        """Write several strings, as `write` does."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the stream; the log of a task needs no flush."""
+        """Flush the stream. In a task this does nothing, because a log needs no flushing."""
         (_current_logger() or self.replaced).flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -89,7 +90,7 @@ class Router:
 
 
 def _current_logger() -> LineLogger | None:
-    """Return the logger of the task that prints here; None outside of a task."""
+    """Return the logger of the task that this code belongs to, or None outside a task."""
     lines = _output_of_task.get()
     return None if lines is None or lines.closed else lines
 
@@ -98,7 +99,7 @@ _start = threading.Thread.start
 
 
 def _start_in_context(thread: threading.Thread) -> None:
-    """Start a thread; a thread of a task prints for that task."""
+    """Start a thread. If a task starts the thread, the thread's output goes to the log of that task."""
     if _current_logger() is not None:
         context, run = contextvars.copy_context(), thread.run
         thread.run = lambda: context.run(run)  # type: ignore[method-assign]  # before Python 3.14 threads inherit no context
@@ -106,21 +107,21 @@ def _start_in_context(thread: threading.Thread) -> None:
 
 
 class Routing:
-    """Keeps the routers in place while at least one worker needs them."""
+    """Keeps the routers installed while at least one worker needs them."""
 
     def __init__(self) -> None:
         self._users = 0
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Install the routers for one more worker."""
+        """Install the routers on behalf of another worker."""
         with self._lock:
             self._users += 1
             self._place()
             threading.Thread.start = _start_in_context  # type: ignore[assignment, method-assign]  # restored by `end`
 
     def end(self) -> None:
-        """Release the routers for one worker; the last release restores the streams."""
+        """Release the routers on behalf of one worker. The last release restores the streams."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -132,7 +133,7 @@ class Routing:
                         setattr(sys, name, stream.replaced)
 
     def check(self) -> None:
-        """Install the routers again where ``%%capture`` or `contextlib.redirect_stdout` has replaced them."""
+        """Reinstall the routers if ``%%capture`` or `contextlib.redirect_stdout` has replaced them."""
         if not (isinstance(sys.stdout, Router) and isinstance(sys.stderr, Router)):
             with self._lock:
                 if self._users:
@@ -150,7 +151,7 @@ ROUTING = Routing()
 
 @contextlib.contextmanager
 def captured(job: Job) -> Iterator[None]:
-    """Send the prints of this context to the task's log."""
+    """Send everything that is printed in this context to the task's log."""
     ROUTING.check()
     lines = LineLogger(job)
     token = _output_of_task.set(lines)
@@ -162,7 +163,7 @@ def captured(job: Job) -> Iterator[None]:
 
 
 def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..., Any]:
-    """Return a handler that runs in this process, with its prints sent to its task's log."""
+    """Return a handler that runs in this process and prints to its task's log."""
 
     @functools.wraps(function)
     async def await_(job: Job, *arguments: Any) -> Any:
@@ -179,7 +180,7 @@ def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..
 
 
 class ProcessHandler:
-    """A handler for a process of its own, where all output goes to its task's log.
+    """A handler that runs in a separate process, where all output goes to its task's log.
 
     Args:
         function: the handler.

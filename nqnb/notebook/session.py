@@ -1,4 +1,4 @@
-"""The session: the calls of `nqnb.Client` for a notebook, where each call waits for its answer."""
+"""The session: a synchronous version of `nqnb.Client` for notebooks, in which each call waits for its result."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _CARD_SECONDS = 2.0
-"""How long a displayed session waits for what its card shows."""
+"""How long a displayed session waits for the content of its card."""
 _KEPT_LOG_LINES = 200
 
 
 class Session:
-    """A connection for a notebook, with the names of `nqnb.Client`: each call waits for its answer.
+    """A connection for a notebook, with the methods of `nqnb.Client`. Each call waits for its result.
 
-    Open one with `nqnb.session`. The work runs on one background loop, so a busy cell delays nothing. Each call can be
-    interrupted.
+    Open a session with `nqnb.session`. All work runs on a background loop, so a busy cell does not delay the work. Each
+    call can be interrupted.
 
     Attributes:
-        settings: how the server is reached.
-        why: why this server was chosen, in words.
-        detached: whether it is the user's detached server.
+        settings: the settings of the connection.
+        why: a description of why this server was chosen.
+        detached: whether the server is the user's detached server.
         local: the handlers that run in this kernel; see `Local`.
-        cancel_on_interrupt: whether tasks are cancelled when the wait for them is interrupted. False leaves them, and
-            reports which of them go on. Each call that waits can override it.
+        cancel_on_interrupt: whether to cancel tasks when the wait for them is interrupted. If False, the tasks
+            continue, and the interrupt reports them. Each call that waits can override this attribute.
     """
 
     def __init__(
@@ -89,36 +89,36 @@ class Session:
 
     def __reduce__(self) -> Any:
         raise BadInput(
-            "cannot pickle a session: it cannot move to another process, and a handler with isolation='process' that "
-            "uses one would take it along. Call `nqnb.session(url)` inside the handler."
+            "cannot pickle a session: its connection cannot move to another process. In a handler with "
+            "isolation='process', call `nqnb.session(url)` inside the function."
         )
 
     # The connection
 
     @property
     def open(self) -> bool:
-        """Whether the session can be used: not after `down`, and not in a fork of its process."""
+        """Whether the session can be used. It cannot be used after `down`, or in a forked child of its process."""
         return self._client is not None and self._process_id == os.getpid()
 
     @property
     def client(self) -> Client:
-        """The `nqnb.Client` behind the session, whose calls are awaited. It runs on nqnb's own loop.
+        """The asynchronous `nqnb.Client` of the session, which runs on nqnb's own loop.
 
         Raises:
             ConnectionFailed: the session is closed, or belongs to another process.
         """
         if self._process_id != os.getpid():
             raise ConnectionFailed(
-                "cannot use this session: it was opened by the parent of this forked process. Open one here with "
+                "cannot use this session: it was opened by the parent of this forked process. Open a new session with "
                 "`nqnb.session()`."
             )
         if self._client is None:
-            raise ConnectionFailed("the session is closed. Open one with `nqnb.session()` or `%nq up`.")
+            raise ConnectionFailed("the session is closed. Open a new session with `nqnb.session()` or `%nq up`.")
         return self._client
 
     @property
     def connected(self) -> bool:
-        """Whether the server is connected at this moment, as far as is known."""
+        """Whether the server is connected, as far as the session knows."""
         with contextlib.suppress(ConnectionFailed):
             return self.client.backend.connected
         return False
@@ -132,21 +132,21 @@ class Session:
 
     @property
     def log(self) -> list[str]:
-        """The last warnings of nqnb itself, such as lost connections. They are not printed anywhere."""
+        """The most recent warnings from nqnb itself, for example about lost connections. nqnb does not print them."""
         return list(KEPT_LOG.lines)
 
     def connect(self) -> None:
-        """Connect; see `Client.open` for what it raises."""
+        """Connect to the server; see `Client.open`, also for the errors."""
         self.call(self.client.open())
 
     def down(self, *, wait: Duration = 0.0) -> None:
-        """Disconnect: stop the handlers of this session, end its live tables, and close its connections.
+        """Disconnect: stop the handlers of this session, freeze its live tables, and close its connections.
 
-        Tasks go on elsewhere. Tasks that run here are stopped and redelivered to other workers. Calling it twice is
-        fine.
+        Tasks that run in this kernel are stopped, and redelivered to other workers. Tasks that run elsewhere continue.
+        Calling this method again has no effect.
 
         Args:
-            wait: how long running tasks may take to finish: seconds, or a timedelta.
+            wait: how long running tasks may take to finish, in seconds or as a timedelta.
 
         Raises:
             BadInput: ``wait`` is invalid; the session stays open.
@@ -162,7 +162,7 @@ class Session:
             self._on_down()
 
     async def close(self, wait: float = 0.0) -> None:
-        """Close everything that runs on nqnb's loop, the asynchronous part of `down`. Displayed tables stay."""
+        """Close everything that runs on nqnb's loop. This is the asynchronous part of `down`. Displayed tables stay."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -185,7 +185,7 @@ class Session:
         deadline: Moment = None,
         process_at: Moment = None,
     ) -> SessionTask:
-        """Put a task into a queue; see `nqnb.Client.submit`."""
+        """Submit a task to a queue; see `nqnb.Client.submit`."""
         try:
             task = self.call(
                 self.client.submit(
@@ -193,7 +193,7 @@ class Session:
                 )
             )
         except KeyboardInterrupt:
-            self.say(f"interrupted: the task may or may not be in queue {shown(queue)}")
+            self.say(f"interrupted: the task may or may not have been submitted to queue {shown(queue)}")
             raise
         return SessionTask(self, task.id, task.queue)
 
@@ -209,13 +209,13 @@ class Session:
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Any]:
-        """Put many tasks into a queue; see `nqnb.Client.submit_many`.
+        """Submit many tasks to a queue; see `nqnb.Client.submit_many`.
 
-        After an interrupt the tasks that were submitted before are in `interrupted`. The interrupt reports them, or
-        cancels them where ``cancel_on_interrupt`` is true.
+        After an interrupt, `interrupted` has the tasks that were already submitted. The interrupt reports these tasks,
+        or cancels them if ``cancel_on_interrupt`` is true.
 
         Returns:
-            A `TaskList`; a plain list where it contains errors.
+            A `TaskList`, or a plain list if the list contains errors.
         """
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
         return self._submit_all(queue, payloads, errors, options, ordered=ordered)
@@ -233,11 +233,11 @@ class Session:
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
     ) -> list[Any]:
-        """Put many tasks into a queue, as `submit_many` does, and show the progress below the cell.
+        """Submit many tasks to a queue, as `submit_many` does, and show the progress below the cell.
 
         Args:
-            queue: see `nqnb.Client.submit_many`, also for the other arguments.
-            payloads: one payload a task.
+            queue: see `nqnb.Client.submit_many`.
+            payloads: one payload per task.
             retry: see `nqnb.Client.submit_many`.
             timeout: see `nqnb.Client.submit_many`.
             deadline: see `nqnb.Client.submit_many`.
@@ -245,7 +245,7 @@ class Session:
             ordered: whether the queue has the tasks in the order of the payloads, which takes longer; see
                 `nqnb.Client.submit_many`.
             errors: see `nqnb.Client.submit_many`.
-            cancel_on_interrupt: whether an interrupt cancels the tasks that were submitted before it. None uses the
+            cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. None uses the
                 session's ``cancel_on_interrupt``.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
@@ -256,23 +256,26 @@ class Session:
 
     @property
     def interrupted(self) -> TaskList:
-        """The tasks of the last interrupted call: those that it waited for, or had submitted."""
+        """The tasks that the most recently interrupted call waited for or had submitted."""
         return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
 
     def task(self, id: str) -> SessionTask:
-        """Return a handle of a task by its id; see `nqnb.Client.task`."""
+        """Return the handle of the task with this id; see `nqnb.Client.task`."""
         return SessionTask(self, names.check_task_id(id))
 
     def fetch(self, id: str) -> TaskInfo:
-        """Return everything that is known about a task now; see `nqnb.Client.fetch`."""
+        """Return the current record of a task, with its payload, result and log; see `nqnb.Client.fetch`."""
         return self.call(self.client.fetch(id))
 
     def status(self, id: str) -> Status:
-        """Return a task's status now; see `nqnb.Client.status`."""
+        """Return the current status of a task; see `nqnb.Client.status`."""
         return self.call(self.client.status(id))
 
     def updates(self, id: str) -> Iterator[TaskInfo]:
-        """Yield a task as it is now, and again at each change until it is terminal; see `nqnb.Client.updates`."""
+        """Yield the current record of a task, and a new record after each change until the task is terminal.
+
+        See `nqnb.Client.updates`.
+        """
         task_id = names.check_task_id(id)
         updates = self.client.updates(task_id)
 
@@ -293,7 +296,7 @@ class Session:
         """Wait until a task is terminal; see `nqnb.Client.wait`.
 
         Args:
-            id: the task.
+            id: the id of the task.
             timeout: see `nqnb.Client.wait`.
             cancel_on_interrupt: see `result`.
         """
@@ -301,29 +304,31 @@ class Session:
         return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel)
 
     def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until a task is terminal, and return what its handler returned; see `nqnb.Client.result`.
+        """Wait until a task is terminal, and return the result of its handler; see `nqnb.Client.result`.
 
         Args:
-            id: the task.
+            id: the id of the task.
             timeout: see `nqnb.Client.wait`.
-            cancel_on_interrupt: whether an interrupt cancels the task. False leaves the task and reports that it goes
-                on. None uses the session's ``cancel_on_interrupt``.
+            cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and the interrupt
+                reports it. None uses the session's ``cancel_on_interrupt``.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel)
 
     def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame:
-        """Cancel tasks. All of them are tried, also after some were refused.
+        """Cancel tasks. A refused cancel does not stop the cancels of the other tasks.
 
         Args:
-            what: an id, a task, a DataFrame of tasks (its index has their ids), a row of one, or several of these.
+            what: a task id, a task, a DataFrame of tasks (with the ids as its index), a row of such a DataFrame, or an
+                iterable of these.
             wait: see `nqnb.Client.cancel`.
 
         Returns:
-            The outcome of each cancel, by task id; where a cancel was refused, the column ``error`` says why.
+            A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error`` has
+            the reason.
 
         Raises:
-            BadInput: ``what`` contains no tasks, or ``wait`` is invalid; nothing was cancelled.
+            BadInput: ``what`` does not name tasks, or ``wait`` is invalid. Nothing was cancelled.
         """
         from nqnb.frames import outcomes_frame
 
@@ -342,7 +347,7 @@ class Session:
         return outcomes_frame({task_id: outcomes[task_id] for task_id in ids})
 
     def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel a task, and return the receipt; see `nqnb.Client.cancel`, also for what it raises."""
+        """Cancel a task, and return the receipt; see `nqnb.Client.cancel`, also for the errors."""
         return self.call(self.client.cancel(id, wait))
 
     @overload
@@ -350,22 +355,23 @@ class Session:
     @overload
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = ...) -> list[Any]: ...
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = "raise") -> Any:
-        """Submit ended tasks again, each as a new task; see `nqnb.Client.requeue`.
+        """Submit tasks again after they have ended, each as a new task; see `nqnb.Client.requeue`.
+
+        If you pass several tasks, tasks that were already requeued are skipped, and a message reports how many. A
+        repeated call therefore never requeues a task twice.
 
         Args:
-            what: an id or a task; or several, as `cancel` takes them: a DataFrame of tasks, a row of one, a list. Of
-                several, those that were requeued before are left out, which a message says. So a repeated call requeues
-                nothing twice.
-            errors: how to report tasks of several that were refused, after all others were requeued: ``"raise"`` an
-                error, or ``"return"`` each error in the place of its task.
+            what: a task id or a task, or several tasks in any form that `cancel` accepts.
+            errors: how to report the refused tasks if you pass several. All other tasks are requeued first.
+                ``"raise"`` raises an error. ``"return"`` returns each error in the place of the new task.
 
         Returns:
-            The new task; of several a `TaskList`, or a plain list where it contains errors.
+            The new task. For several tasks, a `TaskList`, or a plain list if the list contains errors.
 
         Raises:
-            BadInput: ``what`` contains no tasks.
-            NotSubmitted: some of several tasks were refused; ``.tasks`` and ``.errors`` say which.
-            NotRequeueable, UnknownTask: see `nqnb.Client.requeue`; for one task.
+            BadInput: ``what`` does not name tasks.
+            NotSubmitted: some of several tasks were refused; ``.tasks`` and ``.errors`` have the details.
+            NotRequeueable, UnknownTask: a single task was refused; see `nqnb.Client.requeue`.
         """
         check_choice("errors", errors, ("raise", "return"))
         ids = ids_of(what)
@@ -376,10 +382,10 @@ class Session:
         try:
             fresh, outcomes = self.call(self._requeue_fresh(ids, done))
         except KeyboardInterrupt:
-            self.say(f"interrupted: {len(done):,} tasks are requeued. Repeat the call to requeue the others.")
+            self.say(f"interrupted: {len(done):,} tasks were requeued. Repeat the call to requeue the others.")
             raise
         if len(fresh) < len(ids):
-            self.say(f"{len(ids) - len(fresh):,} of {len(ids):,} tasks are left out: they were requeued before.")
+            self.say(f"{len(ids) - len(fresh):,} of {len(ids):,} tasks were skipped: they had already been requeued.")
         made = [SessionTask(self, each.id, each.queue) if isinstance(each, Task) else each for each in outcomes]
         failed = next((each for each in made if isinstance(each, NqnbError)), None)
         if failed is None:
@@ -389,11 +395,11 @@ class Session:
         raise not_submitted(made) from failed
 
     async def _requeue_fresh(self, ids: Sequence[str], done: list[str]) -> tuple[list[str], list[Any]]:
-        """Requeue the tasks that were not requeued before; return their ids and outcomes.
+        """Requeue the tasks that have not been requeued yet, and return their ids and outcomes.
 
         Args:
-            ids: the tasks.
-            done: receives the id of each new task.
+            ids: the ids of the tasks.
+            done: a list to which the id of each new task is appended.
         """
         before = {task.id for task in await self.client.tasks() if task.requeued_as} if ids else set()
 
@@ -411,13 +417,15 @@ class Session:
         status: Status | str | int | Iterable[Status | str | int] | None = None,
         since: float | str | datetime | timedelta | None = None,
     ) -> pd.DataFrame:
-        """Return every task in the states bucket, longest unchanged first; see `nqnb.frames.tasks_frame`.
+        """Return the tasks in the states bucket as a DataFrame, least recently changed first.
+
+        See `nqnb.frames.tasks_frame` for the columns.
 
         Args:
-            queue: only tasks of this queue.
-            status: only tasks in this state, or in one of these; see `nqnb.Client.tasks`.
-            since: only tasks submitted since this time: a datetime (naive = local time), or an age as seconds, a
-                timedelta, or a string such as ``"10m"``.
+            queue: return only tasks of this queue.
+            status: return only tasks in this state, or in one of these states; see `nqnb.Client.tasks`.
+            since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
+                time), or an age in seconds, as a timedelta, or as a string such as ``"10m"``.
 
         Raises:
             UnknownQueue, BadInput: see `nqnb.Client.tasks`.
@@ -432,17 +440,18 @@ class Session:
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc))
 
     def watch(self, what: object = None) -> TaskTable:
-        """Return a live table of tasks, with a cancel button in each row. Its ``.df`` is a DataFrame of the moment.
+        """Return a live table of tasks, with a cancel button in each row. Its ``.df`` is a DataFrame of the same tasks.
 
         Args:
-            what: the name of a queue, or tasks as `cancel` takes them except for a single id; None shows all tasks.
+            what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
+                queue. None shows all tasks.
 
         Raises:
-            BadInput: ``what`` contains no tasks.
+            BadInput: ``what`` does not name tasks.
         """
         from nqnb.widgets.rows import Rows
 
-        self.client  # noqa: B018  raises where the session is closed
+        self.client  # noqa: B018  raises if the session is closed
         if isinstance(what, str):
             queue = names.check_queue(what)
             return self._feed.open(Rows(queue=queue), queue, lambda task: task.queue == queue)
@@ -456,19 +465,19 @@ class Session:
     # Queues and workers
 
     def queues(self) -> pd.DataFrame:
-        """Return every queue on the server, by name; see `nqnb.records.QueueInfo` for the columns."""
+        """Return the queues on the server as a DataFrame, by name; see `nqnb.records.QueueInfo` for the columns."""
         from nqnb.frames import queues_frame
 
         return queues_frame(self.call(self.client.queues()))
 
     def workers(self) -> pd.DataFrame:
-        """Return every live nqnb worker; see `nqnb.records.WorkerInfo` for the columns."""
+        """Return the live nqnb workers as a DataFrame; see `nqnb.records.WorkerInfo` for the columns."""
         from nqnb.frames import workers_frame
 
         return workers_frame(self.call(self.client.workers()))
 
     def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """Empty a queue; see `nqnb.Client.purge_queue`. ``progress`` is called on nqnb's own thread."""
+        """Delete all tasks of a queue; see `nqnb.Client.purge_queue`. ``progress`` is called on nqnb's own thread."""
         return self.call(self.client.purge_queue(queue, progress))
 
     def delete_queue(
@@ -479,15 +488,15 @@ class Session:
         wait: Duration = 30.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> PurgeReceipt:
-        """Remove a queue; see `nqnb.Client.delete_queue`. ``progress`` is called on nqnb's own thread."""
+        """Delete a queue; see `nqnb.Client.delete_queue`. ``progress`` is called on nqnb's own thread."""
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
 
     def pause(self, queue: str) -> None:
-        """Stop workers from taking tasks of a queue, until `resume`; see `nqnb.Client.pause`."""
+        """Stop the delivery of a queue's tasks to workers until `resume` is called; see `nqnb.Client.pause`."""
         self.call(self.client.pause(queue))
 
     def resume(self, queue: str) -> None:
-        """Let workers take tasks of a queue again; see `nqnb.Client.resume`."""
+        """Resume the delivery of a queue's tasks to workers; see `nqnb.Client.resume`."""
         self.call(self.client.resume(queue))
 
     def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
@@ -504,26 +513,26 @@ class Session:
         grace: Duration = 1.0,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
-        """Make the decorated function run a queue's tasks, in this kernel.
+        """Make the decorated function the handler of a queue, in this kernel.
 
-        Running the cell again swaps the function: running tasks finish with the old function, and tasks that start
-        later run with the new one. The function's prints and warnings go to the log of its task. `local` shows the
-        handlers of this kernel, and stops them.
+        Run the cell again to replace the function: running tasks finish with the old function, and tasks that start
+        later use the new one. The prints and warnings of the function go to the log of the task. `local` lists and
+        stops the handlers of this kernel.
 
         Args:
             queue: the queue.
-            concurrency: how many tasks run at once; default 2, or as before.
-            isolation: as in `nqnb.Worker.handler`, or ``"kernel"``: an async function then runs on the kernel's own
-                loop, for code that must touch widgets or the main thread. It waits while a cell is busy.
+            concurrency: how many tasks run at once. The default is the value of the replaced handler, or else 2.
+            isolation: see `nqnb.Worker.handler`. With ``"kernel"``, an async function runs on the kernel's own loop,
+                where it can use widgets and the main thread. The function waits while a cell is busy.
             backoff: see `nqnb.Worker.handler`.
             grace: see `nqnb.Worker.handler`.
             is_failure: see `nqnb.Worker.handler`.
 
         Raises:
-            InvalidQueueName, InvalidHandler: as `nqnb.Worker.handler`.
+            InvalidQueueName, InvalidHandler: see `nqnb.Worker.handler`.
             BadInput: an argument is invalid.
         """
-        self.client  # noqa: B018  raises where the session is closed
+        self.client  # noqa: B018  raises if the session is closed
 
         def register(function: F) -> F:
             self.local.serve(
@@ -546,10 +555,10 @@ class Session:
         return LOOP.call(coroutine)
 
     def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
-        """Run a coroutine on the loop thread, and wait for its result for a limited time.
+        """Run a coroutine on the loop thread, and wait for its result for at most ``seconds``.
 
         Raises:
-            ConnectionFailed: it took longer.
+            ConnectionFailed: the coroutine timed out.
         """
         try:
             return LOOP.call(asyncio.wait_for(coroutine, seconds))
@@ -561,11 +570,11 @@ class Session:
     def wait_for_tasks(
         self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None
     ) -> T:
-        """Run a coroutine that waits for tasks. An interrupt reports which tasks go on, or cancels them.
+        """Run a coroutine that waits for tasks. An interrupt reports the tasks that have not ended, or cancels them.
 
         Args:
-            coroutine: the wait.
-            open_ids: called after an interrupt; returns the ids of the tasks that have not ended.
+            coroutine: the coroutine.
+            open_ids: called after an interrupt; it must return the ids of the tasks that have not ended.
             cancel: whether to cancel these tasks; None uses `cancel_on_interrupt`.
         """
         try:
@@ -575,7 +584,7 @@ class Session:
             raise
 
     def interrupt(self, ids: Sequence[str], cancel: bool | None = None) -> None:
-        """Report which tasks go on after an interrupted wait, or cancel them; keep them as `interrupted`."""
+        """Report or cancel the tasks that have not ended after an interrupted wait, and store them as `interrupted`."""
         if not self.open:
             return
         text, left = after_interrupt(self.client, ids, cancel=self.cancel_on_interrupt if cancel is None else cancel)
@@ -584,7 +593,7 @@ class Session:
             self.say(text)
 
     def abandon(self, task_id: str) -> None:
-        """Note that an ``await task`` was cancelled. Tasks that are abandoned together are reported together."""
+        """Record that an ``await task`` was cancelled. Tasks that are recorded together are reported together."""
         if not self._abandoned_ids:
             asyncio.get_running_loop().call_soon(self._report_abandoned)
         self._abandoned_ids.append(task_id)
@@ -638,7 +647,7 @@ class Session:
     # Display
 
     def _repr_html_(self) -> str:
-        """Return the card: server, queues, workers, and the handlers of this kernel; no secrets."""
+        """Return the card with the server, queues, workers and handlers of this kernel. The card shows no secrets."""
         return session_card.html(self._card())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -651,7 +660,7 @@ class Session:
         if not self.open:
             card.problem = "this session is closed"
         elif LOOP.here:
-            card.problem = "displayed from an async handler, which cannot ask the server"
+            card.problem = "displayed from an async handler, which cannot wait for the server"
         else:
             try:
                 self.call_within(card.fill(self.client), _CARD_SECONDS)
@@ -663,8 +672,8 @@ class Session:
 class KeptLog(logging.Handler):
     """Keeps nqnb's last 200 warnings while a session is open.
 
-    Without a handler, Python would print them into whichever cell is current. Handlers that the user has set up
-    receive them too.
+    Without a log handler, Python would print the warnings into the current cell, whichever cell that is. Log handlers
+    that the user has configured receive the warnings as well.
     """
 
     def __init__(self) -> None:
@@ -681,18 +690,18 @@ class KeptLog(logging.Handler):
         logging.getLogger("nqnb").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record, as `logging.Handler` asks."""
-        with contextlib.suppress(Exception):  # a record that cannot be formatted must not break the code that logs it
+        """Store a formatted record, as `logging.Handler` requires."""
+        with contextlib.suppress(Exception):  # a record that cannot be formatted must not break the code that logged it
             self.lines.append(self.format(record))
 
 
 KEPT_LOG = KeptLog()
-"""The kept log of this process."""
+"""The log handler of this process."""
 
 
 def _count_of(payloads: object) -> int | None:
-    """Return how many payloads there are, or None where the iterable does not tell before it is read."""
+    """Return the number of payloads, or None if the iterable does not know its length in advance."""
     try:
         return len(payloads) if isinstance(payloads, Sequence) else None
-    except Exception:  # noqa: BLE001  a foreign `__len__` may fail in any way
+    except Exception:  # noqa: BLE001  the `__len__` of an arbitrary type may raise any error
         return None

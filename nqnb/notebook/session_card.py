@@ -1,4 +1,4 @@
-"""The card that a notebook shows for a session: server, storage, queues, workers and handlers, as HTML and text."""
+"""The card that a notebook shows for a session: its server, storage, queues, workers and handlers, as HTML and text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.store import StateStore
 from nqnb.text import size
 
 _MAX_LISTED = 8
-"""The most queues, and workers, that a card names."""
+"""The maximum number of queues, and of workers, that a card lists."""
 
 _STYLE = """
 .nqnb-card{font:13px/1.5 system-ui,sans-serif;max-width:46em;border:1px solid #8886;border-radius:8px;
@@ -30,7 +30,7 @@ padding:.7em 1em;color:inherit}
 
 @dataclass
 class Card:
-    """The content of a card; `fill` asks the server for its part."""
+    """The content of a card. `fill` adds the information that the server provides."""
 
     urls: Sequence[str]
     why: str
@@ -45,12 +45,16 @@ class Card:
     workers: list[WorkerInfo] | None = field(default=None)
 
     async def fill(self, client: Client) -> None:
-        """Ask the server; what the user may not see is left out."""
+        """Request information from the server. Anything that the user's permissions do not cover is left out.
+
+        Raises:
+            ConnectionFailed: the server is not connected.
+        """
         self.version = client.server_version
         backend = client.backend
         if not backend.connected:
             raise ConnectionFailed(
-                "the server is not connected: it is down or unreachable. The session resumes when it is back."
+                "the server is not connected: it is down or unreachable. The session reconnects by itself."
             )
         self.jetstream = _usage(await _allowed(backend.account_info()))
         self.queues = await _allowed(client.queues())
@@ -84,7 +88,7 @@ class Card:
 
 
 def html(card: Card) -> str:
-    """Return the card as HTML, in the page's light or dark colours."""
+    """Return the card as HTML, in the light or dark colours of the page."""
     items = "".join(
         f"<dt>{escape(name)}</dt><dd{' class=away' if name == 'now' else ''}>{escape(text)}</dd>".replace("\n", "<br>")
         for name, text in card.lines()
@@ -103,7 +107,7 @@ def text(card: Card) -> str:
 
 
 async def _allowed(request: Any) -> Any:
-    """Return the server's answer; None where the user may not ask."""
+    """Return the server's response, or None if the request failed, for example because of missing permissions."""
     try:
         return await request
     except NqnbError:

@@ -1,4 +1,4 @@
-"""The sessions of this process: one for each server, found again when a cell runs again, closed with the kernel."""
+"""The sessions of this process, one per server. They are reused when a cell is rerun, and closed with the kernel."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ from nqnb.server.server_choice import Choice, choose
 from nqnb.store import StateStore
 
 _EXIT_SECONDS = 0.7
-"""How long the end of the process waits for the sessions to close."""
+"""How long the exit of the process waits for the sessions to close."""
 
 _sessions: dict[tuple[str, ...], Session] = {}
-"""The sessions by the addresses of their servers."""
+"""The sessions, by the addresses of their servers."""
 _latest: list[Session] = []
-"""The session that was requested last; empty where it is closed."""
+"""The most recently requested session; empty if that session is closed."""
 
 
 def session(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
-    """Return the session with a server, and open it where it is not open yet.
+    """Return the session for a server, and open it if necessary.
+
+    If the call has no arguments, the most recently requested session is returned, as long as that session is open.
+    Otherwise ``NATS_URL`` or a context of the NATS CLI names the server. If neither does, the user's detached server is
+    used, and started if necessary. A server at the default address is used only if you pass its address.
+    ``session.why`` reports why the server was chosen.
 
     Args:
-        url: the server's address. Without it and without options, the session that was requested last is used while it
-            is open. Otherwise the server comes from ``NATS_URL``, from a context of the NATS CLI, or is the user's own
-            detached server, which is started if necessary. A server at the default address is only used when its
-            address is given. ``session.why`` says which server was chosen.
-        store: where states are kept, as in `nqnb.connect`.
+        url: the address of the server.
+        store: the store for task states; see `nqnb.connect`.
         **options: fields of `Settings`.
 
     Raises:
-        NoServer, NoJetStream: as `nqnb.Client.open`.
-        BadInput: a setting is invalid, or a session with this server is open with other settings.
-        DevServerError: the user's own server does not start.
+        NoServer, NoJetStream: see `nqnb.Client.open`.
+        BadInput: a setting is invalid, or a session for this server is already open with other settings.
+        DevServerError: the user's detached server did not start.
     """
     _latest[:] = [find_or_open(url, store=store, **options)]
     return _latest[0]
 
 
 def find_or_open(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
-    """Return the session with a server as `session` does, but keep the session that was requested last."""
+    """Return the session for a server as `session` does, but do not make it the most recently requested session."""
     if url is None and not options and store is None and (known := current()) is not None:
         return known
     choice, started = _choose(**options, **({} if url is None else {"url": url}))
-    # The detached server has another token, and may have another address, after each start.
+    # The detached server gets a new token, and possibly a new address, at each start.
     key = ("your detached server",) if choice.detached else choice.settings.urls
     known = _sessions.get(key)
     if known is not None and known.open:
@@ -57,8 +59,8 @@ def find_or_open(url: str | None = None, *, store: StateStore | None = None, **o
         theirs = known.settings.at_detached(f"{mine.url}", f"{mine.token}") if choice.detached else known.settings
         if theirs != mine or known.store is not store:
             raise BadInput(
-                f"cannot open a session with {', '.join(mine.urls)}: one is already open with other settings. "
-                "Close it first with `%nq down` or its `down()`."
+                f"cannot open a session with {', '.join(mine.urls)}: a session with other settings is already open. "
+                "Close that session first, with `%nq down` or its `down()` method."
             )
         return known
     why = f"{choice.source}{', started now' if started else ''}"
@@ -83,18 +85,18 @@ def opened() -> list[Session]:
 
 
 def current() -> Session | None:
-    """Return the open session that is used where no server is named; None where no session is open."""
+    """Return the session to use if no server is named, or None if no session is open."""
     for session in (*_latest, *reversed(opened())):
         if session.open:
             if not session.detached or not _is_gone(session):
-                # Where the detached server was restarted, the session finds it within a second or two.
+                # If the detached server was restarted, the session finds it within a second or two.
                 return session
             session.down()
     return None
 
 
 def _choose(**options: Any) -> tuple[Choice, bool]:
-    """Return the server to connect to, and whether it was started for this."""
+    """Return the server to connect to, and whether this call started the server."""
     choice = choose(**options)
     if choice.named:
         return choice, False
@@ -102,13 +104,13 @@ def _choose(**options: Any) -> tuple[Choice, bool]:
     choice = choose(**options)
     if not choice.detached:
         raise DevServerError(
-            f"your detached server at {server.url} has stopped just after its start. See `nqnb up --status`."
+            f"your detached server at {server.url} stopped just after it started. Run `nqnb up --status` for details."
         )
     return choice, started
 
 
 def _is_gone(session: Session) -> bool:
-    """Whether the detached server of a session was stopped. The session may not have noticed that yet."""
+    """Return whether the detached server of a session was stopped, even if the session has not noticed yet."""
     condition = detached.look().condition
     return condition in (Condition.NONE, Condition.STALE) or (condition is Condition.SILENT and not session.connected)
 
@@ -128,7 +130,7 @@ def _stop_if_unused() -> None:
 
 
 def _close_all() -> None:
-    """Close the sessions at the end of the process, so that running tasks are redelivered; limited in time."""
+    """Close the sessions when the process exits, within a limited time, so that running tasks are redelivered."""
     sessions = opened()
     if not sessions or not LOOP.running:
         return

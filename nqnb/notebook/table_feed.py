@@ -1,4 +1,4 @@
-"""Feeds the live tables of a session: one watch of all tasks on the loop thread, while a table is open."""
+"""Feeds the live tables of a session. While a table is open, a single watch of all tasks runs on the loop thread."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("nqnb.notebook")
 
 _BATCH_TASKS = 2000
-"""The most tasks of one batch that a new table receives at its start."""
+"""The maximum number of tasks in each of the batches that a new table receives first."""
 
 Wanted = Callable[[TaskInfo], bool]
 
 
 @dataclass
 class _Subscriber:
-    """A table, the tasks that it shows, and the state of the watch that it received last."""
+    """A table, the filter for its tasks, and the last state of the watch that was sent to it."""
 
     table: TaskTable
     wanted: Wanted
@@ -38,13 +38,13 @@ class _Subscriber:
 
 
 class TableFeed:
-    """The live tables of one session. The methods after `cancel` run on the loop thread."""
+    """The live tables of one session. `close` and the private methods run on the loop thread."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._subscribers: list[_Subscriber] = []
         self._tables: list[TaskTable] = []
-        """The tables that are not closed, also while no page shows them."""
+        """The tables that are not closed, including those that no page shows."""
         self._tasks: dict[str, TaskInfo] = {}
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
@@ -78,7 +78,7 @@ class TableFeed:
                 table.close()
 
     def cancel(self, table: TaskTable, ids: list[str]) -> None:
-        """Cancel tasks whose buttons were pressed in a table, and report each outcome to it. Return at once."""
+        """Cancel tasks whose buttons were pressed in a table, and report each outcome to that table; do not block."""
         LOOP.soon(lambda: spawn(self._cancel(table, ids)))
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class TableFeed:
             self._send(subscriber, TaskBatch(complete=self._complete, lost=self._lost))
 
     def _restart_watch(self) -> None:
-        """Watch from the start: tasks that an ended watch knew may be gone."""
+        """Start a new watch with no known tasks, because tasks from the previous watch may no longer exist."""
         self._tasks = {}
         self._complete = self._lost = False
         self._watch = spawn(self._follow())
@@ -127,7 +127,7 @@ class TableFeed:
             async for batch in self._client.watch():
                 self._apply(batch)
         except NqnbError as error:
-            log.warning("live tables stopped updating (open them again): %s", error)
+            log.warning("live tables stopped updating; open the tables again: %s", error)
             self._apply(TaskBatch(complete=self._complete, lost=True))
         except Exception:
             log.exception("live tables stopped updating: unexpected error in nqnb")
@@ -153,7 +153,7 @@ class TableFeed:
         try:
             subscriber.table.update(batch)
         except Exception:
-            # One failing table must not stop the others.
+            # An error in one table must not stop the other tables.
             log.exception("a live table stopped updating: unexpected error in nqnb")
             self._detach(subscriber.table)
 
@@ -170,4 +170,4 @@ class TableFeed:
 
 
 def _outcome_text(receipt: CancelReceipt) -> str:
-    return "cancelling: its code still runs" if receipt.stopping else receipt.how or receipt.status.label
+    return "cancelling: its code is still running" if receipt.stopping else receipt.how or receipt.status.label

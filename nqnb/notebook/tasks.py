@@ -1,4 +1,4 @@
-"""Tasks in a notebook: the handle of one task, a list of many, and how a session reads what means tasks."""
+"""Tasks in a notebook: the handle of one task, a list of tasks, and the task ids in arguments of many types."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_NESTING = 100
-"""How deep lists of tasks may be nested."""
+"""The maximum depth of nested lists of tasks."""
 _DISPLAY_SECONDS = 1.0
 """How long a displayed task waits for its status."""
 
 
 class _TaskCalls(Protocol):
-    """What a task asks of its session; `nqnb.notebook.session.Session` documents each call."""
+    """The session calls that a task uses; `nqnb.notebook.session.Session` documents each of them."""
 
     @property
     def client(self) -> Client: ...
@@ -53,12 +53,12 @@ class _TaskCalls(Protocol):
 
 
 class SessionTask:
-    """One task, wherever it is now. ``task.result()`` waits for its result, and so does ``await task``.
+    """The handle of one task. Both ``task.result()`` and ``await task`` wait for the result of the task.
 
     Args:
-        session: the session to ask.
-        id: the task's id.
-        queue: its queue, where it is known.
+        session: the session that the calls use.
+        id: the id of the task.
+        queue: the queue of the task; empty if it is unknown.
     """
 
     def __init__(self, session: _TaskCalls, id: str, queue: str = "") -> None:
@@ -79,15 +79,18 @@ class SessionTask:
         return self._result_on_this_loop().__await__()
 
     def fetch(self) -> TaskInfo:
-        """Return everything that is known about the task now; see `Client.fetch`."""
+        """Return the current record of the task, with its payload, result and log; see `Client.fetch`."""
         return self._session.fetch(self.id)
 
     def status(self) -> Status:
-        """Return the task's status now; see `Client.status`."""
+        """Return the current status of the task; see `Client.status`."""
         return self._session.status(self.id)
 
     def updates(self) -> Iterator[TaskInfo]:
-        """Yield the task as it is now, and again at each change until it is terminal; see `Client.updates`."""
+        """Yield the current record of the task, and a new record after each change until the task is terminal.
+
+        See `Client.updates`.
+        """
         return self._session.updates(self.id)
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
@@ -95,7 +98,7 @@ class SessionTask:
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until the task is terminal, and return what its handler returned; see `Session.result`."""
+        """Wait until the task is terminal, and return the result of its handler; see `Session.result`."""
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def cancel(self, wait: Duration | None = None) -> CancelReceipt:
@@ -103,11 +106,11 @@ class SessionTask:
         return self._session.cancel_one(self.id, wait)
 
     def requeue(self) -> SessionTask:
-        """Submit the ended task again; see `Client.requeue`."""
+        """Submit the task again after it has ended; see `Client.requeue`."""
         return self._session.requeue(self.id)
 
     def _repr_html_(self) -> str:
-        """Return a line about the task, with its status at this moment."""
+        """Return a line about the task, with its current status."""
         try:
             status = self._session.call_within(self._session.client.status(self.id), _DISPLAY_SECONDS).label
         except NqnbError as error:
@@ -126,10 +129,10 @@ class SessionTask:
 
 
 class TaskList(list[SessionTask]):
-    """Tasks in the order in which they were submitted: a list with calls for all of them.
+    """A list of tasks in the order of submission, with methods that act on all of them.
 
     Args:
-        session: the session to ask.
+        session: the session that the calls use.
         tasks: the tasks.
     """
 
@@ -161,7 +164,7 @@ class TaskList(list[SessionTask]):
 
     @property
     def df(self) -> pd.DataFrame:
-        """The tasks as they are now, in the columns of `Session.tasks`; tasks that no longer exist are left out."""
+        """The current states of the tasks, with the columns of `Session.tasks`, without tasks that no longer exist."""
         from nqnb.frames import tasks_frame
 
         infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
@@ -174,16 +177,16 @@ class TaskList(list[SessionTask]):
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
     ) -> list[Any]:
-        """Wait until all tasks have ended, and return what their handlers returned, in the order of the tasks.
+        """Wait until all tasks have ended, and return the results of their handlers, in the order of the tasks.
 
         Args:
-            timeout: for each task, see `nqnb.Client.wait`.
-            errors: what to do about tasks that have no result, once all others have ended: ``"raise"`` the first
-                error, or ``"return"`` the errors in the places of the results.
+            timeout: the timeout for each task; see `nqnb.Client.wait`.
+            errors: how to report tasks that have no result, once all tasks have ended or timed out. ``"raise"`` raises
+                the first error. ``"return"`` returns each error in the place of the result.
             cancel_on_interrupt: see `Session.result`.
 
         Raises:
-            TaskFailed, TaskCancelled, WaitTimeout, UnknownTask: as `Client.result`.
+            TaskFailed, TaskCancelled, WaitTimeout, UnknownTask: see `Client.result`.
         """
         check_choice("errors", errors, ("raise", "return"))
         seconds = check_seconds("timeout", timeout, none=True)
@@ -196,14 +199,14 @@ class TaskList(list[SessionTask]):
         return outcomes
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
-        """Wait until all tasks have ended, and return how each ended, in the order of the tasks.
+        """Wait until all tasks have ended, and return their final states, in the order of the tasks.
 
         Args:
-            timeout: for each task, see `nqnb.Client.wait`.
+            timeout: the timeout for each task; see `nqnb.Client.wait`.
             cancel_on_interrupt: see `Session.result`.
 
         Raises:
-            WaitTimeout, UnknownTask: as `Client.wait`.
+            WaitTimeout, UnknownTask: see `Client.wait`.
         """
         seconds = check_seconds("timeout", timeout, none=True)
         outcomes = self._wait_for_each(lambda task_id: self._session.client.wait(task_id, seconds), cancel_on_interrupt)
@@ -221,7 +224,7 @@ class TaskList(list[SessionTask]):
         return self._session.watch(self)
 
     def counts(self) -> dict[str, int]:
-        """Return how many tasks are in each state now; ``unknown`` counts tasks that no longer have a state."""
+        """Return the current number of tasks in each state. ``unknown`` counts the tasks that have no state anymore."""
         return _counted(self._session.call(self._statuses()))
 
     def _repr_html_(self) -> str:
@@ -258,27 +261,27 @@ class TaskList(list[SessionTask]):
 
 
 def ids_of(what: object) -> list[str]:
-    """Return the ids of the tasks that a user means, each once.
+    """Return the ids of the tasks that an argument names, without duplicates.
 
     Args:
-        what: an id, a task, a record of one, a DataFrame of tasks, a row, an index or a column of it, or several of
-            these.
+        what: a task id, a task, the record of a task, or a DataFrame of tasks. It may also be a row, the index or a
+            column of such a DataFrame, or an iterable of these.
 
     Raises:
-        BadInput: it does not name tasks.
+        BadInput: ``what`` does not name tasks.
     """
     try:
         return list(dict.fromkeys(_ids(what, 0)))
     except BadInput:
         raise
-    except Exception:  # noqa: BLE001  a foreign object may raise anything when it is inspected
+    except Exception:  # noqa: BLE001  an object of any type may raise any error when it is inspected
         raise _not_tasks(what) from None
 
 
 def _ids(what: Any, depth: int) -> Iterable[str]:
     if depth > MAX_NESTING:
         raise BadInput(
-            f"cannot read task ids from {shown(what)}: it is nested more than {MAX_NESTING} deep. "
+            f"cannot read task ids from {shown(what)}: it is nested more than {MAX_NESTING} levels deep. "
             "Pass a flat list of ids or tasks."
         )
     if isinstance(what, str):
@@ -287,7 +290,7 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
         return [what.id]
     if isinstance(what, CancelReceipt):
         return [what.task_id]
-    # DataFrames and Series are recognised by their attributes: ids alone must not load pandas.
+    # DataFrames and Series are recognised by their attributes, because reading plain ids must not import pandas.
     if hasattr(what, "columns") and hasattr(what, "index"):
         return _texts(what.index, "the index of the DataFrame")
     if hasattr(what, "index") and hasattr(what, "name") and hasattr(what, "dtype"):

@@ -1,1 +1,1 @@
-"""Live tables of tasks. A table does not depend on a session: it receives changes, and a ``cancel`` to call."""
+"""Live tables of tasks. A table does not depend on a session: its caller passes changes and a cancel callback."""

@@ -1,7 +1,7 @@
-"""What differs between Jupyter kernels and front ends: clicks while a cell is busy, and outputs that are replaced.
+"""Compatibility with different Jupyter kernels and front ends, for clicks during busy cells and for replaced outputs.
 
 A front end accepts an update of an output at any time. Programs that run a notebook without a front end (nbclient, and
-so nbconvert and papermill) accept it only while a cell runs.
+therefore nbconvert and papermill) accept an update only while a cell is running.
 """
 
 from __future__ import annotations
@@ -16,42 +16,43 @@ from IPython.display import update_display
 
 
 def use_any_subshell(comm: Any) -> None:
-    """Let messages from the page arrive on any free subshell.
+    """Allow the kernel to handle messages from the page on any free subshell.
 
-    ipykernel 7.4 answers on the shell on which the comm published last. For a widget that a cell made, this is the busy
-    shell. The hook is private; a kernel without it is left unchanged.
+    ipykernel 7.4 handles them on the shell that last published on the comm. For a widget that was created in a cell,
+    this is the busy shell. The hook is private. A kernel that does not have the hook is left unchanged.
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda data, default: default
 
 
 def warn_if_buttons_hang() -> None:
-    """Warn where this version of ipykernel can hang when a widget sends a message."""
+    """Warn if this version of ipykernel can hang when a widget sends a message."""
     text = known_problem(getattr(sys.modules.get("ipykernel"), "__version__", ""))
     if text:
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def known_problem(version: str) -> str:
-    """Return the problem that a version of ipykernel has with buttons; empty where it has none."""
+    """Return a description of the problem that a version of ipykernel has with buttons, or an empty string."""
     major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]
     if major == "7" and minor in {"0", "1", "2", "3"}:
         return (
-            f"ipykernel {version} may hang when a button is pressed while a cell runs; "
-            'install a newer version with `pip install "ipykernel>=7.4"`, then restart the kernel'
+            f"ipykernel {version} may hang if a button is pressed while a cell is running. "
+            'Install a newer version with `pip install "ipykernel>=7.4"`, then restart the kernel.'
         )
     return ""
 
 
 def replace(display_id: str, bundle: dict[str, str]) -> None:
-    """Replace what was displayed under an id, from any thread. Nothing happens outside of IPython.
+    """Replace the output that was displayed with an id. This can be called from any thread.
 
-    The replacement is repeated at the end of the current or the next cell.
+    The replacement is sent again at the end of the current or next cell, for programs without a front end. Outside
+    IPython, this does nothing.
 
     Args:
-        display_id: the id.
-        bundle: the replacement, by MIME type.
+        display_id: the display id of the output.
+        bundle: the new content, by MIME type.
     """
     if not InteractiveShell.initialized():
         return
@@ -65,9 +66,9 @@ def replace(display_id: str, bundle: dict[str, str]) -> None:
 
 
 def at_ends_of_cells(callback: Callable[[], bool]) -> None:
-    """Call a function at the end of each cell, including the current one, as long as it returns True.
+    """Call a function at the end of each cell, including the current cell, as long as the function returns True.
 
-    Nothing happens outside of a kernel: a terminal would print the replaced output a second time.
+    This does nothing outside a kernel, because a terminal would print the replaced output again.
     """
     shell = InteractiveShell.instance() if InteractiveShell.initialized() else None
     if shell is None or not hasattr(shell, "kernel"):

@@ -1,6 +1,6 @@
-"""The content of a task's row in a table: a row of short texts and numbers, and the details of an opened row.
+"""The content of a task's row in a table: short strings and numbers for the row, and the details of an expanded row.
 
-All texts are escaped and cut here. Times are Unix seconds, so that the page can update them by itself.
+This module escapes and truncates all strings. Times are Unix seconds, so that the page itself can update them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.text import clean, line, payload_text, receipt_words, size
 
 MAX_LINE_CHARACTERS = 2000
-"""The longest line in an opened row."""
+"""The maximum length of a line in an expanded row."""
 MAX_PART_CHARACTERS = 20_000
-"""The longest part of an opened row."""
+"""The maximum length of one part of an expanded row."""
 MAX_ONE_LINE_BYTES = 100
-"""Up to this size a payload or result stays on one line."""
+"""A payload or result of at most this size is shown on one line."""
 MAX_SEARCHED_CHARACTERS = 1000
-"""How much of a payload or an error a search reads."""
+"""A search covers this many characters of a payload or error."""
 
 
 def row(task: TaskInfo) -> dict[str, Any]:
-    """Return a task's row for the page."""
+    """Return the fields of a task's row, in the form that the page expects."""
     progress = task.progress
     words = line(progress.text, 60) if progress else ""
     if progress and not words and not progress.total > 0 and progress.done:
@@ -49,14 +49,14 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 
 def detail(task: TaskInfo) -> list[dict[str, str]]:
-    """Return the parts of an opened row: each has a ``name``, a ``text``, and a ``kind`` (facts, error, data, log)."""
+    """List the parts of an expanded row, each with a ``name``, a ``text`` and a ``kind`` (facts, error, data, log)."""
     parts: list[dict[str, str]] = []
     if task.error:
         worker = f" · worker {line(task.worker, 80)}" if task.worker else ""
         head = f"error · attempt {task.attempt} of {max(task.attempt, task.max_retry + 1)}{worker}"
         trace = task.error.traceback.rstrip()
         what = task.failure
-        # A Python traceback ends with the error; that of another client can be any text.
+        # A Python traceback ends with the error. The traceback of another client can be any text.
         text = trace if what and trace.endswith(what) else "\n".join(part for part in (what, trace) if part)
         parts.append({"name": head, "kind": "error", "text": cut(text)})
     if task.cancel:
@@ -76,23 +76,23 @@ def detail(task: TaskInfo) -> list[dict[str, str]]:
 
 
 def search_text(task: TaskInfo) -> str:
-    """Return the text that a search reads, casefolded: id, queue, worker, error, and the start of the payload."""
+    """Return the casefolded text that a search covers: id, queue, worker, and the start of the error and payload."""
     payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
     return "\n".join((task.id, task.queue, task.worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
 
 
 def attempt(task: TaskInfo) -> str:
-    """Return the attempt, with the number of attempts where there can be several: ``1``, ``2 / 3``."""
+    """Return the number of the attempt, such as ``1``. If the task may be retried, add the maximum, as in ``2 / 3``."""
     return f"{task.attempt} / {max(task.attempt, task.max_retry + 1)}" if task.max_retry > 0 else str(task.attempt)
 
 
 def stamp(moment: datetime | None) -> float | None:
-    """Return a time as Unix seconds."""
+    """Convert a time to Unix seconds."""
     return None if moment is None else moment.timestamp()
 
 
 def cut(text: str) -> str:
-    """Return text that fits a page: cut to `MAX_PART_CHARACTERS`, each line to `MAX_LINE_CHARACTERS`, with a note."""
+    """Truncate text to `MAX_PART_CHARACTERS`, and each line to `MAX_LINE_CHARACTERS`, with a note."""
     rest = len(text) - MAX_PART_CHARACTERS
     lines = (text[:MAX_PART_CHARACTERS] if rest > 0 else text).split("\n")
     kept = [
@@ -143,5 +143,5 @@ def _lines(pairs: list[tuple[str, str]]) -> str:
 
 
 def _when(moment: datetime | None) -> str:
-    """Return a local time to the millisecond."""
+    """Format a time as local time with milliseconds, or return an empty string for None."""
     return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

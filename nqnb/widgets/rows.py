@@ -17,16 +17,17 @@ from nqnb.widgets import row_content
 
 
 class Rows:
-    """Tasks of one queue, of some ids, or all; filtered, searched and sorted. Not thread-safe.
+    """All tasks, or those of a queue or a list of ids, with a filter, a search and an order. This is not thread-safe.
 
-    Costs for n tasks: a change needs a binary search, and a scan of the task's text while a search is active. A new
-    search scans n texts, each of which is built once. A new filter or sort sorts n tasks. A page costs its length. So
-    100,000 tasks take about a quarter of a second where all of them are read, and little otherwise.
+    The costs for n tasks are as follows. A change needs a binary search and, while a search is active, a scan of the
+    text of the task. A new search scans n texts, each of which is built only once. A new filter or order sorts n tasks.
+    A page takes time in proportion to its length. With 100,000 tasks, an operation that reads all of them takes about a
+    quarter of a second.
 
     Args:
-        queue: only tasks of this queue.
-        ids: only these tasks.
-        clock: gives seconds, for the throughput.
+        queue: accept only tasks of this queue.
+        ids: accept only tasks with these ids.
+        clock: a function that returns the time in seconds.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Rows:
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
         self._found: dict[str, Status] = {}
-        """The tasks that match the search, and the status under which each is counted."""
+        """The ids of the tasks that match the search, with the status that counts each of them."""
         self._counts = dict.fromkeys(Status, 0)
         self._open: set[str] = set()
         self._running: set[str] = set()
@@ -65,17 +66,17 @@ class Rows:
 
     @property
     def tasks(self) -> Collection[TaskInfo]:
-        """All tasks, in the order of their first appearance."""
+        """All tasks, in the order in which they were first received."""
         return self._tasks.values()
 
     @property
     def order(self) -> Order:
-        """The tasks that match, in their order."""
+        """The sorted ids of the tasks that match the filter and the search."""
         return self._refreshed()
 
     @property
     def done(self) -> bool:
-        """Whether no row will change again: only for rows of given ids, when all of these tasks have ended."""
+        """Whether all tasks have ended, so that no row will change again. It is always False if no ids were passed."""
         if self.ids is None:
             return False
         return not self._open and self.ids <= self._tasks.keys() | self._gone
@@ -86,7 +87,7 @@ class Rows:
         return len(self._queues) > 1
 
     def apply(self, tasks: Iterable[TaskInfo], gone: Iterable[str] = ()) -> None:
-        """Apply changes; a state that is older than the known one, or of another queue or id, is ignored."""
+        """Apply changes. A state is ignored if it is older than the known state, or has another queue or id."""
         for task in tasks:
             known = self._tasks.get(task.id)
             if self._concerns(task) and (known is None or known.revision <= task.revision):
@@ -95,13 +96,13 @@ class Rows:
             self._drop(task_id)
 
     def clear(self) -> None:
-        """Remove all tasks; the filter, the search and the order stay."""
+        """Remove all tasks, but keep the filter, the search and the order."""
         for task_id in list(self._tasks):
             self._drop(task_id)
         self._gone.clear()
 
     def find(self, text: str) -> None:
-        """Match only tasks whose text contains every word, in any case; `row_content.search_text` gives the text."""
+        """Match only tasks whose text contains every word, ignoring case; see `row_content.search_text`."""
         text = " ".join(text.casefold().split())[:200]
         if text == self.search:
             return
@@ -116,15 +117,15 @@ class Rows:
         self._rebuild = True
 
     def only(self, statuses: Iterable[Status]) -> None:
-        """Match only tasks in these states; without any, match all states."""
+        """Match only tasks in these states, or tasks in any state if ``statuses`` is empty."""
         self.statuses = frozenset(statuses)
         self._rebuild = True
 
     def sort(self, column: str, *, down: bool = False) -> None:
-        """Order by a column of `COLUMNS`.
+        """Sort by a column of `COLUMNS`.
 
         Raises:
-            KeyError: no such column.
+            KeyError: the column does not exist.
         """
         COLUMNS[column]
         if (column, down) != (self._order.column, self._order.down):
@@ -132,18 +133,18 @@ class Rows:
             self._rebuild = True
 
     def counts(self) -> dict[str, int]:
-        """Return how many tasks match the search, by the name of their state."""
+        """Return the number of tasks that match the search, by the label of their status."""
         return {status.label: count for status, count in self._counts.items()}
 
     def open_matching(self) -> list[str]:
-        """Return the tasks that match and have not ended, which "Cancel all" cancels."""
+        """Return the ids of the matching tasks that have not ended. The button "Cancel all" cancels these tasks."""
         order = self._refreshed()
         if not self.search and not self.statuses:
             return list(self._open)
         return [task_id for task_id in self._open if task_id in order]
 
     def page(self, start: int, count: int, keep: Iterable[str] = ()) -> list[str]:
-        """Return the ids of a page; those of ``keep`` that still exist come first, in their old order."""
+        """Return the ids of a page. Ids in ``keep`` whose tasks still exist come first, in the order of ``keep``."""
         order = self._refreshed()
         kept = list(dict.fromkeys(task_id for task_id in keep if task_id in self._tasks))
         if not kept:
@@ -155,29 +156,32 @@ class Rows:
         """Return a task of these rows.
 
         Raises:
-            KeyError: no such task.
+            KeyError: the rows do not have this task.
         """
         return self._tasks[task_id]
 
     def is_open(self, task_id: str) -> bool:
-        """Whether a task is in these rows and has not ended."""
+        """Return whether a task is in these rows and has not ended."""
         return task_id in self._open
 
     def row(self, task_id: str) -> dict[str, Any]:
-        """Return a row for the page: see `row_content.row`, with the cancel of the task."""
+        """Return the fields of a task's row, including its pending cancel; see `row_content.row`."""
         return {**row_content.row(self._tasks[task_id]), **self.pending_cancels.of(task_id)}
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
-        """Return the details of an opened row: see `row_content.detail`."""
+        """Return the details of an expanded row; see `row_content.detail`."""
         return row_content.detail(self._tasks[task_id])
 
     def revision(self, task_id: str) -> int:
-        """Return the revision of the known state of a task; 0 for an unknown task."""
+        """Return the revision of the known state of a task, or 0 if the task is unknown."""
         task = self._tasks.get(task_id)
         return 0 if task is None else task.revision
 
     def pace(self) -> tuple[float | None, float | None]:
-        """Return tasks per second, and the seconds until all open tasks have ended at that rate; None where unknown."""
+        """Return the tasks per second, and the seconds until all open tasks have ended at that rate.
+
+        Each value is None if it is unknown.
+        """
         rate = self.throughput.rate()
         return rate, len(self._open) / rate if rate and self._open else None
 
@@ -258,33 +262,36 @@ class Rows:
 
 
 class PendingCancels:
-    """Cancels whose buttons were pressed. A press lasts until its task is terminal, a refusal until it is dismissed."""
+    """The cancels that the user requested with a button.
+
+    A press is stored until the task is terminal. A refusal is stored until the user dismisses it.
+    """
 
     def __init__(self) -> None:
         self._pressed: dict[str, float] = {}
         self._refused: dict[str, str] = {}
 
     def press(self, ids: Iterable[str], at: float) -> None:
-        """Note that cancel buttons were pressed, at a time in Unix seconds."""
+        """Record that cancel buttons were pressed at a time in Unix seconds."""
         for task_id in ids:
             self._pressed.setdefault(task_id, at)
             self._refused.pop(task_id, None)
 
     def refuse(self, task_id: str, why: str) -> None:
-        """Note that a cancel was refused; the button can be pressed again where the task has not ended."""
+        """Record that a cancel was refused. The button can be pressed again if the task has not ended."""
         self._pressed.pop(task_id, None)
         self._refused[task_id] = line(why, 500)
 
     def dismiss(self, task_id: str) -> None:
-        """Remove the reason of a refusal, which the user has read."""
+        """Remove the reason for a refusal after the user has dismissed it."""
         self._refused.pop(task_id, None)
 
     def ended(self, task_id: str) -> None:
-        """Note that the task is terminal."""
+        """Record that the task is terminal."""
         self._pressed.pop(task_id, None)
 
     def forget(self, task_id: str) -> None:
-        """Note that the task no longer exists."""
+        """Record that the task no longer exists."""
         self._pressed.pop(task_id, None)
         self._refused.pop(task_id, None)
 
@@ -297,7 +304,7 @@ Key = tuple[bool, Any, str]
 
 
 def _activity(task: TaskInfo, now: datetime) -> tuple[int, float]:
-    """Sort running tasks first, then waiting ones, each oldest first, then ended ones, latest first."""
+    """Sort running tasks first (oldest first), then pending tasks (oldest first), then ended tasks (newest first)."""
     if task.status is Status.PROCESSING:
         return 0, _seconds(task.started_at)
     if task.status is Status.PENDING:
@@ -317,13 +324,13 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
     "progress": lambda task, now: share(task.progress),
     "payload": lambda task, now: line(task.payload[:80].decode("utf-8", "replace")) or None,
 }
-"""The sort key of each column. A task without a value has the key None, which sorts last in both directions."""
+"""The sort key of each column. The key is None for a task that has no value, and sorts last in both directions."""
 
 
 class Order:
-    """Ids in the order of one column: a sorted list.
+    """A list of task ids, sorted by one column.
 
-    A change costs a binary search and a move within the list; `build` costs a sort.
+    A change costs a binary search and an insertion into the list. `build` costs a full sort.
     """
 
     def __init__(self, column: str = "activity", *, down: bool = False) -> None:
@@ -340,13 +347,13 @@ class Order:
         return task_id in self._keys
 
     def build(self, tasks: Iterable[TaskInfo]) -> None:
-        """Replace all ids with those of these tasks."""
+        """Replace all ids with the ids of these tasks."""
         now = datetime.now(timezone.utc)
         self._keys = {task.id: self._sort_key(task, now) for task in tasks}
         self._sorted = sorted(self._keys.values())
 
     def put(self, task: TaskInfo) -> None:
-        """Add a task, or move it to its new place."""
+        """Add a task, or move the task to its new position."""
         key = self._sort_key(task, datetime.now(timezone.utc))
         if self._keys.get(task.id) != key:
             self.drop(task.id)
@@ -360,7 +367,7 @@ class Order:
             del self._sorted[bisect_left(self._sorted, key)]
 
     def page(self, start: int, count: int) -> list[str]:
-        """Return the ids from a position on."""
+        """Return up to ``count`` ids, from the position ``start``."""
         if not self.down:
             return [key[2] for key in self._sorted[start : start + count]]
         end = len(self._sorted) - start
@@ -376,13 +383,13 @@ def _seconds(moment: datetime | None) -> float:
 
 
 THROUGHPUT_SECONDS = 20.0
-"""How far back the throughput is measured."""
+"""The throughput is measured over this time."""
 MIN_THROUGHPUT_SECONDS = 2.0
-"""The shortest time from which a throughput is computed."""
+"""The minimum time over which a throughput is computed."""
 
 
 class Throughput:
-    """How fast tasks end, over the last `THROUGHPUT_SECONDS`; ``clock`` gives seconds."""
+    """The rate at which tasks end, over the last `THROUGHPUT_SECONDS`. ``clock`` returns the time in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -390,7 +397,7 @@ class Throughput:
         self._since: float | None = None
 
     def end(self) -> None:
-        """Note that a task has ended."""
+        """Record that a task has ended."""
         now = self._clock()
         if not self._ends:
             self._since = now
@@ -398,7 +405,7 @@ class Throughput:
         self._forget(now)
 
     def rate(self) -> float | None:
-        """Return tasks per second with two significant digits; None while too few tasks have ended."""
+        """Return the tasks per second with two significant digits, or None if too few tasks have ended."""
         now = self._clock()
         self._forget(now)
         if self._since is None or len(self._ends) < 3:

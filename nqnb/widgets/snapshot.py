@@ -1,7 +1,7 @@
-"""Snapshots of a live table as HTML and plain text, for places where no widget can run.
+"""Snapshots of a live table as HTML and plain text, for places where widgets cannot run.
 
-The HTML is self-contained and has no scripts. It takes its colours from the notebook around it, or inherits them, so
-that it is readable on light and on dark backgrounds.
+The HTML is self-contained and has no scripts. It uses the colours of the surrounding notebook, or inherits its colours,
+so that it is readable on both light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nqnb.widgets.row_content import attempt
 from nqnb.widgets.rows import Rows
 
 DEFAULT_ROWS = 50
-"""The most rows of a snapshot, unless the caller names another number."""
+"""The default maximum number of rows in a snapshot."""
 
 DOTS = {
     "pending": "#8b949e",
@@ -27,7 +27,7 @@ DOTS = {
     "cancelled": "#bf8700",
     "deleted": "#9a6dd7",
 }
-"""Visible on white and on black: a contrast of three to one against both."""
+"""The colours have a contrast of at least three to one against both white and black."""
 
 COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "payload", "note")
 
@@ -41,7 +41,7 @@ _CODE = (
 
 
 def html(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: int = 0) -> str:
-    """Return the rows that match, from a position on, as HTML; all text from a queue is escaped."""
+    """Return up to ``most`` matching rows as HTML, from the position ``start``. All text from a queue is escaped."""
     names, lines = _table(rows, start, most)
     head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{name}</th>' for name in names)
     body = "".join(f"<tr>{''.join(_html_cell(name, each[name]) for name in names)}</tr>" for each in lines)
@@ -64,7 +64,7 @@ def html(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: i
 
 
 def text(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: int = 0) -> str:
-    """Return the rows that match, from a position on, as lines of plain text."""
+    """Return up to ``most`` matching rows as plain text, from the position ``start``."""
     names, found = _table(rows, start, most)
     lines = [names, *([each[name] for name in names] for each in found)] if found else []
     widths = [max(len(each[column]) for each in lines) for column in range(len(names))] if lines else []
@@ -79,7 +79,7 @@ def text(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: i
 
 
 def _table(rows: Rows, start: int, most: int) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the columns that are not empty, and the cells of each row."""
+    """Return the names of the columns that are not empty, and the cells of each row."""
     lines = [_cells(rows.task(task_id)) for task_id in rows.page(start, most)]
     empty = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
     if not rows.many_queues:

@@ -28,32 +28,33 @@ _STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
 
 MESSAGE_SECONDS = 0.1
-"""The shortest time between two messages to the page."""
+"""The minimum time between two messages to the page."""
 PAUSE_AFTER_SECONDS = 3.0
-"""The watch ends after this time without a view; a page that is reloaded is back sooner."""
+"""The watch stops if no page has shown the table for this time. A page reload takes less time than this."""
 CLOSE_AFTER_SECONDS = 600.0
 """A paused table closes after this time."""
 FREEZE_AFTER_SECONDS = 1.5
-"""How long the final state stays live before it is frozen, so that the user sees the change."""
+"""How long the final state is shown live before the table is frozen, so that the user sees the change."""
 
 
 class TaskTable(anywidget.AnyWidget):
     """A table that shows tasks as they change.
 
-    `update` receives changes from any thread, and never blocks: a separate thread applies them. That thread sends the
-    visible rows to the page at most ten times a second, and only if they changed and a page shows them. The rows are
-    not part of the widget's state, so a notebook is saved without them.
+    `update` can be called from any thread and never blocks, because a separate thread applies the changes. That thread
+    sends the visible rows to the page at most ten times a second, and only if the rows have changed and a page shows
+    them. The rows are not part of the widget's state, so they are not saved with the notebook.
 
     Args:
-        rows: the rows to show; from now on only the table uses them.
+        rows: the rows to show. The caller must not use them afterwards.
         title: the title, such as the name of the queue.
-        cancel: called with the ids to cancel, from any thread; must return at once. The outcome of each cancel arrives
-            through `cancel_outcome`, or as a change through `update`.
-        on_close: called once when the table needs no more changes: it was closed or frozen, or its output was removed.
+        cancel: called from any thread with the ids of the tasks to cancel; it must not block. Report the outcome of
+            each cancel with `cancel_outcome`, or as a change with `update`.
+        on_close: called when the table needs no more changes, because the table was closed or frozen, or its output was
+            removed.
         on_open: called when a table whose output was removed is displayed again. The table is then empty, and
-            ``on_close`` will be called again. Without ``on_open``, such a table is closed at once.
-        size: rows per page: 10, 20, 50 or 100.
-        freeze: whether to freeze automatically once every task of ``rows.ids`` has ended.
+            ``on_close`` will be called again. If ``on_open`` is None, a table whose output is removed is closed.
+        size: the number of rows per page: 10, 20, 50 or 100.
+        freeze: whether to freeze the table automatically once every task of ``rows.ids`` has ended.
     """
 
     _esm = _STATIC / "table.js"
@@ -98,7 +99,7 @@ class TaskTable(anywidget.AnyWidget):
 
     @property
     def df(self) -> pd.DataFrame:
-        """All tasks that are known now, also those that are not shown; see `nqnb.frames.tasks_frame`."""
+        """All tasks of the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`."""
         with self._lock:
             self._drain()
             tasks = list(self._rows.tasks)
@@ -106,48 +107,48 @@ class TaskTable(anywidget.AnyWidget):
 
     @property
     def closed(self) -> bool:
-        """Whether the table was closed or frozen, and no longer changes."""
+        """Whether the table was closed or frozen, so that it no longer changes."""
         return self._ended
 
     def update(self, batch: TaskBatch) -> None:
-        """Apply changes, soon and on another thread."""
+        """Apply changes soon, on another thread."""
         self._later(lambda: self._apply(batch))
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
-        """Apply the outcome of a cancel that was requested here; a refused cancel is explained in its row."""
+        """Apply the outcome of a cancel that this table requested. If it was refused, the row shows the reason."""
         cancels = self._rows.pending_cancels
         self._later(lambda: cancels.refuse(task_id, text) if refused else cancels.dismiss(task_id))
 
     def freeze(self) -> None:
-        """Replace the displayed table by a snapshot in plain HTML, and close the table."""
+        """Replace the displayed table with a snapshot in plain HTML, and close the table."""
         if self._ended:
             return
         with self._lock:
             self._freezing = True
             bundle = self._snapshot()
         try:
-            # Before the table closes, so that the output is never empty.
+            # Replace the output before the table closes, so that the output is never empty.
             if self._displayed:
-                # Without this message the page would send its goodbye to a closed comm, and ipykernel prints an error
-                # about that into a cell.
+                # Without this message, the page would send its goodbye to a closed comm, and ipykernel would print an
+                # error into a cell.
                 self.send({"type": "over"})
                 replace(self._display_id, bundle)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close the table, and remove it from the page. Its tasks stay in `df`."""
+        """Close the table, and remove it from the page. `df` still returns its tasks."""
         if self._ended:
             return
         self._ended = True
         self._cancel_timer()
         self._throttle.close()
         super().close()
-        self.layout.close()  # a separate widget, which would stay open
+        self.layout.close()  # a separate widget, which would otherwise stay open
         self._stop_feed()
 
     def _ipython_display_(self, **kwargs: Any) -> None:
-        """Display the table with a display id, by which it can be frozen later."""
+        """Display the table with a display id, which `freeze` needs to replace the output."""
         self._displayed = not self._ended
         if self._ended:
             with self._lock:
@@ -161,7 +162,7 @@ class TaskTable(anywidget.AnyWidget):
             at_ends_of_cells(self._freeze_at_cell_end)
 
     def _freeze_at_cell_end(self) -> bool:
-        """Freeze where all tasks have ended and no page shows the table; return whether to check again."""
+        """Freeze the table if all tasks have ended and no page shows it. Return whether to check again."""
         with self._lock:
             self._drain()
             freeze = self._is_final() and not self._page.views
@@ -170,7 +171,7 @@ class TaskTable(anywidget.AnyWidget):
         return not self._ended
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the live view, and a snapshot for places where no widget can run."""
+        """Return the live view, and a snapshot for places where widgets cannot run."""
         with self._lock:
             bundle = self._snapshot()
         view = super()._repr_mimebundle_(**kwargs)
@@ -181,7 +182,7 @@ class TaskTable(anywidget.AnyWidget):
 
     def _snapshot(self) -> dict[str, str]:
         self._drain()
-        # As long as the live table, so that the output below does not move.
+        # The snapshot has as many rows as the live table, so that the page below it does not move.
         shown: dict[str, Any] = {
             "title": self._title,
             "most": self._page.size,
@@ -189,8 +190,8 @@ class TaskTable(anywidget.AnyWidget):
         }
         return {"text/html": snapshot.html(self._rows, **shown), "text/plain": snapshot.text(self._rows, **shown)}
 
-    # Messages of the page arrive on the main thread or on that of a subshell. They are queued, except for cancels,
-    # which are passed on at once.
+    # Messages from the page arrive on the main thread or on the thread of a subshell. All messages are queued, except
+    # that cancels are forwarded immediately.
 
     def _receive(self, message: Any) -> None:
         if not isinstance(message, dict) or self._ended:
@@ -276,7 +277,7 @@ class TaskTable(anywidget.AnyWidget):
         self.send({"type": "rows", **body, "details": details, "rate": rate, "left": left, "now": time.time()})
 
     def _freeze_soon(self) -> None:
-        """Freeze the table, whose tasks have all ended, once the user no longer reads in it."""
+        """Freeze the table soon after all tasks have ended, but not while the user is using it."""
         if not self._page.views:
             if self._displayed:
                 self._call_after(0, self.freeze)
@@ -291,7 +292,7 @@ class TaskTable(anywidget.AnyWidget):
             self.freeze()
 
     def _pause(self) -> None:
-        """Stop the watch: no page has shown the table for a while."""
+        """Stop the watch, because no page has shown the table for a while."""
         with self._lock:
             if self._page.views or self._ended:
                 return
@@ -317,7 +318,7 @@ class TaskTable(anywidget.AnyWidget):
             self._on_close()
 
     def _call_after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call a function after some seconds, in place of the call that was scheduled before."""
+        """Call a function after a number of seconds. This replaces a call that was scheduled before."""
         self._cancel_timer()
         self._timer = threading.Timer(seconds, callback)
         self._timer.name = "nqnb table timer"
@@ -331,11 +332,11 @@ class TaskTable(anywidget.AnyWidget):
 
 
 IDLE_SECONDS = 2.0
-"""The thread ends after this time without a request; the next request starts another thread."""
+"""The thread exits after this time without a request. The next request starts a new thread."""
 
 
 class Throttle:
-    """Calls ``work`` soon after `request`, at most once in ``gap`` seconds. Requests in between count as one."""
+    """Calls ``work`` soon after `request`, at most once every ``gap`` seconds. Requests in between share one call."""
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:
         self._work = work
@@ -347,7 +348,7 @@ class Throttle:
         self._thread: threading.Thread | None = None
 
     def request(self) -> None:
-        """Request a call, from any thread; return at once."""
+        """Request a call. This can be called from any thread, and does not block."""
         with self._changed:
             if self._closed:
                 return
@@ -358,7 +359,7 @@ class Throttle:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Make no more calls, and wait for a running call, unless that call closes the throttle."""
+        """Make no more calls, and wait for a running call to finish, unless that call itself closes the throttle."""
         with self._changed:
             self._closed = True
             thread = self._thread
@@ -371,13 +372,13 @@ class Throttle:
             started = time.monotonic()
             try:
                 self._work()
-            except Exception:  # noqa: BLE001  an error must not end the thread that updates the table
+            except Exception:  # noqa: BLE001  an error must not stop the thread that updates the table
                 _log.warning("cannot update a live table: unexpected error in nqnb", exc_info=True)
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, timeout=self._gap - (time.monotonic() - started))
 
     def _next(self) -> bool:
-        """Wait for a request; return False where the thread must end."""
+        """Wait for a request, and return whether to handle it. If False, the thread must exit."""
         with self._changed:
             self._changed.wait_for(lambda: self._wanted or self._closed, timeout=IDLE_SECONDS)
             if self._closed or not self._wanted:

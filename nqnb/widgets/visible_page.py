@@ -1,4 +1,4 @@
-"""The part of the rows that the browser shows: its search, filter, order and page, and the message that shows it."""
+"""The part of the rows that the browser shows: the search, filter, order and page, and the messages to the browser."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from nqnb.protocol.wire import Status
 from nqnb.widgets.rows import COLUMNS, Rows
 
 PAGE_SIZES = (10, 20, 50, 100)
-"""The numbers of rows that a page can have."""
+"""The possible numbers of rows per page."""
 STATUSES = {status.label: status for status in Status}
 
 
 class VisiblePage:
-    """One page of rows, as the user has set it. All views of a table show the same page.
+    """The page of rows that the user has selected. All views of a table show the same page.
 
     Args:
         rows: the rows.
-        size: rows per page, one of `PAGE_SIZES`.
+        size: the number of rows per page, one of `PAGE_SIZES`.
     """
 
     def __init__(self, rows: Rows, size: int = 20) -> None:
@@ -27,7 +27,7 @@ class VisiblePage:
         self.page = 0
         self.views: set[str] = set()
         self.hidden = False
-        """Whether the last view left because the browser left the page, not because the output was removed."""
+        """Whether the last view closed because the browser left the page, not because the output was removed."""
         self.opened: set[str] = set()
         self.selected: set[str] = set()
         self._hold = False
@@ -37,11 +37,11 @@ class VisiblePage:
 
     @property
     def in_use(self) -> bool:
-        """Whether the user points at the rows, or has a shown row open."""
+        """Whether the user is pointing at the rows, or has expanded a row on this page."""
         return bool(self.views) and (self._hold or bool(self.opened & set(self._shown)))
 
     def handle(self, message: dict[str, Any]) -> None:
-        """Apply a message of the browser; an invalid message is ignored."""
+        """Apply a message from the browser. Invalid messages are ignored."""
         view = message.get("view")
         if isinstance(view, str) and isinstance(message.get("n"), int):
             self._heard[view] = message["n"]
@@ -70,12 +70,12 @@ class VisiblePage:
                 self.rows.pending_cancels.dismiss(task_id)
 
     def reset(self) -> None:
-        """Forget the shown rows, after the rows were cleared."""
+        """Forget the rows that were shown, after the table was cleared."""
         self._shown = []
         self._detailed.clear()
 
     def body(self) -> dict[str, Any]:
-        """Return the message for the browser, without the parts that change by themselves."""
+        """Return the message for the browser, without the fields that change with time."""
         rows = self.rows
         matching = len(rows.order)
         pages = max(1, math.ceil(matching / self.size))
@@ -106,7 +106,7 @@ class VisiblePage:
         }
 
     def details(self) -> dict[str, list[dict[str, str]]]:
-        """Return the details of opened rows that the browser does not have yet."""
+        """Return the details of expanded rows that have not been sent to the browser yet."""
         fresh = {}
         for task_id in self._shown:
             revision = self.rows.revision(task_id)
@@ -116,7 +116,7 @@ class VisiblePage:
         return fresh
 
     def _look(self, message: dict[str, Any]) -> None:
-        """Apply another search, filter, order or page."""
+        """Apply a new search, filter, order or page."""
         match message:
             case {"search": str(text)}:
                 self.rows.find(text)

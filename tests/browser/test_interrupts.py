@@ -43,7 +43,7 @@ def test_the_stop_button_ends_a_wait(sheet: Callable[..., Sheet], look: Bucket) 
         print(f"cell {i} ended {took:.3f} s after the stop button was pressed")
         assert took < 3, "at once, but for a machine that is busy otherwise"
         assert page.failed(i), "KeyboardInterrupt"
-        assert f"1 task still runs; `%nq cancel {task}` stops it" in page.text(i)
+        assert f"1 task is still running; `%nq cancel {task}` stops it" in page.text(i)
         assert look.status(task) is Status.PROCESSING
     took = stop(page, 4)
     print(f"with cancel_on_interrupt, after {took:.3f} s")

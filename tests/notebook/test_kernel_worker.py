@@ -439,7 +439,7 @@ class TestInAKernel:
         assert log.startswith("[1]\n")
         (told,) = (line for line in log.splitlines() if "has blocked the kernel" in line)
         assert f"task {task.id} of queue block" in told
-        assert ":5 in block. Its lease is kept" in told
+        assert ":5 in block. The lease is still renewed" in told
 
     def test_the_kernels_loop_runs_only_coroutines(self, cells: Kernel) -> None:
         ended = cells.end(cells.start("@nq.handler('touch', isolation='kernel')\ndef touch(job): pass"))
@@ -454,7 +454,7 @@ class TestInAKernel:
 
 
 def test_isolation_kernel_needs_a_kernel(session: Session) -> None:
-    with pytest.raises(nqnb.InvalidHandler, match="no loop runs here"):
+    with pytest.raises(nqnb.InvalidHandler, match="no event loop is running"):
 
         @session.handler("touch", isolation="kernel")
         async def touch(job: nqnb.Job) -> None: ...

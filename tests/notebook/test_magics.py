@@ -224,7 +224,7 @@ class TestTheLine:
             assert "%nq submit resize --file job.json" in said
             assert "%%nq submit square --lines" in said
             assert "nqnb submit" not in said
-        assert "a cell as payload" in plain.run("%nq?").out.lower()
+        assert "a cell as the payload" in plain.run("%nq?").out.lower()
 
     @pytest.mark.parametrize(
         ("cell", "said"),
@@ -236,7 +236,7 @@ class TestTheLine:
             ("%nq submit 'a b' 1", "a b"),
             ("%nq submit resize {no", "is invalid JSON"),
             ("%nq submit resize it's", "a quote is not closed"),
-            ("%nq submit resize -", "a line magic has no stdin. Write %%nq submit"),
+            ("%nq submit resize -", "a line magic has no stdin. Use %%nq submit"),
             (
                 "%nq task show nobody",
                 "Check the id and the server; `%nq task list` shows",
@@ -244,15 +244,15 @@ class TestTheLine:
             ("%nq queue pause nobody", "nobody"),
             ("%nq cancel", "expected task ids or a filter"),
             ("%nq up a b", "unexpected extra argument"),
-            ("%nq up a -u b", "give the address once"),
+            ("%nq up a -u b", "the address was passed twice"),
             (f"%nq tasks -u {NOBODY} --timeout 1", "127.0.0.1:1"),
-            ("%%nq\nx", "%%nq alone does not take a cell"),
-            ("%%nq tasks\nx", "%%nq tasks does not take a cell"),
+            ("%%nq\nx", "%%nq alone does not accept a cell"),
+            ("%%nq tasks\nx", "%%nq tasks does not accept a cell"),
             ("%%nq submit resize 1\n2", "the cell is the payload"),
             ("%%nq submit resize\nnot json", "is invalid JSON"),
             ("%%nq submit resize --lines\n1\nx", "line 2 is invalid JSON"),
             ("%nq handler resize", "handler needs a cell"),
-            ("%nq nest", "no event loop runs here"),
+            ("%nq nest", "no event loop is running"),
         ],
     )
     def test_bad_input_is_one_line(self, cells: Shell, cell: str, said: str) -> None:
@@ -280,7 +280,7 @@ class TestWhichServer:
             assert "was not found" in cells.refused(f"%nq tasks {queue}")
             assert nqnb.session().settings.url == url
             ran = cells.run(f"%nq up {other.url}")
-            assert ran.out.startswith(f"server {other.url}: the one given, connected before\n")
+            assert ran.out.startswith(f"server {other.url}: the one given, already connected\n")
             assert len(nq(cells, f"tasks {queue}")) == 1
             assert f"disconnected from {other.url}" in cells.run("%nq down").out
             assert nqnb.session().settings.url == url
@@ -386,7 +386,7 @@ class TestHandlerCells:
     @pytest.mark.parametrize(
         ("body", "said"),
         [
-            ("x = 1", "defines no function"),
+            ("x = 1", "does not define a function"),
             ("def work(): pass", "work"),
         ],
     )

@@ -116,7 +116,7 @@ class TestOneSessionPerServer:
         assert nqnb.session(session.settings.urls[0], ack_wait=1.0, retry_for=5.0) is session
 
     def test_other_settings_for_the_same_server_are_refused(self, session: Session) -> None:
-        with pytest.raises(nqnb.BadInput, match="open with other settings"):
+        with pytest.raises(nqnb.BadInput, match="a session with other settings"):
             nqnb.session(session.settings.urls[0], replicas=3)
 
     def test_the_session_that_was_requested_last_is_the_default(self, session: Session) -> None:
@@ -178,7 +178,7 @@ class TestCalls:
         assert set(failed["requeued_as"]) == set(again.ids)
         capsys.readouterr()
         assert session.requeue(frame) == []
-        assert "2 of 2 tasks are left out: they were requeued before" in capsys.readouterr().err
+        assert "2 of 2 tasks were skipped: they had already been requeued" in capsys.readouterr().err
         waiting = session.submit("idle")
         with pytest.raises(nqnb.NotSubmitted, match="still pending"):
             session.requeue([waiting])
@@ -489,7 +489,7 @@ class TestInAKernel:
         cell = interrupted(cells, "task.result()")
         task_id, state = cells.run("print(task.id, task.status().label)").stdout.split()
         assert state == "processing"
-        assert cell.stderr == f"1 task still runs; `%nq cancel {task_id}` stops it\n"
+        assert cell.stderr == f"1 task is still running; `%nq cancel {task_id}` stops it\n"
         left = cells.run(
             "from nqnb.notebook.loop import LOOP\n"
             "print([each for each in asyncio.all_tasks(LOOP._loop) if 'result' in repr(each)])"
@@ -500,7 +500,7 @@ class TestInAKernel:
         cells.run("tasks = nq.map('resize', [0, 30, 30, 30, 30, 30]) + nq.map('other', [0])\ntasks[0].result()")
         cells.run("while tasks.counts().get('processing') != 2: time.sleep(0.01)")
         cell = interrupted(cells, "tasks.results()")
-        assert cell.stderr.startswith("2 tasks still run, 4 still wait to run (")
+        assert cell.stderr.startswith("2 tasks are still running, 4 are still pending (")
         assert "`nqnb.session().interrupted.cancel()` stops them" in cell.stderr
         assert cells.run("print(len(nq.interrupted.cancel()), len(nqnb.session().interrupted))").stdout == "6 6\n"
 
@@ -510,7 +510,7 @@ class TestInAKernel:
         running = "task = nq.submit('resize', 30)\nwhile task.status().label != 'processing': time.sleep(0.01)"
         cell = interrupted(cells, how, before=running)
         # The task may have ended before its cancel is confirmed.
-        assert cell.stderr in ("interrupted: 1 task is told to stop\n", "interrupted: 1 task is cancelled\n")
+        assert cell.stderr in ("interrupted: 1 task is being stopped\n", "interrupted: 1 task is cancelled\n")
         assert cells.run("print(task.wait(10).label)").stdout == "cancelled\n"
 
     def test_a_task_can_be_awaited_and_the_await_interrupted(self, cells: Kernel) -> None:
@@ -520,7 +520,7 @@ class TestInAKernel:
             cells, "print('waits', flush=True)\nawait asyncio.gather(*tasks)", error="CancelledError", says_so=True
         )
         told = cell.stderr + cells.run("await asyncio.sleep(0.1)").stderr
-        assert told.startswith("2 tasks still run; `%nq cancel ")
+        assert told.startswith("2 tasks are still running; `%nq cancel ")
         assert cells.run("print(len(tasks.cancel()))").stdout == "2\n"
 
     @pytest.mark.parametrize("cancels", [False, True])
@@ -532,7 +532,7 @@ class TestInAKernel:
         count, _, states = cells.run(code).stdout.partition(" ")
         assert count == "101"
         assert states == f"{{'deleted': {count}}}\n"
-        assert (f"{count} tasks are cancelled" if cancels else f"{count} tasks still wait to run") in cell.stderr
+        assert (f"{count} tasks are cancelled" if cancels else f"{count} tasks are still pending") in cell.stderr
 
     @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
     def test_an_interrupt_does_not_reach_the_process_of_a_handler(self, cells: Kernel) -> None:
@@ -542,7 +542,7 @@ class TestInAKernel:
         )
         waits = cells.start_waiting("task.result()")
         cells.interrupt()
-        assert "1 task still runs" in cells.end(waits).stderr
+        assert "1 task is still running" in cells.end(waits).stderr
         assert cells.run("print(task.result(20))").stdout == "done\n"
 
     def test_calls_go_on_when_asyncio_is_made_reentrant(self, own_cells: Kernel) -> None:
@@ -592,7 +592,7 @@ def test_the_detached_server_outlives_interrupts_and_the_kernel(
         cells.run("import time, nqnb\nnq = nqnb.session()\ntask = nq.submit('resize', 1)")
         waits = cells.start_waiting("task.result()")
         cells.interrupt()
-        assert "1 task still waits to run" in cells.end(waits).stderr
+        assert "1 task is still pending" in cells.end(waits).stderr
         task_id = cells.run("print(task.id, task.status().label)").stdout.split()[0]
     for name in ("HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(tmp_path / name))

@@ -1,1 +1,1 @@
-"""`%nq` and `%%nq`: their lines, their commands, and what a cell gets of them."""
+"""The magics `%nq` and `%%nq`: parsing, commands, and the results that they return to a cell."""

@@ -1,4 +1,4 @@
-"""What a cell gets from a command: a DataFrame, a task, a value, or the record itself."""
+"""Converts the record of a command into the result for a cell: a DataFrame, a task, a value, or the record itself."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def as_json(record: Any) -> Any:
 
 
 def result(record: Any, session: Session | None) -> Any:
-    """Return what a cell gets from a record.
+    """Convert a record into the result for a cell.
 
     Args:
         record: the record that the command returned.
-        session: the session of the command, for the tasks that it made.
+        session: the session of the command, to which the submitted tasks belong.
     """
     # pandas loads slowly, and only DataFrames need it.
     if isinstance(record, Tasks):
@@ -83,16 +83,16 @@ def result(record: Any, session: Session | None) -> Any:
 
 
 def failure(record: Any) -> NqnbError | None:
-    """Return the error of a record that must stop a Run All; None where the result reports each failure."""
+    """Return the error in a record that must stop a Run All, or None if the result reports each failure."""
     if isinstance(record, Submitted) and record.errors:
         count = len(record.ids) + len(record.errors)
-        text = f"{len(record.errors):,} of {count:,} tasks were not accepted, the first because: {record.errors[0]}"
+        text = f"{len(record.errors):,} of {count:,} tasks were not accepted. The first error is: {record.errors[0]}"
         return NqnbError(text)
     return None
 
 
 def unreported_errors(record: Any, made: Any) -> list[NqnbError]:
-    """Return the errors of a record that its result for the cell does not contain."""
+    """Return the errors of a record that are missing from the result for the cell."""
     errors = list(getattr(record, "errors", ()))
     if isinstance(made, dict) and "errors" in made:
         return []

@@ -1,4 +1,4 @@
-"""Completes `%nq` and `%%nq` lines with Tab: commands, options, states, queues and ids."""
+"""Tab completion of `%nq` and `%%nq` lines: commands, options, states, queues and ids."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
 _MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
-"""A line with the magic, possibly an assignment; its group is the command that was typed so far."""
+"""A line with the magic, possibly an assignment. The group is the command that has been typed so far."""
 
 
 def begin(shell: Any) -> None:
-    """Start completing in a shell."""
+    """Enable completion in a shell."""
 
-    # A matcher, not a hook of `complete_command`: IPython adds Python's names and keywords to what a hook finds.
+    # This is a matcher, because IPython adds Python names and keywords to the results of a `complete_command` hook.
     @context_matcher(identifier="nqnb")  # type: ignore[untyped-decorator]  # IPython gives it no types
     def nqnb_matcher(context: CompletionContext) -> SimpleMatcherResult:
         found = _matches(shell, context.text_until_cursor, context.token)
-        return {  # type: ignore[typeddict-item]  # IPython calls the others optional
+        return {  # type: ignore[typeddict-item]  # the other keys are optional in IPython
             "completions": [SimpleCompletion(match) for match in found],
             "suppress": bool(found),
             "ordered": True,
@@ -29,7 +29,7 @@ def begin(shell: Any) -> None:
 
 
 def end(shell: Any) -> None:
-    """Stop completing in a shell; nothing happens where it never began."""
+    """Disable completion in a shell, if it was enabled."""
     matchers = shell.Completer.custom_matchers
     matchers[:] = [matcher for matcher in matchers if getattr(matcher, "matcher_identifier", "") != "nqnb"]
 
@@ -38,22 +38,22 @@ def _matches(shell: Any, text: str, token: str) -> list[str]:
     magic_line = _MAGIC_LINE.fullmatch(text)
     if magic_line is None:
         return []
-    # An error while the user types helps nobody.
+    # An error message while the user is typing would not help.
     with contextlib.suppress(Exception):
         return completions(shell, magic_line[1], token)
     return []
 
 
 def completions(shell: Any, typed: str, token: str) -> list[str]:
-    """Return the words that can stand at the end of a line.
+    """Return the possible completions of a line.
 
-    The server is asked for at most a second and a half (see `nqnb.commands.shell_completion`), and not while it is
-    disconnected.
+    Requests to the server take at most a second and a half (see `nqnb.commands.shell_completion`). No requests are sent
+    while the server is disconnected.
 
     Args:
         shell: the IPython shell.
         typed: the text between the magic and the cursor.
-        token: the end of the text that IPython will replace; IPython splits words at ``=`` and at quotes, among others.
+        token: the end of ``typed`` that IPython will replace. IPython splits words at ``=`` and quotes, among others.
     """
     from click.shell_completion import ShellComplete
 
@@ -64,6 +64,6 @@ def completions(shell: Any, typed: str, token: str) -> list[str]:
     whole_words, incomplete = words_to_complete(typed)
     completer = ShellComplete(tree, {"obj": CompletionFront(shell)}, "%nq", "")
     found = [item.value for item in completer.get_completions(whole_words, incomplete) if item.type == "plain"]
-    # IPython may split the word, and replaces only its last part.
+    # IPython may split the word, and then replaces only the last part.
     kept = incomplete.removesuffix(token)
     return [value.removeprefix(kept) if value.startswith(incomplete) else value for value in found]

@@ -1,4 +1,4 @@
-"""The notebook's front for the commands: how a command connects, asks, shows and fails in a cell."""
+"""The front end of the commands in a notebook: how a command connects, asks questions, and shows output or errors."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from nqnb.text import clean, line
 T = TypeVar("T")
 
 _CONNECTION_OPTIONS = {"connect_timeout", "name", "request_timeout", "retry_for"}
-"""Settings that do not name a server, so that an open session can be used with them."""
+"""Settings that do not name a server. An open session can be used even if a command passes these settings."""
 _QUEUED_CELLS_MILLISECONDS = 300
-"""How long to wait for the cells that Run All sends behind the one that asks."""
+"""How long to wait for the cells that Run All queues after the cell with the question."""
 _CELL_WORDS = (("`nqnb up --stop`", "`%nq down --server`"), ("`nqnb up --detach`", "`%nq up`"), ("`nqnb ", "`%nq "))
-"""Command lines, and the magics that do the same in a cell."""
+"""Command lines, and the equivalent magics."""
 
 
 class NotebookFront:
-    """Runs commands on nqnb's loop, and shows in the cell what they show; implements `nqnb.commands.command.Front`.
+    """Runs commands on nqnb's loop, and shows their output in the cell. It implements `nqnb.commands.command.Front`.
 
     Args:
         shell: the IPython shell that the cell runs in.
@@ -60,13 +60,13 @@ class NotebookFront:
         self._awaited_id = ""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a command's work on nqnb's own loop; the stop button interrupts it."""
+        """Run the coroutine of a command on nqnb's own loop. The notebook's stop button interrupts the coroutine."""
         return LOOP.call(work(), None if self._progress is None else self._progress.draw)
 
     def session(self, options: dict[str, Any]) -> Session:
-        """Return the session that a command uses; open it as `nqnb.session` does if necessary.
+        """Return the session for a command. If necessary, open the session as `nqnb.session` does.
 
-        A session that one command names does not become the session that later commands use.
+        If the command names a server, later commands do not use that server by default.
         """
         known = session_registry.current()
         if known is not None and not options.keys() - _CONNECTION_OPTIONS:
@@ -78,13 +78,13 @@ class NotebookFront:
         return found
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """Return the client of the session that a command uses."""
+        """Return the client of the session for a command."""
         return contextlib.nullcontext(self.session(options).client)
 
     def stdin(self) -> bytes:
-        """Return the body of the cell, without the end of its last line."""
+        """Return the body of the cell, without the trailing newline."""
         if self.cell is None:
-            raise click.UsageError("a line magic has no stdin. Write %%nq submit, and the input below it.")
+            raise click.UsageError("a line magic has no stdin. Use %%nq submit, and put the input below that line.")
         return self.cell.removesuffix("\n").encode("utf-8", "surrogatepass")
 
     def say(self, text: str) -> None:
@@ -93,14 +93,14 @@ class NotebookFront:
             print(clean(as_cell_text(text)), flush=True)  # noqa: T201  the cell's output
 
     def waits_for(self, task_id: str) -> None:
-        """Note which task the command waits for; an interrupt reports it."""
+        """Record the task that the command waits for, so that an interrupt can report or cancel the task."""
         self._awaited_id = task_id
 
     def interrupted(self) -> str:
-        """Handle an interrupt as the session's calls do: report the task that goes on, or cancel it.
+        """Handle an interrupt as the calls of a session do: report the awaited task if it is still open, or cancel it.
 
         Returns:
-            The end of the sentence that says that the command was interrupted.
+            The end of the sentence that reports the interrupt.
         """
         if self._awaited_id and self.used is not None and self.used.open:
             self.used.interrupt([self._awaited_id])
@@ -109,7 +109,7 @@ class NotebookFront:
         return f"{reached}; requests that were already sent still take effect"
 
     def complain(self, text: str) -> None:
-        """Print an error on stderr that the result does not contain."""
+        """Print an error that is missing from the result on stderr."""
         print(f"nqnb: {line(as_cell_text(text))}", file=sys.stderr, flush=True)  # noqa: T201  the cell's output
 
     def confirm(self, question: str) -> bool:
@@ -122,7 +122,7 @@ class NotebookFront:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[object], None]]:
-        """Give a function that shows the progress of the command below the cell."""
+        """Provide a function that shows the progress of the command below the cell."""
         if self.json or self.quiet:
             yield lambda _: None
             return
@@ -137,26 +137,26 @@ class NotebookFront:
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
-        """Give an event that is never set: the stop button cancels `run` instead."""
+        """Provide an event that is never set, because the stop button cancels `run` instead."""
         yield asyncio.Event()
 
     def start_logging(self) -> None:
-        """Do nothing: the session keeps the log; see `Session.log`."""
+        """Do nothing, because the session stores the log; see `Session.log`."""
 
 
 class CompletionFront(NotebookFront):
-    """The front while the user presses Tab: it opens no session, starts no server, and asks no question."""
+    """The front end for Tab completion. It does not open sessions, start servers or ask questions."""
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """Return the client of the open session, or of the server that the line names.
+        """Return the client of the open session, or a client for the server that the line names.
 
         Raises:
-            ConnectionFailed: the session's server is not connected, or the line names no server.
+            ConnectionFailed: the server of the session is not connected, or no server was named.
         """
         known = session_registry.current()
         if known is not None and not options.keys() - _CONNECTION_OPTIONS:
             if not known.connected:
-                raise ConnectionFailed("cannot complete: the server is not connected. Complete again when it is back.")
+                raise ConnectionFailed("cannot complete: the server is not connected. Try again after the reconnect.")
             return contextlib.nullcontext(known.client)
         choice = choose(patient=False, **options)
         if not choice.named:
@@ -167,22 +167,22 @@ class CompletionFront(NotebookFront):
 def confirm(question: str, kernel: Any) -> bool:
     """Ask the user a question, and return whether the answer is yes.
 
-    Programs that run a notebook without a user (nbclient, papermill) tell the kernel that they take no questions. Run
-    All sends all cells at once, so cells that wait behind this one are the sign of it. In the last cell of a Run All
-    the user is asked.
+    Programs that run a notebook without a user (nbclient, papermill) declare to the kernel that stdin is not available.
+    Run All sends all cells at once, so it is detected by the cells that are queued after this cell. In the last cell of
+    a Run All, the user is still asked.
 
     Args:
         question: the question.
-        kernel: the kernel that the cell runs in; None in a terminal.
+        kernel: the kernel that the cell runs in, or None in a terminal.
 
     Raises:
-        NeedsYes: nobody can answer.
+        NeedsYes: the user cannot be asked.
     """
     if kernel is None and not (sys.stdin and sys.stdin.isatty()):
         raise NeedsYes(f"{question} Cannot ask: stdin is not a terminal. Add --yes.")
     if kernel is not None and cells_are_waiting(kernel):
         raise NeedsYes(
-            f"{question} Cannot ask: other cells wait behind this one, as in Run All. Add --yes, or run the cell alone."
+            f"{question} Cannot ask: other cells are queued, as in Run All. Add --yes, or run this cell alone."
         )
     try:
         answer = input(f"{clean(question)} [y/N]: ")
@@ -194,19 +194,19 @@ def confirm(question: str, kernel: Any) -> bool:
 
 
 def cells_are_waiting(kernel: Any) -> bool:
-    """Whether cells wait behind the running one; False where the kernel does not tell."""
+    """Return whether other cells are queued after the running cell. Return False if the kernel does not expose this."""
     stream = _request_stream(kernel)
     check_again = getattr(stream, "_handle_events", None)
     if stream is None or check_again is None:
         return False
     waiting = bool(stream.socket.poll(_QUEUED_CELLS_MILLISECONDS))
-    # Polling consumes the stream's own notification.
+    # Polling consumes the notification that the stream itself waits for.
     stream.io_loop.add_callback(check_again, stream.socket, 0)
     return waiting
 
 
 def _request_stream(kernel: Any) -> Any:
-    """Return the stream of requests to the main thread, in ipykernel 7 or 6. Neither has a public name for it."""
+    """Return the stream of requests to the main thread. It has no public name in ipykernel 6 and 7."""
     thread = getattr(kernel, "shell_channel_thread", None)
     if thread is None:
         return getattr(kernel, "shell_stream", None)
@@ -215,14 +215,14 @@ def _request_stream(kernel: Any) -> Any:
 
 
 def as_cell_text(text: str) -> str:
-    """Return text with its command lines replaced by the magics that do the same."""
+    """Replace the command lines in a message with the equivalent magics."""
     for command_line, magic in _CELL_WORDS:
         text = text.replace(command_line, magic)
     return text
 
 
 def replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> None:
-    """Make IPython show these lines in place of an error's traceback."""
+    """Make IPython show the rendered lines instead of the traceback of an error."""
     error._render_traceback_ = render  # type: ignore[attr-defined]  # the hook that IPython calls
 
 
@@ -230,10 +230,10 @@ def one_line_error(error: BaseException, interrupted: Callable[[], str]) -> Base
     """Return the error to raise in the cell, which IPython shows as one line.
 
     Args:
-        error: the error of a command; click's errors become `BadInput`.
-        interrupted: called for an interrupt; returns the end of the sentence that reports it.
+        error: the error of a command; errors from click become `BadInput`.
+        interrupted: called after an interrupt; it must return the end of the sentence that reports the interrupt.
     """
-    if hasattr(error, "_render_traceback_"):  # an error of the user's own code, which shows its place in the cell
+    if hasattr(error, "_render_traceback_"):  # an error in the user's code, whose traceback shows the line in the cell
         return error
     if isinstance(error, click.ClickException):
         text = usage(error)
@@ -242,7 +242,7 @@ def one_line_error(error: BaseException, interrupted: Callable[[], str]) -> Base
         text = f"interrupted{interrupted()}"
     else:
         text = as_cell_text(str(error))
-    # The end of a server's log needs more than one line.
+    # A DevServerError may quote the end of a server's log, which has several lines.
     shown = clean(text) if isinstance(error, DevServerError) else line(text)
     replace_traceback(error, lambda: [f"nqnb: {shown}"])
     return error

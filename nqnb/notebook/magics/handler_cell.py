@@ -1,4 +1,4 @@
-"""Runs the cell of `%%nq handler` as IPython runs cells, and finds the function that it defines."""
+"""Runs the cell of `%%nq handler` as IPython runs cells, and finds the function that the cell defines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIRST_LINE = re.compile(r"%%nq\s+(handler\b.*)")
 
 
 def define(shell: Any, cell: str) -> str:
-    """Run a cell in the user's namespace, with its magics and decorators.
+    """Run a cell in the user's namespace, including magics and decorators.
 
     Args:
         shell: the IPython shell.
@@ -25,9 +25,9 @@ def define(shell: Any, cell: str) -> str:
         The name of the last function that the cell defines at its top level.
 
     Raises:
-        InvalidHandler: the cell defines no function; nothing was run.
-        BadInput: the cell awaits at its top level, and was not rewritten by `unfold`; nothing was run.
-        BaseException: the error of the cell; its traceback shows only the cell.
+        InvalidHandler: the cell does not define a function, or is not valid Python. Nothing was run.
+        BadInput: the cell awaits at its top level, and `unfold` has not rewritten the cell. Nothing was run.
+        BaseException: the code of the cell raised an error. The traceback shows only the cell.
     """
     source = shell.transform_cell(cell)
     file = shell.compile.cache(source, shell.execution_count, raw_code=cell)
@@ -36,12 +36,12 @@ def define(shell: Any, cell: str) -> str:
         name = _last_function(tree)
         if not name:
             raise InvalidHandler(
-                "the cell defines no function. Write `def NAME(job, payload):`, or `async def`, at its top level."
+                "the cell does not define a function. Add `def NAME(job, payload):` or `async def` at its top level."
             )
         code = shell.compile(tree, file, "exec")
     if code.co_flags & inspect.CO_COROUTINE:
         raise BadInput(
-            "the code awaits at its top level: this needs a cell of its own. Begin the cell with %%nq handler."
+            "cannot run the code: a top-level await needs a separate cell. Start the cell with %%nq handler."
         )
     try:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
@@ -55,7 +55,8 @@ def define(shell: Any, cell: str) -> str:
 def unfold(shell: Any) -> Callable[[list[str]], list[str]]:
     """Return an input transformer for cells of `%%nq handler` that await at their top level.
 
-    A magic cannot await. So such a cell becomes an ordinary cell, whose last line makes the function a handler.
+    A magic cannot await. The transformer therefore turns the cell into an ordinary cell, and adds a last line that
+    makes the function a handler.
     """
 
     def nqnb_unfold(lines: list[str]) -> list[str]:
@@ -67,14 +68,14 @@ def unfold(shell: Any) -> Callable[[list[str]], list[str]]:
         if not name:
             return lines
         last = f"get_ipython().run_line_magic('nq', {f'{first_line[1].strip()} --defined {name}'!r})\n"
-        # An empty first line keeps the line numbers.
+        # An empty first line preserves the line numbers.
         return ["\n", *body.rstrip("\n").splitlines(keepends=True), "\n", last]
 
     return nqnb_unfold
 
 
 def _function_if_awaiting(source: str) -> str:
-    """Return the last function of code that awaits at its top level; empty for other code."""
+    """Return the name of the last function if the code awaits at its top level, or an empty string if it does not."""
     try:
         tree = ast.parse(source)
         code = compile(tree, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
@@ -92,7 +93,7 @@ def _parse(shell: Any, source: str, file: str) -> ast.Module:
     try:
         tree: ast.Module = shell.compile.ast_parse(source, filename=file)
     except SyntaxError as error:
-        # IPython would show a SyntaxError with every frame between here and the cell.
+        # IPython would show a SyntaxError with all frames of nqnb.
         wrong, kind = error, type(error)
         failed: NqnbError = InvalidHandler(
             f"the cell is not valid Python: {error}. Correct the cell, then run it again."
@@ -103,7 +104,7 @@ def _parse(shell: Any, source: str, file: str) -> ast.Module:
 
 
 def _traceback_within(traceback: TracebackType | None, file: str) -> TracebackType | None:
-    """Return the part of a traceback that begins in the cell; all of it where no frame is in the cell."""
+    """Return the part of a traceback that starts in the cell, or the whole traceback if no frame is in the cell."""
     part = traceback
     while part is not None and part.tb_frame.f_code.co_filename != file:
         part = part.tb_next
@@ -111,7 +112,7 @@ def _traceback_within(traceback: TracebackType | None, file: str) -> TracebackTy
 
 
 def _replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> None:
-    # Imported late: it loads the commands, and `%load_ext` must not wait for them.
+    # Imported late, because this module imports the commands, and `%load_ext` must not wait for them.
     from nqnb.notebook.magics.frontend import replace_traceback
 
     replace_traceback(error, render)

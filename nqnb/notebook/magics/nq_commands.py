@@ -1,4 +1,4 @@
-"""The commands of `%nq`: those of the command line, with `-o` and `-q`, and those that only a notebook has."""
+"""The commands of `%nq`: the commands of the command line with `-o` and `-q`, and the notebook-only commands."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ Begin with:
   %nq watch
 
 \b
-A cell as payload, or as handler:
+A cell as the payload or the handler:
   %%nq submit resize
   %%nq handler resize -c 4
 
 \b
-JSON and words are parsed as in a shell, without expansion. A command returns an object: `frame = %nq tasks`
+Words are parsed as in a shell, without expansion. JSON needs no quotes. Commands return objects: `frame = %nq tasks`
 """
 
 
-# The commands that only a notebook has
+# The notebook-only commands
 
 
 @click.command(
@@ -56,20 +56,20 @@ Examples:
 @click.argument("address", required=False, metavar="[URL]")
 @click.pass_context
 def up(ctx: click.Context, address: str | None) -> Session:
-    """Connect, and return the session.
+    """Connect to a server, and return the session.
 
-    Without URL the server comes from NATS_URL, then from a context of the NATS CLI. Otherwise it is your own detached
-    server, which is started if necessary. That server outlives the kernel, and the command line finds it too. Later
-    commands use this server until you name another one, or run `%nq down`.
+    If you omit URL, NATS_URL or a context of the NATS CLI names the server. If neither does, your own detached server
+    is used, and started if necessary. That server outlives the kernel, and the command line finds it too. Later
+    commands use the same server until you connect to another server, or run `%nq down`.
     """
     options = options_of(ctx)
     if address is not None and "url" in options:
-        raise click.UsageError("give the address once, as URL or with --url")
+        raise click.UsageError("the address was passed twice. Use either URL or --url.")
     if address is not None:
         options["url"] = address
     opened_before = session_registry.opened()
     session = session_registry.session(**options)
-    already = ", connected before" if session in opened_before else ""
+    already = ", already connected" if session in opened_before else ""
     front = _front(ctx)
     front.used = session
     front.say(f"server {', '.join(session.settings.urls)}: {session.why}{already}")
@@ -77,15 +77,15 @@ def up(ctx: click.Context, address: str | None) -> Session:
 
 
 @click.command(cls=Command, epilog="\b\nExamples:\n  nqnb down\n  nqnb down --server")
-@click.option("--server", is_flag=True, help="Stop your detached server too; its tasks are kept")
+@click.option("--server", is_flag=True, help="Also stop your detached server; its tasks are kept")
 @yes_option
 @click.pass_context
 def down(ctx: click.Context, server: bool, yes: bool) -> DetachedServer | None:
     """Disconnect, and stop the handlers of this kernel.
 
-    Live tables are frozen. Tasks go on elsewhere.
+    Live tables are frozen. Tasks that run elsewhere continue.
 
-    With --server your detached server stops too. If tasks are queued or running there, you are asked first.
+    --server also stops your detached server. If the server has queued or running tasks, you are asked to confirm.
     """
     if not server:
         session = session_registry.current()
@@ -120,11 +120,11 @@ def _disconnect(ctx: click.Context, session: Session) -> None:
 def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
     """Show a live table of tasks, with a cancel button in each row.
 
-    Without an argument, the table shows all tasks.
+    If you name no queue and no task, the table shows all tasks.
     """
     front = _front(ctx)
     if front.json:
-        raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` for a list of the tasks.")
+        raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` to list the tasks.")
     session = front.session(options_of(ctx))
     if len(what) == 1 and not _is_task(session, what[0]):
         return session.watch(queue_name(what[0]))
@@ -132,7 +132,7 @@ def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
 
 
 def _is_task(session: Session, word: str) -> bool:
-    """Whether a word is the id of a task. A queue need not exist yet to be watched."""
+    """Return whether a word is the id of a task. Any other word names a queue, which does not have to exist yet."""
     try:
         session.status(word)
     except UnknownTask:
@@ -148,11 +148,11 @@ Example, as the first line of a cell:
 """,
 )
 @click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
-@click.option("--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Tasks at once  [2, or as before]")
+@click.option("--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Tasks at once  [2, or unchanged]")
 @click.option(
     "--isolation",
     type=click.Choice(["thread", "coroutine", "process", "kernel"]),
-    help="Where it runs; default a thread for `def`, nqnb's loop for `async def`",
+    help="Where the function runs; by default a thread for `def`, and nqnb's loop for `async def`",
 )
 @click.option(
     "--grace", type=seconds, default=1.0, metavar="SECONDS", help="Time between two attempts to stop the code  [1]"
@@ -160,16 +160,16 @@ Example, as the first line of a cell:
 @click.option("--defined", hidden=True)
 @click.pass_context
 def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: Any) -> None:
-    """Make the function of a cell run the tasks of QUEUE.
+    """Make the function in this cell the handler of QUEUE.
 
-    The cell runs first, and the last function that it defines becomes the handler. Running the cell again swaps the
-    function. `nq.local` shows the handlers of this kernel, and stops them.
+    The cell runs first, and the last function that it defines becomes the handler. Run the cell again to replace the
+    function. `nq.local` lists and stops the handlers of this kernel.
     """
     from nqnb.notebook.magics.handler_cell import define
 
     front = _front(ctx)
     if front.cell is None and defined is None:
-        raise click.UsageError("handler needs a cell. Write %%nq handler QUEUE, and the function below it.")
+        raise click.UsageError("handler needs a cell. Use %%nq handler QUEUE, and define the function below that line.")
     session = front.session(options_of(ctx))
     # A cell that `nqnb.notebook.magics.handler_cell.unfold` has rewritten has already run.
     name = defined or define(front.shell, front.cell or "")
@@ -180,10 +180,10 @@ def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: A
 
 @click.command(cls=Command, epilog="\b\nExample:\n  nqnb nest")
 def nest() -> None:
-    """Let cells call asyncio.run(...), as scripts do.
+    """Allow cells to call asyncio.run(...), as scripts do.
 
-    nqnb itself does not need it. It makes the kernel's event loop reentrant with nest_asyncio2, until the kernel
-    restarts. A NATS client on that loop loses about a third of its throughput.
+    The command makes the kernel's event loop reentrant with nest_asyncio2, until the kernel restarts. nqnb itself does
+    not need this. A NATS client on that loop loses about a third of its throughput.
     """
     from nqnb.notebook.loop import nest
 
@@ -194,7 +194,7 @@ def nest() -> None:
 
 
 def short_help() -> str:
-    """Return the help with the list of commands, without the options that all of them accept."""
+    """Return the help with the list of commands, without most of the options that all commands accept."""
     short = copy.copy(tree)
     short.params = [param for param in tree.params if param.name in ("into", "quiet", "as_json")]
     return short.get_help(click.Context(short, info_name="%nq", max_content_width=100))
@@ -204,7 +204,7 @@ def _build() -> click.Group:
     made: click.Group = _adapt(command_tree.tree, root=True)
     made.help = (
         "NQ task queues on NATS JetStream: submit tasks, watch them, and cancel them with a guarantee.\n\n"
-        "The options below are accepted after a command too."
+        "You can also put the options below after a command."
     )
     made.epilog = _EPILOG
     made.params = [param for param in made.params if param.name != "version"]
@@ -221,7 +221,7 @@ def _build() -> click.Group:
 
 
 def _adapt(command: click.Command, *, root: bool = False) -> Any:
-    """Return a copy of a command for the notebook; the command line's own stays unchanged."""
+    """Return a copy of a command for the notebook, and leave the original unchanged."""
     made = copy.copy(command)
     taken = {option for param in command.params for option in param.opts}
     made.params = [_without_limit(param) for param in command.params] + _cell_options(taken, hidden=not root)
@@ -232,7 +232,7 @@ def _adapt(command: click.Command, *, root: bool = False) -> Any:
 
 
 def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
-    """Return `-o` and `-q`, where a command does not use them for something else."""
+    """Return the options for `-o` and `-q`. `-q` is left out if the command uses it for something else."""
     quiet = ["quiet", "--quiet", *([] if "-q" in taken else ["-q"])]
     return [
         click.Option(
@@ -241,7 +241,7 @@ def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
             expose_value=False,
             callback=_set_into,
             hidden=hidden,
-            help="Keep the result in this variable",
+            help="Assign the result to this variable",
         ),
         click.Option(
             quiet, is_flag=True, expose_value=False, callback=_set_quiet, hidden=hidden, help="Show only errors"
@@ -268,13 +268,13 @@ def _front(ctx: click.Context) -> NotebookFront:
 
 
 def _as_magics(examples: str) -> str:
-    """Return examples of command lines as magics; input from a pipe becomes a cell."""
+    """Convert examples of command lines to magics; piped input becomes a cell."""
     piped = re.sub(r"(?m)^(\s+)\S.*\| nqnb (.*) -$", r"\1%%nq \2", examples)
     return re.sub(r"(?m)^(\s+)nqnb ", r"\1%nq ", piped)
 
 
 def _without_limit(param: click.Parameter) -> click.Parameter:
-    """Remove a default limit: a DataFrame has room for all tasks."""
+    """Remove the default limit, because a DataFrame has room for all tasks."""
     if param.name != "limit" or not isinstance(param, click.Option):
         return param
     made = copy.copy(param)
@@ -283,12 +283,12 @@ def _without_limit(param: click.Parameter) -> click.Parameter:
 
 
 def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the callback of `submit` that takes the body of the cell as payload."""
+    """Return a callback for `submit` that uses the body of the cell as the payload."""
 
     def submit(**arguments: Any) -> Any:
         if _front(click.get_current_context()).cell is not None:
             if arguments["payload"] not in (None, "-") or arguments["file"] is not None:
-                raise click.UsageError("the cell is the payload. Leave out PAYLOAD and --file.")
+                raise click.UsageError("the cell is the payload. Omit PAYLOAD and --file.")
             arguments["payload"] = "-"
         return callback(**arguments)
 
@@ -296,7 +296,7 @@ def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _refused(name: str, why: str) -> click.Command:
-    """Return a command that only says why a cell cannot run it."""
+    """Return a command that only reports why a cell cannot run it."""
 
     def refuse(**_: Any) -> None:
         raise click.ClickException(why)

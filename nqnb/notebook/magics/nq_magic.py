@@ -1,8 +1,8 @@
 """`%nq` and `%%nq`: parse the line, run the command, and return its result as an object.
 
-A command that fails raises, so that Run All stops at its cell: later cells need what this cell should have made. The
-error is one of `nqnb.errors`, so that code that calls ``run_line_magic`` can handle it. IPython shows it as one line.
-A bug in nqnb keeps its traceback.
+A command that fails raises an error, so that Run All stops at that cell, because later cells depend on the result. The
+error is one of `nqnb.errors`, so that code that calls ``run_line_magic`` can handle the error. IPython shows the error
+as one line. A bug in nqnb is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _COMMANDS_WITH_CELLS = ("submit", "handler")
 
 
 def magic(shell: Any) -> Any:
-    """Return the magic for a shell, as a line and as a cell."""
+    """Return the magic for a shell, which serves as a line magic and as a cell magic."""
 
     @no_var_expand
     def nq(line: str, cell: str | None = None) -> Any:
@@ -35,13 +35,14 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
         cell: the body of the cell, for ``%%nq``.
 
     Returns:
-        The result for the cell; None where nothing is shown.
+        The result for the cell, or None if the cell shows no result.
 
     Raises:
-        NqnbError: the command failed; BadInput where the line is invalid.
+        BadInput: the line is invalid.
+        NqnbError: the command failed.
         KeyboardInterrupt: the command was interrupted.
     """
-    # The commands take a fifth of a second to load, and `%load_ext` must not wait for them.
+    # Importing the commands takes a fifth of a second, and `%load_ext` must not wait for that.
     import click
 
     from nqnb.errors import NqnbError
@@ -63,19 +64,19 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
 
 
 def _check_cell_command(arguments: list[str]) -> None:
-    """Refuse a cell for a command that takes none."""
+    """Refuse a cell for a command that does not accept a cell."""
     import click
 
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command not in _COMMANDS_WITH_CELLS and not {"-h", "--help"}.intersection(arguments):
         what = f"%%nq {command}" if command else "%%nq alone"
         raise click.UsageError(
-            f"{what} does not take a cell: only %%nq submit and %%nq handler do. Write the others as lines, %nq …"
+            f"{what} does not accept a cell: only %%nq submit and %%nq handler do. Run other commands as lines, %nq …"
         )
 
 
 def _finish(front: Any, record: Any) -> Any:
-    """Return the result of a command for the cell; keep it as a variable, and report its errors."""
+    """Return the result of a command for the cell, assign the result to the `-o` variable, and report errors."""
     from nqnb.notebook.magics import cell_results
 
     if record is None or isinstance(record, str):
@@ -94,7 +95,7 @@ def _finish(front: Any, record: Any) -> Any:
 
 
 def _help() -> str:
-    """Return what ``%nq?`` shows."""
+    """Return the help text for ``%nq?``."""
     from nqnb.notebook.magics.nq_commands import short_help
 
     return short_help()

@@ -1,4 +1,4 @@
-"""Splits a magic's line into words as a shell does, except for JSON, which needs no quotes."""
+"""Splits the line of a magic into words as a shell does, except that JSON does not need quotes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DECODER = json.JSONDecoder()
 def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
     """Return the words of a line.
 
-    Quotes group words and are removed; a backslash escapes the next character. Nothing is expanded: no ``$``, no
-    braces, no ``*``. A JSON object or array can be written without quotes around it.
+    Quotes group words and are removed. A backslash escapes the next character. Variables, braces and ``*`` are not
+    expanded. A JSON object or array needs no quotes around it.
 
     Args:
         line: the text after ``%nq``.
-        windows: whether a backslash is an ordinary character, as in the paths of Windows.
+        windows: whether a backslash is an ordinary character, as in Windows paths.
 
     Raises:
         BadInput: a quote is not closed.
@@ -39,7 +39,7 @@ def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
 
 
 def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str]:
-    """Return the whole words of a line, and the incomplete word at its end, which may be empty."""
+    """Return the complete words of a line, and the incomplete word at the end of the line, which may be empty."""
     for closing_quote in ("", "'", '"'):
         try:
             found = words(text + closing_quote, windows=windows)
@@ -52,7 +52,7 @@ def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[li
 
 
 def _json_end(text: str) -> int:
-    """Return the length of the JSON object or array with which a string begins; 0 without one."""
+    """Return the length of the JSON object or array at the start of a string, or 0 if there is no JSON."""
     if text[0] not in "{[":
         return 0
     try:
@@ -74,6 +74,6 @@ def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
         word = lexer.get_token()
     except ValueError:
         raise BadInput(
-            f"cannot parse the line: a quote is not closed in {text.strip()}. Close the quote, or escape it."
+            f"cannot parse the line: a quote is not closed in {text.strip()}. Add the closing quote, or escape it."
         ) from None
     return word or "", text[stream.tell() :]

@@ -2,7 +2,7 @@
 /**
  * The live table in the browser. The kernel stores, sorts and filters the rows. This module draws the one page of rows
  * that the kernel sends. It updates rows in place: a row keeps its elements while it is shown, so that the focus, the
- * selection and opened rows stay. All data from a queue is set as `textContent` or as an attribute, never as markup.
+ * selection and expanded rows stay. All data from a queue is set as `textContent` or as an attribute, never as markup.
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
@@ -29,16 +29,16 @@ const COLUMNS = [
 ];
 const SIZES = [10, 20, 50, 100];
 const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows holds their order
-const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the button says that the kernel is busy
+const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the button shows that the kernel is busy
 
-/** Make an element with properties and children; strings become text. */
+/** Create an element with properties and children; strings become text. */
 function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name in element && !name.includes("-")) element[name] = value;
     else element.setAttribute(name, value);
   }
-  // Elements that can have the focus: without this, JupyterLab takes plain keys as commands, and "d d" deletes the cell.
+  // For elements that can have the focus: otherwise JupyterLab handles plain keys as commands, and "d d" deletes the cell.
   if (["BUTTON", "INPUT", "SELECT", "PRE", "TR"].includes(element.tagName)) element.setAttribute("data-lm-suppress-shortcuts", "");
   element.append(...children);
   return element;
@@ -56,7 +56,7 @@ function mark(element, name, value) {
 const number = (value) => value.toLocaleString("en-US");
 const two = (value) => String(value).padStart(2, "0");
 
-/** Format a duration, with a width that stays about the same. */
+/** Format a duration with a nearly constant width. */
 export function span(seconds) {
   seconds = Math.max(0, seconds);
   const whole = Math.floor(seconds);
@@ -68,7 +68,7 @@ export function span(seconds) {
 
 /** Format a duration without tenths of a second. */
 const about = (seconds) => (seconds < 60 ? `${Math.round(seconds)} s` : span(seconds));
-/** Format an inexact duration in one unit. */
+/** Format an approximate duration in one unit. */
 const roughly = (seconds) => (seconds < 60 ? about(seconds) : about(seconds).split(" ").slice(0, 2).join(" "));
 
 /** Format a rate, in the unit that gives one to three digits. */
@@ -80,7 +80,7 @@ export function speed(rate) {
 /** Format a share in percent: 100 only for a share of 1. */
 const percent = (share) => `${Math.min(Math.round(share * 100), share < 1 ? 99 : 100)} %`;
 
-/** Return light or dark, as the front end declares it, or else as the system prefers. */
+/** Return light or dark, as declared by the front end, or else as preferred by the system. */
 function theme() {
   const body = document.body;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "true" ? "light" : "dark";
@@ -89,7 +89,7 @@ function theme() {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
-/** The rows of one task: the row itself, the reason of a refused cancel, and the details. */
+/** The rows of one task: the row itself, the reason for a refused cancel, and the details. */
 class Task {
   constructor(id) {
     this.id = id;
@@ -152,7 +152,7 @@ class Task {
     this.open(opened, details, columns);
   }
 
-  /** Update age, run time and the duration of a cancel. `pressed` is the time of the press, `heard` whether it arrived. */
+  /** Update the age, the run time and the duration of a cancel. `heard` is whether the kernel has received the press. */
   tick(now, pressed, heard) {
     const row = this.row;
     const open = row.status === "pending" || row.status === "processing";
@@ -249,7 +249,7 @@ function render({ model, el }) {
   let lookNumber = 0; // the last message that asked for another search, filter, order or page
   let holdNumber = 0; // the last message that asked to hold the order
   let clockOffset = 0; // seconds by which the kernel's clock is ahead of the page's clock
-  let receivedAt = 0; // when the last message of the kernel arrived
+  let receivedAt = 0; // when the last message from the kernel arrived
   let over = false; // whether the kernel has closed the table
   /** @type {?Rows} */ let last = null;
   let current = ""; // the id of the row that the Tab key reaches
@@ -272,7 +272,7 @@ function render({ model, el }) {
     const count = make("b", {}, "0");
     const button = make("button", { type: "button", className: "nq-chip", "data-act": "filter", "data-status": name });
     button.append(...(name ? [make("span", { className: "nq-dot" })] : []), name || "all", count);
-    if (name) button.title = `show only ${name} tasks; with Shift, in addition to the selected states`;
+    if (name) button.title = `show only ${name} tasks; press Shift to add them to the selected states`;
     chips.append(button);
     return { button, count };
   };
@@ -325,7 +325,7 @@ function render({ model, el }) {
     controls();
   };
 
-  /** Draw the header and the footer as the user set them; the kernel may not have answered yet. */
+  /** Draw the header and the footer as the user has set them, even if the kernel has not answered yet. */
   function controls() {
     for (const [name, { button }] of counts)
       mark(button, "aria-pressed", name ? look.statuses.includes(name) : look.statuses.length === 0);
@@ -363,7 +363,7 @@ function render({ model, el }) {
       if (mine && (message.heard[view] ?? 0) >= mine.n) pressed.delete(row.id);
       task.draw(row, { selected: selected.has(row.id), opened: opened.has(row.id), details: details.get(row.id), span });
       if (keepOrder) continue;
-      // Remove a row that moved down, so that the rows below need not move, and do not lose the focus.
+      // Remove a row that moved down, so that the rows below do not move and do not lose the focus.
       if (place && place !== task.body && place.nextSibling === task.body) {
         const moved = place;
         place = task.body;
@@ -377,7 +377,7 @@ function render({ model, el }) {
     if (focus && focus !== document.activeElement && root.contains(focus)) focus.focus({ preventScroll: true });
   }
 
-  /** Let the Tab key reach the controls of one row only; the arrow keys move between rows. */
+  /** Make the Tab key reach the controls of only one row; the arrow keys move between rows. */
   function reach() {
     for (const [id, task] of tasks) {
       const tab = id === current ? 0 : -1;
@@ -404,7 +404,7 @@ function render({ model, el }) {
     let text = "";
     if (over) text = "disconnected; the rows no longer change";
     else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
-    else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state of that time`;
+    else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state at that time`;
     put(state, text);
     mark(root, "data-state", over ? "over" : (last?.state ?? "loading"));
     const fresh = last?.rate && last.state === "live" && Date.now() - receivedAt < 15_000;
@@ -439,7 +439,7 @@ function render({ model, el }) {
     for (const id of details.keys()) if (!opened.has(id)) details.delete(id);
     const start = message.page * message.size;
     put(where, message.matching ? `${number(start + 1)} – ${number(start + message.rows.length)} of ${number(message.matching)}` : "0");
-    mark(where, "title", message.behind ? "the order stays while you point at the rows" : null);
+    mark(where, "title", message.behind ? "the order is kept while you point at the rows" : null);
     mark(where, "data-held", message.behind ? "" : null);
     mark(back, "aria-disabled", message.page === 0 ? "true" : null);
     mark(next, "aria-disabled", message.page >= message.pages - 1 ? "true" : null);
@@ -492,7 +492,7 @@ function render({ model, el }) {
     try {
       await navigator.clipboard.writeText(task.id);
     } catch {
-      // Without a secure origin only the clipboard of the selection is available.
+      // Without a secure origin, only the selection can be copied.
       const field = make("textarea", { value: task.id, className: "nq-voice" });
       root.append(field);
       field.select();
@@ -562,7 +562,7 @@ function render({ model, el }) {
       case "back": return ask({ page: look.page - 1 });
       case "next": return ask({ page: look.page + 1 });
     }
-    // A click anywhere else in a row opens it, unless the click ends a selection of text.
+    // A click anywhere else in a row expands the row, unless the click ends the selection of text.
     if (!control && task && target.closest(".nq-row") && !String(getSelection())) toggle(id);
   }
 
@@ -586,7 +586,7 @@ function render({ model, el }) {
     event.preventDefault();
   }
 
-  // While the user points at the rows or has the focus in them, the rows keep their order.
+  // The rows keep their order while the user is pointing at them, or while a row has the focus.
   let over_rows = false;
   let by_keys = false;
   let resting = 0;
@@ -642,14 +642,14 @@ function render({ model, el }) {
 
   const hear = (message) => {
     if (message?.type === "rows") show(message);
-    if (message?.type === "over") over = true; // the table is replaced at once: draw nothing, and send no goodbye
+    if (message?.type === "over") over = true; // the table is about to be replaced: draw nothing, and send no goodbye
   };
   const closed = () => {
     over = true;
     controls();
     tick();
   };
-  // Jupyter's manager sends this event when the kernel restarts or ends, and again when it is back, without a difference.
+  // Jupyter's manager sends the same event when the kernel restarts or exits, and again when the kernel is back.
   const turned = () => {
     if (!over) return closed();
     over = false;
