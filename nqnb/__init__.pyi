@@ -47,6 +47,7 @@ from nqnb.records import CancelReceipt as CancelReceipt
 from nqnb.records import PruneReceipt as PruneReceipt
 from nqnb.records import PurgeReceipt as PurgeReceipt
 from nqnb.records import QueueInfo as QueueInfo
+from nqnb.records import TaskBatch as TaskBatch
 from nqnb.records import TaskInfo as TaskInfo
 from nqnb.records import WorkerInfo as WorkerInfo
 from nqnb.retry import Backoff as Backoff

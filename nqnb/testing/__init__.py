@@ -20,15 +20,55 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nqnb import payload as payloads
+from nqnb.worker.job import Job
+
 if TYPE_CHECKING:
     from nqnb.testing.contract import StoreContract
 
-__all__ = ["StoreContract"]
+__all__ = ["StoreContract", "job"]
+
+
+def job(
+    payload: Any = None,
+    *,
+    id: str = "test",
+    queue: str = "test",
+    attempt: int = 1,
+    max_retry: int = 0,
+    cancelled: bool = False,
+) -> Job:
+    """Return a `Job` to call a handler with, without a server: ``resize(job(data), data)``.
+
+    Its `Job.said` has the last progress and the log.
+
+    Args:
+        payload: the payload of the task: bytes, or a value that is encoded as JSON.
+        id: the task id.
+        queue: the queue.
+        attempt: the number of the attempt, from 1.
+        max_retry: how many retries the task has.
+        cancelled: whether the handler must stop, so that `Job.progress` and `Job.raise_if_cancelled` raise.
+
+    Raises:
+        UnencodableValue: the payload cannot be encoded.
+    """
+    made = Job(id, queue, payloads.encode(payload), attempt, max_retry, None, lambda: None, progress_raises=True)
+    if cancelled:
+        made.state.stop.set()
+    return made
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        value = getattr(import_module("nqnb.testing.contract"), name)
+    if name == "StoreContract":
+        try:
+            value = getattr(import_module("nqnb.testing.contract"), name)
+        except ModuleNotFoundError as error:
+            if error.name != "pytest":
+                raise
+            raise ImportError(
+                "nqnb.testing.StoreContract cannot be imported: pytest is not installed. Run `pip install pytest`."
+            ) from None
         globals()[name] = value
         return value
     raise AttributeError(f"module 'nqnb.testing' has no attribute {name!r}")
