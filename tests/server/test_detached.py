@@ -212,7 +212,7 @@ def test_the_port_is_kept_over_restarts(running: detached.Detached, capsys: pyte
         detached.stop()
         (detached.home() / "port").write_text(f"{running.port}")
         assert main(["up", "--detach"]) == 0
-        assert f"its former port {running.port} is taken by another program" in capsys.readouterr().err
+        assert f"another program is using the server's previous port {running.port}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("port", ["the same", "another"])
@@ -286,7 +286,7 @@ def test_a_stale_file_is_recognised_and_cleaned_up(
     until(lambda: detached.look().condition is Condition.STALE, 5)
     assert detached.find() is None
     assert main(["up", "--status"]) == 1
-    assert "was not stopped" in capsys.readouterr().out
+    assert "it was killed" in capsys.readouterr().out
     again, new = detached.start()
     assert new
     assert again.pid != running.pid
@@ -406,7 +406,7 @@ def test_a_detached_server_that_does_not_answer_is_not_ignored(
     # The threads of the server stop one after another, and the last one could still answer.
     until(lambda: stopped(running.pid), 10)
     try:
-        with pytest.raises(NoServer, match=r"does not answer .*`nqnb up --stop`, then `nqnb up --detach`.* NATS_URL"):
+        with pytest.raises(NoServer, match=r"does not answer .*nqnb up --stop`, then run `nqnb up --detach`.*NATS_URL"):
             choose(connect_timeout=0.2)
         assert main(["--timeout", "0.2", "submit", "q", "1"]) == 3
         assert "`nqnb up --stop`" in capsys.readouterr().err
@@ -427,7 +427,7 @@ def test_a_detached_server_that_is_starting_is_not_ignored() -> None:
     with hold_lock(make_home()) as lock:
         assert lock is not None
         assert detached.look().condition is Condition.STARTING
-        with pytest.raises(NoServer, match=r"just starting or stopping\. Try again in a moment"):
+        with pytest.raises(NoServer, match=r"starting or stopping\. Try again in a moment"):
             choose(connect_timeout=0.2)
     assert not choose().named
 
