@@ -175,6 +175,8 @@ def cancel(
 
     Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
     still be stopping; with --wait, exit code 0 means that the code has stopped.
+
+    A task that never started becomes "deleted". A task that had started becomes "cancelled", once its code has stopped.
     """
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
@@ -345,6 +347,8 @@ def task_cancel(
 
     Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
     still be stopping; with --wait, exit code 0 means that the code has stopped.
+
+    A task that never started becomes "deleted". A task that had started becomes "cancelled", once its code has stopped.
     """
     return cancel_ids(ctx, chosen_ids(ids, named), wait)
 

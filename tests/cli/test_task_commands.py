@@ -420,3 +420,9 @@ def test_completion_without_a_server_is_silent_and_fast() -> None:
 
 def test_completion_works_without_a_home_folder(tmp_path: Path, url: str) -> None:
     assert complete(url, "queue", "stats", "no-such", HOME=str(tmp_path), XDG_DATA_HOME=str(tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize("command", [("cancel",), ("task", "cancel")])
+def test_the_help_of_cancel_tells_deleted_from_cancelled(run: Run, command: tuple[str, ...]) -> None:
+    said = " ".join(run(*command, "--help").out.split())
+    assert 'A task that never started becomes "deleted". A task that had started becomes "cancelled"' in said
