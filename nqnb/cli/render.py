@@ -14,6 +14,7 @@ from rich.text import Text
 
 from nqnb.cli.boards import ChaosBoard, DemoBoard, WatchBoard, changes, chaos_report, demo_summary
 from nqnb.cli.tables import Column, Sheet, bar, due, fields, queue_state, run_duration, scheduled_column, stack, status
+from nqnb.commands.check_command import Health
 from nqnb.commands.command_records import (
     Cancelled,
     CommandProgress,
@@ -433,6 +434,15 @@ def _preview(record: Preview) -> RenderableType:
     return stack(Sheet(columns, rows), Text(", ".join(some) + more, style="dim"))
 
 
+def _health(record: Health) -> RenderableType:
+    """Return each condition of a health check, with what was found."""
+    rows: list[list[str | Text]] = [
+        [each.name, Text("ok" if each.ok else "FAILS", style="green" if each.ok else "bold red"), each.found]
+        for each in record.checks
+    ]
+    return Sheet([Column("check"), Column("state"), Column("found", least=20)], rows)
+
+
 def _requeues(task: TaskInfo) -> list[str]:
     """Return which task a task was requeued from, and as which it was requeued."""
     return [f"{word} {other}" for word, other in (("from", task.origin), ("as", task.requeued_as)) if other]
@@ -498,3 +508,4 @@ render.register(Preview, _preview)
 render.register(Cancelled, _cancelled)
 render.register(RequeuePreview, _requeue_preview)
 render.register(RequeuedAll, _requeued_all)
+render.register(Health, _health)

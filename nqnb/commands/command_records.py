@@ -39,7 +39,23 @@ class Queues(list[QueueInfo]):
 
 
 class Workers(list[WorkerInfo]):
-    """Live workers, sorted by host and process."""
+    """Live workers, by host and process; ``least`` is how many there must be."""
+
+    def __init__(self, workers: Iterable[WorkerInfo] = (), least: int = 0) -> None:
+        super().__init__(workers)
+        self.least = least
+
+    @property
+    def ok(self) -> bool:
+        """Whether there are enough workers."""
+        return len(self) >= self.least
+
+    @property
+    def errors(self) -> list[NqnbError]:
+        """The error to print if there are too few."""
+        if self.ok:
+            return []
+        return [NqnbError(f"there are too few workers: expected {self.least:,}, found {len(self):,}. Start more")]
 
 
 class Outcomes(list[T]):

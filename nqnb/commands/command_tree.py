@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from nqnb.commands import (
+    check_command,
     diagnostic_commands,
     queue_commands,
     server_commands,
@@ -55,6 +56,7 @@ for command in (
     task_commands.list_tasks,
     queue_commands.list_queues,
     worker_commands.list_workers,
+    check_command.check,
     watch_command.watch,
     task_commands.cancel,
     task_commands.task,

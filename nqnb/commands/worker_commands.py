@@ -33,16 +33,17 @@ class UserCodeError(NqnbError):
         self.traceback = traceback
 
 
-@click.command("workers", cls=Command, epilog="\b\nExample:\n  nqnb workers")
+@click.command("workers", cls=Command, epilog="\b\nExamples:\n  nqnb workers\n  nqnb workers --min-workers 1")
+@click.option("--min-workers", type=click.IntRange(0), default=0, metavar="N", help="Exit with 1 if fewer are alive")
 @click.pass_context
-def list_workers(ctx: click.Context) -> Workers:
+def list_workers(ctx: click.Context, min_workers: int) -> Workers:
     """List the nqnb workers that are alive.
 
     Go workers are not listed, because they do not register with the server.
     """
 
     async def question(nq: Client) -> Workers:
-        return Workers(sorted(await nq.workers(), key=lambda each: (each.host, each.pid, each.id)))
+        return Workers(sorted(await nq.workers(), key=lambda each: (each.host, each.pid, each.id)), min_workers)
 
     return ask(ctx, question)
 

@@ -11,6 +11,7 @@ _KINDS = ("line", "cell")
 _RECORDS = {
     "nqnb.records": "TaskInfo PruneReceipt",
     "nqnb.commands.command_records": "Preview RequeuePreview Emptied DetachedServer",
+    "nqnb.commands.check_command": "Health",
     "nqnb.demo.records": "DemoSummary",
 }
 """The command records that do not define their own display in a notebook, by module."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import Many, Run, Start, one_line, until_said
+from helpers.command_line import NOBODY, Many, Run, Start, one_line, until_said
 from helpers.waiting import until
 
 import nqnb
@@ -256,6 +256,31 @@ def test_an_earlier_copy_that_failed_again_counts_as_requeued(url: str, run: Run
 def test_requeue_refuses_other_choices_of_tasks(words: Sequence[str], run: Run) -> None:
     answer = run("task", "requeue", *words)
     assert (answer.code, answer.out, one_line(answer.err)) == (2, "", True)
+
+
+# Health
+
+
+def test_check_has_an_exit_code_for_a_health_check(url: str, run: Run, many: Many) -> None:
+    failed(url, "ill", ["bad", "worse"])
+    many("ill", 1)
+    run("submit", "ill", "1", "--process-at", "1h")
+    assert run("check").code == 0
+    assert run("check", "ill", "--max-oldest", "1h", "--max-failed", "2", "--since", "1h").code == 0
+    answer = run("check", "ill", "--min-workers", "1", "--max-oldest", "0.001", "--max-failed", "1")
+    assert answer.code == 1
+    for found in ("workers +FAILS +0", "oldest +FAILS", "failed +FAILS +2 tasks", "server +ok"):
+        assert re.search(found, answer.out), found
+    assert [each["ok"] for each in run("check", "ill", "--max-failed", "1", "--json").json["checks"]] == [True, False]
+    assert run("check", "no-such-queue").code == 1
+    assert run("check", "--since", "1h").code == 2
+    assert run("check", server=NOBODY).code == 3
+
+
+def test_a_list_of_too_few_workers_exits_with_1(run: Run) -> None:
+    assert run("workers").code == 0
+    answer = run("workers", "--min-workers", "99")
+    assert (answer.code, one_line(answer.err)) == (1, True)
 
 
 # Prune

@@ -1,0 +1,127 @@
+"""The command ``nqnb check``: compare workers, waiting and failed tasks with limits, for a health check."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import click
+from msgspec import Struct
+
+from nqnb.client import Client
+from nqnb.commands import shell_completion
+from nqnb.commands.arguments import age_option, count_tasks
+from nqnb.commands.command import Command, ask
+from nqnb.commands.param_types import queue_name, seconds
+from nqnb.errors import NqnbError
+from nqnb.protocol.bulk import unknown_queue
+from nqnb.protocol.wire import Status
+from nqnb.records import TaskInfo
+from nqnb.text import duration
+
+
+class Check(Struct, frozen=True):
+    """One condition of a health check: whether it holds, and the value that was found, in words."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+class Health(Struct, frozen=True):
+    """The outcome of a health check."""
+
+    checks: list[Check]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all conditions hold."""
+        return all(each.ok for each in self.checks)
+
+    @property
+    def errors(self) -> list[NqnbError]:
+        """The error to print if a condition does not hold."""
+        broken = [f"{each.name} {each.found}" for each in self.checks if not each.ok]
+        return [NqnbError(f"the check failed: {'; '.join(broken)}. `nqnb tasks` and `nqnb workers` show more")] * bool(
+            broken
+        )
+
+
+class Limits(Struct, frozen=True):
+    """What a health check compares with; ages are in seconds, None checks nothing."""
+
+    min_workers: int | None
+    max_oldest: float | None
+    max_failed: int | None
+    since: float | None
+
+
+@click.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb check
+  nqnb check resize --min-workers 1
+  nqnb check resize --max-oldest 5m
+  nqnb check --max-failed 10 --since 1h --json
+""",
+)
+@click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
+@click.option("--min-workers", type=click.IntRange(1), metavar="N", help="At least N live nqnb workers")
+@click.option(
+    "--max-oldest", type=seconds, metavar="AGE", help="No task has been waiting to start for longer than AGE (90s, 5m)"
+)
+@click.option("--max-failed", type=click.IntRange(0), metavar="N", help="At most N failed tasks")
+@age_option("--since", "With --max-failed: only tasks that failed less than AGE ago")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    queue: str | None,
+    min_workers: int | None,
+    max_oldest: float | None,
+    max_failed: int | None,
+    since: float | None,
+) -> Health:
+    """Check the server, and the workers and tasks of QUEUE or of all queues.
+
+    Exit code 0 means that the server answers and all conditions hold, 1 that a condition does not hold or the queue
+    does not exist, 3 that there is no connection. Tasks that wait for their time do not count as waiting to start.
+    """
+    if since is not None and max_failed is None:
+        raise click.UsageError("--since has no effect: it limits the failed tasks. Add --max-failed, or drop --since")
+    return ask(ctx, lambda nq: _health(nq, queue, Limits(min_workers, max_oldest, max_failed, since)))
+
+
+async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
+    if queue is not None and await nq.backend.find_queue(queue) is None:
+        raise await unknown_queue(nq.backend, queue)
+    checks = [Check("server", True, f"nats-server {nq.server_version}")]
+    if limits.min_workers is not None:
+        workers = [each for each in await nq.workers() if queue is None or queue in each.queues]
+        few = len(workers) < limits.min_workers
+        checks.append(Check("workers", not few, f"{len(workers):,} (at least {limits.min_workers:,})"))
+    if limits.max_oldest is None and limits.max_failed is None:
+        return Health(checks)
+    tasks = await nq.tasks(queue, (Status.PENDING, Status.FAILED))
+    now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
+    if limits.max_oldest is not None:
+        oldest = max((_waited(each, now) for each in tasks), default=0.0)
+        limit = f"at most {duration(limits.max_oldest)}"
+        checks.append(Check("oldest", oldest <= limits.max_oldest, f"waits for {duration(oldest)} ({limit})"))
+    if limits.max_failed is not None:
+        failed = sum(_failed_since(each, now, limits.since) for each in tasks)
+        when = "" if limits.since is None else f" in the last {duration(limits.since)}"
+        limit = f"at most {limits.max_failed:,}"
+        checks.append(Check("failed", failed <= limits.max_failed, f"{count_tasks(failed)}{when} ({limit})"))
+    return Health(checks)
+
+
+def _waited(task: TaskInfo, now: datetime) -> float:
+    """Return for how many seconds a pending task could have started; 0 if it waits for its time, or has ended."""
+    since = task.due_at or task.submitted_at
+    return 0.0 if task.status is not Status.PENDING or since is None else max(0.0, (now - since).total_seconds())
+
+
+def _failed_since(task: TaskInfo, now: datetime, since: float | None) -> bool:
+    if task.status is not Status.FAILED:
+        return False
+    return since is None or task.completed_at is None or now - task.completed_at <= timedelta(seconds=since)
