@@ -326,8 +326,8 @@ def _tasks(record: Tasks) -> RenderableType:
         Column("try", right=True, dispensable=4),
         Column("progress", least=8, dispensable=2),
         Column("due", dispensable=1),
-        Column("error", least=16, dispensable=1),
-        Column("requeued", least=9, dispensable=1),
+        Column("error", least=22, dispensable=1),
+        Column("requeued", least=9, dispensable=2),
         Column("payload", least=10, dispensable=5),
     ]
     rows: list[list[str | Text]] = [
