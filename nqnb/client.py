@@ -192,9 +192,9 @@ class Client:
             timeout: see `submit`.
             deadline: see `submit`.
             process_at: see `submit`.
-            ordered: whether the queue has the tasks in the order of the payloads. Then each is submitted once the
-                server has stored the last one, which takes a round trip for each. Otherwise many are on their way at
-                once, and a few may overtake others.
+            ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
+                the server has stored the previous one, at the cost of one round trip per task. If false, many are in
+                flight at once, and a few may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted; ``"return"`` returns each error in place of its task.
 

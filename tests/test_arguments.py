@@ -218,7 +218,7 @@ class TestQueues:
     async def test_an_unknown_queue_gets_a_suggestion(self, nq: nqnb.Client) -> None:
         await nq.submit("resize")
         for call in (nq.tasks("rezise"), nq.prune(0, "rezise"), nq.pause("rezise"), nq.purge_queue("rezise")):
-            with pytest.raises(UnknownQueue, match=r"queue 'rezise' was not found.* Did you mean 'resize'\?") as caught:
+            with pytest.raises(UnknownQueue, match=r"'rezise' does not exist.* Did you mean 'resize'\?") as caught:
                 await call
             assert caught.value.queue == "rezise"
 

@@ -230,7 +230,7 @@ class _Watcher:
 
 
 def _unanswered(error: NqnbError) -> str:
-    """Return the part that has not answered, in words; the full error of one of many requests would not help."""
+    """Describe which component has not answered. Many requests are outstanding, so one error would not help."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"

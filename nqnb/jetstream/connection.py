@@ -220,7 +220,8 @@ class Connection:
                 self.full_at = elapsed()
             if resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
-                    f"storing a message on {subject!r} is unconfirmed: no reply arrived. Since then: {error}"
+                    f"storing a message on {subject!r} is unconfirmed: no reply arrived, and the message may be stored "
+                    f"or not. Later error: {error}"
                 )
             raise error
         if ack.seq <= 0:
@@ -618,7 +619,7 @@ class Outage:
         return True
 
     def close(self) -> None:
-        """Stop logging, because the connection is closed on purpose."""
+        """Stop logging disconnects, because the connection is being closed on purpose."""
         self._closed = True
         self._since = 0.0
 

@@ -374,4 +374,6 @@ class _KernelRun:
         try:
             self._kernel.loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            raise InvalidHandler("the kernel's event loop is closed. Run the handler's cell again.") from None
+            raise InvalidHandler(
+                "cannot run the handler: the kernel's event loop is closed. Run the cell that defines the handler again."
+            ) from None

@@ -54,7 +54,7 @@ class Card:
         backend = client.backend
         if not backend.connected:
             raise ConnectionFailed(
-                "the server is not connected: it is down or unreachable. The session reconnects by itself."
+                "not connected to the server: it is down or unreachable. The session reconnects by itself."
             )
         self.jetstream = _usage(await _allowed(backend.account_info()))
         self.queues = await _allowed(client.queues())

@@ -43,7 +43,8 @@ async def unknown_queue(backend: QueueBackend, queue: str) -> UnknownQueue:
     with contextlib.suppress(NqnbError):  # a user may lack the permission to list queues
         known = await backend.queue_names()
     return UnknownQueue(
-        f"queue {queue!r} was not found: the first task that is submitted to a queue creates it. {hint(queue, known)}"
+        f"queue {queue!r} does not exist: a queue is created when the first task is submitted to it. "
+        f"{hint(queue, known)}"
         "`nqnb queue list` shows the queues.",
         queue,
     )

@@ -209,7 +209,7 @@ class EndWaiting(Retry):
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
             f"task {task.ID!r} {self._left}, but the store was full, so its state was removed, and its final state is "
-            f"not confirmed: {clause(error)}. Free room, then purge queue {task.Queue!r} to end its remaining tasks.",
+            f"not confirmed: {clause(error)}. Free up space, then purge queue {task.Queue!r} to end its other tasks.",
             task.ID,
         )
 

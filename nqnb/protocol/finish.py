@@ -137,7 +137,7 @@ def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float
 
 
 def _fitting(backend: TaskBackend, attempt: Attempt, entry: TaskMessage, ttl: float | None) -> Write:
-    """Return the decision to write an entry, shortened if the server would not accept all of it."""
+    """Return the decision to write an entry. An entry that is too large for the server is shortened."""
     write = Write.of(entry.lean() if attempt.slim else entry, ttl)
     if attempt.slim or len(write.value) + HEADER_RESERVE_BYTES <= backend.max_payload:
         return write

@@ -132,7 +132,7 @@ async def _end_waiting(
     if full is not None and callers_owed is None:
         raise NoRoom(
             f"queue {queue!r} was purged, but the states of {len(owed):,} tasks were not written: {clause(full)}. "
-            "Free room before you purge another queue.",
+            "Free up space before you purge another queue.",
             full.subject,
             full.code,
             full.err_code,

@@ -228,8 +228,8 @@ def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
     limit = backend.max_payload
     if size > limit:
         raise PayloadTooLarge(
-            f"the payload of {len(message.Payload or b''):,} bytes is too large: its message has {len(data):,} bytes, "
-            f"which with {META_RESERVE:,} for headers and state exceeds the server's limit of {limit:,}. "
+            f"the payload of {len(message.Payload or b''):,} bytes is too large: its message takes {len(data):,} bytes "
+            f"plus {META_RESERVE:,} for headers and state, but the server's limit is {limit:,}. "
             "Send a path or key to the data instead, or raise max_payload on the server.",
             size,
             limit,

@@ -277,7 +277,7 @@ class TestWhichServer:
         with nqnb.DevServer() as other:
             task = nq(cells, f"submit {queue} 1 -u {other.url}")
             assert task.status() is Status.PENDING
-            assert "was not found" in cells.refused(f"%nq tasks {queue}")
+            assert "does not exist" in cells.refused(f"%nq tasks {queue}")
             assert nqnb.session().settings.url == url
             ran = cells.run(f"%nq up {other.url}")
             assert ran.out.startswith(f"server {other.url}: the one given, already connected\n")

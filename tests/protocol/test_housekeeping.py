@@ -121,7 +121,7 @@ class TestPurge:
 
     async def test_an_unknown_queue_says_so(self, nq: nqnb.Client) -> None:
         for call in (nq.purge_queue, nq.delete_queue, nq.pause, nq.resume):
-            with pytest.raises(nqnb.UnknownQueue, match="queue 'nothing' was not found") as caught:
+            with pytest.raises(nqnb.UnknownQueue, match="queue 'nothing' does not exist") as caught:
                 await call("nothing")
             assert caught.value.queue == "nothing"
         assert await nq.queues() == []

@@ -156,11 +156,13 @@ class CompletionFront(NotebookFront):
         known = session_registry.current()
         if known is not None and not options.keys() - _CONNECTION_OPTIONS:
             if not known.connected:
-                raise ConnectionFailed("cannot complete: the server is not connected. Try again after the reconnect.")
+                raise ConnectionFailed(
+                    "TAB completion failed: not connected to the server. Try again after the reconnect."
+                )
             return contextlib.nullcontext(known.client)
         choice = choose(patient=False, **options)
         if not choice.named:
-            raise ConnectionFailed("cannot complete: no server was named. Connect with `%nq up`.")
+            raise ConnectionFailed("TAB completion failed: no server was named. Connect with `%nq up`.")
         return connect(choice.settings)
 
 

@@ -253,7 +253,7 @@ class ChaosWorkers:
         self._running[place] = life, process
 
     async def kill(self, place: int) -> None:
-        """Kill the worker process in a place (SIGKILL)."""
+        """Kill the worker process in this slot with SIGKILL."""
         found = self._running.pop(place, None)
         if found is not None:
             life, process = found

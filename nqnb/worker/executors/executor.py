@@ -57,11 +57,9 @@ class Executor(abc.ABC):
     def stop(self, within: float = math.inf) -> None:
         """Begin to stop the handler. A run that has not started will not start.
 
-        A second call can only shorten the time in which the handler is stopped.
-
         Args:
-            within: the number of seconds in which all pushes must be sent. This overrides the handler's ``grace``. Only
-                the first finite value counts.
+            within: the number of seconds within which the last stop must have been sent. It overrides the handler's
+                ``grace``. Only the first finite value counts; later ones are ignored.
         """
         if not self._stopping:
             self._stopping = True
