@@ -109,9 +109,7 @@ Examples:
 """,
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
-@click.option(
-    "named", "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, hidden=True
-)
+@click.option("named", "--queue", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, hidden=True)
 @status_option(help="Only tasks in this state; repeatable")
 @age_option("--since", "Only tasks submitted less than AGE ago")
 @limit_option

@@ -375,5 +375,5 @@ class _KernelRun:
             self._kernel.loop.call_soon_threadsafe(callback)
         except RuntimeError:
             raise InvalidHandler(
-                "cannot run the handler: the kernel's event loop is closed. Run the cell that defines the handler again."
+                "cannot run the handler: the kernel's event loop is closed. Run the cell that defines it again."
             ) from None

@@ -76,7 +76,7 @@ async def test_a_line_end_in_a_subject_or_header_is_refused(client: FastClient) 
         await client.write("lane.x 0\r\n\r\nPUB lane.y", b"")
     with pytest.raises(nats.errors.BadSubjectError):
         await client.write("", b"")
-    with pytest.raises(nats.errors.Error, match="line end"):
+    with pytest.raises(nats.errors.Error, match="line break"):
         await client.write("lane.x", b"", "", {"Name": "a\r\nOther: b"})
 
 

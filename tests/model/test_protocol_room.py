@@ -22,6 +22,7 @@ pytestmark = pytest.mark.timeout(600)  # a run of seconds takes minutes beside o
 NOT_EXPLORED = {
     "bulk": "the loops over many tasks run in sequence here; errors about unknown queues change nothing",
     "follow": "reads only",
+    "serving": "reads only",
     "cancel.cancel_each": "cancels one task after the other",
     "cancel.cancel_many": "cancels one task after the other",
     "cancel.cancel_one": "cancels, and waits for the end of the run",

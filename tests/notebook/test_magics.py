@@ -242,7 +242,7 @@ class TestTheLine:
                 "Check the id and the server; `%nq task list` shows",
             ),
             ("%nq queue pause nobody", "nobody"),
-            ("%nq cancel", "expected task ids or a filter"),
+            ("%nq cancel", "expected either task ids or a filter"),
             ("%nq up a b", "unexpected extra argument"),
             ("%nq up a -u b", "the address was passed twice"),
             (f"%nq tasks -u {NOBODY} --timeout 1", "127.0.0.1:1"),

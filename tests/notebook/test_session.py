@@ -170,9 +170,12 @@ class TestCalls:
                 raise ValueError(payload)
             return payload
 
-        session.map("flaky", range(3)).wait(10)
+        tasks = session.map("flaky", range(3))
+        assert isinstance(tasks, TaskList)
+        tasks.wait(10)
         frame = session.tasks("flaky", "failed")
         again = session.requeue(frame)
+        assert isinstance(again, TaskList)
         assert sorted(again.results(10)) == [0, 1]
         failed = session.tasks("flaky", "failed")
         assert set(failed["requeued_as"]) == set(again.ids)
@@ -188,10 +191,11 @@ class TestCalls:
     def test_ordered_payloads_are_in_the_queue_in_their_order(self, session: Session) -> None:
         for call in (session.map, session.submit_many):
             tasks = call("inorder", range(300), ordered=True)
+            assert isinstance(tasks, TaskList)
             sequences = list(tasks.df.loc[tasks.ids, "payload"]), [task.fetch().sequence for task in tasks]
             assert sequences == (list(range(300)), sorted(sequences[1]))
         with pytest.raises(nqnb.BadInput, match="ordered=1 is invalid"):
-            session.map("inorder", [1], ordered=1)
+            session.map("inorder", [1], ordered=1)  # type: ignore[arg-type]  # the bad argument is the point
 
     def test_calls_follow_a_task_to_its_end(self, session: Session) -> None:
         @session.handler("resize")

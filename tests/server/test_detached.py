@@ -21,6 +21,7 @@ from nqnb.cli import main
 from nqnb.commands import worker_commands
 from nqnb.errors import DevServerError, NoServer
 from nqnb.jetstream import connection
+from nqnb.notebook.session import Session
 from nqnb.server import detached, server_choice
 from nqnb.server.detached import Condition, hold_lock, make_home
 from nqnb.server.devserver import DevServer
@@ -231,7 +232,7 @@ def test_workers_clients_and_sessions_follow_the_server_through_a_restart(
     def said() -> list[str]:
         return [line for line in caplog.messages if "still trying" in line]
 
-    async def restart(nq: nqnb.Client, session: nqnb.Session) -> detached.Detached:
+    async def restart(nq: nqnb.Client, session: Session) -> detached.Detached:
         async with nq, worker:
             assert await (await nq.submit("double", 1)).result(timeout=20) == 2
             await asyncio.to_thread(detached.stop)

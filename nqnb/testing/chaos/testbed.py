@@ -186,6 +186,8 @@ MARK = "NQNB_CHAOS"
 """The environment variable that marks the processes of one attack."""
 _LEFTOVER_TIMEOUT_SECONDS = 10.0
 _STOP_TIMEOUT_SECONDS = 20.0
+_START_SECONDS = 5.0
+"""The time in which a worker process may still be importing, before it can handle SIGTERM."""
 _RESUME_MARGIN_SECONDS = 2.0
 
 
@@ -311,14 +313,17 @@ class ChaosWorkers:
         """Stop all worker processes (SIGTERM). Kill those that do not stop, and return a description of each."""
         self.note_crashes()
         said = []
+        asked = time.monotonic()
         for _, process in self._running.values():
             process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + _STOP_TIMEOUT_SECONDS
+        until = asked + _STOP_TIMEOUT_SECONDS
         while any(process.poll() is None for _, process in self._running.values()) and time.monotonic() < until:
             await asyncio.sleep(0.05)
         for life, process in self._running.values():
             if process.poll() is None:
                 said.append(f"worker process {life.number} did not stop within {_STOP_TIMEOUT_SECONDS:g} s of SIGTERM")
+            elif process.returncode == -signal.SIGTERM and life.begun > asked - _START_SECONDS:
+                pass  # it was stopped before it could handle SIGTERM
             elif process.returncode:
                 said.append(f"worker process {life.number} stopped with code {process.returncode}")
         await self.kill_all()
