@@ -190,7 +190,7 @@ class TestPayloads:
 
     @pytest.mark.parametrize("size", [MEGABYTE, 3 * MEGABYTE // 4, 20 * MEGABYTE])
     async def test_larger_than_the_server_accepts_are_refused(self, nq: nqnb.Client, size: int) -> None:
-        shown = (f"{size:,} bytes", f"limit of {MEGABYTE:,}", "Send a path or key", "raise max_payload")
+        shown = (f"{size:,} bytes", f"limit is {MEGABYTE:,}", "Send a path or key", "raise max_payload")
         queue = f"q-{size}"
         error = await refusal(PayloadTooLarge, nq.submit(queue, bytes(size)), *shown)
         assert error.limit == MEGABYTE < error.size
@@ -668,7 +668,7 @@ class TestUnreachableServers:
 
     async def test_a_wrong_token_in_the_url_is_not_shown(self) -> None:
         with nqnb.DevServer(config="authorization { token: s3cret }") as server:
-            error = await self.quick_refusal(server.url, "check them", url=server.url, token="wr0ng")
+            error = await self.quick_refusal(server.url, "check user, password or token", url=server.url, token="wr0ng")
             assert "wr0ng" not in f"{error} {error.url}"
             async with nqnb.connect(server.url.replace("//", "//s3cret@")) as nq:
                 assert await nq.queues() == []

@@ -26,7 +26,7 @@ async def test_a_submitted_task_is_pending_with_all_its_fields(nq: nqnb.Client) 
     info = await task.fetch()
     assert (info.id, info.queue, info.status) == (task.id, "idle", Status.PENDING)
     assert info.payload == b'{"a":1}'
-    assert (info.attempt, info.max_retry, info.timeout) == (1, 2, 91)
+    assert (info.attempt, info.max_retry, info.timeout) == (0, 2, 91)
     assert info.submitted_at is not None
     assert before <= info.submitted_at <= datetime.now(timezone.utc)
     assert info.deadline is not None

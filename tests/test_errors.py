@@ -179,5 +179,5 @@ class TestTranslation:
     async def test_a_closed_client_says_what_to_do(self, settings: nqnb.Settings) -> None:
         nq = nqnb.connect(settings)
         for call in (nq.tasks(), nq.submit("q"), nq.fetch("a"), nq.cancel("a"), nq.queues()):
-            with pytest.raises(ConnectionFailed, match=r"Use `async with nqnb\.connect\(…\) as nq`"):
+            with pytest.raises(ConnectionFailed, match=r"Open it with `async with nqnb\.connect\(…\) as nq`"):
                 await call

@@ -81,10 +81,11 @@ def check(
     max_failed: int | None,
     since: float | None,
 ) -> Health:
-    """Check the server, and the workers and tasks of QUEUE or of all queues.
+    """Check the server, the workers and the tasks.
 
-    Exit code 0 means that the server answers and all conditions hold, 1 that a condition does not hold or the queue
-    does not exist, 3 that there is no connection. Tasks that wait for their time do not count as waiting to start.
+    QUEUE limits the check to one queue. Exit code 0 means that the server answers and all conditions hold, 1 that a
+    condition does not hold or the queue does not exist, 3 that there is no connection. Tasks that wait for their time
+    do not count as waiting to start.
     """
     if since is not None and max_failed is None:
         raise click.UsageError("--since has no effect: it limits the failed tasks. Add --max-failed, or drop --since")

@@ -118,6 +118,26 @@ class Kernel:
         return bool(kind == "status" and content["execution_state"] == "idle")
 
 
+def started(**options: Any) -> tuple[KernelManager, BlockingKernelClient]:
+    """Start a kernel, and again if another program took one of its ports between the choice and the start."""
+    for attempt in range(3):
+        manager = KernelManager(kernel_name="python3")
+        manager.start_kernel(**options)
+        client = manager.client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=PATIENCE)
+        except RuntimeError:
+            client.stop_channels()
+            if manager.is_alive() or attempt == 2:
+                manager.shutdown_kernel(now=True)
+                raise
+            manager.cleanup_resources()
+        else:
+            return manager, client
+    raise AssertionError("unreachable")
+
+
 @contextmanager
 def kernel(folder: Path, **variables: str) -> Iterator[Kernel]:
     """Start a kernel of a new user, with all its files in a folder.
@@ -131,12 +151,8 @@ def kernel(folder: Path, **variables: str) -> Iterator[Kernel]:
     for path in own.values():
         os.makedirs(path, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("NATS_")}
-    manager = KernelManager(kernel_name="python3")
-    manager.start_kernel(env={**environment, **own, **variables}, cwd=str(folder))
-    client = manager.client()
-    client.start_channels()
+    manager, client = started(env={**environment, **own, **variables}, cwd=str(folder))
     try:
-        client.wait_for_ready(timeout=PATIENCE)
         yield Kernel(manager, client)
     finally:
         client.stop_channels()

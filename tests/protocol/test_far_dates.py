@@ -129,7 +129,7 @@ async def test_a_backoff_of_decades_leaves_an_entry_that_can_be_read(nq: nqnb.Cl
 
     async with worker:
         task = await nq.submit("far", retry=1)
-        while (info := await task.fetch()).attempt == 1:
+        while (info := await task.fetch()).attempt < 2:
             await asyncio.sleep(0.02)
         assert info.not_before is not None
         assert info.not_before.year > 2070

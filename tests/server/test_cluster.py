@@ -31,7 +31,7 @@ async def test_a_cluster_survives_the_death_of_a_streams_leader() -> None:
 
 def test_a_cluster_that_is_not_started_says_so() -> None:
     cluster = Cluster()
-    with pytest.raises(DevServerError, match="not started"):
+    with pytest.raises(DevServerError, match="not been started"):
         cluster.kill(0)
     with pytest.raises(DevServerError, match="Use 2 to 9"):
         Cluster(1)

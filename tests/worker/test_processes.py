@@ -390,10 +390,10 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("die", "text"),
         [
-            (lambda job: os._exit(3), "exit code 3 before the handler returned"),
+            (lambda job: os._exit(3), "exited with code 3 before the handler returned"),
             (lambda job: ctypes.string_at(0), "signal SIGSEGV"),
             (lambda job: os.kill(os.getpid(), signal.SIGKILL), "signal SIGKILL (out of memory"),
-            (killing_its_supervisor(), "its process is gone"),
+            (killing_its_supervisor(), "its process and the supervisor of that process have died"),
         ],
     )
     async def test_the_failure_says_how_a_process_died(self, die: Callable[[Job], Any], text: str) -> None:
