@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
@@ -117,7 +118,8 @@ async def test_who_runs_it_hears_the_intent_itself(
     assert receipt.by == (await task.fetch()).client
     assert receipt.requested_at is not None
     assert receipt.delivered_at is not None
-    assert receipt.requested_at <= receipt.delivered_at
+    # The client and the worker each estimate the server's time.
+    assert receipt.requested_at <= receipt.delivered_at + timedelta(seconds=0.1)
 
 
 @pytest.mark.parametrize(
