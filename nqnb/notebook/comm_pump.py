@@ -1,9 +1,9 @@
-"""Delivers widget messages while a cell waits, in kernels that would otherwise queue them until the cell ends.
+"""Delivers widget messages while a cell waits, in kernels that would otherwise queue them until the cell has finished.
 
-Before version 7, ipykernel handles the messages of its shell channel one at a time, and running a cell is one of these
-messages. A button click therefore stays in the queue until the cell ends. While an nqnb call blocks the main thread,
-the pump takes widget messages out of that queue and handles them immediately. All other messages keep their order, and
-the kernel handles them after the cell.
+Versions of ipykernel before 7 handle the messages of the shell channel one at a time, and the request to run a cell is
+one of these messages. A button click therefore stays in the queue until the cell has finished. While an nqnb call
+blocks the main thread, the pump removes widget messages from that queue and handles them immediately. All other
+messages keep their order, and the kernel handles them after the cell.
 """
 
 from __future__ import annotations
@@ -39,16 +39,15 @@ def end() -> None:
 
 
 def needed(version: str) -> bool:
-    """Return whether this version of ipykernel queues widget messages until the cell ends."""
+    """Return whether this version of ipykernel queues widget messages until the cell has finished."""
     return version.partition(".")[0] == "6"
 
 
 class Pump:
     """Handles the messages that widgets have sent since the last call, on the main thread of a kernel.
 
-    The pump handles a message in the same way as the kernel's own dispatcher. That dispatcher cannot be called here,
-    because some versions await the event loop, which is blocked. The dispatcher would also replace the cell's
-    interrupt handler.
+    The pump handles a message in the same way as the kernel's own dispatcher. It cannot call that dispatcher: some
+    versions await the event loop, which is blocked, and the dispatcher would replace the cell's interrupt handler.
 
     Args:
         kernel: a kernel of ipykernel 6.
@@ -62,8 +61,8 @@ class Pump:
     def __call__(self) -> None:
         """Handle the queued widget messages.
 
-        This does nothing outside a cell, or inside a widget's message handler. A message handler that waits for nqnb is
-        therefore not entered twice, just as without a pump.
+        The call does nothing outside a cell, or inside a widget's message handler. A message handler that waits for an
+        nqnb call is therefore never reentered, just as without the pump.
         """
         if self._pumping or self._broken:
             return
@@ -79,7 +78,8 @@ class Pump:
         except Exception:  # noqa: BLE001  an unexpected kind of kernel must not make the wait fail
             self._broken = True
             _log.warning(
-                "buttons take effect only after the cell has ended: cannot read this kernel's messages", exc_info=True
+                "buttons take effect only after the cell has finished: nqnb cannot read this kernel's messages",
+                exc_info=True,
             )
         finally:
             self._pumping = False
@@ -91,7 +91,7 @@ class Pump:
         return bool(header.get("msg_type") == "execute_request")
 
     def _take(self, sent: deque[Any]) -> None:
-        """Move widget messages out of the kernel's queue. An interrupt during the move would lose other messages."""
+        """Move widget messages out of the kernel's queue. The caller delays interrupts, which would lose messages."""
         self._kernel.shell_stream.flush(_POLLIN)
         queue = self._kernel.msg_queue
         rest: list[Any] = []
@@ -147,13 +147,13 @@ class Pump:
 
 
 def _step(coroutine: Any) -> None:
-    """Run a coroutine that never suspends, such as that of ``comm_info_request``, because the loop is blocked."""
+    """Run a coroutine that never suspends, such as the ``comm_info_request`` handler. The loop is blocked."""
     try:
         coroutine.send(None)
     except StopIteration:
         return
     coroutine.close()
-    raise RuntimeError("cannot run this message handler now: it awaits the kernel's loop, which is blocked by a cell")
+    raise RuntimeError("cannot run this message handler now: it awaits the kernel's event loop, which a cell blocks")
 
 
 def _flush() -> None:
@@ -164,7 +164,7 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Delay an interrupt until the end of the block."""
+    """Delay interrupts until the block has finished."""
     interrupts = []
     before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:

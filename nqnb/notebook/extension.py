@@ -18,7 +18,7 @@ _RECORDS = {
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Add ``%nq``, ``%%nq``, their completion, and the display of records. This is idempotent, and does not connect."""
+    """Add ``%nq``, ``%%nq``, their completion, and the display of records. This is idempotent. It does not connect."""
     from nqnb.notebook.magics import completion
     from nqnb.notebook.magics.handler_cell import unfold
     from nqnb.notebook.magics.nq_magic import magic
@@ -34,7 +34,7 @@ def load_ipython_extension(shell: Any) -> None:
 def unload_ipython_extension(shell: Any) -> None:
     """Remove the magics, their completion and the display of records, and disconnect.
 
-    Afterwards no session, live table, handler or thread of nqnb is left.
+    Afterwards, nqnb has no open session, live table, handler or thread.
     """
     unload_from(shell)
     registry = sys.modules.get("nqnb.notebook.session_registry")

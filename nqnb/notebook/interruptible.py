@@ -1,6 +1,6 @@
-"""Calls that an interrupt may cut short: submitting many tasks, and reporting the tasks of an interrupted wait.
+"""Interruptible submission of many tasks, and the report about the open tasks after an interrupted wait.
 
-Payloads are read on the thread of the cell. The ids of tasks that were accepted before an interrupt are never lost.
+Payloads are read on the cell's thread. The ids of tasks that were accepted before an interrupt are never lost.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from nqnb.records import CancelReceipt
 _BATCH_PAYLOADS = 4 * IN_FLIGHT
 """The maximum number of payloads in one batch."""
 _BATCH_SECONDS = 0.1
-"""How long a batch is filled; a slow iterable yields smaller batches."""
+"""The maximum time to fill a batch. A slow iterable therefore yields smaller batches."""
 _STATUS_SECONDS = 0.15
-"""How long an interrupted wait may take to find out which tasks are still running or pending."""
+"""The maximum time that an interrupted wait takes to find out which tasks are still running or pending."""
 _CANCEL_SECONDS = 0.25
-"""How long an interrupted wait waits for its cancels. Cancels that take longer continue in the background."""
+"""How long an interrupted wait blocks while it cancels tasks. Slower cancels continue in the background."""
 _NAMED_IDS = 3
 """The maximum number of ids that a message lists."""
 
@@ -39,7 +39,7 @@ class Submission:
 
     Args:
         submit: submits one payload.
-        at_once: how many are submitted at once; 1 keeps their order.
+        at_once: the maximum number of payloads that are being submitted at a time; 1 preserves their order.
     """
 
     def __init__(self, submit: Callable[[Any], Awaitable[SessionTask]], at_once: int) -> None:
@@ -52,7 +52,7 @@ class Submission:
 
         Args:
             payloads: the payloads.
-            show: called after each batch with the number of payloads that were accepted or refused so far.
+            show: called after each batch with the number of payloads that have been accepted or refused so far.
 
         Returns:
             The task of each accepted payload and the error of each refused one, in the order of the payloads.
@@ -82,15 +82,15 @@ class Submission:
 
 
 def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:
-    """Find the tasks that are still open after an interrupted wait, or cancel them.
+    """Find or cancel the tasks that are still open after an interrupted wait, and describe the outcome.
 
     Args:
         client: the client to use.
-        ids: the ids of the awaited tasks that had not ended at the interrupt.
+        ids: the ids of the awaited tasks that had not ended when the interrupt arrived.
         cancel: whether to cancel these tasks.
 
     Returns:
-        The message for the user, and the ids of the tasks in the message. Both are empty if no task is still open.
+        The message for the user, and the ids of the tasks that it is about. Both are empty if no task is still open.
     """
     return (_cancel(client, ids), list(ids)) if cancel else _look(client, ids)
 

@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 log = logging.getLogger("nqnb.worker")
 
 KernelIsolation = Literal["thread", "coroutine", "process", "kernel"]
-"""Where a notebook handler runs: one of the isolations of `nqnb.Worker`, or the kernel's own loop."""
+"""Where a notebook handler runs: one of the isolation modes of `nqnb.Worker`, or the kernel's own loop."""
 DEFAULT_CONCURRENCY = 2
 """How many tasks of one queue run at once in a kernel."""
 _BLOCKED_CHECK_SECONDS = 1.0
@@ -45,9 +45,9 @@ _BLOCKED_SECONDS = 3.0
 
 
 class Local:
-    """The handlers of this kernel, by queue. A session has them as ``nq.local``.
+    """The handlers of this kernel, by queue, as the attribute ``local`` of a session.
 
-    Display ``nq.local`` to list the handlers, and stop one with ``nq.local.stop("resize")``.
+    Display ``nq.local`` to list the handlers. ``nq.local.stop("resize")`` stops one of them.
     """
 
     def __init__(self, settings: Settings, store: StateStore | None) -> None:
@@ -67,7 +67,7 @@ class Local:
         return self._workers[queue]
 
     def __repr__(self) -> str:
-        return "\n".join(map(repr, list(self._workers.values()))) or "no handler runs in this kernel"
+        return "\n".join(map(repr, list(self._workers.values()))) or "no handler is running in this kernel"
 
     def _repr_html_(self) -> str:
         """Return a table of the handlers."""
@@ -90,7 +90,7 @@ class Local:
         Args:
             queue: the queue whose handler to stop. The default is to stop all handlers.
             wait: how long running tasks may take to finish, in seconds or as a timedelta. Tasks that take longer are
-                stopped, and redelivered to other workers.
+                stopped and redelivered to other workers.
 
         Raises:
             BadInput: this kernel has no handler for that queue, or ``wait`` is invalid. Nothing was stopped.
@@ -100,7 +100,7 @@ class Local:
             served = ", ".join(self._workers) or "none"
             raise BadInput(
                 f"cannot stop the handler of queue {shown(queue)}: this kernel has no handler for that queue. "
-                f"Queues with a handler here: {served}."
+                f"Queues with a handler in this kernel: {served}."
             )
         with self._lock:
             if self._workers:
@@ -139,7 +139,7 @@ class Local:
         spawn(self._remove_when_ended(new))
 
     async def _remove_when_ended(self, local: LocalWorker) -> None:
-        """Remove a worker that has ended on its own, so that it is not listed as running."""
+        """Remove a worker from the list after it has ended on its own."""
         await local.ended()
         if self._workers.get(local.queue) is local:
             await self.close(0.0, [local.queue])
@@ -187,11 +187,11 @@ class LocalWorker:
 
     @property
     def info(self) -> WorkerInfo:
-        """The worker, as `Session.workers` shows it."""
+        """The record of the worker that `Session.workers` shows."""
         return self._worker.info(self.running, 0.0)
 
     async def start(self) -> None:
-        """Start the worker, and route the output of its tasks to their logs."""
+        """Start the worker, and route the output of each task to the log of that task."""
         ROUTING.begin()
         try:
             await self._worker.start()
@@ -211,7 +211,7 @@ class LocalWorker:
         await self._worker.ended()
 
     async def swap(self, handler: Handler, concurrency: int) -> None:
-        """Replace the handler; running tasks finish with the old one."""
+        """Replace the handler; running tasks finish with the old handler."""
         self._worker.swap(handler, concurrency)
         self.swaps += 1
 
@@ -225,7 +225,7 @@ def _prepare(
         handler = make_handler(
             queue,
             function,
-            isolation=None if kernel else isolation,  # type: ignore[arg-type]  # it checks the value
+            isolation=None if kernel else isolation,  # type: ignore[arg-type]  # make_handler checks it
             **options,
         )
     except InvalidHandler as error:
@@ -273,7 +273,7 @@ class KernelLoop:
         self.context = contextvars.copy_context()
 
     def running(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a handler for nqnb's loop that runs the function on this loop, and returns when the function ends."""
+        """Return a handler for nqnb's loop that runs the function on the kernel's loop and waits for its result."""
 
         @functools.wraps(function)
         async def handle(job: Job, *arguments: Any) -> Any:
@@ -283,7 +283,7 @@ class KernelLoop:
 
 
 class _KernelRun:
-    """One run on the kernel's loop. A busy kernel delays it. A run that is cancelled before it starts never starts."""
+    """One run of a handler on the kernel's loop, which a busy cell delays. A run cancelled before that never starts."""
 
     def __init__(self, kernel: KernelLoop, job: Job, call: Callable[[], Any]) -> None:
         self._kernel = kernel
@@ -329,7 +329,7 @@ class _KernelRun:
         return await value if inspect.isawaitable(value) else value
 
     def _warn_if_blocked(self) -> None:
-        """Warn if this handler blocks the kernel's loop. A busy cell may block the loop for any length of time."""
+        """Warn if this handler blocks the kernel's loop. A cell may block the loop for any length of time."""
         now = time.monotonic()
         if not self._begun or self._ended.done():
             return
@@ -375,5 +375,5 @@ class _KernelRun:
             self._kernel.loop.call_soon_threadsafe(callback)
         except RuntimeError:
             raise InvalidHandler(
-                "cannot run the handler: the kernel's event loop is closed. Run the cell that defines it again."
+                "cannot run the handler: the kernel's event loop is closed. Run the handler's cell again."
             ) from None

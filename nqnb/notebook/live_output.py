@@ -48,12 +48,12 @@ class CommandOutput:
         self._next_draw = time.monotonic() + _QUICK_SECONDS
 
     def show(self, record: object) -> None:
-        """Store a record, which the next `draw` shows."""
+        """Store the record that the next `draw` shows."""
         self._record = record
         self._changed = True
 
     def draw(self, *, finished: bool = False) -> None:
-        """Draw the latest record, at most ten times a second. ``finished`` draws the final record regardless."""
+        """Draw the latest record, at most ten times a second. If ``finished`` is true, always draw it."""
         record = self._record
         if record is None or not (finished or (self._changed and time.monotonic() >= self._next_draw)):
             return
@@ -73,7 +73,7 @@ class CommandOutput:
             self._output.show(text, f"<pre>{escape(text)}</pre>")
 
     def reached(self) -> str:
-        """Return how far the command got, as the end of a sentence; empty if this is unknown."""
+        """Return the progress of the command as the end of a sentence, or an empty string if it is unknown."""
         return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
 
 
@@ -92,7 +92,7 @@ class SubmitProgress:
         self._next_draw = 0.0
 
     def show(self, done: int, *, finished: bool = False) -> None:
-        """Show how many tasks were submitted, at most ten times a second. ``finished`` shows the final number."""
+        """Show the number of submitted tasks, at most ten times a second. If ``finished`` is true, always show it."""
         if self._output is None or (time.monotonic() < self._next_draw and not finished):
             return
         self._next_draw = time.monotonic() + _REDRAW_SECONDS
@@ -103,7 +103,7 @@ class SubmitProgress:
 
 
 def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str:
-    """Return text as HTML. Until ``finished``, the text follows a progress bar."""
+    """Return text as HTML, with a progress bar in front of it unless ``finished`` is true."""
     if finished:
         return escape(text)
     value = "" if total is None else f' value="{done}"'

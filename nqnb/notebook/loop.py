@@ -1,8 +1,8 @@
 """The event loops of a notebook: nqnb's own loop in a background thread, and the kernel's loop made reentrant.
 
 nqnb's loop keeps running while a cell is busy. Its thread is a daemon thread, because Python joins all other threads
-before it calls `atexit` functions. A forked child does not inherit the thread. The child starts its own loop, and
-leaves the objects of the parent's loop alone.
+before it calls `atexit` functions. A forked child does not inherit the thread. The child starts its own loop, and does
+not use the objects of the parent's loop.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Call(Generic[T]):
         loop.call_soon_threadsafe(self._begin)
 
     def wait(self, seconds: float | None = None, meanwhile: Callable[[], None] | None = None) -> bool:
-        """Wait until the coroutine has ended, and return whether it has. An interrupt is noticed immediately.
+        """Wait until the coroutine has ended, and return whether it has. An interrupt ends the wait immediately.
 
         Args:
-            seconds: the longest time to wait; None waits until the coroutine has ended.
+            seconds: the maximum time to wait; None waits indefinitely.
             meanwhile: called about 20 times a second during the wait.
 
         Raises:
@@ -60,19 +60,19 @@ class Call(Generic[T]):
         while not self._ended.wait(INTERRUPT_CHECK_SECONDS / (1 if meanwhile is None else 4)):
             if self._loop is None or self._loop.is_closed():
                 raise ConnectionFailed(
-                    "the call was cancelled: the session was closed during the call. Open a session again."
+                    "the call was cancelled: the session was closed during the call. Open a new session."
                 )
             if meanwhile is not None:
                 meanwhile()
         return True
 
     def result(self) -> T:
-        """Return the coroutine's result, or raise its error, once it has ended."""
+        """Return the coroutine's result, or raise its error. The coroutine must have ended."""
         try:
             return self._future.result(0)
         except concurrent.futures.CancelledError:
             raise ConnectionFailed(
-                "the call was cancelled: the session was closed during the call. Open a session again."
+                "the call was cancelled: the session was closed during the call. Open a new session."
             ) from None
 
     def cancel(self) -> None:
@@ -84,9 +84,9 @@ class Call(Generic[T]):
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Await the coroutine on another loop, which wakes regularly to notice interrupts.
+        """Await the coroutine on another loop, which wakes up regularly to notice interrupts.
 
-        If the waiter is cancelled, the coroutine is cancelled too.
+        If the awaiting task is cancelled, the coroutine is cancelled too.
         """
         return self._from_another_loop().__await__()
 
@@ -123,11 +123,11 @@ class Call(Generic[T]):
 
 
 _running: set[Call[Any]] = set()
-"""The running calls. Without these references, a call that was interrupted could be garbage collected."""
+"""The running calls. Without these references, an interrupted call could be garbage collected."""
 
 
 class Loop:
-    """nqnb's loop and its thread. The first call starts them, as does the first call after `stop`."""
+    """nqnb's loop and its thread. Both start at the first call, and start again at the first call after `stop`."""
 
     meanwhile: Callable[[], None] | None
     """Called about 20 times a second while the main thread waits; see `nqnb.notebook.comm_pump`."""
@@ -151,8 +151,8 @@ class Loop:
     def call(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], None] | None = None) -> T:
         """Run a coroutine on the loop, and wait for its result.
 
-        After an interrupt the coroutine is cancelled. ``KeyboardInterrupt`` is raised once the coroutine has ended, or
-        after a fraction of a second.
+        An interrupt cancels the coroutine. ``KeyboardInterrupt`` is then raised as soon as the coroutine has ended, or
+        after a fraction of a second at the latest.
 
         Args:
             coroutine: the coroutine.
@@ -169,8 +169,8 @@ class Loop:
         if self.here:
             coroutine.close()
             raise BadInput(
-                "cannot wait inside an async handler: it runs on the loop that this call waits for. Make the handler a "
-                "plain function, or use `session.client`, whose calls are awaited."
+                "cannot wait inside an async handler: the handler would block the loop that this call needs. Make the "
+                "handler a plain function, or await the methods of `session.client`."
             )
         call = Call(coroutine)
         try:
@@ -180,7 +180,7 @@ class Loop:
         except BaseException as interrupt:  # noqa: BLE001  it is re-raised
             call.cancel()
             call.wait(_CANCELLED_CALL_SECONDS)
-            # The frames of the wait are of no interest to the user, and a notebook renders them slowly.
+            # The frames of the wait do not help the user, and a notebook renders them slowly.
             raise interrupt.with_traceback(None) from None
         return call.result()
 
@@ -191,7 +191,7 @@ class Loop:
         return call
 
     def soon(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Call a function on the loop soon, unless the loop has stopped."""
+        """Schedule a call of a function on the loop, unless the loop has stopped."""
         if self.running and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(callback, *arguments)
@@ -217,9 +217,9 @@ class Loop:
             return self._loop
 
     def reset(self) -> None:
-        """Discard the loop and its thread. A forked child must do so, because it does not inherit the thread."""
-        # The parent's loop is kept: closing it here would remove the parent's sockets from the selector that both
-        # processes share.
+        """Discard the loop and its thread. A forked child must do this, because it does not inherit the thread."""
+        # Keep a reference to the parent's loop: closing the loop here would remove the parent's sockets from the
+        # selector that both processes share.
         _loops_of_parents.append(self._loop)
         self._lock = threading.Lock()
         self._loop = self._thread = None

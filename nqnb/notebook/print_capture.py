@@ -1,6 +1,6 @@
-"""Captures the prints and warnings of handlers in the log of their task, instead of the current cell.
+"""Sends the prints and warnings of a handler to the log of its task, instead of to the current cell.
 
-While this process has handlers, a `Router` replaces each of ``sys.stdout`` and ``sys.stderr``. A context variable
+While this process has handlers, ``sys.stdout`` and ``sys.stderr`` are each replaced with a `Router`. A context variable
 identifies the task that prints, even in threads that the task starts. All other output goes to the original stream. The
 output of programs that a handler starts is not captured. If a handler runs in a separate process, all output of that
 process and its children is captured.
@@ -22,11 +22,11 @@ from typing import Any
 from nqnb.worker.job import LINE_CHARACTERS, Job
 
 _PIPE_DRAIN_SECONDS = 0.5
-"""How long to wait for the last output. Child processes that a handler leaves behind may keep the pipe open."""
+"""How long to wait for the last output. Child processes that outlive the handler may keep the pipe open."""
 
 
 class LineLogger:
-    """Splits the output of one task into lines and logs them. `Job.log` keeps the last lines, and cuts long ones."""
+    """Splits a task's output into lines and logs them. `Job.log` keeps the last lines and truncates long ones."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -34,10 +34,10 @@ class LineLogger:
         """The output of each thread since its last newline, by thread id."""
         self._lock = threading.Lock()
         self.closed = False
-        """Whether the task has ended. Anything that its threads print later is not logged."""
+        """Whether the task has ended. Later output of its threads is not logged."""
 
     def write(self, text: str) -> int:
-        """Write text to the log; each complete line is logged."""
+        """Log each complete line, and keep the incomplete last line until its newline arrives."""
         thread = threading.get_ident()
         *lines, part = (self._parts.get(thread, "") + text).split("\n")
         self._parts[thread] = part[-LINE_CHARACTERS:] if "\r" in part else part[:LINE_CHARACTERS]
@@ -46,7 +46,7 @@ class LineLogger:
         return len(text)
 
     def flush(self) -> None:
-        """Do nothing, because a line is logged as soon as it is complete."""
+        """Do nothing, because each line is logged as soon as it is complete."""
 
     def close(self) -> None:
         """Log the remaining output that does not end with a newline, and mark the task as ended."""
@@ -67,7 +67,7 @@ _output_of_task: ContextVar[LineLogger | None] = ContextVar("nqnb_output_of_task
 
 
 class Router:
-    """A replacement for a stream: the output of a task goes to the task's log, and all other output to the stream."""
+    """A replacement for a stream. It sends a task's output to the task's log, and all other output to the stream."""
 
     def __init__(self, stream: Any) -> None:
         self.replaced = stream
@@ -82,7 +82,7 @@ class Router:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the stream. In a task this does nothing, because a log needs no flushing."""
+        """Flush the stream. In a task, this does nothing, because a log does not need to be flushed."""
         (_current_logger() or self.replaced).flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -99,7 +99,7 @@ _start = threading.Thread.start
 
 
 def _start_in_context(thread: threading.Thread) -> None:
-    """Start a thread. If a task starts the thread, the thread's output goes to the log of that task."""
+    """Start a thread. If a task starts the thread, its output goes to the log of that task."""
     if _current_logger() is not None:
         context, run = contextvars.copy_context(), thread.run
         thread.run = lambda: context.run(run)  # type: ignore[method-assign]  # before Python 3.14 threads inherit no context
@@ -114,14 +114,14 @@ class Routing:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Install the routers on behalf of another worker."""
+        """Register a worker, and install the routers if necessary."""
         with self._lock:
             self._users += 1
             self._place()
             threading.Thread.start = _start_in_context  # type: ignore[assignment, method-assign]  # restored by `end`
 
     def end(self) -> None:
-        """Release the routers on behalf of one worker. The last release restores the streams."""
+        """Unregister a worker. After the last worker, the original streams are restored."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -151,7 +151,7 @@ ROUTING = Routing()
 
 @contextlib.contextmanager
 def captured(job: Job) -> Iterator[None]:
-    """Send everything that is printed in this context to the task's log."""
+    """Send all output that is printed in this context to the task's log."""
     ROUTING.check()
     lines = LineLogger(job)
     token = _output_of_task.set(lines)
@@ -163,7 +163,7 @@ def captured(job: Job) -> Iterator[None]:
 
 
 def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..., Any]:
-    """Return a handler that runs in this process and prints to its task's log."""
+    """Return a handler that runs the function in this process and sends its output to the task's log."""
 
     @functools.wraps(function)
     async def await_(job: Job, *arguments: Any) -> Any:
@@ -184,7 +184,7 @@ class ProcessHandler:
 
     Args:
         function: the handler.
-        is_coroutine: whether its return value is awaited.
+        is_coroutine: whether the handler's return value is awaited.
     """
 
     def __init__(self, function: Callable[..., Any], *, is_coroutine: bool) -> None:

@@ -49,16 +49,16 @@ _KEPT_LOG_LINES = 200
 class Session:
     """A connection for a notebook, with the methods of `nqnb.Client`. Each call waits for its result.
 
-    Open a session with `nqnb.session`. All work runs on a background loop, so a busy cell does not delay the work. Each
-    call can be interrupted.
+    Open a session with `nqnb.session`. All work runs on a background loop, so a busy cell does not delay it. Any call
+    can be interrupted.
 
     Attributes:
         settings: the settings of the connection.
-        why: a description of why this server was chosen.
+        why: the reason why this server was chosen.
         detached: whether the server is the user's detached server.
         local: the handlers that run in this kernel; see `Local`.
         cancel_on_interrupt: whether to cancel tasks when the wait for them is interrupted. If False, the tasks
-            continue, and the interrupt reports them. Each call that waits can override this attribute.
+            continue, and a message reports them. Each call that waits can override this attribute.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Session:
 
     @property
     def open(self) -> bool:
-        """Whether the session can be used. It cannot be used after `down`, or in a forked child of its process."""
+        """Whether the session can be used: it was not closed, and this is not a forked child of its process."""
         return self._client is not None and self._process_id == os.getpid()
 
     @property
@@ -118,14 +118,14 @@ class Session:
 
     @property
     def connected(self) -> bool:
-        """Whether the server is connected, as far as the session knows."""
+        """Whether the session is connected to the server. It may take a while to notice a lost connection."""
         with contextlib.suppress(ConnectionFailed):
             return self.client.backend.connected
         return False
 
     @property
     def server_version(self) -> str:
-        """The version that the server reports; empty before the first connection."""
+        """The version that the server reports, or an empty string before the first connection."""
         with contextlib.suppress(ConnectionFailed):
             return self.client.server_version
         return ""
@@ -136,14 +136,14 @@ class Session:
         return list(KEPT_LOG.lines)
 
     def connect(self) -> None:
-        """Connect to the server; see `Client.open`, also for the errors."""
+        """Connect to the server; see `Client.open` for the errors."""
         self.call(self.client.open())
 
     def down(self, *, wait: Duration = 0.0) -> None:
         """Disconnect: stop the handlers of this session, freeze its live tables, and close its connections.
 
-        Tasks that run in this kernel are stopped, and redelivered to other workers. Tasks that run elsewhere continue.
-        Calling this method again has no effect.
+        Tasks that are running in this kernel are stopped and redelivered to other workers. Tasks that are running
+        elsewhere continue. Calling this method again has no effect.
 
         Args:
             wait: how long running tasks may take to finish, in seconds or as a timedelta.
@@ -162,7 +162,7 @@ class Session:
             self._on_down()
 
     async def close(self, wait: float = 0.0) -> None:
-        """Close everything that runs on nqnb's loop. This is the asynchronous part of `down`. Displayed tables stay."""
+        """Close everything that runs on nqnb's loop: the asynchronous part of `down`. Displayed tables remain."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -211,8 +211,8 @@ class Session:
     ) -> list[Any]:
         """Submit many tasks to a queue; see `nqnb.Client.submit_many`.
 
-        After an interrupt, `interrupted` has the tasks that were already submitted. The interrupt reports these tasks,
-        or cancels them if ``cancel_on_interrupt`` is true.
+        An interrupt reports the tasks that were already submitted, or cancels them if ``cancel_on_interrupt`` is true.
+        The attribute `interrupted` then lists these tasks.
 
         Returns:
             A `TaskList`, or a plain list if the list contains errors.
@@ -242,8 +242,7 @@ class Session:
             timeout: see `nqnb.Client.submit_many`.
             deadline: see `nqnb.Client.submit_many`.
             process_at: see `nqnb.Client.submit_many`.
-            ordered: whether the queue has the tasks in the order of the payloads, which takes longer; see
-                `nqnb.Client.submit_many`.
+            ordered: whether to preserve the order of the payloads, which takes longer; see `nqnb.Client.submit_many`.
             errors: see `nqnb.Client.submit_many`.
             cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. None uses the
                 session's ``cancel_on_interrupt``.
@@ -256,7 +255,7 @@ class Session:
 
     @property
     def interrupted(self) -> TaskList:
-        """The tasks that the most recently interrupted call waited for or had submitted."""
+        """The tasks that the most recently interrupted call was waiting for or had submitted."""
         return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
 
     def task(self, id: str) -> SessionTask:
@@ -309,14 +308,14 @@ class Session:
         Args:
             id: the id of the task.
             timeout: see `nqnb.Client.wait`.
-            cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and the interrupt
+            cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports it. None uses the session's ``cancel_on_interrupt``.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel)
 
     def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame:
-        """Cancel tasks. A refused cancel does not stop the cancels of the other tasks.
+        """Cancel tasks. If one cancel is refused, the other tasks are still cancelled.
 
         Args:
             what: a task id, a task, a DataFrame of tasks (with the ids as its index), a row of such a DataFrame, or an
@@ -324,8 +323,8 @@ class Session:
             wait: see `nqnb.Client.cancel`.
 
         Returns:
-            A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error`` has
-            the reason.
+            A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error``
+            contains the reason.
 
         Raises:
             BadInput: ``what`` does not name tasks, or ``wait`` is invalid. Nothing was cancelled.
@@ -339,15 +338,16 @@ class Session:
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(
-                    f"interrupted: {missing:,} of {len(ids):,} tasks are not cancelled. Repeat the call to cancel them."
+                    f"interrupted: {missing:,} of {len(ids):,} tasks were not cancelled. "
+                    "Repeat the call to cancel these tasks."
                 )
             else:
-                self.say("interrupted: all cancel requests are stored. Repeat the call to wait until the code stops.")
+                self.say("interrupted: all cancel requests are stored. Repeat the call to wait for the code to stop.")
             raise
         return outcomes_frame({task_id: outcomes[task_id] for task_id in ids})
 
     def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel a task, and return the receipt; see `nqnb.Client.cancel`, also for the errors."""
+        """Cancel a task, and return the receipt; see `nqnb.Client.cancel` for the arguments and errors."""
         return self.call(self.client.cancel(id, wait))
 
     @overload
@@ -362,8 +362,8 @@ class Session:
 
         Args:
             what: a task id or a task, or several tasks in any form that `cancel` accepts.
-            errors: how to report the refused tasks if you pass several. All other tasks are requeued first.
-                ``"raise"`` raises an error. ``"return"`` returns each error in the place of the new task.
+            errors: how to report refused tasks if you pass several tasks. All other tasks are requeued first.
+                ``"raise"`` raises an error. ``"return"`` returns each error in place of the new task.
 
         Returns:
             The new task. For several tasks, a `TaskList`, or a plain list if the list contains errors.
@@ -465,7 +465,7 @@ class Session:
     # Queues and workers
 
     def queues(self) -> pd.DataFrame:
-        """Return the queues on the server as a DataFrame, by name; see `nqnb.records.QueueInfo` for the columns."""
+        """Return the queues as a DataFrame, sorted by name; see `nqnb.records.QueueInfo` for the columns."""
         from nqnb.frames import queues_frame
 
         return queues_frame(self.call(self.client.queues()))
@@ -516,14 +516,14 @@ class Session:
         """Make the decorated function the handler of a queue, in this kernel.
 
         Run the cell again to replace the function: running tasks finish with the old function, and tasks that start
-        later use the new one. The prints and warnings of the function go to the log of the task. `local` lists and
-        stops the handlers of this kernel.
+        later use the new one. The prints and warnings of the function go to the log of the task. Use `local` to list
+        and stop the handlers of this kernel.
 
         Args:
             queue: the queue.
-            concurrency: how many tasks run at once. The default is the value of the replaced handler, or else 2.
+            concurrency: how many tasks run at once. The default is 2, or the value of the handler that is replaced.
             isolation: see `nqnb.Worker.handler`. With ``"kernel"``, an async function runs on the kernel's own loop,
-                where it can use widgets and the main thread. The function waits while a cell is busy.
+                where it can use widgets and the main thread. The function does not run while a cell is busy.
             backoff: see `nqnb.Worker.handler`.
             grace: see `nqnb.Worker.handler`.
             is_failure: see `nqnb.Worker.handler`.
@@ -570,7 +570,7 @@ class Session:
     def wait_for_tasks(
         self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None
     ) -> T:
-        """Run a coroutine that waits for tasks. An interrupt reports the tasks that have not ended, or cancels them.
+        """Run a coroutine that waits for tasks. After an interrupt, report or cancel the tasks that have not ended.
 
         Args:
             coroutine: the coroutine.
@@ -593,7 +593,7 @@ class Session:
             self.say(text)
 
     def abandon(self, task_id: str) -> None:
-        """Record that an ``await task`` was cancelled. Tasks that are recorded together are reported together."""
+        """Record that an ``await task`` was cancelled. Tasks that are recorded at the same time share one report."""
         if not self._abandoned_ids:
             asyncio.get_running_loop().call_soon(self._report_abandoned)
         self._abandoned_ids.append(task_id)
@@ -647,7 +647,7 @@ class Session:
     # Display
 
     def _repr_html_(self) -> str:
-        """Return the card with the server, queues, workers and handlers of this kernel. The card shows no secrets."""
+        """Return a card with the server, its queues and workers, and this kernel's handlers. It contains no secrets."""
         return session_card.html(self._card())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -670,10 +670,10 @@ class Session:
 
 
 class KeptLog(logging.Handler):
-    """Keeps nqnb's last 200 warnings while a session is open.
+    """Stores nqnb's last 200 warnings while a session is open.
 
-    Without a log handler, Python would print the warnings into the current cell, whichever cell that is. Log handlers
-    that the user has configured receive the warnings as well.
+    Without a log handler, Python would print the warnings in the current cell, even if that cell is unrelated. Log
+    handlers that the user has configured also receive the warnings.
     """
 
     def __init__(self) -> None:
@@ -682,11 +682,11 @@ class KeptLog(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def begin(self) -> None:
-        """Start keeping warnings; idempotent."""
+        """Start storing warnings. This is idempotent."""
         logging.getLogger("nqnb").addHandler(self)
 
     def end(self) -> None:
-        """Stop keeping warnings."""
+        """Stop storing warnings."""
         logging.getLogger("nqnb").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -700,7 +700,7 @@ KEPT_LOG = KeptLog()
 
 
 def _count_of(payloads: object) -> int | None:
-    """Return the number of payloads, or None if the iterable does not know its length in advance."""
+    """Return the number of payloads, or None if it is not known in advance."""
     try:
         return len(payloads) if isinstance(payloads, Sequence) else None
     except Exception:  # noqa: BLE001  the `__len__` of an arbitrary type may raise any error
