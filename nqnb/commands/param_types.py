@@ -82,6 +82,15 @@ def ended_status(text: str) -> State:
     return found
 
 
+def part_of_error(text: str) -> str:
+    """Parse a part of an error's text. An empty text is refused, because every error contains it."""
+    if not text.strip():
+        raise click.BadParameter(
+            f"expected a part of an error's text, got {text!r}, which every error contains. Use a word of the error"
+        )
+    return text
+
+
 def seconds(text: str | float) -> float:
     """Parse a duration above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
     length = read_length(str(text))

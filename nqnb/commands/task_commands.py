@@ -39,7 +39,15 @@ from nqnb.commands.command_records import (
     TaskStatus,
     Value,
 )
-from nqnb.commands.param_types import OPEN_STATES, ended_status, open_status, queue_name, seconds, task_id
+from nqnb.commands.param_types import (
+    OPEN_STATES,
+    ended_status,
+    open_status,
+    part_of_error,
+    queue_name,
+    seconds,
+    task_id,
+)
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
 from nqnb.inputs import State
 from nqnb.protocol.bulk import each_in
@@ -369,7 +377,12 @@ Examples:
     help="Only tasks that ended in this state; repeatable  [failed]",
 )
 @age_option("--since", "Only tasks submitted less than AGE ago")
-@click.option("--error", metavar="TEXT", help="Only tasks whose error contains TEXT, in upper or lower case")
+@click.option(
+    "--error",
+    type=part_of_error,
+    metavar="TEXT",
+    help="Only tasks whose error contains TEXT, in upper or lower case",
+)
 @yes_option
 @dry_run_option("Show which tasks would be requeued, and requeue none")
 @click.pass_context

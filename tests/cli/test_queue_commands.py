@@ -258,6 +258,13 @@ def test_requeue_refuses_other_choices_of_tasks(words: Sequence[str], run: Run) 
     assert (answer.code, answer.out, one_line(answer.err)) == (2, "", True)
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_requeue_refuses_an_empty_error_text(text: str, run: Run) -> None:
+    answer = run("task", "requeue", "--queue", "anything", "--error", text, "--yes")
+    assert (answer.code, answer.out, one_line(answer.err)) == (2, "", True)
+    assert f"got {text!r}, which every error contains" in answer.err
+
+
 # Health
 
 
