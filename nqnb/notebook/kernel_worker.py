@@ -166,7 +166,7 @@ class LocalWorker:
         running = self.running
         return (
             f"{self.queue}: {self.name} ({self.place}, {self.concurrency} at once), "
-            + (f"runs {', '.join(running)}" if running else "idle")
+            + (f"running {', '.join(running)}" if running else "idle")
             + ("" if self._worker.state is State.RUNNING else f", {self._worker.state.value}")
         )
 

@@ -45,7 +45,7 @@ class Card:
     workers: list[WorkerInfo] | None = field(default=None)
 
     async def fill(self, client: Client) -> None:
-        """Request information from the server. Anything that the user's permissions do not cover is left out.
+        """Request information from the server. Information that the user may not read is omitted.
 
         Raises:
             ConnectionFailed: the server is not connected.
@@ -54,7 +54,7 @@ class Card:
         backend = client.backend
         if not backend.connected:
             raise ConnectionFailed(
-                "not connected to the server: it is down or unreachable. The session reconnects by itself."
+                "not connected to the server: it is down or unreachable. The session reconnects automatically."
             )
         self.jetstream = _usage(await _allowed(backend.account_info()))
         self.queues = await _allowed(client.queues())
@@ -67,7 +67,7 @@ class Card:
             self.states = f"{type(self.store).__qualname__}, your own store"
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return the lines of the card, as names and texts."""
+        """Return the lines of the card, each as a label and its text."""
         found: list[tuple[str, str]] = []
         if self.problem:
             found.append(("now", self.problem))
@@ -77,13 +77,13 @@ class Card:
         if self.states:
             found.append(("states", self.states))
         if self.detached and (server := detached_server.look().server) is not None:
-            found.append(("kept in", server.store))
+            found.append(("stored in", server.store))
         if self.queues is not None:
             found.append(("queues", _listed([_queue(info) for info in self.queues], "none yet")))
         if self.workers is not None:
             found.append(("workers", _listed([_worker(info) for info in self.workers], "none")))
         if len(self.local):
-            found.append(("runs here", _listed([repr(self.local[queue]) for queue in self.local], "")))
+            found.append(("handlers", _listed([repr(self.local[queue]) for queue in self.local], "")))
         return found
 
 
@@ -139,7 +139,7 @@ def _queue(info: QueueInfo) -> str:
 
 def _worker(info: WorkerInfo) -> str:
     queues = ", ".join(info.queues)
-    return f"{info.id} on {info.host}, process {info.pid}: {queues}, runs {info.running_count} of {info.concurrency}"
+    return f"{info.id} on {info.host}, process {info.pid}: {queues}, running {info.running_count} of {info.concurrency}"
 
 
 def _count(count: int, what: str) -> str:

@@ -1,4 +1,4 @@
-"""The sessions of this process, one per server. They are reused when a cell is rerun, and closed with the kernel."""
+"""The sessions of this process, one per server. A rerun cell reuses its session. Kernel exit closes all sessions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.server.server_choice import Choice, choose
 from nqnb.store import StateStore
 
 _EXIT_SECONDS = 0.7
-"""How long the exit of the process waits for the sessions to close."""
+"""How long the process waits for the sessions to close when it exits."""
 
 _sessions: dict[tuple[str, ...], Session] = {}
 """The sessions, by the addresses of their servers."""
@@ -27,10 +27,10 @@ _latest: list[Session] = []
 def session(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
     """Return the session for a server, and open it if necessary.
 
-    If the call has no arguments, the most recently requested session is returned, as long as that session is open.
-    Otherwise ``NATS_URL`` or a context of the NATS CLI names the server. If neither does, the user's detached server is
+    A call without arguments returns the most recently requested session if that session is still open. Otherwise, the
+    server is taken from ``NATS_URL`` or a context of the NATS CLI. If neither is set, the user's detached server is
     used, and started if necessary. A server at the default address is used only if you pass its address.
-    ``session.why`` reports why the server was chosen.
+    ``session.why`` explains why the server was chosen.
 
     Args:
         url: the address of the server.
@@ -89,7 +89,7 @@ def current() -> Session | None:
     for session in (*_latest, *reversed(opened())):
         if session.open:
             if not session.detached or not _is_gone(session):
-                # If the detached server was restarted, the session finds it within a second or two.
+                # If the detached server was restarted, the session reconnects to it within a second or two.
                 return session
             session.down()
     return None

@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("nqnb.notebook")
 
 _BATCH_TASKS = 2000
-"""The maximum number of tasks in each of the batches that a new table receives first."""
+"""The maximum size of the batches in which a new table receives the tasks that are already known."""
 
 Wanted = Callable[[TaskInfo], bool]
 
 
 @dataclass
 class _Subscriber:
-    """A table, the filter for its tasks, and the last state of the watch that was sent to it."""
+    """A table, the filter for its tasks, and the last state of the watch that the table received."""
 
     table: TaskTable
     wanted: Wanted
@@ -78,7 +78,7 @@ class TableFeed:
                 table.close()
 
     def cancel(self, table: TaskTable, ids: list[str]) -> None:
-        """Cancel tasks whose buttons were pressed in a table, and report each outcome to that table; do not block."""
+        """Start cancelling tasks whose buttons were pressed, without blocking. The table receives each outcome."""
         LOOP.soon(lambda: spawn(self._cancel(table, ids)))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Tasks in a notebook: the handle of one task, a list of tasks, and the task ids in arguments of many types."""
+"""Tasks in a notebook: the handle of a task, a list of tasks, and a parser of task ids from many types of arguments."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class TaskList(list[SessionTask]):
 
     @property
     def df(self) -> pd.DataFrame:
-        """The current states of the tasks, with the columns of `Session.tasks`, without tasks that no longer exist."""
+        """The current states of the tasks that still exist, with the columns of `Session.tasks`."""
         from nqnb.frames import tasks_frame
 
         infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
@@ -182,7 +182,7 @@ class TaskList(list[SessionTask]):
         Args:
             timeout: the timeout for each task; see `nqnb.Client.wait`.
             errors: how to report tasks that have no result, once all tasks have ended or timed out. ``"raise"`` raises
-                the first error. ``"return"`` returns each error in the place of the result.
+                the first error. ``"return"`` returns each error in place of the result.
             cancel_on_interrupt: see `Session.result`.
 
         Raises:
@@ -224,7 +224,7 @@ class TaskList(list[SessionTask]):
         return self._session.watch(self)
 
     def counts(self) -> dict[str, int]:
-        """Return the current number of tasks in each state. ``unknown`` counts the tasks that have no state anymore."""
+        """Return the current number of tasks in each state. ``unknown`` counts tasks whose state no longer exists."""
         return _counted(self._session.call(self._statuses()))
 
     def _repr_html_(self) -> str:
@@ -308,13 +308,13 @@ def _texts(values: Iterable[Any], where: str) -> list[str]:
     if wrong is not None:
         raise BadInput(
             f"cannot read task ids from {where}: it contains {shown(wrong)}, which is not a task id. "
-            "Pass a DataFrame of tasks, whose index contains their ids."
+            "Pass a DataFrame with the task ids as its index."
         )
     return [exact_text(value) for value in found]
 
 
 def _not_tasks(what: object) -> BadInput:
-    return BadInput(f"cannot read task ids from {shown(what)}. Pass ids, tasks, or a DataFrame of tasks.")
+    return BadInput(f"cannot read task ids from {shown(what)}: expected ids, tasks, or a DataFrame of tasks.")
 
 
 def _counted(states: list[Any]) -> dict[str, int]:

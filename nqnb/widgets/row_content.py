@@ -82,7 +82,7 @@ def search_text(task: TaskInfo) -> str:
 
 
 def attempt(task: TaskInfo) -> str:
-    """Return the number of the attempt, such as ``1``. If the task may be retried, add the maximum, as in ``2 / 3``."""
+    """Return the number of the attempt, such as ``1``. If the task has retries, add the maximum, as in ``2 / 3``."""
     return f"{task.attempt} / {max(task.attempt, task.max_retry + 1)}" if task.max_retry > 0 else str(task.attempt)
 
 

@@ -17,12 +17,11 @@ from nqnb.widgets import row_content
 
 
 class Rows:
-    """All tasks, or those of a queue or a list of ids, with a filter, a search and an order. This is not thread-safe.
+    """The tasks of a table, with a filter, a search and an order. This class is not thread-safe.
 
-    The costs for n tasks are as follows. A change needs a binary search and, while a search is active, a scan of the
-    text of the task. A new search scans n texts, each of which is built only once. A new filter or order sorts n tasks.
-    A page takes time in proportion to its length. With 100,000 tasks, an operation that reads all of them takes about a
-    quarter of a second.
+    A change to a task requires a binary search and, while a search is active, a scan of the task's text. A new search
+    scans the texts of all tasks, each of which is built only once. A new filter or order sorts all tasks. With 100,000
+    tasks, such an operation takes about a quarter of a second. A page takes time proportional to its length.
 
     Args:
         queue: accept only tasks of this queue.
@@ -47,7 +46,7 @@ class Rows:
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
         self._found: dict[str, Status] = {}
-        """The ids of the tasks that match the search, with the status that counts each of them."""
+        """The ids of the tasks that match the search, each with the status under which it is counted."""
         self._counts = dict.fromkeys(Status, 0)
         self._open: set[str] = set()
         self._running: set[str] = set()
@@ -87,7 +86,7 @@ class Rows:
         return len(self._queues) > 1
 
     def apply(self, tasks: Iterable[TaskInfo], gone: Iterable[str] = ()) -> None:
-        """Apply changes. A state is ignored if it is older than the known state, or has another queue or id."""
+        """Apply changes. States that are older than the known state or that do not belong to these rows are ignored."""
         for task in tasks:
             known = self._tasks.get(task.id)
             if self._concerns(task) and (known is None or known.revision <= task.revision):
@@ -153,10 +152,10 @@ class Rows:
         return [*kept, *(task_id for task_id in order.page(start, count) if task_id not in known)][:count]
 
     def task(self, task_id: str) -> TaskInfo:
-        """Return a task of these rows.
+        """Return the task with an id.
 
         Raises:
-            KeyError: the rows do not have this task.
+            KeyError: the task is not in these rows.
         """
         return self._tasks[task_id]
 
@@ -245,7 +244,7 @@ class Rows:
 
     def _refreshed(self) -> Order:
         """Return the order with all changes applied."""
-        if self._order.column == "run" and self._clock() >= self._run_sorted_at + 1:  # run times change by themselves
+        if self._order.column == "run" and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes
             self._run_sorted_at = self._clock()
             self._changed |= self._running
         if self._rebuild or len(self._changed) > 1000 + len(self._order) // 10:
@@ -272,7 +271,7 @@ class PendingCancels:
         self._refused: dict[str, str] = {}
 
     def press(self, ids: Iterable[str], at: float) -> None:
-        """Record that cancel buttons were pressed at a time in Unix seconds."""
+        """Record that cancel buttons were pressed. The time ``at`` is in Unix seconds."""
         for task_id in ids:
             self._pressed.setdefault(task_id, at)
             self._refused.pop(task_id, None)
@@ -330,7 +329,7 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
 class Order:
     """A list of task ids, sorted by one column.
 
-    A change costs a binary search and an insertion into the list. `build` costs a full sort.
+    A change requires a binary search and an insertion into the list. `build` requires a full sort.
     """
 
     def __init__(self, column: str = "activity", *, down: bool = False) -> None:

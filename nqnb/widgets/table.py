@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 MESSAGE_SECONDS = 0.1
 """The minimum time between two messages to the page."""
 PAUSE_AFTER_SECONDS = 3.0
-"""The watch stops if no page has shown the table for this time. A page reload takes less time than this."""
+"""The watch stops if no page has shown the table for this time. A page reload takes less time."""
 CLOSE_AFTER_SECONDS = 600.0
 """A paused table closes after this time."""
 FREEZE_AFTER_SECONDS = 1.5
@@ -115,7 +115,7 @@ class TaskTable(anywidget.AnyWidget):
         self._later(lambda: self._apply(batch))
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
-        """Apply the outcome of a cancel that this table requested. If it was refused, the row shows the reason."""
+        """Apply the outcome of a cancel that this table requested. If ``refused``, the row shows ``text``."""
         cancels = self._rows.pending_cancels
         self._later(lambda: cancels.refuse(task_id, text) if refused else cancels.dismiss(task_id))
 
@@ -318,7 +318,7 @@ class TaskTable(anywidget.AnyWidget):
             self._on_close()
 
     def _call_after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call a function after a number of seconds. This replaces a call that was scheduled before."""
+        """Call a function after a number of seconds. This replaces a call that is already scheduled."""
         self._cancel_timer()
         self._timer = threading.Timer(seconds, callback)
         self._timer.name = "nqnb table timer"
@@ -359,7 +359,7 @@ class Throttle:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Make no more calls, and wait for a running call to finish, unless that call itself closes the throttle."""
+        """Stop the calls, and wait for a running call to finish, unless that call itself closes the throttle."""
         with self._changed:
             self._closed = True
             thread = self._thread

@@ -75,7 +75,7 @@ class VisiblePage:
         self._detailed.clear()
 
     def body(self) -> dict[str, Any]:
-        """Return the message for the browser, without the fields that change with time."""
+        """Return the message for the browser, without the fields that depend on the current time."""
         rows = self.rows
         matching = len(rows.order)
         pages = max(1, math.ceil(matching / self.size))

@@ -222,7 +222,7 @@ def test_filter_search_sort_and_page(bench: Bench) -> None:
     bench.until(lambda: bench.ids[0] == "x29")
     assert page.locator("th.nq-id").get_attribute("aria-sort") == "descending"
     page.fill("input[type=search]", "nothing at all")
-    bench.until(lambda: text(bench, ".nq-empty") == "No task matches.")
+    bench.until(lambda: text(bench, ".nq-empty") == "No matching tasks.")
     page.fill("input[type=search]", "")
     # A user who continues at once has typed it all the same.
     page.locator("[data-sort=id]").click()

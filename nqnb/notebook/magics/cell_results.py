@@ -86,7 +86,7 @@ def failure(record: Any) -> NqnbError | None:
     """Return the error in a record that must stop a Run All, or None if the result reports each failure."""
     if isinstance(record, Submitted) and record.errors:
         count = len(record.ids) + len(record.errors)
-        text = f"{len(record.errors):,} of {count:,} tasks were not accepted. The first error is: {record.errors[0]}"
+        text = f"{len(record.errors):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"
         return NqnbError(text)
     return None
 

@@ -16,7 +16,7 @@ def begin(shell: Any) -> None:
     """Enable completion in a shell."""
 
     # This is a matcher, because IPython adds Python names and keywords to the results of a `complete_command` hook.
-    @context_matcher(identifier="nqnb")  # type: ignore[untyped-decorator]  # IPython gives it no types
+    @context_matcher(identifier="nqnb")  # type: ignore[untyped-decorator]  # untyped in IPython
     def nqnb_matcher(context: CompletionContext) -> SimpleMatcherResult:
         found = _matches(shell, context.text_until_cursor, context.token)
         return {  # type: ignore[typeddict-item]  # the other keys are optional in IPython
@@ -48,7 +48,7 @@ def completions(shell: Any, typed: str, token: str) -> list[str]:
     """Return the possible completions of a line.
 
     Requests to the server take at most a second and a half (see `nqnb.commands.shell_completion`). No requests are sent
-    while the server is disconnected.
+    while the session is disconnected.
 
     Args:
         shell: the IPython shell.

@@ -109,7 +109,7 @@ class NotebookFront:
         return f"{reached}; requests that were already sent still take effect"
 
     def complain(self, text: str) -> None:
-        """Print an error that is missing from the result on stderr."""
+        """Print on stderr an error that the result does not report."""
         print(f"nqnb: {line(as_cell_text(text))}", file=sys.stderr, flush=True)  # noqa: T201  the cell's output
 
     def confirm(self, question: str) -> bool:
@@ -157,12 +157,12 @@ class CompletionFront(NotebookFront):
         if known is not None and not options.keys() - _CONNECTION_OPTIONS:
             if not known.connected:
                 raise ConnectionFailed(
-                    "TAB completion failed: not connected to the server. Try again after the reconnect."
+                    "Tab completion failed: not connected to the server. Try again when the session has reconnected."
                 )
             return contextlib.nullcontext(known.client)
         choice = choose(patient=False, **options)
         if not choice.named:
-            raise ConnectionFailed("TAB completion failed: no server was named. Connect with `%nq up`.")
+            raise ConnectionFailed("Tab completion failed: no server was named. Connect with `%nq up`.")
         return connect(choice.settings)
 
 
@@ -170,8 +170,8 @@ def confirm(question: str, kernel: Any) -> bool:
     """Ask the user a question, and return whether the answer is yes.
 
     Programs that run a notebook without a user (nbclient, papermill) declare to the kernel that stdin is not available.
-    Run All sends all cells at once, so it is detected by the cells that are queued after this cell. In the last cell of
-    a Run All, the user is still asked.
+    Run All sends all cells at once, so cells that are queued after this cell indicate a Run All. In the last cell of a
+    Run All, the user is still asked.
 
     Args:
         question: the question.

@@ -25,8 +25,8 @@ def define(shell: Any, cell: str) -> str:
         The name of the last function that the cell defines at its top level.
 
     Raises:
-        InvalidHandler: the cell does not define a function, or is not valid Python. Nothing was run.
-        BadInput: the cell awaits at its top level, and `unfold` has not rewritten the cell. Nothing was run.
+        InvalidHandler: the cell does not define a function, or is not valid Python. No code was run.
+        BadInput: the cell awaits at its top level, and `unfold` has not rewritten the cell. No code was run.
         BaseException: the code of the cell raised an error. The traceback shows only the cell.
     """
     source = shell.transform_cell(cell)
@@ -41,7 +41,7 @@ def define(shell: Any, cell: str) -> str:
         code = shell.compile(tree, file, "exec")
     if code.co_flags & inspect.CO_COROUTINE:
         raise BadInput(
-            "cannot run the code: a top-level await needs a separate cell. Start the cell with %%nq handler."
+            "cannot run the cell: it contains a top-level await. Make %%nq handler the first line of the cell."
         )
     try:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
@@ -96,7 +96,7 @@ def _parse(shell: Any, source: str, file: str) -> ast.Module:
         # IPython would show a SyntaxError with all frames of nqnb.
         wrong, kind = error, type(error)
         failed: NqnbError = InvalidHandler(
-            f"the cell is not valid Python: {error}. Correct the cell, then run it again."
+            f"the cell is not valid Python: {error}. Correct the syntax, then run the cell again."
         )
         _replace_traceback(failed, lambda: shell.SyntaxTB.structured_traceback(kind, wrong, []))
         raise failed from None
@@ -112,7 +112,7 @@ def _traceback_within(traceback: TracebackType | None, file: str) -> TracebackTy
 
 
 def _replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> None:
-    # Imported late, because this module imports the commands, and `%load_ext` must not wait for them.
+    # A late import: `frontend` imports the commands, and `%load_ext` must not wait for them.
     from nqnb.notebook.magics.frontend import replace_traceback
 
     replace_traceback(error, render)

@@ -58,9 +58,9 @@ Examples:
 def up(ctx: click.Context, address: str | None) -> Session:
     """Connect to a server, and return the session.
 
-    If you omit URL, NATS_URL or a context of the NATS CLI names the server. If neither does, your own detached server
-    is used, and started if necessary. That server outlives the kernel, and the command line finds it too. Later
-    commands use the same server until you connect to another server, or run `%nq down`.
+    If you omit URL, the server is taken from NATS_URL or a context of the NATS CLI. If neither is set, your own
+    detached server is used, and started if necessary. That server outlives the kernel, and the command line also uses
+    it. Later commands use the same server until you connect to another server, or run `%nq down`.
     """
     options = options_of(ctx)
     if address is not None and "url" in options:
@@ -83,7 +83,7 @@ def up(ctx: click.Context, address: str | None) -> Session:
 def down(ctx: click.Context, server: bool, yes: bool) -> DetachedServer | None:
     """Disconnect, and stop the handlers of this kernel.
 
-    Live tables are frozen. Tasks that run elsewhere continue.
+    Live tables are frozen. Tasks that are running elsewhere continue.
 
     --server also stops your detached server. If the server has queued or running tasks, you are asked to confirm.
     """
@@ -120,7 +120,7 @@ def _disconnect(ctx: click.Context, session: Session) -> None:
 def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
     """Show a live table of tasks, with a cancel button in each row.
 
-    If you name no queue and no task, the table shows all tasks.
+    If you do not name a queue or a task, the table shows all tasks.
     """
     front = _front(ctx)
     if front.json:
@@ -232,7 +232,7 @@ def _adapt(command: click.Command, *, root: bool = False) -> Any:
 
 
 def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
-    """Return the options for `-o` and `-q`. `-q` is left out if the command uses it for something else."""
+    """Return the options `-o` and `-q`. `-q` is omitted if the command already has an option of that name."""
     quiet = ["quiet", "--quiet", *([] if "-q" in taken else ["-q"])]
     return [
         click.Option(
@@ -274,7 +274,7 @@ def _as_magics(examples: str) -> str:
 
 
 def _without_limit(param: click.Parameter) -> click.Parameter:
-    """Remove the default limit, because a DataFrame has room for all tasks."""
+    """Remove the default limit, because a DataFrame can contain all tasks."""
     if param.name != "limit" or not isinstance(param, click.Option):
         return param
     made = copy.copy(param)

@@ -1,8 +1,8 @@
 """`%nq` and `%%nq`: parse the line, run the command, and return its result as an object.
 
-A command that fails raises an error, so that Run All stops at that cell, because later cells depend on the result. The
-error is one of `nqnb.errors`, so that code that calls ``run_line_magic`` can handle the error. IPython shows the error
-as one line. A bug in nqnb is shown with its traceback.
+A command that fails raises an error from `nqnb.errors`. Run All then stops at that cell, because later cells depend on
+the result, and code that calls ``run_line_magic`` can handle the error. IPython shows the error as one line. A bug in
+nqnb is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _COMMANDS_WITH_CELLS = ("submit", "handler")
 
 
 def magic(shell: Any) -> Any:
-    """Return the magic for a shell, which serves as a line magic and as a cell magic."""
+    """Return the function for a shell that serves as both the line magic and the cell magic."""
 
     @no_var_expand
     def nq(line: str, cell: str | None = None) -> Any:
@@ -71,7 +71,7 @@ def _check_cell_command(arguments: list[str]) -> None:
     if command not in _COMMANDS_WITH_CELLS and not {"-h", "--help"}.intersection(arguments):
         what = f"%%nq {command}" if command else "%%nq alone"
         raise click.UsageError(
-            f"{what} does not accept a cell: only %%nq submit and %%nq handler do. Run other commands as lines, %nq …"
+            f"{what} does not accept a cell: only %%nq submit and %%nq handler do. Run other commands with %nq."
         )
 
 

@@ -16,7 +16,7 @@ def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
     """Return the words of a line.
 
     Quotes group words and are removed. A backslash escapes the next character. Variables, braces and ``*`` are not
-    expanded. A JSON object or array needs no quotes around it.
+    expanded. A JSON object or array does not need quotes.
 
     Args:
         line: the text after ``%nq``.
@@ -39,7 +39,7 @@ def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
 
 
 def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str]:
-    """Return the complete words of a line, and the incomplete word at the end of the line, which may be empty."""
+    """Return the complete words of a line, and the possibly empty word at its end that is still being typed."""
     for closing_quote in ("", "'", '"'):
         try:
             found = words(text + closing_quote, windows=windows)

@@ -2,7 +2,7 @@
 /**
  * The live table in the browser. The kernel stores, sorts and filters the rows. This module draws the one page of rows
  * that the kernel sends. It updates rows in place: a row keeps its elements while it is shown, so that the focus, the
- * selection and expanded rows stay. All data from a queue is set as `textContent` or as an attribute, never as markup.
+ * selection and expanded rows persist. All data from a queue is set as `textContent` or an attribute, never as markup.
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
@@ -28,7 +28,7 @@ const COLUMNS = [
   ["payload", "payload", "payload"],
 ];
 const SIZES = [10, 20, 50, 100];
-const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows holds their order
+const POINTER_HOLD_MS = 4000; // how long a resting pointer over the rows keeps their order fixed
 const KERNEL_ANSWER_SECONDS = 2; // after this time without an answer, the button shows that the kernel is busy
 
 /** Create an element with properties and children; strings become text. */
@@ -38,7 +38,7 @@ function make(tag, properties = {}, ...children) {
     if (name in element && !name.includes("-")) element[name] = value;
     else element.setAttribute(name, value);
   }
-  // For elements that can have the focus: otherwise JupyterLab handles plain keys as commands, and "d d" deletes the cell.
+  // For elements that can be focused: otherwise JupyterLab handles plain keys as commands, and "d d" deletes the cell.
   if (["BUTTON", "INPUT", "SELECT", "PRE", "TR"].includes(element.tagName)) element.setAttribute("data-lm-suppress-shortcuts", "");
   element.append(...children);
   return element;
@@ -71,7 +71,7 @@ const about = (seconds) => (seconds < 60 ? `${Math.round(seconds)} s` : span(sec
 /** Format an approximate duration in one unit. */
 const roughly = (seconds) => (seconds < 60 ? about(seconds) : about(seconds).split(" ").slice(0, 2).join(" "));
 
-/** Format a rate, in the unit that gives one to three digits. */
+/** Format a rate, in the unit that results in one to three digits. */
 export function speed(rate) {
   const [value, unit] = rate >= 1 ? [rate, "s"] : rate * 60 >= 1 ? [rate * 60, "min"] : [rate * 3600, "h"];
   return `${value >= 10 ? number(Math.round(value)) : Number(value.toFixed(1))} tasks/${unit}`;
@@ -80,7 +80,7 @@ export function speed(rate) {
 /** Format a share in percent: 100 only for a share of 1. */
 const percent = (share) => `${Math.min(Math.round(share * 100), share < 1 ? 99 : 100)} %`;
 
-/** Return light or dark, as declared by the front end, or else as preferred by the system. */
+/** Return the theme, light or dark, that the front end declares or, failing that, the system prefers. */
 function theme() {
   const body = document.body;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "true" ? "light" : "dark";
@@ -125,7 +125,7 @@ class Task {
     this.row = row;
     mark(this.body, "data-status", row.status);
     put(this.code, row.name.length > 12 ? `${row.name.slice(0, 11)}…` : row.name);
-    mark(this.copy, "title", `${row.name} · click copies`);
+    mark(this.copy, "title", `${row.name} · click to copy`);
     mark(this.copy, "aria-label", `Copy the id ${row.name}`);
     mark(this.opener, "aria-label", `Details of ${row.name}`);
     mark(this.opener, "aria-expanded", opened);
@@ -246,8 +246,8 @@ class Task {
 function render({ model, el }) {
   const view = Math.random().toString(36).slice(2);
   let sent = 0; // the number of the last message to the kernel
-  let lookNumber = 0; // the last message that asked for another search, filter, order or page
-  let holdNumber = 0; // the last message that asked to hold the order
+  let lookNumber = 0; // the number of the last message that changed the search, filter, order or page
+  let holdNumber = 0; // the number of the last message that fixed or released the order
   let clockOffset = 0; // seconds by which the kernel's clock is ahead of the page's clock
   let receivedAt = 0; // when the last message from the kernel arrived
   let over = false; // whether the kernel has closed the table
@@ -264,7 +264,7 @@ function render({ model, el }) {
   const title = make("span", { className: "nq-title" });
   const state = make("span", { className: "nq-state" });
   const chips = make("div", { className: "nq-chips", role: "group", "aria-label": "Filter by status" });
-  let typed = 0; // the timer of a search that was typed and not yet sent
+  let typed = 0; // the timer of a search that was typed but not sent yet
   const search = make("input", {
     type: "search", placeholder: "id, payload, error…", "aria-label": "Search tasks", spellcheck: false,
   });
@@ -272,7 +272,7 @@ function render({ model, el }) {
     const count = make("b", {}, "0");
     const button = make("button", { type: "button", className: "nq-chip", "data-act": "filter", "data-status": name });
     button.append(...(name ? [make("span", { className: "nq-dot" })] : []), name || "all", count);
-    if (name) button.title = `show only ${name} tasks; press Shift to add them to the selected states`;
+    if (name) button.title = `show only ${name} tasks; Shift-click to add them to the filter`;
     chips.append(button);
     return { button, count };
   };
@@ -439,13 +439,13 @@ function render({ model, el }) {
     for (const id of details.keys()) if (!opened.has(id)) details.delete(id);
     const start = message.page * message.size;
     put(where, message.matching ? `${number(start + 1)} – ${number(start + message.rows.length)} of ${number(message.matching)}` : "0");
-    mark(where, "title", message.behind ? "the order is kept while you point at the rows" : null);
+    mark(where, "title", message.behind ? "the order stays fixed while you point at the rows" : null);
     mark(where, "data-held", message.behind ? "" : null);
     mark(back, "aria-disabled", message.page === 0 ? "true" : null);
     mark(next, "aria-disabled", message.page >= message.pages - 1 ? "true" : null);
     const none = message.rows.length === 0;
     empty.hidden = !none;
-    put(empty, !none ? "" : message.total ? "No task matches." : message.state === "loading" ? "Loading…" : "No tasks yet.");
+    put(empty, !none ? "" : message.total ? "No matching tasks." : message.state === "loading" ? "Loading…" : "No tasks yet.");
     if (before && before.state !== message.state) say(message.state === "lost" ? "Connection lost" : message.state === "live" ? "Connected" : "");
     else if (before && heard >= lookNumber && (before.heard[view] ?? 0) < lookNumber) say(`${number(message.matching)} tasks match`);
     for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
@@ -543,7 +543,7 @@ function render({ model, el }) {
         return askToConfirm(true);
       case "cancel-all":
         send({ type: "cancel_all" });
-        say("Cancelling all that match");
+        say("Cancelling all matching tasks");
         return askToConfirm(false);
       case "keep-all": return askToConfirm(false);
       case "filter": {
@@ -586,7 +586,7 @@ function render({ model, el }) {
     event.preventDefault();
   }
 
-  // The rows keep their order while the user is pointing at them, or while a row has the focus.
+  // The order of the rows stays fixed while the user is pointing at them, or while a row has the focus.
   let over_rows = false;
   let by_keys = false;
   let resting = 0;
