@@ -20,10 +20,9 @@ _modules: dict[str, str] = {}
 
 
 def _module_of_each_name() -> dict[str, str]:
-    """Return the module of each public name, read from `__init__.pyi`.
+    """Return the module of each public name, as listed in `__init__.pyi`, which type checkers read too.
 
-    That file is the one list of the public names. Type checkers read it too. The modules are imported when a name is
-    first used, so that ``import nqnb`` stays fast.
+    A module is imported only when one of its names is first used, so that ``import nqnb`` stays fast.
     """
     if not _modules:
         import ast

@@ -1,4 +1,4 @@
-"""The client: submit tasks, follow them, cancel them, and manage queues. `Task` is the handle of one task."""
+"""The client, which submits, follows and cancels tasks and manages queues, and `Task`, the handle of one task."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def connect(
     """Return a client for a NATS server; use it as ``async with connect(…) as nq`` or ``nq = await connect(…)``.
 
     Args:
-        settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the address
-            in ``NATS_URL`` or in a context of the NATS CLI, or else your detached server (`nqnb up --detach`), or else
-            ``nats://127.0.0.1:4222``.
-        store: a store for task states, instead of the bucket ``nq-store``; see `StateStore`.
+        settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the first of
+            these that exists: the address in ``NATS_URL``, the address in a context of the NATS CLI, your detached
+            server (`nqnb up --detach`), ``nats://127.0.0.1:4222``.
+        store: a store for task states that replaces the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` to replace.
 
     Raises:
@@ -63,7 +63,7 @@ def connect(
 
 
 class Client:
-    """A connection to one server, and every operation on its tasks and queues; create one with `connect`."""
+    """A client of one server, with every operation on its tasks and queues. Create it with `connect`."""
 
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
         if not isinstance(settings, Settings):
@@ -138,19 +138,19 @@ class Client:
         deadline: Moment = None,
         process_at: Moment = None,
     ) -> Task:
-        """Submit a task to a queue; when this returns, the server has stored it.
+        """Submit a task to a queue. When this returns, the server has stored the task.
 
-        If no worker serves the queue two seconds later, a warning is logged, once for each queue.
+        If no worker is serving the queue two seconds later, a warning is logged, at most once per queue.
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payload: bytes are sent as they are; any other value is sent as JSON (see `nqnb.payload`).
+            payload: the payload. Bytes are sent unchanged; any other value is sent as JSON (see `nqnb.payload`).
             id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default a new id is generated.
             retry: how many times to retry the task if it fails.
             timeout: the maximum duration of one attempt: seconds or a timedelta. It is rounded up to whole seconds,
                 because NQ stores whole seconds.
-            deadline: when the task fails if it has not ended: a datetime (a naive datetime is local time), or a
-                timedelta from now.
+            deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
+                or a timedelta from now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
                 timedelta from now.
 
@@ -192,9 +192,9 @@ class Client:
             timeout: see `submit`.
             deadline: see `submit`.
             process_at: see `submit`.
-            ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
-                the server has stored the previous one, at the cost of one round trip per task. If false, many are in
-                flight at once, and a few may overtake others.
+            ordered: whether to keep the tasks in the order of the payloads. If True, each task is submitted only after
+                the server has stored the previous task, at the cost of one round trip per task. If False, many tasks
+                are in flight at once, and some may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted; ``"return"`` returns each error in place of its task.
 
@@ -242,7 +242,7 @@ class Client:
         return await fetch(self.backend, names.check_task_id(id))
 
     async def status(self, id: str) -> Status:
-        """Return the state of a task; this raises the same errors as `fetch`."""
+        """Return the state of a task. This raises the same errors as `fetch`."""
         return (await self.fetch(id)).status
 
     async def updates(self, id: str) -> AsyncIterator[TaskInfo]:
@@ -261,7 +261,8 @@ class Client:
             timeout: seconds, or a timedelta; 0 checks without waiting, and None waits indefinitely.
 
         Raises:
-            WaitTimeout: the task did not end in time; the task continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time; the task continues. If no worker is serving its queue, the
+                message says so.
             BadInput: the timeout is invalid.
             InvalidTaskId, UnknownTask: as in `fetch`.
         """
@@ -289,12 +290,12 @@ class Client:
 
         Args:
             id: the task.
-            wait: how long to wait for running code to stop: seconds, or a timedelta; None does not wait.
+            wait: how long to wait for running code to stop, as seconds or a timedelta. None does not wait.
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
-            Failed if the handler ended that way before it could be stopped. If the task had already been cancelled or
-            deleted, this is the receipt of that earlier cancel.
+            Failed if the task reached that state before its code could be stopped. If the task had already been
+            cancelled or deleted, this is the receipt of that earlier cancel.
 
         Raises:
             NotCancellable: the task had already completed or failed.
@@ -315,7 +316,7 @@ class Client:
     async def tasks(
         self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
     ) -> list[TaskInfo]:
-        """Return every task in the state bucket, the least recently changed task first.
+        """Return every task in the state bucket, least recently changed first.
 
         Entries that cannot be decoded are skipped and logged in one line.
 
@@ -325,7 +326,7 @@ class Client:
                 (``"failed"``) or NQ's number for it; ``"scheduled"`` selects pending tasks that are not due yet.
 
         Raises:
-            UnknownQueue: the queue does not exist, and none of its tasks are stored.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
             BadInput: the queue name or a state is invalid.
         """
         wanted = check_statuses(status)
@@ -346,7 +347,8 @@ class Client:
     async def watch(self) -> AsyncIterator[TaskBatch]:
         """Yield every task in the state bucket, in batches, and then every change as it happens, indefinitely.
 
-        The watch survives disconnects, and its batches report them. A custom store is polled for changes once a second.
+        The watch continues after a disconnect; the batches report when the connection is down. A custom store is polled
+        for changes once a second.
 
         Raises:
             ConnectionFailed: the client was closed.
@@ -356,11 +358,11 @@ class Client:
                 yield batch
 
     async def requeue(self, id: str) -> Task:
-        """Submit an ended task again as a new task, because a terminal state never changes.
+        """Submit an ended task again as a new task. The ended task keeps its state, because that state is final.
 
         The new task has the same queue, payload, retries and timeout, but no deadline and no start time. Its
-        `TaskInfo.origin` is the id of the original task, even after several requeues.
-        In listings, the `TaskInfo.requeued_as` of the ended task is the id of the latest new task.
+        `TaskInfo.origin` is the id of the original task, even after several requeues. In listings,
+        `TaskInfo.requeued_as` of the ended task is the id of its latest requeue.
 
         Args:
             id: the ended task.
@@ -385,7 +387,7 @@ class Client:
 
         Args:
             queue: the queue.
-            progress: called from time to time with the number of tasks ended so far, and the total.
+            progress: called from time to time with the number of tasks that have ended so far, and the total.
 
         Returns:
             The receipt; ``.left`` is the number of messages that remain in the queue.
@@ -408,22 +410,22 @@ class Client:
     ) -> PurgeReceipt:
         """Delete a queue from the server, with its cancel requests and its pause. The states of its tasks are kept.
 
-        The queue is created again when a task is submitted to it, or when a worker is still serving it.
+        The queue is recreated when a task is submitted to it, or if a worker is still serving it.
 
         Args:
             queue: the queue.
             force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
                 and no live worker may be serving it.
-            wait: how long to wait for running code to stop if ``force`` is True: seconds, or a timedelta.
+            wait: how long to wait for running code to stop with ``force=True``, as seconds or a timedelta.
             progress: see `purge_queue`.
 
         Returns:
             The receipt; ``.left`` is 0.
 
         Raises:
-            QueueInUse: the queue was not deleted because it is not empty or a worker is serving it; ``.pending``,
-                ``.processing`` and ``.workers`` are the numbers of tasks and workers that remain. With ``force=True``,
-                running code did not stop in time, or the stream is shared with other queues.
+            QueueInUse: the queue was not deleted, because it is not empty, a worker is serving it, its stream is shared
+                with other queues, or running code did not stop in time. ``.pending``, ``.processing`` and ``.workers``
+                are the numbers of remaining tasks and workers.
             UnknownQueue: the queue does not exist.
             Unconfirmed: see `purge_queue`.
         """
@@ -481,7 +483,7 @@ class Client:
 
 
 class Task:
-    """The handle of one task. Awaiting it returns the result of the task.
+    """The handle of one task. Awaiting the handle returns the result of the task.
 
     Args:
         client: the client to use.
@@ -536,7 +538,7 @@ class Task:
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
-    """Return the error for a submit of many tasks; ``outcomes`` has the errors among the accepted tasks."""
+    """Return the error of a `submit_many`; ``outcomes`` has a `Task` or an error for each payload."""
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
@@ -548,7 +550,7 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
 
 
 def _user_and_host() -> str:
-    """Return the name that receipts show as the sender of a request."""
+    """Return ``user@host``, which receipts show as the sender of a request."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):

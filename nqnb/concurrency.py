@@ -38,7 +38,7 @@ async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None
     """Wait until one of the events is set or ``timeout`` seconds have passed, without swallowing a cancellation.
 
     Before Python 3.12, `asyncio.wait_for` swallows a cancellation that coincides with the event (CPython issue 86296).
-    A loop around such a call would never end.
+    A loop that makes such calls would then ignore the cancellation and never end.
     """
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:

@@ -1,9 +1,9 @@
 """Decode the JSON that is stored on a server, in buckets, task streams and cancel streams.
 
-Every user with write permission can store any bytes on a server. Therefore nqnb reads stored data only through this
+Any user with write permission can store any bytes on a server. Therefore nqnb reads stored data only through this
 module: ``TaskMessage.decode``, ``TaskMessage.of_entry``, ``CancelMessage.decode``, ``CancelRecord.of_intent``,
 ``WorkerInfo.of_entry`` and ``nqnb.payload`` use it. Invalid bytes raise `MalformedMessage` and no other error. A
-listing skips invalid entries, and names them in one log line (`SkipLog`).
+listing skips invalid entries and names them in one log line (`SkipLog`).
 
 Numbers have bounds, so that decoded values are safe to use. Integers must fit into Go's ``int64``, and moments must be
 between 1970 and 9999. A number out of bounds makes its message or entry invalid.
@@ -26,13 +26,13 @@ log = logging.getLogger("nqnb.decode")
 T = TypeVar("T")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError, ValueError)
-"""The errors of msgspec and Python for bytes that are not JSON, are nested too deeply, or have too long numbers."""
+"""Errors that msgspec and Python raise for bytes that are not JSON, or are nested too deeply, or have huge numbers."""
 
 LAST_MOMENT = 253_402_214_400.0
 """9999-12-31 in Unix seconds. In some time zones, later moments have no valid local time."""
 
 MAX_DEPTH = 200
-"""How deeply JSON that is shown to the user may be nested, because printing it is recursive."""
+"""The maximum nesting depth of JSON that is shown to the user. It is limited because printing is recursive."""
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=LAST_MOMENT)]
@@ -49,7 +49,7 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
     Args:
         data: the bytes.
         decoder: the decoder.
-        what: a description of the expected content, for the error.
+        what: a description of the expected content, for the error message.
 
     Raises:
         MalformedMessage: the bytes are invalid.
@@ -77,7 +77,7 @@ def decode_value(data: bytes) -> Any:
 
 
 def depth(data: bytes) -> int:
-    """Return how deeply JSON is nested, or an upper bound of at most 64."""
+    """Return the nesting depth of JSON. For JSON with at most 64 opening brackets, return their number instead."""
     brackets = data.count(b"[") + data.count(b"{")
     if brackets <= _FEW_BRACKETS:
         return brackets
@@ -93,16 +93,16 @@ def depth(data: bytes) -> int:
 
 
 def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessage:
-    """Return the error for invalid bytes. It quotes the first bytes."""
+    """Return the error for invalid bytes. The message quotes at most the first 80 of them."""
     start = repr(data) if len(data) <= 80 else f"{data[:80]!r}… ({len(data)} bytes)"
-    # The message of msgspec contains the path of the invalid part, which may be long.
+    # The message of msgspec is cut, because it contains the path of the invalid part, which may be long.
     return MalformedMessage(
-        f"cannot decode {what}: {str(error)[:200]}, in {start}. Check which program wrote it.", data
+        f"cannot decode {what}: {str(error)[:200]}, in {start}. Check which program wrote these bytes.", data
     )
 
 
 class SkipLog:
-    """Log the entries that a reader skips: one line for each listing, unless it skipped the same entries as the last.
+    """A log of the entries that listings skip: one line per listing, unless the last listing skipped the same entries.
 
     Args:
         bucket: the name of the bucket.
@@ -113,7 +113,7 @@ class SkipLog:
         self._logged: frozenset[str] = frozenset()
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log the entries that a listing has skipped, unless the last listing skipped the same entries.
+        """Log the entries that a listing skipped, unless the last listing skipped the same entries.
 
         Args:
             skipped: the keys of the skipped entries, each with the reason.

@@ -27,13 +27,14 @@ from nqnb.worker.worker import Worker
 PARCELS = 24
 """The number of tasks that hash files."""
 RETRIES = 2
-"""How often the flaky task fails before it succeeds."""
+"""How many times the flaky task fails before it succeeds."""
 SLOTS = 4
 """How many tasks run at once: the endless task and three parcels."""
 SCHEDULE_AHEAD_SECONDS = 1.5
-"""How far ahead the scheduled task is submitted."""
+"""Seconds between the submit of the scheduled task and its start time."""
 _PACE_SECONDS = (0.35, 0.85)
-"""The shortest run time of a task with few files and of one with many files, so that the demo can be watched."""
+"""The minimum run times of tasks with few files and with many files. Without them, the demo would be too fast to
+watch."""
 _BACKOFF = Backoff(0.3, 0.6)
 _LIMIT_SECONDS = 90.0
 """The time limit of the demo, which usually takes about five seconds."""
@@ -71,7 +72,7 @@ class DemoSummary:
 
     ``submitted`` counts the tasks. Each task ends as ``completed``, ``failed``, ``cancelled`` or ``deleted``.
     ``retried`` counts the runs that followed a failed run. It is 2, because one task fails twice and completes in its
-    third run. ``scheduled`` counts the tasks that were scheduled for later, did not start early and completed: 1.
+    third run. ``scheduled`` counts the scheduled tasks that did not start early and completed. It is 1.
     """
 
     submitted: int
@@ -154,7 +155,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
 
 
 class _Script:
-    """Submits, cancels and checks the tasks of the demo."""
+    """The script of the demo, which submits, cancels and checks the tasks."""
 
     def __init__(self, nq: Client, queue: str, follower: _Follower) -> None:
         self.problems: list[str] = []
@@ -231,7 +232,7 @@ class _Script:
 
 
 class _Follower:
-    """Follows the tasks, so that the demo can wait for their states."""
+    """A follower of all tasks, so that the demo can wait for their states."""
 
     def __init__(self, on_change: Callable[[DemoState], None]) -> None:
         self.state = DemoState()
@@ -310,7 +311,7 @@ async def hash_endlessly(job: Job, parcel: Parcel) -> None:
 
 
 def make_parcels(count: int = PARCELS) -> list[Parcel]:
-    """Split the source files of the standard library into parcels, one for each package if there are enough of them."""
+    """Split the source files of the standard library into parcels, one per package if there are enough packages."""
     root = Path(sysconfig.get_path("stdlib"))
     packages = {
         folder.name: sorted(str(file.relative_to(root)) for file in folder.rglob("*.py"))

@@ -43,7 +43,7 @@ def kind_of(value: object) -> str:
 
 
 def hint(text: str | None, known: Iterable[str]) -> str:
-    """Return "Did you mean …? " for a string that resembles a known one, otherwise an empty string."""
+    """Return "Did you mean …? " if a string resembles a known string, and otherwise an empty string."""
     if not text or len(text) > 200:
         return ""
     import difflib  # imported late: only a misspelled name needs it
@@ -53,5 +53,5 @@ def hint(text: str | None, known: Iterable[str]) -> str:
 
 
 def exact_text(value: str) -> str:
-    """Return the same characters as a plain ``str``. Values of subclasses (numpy's, enums) are copied."""
+    """Return a string as a plain ``str``. A string of a subclass (numpy's, an enum) is copied."""
     return value if type(value) is str else str.__str__(value)

@@ -11,7 +11,7 @@
     │   └── PayloadTooLarge       the payload and headers exceed the server's limit
     ├── ConnectionFailed          the server cannot be used at the moment (also a ConnectionError)
     │   ├── NoServer              no server at the address accepted the connection
-    │   ├── NoJetStream           the server accepted the connection, but JetStream is off
+    │   ├── NoJetStream           the server accepted the connection, but JetStream is not enabled
     │   └── NoResponders          nothing is serving the subject at the moment; nothing was stored
     │       └── Unavailable       JetStream has no leader or no quorum at the moment; has ``.err_code``
     │           └── NoRoom        a storage limit was reached
@@ -33,7 +33,7 @@
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
 ``JobCancelled`` is not part of the tree, and does not derive from ``Exception``. It is raised *inside* a handler that
-must stop. Like ``asyncio.CancelledError``, it must not be caught by an ``except Exception`` in the handler.
+must stop. Like ``asyncio.CancelledError``, it is not caught by an ``except Exception`` in the handler.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class NoServer(ConnectionFailed):
 
 
 class NoJetStream(ConnectionFailed):
-    """The server accepted the connection, but JetStream is off."""
+    """The server accepted the connection, but JetStream is not enabled."""
 
 
 class NoResponders(ConnectionFailed):
@@ -163,7 +163,7 @@ class RevisionConflict(NqnbError):
 
 
 class MalformedMessage(NqnbError):
-    """Bytes that are not the expected NQ message; ``.data`` is those bytes."""
+    """The bytes are not the expected NQ message; ``.data`` has the bytes."""
 
     def __init__(self, message: str, data: bytes) -> None:
         super().__init__(message)
@@ -245,7 +245,8 @@ class WaitTimeout(TaskError, TimeoutError):
 class NotSubmitted(NqnbError):
     """Some tasks of a ``submit_many`` were not accepted.
 
-    ``.tasks`` has a `Task` or None for each payload, in order. ``.errors`` maps the index of each None to its error.
+    ``.tasks`` has a `Task` or None for each payload, in order. ``.errors`` maps the index of each rejected payload to
+    its error.
     """
 
     def __init__(self, message: str, tasks: Sequence[Any], errors: Mapping[int, NqnbError]) -> None:
@@ -259,4 +260,4 @@ class DevServerError(NqnbError):
 
 
 class JobCancelled(BaseException):
-    """Raised inside a handler to stop its task; do not catch it, so that the handler unwinds."""
+    """The exception that is raised inside a handler to stop its task. A handler must not suppress it."""

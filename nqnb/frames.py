@@ -1,7 +1,7 @@
 """Convert records to pandas DataFrames whose dtypes do not depend on the values.
 
-Times are in UTC with microseconds, and unknown values are ``NaT`` or ``<NA>``. Counts are nullable ``Int64``, and a
-status is an ordered categorical in the order of `Status`. An empty frame has the same columns and dtypes as a full one.
+Times are in UTC with microsecond precision, and unknown values are ``NaT`` or ``<NA>``. Counts are nullable ``Int64``.
+A status is an ordered categorical in the order of `Status`. Even an empty frame has all columns, with their dtypes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
     """Return a DataFrame with one task in each row, indexed by id.
 
     Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
-    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` while it runs), ``due_at`` (of a scheduled task
-    or a retry), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``,
-    ``payload`` and ``result`` (decoded if they are JSON, else the bytes; None if missing), ``result_key`` (of a large
-    result, which is stored separately), ``error`` ("Type: message"), ``cancel_requested_at``, ``origin``,
-    ``requeued_as``, ``revision``.
+    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` if it is still running), ``due_at`` (of a
+    scheduled task or a retry), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1),
+    ``progress_text``, ``payload`` and ``result`` (decoded if they are JSON, otherwise bytes; None if missing),
+    ``result_key`` (of a large result, which is stored separately), ``error`` ("Type: message"),
+    ``cancel_requested_at``, ``origin``, ``requeued_as``, ``revision``.
 
     Args:
         infos: the tasks, as a client returns them.
-        now: the end of the run time of tasks that are still running. Default: the current time.
+        now: the time up to which the run times of running tasks are counted. By default this is the current time.
     """
     tasks = _listed("infos", infos, TaskInfo)
     if now is None:
@@ -121,8 +121,8 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
     """Return a DataFrame with the outcome of one cancel in each row, indexed by task id.
 
     Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code is still running), ``outcome`` (in words),
-    ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request to the end of the code),
-    ``how``, ``error`` (why the cancel was refused; ``<NA>`` if it was not).
+    ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request until the code stopped),
+    ``how`` (how the code was stopped), ``error`` (why the cancel was refused; ``<NA>`` if it was accepted).
     """
     if not isinstance(outcomes, Mapping):
         raise BadInput(
@@ -155,8 +155,8 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 def preview(payload: bytes, width: int = 80) -> str:
     """Return a payload as one line of safe text of at most ``width`` characters.
 
-    JSON and other text are unchanged; other bytes are shown as hexadecimal. The cost does not depend on the size of the
-    payload. JSON with escapes is decoded and encoded again, up to 4 kB, so that the escaped characters are readable.
+    JSON and other text are unchanged; other bytes are shown as hexadecimal. JSON of up to 4 kB with escape sequences is
+    decoded and encoded again, so that the characters are readable. The cost does not depend on the payload's size.
     """
     if len(payload) <= 4096 and b"\\u" in payload:
         with contextlib.suppress(MalformedMessage):
@@ -169,7 +169,7 @@ def preview(payload: bytes, width: int = 80) -> str:
 
 
 def decoded(data: bytes) -> Any:
-    """Decode JSON. Return the bytes if they are not JSON or are nested too deep to print, and None for no bytes."""
+    """Decode JSON. Return the bytes if they are not JSON or are nested too deeply to print, and None for no bytes."""
     if not data:
         return None
     try:
@@ -179,7 +179,7 @@ def decoded(data: bytes) -> Any:
 
 
 def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
-    """Return the run time of the last attempt, up to ``now`` while it runs, or None if it has no start or end time."""
+    """Return the run time of the last attempt, up to ``now`` if it is still running, or None if a time is unknown."""
     if task.started_at is None or task.status is Status.PENDING:
         return None
     end = task.completed_at if task.status.terminal else now
@@ -187,22 +187,22 @@ def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
 
 
 def share(progress: Progress | None) -> float | None:
-    """Return the progress from 0 to 1, or None if it is unknown."""
+    """Return the progress as a number from 0 to 1, or None if it is unknown."""
     if progress is None or not progress.total > 0:
         return None
     return min(1.0, max(0.0, progress.done / progress.total))
 
 
 _MAX_SECONDS = 86400 * 365 * 1000
-"""A limit that is longer than any task runs, but short enough for a timedelta in microseconds."""
+"""A limit that no run time reaches, and that fits into a timedelta in microseconds."""
 
 _MAX_COUNT = 2**63 - 1
 _TEXT = pd.StringDtype("python")
-"""The Python dtype, even if Arrow is installed, because Arrow refuses lone surrogates."""
+"""The dtype that stores Python strings, even if Arrow is installed, because Arrow refuses lone surrogates."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
-    """Return the given records as a list.
+    """Return the records that a caller passed, as a list.
 
     Raises:
         BadInput: the value is not an iterable, or a record has another type.

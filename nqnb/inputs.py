@@ -1,8 +1,7 @@
 """Checks of the values that callers pass: flags, counts, choices, functions, durations, dates and states.
 
-Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput`. The error has the name of
-the argument, the value and a description of valid values. `check_seconds` checks durations, `check_moment` checks
-dates, and `check_statuses` checks states.
+Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput`. The error names the
+argument, shows the value and describes valid values.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from nqnb.protocol.status import Status, Waiting
 Duration = float | timedelta
 """Seconds, or a timedelta."""
 LONGEST_SECONDS = 100 * 365 * 86_400
-"""The longest duration that is accepted: 100 years. Go and NATS count nanoseconds in 63 bits, which is 292 years."""
+"""The longest valid duration: 100 years. Go and NATS count nanoseconds in 63 bits, which overflow after 292 years."""
 _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
@@ -52,13 +51,11 @@ def check_flag(name: str, value: object) -> bool:
         return value
     if is_numpy_scalar(value, "b"):
         return bool(value)
-    raise BadInput(
-        f"{name}={shown(value)} is invalid: expected True or False, got {kind_of(value)}. Pass True or False."
-    )
+    raise BadInput(f"{name}={shown(value)} is invalid: expected True or False, got {kind_of(value)}.")
 
 
 def check_optional_flag(name: str, value: object) -> bool | None:
-    """Return a flag as a ``bool``, or None for None; this raises the same errors as `check_flag`."""
+    """Return a flag as a ``bool``, or None for None. This raises the same errors as `check_flag`."""
     return None if value is None else check_flag(name, value)
 
 
@@ -100,11 +97,11 @@ def check_share(name: str, value: object) -> float:
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
-    raise BadInput(f"{name}={shown(value)} is invalid: out of range. Pass a number from 0 to 1.")
+    raise BadInput(f"{name}={shown(value)} is invalid: must be a number from 0 to 1.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return a value that must be one of several strings.
+    """Return a value as a plain ``str`` if it is one of several strings.
 
     Raises:
         BadInput: the value is not one of ``choices``.
@@ -114,13 +111,13 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     if text in known:
         return text
     listed = " or ".join(map(repr, known))
-    raise BadInput(f"{name}={shown(value)} is invalid: no such choice. {hint(text, known)}Pass {listed}.")
+    raise BadInput(f"{name}={shown(value)} is invalid: not one of the choices. {hint(text, known)}Pass {listed}.")
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
     """Return a function that accepts this number of positional arguments, or None for None.
 
-    A function that has no inspectable signature, such as some functions in C, is accepted.
+    A function without an inspectable signature, such as some C functions, is accepted.
 
     Raises:
         BadInput: the value is not callable, or does not accept this number of arguments.
@@ -226,7 +223,7 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
         now: the current time in Unix seconds; the default is this machine's time.
 
     Raises:
-        BadInput: the value is neither of them, or the date is not between 1970 and 2261.
+        BadInput: the value is neither a datetime nor a timedelta, or the date is not between 1970 and 2261.
     """
     if not isinstance(value, (datetime, timedelta)):
         raise BadInput(
@@ -240,9 +237,7 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
     except Exception:  # noqa: BLE001  beyond the calendar, NaT, or a foreign time zone that fails
         seconds = math.nan
     if not 0 <= seconds < MOMENT_LIMIT_SECONDS:
-        raise BadInput(
-            f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261. Pass a date in this range."
-        )
+        raise BadInput(f"{name}={shown_moment(value)} is invalid: must be a date between 1970 and 2261.")
     return seconds
 
 
@@ -271,7 +266,7 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
 
 
 def shown_moment(value: object) -> str:
-    """Return a moment in a readable form, even if its ``str`` fails."""
+    """Return a moment in a readable form, even if its ``str`` raises."""
     try:
         return f"{value} from now" if isinstance(value, timedelta) else str(value)
     except Exception:  # noqa: BLE001  as in `check_moment`

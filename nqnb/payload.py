@@ -1,10 +1,10 @@
 """Payloads and results: encode Python values as JSON, and decode them.
 
-Bytes are sent unchanged. Other values become JSON. In addition to JSON's own types, these types can be encoded: dates,
-times and UUIDs (as ISO strings), `decimal.Decimal` and paths (as strings), enums (as their value), dataclasses, msgspec
-Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are refused, because JSON has no such
-numbers and ``null`` would not decode to them. Nothing is pickled here, and no data from a queue is unpickled or
-evaluated.
+Bytes are sent unchanged. Other values are sent as JSON. In addition to JSON's own types, these types can be encoded:
+dates and times (as ISO strings), UUIDs, `decimal.Decimal` and paths (as strings), enums (as their values), dataclasses,
+msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are refused, because JSON has no
+such numbers and ``null`` would not decode to them. nqnb never pickles a value, and never unpickles or evaluates data
+from a queue.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def encode_json(value: object, name: str = "result") -> bytes:
         data = _encoder.encode(value)
     except Exception as error:  # noqa: BLE001  reading a foreign value may raise any error
         raise _refusal(value, name, error) from None
-    # msgspec writes NaN and infinities as null, or as the keys "nan" and "inf": only then is a search needed.
+    # msgspec writes NaN and infinities as null, or as the keys "nan" and "inf", so other data needs no search.
     if any(sign in data for sign in (b"null", b'"nan"', b'inf"')):
         try:
             bad = next(((part, found) for part, found in walk(value, name) if not_a_number(found)), None)
@@ -67,7 +67,7 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
     """Decode JSON bytes, and validate the value as ``kind``. Empty or missing bytes decode to None.
 
     Raises:
-        BadInput: the bytes are not JSON, or the value is not of that kind. The error names the part.
+        BadInput: the bytes are not JSON, or the value does not match ``kind``. The error names the invalid part.
     """
     try:
         return msgspec.json.decode(data or b"null", type=kind)
@@ -98,7 +98,7 @@ def _beyond_json(value: Any) -> Any:
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}
-"""The functions that return the plain value of a subclass. msgspec accepts only the types themselves."""
+"""Functions that convert an instance of a subclass to the plain type, because msgspec accepts only the plain types."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
@@ -141,9 +141,9 @@ def _no_such_number(part: str, found: object) -> UnencodableValue:
 
 def _remedy(found: object) -> str:
     if hasattr(found, "to_dict") and hasattr(found, "columns"):
-        return 'Send its .to_dict("records"), or a path to it.'
+        return 'Send its .to_dict("records"), or the path of a file with its data.'
     if isinstance(found, str):
-        return "It contains a lone surrogate: remove or replace it."
+        return "Remove or replace the lone surrogate in it."
     if hasattr(found, "to_list"):
         return "Send its .to_list()."
     return "Convert it to strings, numbers, lists or dicts, or send bytes."
@@ -152,7 +152,7 @@ def _remedy(found: object) -> str:
 MAX_DEPTH = 200
 """The maximum depth of a nested value."""
 KEY_CHARACTERS = 200
-"""The maximum number of characters of a key in the name of a part."""
+"""A longer key is cut to this many characters in the name of a part."""
 
 
 class Unwalkable(NamedTuple):
@@ -163,7 +163,7 @@ class Unwalkable(NamedTuple):
 
 
 def walk(value: Any, part: str) -> Iterator[tuple[str, object]]:
-    """Yield the name and value of every part, such as ``payload['rows'][3]``. The whole value comes last."""
+    """Yield the name (such as ``payload['rows'][3]``) and value of every part, and finally of the whole value."""
     return _walk(value, part, ())
 
 

@@ -1,4 +1,4 @@
-"""The records that nqnb returns to commands, tables and callers: plain frozen values, with times as UTC datetimes."""
+"""The records that nqnb returns to its callers: plain, frozen values with times as UTC datetimes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMe
 class CancelReceipt(Struct, frozen=True, kw_only=True):
     """The result of a cancel.
 
-    ``stopping`` is True while the task's code is still running. Then ``status`` is not final. ``how`` describes how the
+    ``stopping`` is True if the task's code is still running; then ``status`` is not final. ``how`` describes how the
     code was stopped. Times are by the server's clock.
     """
 
@@ -32,7 +32,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float | None:
-        """The seconds from the request until the task's code stopped, or None while either time is unknown."""
+        """The seconds from the request until the task's code stopped, or None if either time is unknown."""
         if self.requested_at is None or self.stopped_at is None:
             return None
         # Two machines may estimate the server's time slightly differently.
@@ -59,7 +59,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """A snapshot of a task, taken when the state bucket was read.
 
     ``attempt`` counts from 1; it is 0 before the first start. ``timeout`` is in seconds; 0 means no timeout.
-    ``revision`` is that of the task's entry in the bucket.
+    ``revision`` is the revision of the task's entry in the bucket.
     """
 
     id: str
@@ -81,9 +81,9 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None
     cancel: CancelReceipt | None
     result: bytes
-    """The result as JSON. It is empty if the task has no result, or one that is too large for the task's entry."""
+    """The result as JSON. It is empty if the task has no result, or if the result is too large for the task's entry."""
     result_key: str
-    """The key of a result in the result bucket, if the result is too large for the task's entry."""
+    """The key of the result in the result bucket, if the result is too large for the task's entry."""
     sequence: int
     revision: int
     marked: bool
@@ -91,14 +91,13 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     origin: str = ""
     """The id of the original task, if this task was created by requeueing another task."""
     requeued_as: str = ""
-    """The id of the latest task that was created by requeueing this task. It is known only in listings
-    (`nqnb.Client.tasks`)."""
+    """The id of the latest requeue of this task. It is set only in listings (`nqnb.Client.tasks`)."""
     not_before: datetime | None = None
-    """When the next attempt is due, if the task is waiting for it."""
+    """When the next attempt is due, if the task is waiting for a retry."""
 
     @property
     def due_at(self) -> datetime | None:
-        """When a pending task may run, or None for any other task. A retry's time overrides ``process_at``."""
+        """When a pending task may run, or None if no time is set. The time of a retry overrides ``process_at``."""
         if self.status is not Status.PENDING:
             return None
         return self.not_before or moment(parse_time(self.process_at))
@@ -146,7 +145,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
 
 
 class TaskBatch(Struct, frozen=True, kw_only=True):
-    """Changes that arrived together while all tasks are watched; see `nqnb.Client.watch`.
+    """Changes that arrived together in a watch of all tasks; see `nqnb.Client.watch`.
 
     ``tasks`` are the changed tasks, in the order of their changes. The same task may occur several times. ``gone`` are
     the ids of tasks whose entries were deleted. The server does not report entries that were pruned or have expired.
@@ -169,12 +168,12 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         name: the name of the queue.
         pending: the number of messages that have not been delivered.
         scheduled: the number of messages that are waiting for a server-side schedule.
-        processing: the number of messages that workers lease or have nak'ed with a delay.
+        processing: the number of messages that are leased by workers or were nak'ed with a delay.
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.
         bytes: the size of the queue's task stream.
         oldest_pending: when the oldest message of the stream arrived, or None if the stream is empty.
-        paused: whether the queue is paused, so that it delivers no tasks.
+        paused: whether the queue is paused. A paused queue delivers no tasks.
     """
 
     name: str
@@ -189,10 +188,11 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
 
 
 class QueueService(Struct, frozen=True, kw_only=True):
-    """Who serves a queue, as far as the server can tell.
+    """The workers that are serving a queue, as far as the server can determine them.
 
-    ``workers`` counts the live nqnb workers of the queue. ``pulls`` counts the pulls that wait for its tasks, and
-    ``leased`` the tasks that were delivered and not acked, of Go workers too. ``waiting`` is True if tasks wait.
+    ``workers`` counts the live nqnb workers of the queue. ``pulls`` counts the pending pull requests for its tasks, and
+    ``leased`` counts the tasks that were delivered but not acked; both include those of Go workers. ``waiting`` is True
+    if tasks are waiting.
     """
 
     workers: int
@@ -206,7 +206,7 @@ class PurgeReceipt(Struct, frozen=True, kw_only=True):
 
     ``deleted`` counts the tasks that had never started. ``cancelled`` counts the tasks that were waiting for a retry
     and, if the queue was deleted, the running tasks. ``left`` counts the messages that stay in the queue, because their
-    tasks are running or were submitted during the call. ``seconds`` is the duration of the call.
+    tasks are running or were submitted during the call. ``seconds`` is how long the call took.
     """
 
     queue: str
@@ -247,7 +247,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     running: list[str]
     started_at: datetime
     ttl: Moment
-    """Seconds without a sign of life after which the worker counts as dead."""
+    """Seconds without a presence update after which the worker counts as dead."""
     last_seen: datetime | None = None
     unlisted: Int64 = 0
 

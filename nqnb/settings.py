@@ -48,7 +48,7 @@ _SCHEMES = ("nats", "tls", "ws", "wss")
 _SEED = re.compile(r"S[A-Z2-7]{57}")
 
 LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
-"""The settings of each kind of login, in the order of the NATS CLI; only one kind is used."""
+"""The settings of each kind of login, in the NATS CLI's order of precedence. Only one kind is used."""
 
 _CONTEXT_FIELDS = {
     "url": "url",
@@ -75,7 +75,7 @@ _UNSUPPORTED_FIELDS = (
     "jetstream_api_prefix",
     "windows_cert_store",
 )
-"""Unsupported fields that select the server or the login; without them, nqnb might reach another server."""
+"""Unsupported fields that select the server or the login. If nqnb ignored them, it might reach another server."""
 
 _REFERENCES = ("op://", "nsc://", "env://", "data:")
 """Prefixes of values that newer versions of the NATS CLI look up elsewhere."""
@@ -111,29 +111,30 @@ class Settings:
         token: token; default ``NATS_TOKEN``.
         creds: path of a credentials file (a JWT and its seed), which is read at each connect; default ``NATS_CREDS``.
         nkey: path of a file with the seed of an nkey, or the seed itself; default ``NATS_NKEY``.
-        tls_ca: path of a PEM file with the trusted authorities; default ``NATS_CA``, else those of the system. If any
-            TLS setting is set, TLS is required: no credentials are sent to a server without TLS.
+        tls_ca: path of a PEM file with the trusted certificate authorities; default ``NATS_CA``, else the system's
+            authorities. If any TLS setting is set, TLS is required: no credentials are sent to a server without TLS.
         tls_cert: path of the client certificate, a PEM file; default ``NATS_CERT``.
         tls_key: path of the certificate's private key, a PEM file without a passphrase; default ``NATS_KEY``.
         tls_first: whether the server expects the TLS handshake before it sends anything.
         context: name of the NATS CLI context from which to read settings that are not passed. Default: ``NATS_CONTEXT``
-            if no url is passed, and the selected context if there is no ``NATS_URL`` either. The attribute is the name
-            of the context that was read.
+            if no url is passed, and the selected context if ``NATS_URL`` is not set either. Afterwards, the attribute
+            is the name of the context that was read.
         name: the name of this connection in the server's monitoring.
         replicas: how many servers store a copy of each stream and bucket that nqnb creates, 1 to 5.
         state_bucket: key-value bucket with the states of tasks; all clients and workers of a queue share it.
         cancel_bucket: bucket with the cancel requests.
         worker_bucket: bucket with the presence of workers.
         result_bucket: bucket with results that are too large for the state bucket.
-        queue_bucket: bucket with the paused queues; it is created with the first pause.
+        queue_bucket: bucket with the paused queues; it is created when a queue is first paused.
         retention: how long the states and results of ended tasks are kept: seconds or a timedelta, default 7 days; None
             keeps them indefinitely. Shorter times are raised to an hour, or to ten ack waits if that is longer. Servers
-            from version 2.11 on delete them; for older servers, and for cancel requests, use `Client.prune`. A state
-            must outlive its task's message: a worker that dies after writing an outcome, but before acking, leaves the
-            message in the queue. If no worker serves the queue until the state has expired, the task runs again.
+            from version 2.11 on delete expired states and results; for older servers, and for cancel requests, use
+            `Client.prune`. A state must outlive its task's message: a worker that dies after writing an outcome, but
+            before acking, leaves the message in the queue. If no worker receives the message before the state expires,
+            the task runs again.
         ack_wait: how long the server waits for a silent worker before it redelivers the task to another worker: seconds
-            or a timedelta, 0.01 s to 30 days. It applies to consumers that nqnb creates; an existing consumer keeps its
-            ack wait.
+            or a timedelta, from 0.01 s to 30 days. It applies to consumers that nqnb creates; an existing consumer
+            keeps its ack wait.
         connect_timeout: how long the first connection may take: seconds or a timedelta.
         request_timeout: how long to wait for one answer from the server: seconds or a timedelta.
         retry_for: how long to retry idempotent requests while the server is unavailable or is electing a leader:
@@ -169,7 +170,7 @@ class Settings:
     named: bool = field(default=True, init=False, repr=False, compare=False)
     """Whether an argument, the environment or a context sets the address; otherwise the default address is used."""
     detached: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether this is the address of the user's detached server; it is looked up again at each reconnect."""
+    """Whether this is the address of the user's detached server. The address is looked up again at each reconnect."""
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -192,7 +193,7 @@ class Settings:
             object.__setattr__(self, name, value)
 
     def _sources(self) -> list[_Source]:
-        """Return the settings in the arguments, in the environment and in the context, with their addresses parsed."""
+        """Return the settings from the arguments, the environment and the context, with their addresses parsed."""
         given = {name: getattr(self, name) for kind in (*LOGINS, _TLS) for name in kind}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
@@ -205,7 +206,7 @@ class Settings:
         found = False
         for source in sources:
             if "url" in source.values:
-                # Only the first address is used; the login in another address belongs to another server.
+                # Only the first source's address is used. A login in another address belongs to another server.
                 source.values["url"], login = _parse_addresses(source.values["url"], source.label("url"))
                 if not found:
                     _add_login(source.values, login)
@@ -218,7 +219,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, str) and (value is not None or name == "name"):
                 # The value may be a secret.
-                raise BadInput(f"{name} is invalid: expected a string, got {kind_of(value)}. Pass a string.")
+                raise BadInput(f"{name} is invalid: expected a string, got {kind_of(value)}.")
             if value is not None:
                 object.__setattr__(self, name, exact_text(value))
         for name in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key"):
@@ -262,7 +263,7 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
-        """Return settings from Settings, from an address, or from the defaults for None, with some fields replaced.
+        """Return settings for other settings, an address, or None (the defaults), with some fields replaced.
 
         An option that is part of a login replaces the whole login. A context also replaces the address.
 
@@ -300,7 +301,7 @@ class Settings:
 
 
 def _plain_url(url: object) -> str | tuple[object, ...]:
-    """Return one or several addresses as plain strings, unparsed. Errors do not show them: they may have secrets."""
+    """Return addresses as plain, unparsed strings. Errors do not show an address, because it may contain secrets."""
     if url is None:
         return ""
     if isinstance(url, str):
@@ -327,7 +328,7 @@ def _path(name: str, value: object) -> str:
 
 
 def _read_environment(variables: Mapping[str, str]) -> _Source:
-    """Return the settings in environment variables; ``variables`` maps fields to variables. Empty ones are ignored."""
+    """Return the settings in environment variables that are not empty; ``variables`` maps fields to variables."""
     values = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
     return _Source(variables.__getitem__, values)
 
@@ -369,7 +370,7 @@ def _read_context(name: str) -> _Source:
             raise ValueError("it is not a JSON object")
     except FileNotFoundError:
         raise BadInput(
-            f"{where} is invalid: it does not exist. List your contexts with `nats context ls`, or set an address."
+            f"{where} is invalid: no such context. List your contexts with `nats context ls`, or set an address."
         ) from None
     except (OSError, ValueError) as error:
         # The error of the parser may quote a password, so only the position is shown.
@@ -388,7 +389,7 @@ def _read_context(name: str) -> _Source:
                 f"{where} is invalid: {key!r} must be {'true or false' if key == 'tls_first' else 'a string'}. {repair}"
             )
         if isinstance(value, str) and value.lower().startswith(_REFERENCES):
-            raise BadInput(f"{where} is invalid: only the NATS CLI can look up {key!r}. {repair}")
+            raise BadInput(f"{where} is invalid: only the NATS CLI can look up the value of {key!r}. {repair}")
         values[target] = _expanded(value) if key in _CONTEXT_PATHS and isinstance(value, str) else value
     names_there = {target: key for key, target in _CONTEXT_FIELDS.items()}
     return _Source(lambda target: f"{names_there[target]!r} of {where}", values)
@@ -412,9 +413,9 @@ def _why(error: Exception) -> str:
 
 
 def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the addresses without their login, and the login of the first address that has one.
+    """Return the addresses without their logins, and the login of the first address that has one.
 
-    ``label`` is the name of their source, for errors. Errors do not quote an address, because the password can be
+    ``label`` names the source of the addresses in errors. Errors do not quote an address, because the password can be
     anywhere in an invalid address.
     """
     if not isinstance(given, (str, Sequence)):
@@ -447,7 +448,7 @@ def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[s
 def _may_be_one_address(before: str, after: str) -> bool:
     """Return whether the comma between two texts may be part of a password.
 
-    The same login before and after the comma means two addresses.
+    If the same login appears before and after the comma, the texts are two addresses.
     """
     one, other = (text.strip().rpartition("://")[2].rpartition("@")[:2] for text in (before, after))
     return "@" in after and "://" not in after and one != other
@@ -502,7 +503,7 @@ def _find_login(sources: Sequence[_Source]) -> dict[str, Any]:
 
 
 def _complete(found: dict[str, Any], sources: Sequence[_Source]) -> None:
-    """Find the missing password of a user, or the missing user of a password, in the sources that follow."""
+    """Find the missing password of a user, or the missing user of a password, in later sources."""
     for source in sources:
         user, password = (source.values.get(name) for name in ("user", "password"))
         if "user" not in found and user is not None:

@@ -1,7 +1,4 @@
-"""The `StateStore` interface for the states of tasks, and a store in memory.
-
-`nqnb.testing` contains the tests that a store must pass.
-"""
+"""The `StateStore` interface for the states of tasks, and an in-memory store."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A key's value at one revision. ``created`` is when the store wrote it, in Unix seconds by the store's clock."""
+    """The value of a key at one revision. ``created`` is when it was written, in Unix seconds by the store's clock."""
 
     key: str
     value: bytes
@@ -30,8 +27,9 @@ class StateStore(Protocol):
     """A store of keys with revisioned values. Each write to a key increases the key's revision.
 
     All clients and workers of a task must use the same store. The store's times are compared with the server's, so the
-    two clocks should agree within a second. If a store cannot determine whether a write was done, it raises
-    `Unconfirmed`. The caller then reads the key and retries. `nqnb.testing.StoreContract` tests a store.
+    two clocks should agree within a second. If a store cannot determine whether a write took effect, it raises
+    `Unconfirmed`. The caller then reads the key and retries. `nqnb.testing.StoreContract` has the tests that a store
+    must pass.
 
     The ``ttl`` of a write is the minimum number of seconds for which the store keeps the value, unless the value is
     overwritten. None keeps the value indefinitely. A store that never deletes values may ignore ``ttl``.
@@ -62,7 +60,8 @@ class StateStore(Protocol):
 
         Args:
             key: the key.
-            fresh: True returns the result of every finished write. False may be faster, but slightly outdated.
+            fresh: if True, the entry reflects every finished write. If False, the read may be faster, but the entry may
+                be slightly outdated.
         """
         ...
 
@@ -77,11 +76,14 @@ class StateStore(Protocol):
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the current entry of every key, oldest write first. Keys written meanwhile may be missed."""
+        """Yield the current entry of every key, oldest write first. Keys that are written meanwhile may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
-        """Call ``wake`` whenever the key may have changed. A call is only a hint, and may be early or wrong."""
+        """Call ``wake`` whenever the key may have changed, and return a function that ends the subscription.
+
+        A call is only a hint: it may come too early, or without a change.
+        """
         ...
 
 
@@ -94,7 +96,7 @@ def check_store(store: StateStore | None) -> StateStore | None:
     if store is None:
         return None
     if isinstance(store, type):
-        raise BadInput(f"store={store.__name__} is invalid: expected a store, got a class. Create an instance.")
+        raise BadInput(f"store={store.__name__} is invalid: expected a store, got a class. Pass an instance of it.")
     required = [name for name in vars(StateStore) if not name.startswith("_")]
     missing = [name for name in required if not _has(store, name)]
     if missing:

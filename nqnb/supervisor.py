@@ -8,11 +8,11 @@ Run this file as a script, by its path. It runs between a parent and one child, 
     supervises the process that runs one task, for `nqnb.worker.executors.process_pool`; see `keep_task`.
 
 Both roles read one-byte commands from stdin. They stop the child on command, at the end of stdin, and when the process
-PARENT is dead. The end of stdin or of another pipe is not reliable, because a fork of the parent keeps pipes open. So
-the supervisor also compares its parent's process id with PARENT a few times a second.
+PARENT is dead. The end of stdin is not a reliable sign, because a fork of the parent keeps pipes open. So the
+supervisor also compares its parent's process id with PARENT a few times a second.
 
 The module imports only the parts of the standard library that import quickly, because it delays the start of a process.
-It has only one thread, so that it may fork, and so that code between fork and exec is safe.
+It has only one thread, so that forks, and the code between fork and exec, are safe.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def load_prctl() -> Callable[..., int] | None:
 
 
 def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
-    """Make this fork of the supervisor die with the supervisor, even if the supervisor is killed. Only Linux can."""
+    """Make this fork die with the supervisor, even if the supervisor is killed. Only Linux supports this."""
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != supervisor:  # the supervisor died before the request was made
@@ -207,17 +207,17 @@ def _leave(signum: int, frame: object) -> NoReturn:
 
 
 def _start_server(command: list[str]) -> subprocess.Popen[bytes]:
-    import subprocess  # late, because the other role does not use it
+    import subprocess  # imported late, because the other role does not use it
 
     prctl, supervisor = load_prctl(), os.getpid()
     ask = None if prctl is None else lambda: die_with(supervisor, prctl)
-    return subprocess.Popen(  # noqa: S603 - as given by the parent
+    return subprocess.Popen(  # noqa: S603 - the parent passed the command
         command, stdin=subprocess.DEVNULL, stdout=2, preexec_fn=ask
     )
 
 
 def _stop_server(server: subprocess.Popen[bytes]) -> None:
-    import subprocess  # late, because the other role does not use it
+    import subprocess  # imported late, because the other role does not use it
 
     server.terminate()
     try:
@@ -239,9 +239,9 @@ def _write_status(folder: str, status: str) -> None:
 
 
 def _remove_folder(folder: str) -> None:
-    import shutil  # late, because it takes as long to import as all other modules here together
+    import shutil  # imported late, because it takes as long to import as all other modules here together
 
-    for _ in range(20):  # Windows releases the files of a dead process a moment late
+    for _ in range(20):  # Windows releases the files of a dead process with a delay
         shutil.rmtree(folder, ignore_errors=True)
         if not os.path.exists(folder):
             break
@@ -250,7 +250,7 @@ def _remove_folder(folder: str) -> None:
 
 def _free_locks(locks: list[int]) -> None:
     if sys.platform != "win32":
-        import fcntl  # late, because it is needed only before the exit
+        import fcntl  # imported late, because it is needed only before the exit
 
         for lock in locks:
             with contextlib.suppress(OSError):
@@ -265,7 +265,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
     The supervisor leads a separate session. The fork leads a process group, and calls ``run`` of `module` with the
     socket. The supervisor reads from stdin: first the worker's ``sys.path`` as a line of JSON, and then commands. It
-    writes to stdout: first the fork's process id, and finally the fork's exit code, or minus the signal that killed it.
+    writes to stdout: first the fork's process id, and finally the fork's exit code, which is negative after a signal.
     When the fork has exited, KILL is received, or the worker is dead, the supervisor kills the rest of the process
     group and, on Linux, all remaining descendants.
 
@@ -278,7 +278,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
         module: the dotted name of the module whose ``run`` the fork calls.
     """
     if os.getsid(0) != os.getpid():
-        os.setsid()  # not every system can create the session when it starts a program
+        os.setsid()  # not every system can create the session when it spawns a process
     _close_all_but(0, 1, 2, connection)
     os.set_inheritable(connection, False)
     # A SIGINT that arrives too early stays pending until the handler's process can receive it. SIGTERM is unblocked,
@@ -311,17 +311,17 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
 
 def _close_all_but(*kept: int) -> None:
-    """Close the descriptors that the worker's libraries leave open in every child."""
+    """Close all other descriptors, because the worker's libraries leave some open in every child."""
     for descriptor in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
-        with contextlib.suppress(OSError):  # the folder's own, which is closed
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is already closed
             os.close(descriptor)
 
 
 def _read_path(worker: int) -> list[str] | None:
     """Read the worker's ``sys.path``. Return None if the worker no longer needs the process, or is dead."""
-    import json  # late, because the other role does not use it
+    import json  # imported late, because the other role does not use it
 
-    # Read no byte after the line, because commands may follow.
+    # Read one byte at a time, because commands may follow the line.
     data = b""
     while not data.endswith(b"\n"):
         byte = next_command()
@@ -352,7 +352,7 @@ def _become_runner(connection: int, path: list[str], module: str) -> None:
 
 
 def _wait_for_runner(worker: int, runner: int) -> int | None:
-    """Wait until the runner has exited, and kill it if necessary. Return None if it has not exited even then."""
+    """Wait for the runner, and kill it if necessary. Return its exit code, or None if it does not exit even then."""
     wake = wake_on_child_end()
     while True:
         status = _collect(runner)
@@ -392,7 +392,7 @@ def _kill_descendants(group: int) -> None:
     _kill_group(group)
     until = time.monotonic() + _KILL_TIMEOUT_SECONDS
     while time.monotonic() < until:
-        # A process that loses its parent becomes our child, so every descendant becomes our child in the end.
+        # A process that loses its parent becomes our child, so every descendant eventually becomes our child.
         for child in _children():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)

@@ -41,7 +41,7 @@ def line(text: str, width: int = 1000) -> str:
 
 
 def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
-    """Return the text, cut to a number of lines and characters."""
+    """Return the text, cut to at most ``lines`` lines and ``characters`` characters."""
     rows = text[:characters].split("\n")
     short = "\n".join(rows[:lines])
     return short if len(short) == len(text) else f"{short} …"
@@ -57,7 +57,7 @@ def payload_text(payload: bytes, *, pretty: bool = False) -> str:
         try:
             return json.dumps(decode_value(payload), ensure_ascii=False, indent=2)
         except MalformedMessage:
-            pass  # not JSON, or nested deeper or with longer numbers than Python accepts
+            pass  # not JSON, or nested too deeply or with too long numbers for Python
     return text
 
 
@@ -103,7 +103,7 @@ def long_duration(seconds: float) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """Return the age of a moment in one unit, or an empty string for None."""
+    """Return how long ago a moment was, in one unit, or an empty string for None."""
     return "" if moment is None else duration(seconds_since(moment))
 
 
@@ -113,7 +113,7 @@ def seconds_since(moment: datetime) -> float:
 
 
 def clock(moment: datetime | None) -> str:
-    """Return a moment in local time, or an empty string for None. The date is included from 12 hours away."""
+    """Return a moment in local time, with the date if it is 12 or more hours away, or an empty string for None."""
     if moment is None:
         return ""
     local = moment.astimezone()
@@ -139,7 +139,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Convert a record to dicts, lists, strings and numbers. States become names, and times become ISO strings."""
+    """Convert a record to dicts, lists, strings and numbers. States become labels, and times become ISO strings."""
     if isinstance(value, Status):
         return value.label
     if isinstance(value, TaskInfo):
@@ -162,7 +162,7 @@ def plain(value: Any) -> Any:
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """Return an error as a JSON object with its text, its type, and its other fields."""
+    """Return an error as a JSON object with its message, its type and its other fields."""
     known = {
         name: plain(getattr(error, name))
         for name in ("task_id", "queue", "status", "url", "error_type", "traceback")

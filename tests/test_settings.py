@@ -494,7 +494,7 @@ class TestContexts:
     def test_a_missing_context_is_explained(self, home: Path) -> None:
         with pytest.raises(
             BadInput,
-            match=r"'prod' \(.*prod\.json\) is invalid: it does not exist\. List your contexts with `nats context ls`",
+            match=r"'prod' \(.*prod\.json\) is invalid: no such context\. List your contexts with `nats context ls`",
         ):
             Settings(context="prod")
         home.mkdir()
