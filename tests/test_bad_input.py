@@ -458,8 +458,8 @@ class TestMisfits:
             (Resize, {"path": "a"}, "missing required field `width`"),
             (Crop, {"path": "a", "box": [1, 2.5]}, "Expected `int`, got `float` - at `$.box[1]`"),
             (Crop, [1], "Expected `object`, got `array`"),
-            (int, b"not json", "the payload does not fit"),
-            (list, b"[" * 100_000, "the payload does not fit"),
+            (int, b"not json", "the payload does not match"),
+            (list, b"[" * 100_000, "the payload does not match"),
         ],
     )
     async def test_fail_at_once_and_name_the_field(

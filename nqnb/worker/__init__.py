@@ -1,1 +1,1 @@
-"""The worker: handlers, the life of a delivery from claim to finish, and the ways to stop running code."""
+"""The worker: handlers, the processing of a delivery from claim to finish, and ways to stop a handler."""

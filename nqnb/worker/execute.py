@@ -16,15 +16,15 @@ from nqnb.worker.job import Job
 from nqnb.worker.run import Run
 
 _FLUSH_SECONDS = 0.25
-"""Seconds between two writes of a task's progress and log."""
+"""The minimum interval between two writes of a task's progress and log."""
 
 
 class Poisoned(Exception):
-    """The error of a task that is not run again, because too many workers died or went silent while running it."""
+    """The error of a task that is not run again because too many workers died or went silent while running it."""
 
     def __init__(self, crashes: int) -> None:
         super().__init__(
-            f"its worker died or went silent {crashes} times while the task ran, so the task is not run again. Check "
+            f"workers died or went silent {crashes} times while running this task, so it is not run again. Check "
             "whether the task exhausts memory, exits or crashes the process, then submit it again."
         )
 
@@ -33,7 +33,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     """Run a claimed task until it ends or is stopped.
 
     Returns:
-        The result; None if the lease ran out before the task started. The server then redelivers the task.
+        The result, or None if the lease ran out before the task started. The server then redelivers the task.
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
@@ -58,7 +58,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         # The handler compares the deadline with this machine's clock.
         moment(until and time.time() + until - now),
         progress.changed,
-        # A coroutine is cancelled by its loop.
+        # The event loop cancels a coroutine instead.
         progress_raises=run.handler.progress_raises and not run.handler.is_coroutine,
     )
     run.executor = make_executor(run.handler, run.job)
@@ -78,14 +78,14 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
 
 
 def _until(run: Run, now: float) -> float:
-    """Return when this attempt must stop, by its timeout or deadline, on the server's clock; 0 means never."""
+    """Return the time on the server's clock at which a timeout or deadline stops this attempt, or 0 for never."""
     ends = [now + run.entry.Timeout] if run.entry.Timeout else []
     ends += [float(run.entry.Deadline)] if run.entry.Deadline else []
     return min(ends, default=0.0)
 
 
 class _ProgressWriter:
-    """Writes a running task's progress and log into its entry, at most a few times a second."""
+    """Writes a running task's progress and log to its entry, at most a few times a second."""
 
     def __init__(self, backend: Backend, worker: str, run: Run) -> None:
         self._backend = backend
@@ -104,7 +104,7 @@ class _ProgressWriter:
             self._loop.call_soon_threadsafe(self._later)
 
     def close(self) -> None:
-        """Stop writing, because the outcome includes the last progress and log."""
+        """Stop writing. The outcome will include the last progress and log."""
         self._closed = True
 
     def _later(self) -> None:

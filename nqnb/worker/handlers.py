@@ -1,4 +1,4 @@
-"""Handlers: the function that runs a queue's tasks, with its options, and the checks of both."""
+"""Handlers: the functions that run a queue's tasks, their options, and the validation of both."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from nqnb.worker.job import Job
 Isolation = Literal["coroutine", "thread", "process"]
 """Where a handler runs: on the worker's event loop, in a separate thread, or in a separate process."""
 MOST_TASKS_AT_ONCE = 1_000_000
-"""The maximum concurrency, far above the 65,536 messages that a queue's consumer delivers at once."""
+"""The maximum concurrency. A queue's consumer delivers at most 65,536 messages at once, which is far less."""
 
 
 @dataclass(frozen=True)
 class Handler:
-    """A function with its options, which `Worker.handler` describes."""
+    """A handler function and its options. `Worker.handler` describes the options."""
 
     queue: str
     function: Callable[..., Any]
@@ -46,15 +46,15 @@ class Handler:
         """Return the function with its arguments bound.
 
         Raises:
-            BadInput: the payload does not fit the function's annotation.
+            BadInput: the payload does not match the function's annotation.
         """
         return functools.partial(self.function, job, *self.arguments(job))
 
     def arguments(self, job: Job) -> tuple[Any, ...]:
-        """Return the function's arguments after the job: the payload, or none.
+        """Return the arguments that follow the job: the payload, or nothing.
 
         Raises:
-            BadInput: the payload does not fit the function's annotation.
+            BadInput: the payload does not match the function's annotation.
         """
         if not self.takes_payload:
             return ()
@@ -64,7 +64,7 @@ class Handler:
             return (payload.decode_json(job.payload, self.payload_type),)
         except BadInput as error:
             raise BadInput(
-                f"the payload does not fit {self.name}: {error}. Submit a payload of the annotated type."
+                f"the payload does not match the annotation of {self.name}: {error}. Submit the annotated type."
             ) from None
 
     @property
@@ -74,10 +74,10 @@ class Handler:
 
 
 def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
-    """Check a concurrency, and return it.
+    """Validate a concurrency, and return it.
 
     Raises:
-        BadInput: not a positive whole number. The error is of the class ``refusal``.
+        BadInput: it is not a positive integer. The error is an instance of ``refusal``.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 
@@ -93,7 +93,7 @@ def make_handler(
     concurrency: int | None = None,
     progress_raises: bool = True,
 ) -> Handler:
-    """Build a handler from a function's signature and options. See `Worker.handler` for the options.
+    """Build a handler from a function and its options. See `Worker.handler` for the options.
 
     Raises:
         InvalidQueueName: the queue name is invalid.
@@ -102,18 +102,20 @@ def make_handler(
     queue = names.check_queue(queue)
     if not callable(function):
         raise InvalidHandler(
-            f"{shown(function)} cannot handle tasks: it is not callable. Use a function of (job) or (job, payload)."
+            f"{shown(function)} cannot handle tasks: it is not callable. "
+            "Use a function that takes (job) or (job, payload)."
         )
     name = _name_of(function)
     seconds = check_seconds("grace", grace, positive=True, refusal=InvalidHandler)
     if backoff is not None and not isinstance(backoff, Backoff):
         raise InvalidHandler(
-            f"backoff={shown(backoff)} of {name} is invalid: expected a Backoff, got {kind_of(backoff)}. "
+            f"backoff={shown(backoff)} is invalid for {name}: expected a Backoff, got {kind_of(backoff)}. "
             "Use Backoff(first, most) with times in seconds."
         )
     if is_failure is not None and not callable(is_failure):
         raise InvalidHandler(
-            f"is_failure={shown(is_failure)} of {name} is invalid: it is not callable. Use a function of (exception)."
+            f"is_failure={shown(is_failure)} is invalid for {name}: it is not callable. "
+            "Use a function that takes the exception."
         )
     try:
         generates = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
@@ -122,9 +124,9 @@ def make_handler(
         is_coroutine = any(
             inspect.iscoroutinefunction(part) for part in (function, target, vars(type(target)).get("__call__"))
         )
-    except Exception:  # noqa: BLE001  a foreign object may fail in any way
+    except Exception:  # noqa: BLE001  a user's object may raise anything
         raise InvalidHandler(
-            f"{name} cannot handle tasks: it has no inspectable signature. Wrap it in a function of (job)."
+            f"{name} cannot handle tasks: it has no inspectable signature. Wrap it in a function that takes (job)."
         ) from None
     if generates:
         raise InvalidHandler(
@@ -166,30 +168,30 @@ def _name_of(function: Any) -> str:
 
 
 def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
-    """Return the isolation for a function: the requested one, after a check, or the default."""
+    """Return the requested isolation after validating it, or the default."""
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
     if not isinstance(asked, str) or exact_text(asked) not in get_args(Isolation):
         choices = ", ".join(map(repr, get_args(Isolation)))
-        raise InvalidHandler(f"isolation={shown(asked)} of {name} is invalid: unknown isolation. Use one of {choices}.")
+        raise InvalidHandler(f"isolation={shown(asked)} is invalid for {name}: it is unknown. Use one of {choices}.")
     asked = exact_text(asked)
     if asked == "process":
         if sys.platform == "win32":
             raise InvalidHandler(
-                f"isolation='process' of {name} is invalid: it is not supported on Windows. Use {fits!r}."
+                f"isolation='process' is invalid for {name}: it is not supported on Windows. Use {fits!r}."
             )
         return "process"
     if asked != fits:
         kind = "an async function" if is_coroutine else "a plain function"
         raise InvalidHandler(
-            f"isolation={asked!r} of {name} is invalid: {kind} needs {fits!r} or 'process'. Use one of these."
+            f"isolation={asked!r} is invalid for {name}: {kind} does not support it. Use {fits!r} or 'process'."
         )
     return fits
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> Any:
-    """Return the type in a parameter's annotation, after checking that msgspec can validate a payload against it."""
+    """Return the type with which a parameter is annotated, after checking that msgspec supports it."""
     while isinstance(function, functools.partial):
         function = function.func
     if not hasattr(function, "__annotations__"):
@@ -202,7 +204,7 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
         kind = typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise InvalidHandler(
-            f"the annotations of {title} cannot be resolved: {error}. Define or import the types in its module."
+            f"the annotations of {title} cannot be resolved: {error}. Define or import their types in its module."
         ) from None
     try:
         if kind is not bytes:

@@ -1,4 +1,4 @@
-"""The `Job` that a handler receives: it describes the task, takes reports, and shows when the handler must stop."""
+"""The `Job` that a handler receives. It describes the task, accepts reports, and shows when the handler must stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LINE_CHARACTERS = 200
 
 
 class StopFlag:
-    """A small version of `threading.Event` that is never cleared. Every task creates one."""
+    """A lightweight `threading.Event` that cannot be cleared. Every task creates one."""
 
     __slots__ = ("_is_set", "_lock")
 
@@ -80,10 +80,9 @@ class Job:
         queue: the task's queue.
         payload: the task's payload as bytes.
         attempt: the number of this attempt, starting at 1.
-        max_retry: the maximum number of attempts after the first.
-        deadline: when the attempt will be stopped by its timeout or deadline (UTC, on this machine's clock); None if
-            never.
-        state: the state that the worker shares with the job; not for handlers.
+        max_retry: the maximum number of attempts after the first attempt.
+        deadline: when the timeout or deadline will stop the attempt (UTC, on this machine's clock), or None.
+        state: the state that the worker shares with the job. Handlers must not use it.
     """
 
     def __init__(
@@ -111,10 +110,10 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True once the handler must stop: the task was cancelled or timed out, or the worker is stopping.
+        """True once the handler must stop because the task was cancelled or timed out, or the worker is stopping.
 
-        A handler stops by raising an exception, as `raise_if_cancelled` and `progress` do. If it returns instead, its
-        task is completed.
+        A handler stops by raising an exception, as `raise_if_cancelled` and `progress` do. If it returns instead, the
+        task is marked completed.
         """
         return self.state.stop.is_set()
 
@@ -127,21 +126,20 @@ class Job:
         """Raise `JobCancelled` if the handler must stop.
 
         Raises:
-            JobCancelled: the handler must stop. It is a ``BaseException``, so that ``except Exception`` does not catch
-                it.
+            JobCancelled: the handler must stop. ``except Exception`` does not catch this ``BaseException``.
         """
         if self.state.stop.is_set():
             self.state.progress_raises = False
             raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
-        """Sleep, but wake up as soon as the handler must stop. It is for handlers in threads and processes.
+        """Sleep, but wake up as soon as the handler must stop. Use this in handlers in threads and processes.
 
         Args:
-            seconds: how long to sleep, as seconds or a timedelta. A negative value counts as 0.
+            seconds: how long to sleep, in seconds or as a timedelta. A negative value counts as 0.
 
         Raises:
-            BadInput: ``seconds`` is not a length of time.
+            BadInput: ``seconds`` is not a number or a timedelta.
             JobCancelled: the handler must stop.
         """
         self.state.stop.wait(check_seconds("seconds", seconds, least=-LONGEST_SECONDS))
@@ -150,18 +148,17 @@ class Job:
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
         """Report the progress of the work, and raise `JobCancelled` if the handler must stop.
 
-        The most recent report is sent about four times a second. An ``async def`` handler is stopped at an ``await``
-        instead. Once a handler has been stopped, its cleanup code can still report progress.
+        The most recent report is sent about four times a second. The call never raises `JobCancelled` in an
+        ``async def`` handler, which is stopped at an ``await``, or in the cleanup code of a stopped handler.
 
         Args:
             done: the amount of work done.
             total: the total amount of work; 0 if unknown.
-            text: a note of at most 200 characters.
+            text: a note, which is cut to 200 characters.
 
         Raises:
             BadInput: ``done`` or ``total`` is not a number.
-            JobCancelled: the handler must stop, and it runs in a thread or a process. It is not raised with
-                ``Worker(progress_raises=False)``.
+            JobCancelled: the handler must stop. This is not raised with ``Worker(progress_raises=False)``.
         """
         text = plain_text(text, LINE_CHARACTERS)
         self.state.progress = Progress(_number("done", done), _number("total", total), text)
@@ -180,18 +177,18 @@ def plain_text(value: object, most_characters: int) -> str:
     """Return the text of a value, cut to ``most_characters``. Lone surrogates are escaped for JSON."""
     try:
         text = str(value)
-    except Exception:  # noqa: BLE001  a foreign `__str__` may fail in any way
+    except Exception:  # noqa: BLE001  a user's `__str__` may raise anything
         text = shown(value)
     return text[:most_characters].encode("utf-8", "backslashreplace").decode()[:most_characters]
 
 
 def _number(name: str, value: float) -> float:
-    """Return a number that JSON can represent: NaN and infinities, which are meaningless as progress, become 0."""
+    """Return a value as a float. NaN and infinities become 0, because JSON cannot represent them."""
     try:
         number = float(value)
     except OverflowError:
         return 0.0
-    except Exception:  # noqa: BLE001  not a number, or one of a foreign type
+    except Exception:  # noqa: BLE001  not a number, or a user's type that raises
         raise BadInput(
             f"{name}={shown(value)} is invalid: expected a number, got {kind_of(value)}. Use an int or a float."
         ) from None

@@ -1,4 +1,4 @@
-"""Renew the leases of all tasks that a worker runs, and stop the runs whose lease could not be renewed."""
+"""Renew the leases of all tasks that a worker is running, and stop the runs whose lease cannot be renewed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 RENEWALS_AT_ONCE = 1000
-"""How many leases are renewed at once. If tens of thousands were, most replies would come too late."""
+"""The maximum number of concurrent renewals. With tens of thousands, most replies would arrive too late."""
 LOOKS_AT_ONCE = 250
-"""How many runs have their entries read at once, alongside the renewals."""
+"""The maximum number of entries that are read concurrently, alongside the renewals."""
 
 
 class LeaseKeeper:
@@ -30,10 +30,10 @@ class LeaseKeeper:
 
     Args:
         backend: the worker's backend.
-        worker_id: the worker.
-        runs: the running map.
+        worker_id: the worker's id.
+        runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        presence: the worker's presence. A renewed lease starts at the last write of the presence.
+        presence: writes the worker's presence. A renewed lease starts at the last write.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class LeaseKeeper:
         """The queues whose consumer is being recreated."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run whose last heartbeat was earlier than ``before``, in `elapsed` seconds."""
+        """Send a heartbeat for each run whose last heartbeat was earlier than ``before`` (in `elapsed` seconds)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
-        # Read the entries alongside the renewals, because no lease must wait for a read.
+        # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
         orphans = await self._renew(runs, before)
         if orphans:
-            # While all slots are taken, nothing pulls, so nothing else would notice that the consumer is gone.
+            # While all slots are taken, nothing is pulled, so nothing else would notice that the consumer is gone.
             for pull in self._pulls:
                 if any(run.delivery.queue == pull.queue for run in orphans):
                     await self._recreate_consumer(pull)
@@ -67,7 +67,7 @@ class LeaseKeeper:
         await looks
 
     async def stop_lapsed(self) -> None:
-        """Stop each run whose lease has run out, before the server redelivers its task. This runs until cancelled."""
+        """Loop until cancelled, and stop each run whose lease has run out, before its task is redelivered."""
         while True:
             await asyncio.sleep(self._presence.interval / 8)
             lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_lease()]
@@ -77,7 +77,7 @@ class LeaseKeeper:
                 run.stop(Stop.LEASE)
 
     async def watch_entries(self) -> None:
-        """Watch the entries of tasks that have been running for a while, until cancelled."""
+        """Loop until cancelled, and watch the entries of tasks that have been running for a while."""
         while True:
             await asyncio.sleep(WATCH_AFTER_SECONDS / 2)
             before = time.monotonic() - WATCH_AFTER_SECONDS
@@ -86,7 +86,7 @@ class LeaseKeeper:
                     run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
-        """Renew each lease that no other round has renewed, and return the runs whose consumer is gone."""
+        """Renew each lease that no other round has renewed yet, and return the runs whose consumer is gone."""
         gone: list[Run] = []
 
         async def renew_one(run: Run) -> None:
@@ -102,10 +102,10 @@ class LeaseKeeper:
         self._recreating.add(pull.queue)
         try:
             if await pull.ensure():
-                log.info("queue %s: its consumer was missing and has been recreated", pull.queue)
+                log.info("queue %s: the consumer was missing and has been recreated", pull.queue)
         except NqnbError as error:
             if not self._backend.outage.took(error):
-                log.warning("queue %s: its consumer cannot be recreated now: %s", pull.queue, error)
+                log.warning("queue %s: the missing consumer could not be recreated: %s", pull.queue, error)
         finally:
             self._recreating.discard(pull.queue)
 
@@ -113,4 +113,4 @@ class LeaseKeeper:
         if self._backend.outage.active:
             self._backend.outage.note("tasks were stopped because their lease ran out")
         else:
-            log.warning("task %s is stopped: its lease could not be renewed, so another worker may receive it", run.id)
+            log.warning("task %s is being stopped: its lease has run out, so another worker may receive it", run.id)

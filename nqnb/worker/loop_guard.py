@@ -1,14 +1,14 @@
-"""Renew a worker's presence and leases while its event loop is blocked, from a thread with a separate connection.
+"""Renew a worker's presence and leases from a thread with a separate connection while its event loop is blocked.
 
 A coroutine handler that calls `time.sleep`, or computes for a long time, blocks the loop that sends the worker's
 heartbeats. Without heartbeats, the server would redeliver the worker's tasks to other workers while their code is still
-running here. The loop's `Pulse` shows that the loop is blocked, and how old the messages are that the loop reads after
-the block. While the pulse is missing, the `Guard` writes the presence and renews the leases. The guard decides nothing:
-timeouts, outcomes and cancels wait for the loop. Only ``job.cancelled`` shows a cancel at once, so that code in a
-thread can stop.
+running here. The loop's `Pulse` shows whether the loop is blocked, and the age of the messages that the loop reads
+after a block. While the pulse is missing, the `Guard` writes the presence and renews the leases. The guard makes no
+decisions: timeouts, outcomes and cancels wait for the loop. Only ``job.cancelled`` shows a cancel at once, so that code
+in a thread can stop.
 
-The guard cannot help while one long C call holds the interpreter's lock, because no Python thread can run then. It
-cannot help while the process is suspended, either. Leases that ran out in the meantime are not renewed.
+The guard cannot help while a long C call holds the interpreter lock or the process is suspended, because no Python
+thread can run. Leases that ran out in the meantime are not renewed.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 log = logging.getLogger("nqnb.worker")
 
 TICKS = 24
-"""How often the pulse ticks in an ack wait."""
+"""The number of pulse ticks per ack wait."""
 MOST_MISSED_TICKS = 3
-"""How many ticks late a loop may be before it counts as blocked: an eighth of the ack wait."""
+"""The number of ticks (an eighth of the ack wait) by which a loop may be late before it counts as blocked."""
 _SHORTEST_LOGGED_SECONDS = 1.0
 """The shortest block that is logged as a warning."""
 _RETRY_SECONDS = 30.0
 """Seconds between two attempts to open the guard's connection while the loop is not blocked."""
 _CLOSE_TIMEOUT_SECONDS = 1.0
-"""How long a stopping worker waits for its guard. The thread is a daemon and exits by itself."""
+"""How long a stopping worker waits for its guard. After that, the daemon thread exits on its own."""
 _READY_TIMEOUT_SECONDS = 2.0
 """How long a starting worker waits for its guard to connect."""
 _LOOKS_AT_ONCE = 250
-"""How many cancel requests are read at once."""
+"""The maximum number of cancel requests that are read concurrently."""
 _ROUND_SHARE = 1 / 6
-"""The time between two rounds of renewals, as a share of the ack wait."""
+"""The interval between two rounds of renewals, as a fraction of the ack wait."""
 
 
 class Guard:
-    """The guard of one worker.
+    """A thread that renews the presence and leases of one worker while the worker's loop is blocked.
 
     Args:
-        worker_id: the worker.
+        worker_id: the worker's id.
         handlers: the worker's handlers, by queue.
         writer: writes the worker's presence on the loop.
-        runs: the running map.
+        runs: the worker's runs, by task id.
         pulse: the pulse of the worker's loop.
-        settings: the settings for the guard's connection.
+        settings: the worker's settings.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class Guard:
         self._announced = 0.0
         self._blocked_since = 0.0
         self._trouble = ""
-        """Why the guard has no connection."""
+        """The reason why the guard has no connection."""
 
     def start(self) -> None:
-        """Start to connect, and watch the running loop once its pulse ticks."""
+        """Start the thread, which connects, and watches the running loop once the loop's pulse ticks."""
         self._worker_loop = asyncio.get_running_loop()
         self._ended, self._ready = self._worker_loop.create_future(), self._worker_loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
@@ -159,7 +159,7 @@ class Guard:
                 if self._closing.is_set():
                     break
                 if (slept := elapsed() - before) > (1 + MOST_MISSED_TICKS) * self._pulse.interval:
-                    # Wait for the loop to tick: it may have been suspended together with the guard.
+                    # Wait for the loop to tick, because it may have been suspended together with the guard.
                     if slept >= _SHORTEST_LOGGED_SECONDS:
                         self._log(
                             logging.WARNING,
@@ -169,7 +169,7 @@ class Guard:
                             slept,
                         )
                     continue
-                # A loop that is not running is not blocked, for example between two calls of run_until_complete.
+                # A loop that is not running, as between two calls of run_until_complete, is not blocked.
                 self._look(self._pulse.blocked_for() if self._worker_loop.is_running() else 0.0)
         finally:
             left = [*self._rounds] if self._opening is None else [*self._rounds, self._opening]
@@ -182,7 +182,7 @@ class Guard:
     def _look(self, blocked: float) -> None:
         now = elapsed()
         if self._connection is not None and self._connection.closed.is_set():
-            self._connection, self._trouble = None, "it was closed"
+            self._connection, self._trouble = None, "the guard's connection was closed"
         if self._connection is None and self._opening is None and now >= self._next_try:
             self._next_try = now + _RETRY_SECONDS
             # Connecting takes a while, so the guard connects early if a handler may block the loop.
@@ -230,7 +230,7 @@ class Guard:
             self._trouble = ""
         except NqnbError as error:
             if self._writer.server_is_away:
-                # The server is away for both connections, and the worker logs that.
+                # The worker already logs that the server is away.
                 return
             if not self._trouble:
                 self._log(
@@ -245,7 +245,7 @@ class Guard:
             self._set(self._ready)
 
     async def _keep(self, connection: Connection, presence: Presence) -> None:
-        """Write the presence, renew every lease that has not run out, and read the cancel requests, but no entry."""
+        """Write the presence, renew each lease that has not run out, and read the cancel requests, but no entries."""
         asked = elapsed()
         try:
             await presence.announce(self._writer.record())
@@ -253,13 +253,13 @@ class Guard:
         except NqnbError as error:
             self._log(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker_id, error)
         finally:
-            # This write may have overtaken the loop's own.
+            # This write may have overtaken the loop's own write.
             self._writer.note_guard_write(self._announced)
         since = max(self._announced, self._writer.written)
         runs, troubles = list(self._runs.values()), list[NqnbError]()
 
         async def renew(run: Run) -> None:
-            # If there are many leases, a later round may have renewed this one already, or the run may have ended.
+            # With many leases, a later round may have renewed this one already, or the run may have ended.
             if _is_renewable(run) and run.beat <= asked and self._runs.get(run.id) is run:
                 await self._renew(connection, run, since, troubles)
 
@@ -267,7 +267,7 @@ class Guard:
         if troubles:
             text = "worker %s: its guard could not renew %d leases: %s"
             self._log(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
-        # Handlers in processes are stopped by signals that the loop sends.
+        # The loop itself stops handlers in processes, with signals.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
         intents = KeyValueStore(connection, connection.settings.cancel_bucket)
         await few_at_once(running, lambda run: self._check_cancel(intents, run), _LOOKS_AT_ONCE)
@@ -279,7 +279,7 @@ class Guard:
         except NqnbError as error:
             troubles.append(error)
             return
-        # A reply that comes after the lease has ended may be about a message that another worker has by now.
+        # After the lease has run out, the reply may concern a message that another worker has received since.
         if answered and run.delivery is delivery and not run.lapsed():
             run.beat = max(run.beat, since)
 
@@ -289,10 +289,9 @@ class Guard:
         try:
             entry = await intents.get(run.id)
         except NqnbError:
-            # The next round reads it again.
-            return
+            return  # the next round reads it again
         if entry is not None and run.job is not None and self._worker_loop is not None:
-            # Tell the loop first, so that it knows of the cancel when the code stops because of the flag.
+            # Inform the loop first, so that it knows about the cancel when the flag stops the code.
             self._worker_loop.call_soon_threadsafe(self._flag, run, CancelRecord.of_intent(entry.value))
             run.job.state.stop.set()
 
@@ -304,7 +303,7 @@ class Guard:
     def _warn(self, blocked: float) -> None:
         place = Place.of(self._pulse.thread)
         if place is None:
-            what = "gets no CPU time; other threads or processes use it"
+            what = "is getting no CPU time because other threads or processes are using it"
         else:
             what = f"is blocked by {self._blocking_handler() if place.in_handler else 'code'} at {place.text}"
         connected = self._connection is not None and self._connection.connected
@@ -320,7 +319,7 @@ class Guard:
         )
 
     def _blocking_handler(self) -> str:
-        """Describe the handler that blocks the loop."""
+        """Describe the handler that is blocking the loop."""
         task = asyncio.current_task(self._worker_loop)
         for run in list(self._runs.values()):
             if run.executor is not None and run.executor.runs_as(task):
@@ -328,17 +327,17 @@ class Guard:
         return "a handler"
 
     def _log(self, level: int, text: str, *values: object) -> None:
-        # The loop may be blocked inside logging, and the lock of logging would block the guard too.
+        # The loop may be blocked inside logging, whose lock would block the guard too.
         log_aside(log, level, text, *values)
 
 
 def _is_renewable(run: Run) -> bool:
-    """Return whether the guard may renew a lease: the lease has not run out, and the task is still this worker's."""
+    """Return whether the run's lease has not run out and the task still belongs to this worker."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 
 async def _cancel_all_tasks() -> None:
-    """Cancel the remaining tasks on the guard's loop, such as those of a connection that was cut off."""
+    """Cancel the remaining tasks on the guard's loop, such as those of an interrupted connection."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
@@ -348,17 +347,19 @@ async def _cancel_all_tasks() -> None:
 
 
 class Pulse:
-    """The pulse of a worker's event loop. `last`, `thread` and `blocked_for` can be read from any thread.
+    """A timer that ticks while a worker's event loop is not blocked.
+
+    `last`, `thread` and `blocked_for` can be used from any thread.
 
     Args:
-        ack_wait: the assumed ack wait until `start` is called, in seconds.
+        ack_wait: the ack wait that is assumed until `start` is called, in seconds.
     """
 
     def __init__(self, ack_wait: float) -> None:
         self.last = elapsed()
         """When the pulse last ticked, in `elapsed` seconds."""
         self.thread = 0
-        """The thread that ran the loop at the last tick; 0 while the pulse does not tick."""
+        """The thread that ran the loop at the last tick, or 0 while the pulse is stopped."""
         self.interval = ack_wait / TICKS
         """Seconds between two ticks."""
         self._caught_up: Callable[[], Awaitable[None]] | None = None
@@ -370,11 +371,11 @@ class Pulse:
         self._block_count = 0
 
     def start(self, ack_wait: float, caught_up: Callable[[], Awaitable[None]], unblocked: Callable[[], None]) -> None:
-        """Start to tick on the running loop.
+        """Start ticking on the running loop.
 
         Args:
             ack_wait: the shortest ack wait of the worker's queues, in seconds.
-            caught_up: returns once all messages have been read that the server had sent before the call.
+            caught_up: returns once all messages that the server sent before the call have been read.
             unblocked: called when the loop is running again after a block.
         """
         self.interval = ack_wait / TICKS
@@ -392,15 +393,15 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return how many seconds the loop has been blocked; 0 if it is not blocked or the pulse does not tick."""
+        """Return how many seconds the loop has been blocked, or 0 if it is not blocked or the pulse is stopped."""
         late = elapsed() - self.last
         return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 
     def arrived(self) -> float:
-        """Return when a message that is read now arrived, or the earliest time at which it may have arrived.
+        """Return the earliest time at which a message that is being read now may have arrived.
 
-        While the loop was blocked, or the machine was asleep, messages were not read but their ack waits ran. The
-        server may have delivered them to another worker by now.
+        While the loop was blocked or the machine was asleep, no messages were read, but their ack waits continued. The
+        server may have redelivered such a message to another worker by now.
         """
         now = elapsed()
         if self._blocks:

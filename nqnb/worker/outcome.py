@@ -1,4 +1,4 @@
-"""Describe how a run ended (its result, its error, its cancel receipt), and let the protocol record the outcome."""
+"""Describe how a run ended (its result, error or cancel receipt), and record the outcome with the protocol."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ log = logging.getLogger("nqnb.worker")
 INLINE_RESULT = 4096
 """The largest result that is stored in the entry itself, in bytes of JSON with Go's escapes."""
 _DEEPEST_INLINE = 100
-"""The deepest nesting of a result in the entry. A reader that cannot decode the result cannot read the entry."""
+"""The deepest nesting of a result in the entry. A client that cannot decode the result cannot read the entry."""
 _TRACEBACK_CHARACTERS = 4096
 _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
@@ -63,10 +63,10 @@ class Useless(Exception):
 
 
 async def record_outcome(backend: Backend, run: Run, result: Result) -> Status | None:
-    """Record how a run ended with `nqnb.protocol.finish.finish`, and log it.
+    """Record the outcome of a run with `nqnb.protocol.finish.finish`, and log it.
 
     Returns:
-        The state that was written; None if another worker owns the task now, or if the server is to redeliver it.
+        The state that was written, or None if another worker owns the task now or the server will redeliver it.
 
     Raises:
         NqnbError: the connection is closed. The server redelivers the message after the ack wait.
@@ -78,7 +78,7 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
     retries_left = run.entry.CurrentRetry < run.entry.MaxRetry and not _hopeless(run, result)
     retry_delay = 0.0
     if retries_left and result.ended is Ended.FAILED:
-        # Another client's CurrentRetry may be negative.
+        # A CurrentRetry that another client has written may be negative.
         retry_delay = run.handler.backoff.delay(max(1, run.entry.CurrentRetry + 1))
     ending = Ending(
         result.ended,
@@ -115,7 +115,7 @@ def _hopeless(run: Run, result: Result) -> bool:
     try:
         return bool(judge(result.error))
     except Exception:
-        log.exception("task %s: is_failure raised an error for %r, so the task is retried", run.id, result.error)
+        log.exception("task %s: is_failure raised an error for %r, so the task will be retried", run.id, result.error)
         return False
 
 
@@ -157,7 +157,7 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
 
 
 async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
-    """Move the result from the entry to the result bucket. If the bucket refuses the result too, the run has failed."""
+    """Move the result from the entry to the result bucket. If the bucket refuses it too, mark the run failed."""
     if isinstance(meta.result, UnsetType):
         return status, meta
     try:
@@ -168,10 +168,10 @@ async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta
 
 
 async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
-    """Write a result to the result bucket, and return its key. It retries for as long as the server is away.
+    """Write a result to the result bucket, and return its key. Retry while the server is away.
 
     Raises:
-        BadInput: the server refuses the result, and would refuse it later too.
+        BadInput: the server refuses the result permanently.
     """
     # The key contains the claim's revision, so a run that lost its task never overwrites the result of a newer run.
     key, refused_since = f"{run.id}.{run.revision}", 0.0
@@ -221,7 +221,7 @@ def _unkept(data: bytes, error: NqnbError) -> BadInput:
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return an exception's name, message and traceback, each cut to fit in an entry. A traceback keeps its end."""
+    """Return an exception's name, message and traceback, each cut to fit in an entry: a traceback at its start."""
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
     name = plain_text(type(error).__qualname__, _NAME_CHARACTERS)

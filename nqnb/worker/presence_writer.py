@@ -1,4 +1,4 @@
-"""Write a worker's presence: the entry that shows other workers that it is alive and which tasks it runs."""
+"""Write a worker's presence, the entry that shows other workers that it is alive and which tasks it is running."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PresenceWriter:
 
     Args:
         backend: the backend that stores the presence.
-        runs: the running map.
+        runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
         describe: returns the worker's record. Its arguments are the ids of the running tasks and the record's TTL in
             seconds.
@@ -59,7 +59,7 @@ class PresenceWriter:
 
     @property
     def server_is_away(self) -> bool:
-        """Whether the server is away, and the log already reports that. It can be read from any thread."""
+        """Whether the server is away and the log already reports this. It can be read from any thread."""
         return self._backend.outage.active
 
     def record(self) -> WorkerInfo:
@@ -102,15 +102,13 @@ class PresenceWriter:
             await self.write()
         except NqnbError as error:
             if not self._backend.outage.took(error):
-                log.info("the worker's presence was not written and will be retried soon: %s", error)
+                log.info("the worker's presence could not be written and will be written again soon: %s", error)
             self._named = set()
             return False
         return True
 
     async def keep_current(self, may_write: Callable[[], bool]) -> None:
-        """Write the presence whenever the set of running tasks has changed, until cancelled.
-
-        The set can change many times between two heartbeats.
+        """Loop until cancelled, and write the presence whenever the set of running tasks has changed.
 
         Args:
             may_write: returns whether the presence may be written now.
@@ -143,8 +141,8 @@ class PresenceWriter:
         self._named = set(self._runs)
         await self._backend.presence.announce(self.record())
         if self.written and asked - max(self.written, self._written_by_guard) > 2 * self.interval:
-            # The server did not store our presence, or lost it. The presence of the other workers may be missing too,
-            # while their outcomes are in transit. So they count as alive for a while without a presence.
+            # The server did not store our presence, or lost it. The presence of other workers may be missing too, while
+            # their outcomes are in transit. So workers without a presence count as alive for a while.
             self._backend.spare_owners()
         self.written = max(self.written, asked)
 

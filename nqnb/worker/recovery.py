@@ -29,11 +29,11 @@ class Recovery:
 
     Args:
         backend: the worker's backend.
-        runs: the running map.
+        runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
         listener: receives the cancels.
-        presence: the worker's presence.
-        leases: the leases of the runs.
+        presence: writes the worker's presence.
+        leases: renews the leases of the runs.
         wake: called when tasks may be pulled again.
     """
 
@@ -48,7 +48,7 @@ class Recovery:
         wake: Callable[[], None],
     ) -> None:
         self.active = True
-        """Whether cancels are not received yet: during the start, and after a disconnect until the recovery is over."""
+        """True while cancels cannot be received: during the start, and from a disconnect to the end of the recovery."""
         self._backend = backend
         self._runs = runs
         self._pulls = pulls
@@ -62,7 +62,7 @@ class Recovery:
         self._maintaining = False
         self._closed = False
         self._births: dict[str, float] = {}
-        """When each queue's first known stream was created, in Unix seconds on the server's clock."""
+        """The creation time of each queue's first known stream, in Unix seconds on the server's clock."""
 
     async def open(self) -> None:
         """Prepare the worker in the order that the protocol requires: receive cancels first, then pull tasks.
@@ -115,18 +115,18 @@ class Recovery:
             self._backend.outage.began(f"the connection to {where} was lost{self._what_continues()}")
         self.active = True
         if self._task is not None:
-            # The last step of the recovery cannot fail, so it would succeed although the connection is lost again.
+            # The last step of a recovery cannot fail, so the recovery would succeed although the connection is lost.
             self._task.cancel()
         for pull in self._pulls:
             pull.reset()
         for run in self._runs.values():
             # A task that is not claimed yet may belong to another worker by the time of the reconnect.
             run.gap = run.gap or not run.claimed
-            # A pending read of the entry must not prevent the recovery from reading it.
+            # A pending read of the entry must not prevent the recovery from reading it again.
             run.looking = False
 
     def _what_continues(self) -> str:
-        """Return how many tasks continue without a connection, and until when by this machine's clock."""
+        """Describe how many tasks continue without a connection, and until when on this machine's clock."""
         ends = [run.lease_end for run in self._runs.values() if not run.finishing and not run.lapsed()]
         if not ends:
             return ""
@@ -160,7 +160,7 @@ class Recovery:
             await asyncio.sleep(_RETRY_SECONDS)
         self.active = False
         # The outage may have prevented other workers from writing their presence while their outcomes are in transit.
-        # So they count as alive for a while without a presence.
+        # So workers without a presence count as alive for a while.
         self._backend.spare_owners()
         self._backend.outage.over()
         self._wake()
@@ -174,11 +174,11 @@ class Recovery:
                     run.delivery.void = True
 
     async def _birth_of_new_stream(self, queue: str) -> float:
-        """Return when a queue's stream was created if the stream has been recreated, else 0.
+        """Return the creation time of a queue's stream if the stream has been recreated, else 0.
 
-        The creation time is comparable with the times of deliveries only if the stream has been recreated, because they
-        may come from the clocks of different servers.
+        The creation time of an original stream cannot be compared with the times of deliveries, because they may come
+        from the clocks of different servers.
         """
         born = await self._backend.queue_created_at(queue)
-        # Infinity: the stream does not exist at this moment.
+        # Infinity means that the stream does not exist at the moment.
         return 0.0 if born == math.inf or born == self._births.setdefault(queue, born) else born

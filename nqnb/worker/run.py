@@ -1,4 +1,4 @@
-"""One task in a worker: the protocol's attempt, with the handler that runs the task."""
+"""One task in a worker: the protocol's attempt and the handler that runs the task."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Run(Attempt):
         message: the task message, as stored in the stream.
         handler: the handler that runs the task.
         ack_wait: the consumer's ack wait, in seconds.
-        claim: the claim id that is written to the entry; every claim has a different one.
+        claim: the unique claim id that is written to the entry.
     """
 
     delivery: Delivery
@@ -37,7 +37,7 @@ class Run(Attempt):
         self.started = 0.0
         """When the handler was started, on the monotonic clock; 0 while it is not running."""
         self.finishing = False
-        """Whether the handler has ended and its outcome is being written, so that no code is left to stop."""
+        """Whether the handler has ended and its outcome is being written. No code is left to stop."""
 
     @property
     def how(self) -> str:
@@ -47,8 +47,8 @@ class Run(Attempt):
     def stop(self, why: Stop) -> None:
         """Begin to stop the handler. A run that has not started will not start.
 
-        If the lease is running out, the handler is stopped within the rest of the ack wait. This overrides the
-        handler's grace and any earlier reason to stop.
+        If the lease is running out, the handler is stopped within the rest of the ack wait. This overrides the grace of
+        the handler and any earlier reason to stop.
         """
         super().stop(why)
         if self.executor is not None:

@@ -1,4 +1,4 @@
-"""A running worker: its running map, the life of one task, and the loops that fetch tasks and send heartbeats."""
+"""A running worker: its runs, the processing of a task, and the loops that fetch tasks and send heartbeats."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 _GOODBYE_TIMEOUT_SECONDS = 2.0
-"""How long removing the presence may take. If the removal fails, other workers wait until the presence expires."""
+"""How long removing the presence may take. If this fails, other workers wait until the presence expires."""
 _STOP_TIMEOUT_SECONDS = 5.0
-"""How long a stopping worker waits for the code that it is stopping."""
+"""How long a stopping worker waits for the handlers that it has told to stop."""
 _FETCH_RETRY_SECONDS = 0.2
 _FETCH_SECONDS = 0.5
 """The maximum number of seconds between two checks of the pull requests."""
 _OWN_REDELIVERY_SECONDS = 1.0
 """The maximum delay of a nak for a task that is still running in this worker."""
 _FEWEST_TASKS_ASKED = 8
-"""How many slots must be free before more tasks are requested while a request is pending."""
+"""The minimum number of free slots for another request while one is pending."""
 
 
 class Runtime:
@@ -53,7 +53,7 @@ class Runtime:
 
     Args:
         backend: the worker's backend.
-        worker_id: the worker.
+        worker_id: the worker's id.
         handlers: the handler of each queue. The worker may replace a handler at any time.
         slots: returns how many tasks may run at once.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked
@@ -145,7 +145,7 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
-        """Wait until the connection is closed for good or one of the loops has failed."""
+        """Wait until the connection is permanently closed or one of the loops has failed."""
         await first_of(self.backend.closed_event, self._broken)
 
     def hurry(self) -> None:
@@ -171,15 +171,15 @@ class Runtime:
         for pull in self._pulls.values():
             pull.withdraw()
         if self.runs:
-            log.info("worker %s waits up to %g s for %d running tasks", self._worker_id, timeout, len(self.runs))
+            log.info("worker %s is waiting up to %g s for %d running tasks", self._worker_id, timeout, len(self.runs))
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
-            log.info("task %s of queue %s is stopped and will be redelivered", run.id, run.delivery.queue)
+            log.info("task %s of queue %s is being stopped and will be redelivered", run.id, run.delivery.queue)
             run.stop(Stop.SHUTDOWN)
         await first_of(self._empty, timeout=_STOP_TIMEOUT_SECONDS)
         for run in self.runs.values():
-            log.warning("task %s does not stop, and is redelivered to another worker after the ack wait", run.id)
-            # Nothing renews the lease of this run any more.
+            log.warning("task %s has not stopped and will be redelivered to another worker after the ack wait", run.id)
+            # The lease of this run is no longer renewed.
             run.stop(Stop.LEASE)
 
     async def close(self) -> None:
@@ -212,15 +212,14 @@ class Runtime:
             names.check_queue(message.Queue)
         except (MalformedMessage, BadInput) as error:
             self.malformed += 1
-            log.warning(
-                "message %d of queue %s was dropped: it is not a task: %s", delivery.sequence, delivery.queue, error
-            )
+            text = "message %d of queue %s was dropped because it is not a task: %s"
+            log.warning(text, delivery.sequence, delivery.queue, error)
             spawn(delivery.terminate())
             self._wake.set()
             return
         if elapsed() - delivery.received > LEASE_SHARE * self._pulls[delivery.queue].ack_wait:
-            # The message was not read while the loop was blocked or the machine was asleep. Another worker may have the
-            # task by now, and then a nak would end that delivery.
+            # The message arrived while the loop was blocked or the machine was asleep. Another worker may have received
+            # the task since, and a nak would end that delivery.
             log.info("task %s was read too late; the server will redeliver it", message.ID)
             self._wake.set()
             return
@@ -239,13 +238,13 @@ class Runtime:
             spawn(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
-        """Handle a redelivery of a running task: the run continues with the new delivery, unless it is about to end."""
+        """Handle a redelivery of a running task: the run continues with the new delivery unless it is ending."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
-        # Two queues may each have a message of this task with the same sequence number.
+        # Two queues may each have a message for this task with the same sequence number.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
         if same and not leaving:
             level = logging.DEBUG if run.finishing else logging.INFO
-            log.log(level, "task %s was redelivered to this worker, and continues to run", run.id)
+            log.log(level, "task %s was redelivered to this worker and continues to run", run.id)
             run.adopt(delivery)
         else:
             spawn(delivery.nak(min(_OWN_REDELIVERY_SECONDS, run.ack_wait)))
@@ -266,7 +265,7 @@ class Runtime:
             else:
                 log.warning("task %s was not finished; the server will redeliver it: %s", run.id, error)
         except Exception as error:
-            log.exception("task %s: an error inside nqnb", run.id)
+            log.exception("task %s failed because of an error inside nqnb", run.id)
             await self._fail(run, error)
         finally:
             del self.runs[run.id]
@@ -281,11 +280,11 @@ class Runtime:
             try:
                 await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
             except Exception:
-                log.exception("task %s: its failure could not be written either", run.id)
+                log.exception("task %s: the failure could not be written either", run.id)
 
     def _on_cancel(self, task_id: str, record: CancelRecord, noted: bool) -> None:
         if not noted:
-            # A Go client does not write an intent, and the worker that runs the task may not have received the cancel.
+            # A Go client does not write an intent, and the worker with the task may not have received the cancel.
             spawn(note_intent(self.backend, task_id, record))
         run = self.runs.get(task_id)
         if run is not None:
@@ -308,7 +307,7 @@ class Runtime:
             self._broken.set()
 
     async def _beat(self) -> None:
-        """Renew the presence and the leases every third of the ack wait, until cancelled."""
+        """Loop until cancelled, and renew the presence and the leases every third of the ack wait."""
         pause = self._presence.interval
         while True:
             await asyncio.sleep(pause)
@@ -316,8 +315,8 @@ class Runtime:
             if not self.backend.connected:
                 pause = interval
                 continue
-            # A server answers no request while it deletes a bucket, and leases must not wait for that. So a write that
-            # has not succeeded soon is sent again, even if the first is still pending. One connection keeps the order.
+            # A server does not answer while it deletes a bucket, and leases must not wait for that. So the write is
+            # soon repeated, even if the first is still pending. Both use one connection, which preserves their order.
             asked, refresh = elapsed(), spawn(self._presence.refresh())
             await asyncio.wait({refresh}, timeout=interval / 2)
             fresh = refresh.done() and refresh.result()
@@ -329,7 +328,7 @@ class Runtime:
             spawn(self._recovery.maintain())
 
     def _beat_now(self) -> None:
-        """Renew the presence and the leases now: the loop was blocked, and the next heartbeat may come too late."""
+        """Renew the presence and the leases now, because the next heartbeat after a block may come too late."""
 
         async def beat() -> None:
             await self._presence.refresh()
@@ -339,7 +338,7 @@ class Runtime:
             spawn(beat())
 
     async def _fetch(self) -> None:
-        """Fetch tasks for free slots, until cancelled."""
+        """Loop until cancelled, and fetch tasks for free slots."""
         while True:
             self._wake.clear()
             if self.backend.connected:
@@ -356,9 +355,9 @@ class FetchPolicy:
     """Decides how many tasks to request from each queue, so that the free slots are filled.
 
     While slots are free, one task per free slot is requested from each queue, within the limit of the queue's handler.
-    When all slots are taken, the requests are withdrawn. When one handler has reached its limit, the requests of its
-    queue are withdrawn. When slots become free again, the queues are probed in order, so that a busy first queue goes
-    first and no task is fetched that cannot run.
+    A queue's requests are withdrawn when all slots are taken or when its handler has reached its limit. When slots
+    become free again, the queues are probed in order, so that earlier queues are served first and every fetched task
+    can run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.
@@ -394,6 +393,6 @@ class FetchPolicy:
 
     async def _top_up(self, pull: PullLoop) -> None:
         missing = self._free_for(pull.queue) - pull.asked
-        # One request for each slot that becomes free would double the traffic: request several tasks together.
+        # A request for each slot that becomes free would double the traffic, so request several tasks at once.
         if missing > 0 and (pull.asked == 0 or missing >= _FEWEST_TASKS_ASKED):
             await pull.ask(missing)

@@ -14,23 +14,22 @@ REPEAT_SECONDS = 60.0
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
 """(Module, function): the functions of nqnb that call handlers on a loop."""
 _WRAPPERS = ("nqnb.notebook.print_capture", "contextlib")
-"""Modules whose frames can lie between those functions and the handler."""
+"""Modules whose frames may lie between a starter and the handler."""
 
 
 def iter_frames(thread: int, count: int | None = None) -> Iterator[Any]:
-    """Return the frames of a thread, innermost first, as an iterator that only C code advances.
+    """Return an iterator over the frames of a thread, innermost first. The iterator runs only C code.
 
-    If the thread kept running, it could exit a frame during the walk, and CPython 3.11 would crash. No step of this
-    iterator lets another thread run. The code that consumes the iterator must therefore be C code too, such as a list
-    display.
+    If the thread ran during the walk, it could exit a frame, and CPython 3.11 would crash. No step of this iterator
+    lets another thread run. The code that consumes the iterator must therefore be C code too, such as a list display.
 
     Args:
         thread: the thread's identifier.
         count: the maximum number of frames. Without it, the iterator yields None after the outermost frame.
 
     Raises:
-        KeyError: the thread has ended; raised on the first step.
-        AttributeError: the outermost frame was passed; raised on a later step.
+        KeyError: the thread has ended. The first step raises this.
+        AttributeError: there is no further frame. A later step raises this.
     """
     looks = itertools.islice(iter(sys._current_frames, None), 1)
     innermost = map(operator.getitem, looks, (thread,))
@@ -47,7 +46,7 @@ class Place(NamedTuple):
     """A line of code.
 
     Attributes:
-        text: the file, line and function, followed by those of the library code inside if it is in another file.
+        text: the file, line and function, followed by those of the innermost call if it is in another file.
         in_handler: whether a handler called this code.
     """
 
@@ -56,7 +55,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, thread: int) -> Place | None:
-        """Return the line that a thread is running, or None if the thread has ended or runs only its event loop."""
+        """Return the line that a thread is running, or None if the thread has ended or is running only its loop."""
         try:
             frames: list[FrameType] = [*itertools.takewhile(bool, iter_frames(thread))]
         except KeyError:  # it has ended

@@ -1,4 +1,4 @@
-"""The public `Worker` class: its handlers, its options, and its life cycle."""
+"""The public `Worker` class: its handlers, options and life cycle."""
 
 from __future__ import annotations
 
@@ -48,21 +48,21 @@ class Worker:
 
     Args:
         settings: `Settings`, or the server's address. Default: ``NATS_URL``, then a context of the NATS CLI, then your
-            detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``. It is chosen when the worker starts.
-        concurrency: how many tasks run at once across all queues; `handler` can set a lower limit for one queue.
-        shutdown_timeout: how long a stopping worker waits for its tasks before it stops them and the server
-            redelivers them, as seconds or a timedelta.
+            detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``. The worker chooses it when it starts.
+        concurrency: the maximum number of tasks that run at once. `handler` can set a lower limit for one queue.
+        shutdown_timeout: how long a stopping worker waits for its tasks, in seconds or as a timedelta. Then it stops
+            them, and the server redelivers them.
         poison_limit: how many workers in a row may die or go silent while running a task before the task is marked
             failed.
-        shutdown_on_disconnect: stop the tasks and the worker when the connection is lost, as NQ can. By default the
-            worker waits for the server to return, and stops only runs whose lease cannot be renewed.
-        progress_raises: make `Job.progress` raise `JobCancelled` in a thread or process handler that must stop. A loop
-            that reports its progress then stops at once.
+        shutdown_on_disconnect: whether to stop the tasks and the worker when the connection is lost, as NQ can. By
+            default, the worker waits for the server, and stops only runs whose lease cannot be renewed.
+        progress_raises: whether `Job.progress` raises `JobCancelled` in a thread or process handler that must stop, so
+            that a loop that reports progress stops at once.
         store: the store for task states, instead of the bucket ``nq-store``.
-        **options: fields of `Settings` to replace.
+        **options: fields of `Settings` to override.
 
-    Use it as ``async with worker:`` inside a program, as ``await worker.serve()``, or as ``worker.run()`` from a
-    script. A task runs at least once; exactly one outcome is recorded.
+    Run it with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a script.
+    Each task runs at least once, and exactly one outcome is recorded.
 
     Raises:
         BadInput: a setting or a number is invalid.
@@ -112,24 +112,23 @@ class Worker:
 
         Args:
             queue: the queue. Queues are served in the order of their handlers.
-            concurrency: run at most this many tasks of the queue at once, within the worker's own ``concurrency``. The
-                worker fetches no more tasks of the queue, so the others stay on the server for other workers. Default:
+            concurrency: the maximum number of the queue's tasks that run at once, within the worker's ``concurrency``.
+                The worker fetches no more than that, so the other tasks stay on the server for other workers. Default:
                 the worker's ``concurrency``.
             backoff: how long failed tasks wait before they are retried. Default: `Backoff()`.
-            grace: the time between two attempts to stop the function, as seconds or a timedelta. A coroutine is
+            grace: the time between two attempts to stop the function, in seconds or as a timedelta. A coroutine is
                 cancelled at once and again after each ``grace``. A function in a thread has that long to call
                 ``job.progress`` or to check ``job.cancelled`` before an exception is raised in it. A process receives
                 SIGINT at once, which raises `JobCancelled` in a plain function. It receives SIGTERM after ``grace``,
-                and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts come sooner,
+                and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts are made
                 before the server redelivers the task.
             isolation: where the function runs. The default is ``"coroutine"`` for an async function and ``"thread"``
                 for any other function. ``"process"`` runs each task in a separate process. Only a process can always be
-                stopped, and a crash in it does not affect the worker. On Linux, all processes that it has started are
-                killed with it; on other systems, only its process group is. cloudpickle must be able to pickle the
-                function. The function sees the worker's environment variables as they are when the task starts.
-            is_failure: called with the exception that the function raised. If it returns True, the task fails
-                permanently even if retries are left, as with NQ's ``isFailureFn``. By default, no
-                exception does that.
+                stopped, and its crash does not affect the worker. Any processes that it leaves behind are killed: all
+                descendants on Linux, and its process group on other systems. cloudpickle must be able to pickle the
+                function, which sees the worker's environment variables at the start of the task.
+            is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
+                permanently even if retries are left, as with NQ's ``isFailureFn``. By default, no exception does so.
 
         The function takes ``(job)`` or ``(job, payload)``. Without an annotation, the payload is the decoded JSON. With
         ``payload: bytes``, it is the raw bytes. Any other type that msgspec supports (dataclasses, Structs,
@@ -181,7 +180,7 @@ class Worker:
         concurrency = check_concurrency(concurrency)
         if handler.queue not in self.handlers:
             raise InvalidHandler(
-                f"cannot replace the handler of queue {handler.queue!r}: the worker does not serve the queue. "
+                f"cannot replace the handler of queue {handler.queue!r}: the worker does not serve this queue. "
                 "Register a handler before the worker starts."
             )
         resized = (concurrency, handler.concurrency) != (self.concurrency, self.handlers[handler.queue].concurrency)
@@ -197,7 +196,7 @@ class Worker:
 
     @property
     def running(self) -> list[str]:
-        """The ids of the tasks that the worker runs."""
+        """The ids of the tasks that the worker is running."""
         return [] if self._runtime is None else list(self._runtime.runs)
 
     def info(self, running: list[str], ttl: float) -> WorkerInfo:
@@ -205,7 +204,7 @@ class Worker:
 
         Args:
             running: the ids of the running tasks.
-            ttl: how many seconds the record is valid.
+            ttl: for how many seconds the record is valid.
         """
         return WorkerInfo(
             id=self.id,
@@ -220,10 +219,10 @@ class Worker:
         )
 
     async def start(self) -> None:
-        """Connect and start to pull tasks.
+        """Connect and start pulling tasks.
 
         Raises:
-            InvalidHandler: no handler is registered, or the worker was started before.
+            InvalidHandler: no handler is registered, or the worker has already been started.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
         if not self.handlers:
@@ -267,10 +266,10 @@ class Worker:
         The server redelivers the stopped tasks. A second call does nothing.
 
         Args:
-            shutdown_timeout: seconds, or a timedelta; by default the worker's own ``shutdown_timeout``.
+            shutdown_timeout: how long to wait, in seconds or as a timedelta. Default: the worker's own.
 
         Raises:
-            BadInput: ``shutdown_timeout`` is invalid; the worker continues to run.
+            BadInput: ``shutdown_timeout`` is invalid. The worker continues to run.
         """
         seconds = check_seconds("shutdown_timeout", shutdown_timeout, none=True)
         if self.state is not State.RUNNING or self._runtime is None:
@@ -287,12 +286,12 @@ class Worker:
                 log.info("worker %s has stopped", self.id)
 
     async def serve(self) -> None:
-        """Start the worker, and run until `request_stop` is called or the connection is lost for good.
+        """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
-        SIGINT and SIGTERM call `request_stop` if this is the main thread.
+        In the main thread, SIGINT and SIGTERM call `request_stop`.
 
         Raises:
-            ConnectionFailed: the connection was lost for good.
+            ConnectionFailed: the connection was lost permanently.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
         await self.start()
@@ -325,11 +324,11 @@ class Worker:
         """Run `serve` in a new event loop, and block until a signal stops the worker.
 
         Raises:
-            BadInput: an event loop is running in this thread. Await `serve` there.
+            BadInput: this thread is already running an event loop. Use ``await worker.serve()`` instead.
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-            raise BadInput("run() cannot start an event loop: this thread is running one. Use `await worker.serve()`.")
+            raise BadInput("run() cannot start: an event loop is running in this thread. Use `await worker.serve()`.")
         asyncio.run(self.serve())
 
     async def __aenter__(self) -> Worker:
@@ -340,7 +339,7 @@ class Worker:
         await self.stop()
 
     async def ended(self) -> None:
-        """Wait until `request_stop` is called, the connection is lost for good, or the worker has failed."""
+        """Wait until `request_stop` is called, the connection is lost permanently, or the worker fails."""
         if self._runtime is None:
             return
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self._runtime.gone())]

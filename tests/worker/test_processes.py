@@ -185,7 +185,7 @@ class TestResults:
         handle.__annotations__["payload"] = Local
         error = await error_of(handle, b'{"x":1}')
         assert isinstance(error, InvalidHandler)
-        assert "Local cannot be imported; move it to a module, or make it a dataclass" in str(error)
+        assert "Local cannot be imported; move it to a module, or use a dataclass" in str(error)
 
     async def test_a_coroutine_runs_on_a_loop_of_its_own(self) -> None:
         async def handle(job: Job, payload: bytes) -> int:
@@ -985,9 +985,9 @@ class TestIsolation:
         assert make_handler("q", lambda job: None).isolation == "thread"
         assert make_handler("q", coroutine, isolation="coroutine").isolation == "coroutine"
         assert make_handler("q", coroutine, isolation="process").isolation == "process"
-        with pytest.raises(InvalidHandler, match="an async function needs 'coroutine' or 'process'"):
+        with pytest.raises(InvalidHandler, match=r"async function does not support it\. Use 'coroutine' or 'process'"):
             make_handler("q", coroutine, isolation="thread")
-        with pytest.raises(InvalidHandler, match="a plain function needs 'thread' or 'process'"):
+        with pytest.raises(InvalidHandler, match=r"a plain function does not support it\. Use 'thread' or 'process'"):
             make_handler("q", lambda job: None, isolation="coroutine")
 
     @pytest.mark.parametrize("isolation", ["Process", "", 1, True, ["process"]])

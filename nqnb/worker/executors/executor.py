@@ -1,4 +1,4 @@
-"""The interface of an executor, which runs a handler once and stops it with repeated pushes."""
+"""The interface of an executor, which runs a handler once, and pushes it to stop until it has ended."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
 
 _HURRIED_PUSHES = 4
-"""How often a run is pushed in the time that is left when its lease is running out."""
+"""The number of pushes in the time that is left when a lease is running out."""
 _SHORTEST_GRACE_SECONDS = 0.02
-"""The minimum number of seconds between two pushes of such a run."""
+"""The minimum interval between two pushes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a run ended, with the value that it returned or the exception that it raised."""
+    """The outcome of a run, with the value that it returned or the exception that it raised."""
 
     ended: Ended
     value: Any = None
@@ -58,8 +58,8 @@ class Executor(abc.ABC):
         """Begin to stop the handler. A run that has not started will not start.
 
         Args:
-            within: the number of seconds within which the last stop must have been sent. It overrides the handler's
-                ``grace``. Only the first finite value counts; later ones are ignored.
+            within: the number of seconds within which the last push must be sent. It overrides the handler's ``grace``.
+                Only the first finite value counts.
         """
         if not self._stopping:
             self._stopping = True
@@ -70,16 +70,16 @@ class Executor(abc.ABC):
             self._hurry(max(0.0, within))
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether the handler runs as the given task of the loop. It can be called from any thread."""
+        """Return whether the handler is running as this asyncio task. It can be called from any thread."""
         return False
 
     @abc.abstractmethod
     async def _run(self) -> Result:
-        """Run the handler, and return how it ended."""
+        """Run the handler, and return its outcome."""
 
     @abc.abstractmethod
     def _begin_to_stop(self) -> None:
-        """Push for the first time. The job's flag has already been set."""
+        """Push for the first time. The stop flag of the job has already been set."""
 
     @abc.abstractmethod
     def _hurry(self, within: float) -> None:
@@ -87,7 +87,7 @@ class Executor(abc.ABC):
 
 
 class StopLadder:
-    """Pushes after each ``grace`` until `end` is called."""
+    """A timer that pushes after each ``grace`` until `end` is called."""
 
     def __init__(self, push: Callable[[], None], grace: float) -> None:
         self._push = push
@@ -96,7 +96,7 @@ class StopLadder:
         self._ended = False
 
     def start(self) -> None:
-        """Start to push: the first push comes after one grace."""
+        """Start the timer. The first push is sent after one ``grace``."""
         if self._ended:
             return
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)

@@ -1,17 +1,16 @@
 """Run a handler in a separate process and process group, which can always be stopped.
 
 To stop the handler, the worker sends SIGINT at once (which raises `JobCancelled`), SIGTERM after ``grace``, and SIGKILL
-a quarter of a second later. However a run ends, the processes that it has started and left behind are killed before the
-run counts as ended: on Linux all descendants, on other systems the process group.
+a quarter of a second later. Before a run counts as ended, any processes that it has left behind are killed: all
+descendants on Linux, and the process group on other systems.
 
 cloudpickle pickles the function and its arguments, so the function may be a closure or be defined in a notebook. The
-result is returned as JSON. All of this, and the environment variables, is sent over a socket that only the two
-processes share.
+result is returned as JSON. The two processes exchange these data and the environment variables over a private socket.
 
 In the worker, an exception of the handler becomes a stand-in with the same name and text. Rebuilding the original
 exception imports the module of its class, and this import may take seconds or never finish. So an exception is rebuilt
 only for a handler with ``is_failure``, in a thread, and with a time limit. For all other purposes the stand-in is
-enough: it has the type's name, the text, the notes and the traceback.
+enough, because it has the type's name, the text, the notes and the traceback.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class ProcessEnded(Exception):
 
 
 class UnencodableResult(UnencodableValue):
-    """The error of a handler in a process whose return value has no JSON form."""
+    """The error of a handler that ran in a process and returned a value without a JSON form."""
 
 
 class ProcessExecutor(Executor):
@@ -111,7 +110,7 @@ class ProcessExecutor(Executor):
         process = self._process
         if process is None:
             return
-        # A step that is due sooner because of the grace stays. A step has no effect on a process that has exited.
+        # Steps that are already due sooner are kept. A step has no effect on a process that has exited.
         if self._outcome is None:
             self._schedule(within / 4, self._terminate, process)
         self._schedule(within / 2, self._kill, process)
@@ -149,7 +148,7 @@ class ProcessExecutor(Executor):
             self._schedule(_EXIT_TIMEOUT_SECONDS, self._kill, self._process)
 
     def _without_outcome(self, status: int | None) -> Result:
-        # Another step may have become due while the process was exiting. That step had no effect.
+        # A later step may have become due while the process was exiting, without any effect.
         if status == -signal.SIGINT:
             self.how = "its process was interrupted"
         elif status == -signal.SIGTERM:
@@ -165,7 +164,7 @@ def _current_folder() -> str:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """Also pickles types that msgspec has used."""
+    """A pickler that also accepts types that msgspec has used."""
 
     def reducer_override(self, obj: Any) -> Any:
         """See `pickle.Pickler`."""
@@ -175,7 +174,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
                 del obj.__msgspec_cache__  # type: ignore[attr-defined]  # as just seen
             if issubclass(obj, msgspec.Struct) and not _is_importable(obj):
                 raise pickle.PicklingError(
-                    f"the Struct {obj.__qualname__} cannot be imported; move it to a module, or make it a dataclass"
+                    f"the Struct {obj.__qualname__} cannot be imported; move it to a module, or use a dataclass"
                 )
         return super().reducer_override(obj)
 
@@ -229,7 +228,7 @@ class RemoteError:
         text: the exception's ``str``.
         notes: the notes from ``add_note``.
         trace: the traceback.
-        final: whether the exception is a `BadInput`, so that a retry cannot help.
+        final: whether the exception is a `BadInput`, after which a retry cannot help.
         data: the pickled class, arguments and attributes; None if they cannot be pickled.
     """
 
@@ -251,7 +250,7 @@ class ProcessTraceback(Exception):
 
 def stand_in(remote: RemoteError) -> Exception:
     """Return an exception with the same name and text."""
-    name = remote.name.replace("\0", "?").encode(errors="replace").decode()  # what `type` accepts
+    name = remote.name.replace("\0", "?").encode(errors="replace").decode()  # as `type` requires
     base = BadInput if remote.final else Exception
     error: Exception = type(name, (base,), {"__module__": remote.module, "__qualname__": remote.name})(remote.text)
     if remote.notes:
@@ -305,7 +304,7 @@ def _unpickle(remote: RemoteError) -> BaseException | None:
         kind, arguments, state = pickle.loads(remote.data or b"")  # noqa: S301  from our own process
     except BaseException:  # noqa: BLE001  the class may not exist here, and its module may raise anything
         return None
-    # An __init__ may have other parameters than the arguments in `args`; some C classes need their __init__.
+    # The parameters of an __init__ may differ from `args`, but some C classes need their __init__.
     for make in (kind.__new__, lambda kind, *arguments: kind(*arguments)):
         try:
             error: Any = make(kind, *arguments)

@@ -43,7 +43,7 @@ LENGTH = struct.Struct(">I")
 MOST_RESULT_BYTES = 64 * 2**20
 """The largest result that any server accepts."""
 _MOST_TEXT_CHARACTERS = 2**20
-"""How many characters of an exception's text and traceback are sent. The entry stores a few thousand."""
+"""The maximum length of an exception's text and traceback. The entry stores a few thousand characters."""
 _CALLERS = (__name__, "nqnb.notebook.print_capture")
 """The modules of nqnb that call a handler in this process."""
 _REPORT_INTERVAL_SECONDS = 0.05
@@ -61,7 +61,7 @@ def run(descriptor: int) -> None:
 
 
 def frame(message: tuple[Any, ...]) -> bytes:
-    """Return a message as a frame."""
+    """Encode a message as a frame."""
     data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return LENGTH.pack(len(data)) + data
 
@@ -99,7 +99,7 @@ class _StopFlag(StopFlag):
 
 
 class _Runner:
-    """One task in this process.
+    """Runs one task in this process.
 
     Args:
         connection: the socket to the worker.
@@ -107,8 +107,8 @@ class _Runner:
         folder: the worker's working directory.
         environment: the worker's current environment variables, which may have changed since this process started.
         facts: the arguments of the handler's `Job` that describe the task.
-        progress_raises: an argument of the handler's `Job`.
-        call: the pickled function, whether it is a coroutine, and its arguments after the job.
+        progress_raises: passed to the handler's `Job`.
+        call: the pickle of the function, whether it is a coroutine function, and its arguments after the job.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class _Runner:
         _set_environment(environment)
 
     def run(self) -> None:
-        """Run the handler, and send how it ended."""
+        """Run the handler, and send its outcome."""
         signal.signal(signal.SIGINT, self._interrupt)
         # A signal raises at most one exception. If it misses the inner `except`, the outer one catches it.
         try:
@@ -162,7 +162,7 @@ class _Runner:
             self._in_handler = True
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             function, is_coroutine, arguments = pickle.loads(self._call)  # noqa: S301  from our own worker
-            # A coroutine is cancelled, or is told when it starts that it must stop: never raise in the loop's code.
+            # A coroutine is cancelled, or checks for a cancel when it starts. Never raise in the loop's own code.
             self._in_handler = not is_coroutine
             value = asyncio.run(self._await(function, arguments)) if is_coroutine else function(self._job, *arguments)
             outcome = _return(value)
@@ -201,7 +201,7 @@ class _Runner:
             self._job.raise_if_cancelled()
 
     def _changed(self) -> None:
-        """Send the handler's report, now or soon from a thread."""
+        """Send the handler's report now, or soon from a thread."""
         main = threading.current_thread() is threading.main_thread()
         if main:
             self._sending = True
@@ -263,7 +263,7 @@ def _return(value: Any) -> tuple[Any, ...]:
 
 
 def _failure(error: BaseException) -> tuple[Any, ...]:
-    # Convert subclasses of str: the worker would have to import them.
+    # Convert subclasses of str, because the worker would have to import them.
     name = str.__str__(type(error).__qualname__)
     module: object = type(error).__module__
     module = str.__str__(module) if isinstance(module, str) else "<unknown>"

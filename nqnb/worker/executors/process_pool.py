@@ -1,10 +1,10 @@
 """Start the processes that run tasks, and keep a few idle ones ready, so that no task waits for a process to start.
 
-Each process runs one task. It has a supervisor (`nqnb.supervisor`), which kills the process when the worker is gone.
+Each process runs one task. A supervisor (`nqnb.supervisor`) kills the process when the worker is gone.
 
 Processes are started without `subprocess`. ``Popen`` reads a pipe until the new program has closed it. If another
-thread forks at that moment, the fork holds the pipe open for its whole life, and the event loop would be blocked all
-that time. ``posix_spawn`` needs no pipe.
+thread forks at that moment, the fork keeps the pipe open and blocks the event loop until it exits. ``posix_spawn``
+needs no pipe.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger("nqnb.worker")
 MOST_SPARES = 2
 """How many idle processes a worker keeps ready. Each uses about 20 MB of memory."""
 _KILL_TIMEOUT_SECONDS = 6.0
-"""How long a supervisor may take to kill a process before the worker kills both. A working one needs four seconds."""
+"""How long a supervisor may take to kill a process before the worker kills both. It needs at most four seconds."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
 """How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
@@ -48,8 +48,7 @@ _MOST_LAST_READS = 256
 SOCKET_DESCRIPTOR = 3
 """The descriptor of the socket in the supervisor."""
 _LOWEST_COPY = 10
-"""The lowest number for copies of the descriptors that become 0, 1 and `SOCKET_DESCRIPTOR`, so that none overwrites
-another."""
+"""The lowest number for copies of a supervisor's descriptors, so that no copy overwrites another descriptor."""
 
 
 # -- idle processes ----------------------------------------------------------------------------------------------------
@@ -71,7 +70,7 @@ class Reserve:
             self._spares.fill()
 
     async def close(self) -> None:
-        """Kill these idle processes. A second call does nothing."""
+        """Kill the worker's share of the idle processes. A second call does nothing."""
         self._spares.want(-self._count)
         self._count = 0
         await self._spares.shrink()
@@ -133,7 +132,7 @@ _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = 
 
 
 class TaskProcess:
-    """A process that was started for one task. It is created and used on a running loop.
+    """A process for one task. It must be created and used on a running event loop.
 
     Raises:
         OSError: the system cannot start another process.
@@ -142,10 +141,10 @@ class TaskProcess:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker_pid = os.getpid()
-        """The process id of the worker. A fork has a copy of this object, but must not send commands."""
+        """The process id of the worker. A forked process has a copy of this object, but must not send commands."""
         self._killed = self._over = False
         self.ended: asyncio.Future[int | None] = self._loop.create_future()
-        """The exit code, minus a signal's number, or None if unknown. It is set once all descendants are gone."""
+        """The exit code, a negative signal number, or None if unknown. It is set once all descendants are gone."""
         self.on_message: Callable[[tuple[Any, ...]], None] = lambda message: None
         """Called with each message from the process."""
         self._socket, theirs = socket.socketpair()
@@ -202,7 +201,7 @@ class TaskProcess:
         self._supervisor.send_signal(signal.SIGKILL)
 
     def _kill_group(self) -> None:
-        """Kill the handler's process group. Its id may be reused once the supervisor has reported the exit."""
+        """Kill the handler's process group unless its exit was reported, because then its id may have been reused."""
         if len(numbers := self._reported_numbers) == 1:
             with contextlib.suppress(OSError):
                 os.killpg(numbers[0], signal.SIGKILL)
@@ -225,7 +224,7 @@ class TaskProcess:
             self._loop.add_writer(self._socket.fileno(), self._flush)
             return
         except OSError:
-            self._outgoing.clear()  # the supervisor reports the end
+            self._outgoing.clear()  # the supervisor will report the end
         self._loop.remove_writer(self._socket.fileno())
 
     def _receive(self) -> bool:
@@ -312,7 +311,7 @@ class TaskProcess:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickles messages, which consist of built-in plain values only, so that the loop imports nothing."""
+    """An unpickler for messages. It accepts only plain built-in values, so that the loop imports nothing."""
 
     def find_class(self, module: str, name: str) -> Any:
         """See `pickle.Unpickler`."""
@@ -372,7 +371,7 @@ def environment() -> dict[str, str]:
 
 
 def _copy_high(descriptor: int) -> int:
-    import fcntl  # here, because Windows imports this file but has no such module
+    import fcntl  # not at the top, because Windows imports this file but has no fcntl
 
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LOWEST_COPY)
 

@@ -1,25 +1,24 @@
-"""Run a plain function in a separate thread, and raise `JobCancelled` in that thread, but only where this is safe.
+"""Run a plain function in a separate thread, and raise `JobCancelled` in that thread only where this is safe.
 
-The thread may own a lock that other threads need. CPython raises an asynchronous exception at the thread's next check
+The thread may hold a lock that other threads need. CPython raises an asynchronous exception at the thread's next check
 of its "eval breaker": at the entry of a Python function, at a backward jump, or after a call of C code. Such a check
 can lie between ``lock.acquire()`` and the ``try`` that releases the lock. `logging` has that gap up to Python 3.12. A
-thread that dies in the gap owns the lock of a log handler for good, and the worker's own next log call never returns.
-Therefore, nothing is raised while a frame of the thread belongs to a module in `GUARDED`, or to nqnb's own code that
+thread that dies in the gap never releases the lock of a log handler, and the worker's next log call never returns.
+Therefore, no exception is raised while a frame of the thread belongs to a module in `GUARDED`, or to code of nqnb that
 the handler calls.
 
-It is not enough to inspect the stack and then to raise, because the thread may run into `logging` in between. So
-`interrupt` inspects the stack twice. It does the second inspection and the raising in one expression, during which its
-own thread cannot lose the GIL. The next check of the other thread is then in a frame that was inspected, or at the
-entry of a function that such a frame calls, where no lock has been acquired yet. The frame that calls the handler must
-be part of the stack. So an exception never hits a thread that has left its handler, or a new thread with the same
-identifier.
+Inspecting the stack and then raising is not enough, because the thread may enter `logging` in between. So `interrupt`
+inspects the stack twice. The second inspection and the raising are one expression, during which the calling thread
+cannot lose the GIL. The next check of the other thread is then in a frame that was inspected, or at the entry of a
+function that such a frame calls, where no lock has been acquired yet. The frame that calls the handler must be part of
+the stack. So the exception never reaches a thread that has left its handler, or a new thread with the same identifier.
 
-An `Interrupter` tries again shortly afterwards, for as long as the handler runs. A thread that logs without a pause
-releases the GIL only inside `logging`, so an inspection never finds it elsewhere. The same is true of a thread that
-waits again and again, for example on an empty queue. Such a thread stops itself: while it is due, nqnb replaces the log
-record factory and `threading.Condition.wait` with functions that raise `JobCancelled` like any error, before a record
-is created or a wait begins. Locks held by a ``with`` or ``finally`` at that point are released. An exception that is
-raised from another thread has no such guarantee.
+While the handler runs, an `Interrupter` retries at short intervals. A thread that logs continuously releases the GIL
+only inside `logging`, so an inspection never finds it elsewhere. The same is true of a thread that waits repeatedly,
+for example on an empty queue. Such a thread stops itself: while an interrupt is due, nqnb replaces the log record
+factory and `threading.Condition.wait` with functions that raise `JobCancelled` before a record is created or a wait
+begins. The thread's ``with`` and ``finally`` blocks then release its locks. They may not do so if another thread raises
+the exception.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ GUARDED = frozenset(
 _NQNB = __name__.partition(".")[0]
 
 _LOOK_SECONDS = 0.01
-"""Seconds between two inspections of the threads that are due."""
+"""Seconds between two inspections of the threads that must be interrupted."""
 _MOST_LOOK_SHARE = 0.1
 """The maximum share of the event loop's time that inspections may take."""
 
@@ -65,7 +64,7 @@ _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
 class ThreadExecutor(Executor):
-    """Runs a plain function in a separate thread, so that an exception raised in that thread hits no other code."""
+    """Runs a plain function in a separate thread, so that an exception raised in that thread affects no other code."""
 
     how = "its thread was stopped"
 
@@ -76,7 +75,7 @@ class ThreadExecutor(Executor):
         self._ladder = StopLadder(self._push, handler.grace)
         self._thread: threading.Thread | None = None
         self._base: FrameType | None = None
-        """The frame in the thread that calls the handler."""
+        """The frame of the thread that calls the handler."""
         self._result = Result(Ended.STOPPED)
 
     async def _run(self) -> Result:
@@ -99,10 +98,10 @@ class ThreadExecutor(Executor):
         self._ladder.hurry(within)
 
     # The next four methods run in the handler's thread. An exception may be raised there while `_enter` waits for the
-    # handler; after that, at most one is still pending. nqnb holds no lock where one can be raised.
+    # handler. After that, at most one is still pending. nqnb holds no lock at any point where one can be raised.
 
     def _main(self) -> None:
-        # Not contextlib.suppress, which is Python code: the exception can be raised there, outside the `try`.
+        # Do not use contextlib.suppress, which is Python code: an exception could be raised in it, outside its `try`.
         try:
             self._result = self._call()
             _check()
@@ -133,7 +132,7 @@ class ThreadExecutor(Executor):
             self._job.state.progress_raises = False
             Interrupter.here().add(thread.ident, base)
         else:
-            # Something else has ended the thread before it reported its result.
+            # Other code has ended the thread before it could report its result.
             self._settle()
 
     def _settle(self) -> None:
@@ -167,7 +166,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
             return False
         stack.append(base)
         again = iter_frames(thread_id, len(stack))
-        # From the second look to the call, no step checks the eval breaker: unpacking and comparing run C code only.
+        # From the second inspection to the call, only C code runs, so no step checks the eval breaker.
         return [*again] == stack and bool(_set_async_exc(thread_id, JobCancelled))
     except (KeyError, AttributeError):  # the thread has ended, or has returned from some of these frames
         return False
@@ -179,7 +178,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 def _is_guarded(stack: list[FrameType]) -> bool:
     """Return whether any frame belongs to code that may hold a lock. The handler's frames come last in the stack."""
     modules = [_package(frame) for frame in stack if not _is_report(frame)]
-    # A handler may be nqnb's own, or be wrapped by nqnb, as in notebooks.
+    # A handler may belong to nqnb or be wrapped by nqnb, as in notebooks.
     while modules and modules[-1] == _NQNB:
         modules.pop()
     return _NQNB in modules or not GUARDED.isdisjoint(modules)
@@ -224,7 +223,7 @@ class Interrupter:
             self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     def remove(self, thread_id: int, base: FrameType) -> None:
-        """Stop trying to interrupt a thread, which may have ended."""
+        """Stop trying to interrupt a thread."""
         if self._wanted.get(thread_id) is base:
             del self._wanted[thread_id]
             _due.remove(thread_id, base)
@@ -246,8 +245,8 @@ _interrupter_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Inter
 class _Due:
     """Threads that could not be interrupted yet. They stop themselves when they begin to log or to wait.
 
-    While there are such threads, the log record factory and `threading.Condition.wait` are replaced with functions of
-    nqnb that call the originals.
+    While there are such threads, the log record factory and `threading.Condition.wait` are replaced with functions
+    that call the originals.
     """
 
     def __init__(self) -> None:
@@ -278,7 +277,7 @@ class _Due:
             if self.has(thread_id, base):
                 self._bases.pop(thread_id, None)
             if not self._bases and self._traps is not None:
-                # Keep a replacement that the program has installed since. It may call our function, which is harmless.
+                # Keep a replacement that the program has installed since. It may call our function, which does no harm.
                 if logging.getLogRecordFactory() is self._traps[0]:
                     logging.setLogRecordFactory(self._before[0])
                 if threading.Condition.wait is self._traps[1]:
@@ -297,8 +296,8 @@ def _trap(
     Args:
         due: the threads that are due. A thread that stops itself is removed.
         before: the function to wrap.
-        is_harmless: returns whether a frame of guarded code between the handler and the function would leave no lock
-            acquired after an exception.
+        is_harmless: returns whether a frame of guarded code between the handler and the function would release all its
+            locks after an exception.
     """
 
     def trap(*args: Any, **kwargs: Any) -> Any:
@@ -335,8 +334,5 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Return whether the frame belongs to code that waits on a condition.
-
-    Such code releases all its locks in a ``finally`` or a ``with``.
-    """
+    """Return whether the frame belongs to code that waits on a condition, and so releases its locks on an exception."""
     return _package(frame) in ("threading", "queue", "concurrent")
