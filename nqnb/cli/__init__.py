@@ -23,21 +23,21 @@ CLOSED_PIPE = 141
 """The exit code that a shell reports for a program that wrote to a closed pipe."""
 
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""The error numbers of a full or failing disk. They mean that the output could not be written."""
+"""The error numbers of a write to a full or failing disk."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line.
 
     Args:
-        arguments: the arguments of the command line; by default, the arguments of this process.
+        arguments: the command-line arguments; by default, those of this process.
 
     Returns:
-        The exit code: 0 for done, 1 for refused, 2 for wrong usage, 3 for no connection, or 130 for interrupted.
+        The exit code: 0 for done, 1 for failed, 2 for a usage error, 3 for no connection, or 130 for interrupted.
     """
     prepare_streams()
     if "_NQNB_COMPLETE" in os.environ:
-        logging.disable()  # a log record would appear in the command line that is being completed
+        logging.disable()  # log records would appear in the command line that is being completed
     shell = Shell()
     try:
         code = _run(shell, arguments)
@@ -69,7 +69,7 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
     except NqnbError as error:
         shell.complain(error)
         return exit_code(error)
-    if isinstance(record, int):  # --help and --version have printed their text
+    if isinstance(record, int):  # --help and --version have already printed their text
         return record
     if record is not None:
         shell.show(record)
@@ -80,21 +80,21 @@ def _run(shell: Shell, arguments: Sequence[str] | None) -> int:
 
 def _unwritten(shell: Shell, error: OSError) -> int:
     try:
-        shell.complain(OSError(f"the output could not be written: {error.strerror}"))
+        shell.complain(OSError(f"the output cannot be written: {error.strerror}. Check the disk"))
     except OSError:  # stderr fails in the same way
         discard(sys.stderr)
     return REFUSED
 
 
 def exit_code(error: NqnbError) -> int:
-    """Return the exit code of an error."""
+    """Return the exit code for an error."""
     if isinstance(error, ConnectionFailed) and not isinstance(error, NoRoom):
         return NO_CONNECTION
     return USAGE if isinstance(error, BadInput) else REFUSED
 
 
 def usage(error: click.ClickException) -> str:
-    """Return the text of a usage error, with the command that shows the help."""
+    """Return the message of a usage error, with the command that shows the help."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} -h`)" if context is not None else ""
     return error.format_message().removesuffix(".") + hint

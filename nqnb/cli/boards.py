@@ -36,7 +36,7 @@ _CHAOS_ENDS = ("deleted", "cancelled", "completed", "failed", "unknown", "no ans
 
 
 class WatchBoard:
-    """The queues and tasks of one snapshot; ages and run times continue to increase between snapshots."""
+    """The queues and tasks of one snapshot. Ages and run times keep increasing between snapshots."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -44,7 +44,7 @@ class WatchBoard:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         found = self._snapshot
         height = console.size.height - 1 if console.is_terminal else 2 * _MAX_WATCHED_TASKS
-        # Each table has three extra lines. Tasks matter most, so the queues get at most a third of the height.
+        # Each table has three extra lines. Tasks matter most, so queues get at most a third of the height.
         queues = _busiest(found.queues, max(1, height // 3 - 2))
         yield _watched_queues(queues, len(found.queues))
         yield Text()
@@ -59,7 +59,7 @@ class WatchBoard:
 
 
 def changes(record: Changes) -> RenderableType:
-    """Return one line for each task that changed."""
+    """Return a line for each task that changed."""
     lines = [line(record.trouble)] if record.trouble else ["the server is answering again"] if record.back else []
     for task in record.tasks:
         when = clock(task.completed_at or task.started_at or task.submitted_at)
@@ -69,7 +69,7 @@ def changes(record: Changes) -> RenderableType:
 
 
 def _progress(task: TaskInfo) -> str:
-    """Return the progress of a running task as one word, or an empty string."""
+    """Return the progress of a running task as a number or a percentage, or an empty string."""
     if task.progress is None or task.status is not Status.PROCESSING:
         return ""
     if not task.progress.total:
@@ -146,7 +146,7 @@ def _watched_task(task: TaskInfo) -> list[str | Text]:
 
 
 class DemoBoard:
-    """The tasks of the demo, as many as fit on the terminal: running tasks first, then waiting and ended tasks."""
+    """As many tasks of the demo as fit on the terminal. Running tasks take precedence over waiting and ended tasks."""
 
     def __init__(self, state: DemoState) -> None:
         self._state = state
@@ -172,7 +172,7 @@ class DemoBoard:
 
 def demo_summary(record: DemoSummary) -> RenderableType:
     """Return the report at the end of the demo."""
-    verdict = Text("Every task ended as expected.", "green") if record.ok else Text("Not as expected:", "bold red")
+    verdict = Text("Every task ended as expected.", "green") if record.ok else Text("Unexpected outcomes:", "bold red")
     parts = [
         Text(),
         verdict,
@@ -180,14 +180,14 @@ def demo_summary(record: DemoSummary) -> RenderableType:
         fields(
             [
                 ("submitted", f"{record.submitted}"),
-                ("completed", f"{record.completed}, their digests checked" if record.ok else f"{record.completed}"),
+                ("completed", f"{record.completed}, with correct digests" if record.ok else f"{record.completed}"),
                 ("failed", f"{record.failed}"),
                 *((each.status.label, f"1, {receipt_words(each)}") for each in record.receipts),
-                ("retried", f"{record.retried} times, with growing waits between" if record.retried else "0"),
-                ("scheduled", f"{record.scheduled}, not run before its time" if record.scheduled else "0"),
+                ("retried", f"{record.retried} times, with increasing delays" if record.retried else "0"),
+                ("scheduled", f"{record.scheduled}, not started early" if record.scheduled else "0"),
                 ("hashed", f"{record.files:,} files, {size(record.bytes)}"),
                 ("time", f"{record.seconds:.1f} s"),
-                ("queues", "" if record.temporary else f"{', '.join(record.queues)} stay on {record.url}"),
+                ("queues", "" if record.temporary else f"{', '.join(record.queues)} remain on {record.url}"),
             ]
         ),
     ]
@@ -195,7 +195,7 @@ def demo_summary(record: DemoSummary) -> RenderableType:
 
 
 def _demo_window(rows: list[DemoRow], height: int) -> list[DemoRow]:
-    """Choose running tasks, then waiting tasks, then recently ended tasks; keep the order of submission."""
+    """Return the rows that fit: running tasks, then waiting and recently ended tasks, in the order of submission."""
     running = [row for row in rows if row.status is Status.PROCESSING]
     ended = [row for row in rows if row.status.terminal]
     waiting = [row for row in rows if row.status is Status.PENDING]
@@ -216,7 +216,7 @@ def _demo_row(row: DemoRow) -> list[str | Text]:
 
 
 class ChaosBoard:
-    """A chaos run in progress: its counts, and the most recent faults."""
+    """A chaos run in progress: its counts and the most recent faults."""
 
     def __init__(self, state: ChaosState) -> None:
         self._state = state
@@ -299,7 +299,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
 
 
 def _timeline(events: Iterable[tuple[str, str, str]]) -> RenderableType:
-    """Return events (time, text, style) as a table of two columns; long texts are wrapped within their column."""
+    """Return events (time, text, style) as a table with two columns. Long text wraps within its column."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")

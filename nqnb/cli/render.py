@@ -1,6 +1,6 @@
 """Render each kind of record for a terminal, or as plain text.
 
-Text from a queue is always shown as text: it is never parsed as markup, and control characters are escaped.
+Text from a queue is never parsed as markup, and its control characters are escaped.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _TEXT_WIDTH = 110
 _MEANING = {
     "deleted": "before they started",
     "cancelled": "their code has stopped",
-    "stopping": "cancelled; their code is still stopping",
+    "stopping": "cancelled, but their code is still stopping",
     "completed": "completed before the cancel",
     "failed": "failed before the cancel",
     "unconfirmed": "the server's answer was lost; cancel again",
@@ -71,12 +71,12 @@ _MEANING = {
 
 @singledispatch
 def render(record: Any) -> RenderableType:
-    """Return the terminal output for a record; a ``str`` is printed as it is, without wrapping."""
+    """Return the terminal output for a record. A ``str`` is printed as is, without wrapping."""
     return clean(str(record))
 
 
 def as_text(record: object) -> str:
-    """Return the terminal output for a record as lines of text, without colour."""
+    """Return the terminal output for a record as text without colour."""
     shown = render(record)
     if isinstance(shown, str):
         return shown
@@ -188,7 +188,7 @@ def _(record: QueueInfo) -> RenderableType:
             ("queue", record.name),
             (
                 "paused",
-                f"no worker takes its tasks; `nqnb queue resume {record.name}` ends the pause" if record.paused else "",
+                f"workers start none of its tasks until `nqnb queue resume {record.name}`" if record.paused else "",
             ),
             ("pending", f"{record.pending:,}"),
             ("processing", f"{record.processing:,}"),
@@ -209,7 +209,7 @@ def _(record: Emptied) -> RenderableType:
         [
             ("queue", f"{receipt.queue}, removed" if record.removed else receipt.queue),
             ("deleted", f"{receipt.deleted:,}, before they started" if receipt.deleted else "none"),
-            ("cancelled", f"{receipt.cancelled:,}, which had started" if receipt.cancelled else ""),
+            ("cancelled", f"{receipt.cancelled:,}, after they started" if receipt.cancelled else ""),
             ("left", left),
             ("time", duration(receipt.seconds)),
         ]
@@ -289,7 +289,7 @@ def _result(task: TaskInfo) -> str:
 
 
 def _unmarked(traceback: str) -> str:
-    """Return a traceback without its lines of ``^^^^``, which are misplaced after long lines are wrapped."""
+    """Return a traceback without its ``^^^^`` lines, which are misaligned once long lines wrap."""
     return "\n".join(each for each in traceback.rstrip().split("\n") if each.strip(" ~^") or not each)
 
 
@@ -316,7 +316,6 @@ def _cancel(receipt: CancelReceipt) -> str:
 
 
 def _tasks(record: Tasks) -> RenderableType:
-    """Return tasks, one in each row."""
     columns = [
         Column("id", least=22),
         Column("status"),
@@ -351,13 +350,11 @@ def _tasks(record: Tasks) -> RenderableType:
 
 
 def _receipts(record: Receipts) -> RenderableType:
-    """Return the receipts of cancels, one in each row."""
     columns = [Column("id", least=22), Column("status"), Column("cancel", least=20)]
     return Sheet(columns, ([each.task_id, status(each.status), receipt_words(each)] for each in record))
 
 
 def _queues(record: Queues) -> RenderableType:
-    """Return queues, one in each row."""
     columns = [
         Column("queue", least=16),
         Column("state", dispensable=1),
@@ -387,7 +384,6 @@ def _queues(record: Queues) -> RenderableType:
 
 
 def _workers(record: Workers) -> RenderableType:
-    """Return workers, one in each row."""
     columns = [
         Column("host", least=8),
         Column("pid", right=True),
@@ -417,7 +413,7 @@ def _workers(record: Workers) -> RenderableType:
 
 
 def _preview(record: Preview) -> RenderableType:
-    """Return the numbers of tasks that the command would end, by queue and state, and some of their ids."""
+    """Return how many tasks the command would end, by queue and state, and some of their ids."""
     if not record.ids:
         return "no tasks to end"
     columns = [
@@ -435,7 +431,6 @@ def _preview(record: Preview) -> RenderableType:
 
 
 def _health(record: Health) -> RenderableType:
-    """Return each condition of a health check, with what was found."""
     rows: list[list[str | Text]] = [
         [each.name, Text("ok" if each.ok else "FAILS", style="green" if each.ok else "bold red"), each.found]
         for each in record.checks
@@ -444,13 +439,13 @@ def _health(record: Health) -> RenderableType:
 
 
 def _requeues(task: TaskInfo) -> list[str]:
-    """Return which task a task was requeued from, and as which it was requeued."""
+    """Return ``from ID`` if the task was requeued from another, and ``as ID`` if it was itself requeued."""
     return [f"{word} {other}" for word, other in (("from", task.origin), ("as", task.requeued_as)) if other]
 
 
 def _requeue_preview(record: RequeuePreview) -> RenderableType:
-    """Return the number of tasks that would be requeued, by queue, state and error, and some of their ids."""
-    left_out = f"{record.left_out:,} left out: requeued before" if record.left_out else ""
+    """Return how many tasks would be requeued, by queue, state and error, and some of their ids."""
+    left_out = f"{record.left_out:,} skipped: already requeued" if record.left_out else ""
     if not record.ids:
         return _line("no tasks to requeue", left_out)
     columns = [Column("queue", least=10), Column("status"), Column("tasks", right=True), Column("error", least=16)]
@@ -465,11 +460,10 @@ def _requeue_preview(record: RequeuePreview) -> RenderableType:
 
 
 def _requeued_all(record: RequeuedAll) -> RenderableType:
-    """Return the number of tasks that were requeued, refused and left out."""
     return _line(
         f"{len(record.tasks):,} requeued" if record.tasks else "no tasks were requeued",
         f"{len(record.refused):,} refused" if record.refused else "",
-        f"{record.left_out:,} left out: requeued before" if record.left_out else "",
+        f"{record.left_out:,} skipped: already requeued" if record.left_out else "",
     )
 
 
@@ -478,7 +472,6 @@ def _line(*parts: str) -> str:
 
 
 def _cancelled(record: Cancelled) -> RenderableType:
-    """Return the number of cancels for each outcome."""
     if not record.outcomes:
         return "no tasks to cancel"
     rows = [[what, f"{count:,}", _MEANING.get(what, "")] for what, count in record.outcomes.items()]

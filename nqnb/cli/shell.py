@@ -32,7 +32,7 @@ _PIPE_WIDTH = 100_000
 
 
 class Interrupted(NqnbError):
-    """The user interrupted a command; the text says what continues.
+    """The user interrupted a command; the message says which work continues.
 
     ``.task_id`` is the id of the task that the command was waiting for, or None.
     """
@@ -53,7 +53,7 @@ class Shell:
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """See `nqnb.commands.command.Front.run`."""
         if sys.version_info < (3, 11):
-            # asyncio of Python 3.10 raises KeyboardInterrupt anywhere; anyio cancels the work instead, as 3.11 does.
+            # In Python 3.10, asyncio raises KeyboardInterrupt at any point. anyio cancels the work, as 3.11 does.
             import anyio
 
             try:
@@ -91,21 +91,21 @@ class Shell:
         self._waits_for = task_id
 
     def interrupted(self, said: str) -> None:
-        """Report what continues after an interrupt: ``said`` by the command, or the task that it was waiting for."""
+        """After an interrupt, print ``said`` or, if it is empty, the task that the command was waiting for."""
         if self._waits_for and not said:
-            said = f"interrupted; task {self._waits_for!r} continues, `nqnb cancel {self._waits_for}` stops it"
+            said = f"interrupted; task {self._waits_for!r} continues. `nqnb cancel {self._waits_for}` stops it"
         if said:
             self.complain(Interrupted(said, self._waits_for or None))
 
     def complain(self, error: Exception, text: str = "") -> None:
-        """Print an error on stderr, in one line."""
+        """Print an error to stderr, on one line."""
         if self.json:
             print(to_json(error_fields(error)), file=sys.stderr)
             return
         text = text or str(error)
         if isinstance(error, UserCodeError):
             print(clean(error.traceback), file=sys.stderr)
-        # The error of a server ends with lines of its log, which must remain separate lines.
+        # A server error ends with log lines, which must remain separate lines.
         print(f"nqnb: {clean(text) if isinstance(error, DevServerError) else line(text)}", file=sys.stderr)
 
     def confirm(self, question: str) -> bool:
@@ -217,7 +217,7 @@ class Shell:
 
 
 class _CleanFormatter(logging.Formatter):
-    """A formatter that escapes log records, because they may quote text from a queue."""
+    """A formatter that escapes log records, because they may contain text from a queue."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))
@@ -237,8 +237,8 @@ def _console(stream: IO[str]) -> Console:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr safe to print to; output to a closed stream is discarded."""
-    # With stderr None, print() would write errors to stdout.
+    """Make stdout and stderr safe to print to. Output to a closed stream is discarded."""
+    # If sys.stderr were None, print() would write errors to stdout.
     sys.stdout = sys.stdout or _devnull()
     sys.stderr = sys.stderr or _devnull()
     for stream in (sys.stdout, sys.stderr):
@@ -248,12 +248,12 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard the buffered output of a stream, because the flush when Python exits would fail again."""
+    """Discard the buffered output of a stream. Otherwise, the flush at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is a terminal; it is not if it is None, which means closed."""
+    """Return whether a stream is an open terminal. A closed stream is None."""
     return stream is not None and stream.isatty()
 
 

@@ -33,8 +33,8 @@ class Column:
     Args:
         name: the heading.
         least: the smallest width to which the column may be clipped, in cells; 0 means that it is never clipped.
-        dispensable: when to drop the column on a narrow terminal: the highest number first, and 0 never.
-        right: whether to align to the right.
+        dispensable: the order in which narrow terminals drop columns: the highest number first, 0 never.
+        right: whether the column is right-aligned.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Column:
 
 
 class Sheet:
-    """A table with one line for each row. A cell that is a plain ``str`` may be of unknown origin, so it is escaped."""
+    """A table with one line for each row. A cell that is a plain ``str`` may have untrusted text, so it is escaped."""
 
     def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], footer: str = "") -> None:
         self._columns = columns
@@ -71,14 +71,13 @@ class Sheet:
             yield Text(self._footer, style="dim" if self._rows else "")
 
     def _fit(self, room: int) -> dict[int, int]:
-        """Return the width of each column that is shown, by the position of the column."""
+        """Return the width of each visible column, by its position."""
         natural = [
             max([len(column.name), *(row[index].cell_len for row in self._rows)])
             for index, column in enumerate(self._columns)
         ]
         least = [min(full, column.least or full) for full, column in zip(natural, self._columns, strict=True)]
-        # Empty columns are dropped.
-        stay = [
+        stay = [  # empty columns are dropped
             index
             for index, column in enumerate(self._columns)
             if not column.dispensable or any(row[index].cell_len for row in self._rows)
@@ -98,7 +97,7 @@ class Sheet:
 
 
 def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
-    """Return names and values, one pair in each row; empty values are left out, and long values are wrapped."""
+    """Return a table of names and values. Empty values are omitted, and long values wrap."""
     grid = Table.grid(padding=(0, _GAP_CELLS, 0, 0), pad_edge=False)
     grid.add_column(no_wrap=True, style="bold")
     grid.add_column(overflow="fold")
@@ -109,7 +108,7 @@ def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
 
 
 def status(state: Status) -> Text:
-    """Return a state in its colour."""
+    """Return the name of a state in the state's colour."""
     return Text(state.label, style=STYLES[state])
 
 
@@ -121,12 +120,12 @@ def bar(done: float, total: float, width: int = 10) -> Text:
 
 
 def stack(*parts: RenderableType) -> RenderableType:
-    """Return parts, one below the other."""
+    """Stack the parts vertically."""
     return Group(*parts)
 
 
 def run_duration(task: TaskInfo) -> str:
-    """Return how long a task ran, or has been running."""
+    """Return how long a task ran or has been running, or an empty string."""
     if task.started_at is None or (task.status is Status.PENDING):
         return ""
     if task.completed_at is None:
@@ -135,18 +134,18 @@ def run_duration(task: TaskInfo) -> str:
 
 
 def due(task: TaskInfo) -> str:
-    """Return the time until a waiting task may run, or an empty string if the task is due or not waiting."""
+    """Return the time until a waiting task is due, or an empty string if it is due or not waiting."""
     rest = 0.0 if task.due_at is None else -seconds_since(task.due_at)
     return f"in {duration(rest)}" if rest > 0 else ""
 
 
 def queue_state(queue: QueueInfo) -> Text:
-    """Return "paused" for a paused queue, else an empty string."""
+    """Return "paused" for a paused queue, or else an empty string."""
     return Text("paused" if queue.paused else "", style="bold magenta")
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column of scheduled tasks; a narrow table drops it only late if any queue has scheduled tasks."""
+    """Return the column of scheduled tasks. Narrow terminals drop it first, unless a queue has scheduled tasks."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
 
 

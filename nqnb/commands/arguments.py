@@ -45,7 +45,7 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
             multiple=True,
             metavar="ID",
             shell_complete=completion,
-            help="Task id, as NQ's CLI takes it; repeatable",
+            help="Task id, as in NQ's CLI; repeatable",
         )
         return ids_argument(completion)(named(function))
 
@@ -53,14 +53,14 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
 
 
 def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return each task id on the command line, without duplicates.
+    """Return the task ids on the command line, without duplicates.
 
     Raises:
         click.UsageError: the command line has no task id.
     """
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
-        raise click.UsageError("no task was named: expected at least one task id. Use ID or --id ID")
+        raise click.UsageError("no tasks were selected: expected at least one task id. Use ID or --id ID")
     return chosen
 
 
@@ -84,7 +84,7 @@ def wait_option(help: str) -> Callable[[F], F]:
 
 
 def limit_option(function: F) -> F:
-    """Add the option that limits how many rows are shown."""
+    """Add the option that limits how many tasks are shown."""
     return click.option(
         "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
     )(function)
@@ -119,9 +119,9 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
 
     Args:
         ctx: the context of the command.
-        preview: the record to show first. With ``--json`` it is not shown, because the output has only the result.
+        preview: the record to show first. It is not shown with ``--json``, whose output has only the result.
         question: the question to ask.
-        yes: whether the user confirmed with an option of the command.
+        yes: whether the user has already confirmed with an option.
         otherwise: the start of the error if the answer is no, such as "nothing was cancelled".
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command ``nqnb check``: compare workers, waiting and failed tasks with limits, for a health check."""
+"""The command ``nqnb check``: a health check that compares workers, waiting tasks and failed tasks with limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nqnb.text import duration
 
 
 class Check(Struct, frozen=True):
-    """One condition of a health check: whether it holds, and the value that was found, in words."""
+    """One condition of a health check: whether the condition holds, and the value that was found, as text."""
 
     name: str
     ok: bool
@@ -47,7 +47,7 @@ class Health(Struct, frozen=True):
 
 
 class Limits(Struct, frozen=True):
-    """What a health check compares with; ages are in seconds, None checks nothing."""
+    """The limits of a health check. Ages are in seconds; None means no limit."""
 
     min_workers: int | None
     max_oldest: float | None
@@ -66,12 +66,12 @@ Examples:
 """,
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
-@click.option("--min-workers", type=click.IntRange(1), metavar="N", help="At least N live nqnb workers")
+@click.option("--min-workers", type=click.IntRange(1), metavar="N", help="Fail if fewer than N nqnb workers are alive")
 @click.option(
-    "--max-oldest", type=seconds, metavar="AGE", help="No task has been waiting to start for longer than AGE (90s, 5m)"
+    "--max-oldest", type=seconds, metavar="AGE", help="Fail if a task has waited longer than AGE to start (90s, 5m)"
 )
-@click.option("--max-failed", type=click.IntRange(0), metavar="N", help="At most N failed tasks")
-@age_option("--since", "With --max-failed: only tasks that failed less than AGE ago")
+@click.option("--max-failed", type=click.IntRange(0), metavar="N", help="Fail if more than N tasks failed")
+@age_option("--since", "With --max-failed: count only tasks that failed less than AGE ago")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -83,12 +83,12 @@ def check(
 ) -> Health:
     """Check the server, the workers and the tasks.
 
-    QUEUE limits the check to one queue. Exit code 0 means that the server answers and all conditions hold, 1 that a
-    condition does not hold or the queue does not exist, 3 that there is no connection. Tasks that wait for their time
-    do not count as waiting to start.
+    QUEUE limits the check to one queue. The exit code is 0 if the server answers and all conditions hold, 1 if a
+    condition does not hold or the queue does not exist, and 3 if there is no connection. Tasks that are not due yet do
+    not count as waiting to start.
     """
     if since is not None and max_failed is None:
-        raise click.UsageError("--since has no effect: it limits the failed tasks. Add --max-failed, or drop --since")
+        raise click.UsageError("--since has no effect: it needs --max-failed. Add --max-failed, or drop --since")
     return ask(ctx, lambda nq: _health(nq, queue, Limits(min_workers, max_oldest, max_failed, since)))
 
 
@@ -107,7 +107,7 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
     if limits.max_oldest is not None:
         oldest = max((_waited(each, now) for each in tasks), default=0.0)
         limit = f"at most {duration(limits.max_oldest)}"
-        checks.append(Check("oldest", oldest <= limits.max_oldest, f"waits for {duration(oldest)} ({limit})"))
+        checks.append(Check("oldest", oldest <= limits.max_oldest, f"waiting for {duration(oldest)} ({limit})"))
     if limits.max_failed is not None:
         failed = sum(_failed_since(each, now, limits.since) for each in tasks)
         when = "" if limits.since is None else f" in the last {duration(limits.since)}"
@@ -117,7 +117,7 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
 
 
 def _waited(task: TaskInfo, now: datetime) -> float:
-    """Return for how many seconds a pending task could have started; 0 if it waits for its time, or has ended."""
+    """Return for how many seconds a pending task has been due; 0 if it is not pending or not due yet."""
     since = task.due_at or task.submitted_at
     return 0.0 if task.status is not Status.PENDING or since is None else max(0.0, (now - since).total_seconds())
 

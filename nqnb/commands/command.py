@@ -23,9 +23,9 @@ from nqnb.records import TaskInfo
 T = TypeVar("T")
 
 _OPTIONS_KEY = "nqnb.options"
-"""The key in ``ctx.meta`` of the shared options that the user passed."""
+"""The key in ``ctx.meta`` under which the user's shared options are stored."""
 _UNSERVED_DELAY_SECONDS = 0.5
-"""How long a command waits for a task before it looks whether a worker serves the queue."""
+"""How long a command waits for a task before it checks whether a worker serves the queue."""
 
 
 class NeedsYes(NqnbError):
@@ -53,11 +53,11 @@ class Front(Protocol):
         ...
 
     def stdin(self) -> bytes:
-        """Return everything that can be read from the standard input."""
+        """Read stdin to its end."""
         ...
 
     def say(self, text: str) -> None:
-        """Show a message to the user in addition to the result."""
+        """Show the user a message in addition to the result."""
         ...
 
     def waits_for(self, task_id: str) -> None:
@@ -65,7 +65,7 @@ class Front(Protocol):
         ...
 
     def confirm(self, question: str) -> bool:
-        """Ask the user, and return whether the answer is yes. Commands call this outside of `run`, because it blocks.
+        """Ask the user, and return whether the answer is yes. Call this outside of `run`, because it blocks.
 
         Raises:
             NeedsYes: there is no terminal.
@@ -83,8 +83,7 @@ class Front(Protocol):
     def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
         """Return a context manager with a function that shows each new version of the result.
 
-        If the display cannot be replaced, the first record is shown in full. After it, only the ``news`` of a record
-        are shown if the record has them.
+        If the display cannot be replaced, a later record that has ``news`` shows only its ``news``.
         """
         ...
 
@@ -121,14 +120,14 @@ def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
 
 
 async def say_if_unserved(ctx: click.Context, nq: Client, queue: str, task: TaskInfo | None = None) -> None:
-    """Tell the person if no worker serves a queue; ``task`` is a task of it that the command waits for."""
+    """Tell the user if no worker serves a queue. ``task`` is the task that the command waits for, if any."""
     if not front_of(ctx).json and await nq.serving.is_missing(queue, task):
         front_of(ctx).say(unserved(queue))
 
 
 @contextlib.asynccontextmanager
 async def saying_if_unserved(ctx: click.Context, nq: Client, task_id: str) -> AsyncIterator[None]:
-    """Tell the person, while the block waits for a task, if no worker serves its queue."""
+    """While the block waits for a task, tell the user if no worker serves the task's queue."""
 
     async def look() -> None:
         await asyncio.sleep(_UNSERVED_DELAY_SECONDS)
@@ -145,14 +144,14 @@ async def saying_if_unserved(ctx: click.Context, nq: Client, task_id: str) -> As
 
 
 def help_alone(ctx: click.Context) -> str | None:
-    """Return the help of a group if the user named no command of the group."""
+    """Return the help of a group if the command line has no command after the group."""
     return ctx.get_help() if ctx.invoked_subcommand is None else None
 
 
 class Command(click.Command):
-    """A command that also accepts the shared options, which are hidden in its help.
+    """A command that also accepts the shared options, so that they may be anywhere on the command line.
 
-    The options may therefore be anywhere on the command line.
+    Its help does not list them.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -160,7 +159,7 @@ class Command(click.Command):
         self.params += _shared_options(self.params, hidden=True)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line; see `click.Command.parse_args`. An unknown option gets a suggestion."""
+        """See `click.Command.parse_args`. The error for an unknown option includes a suggestion."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -178,7 +177,7 @@ class Group(click.Group):
         self.params += _shared_options(self.params, hidden=not self.explains)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the options before the command; as `Command.parse_args`."""
+        """Parse the options before the command; see `Command.parse_args`."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -210,7 +209,7 @@ def _keep_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> No
 def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[click.Parameter]:
     file: dict[str, Any] = {"metavar": "FILE", "type": FilePath()}
     shared = [
-        _shared("--url", "-u", metavar="URL", help="Server address, several separated by commas  [NATS_URL]"),
+        _shared("--url", "-u", metavar="URL", help="Server address, or several separated by commas  [NATS_URL]"),
         _shared("--user", metavar="NAME", help="User name  [NATS_USER]"),
         _shared("--password", metavar="TEXT", help="Password  [NATS_PASSWORD]"),
         _shared("--token", metavar="TEXT", help="Token  [NATS_TOKEN]"),
@@ -219,10 +218,10 @@ def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[clic
         _shared("tls_ca", "--tlsca", **file, help="CA certificates to trust  [NATS_CA]"),
         _shared("tls_cert", "--tlscert", **file, help="Client certificate  [NATS_CERT]"),
         _shared("tls_key", "--tlskey", **file, help="Private key of the client certificate  [NATS_KEY]"),
-        _shared("tls_first", "--tlsfirst", is_flag=True, default=None, help="Do the TLS handshake before NATS INFO"),
+        _shared("tls_first", "--tlsfirst", is_flag=True, default=None, help="Start TLS before the NATS INFO message"),
         _shared("--context", metavar="NAME", help="Context of the NATS CLI  [NATS_CONTEXT]"),
         _shared("--name", metavar="NAME", help="Name of this connection on the server  [nqnb]"),
-        _shared("connect_timeout", "--timeout", metavar="SECONDS", type=seconds, help="Longest time to connect  [5]"),
+        _shared("connect_timeout", "--timeout", metavar="SECONDS", type=seconds, help="Time limit for connecting  [5]"),
         click.Option(
             ["as_json", "--json"],
             is_flag=True,

@@ -1,7 +1,7 @@
 """The records that commands return, in addition to the records in `nqnb.records`.
 
-If ``ok`` of a record is False, the record is shown and the exit code is 1. If a record has ``as_json``, that JSON is
-printed instead of the fields.
+If a record's ``ok`` is False, the record is shown and the exit code is 1. If a record has ``as_json``, ``--json``
+prints its return value instead of the record's fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PRINTED_ERRORS = 10
 
 
 class Tasks(list[TaskInfo]):
-    """Tasks, the most recently changed task last; ``total`` is the number of tasks before the limit was applied."""
+    """Tasks, the most recently changed task last. ``total`` is the number of tasks before the limit was applied."""
 
     def __init__(self, tasks: Iterable[TaskInfo] = (), total: int = 0) -> None:
         super().__init__(tasks)
@@ -39,7 +39,7 @@ class Queues(list[QueueInfo]):
 
 
 class Workers(list[WorkerInfo]):
-    """Live workers, by host and process; ``least`` is how many there must be."""
+    """Live workers, sorted by host and process; ``least`` is the required number."""
 
     def __init__(self, workers: Iterable[WorkerInfo] = (), least: int = 0) -> None:
         super().__init__(workers)
@@ -52,10 +52,10 @@ class Workers(list[WorkerInfo]):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The error to print if there are too few."""
+        """The error to print if there are too few workers."""
         if self.ok:
             return []
-        return [NqnbError(f"there are too few workers: expected {self.least:,}, found {len(self):,}. Start more")]
+        return [NqnbError(f"too few workers are alive: expected {self.least:,}, found {len(self):,}. Start more")]
 
 
 class Outcomes(list[T]):
@@ -67,7 +67,7 @@ class Outcomes(list[T]):
 
     @classmethod
     def of(cls, outcomes: Iterable[T | NqnbError]) -> Self:
-        """Split records from errors."""
+        """Separate the records from the errors."""
         made = cls()
         for each in outcomes:
             if isinstance(each, NqnbError):
@@ -83,11 +83,11 @@ class Outcomes(list[T]):
 
 
 class Receipts(Outcomes[CancelReceipt]):
-    """Receipts of several cancels."""
+    """The receipts of several cancels."""
 
 
 class RequeuedTask(Struct, frozen=True):
-    """A requeued task; ``id`` is the id of the new task, and ``of`` is the id of the ended task."""
+    """A requeued task: ``id`` is the id of the new task, and ``of`` is the id of the ended task."""
 
     id: str
     queue: str
@@ -99,7 +99,7 @@ class Requeued(Outcomes[RequeuedTask]):
 
 
 class RequeueGroup(Struct, frozen=True):
-    """The tasks of one queue that ended in one state with errors of one type; ``error`` is the error of the first."""
+    """The tasks of one queue with the same state and type of error; ``error`` is the error of the first task."""
 
     queue: str
     status: Status
@@ -108,7 +108,7 @@ class RequeueGroup(Struct, frozen=True):
 
 
 class RequeuePreview(Struct, frozen=True):
-    """The tasks that a command would requeue; ``left_out`` counts those that were requeued before."""
+    """The tasks that a command would requeue; ``left_out`` counts the skipped tasks, which were already requeued."""
 
     groups: list[RequeueGroup]
     ids: list[str]
@@ -139,7 +139,7 @@ class RequeuePreview(Struct, frozen=True):
 
 
 class RequeuedAll(Struct, frozen=True):
-    """The outcome of requeuing many tasks; ``left_out`` counts those that were requeued before."""
+    """The outcome of requeuing many tasks; ``left_out`` counts the skipped tasks, which were already requeued."""
 
     tasks: list[RequeuedTask]
     refused: list[NqnbError]
@@ -152,11 +152,11 @@ class RequeuedAll(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The first few errors, which are printed."""
+        """The errors to print: only the first few."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
-        """Return counts, the new tasks and the errors."""
+        """Return the counts, the new tasks and the errors."""
         return {
             "requeued": len(self.tasks),
             "left_out": self.left_out,
@@ -167,13 +167,13 @@ class RequeuedAll(Struct, frozen=True):
 
 
 class Emptied(Struct, frozen=True):
-    """The outcome of a purge or a delete; ``removed`` is True if the queue was deleted."""
+    """The outcome of a purge or delete; ``removed`` is True if the queue was deleted."""
 
     receipt: PurgeReceipt
     removed: bool
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields of the receipt, and whether the queue was removed."""
+        """Return the fields of the receipt, and whether the queue was deleted."""
         return {**structs.asdict(self.receipt), "removed": self.removed}
 
 
@@ -236,7 +236,7 @@ class Cancelled(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The first few errors, which are printed."""
+        """The errors to print: only the first few."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
@@ -269,19 +269,19 @@ class TaskStatus(Struct, frozen=True):
 
 
 class Value(Struct, frozen=True):
-    """The result of a task; ``id`` and ``queue`` are set if the same command submitted the task."""
+    """The result of a task. ``id`` and ``queue`` are set if the same command submitted the task."""
 
     value: Any
     id: str = ""
     queue: str = ""
 
     def as_json(self) -> Any:
-        """Return the value, or the task and its result if the same command submitted the task."""
+        """Return the result, with the task's id and queue if they are set."""
         return {"id": self.id, "queue": self.queue, "result": self.value} if self.id else self.value
 
 
 class Submitted(Struct, frozen=True):
-    """The tasks that one command submitted; ``many`` is True if the command can submit any number of tasks."""
+    """The tasks that one command submitted. ``many`` is True if the command can submit any number of tasks."""
 
     queue: str
     ids: list[str]
@@ -301,7 +301,7 @@ class Submitted(Struct, frozen=True):
 
 
 class CommandProgress(Struct, frozen=True):
-    """The progress of a long command: ``done`` of ``total`` units; ``what`` is the unit, such as "tasks ended"."""
+    """The progress of a long command: ``done`` of ``total`` units. ``what`` names the unit, such as "tasks ended"."""
 
     done: int
     total: int
@@ -318,10 +318,9 @@ class ServerUp(Struct, frozen=True):
 
 
 class DetachedServer(Struct, frozen=True):
-    """The user's detached server, if there is one. The record never has the token of the server.
+    """The user's detached server, if there is one, without its token.
 
-    ``state`` is one word for programs, and ``note`` is a sentence for the user. ``ok`` shows whether the command
-    succeeded.
+    ``state`` is one word for programs, ``note`` is a sentence for the user, and ``ok`` is False if the command failed.
     """
 
     state: str

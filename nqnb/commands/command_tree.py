@@ -29,7 +29,7 @@ Run a first task:
   nqnb watch
 
 \b
-Exit codes: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted
+Exit codes: 0 done, 1 failed, 2 usage error, 3 no connection, 130 interrupted
 Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 """
 
@@ -42,8 +42,8 @@ Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 def tree(ctx: click.Context) -> str | None:
     """Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.
 
-    Every command also accepts the options below after its name, with three exceptions: --timeout means something else
-    in submit and task result, and so does --name in queue stats. Set passwords and tokens in NATS_PASSWORD and
+    Every command also accepts the options below after its name, with three exceptions: --timeout has another meaning in
+    `submit` and `task result`, and so has --name in `queue stats`. Set passwords and tokens in NATS_PASSWORD and
     NATS_TOKEN, not on the command line, where other users of the machine can read them.
     """
     return help_alone(ctx)

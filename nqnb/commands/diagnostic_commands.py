@@ -1,4 +1,4 @@
-"""The commands that show and test nqnb itself: ``nqnb demo``, ``nqnb chaos``, ``nqnb version``."""
+"""The commands that demonstrate and test nqnb itself: ``nqnb demo``, ``nqnb chaos``, ``nqnb version``."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Examples:
 )
 @click.pass_context
 def demo(ctx: click.Context) -> DemoSummary:
-    """Run a short demo of tasks, retries and cancels, and check it.
+    """Run a short demo of tasks, retries and cancels, and check their outcomes.
 
-    A worker hashes the files of this Python installation. One task fails twice and is retried, and one is scheduled for
-    later. A task that never ends is cancelled while it is running, and another task is cancelled while it is waiting.
-    The demo starts a temporary server; with -u it uses that server instead, and creates its own queues there. Exit code
-    0 means that every task ended as expected.
+    A worker hashes the files of this Python installation. One task fails twice and is retried, and another is scheduled
+    for later. A task that never ends is cancelled while it is running, and another task is cancelled while it is
+    waiting. The demo starts a temporary server. With -u, it uses your server instead, and creates its own queues there.
+    Exit code 0 means that every task ended as expected.
     """
     front = front_of(ctx)
     options = options_of(ctx)
@@ -59,7 +59,7 @@ def _faults(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         raise click.BadParameter(
-            f"{unknown[0]!r} is invalid: no such fault. Use any of {', '.join(FAULTS)}, separated by commas"
+            f"fault {unknown[0]!r} is unknown: expected any of {', '.join(FAULTS)}. Separate them with commas"
         )
     return names
 
@@ -82,21 +82,21 @@ Examples:
     default=1000,
     metavar="N",
     show_default=True,
-    help="How many tasks to submit",
+    help="Number of tasks to submit",
 )
-@click.option("--seed", type=click.IntRange(0), metavar="S", help="Seed of all random choices  [a new one]")
+@click.option("--seed", type=click.IntRange(0), metavar="S", help="Seed for all random choices  [a new seed]")
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     metavar="M",
-    help="Longest time to submit tasks  [10]",
+    help="Time limit for submitting tasks  [10]",
 )
 @click.option(
     "--faults",
     callback=_faults,
     metavar="LIST",
-    help=f"Faults to cause, of {','.join(FAULTS)}  [all but cluster; with -u {','.join(FOREIGN_FAULTS)}]",
+    help=f"Faults to inject, from {','.join(FAULTS)}  [all but cluster; with -u: {','.join(FOREIGN_FAULTS)}]",
 )
 @click.option(
     "--ack-wait", type=seconds, default=ACK_WAIT_SECONDS, metavar="SECONDS", help="Ack wait of the queues  [3]"
@@ -112,15 +112,15 @@ def chaos(
     ack_wait: float,
     yes: bool,
 ) -> ChaosReport:
-    """Test nqnb under faults, and check that it keeps its guarantees.
+    """Test nqnb under faults, and check that its guarantees hold.
 
     Tasks are submitted, and are cancelled at every stage of their lives, while faults are injected: workers are killed
     and suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the
     clocks of one worker and one client are off by an hour. With the fault `cluster`, the run uses a cluster of three
     servers, which loses its leaders and its quorum. The command starts these servers and workers itself.
 
-    With -u, that server is tested instead, after you confirm. The only faults are load, cancels, and kills of workers
-    that this command starts. It uses only queues and buckets that it creates and removes.
+    With -u, your server is tested instead, after you confirm. The only faults are then load, cancels, and kills of the
+    workers that this command starts. It uses only queues and buckets that it creates and removes.
 
     Afterwards, every stored revision and the log of the handlers are checked. If a guarantee was broken, the seed and
     the timeline of the task are shown, and the exit code is 1.

@@ -1,4 +1,4 @@
-"""Say which option of a command was meant by one that the command does not have."""
+"""Suggest an option or argument in place of an option that a command does not have."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import click
 
 _CUTOFF = 0.6
-"""The least similarity of an option that is suggested, from 0 to 1; the dashes do not count."""
+"""The minimum similarity of a suggested option, from 0 to 1, ignoring the dashes."""
 _ALIASES: dict[str, tuple[str, ...]] = {
     "after": ("--newer-than", "--since"),
     "at": ("--process-at",),
@@ -26,11 +26,11 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "type": ("--error",),
     "when": ("--process-at",),
 }
-"""What other programs call an option, and the options that mean it here."""
+"""Names of options in other programs, and nqnb's options with the same meaning."""
 
 
 def no_such_option(error: click.NoSuchOption, command: click.Command) -> click.NoSuchOption:
-    """Return the error for an option that a command does not have, with the option or argument that was meant."""
+    """Return the error for an unknown option, with a suggestion."""
     given, name = error.option_name, error.ctx.command_path if error.ctx is not None else command.name
     text = f"option {given!r} is unknown: {name} has no such option. {_advice(given, command, name)}"
     return click.NoSuchOption(given, text, ctx=error.ctx)

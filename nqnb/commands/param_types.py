@@ -1,4 +1,4 @@
-"""Parsers for the values on a command line: task ids, queue names, durations, dates, states and paths."""
+"""Parsers for command-line values: task ids, queue names, durations, dates, states and paths."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.protocol import names
 from nqnb.protocol.status import Status, Waiting
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
-"""The states of a task that has not ended, and can therefore be cancelled."""
+"""The states of tasks that have not ended, and can therefore be cancelled."""
 CANCEL_FILTERS: tuple[State, ...] = (*OPEN_STATES, Waiting.SCHEDULED)
 """The states that select tasks to cancel."""
 
@@ -25,15 +25,15 @@ _TIME_OF_DAY = re.compile("([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
 
 
 class FilePath(click.Path):
-    """The path of a file or folder. click itself raises a bare ValueError for characters that no path can have."""
+    """The path of a file or folder. For characters that paths cannot contain, click raises a bare ValueError."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the path; see `click.Path.convert`."""
         try:
             return super().convert(value, param, ctx)
-        except ValueError:  # a null character, or half a surrogate pair
+        except ValueError:
             self.fail(
-                f"path {shown(value)} is invalid: it has a character that no path can have. Remove it.", param, ctx
+                f"path {shown(value)} is invalid: it has a null character or a lone surrogate. Remove it.", param, ctx
             )
 
 
@@ -112,7 +112,7 @@ def moment(text: str) -> datetime | timedelta:
     if (clock := _TIME_OF_DAY.fullmatch(text)) is not None:
         return _next_time_of_day(int(clock[1]), int(clock[2]), int(clock[3] or 0))
     try:
-        # Python 3.10 does not accept the Z.
+        # Python 3.10 does not accept "Z" for UTC.
         return datetime.fromisoformat(re.sub("[Zz]$", "+00:00", text))
     except ValueError:
         raise click.BadParameter(
@@ -122,7 +122,7 @@ def moment(text: str) -> datetime | timedelta:
 
 
 def future_moment(text: str) -> datetime | timedelta:
-    """Parse a date that is in the future."""
+    """Parse a date that must be in the future."""
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
         raise click.BadParameter(
@@ -132,7 +132,7 @@ def future_moment(text: str) -> datetime | timedelta:
 
 
 def _next_time_of_day(hour: int, minute: int, second: int) -> datetime:
-    """Return when the local clock shows a time for the next time."""
+    """Return the next occurrence of a time of day, in local time."""
     now = datetime.now()
     at = now.replace(hour=hour, minute=minute, second=second, microsecond=0)
     return at if at > now else at + timedelta(days=1)

@@ -27,7 +27,7 @@ ShowCount = Callable[[int, int], None]
 @click.command("queues", cls=Command, epilog="\b\nExample:\n  nqnb queues --json")
 @click.pass_context
 def list_queues(ctx: click.Context) -> Queues:
-    """List the queues of the server, with the number of their tasks."""
+    """List the queues on the server, with their task counts."""
     return ask(ctx, _all_queues)
 
 
@@ -49,7 +49,7 @@ def queue(ctx: click.Context) -> str | None:
 @queue.command("list", epilog="\b\nExample:\n  nqnb queue list --json")
 @click.pass_context
 def queue_list(ctx: click.Context) -> Queues:
-    """List the queues of the server, with the number of their tasks."""
+    """List the queues on the server, with their task counts."""
     return ask(ctx, _all_queues)
 
 
@@ -61,14 +61,14 @@ def queue_list(ctx: click.Context) -> Queues:
     type=queue_name,
     metavar="NAME",
     shell_complete=shell_completion.queues,
-    help="Queue name, as NQ's CLI takes it",
+    help="Queue name, as in NQ's CLI",
 )
 @click.pass_context
 def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> QueueInfo:
-    """Show how many tasks and workers one queue has, and its size."""
+    """Show the task counts, the number of workers and the size of one queue."""
     chosen = name or named
     if chosen is None or (name and named):
-        raise click.UsageError("the queue is not clear: expected exactly one name. Use NAME or --name NAME")
+        raise click.UsageError("the queue is missing or named twice: expected one name. Use NAME or --name NAME")
     return ask(ctx, lambda nq: _find(nq, chosen))
 
 
@@ -88,7 +88,7 @@ def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
 @queue_argument
 @click.pass_context
 def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
-    """Resume a paused queue: workers take its tasks again."""
+    """Resume a paused queue: workers start its tasks again."""
     return _change(ctx, queue, Client.resume)
 
 
@@ -119,7 +119,7 @@ Examples:
 )
 @queue_argument
 @click.option("--force", is_flag=True, help="End its tasks first, and delete it even if workers are serving it")
-@wait_option("With --force: wait up to SECONDS until the code of its tasks has stopped  [30]")
+@wait_option("With --force: wait up to SECONDS for the code of its tasks to stop  [30]")
 @yes_option
 @click.pass_context
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
@@ -168,7 +168,7 @@ async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
 
 
 async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
-    """Return the tasks that the delete would end, or raise the error with which the delete would be refused."""
+    """Return the tasks that the delete would end, or raise QueueInUse if the delete would be refused."""
     info, preview = await _find(nq, name), Preview.of(await nq.tasks(name, OPEN_STATES))
     if force or not (preview.ids or info.workers):
         return preview

@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.5
 """The interval between two checks that the server is still running."""
 _DEFAULT_PORT = 4222
 _FAREWELL_SECONDS = 2.0
-"""How long a stop with Ctrl-C may take to count the tasks that are kept."""
+"""The time limit for counting the remaining tasks after Ctrl-C."""
 
 
 @click.command(
@@ -50,7 +50,7 @@ Examples:
     "--store-dir",
     type=FilePath(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Folder that stores the tasks  [a folder of your user, one for each port]",
+    help="Folder in which tasks are stored  [in your user data folder, one for each port]",
 )
 @click.option(
     "go_queues",
@@ -61,8 +61,8 @@ Examples:
     help="Let unpatched Go workers see the cancels of this queue; repeatable",
 )
 @click.option("--detach", is_flag=True, help="Run the server in the background, where every command finds it")
-@click.option("--status", is_flag=True, help="Show the server in the background; exit code 0 means that it is running")
-@click.option("stops", "--stop", is_flag=True, help="Stop the server in the background; its tasks are kept")
+@click.option("--status", is_flag=True, help="Show the background server; exit code 0 means that it is running")
+@click.option("stops", "--stop", is_flag=True, help="Stop the background server; its tasks are kept")
 @click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask for confirmation")
 @click.pass_context
 def up(
@@ -79,9 +79,9 @@ def up(
 
     The server has JetStream enabled, listens on 127.0.0.1 only, and is installed with nqnb.
 
-    With --detach it runs in the background and continues after this shell ends. Each user has at most one such server,
-    protected by a token that only this user can read. Commands and notebooks use this server if neither they, NATS_URL
-    nor a context of the NATS CLI names another server.
+    With --detach, it runs in the background and continues after this shell exits. Each user has at most one such
+    server. It requires a token that only this user can read. Commands and notebooks use this server unless an option,
+    NATS_URL or a context of the NATS CLI names another server.
     """
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
@@ -127,7 +127,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
 
 
 async def _farewell(server: DevServer, again: list[str], *, temporary: bool) -> str:
-    """Return what is kept when the server stops, where, and how to start it again."""
+    """Return the last message: how many tasks are kept, where, and how to start the server again."""
     try:
         async with connect(server.url, connect_timeout=_FAREWELL_SECONDS, request_timeout=_FAREWELL_SECONDS) as nq:
             tasks = await asyncio.wait_for(nq.tasks(status=OPEN_STATES), _FAREWELL_SECONDS)
@@ -136,8 +136,8 @@ async def _farewell(server: DevServer, again: list[str], *, temporary: bool) -> 
     else:
         count = "1 queued or running task is" if len(tasks) == 1 else f"{len(tasks):,} queued or running tasks are"
     if temporary:
-        return f"nqnb: the server stops; {count} removed with its temporary store. To keep tasks, give --store-dir"
-    return f"nqnb: the server stops; {count} kept in {server.store_dir}. Start it again with `{shlex.join(again)}`"
+        return f"nqnb: the server is stopping; {count} removed with its temporary store. To keep tasks, use --store-dir"
+    return f"nqnb: the server is stopping; {count} kept in {server.store_dir}. Restart it with `{shlex.join(again)}`"
 
 
 def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_queues: tuple[str, ...]) -> DetachedServer:
@@ -146,14 +146,14 @@ def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_que
     if new:
         if not port and former not in (0, server.port):
             front_of(ctx).say(
-                f"nqnb: another program is using the server's previous port {former}, so it listens on {server.port}; "
-                "clients of your detached server reconnect there by themselves"
+                f"nqnb: another program is using the previous port {former}, so the server listens on {server.port}; "
+                "clients of your detached server reconnect there automatically"
             )
         return _record("running", "Your detached server is running; `nqnb up --stop` stops it", server)
     if (port and port != server.port) or store_dir is not None or go_queues:
         front_of(ctx).say(
             "nqnb: the options were ignored, because the server is already running; "
-            "to change them, stop it with `nqnb up --stop`"
+            "to use them, stop the server first with `nqnb up --stop`"
         )
     return _record("running", "Your detached server is already running", server)
 
@@ -168,12 +168,12 @@ def _status() -> DetachedServer:
 
 
 def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: None) -> DetachedServer:
-    """Stop the detached server, after showing the user its open tasks and asking for confirmation.
+    """Show the open tasks of the detached server, ask for confirmation, and stop the server.
 
     Args:
         ctx: the context of the command.
-        yes: whether the user confirmed with an option of the command.
-        before: a function to call just before the server is stopped, after the confirmation.
+        yes: whether the user has already confirmed with an option.
+        before: called after the confirmation, just before the server is stopped.
 
     Raises:
         NqnbError: the answer is no, or there is no terminal (`NeedsYes`).
@@ -206,13 +206,13 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
             raise DevServerError(problem)
         preview = front.run(open_tasks)
     except NqnbError as error:
-        return f"{str(error).rstrip('.')}. It is therefore not known which tasks are queued there."
+        return f"{str(error).rstrip('.')}. The server may therefore have queued tasks."
     if not preview.ids:
         return ""
     if not front.json:
         front.show(preview)
     count = "1 task is" if len(preview.ids) == 1 else f"{len(preview.ids):,} tasks are"
-    return f"{count} queued or running there; its store keeps them until it is started again."
+    return f"{count} queued or running there. The server keeps its tasks until it is started again."
 
 
 def _record(state: str, note: str, server: Detached | None = None, *, ok: bool = True) -> DetachedServer:

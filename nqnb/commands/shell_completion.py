@@ -1,4 +1,4 @@
-"""Complete queues, task ids and states when the user presses Tab; offer nothing if the server is slow to answer."""
+"""Complete queues, task ids and states when the user presses Tab. If the server is slow, nothing is offered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ended_states(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the queues of the server."""
+    """Offer the queues on the server."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return await _queues(nq, incomplete)
@@ -76,7 +76,7 @@ def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 def queues_and_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer queues, then tasks; if the command line already names a task, offer only tasks."""
+    """Offer queues, then tasks. If the command line already has an argument, offer only tasks."""
 
     first = not ctx.params.get(param.name or "")
 

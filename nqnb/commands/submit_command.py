@@ -1,4 +1,4 @@
-"""The command ``nqnb submit``: read one or many payloads, and submit them to a queue."""
+"""The command ``nqnb submit``: read one or more payloads, and submit them to a queue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
 
 _BATCH_TASKS = 2000
-"""How many tasks are submitted between two progress reports."""
+"""The number of tasks that are submitted between two progress reports."""
 _FOREVER = "forever"
 _QUOTE_HINT = "Quote it for the shell like '{\"a\": 1}', or use "
 
@@ -43,7 +43,7 @@ def _wait(text: str) -> float | None:
         return seconds(text)
     except click.BadParameter as error:
         raise click.BadParameter(
-            f"{error.message}. Since the duration is optional, put --wait last, or write --wait=10 or --wait={_FOREVER}"
+            f"{error.message}. The duration is optional, so put --wait last, or write --wait=10 or --wait={_FOREVER}"
         ) from None
 
 
@@ -60,29 +60,29 @@ Examples:
 )
 @click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
 @click.argument("payload", required=False)
-@click.option("--id", type=task_id, metavar="ID", help="Task id  [a new one]")
+@click.option("--id", type=task_id, metavar="ID", help="Task id  [a new id]")
 @click.option(
-    "--retry", type=click.IntRange(0), default=0, metavar="N", help="Run the task up to N more times if it fails  [0]"
+    "--retry", type=click.IntRange(0), default=0, metavar="N", help="Retry the task up to N times if it fails  [0]"
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="Longest time of one run (90, 10m, 2h)  [no limit]")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for one run (90, 10m, 2h)  [no limit]")
 @click.option(
     "--deadline",
     type=future_moment,
     metavar="WHEN",
-    help="Fail the task if it has not ended by then (10m, 18:00, 2030-12-31T18:00)",
+    help="Fail the task if it has not ended by WHEN (10m, 18:00, 2030-12-31T18:00)",
 )
 @click.option(
     "--process-at",
     type=future_moment,
     metavar="WHEN",
-    help="Do not start the task before then (10m, 07:00, 2030-12-31T18:00)",
+    help="Do not start the task before WHEN (10m, 07:00, 2030-12-31T18:00)",
 )
 @click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
 @click.option("--lines", is_flag=True, help="Submit one task for each line of the file or stdin; skip empty lines")
 @click.option(
     "--ordered",
     is_flag=True,
-    help="Keep the order of the lines; slower, since else many are sent at once, and some overtake others",
+    help="Keep the order of the lines. This is slower: by default, many tasks are sent at once and can change order",
 )
 @click.option("--text", is_flag=True, help="Send the payload as a JSON string")
 @click.option("--raw", is_flag=True, help="Send the payload as raw bytes")
@@ -92,7 +92,7 @@ Examples:
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result, up to SECONDS if given, and print it",
+    help="Wait for the result, up to SECONDS if it is set, and print the result",
 )
 @click.pass_context
 def submit(
@@ -110,8 +110,8 @@ def submit(
 ) -> Submitted | Value:
     """Submit a task to QUEUE, and print its id.
 
-    PAYLOAD is JSON, or `-` to read JSON from stdin. If there is no PAYLOAD, the payload of the task is null. See also
-    --text, --raw and --file.
+    PAYLOAD is JSON, or `-` to read JSON from stdin. Without PAYLOAD, the payload is null. See also --text, --raw and
+    --file.
     """
     waits = ctx.get_parameter_source("wait") is not click.core.ParameterSource.DEFAULT
     wait: float | None = options.pop("wait")
@@ -131,7 +131,7 @@ def submit(
         value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
-        raise click.UsageError("--lines has nothing to read: no file was named. Use --file PATH, or - as PAYLOAD")
+        raise click.UsageError("--lines has nothing to read: no file was named. Use --file PATH, or `-` for stdin")
     values = [
         _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
@@ -180,14 +180,14 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
         raise click.UsageError(f"the payload cannot be read: {error.strerror}. Check the file") from None
     try:
         return None if payload is None else payload.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # a notebook cell can hold any half of a surrogate pair, not only an escaped byte
+    except UnicodeEncodeError:  # a notebook cell can contain any lone surrogate, not only an escaped byte
         raise click.UsageError(
             f"the payload {shown(payload)} is invalid: it contains a lone surrogate. Remove or replace that character."
         ) from None
 
 
 def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
-    """Return the payload as bytes; ``quoted`` is True if a shell parsed the payload and may have removed quotes."""
+    """Return the payload as bytes. ``quoted`` is True if a shell parsed it, and may have removed its quotes."""
     if data is None:
         return b"null"
     if form == "raw":
@@ -200,7 +200,7 @@ def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) 
                 f"{what} is invalid text: it is not UTF-8 ({error}). Use --raw to send the bytes as they are"
             ) from None
     if not data.strip():
-        raise click.UsageError(f"{what} is invalid JSON: it is empty. Write null, or use --text for empty text")
+        raise click.UsageError(f"{what} is invalid JSON: it is empty. Write null, or use --text for an empty string")
     try:
         payloads.decode_json(data)
     except BadInput as error:

@@ -60,9 +60,9 @@ _STDIN = "-"
 
 
 class Filter(Struct, frozen=True):
-    """Select tasks. Ages are in seconds since the submit; a task of unknown age matches no age.
+    """A selection of tasks. Ages are in seconds since the submit. A task of unknown age matches no age.
 
-    ``error`` is a part of the text of the error; upper and lower case are equal.
+    ``error`` must be part of the task's error message, ignoring case.
     """
 
     queue: str | None = None
@@ -94,7 +94,7 @@ async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
     """Return the tasks with these ids, the least recently changed task first.
 
     Raises:
-        UnknownTask: no task has one of the ids.
+        UnknownTask: at least one of the tasks does not exist.
     """
     found: list[TaskInfo] = []
 
@@ -130,12 +130,12 @@ def list_tasks(
     since: float | None,
     limit: int,
 ) -> Tasks:
-    """List tasks; the most recently changed task is last.
+    """List tasks. The most recently changed task is last.
 
-    Without QUEUE, the tasks of all queues are listed.
+    Without QUEUE, tasks of all queues are listed.
     """
     if queue is not None and named is not None:
-        raise click.UsageError("too many queues: QUEUE and --queue exclude each other. Give only one")
+        raise click.UsageError("too many queues: QUEUE and --queue cannot be combined. Use only one")
     queue = queue or named
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses, newer_than=since), limit))
 
@@ -159,9 +159,9 @@ Examples:
 )
 @age_option("--older-than", "Only tasks submitted more than AGE ago")
 @age_option("--newer-than", "Only tasks submitted less than AGE ago")
-@wait_option("Wait up to SECONDS until the code of the tasks has stopped")
+@wait_option("Wait up to SECONDS for the code of the tasks to stop")
 @yes_option
-@dry_run_option("Show which tasks would be cancelled, and cancel none")
+@dry_run_option("Show which tasks would be cancelled, but do not cancel them")
 @click.pass_context
 def cancel(
     ctx: click.Context,
@@ -182,12 +182,12 @@ def cancel(
     Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
     still be stopping; with --wait, exit code 0 means that the code has stopped.
 
-    A task that never started becomes "deleted". A task that had started becomes "cancelled", once its code has stopped.
+    A task that never started becomes "deleted". A task that had started becomes "cancelled" once its code has stopped.
     """
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
         raise click.UsageError(
-            "the tasks are not clear: expected either task ids or a filter. Use ids, or --queue, --status or an age"
+            "cannot select tasks: expected either task ids or a filter. Use ids, or --queue, --status or an age"
         )
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
@@ -215,13 +215,13 @@ Examples:
 @age_option("--older-than", "Remove tasks that ended more than AGE ago", required=True)
 @queue_option("Only tasks of this queue")
 @yes_option
-@dry_run_option("Show what would be removed, and remove nothing")
+@dry_run_option("Show what would be removed, but do not remove it")
 @click.pass_context
 def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, dry_run: bool) -> PruneReceipt:
     """Remove the states and results of tasks that ended long ago.
 
     A preview is shown first, and you are asked to confirm. The state of a task that has not ended is never removed.
-    Without --queue, results and cancel requests that belong to no task are removed too.
+    Without --queue, results and cancel requests without a task are removed too.
     """
     preview = ask(ctx, lambda nq: nq.prune(older_than, queue, dry_run=True))
     if dry_run:
@@ -252,7 +252,7 @@ def _id_argument_or_option(function: Any) -> Any:
     named: dict[str, Any] = {
         "type": task_id,
         "metavar": "ID",
-        "help": "Task id, as NQ's CLI takes it",
+        "help": "Task id, as in NQ's CLI",
     }
     function = click.option("--id", "named", shell_complete=shell_completion.ids, **named)(function)
     return click.argument("id", type=task_id, required=False, shell_complete=shell_completion.ids)(function)
@@ -260,7 +260,7 @@ def _id_argument_or_option(function: Any) -> Any:
 
 def _chosen_id(id: str | None, named: str | None) -> str:
     if (id is None) == (named is None):
-        raise click.UsageError("the task is missing or named twice: expected exactly one task id. Use ID or --id ID")
+        raise click.UsageError("the task is missing or named twice: expected one task id. Use ID or --id ID")
     return id or named or ""
 
 
@@ -268,7 +268,7 @@ def _chosen_id(id: str | None, named: str | None) -> str:
 @_id_argument_or_option
 @click.pass_context
 def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskStatus:
-    """Print the state of a task, in one word."""
+    """Print the state of a task as one word."""
     chosen = _chosen_id(id, named)
 
     async def question(nq: Client) -> TaskStatus:
@@ -295,8 +295,8 @@ Examples:
 """,
 )
 @_id_argument_or_option
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="Longest time to wait  [no limit]")
-@click.option("--traceback", is_flag=True, help="If the task failed, print its traceback too")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for the wait  [no limit]")
+@click.option("--traceback", is_flag=True, help="If the task failed, also print its traceback")
 @click.pass_context
 def task_result(ctx: click.Context, id: str | None, named: str | None, timeout: float | None, traceback: bool) -> Value:
     """Wait for a task to end, and print its result as JSON.
@@ -331,7 +331,7 @@ Examples:
 @limit_option
 @click.pass_context
 def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int) -> Tasks:
-    """List tasks; the most recently changed task is last."""
+    """List tasks. The most recently changed task is last."""
     return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses), limit))
 
 
@@ -344,7 +344,7 @@ Examples:
 """,
 )
 @ids_argument_or_option(shell_completion.open_ids)
-@wait_option("Wait up to SECONDS until the code of the tasks has stopped")
+@wait_option("Wait up to SECONDS for the code of the tasks to stop")
 @click.pass_context
 def task_cancel(
     ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], wait: float | None
@@ -354,7 +354,7 @@ def task_cancel(
     Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
     still be stopping; with --wait, exit code 0 means that the code has stopped.
 
-    A task that never started becomes "deleted". A task that had started becomes "cancelled", once its code has stopped.
+    A task that never started becomes "deleted". A task that had started becomes "cancelled" once its code has stopped.
     """
     return cancel_ids(ctx, chosen_ids(ids, named), wait)
 
@@ -377,14 +377,9 @@ Examples:
     help="Only tasks that ended in this state; repeatable  [failed]",
 )
 @age_option("--since", "Only tasks submitted less than AGE ago")
-@click.option(
-    "--error",
-    type=part_of_error,
-    metavar="TEXT",
-    help="Only tasks whose error contains TEXT, in upper or lower case",
-)
+@click.option("--error", type=part_of_error, metavar="TEXT", help="Only tasks whose error contains TEXT, ignoring case")
 @yes_option
-@dry_run_option("Show which tasks would be requeued, and requeue none")
+@dry_run_option("Show which tasks would be requeued, but do not requeue them")
 @click.pass_context
 def task_requeue(
     ctx: click.Context,
@@ -399,24 +394,24 @@ def task_requeue(
 ) -> RequeuedTask | Requeued | RequeuePreview | RequeuedAll:
     """Submit ended tasks again, by their ids or by a filter.
 
-    Each new task has the same queue, payload, retries and timeout. A task that has not ended is refused, and so is a
-    task whose payload is no longer stored.
+    Each new task has the same queue, payload, retries and timeout. A task is refused if it has not ended, or if its
+    payload is no longer stored.
 
     Tasks that are named by their ids are requeued at once, and the ids of the new tasks are printed. With a filter, or
-    with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm; tasks that have already been
-    requeued are skipped.
+    with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm. Tasks that have already been
+    requeued are then skipped.
     """
     filtered = bool(queue or statuses or since is not None or error)
     if bool(ids or named) == filtered:
         raise click.UsageError(
-            "the tasks are not clear: expected either task ids or a filter. "
+            "cannot select tasks: expected either task ids or a filter. "
             "Use ids, or --queue, --status, --since or --error"
         )
     chosen = _ids_of_line_and_stdin(ctx, ids, named)
     if not (filtered or _STDIN in ids or dry_run):
         return _requeue_ids(ctx, chosen)
     which = Filter(queue, statuses or (Status.FAILED,), newer_than=since, error=error or "")
-    # Tasks that the command line names are requeued even if they have already been requeued.
+    # Tasks that are named on the command line are requeued even if they have already been requeued.
     again = not filtered and _STDIN not in ids
     preview, missing = ask(ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, again=again))
     if dry_run:
@@ -431,18 +426,18 @@ def task_requeue(
 
 
 def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return each task id, without duplicates; ``-`` is replaced by the ids on stdin."""
+    """Return the task ids without duplicates, with ``-`` replaced by the ids from stdin."""
     given = [each for each in (*ids, *named) if each != _STDIN]
     if _STDIN in ids:
         try:
             given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())
         except OSError as error:
-            raise click.UsageError(f"the ids on stdin cannot be read: {error.strerror}. Pass the ids as ID") from None
+            raise click.UsageError(f"the ids cannot be read from stdin: {error.strerror}. Pass them as ID") from None
     return list(dict.fromkeys(given))
 
 
 def _requeue_ids(ctx: click.Context, ids: list[str]) -> RequeuedTask | Requeued:
-    """Requeue tasks by their ids; return the new task for a single id, or raise the error of that task."""
+    """Requeue tasks by their ids. For a single id, return the new task or raise the error."""
     requeued = _requeue(ctx, ids, lambda _: None)
     if len(ids) > 1:
         return requeued
@@ -452,7 +447,7 @@ def _requeue_ids(ctx: click.Context, ids: list[str]) -> RequeuedTask | Requeued:
 
 
 def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None]) -> Requeued:
-    """Requeue all tasks; on Ctrl-C, report how many tasks were requeued."""
+    """Requeue all tasks. On Ctrl-C, report how many tasks were requeued."""
     outcomes: dict[str, RequeuedTask | NqnbError] = {}
     try:
         return ask(ctx, lambda nq: _requeue_all(nq, ids, show, outcomes))
@@ -465,7 +460,7 @@ def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None])
 
 
 def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> CancelReceipt | Receipts:
-    """Cancel tasks by their ids; return the receipt of a single task, or raise the error of that task."""
+    """Cancel tasks by their ids. For a single id, return the receipt or raise the error."""
     receipts = _cancel(ctx, ids, wait)
     for error in receipts.errors:
         if isinstance(error, ConnectionFailed) and not receipts:
@@ -482,7 +477,7 @@ def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> Cancel
 def _cancel(
     ctx: click.Context, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
 ) -> Receipts:
-    """Cancel all tasks; on Ctrl-C, report which cancels are stored."""
+    """Cancel all tasks. On Ctrl-C, report which cancels are stored."""
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
     try:
         return ask(ctx, lambda nq: _cancel_all(nq, ids, wait, show, outcomes))
@@ -517,7 +512,7 @@ async def _cancel_all(
     Args:
         nq: the client.
         ids: the tasks.
-        wait: how many seconds to wait for code to stop; None does not wait.
+        wait: how many seconds to wait for code to stop, or None not to wait.
         show: receives the progress as a `CommandProgress`.
         outcomes: receives the receipt or the error of each task as soon as it is known.
     """
@@ -529,11 +524,11 @@ async def _cancel_all(
 
 
 def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
-    """Return the error for a task whose cancel is stored, but whose code was not stopped by the cancel in time."""
+    """Return the error for a cancel that was stored but did not stop the code in time, or else None."""
     task_id, state = receipt.task_id, receipt.status
     if receipt.stopping:
         return WaitTimeout(
-            f"the code of task {task_id!r} has not stopped: it needs more than {wait:g} s. The cancel is stored; "
+            f"the code of task {task_id!r} has not stopped: it takes longer than {wait:g} s. The cancel is stored; "
             "cancel again to wait longer",
             task_id,
             state,
@@ -552,7 +547,7 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
-    """Return a task. If it ended without a result, look for its requeued copy in a list of the tasks."""
+    """Return a task. If it ended without a result, list its queue to find out whether it was requeued."""
     task = await nq.fetch(id)
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
         return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)
@@ -568,7 +563,7 @@ async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
 async def _preview_of_requeue(
     nq: Client, which: Filter | list[str], *, again: bool
 ) -> tuple[RequeuePreview, list[str]]:
-    """Return the tasks that would be requeued, and the ids for which there is no task.
+    """Return the tasks that would be requeued, and the ids of tasks that do not exist.
 
     Args:
         nq: the client.
@@ -589,7 +584,7 @@ async def _preview_of_requeue(
 async def _requeue_all(
     nq: Client, ids: list[str], show: Callable[[object], None], outcomes: MutableMapping[str, RequeuedTask | NqnbError]
 ) -> Requeued:
-    """Requeue all tasks; a task that is refused does not stop the others.
+    """Requeue all tasks, even if some of them are refused.
 
     Args:
         nq: the client.

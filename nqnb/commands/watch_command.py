@@ -22,13 +22,13 @@ from nqnb.records import QueueInfo, TaskInfo
 
 _MIN_INTERVAL_SECONDS = 0.25
 _SLOW_SECONDS = 1.0
-"""After this long without an answer, check whether the server is still connected."""
+"""How long to wait for an answer before checking whether the server is still connected."""
 _MAX_FIRST_TASKS = 50
 """The maximum number of tasks in the first line of JSON, or in the first table without a terminal."""
 
 
 class QueueCounts(Struct, frozen=True):
-    """A queue as the server reports it, and the number of its tasks in each state."""
+    """A queue as the server reports it, and the number of tasks in each state."""
 
     info: QueueInfo
     states: dict[Status, int]
@@ -46,9 +46,9 @@ class Changes(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The queues and tasks at one moment; ``changed`` has the tasks that are new or differ from the last snapshot.
+    """The queues and tasks at one moment. ``changed`` has the tasks that are new or differ from the last snapshot.
 
-    ``tasks`` has the running tasks, sorted by start time, and then the others, the most recently changed first.
+    ``tasks`` has the running tasks, sorted by start time, then the others, the most recently changed first.
     """
 
     at: datetime
@@ -139,7 +139,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
 
 
 class _Watcher:
-    """Takes snapshots of everything, of one queue or of some tasks, and reports the changes."""
+    """A source of snapshots of everything, of one queue or of some tasks. It detects the changes between them."""
 
     def __init__(self, what: tuple[str, ...], once: bool) -> None:
         self._what = what
@@ -151,7 +151,7 @@ class _Watcher:
 
     @property
     def ended(self) -> bool:
-        """Whether single tasks are watched, and all of them have ended."""
+        """Whether individual tasks are watched, and all of them have ended."""
         return bool(self._by_id and self._last and all(each.status.terminal for each in self._last.tasks))
 
     async def snapshot(self, nq: Client) -> Snapshot:
@@ -178,7 +178,7 @@ class _Watcher:
             changed = changed[-_MAX_FIRST_TASKS:]
         self._seen = {each.id: each.revision for each in tasks}
         running = [each for each in tasks if each.status is Status.PROCESSING]
-        # The order must not change while the tasks run, so that a row stays where it is.
+        # The order must not change while the tasks are running, so that rows do not move.
         running.sort(key=lambda each: (each.started_at is None, each.started_at, each.id))
         ordered = [*running, *(each for each in reversed(tasks) if each.status is not Status.PROCESSING)]
         return Snapshot(datetime.now(timezone.utc), queues, ordered, changed, self._once)
@@ -191,19 +191,19 @@ class _Watcher:
                 raise
             raise UnknownTask(
                 f"{self._what[0]!r} was not found: the server has no such queue and no such task. "
-                "`nqnb queue list` and `nqnb task list` show both",
+                "`nqnb queue list` and `nqnb task list` show the names",
                 error.task_id,
             ) from None
 
     async def next_snapshot(self, nq: Client) -> Snapshot | None:
-        """Return a snapshot, or None if nothing changed. If the server does not answer, the next call asks again."""
+        """Return a snapshot, or None if nothing changed. If the server does not answer, the next call tries again."""
         last = self._last
         if last is None:
             return await self.snapshot(nq)
         pending = self._pending = self._pending or asyncio.ensure_future(self._take_snapshot(nq))
         while not pending.done():
             await asyncio.wait({pending}, timeout=_SLOW_SECONDS)
-            # The request continues, because it is retried, but the user learns at once that the server is unreachable.
+            # The client retries the request, but the user learns at once that the server is unreachable.
             if not pending.done() and not nq.backend.connected:
                 return self._unreachable(last, "the server has not answered")
         self._pending = None
@@ -230,7 +230,7 @@ class _Watcher:
 
 
 def _unanswered(error: NqnbError) -> str:
-    """Describe which component has not answered. Many requests are outstanding, so one error would not help."""
+    """Describe which component has not answered. An error of one of the many requests would not help the user."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"

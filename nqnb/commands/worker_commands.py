@@ -26,7 +26,7 @@ log = logging.getLogger("nqnb.worker")
 
 
 class UserCodeError(NqnbError):
-    """The module of the worker cannot be imported; ``.traceback`` shows where it failed, without nqnb's own frames."""
+    """The worker's module cannot be imported. ``.traceback`` shows where the import failed, without nqnb's frames."""
 
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
@@ -34,7 +34,7 @@ class UserCodeError(NqnbError):
 
 
 @click.command("workers", cls=Command, epilog="\b\nExamples:\n  nqnb workers\n  nqnb workers --min-workers 1")
-@click.option("--min-workers", type=click.IntRange(0), default=0, metavar="N", help="Exit with 1 if fewer are alive")
+@click.option("--min-workers", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer than N are alive")
 @click.pass_context
 def list_workers(ctx: click.Context, min_workers: int) -> Workers:
     """List the nqnb workers that are alive.
@@ -104,13 +104,13 @@ def _processes(
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
-    """Return the settings of the worker, with the options of the command.
+    """Return the settings of the worker, overridden by the options of the command.
 
-    If neither names a server, it is chosen in the same way as for other commands.
+    If neither names a server, the server is chosen in the same way as for other commands.
     """
     choice = resolve(Settings.of(own, **options))
     if choice.detached:
-        log.info("no server was named, so the worker serves your detached server at %s", choice.settings.url)
+        log.info("no server was named, so the worker uses your detached server at %s", choice.settings.url)
     return choice.settings
 
 
@@ -135,7 +135,7 @@ def _find_worker(target: str) -> Worker:
     if not isinstance(found, Worker):
         raise click.UsageError(
             f"worker {target!r} is invalid: expected an nqnb.Worker, got a {type(found).__name__}. "
-            "Use the name of a Worker"
+            "Use the name of a Worker in the module"
         )
     return found
 
@@ -162,5 +162,5 @@ def _user_error(name: str, error: BaseException) -> UserCodeError:
         inner = inner.tb_next
     text = "".join(traceback.format_exception(type(error), error, inner)).rstrip()
     return UserCodeError(
-        f"module {name!r} cannot be imported: {type(error).__name__}: {error}. The traceback shows where", text
+        f"module {name!r} cannot be imported: {type(error).__name__}: {error}. See the traceback", text
     )

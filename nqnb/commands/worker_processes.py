@@ -3,7 +3,7 @@
 The parent and each worker process share a socket pair. The parent sends the connection options over the socket rather
 than on the command line, where other users could read them. The worker process reports over the socket that it is
 serving. When the parent exits, the socket closes and the worker process stops. Each worker process leads its own
-session, so that a Ctrl-C reaches the process only once, through the parent.
+session, so that Ctrl-C reaches the process only once, through the parent.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class WorkerProcesses:
         """Serve until a signal is received, all processes have exited, or one of them keeps crashing.
 
         Returns:
-            The highest exit code of the processes that were not replaced. A process that was ended by a signal counts
+            The highest exit code of the processes that were not replaced. A process that was killed by a signal counts
             as 128 plus the number of the signal.
         """
         killer = asyncio.ensure_future(self._kill_late())
@@ -143,7 +143,7 @@ class WorkerProcesses:
         loop = asyncio.get_running_loop()
         caught = []
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTSTP, signal.SIGCONT):
-            with contextlib.suppress(ValueError, RuntimeError):  # not the main thread's loop
+            with contextlib.suppress(ValueError, RuntimeError):  # the loop is not in the main thread
                 loop.add_signal_handler(number, self._forward, number)
                 caught.append(number)
         try:
@@ -154,7 +154,7 @@ class WorkerProcesses:
 
 
 class _WorkerProcess:
-    """The parent's handle of one worker process."""
+    """The parent's handle on one worker process."""
 
     def __init__(self, command: Sequence[str], orders: bytes) -> None:
         self._socket, theirs = socket.socketpair()
@@ -168,7 +168,7 @@ class _WorkerProcess:
 
     @property
     def code(self) -> int:
-        """The exit code, or the negated number of the signal that ended the process."""
+        """The exit code, or the negated number of the signal that killed the process."""
         return int(self._process.returncode)
 
     async def serves(self) -> bool:
@@ -202,13 +202,13 @@ class _WorkerProcess:
 
 
 class ParentLink:
-    """A worker process's link to its parent. Create it before anything reads stdin, because it replaces stdin."""
+    """A worker process's link to its parent. Create it before stdin is read, because it replaces stdin."""
 
     def __init__(self) -> None:
         try:
             self._socket = socket.socket(fileno=os.dup(0))
         except OSError:
-            raise click.UsageError("--member cannot be used by itself: --processes adds it. Use --processes") from None
+            raise click.UsageError("--member is internal: --processes adds it. Use --processes instead") from None
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         with self._socket.makefile("rb", buffering=0) as stream:
@@ -244,7 +244,7 @@ class ParentLink:
                 break
         with contextlib.suppress(RuntimeError):  # the loop is already closed
             stop()
-        # A handler may block the loop indefinitely, and there is no parent to kill this process.
+        # A handler may block the loop indefinitely, and the parent is no longer there to kill this process.
         if math.isfinite(limit):
             time.sleep(limit)
             os._exit(1)
@@ -252,8 +252,8 @@ class ParentLink:
 
 def _end_text(code: int) -> str:
     if code >= 0:
-        return f"ended with exit code {code}"
+        return f"exited with code {code}"
     try:
-        return f"ended with signal {signal.Signals(-code).name}"
+        return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
-        return f"ended with signal {-code}"
+        return f"was killed by signal {-code}"

@@ -104,7 +104,7 @@ def test_without_a_command_the_module_shows_its_help(start: Start) -> None:
     answer = ended(start())
     assert answer.code == 0
     assert answer.out.startswith("Usage: nqnb [OPTIONS] COMMAND [ARGS]...")
-    assert "Exit codes: 0 done, 1 refused, 2 usage, 3 no connection, 130 interrupted" in answer.out
+    assert "Exit codes: 0 done, 1 failed, 2 usage error, 3 no connection, 130 interrupted" in answer.out
 
 
 def test_the_shell_loads_neither_nats_nor_the_notebook() -> None:
@@ -312,7 +312,7 @@ def test_cancel_fails_if_the_code_does_not_stop_in_time(run: Run, new: Callable[
     answer = run("task", "cancel", task_id, "--wait", "0.2")
     assert answer.code == 1
     assert "still stopping" in answer.out
-    assert "has not stopped: it needs more than 0.2 s. The cancel is stored" in answer.err
+    assert "has not stopped: it takes longer than 0.2 s. The cancel is stored" in answer.err
     assert run("task", "cancel", task_id, "--wait", "10").code == 0
 
 
@@ -516,7 +516,7 @@ def test_an_empty_result_prints_no_empty_line(run: Run) -> None:
 
 def test_the_help_says_which_options_mean_something_else(run: Run) -> None:
     told = " ".join(run("-h").out.split())
-    assert "--timeout means something else in submit and task result, and so does --name in queue stats." in told
+    assert "--timeout has another meaning in `submit` and `task result`, and so has --name in `queue stats`." in told
     taken = {
         (" ".join(path), option)
         for path in every_command()
@@ -648,9 +648,9 @@ def test_up_says_at_its_end_which_tasks_are_kept_and_where(
     assert answer.code == 0
     if keeps:
         again = f"nqnb up --port 0 --store-dir '{store}'"
-        said = f"2 queued or running tasks are kept in {store}. Start it again with `{again}`"
+        said = f"2 queued or running tasks are kept in {store}. Restart it with `{again}`"
     else:
-        said = "2 queued or running tasks are removed with its temporary store. To keep tasks, give --store-dir"
+        said = "2 queued or running tasks are removed with its temporary store. To keep tasks, use --store-dir"
     assert said in answer.err
 
 

@@ -128,7 +128,7 @@ def test_an_interrupted_wait_says_that_the_task_continues(
     answer = ended(process)
     assert (answer.code, answer.out) == (130, "")
     assert one_line(f"{answer.err.splitlines()[-1]}\n"), answer.err
-    assert re.search(r"task '(\w+)' continues, `nqnb cancel \1` stops it", answer.err)
+    assert re.search(r"task '(\w+)' continues\. `nqnb cancel \1` stops it", answer.err)
     assert "Traceback" not in answer.err
 
 

@@ -71,7 +71,7 @@ def test_on_a_given_server_the_board_fits_and_the_summary_names_the_queues(
     assert "deleted before it started" in text
     assert "after the request" in text
     assert "2 times" in text
-    assert "not run before its time" in text
+    assert "not started early" in text
     assert all(queue in text for queue in summary.queues)
     assert server.url in text
 

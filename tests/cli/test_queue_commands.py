@@ -221,9 +221,9 @@ def test_failed_tasks_are_requeued_by_their_error_once(url: str, run: Run) -> No
 
     # The next call leaves it out, while a task that is named is meant.
     again = run("task", "requeue", "-q", "flaky", "--since", "1h", "-y")
-    assert again.out.endswith("1 requeued; 2 left out: requeued before\n")
+    assert again.out.endswith("1 requeued; 2 skipped: already requeued\n")
     nothing = run("task", "requeue", "-q", "flaky", "-y")
-    assert (nothing.code, nothing.out) == (0, "no tasks were requeued; 3 left out: requeued before\n")
+    assert (nothing.code, nothing.out) == (0, "no tasks were requeued; 3 skipped: already requeued\n")
     assert run("task", "requeue", first).code == 0
 
 

@@ -338,7 +338,7 @@ def test_a_member_that_dies_over_its_own_fork_is_missed_by_its_crew(start: Start
     try:
         assert parent.stderr is not None
         assert select.select([parent.stderr], [], [], 20)[0], "it still waits for a process that is dead"
-        assert "ended with exit code 7" in parent.stderr.readline()
+        assert "exited with code 7" in parent.stderr.readline()
     finally:
         parent.kill()
         parent.wait()
