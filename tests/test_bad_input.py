@@ -638,7 +638,7 @@ class TestUnreachableServers:
             mute.bind(("127.0.0.1", 0))
             mute.listen()
             url = f"nats://127.0.0.1:{mute.getsockname()[1]}"
-            await self.quick_refusal(url, "no answer within 1 s", url=url, connect_timeout=1.0)
+            await self.quick_refusal(url, "did not answer within 1 s", url=url, connect_timeout=1.0)
 
     async def test_a_server_of_another_protocol_is_reported(self) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,7 +1,6 @@
-"""The server's side of clients and workers: the buckets, the queues, publishing, scheduling and cancelling.
+"""The interface through which clients and workers use the server: buckets, queues, messages and schedules.
 
-`Backend` has one connection and the names of everything that NQ stores on the server. Code outside
-``nqnb.jetstream`` never needs the connection itself.
+Code outside ``nqnb.jetstream`` uses only `Backend`, and never its connection.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ log = logging.getLogger("nqnb.backend")
 MIN_RETENTION_SECONDS = 3600.0
 """The minimum time for which the state of an ended task is kept, because the state must outlive the task's message."""
 _MIN_RETENTION_ACK_WAITS = 10
-"""The same minimum in ack waits: the message of a dead worker may be redelivered after each ack wait."""
+"""The same minimum in ack waits, because a dead worker's message may be redelivered after each ack wait."""
 _RESULT_MARGIN_SECONDS = 3600.0
 """How much longer a result is kept than its task's entry, because the result is written before the entry."""
 _REPAIR_PATIENCE_SECONDS = 0.1
@@ -83,7 +82,7 @@ class Backend:
         """The log of the invalid states that a listing skips."""
         self._spared_since = -math.inf
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
-        """The running repair for each queue. The key None is the repair of the buckets only."""
+        """The last repair for each queue. The key None is for repairs that need no queue."""
         self._queues: dict[str, QueueStreams] = {}
         self._scheduling: set[str] = set()
         """The queues whose streams are known to accept schedules."""
@@ -119,7 +118,7 @@ class Backend:
 
     @property
     def retry_for(self) -> float:
-        """How many seconds an unconfirmed request is retried."""
+        """The number of seconds for which an unconfirmed request is retried."""
         return self.connection.settings.retry_for
 
     @property
@@ -139,7 +138,7 @@ class Backend:
 
     @property
     def closed_event(self) -> asyncio.Event:
-        """Set when the connection is closed for good."""
+        """The event that is set when the connection is closed for good."""
         return self.connection.closed
 
     @property
@@ -166,7 +165,7 @@ class Backend:
         self.connection.on_reconnect(callback)
 
     async def caught_up(self) -> None:
-        """Wait until all messages that the server sent before the call have arrived, or the connection is lost."""
+        """Wait until all messages that the server sent before this call have arrived, or the connection is lost."""
         await self.connection.caught_up()
 
     async def account_info(self) -> dict[str, Any]:
@@ -194,27 +193,27 @@ class Backend:
         return self.connection.clock.now()
 
     def earliest_now(self) -> float:
-        """Return the earliest possible time on the server: the server's clock has certainly reached it."""
+        """Return the earliest possible time on the server, which the server's clock has certainly reached."""
         return self.connection.clock.earliest()
 
     def latest_now(self) -> float:
-        """Return the latest possible time on the server: a delay counted from it is never too short."""
+        """Return the latest possible time on the server. A delay that is counted from it is never too short."""
         return self.connection.clock.latest()
 
     async def read_now(self) -> float:
         """Return the server's time in Unix seconds. Ask the server first if the last time stamp is not fresh.
 
-        If the server does not reply, the result is that of `now`.
+        If the server does not reply, this is the same as `now`.
         """
         with contextlib.suppress(NqnbError):
             await self.presence.read_clock()
         return self.now()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before the next try."""
+        """Wait before the next attempt."""
         await asyncio.sleep(seconds)
 
-    # Buckets, and repeated requests.
+    # Buckets and retries.
 
     async def ensure_buckets(self) -> None:
         """Create missing buckets.
@@ -231,9 +230,9 @@ class Backend:
 
     @property
     def terminal_ttl(self) -> float | None:
-        """How many seconds the state of an ended task is kept, or None if the state is kept until it is pruned.
+        """The number of seconds for which the state of an ended task is kept, or None if only pruning removes it.
 
-        Use this TTL for an outcome only if the task's message is acked right after the write. For other outcomes see
+        Use this TTL for an outcome only if the task's message is acked right after the write. For other outcomes, see
         `nqnb.protocol.transition.let_expire`.
         """
         seconds = self.connection.settings.retention_seconds
@@ -243,21 +242,21 @@ class Backend:
 
     @property
     def result_ttl(self) -> float | None:
-        """How many seconds a result in the result bucket is kept, which is longer than its task's state."""
+        """The number of seconds for which the result bucket keeps a result. It is longer than `terminal_ttl`."""
         ttl = self.terminal_ttl
         return None if ttl is None else ttl + _RESULT_MARGIN_SECONDS
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
-        """Retry a request like `Connection.insist`, and recreate missing streams and buckets between the tries.
+        """Retry a request like `Connection.insist`, and recreate missing streams and buckets between the attempts.
 
         Args:
-            ask: sends an idempotent request.
+            ask: a function that sends an idempotent request.
             queue: the queue whose streams the request needs in addition to the buckets.
         """
 
         async def repair() -> None:
-            # One repair runs in the background for all requests: while a cluster elects leaders, a repair is slow and
-            # unnecessary.
+            # All requests share a repair in the background, because a repair is slow and unnecessary while a cluster
+            # elects leaders.
             running = self._repairs.get(queue)
             if running is None or running.done():
                 running = self._repairs[queue] = spawn(self._repair(queue))
@@ -278,13 +277,13 @@ class Backend:
     # Queues.
 
     async def ensure_queue(self, queue: str) -> QueueStreams:
-        """Return the queue's streams. Missing streams are created."""
+        """Return the queue's streams, after creating any that are missing."""
         if queue not in self._queues:
             self._queues[queue] = await ensure_queue(self.connection, queue)
         return self._queues[queue]
 
     async def find_queue(self, queue: str) -> str | None:
-        """Return the name of the stream of a queue's tasks, or None if the queue does not exist."""
+        """Return the name of a queue's task stream, or None if the queue does not exist."""
         return await find_stream(self.connection, names.task_subject(queue))
 
     async def queue_created_at(self, queue: str) -> float:
@@ -306,7 +305,7 @@ class Backend:
             yield info
 
     async def service_of(self, queue: str) -> QueueService:
-        """Return who serves a queue."""
+        """Return how a queue is served."""
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
 
@@ -316,9 +315,9 @@ class Backend:
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
         """Pause a queue, so that its consumer delivers no tasks. ``note`` records the client that paused the queue."""
-        # Few servers need this bucket. Without it, no queue is paused.
+        # Few servers need this bucket, so it is not created earlier. If it is missing, no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
-        # The note is written first: workers that recreate the consumer obey it.
+        # The note is written first, because workers that recreate the consumer obey it.
         full = None
         try:
             await self.pauses.put(queue, note, await_room=False)
@@ -328,7 +327,7 @@ class Backend:
         if full is not None:
             if not paused:
                 raise full
-            log.warning("queue %s is paused until its consumer is deleted: storing the note failed: %s", queue, full)
+            log.warning("queue %s is paused until its consumer is deleted: its note was not stored: %s", queue, full)
 
     async def resume(self, queue: str, stream: str) -> None:
         """Resume a queue, so that its consumer delivers tasks again."""
@@ -336,7 +335,7 @@ class Backend:
         await pause_consumer(self.connection, stream, False)
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams with all their messages, and the note of its pause."""
+        """Delete a queue's streams with all their messages, and the note that records its pause."""
         for subject in (names.task_subject(queue), names.cancel_subject(queue)):
             stream = await find_stream(self.connection, subject)
             if stream is not None:
@@ -370,7 +369,7 @@ class Backend:
         return info is None or bool(sequence > info["delivered"]["stream_seq"])
 
     async def task_messages(self, queue: str, stream: str) -> AsyncIterator[StreamMessage]:
-        """Yield the task messages of a queue's stream, oldest first. Schedules are left out."""
+        """Yield the task messages of a queue's stream, oldest first, without schedules."""
         async for message in read_messages(self.connection, stream, subject=names.task_subject(queue)):
             yield message
 
@@ -379,7 +378,7 @@ class Backend:
         return await read_all_messages(self.connection, stream)
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:
-        """Publish a cancel, and return when the server has stored it for every worker.
+        """Publish a cancel, and return once the server has stored it for every worker.
 
         Raises:
             NqnbError: the server may not have stored the cancel.
@@ -409,7 +408,7 @@ class Backend:
         """Schedule a task message exactly once; see `nqnb.jetstream.schedules.publish_schedule`.
 
         Returns:
-            The server's confirmation, or None if the server refused the schedule. Then the task must wait in its queue.
+            The server's confirmation, or None if the server refused the schedule and the task must wait in its queue.
         """
 
         async def publish() -> PubAck:
@@ -423,7 +422,7 @@ class Backend:
         try:
             return await self.insist(publish, queue)
         except (ServerRefused, PayloadTooLarge, NoRoom) as error:
-            log.warning("task %s waits in queue %s, because its schedule was refused: %s", task_id, queue, error)
+            log.warning("task %s is waiting in queue %s, because its schedule was refused: %s", task_id, queue, error)
             return None
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
@@ -432,7 +431,7 @@ class Backend:
             streams = await self.ensure_queue(queue)
             await purge_schedule(self.connection, queue, task_id, streams.tasks)
 
-    # What a worker needs.
+    # The parts of a worker.
 
     def pull_loop(
         self,
@@ -457,9 +456,9 @@ class Backend:
         return OverdueSchedules(self.connection, queue)
 
     async def move_presence(self) -> None:
-        """Move the presence bucket into the server's memory, so that workers stay alive on a full disk.
+        """Move the presence bucket into the server's memory, so that workers stay alive when the disk is full.
 
-        A server that restarts loses the bucket, which is then created on disk again.
+        If the server restarts, the bucket is lost and is then recreated on disk.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission to recreate the bucket.
@@ -467,20 +466,20 @@ class Backend:
         stream = names.bucket_stream(self.connection.settings.worker_bucket)
         config = (await self.connection.api(f"STREAM.INFO.{stream}"))["config"]
         if config.get("storage") == "file":
-            log.warning("the presence bucket is moved into memory, because the server's disk has no room for it")
+            log.warning("moving the presence bucket into the server's memory, because the server's disk is full")
             # Each worker writes its entry again within a third of its ack wait.
             await delete_stream(self.connection, stream)
             await self._ensure_presence(memory=True)
 
     def spare_owners(self) -> None:
-        """Count every worker as alive from now on, because the server may have lost or refused presence entries.
+        """Count every worker as alive for a while, because the server may have lost or refused presence entries.
 
-        The callers of `spared_for` choose for how long.
+        Callers of `spared_for` choose for how long.
         """
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:
-        """Return for how many more seconds every worker counts as alive: ``seconds`` after the last `spare_owners`."""
+        """Return the rest of the ``seconds`` after `spare_owners`, during which every worker counts as alive."""
         return max(0.0, self._spared_since + seconds - time.monotonic())
 
     async def _ensure_presence(self, *, memory: bool = False) -> None:
@@ -499,6 +498,6 @@ class Backend:
             self._scheduling.add(queue)
 
     def _on_disconnect(self) -> None:
-        # A cluster that lost one server still has its streams, and reports them only after it has elected a leader.
+        # A cluster that lost one server still has its streams, but reports them only once it has elected a leader.
         if not self.connection.clustered:
             self._queues.clear()

@@ -47,7 +47,7 @@ _stored_decoder = msgspec.json.Decoder(_StoredAnswer)
 
 
 class KeyValueStore:
-    """A bucket. A fresh read asks the leader; a fast read asks any server that has a copy (NATS ADR-31)."""
+    """A key-value bucket. Fresh reads ask the leader; other reads ask any server that has a copy (NATS ADR-31)."""
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
@@ -64,7 +64,7 @@ class KeyValueStore:
         try:
             return await self._write(key, value, 0, ttl)
         except RevisionConflict:
-            # A deleted key leaves a tombstone with a revision of its own.
+            # A deleted key leaves a tombstone, which has a revision.
             last = await self._last(key)
             if last is None or not _is_tombstone(last.hdrs):
                 raise
@@ -128,7 +128,7 @@ class KeyValueStore:
                     raise full from None
 
     async def retire(self, key: str, revision: int) -> None:
-        """Delete exactly this revision of a key by a tombstone. Unlike `delete`, this only needs permission to write.
+        """Delete exactly this revision of a key by a tombstone. Unlike `delete`, this needs only permission to write.
 
         Raises:
             RevisionConflict: the key has another revision.
@@ -143,7 +143,7 @@ class KeyValueStore:
         """See `StateStore.subscribe`.
 
         The subscription also receives writes that the bucket refuses, and receives nothing while the connection is
-        down. Therefore a call of ``wake`` is only a hint, and the caller reads the key again after a reconnect.
+        down. Therefore, a call of ``wake`` is only a hint, and the caller must read the key again after a reconnect.
         """
         return await self._subscribe(key, lambda message: wake())
 
@@ -181,7 +181,7 @@ class KeyValueStore:
 
     async def _publish(self, key: str, value: bytes, headers: dict[str, str], ttl: float | None) -> int:
         if not names.is_key(key):
-            raise BadInput(f"key {quoted(key)} is invalid: a character is not allowed. Use A-Z a-z 0-9 - / _ = .")
+            raise BadInput(f"key {quoted(key)} is invalid: it must be made of A-Z a-z 0-9 - / _ = .")
         publish, subject = self._connection.publish, self._root + key
         if ttl is not None and self.expires:
             try:
@@ -225,7 +225,7 @@ class KeyValueStore:
         return Entry(key, answer.data, int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"]))
 
     async def _has_direct(self) -> bool:
-        """Return whether the bucket allows direct reads; a bucket that Go NQ created may not."""
+        """Return whether the bucket allows direct reads. A bucket that Go NQ created may not allow them."""
         if self._direct is None:
             info = await self._connection.find(f"STREAM.INFO.{self._stream}")
             if info is None:
@@ -242,14 +242,13 @@ async def ensure_bucket(
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        max_age: seconds after which a key expires, 0 = never. Use it only for keys on which no guarantee depends.
-        expires: allow a TTL for single writes (NATS ADR-43, server >= 2.11). A bucket that Go NQ created is updated.
-        memory: store the bucket in the server's memory, if the server has memory for it. An existing bucket is not
-            changed.
+        max_age: seconds after which a key expires, or 0 for never. Use it only for keys on which no guarantee depends.
+        expires: allow a TTL for individual writes (NATS ADR-43, server >= 2.11). A bucket of Go NQ is updated.
+        memory: create the bucket in the server's memory, if the server has memory for it.
 
     Returns:
-        Whether single writes can have a TTL. A bucket with a longer history never allows it, because an older state
-        would reappear.
+        Whether individual writes can have a TTL. They never can in a bucket with a longer history, because an older
+        state would reappear when a newer one expires.
     """
     name = names.bucket_stream(bucket)
     body = {
@@ -294,7 +293,7 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
     try:
         await connection.insist(lambda: connection.api(f"STREAM.UPDATE.{config['name']}", config))
     except NqnbError as error:
-        log.info("entries of %s do not expire, because the server refused to update it: %s", config["name"], error)
+        log.info("entries of %s do not expire, because updating the stream failed: %s", config["name"], error)
         return False
     return True
 

@@ -1,8 +1,9 @@
-"""Read a bucket through a pull consumer: every entry once (`list_entries`), or every entry and then every change.
+"""Read every entry of a bucket once (`list_entries`), or every entry and then every change (`BucketFeed`).
 
-The consumer is stored in the server's memory. It delivers entries in pages, so that a bucket of 100,000 keys overloads
-neither side. If the consumer is deleted, or one of its messages is lost, the reader creates another consumer. A listing
-then starts again and skips the keys that it has already yielded. A feed resumes after the last entry that it received.
+Both use a pull consumer in the server's memory. It delivers entries in pages, so that a bucket of 100,000 keys
+overloads neither side. If the consumer is deleted, or one of its messages is lost, the reader creates another consumer.
+A listing then starts again and skips the keys that it has already yielded. A feed resumes after the last entry that it
+received.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ PULL_EXPIRES_SECONDS = 30.0
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the server's heartbeats while a pull waits."""
 _CHECK_SECONDS = 0.25
-"""Seconds between two checks that the connection has not been lost."""
+"""Seconds between two checks of whether the connection was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,7 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
     """Yield the entry of every key of a bucket once, oldest write first. A missing bucket has no entries.
 
     Args:
-        connection: the connection. The listing fails if no new entry arrives for ``retry_for`` seconds, a setting of
-            the connection.
+        connection: the connection. The listing fails if no new entry arrives within its setting ``retry_for``.
         bucket: the bucket's name.
 
     Raises:
@@ -112,9 +112,9 @@ class BucketFeed:
         """The sequence of the newest entry that arrived."""
         self._complete = False
         self._recreated = False
-        """Whether the bucket was recreated and no page has reported it yet."""
+        """Whether the bucket was recreated and no page has reported this yet."""
         self._created = ""
-        """When the bucket was created. A recreated bucket has another creation time."""
+        """When the bucket was created. This time changes if the bucket is recreated."""
 
     async def pages(self) -> AsyncGenerator[Page, None]:
         """Yield pages indefinitely, and retry after temporary errors.
@@ -161,7 +161,7 @@ class BucketFeed:
                     requested = PAGE
                 await first_of(consumer.ready, timeout=_CHECK_SECONDS)
                 if consumer.lost:
-                    # After a quick reconnect the old pull continues, without the messages that were lost.
+                    # After a quick reconnect, the old pull continues without the messages that were lost.
                     return
                 now = asyncio.get_running_loop().time()
                 if not consumer.ready.is_set():
@@ -173,7 +173,7 @@ class BucketFeed:
                 self._last = max(self._last, consumer.sequence)
                 requested = 0 if batch.ended else max(0, requested - batch.size)
                 was_complete = self._complete
-                # An idle server has nothing left. Fewer entries than expected may have arrived: some were deleted.
+                # An idle server has nothing left. If entries were deleted, fewer than expected have arrived.
                 self._complete = was_complete or batch.idle or batch.size >= waiting
                 waiting = max(0, waiting - batch.size)
                 if batch.size or self._complete != was_complete:
@@ -189,7 +189,7 @@ class BucketFeed:
         """Create a consumer that delivers the entries that this feed has not read yet."""
         found = await self._connection.api(f"STREAM.INFO.{self._stream}")
         created = str(found["created"])
-        # A store that was restored from an older copy keeps its creation time.
+        # A stream that was restored from an older backup keeps its creation time.
         if self._created and (created != self._created or int(found["state"]["last_seq"]) < self._last):
             self._last, self._complete, self._recreated = 0, False, True
         self._created = created
@@ -201,11 +201,11 @@ class BucketFeed:
 async def poll_store(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
     """Poll a store that does not report changes, and yield pages like `BucketFeed`.
 
-    While the store cannot be read, the last page has ``lost`` set.
+    If the store cannot be read, the next page has ``lost`` set.
 
     Args:
         store: the store.
-        connection: the client's connection; closing it ends the pages.
+        connection: the client's connection. Closing it ends the polling.
         every: seconds between two listings.
 
     Raises:
@@ -217,7 +217,7 @@ async def poll_store(store: StateStore, connection: Connection, every: float = 1
         try:
             entries = [entry async for entry in store.entries()]
         except Exception as error:
-            # Any exception: the errors of a custom store are unknown here.
+            # A custom store may raise any exception.
             if not lost:
                 lost = True
                 log.warning("reading the states failed; retrying every %g s", every, exc_info=error)
@@ -264,7 +264,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
     }
     asked = elapsed()
     info = await connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
-    # A server before 2.10 reports its time only here.
+    # A server older than 2.10 reports its time only in this reply.
     connection.clock.observe(parse_time(str(info["created"])), asked, elapsed())
     return f"{stream}.{info['name']}", int(info["num_pending"])
 
@@ -285,14 +285,14 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
         drained = consumer.waiting == 0
         while not drained:
             # With no_wait, the server reports immediately that nothing is left, for example after deletions. A full
-            # page also contains entries written meanwhile, so that one listing catches up with many writers.
+            # page includes entries that were just written, so that a listing catches up with many writers.
             await consumer.pull({"batch": PAGE, "no_wait": True}, page=PAGE)
             await consumer.page_arrived()
             batch = consumer.read()
             if batch.entries:
                 yield batch.entries
             drained = batch.drained
-            # If nothing arrived although entries were left, they were deleted or lost. A new listing shows which.
+            # If entries are missing, they were deleted or lost. A new listing shows which.
             short = batch.size < PAGE and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
@@ -311,7 +311,7 @@ class _Batch(NamedTuple):
     ended: bool
     """Whether the server ended the pull."""
     idle: bool
-    """Whether the server has nothing to send now."""
+    """Whether the server currently has nothing to send."""
     broken: bool
     """Whether a message was lost, or the consumer no longer exists."""
 
@@ -363,7 +363,7 @@ class _BucketConsumer:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection was lost after the consumer was created, so that messages may be missing."""
+        """Whether the connection was lost after the consumer was created. If so, messages may be missing."""
         return self._connection.losses != self._losses or self._connection.closed.is_set()
 
     async def pull(self, request: dict[str, object], page: int = 1) -> None:

@@ -1,9 +1,9 @@
 """Publish cancels, and receive them in a worker.
 
-Each worker has its own consumer on each queue's cancel stream. The consumer delivers every cancel. A client publishes
-the cancel only after the server has stored the cancel request. A worker also listens to writes of cancel requests,
-because such writes arrive sooner. The worker need not wait until a request is stored: a stop signal guarantees nothing,
-and the client retries the request until it is durable.
+On each queue's cancel stream, each worker has a consumer that delivers every cancel. A client publishes the cancel only
+after the server has stored the cancel request. A worker also listens for writes of cancel requests, because they arrive
+sooner. The worker need not wait until a request is stored, because a stop signal guarantees nothing, and because the
+client retries the request until it is durable.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REDELIVER_NANOSECONDS = 1_000_000_000
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
-    """Publish a cancel, and return when the server has stored it for every worker.
+    """Publish a cancel, and return once the server has stored it for every worker.
 
     Raises:
         NqnbError: see `Connection.publish`.
@@ -43,14 +43,14 @@ async def publish_cancel(connection: Connection, queue: str, task_id: str) -> No
 
 
 class CancelListener:
-    """Receive every cancel of some queues.
+    """A worker's subscription to every cancel of its queues.
 
     Args:
         connection: the connection.
         intents: the bucket of the cancel requests.
         worker: the worker's id, which is the name of its consumers.
         on_cancel: called on the event loop with the task id, the known facts about the cancel, and whether the client
-            writes a cancel request. It may be called several times for one cancel.
+            also writes a cancel request. It may be called several times for one cancel.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class CancelListener:
             cancel = CancelMessage.decode(message.data)
             names.check_task_id(cancel.ID)
             if message.carries(names.CLIENT_HEADER):
-                # The cancel request has the facts.
+                # The cancel request contains the facts.
                 self._on_cancel(cancel.ID, CancelRecord(), True)
             else:
                 self._on_cancel(
@@ -121,7 +121,7 @@ class CancelListener:
                 )
         except (MalformedMessage, InvalidTaskId) as error:
             log.warning("a message on %s is not a valid cancel: %s", names.cancel_subject(queue), error)
-        # The ack comes last, so that the running task is stopped first.
+        # The ack is sent last, so that the running task is stopped first.
         spawn(self._ack(message))
 
     def _overheard(self, task_id: str, intent: bytes) -> None:

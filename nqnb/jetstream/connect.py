@@ -1,11 +1,11 @@
-"""Open a connection: connect to the first server that accepts it, or report why each server failed.
+"""Open a connection to the first server that accepts it, or report why each server failed.
 
 On its own, nats-py retries the first connection for two minutes, and waits forever for a socket whose TLS handshake
 failed. It also mistakes a server that closes the connection for one that is about to answer, and sends plain text to a
 server that must use TLS. Therefore this module tries each address once, with a separate client that stops at its first
 error.
 
-This module also reads credentials files and nkey seeds, and checks them before they sign anything for a server.
+This module also reads credentials files and nkey seeds, and checks them before it signs anything for a server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from nqnb.server import detached
 from nqnb.settings import Settings
 
 _CLOSE_SECONDS = 0.2
-"""Seconds that nats-py may take to close a failed connection. Then its socket is closed anyway."""
+"""Seconds to wait for nats-py to close a failed connection. After that, the socket is closed directly."""
 _JWT = re.compile(rb"-BEGIN NATS USER JWT-+\s+(\S+)\s+-+END")
 _SEED = re.compile(rb"(?:^|\s)(S[A-Z2-7]{57})(?:\s|$)")
 
@@ -66,13 +66,13 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
 
     Args:
         settings: the addresses and the credentials.
-        listener: creates the listener of a client. It is called for each try.
+        listener: a function that creates the listener of a client. It is called for each attempt.
 
     Returns:
-        The listener of the connected client, and a future for the first error of this client.
+        The listener of the connected client, and a future that receives the client's first error.
 
     Raises:
-        NoServer: no server accepted the connection. The error has the reason for each address.
+        NoServer: no server accepted the connection. The error states the reason for each address.
         BadInput: a file with a certificate, key or credentials is invalid.
     """
     deadline = time.monotonic() + settings.connect_timeout
@@ -83,7 +83,7 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
     urls = random.sample(settings.urls, len(settings.urls))
     reasons: dict[str, Exception] = {}
     for number, url in enumerate(urls):
-        # The other addresses are for reconnects. A silent server must leave each address its share of the time.
+        # The other addresses are for reconnects. A silent server must not use up the time for the other addresses.
         client = _FirstClient(require_tls=_requires_tls(settings, url), follows_detached=settings.detached)
         trouble: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         seconds = max(0.0, deadline - time.monotonic()) / (len(urls) - number)
@@ -110,9 +110,9 @@ async def _running_detached() -> detached.Detached | None:
 
 
 async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
-    """Close a connection, and wait at most ``seconds`` for nats-py."""
+    """Close a connection and its socket. Wait at most ``seconds`` for nats-py to do so."""
     closing = asyncio.ensure_future(client.close())
-    # The socket may break at this moment; asyncio must not report that as an ignored error.
+    # If the socket breaks now, asyncio must not report that the error was never retrieved.
     closing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
     try:
         await asyncio.wait({closing}, timeout=seconds)
@@ -132,7 +132,7 @@ def _close_socket(client: FastClient) -> None:
 
 
 class _Refused(Exception):
-    """A try failed. The try's future has the reason."""
+    """A failed attempt to connect. The future of the attempt has the reason."""
 
 
 class _FirstClient(FastClient):
@@ -143,7 +143,7 @@ class _FirstClient(FastClient):
         self._needs_certificate = False
 
     def reason(self, error: Exception) -> Exception:
-        """Return the error of a failed try, or a more precise error."""
+        """Return the error of a failed attempt, or a more precise error."""
         if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
             return Silent() if self.is_connecting else error
         connection_closed = (nats.errors.UnexpectedEOF, ConnectionError, ssl.SSLError)
@@ -153,10 +153,10 @@ class _FirstClient(FastClient):
         return error
 
     async def _connect_to_server(self, s: Any) -> None:
-        # nats-py calls this method for each try, with the server that it has chosen from its list.
+        # nats-py calls this method for each attempt, with the server that it has chosen from its list.
         if self._follows_detached and self.is_reconnecting:
-            # A restart changes the token of the detached server, and may change its port. Before the new server has
-            # accepted its own token, nothing is sent to that port.
+            # A restart changes the token of the detached server, and may change its port. The token is sent only to a
+            # server that has been identified as the user's.
             server = await _running_detached()
             if server is None:
                 raise ConnectionRefusedError("your detached server is not running")
@@ -165,7 +165,7 @@ class _FirstClient(FastClient):
         await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        # Called with the first message of the server, before anything is sent to it.
+        # nats-py calls this method with the server's first message, before it sends anything to the server.
         if initial_connection and self._require_tls and not info.get("tls_required"):
             if not info.get("tls_available"):
                 raise nats.errors.SecureConnWantedError
@@ -194,7 +194,7 @@ async def _connect(
             reconnected_cb=listener.when_reconnected,
             closed_cb=listener.when_closed,
             max_reconnect_attempts=-1,
-            # A connection whose other end has disappeared is noticed within half a minute.
+            # These intervals detect a dead connection within half a minute.
             ping_interval=10,
             max_outstanding_pings=2,
             reconnect_time_wait=1,
@@ -245,16 +245,16 @@ def _tls(settings: Settings) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         raise BadInput(
             f"tls_ca {str(settings.tls_ca)!r} is invalid: no certificate can be read from it ({_why(error)}). "
-            "Set it to the PEM file of the authority that signed the server's certificate."
+            "Set tls_ca to the PEM file of the authority that signed the server's certificate."
         ) from None
     if settings.tls_cert:
         try:
-            # Without this argument, OpenSSL would ask for a password on the terminal.
+            # Without a password, OpenSSL would prompt for one on the terminal.
             context.load_cert_chain(settings.tls_cert, settings.tls_key, password="")
         except (OSError, ValueError) as error:
             raise BadInput(
                 f"tls_cert {str(settings.tls_cert)!r} or tls_key {str(settings.tls_key)!r} is invalid: {_why(error)}. "
-                "Set them to PEM files of a certificate and its key, without a passphrase."
+                "Set them to the PEM files of a certificate and its key. The key must not have a passphrase."
             ) from None
     return context
 
@@ -266,9 +266,9 @@ def _why(error: Exception) -> str:
 
 
 class Credentials:
-    """A credentials file, which is read again for each connection, because such files are renewed.
+    """A credentials file. It is read again for each connection, because such files are renewed.
 
-    nats-py itself would loop forever if the file has no JWT.
+    nats-py is not used to read the file, because it would loop forever if the file had no JWT.
     """
 
     def __init__(self, path: str) -> None:
@@ -277,7 +277,7 @@ class Credentials:
 
     def sign(self, nonce: str) -> bytes:
         """Return the signature of the server's nonce. nats-py calls this method before `jwt`."""
-        # If the file is being rewritten at this moment, its previous content is used.
+        # If the file is currently being rewritten, its previous content is used.
         with contextlib.suppress(BadInput):
             self._read = _read_credentials(self._path)
         return base64.b64encode(_key_pair(self._read[1]).sign(nonce.encode()))
@@ -297,7 +297,7 @@ def _read_credentials(path: str) -> tuple[bytes, bytes]:
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:
         raise BadInput(
-            f"creds {path!r} is invalid: the file has no NATS user JWT, or no seed. "
+            f"creds {path!r} is invalid: the file has no NATS user JWT or no seed. "
             "Create the file with `nsc generate creds` or `nats auth`."
         )
     return jwt[1], _checked_seed(seed[1], f"creds {path!r} is invalid: the seed")
@@ -307,7 +307,7 @@ def read_seed(nkey: str) -> str:
     """Return the seed for `Settings.nkey`, which is either a seed or the path of a file with a seed.
 
     Raises:
-        BadInput: the file cannot be read, or there is no valid seed of a user.
+        BadInput: the file cannot be read, or the seed is missing, invalid or not a user's seed.
     """
     if _SEED.fullmatch(nkey.encode()):
         return _checked_seed(nkey.encode(), "nkey is invalid: the seed").decode()
@@ -330,7 +330,7 @@ def _read_file(name: str, path: str) -> bytes:
 
 
 def _checked_seed(seed: bytes, what: str) -> bytes:
-    raw = base64.b32decode(seed + b"=" * 6)  # 58 characters of its alphabet
+    raw = base64.b32decode(seed + b"=" * 6)  # pads the 58 characters to a multiple of 8
     if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
         raise BadInput(f"{what} is damaged (its checksum does not match). Copy the seed again.")
     if not seed.startswith(b"SU"):

@@ -1,8 +1,8 @@
-"""One NATS connection: requests over one reply inbox, and the translation of foreign errors into nqnb's errors.
+"""A NATS connection that receives the replies to all its requests in one inbox and raises nqnb's errors.
 
-nats-py handles the socket, reconnects and subscriptions. Requests are implemented here: all replies arrive at one
-subscription, one timer serves all requests, and a lost connection fails every pending request immediately rather than
-after its timeout. Therefore thousands of requests can be pending, and each costs only a future.
+nats-py handles the socket, reconnects and subscriptions. Requests are implemented here: one subscription receives all
+replies, one timer checks all timeouts, and a lost connection fails every pending request immediately. Thousands of
+requests can therefore be pending, and each costs only a future.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ log = logging.getLogger("nqnb.connection")
 
 EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID = "Nats-Msg-Id"
-"""With one of these headers, the server stores a message only once, no matter how often the message is sent."""
+"""If a message has one of these headers, the server stores it only once, no matter how often it is sent."""
 OUTAGE_LOG_SECONDS = 60.0
 """Seconds between two log lines about the same outage."""
 RESEND_SECONDS = 0.7
 """Seconds without a reply after which an idempotent request is sent again."""
 _CLOSE_SECONDS = 3.0
-"""Seconds that nats-py may take to close. During a reconnect it may wait for an event that never happens."""
+"""Seconds to wait for nats-py to close. During a reconnect, nats-py may wait for an event that never happens."""
 _MAX_RETRY_PAUSE_SECONDS = 0.25
-"""The longest pause between two tries of `Connection.insist`. It is short, so that a new leader is noticed soon."""
+"""The longest pause between two attempts of `Connection.insist`. It is short so that a new leader is noticed soon."""
 _TIMER_SECONDS = 0.1
 """Seconds between two checks for requests whose timeout has passed."""
 _LATE_TIMER_SECONDS = 0.5
-"""If the timer fires this many seconds late, the loop was blocked, and some replies may not have been read yet."""
+"""If the timer fires this late, the event loop was blocked, and some replies may not have been read yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ class Connection:
         self.losses = 0
         """How often the connection has been lost."""
         self.clustered = client.clustered
-        """Whether the server belongs to a cluster. Then a stream may have no leader although the server replies."""
+        """Whether the server belongs to a cluster, where a stream may have no leader even though the server replies."""
         self.outage = Outage()
         self.clock = ServerClock()
-        """The server's clock. Most replies to `api` update it."""
+        """An estimate of the server's clock, which most replies to `api` update."""
         self.full_at = 0.0
         """When a message was last refused because of a storage limit, as a value of `elapsed`."""
         self._replies = _Replies(client.new_inbox(), self._resend)
@@ -146,7 +146,7 @@ class Connection:
     @property
     def server_version(self) -> str:
         """The version that the server reports."""
-        # nats-py adds words, as in "<nats server v2.12.8>".
+        # nats-py surrounds the version with words, as in "<nats server v2.12.8>".
         found = re.search(r"\d+(\.\d+)+\S*[^\s>]", str(self.client.connected_server_version))
         return found[0] if found else "unknown"
 
@@ -187,8 +187,8 @@ class Connection:
             data: the body.
             headers: the headers.
             timeout: seconds to wait; by default the setting ``request_timeout``.
-            again: in a cluster, send the request again every 0.7 s until the reply arrives. Use it only for idempotent
-                requests.
+            again: whether to resend the request every 0.7 s until the reply arrives, if the server is in a cluster.
+                Use this only for idempotent requests.
 
         Raises:
             NoResponders: nothing serves the subject, and the request had no effect.
@@ -200,12 +200,12 @@ class Connection:
         return (await self._request(subject, data, headers, timeout, again))[0]
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> PubAck:
-        """Publish to a stream, and return when the server has stored the message.
+        """Publish to a stream, and return once the server has stored the message.
 
         Raises:
-            ServerRefused: the stream refused the message; ``.err_code`` 10071 is a lost compare-and-set.
-            Unavailable: the stream cannot store the message now, and did not store it (`NoRoom`: a storage limit is
-                reached).
+            ServerRefused: the stream refused the message; ``.err_code`` 10071 means that the compare-and-set failed.
+            Unavailable: the stream currently cannot store messages, and has not stored this one. `NoRoom` means that a
+                storage limit has been reached.
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: see `request`.
         """
         once = headers is not None and (_MESSAGE_ID in headers or EXPECTED_REVISION in headers)
@@ -220,8 +220,8 @@ class Connection:
                 self.full_at = elapsed()
             if resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
-                    f"storing a message on {subject!r} is unconfirmed: no reply arrived, and the message may be stored "
-                    f"or not. Later error: {error}"
+                    f"storing a message on {subject!r} is unconfirmed: no reply arrived, so the message may or may not "
+                    f"be stored. A later attempt failed: {error}"
                 )
             raise error
         if ack.seq <= 0:
@@ -233,11 +233,11 @@ class Connection:
 
         Raises:
             ServerRefused: the API replied with an error.
-            Unavailable: the API replied that the service is unavailable now.
+            Unavailable: the API replied that the service is currently unavailable.
             NoResponders, Unconfirmed, ConnectionFailed: see `request`.
         """
         data = msgspec.json.encode(body) if body is not None else b""
-        # Each request for a consumer without a name creates another consumer.
+        # Each request for an unnamed consumer creates another consumer.
         idempotent = not name.startswith("CONSUMER.CREATE.")
         asked = elapsed()
         reply = await self.request(f"$JS.API.{name}", data, timeout=timeout, again=idempotent)
@@ -247,7 +247,7 @@ class Connection:
         except UNREADABLE:
             raise Unconfirmed(
                 f"request {name!r} is unconfirmed: the reply is not from JetStream ({reply.data[:80]!r}). "
-                "Find and stop the program that serves '$JS.API.>' on the server."
+                "Find and stop the other program that replies on '$JS.API.>'."
             ) from None
         if "error" in decoded:
             raise refused(msgspec.convert(decoded["error"], ApiError), name)
@@ -256,7 +256,7 @@ class Connection:
         return decoded
 
     async def find(self, name: str, body: Mapping[str, Any] | None = None, missing: Container[int] = NOT_FOUND) -> Any:
-        """Call ``$JS.API.<name>`` with retries. Return the decoded reply, or None for an error code in ``missing``.
+        """Call ``$JS.API.<name>`` with retries. Return the decoded reply, or None if its error code is in ``missing``.
 
         Raises:
             ServerRefused, Unavailable, NoResponders, Unconfirmed, ConnectionFailed: see `api`.
@@ -279,14 +279,14 @@ class Connection:
         """Await ``ask()``, and retry it for ``retry_for`` seconds if the server is unavailable or a reply is lost.
 
         Args:
-            ask: sends an idempotent request.
+            ask: a function that sends an idempotent request.
             retry_for: seconds; by default the setting ``retry_for``.
-            mend: awaited before a retry if nothing serves the subject. It must not raise.
-            await_room: whether to retry when a storage limit is reached.
+            mend: a function to await before a retry if nothing serves the subject. It must not raise.
+            await_room: whether to retry if a storage limit has been reached.
 
         Raises:
-            Unconfirmed: a reply was lost, so that the request may have taken effect.
-            NqnbError: the error of the last try.
+            Unconfirmed: a reply was lost, so the request may have taken effect.
+            NqnbError: the error of the last attempt.
         """
         until = time.monotonic() + (self.settings.retry_for if retry_for is None else retry_for)
         pause = 0.05
@@ -299,30 +299,30 @@ class Connection:
                     raise
                 if mend is not None and isinstance(error, NoResponders) and not isinstance(error, Unavailable):
                     await mend()
-                # After a lost reply the request may have taken effect, whatever later tries report.
+                # After a lost reply, the request may have taken effect even if later attempts fail.
                 unconfirmed = error if isinstance(error, Unconfirmed) else unconfirmed
                 if time.monotonic() + pause > until or self.closed.is_set():
                     if unconfirmed is not None and unconfirmed is not error:
-                        both = f"{unconfirmed} Since then: {error}"
+                        both = f"{unconfirmed} A later attempt failed: {error}"
                         raise Unconfirmed(both) from None
                     raise error from None
             await asyncio.sleep(pause)
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop with each message of a subject, in order. It must not block."""
+        """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block."""
         try:
             return await self.client.listen(subject, on_message)
         except nats.errors.Error as error:
             raise translated(error, self.settings, subject) from None
 
     async def caught_up(self) -> None:
-        """Wait until all messages that the server sent before the call have arrived, or the connection is lost."""
+        """Wait until all messages that the server sent before this call have arrived, or the connection is lost."""
         with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
             await self.client.flush()
 
     async def close(self) -> None:
-        """Send the buffered messages, and close the connection. Closing it twice is harmless."""
+        """Send the buffered messages and close the connection. This method is idempotent."""
         self.outage.close()
         try:
             if not self.client.is_closed:
@@ -354,7 +354,7 @@ class Connection:
         self.closed.set()
 
     async def when_refused(self, error: Exception) -> None:
-        """Fail the requests for which the user has no permission, because the server does not reply to them."""
+        """Fail the pending requests on a denied subject, because the server does not reply to them."""
         denied = denied_subject(error)
         if denied is None:
             return
@@ -368,7 +368,7 @@ class Connection:
     async def _request(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float | None, again: bool
     ) -> tuple[Message, bool]:
-        """Return the reply, and whether the request was sent more than once; see `request`."""
+        """Send a request like `request`. Return the reply, and whether the request was sent more than once."""
         repeated = _Request(subject, data, headers) if again and self.clustered else None
         inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout, repeated)
         resent = False
@@ -379,15 +379,15 @@ class Connection:
             resent = self._replies.forget(inbox)
         if not message.data and message.headers.get("Status") == "503":
             if resent:
-                # Nothing served the second request, but the first may have been served.
+                # The last request reached no responder, but an earlier one may have.
                 raise Unconfirmed(
-                    f"request on {subject!r} is unconfirmed: no reply arrived, and nothing serves the subject now. "
+                    f"request on {subject!r} is unconfirmed: no reply arrived, and the subject now has no responders. "
                     "Try again."
                 )
             raise NoResponders(
-                f"request on {subject!r} failed: nothing serves the subject, because its stream has no leader or does "
-                "not exist. Check that JetStream is on and, in a cluster, that a majority of the servers are running. "
-                "Then try again.",
+                f"request on {subject!r} failed: the subject has no responders, because its stream has no leader or "
+                "does not exist. Check that JetStream is on and, in a cluster, that a majority of the servers are "
+                "running. Then try again.",
                 subject,
             )
         return message, resent
@@ -397,7 +397,7 @@ class Connection:
             spawn(self._send_quietly(request, reply))
 
     async def _send_quietly(self, request: _Request, reply: str) -> None:
-        # The waiting request fails by itself when the connection is lost.
+        # A lost connection fails the pending request anyway.
         with contextlib.suppress(ConnectionFailed, PayloadTooLarge):
             await self._send(request.subject, request.data, reply, request.headers)
 
@@ -407,8 +407,9 @@ class Connection:
         except nats.errors.MaxPayloadError:
             size = len(data) + len(header_block(headers or {}))
             raise PayloadTooLarge(
-                f"message on {subject!r} is too large: it has {size:,} bytes with its headers, and the server accepts "
-                f"{self.max_payload:,}. Send a path or key to the data instead, or raise max_payload on the server.",
+                f"message on {subject!r} is too large: it has {size:,} bytes including its headers, and the server's "
+                f"limit is {self.max_payload:,}. Send a path or key to the data instead, or raise max_payload on the "
+                "server.",
                 size,
                 self.max_payload,
             ) from None
@@ -420,7 +421,7 @@ class Connection:
         await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
-        # If the connection is lost or a permission is missing, no reply arrives, only the connection's error.
+        # If the connection is lost or a permission is missing, no reply arrives, but the connection has an error.
         await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
         if trouble.done() and not (asking.done() and asking.exception() is None):
             asking.cancel()
@@ -436,11 +437,11 @@ class Connection:
                 raise
             raise NoJetStream(
                 f"cannot use the server at {address(settings)}: JetStream is off. "
-                "Restart the server with `-js`, or start another one with `nqnb up`."
+                "Restart the server with `-js`, or start another server with `nqnb up`."
             ) from None
         except (ConnectionFailed, Unconfirmed):
             if self.connected and self.clustered:
-                # A cluster that has just lost its leader does not reply for some seconds.
+                # A cluster that has just lost its leader does not reply for a few seconds.
                 return
             raise no_server(settings, dict.fromkeys(settings.urls, TimeoutError())) from None
 
@@ -449,12 +450,12 @@ def no_stream(subject: str, reply: bytes) -> Unconfirmed:
     """Return the error for a reply that a stream cannot have sent."""
     return Unconfirmed(
         f"request on {subject!r} is unconfirmed: the reply is not from a stream ({reply[:80]!r}). "
-        "Find and stop the program that serves the subject."
+        "Find and stop the other program that replies on the subject."
     )
 
 
 class _Request(NamedTuple):
-    """A request that is sent again if no reply arrives."""
+    """A request that is resent if no reply arrives."""
 
     subject: str
     data: bytes
@@ -472,11 +473,11 @@ class _Pending(NamedTuple):
 
 
 class _Replies:
-    """Match the replies that arrive at one inbox with the pending requests.
+    """The pending requests of a connection, whose replies arrive in one inbox.
 
     Args:
         inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
-        resend: sends a request again, with the given reply subject. It must not raise.
+        resend: a function that resends a request with a reply subject. It must not raise.
     """
 
     def __init__(self, inbox: str, resend: Callable[[_Request, str], None]) -> None:
@@ -487,7 +488,7 @@ class _Replies:
         self._pending: dict[str, _Pending] = {}
         """The pending requests, by reply subject."""
         self._resent: dict[str, int] = {}
-        """How often each request was sent again, by reply subject. Requests that were sent once have no entry."""
+        """How often each request was resent, by reply subject. Requests that were not resent have no entry."""
         self._timer: asyncio.TimerHandle | None = None
         self._checked = 0.0
         self._late = False
@@ -508,8 +509,8 @@ class _Replies:
     ) -> tuple[str, asyncio.Future[Message]]:
         """Expect one reply, and return its subject and its future. Call `forget` when the request is done.
 
-        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then the request ``repeated``, if it is not
-        None, is sent again every 0.7 s: the leader that received it may have died, and a new leader may be elected.
+        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then, ``repeated`` is resent every 0.7 s
+        unless it is None, because the leader that received the request may have died and been replaced.
         """
         self._count += 1
         inbox = f"{self._inbox}.{self._count}"
@@ -518,7 +519,7 @@ class _Replies:
         return inbox, future
 
     def forget(self, inbox: str) -> bool:
-        """Stop expecting a reply on a subject, and return whether the request was sent again."""
+        """Stop expecting a reply on a subject, and return whether the request was resent."""
         del self._pending[inbox]
         return bool(self._resent) and self._resent.pop(inbox, 0) > 0
 
@@ -538,7 +539,7 @@ class _Replies:
 
         Args:
             subject: the subject in lower case, as nats-py reports it.
-            error: returns the error for a subject in its original spelling.
+            error: a function that returns the error for the subject as the request spelled it.
         """
         matching = [pending for pending in self._pending.values() if pending.subject.lower() == subject.lower()]
         for pending in matching:
@@ -546,9 +547,9 @@ class _Replies:
         return bool(matching)
 
     def _expire(self) -> None:
-        # This is a timer and not a task: if all tasks are cancelled, no request may wait forever.
+        # This is a timer rather than a task, because requests must time out even if all tasks are cancelled.
         now, checked = time.monotonic(), self._checked
-        # At most one check is skipped: if the loop is often blocked, no request may wait forever.
+        # Two checks in a row are never skipped, because requests must time out even if the loop is often blocked.
         self._late = now - checked >= _LATE_TIMER_SECONDS and not self._late
         if not self._late:
             for inbox, pending in self._pending.items():
@@ -567,15 +568,15 @@ class _Replies:
 def _fail(pending: _Pending, error: Exception) -> None:
     if not pending.reply.done():
         pending.reply.set_exception(error)
-        # If the waiting coroutine is cancelled at the same moment, asyncio must not report the error as ignored.
+        # If the waiting coroutine is cancelled now, asyncio must not report that the error was never retrieved.
         pending.reply.exception()
 
 
 class Outage:
-    """The log lines about one connection's outages: at the start of an outage, once a minute, and at its end.
+    """The log of one connection's outages: a line at the start of an outage, once a minute, and at its end.
 
-    Many parts of a worker notice an outage, each for many tasks. All of them report it to this object, so that an
-    outage causes a few log lines rather than several for each task. Use this object only on the event loop.
+    Many parts of a worker notice an outage, each for many tasks. They all report the outage to this object, so that it
+    causes a few log lines rather than several for each task. Use this object only on the event loop.
     """
 
     def __init__(self) -> None:
@@ -589,11 +590,11 @@ class Outage:
 
     @property
     def active(self) -> bool:
-        """Whether the server is unavailable, as far as this object knows."""
+        """Whether an outage has been reported and has not ended."""
         return self._since > 0
 
     def began(self, why: str) -> None:
-        """Note that the server is unavailable. Log it the first time, and then once a minute."""
+        """Report that the server is unavailable. The report is logged the first time, and then once a minute."""
         now = self._noticed = time.monotonic()
         if self._closed:
             return
@@ -605,12 +606,11 @@ class Outage:
             log.warning("%s, for %.0f s so far; still trying%s", why, now - self._since, self._noted())
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error, and return whether an outage caused it. If so, the caller need not log it.
+        """Report an error, and return whether an outage caused the error. If so, the caller need not log it.
 
         Args:
             error: the error.
-            note: the consequence for one task, such as "outcomes wait to be written". It is counted, and logged at the
-                end of the outage.
+            note: a consequence for one task, such as "outcomes wait to be written"; see `note`.
         """
         if not isinstance(error, (Unconfirmed, ConnectionFailed)):
             return False
@@ -624,19 +624,19 @@ class Outage:
         self._since = 0.0
 
     def note(self, note: str) -> None:
-        """Count a consequence of the outage for one task."""
+        """Count a consequence of the outage for one task. The counts are logged with the outage."""
         if note:
             self._notes[note] += 1
 
     def tick(self) -> None:
-        """Log once a minute that the server is still unavailable. Call this method often."""
+        """Log that the server is still unavailable, at most once a minute. Call this method often."""
         now = time.monotonic()
         if self.active and now - self._logged >= OUTAGE_LOG_SECONDS:
             self._logged = now
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """Log the end of an outage last noticed ``quiet_for`` seconds ago, and return whether it has ended."""
+        """Log the end of the outage if it was not noticed for ``quiet_for`` seconds. Return whether it has ended."""
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:
             return False

@@ -1,4 +1,4 @@
-"""One delivery of one task message, and the answers to it: ack, nak, terminate, in progress."""
+"""A delivery of a task message, and the replies to it: ack, nak, terminate and in progress."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AckFacts(NamedTuple):
     deliveries: int
     sequence: int
     number: int
-    """The number of the delivery in its consumer, which counts from 1. A gap means that deliveries were lost."""
+    """The number of the delivery in its consumer, starting at 1. A gap means that deliveries were lost."""
     stored: float
     """When the stream stored the message, in Unix seconds by the server's clock."""
     pending: int
@@ -37,7 +37,7 @@ class AckFacts(NamedTuple):
         return cls(deliveries, sequence, number, stored / 1e9, pending)
 
 
-@dataclass(slots=True, eq=False)  # not frozen, which would make it three times as slow
+@dataclass(slots=True, eq=False)  # not frozen, because creating a frozen instance takes three times as long
 class Delivery:
     """A task message that the server delivered to this worker."""
 
@@ -58,12 +58,12 @@ class Delivery:
     stored: float = math.inf
     """When the stream stored the message, in Unix seconds by the server's clock."""
     void: bool = False
-    """Whether the message's stream was deleted. Then the worker sends no ack or nak and renews no lease: in the new
-    stream, the same sequence belongs to another message."""
+    """Whether the message's stream was deleted. If so, the worker sends no ack, nak or lease renewal, because the same
+    sequence belongs to another message in the new stream."""
 
     @classmethod
     def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
-        """Return the delivery in a message. ``received`` is when the message arrived, as a value of `elapsed`."""
+        """Decode the delivery in a message. ``received`` is when the message arrived, as a value of `elapsed`."""
         facts = AckFacts.of(message.reply)
         return cls(
             connection=connection,
@@ -83,14 +83,11 @@ class Delivery:
         return self.connection.clock.now()
 
     async def ack(self) -> None:
-        """Ack the message, so that the server removes it.
-
-        A lost ack is harmless, because the next delivery finds the outcome.
-        """
+        """Ack the message, so that the server removes it. If the ack is lost, the next delivery finds the outcome."""
         await self._answer(b"+ACK")
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Nak the message, so that the server redelivers it after ``delay`` seconds, at most an hour."""
+        """Nak the message, so that the server redelivers it after ``delay`` seconds. The maximum is an hour."""
         delay = min(delay, LONGEST_NAK_SECONDS)
         await self._answer(b'-NAK {"delay": %d}' % int(delay * 1e9) if delay > 0 else b"-NAK")
 
@@ -99,7 +96,7 @@ class Delivery:
         await self._answer(b"+TERM")
 
     async def in_progress(self, connection: Connection | None = None) -> bool:
-        """Restart the ack wait, and return whether the server confirmed it.
+        """Restart the ack wait, and return whether the server confirmed the restart.
 
         Args:
             connection: the connection to use; by default the connection that delivered the message.

@@ -1,12 +1,12 @@
-"""A fast path through nats-py for frequent messages: each message calls one callback, each publish appends one line.
+"""A fast path through nats-py: each received message calls one callback, and each publish appends to the send buffer.
 
-nats-py is a general client. It parses the headers of each message, builds an object, queues it, and wakes a task that
-runs the callback. It also checks and copies each published message. This work is most of the cost of a small task.
-Here nats-py's parser passes a message directly to the message's callback, and headers are parsed only when they are
-read. A publish appends one line to nats-py's send buffer. nats-py still connects, reconnects, logs in and parses.
+For each received message, nats-py parses the headers, builds an object, queues it, and wakes a task that runs the
+callback. It also checks and copies each published message. This work is most of the cost of a small task. Here,
+nats-py's parser calls the callback directly, and headers are parsed only when they are read. A publish only appends a
+command to nats-py's send buffer. nats-py still connects, reconnects, logs in and parses.
 
-This module uses private members of nats-py. If a release lacks one of them, the public methods are used instead. They
-are slower and have the same effect: see `FastClient.fast`.
+This module uses private members of nats-py. If a release lacks one of them, the public methods are used instead, which
+are slower but have the same effect; see `FastClient.fast`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PRIVATE = (
 )
 _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
 _SUBJECT = re.compile(r"[^\s\x00]{1,2000}")
-"""A server closes the connection if a line has more than 4096 bytes. The line also has the reply subject."""
+"""A line may contain two subjects, and a server closes the connection if a line has more than 4096 bytes."""
 _VERSION_LENGTH = len("NATS/1.0")
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
 _LINE_END = b"\r\n"
@@ -108,7 +108,7 @@ class FastClient(NatsClient):
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
         if not (self.fast and self.is_connected):
-            # Without a connection, nats-py buffers the message, and raises an error when its buffer is full.
+            # Without a connection, nats-py buffers the message, or raises an error if its buffer is full.
             await self.publish(subject, data, reply, dict(headers) if headers else None)
             return
         verb = f"HPUB {subject} {reply} {len(block)}" if headers else f"PUB {subject} {reply}"
@@ -123,7 +123,7 @@ class FastClient(NatsClient):
             await self._flush_pending()
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop with each message of a subject, in order. It must not block.
+        """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block.
 
         Raises:
             nats.errors.Error: see `nats.aio.client.Client.subscribe`.
@@ -157,7 +157,7 @@ class FastClient(NatsClient):
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:
-            # Without a reply, nats-py would keep the subscription and renew it after each reconnect.
+            # If the drain failed, nats-py would keep the subscription and renew it after each reconnect.
             subscription._stop_processing()
             self._remove_sub(subscription._id)
 
@@ -166,15 +166,15 @@ class FastClient(NatsClient):
         super()._remove_sub(sid, max_msgs)
 
     async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
-        # nats-py's PING overtakes the lines in its buffer. The PONG would arrive before the server has read an UNSUB,
-        # and messages sent in between would be lost.
+        # nats-py sends a PING before the commands in its buffer. The PONG would arrive before the server had read a
+        # buffered UNSUB, and messages sent in between would be lost.
         if self.fast and self.is_connected and self._transport is not None:
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             self._transport.writelines(pending)
         await super()._send_ping(future)
 
     async def _process_pong(self) -> None:
-        # The late PONG of a flush that timed out would end the task that reads the socket.
+        # If a flush has timed out, its late PONG would end the task that reads the socket.
         if self.fast and self._pongs and self._pongs[0].done():
             self._pongs[0] = asyncio.get_running_loop().create_future()
         await super()._process_pong()
@@ -193,7 +193,7 @@ def header_block(headers: Mapping[str, str]) -> bytes:
 
 
 def read_headers(raw: bytes) -> dict[str, str]:
-    """Return a message's headers, with the status line as ``Status`` and ``Description``; inverse of `header_block`."""
+    """Decode a message's header block. The status line appears as ``Status`` and ``Description``."""
     first, *lines = raw.decode("utf-8", "replace").split("\r\n")
     headers: dict[str, str] = {}
     status, _, description = first[_VERSION_LENGTH:].strip().partition(" ")
@@ -222,11 +222,11 @@ def _call(on_message: OnMessage, message: Message) -> None:
 
 
 class SafeParser(Parser):
-    """A parser that replaces vertical tabs and form feeds in control lines, which nats-py's parser misreads.
+    """A parser that replaces vertical tabs and form feeds in control lines, because nats-py's parser misreads them.
 
-    A server accepts every byte in a subject except space, tab and line break. nats-py's parser also treats a vertical
-    tab and a form feed as spaces. For such a line it closes the connection, or reads a wrong subscription and a wrong
-    size. One such key in a bucket would close every connection that lists the bucket.
+    A server accepts every byte in a subject except space, tab and line break, but nats-py's parser also splits a line
+    at vertical tabs and form feeds. On such a line, it closes the connection or reads the wrong subscription and size.
+    One such key in a bucket would break every connection that lists the bucket.
     """
 
     async def parse(self, data: bytes = b"") -> None:

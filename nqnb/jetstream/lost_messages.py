@@ -1,12 +1,12 @@
-"""Find messages that a server before 2.11 no longer delivers after it was killed, and have them redelivered.
+"""Find messages that a server older than 2.11 no longer delivers after it was killed, and have them redelivered.
 
 When such a server restarts, its consumer may be wrong in two ways. It may count a message as acked although the message
-was only delivered. Or it may wait for an ack and never redeliver the message after the ack wait. In both cases the
-message stays in the stream, and its task would never end. The second case can be detected once the queue has been idle
-for two ack waits.
+was only delivered. Or it may never redeliver an unacknowledged message after the ack wait. In both cases, the message
+stays in the stream, and its task would never end. The second case can be detected once the queue has been idle for two
+ack waits.
 
-The remedy is to delete the consumer. A new consumer starts with all messages of the stream. A worker can handle the
-message of a task that is running or has ended.
+The remedy is to delete the consumer, because a new consumer starts with all messages of the stream. This is safe,
+because workers can handle the messages of tasks that are running or have ended.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ log = logging.getLogger("nqnb.pull")
 _QUIET_ACK_WAITS = 2.0
 """The number of ack waits without a delivery after which every redelivery that was due must have happened."""
 _MESSAGES_PER_LOOK = 64
-"""The number of delivered messages that one look checks. The messages of long tasks come first."""
+"""The number of delivered messages that each look checks. The messages of long tasks come first."""
 
 
 class LostMessages:
@@ -44,18 +44,16 @@ class LostMessages:
         self._presence = presence
         self._queue = queue
         self._seen, self._first_seen = 0, 0.0
-        """The sequence of a message that the last look found, and when a look first found it, on the monotonic clock.
-        Both are needed because a message that is just being acked is not lost."""
+        """The sequence of the message that the last look found, and when it was first found, on the monotonic clock. A
+        message is not lost if it is found only once, because its ack may be in transit."""
         self._delivered: tuple[str, int] = ("", 0)
         self._quiet_since = 0.0
-        """The consumer with its number of deliveries, and the time since which that number has not changed."""
+        """The consumer's creation time and number of deliveries, and the time since which neither has changed."""
         self._allowed = True
         self._checked = False
 
     async def look(self) -> None:
-        """Search for lost messages. Delete the consumer if a message has been lost for an ack wait.
-
-        `PullLoop` recreates the consumer.
+        """Search for lost messages. If one has been lost for an ack wait, delete the consumer; `PullLoop` recreates it.
 
         Raises:
             NqnbError: the server did not reply.
@@ -80,7 +78,7 @@ class LostMessages:
             if lost != self._seen:
                 self._seen, self._first_seen = lost, now
             elif lost and now - self._first_seen >= ack_wait:
-                log.warning("queue %s: recreating the consumer, because it no longer delivers a message", self._queue)
+                log.warning("queue %s: recreating the consumer, because it stopped delivering a message", self._queue)
                 await connection.api(f"CONSUMER.DELETE.{consumer}")
                 self._seen = 0
         except ServerRefused as error:
@@ -114,7 +112,7 @@ class LostMessages:
         return 0
 
     async def _is_lost(self, message: StreamMessage, late: float) -> bool:
-        """Return whether a redelivery is overdue: the task waits for nothing else, and no live worker runs it."""
+        """Return whether a redelivery is overdue: nothing else delays the task, and no live worker is running it."""
         try:
             task_id = TaskMessage.decode(message.data).ID
             entry = await self._states.get(task_id)
@@ -126,7 +124,7 @@ class LostMessages:
         if task.Status is Status.PENDING:
             return self._connection.clock.now() - lifecycle.due_at(task) > late
         if task.Status is Status.PROCESSING:
-            # It is unknown whether a Go worker is running a task.
+            # If the task is not marked, a Go worker may be running it.
             worker = task.meta.worker
             if not task.marked or not worker:
                 return task.marked

@@ -37,7 +37,7 @@ async def read_messages(
         connection: the connection.
         stream: the stream.
         start: the first sequence to read.
-        end: the first sequence that is not read; None reads to the end of the stream.
+        end: the sequence before which to stop; None reads to the end of the stream.
         subject: the subject of the messages to read, or a pattern with wildcards.
     """
     while end is None or start < end:
@@ -61,7 +61,7 @@ async def read_messages(
 async def read_all_messages(connection: Connection, stream: str) -> list[StreamMessage]:
     """Return every message of a stream, including schedules, in no particular order.
 
-    A schedule that fires during the call occurs twice rather than not at all.
+    A schedule that fires during the call may occur twice, but is never missing.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     first, end = int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1
@@ -71,17 +71,17 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
         return [message async for message in read_messages(connection, stream, start=start, end=stop)]
 
     parts = await asyncio.gather(*(read(at, min(at + step, end)) for at in range(first, end, step)))
-    # Messages that arrived meanwhile are read last, including those of schedules that fired before they were read.
+    # Messages that arrived during the reads are read last. They may come from schedules that fired before their read.
     return [message for part in (*parts, await read(max(end, 1), None)) for message in part]
 
 
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:
-    """Delete one message of a stream. Do nothing if the message does not exist."""
+    """Delete one message from a stream. Do nothing if the message does not exist."""
     body = {"seq": sequence, "no_erase": True}
     await connection.find(f"STREAM.MSG.DELETE.{stream}", body, MESSAGE_NOT_FOUND)
 
 
 async def read_message(connection: Connection, stream: str, sequence: int) -> bytes | None:
-    """Return the data of one message of a stream, or None if it does not exist."""
+    """Return the data of one message in a stream, or None if the message does not exist."""
     answer = await connection.find(f"STREAM.MSG.GET.{stream}", {"seq": sequence}, MESSAGE_NOT_FOUND)
     return None if answer is None else base64.b64decode(answer["message"].get("data") or "")

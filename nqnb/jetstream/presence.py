@@ -2,17 +2,17 @@
 
 A worker counts as dead when its entry is older than the ``ttl`` in the entry, by the server's clock.
 
-The entry contains every task that the worker runs, so that another worker can take over a task that this worker has
-dropped. But the ids of some 40,000 tasks exceed the server's limit for one message. Then the worker could not write its
-presence, and all its leases would expire. Therefore an entry lists ids only up to a limit. The other ids are in a
-filter: each id sets one bit of the filter, which is chosen by a hash of the id. The filter has two properties:
+The entry contains every task that the worker is running, so that another worker can take over a task that this worker
+has dropped. However, the ids of some 40,000 tasks exceed the server's limit for one message. The worker could then not
+write its presence, and all its leases would expire. Therefore, an entry lists ids only up to a limit. The other ids are
+in a filter, in which each id sets one bit that is chosen by its hash. The filter has two properties:
 
 - It never misses a running task, so that no running task is taken over.
-- A task that is not running may look as if it were, because another task has set the same bit. With 16 bits per task
-  this happens in 6 of 100 cases. Then the task's message is nak'ed again. Every entry has a different salt, so that the
-  next check reads other bits: a dropped task is taken over eventually.
+- A task that is not running may look as if it were, because another task has set the same bit. With 16 bits per task,
+  this happens in 6 of 100 cases, and the task's message is nak'ed again. Every entry has a different salt, so that the
+  next check reads different bits. A dropped task is therefore taken over eventually.
 
-The number of unlisted tasks alone would not be enough. Every unknown task would have to count as running, and a dropped
+The number of unlisted tasks alone would not be enough: every unknown task would have to count as running, and a dropped
 task would wait for as long as its worker lives. Several entries per worker could not be written atomically.
 """
 
@@ -50,7 +50,7 @@ class _Written(NamedTuple):
 
 
 class Presence:
-    """Read presence entries, and write the entry of one worker."""
+    """The presence bucket. A worker writes its own entry, and clients and workers read all entries."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -59,14 +59,14 @@ class Presence:
         self._skips = SkipLog(self._bucket)
         self._clock = connection.clock
         self._written: _Written | None = None
-        """The last entry that was written."""
+        """The last entry that this object wrote."""
 
     async def announce(self, info: WorkerInfo) -> None:
         """Write or refresh a worker's entry. The write is not retried, because a retry would write outdated tasks.
 
         Args:
-            info: the worker, with every task that it runs. Pass a `PresenceEntry` if the ack waits of its queues
-                differ.
+            info: the worker, with every task that it is running. Pass a `PresenceEntry` if its queues have different
+                ack waits.
 
         Raises:
             NqnbError: the server may not have stored the entry.
@@ -97,7 +97,7 @@ class Presence:
             return
         await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
         if not self._clock.fresh:
-            # A server before 2.10 reports its time only when a consumer is created.
+            # A server older than 2.10 reports its time only when a consumer is created.
             consumer, _ = await make_consumer(self._connection, self._bucket, outlives=1.0)
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
@@ -106,7 +106,7 @@ class Presence:
 
         Args:
             worker: the worker that the task's entry names.
-            queue: the task's queue. Its ack wait determines the result.
+            queue: the task's queue, whose ack wait determines the result.
             task_id: the task.
             written: when the worker wrote the task's entry, by the server's clock. This write is also a sign of life.
                 If it is newer than the worker's presence, the presence cannot contain the task yet.
@@ -130,7 +130,7 @@ class Presence:
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """Yield the workers that are alive."""
-        # The age is taken before the read: on a busy loop, entries may be old by the time they are read.
+        # The time is taken before the read, because on a busy loop entries may be old by the time they are read.
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()
@@ -165,9 +165,9 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Return the minimum age that an entry had at a moment, in seconds by the server's clock.
+        """Return the minimum age of an entry at the moment ``asked``, in seconds by the server's clock.
 
-        It is the minimum so that no worker counts as dead while its presence may still be valid.
+        The minimum is used so that no worker counts as dead while its presence may still be valid.
         """
         return self._clock.earliest(asked) - created
 
@@ -176,9 +176,9 @@ BITS_PER_TASK = 16
 _LIST_BYTES = 128 * 1024
 """The maximum size of the listed ids in bytes: enough for some 5,000 ids that nqnb generated."""
 _FILTER_BYTES = 128 * 1024
-"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks, the most that a consumer may deliver."""
+"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks, the consumer's limit of unacked messages."""
 _SHARE = 4
-"""The list may use a quarter of the maximum size of a message. So may the filter."""
+"""The list and the filter may each use a quarter of the maximum size of a message."""
 _JSON_BYTES = 3
 """The bytes of the quotes and the comma around an id."""
 
@@ -200,7 +200,7 @@ class UnlistedTasks(Struct, frozen=True):
         return cls(salt, bytes(bits))
 
     def may_have(self, task_id: str) -> bool:
-        """Return whether the task may be unlisted. The result is also True for a few other tasks."""
+        """Return whether the task may be one of the unlisted tasks. A few other tasks also yield True."""
         if not self.bits:
             return True
         bit = _bit(task_id, self.salt, len(self.bits))
@@ -217,9 +217,9 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
 
     others: UnlistedTasks | None = None
     ttls: dict[str, float] = msgspec.field(default_factory=dict)
-    """The TTLs by queue that are shorter than ``ttl``: after so many seconds without a sign of life, the worker counts
-    as dead for the tasks of that queue. Without them, the tasks of a dead worker would wait for the worker's longest
-    ack wait even if their queue has a short one."""
+    """The TTLs, by queue, that are shorter than ``ttl``. After that many seconds without a sign of life, the worker
+    counts as dead for the tasks of that queue. Otherwise, the tasks of a dead worker would wait for the worker's
+    longest ack wait even if their queue has a shorter one."""
 
     @classmethod
     def of(cls, info: WorkerInfo, ttls: Mapping[str, float]) -> PresenceEntry:
@@ -227,11 +227,11 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
         return cls(**{**msgspec.structs.asdict(info), "ttls": dict(ttls)})
 
     def runs(self, task_id: str) -> bool:
-        """Return whether the worker runs a task according to this entry."""
+        """Return whether the worker is running a task, according to this entry."""
         return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
 
     def ttl_of(self, queue: str) -> float:
-        """Return how many seconds the worker counts as alive for a queue's tasks without a sign of life."""
+        """Return for how many seconds after a sign of life the worker counts as alive for a queue's tasks."""
         return min(self.ttl, max(0.0, self.ttls.get(queue, self.ttl)))
 
 
@@ -242,7 +242,7 @@ def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
     """Encode a worker's entry within the server's size limit.
 
     Args:
-        info: the worker, with every task that it runs.
+        info: the worker, with every task that it is running.
         max_payload: the maximum size of a message in bytes.
     """
     entry = info if isinstance(info, PresenceEntry) else PresenceEntry.of(info, {})

@@ -1,4 +1,4 @@
-"""Pull one queue's tasks: request one task for each free slot, and notice every refusal immediately.
+"""Pull one queue's tasks: request a task for each free slot, and detect every refusal immediately.
 
 One inbox subscription receives the tasks and the server's status messages. Unsubscribing cancels the pulls, because
 the server drops pulls that have no subscriber.
@@ -28,13 +28,13 @@ from nqnb.protocol import names
 log = logging.getLogger("nqnb.pull")
 
 PULL_EXPIRES_SECONDS = 30.0
-"""Seconds that a pull waits on the server for tasks."""
+"""Seconds for which a pull waits on the server for tasks."""
 IDLE_HEARTBEAT_SECONDS = 5.0
 """Seconds between the server's heartbeats while a pull waits."""
 PAUSE_CHECK_SECONDS = 0.5
 """Seconds between two checks of whether the queue is paused."""
 PAUSE_AGAIN_SECONDS = 5.0
-"""Seconds after which a paused queue's consumer is paused again: a Go worker may have recreated it."""
+"""Seconds after which a paused queue's consumer is paused again, because a Go worker may have recreated it."""
 
 
 class PullLoop:
@@ -45,7 +45,7 @@ class PullLoop:
         queue: the queue's name.
         on_delivery: called on the event loop with each delivery.
         wake: called when tasks can be requested, or when `check` must repair something.
-        arrived: returns when the message that is being read arrived, as a value of `elapsed`.
+        arrived: returns the arrival time of the message that is being read, as a value of `elapsed`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class PullLoop:
         self.ack_wait = connection.settings.ack_wait
         """The consumer's ack wait, in seconds."""
         self.asked = 0
-        """How many tasks were requested and have not arrived yet."""
+        """The number of tasks that were requested and have not arrived yet."""
         self._connection = connection
         self._on_delivery = on_delivery
         self._wake = wake
@@ -105,7 +105,7 @@ class PullLoop:
         )
 
     async def probe(self, count: int) -> None:
-        """Request at most ``count`` tasks that are pending now, and return when they have arrived.
+        """Request at most ``count`` of the pending tasks, and return once they have arrived.
 
         Call this method only while no other pull is open.
         """
@@ -130,8 +130,7 @@ class PullLoop:
     async def check(self) -> None:
         """Repair the pulls if the consumer was deleted or the server has lost a pull.
 
-        Call this method often. It does nothing if no repair is needed. A failed repair is logged, and the next call
-        retries it.
+        Call this method often. A failed repair is logged, and the next call retries it.
         """
         self._check_pause()
         silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
@@ -160,7 +159,7 @@ class PullLoop:
         now = asyncio.get_running_loop().time()
         if not self._checking and now - self._checked >= PAUSE_CHECK_SECONDS and self._connection.connected:
             self._checking, self._checked = True, now
-            # This runs in the background: a slow server must not delay the other queues.
+            # This runs in the background, because a slow server must not delay the other queues.
             spawn(self._update_pause())
 
     async def _update_pause(self) -> None:
@@ -171,14 +170,14 @@ class PullLoop:
                 log.info("queue %s is paused", self.queue)
                 self.withdraw()
             elif was and not self._paused:
-                log.info("queue %s is resumed", self.queue)
+                log.info("queue %s is no longer paused", self.queue)
             if self._streams is not None and (
                 was != self._paused or (self._paused and now - self._paused_again >= PAUSE_AGAIN_SECONDS)
             ):
                 self._paused_again = now
                 await pause_consumer(self._connection, self._streams.tasks, self._paused)
         except NqnbError as error:
-            log.debug("queue %s: checking its pause failed: %s", self.queue, error)
+            log.debug("checking whether queue %s is paused failed: %s", self.queue, error)
         finally:
             self._checking = False
             self._wake()
@@ -195,7 +194,7 @@ class PullLoop:
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     def _receiver(self) -> Callable[[Message], None]:
-        """Return a callback for the current subscription. It recognizes late messages of a cancelled subscription."""
+        """Return a callback for the current subscription. The callback detects when it is replaced."""
         inbox = self._inbox
 
         def receive(message: Message) -> None:
@@ -222,15 +221,15 @@ class PullLoop:
         if status == "100":
             return
         if status in ("404", "408") or "Batch Completed" in description:
-            # One pull ended, and a part of its batch was not delivered.
+            # A pull has ended, and part of its batch was not delivered.
             self.asked = max(0, self.asked - int(headers.get("Nats-Pending-Messages", self.asked)))
             return
         if status == "409" and "MaxAckPending" in description:
-            # A waiting pull is served after other messages are acked. A probe receives nothing more.
+            # A waiting pull is served once other messages have been acked. A probe receives no more messages.
             self.asked = 0 if self._probe is not None else self.asked
             return
         if "Consumer Deleted" in description:
-            # The pull was open until then, so nothing was refused.
+            # The pull was open until now, so nothing was refused.
             self._pause = 0.0
         if status == "503" or "Leadership" in description:
             self._connection.outage.began(f"queue {self.queue} has no leader ({status} {description})")

@@ -21,7 +21,7 @@ NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
-"""The end of a pause, which the server requires. It must be before the 23rd century: times are 63-bit nanoseconds."""
+"""The end of a pause, which the server requires. Its times are 63-bit nanoseconds, so it must be before 2262."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ async def find_stream(connection: Connection, subject: str) -> str | None:
 
 
 async def list_streams(connection: Connection, subject: str) -> list[dict[str, Any]]:
-    """Return the infos of all streams that capture a subject that matches a pattern, sorted by name."""
+    """Return the info of every stream that captures a subject matching a pattern, sorted by name."""
     infos: list[dict[str, Any]] = []
     while True:
         body = {"subject": subject, "offset": len(infos)}
@@ -126,7 +126,7 @@ async def list_streams(connection: Connection, subject: str) -> list[dict[str, A
 async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paused: bool = False) -> ConsumerLimits:
     """Find or create the consumer that all workers of a queue share.
 
-    An existing consumer is not changed: an update would reset the choices of its creator.
+    An existing consumer is not changed, because an update would reset the choices of its creator.
 
     Args:
         connection: the connection.
@@ -147,7 +147,7 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
                 "max_deliver": -1,
                 "filter_subject": names.task_subject(streams.queue),
                 "replay_policy": "instant",
-                # Each task that was nak'ed with a delay counts here until it runs.
+                # Each task that was nak'ed with a delay counts towards this limit until it runs.
                 "max_ack_pending": 65536,
                 **({"pause_until": _PAUSED_UNTIL} if paused and can_pause(connection) else {}),
             },
@@ -170,8 +170,8 @@ def can_pause(connection: Connection) -> bool:
 async def pause_consumer(connection: Connection, stream: str, paused: bool) -> bool:
     """Pause or resume the consumer that all workers of a queue share, and return whether this was done.
 
-    A paused consumer delivers no tasks, not even to Go workers. Tasks that were delivered earlier continue. The
-    function does nothing on servers before 2.11, or if the consumer does not exist.
+    A paused consumer delivers no tasks, not even to Go workers. Tasks that have been delivered continue to run. This
+    does nothing on servers before 2.11, or if the consumer does not exist.
     """
     if not can_pause(connection):
         return False
@@ -198,13 +198,13 @@ async def queue_infos(connection: Connection, serving: Mapping[str, int], paused
 
 
 async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
-    """Return who serves a queue, of which so many live nqnb workers are known."""
+    """Return how a queue is served. ``workers`` is the number of its live nqnb workers."""
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return QueueService(workers=workers)
     consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
     if consumer is None:
-        # No worker has ever come.
+        # No worker has ever served the queue.
         return QueueService(workers=workers, waiting=True)
     leased = int(consumer["num_ack_pending"])
     return QueueService(
@@ -216,7 +216,7 @@ async def service_of(connection: Connection, queue: str, workers: int) -> QueueS
 
 
 async def queue_created_at(connection: Connection, queue: str) -> float:
-    """Return when a queue's stream was created, in Unix seconds by the server's clock, or infinity without a queue."""
+    """Return when a queue's stream was created, in Unix seconds by the server's clock, or infinity if it is missing."""
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return math.inf
@@ -226,9 +226,9 @@ async def queue_created_at(connection: Connection, queue: str) -> float:
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:
-    """Return the subjects in a queue's streams that do not belong to the queue, by the name of the stream.
+    """Return the subjects in a queue's streams that do not belong to the queue, by stream name.
 
-    Streams without such subjects are left out.
+    Streams without such subjects are omitted.
     """
     own = {names.task_subject(queue), names.schedule_pattern(queue), names.cancel_subject(queue)}
     foreign: dict[str, list[str]] = {}
@@ -255,7 +255,7 @@ def _queues_of(info: dict[str, Any]) -> list[str]:
 
 
 async def _has_only_schedules(connection: Connection, queue: str, stream: str) -> bool:
-    """Return whether a stream has no task message, apart from schedules."""
+    """Return whether a queue's stream contains only schedules, and no task messages."""
     body = {"subjects_filter": names.task_subject(queue)}
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}", body))
     return not info["state"].get("subjects")

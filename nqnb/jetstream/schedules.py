@@ -1,12 +1,12 @@
 """Server-side schedules: long delays that do not occupy the consumer (server >= 2.12, NATS ADR-51).
 
-The headers of a message on ``<q>.sched.<id>`` contain a time and the target ``<q>.task``. At that time the server
-publishes the message to the target. A schedule survives a restart of the server. 100,000 schedules cost the consumer
-nothing, whereas as many nak'ed messages would count against its limit of unacknowledged messages.
+The headers of a message on ``<q>.sched.<id>`` contain a time and the target ``<q>.task``. At that time, the server
+publishes the message to the target. A schedule survives a restart of the server. It costs the consumer nothing, whereas
+a nak'ed message counts towards the consumer's limit of unacknowledged messages.
 
-If a schedule becomes due while the server's storage limit is reached, the server does not fire it. nats-server (2.12 to
-2.15) retries it only after a restart. `OverdueSchedules` finds such schedules and publishes them again on their
-subject. Then the server fires them immediately.
+The server does not fire a schedule that becomes due while a storage limit is reached. nats-server (2.12 to 2.15)
+retries it only after a restart. `OverdueSchedules` finds such schedules and republishes them on their subjects, so that
+the server fires them immediately.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = logging.getLogger("nqnb.pull")
 LATE_SECONDS = 3.0
 """Seconds after its due time at which a schedule counts as overdue."""
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
-"""Seconds between two sweeps over all schedules: if one look can read them all, and if a sweep needs several looks."""
+"""Seconds between two sweeps over all schedules, for sweeps that need one look and for those that need several."""
 _FULL_FOR_SECONDS = 60.0
-"""How many seconds the sweeps follow each other closely after a storage limit was reached."""
+"""Seconds after a storage limit was reached during which the sweeps follow each other closely."""
 _SCHEDULES_PER_LOOK = 500
 """The number of schedules that one look reads. The next look continues after them."""
 _FEW_SCHEDULES = 100
-"""If there are at most so many schedules, the next sweep starts as soon as one of them is due."""
+"""If a queue has at most this many schedules, the next sweep starts as soon as one of them is due."""
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 
 
@@ -49,7 +49,7 @@ def can_schedule(connection: Connection) -> bool:
 
 
 async def allow_schedules(connection: Connection, queue: str, stream: str) -> None:
-    """Update a queue's stream so that it accepts schedules, if it does not yet accept them.
+    """Update a queue's stream so that it accepts schedules, unless it already does.
 
     Raises:
         ServerRefused: the user has no permission to update the stream.
@@ -114,11 +114,11 @@ class OverdueSchedules:
         self._sweep_began = self._next_sweep = 0.0
         """When this sweep began, and when the next sweep begins, as values of `elapsed`."""
         self._read, self._soonest = 0, math.inf
-        """How many schedules this sweep has read, and in how many seconds the earliest of them is due."""
+        """The number of schedules that this sweep has read, and the seconds until the earliest of them is due."""
         self._allowed = True
 
     async def look(self) -> None:
-        """Read some schedules if a sweep is due, and publish the overdue schedules again.
+        """Read some schedules if a sweep is due, and republish the overdue schedules.
 
         Raises:
             NqnbError: the server did not reply, or has no room for a schedule.
@@ -194,7 +194,7 @@ class OverdueSchedules:
             _SCHEDULE: _schedule_header(self._connection.clock.now()),
             _TARGET: schedule.target,
             names.CLIENT_HEADER: "task",
-            # A schedule that was fired, cancelled or replaced meanwhile is left unchanged.
+            # A schedule that has since been fired, cancelled or replaced is left unchanged.
             EXPECTED_REVISION: str(schedule.sequence),
         }
         try:

@@ -19,7 +19,7 @@ NOT_FOUND = (10059, 10014)
 MESSAGE_NOT_FOUND = (10037, 10043, 10057)
 """JetStream's codes for a message that does not exist."""
 NO_JETSTREAM_CODES = (10039, 10076)
-"""JetStream is not enabled for the account, or on the server."""
+"""JetStream's codes for "JetStream is not enabled", for the account or on the server."""
 
 STREAM_FULL = 10077
 """JetStream's code for a message that a stream cannot store, for example because of the stream's limits."""
@@ -36,14 +36,14 @@ _NOT_NOW = {
 }
 """JetStream's codes for temporary errors, with their meanings. None of them means that the request is invalid."""
 _NO_PEERS = 10005
-"""Too few servers for a stream's replicas: temporary if servers are offline, otherwise ``replicas`` is too high."""
+"""JetStream's code for too few servers for the replicas. If no server is offline, ``replicas`` is too high."""
 _LIMITS = {
     10002: "the account's storage limit",
     10023: "the server's storage limit (max_file_store or max_memory_store)",
     10028: "the memory limit (max_memory_store, or the account's)",
     10047: "the storage limit (max_file_store, or the account's)",
 }
-"""JetStream's codes for a storage limit that is reached, with the name of the limit."""
+"""JetStream's codes for storage limits that have been reached, with the names of the limits."""
 _FULL = re.compile("maximum (bytes|messages)|no space|disk", re.IGNORECASE)
 """Matches the description of code 10077 if the stream or the disk is full."""
 
@@ -70,15 +70,15 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
             f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "
-            "full. Try again when the server is back.",
+            "full. Try again when the server is available again.",
             subject,
         )
     if isinstance(error, nats.errors.ConnectionClosedError):
         return ConnectionFailed(
-            f"sending to {subject!r} failed: the connection to {address(settings)} is closed. Open a new one."
+            f"sending to {subject!r} failed: the connection to {address(settings)} is closed. Open a new connection."
         )
     return ConnectionFailed(
-        f"sending to {subject!r} failed: the connection to {address(settings)} cannot be used now ({error}). Try again."
+        f"sending to {subject!r} failed: the connection to {address(settings)} has a problem ({error}). Try again."
     )
 
 
@@ -86,18 +86,18 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
     """Return nqnb's error for an error of the JetStream API.
 
     Args:
-        error: the reply.
+        error: the error in the reply.
         what: the request, such as "storing a message on 'q.task'".
     """
     facts = (error.code, error.err_code, error.description)
     details = f"{error.description}, code {error.err_code or error.code}"
     limit = _LIMITS.get(error.err_code)
     if error.err_code == STREAM_FULL and (found := _FULL.search(error.description)):
-        limit = f"the stream's limit of {found[1]}" if found[1] else "the server's disk"
+        limit = f"the stream's limit of {found[1]}" if found[1] else "the capacity of the server's disk"
     if limit is not None:
         return NoRoom(
-            f"{what} failed: {limit} is reached ({details}). "
-            "Free room with `nqnb prune` or `nqnb queue purge QUEUE`, or raise the limit.",
+            f"{what} failed: {limit} has been reached ({details}). "
+            "Free space with `nqnb prune` or `nqnb queue purge QUEUE`, or raise the limit.",
             what,
             *facts,
         )
@@ -120,13 +120,13 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
 
 
 def denied_subject(error: BaseException) -> tuple[str, str] | None:
-    """Return "publish" or "subscribe" with the subject that is denied to the user, or None for another error."""
+    """Return ("publish" or "subscribe", the denied subject), or None if the error is not a missing permission."""
     found = re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', str(error), re.IGNORECASE)
     return None if found is None else ("publish" if found[1].lower() == "publish" else "subscribe", found[2])
 
 
 def not_permitted(settings: Settings, verb: str, subject: str) -> ServerRefused:
-    """Return the error for a missing permission, which the server reports without a reply to the request."""
+    """Return the error for a missing permission. The server reports it instead of replying to the request."""
     who = f"user {settings.user!r}" if settings.user else "this user"
     text = f"{who} may not {verb} to {subject!r}"
     return ServerRefused(
@@ -139,7 +139,7 @@ class Silent(TimeoutError):
 
 
 class CertificateRefused(ConnectionError):
-    """The server closed the connection, because it did not accept the client certificate or required one."""
+    """The server closed the connection because it requires a client certificate or refused the client's."""
 
 
 def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached: str = "") -> NoServer:
@@ -153,7 +153,7 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached
     where = address(settings)
     another = "start a server with `nqnb up --detach`, or set another address with --url or NATS_URL"
     if detached and detached not in settings.urls:
-        another = f"your detached server is running at {detached}; to use it, set no url, NATS_URL or context"
+        another = f"your detached server is running at {detached}; to use it, do not set url, NATS_URL or context"
     found: dict[tuple[str, str], list[str]] = {}
     for url in settings.urls:
         if url in reasons:
@@ -171,7 +171,7 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached
 def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[str, str]:
     """Return the cause of a failed connection attempt, and the remedy.
 
-    The remedy is ``another`` if the address is not that of a usable server.
+    The remedy is ``another`` if no usable server is at the address.
     """
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
@@ -190,10 +190,10 @@ def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[st
     if isinstance(reason, ConnectionRefusedError) or re.search("refused|connect call failed", text, re.IGNORECASE):
         return "the connection was refused", another
     if isinstance(reason, Silent):
-        why = f"the server accepted the connection but sent no answer within {settings.connect_timeout:g} s"
+        why = f"the server accepted the connection but did not answer within {settings.connect_timeout:g} s"
         return why, f"{_TLS_FIRST_REMEDY[settings.tls_first]}; {another}"
     if isinstance(reason, (TimeoutError, asyncio.TimeoutError)):
-        return f"no answer within {settings.connect_timeout:g} s", another
+        return f"the server did not answer within {settings.connect_timeout:g} s", another
     if isinstance(reason, CertificateRefused):
         why = "refused the client certificate" if settings.tls_cert else "requires a client certificate"
         return f"the server {why}", _CERTIFICATE_REMEDY
@@ -208,11 +208,12 @@ def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[st
 def _login_refused(settings: Settings, text: str) -> tuple[str, str]:
     remedy = "the address is correct"
     if "expired" in text:
-        return "the credentials have expired", f"get new ones; {remedy}"
+        return "the credentials have expired", f"request new credentials; {remedy}"
     if settings.creds is not None:
-        return f"the server refused the credentials file {str(settings.creds)!r}", f"check it and its expiry; {remedy}"
+        why = f"the server refused the credentials file {str(settings.creds)!r}"
+        return why, f"check the file and its expiry date; {remedy}"
     if settings.nkey is not None:
-        return "the server refused the nkey", f"check that the server has its public key; {remedy}"
+        return "the server refused the nkey", f"check that the server knows the nkey's public key; {remedy}"
     given = any(each is not None for each in (settings.user, settings.password, settings.token))
     return "the server refused the login", f"check user, password or token{'' if given else ' (none is set)'}; {remedy}"
 
@@ -226,20 +227,20 @@ def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
                 "set tls_ca to the authority's certificate file",
             )
         if "mismatch" in why.lower() or "valid for" in why.lower():
-            return f"the server's certificate is for another host ({why})", "use a host name in the certificate"
-        return f"the server's certificate is not valid ({why})", "renew the certificate, or check the clocks"
+            return f"the server's certificate is for another host ({why})", "use a host name that the certificate lists"
+        return f"the server's certificate is not valid ({why})", "renew it, or check the clocks of both machines"
     name = (reason.reason or str(reason)).upper()
     if "CERTIFICATE_REQUIRED" in name or ("HANDSHAKE_FAILURE" in name and not settings.tls_cert):
         return "the server requires a client certificate", _CERTIFICATE_REMEDY
     if "ALERT" in name and ("CERTIFICATE" in name or "UNKNOWN_CA" in name):
         return f"the server refused the client certificate ({name.replace('_', ' ').lower()})", _CERTIFICATE_REMEDY
     if settings.tls_first and ("WRONG_VERSION" in name or "RECORD_LAYER" in name or "PACKET_LENGTH" in name):
-        return "the server does not start with the TLS handshake", "remove tls_first"
+        return "the server does not expect the TLS handshake first", "remove tls_first"
     return f"TLS failed ({name.replace('_', ' ').lower()})", "check the TLS settings of the client and the server"
 
 
 def _without_secrets(text: str, settings: Settings) -> str:
-    """Replace the secrets of the settings in a message, because a foreign error may quote them."""
+    """Replace the secrets of the settings in a message, because a third-party error may quote them."""
     for secret in (settings.password, settings.token, settings.nkey):
         if secret:
             text = text.replace(str(secret), "…")
@@ -247,5 +248,5 @@ def _without_secrets(text: str, settings: Settings) -> str:
 
 
 def address(settings: Settings) -> str:
-    """Return the addresses of the server. They contain no secrets."""
+    """Return the server's addresses, which contain no secrets."""
     return ", ".join(settings.urls)

@@ -312,7 +312,7 @@ class TestTLS:
             pytest.skip("nats-server 2.9 has no handshake_first, so no such server of that version exists")
         with nqnb.DevServer(config=tls(files, "server", "handshake_first: true")) as server:
             await connects(server.url, tls_ca=files / "ca.pem", tls_first=True)
-            parts = ("no answer within 0.5 s", "set tls_first")
+            parts = ("did not answer within 0.5 s", "set tls_first")
             await is_refused(server.url, *parts, within=1, tls_ca=files / "ca.pem", connect_timeout=0.5)
 
     async def test_a_server_without_tls_gets_no_secret(self, files: Path) -> None:
@@ -392,8 +392,8 @@ class TestAddresses:
         await is_refused("nats://no-such-host.invalid", "the host name is unknown")
 
     async def test_a_silent_address_times_out(self, mute: str) -> None:
-        await is_refused(mute, "no answer within 0.3 s", within=3, connect_timeout=0.3)
-        await is_refused(mute, "no answer within 0.3 s", within=3, connect_timeout=0.3, tls_first=True)
+        await is_refused(mute, "did not answer within 0.3 s", within=3, connect_timeout=0.3)
+        await is_refused(mute, "did not answer within 0.3 s", within=3, connect_timeout=0.3, tls_first=True)
 
     async def test_a_server_that_closes_the_connection_is_explained(self) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

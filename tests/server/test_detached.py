@@ -517,7 +517,7 @@ def test_an_error_about_a_missing_server_names_the_detached_one(monkeypatch: pyt
     monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
     assert "start a server with `nqnb up --detach`" in asyncio.run(refusal())
     server, _ = detached.start()
-    assert f"your detached server is running at {server.url}; to use it, set no url" in asyncio.run(refusal())
+    assert f"your detached server is running at {server.url}; to use it, do not set url" in asyncio.run(refusal())
 
 
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
