@@ -1,1 +1,1 @@
-"""Real NATS servers on this machine: the bundled binary, a dev server, a detached server and a cluster."""
+"""NATS servers on this machine: the nats-server program, a dev server, a detached server and a cluster."""

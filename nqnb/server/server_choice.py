@@ -1,4 +1,4 @@
-"""Choose the server if the user named none: by NATS_URL, a NATS context, the detached server or the default address."""
+"""Choose a server from the url, NATS_URL, a NATS context, the detached server and the default address."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Choice:
 
     Attributes:
         settings: the settings for a connection to the server.
-        source: where the address comes from, as text.
+        source: the source of the address, as text.
         detached: whether the server is the user's detached server.
-        named: whether the server was named. If not, its address is only the default.
+        named: False if the address is the default because nothing else was set.
     """
 
     settings: Settings
@@ -41,7 +41,7 @@ class Choice:
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
-    """Choose the server: by the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address.
+    """Choose the server by the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address.
 
     Credentials without an address cannot be for the detached server, so they select the default address. If a detached
     server does not answer, the default address is not used, because another user's server may be listening there.
@@ -63,7 +63,7 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
 
 def resolve(settings: Settings, *, patient: bool = True) -> Choice:
-    """Choose the server for settings: their own address, else the detached server, else the default address.
+    """Choose the server for settings by their own address, the detached server or the default address.
 
     Args:
         settings: the settings.
@@ -77,7 +77,7 @@ def resolve(settings: Settings, *, patient: bool = True) -> Choice:
     if settings.named:
         return Choice(settings, "the one given")
     if any(getattr(settings, name) for name in _CREDENTIALS):
-        return Choice(settings, "the default, as neither a url nor NATS_URL is given")
+        return Choice(settings, "the default, because neither url nor NATS_URL is set")
     found = _settled(settings.connect_timeout if patient else 0.0)
     if found.condition is Condition.RUNNING and found.server is not None:
         mine = settings.at_detached(found.server.url, found.server.token)
@@ -109,11 +109,11 @@ def _settled(patience: float) -> DetachedStatus:
 def _no_answer(found: DetachedStatus) -> NoServer:
     if found.condition is Condition.STARTING:
         return NoServer(
-            f"no server can be chosen: {found.problem}. Try again in a moment, or name a server with -u or NATS_URL.",
+            f"no server can be chosen: {found.problem}. Try again in a moment, or set a server with -u or NATS_URL.",
             "",
         )
     return NoServer(
-        f"no server can be chosen: {found.problem}. Stop it with `nqnb up --stop`, then run `nqnb up --detach`. Or "
-        "set another server with -u or NATS_URL.",
+        f"no server can be chosen: {found.problem}. Restart your detached server with `nqnb up --stop` and "
+        "`nqnb up --detach`, or set another server with -u or NATS_URL.",
         found.server.url if found.server is not None else "",
     )

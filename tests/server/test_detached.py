@@ -325,10 +325,10 @@ def test_another_server_at_its_port_is_not_joined(
         rewrite(url=stranger.url)
         found = detached.look()
         assert found.condition is Condition.SILENT
-        assert "not yours" in found.problem
+        assert "another server is listening" in found.problem
         assert main(["up", "--stop", "--yes"]) == 0
         assert stranger.running
-        with pytest.raises(DevServerError, match="is taken"):
+        with pytest.raises(DevServerError, match="is using the port"):
             detached.start(running.port)
 
 
@@ -350,7 +350,7 @@ def test_no_process_is_ended_by_its_number_alone(running: detached.Detached) -> 
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as bystander:
         try:
             rewrite(keeper=bystander.pid, host="another")
-            with pytest.raises(DevServerError, match=r"'another'.* Stop it there"):
+            with pytest.raises(DevServerError, match=r"'another'.* Run `nqnb up --stop` there"):
                 detached.stop()
             assert bystander.poll() is None
             rewrite(token="refused, so that only the lock says that it lives")
@@ -407,7 +407,7 @@ def test_a_detached_server_that_does_not_answer_is_not_ignored(
     # The threads of the server stop one after another, and the last one could still answer.
     until(lambda: stopped(running.pid), 10)
     try:
-        with pytest.raises(NoServer, match=r"does not answer .*nqnb up --stop`, then run `nqnb up --detach`.*NATS_URL"):
+        with pytest.raises(NoServer, match=r"does not answer .*nqnb up --stop` and `nqnb up --detach`.*NATS_URL"):
             choose(connect_timeout=0.2)
         assert main(["--timeout", "0.2", "submit", "q", "1"]) == 3
         assert "`nqnb up --stop`" in capsys.readouterr().err

@@ -234,7 +234,10 @@ def test_a_dead_server_is_noticed_and_can_be_restarted_at_once() -> None:
 def test_restart_tells_that_the_port_was_taken_and_can_be_tried_again() -> None:
     with DevServer() as server:
         server.kill()
-        with socket.create_server(("127.0.0.1", port_of(server))), pytest.raises(DevServerError, match="is taken"):
+        with (
+            socket.create_server(("127.0.0.1", port_of(server))),
+            pytest.raises(DevServerError, match="is using the port"),
+        ):
             server.restart()
         assert not server.running
         server.restart()
@@ -262,13 +265,13 @@ def test_a_busy_port_is_refused_promptly() -> None:
     with socket.create_server(("127.0.0.1", 0)) as owner:
         port = owner.getsockname()[1]
         begun = time.monotonic()
-        with pytest.raises(DevServerError, match=rf"port {port} .* is taken.* port=0"):
+        with pytest.raises(DevServerError, match=rf"port {port} .* is using the port.* port=0"):
             DevServer(port).start()
         assert time.monotonic() - begun < 2
 
 
 def test_the_port_of_another_nats_server_is_refused() -> None:
-    with DevServer() as owner, pytest.raises(DevServerError, match="is taken"):
+    with DevServer() as owner, pytest.raises(DevServerError, match="is using the port"):
         DevServer(port_of(owner)).start()
 
 
@@ -313,7 +316,7 @@ def test_a_server_that_never_answers_fails_the_start(monkeypatch: pytest.MonkeyP
     mute.chmod(0o755)
     monkeypatch.setenv(SERVER_VARIABLE, str(mute))
     monkeypatch.setattr("nqnb.server.devserver.START_TIMEOUT_SECONDS", 0.5)
-    with pytest.raises(DevServerError, match=r"did not listen within 0.5 s; the end of its log:\nmute"):
+    with pytest.raises(DevServerError, match=r"did not listen on a port within 0.5 s; the end of its log:\nmute"):
         DevServer().start()
 
 
@@ -402,7 +405,7 @@ def test_threads_may_share_a_dev_server() -> None:
 
 def test_two_servers_never_share_a_store(tmp_path: Path) -> None:
     first, second = (DevServer(store_dir=tmp_path / "store") for _ in range(2))
-    with first, pytest.raises(DevServerError, match="in use by another dev server"):
+    with first, pytest.raises(DevServerError, match="another dev server is using it"):
         second.start()
     with DevServer(store_dir=tmp_path / "store"):
         pass
