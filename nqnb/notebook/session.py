@@ -155,11 +155,15 @@ class Session:
         if not self.open:
             return
         try:
-            self._feed.close_tables()
+            self.freeze_tables()
             LOOP.call(self.close(seconds))
         finally:
             self._client = None
             self._on_down()
+
+    def freeze_tables(self) -> None:
+        """Replace the live tables of this session with snapshots, which no longer change."""
+        self._feed.close_tables()
 
     async def close(self, wait: float = 0.0) -> None:
         """Close everything that runs on nqnb's loop: the asynchronous part of `down`. Displayed tables remain."""

@@ -130,10 +130,15 @@ def _stop_if_unused() -> None:
 
 
 def _close_all() -> None:
-    """Close the sessions when the process exits, within a limited time, so that running tasks are redelivered."""
+    """Close the sessions when the process exits, within a limited time, so that running tasks are redelivered.
+
+    Their live tables are frozen first, because a notebook that is saved without a kernel shows only frozen tables.
+    """
     sessions = opened()
     if not sessions or not LOOP.running:
         return
+    for session in sessions:
+        session.freeze_tables()
 
     async def close() -> None:
         await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)

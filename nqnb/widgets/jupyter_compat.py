@@ -56,10 +56,10 @@ def replace(display_id: str, bundle: dict[str, str]) -> None:
     """
     if not InteractiveShell.initialized():
         return
-    _update(display_id, bundle)
+    update(display_id, bundle)
 
     def again() -> bool:
-        _update(display_id, bundle)
+        update(display_id, bundle)
         return False
 
     at_ends_of_cells(again)
@@ -70,9 +70,9 @@ def at_ends_of_cells(callback: Callable[[], bool]) -> None:
 
     This does nothing outside a kernel, because a terminal would print the replaced output again.
     """
-    shell = InteractiveShell.instance() if InteractiveShell.initialized() else None
-    if shell is None or not hasattr(shell, "kernel"):
+    if not in_a_kernel():
         return
+    shell = InteractiveShell.instance()
 
     def call(*_: object) -> None:
         if not callback():
@@ -81,5 +81,11 @@ def at_ends_of_cells(callback: Callable[[], bool]) -> None:
     shell.events.register("post_run_cell", call)
 
 
-def _update(display_id: str, bundle: dict[str, str]) -> None:
+def in_a_kernel() -> bool:
+    """Return whether this process is a kernel. A terminal would print a replaced output again."""
+    return InteractiveShell.initialized() and hasattr(InteractiveShell.instance(), "kernel")
+
+
+def update(display_id: str, bundle: dict[str, str]) -> None:
+    """Replace the output that was displayed with an id. This can be called from any thread."""
     update_display(bundle, raw=True, display_id=display_id)  # type: ignore[no-untyped-call]  # IPython's

@@ -151,6 +151,22 @@ class Rows:
         known = set(kept)
         return [*kept, *(task_id for task_id in order.page(start, count) if task_id not in known)][:count]
 
+    def first(self, count: int) -> list[str]:
+        """Return the ids of the first ``count`` matching tasks, failed tasks first unless a column sorts them."""
+        order = self._refreshed()
+        if not self.failed_first:
+            return order.page(0, count)
+        failed: list[str] = []
+        others: list[str] = []
+        for task_id in order.page(0, len(order)):
+            (failed if self._tasks[task_id].status is Status.FAILED else others).append(task_id)
+        return (failed + others)[:count]
+
+    @property
+    def failed_first(self) -> bool:
+        """Whether `first` returns failed tasks before others, which is the case unless the user sorted a column."""
+        return self._order.column == "activity" and self._counts[Status.FAILED] > 0
+
     def task(self, task_id: str) -> TaskInfo:
         """Return the task with an id.
 

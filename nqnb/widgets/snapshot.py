@@ -6,6 +6,8 @@ so that it is readable on both light and dark backgrounds.
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from datetime import datetime, timezone
 from html import escape
 
@@ -40,9 +42,20 @@ _CODE = (
 )
 
 
-def html(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: int = 0) -> str:
-    """Return up to ``most`` matching rows as HTML, from the position ``start``. All text from a queue is escaped."""
-    names, lines = _table(rows, start, most)
+def html(
+    rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, state: str = "live", at: float | None = None
+) -> str:
+    """Return the first matching rows as HTML, failed tasks first. All text from a queue is escaped.
+
+    Args:
+        rows: the rows.
+        title: the title.
+        most: the maximum number of rows.
+        state: ``loading``, ``live`` or ``lost``, which the last line reports.
+        at: when the rows were in this state, in Unix seconds. Default: now.
+    """
+    at = time.time() if at is None else at
+    names, lines = _table(rows, most, at)
     head = "".join(f'<th scope="col" style="{_CELL};font-weight:500">{name}</th>' for name in names)
     body = "".join(f"<tr>{''.join(_html_cell(name, each[name]) for name in names)}</tr>" for each in lines)
     chips = "".join(
@@ -59,13 +72,16 @@ def html(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: i
     return (
         f'<div style="{_FONT}"><div style="padding:4px 0 8px"><b style="margin-right:16px;unicode-bidi:isolate">'
         f"{escape(line(title, 100))}</b>{chips}</div>{table}"
-        f'<div style="padding:6px 0 2px;opacity:.8">{escape(_foot(rows, len(lines), start))}</div></div>'
+        f'<div style="padding:6px 0 2px;opacity:.8">{escape(_foot(rows, lines, state, at))}</div></div>'
     )
 
 
-def text(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: int = 0) -> str:
-    """Return up to ``most`` matching rows as plain text, from the position ``start``."""
-    names, found = _table(rows, start, most)
+def text(
+    rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, state: str = "live", at: float | None = None
+) -> str:
+    """Return the first matching rows as plain text; see `html`."""
+    at = time.time() if at is None else at
+    names, found = _table(rows, most, at)
     lines = [names, *([each[name] for name in names] for each in found)] if found else []
     widths = [max(len(each[column]) for each in lines) for column in range(len(names))] if lines else []
     counts = ", ".join(f"{count:,} {name}" for name, count in rows.counts().items() if count)
@@ -73,22 +89,23 @@ def text(rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, start: i
         [
             f"{line(title, 100)}{': ' if counts else ''}{counts}",
             *("  ".join(map(str.ljust, each, widths)).rstrip() for each in lines),
-            _foot(rows, len(found), start),
+            _foot(rows, found, state, at),
         ]
     )
 
 
-def _table(rows: Rows, start: int, most: int) -> tuple[list[str], list[dict[str, str]]]:
+def _table(rows: Rows, most: int, at: float) -> tuple[list[str], list[dict[str, str]]]:
     """Return the names of the columns that are not empty, and the cells of each row."""
-    lines = [_cells(rows.task(task_id)) for task_id in rows.page(start, most)]
+    now = datetime.fromtimestamp(at, timezone.utc)
+    lines = [_cells(rows.task(task_id), now) for task_id in rows.first(most)]
     empty = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
     if not rows.many_queues:
         empty.add("queue")
     return [name for name in COLUMNS if name not in empty], lines
 
 
-def _cells(task: TaskInfo) -> dict[str, str]:
-    ran = run_time(task, datetime.now(timezone.utc))
+def _cells(task: TaskInfo, now: datetime) -> dict[str, str]:
+    ran = run_time(task, now)
     done = share(task.progress) if task.status is Status.PROCESSING else None
     note = task.failure or ("" if done is None else f"{done:.0%}")
     return {
@@ -119,12 +136,28 @@ def _dot(label: str) -> str:
     )
 
 
-def _foot(rows: Rows, shown: int, start: int) -> str:
-    matching = len(rows.order)
-    at = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    if not matching:
-        return f"no tasks, as of {at}"
-    which = f"{matching:,} task{'s' * (matching != 1)}"
-    if shown < matching:
-        which = f"{start + 1:,} to {start + shown:,} of {which}"
-    return f"{which}, as of {at}"
+def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float) -> str:
+    """Return how many tasks are shown, how many are left out, and as of when."""
+    moment = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    when = f"the connection was lost at {moment}" if state == "lost" else f"as of {moment}"
+    total, matching = len(rows), len(rows.order)
+    if state == "loading":
+        return f"loading{f', {_tasks(total)} so far' if total else ''}, {when}"
+    if not total:
+        return f"no tasks, {when}"
+    labels = sorted(status.label for status in rows.statuses)
+    chosen = ", ".join([*labels, *([f'"{line(rows.search, 60)}"'] if rows.search else [])])
+    filtered = f" (filter: {chosen})" if chosen else ""
+    left = matching - len(lines)
+    if not left:
+        return f"{f'{matching:,} of ' if filtered else ''}{_tasks(total)}{filtered}, {when}"
+    counts = Counter({label: count for label, count in rows.counts().items() if not labels or label in labels})
+    counts.subtract(each["status"] for each in lines)
+    left_out = ", ".join(f"{count:,} {label}" for label, count in counts.items() if count)
+    order = ", failures first" if rows.failed_first else ""
+    which = f"the first {len(lines):,} of {_tasks(matching)}{filtered}{order}"
+    return f"{which}; {left:,} {'is' if left == 1 else 'are'} not shown ({left_out}); {when}"
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task{'s' * (count != 1)}"

@@ -35,6 +35,15 @@ CLOSE_AFTER_SECONDS = 600.0
 """A paused table closes after this time."""
 FREEZE_AFTER_SECONDS = 1.5
 """How long the final state is shown live before the table is frozen, so that the user sees the change."""
+SAVE_SECONDS = 10.0
+"""The minimum time between two updates of the snapshot that is saved with the notebook."""
+_EMPTY = {"text/html": "<span></span>", "text/plain": " "}
+"""What is left of the live view where widgets cannot run. The snapshot is a separate output."""
+_HIDE_DEAD_VIEW = (
+    "<style>.jp-OutputArea-child:has(> .jp-RenderedHTML > #nq-{id}) + .jp-OutputArea-child:not(:has(.nq)) "
+    "{{ display: none }}</style>"
+)
+"""Hides the output after a snapshot unless it shows a live table. Without a kernel, Jupyter shows an error there."""
 
 
 class TaskTable(anywidget.AnyWidget):
@@ -42,7 +51,11 @@ class TaskTable(anywidget.AnyWidget):
 
     `update` can be called from any thread and never blocks, because a separate thread applies the changes. That thread
     sends the visible rows to the page at most ten times a second, and only if the rows have changed and a page shows
-    them. The rows are not part of the widget's state, so they are not saved with the notebook.
+    them. The rows are not part of the widget's state.
+
+    A displayed table has two outputs: the live view, and a snapshot, which the view hides. The snapshot is what a saved
+    notebook shows. It is updated when the rows are loaded, then every `SAVE_SECONDS` while they change, at the end of
+    each cell, and when the table is frozen or closed.
 
     Args:
         rows: the rows to show. The caller must not use them afterwards.
@@ -91,8 +104,16 @@ class TaskTable(anywidget.AnyWidget):
         self._last: dict[str, Any] = {}
         self._timer: threading.Timer | None = None
         self._display_id = uuid.uuid4().hex
+        self._view_id = uuid.uuid4().hex
         self._displayed = False
+        self._changes = self._saved_changes = 0
+        """The number of changes of the rows, now and when the snapshot was last updated."""
+        self._saved: dict[str, str] | None = None
+        """The last snapshot of loaded rows."""
+        self._stopped_at: float | None = None
+        """When the feed was stopped, because no page showed the table."""
         self._throttle = Throttle(self._work, MESSAGE_SECONDS)
+        self._save_throttle = Throttle(self._save, SAVE_SECONDS, "nqnb table snapshot")
         super().__init__()
         jupyter_compat.use_any_subshell(self.comm)
         self.on_msg(lambda _, content, buffers: self._receive(content))
@@ -125,50 +146,90 @@ class TaskTable(anywidget.AnyWidget):
             return
         with self._lock:
             self._freezing = True
-            bundle = self._snapshot()
+            self._drain()
+            if self._state != "loading" or self._saved is None:
+                self._saved = self._framed(self._snapshot())
         try:
             # Replace the output before the table closes, so that the output is never empty.
             if self._displayed:
                 # Without this message, the page would send its goodbye to a closed comm, and ipykernel would print an
                 # error into a cell.
                 self.send({"type": "over"})
-                replace(self._display_id, bundle)
+                replace(self._display_id, self._saved)
+                if jupyter_compat.in_a_kernel():
+                    replace(self._view_id, _EMPTY)
         finally:
             self.close()
 
     def close(self) -> None:
-        """Close the table, and remove it from the page. `df` still returns its tasks."""
+        """Close the table. Its last snapshot stays in the page, and `df` still returns its tasks."""
         if self._ended:
             return
+        if not self._freezing:
+            self._save()
         self._ended = True
         self._cancel_timer()
         self._throttle.close()
+        self._save_throttle.close()
         super().close()
         self.layout.close()  # a separate widget, which would otherwise stay open
         self._stop_feed()
 
     def _ipython_display_(self, **kwargs: Any) -> None:
-        """Display the table with a display id, which `freeze` needs to replace the output."""
+        """Display the snapshot and the live view, each with a display id, which `freeze` needs to replace them."""
         self._displayed = not self._ended
-        if self._ended:
-            with self._lock:
-                display(self._snapshot(), raw=True)  # type: ignore[no-untyped-call]  # IPython's
+        with self._lock:
+            bundle = self._framed(self._snapshot())
+            self._saved_changes = self._changes
+            if self._state != "loading":
+                self._saved = bundle
+        view = None if self._ended or not jupyter_compat.in_a_kernel() else super()._repr_mimebundle_()
+        if view is None:
+            display(bundle, raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]  # IPython's
             return
-        data, metadata = self._repr_mimebundle_()
+        data, metadata = view if isinstance(view, tuple) else (view, {})
         display(  # type: ignore[no-untyped-call]  # IPython's
-            data, metadata=metadata, raw=True, display_id=self._display_id
+            bundle, raw=True, display_id=self._display_id
         )
-        if self._freezes:
-            at_ends_of_cells(self._freeze_at_cell_end)
+        display(  # type: ignore[no-untyped-call]  # IPython's
+            {**data, **_EMPTY}, metadata=metadata, raw=True, display_id=self._view_id
+        )
+        at_ends_of_cells(self._at_cell_end)
 
-    def _freeze_at_cell_end(self) -> bool:
-        """Freeze the table if all tasks have ended and no page shows it. Return whether to check again."""
+    def _at_cell_end(self) -> bool:
+        """Freeze the table if all its tasks have ended and no page shows it, or else update its snapshot.
+
+        Returns:
+            Whether to call this again.
+        """
         with self._lock:
             self._drain()
             freeze = self._is_final() and not self._page.views
-        if freeze and not self._ended:
+        if self._ended:
+            return False
+        if freeze:
             self.freeze()
+        else:
+            self._save()
         return not self._ended
+
+    def _save(self) -> None:
+        """Update the snapshot that is saved with the notebook, if the rows have changed."""
+        with self._lock:
+            self._drain()
+            if not self._displayed or self._ended or self._freezing or self._state == "loading":
+                return
+            if self._saved_changes == self._changes:
+                return
+            self._saved_changes = self._changes
+            self._saved = self._framed(self._snapshot())
+        if jupyter_compat.in_a_kernel():
+            jupyter_compat.update(self._display_id, self._saved)
+
+    def _framed(self, bundle: dict[str, str]) -> dict[str, str]:
+        """Return a snapshot in an element that the live view hides."""
+        hide = _HIDE_DEAD_VIEW.format(id=self._display_id)
+        return {**bundle, "text/html": f'<div id="nq-{self._display_id}">{bundle["text/html"]}</div>{hide}'}
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the live view, and a snapshot for places where widgets cannot run."""
@@ -186,7 +247,8 @@ class TaskTable(anywidget.AnyWidget):
         shown: dict[str, Any] = {
             "title": self._title,
             "most": self._page.size,
-            "start": self._page.page * self._page.size,
+            "state": self._state,
+            "at": self._since if self._state == "lost" else self._stopped_at or time.time(),
         }
         return {"text/html": snapshot.html(self._rows, **shown), "text/plain": snapshot.text(self._rows, **shown)}
 
@@ -241,6 +303,9 @@ class TaskTable(anywidget.AnyWidget):
         state = "lost" if batch.lost else "live" if self._complete else "loading"
         if state != self._state:
             self._state, self._since = state, time.time()
+        self._changes += 1
+        if state != "loading":
+            self._save_throttle.request()
 
     def _handle(self, message: dict[str, Any]) -> None:
         self._page.handle(message)
@@ -268,7 +333,13 @@ class TaskTable(anywidget.AnyWidget):
     def _show(self) -> None:
         if self._freezing:
             return
-        body = {**self._page.body(), "title": self._title, "state": self._state, "since": self._since}
+        body = {
+            **self._page.body(),
+            "title": self._title,
+            "state": self._state,
+            "since": self._since,
+            "snapshot": f"nq-{self._display_id}",
+        }
         details = self._page.details()
         if body == self._last and not details and not self._resend:
             return
@@ -306,7 +377,7 @@ class TaskTable(anywidget.AnyWidget):
     def _start_feed(self) -> None:
         if self._feeding or self._on_open is None:
             return
-        self._feeding = True
+        self._feeding, self._stopped_at = True, None
         self._rows.clear()
         self._page.reset()
         self._state, self._since, self._complete = "loading", time.time(), False
@@ -314,7 +385,7 @@ class TaskTable(anywidget.AnyWidget):
 
     def _stop_feed(self) -> None:
         if self._feeding:
-            self._feeding = False
+            self._feeding, self._stopped_at = False, time.time()
             self._on_close()
 
     def _call_after(self, seconds: float, callback: Callable[[], None]) -> None:

@@ -21,8 +21,8 @@ OF_NOTEBOOK = ("reading 'schema'", "Command 'filebrowser:open-path' not register
 """Errors that Notebook 7 itself writes to its console, also without nqnb in the page."""
 STRAY = ("Task was destroyed", "exception was never retrieved", "was never awaited", "nats: encountered error")
 """What asyncio and the NATS client print into the current cell when a task or an error was left behind."""
-OF_KERNEL = "coro=<Kernel.dispatch"
-"""A coroutine that ipykernel itself sometimes leaves behind, also without nqnb in the kernel."""
+OF_KERNEL = ("coro=<Kernel.dispatch", "coroutine 'Kernel.dispatch")
+"""Coroutines that ipykernel itself sometimes leaves behind, also without nqnb in the kernel."""
 KERNEL_DIALOGS = ("Select Kernel", "Error Starting Kernel")
 """How the dialogs begin that Jupyter shows where a kernel, or the list of kernels, comes too late."""
 SHOWS_IDLE = (
@@ -128,7 +128,8 @@ class Sheet:
 
     def _look(self, frame: str | bytes) -> None:
         text = frame if isinstance(frame, str) else frame.decode(errors="replace")
-        if '"stderr"' in text and OF_KERNEL not in text and any(each in text for each in STRAY):
+        of_kernel = any(each in text for each in OF_KERNEL)
+        if '"stderr"' in text and not of_kernel and any(each in text for each in STRAY):
             self.strays.append(text)
 
     def cell(self, i: int) -> Locator:

@@ -78,10 +78,33 @@ def test_a_snapshot_shows_counts_and_notes() -> None:
     shown = rows(*"abc", status=Status.COMPLETED)
     text = snapshot.text(shown, title="resize", most=2)
     assert text.startswith("resize: 3 completed\nid")
-    assert "1 to 2 of 3 tasks, as of " in text
+    assert "the first 2 of 3 tasks; 1 is not shown (1 completed); as of " in text
     page = snapshot.html(shown, title="resize")
     assert ">completed <b>3</b>" in page
     assert "3 tasks, as of " in page
+
+
+def test_a_snapshot_shows_failures_first_and_says_what_it_leaves_out() -> None:
+    shown = rows(*(f"{number:02}" for number in range(30)), status=Status.COMPLETED)
+    meta = Meta(submitted_at=1, started_at=2, finished_at=3, error=ErrorInfo("E", "why", ""))
+    for name in ("x", "y"):
+        shown.apply([TaskInfo.of(TaskMessage(ID=name, Queue="q", Status=Status.FAILED, Meta=meta), 1)])
+    lines = snapshot.text(shown, most=3).splitlines()
+    assert [line.split()[0] for line in lines[2:5]] == ["x", "y", "2929"]
+    assert lines[-1].startswith("the first 3 of 32 tasks, failures first; 29 are not shown (29 completed); as of ")
+    shown.sort("id")
+    assert "failures first" not in snapshot.text(shown, most=3)
+    shown.only([Status.FAILED])
+    assert snapshot.text(shown, most=3).splitlines()[-1].startswith("2 of 32 tasks (filter: failed), as of ")
+    shown.find("nothing")
+    assert '0 of 32 tasks (filter: failed, "nothing"), as of ' in snapshot.html(shown).replace("&quot;", '"')
+
+
+def test_a_snapshot_that_is_not_loaded_does_not_say_that_there_are_no_tasks() -> None:
+    assert snapshot.text(Rows(), state="loading").splitlines()[-1].startswith("loading, as of ")
+    assert "loading, 3 tasks so far, as of " in snapshot.html(rows(*"abc"), state="loading")
+    lost = snapshot.text(rows(*"abc"), state="lost", at=1e9)
+    assert lost.splitlines()[-1].startswith("3 tasks, the connection was lost at 2001-09-09 ")
 
 
 def test_a_snapshot_without_tasks() -> None:

@@ -281,6 +281,10 @@ class Shell:
         self.displayed: list[tuple[dict[str, Any], str | None]] = []
         self.updated: list[tuple[dict[str, Any], str | None]] = []
         monkeypatch.setattr(InteractiveShell, "initialized", lambda: True)
+        monkeypatch.setattr(jupyter_compat, "in_a_kernel", lambda: True)
+        self.at_cell_end: list[Callable[[], bool]] = []
+        monkeypatch.setattr(table, "at_ends_of_cells", self.at_cell_end.append)
+        monkeypatch.setattr(jupyter_compat, "at_ends_of_cells", lambda callback: None)
         monkeypatch.setattr(
             table, "display", lambda data, display_id=None, **_: self.displayed.append((data, display_id))
         )
@@ -298,10 +302,10 @@ def test_a_frozen_table_is_replaced_by_plain_html(viewed: Table, shell: Shell) -
     viewed.it._ipython_display_()
     viewed.it.freeze()
     viewed.it.freeze()
-    (_, shown), (bundle, where) = shell.displayed[0], shell.updated[0]
-    assert len(shell.updated) == 1
-    assert shown == where
+    (bundle, where), (nothing, view) = shell.updated
+    assert [where, view] == [each for _, each in shell.displayed]
     assert set(bundle) == {"text/html", "text/plain"}
+    assert nothing == table._EMPTY
     assert viewed.it.closed
     assert viewed.closed == 1
     assert viewed.comm.published[-1][0] == "comm_close"
@@ -311,6 +315,74 @@ def test_a_frozen_table_is_replaced_by_plain_html(viewed: Table, shell: Shell) -
     assert not viewed.cancelled
     viewed.it._ipython_display_()
     assert set(shell.displayed[-1][0]) == {"text/html", "text/plain"}
+
+
+def test_the_saved_form_is_a_separate_output_that_follows_the_rows(
+    viewed: Table, shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    viewed.it._ipython_display_()
+    (snapshot, where), (view, _) = shell.displayed
+    assert "a  " in snapshot["text/plain"]
+    assert view["application/vnd.jupyter.widget-view+json"]["model_id"] == viewed.it.model_id
+    assert view["text/plain"] == " ", "no second table where widgets cannot run"
+    element = snapshot["text/html"].split('"')[1]
+    assert viewed.comm.last["snapshot"] == element, "the view hides it"
+    viewed.it.update(batch("b", status=Status.FAILED, revision=2))
+    (again,) = shell.at_cell_end
+    assert again()
+    (saved, where_saved) = shell.updated[-1]
+    assert where_saved == where
+    assert saved["text/plain"].startswith("resize: 2 pending, 1 failed\nid")
+    assert again()
+    assert len(shell.updated) == 1, "nothing has changed since"
+
+
+def test_the_saved_form_is_updated_once_the_rows_are_loaded_and_then_at_intervals(
+    make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "SAVE_SECONDS", 0.3)
+    found = make()
+    found.it._ipython_display_()
+    assert shell.displayed[0][0]["text/plain"].splitlines()[-1].startswith("loading, as of ")
+    found.it.update(batch("a", complete=False))
+    until(lambda: len(found.it.df) == 1)
+    found.it.update(batch("b"))
+    until(lambda: shell.updated)
+    began = time.monotonic()
+    for number in range(20):
+        found.it.update(batch(f"c{number}"))
+        time.sleep(0.02)
+    until(lambda: "22 pending" in shell.updated[-1][0]["text/plain"])
+    assert len(shell.updated) <= (time.monotonic() - began) / 0.3 + 2
+    assert all("loading" not in bundle["text/plain"] for bundle, _ in shell.updated)
+
+
+def test_the_saved_form_says_when_the_connection_was_lost_and_when_the_watch_was_stopped(
+    make: Callable[..., Table], shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table, "PAUSE_AFTER_SECONDS", 0.02)
+    moments = iter(range(1_000_000_000, 2_000_000_000, 3600))
+    found = make(on_open=lambda: None)
+    found.it._ipython_display_()
+    found.comm.page(type="hello")
+    found.it.update(batch("a"))
+    found.it.update(TaskBatch(lost=True, complete=True))
+    until(lambda: found.comm.last.get("state") == "lost")
+    assert "the connection was lost at " in found.it._repr_mimebundle_()[0]["text/plain"]
+    found.it.update(batch("a"))
+    until(lambda: found.comm.last["state"] == "live")
+    found.comm.page(type="bye", why="removed")
+    until(lambda: found.closed)
+    stopped = found.it._repr_mimebundle_()[0]["text/plain"].splitlines()[-1]
+    monkeypatch.setattr(time, "time", lambda: next(moments))
+    assert found.it._repr_mimebundle_()[0]["text/plain"].splitlines()[-1] == stopped
+
+
+def test_a_frozen_table_keeps_its_rows_while_they_are_loaded_again(viewed: Table, shell: Shell) -> None:
+    viewed.it._ipython_display_()
+    viewed.it.update(batch("a", anew=True, complete=False))
+    viewed.it.freeze()
+    assert shell.updated[0][0]["text/plain"].startswith("resize: 3 pending\nid")
 
 
 def test_a_table_that_was_never_displayed_freezes_nowhere(viewed: Table, shell: Shell) -> None:
@@ -332,9 +404,8 @@ def test_a_table_freezes_when_all_tasks_have_ended(
     found.it.update(batch("b", "c", status=Status.CANCELLED))
     until(lambda: found.shown() == ["a", "b"])
     time.sleep(0.2)
-    assert not shell.updated, "a person reads an opened row"
+    assert not found.it.closed, "a person reads an opened row"
     found.comm.page(type="open", ids=[])
-    until(lambda: shell.updated)
     until(lambda: found.closed)
     assert found.closed == 1
 

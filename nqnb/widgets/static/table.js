@@ -11,7 +11,8 @@
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
  *   sort: string, down: boolean, queues: boolean, behind: boolean, ended: string[], heard: Record<string, number>,
- *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number}} Rows
+ *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number,
+ *   snapshot: string}} Rows  snapshot is the id of the element with the saved form of the table
  */
 
 const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
@@ -301,11 +302,12 @@ function render({ model, el }) {
   const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Previous page" }, "‹");
   const next = make("button", { type: "button", className: "nq-plain", "data-act": "next", "aria-label": "Next page" }, "›");
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
+  const hider = make("style"); // hides the snapshot, which a saved notebook shows, while this view is in the page
   root.append(
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips, search),
     scroller, empty,
     make("footer", {}, some, every, confirm, pace, make("span", { className: "nq-pages" }, where, sizes, back, next)),
-    voice,
+    voice, hider,
   );
 
   const kernelNow = () => Date.now() / 1000 + clockOffset;
@@ -421,6 +423,7 @@ function render({ model, el }) {
     receivedAt = Date.now();
     clockOffset = message.now - receivedAt / 1000;
     put(title, message.title);
+    put(hider, `#${message.snapshot}, .jp-OutputArea-child:has(> .jp-RenderedHTML > #${message.snapshot}) { display: none }`);
     mark(root, "aria-label", `Tasks: ${message.title}`);
     for (const [name, { button, count }] of counts) {
       const value = name ? message.counts[name] : STATUSES.reduce((sum, each) => sum + message.counts[each], 0);

@@ -1,0 +1,99 @@
+"""A saved notebook shows the table that was on the screen: reopened, converted, and after the kernel has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from browser.bucket import Bucket
+from browser.labs import Lab
+from browser.sheets import App, Sheet
+
+from nqnb import Status
+
+SETUP = """
+import nqnb
+nq = nqnb.session()
+
+@nq.handler("saved", concurrency=12)
+def saved(job, payload):
+    if payload == 7:
+        raise ValueError("no image 7")
+    if payload == 8:
+        import time
+        time.sleep(600)
+"""
+WATCH = 'nq.watch("saved")'
+
+
+def shown_rows(page: Sheet, i: int) -> list[str]:
+    """Return the lines of the table that a cell shows, whether it is live or saved."""
+    rows = page.output(i).locator("tbody tr:visible")
+    return [row.inner_text() for row in rows.all()]
+
+
+def save(page: Sheet, path: Path) -> Any:
+    """Save the notebook, and return it."""
+    before = path.stat().st_mtime_ns
+    page.menu("File", "Save Notebook")
+    page.until(lambda: path.stat().st_mtime_ns != before, "the notebook is saved")
+    page.page.wait_for_timeout(200)
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("app", ["lab", "notebook"])
+def test_the_table_of_a_queue_is_in_the_saved_notebook(
+    app: App, sheet: Callable[..., Sheet], lab: Lab, look: Bucket, shot: Callable[[Any, str], Path]
+) -> None:
+    nbconvert = pytest.importorskip("nbconvert", reason="nbconvert is not installed")
+    page = sheet(app, SETUP, WATCH, "1 + 1")
+    page.run(0)
+    page.run(1)
+    page.run(2)
+    ids = [look.submit("saved", number) for number in range(12)]
+    table = page.table(2)
+    table.until(lambda: (table.count("completed"), table.count("failed")) == (10, 1), "all but one have ended")
+    assert len(shown_rows(page, 2)) == 12, "the live view alone is visible"
+    page.run(3)
+    path = lab.root / page.name
+    saved = save(page, path)
+    shown = saved.cells[2].outputs[0].data["text/html"]
+    assert all(each in shown for each in ids)
+    assert "12 tasks, as of " in shown
+    body, _ = nbconvert.HTMLExporter().from_notebook_node(saved)
+    assert all(each in body for each in ids)
+    assert "no tasks" not in body
+
+    page.open()
+    again = page.table(2)
+    again.until(lambda: again.count() == 12, "it is live again while its kernel runs")
+    assert len(shown_rows(page, 2)) == 12
+
+    lab.end_kernels()
+    page.open()
+    page.page.wait_for_timeout(4000)
+    assert len(shown_rows(page, 2)) == 12, page.text(2)
+    assert "no image 7" in shown_rows(page, 2)[0], "failures are first"
+    assert not page.page.get_by_text("model not found").is_visible()
+    assert page.output(2).locator(".nq").count() == 0
+    shot(page.output(2), f"saved-{app}")
+
+
+def test_a_table_is_frozen_when_its_kernel_is_shut_down(sheet: Callable[..., Sheet], lab: Lab, look: Bucket) -> None:
+    page = sheet("lab", SETUP, WATCH)
+    page.run(0)
+    page.run(1)
+    page.run(2)
+    page.table(2)
+    ids = [look.submit("saved", number) for number in range(3)]
+    page.until(lambda: look.counts("saved")["completed"] == 3, "they have ended")
+    page.menu("Kernel", "Shut Down Kernel")
+    page.output(2).locator(".nq").wait_for(state="detached")
+    assert len(shown_rows(page, 2)) == 3
+    assert "3 tasks, as of " in page.output(2).inner_text()
+    saved = save(page, lab.root / page.name)
+    assert all(each in saved.cells[2].outputs[0].data["text/html"] for each in ids)
+    assert {look.status(each) for each in ids} == {Status.COMPLETED}
