@@ -1,4 +1,4 @@
-"""Tests for users: for your own `StateStore` (`StoreContract`), and for nqnb itself (`chaos`).
+"""Test tools: `job` for handlers, `StoreContract` for a custom `StateStore`, and `chaos` for nqnb itself.
 
 Subclass `StoreContract` in a test module, and define the fixture ``store``::
 
@@ -38,17 +38,17 @@ def job(
     max_retry: int = 0,
     cancelled: bool = False,
 ) -> Job:
-    """Return a `Job` to call a handler with, without a server: ``resize(job(data), data)``.
+    """Return a `Job` for calling a handler without a server, as in ``resize(job(data), data)``.
 
-    Its `Job.said` has the last progress and the log.
+    `Job.said` returns the last progress and the log.
 
     Args:
         payload: the payload of the task: bytes, or a value that is encoded as JSON.
         id: the task id.
         queue: the queue.
-        attempt: the number of the attempt, from 1.
-        max_retry: how many retries the task has.
-        cancelled: whether the handler must stop, so that `Job.progress` and `Job.raise_if_cancelled` raise.
+        attempt: the number of the attempt, starting at 1.
+        max_retry: the maximum number of retries.
+        cancelled: whether the handler must stop. Then `Job.progress` and `Job.raise_if_cancelled` raise.
 
     Raises:
         UnencodableValue: the payload cannot be encoded.

@@ -13,23 +13,22 @@ from nqnb.errors import RevisionConflict
 from nqnb.store import Entry, StateStore
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-/_=."
-"""The characters of a key, which are those of a task id; see `nqnb.protocol.names`."""
+"""The characters that keys and task ids may contain; see `nqnb.protocol.names`."""
 KEYS = {"every-character": f"{ALPHABET[:-1]}.z", "path-like": "a/b/c.d.e", "longest": "k" * 200}
 _POLL_SECONDS = 0.005
 _SHOWN_CHARACTERS = 80
 
 
 class StoreContract:
-    """The tests of the behavior that every `StateStore` must have. A failure reports what the store did.
+    """Tests of the behavior that every `StateStore` must have.
 
-    A subclass must have a name that begins with ``Test``, and a fixture ``store`` that returns a new, empty store for
-    each test. The fixture may be async. The tests run on asyncio with anyio's pytest plugin, which is installed with
-    nqnb.
+    A subclass must have a name that begins with ``Test`` and a fixture ``store`` that returns a new, empty store for
+    each test. The fixture may be async. The tests run on asyncio with anyio's pytest plugin, which nqnb installs.
     """
 
     pytestmark = pytest.mark.anyio
     patience = 5.0
-    """Seconds for which a read with fresh=False may be stale, and within which a subscriber must be woken."""
+    """The maximum time in seconds until reads with fresh=False return a new value and subscribers are woken."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
@@ -51,7 +50,7 @@ class StoreContract:
         """Require that a key with an empty value exists."""
         await store.create("a", b"")
         await self.has(store, "a", b"")
-        await refused(store.create("a", b"two"), "create over an empty value", "a")
+        await refused(store.create("a", b"two"), "create of a key with an empty value", "a")
 
     async def test_a_large_value(self, store: StateStore) -> None:
         """Require that a value of half a megabyte is read back unchanged."""
@@ -79,7 +78,7 @@ class StoreContract:
 
     async def test_of_many_creates_one_wins(self, store: StateStore) -> None:
         """Require that `create` checks and writes in one atomic step."""
-        winner = await race([store.create("a", b"%d" % number) for number in range(20)], "20 creates at once")
+        winner = await race([store.create("a", b"%d" % number) for number in range(20)], "20 concurrent creates")
         await self.has(store, "a", b"%d" % winner)
 
     async def test_create_after_delete(self, store: StateStore) -> None:
@@ -103,28 +102,28 @@ class StoreContract:
         """Require that `update` with an older revision raises and writes nothing."""
         first = await store.create("a", b"one")
         second = await store.update("a", b"two", first)
-        await refused(store.update("a", b"three", first), f"update over revision {first}, older than {second},", "a")
+        await refused(store.update("a", b"three", first), f"update with revision {first}, older than {second},", "a")
         await self.has(store, "a", b"two", second)
 
     async def test_of_many_updates_one_wins(self, store: StateStore) -> None:
         """Require that `update` checks and writes in one atomic step."""
         first = await store.create("a", b"")
         tries = [store.update("a", b"%d" % number, first) for number in range(20)]
-        winner = await race(tries, "20 updates at once over one revision")
+        winner = await race(tries, "20 concurrent updates with one revision")
         await self.has(store, "a", b"%d" % winner)
 
     async def test_update_of_a_later_revision_raises(self, store: StateStore) -> None:
         """Require that `update` with a revision that does not exist yet raises."""
         first = await store.create("a", b"one")
         await refused(
-            store.update("a", b"two", first + 1), f"update over revision {first + 1}, which does not exist,", "a"
+            store.update("a", b"two", first + 1), f"update with revision {first + 1}, which does not exist,", "a"
         )
         await self.has(store, "a", b"one", first)
 
     @pytest.mark.parametrize("revision", [0, 1, 77])
     async def test_update_never_creates(self, store: StateStore, revision: int) -> None:
         """Require that `update` of a missing key raises, even with revision 0."""
-        await refused(store.update("a", b"one", revision), f"update over revision {revision} of a missing key", "a")
+        await refused(store.update("a", b"one", revision), f"update with revision {revision} of a missing key", "a")
         await self.lacks(store, "a")
 
     async def test_update_of_a_deleted_key_raises(self, store: StateStore) -> None:
@@ -143,10 +142,10 @@ class StoreContract:
     async def test_put_overwrites_any_value(self, store: StateStore) -> None:
         """Require that `put` overwrites any value and changes the revision."""
         first = await store.put("a", b"one")
-        second = grown(await store.put("a", b"two"), first, "put over a value")
+        second = grown(await store.put("a", b"two"), first, "put of an existing key")
         await self.has(store, "a", b"two", second)
-        await refused(store.update("a", b"three", first), "update over a revision that put has replaced", "a")
-        grown(await store.update("a", b"three", second), second, "update over a put")
+        await refused(store.update("a", b"three", first), "update with a revision that put has replaced", "a")
+        grown(await store.update("a", b"three", second), second, "update after a put")
 
     async def test_put_after_delete(self, store: StateStore) -> None:
         """Require that `put` can write a deleted key."""
@@ -156,7 +155,7 @@ class StoreContract:
         await self.has(store, "a", b"two")
 
     async def test_what_is_deleted_is_gone(self, store: StateStore) -> None:
-        """Require that `delete` removes only its key."""
+        """Require that `delete` removes only the given key."""
         await store.create("a", b"one")
         await store.create("b", b"two")
         await store.delete("a")
@@ -186,7 +185,7 @@ class StoreContract:
         grown(await store.create("a", b"four"), second, "create of a deleted key")
 
     async def test_every_write_takes_a_time_to_live(self, store: StateStore) -> None:
-        """Require that every write accepts a ``ttl``, and that the value is kept for at least that time."""
+        """Require that every write accepts a ``ttl``, and that the value exists for at least that time."""
         revision = await store.create("a", b"one", 3600)
         grown(await store.update("a", b"two", revision, ttl=3600), revision, "update with a ttl")
         await store.put("b", b"three", ttl=3600)
@@ -217,7 +216,7 @@ class StoreContract:
         await store.delete("gone")
         entries = await listed(store)
         same(
-            [entry.key for entry in entries], ["c", "a", "b"], "after writes to b, c, a and again b, entries() returned"
+            [entry.key for entry in entries], ["c", "a", "b"], "after writes to b, c, a and b again, entries() returned"
         )
         for entry in entries:
             read(entry, "entries()", entry.key)
@@ -239,7 +238,7 @@ class StoreContract:
             missing, strange = len(wanted.keys() - found.keys()), len(found.keys() - wanted.keys())
             fail(
                 f"of {len(wanted):,} keys, entries() returned {len(entries):,}: {missing:,} are missing, "
-                f"{strange:,} had been deleted, and {len(entries) - len(found):,} were returned twice"
+                f"{strange:,} had been deleted, and {len(entries) - len(found):,} are duplicates"
             )
 
     async def test_entries_can_be_left_early_and_read_twice_at_once(self, store: StateStore) -> None:
@@ -248,18 +247,18 @@ class StoreContract:
             await store.create(key, b"x")
         iterator = store.entries()
         same((await iterator.__anext__()).key, "a", "entries() returned first")
-        same(len(await listed(store)), 6, "a second entries(), while the first was half read, returned this many keys:")
+        same(len(await listed(store)), 6, "a second entries(), with the first still open, returned this many keys:")
         if not hasattr(iterator, "aclose"):
             fail("entries() returned an iterator that cannot be closed. Use an async generator (`async def`, `yield`)")
         await iterator.aclose()
         same(
             len(await listed(store)),
             6,
-            "after a half-read entries() was closed, another entries() returned this many keys:",
+            "after a partly read entries() was closed, another entries() returned this many keys:",
         )
 
     async def test_writes_do_not_disturb_entries(self, store: StateStore) -> None:
-        """Require that `entries` does not raise, and returns all keys that are not written in the meantime."""
+        """Require that `entries` does not raise, and returns all keys that are not written while it runs."""
         for key in "abcdef":
             await store.create(key, b"x")
         found: list[Entry] = []
@@ -270,7 +269,7 @@ class StoreContract:
                 await asyncio.gather(store.create("g", b"z"), store.create("h", b"z"))
             found.append(entry)
         missing = set("adef") - {entry.key for entry in found}
-        same(missing, set(), "keys that were not written in the meantime were missing from entries():")
+        same(missing, set(), "keys that were not written while it ran were missing from entries():")
 
     # -- subscribers
 
@@ -300,7 +299,7 @@ class StoreContract:
             await stop()
 
     async def test_one_of_two_subscribers_can_unsubscribe(self, store: StateStore) -> None:
-        """Require that unsubscribing ends only that subscription."""
+        """Require that unsubscribing ends only one subscription."""
         one, two = Bell(), Bell()
         stop_one, stop_two = await store.subscribe("a", one.ring), await store.subscribe("a", two.ring)
         await store.put("a", b"x")
@@ -350,7 +349,7 @@ class StoreContract:
         async def is_rung() -> bool:
             return bell.rung
 
-        await self.until(is_rung, lambda: f"a subscriber was not woken by {write} of its key")
+        await self.until(is_rung, lambda: f"a subscriber was not woken when {write} changed its key")
         if bell.stray:
             fail("a subscriber was woken outside the event loop. Use `loop.call_soon_threadsafe(wake)`")
         bell.rung = False
@@ -367,7 +366,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that a fresh read returns the value at once, and a quick read eventually. Return the entry."""
+        """Require that a fresh read returns the value, and that a quick read returns it in time. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -385,7 +384,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that a fresh read returns None at once, and a quick read eventually."""
+        """Require that a fresh read returns None, and that a quick read returns None in time."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []
@@ -400,14 +399,14 @@ class StoreContract:
 
 
 class Bell:
-    """A subscriber that records whether it was woken since it was last reset."""
+    """A subscriber that records whether it has been woken since the last reset."""
 
     def __init__(self) -> None:
         self.rung = False
         self.stray = False
 
     def ring(self) -> None:
-        """Record a wake-up. This is the callback for `StateStore.subscribe`."""
+        """Record a wake-up. Pass this method to `StateStore.subscribe`."""
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -429,7 +428,7 @@ def same(found: object, wanted: object, what: str) -> None:
 
 
 def grown(later: int, earlier: int, what: str) -> int:
-    """Require that a write's revision is higher than an earlier revision of its key. Return the revision."""
+    """Require that a write returned a higher revision than an earlier write of the key. Return the revision."""
     __tracebackhide__ = True
     if not isinstance(later, int) or isinstance(later, bool) or later <= earlier:
         fail(f"{what} returned the revision {later!r}, expected an int above {earlier}, the key's last revision")
@@ -480,7 +479,7 @@ async def race(writes: Sequence[Awaitable[int]], what: str) -> int:
 
 
 async def listed(store: StateStore) -> list[Entry]:
-    """Return a list of all entries."""
+    """Return all entries."""
     return [entry async for entry in store.entries()]
 
 

@@ -1,21 +1,21 @@
-"""Chaos runs: attack nqnb with tasks, cancels and faults, and judge whether every rule holds.
+"""Chaos runs: attack nqnb with tasks, cancels and faults, and check whether every rule holds.
 
 ``nqnb chaos`` runs an attack from the command line. `run_chaos` starts its own servers, or uses a server that you pass,
 and starts worker processes. It submits tasks, cancels them at every moment of their lives, and injects faults: workers
 are killed and suspended, the server is killed, links are cut, event loops are blocked, the store is filled, clocks are
-wrong, and a cluster loses its leaders. Then it judges the attack by the handlers' log and by every stored revision.
+shifted, and a cluster loses its leaders. Then it judges nqnb by the handlers' log and by every stored revision.
 
 | file | contents |
 |---|---|
 | `plan` | options, tasks and cancels |
-| `attack` | the course of an attack |
-| `testbed` | servers, links, worker processes |
-| `workload` | the clients that submit and cancel |
+| `attack` | the phases of an attack |
+| `testbed` | servers, links and worker processes |
+| `workload` | the clients that submit and cancel tasks |
 | `faults` | the faults |
 | `chaos_worker` | the program of a worker process |
-| `evidence` | everything that was seen, logged and stored |
+| `evidence` | all answers, logs and stored revisions |
 | `judge` | the rules |
-| `report` | progress, figures, timelines |
+| `report` | progress, figures and timelines |
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ _FILES = {
     "plan": "DEFAULT_FAULTS FAULTS FOREIGN_FAULTS ChaosOptions",
     "report": "ChaosReport ChaosState",
 }
-"""The public names of each file. A file is imported when one of its names is first used, so that other commands start
-fast."""
+"""The public names of each file. A file is imported on first use, so that other commands start fast."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Run an attack, from the start of its servers to the judgement."""
+"""Run an attack, from the start of its servers to the verdict."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def run_chaos(options: ChaosOptions, on_change: Callable[[ChaosState], Non
         on_change: called with the progress a few times a second.
 
     Raises:
-        DevServerError: the servers or the workers do not start.
+        DevServerError: the servers or the workers did not start.
         NqnbError: the server cannot be used.
     """
     async with Testbed.opened(options) as testbed, contextlib.AsyncExitStack() as stack:
@@ -72,7 +72,7 @@ class _Attack:
         places: list[dict[str, Any]] = [
             {
                 "settings": {"url": testbed.fields(place)["url"]},
-                # The worker in the first place has the wrong clock.
+                # The worker in place 0 has the wrong clock.
                 "clock": 0.0 if place else self._worker_clock,
             }
             for place in range(options.workers)
@@ -106,9 +106,9 @@ class _Attack:
         if self._clocks:
             number = self._workers.number_at(0)
             faults.note_standing(
-                "clock", f"the clock of worker process {number} is {self._worker_clock:+.0f} s off", ()
+                "clock", f"the clock of worker process {number} is off by {self._worker_clock:+.0f} s", ()
             )
-            faults.note_standing("clock", f"the clock of a client is {self._client_clock:+.0f} s off", ())
+            faults.note_standing("clock", f"the clock of a client is off by {self._client_clock:+.0f} s", ())
         states = nq.backend.states
         if not isinstance(states, KeyValueStore):
             raise TypeError("an attack needs its states in a bucket: expected a KeyValueStore")
@@ -130,7 +130,7 @@ class _Attack:
         if self._remote is not None:
             evidence.crashes += await self._remote.stop()
         evidence.left += await self._workers.leftovers()
-        self._state.phase = "reading what was stored"
+        self._state.phase = "reading the stored revisions"
         evidence.revisions, evidence.missing = await read_revisions(
             nq.backend.connection, testbed.settings.state_bucket, testbed.offset
         )
@@ -164,9 +164,9 @@ class _Attack:
 
     def _where(self) -> str:
         if self._testbed.cluster is not None:
-            return f"3 servers of its own, nats-server {self._testbed.cluster.servers[0].version}"
+            return f"3 servers started for the attack, nats-server {self._testbed.cluster.servers[0].version}"
         if self._testbed.server is not None:
-            return f"a server of its own, nats-server {self._testbed.server.version}"
+            return f"a server started for the attack, nats-server {self._testbed.server.version}"
         return ", ".join(self._testbed.settings.urls)
 
     async def _until_workers_serve(self, nq: Client) -> None:
@@ -179,7 +179,7 @@ class _Attack:
             ended = self._workers.crashes
             if ended or time.monotonic() > deadline:
                 tails = [line for life in self._workers.lives for line in self._workers.log_tail(life.number)]
-                why = "; ".join(ended) or f"{serving} of {self._options.workers} are serving"
+                why = "; ".join(ended) or f"only {serving} of {self._options.workers} are serving"
                 raise DevServerError(f"the attack's workers did not start: {why}. See their log:\n" + "\n".join(tails))
             await asyncio.sleep(0.1)
 
@@ -194,7 +194,7 @@ class _Attack:
             await asyncio.sleep(0.5)
 
     async def _messages_left(self, nq: Client) -> list[str]:
-        """Return a description of the messages that are still in the queues."""
+        """Return descriptions of the messages that are still in the queues."""
         said = []
         connection = nq.backend.connection
         for queue in self._testbed.queues.values():
@@ -217,7 +217,7 @@ class _Attack:
         await asyncio.to_thread(self._workers.end_leftovers)
 
     async def _watch_loop(self) -> None:
-        """Record the times at which this event loop, which runs the links, was blocked."""
+        """Record when this event loop, which runs the links, was blocked."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -255,7 +255,7 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 
 
 async def _first_error(work: Any, beside: asyncio.Future[None]) -> None:
-    """Wait until the work is done. If the other task fails first, cancel the work and raise that error."""
+    """Wait until the work is done. If ``beside`` fails first, cancel the work and raise that error."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, beside}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
-"""A worker process of an attack: ``python -m nqnb.testing.chaos.chaos_worker``, with its orders as JSON on stdin.
+"""A worker process of an attack: ``python -m nqnb.testing.chaos.chaos_worker``.
 
-The process exits when its stdin is closed, so it does not outlive the attack.
+The process reads its orders as JSON from stdin. It exits when stdin is closed, so it does not outlive the attack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""In these workers, longer waits use server-side schedules, so that the attack also covers schedules."""
+"""Waits longer than this use server-side schedules in these workers, so that the attack also covers schedules."""
 
 
 class HandlerFailed(Exception):
@@ -105,14 +105,14 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """A thread that writes to the diary when the whole process was suspended or got no CPU time."""
+    """A thread that writes to the diary after the whole process has been suspended or has had no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
         self._path, self._worker, self._pause, self._min_stall = path, worker, pause, min_stall
 
     def run(self) -> None:
-        """Compare each sleep with the time that has passed, until the process exits."""
+        """Compare each sleep with the elapsed time until the process exits."""
         last = time.monotonic()
         while True:
             time.sleep(self._pause)
@@ -123,7 +123,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Write to the diary when the event loop was blocked."""
+    """Write to the diary after the event loop has been blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -134,14 +134,14 @@ async def _watch_loop(diary: str, worker: str) -> None:
 
 
 def shift_clock(seconds: float) -> None:
-    """Shift only the clock of this process, because the machine's clock cannot be changed."""
+    """Shift the clock of this process. The machine's clock does not change."""
     if seconds:
         right = time.time
         time.time = lambda: right() + seconds
 
 
 def end_with_stdin() -> None:
-    """Exit this process when its stdin is closed, because then its parent is gone."""
+    """Exit this process when its stdin is closed, which means that its parent is gone."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -153,7 +153,7 @@ def end_with_stdin() -> None:
 
 
 def read_orders() -> dict[str, Any]:
-    """Read the orders from the first line of stdin, and nothing after that line."""
+    """Read the orders from the first line of stdin, and leave the other lines unread."""
     text = b""
     while not text.endswith(b"\n"):
         piece = os.read(0, 1)
@@ -186,7 +186,7 @@ def main() -> None:
             return
         except NqnbError as error:
             # The server may be unavailable while the worker starts. A process supervisor would also restart the worker.
-            print(f"the worker failed and is restarted: {error}", file=sys.stderr, flush=True)  # noqa: T201  stderr is the process's log
+            print(f"the worker failed and will restart: {error}", file=sys.stderr, flush=True)  # noqa: T201  stderr is the process's log
             time.sleep(0.5)
 
 

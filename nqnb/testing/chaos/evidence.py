@@ -52,12 +52,12 @@ class CancelSeen:
 
     @property
     def accepted(self) -> bool:
-        """Whether the call reported that the task is cancelled or will be."""
+        """Whether the call reported that the task has been or will be cancelled."""
         return bool(self.ended) and not self.error
 
     @property
     def unsure(self) -> bool:
-        """Whether the cancel request may be stored although the call failed."""
+        """Whether the cancel request may have been stored although the call failed."""
         return not self.ended or self.error not in ("", "NotCancellable", "UnknownTask")
 
 
@@ -72,7 +72,7 @@ class Revision:
 
 @dataclass(slots=True)
 class FaultSeen:
-    """One fault: the times of its begin and end, and the numbers of the affected worker processes. None means all."""
+    """One fault: its start and end, and the numbers of the affected worker processes (None means all of them)."""
 
     kind: str
     what: str
@@ -85,7 +85,7 @@ class FaultSeen:
 
 @dataclass(slots=True)
 class LifeSeen:
-    """One worker process. ``died`` is 0 while it is running."""
+    """One worker process. ``died`` is 0 while the process is running."""
 
     number: int
     pid: int
@@ -188,15 +188,15 @@ class Evidence:
         return next((life.died for life in self.lives if life.number == number), 0.0)
 
     def disturbed(self, number: int, begin: float, end: float, *, servers: bool = True) -> bool:
-        """Return whether a fault affected a worker process in a span of time.
+        """Return whether a worker process was disturbed in a time span.
 
-        The faults are that the process was killed, suspended or cut off, and that the server was unavailable.
+        A process is disturbed if it is killed, suspended or cut off, or if the server is unavailable.
 
         Args:
             number: the number of the worker process.
-            begin: the beginning of the span.
-            end: the end of the span.
-            servers: whether faults of the server count.
+            begin: the beginning of the time span.
+            end: the end of the time span.
+            servers: whether server faults count.
         """
         died = self.died(number)
         if died and died <= end:
@@ -214,7 +214,7 @@ class Evidence:
         return overlaps(self.lags, begin, end)
 
     def server_outage(self, begin: float, end: float) -> float:
-        """Return for how many seconds of a span of time the server was unavailable."""
+        """Return how many seconds of a time span the server was unavailable."""
         faults = (fault for fault in self.faults if fault.kind in SERVER_FAULTS)
         return sum(max(0.0, min(end, fault.ended or end) - max(begin, fault.begun)) for fault in faults)
 
@@ -234,8 +234,8 @@ NONE = "-"
 class Line:
     """One line of a diary: ``time task attempt word run worker kind``.
 
-    A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello`` at its start. It
-    writes ``stall`` after the process was suspended, and ``lag`` after its event loop was blocked. Both lasted for
+    A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello`` when it starts,
+    ``stall`` after it has been suspended, and ``lag`` after its event loop has been blocked. Such a pause lasted for
     ``seconds`` and ended at ``at``.
     """
 
@@ -262,7 +262,7 @@ def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: 
 
 
 def read_diary(path: Path, number: int) -> list[Line]:
-    """Read a diary. A last line that was cut off by a kill is ignored."""
+    """Read a diary. An incomplete last line is ignored, because the process may have been killed."""
     lines = []
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         parts = text.split()

@@ -58,7 +58,7 @@ class Faults:
             self._kinds.pop("full", None)
 
     async def run(self) -> None:
-        """Inject faults until this is cancelled. Afterwards, `heal` repairs everything."""
+        """Inject faults until cancelled. Call `heal` afterwards to repair everything."""
         if not self._kinds:
             self._workload.fully_faulted.set()
             return
@@ -75,7 +75,7 @@ class Faults:
         """Repair everything, and wait until the servers and workers work again.
 
         Raises:
-            DevServerError: a server does not restart.
+            DevServerError: a server did not restart.
         """
         for each in self._background:
             each.cancel()
@@ -166,7 +166,7 @@ class Faults:
             self._busy.discard(place)
 
     async def _wait_and_perhaps_kill(self, seconds: float, *, always: bool = False) -> None:
-        """Wait while a server is down or full, and perhaps kill a worker in the meantime."""
+        """Wait while a server is down or full, and perhaps kill a worker during the wait."""
         free = [place for place in range(self._workers.places) if place not in self._busy]
         if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)
@@ -183,7 +183,7 @@ class Faults:
             return
         lease = self._options.ack_wait
         seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.3, 1.5), lease * 1.3])
-        fault = self._note("server", f"the server was killed for {seconds:.1f} s", None)
+        fault = self._note("server", f"the server was killed and restarted after {seconds:.1f} s", None)
         await asyncio.to_thread(server.kill)
         await self._wait_and_perhaps_kill(seconds)
         await asyncio.to_thread(server.restart)
@@ -222,7 +222,7 @@ class Faults:
             await self._fill()
 
     async def _store_ballast(self, size: int) -> bool:
-        """Store a message of this size. Return whether there was room for the message."""
+        """Store a message of this size, and return whether the store had room for it."""
         connection = self._testbed.connection
         if connection is None:
             return False
@@ -252,14 +252,14 @@ class Faults:
     async def _cut_link(self, number: int) -> None:
         link = self._testbed.links[number]
         process = self._workers.number_at(number) if number < self._workers.places else None
-        name = "a worker process that starts" if process is None else f"worker process {process}"
+        name = "a starting worker process" if process is None else f"worker process {process}"
         if number == self._workers.places:
             name = "a client"
         seconds = self._dice.choice([self._dice.uniform(0, 0.5), self._dice.uniform(0.5, 1.5 * self._options.ack_wait)])
         how = self._dice.choice(["refused", "swallowed", "swallowed and reset", "reset", "slow"])
         if how == "reset":
             seconds = 0.1
-        fault = self._note("link", f"the link of {name} was {how} for {seconds:.1f} s", None)
+        fault = self._note("link", f"the link of {name} was disturbed for {seconds:.1f} s: {how}", None)
         # A worker process that is started in that place in the meantime is also cut off.
         fault.numbers = () if number == self._workers.places else None if process is None else (process,)
         try:
@@ -292,20 +292,20 @@ class Faults:
         action = self._dice.choice(["task leader", "state leader", "two of three", "rolling restart"])
         fault = self._note("cluster", "", None)
         call: Callable[..., Awaitable[Any]] = asyncio.to_thread
-        # If the stream has no leader because of another fault, any server is killed.
+        # If another fault has left the stream without a leader, a random server is killed.
         down: list[int] = []
         if action in ("task leader", "state leader"):
             name = stream if action == "task leader" else f"KV_{self._testbed.settings.state_bucket}"
             leader = await asyncio.to_thread(cluster.leader_of, name)
             down = [self._dice.choice(cluster.running) if leader is None else leader]
             seconds = self._dice.uniform(1, 6)
-            fault.what = f"server {down[0]}, which led {name}, was killed for {seconds:.1f} s"
+            fault.what = f"server {down[0]}, the leader of {name}, was killed and restarted after {seconds:.1f} s"
         elif action == "two of three":
             down = self._dice.sample(cluster.running, 2)
             seconds = self._dice.uniform(1, 2 * self._options.ack_wait)
-            fault.what = f"servers {down[0]} and {down[1]} were killed for {seconds:.1f} s"
+            fault.what = f"servers {down[0]} and {down[1]} were killed and restarted after {seconds:.1f} s"
         else:
-            fault.what = "all servers were restarted, one after the other"
+            fault.what = "all servers were restarted one by one"
             for number in list(cluster.running):
                 await call(cluster.restart, number)
                 with contextlib.suppress(DevServerError):

@@ -30,18 +30,18 @@ class Rule(enum.Enum):
     LEFT = "left behind"
     CRASHED = "crashed"
     SECOND_END = "left a terminal state"
-    COUNTED_BACK = "its retry count decreased"
+    COUNTED_BACK = "had its retry count decreased"
     DELETED_RAN = "is deleted but ran"
     CANCELLED_RETURNED = "is cancelled but returned"
     UNASKED = "is cancelled without a cancel"
     LIED = "did not end as its cancel reported"
     CLAIMED_LATE = "was claimed and run after its cancel had returned"
-    UNHEARD = "ran on after its cancel although it was reachable"
+    UNHEARD = "kept running after its cancel although its worker was reachable"
     NO_RETURN = "is completed but did not return this result"
-    NO_RAISE = "is failed but did not fail for good"
+    NO_RAISE = "is failed, but no handler raised or retries were left"
     AGAIN = "ran again after it had returned"
-    OVERLAP = "ran twice at once"
-    ENDLESS = "its code never ended"
+    OVERLAP = "ran twice at the same time"
+    ENDLESS = "has a handler that never ended"
     RECORD = "the evidence is incomplete"
 
 
@@ -55,7 +55,7 @@ class Breach:
 
 
 def judge(evidence: Evidence) -> list[Breach]:
-    """Return every breach, in the order of the tasks' submits."""
+    """Return every breach, in the order in which the tasks were submitted."""
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
     breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
     if evidence.missing > _MAX_WAITING_REVISIONS * _ended_in_a_full_store(evidence):
@@ -67,7 +67,7 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Return how many tasks were cancelled in a full store, where their old revisions may be removed to make room."""
+    """Return how many tasks were cancelled in a full store, whose old revisions may be removed to make room."""
     full = _full_store(evidence)
     return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
 
@@ -181,7 +181,7 @@ def _unasked(task: _Task) -> Iterator[str]:
     if task.status in (Status.CANCELLED, Status.DELETED) and not any(
         each.accepted or each.unsure for each in task.cancels
     ):
-        yield f"it is {task.status.label}, but no cancel succeeded or may have succeeded"
+        yield f"it is {task.status.label}, but no cancel can have succeeded"
 
 
 def _lied(task: _Task) -> Iterator[str]:
@@ -192,13 +192,13 @@ def _lied(task: _Task) -> Iterator[str]:
         began = cancel.begun - _MAKE_ROOM_SECONDS
         unknown = cancel.error == "UnknownTask" and not overlaps(_full_store(task.evidence), began, cancel.ended)
         if unknown and known:
-            yield "a cancel reported that the task does not exist, but its submit had been acknowledged"
+            yield "a cancel reported that the task does not exist, but the submit had been acknowledged"
         elif cancel.error == "NotCancellable" and cancel.status is not task.status:
-            yield f"a cancel reported that it had already ended as {_label(cancel)}, but it is {task.status.label}"
+            yield f"a cancel reported that the task was already {_label(cancel)}, but the task is {task.status.label}"
         elif cancel.accepted and not cancel.stopping and cancel.status is not task.status:
-            yield f"a cancel reported {_label(cancel)}, but it is {task.status.label}"
+            yield f"a cancel reported {_label(cancel)}, but the task is {task.status.label}"
         elif cancel.accepted and cancel.stopping and task.status is Status.DELETED:
-            yield "a cancel reported that it was stopping, but it is deleted, as if it had never started"
+            yield "a cancel reported that the task was stopping, but the task is deleted, as if it had never started"
 
 
 def _label(cancel: CancelSeen) -> str:
@@ -236,7 +236,7 @@ def _unheard(task: _Task) -> Iterator[str]:
             lagged = overlaps(evidence.loop_lags.get(run.number, ()), cancel.begun - SLACK_SECONDS, run.ended)
             if not lagged and not evidence.disturbed(run.number, begin, run.ended):
                 more = run.ended - cancel.ended
-                yield f"its cancel returned at {_when(task, cancel.ended)}, but its code ran for {more:.2f} s more"
+                yield f"its cancel returned at {_when(task, cancel.ended)}, but its code ran for another {more:.2f} s"
                 return
 
 
@@ -249,7 +249,7 @@ def _no_return(task: _Task) -> Iterator[str]:
         result = task.final.entry.meta.result
         # Each handler of an attack returns its task's id.
         if isinstance(result, msgspec.Raw) and msgspec.json.decode(result) != task.id:
-            yield f"its result is {bytes(result)[:80].decode(errors='replace')}, expected its id"
+            yield f"its result is {bytes(result)[:80].decode(errors='replace')}, expected the task's id"
 
 
 def _no_raise(task: _Task) -> Iterator[str]:
@@ -274,7 +274,7 @@ def _again(task: _Task) -> Iterator[str]:
             if not task.evidence.disturbed(run.number, begin, later.begun, servers=False):
                 yield (
                     f"its handler returned at {_when(task, run.ended)} in worker process {run.number}, which kept "
-                    f"running undisturbed, but it started again at {_when(task, later.begun)}"
+                    f"running undisturbed, but the task started again at {_when(task, later.begun)}"
                 )
                 return
 
@@ -301,7 +301,7 @@ def _endless(task: _Task) -> Iterator[str]:
     for run in task.runs:
         alive = not task.evidence.died(run.number)
         if not run.word and run.kind != Kind.PROCESS.value and alive:
-            yield f"worker process {run.number} started it at {_when(task, run.begun)}, and it never ended"
+            yield f"worker process {run.number} started the handler at {_when(task, run.begun)}, and it never ended"
 
 
 def _when(task: _Task, at: float) -> str:

@@ -1,4 +1,4 @@
-"""The options and the plan of an attack: its tasks and cancels, which are drawn at random from its seed."""
+"""The options and the plan of an attack. The seed determines the random tasks and cancels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOREIGN_FAULTS = ("worker", "block")
 
 ACK_WAIT_SECONDS = 3.0
 PATIENT_SECONDS = 1.0
-"""Seconds that a task of the patient queue waits for its retry."""
+"""Seconds for which a failed task of the patient queue waits before its retry."""
 FAR_DELAY_SECONDS = 0.1
 """The delay of one worker's link in each direction, in seconds."""
 
@@ -54,9 +54,9 @@ class ChaosOptions:
     Args:
         tasks: the number of tasks to submit.
         seed: the seed of the random tasks, cancels and faults.
-        minutes: the time after which no more tasks are submitted.
+        minutes: the time after which no more tasks are submitted, in minutes.
         faults: the kinds of faults to inject; see `FAULTS`.
-        settings: the server to attack. None starts one server, or three if ``faults`` contains ``cluster``.
+        settings: the server to attack. By default, one server is started, or three if ``faults`` has ``cluster``.
         workers: the number of worker processes.
         concurrency: the number of tasks that each worker process runs at once.
         ack_wait: the ack wait of the queues, in seconds.
@@ -79,7 +79,7 @@ class ChaosOptions:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.faults) - set(FAULTS))
         if unknown:
-            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use {', '.join(FAULTS)}.")
+            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use some of {', '.join(FAULTS)}.")
         if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
             raise BadInput("an attack needs at least 1 task, 2 workers and more than 0 minutes. Pass larger values.")
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
@@ -92,7 +92,7 @@ class ChaosOptions:
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """One cancel: its target moment, its delay in seconds after the sign of that moment, and the client's number."""
+    """One cancel: its target moment, its delay after the sign of that moment in seconds, and the client's number."""
 
     aim: Moment
     after: float
@@ -124,7 +124,7 @@ class TaskPlan:
 
     @property
     def told(self) -> str:
-        """The task as text. Default values are left out."""
+        """A description of the task without its default values."""
         unusual = {
             f"planned failures: {self.failures}": self.failures,
             f"retries: {self.retry}": self.retry,
@@ -138,7 +138,7 @@ class TaskPlan:
 
     @property
     def payload(self) -> dict[str, object]:
-        """The payload of the task, with the instructions for the handler."""
+        """The payload of the task, which contains the instructions for the handler."""
         return {
             "kind": self.kind.value,
             "seconds": self.seconds,
@@ -152,15 +152,15 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _BLOCKS_ONE_IN = 400
-"""One in this many tasks blocks its event loop, but always at least two tasks."""
+"""One in this many tasks blocks its event loop, but never fewer than two tasks do."""
 
 
 def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
-    """Draw the tasks, in the order of their submits.
+    """Generate the tasks in the order in which they are submitted.
 
     Args:
         options: the options of the attack.
-        clients: the number of clients that submit and cancel.
+        clients: the number of clients that submit and cancel tasks.
     """
     dice = random.Random(f"tasks {options.seed}")
     blocks = max(2, options.tasks // _BLOCKS_ONE_IN) if "block" in options.faults else 0
@@ -211,7 +211,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
 
 
 def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
-    """Draw the delay of a cancel after the sign of its moment, in seconds."""
+    """Return a random delay of a cancel after the sign of its moment, in seconds."""
     if aim is Moment.SUBMIT:
         return dice.choice([dice.uniform(0, 0.004), dice.uniform(0, 0.1)])
     if aim is Moment.PENDING:

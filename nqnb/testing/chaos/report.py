@@ -16,11 +16,11 @@ from nqnb.testing.chaos.plan import Moment
 SHOWN_BREACHES = 5
 """The number of breaches that are reported with a timeline."""
 _CLAIM_SECONDS = 0.01
-"""A cancel at most this long before a claim counts as made at the claim."""
+"""A cancel that is sent at most this long before a claim counts as sent at the claim."""
 _STARTED_SECONDS = 0.05
-"""A cancel at most this long after the start of a handler counts as made at the start."""
+"""A cancel that is sent at most this long after a handler starts counts as sent at the start."""
 _FINISH_SECONDS = 0.02
-"""A cancel at most this long before the end of a handler counts as made at the finish."""
+"""A cancel that is sent at most this long before a handler ends counts as sent at the finish."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _spread(spread: Spread) -> dict[str, float]:
 
 
 def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
-    """Return the first breaches with their timelines. One breach of each rule comes before a second of any rule."""
+    """Return the first breaches with their timelines. One breach of each rule precedes a second breach of any rule."""
     seen: Counter[str] = Counter()
     ranked = []
     for number, breach in enumerate(breaches):
@@ -189,7 +189,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Return the spread of some durations."""
+        """Return the spread of the given durations."""
         ordered = sorted(max(0.0, value) for value in values)
         if not ordered:
             return cls()
@@ -205,7 +205,7 @@ class Spread:
 class Figures:
     """The figures of an attack.
 
-    ``cancels`` counts how the tasks ended, for each moment at which a task was cancelled. ``ack``, ``start`` and
+    For each moment at which tasks were cancelled, ``cancels`` counts how those tasks ended. ``ack``, ``start`` and
     ``stop`` are the times from submit to acknowledgement, from submit to start, and from cancel to stop.
     """
 
@@ -215,11 +215,11 @@ class Figures:
     start: Spread = field(default_factory=Spread)
     stop: Spread = field(default_factory=Spread)
     stall: float = 0.0
-    """The longest time for which submits were in flight and no submit was acknowledged, in seconds."""
+    """The longest time in seconds during which submits were in flight but none was acknowledged."""
     faults: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     again: int = 0
-    """The number of runs that repeat an attempt which a fault interrupted."""
+    """The number of runs that repeated an attempt after a fault had interrupted it."""
 
 
 def figures(evidence: Evidence) -> Figures:
@@ -250,7 +250,7 @@ def figures(evidence: Evidence) -> Figures:
 
 
 def _stops(evidence: Evidence) -> Iterable[float]:
-    """Yield for how long each handler kept running after the first cancel of its task."""
+    """Yield how many seconds each handler kept running after the first cancel of its task."""
     for task, cancels in evidence.cancels_of.items():
         asked = min((each.begun for each in cancels if each.accepted), default=None)
         if asked is not None:
@@ -272,7 +272,7 @@ def _stall(acks: list[tuple[float, float]]) -> float:
 
 
 def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
-    """Return the moment in the life of the task at which the cancel was made."""
+    """Return the moment in the life of the task at which the cancel was sent."""
     submit, at = evidence.submit_of.get(cancel.task), cancel.begun
     if submit is not None and (not submit.ended or at < submit.ended):
         return Moment.SUBMIT

@@ -1,4 +1,4 @@
-"""The testbed of an attack: its own servers or the user's server, the links to them, and the worker processes."""
+"""The testbed of an attack: new servers or the user's server, the links to the servers, and the worker processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from nqnb.testing.proxy import Proxy
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
 _BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")
 _STORE_BYTES = 64 * 2**20
-"""The number of bytes that the attack's own server may store, in addition to those for each task."""
+"""The number of bytes that a server of the attack may store, in addition to the bytes for each task."""
 _STORE_BYTES_PER_TASK = 24 * 2**10
 _REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """The network between a client or worker and the servers, with a proxy for each server."""
+    """The network between a client or worker and the servers. Each server has a proxy."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay
@@ -70,7 +70,7 @@ class Link:
             proxy.hang_up()
 
     def slow_down(self, delay: float) -> None:
-        """Delay all data by this many more seconds in each direction."""
+        """Delay all data by additional seconds in each direction."""
         for proxy in self._proxies:
             proxy.delay = self.delay + delay
 
@@ -102,7 +102,7 @@ class Testbed:
         self.offset = 0.0
         """The server's clock minus the monotonic clock, in seconds."""
         self.connection: Connection | None = None
-        """The attack's own connection, for operator tasks."""
+        """A direct connection for administrative requests."""
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -123,7 +123,7 @@ class Testbed:
         self.queues = {kind.value: f"nqnb-chaos-{mark}-{kind.value}" for kind in Kind}
         common: dict[str, Any] = {"ack_wait": options.ack_wait, "request_timeout": _REQUEST_TIMEOUT_SECONDS}
         if given is not None:
-            # With its own buckets, an attack neither reads nor changes the states of other users.
+            # Use separate buckets, so that the attack neither reads nor changes the states of other users.
             buckets = {name: f"nqnb-chaos-{mark}-{name.partition('_')[0]}" for name in _BUCKETS}
             self.settings = Settings.of(given, **common, **buckets)
             stack.push_async_callback(self._tidy_up)
@@ -165,7 +165,7 @@ class Testbed:
         return {"url": urls, **fields, **paths}
 
     def linked(self) -> Settings:
-        """Return the settings of the second client, whose link can be cut."""
+        """Return the settings of the second client, which uses a link that can be cut."""
         if "link" not in self.options.faults:
             return self.settings
         return dataclasses.replace(self.settings, url=self.links[-1].urls)
@@ -187,7 +187,7 @@ MARK = "NQNB_CHAOS"
 _LEFTOVER_TIMEOUT_SECONDS = 10.0
 _STOP_TIMEOUT_SECONDS = 20.0
 _START_SECONDS = 5.0
-"""The time in which a worker process may still be importing, before it can handle SIGTERM."""
+"""How long a new worker process may still be importing modules, before it can handle SIGTERM."""
 _RESUME_MARGIN_SECONDS = 2.0
 
 
@@ -195,7 +195,7 @@ class ChaosWorkers:
     """The worker processes. Each process runs in a numbered place.
 
     Args:
-        folder: the folder of the diaries and logs.
+        folder: the folder for the diaries and logs.
         orders: the orders for `nqnb.testing.chaos.chaos_worker` that are the same for all places.
         places: the orders that differ between places: the server's address and the clock.
     """
@@ -211,7 +211,7 @@ class ChaosWorkers:
         self._running: dict[int, tuple[LifeSeen, subprocess.Popen[bytes]]] = {}
         """The worker process in each place."""
         self._resumers: dict[int, subprocess.Popen[bytes]] = {}
-        """For each place, the process that will resume its suspended worker process."""
+        """For each place, the helper process that will resume the suspended worker process."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -255,7 +255,7 @@ class ChaosWorkers:
         self._running[place] = life, process
 
     async def kill(self, place: int) -> None:
-        """Kill the worker process in this slot with SIGKILL."""
+        """Kill the worker process in a place with SIGKILL."""
         found = self._running.pop(place, None)
         if found is not None:
             life, process = found
@@ -268,8 +268,8 @@ class ChaosWorkers:
     def suspend(self, place: int, seconds: float) -> None:
         """Suspend the worker process in a place (SIGSTOP) until `resume`.
 
-        A suspended process does not notice if the attack is killed. Then another process resumes the worker process
-        after ``seconds``, so that it exits.
+        A suspended process does not notice if the attack is killed. So a helper process also resumes it, shortly after
+        ``seconds``, so that it can exit.
         """
         if place in self._running and hasattr(signal, "SIGSTOP"):
             process = self._running[place][1]
@@ -310,7 +310,7 @@ class ChaosWorkers:
         return numbers
 
     async def stop(self) -> list[str]:
-        """Stop all worker processes (SIGTERM). Kill those that do not stop, and return a description of each."""
+        """Stop all worker processes with SIGTERM. Kill those that do not stop, and return a description of each."""
         self.note_crashes()
         said = []
         asked = time.monotonic()

@@ -1,6 +1,6 @@
-"""The tasks of an attack. Clients submit them, and cancel them at the moments in their plans.
+"""The tasks of an attack. Clients submit the tasks, and cancel them at the planned moments.
 
-``python -m nqnb.testing.chaos.workload`` runs the client with the wrong clock, which needs a separate process.
+``python -m nqnb.testing.chaos.workload`` runs a client with a wrong clock in a separate process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Workload:
 
     Args:
         plans: the tasks, in the order of their submits.
-        clients: the clients that submit and cancel.
+        clients: the clients that submit and cancel tasks.
         queues: the queue of each kind of handler.
         in_flight: the maximum number of open tasks.
         deadline: the time after which no task is submitted, on the monotonic clock.
@@ -58,9 +58,9 @@ class Workload:
         self.submits: list[SubmitSeen] = []
         self.cancels: list[CancelSeen] = []
         self.crashes: list[str] = []
-        """Descriptions of errors of clients that are not an `NqnbError`."""
+        """Descriptions of client errors other than an `NqnbError`."""
         self.ended: Counter[Status] = Counter()
-        """How many tasks ended in each state, as far as this was overheard."""
+        """How many tasks ended in each state, according to the overheard writes."""
         self.fully_faulted = asyncio.Event()
         """Set once each kind of fault has been injected. Some of the tasks are held back until then."""
         self._plans = plans
@@ -149,7 +149,7 @@ class Workload:
         signs = self._signs[task]
         sign = signs.of(plan.aim)
         if sign is not None and not sign.is_set():
-            # An ended task shows no other sign, so do not wait any longer.
+            # After a task has ended, no other sign can follow.
             waits = [asyncio.ensure_future(event.wait()) for event in (sign, signs.ended)]
             try:
                 await asyncio.wait(waits, timeout=_SIGN_TIMEOUT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -172,7 +172,7 @@ class Workload:
 
 
 class _Signs:
-    """The signs of the moments in one task's life, which are set when its entries are overheard."""
+    """The signs of the moments in one task's life. Overheard writes of the task's entry set them."""
 
     __slots__ = ("claimed", "ended", "retrying")
 
@@ -333,7 +333,7 @@ async def _perform(nq: Client, order: Mapping[str, Any]) -> Answer:
         return Answer(task or error.task_id or "", error=type(error).__name__, text=str(error))
     except NqnbError as error:
         return Answer(task, error=type(error).__name__, text=str(error))
-    except Exception as error:  # noqa: BLE001  any other error is a breach, and the attack goes on
+    except Exception as error:  # noqa: BLE001  any other error is a breach, and the attack continues
         return Answer(task, error=type(error).__name__, text=traceback.format_exc(), crashed=True)
 
 
