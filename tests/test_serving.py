@@ -17,7 +17,7 @@ from nqnb.records import QueueService
 
 pytestmark = pytest.mark.anyio
 
-UNSERVED = "no worker serves queue 'fech': its tasks wait. Start a worker, or check the queue's name."
+UNSERVED = "no worker is serving queue 'fech': its tasks are waiting. Start a worker, or check the queue name."
 
 
 def make_worker(settings: nqnb.Settings, queue: str = "fech") -> nqnb.Worker:
@@ -41,7 +41,7 @@ class TestWaiting:
                 await getattr(task, call)(timeout=0.2)
         assert (
             str(raised.value)
-            == f"task {task.id!r} did not finish within 0.2 s: {UNSERVED.replace(': its tasks wait', '')}"
+            == f"task {task.id!r} did not finish within 0.2 s: {UNSERVED.replace(': its tasks are waiting', '')}"
         )
 
     async def test_with_a_worker_the_task_is_still_pending_or_running(
@@ -63,7 +63,7 @@ class TestWaiting:
         monkeypatch.setattr(nq.backend, "service_of", counted)
         tasks = await nq.submit_many("fech", [0] * 50)
         outcomes = await asyncio.gather(*(task.wait(timeout=0.3) for task in tasks), return_exceptions=True)
-        assert all("no worker serves queue 'fech'" in str(outcome) for outcome in outcomes)
+        assert all("no worker is serving queue 'fech'" in str(outcome) for outcome in outcomes)
         assert len(looks) <= 3, "every wait asked for itself"
 
 

@@ -1,4 +1,4 @@
-"""Works on many tasks at once: finds a queue's stream, lists the tasks of a queue, and limits concurrency."""
+"""Helpers for operations on many tasks: find a queue's stream, list a queue's tasks, and limit concurrency."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def task_entries(backend: QueueBackend, queue: str | None = None) -> Async
 
 
 async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do the work for each thing of a list, like `each_of`."""
+    """Await ``work(thing)`` for each thing of a list, like `each_of`."""
 
     async def listed() -> AsyncIterator[T]:
         for thing in things:
@@ -74,7 +74,7 @@ async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> No
 
 
 async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Do the work for each thing, at most `AT_ONCE` at a time; raise the first error after all of them are done."""
+    """Await ``work(thing)`` for each thing, at most `AT_ONCE` at a time. Raise the first error after all have ended."""
     queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
 
     async def work_through() -> None:
@@ -107,12 +107,12 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
 
 
 async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
-    """Do the work for each thing, at most ``at_once`` at a time.
+    """Await ``work(thing)`` for each thing, at most ``at_once`` at a time.
 
     A thing is taken from the iterable only when its work begins.
 
     Returns:
-        For each thing, in order, the return value of the work or the `NqnbError` that the work raised.
+        For each thing, in order, the return value of ``work`` or the `NqnbError` that it raised.
     """
     outcomes: dict[int, R | NqnbError] = {}
     numbered = enumerate(things)
@@ -124,7 +124,7 @@ async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at
             except NqnbError as error:
                 outcomes[index] = error
 
-    # Wait for all of them, because the iterable may raise in the middle of their work.
+    # Wait for all calls, because the iterable may raise while some of them are running.
     for end in await asyncio.gather(*(work_through() for _ in range(at_once)), return_exceptions=True):
         if isinstance(end, BaseException):
             raise end

@@ -59,7 +59,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
     Args:
         backend: the backend to use.
         task_id: the task.
-        by: who cancels, for the receipt.
+        by: the name of the canceller, for the receipt.
 
     Raises:
         UnknownTask: the task does not exist.
@@ -86,7 +86,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
             await write_intent(backend, task_id, record)
             await backend.announce_cancel(task.Queue, task_id)
             announced = True
-            # The task may have become Pending while the request was on its way; then no worker would write Cancelled.
+            # Read again: the task may have become Pending in the meantime, and then no worker would write Cancelled.
             return Again.READ
         if step is CancelStep.DELETE:
             return end.write(seen, task, Status.DELETED)
@@ -95,7 +95,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
         if step is CancelStep.STOPPING:
             return CancelReceipt.of(task_id, task.Status, task.meta.cancel or record)
         if step is CancelStep.TOO_LATE and announced:
-            # It ran when the cancel was announced, and ended before it was stopped: the receipt says so.
+            # The task was running when the cancel was announced, but ended before it could be stopped.
             return CancelReceipt.of(task_id, task.Status, None)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
@@ -113,12 +113,12 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
 
 
 class EndWaiting(Retry):
-    """Writes the end of a waiting task, even if the store is full.
+    """The write of the end of a waiting task, which also works if the store is full.
 
-    The entry of an ended task is larger than the entry before. If the store has no room for it, the old entry is
-    removed first to make room. Until the end is written, the task has no entry, like a task that was just submitted: a
-    worker that receives its message creates the entry and runs the task. If there is still too little room and the
-    message was never delivered, the message is removed too. Then the task can no longer run.
+    The entry of an ended task is larger than its previous entry. If the store has no room for it, the previous entry is
+    removed first. Until the end is written, the task has no entry, like a task that was just submitted: a worker that
+    receives its message creates the entry and runs the task. If there is still too little room and the message was
+    never delivered, the message is removed too. Then the task can no longer run.
 
     Args:
         backend: the backend to use.
@@ -127,7 +127,7 @@ class EndWaiting(Retry):
         stream_gone: whether the stream of the task's message was deleted. A new stream has other messages at the same
             sequences.
         owed: collects, by id, the tasks whose entries were removed and whose ends have not been written yet. Each task
-            is stored as it was while it waited.
+            is stored in its waiting state.
     """
 
     def __init__(
@@ -145,9 +145,9 @@ class EndWaiting(Retry):
         self._stream_gone = stream_gone
         self._message_gone = stream_gone
         self._waiting: TaskMessage | None = None
-        """The task whose end was written last, as it was while it waited."""
+        """The task whose end was written last, in its waiting state."""
         self._revision = 0
-        """The revision that the end was written over."""
+        """The revision that the end overwrites."""
 
     def is_ours(self, entry: TaskMessage) -> bool:
         """Return whether an entry is the end that this object writes."""
@@ -180,7 +180,7 @@ class EndWaiting(Retry):
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Allow another read while the entry of the task is removed; see `Retry.after_read`."""
+        """Allow another read if the entry of the task has been removed; see `Retry.after_read`."""
         task = self._waiting
         if task is None or task.ID not in self.owed or not isinstance(error, (Unconfirmed, ConnectionFailed)):
             raise error
@@ -204,7 +204,7 @@ class EndWaiting(Retry):
 
     @property
     def _left(self) -> str:
-        return "is removed and will not run" if self._message_gone else "stays in its queue and may run"
+        return "was removed and will not run" if self._message_gone else "stays in its queue and may run"
 
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
@@ -214,15 +214,15 @@ class EndWaiting(Retry):
         )
 
     async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> SeenEntry | None:
-        """Remove the entry to make room for the end, at exactly its revision. A newer entry stays.
+        """Remove the entry at exactly its revision, to make room for the end. A newer entry stays.
 
         Returns:
             `MISSING`, so that the end is created at once. Until then, no other client can find the task.
 
         Raises:
-            NoRoom: the NATS user may not purge the bucket. The error says how to free room.
+            NoRoom: the NATS user lacks the permission to purge the bucket. The error explains how to free space.
         """
-        # Noted before the removal, so that a caller that is interrupted knows which end is still to be written.
+        # Recorded before the removal, so that an interrupted caller knows which end must still be written.
         self.owed[task.ID] = task
         try:
             await remove_entry(self.backend, task.ID, self._revision)
@@ -232,7 +232,7 @@ class EndWaiting(Retry):
         except (Unconfirmed, NoResponders) as error:
             if time.monotonic() >= self.until:
                 raise self._without_entry(task, error) from error
-            # The next read shows whether it was removed.
+            # The next read shows whether the entry was removed.
             await self.rest()
             return None
         return MISSING
@@ -240,7 +240,7 @@ class EndWaiting(Retry):
     async def _remove_unseen_message(self, task: TaskMessage) -> bool:
         """Remove a task's message if it was never delivered; return whether the task no longer has a message."""
         if not await is_its_message(self.backend, task):
-            # A message that a schedule has published has another sequence.
+            # A message that was published by a schedule has a different sequence.
             due = lifecycle.due_at(task)
             return task.CurrentRetry == 0 and (not due or due > self.backend.now())
         if not await self.backend.is_undelivered(task.Queue, task.Sequence):
@@ -268,26 +268,26 @@ async def end_waiting_task(
         backend: the backend to use.
         task_id: the task.
         record: the record of the cancel that ends the task.
-        start: the task's entry as it was listed. By default the entry is read.
+        start: the task's entry as listed. By default the entry is read.
         retry_for: how long to retry, in seconds. By default this is the ``retry_for`` setting.
         stream_gone: whether the stream of the task's message was deleted. Then no message is removed.
         owed: the tasks, by id, whose entries were removed to make room in a full store and whose ends have not been
-            written yet. If the task is already in here, its end is created.
+            written yet. If the task is already among them, its end is created.
         defer: if there is no room, leave the task in ``owed`` so that the caller can end it later.
 
     Returns:
-        Deleted, or Cancelled if the task had run. None if the task was no longer waiting, or its end was deferred.
+        Deleted, or Cancelled if the task had run. None if the task was no longer waiting or its end was deferred.
 
     Raises:
         NoRoom: the store has no room for the end.
-        Unconfirmed, NoResponders: the server does not answer.
+        Unconfirmed, NoResponders: the server did not answer.
     """
     seconds = backend.retry_for if retry_for is None else retry_for
     end = EndWaiting(backend, record, seconds, stream_gone=stream_gone, owed=owed)
 
     async def decide(seen: SeenEntry) -> Write | None:
         if seen.malformed is not None:
-            # Another program has overwritten the entry in the meantime. The next listing reports this.
+            # Another program has overwritten the entry. The next listing reports this.
             return None
         if seen.task is None:
             return None if defer else end.owed_write(task_id)
@@ -304,7 +304,7 @@ async def end_waiting_task(
 
 
 def write_end(backend: TaskBackend, done: TaskMessage) -> Write:
-    """Return the decision to write an ended task. The payload is left out if the entry would be too large with it."""
+    """Return the decision to write an ended task, without its payload if the entry would be too large with it."""
     whole = Write.of(done)
     fits = len(whole.value) + HEADER_RESERVE_BYTES <= backend.max_payload
     return whole if fits else Write.of(done.lean())
@@ -314,7 +314,7 @@ async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord)
     """Write the cancel request of a task to the bucket ``nq-cancel``. An existing request is not overwritten.
 
     Raises:
-        NqnbError: the request may not be stored.
+        NqnbError: the request was not stored, or the answer was lost.
     """
     try:
         await backend.insist(lambda: backend.intents.create(task_id, msgspec.json.encode(record)))
@@ -340,11 +340,11 @@ def unknown(task_id: str) -> UnknownTask:
 async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
     """Remove the message and the schedule of a task whose entry is terminal, then let the entry expire.
 
-    A failure is only logged, because a message that stays costs just one more delivery, which a worker acks.
+    A failure is only logged, because a message that stays only causes one more delivery, which a worker acks.
 
     Args:
         backend: the backend to use.
-        task: the task as it was while it waited.
+        task: the task in its waiting state.
         value: the task's terminal entry.
         revision: the entry's revision.
     """
@@ -357,8 +357,8 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
         log.info("the message of task %s stays until a worker acks it: %s", task.ID, error)
         return
     if task.Sequence and not lifecycle.due_at(task):
-        # Only after its message is gone. The entry of a scheduled task does not expire, because the message that its
-        # schedule published has another sequence.
+        # An entry may expire only after its message is gone. The entry of a scheduled task does not expire, because the
+        # message that its schedule published has a different sequence and may still exist.
         await let_expire(backend, task.ID, value, revision)
 
 
@@ -395,7 +395,7 @@ async def cancel_many(
         nq: the client.
         ids: the tasks.
         wait: how long to wait for all of the code to stop, in seconds. None does not wait.
-        outcomes: receives each receipt or error as soon as it is known, so that an interrupted caller has it too.
+        outcomes: receives each receipt or error as soon as it is known, so that even an interrupted caller has it.
         progress: called with the number of tasks that are done, the total, and a label.
     """
 
@@ -421,7 +421,7 @@ async def cancel_many(
     deadline = time.monotonic() + wait
 
     def remaining() -> float | None:
-        # Once the time is over, a cancel without a wait still returns the newest receipt.
+        # After the deadline, a cancel without a wait still returns the newest receipt.
         seconds = deadline - time.monotonic()
         return seconds if seconds > 0 else None
 

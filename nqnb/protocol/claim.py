@@ -1,4 +1,4 @@
-"""Claims a delivered task: from its delivery to a Processing entry that is ours."""
+"""Claims a delivered task by writing this worker's Processing entry."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         backend: the backend to use.
         worker: the id of this worker.
         attempt: the delivery.
-        poison_limit: how many workers may go silent while they run the task before it is failed without another run.
+        poison_limit: how many workers may go silent while running the task before it is failed without another run.
 
     Returns:
         Whether the task was claimed. If the attempt is flagged as cancelled, the task must be finished without a run.
 
     Raises:
-        NqnbError: the server does not answer. It redelivers the message after the ack wait.
+        NqnbError: the server did not answer. It redelivers the message after the ack wait.
     """
     change = _Claim(backend, worker, attempt)
     done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, fresh=False)
@@ -44,11 +44,11 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         return False
     if done.task.Status is Status.PENDING:
         # The task is in a schedule now. The order is: write the schedule, write the entry, ack the old message. So the
-        # task always has a message, and the entry names the newest one.
+        # task always has a message, and the entry has the sequence of the newest message.
         await attempt.delivery.ack()
         return False
     if done.landed and attempt.lost_lease():
-        # The claim was written, but the server may have redelivered the message while the answer was on its way.
+        # The claim was written, but the server may have redelivered the message before the answer arrived.
         return False
     attempt.entry, attempt.revision, attempt.claimed = done.task, done.revision, True
     attempt.poisoned = done.task.meta.crashes >= poison_limit
@@ -61,7 +61,7 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
 
 
 class _Claim(Retry):
-    """Claims one delivery. It retries until the claim is written, because otherwise the message is only redelivered."""
+    """The claim of one delivery. The claim is retried until it is written, or the message would just be redelivered."""
 
     first_pause = 0.05
     longest_pause = 1.0
@@ -78,10 +78,10 @@ class _Claim(Retry):
         """Whether the next entry was read through the leader."""
 
     async def decide(self, seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
-        """Decide about the delivery like `nqnb.protocol.lifecycle.claim`, or return None if its lease is lost."""
+        """Return the decision of `nqnb.protocol.lifecycle.claim`, or None if the lease of the delivery is lost."""
         backend, attempt, worker = self.backend, self._attempt, self._worker
         if seen.malformed is not None:
-            log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+            log.warning("overwriting the entry of task %s: %s", attempt.id, seen.malformed)
         before, self.before, self._moved_to = seen.task, seen.task, 0
         owner = lifecycle.foreign_owner(before, worker)
         verdict = lifecycle.claim(
@@ -99,8 +99,8 @@ class _Claim(Retry):
             return None
         fresh, self._fresh = self._fresh, True
         if verdict.step is ClaimStep.ACK and not fresh:
-            # The first read need not go through the leader. A replica that lags may still have the entry of a former
-            # task with this id. The message of the current task must not be acked because of that entry.
+            # The first read need not go through the leader. A lagging replica may still have the entry of a former task
+            # with this id. The message of the current task must not be acked because of that entry.
             return Again.READ
         if verdict.step is ClaimStep.POSTPONE:
             task = before or attempt.message
@@ -127,7 +127,7 @@ class _Claim(Retry):
 
 
 async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, written: float) -> float:
-    """Return for how many seconds the worker that owns the entry still counts as alive and running the task."""
+    """Return how many more seconds the worker that owns the entry counts as alive and running the task."""
     lease = PRESENCE_SHARE * attempt.ack_wait
     rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, written, lease)
     return max(rest, backend.spared_for(lease))
@@ -135,7 +135,7 @@ async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, writte
 
 async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
     if verdict.step is ClaimStep.ACK:
-        # After an outage every message whose ack was lost is redelivered.
+        # After an outage, every message whose ack was lost is redelivered.
         log.debug("task %s: nothing to do, %s", attempt.id, verdict.why)
         await attempt.delivery.ack()
     else:
@@ -146,7 +146,7 @@ async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
 async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -> int:
     """Put a task's message into a schedule; return its sequence there, or 0 if the server refuses schedules.
 
-    The schedule does no harm if the entry changes before it fires, because the worker then decides by the new entry.
+    If the entry changes before the schedule fires, the worker that receives the message decides by the new entry.
     """
     queue = attempt.message.Queue
     if not await backend.takes_schedules(queue):
@@ -165,7 +165,7 @@ def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
 def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
     """Return the entry of our claim, which overwrites ``prior``."""
     before = prior or attempt.message
-    # A worker that shuts down removes its name from its claims. So any other worker in a claim went silent.
+    # A worker that shuts down removes its name from its claims. So a worker that is still named in a claim went silent.
     crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != attempt.claim
     meta = msgspec.structs.replace(
         before.meta,
@@ -190,6 +190,6 @@ def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_pa
         Meta=meta,
     )
     if attempt.slim or len(attempt.delivery.data) + META_RESERVE > max_payload:
-        # Another client's message leaves no room for the Meta. The handler still gets the payload from the message.
+        # A large message of another client leaves no room for the Meta. The handler gets the payload from the message.
         entry = entry.lean()
     return entry

@@ -38,7 +38,7 @@ async def delete_queue(
     if foreign:
         shared, subjects = next(iter(foreign.items()))
         raise QueueInUse(
-            f"queue {queue!r} was not deleted: its stream {shared!r} also carries {', '.join(subjects)}. "
+            f"queue {queue!r} was not deleted: its stream {shared!r} also has other subjects ({', '.join(subjects)}). "
             "Purge the queue, and remove its subject from that stream yourself.",
             queue,
         )
@@ -50,7 +50,7 @@ async def delete_queue(
         try:
             stopped = await _stop_all(backend, queue, running, by, wait)
         except NoRoom:
-            # The cancel requests of the running tasks need room. No task is waiting now, so the streams can go first.
+            # The cancel requests of the running tasks need room. No task is waiting, so the streams can be deleted now.
             await backend.delete_queue(queue)
             try:
                 stopped = await _stop_all(backend, queue, running, by, wait, deleted=True)
@@ -64,7 +64,7 @@ async def delete_queue(
     await backend.delete_queue(queue)
     # In a full store, the removal of the streams may have made room for these ends.
     ended += await _end_owed(backend, owed, by)
-    # If a task was submitted in the meantime and its message was in the deleted stream, it has only an entry.
+    # A task that was submitted in the meantime may have lost its message with the stream. Then it has only an entry.
     async for entry, task in task_entries(backend, queue):
         if task.Status is Status.PENDING and entry.created < await backend.queue_created_at(queue):
             start, record = SeenEntry.of(entry.key, entry), new_record(backend, by)
@@ -92,13 +92,13 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
     Args:
         backend: the backend to use.
         task_id: the task.
-        by: who deletes the queue.
-        late: whether the time to wait for the task's worker is over.
+        by: the name of the user who deletes the queue, for the receipt.
+        late: whether the task's worker has had enough time to end the task.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
     if task is None:
-        # The entry is gone, or another program has overwritten it: how the task ended is unknown.
+        # The entry is gone, or another program has overwritten it, so the task's end is unknown.
         return Status.CANCELLED
     owner, rest = task.meta.worker, 0.0
     if owner and not task.Status.terminal:
@@ -106,7 +106,7 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
     if lifecycle.stop(task, owner_alive=rest > 0, late=late) is not StopStep.END:
         return task.Status
     record = await read_intent(backend, task_id) or new_record(backend, by)
-    how = "cancelled with its queue, when no worker had it"
+    how = "cancelled with its queue, while no worker was running it"
     done = ended_by_cancel(task, lifecycle.end_of(task), record, backend.now(), how)
     try:
         await write_once(backend, write_end(backend, done).task, seen.revision)
@@ -125,12 +125,12 @@ async def _stop_all(
         backend: the backend to use.
         queue: the queue of the tasks.
         tasks: the tasks.
-        by: who deletes the queue.
+        by: the name of the user who deletes the queue, for the receipts.
         wait: how long to wait for the tasks to end, in seconds.
         deleted: whether the streams of the queue have already been deleted.
 
     Raises:
-        QueueInUse: some tasks are still running after that time.
+        QueueInUse: some tasks are still running after ``wait`` seconds.
     """
     until = time.monotonic() + wait
     cancelled, running = 0, 0

@@ -1,6 +1,6 @@
-"""Finishes a claimed task: writes its outcome first, and only then answers its message.
+"""Finishes a claimed task: writes its outcome first, and only then acks or naks its message.
 
-If the message were acked first, an outcome that was not written would be lost. An unacked message is only redelivered.
+If the message were acked first, the outcome could be lost. An unacked message is simply redelivered.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SHORT_TEXT_CHARACTERS = 100
 
 @dataclass(slots=True)
 class Ending:
-    """How a run ended, and the data about it that goes into the entry."""
+    """The way in which a run ended, with the data about the run that goes into the entry."""
 
     ended: Ended
     meta: Meta
@@ -56,7 +56,7 @@ async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tupl
 
     Returns:
         The state that was written, and the entry's Meta. The state is None if the task now belongs to another worker,
-        or if it is left to be redelivered.
+        or if its message will be redelivered.
 
     Raises:
         NqnbError: the connection is closed. The server redelivers the message after the ack wait.
@@ -70,7 +70,7 @@ async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tupl
 
 
 async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord:
-    """Return the complete record of a run's cancel. The cancel request records who cancelled; the publish does not."""
+    """Return the complete record of a run's cancel. Its sender is read from the cancel request, if still unknown."""
     record = attempt.cancel or CancelRecord()
     if not record.requested_at:
         try:
@@ -150,7 +150,7 @@ def _shortened(error: ErrorInfo | None) -> ErrorInfo | None:
 
 
 class _Finish(Retry):
-    """Writes one outcome. It retries until the outcome is written, because only this worker knows the outcome."""
+    """The write of one outcome. It is retried until it succeeds, because only this worker knows the outcome."""
 
     longest_pause = 1.0
 
@@ -163,25 +163,25 @@ class _Finish(Retry):
         self.scheduled = False
         """Whether the message of a retry is in a schedule."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
-        """The entry as this worker last wrote it. It is not read first, because a conflict shows whether it changed."""
+        """The entry as last written by this worker. A conflict shows whether it changed, so it is not read first."""
         self._attempt = attempt
         self._ending = ending
         self._reported = False
 
     async def decide(self, seen: SeenEntry) -> Write | Again | FinishStep:
-        """Decide about the entry like `nqnb.protocol.lifecycle.finish_again`."""
+        """Return the decision of `nqnb.protocol.lifecycle.finish_again`."""
         backend, attempt, delay = self.backend, self._attempt, self._ending.retry_delay
         self.scheduled = False
         if seen is not self.start:
             # Another writer was faster, or an answer was lost.
             if seen.malformed is not None:
-                log.warning("the entry of task %s is overwritten: %s", attempt.id, seen.malformed)
+                log.warning("overwriting the entry of task %s: %s", attempt.id, seen.malformed)
             verdict = self._verdict(seen.task)
             if verdict.step is not FinishStep.WRITE:
                 return verdict.step
             self.status = verdict.status
         if self.status is Status.PENDING and attempt.cancel is not None:
-            # The task was cancelled while its retry was being written: the cancel takes precedence.
+            # The task was cancelled while its retry was being written. The cancel takes precedence.
             self.status = Status.CANCELLED
             self.meta = msgspec.structs.replace(self.meta, cancel=await cancel_receipt(backend, attempt))
         if self.status is not Status.PENDING:
@@ -214,7 +214,7 @@ class _Finish(Retry):
                 self._attempt.slim = True
                 self.status, self.meta = await self._ending.without_result(self.status, self.meta)
                 return None
-            # The outcome must not be lost, whatever the reason of the refusal.
+            # The outcome must not be lost, whatever the reason for the refusal.
             log.warning("task %s: the server refused its outcome; retrying in a second: %s", task, error)
             await self.backend.sleep(_REFUSED_PAUSE_SECONDS)
             return None
@@ -225,7 +225,7 @@ class _Finish(Retry):
             return None
         if self.backend.closed:
             raise error
-        # Most outages are over after the first pause and are not worth a log line.
+        # Most outages end during the first pause and are not worth a log line.
         if not self._reported and (self.pause > self.first_pause or isinstance(error, NoRoom)):
             self._reported = self.backend.outage.took(error, "outcomes had to wait")
         await self.rest()

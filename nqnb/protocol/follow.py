@@ -29,11 +29,11 @@ from nqnb.records import TaskBatch, TaskInfo
 _POLL_SECONDS = 2.0
 """Seconds between reads of a followed task if no notification of a change arrives."""
 _LAST_READ_SECONDS = 1.0
-"""Seconds for a last read of the task if a wait timed out before any answer arrived."""
+"""The time limit, in seconds, of a last read of the task if a wait timed out before any answer arrived."""
 _READ_AGAIN_SECONDS = (0.02, 0.1)
-"""Seconds until each of the next reads after a notification, because it can arrive before the write that caused it."""
+"""Seconds until each further read after a notification, because it can arrive before its write is visible."""
 _RECONNECT_SECONDS = 0.2
-"""Seconds until a wait reads again after the server did not answer."""
+"""Seconds until a wait reads again if the server did not answer."""
 
 
 async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
@@ -52,7 +52,7 @@ async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
 
 
 async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
-    """Yield a task as it is now, and again at each change until it is terminal. Raises the same errors as `fetch`."""
+    """Yield a task now and after each change until it is terminal. This raises the same errors as `fetch`."""
     changed = asyncio.Event()
     unsubscribe = await backend.states.subscribe(task_id, changed.set)
     revision = -1
@@ -80,10 +80,10 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         backend: the backend to use.
         task_id: the task.
         timeout: the caller's timeout; see `Client.wait`. The task is read once even if the timeout is 0.
-        serving: finds out whether a worker serves the queue, for the error.
+        serving: finds out whether a worker is serving the queue, for the error.
 
     Raises:
-        WaitTimeout: the task did not become terminal within that time.
+        WaitTimeout: the task did not become terminal in time.
         BadInput: the timeout is invalid.
         UnknownTask: the task does not exist.
         ConnectionFailed: the connection is closed.
@@ -124,7 +124,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
     # A timeout of 0 only reads the task, and may be repeated often.
     if seconds and serving is not None and latest is not None and await serving.is_missing(latest.queue, latest):
         raise WaitTimeout(
-            f"{failed}: no worker serves queue {latest.queue!r}. Start a worker, or check the queue's name.", task_id
+            f"{failed}: no worker is serving queue {latest.queue!r}. Start a worker, or check the queue name.", task_id
         )
     raise WaitTimeout(f"{failed}: it is still pending or running. Wait again, or cancel it.", task_id)
 
@@ -156,12 +156,12 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
     """
     if info.status in (Status.CANCELLED, Status.DELETED):
         raise TaskCancelled(
-            f"task {info.id!r} has no result: it was {info.status.label}. Requeue it to run it again.",
+            f"task {info.id!r} has no result: the task was {info.status.label}. Requeue it to run it again.",
             info.id,
             info.status,
         )
     if info.status is Status.FAILED:
-        error = info.error or ErrorInfo(message="its worker recorded no reason")
+        error = info.error or ErrorInfo(message="the worker did not record a reason")
         what = ": ".join(part for part in (error.type, error.message) if part)
         raise TaskFailed(f"task {info.id!r} failed: {what}", info.id, info.status, error.type, error.traceback)
     if not info.result_key:
@@ -169,7 +169,7 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
     entry = await backend.results.get(info.result_key)
     if entry is None:
         raise TaskFailed(
-            f"task {info.id!r} no longer has a result: its result has expired. Requeue it to run it again.",
+            f"task {info.id!r} no longer has a result: the result has expired. Requeue the task to run it again.",
             info.id,
             info.status,
         )

@@ -29,7 +29,7 @@ log = logging.getLogger("nqnb.worker")
 WATCH_AFTER_SECONDS = 0.1
 """Seconds that a task must run before its entry is watched, because a subscription is expensive for a short task."""
 _SETTLE_SECONDS = 0.02
-"""Seconds between a notification and the read, because it can arrive before the write that caused it."""
+"""Seconds between a notification and the read, because it can arrive before its write is visible."""
 
 
 async def renew(attempt: Attempt, since: float) -> bool:
@@ -90,12 +90,12 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
         attempt.superseded = True
         attempt.stop(Stop.SUPERSEDED)
     elif seen.task is not None:
-        # Our own write, whose answer was lost.
+        # This is our own write, whose answer was lost.
         attempt.revision = seen.revision
 
 
 async def note_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-    """Write the cancel request on behalf of a Go client, which writes none. An existing request is not overwritten.
+    """Write a cancel request on behalf of a Go client, which writes none. An existing request is not overwritten.
 
     The worker that runs the task finds the request even if it missed the publish.
     """
@@ -124,7 +124,7 @@ async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progr
 
 
 async def check_progress(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Act on the entry after a write of progress that had a conflict or was not confirmed."""
+    """Read the entry and act on it, after a write of progress had a conflict or was not confirmed."""
     with contextlib.suppress(NqnbError):
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
 

@@ -61,7 +61,7 @@ class TaskDelivery(Protocol):
     queue: str
     sequence: int
     deliveries: int
-    """How often the server has delivered the message, including this time."""
+    """How many times the server has delivered the message, including this delivery."""
     ours: bool
     """Whether the message has nqnb's header. A Go client's message does not have it."""
     scheduled: bool
@@ -71,15 +71,15 @@ class TaskDelivery(Protocol):
     stored: float
     """When the stream stored the message, in Unix seconds by the server's clock."""
     void: bool
-    """Whether the message's stream was deleted. Then the message is not acked or nak'ed: the stream that replaced it
-    numbers its messages from 1 again, so the ack or nak would be for another task's message."""
+    """Whether the message's stream was deleted. Then the message is not acked or nak'ed: a new stream numbers its
+    messages from 1 again, so the ack or nak would be for another task's message."""
 
     def now(self) -> float:
         """Return the current server time, in Unix seconds, as accurately as it is known without a request."""
         ...
 
     async def ack(self) -> None:
-        """Let the server remove the message."""
+        """Ack the message, so that the server removes it."""
         ...
 
     async def nak(self, delay: float = 0.0) -> None:
@@ -123,7 +123,7 @@ class WorkerPresence(Protocol):
     """The record of which workers are alive."""
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return for how many seconds a worker still counts as alive and running a task, or 0 if it does not."""
+        """Return how many more seconds a worker counts as alive and running a task, or 0 if it does not."""
         ...
 
     def live(self) -> AsyncIterator[WorkerInfo]:
@@ -132,7 +132,7 @@ class WorkerPresence(Protocol):
 
 
 class OutageLog(Protocol):
-    """The log of outages, in which the server is unavailable."""
+    """The log of outages, during which the server is unavailable."""
 
     @property
     def active(self) -> bool:
@@ -179,12 +179,12 @@ class TaskBackend(Protocol):
 
     @property
     def retry_for(self) -> float:
-        """For how many seconds a client retries a request that the server did not confirm."""
+        """How long a client retries a request that the server did not confirm, in seconds."""
         ...
 
     @property
     def terminal_ttl(self) -> float | None:
-        """For how many seconds the entry of an ended task is kept. None means until it is pruned."""
+        """How long the entry of an ended task is kept, in seconds. None means until it is pruned."""
         ...
 
     def now(self) -> float:
@@ -204,7 +204,7 @@ class TaskBackend(Protocol):
         ...
 
     def spared_for(self, seconds: float) -> float:
-        """Return for how many more seconds all workers count as alive after an outage of at most ``seconds``."""
+        """Return how many more seconds all workers count as alive, which they do for ``seconds`` after an outage."""
         ...
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
@@ -229,7 +229,7 @@ class TaskBackend(Protocol):
     async def schedule_task(
         self, queue: str, task_id: str, data: bytes, at: float, message_id: str
     ) -> Acknowledgement | None:
-        """Schedule a task message, which the server publishes once; return None if the server refuses the schedule."""
+        """Schedule a task message, which the server publishes once. Return None if the server refuses the schedule."""
         ...
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
@@ -286,7 +286,7 @@ class SkippedEntries(Protocol):
     """The log of entries that a listing cannot decode."""
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log the keys of the entries that a listing skipped, with the reasons."""
+        """Log the keys of the entries that a listing skipped, each with the reason."""
         ...
 
 
@@ -333,7 +333,7 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return, by stream, the subjects in a queue's streams that do not belong to the queue."""
+        """Return the subjects in a queue's streams that do not belong to the queue, by stream."""
         ...
 
     async def queue_created_at(self, queue: str) -> float:

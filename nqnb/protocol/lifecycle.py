@@ -1,8 +1,8 @@
-"""Decides each step in the life of a task, as pure functions.
+"""Pure functions that decide each step in the life of a task.
 
-A function here reads no clock and asks no server. It takes an entry and other known facts, and returns a verdict: the
+The functions read no clock and contact no server. Each takes an entry and other known facts, and returns a verdict: the
 step to take. The other modules of this package carry out the verdicts through `nqnb.protocol.transition`. The explorer
-in ``tests/model`` runs both over every order of events.
+in ``tests/model`` runs both in every order of events.
 
 Terms: the *entry* is the task in the bucket ``nq-store``. An entry is *marked* if nqnb wrote it, not Go NQ. An *intent*
 is a cancel request in the bucket ``nq-cancel``.
@@ -22,10 +22,10 @@ from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
 FIRST_NAK_SECONDS = 0.05
 """The delay of the first nak of a message without an entry, in seconds. Each later nak doubles the delay."""
 MAX_NAKS = 9
-"""How often a message without an entry is nak'ed. The delays are 0.05 s, 0.1 s … 12.8 s, 25 s in total. By then a Go
-client's late Pending has arrived. A Pending that arrived after our finish could never be repaired."""
+"""How many times a message without an entry is nak'ed, with delays of 0.05 s, 0.1 s … 12.8 s, 25 s in total. By then, a
+Go client's late Pending has arrived. A Pending that arrived after our finish could never be repaired."""
 LONG_WAIT_SECONDS = 60.0
-"""Seconds above which a wait uses a server-side schedule, if the server supports schedules."""
+"""A longer wait, in seconds, uses a server-side schedule if the server supports schedules."""
 LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
 """The latest time of a schedule, in Unix seconds. A message with a later time would be published at once, and again
 each time its schedule is renewed."""
@@ -56,7 +56,7 @@ class ClaimVerdict:
 def due_at(message: TaskMessage) -> float:
     """Return when the task may run, in Unix seconds; 0 means at once.
 
-    The time of a retry takes precedence over ``ProcessAt``. A time after `LAST_SCHEDULE` is replaced by it.
+    The time of a retry takes precedence over ``ProcessAt``. Times are capped at `LAST_SCHEDULE`.
     """
     if message.meta.not_before:
         return min(message.meta.not_before, LAST_SCHEDULE)
@@ -71,7 +71,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the other nqnb worker that is running the task according to its entry, or ``""`` if there is no other."""
+    """Return the other nqnb worker that is running the task according to its entry, or ``""`` if no other worker is."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -89,16 +89,16 @@ def claim(
     now: float,
     ack_wait: float,
 ) -> ClaimVerdict:
-    """Decide about a delivery that is registered but not claimed yet.
+    """Choose the step for a delivery that is registered but not claimed yet.
 
     Args:
         message: the task as stored in the stream.
         entry: the task as stored in the bucket, or None if it has no entry.
         sequence: the message's stream sequence.
-        deliveries: how often the server has delivered this message, including this time.
+        deliveries: how many times the server has delivered this message, including this delivery.
         ours: whether the message has nqnb's header.
         scheduled: whether one of our schedules published the message.
-        owner_rest: for how many seconds `foreign_owner` still counts as alive and running this task, or 0.
+        owner_rest: how many more seconds `foreign_owner` counts as alive and running this task, or 0.
         now: the earliest possible server time, in Unix seconds, so that no task starts too early.
         ack_wait: the consumer's ack wait, in seconds.
     """
@@ -117,9 +117,9 @@ def claim(
     if entry.Status is Status.PENDING:
         return _when_due(entry, now, scheduled)
     if owner_rest > 0:
-        return ClaimVerdict(ClaimStep.NAK, owner_rest, "another worker runs it")
+        return ClaimVerdict(ClaimStep.NAK, owner_rest, "another worker is running it")
     if not entry.marked and deliveries == 1:
-        return ClaimVerdict(ClaimStep.NAK, ack_wait, "a Go worker may run it")
+        return ClaimVerdict(ClaimStep.NAK, ack_wait, "a Go worker may be running it")
     return ClaimVerdict(ClaimStep.TAKE)
 
 
@@ -127,9 +127,9 @@ def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
     rest = due_at(task) - now
     if rest > LONG_WAIT_SECONDS and scheduled:
         # The server's clock and ours differ, or the schedule was early. Another schedule would also fire at once.
-        return ClaimVerdict(ClaimStep.NAK, rest, "its schedule fired before it is due")
+        return ClaimVerdict(ClaimStep.NAK, rest, "its schedule fired too early")
     if rest > LONG_WAIT_SECONDS:
-        return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for long")
+        return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for a long time")
     if rest > 0:
         return ClaimVerdict(ClaimStep.NAK, rest, "not yet due")
     return ClaimVerdict(ClaimStep.TAKE)
@@ -157,7 +157,7 @@ def why_unrun(before: TaskMessage | None, worker: str) -> str:
     if before.marked and not before.meta.worker:
         return "its worker had stopped, so it was not run again"
     if before.meta.worker == worker:
-        return "its lease had run out, so it was not run again"
+        return "its lease had expired, so it was not run again"
     return "its worker was gone, so it was not run again"
 
 
@@ -177,7 +177,7 @@ class BeatStep(enum.Enum):
 
 
 def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
-    """Decide about the entry of a task that this worker is running.
+    """Choose the step for the entry of a task that this worker is running.
 
     Args:
         entry: the task as stored in the bucket, or None if it has no entry.
@@ -222,11 +222,11 @@ def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | No
 
 
 class Stop(enum.Enum):
-    """Why a run was told to stop. The value is the reason as text."""
+    """The reason why a run was told to stop. The value is the reason as text."""
 
     CANCEL = "cancelled"
     TIMEOUT = "past its timeout"
-    SHUTDOWN = "the worker stops"
+    SHUTDOWN = "the worker is shutting down"
     LEASE = "no heartbeat was answered"
     SUPERSEDED = "another worker owns it"
     ENDED_ELSEWHERE = "it ended elsewhere"
@@ -238,14 +238,13 @@ class LeaveStep(enum.Enum):
     ACK = enum.auto()
     """Ack the message, because the task ended elsewhere."""
     RELEASE = enum.auto()
-    """Write Processing without a worker, then nak the message unless the lease is lost, so that another worker runs the
-    task."""
+    """Write Processing without a worker, and nak the message unless the lease is lost. Another worker runs the task."""
     DROP = enum.auto()
     """Do nothing, because a newer claim owns the task."""
 
 
 def leave(why: Stop | None) -> LeaveStep:
-    """Decide about a run that was stopped for another reason than a cancel."""
+    """Choose the step for a run that was stopped for a reason other than a cancel."""
     if why is Stop.ENDED_ELSEWHERE:
         return LeaveStep.ACK
     return LeaveStep.RELEASE if why in (Stop.SHUTDOWN, Stop.LEASE) else LeaveStep.DROP
@@ -262,7 +261,7 @@ class FinishStep(enum.Enum):
     """Ack the message, because the entry has another outcome."""
     DROP = enum.auto()
     """Neither ack nor nak the message, and send no more heartbeats, because a newer claim owns the task. If its worker
-    dies, only the unacked message saves the task."""
+    dies, the task is saved only by the redelivery of the unacked message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +273,7 @@ class FinishVerdict:
 
 
 def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: Status) -> FinishVerdict:
-    """Decide about the entry that the outcome of a run is going to overwrite.
+    """Choose the step for the entry that the outcome of a run is about to overwrite.
 
     Args:
         entry: the task as read through the bucket's leader, or None if it has no entry.
@@ -307,20 +306,20 @@ class CancelStep(enum.Enum):
     DONE = enum.auto()
     """Return, because the task is already Cancelled or Deleted."""
     TOO_LATE = enum.auto()
-    """Raise, or return if the cancel was announced, because the task has completed or failed."""
+    """Raise (or return, if the cancel was announced), because the task has completed or failed."""
     DELETE = enum.auto()
     """Write Deleted by compare-and-set, then delete the message, because the task never ran."""
     CANCEL_WAITING = enum.auto()
-    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and its intent is written."""
+    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and its intent was written."""
     ANNOUNCE = enum.auto()
     """Write the intent, publish to the cancel subject, await the PubAck, and read the entry again. The intent is
     written first, because a worker that is not connected at the time of the publish reads the intent later."""
     STOPPING = enum.auto()
-    """Return, because the cancel is announced and the worker that is running the task will stop it."""
+    """Return, because the cancel was announced and the worker that is running the task will stop it."""
 
 
 def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
-    """Decide the next step of a cancel after a read through the leader.
+    """Choose the next step of a cancel after a read through the leader.
 
     Args:
         entry: the task as read through the bucket's leader.
@@ -347,7 +346,7 @@ class SubmitStep(enum.Enum):
 
 
 def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence: int) -> SubmitStep:
-    """Decide about an entry that existed before the submitter could create it.
+    """Choose the step for an entry that existed before the submitter could create it.
 
     An entry with our sequence is ours: a worker was faster, or the answer to our own write was lost. A Go worker writes
     sequence 0, because it does not know the sequence. An entry with a later sequence is also ours if it describes the
@@ -386,7 +385,7 @@ class RequeueStep(enum.Enum):
 
 
 def requeue(entry: TaskMessage) -> RequeueStep:
-    """Decide whether a task can be submitted again, as a new task, because a terminal state never changes."""
+    """Choose the step of a requeue, which submits a new task because a terminal state never changes."""
     if not entry.Status.terminal:
         return RequeueStep.NOT_ENDED
     return RequeueStep.NO_PAYLOAD if entry.Payload is None and entry.marked else RequeueStep.SUBMIT
@@ -414,7 +413,7 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now
     Args:
         task: the task as it was read.
         status: Deleted or Cancelled.
-        record: who cancels the task, and when this was requested.
+        record: the sender and the time of the cancel.
         now: the current server time, in Unix seconds.
         how: how the task ended, as text for the receipt. By default the status determines the text.
     """
@@ -441,8 +440,8 @@ entry right after the message, and overwrites any existing entry."""
 def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float) -> bool:
     """Return whether a purge ends the task of a message without an entry.
 
-    The submitter died before it created the entry, or is about to create it. An nqnb submitter creates the entry by
-    compare-and-set and accepts an existing one. A Go client would overwrite the end, so its message must be older.
+    The submitter died before it created the entry, or is about to create it. An nqnb submitter accepts an existing
+    entry. A Go client would overwrite the end, so its message must be at least `UNWRITTEN_SECONDS` old.
 
     Args:
         message: the task as stored in the stream.
@@ -461,17 +460,17 @@ class StopStep(enum.Enum):
     WAIT = enum.auto()
     """Read the entry again later, because a worker is stopping the task and will write its final state."""
     END = enum.auto()
-    """Write Cancelled (or Deleted) by compare-and-set, because no worker will. A worker that reconnects finds it."""
+    """Write Cancelled (or Deleted) by compare-and-set, because no worker will. A worker that reconnects reads it."""
 
 
 def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
-    """Decide about a cancelled task whose queue is deleted.
+    """Choose the step for a cancelled task whose queue is being deleted.
 
     Args:
         entry: the task as read through the bucket's leader.
         owner_alive: whether the worker in the entry still counts as alive and running the task.
-        late: whether the time to wait for the worker is over. A Go worker has no presence, so only then does an entry
-            that a Go worker wrote count as abandoned.
+        late: whether the worker has had enough time. A Go worker has no presence, so an entry that a Go worker wrote
+            counts as abandoned only then.
     """
     if entry.Status.terminal:
         return StopStep.ENDED
@@ -488,7 +487,7 @@ def prune(entry: TaskMessage, *, written: float, before: float, has_message: boo
     Args:
         entry: the task as stored in the bucket.
         written: when the entry was written, in Unix seconds by the store's clock.
-        before: the prune removes entries that were written before this time.
+        before: the time before which removed entries were written, in Unix seconds.
         has_message: whether the task's message is in its stream.
     """
     return entry.Status.terminal and written < before and not has_message

@@ -18,7 +18,7 @@ from nqnb.records import PruneReceipt
 from nqnb.store import Entry
 
 ORPHANED_SECONDS = 3600.0
-"""Results and requests without an entry are removed only after this time, because the entry may not be written yet."""
+"""Results and requests without an entry are removed only if they are older, because the entry may not exist yet."""
 
 
 async def prune(
@@ -52,7 +52,7 @@ async def prune(
         ]
         kept += len(candidates) - len(free)
         gone += free
-    # A server also stores keys with wildcards. These stay, because purging such a key would purge others.
+    # A server also stores keys with wildcards. These keys stay, because purging such a key would purge other keys.
     intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
     old_intents = [entry for key, entry in intents.items() if key in ids]
@@ -67,8 +67,7 @@ async def prune(
         ]
         orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
     if not dry_run:
-        # The entry is removed first, at its revision. If it was written again in the meantime, it stays and needs its
-        # result.
+        # Entries are removed first, at their revisions. An entry that was written again stays, and needs its result.
         await each_in(gone, lambda pair: remove_entry(backend, pair[0].key, pair[0].revision))
         await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
@@ -79,7 +78,7 @@ async def prune(
 
 
 async def _remove_result(backend: QueueBackend, key: str) -> None:
-    """Remove a result without a tombstone. No worker writes to its key any more."""
+    """Remove a result without leaving a tombstone, because no worker writes to its key any more."""
     entry = await backend.results.get(key)
     if entry is not None:
         await backend.results.delete(key, entry.revision)

@@ -1,4 +1,4 @@
-"""Purges a queue: ends the waiting tasks, and leaves the running ones.
+"""Purges a queue: ends the waiting tasks, and leaves the running tasks alone.
 
 The end of a task is first written to its entry by compare-and-set, and only then is its message removed. So a task that
 a worker has claimed in the meantime keeps running, and no message is removed before its task has ended.
@@ -38,10 +38,10 @@ async def purge_queue(
     Args:
         backend: the backend to use.
         queue: the queue.
-        by: who purges the queue.
+        by: the name of the user who purges the queue, for the receipts.
         progress: called with the number of tasks that are done and the total.
         owed: receives, by id, the tasks whose ends did not fit into a full store. The caller ends them with
-            `end_waiting_task` once there is room. If this is None, a full store is an error.
+            `end_waiting_task` once there is room. If ``owed`` is None, a full store is an error.
 
     Raises:
         NoRoom: the store is full, so the ends of some tasks were not written.
@@ -66,8 +66,8 @@ async def purge_queue(
 async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMessage, by: str) -> Status | None:
     """End the task of a message without an entry, whose submitter died before it created the entry.
 
-    The end is written first, and the message is removed afterwards. So a worker that receives the message in the
-    meantime either finds the end, or has already created the entry and runs the task.
+    The end is written before the message is removed. So a worker that receives the message in the meantime either finds
+    the end, or has already created the entry and runs the task.
 
     Returns:
         Deleted, or None if the message stays.
@@ -89,7 +89,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
     except NoRoom:
         raise
     except (Unconfirmed, NoResponders):
-        # The end may or may not be written. The message stays until a worker reads the entry.
+        # The end may or may not have been written. The message stays until a worker reads the entry.
         return None
 
 
@@ -127,7 +127,7 @@ async def _end_waiting(
     try:
         await each_of(waiting, end)
     finally:
-        # Also after an interrupt, because a task without an entry would run.
+        # This also runs after an interrupt, because a task without an entry would run.
         full = await _end_owed(backend, owed, record, count, wait=callers_owed is None)
     if full is not None and callers_owed is None:
         raise NoRoom(

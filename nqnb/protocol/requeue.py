@@ -1,7 +1,7 @@
-"""Submits an ended task again, and finds the requeued copies of tasks.
+"""Submits ended tasks again, and finds the requeued copies of tasks.
 
-The copy is a new task, because a terminal state never changes. So the original's entry is not written again. Whether
-a task was requeued follows from the ``origin`` of its copies.
+A copy is a new task, because a terminal state never changes. So the entry of the original is not written again. The
+``origin`` of the copies shows that a task was requeued.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
     step = lifecycle.requeue(task)
     if step is RequeueStep.NOT_ENDED:
         raise NotRequeueable(
-            f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait until it has ended, or cancel "
-            "it first.",
+            f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait until it ends, or cancel it "
+            "first.",
             task_id,
             task.Status,
         )
@@ -53,7 +53,7 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
 
 
 class Requeues:
-    """The latest copy of each requeued task. Add all tasks of a queue before you call `of`."""
+    """A map from requeued tasks to their latest copies. Add all tasks of a queue before you call `of`."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
@@ -67,8 +67,7 @@ class Requeues:
     def of(self, task: TaskMessage) -> str:
         """Return the id of the latest copy of an ended task, or an empty string if the task was not requeued.
 
-        All copies refer to the task that was submitted first. So an earlier copy that has ended also counts as
-        requeued.
+        All copies refer to the original task. So an earlier copy that has ended also counts as requeued.
         """
         _, latest = self._latest.get(task.meta.origin or task.ID, (0.0, ""))
         return latest if task.Status.terminal and latest != task.ID else ""

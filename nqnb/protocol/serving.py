@@ -1,4 +1,4 @@
-"""Whether a worker serves a queue: nqnb's workers register, Go workers show by their pulls and their leased tasks."""
+"""Finds out whether a worker is serving a queue: nqnb workers register, and Go workers have pulls and leased tasks."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from nqnb.records import QueueService, TaskInfo
 log = logging.getLogger("nqnb.client")
 
 _LOOK_SECONDS = 1.0
-"""How long one look may take, and how long its answer counts."""
+"""The time limit of a look for a queue's workers, and how long its result remains valid."""
 _LOOK_DELAY_SECONDS = 2.0
-"""Between the first task of a queue and the look for its workers, which may start meanwhile."""
+"""Seconds between the first task of a queue and the look for its workers, which may start in the meantime."""
 
 
 class ServingBackend(Protocol):
-    """What `Serving` needs from the server."""
+    """The part of a backend that `Serving` needs."""
 
     async def service_of(self, queue: str) -> QueueService:
-        """Return who serves a queue."""
+        """Return the workers that are serving a queue."""
         ...
 
 
 class Serving:
-    """Finds out whether workers serve the queues of one client, beside what the client does.
+    """Background checks of whether workers are serving the queues that one client uses.
 
     Args:
         backend: returns the client's backend.
@@ -39,14 +39,14 @@ class Serving:
     def __init__(self, backend: Callable[[], ServingBackend]) -> None:
         self._backend = backend
         self._seen: set[str] = set()
-        """The queues that are looked at, or were."""
+        """The queues that have been checked or will be checked."""
         self._asked: set[str] = set()
-        """The queues of which the caller says whether workers serve them. Nothing is logged about them."""
+        """The queues for which the caller reports missing workers itself. Nothing is logged about these queues."""
         self._looks: dict[str, tuple[float, asyncio.Task[QueueService | None]]] = {}
         self._later: set[asyncio.Task[None]] = set()
 
     def look_soon(self, queue: str) -> None:
-        """Log a warning in a moment if no worker serves the queue; only the first call for a queue counts."""
+        """Log a warning if no worker is serving the queue in two seconds. Only the first call for a queue counts."""
         if queue not in self._seen:
             self._seen.add(queue)
             task = spawn(self._look_later(queue))
@@ -54,25 +54,25 @@ class Serving:
             task.add_done_callback(self._later.discard)
 
     async def is_missing(self, queue: str, task: TaskInfo | None = None) -> bool:
-        """Return whether no worker serves a queue; False where the server does not say so in time.
+        """Return whether no worker is serving a queue, or False if the server does not answer in time.
 
         Args:
-            queue: the queue; `look_soon` logs nothing about it any more.
-            task: a task that its last worker may hold still; it shows no other worker.
+            queue: the queue. From now on, `look_soon` logs nothing about it.
+            task: a task that its last worker may still lease. This lease does not count as a sign of a live worker.
         """
         self._asked.add(queue)
         service = await self._look(queue)
-        # A Go worker that is busy pulls nothing, and shows by what it has leased.
+        # A busy Go worker sends no pull requests, but its leased tasks show that it is alive.
         own = task is not None and task.status is Status.PROCESSING and bool(task.worker)
         return service is not None and not service.workers and not service.pulls and service.leased <= own
 
     def close(self) -> None:
-        """Drop the looks that are due."""
+        """Cancel the pending checks."""
         for task in (*self._later, *(look for _, look in self._looks.values())):
             task.cancel()
 
     async def _look(self, queue: str) -> QueueService | None:
-        # Many tasks of a queue may ask at the same moment.
+        # Many tasks of a queue may ask at the same moment, so they share one request.
         began, look = self._looks.get(queue, (0.0, None))
         if look is None or elapsed() - began > _LOOK_SECONDS:
             look = spawn(self._ask(queue))
@@ -84,7 +84,7 @@ class Serving:
         try:
             return await self._backend().service_of(queue)
         except NqnbError as error:
-            log.debug("whether a worker serves queue %s is unknown: %s", queue, error)
+            log.debug("cannot determine whether a worker is serving queue %s: %s", queue, error)
             return None
 
     async def _look_later(self, queue: str) -> None:
@@ -95,5 +95,5 @@ class Serving:
 
 
 def unserved(queue: str) -> str:
-    """Return the sentence that says that no worker serves a queue."""
-    return f"no worker serves queue {queue!r}: its tasks wait. Start a worker, or check the queue's name."
+    """Return the warning that no worker is serving a queue."""
+    return f"no worker is serving queue {queue!r}: its tasks are waiting. Start a worker, or check the queue name."

@@ -1,4 +1,4 @@
-"""Defines NQ's task states, and the other states that callers may ask for.
+"""Defines NQ's task states, and the subsets of them that callers can select.
 
 This module imports nothing from nqnb, so that `nqnb.errors` can import it.
 """
@@ -32,7 +32,7 @@ class Status(enum.IntEnum):
 
 
 class Waiting(enum.Enum):
-    """A subset of Pending that callers can select as if it were a state."""
+    """A subset of a state that callers can select as if it were a state."""
 
     SCHEDULED = "scheduled"
     """Pending, but not due yet, because the task starts in the future or waits for a retry."""

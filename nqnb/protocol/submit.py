@@ -1,6 +1,6 @@
 """Submits one task: publishes its message, then creates its entry.
 
-The order matters, because a message without an entry is still run, but an entry without a message is stuck.
+The order matters: a task without an entry still runs, but a task without a message never does.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ def make_message(
     process_at: Moment = None,
     now: float | None = None,
 ) -> TaskMessage:
-    """Return a task message for arguments of `Client.submit`.
+    """Return a task message for the arguments of `Client.submit`.
 
     A timedelta counts from ``now``, the server time in Unix seconds. If ``now`` is None, it counts from local time.
 
     Raises:
-        BadInput: an argument is invalid. Nothing was sent.
+        BadInput: an argument is invalid.
     """
     retry = check_count("retry", retry, 0, 2**31 - 1, "the number of further attempts")
     message = TaskMessage(
@@ -82,7 +82,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     Args:
         backend: the backend to use.
         message: the task.
-        client: who submits the task, for the entry.
+        client: the name of the user who submits the task, for the entry.
         chosen: whether the caller chose the id. Then the id is looked up first, because another task may have it.
 
     Raises:
@@ -158,9 +158,9 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
 async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> None:
     """End a task whose message was removed by a purge before the entry could be created.
 
-    In a full store, the create is retried until there is room. If a purge finds the message without an entry in the
-    meantime, it removes the message to make room, and then creates the end of the task. If there is still no room for
-    the end, the entry that is created here later would stay Pending indefinitely.
+    In a full store, the creation of the entry is retried until there is room. If a purge finds the message without an
+    entry in the meantime, it removes the message to make room, and then creates the end of the task. If there is still
+    no room for the end, the entry that is created here later would stay Pending indefinitely.
     """
     seen = await read_entry(backend, message.ID)
     there = seen.task
@@ -193,8 +193,8 @@ async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> t
 async def _free_id(backend: TaskBackend, task_id: str) -> None:
     """Check that no task has a chosen id, and remove the cancel request of a former task with that id.
 
-    The request is read before the entry. A canceller writes a request only for an entry that it has read. So if there
-    is no entry now, the request was for a former task and must not cancel the new one.
+    The request is read before the entry. A canceller writes a request only for an entry that it has read. So if the
+    entry does not exist now, the request was for a former task and must not cancel the new task.
     """
     intent = await backend.intents.get(task_id)
     if (await read_entry(backend, task_id)).revision:
@@ -208,8 +208,8 @@ async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: i
     """Return whether the earlier message with a chosen id, or its remaining entry, is the same task as this one."""
     stored = await backend.read_task_message(message.Queue, sequence)
     if stored is None:
-        # A worker has ended the task before the answer to the publish arrived, or has moved its message into a
-        # schedule, which has a later sequence.
+        # A worker ended the task before the answer to the publish arrived, or moved its message into a schedule, where
+        # the message has a later sequence.
         there = (await read_entry(backend, message.ID)).task
         return there is not None and there.Sequence >= sequence and lifecycle.is_same_task(there, message)
     try:
@@ -222,7 +222,7 @@ def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
     """Check that a task's message and entry are not too large for the server.
 
     Raises:
-        PayloadTooLarge: they are too large. The error has their size and the limit.
+        PayloadTooLarge: the message or the entry is too large.
     """
     size = len(data) + META_RESERVE
     limit = backend.max_payload
@@ -238,7 +238,7 @@ def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
 
 def _taken(task_id: str) -> TaskExists:
     return TaskExists(
-        f"the task id {task_id!r} is taken: another task has it. Choose another id, or omit it to get a new one.",
+        f"the task id {task_id!r} is taken: another task has it. Choose another id, or omit the id to get a new one.",
         task_id,
     )
 
@@ -267,18 +267,18 @@ class Payloads:
             self.error = error
 
     def refused(self, count: int) -> BadInput:
-        """Return the error that reports after how many payloads the iterable raised."""
+        """Return the error for an iterable that raised after ``count`` payloads."""
         assert self.error is not None  # noqa: S101  for the type checker
         return BadInput(
             f"payloads stopped at position {count}: their iterable raised {said(self.error)}. "
-            "The payloads before that position were submitted; submit only the rest again."
+            "The payloads before that position were submitted; submit only the rest."
         )
 
 
 def _iterator(given: object) -> Iterator[object]:
     try:
         if hasattr(given, "columns") and hasattr(given, "to_dict"):
-            raise BadInput('payloads is a DataFrame: a task needs one row. Pass `frame.to_dict("records")`.')
+            raise BadInput('payloads is a DataFrame: each task needs one row. Pass `frame.to_dict("records")`.')
         if isinstance(given, (str, bytes, bytearray, memoryview, dict)):
             raise TypeError
         iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # the call shows whether it is iterable

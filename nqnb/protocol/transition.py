@@ -67,7 +67,7 @@ MISSING = SeenEntry()
 """The `SeenEntry` of a task without an entry."""
 
 
-@dataclass(slots=True)  # not frozen, which would make each twice as expensive
+@dataclass(slots=True)  # not frozen, because that would make each instance twice as expensive
 class Write:
     """The decision to overwrite the entry that was read, or to create the entry if none was found."""
 
@@ -122,8 +122,8 @@ class Retry:
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
         """Pause if necessary before another attempt after a failed write, or raise the error if it must not be retried.
 
-        After a conflict there is no pause. There is one after a lost answer and while the server cannot write. Any
-        other error would occur again, so it is raised.
+        It pauses after a lost answer and while the server cannot write, but not after a conflict. Any other error would
+        occur again, so it is raised.
 
         Returns:
             The current entry if it is known, or None if it must be read.
@@ -167,7 +167,7 @@ async def transition(
         decide: called with the entry that was read. Returns a `Write`, `Again.READ`, or any other value, which ends
             the transition. The decision itself comes from a pure function of `nqnb.protocol.lifecycle`.
         ours: returns whether an entry is the one that this transition tried to write. It is called after every failed
-            write, because a write whose answer was lost can still take effect, even after a later read.
+            write, because a write whose answer was lost may still take effect, even after a later read.
         retry: the policy for retries after an error.
         start: the entry if it is already known. By default the entry is read.
         fresh: whether the first read goes through the leader. Every later read does.
@@ -200,7 +200,7 @@ async def transition(
 
 
 def is_too_large(error: NqnbError) -> bool:
-    """Return whether a write failed because it exceeds the size limit of the server or of the stream."""
+    """Return whether a write failed because it exceeded the size limit of the server or of the stream."""
     return isinstance(error, PayloadTooLarge) or (isinstance(error, ServerRefused) and error.err_code == TOO_LARGE)
 
 
@@ -230,7 +230,7 @@ async def remove_entry(backend: TaskBackend, task_id: str, revision: int) -> Non
 async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision: int) -> None:
     """Let the entry of an ended task expire from now on. If this write fails, the entry stays until a prune.
 
-    Call this only once the task's message is certainly gone. If the entry expired first, the task would run again.
+    Call this only after the task's message has been removed. If the entry expired first, the task would run again.
 
     Args:
         backend: the backend to use.

@@ -75,7 +75,7 @@ class Meta(Struct, omit_defaults=True):
     client: str = ""
     submitted_at: Moment = 0
     worker: str = ""
-    """The worker that has claimed the task. It is empty again after that worker was stopped."""
+    """The worker that has claimed the task. It is empty again after that worker has been stopped."""
     claim: str = ""
     """The mark of the claim. It is unique to each claim, so that a worker recognizes its own writes."""
     started_at: Moment = 0
@@ -83,7 +83,7 @@ class Meta(Struct, omit_defaults=True):
     not_before: Moment = 0
     """When the next attempt is due."""
     crashes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
-    """How many workers in a row went silent while they ran the task."""
+    """How many workers in a row went silent while running the task."""
     progress: Progress | None = None
     log: list[str] = []
     error: ErrorInfo | None = None
@@ -113,7 +113,7 @@ class TaskMessage(Struct):
     Deadline: Int64 = 0
     """Unix seconds; 0 means no deadline."""
     ProcessAt: str | UnsetType = UNSET
-    """An RFC 3339 string, unchanged because Go writes nanoseconds. Only NQ's scheduling branch has this field."""
+    """An RFC 3339 string, which is kept as it is because Go writes nanoseconds. Only NQ's scheduling branch has it."""
     CompletedAt: Int64 = 0
     CurrentRetry: Int64 = 0
     MaxRetry: Int64 = 0
@@ -147,7 +147,9 @@ class TaskMessage(Struct):
         """
         task = cls.decode(data)
         if key != task.ID:
-            raise MalformedMessage(f"entry {quoted(key)} is invalid: expected that ID, got {quoted(task.ID)}", data)
+            raise MalformedMessage(
+                f"entry {quoted(key)} is invalid: its ID must be its key, got {quoted(task.ID)}", data
+            )
         if not names.is_key(task.ID) or not names.is_queue(task.Queue):
             raise MalformedMessage(
                 f"entry {quoted(key)} is invalid: its ID and its queue {quoted(task.Queue)} must be valid names", data
@@ -213,7 +215,7 @@ class CancelMessage(Struct):
 def parse_time(text: str) -> float:
     """Return the Unix seconds of an RFC 3339 string, which may have nanoseconds.
 
-    The result is 0 for an invalid date, because NQ uses 1970 for "no time". It is infinity for a year after 9999.
+    An invalid date returns 0, because NQ uses 1970 for "no time". A year after 9999 returns infinity.
     """
     if sys.version_info < (3, 11):
         # This version of Python accepts only six decimals of a second, and no Z.
@@ -268,7 +270,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a ``Meta`` has a number out of range. Then nqnb's message is damaged, rather than foreign."""
+    """Return whether a ``Meta`` has a number out of range. Then nqnb's message is damaged, and it is not foreign."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
@@ -286,10 +288,7 @@ _ASCII_ESCAPES = _GO_ESCAPES[:3]
 
 
 def as_go(data: bytes) -> bytes:
-    """Return JSON as Go's encoder writes it, with five characters escaped to six bytes each.
-
-    In JSON, these characters occur only inside strings.
-    """
+    """Return JSON as Go's encoder writes it, with five characters escaped. In JSON, they occur only in strings."""
     for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:
             data = data.replace(plain, escaped)

@@ -77,7 +77,7 @@ def test_a_closed_stdout_prints_no_traceback(arguments: str, url: str) -> None:
     answer = shell(url, f"nqnb {arguments} >&-")
     assert (answer.code, answer.out) == (0, "")
     # A submit to a queue without a worker warns on stderr.
-    assert answer.err == "" or answer.err.startswith("no worker serves queue 'unheard'")
+    assert answer.err == "" or answer.err.startswith("no worker is serving queue 'unheard'")
     assert answer.err.count("\n") <= 1
 
 

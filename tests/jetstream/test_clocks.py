@@ -153,7 +153,7 @@ async def test_a_forced_deletion_by_a_client_with_a_wrong_clock_overwrites_no_ru
         info = await task.fetch()
         assert info.status is Status.CANCELLED
         assert info.cancel is not None
-        assert info.cancel.how != "cancelled with its queue, when no worker had it"
+        assert info.cancel.how != "cancelled with its queue, while no worker was running it"
         assert info.cancel.worker
 
 

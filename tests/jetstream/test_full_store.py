@@ -85,7 +85,7 @@ async def test_a_purge_that_frees_too_little_room_reports_the_rest(nq: nqnb.Clie
     else:
         pytest.skip("the server was less than three small tasks above its limit")
     assert "the states of 3 tasks were not written" in told
-    assert "is removed and will not run" in told
+    assert "was removed and will not run" in told
     assert "max_file_store" in told
     assert [info.pending for info in await nq.queues() if info.name == "small"] == [0]
     for task in small:
@@ -116,7 +116,7 @@ async def test_ending_a_task_without_room_removes_no_other_tasks_message(nq: nqn
     # As after a stream was deleted and recreated: its sequences start again from 1.
     stored = TaskMessage.decode(entry.value)
     owed = {"ghost": msgspec.structs.replace(stored, ID="ghost")}
-    with pytest.raises(nqnb.NoRoom, match="is removed and will not run"):
+    with pytest.raises(nqnb.NoRoom, match="was removed and will not run"):
         await end_waiting_task(
             nq.backend, "ghost", new_record(nq.backend, "ann"), retry_for=0, stream_gone=removed, owed=owed
         )

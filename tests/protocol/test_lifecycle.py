@@ -191,7 +191,7 @@ class TestWhyUnrun:
             (entry(Status.PROCESSING, worker="w-other"), "its worker was gone, so it was not run again"),
             (entry(Status.PROCESSING, go=True), "its worker was gone, so it was not run again"),
             (entry(Status.PROCESSING, worker=""), "its worker had stopped, so it was not run again"),
-            (entry(Status.PROCESSING, worker="w-me"), "its lease had run out, so it was not run again"),
+            (entry(Status.PROCESSING, worker="w-me"), "its lease had expired, so it was not run again"),
         ],
     )
     def test_it_says_that_a_task_was_not_started_only_where_no_worker_had_it(
