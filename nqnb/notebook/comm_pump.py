@@ -91,7 +91,7 @@ class Pump:
         return bool(header.get("msg_type") == "execute_request")
 
     def _take(self, sent: deque[Any]) -> None:
-        """Move widget messages out of the kernel's queue. The caller delays interrupts, which would lose messages."""
+        """Move widget messages out of the kernel's queue. An interrupt would lose messages, so the caller delays it."""
         self._kernel.shell_stream.flush(_POLLIN)
         queue = self._kernel.msg_queue
         rest: list[Any] = []
@@ -147,7 +147,7 @@ class Pump:
 
 
 def _step(coroutine: Any) -> None:
-    """Run a coroutine that never suspends, such as the ``comm_info_request`` handler. The loop is blocked."""
+    """Run a coroutine without the loop, which is blocked. The coroutine must never suspend."""
     try:
         coroutine.send(None)
     except StopIteration:

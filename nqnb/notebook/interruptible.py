@@ -1,4 +1,4 @@
-"""Interruptible submission of many tasks, and the report about the open tasks after an interrupted wait.
+"""Interruptible submission of many tasks, and a report of the tasks that are still open after an interrupted wait.
 
 Payloads are read on the cell's thread. The ids of tasks that were accepted before an interrupt are never lost.
 """
@@ -39,7 +39,7 @@ class Submission:
 
     Args:
         submit: submits one payload.
-        at_once: the maximum number of payloads that are being submitted at a time; 1 preserves their order.
+        at_once: the maximum number of submissions in flight; 1 preserves the order of the payloads.
     """
 
     def __init__(self, submit: Callable[[Any], Awaitable[SessionTask]], at_once: int) -> None:

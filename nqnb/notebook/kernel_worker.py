@@ -45,7 +45,7 @@ _BLOCKED_SECONDS = 3.0
 
 
 class Local:
-    """The handlers of this kernel, by queue, as the attribute ``local`` of a session.
+    """The handlers of this kernel, by queue. A session provides them as ``nq.local``.
 
     Display ``nq.local`` to list the handlers. ``nq.local.stop("resize")`` stops one of them.
     """
@@ -283,7 +283,7 @@ class KernelLoop:
 
 
 class _KernelRun:
-    """One run of a handler on the kernel's loop, which a busy cell delays. A run cancelled before that never starts."""
+    """One run of a handler on the kernel's loop. A busy cell delays it, and it can be cancelled before it starts."""
 
     def __init__(self, kernel: KernelLoop, job: Job, call: Callable[[], Any]) -> None:
         self._kernel = kernel

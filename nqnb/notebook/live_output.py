@@ -33,7 +33,7 @@ class LiveOutput:
 
 
 class CommandOutput:
-    """The output of a running command. `show` can be called from any thread, `draw` only from the thread of the cell.
+    """The output of a running command. `show` can be called from any thread, and `draw` only from the cell's thread.
 
     Args:
         kernel: the kernel that the cell runs in, or None in a terminal.

@@ -429,7 +429,7 @@ class Session:
             queue: return only tasks of this queue.
             status: return only tasks in this state, or in one of these states; see `nqnb.Client.tasks`.
             since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
-                time), or an age in seconds, as a timedelta, or as a string such as ``"10m"``.
+                time), or an age as a number of seconds, a timedelta, or a string such as ``"10m"``.
 
         Raises:
             UnknownQueue, BadInput: see `nqnb.Client.tasks`.

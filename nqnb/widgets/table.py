@@ -430,7 +430,7 @@ class Throttle:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop the calls, and wait for a running call to finish, unless that call itself closes the throttle."""
+        """Stop calling ``work``. Wait for a running call to finish, unless that call itself closes the throttle."""
         with self._changed:
             self._closed = True
             thread = self._thread

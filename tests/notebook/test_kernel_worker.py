@@ -168,7 +168,7 @@ class TestSwap:
         assert began.wait(10)
         assert session.submit("scale").result(10) == "scaled"
         shown = repr(session.local)
-        assert f"runs {task.id}" in shown
+        assert f"running {task.id}" in shown
         assert "scale: " in shown
         assert task.id in session.local._repr_html_()
         session.local.stop("resize", wait=0)

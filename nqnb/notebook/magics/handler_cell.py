@@ -1,4 +1,4 @@
-"""Runs the cell of `%%nq handler` as IPython runs cells, and finds the function that the cell defines."""
+"""Runs the cell of `%%nq handler` in the same way as IPython, and finds the function that the cell defines."""
 
 from __future__ import annotations
 

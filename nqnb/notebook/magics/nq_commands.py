@@ -163,7 +163,7 @@ def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: A
     """Make the function in this cell the handler of QUEUE.
 
     The cell runs first, and the last function that it defines becomes the handler. Run the cell again to replace the
-    function. `nq.local` lists and stops the handlers of this kernel.
+    function. Use `nq.local` to list and stop the handlers of this kernel.
     """
     from nqnb.notebook.magics.handler_cell import define
 
