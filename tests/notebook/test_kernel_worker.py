@@ -174,7 +174,7 @@ class TestSwap:
         session.local.stop("resize", wait=0)
         assert list(session.local) == ["scale"]
         assert task.fetch().worker == ""
-        with pytest.raises(nqnb.BadInput, match="handler here: scale"):
+        with pytest.raises(nqnb.BadInput, match="handler in this kernel: scale"):
             session.local.stop("resize")
         session.local.stop()
         session.local.stop()

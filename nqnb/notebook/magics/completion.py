@@ -53,7 +53,7 @@ def completions(shell: Any, typed: str, token: str) -> list[str]:
     Args:
         shell: the IPython shell.
         typed: the text between the magic and the cursor.
-        token: the end of ``typed`` that IPython will replace. IPython splits words at quotes and characters such as ``=``.
+        token: the end of ``typed`` that IPython will replace. IPython also splits words at ``=`` and quotes.
     """
     from click.shell_completion import ShellComplete
 
