@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,36 +87,6 @@ def test_names_of_nqnb_in_python_of_the_docs_are_public() -> None:
     for name, code in blocks("python"):
         for used in re.findall(r"\bnqnb\.(\w+)", code):
             assert used in nqnb.__all__ or used == "testing", (name, used)
-
-
-def program_of(page: str) -> str:
-    """Return the first Python code block of a page."""
-    return next(code for name, code in blocks("python") if name == page)
-
-
-def test_the_client_and_the_worker_of_the_docs_run(server: nqnb.DevServer, tmp_path: Path) -> None:
-    (tmp_path / "jobs.py").write_text(program_of("docs/worker.md"), encoding="utf-8")
-    client = program_of("docs/client.md").replace("nats://127.0.0.1:4222", server.url)
-    assert server.url in client
-    environment = {**os.environ, "NATS_URL": server.url}
-    command = [sys.executable, "-m", "nqnb", "worker", "jobs:worker"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as worker:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", client], capture_output=True, text=True, timeout=60, check=False
-            )
-        finally:
-            worker.terminate()
-            _, log = worker.communicate(timeout=30)
-    assert done.returncode == 0, done.stderr + log
-    states, result, receipt = done.stdout.splitlines()[:-2], *done.stdout.splitlines()[-2:]
-    assert states[-1].startswith("completed ")
-    assert result == "{'path': 'a.png'}"
-    assert receipt.startswith(("cancelled ", "deleted "))
-
-
-def test_the_settings_of_the_docs_are_accepted() -> None:
-    exec(program_of("docs/settings.md"), {})  # noqa: S102  that is what is tested
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:

@@ -192,7 +192,8 @@ class TestTheLine:
         assert words(r"--file C:\new\x.json 'C:\a b'", windows=True) == ["--file", r"C:\new\x.json", r"C:\a b"]
         assert words("  ", windows=False) == []
         assert words('{"a": 1}x {b', windows=False) == ["{a:", "1}x", "{b"]
-        assert words("#no comment", windows=False) == ["#no", "comment"]
+        assert words('a#b \'c # d\' {"e": "# f"} # it\'s', windows=False) == ["a#b", "c # d", '{"e": "# f"}']
+        assert words("#a", windows=False) == []
         with pytest.raises(nqnb.BadInput, match="a quote is not closed"):
             words("it's", windows=False)
 
@@ -201,6 +202,16 @@ class TestTheLine:
         assert words_to_complete("submit ", windows=False) == (["submit"], "")
         assert words_to_complete("", windows=False) == ([], "")
         assert words_to_complete("submit 'a b", windows=False) == (["submit"], "a b")
+        assert words_to_complete("submit # re", windows=False) == ([], "")
+
+    def test_a_comment_ends_the_line(self, cells: Shell, url: str, queue: str) -> None:
+        assert isinstance(nq(cells, f"up {url}   # it's the test server"), Session)
+        task = nq(cells, f'submit {queue} {{"a": "# b"}}  # c')
+        assert task.fetch().payload == b'{"a": "# b"}'
+        assert cells.run(f"%%nq submit {queue}  # a comment\n[1]").value.fetch().payload == b"[1]"
+        assert cells.run(f"kept = %nq tasks {queue}  # all\nlen(kept)").value == 2
+        cells.run(f"%%nq handler {queue} -q  # awaits\nimport asyncio\nawait asyncio.sleep(0)\ndef work(job): return 7")
+        assert task.result(10) == 7
 
     def test_the_result_is_kept_as_a_variable_or_not_shown(self, cells: Shell, queue: str) -> None:
         ran = cells.run(f"%nq submit {queue} 1 -o task -q")
@@ -268,6 +279,62 @@ class TestTheLine:
         ran = cells.attempt("%nq version")
         assert isinstance(ran.error, ZeroDivisionError)
         assert "Traceback" in ran.out
+
+
+class TestVariables:
+    @pytest.mark.parametrize(
+        ("value", "payload"),
+        [
+            ("'a b.png'", b'"a b.png"'),
+            ("{'path': \"it's\"}", b'{"path":"it\'s"}'),
+            ("['a', 1]", b'["a",1]'),
+            ("None", b"null"),
+            ("'-'", b'"-"'),
+        ],
+    )
+    def test_the_value_of_a_variable_is_a_payload(self, cells: Shell, queue: str, value: str, payload: bytes) -> None:
+        cells.run(f"value, queue = {value}, {queue!r}")
+        assert nq(cells, "submit $queue $value  # c").fetch().payload == payload
+
+    def test_text_and_literals_are_sent_as_they_are(self, cells: Shell, queue: str) -> None:
+        cells.run("value = 'a b'")
+        assert nq(cells, f"submit {queue} $value --raw").fetch().payload == b"a b"
+        assert nq(cells, f"submit {queue} $value --text").fetch().payload == b'"a b"'
+        assert nq(cells, f"submit {queue} '$value' --raw").fetch().payload == b"$value"
+
+    def test_tasks_are_passed_as_their_ids(self, cells: Shell, queue: str) -> None:
+        cells.run(f"import nqnb; many = nqnb.session().map({queue!r}, range(4)); first = many[0]; ids = many.ids[1:3]")
+        assert nq(cells, "task status $first") is Status.PENDING
+        assert nq(cells, "task show $first.id").id == cells.ip.user_ns["first"].id
+        assert list(nq(cells, "cancel $first").status) == ["deleted"]
+        assert list(nq(cells, "cancel $ids").status) == ["deleted"] * 2
+        cells.run(f"frame = %nq tasks {queue} -s pending")
+        assert list(nq(cells, "cancel $frame").index) == [cells.ip.user_ns["many"][3].id]
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            (
+                "submit resize $nobody",
+                "cannot pass $nobody: it is not defined. Define the variable, or write '$nobody'",
+            ),
+            ("submit resize $kept.nobody", "cannot pass $kept.nobody: it is not defined"),
+            ("submit resize $raw", "cannot pass $raw: bytes are not text (b'ab'). Call nq.submit(queue, raw)"),
+            ("submit resize {kept}", "%nq does not expand {kept}: write $kept to pass the value of the variable."),
+            ("tasks {kept.id}", "%nq does not expand {kept.id}: write $kept.id to pass the value of the variable."),
+            ("task show {kept[0].id}", "%nq does not expand {kept[0].id}: assign the value to a variable, and"),
+            ("cancel {kept}", "write $kept to pass"),
+        ],
+    )
+    def test_an_unexpanded_expression_is_refused_and_says_how_to_pass_a_value(
+        self, cells: Shell, line: str, said: str
+    ) -> None:
+        cells.run("kept, raw = 'x', b'ab'")
+        assert said in cells.refused(f"%nq {line}")
+
+    def test_json_with_a_mistake_gets_no_hint(self, cells: Shell) -> None:
+        for payload in ('{"a": 1,}', "{path: 1}", '[1, {"a"}]'):
+            assert "does not expand" not in cells.refused(f"%nq submit resize {payload}")
 
 
 class TestWhichServer:

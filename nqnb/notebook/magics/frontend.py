@@ -228,23 +228,25 @@ def replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> 
     error._render_traceback_ = render  # type: ignore[attr-defined]  # the hook that IPython calls
 
 
-def one_line_error(error: BaseException, interrupted: Callable[[], str]) -> BaseException:
+def one_line_error(error: BaseException, interrupted: Callable[[], str], hint: str = "") -> BaseException:
     """Return the error to raise in the cell, which IPython shows as one line.
 
     Args:
         error: the error of a command; errors from click become `BadInput`.
         interrupted: called after an interrupt; it must return the end of the sentence that reports the interrupt.
+        hint: a sentence to show after the error.
     """
     if hasattr(error, "_render_traceback_"):  # an error in the user's code, whose traceback shows the line in the cell
         return error
     if isinstance(error, click.ClickException):
         text = usage(error)
-        error = BadInput(text)
+        error = BadInput(f"{text.rstrip('.')}. {hint}" if hint else text)
     elif isinstance(error, KeyboardInterrupt):
         text = f"interrupted{interrupted()}"
     else:
         text = as_cell_text(str(error))
     # A DevServerError may quote the end of a server's log, which has several lines.
+    text = f"{text.rstrip('.')}. {hint}" if hint else text
     shown = clean(text) if isinstance(error, DevServerError) else line(text)
     replace_traceback(error, lambda: [f"nqnb: {shown}"])
     return error

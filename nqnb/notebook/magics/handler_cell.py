@@ -11,7 +11,7 @@ from typing import Any
 
 from nqnb.errors import BadInput, InvalidHandler, NqnbError
 
-_FIRST_LINE = re.compile(r"%%nq\s+(handler\b.*)")
+_FIRST_LINE = re.compile(r"%%nq\s+handler\b(.*)")
 
 
 def define(shell: Any, cell: str) -> str:
@@ -67,7 +67,7 @@ def unfold(shell: Any) -> Callable[[list[str]], list[str]]:
         name = _function_if_awaiting(shell.transform_cell(body))
         if not name:
             return lines
-        last = f"get_ipython().run_line_magic('nq', {f'{first_line[1].strip()} --defined {name}'!r})\n"
+        last = f"get_ipython().run_line_magic('nq', {f'handler --defined {name} {first_line[1].strip()}'!r})\n"
         # An empty first line preserves the line numbers.
         return ["\n", *body.rstrip("\n").splitlines(keepends=True), "\n", last]
 

@@ -19,6 +19,7 @@ from nqnb.commands.command_records import DetachedServer
 from nqnb.commands.param_types import queue_name, seconds, task_id
 from nqnb.errors import UnknownTask
 from nqnb.notebook import session_registry
+from nqnb.notebook.magics import variables
 from nqnb.notebook.magics.frontend import NotebookFront
 from nqnb.notebook.session import Session
 
@@ -37,7 +38,8 @@ A cell as the payload or the handler:
   %%nq handler resize -c 4
 
 \b
-Words are parsed as in a shell, without expansion. JSON needs no quotes. Commands return objects: `frame = %nq tasks`
+Words are parsed as in a shell. JSON needs no quotes. `$name` passes the value of a Python variable, and ` # ` begins a
+comment. Commands return objects: `frame = %nq tasks`
 """
 
 
@@ -214,6 +216,7 @@ def _build() -> click.Group:
     submit = made.commands["submit"]
     assert submit.callback is not None  # noqa: S101  for the type checker
     submit.callback = _with_cell_payload(submit.callback)
+    submit.params = [_untyped(param) if param.name == "payload" else param for param in submit.params]
     made.commands["worker"] = _refused(
         "worker", "a worker would block the kernel. Define a handler with %%nq handler QUEUE or @nq.handler(QUEUE)."
     )
@@ -283,9 +286,11 @@ def _without_limit(param: click.Parameter) -> click.Parameter:
 
 
 def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a callback for `submit` that uses the body of the cell as the payload."""
+    """Return a callback for `submit` that uses the body of the cell, or the value of a variable, as the payload."""
 
     def submit(**arguments: Any) -> Any:
+        if arguments["payload"] is not None and not (arguments["text"] or arguments["raw"]):
+            arguments["payload"] = variables.as_json(arguments["payload"])
         if _front(click.get_current_context()).cell is not None:
             if arguments["payload"] not in (None, "-") or arguments["file"] is not None:
                 raise click.UsageError("the cell is the payload. Omit PAYLOAD and --file.")
@@ -293,6 +298,13 @@ def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
         return callback(**arguments)
 
     return submit
+
+
+def _untyped(param: click.Parameter) -> click.Parameter:
+    """Return a parameter that receives the words as they are, with the values of variables."""
+    made = copy.copy(param)
+    made.type = click.UNPROCESSED
+    return made
 
 
 def _refused(name: str, why: str) -> click.Command:

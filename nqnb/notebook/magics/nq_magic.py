@@ -7,6 +7,8 @@ nqnb is shown with its traceback.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import Any
 
 from IPython.core.magic import no_var_expand
@@ -46,13 +48,14 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
     import click
 
     from nqnb.errors import NqnbError
+    from nqnb.notebook.magics import variables
     from nqnb.notebook.magics.frontend import NotebookFront, one_line_error
     from nqnb.notebook.magics.nq_commands import tree
     from nqnb.notebook.magics.parse_line import words
 
     front = NotebookFront(shell, cell)
     try:
-        arguments = words(line)
+        arguments = words(line, read_variable=functools.partial(variables.read, shell))
         if cell is not None:
             _check_cell_command(arguments)
         with tree.make_context("%nq" if cell is None else "%%nq", arguments, obj=front) as context:
@@ -60,7 +63,20 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
     except click.exceptions.Exit:  # the help was shown
         return None
     except (click.ClickException, NqnbError, KeyboardInterrupt) as error:
-        raise one_line_error(error, front.interrupted) from None
+        raise one_line_error(error, front.interrupted, _hint(error, line)) from None
+
+
+def _hint(error: BaseException, line: str) -> str:
+    """Return how to pass a value, if the error may be due to an expression in braces; otherwise an empty string."""
+    import click
+
+    from nqnb.errors import BadInput, UnknownQueue, UnknownTask
+    from nqnb.notebook.magics.parse_line import brace_hint
+
+    with contextlib.suppress(BadInput):  # a quote is not closed, as the error itself says
+        if isinstance(error, (click.ClickException, BadInput, UnknownQueue, UnknownTask)):
+            return brace_hint(line)
+    return ""
 
 
 def _check_cell_command(arguments: list[str]) -> None:

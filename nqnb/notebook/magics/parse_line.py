@@ -5,37 +5,64 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
+from collections.abc import Callable, Iterator
 
 from nqnb.errors import BadInput
 
 _DECODER = json.JSONDecoder()
+_NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
+_VARIABLE = re.compile(rf"\$({_NAME})")
+"""A word that stands for the value of a Python variable, or of its attribute."""
+_BRACES = re.compile(rf"\{{\s*({_NAME})\s*(?:\}}|[\[(!+*/%-].*)")
+"""Braces around a Python expression, as other magics expand them."""
 
 
-def words(line: str, *, windows: bool = os.name == "nt") -> list[str]:
+def words(
+    line: str,
+    *,
+    windows: bool = os.name == "nt",
+    read_variable: Callable[[str, list[str]], list[str]] | None = None,
+) -> list[str]:
     """Return the words of a line.
 
-    Quotes group words and are removed. A backslash escapes the next character. Variables, braces and ``*`` are not
-    expanded. A JSON object or array does not need quotes.
+    Quotes group words and are removed. A backslash escapes the next character. A word that begins with ``#`` begins a
+    comment. Braces and ``*`` are not expanded. A JSON object or array does not need quotes.
 
     Args:
         line: the text after ``%nq``.
         windows: whether a backslash is an ordinary character, as in Windows paths.
+        read_variable: returns the words for the variable of a word like ``$name``. It is called with the name and the
+            words before it. Default: such a word stays as it is.
 
     Raises:
         BadInput: a quote is not closed.
     """
-    found = []
-    rest = line.lstrip()
-    while rest:
-        end = _json_end(rest)
-        if end:
-            word, rest = rest[:end], rest[end:]
+    found: list[str] = []
+    for written, word in _split(line, windows=windows):
+        variable = _VARIABLE.fullmatch(written)
+        if variable is not None and read_variable is not None:
+            found += read_variable(variable[1], found)
         else:
-            word, rest = _shell_word(rest, windows=windows)
-        found.append(word)
-        rest = rest.lstrip()
+            found.append(word)
     return found
+
+
+def brace_hint(line: str, *, windows: bool = os.name == "nt") -> str:
+    """Return how to pass a value, if the line has a Python expression in braces; otherwise an empty string.
+
+    Raises:
+        BadInput: a quote is not closed.
+    """
+    for written, word in _split(line, windows=windows):
+        braces = None if _is_json(word) else _BRACES.search(written)
+        if braces is None:
+            continue
+        if braces[0] == f"{{{braces[1]}}}":
+            return f"%nq does not expand {braces[0]}: write ${braces[1]} to pass the value of the variable."
+        return f"%nq does not expand {braces[0]}: assign the value to a variable, and write $NAME to pass it."
+    return ""
 
 
 def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str]:
@@ -45,10 +72,22 @@ def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[li
             found = words(text + closing_quote, windows=windows)
         except BadInput:
             continue
+        if words(f"{text}{closing_quote} x", windows=windows) == found:  # the end of the line is a comment
+            return [], ""
         if not closing_quote and (not text or text[-1].isspace()):
             return found, ""
         return found[:-1], found[-1] if found else ""
     return [], ""
+
+
+def _split(line: str, *, windows: bool) -> Iterator[tuple[str, str]]:
+    """Yield each word of a line as it is written, and without its quotes. A comment ends the line."""
+    rest = line.lstrip()
+    while rest and not rest.startswith("#"):
+        end = _json_end(rest)
+        word, after = (rest[:end], rest[end:]) if end else _shell_word(rest, windows=windows)
+        yield rest[: len(rest) - len(after)].rstrip(), word
+        rest = after.lstrip()
 
 
 def _json_end(text: str) -> int:
@@ -60,6 +99,14 @@ def _json_end(text: str) -> int:
     except (ValueError, RecursionError):
         return 0
     return end if end == len(text) or text[end].isspace() else 0
+
+
+def _is_json(word: str) -> bool:
+    try:
+        json.loads(word)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:

@@ -1,0 +1,69 @@
+"""The values of Python variables as words of a magic line: `$name` and `$name.attribute`."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from typing import Any
+
+from nqnb.client import Task
+from nqnb.error_text import exact_text, shown
+from nqnb.errors import BadInput
+from nqnb.notebook.tasks import SessionTask, ids_of
+from nqnb.payload import encode_json
+from nqnb.records import CancelReceipt, TaskInfo
+
+_TASKS = (SessionTask, Task, TaskInfo, CancelReceipt)
+
+
+class VariableText(str):
+    """The text of a variable's value. ``submit`` sends the value itself as JSON."""
+
+    value: Any
+
+    def __new__(cls, text: str, value: Any) -> VariableText:
+        """Create the text, with the value that it stands for."""
+        made = super().__new__(cls, text)
+        made.value = value
+        return made
+
+
+def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
+    """Return the words for a variable: the ids of tasks, or the value as one word.
+
+    Args:
+        shell: the IPython shell that has the variable.
+        name: the name of the variable, possibly with attributes.
+        words_before: the words before the variable. In a ``submit`` line, a list is a payload. In other lines, it is
+            several words.
+
+    Raises:
+        BadInput: the variable is not defined, or its value cannot be a word.
+    """
+    first, *attributes = name.split(".")
+    try:
+        value = shell.user_ns[first]
+        for attribute in attributes:
+            value = getattr(value, attribute)
+    except (KeyError, AttributeError):
+        raise BadInput(
+            f"cannot pass ${name}: it is not defined. Define the variable, or write '${name}' for the text itself."
+        ) from None
+    if isinstance(value, _TASKS):
+        return ids_of(value)
+    if isinstance(value, str):
+        return [VariableText(exact_text(value), exact_text(value))]
+    if isinstance(value, (bytes, bytearray)):
+        raise BadInput(f"cannot pass ${name}: bytes are not text ({shown(value)}). Call nq.submit(queue, {name}).")
+    command = next((word for word in words_before if not word.startswith("-")), "")
+    if command != "submit" and (isinstance(value, (list, tuple, set, frozenset)) or hasattr(value, "index")):
+        return ids_of(value)
+    if isinstance(value, date):
+        return [value.isoformat()]
+    if isinstance(value, timedelta):
+        return [str(value.total_seconds())]
+    return [VariableText(encode_json(value, f"${name}").decode(), value)]
+
+
+def as_json(word: str) -> str:
+    """Return the payload for a word: the JSON of a variable's value, and any other word as it is."""
+    return encode_json(word.value).decode() if isinstance(word, VariableText) else word

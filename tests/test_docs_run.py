@@ -1,0 +1,140 @@
+"""The code blocks of the README and the docs run as they are written, on real servers and in a real kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers.kernels import Kernel, kernel
+from test_docs import blocks
+
+import nqnb
+
+NOTEBOOKS = ["README.md", "docs/notebook.md"]
+"""The pages whose first block of Python is a notebook's cell."""
+RUN = {"README.md": 1, "docs/notebook.md": 1, "docs/client.md": 1, "docs/worker.md": 2, "docs/settings.md": 2}
+"""The number of Python blocks that are run here, by page."""
+SKIPPED_LINES = {
+    "nqnb up": "it runs until Ctrl-C; the tests here start their own server",
+    "nqnb worker": "it runs until Ctrl-C; `served` starts it",
+    "nqnb watch": "it runs until Ctrl-C",
+    "nqnb chaos": "it takes minutes; tests/chaos runs it",
+}
+"""The command lines that are not run, with the reason."""
+
+
+def programs_of(page: str) -> list[str]:
+    """Return the Python code blocks of a page."""
+    return [code for name, code in blocks("python") if name == page]
+
+
+def test_every_python_block_is_run() -> None:
+    assert {page: len(programs_of(page)) for page, _ in blocks("python")} == RUN
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[Kernel]:
+    """Start a kernel of a user who has no server yet, and stop the server that the cells start."""
+    with kernel(tmp_path) as started:
+        try:
+            yield started
+        finally:
+            started.run("%load_ext nqnb\n%nq down --server --yes")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX processes and locks")
+@pytest.mark.parametrize("page", NOTEBOOKS)
+def test_a_cell_of_the_docs_runs(newcomer: Kernel, page: str) -> None:
+    (cell,) = programs_of(page)
+    shown = newcomer.run(cell)
+    assert "your detached server, started now" in shown.stdout
+    assert shown.stderr == ""
+    assert newcomer.run("tasks.results(60)").text.strip() == "[None, None, None]"
+    assert newcomer.run("frame.empty if 'frame' in dir() else True").text.strip() == "True"
+
+
+def environment(server: nqnb.DevServer) -> dict[str, str]:
+    """Return the environment of a user of the server, whose shell finds `nqnb`."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "NATS_URL": server.url, "PATH": path}
+
+
+@contextmanager
+def served(server: nqnb.DevServer, folder: Path, *options: str) -> Iterator[None]:
+    """Run the worker of docs/worker.md, as its command line says."""
+    (folder / "jobs.py").write_text(programs_of("docs/worker.md")[0], encoding="utf-8")
+    command = [sys.executable, "-m", "nqnb", "worker", "jobs:worker", *options]
+    with subprocess.Popen(command, cwd=folder, env=environment(server), stderr=subprocess.PIPE, text=True) as worker:
+        try:
+            yield
+        finally:
+            worker.terminate()
+            print(worker.communicate(timeout=30)[1])  # pytest shows it if the test fails
+
+
+def test_the_client_and_the_worker_of_the_docs_run(server: nqnb.DevServer, tmp_path: Path) -> None:
+    (client,) = programs_of("docs/client.md")
+    with served(server, tmp_path):
+        done = subprocess.run(
+            [sys.executable, "-c", client],
+            env=environment(server),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    states, result, receipt = done.stdout.splitlines()[:-2], *done.stdout.splitlines()[-2:]
+    assert states[-1].startswith("completed ")
+    assert result == "{'path': 'a.png'}"
+    assert receipt.startswith(("cancelled ", "deleted "))
+
+
+def test_the_settings_of_the_docs_are_accepted() -> None:
+    exec(programs_of("docs/settings.md")[0], {})  # noqa: S102  that is what is tested
+
+
+@pytest.mark.parametrize(("page", "count"), [("docs/worker.md", 1), ("docs/settings.md", 10)])
+def test_the_tests_of_the_docs_pass(tmp_path: Path, page: str, count: int) -> None:
+    first, second = programs_of(page)
+    (tmp_path / "jobs.py").write_text(first, encoding="utf-8")
+    (tmp_path / "test_docs_block.py").write_text(second, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir=."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= count
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the lines are those of a POSIX shell")
+def test_the_command_lines_of_the_docs_run(server: nqnb.DevServer, tmp_path: Path) -> None:
+    lines = [line for page, code in blocks("sh") if page == "docs/command-line.md" for line in code.splitlines()]
+    run = [line for line in lines if not line.startswith(tuple(SKIPPED_LINES))]
+    assert len(run) >= 12
+
+    def shell(line: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", line],  # noqa: S607  the shell of the docs
+            cwd=tmp_path,
+            env=environment(server),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    with served(server, tmp_path, "--processes", "2"):
+        ended = shell('nqnb submit resize \'{"path": "b.png"}\'').strip()
+        shell(f"nqnb task result {ended}")
+        waiting = shell("nqnb submit resize --process-at 1h").strip()
+        for line in run:
+            shell(re.sub(r"\bID\b", waiting if line.startswith("nqnb task cancel") else ended, line))
