@@ -143,7 +143,7 @@ class Backend:
 
     @property
     def outage(self) -> Outage:
-        """The log of the connection's outages. Callers report errors to it that an outage may have caused."""
+        """The log of the connection's outages. Callers report to it every error that an outage may have caused."""
         return self.connection.outage
 
     @property
@@ -305,7 +305,7 @@ class Backend:
             yield info
 
     async def service_of(self, queue: str) -> QueueService:
-        """Return how a queue is served."""
+        """Return how a queue is served: its workers, pulls and leased tasks."""
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
 
@@ -327,7 +327,7 @@ class Backend:
         if full is not None:
             if not paused:
                 raise full
-            log.warning("queue %s is paused until its consumer is deleted: its note was not stored: %s", queue, full)
+            log.warning("queue %s is paused, but only until its consumer is deleted: %s", queue, full)
 
     async def resume(self, queue: str, stream: str) -> None:
         """Resume a queue, so that its consumer delivers tasks again."""
@@ -347,7 +347,7 @@ class Backend:
     # Task messages.
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
-        """Publish a task message exactly once, even if replies are lost: ``Nats-Msg-Id`` is the task id."""
+        """Publish a task message exactly once, even if replies are lost, because ``Nats-Msg-Id`` is the task id."""
         headers = {"Nats-Msg-Id": task_id, names.CLIENT_HEADER: "task"}
         return await self.insist(lambda: self.connection.publish(names.task_subject(queue), data, headers), queue)
 
@@ -394,13 +394,13 @@ class Backend:
         return can_schedule(self.connection)
 
     async def takes_schedules(self, queue: str) -> bool:
-        """Return whether a queue's stream accepts schedules. Update the stream if server and permissions allow it."""
+        """Return whether a queue's stream accepts schedules. Update the stream if the user has permission to do so."""
         if not self.can_schedule:
             return False
         try:
             await self._allow_schedules(queue)
         except ServerRefused as error:
-            log.info("queue %s delays tasks by naks, because its stream does not accept schedules: %s", queue, error)
+            log.info("delaying tasks of queue %s by naks, as its stream does not accept schedules: %s", queue, error)
             return False
         return True
 

@@ -128,7 +128,7 @@ class KeyValueStore:
                     raise full from None
 
     async def retire(self, key: str, revision: int) -> None:
-        """Delete exactly this revision of a key by a tombstone. Unlike `delete`, this needs only permission to write.
+        """Delete exactly this revision of a key with a tombstone. Unlike `delete`, this needs only permission to write.
 
         Raises:
             RevisionConflict: the key has another revision.
@@ -181,7 +181,7 @@ class KeyValueStore:
 
     async def _publish(self, key: str, value: bytes, headers: dict[str, str], ttl: float | None) -> int:
         if not names.is_key(key):
-            raise BadInput(f"key {quoted(key)} is invalid: it must be made of A-Z a-z 0-9 - / _ = .")
+            raise BadInput(f"key {quoted(key)} is invalid: each character must be one of A-Z a-z 0-9 - / _ = .")
         publish, subject = self._connection.publish, self._root + key
         if ttl is not None and self.expires:
             try:
@@ -211,7 +211,7 @@ class KeyValueStore:
             if decoded.error is not None and decoded.error.err_code not in (*MESSAGE_NOT_FOUND, *NOT_FOUND):
                 raise refused(decoded.error, f"reading {key!r}")
             if decoded.error is None and decoded.message is None:
-                # This is not a reply of JetStream, and does not mean that the key is missing.
+                # This reply is not from JetStream, and does not mean that the key is missing.
                 raise no_stream(subject, answer.data)
             return decoded.message
 

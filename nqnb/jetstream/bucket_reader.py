@@ -58,7 +58,7 @@ class Page:
         gone: the keys that were deleted.
         complete: whether every entry that the bucket had at the start has arrived.
         lost: whether the connection is down. Such a page is empty.
-        anew: whether the bucket was recreated, so that all earlier pages are invalid.
+        anew: whether the bucket was recreated. If so, all earlier pages are invalid.
     """
 
     entries: list[Entry]
@@ -72,12 +72,13 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
     """Yield the entry of every key of a bucket once, oldest write first. A missing bucket has no entries.
 
     Args:
-        connection: the connection. The listing fails if no new entry arrives within its setting ``retry_for``.
+        connection: the connection. The listing fails if no new entry arrives within the setting ``retry_for``.
         bucket: the bucket's name.
 
     Raises:
         Unconfirmed: some entries could not be read.
-        ConnectionFailed: the connection is closed, or (`NoResponders`) JetStream is unavailable.
+        ConnectionFailed: the connection is closed.
+        NoResponders: JetStream is unavailable.
         ServerRefused: the user has no permission to read the bucket.
     """
     yielded: set[str] = set()

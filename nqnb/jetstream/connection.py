@@ -60,7 +60,7 @@ _MESSAGE_ID = "Nats-Msg-Id"
 OUTAGE_LOG_SECONDS = 60.0
 """Seconds between two log lines about the same outage."""
 RESEND_SECONDS = 0.7
-"""Seconds without a reply after which an idempotent request is sent again."""
+"""Seconds without a reply after which an idempotent request is resent."""
 _CLOSE_SECONDS = 3.0
 """Seconds to wait for nats-py to close. During a reconnect, nats-py may wait for an event that never happens."""
 _MAX_RETRY_PAUSE_SECONDS = 0.25
@@ -167,7 +167,8 @@ class Connection:
         """Send a message without waiting for a reply.
 
         Raises:
-            ConnectionFailed: the connection is closed, or (`NoResponders`) it is down and its send buffer is full.
+            ConnectionFailed: the connection is closed.
+            NoResponders: the connection is down and its send buffer is full.
         """
         await self._send(subject, data, reply, None)
 
@@ -368,7 +369,7 @@ class Connection:
     async def _request(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float | None, again: bool
     ) -> tuple[Message, bool]:
-        """Send a request like `request`. Return the reply, and whether the request was sent more than once."""
+        """Send a request as `request` does. Return the reply, and whether the request was sent more than once."""
         repeated = _Request(subject, data, headers) if again and self.clustered else None
         inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout, repeated)
         resent = False
@@ -421,7 +422,7 @@ class Connection:
         await self.client.listen(self._replies.subject, self._replies.answered)
         self._replies.open()
         asking = asyncio.ensure_future(self.api("INFO", timeout=max(seconds, 0.05)))
-        # If the connection is lost or a permission is missing, no reply arrives, but the connection has an error.
+        # If the connection is lost or a permission is missing, no reply arrives, and the error is in `trouble`.
         await asyncio.wait({asking, trouble}, return_when=asyncio.FIRST_COMPLETED)
         if trouble.done() and not (asking.done() and asking.exception() is None):
             asking.cancel()
@@ -477,7 +478,7 @@ class _Replies:
 
     Args:
         inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
-        resend: a function that resends a request with a reply subject. It must not raise.
+        resend: a function that resends a request with the same reply subject. It must not raise.
     """
 
     def __init__(self, inbox: str, resend: Callable[[_Request, str], None]) -> None:
@@ -594,7 +595,7 @@ class Outage:
         return self._since > 0
 
     def began(self, why: str) -> None:
-        """Report that the server is unavailable. The report is logged the first time, and then once a minute."""
+        """Report that the server is unavailable. This is logged when the outage begins, and then once a minute."""
         now = self._noticed = time.monotonic()
         if self._closed:
             return
@@ -636,7 +637,7 @@ class Outage:
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """Log the end of the outage if it was not noticed for ``quiet_for`` seconds. Return whether it has ended."""
+        """End the outage if it was not noticed for ``quiet_for`` seconds, and return whether it has ended."""
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:
             return False

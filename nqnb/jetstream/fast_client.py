@@ -225,7 +225,7 @@ class SafeParser(Parser):
     """A parser that replaces vertical tabs and form feeds in control lines, because nats-py's parser misreads them.
 
     A server accepts every byte in a subject except space, tab and line break, but nats-py's parser also splits a line
-    at vertical tabs and form feeds. On such a line, it closes the connection or reads the wrong subscription and size.
+    at vertical tabs and form feeds. On such a line, it closes the connection or uses the wrong subscription and size.
     One such key in a bucket would break every connection that lists the bucket.
     """
 

@@ -1,4 +1,4 @@
-"""The presence of workers: one entry per live worker in the bucket ``nq-workers``, with the tasks that it runs.
+"""The presence of workers: one entry per live worker in the bucket ``nq-workers``, with its running tasks.
 
 A worker counts as dead when its entry is older than the ``ttl`` in the entry, by the server's clock.
 
@@ -41,7 +41,7 @@ from nqnb.store import Entry
 
 
 class _Written(NamedTuple):
-    """A presence entry that the server stored between the moments ``asked`` and ``answered``, values of `elapsed`."""
+    """A presence entry that the server stored between ``asked`` and ``answered``, which are values of `elapsed`."""
 
     worker: str
     revision: int

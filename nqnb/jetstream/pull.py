@@ -82,7 +82,7 @@ class PullLoop:
         self._checked = self._paused_again = 0.0
 
     async def ensure(self) -> bool:
-        """Find or create the queue's streams and its consumer; return whether the consumer was created.
+        """Find or create the queue's streams and its consumer, and return whether the consumer was created.
 
         Raises:
             ServerRefused: the user has no permission to create a stream or the consumer.
@@ -194,7 +194,7 @@ class PullLoop:
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     def _receiver(self) -> Callable[[Message], None]:
-        """Return a callback for the current subscription. The callback detects when it is replaced."""
+        """Return a callback for messages, which checks whether its subscription is still the current one."""
         inbox = self._inbox
 
         def receive(message: Message) -> None:

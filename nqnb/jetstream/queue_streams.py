@@ -41,7 +41,7 @@ class ConsumerLimits:
     max_batch: int = 1_000_000
     max_expires: float = 3600.0
     made: bool = False
-    """Whether the consumer did not exist and was created."""
+    """Whether the consumer was created because it did not exist."""
 
 
 async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
@@ -77,7 +77,7 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
             "storage": "file",
             "num_replicas": connection.settings.replicas,
             "discard": "old",
-            # Older cancels need not be delivered: each worker also reads the cancel request.
+            # Older cancels need not be delivered, because each worker also reads the cancel request.
             "max_age": _DAY_NANOSECONDS,
         },
     )
@@ -89,7 +89,7 @@ async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
 
     Raises:
         ServerRefused: the user has no permission to create a stream.
-        NoRoom: a storage limit is reached.
+        NoRoom: a storage limit has been reached.
     """
     try:
         await connection.insist(lambda: connection.api(f"STREAM.CREATE.{config['name']}", config), await_room=False)

@@ -70,7 +70,7 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
             f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "
-            "full. Try again when the server is available again.",
+            "full. Try again once the server is available.",
             subject,
         )
     if isinstance(error, nats.errors.ConnectionClosedError):
@@ -93,7 +93,7 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
     details = f"{error.description}, code {error.err_code or error.code}"
     limit = _LIMITS.get(error.err_code)
     if error.err_code == STREAM_FULL and (found := _FULL.search(error.description)):
-        limit = f"the stream's limit of {found[1]}" if found[1] else "the capacity of the server's disk"
+        limit = f"the stream's maximum number of {found[1]}" if found[1] else "the capacity of the server's disk"
     if limit is not None:
         return NoRoom(
             f"{what} failed: {limit} has been reached ({details}). "
@@ -139,7 +139,7 @@ class Silent(TimeoutError):
 
 
 class CertificateRefused(ConnectionError):
-    """The server closed the connection because it requires a client certificate or refused the client's."""
+    """The server closed the connection because it requires a client certificate or refused the one it received."""
 
 
 def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached: str = "") -> NoServer:

@@ -30,7 +30,7 @@ def find_server() -> Path:
     The places searched are ``$NQNB_NATS_SERVER``, the wheel, the scripts folder and the ``PATH``, in this order.
 
     Raises:
-        DevServerError: no nats-server was found, or the variable is not the path of a file.
+        DevServerError: no nats-server was found, or the variable does not contain the path of a file.
     """
     if named := os.environ.get(SERVER_VARIABLE):
         if not Path(named).is_file():
@@ -171,7 +171,7 @@ def _info(sock: socket.socket) -> dict[str, Any]:
 
 def _info_within_tls(port: int) -> dict[str, Any]:
     context = ssl.create_default_context()
-    context.check_hostname = False  # the server is our own child, and it is sent no secret
+    context.check_hostname = False  # the server is a child of this process, and no secret is sent to it
     context.verify_mode = ssl.CERT_NONE
     with socket.create_connection((HOST, port), timeout=1) as sock, context.wrap_socket(sock) as secure:
         return _info(secure)

@@ -160,7 +160,7 @@ def start(
         if time.monotonic() - begun > patience:
             problem = found.problem or "another process holds the lock of your detached server"
             raise DevServerError(
-                f"the detached server cannot be started: {problem}. Stop that server with `nqnb up --stop`."
+                f"the detached server cannot be started: {problem}. Stop your detached server with `nqnb up --stop`."
             )
         time.sleep(_POLL_SECONDS)
 
@@ -442,7 +442,7 @@ def hold_lock(folder: Path) -> Iterator[int | None]:
 
 
 def is_lock_held(folder: Path) -> bool | None:
-    """Return whether the supervisor is running, and so holds the lock. Return None on Windows, which has no lock."""
+    """Return whether a running supervisor holds the lock, or None on Windows, which has no lock."""
     if sys.platform == "win32":
         return None
     import fcntl

@@ -55,8 +55,8 @@ class DevServer:
 
     Args:
         port: the TCP port. 0 lets the system choose a free port.
-        store_dir: the folder for the streams, which is created and kept. None uses a temporary folder that is removed
-            with the server.
+        store_dir: the folder for the streams, which is created if necessary and kept. None uses a temporary folder
+            that is removed with the server.
         go_queues: queues for which unpatched Go NQ workers can use the old name of the cancel stream
             (``<q>/cancel`` is mapped to ``<q>_cancel``).
         config: additional nats-server configuration, as text. It overrides the default settings.
@@ -334,7 +334,7 @@ class SupervisedServer:
             raise self._failure(f"{error}; set TMPDIR to a folder with free space") from error
         state, detail = self._order(supervisor.START, deadline)
         if state == "failed":
-            raise self._failure(f"{detail}; set {SERVER_VARIABLE} to a nats-server that runs on this machine")
+            raise self._failure(f"{detail}; set {SERVER_VARIABLE} to a nats-server that can run on this machine")
         self.pid = int(detail) if state == "started" else 0
         while self._status()[1] == "started":
             try:
@@ -374,7 +374,7 @@ class SupervisedServer:
         """Stop nats-server, and return once its folder is removed. A fork of the parent only closes its descriptors."""
         if os.getpid() == self._parent:
             # Closing the pipe is not enough, because a fork of this process may keep it open.
-            with contextlib.suppress(OSError, ValueError):  # the supervisor is gone, or was dismissed
+            with contextlib.suppress(OSError, ValueError):  # the supervisor has exited, or the server is detached
                 self._stdin.write(supervisor.STOP)
         self._close()
         try:

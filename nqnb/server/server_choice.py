@@ -97,7 +97,7 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the condition of the detached server once it is settled, or after ``patience`` seconds."""
+    """Return the condition of the detached server once it has settled, or after ``patience`` seconds."""
     until = time.monotonic() + patience
     while True:
         found = look()

@@ -33,5 +33,5 @@ def test_a_cluster_that_is_not_started_says_so() -> None:
     cluster = Cluster()
     with pytest.raises(DevServerError, match="not been started"):
         cluster.kill(0)
-    with pytest.raises(DevServerError, match="Use 2 to 9"):
+    with pytest.raises(DevServerError, match="must be from 2 to 9"):
         Cluster(1)

@@ -354,7 +354,7 @@ def test_no_process_is_ended_by_its_number_alone(running: detached.Detached) -> 
                 detached.stop()
             assert bystander.poll() is None
             rewrite(token="refused, so that only the lock says that it lives")
-            assert "runs on 'another'" in detached.look().problem
+            assert "is running on 'another'" in detached.look().problem
         finally:
             bystander.kill()
 
@@ -419,7 +419,7 @@ def test_a_detached_server_that_does_not_answer_is_not_ignored(
 
 def test_a_detached_server_on_another_host_is_not_ignored(running: detached.Detached) -> None:
     rewrite(token="another", host="another")
-    with pytest.raises(NoServer, match=r"runs on 'another'.*NATS_URL") as caught:
+    with pytest.raises(NoServer, match=r"is running on 'another'.*NATS_URL") as caught:
         choose(connect_timeout=0.2)
     assert caught.value.url == running.url
 
