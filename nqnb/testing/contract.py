@@ -23,7 +23,8 @@ class StoreContract:
     """Tests of the behavior that every `StateStore` must have.
 
     A subclass must have a name that begins with ``Test`` and a fixture ``store`` that returns a new, empty store for
-    each test. The fixture may be async. The tests run on asyncio with anyio's pytest plugin, which nqnb installs.
+    each test. The fixture may be async. The tests run on asyncio with the pytest plugin of anyio, which
+    is installed with nqnb.
     """
 
     pytestmark = pytest.mark.anyio

@@ -69,7 +69,7 @@ class Handler:
 
     @property
     def name(self) -> str:
-        """The function's name."""
+        """The qualified name of the function."""
         return _name_of(self.function)
 
 
@@ -77,7 +77,7 @@ def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -
     """Validate a concurrency, and return it.
 
     Raises:
-        BadInput: it is not a positive integer. The error is an instance of ``refusal``.
+        BadInput: the value is not a positive integer. The error is an instance of ``refusal``.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 

@@ -101,7 +101,7 @@ class Guard:
         """The reason why the guard has no connection."""
 
     def start(self) -> None:
-        """Start the thread, which connects, and watches the running loop once the loop's pulse ticks."""
+        """Start the thread. It connects, and it watches the running loop while the pulse ticks."""
         self._worker_loop = asyncio.get_running_loop()
         self._ended, self._ready = self._worker_loop.create_future(), self._worker_loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
@@ -393,7 +393,7 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return how many seconds the loop has been blocked, or 0 if it is not blocked or the pulse is stopped."""
+        """Return for how many seconds the loop has been blocked: 0 if it is not blocked or the pulse is stopped."""
         late = elapsed() - self.last
         return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 

@@ -46,7 +46,7 @@ _TRACEBACK_CHARACTERS = 4096
 _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
 _EARLY_SECONDS = 0.05
-"""How long before its deadline a run may be stopped, because the estimate of the server's clock improves over time."""
+"""How much before its deadline a run may be stopped. The estimate of the server's clock improves over time."""
 _RESULT_PAUSE_SECONDS = 1.0
 """Seconds between two attempts to write a result to its bucket."""
 _OUR_MODULES = (
@@ -221,7 +221,7 @@ def _unkept(data: bytes, error: NqnbError) -> BadInput:
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return an exception's name, message and traceback, each cut to fit in an entry: a traceback at its start."""
+    """Return an exception's name, message and traceback, each cut to fit in an entry. Tracebacks keep their end."""
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
     name = plain_text(type(error).__qualname__, _NAME_CHARACTERS)

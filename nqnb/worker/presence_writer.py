@@ -102,7 +102,7 @@ class PresenceWriter:
             await self.write()
         except NqnbError as error:
             if not self._backend.outage.took(error):
-                log.info("the worker's presence could not be written and will be written again soon: %s", error)
+                log.info("the worker's presence could not be written; the worker will retry soon: %s", error)
             self._named = set()
             return False
         return True

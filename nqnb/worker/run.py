@@ -35,7 +35,7 @@ class Run(Attempt):
         self.job: Job | None = None
         self.watch: EntryWatch | None = None
         self.started = 0.0
-        """When the handler was started, on the monotonic clock; 0 while it is not running."""
+        """When the handler was started, on the monotonic clock, or 0 while it is not running."""
         self.finishing = False
         """Whether the handler has ended and its outcome is being written. No code is left to stop."""
 

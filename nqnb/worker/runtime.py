@@ -112,7 +112,7 @@ class Runtime:
         self._guard = Guard(worker_id, handlers, self._presence, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
-        """Return how many slots are free; 0 while the worker is not fetching tasks."""
+        """Return how many slots are free, or 0 while the worker is not fetching tasks."""
         resting = self._stopping or self._paused or self._recovery.active
         return 0 if resting else self._slots() - len(self.runs)
 
@@ -165,7 +165,7 @@ class Runtime:
         self._wake.set()
 
     async def drain(self, timeout: float) -> None:
-        """Stop fetching tasks, wait for the running tasks, then stop and nak those that are left."""
+        """Stop fetching tasks, wait ``timeout`` seconds for the running tasks, then stop and nak the rest."""
         self._stopping = True
         self._recovery.close()
         for pull in self._pulls.values():
@@ -220,7 +220,7 @@ class Runtime:
         if elapsed() - delivery.received > LEASE_SHARE * self._pulls[delivery.queue].ack_wait:
             # The message arrived while the loop was blocked or the machine was asleep. Another worker may have received
             # the task since, and a nak would end that delivery.
-            log.info("task %s was read too late; the server will redeliver it", message.ID)
+            log.info("a delivery of task %s was read too late; the server will redeliver the task", message.ID)
             self._wake.set()
             return
         known = self.runs.get(message.ID)
@@ -238,7 +238,7 @@ class Runtime:
             spawn(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
-        """Handle a redelivery of a running task: the run continues with the new delivery unless it is ending."""
+        """Handle a redelivery of a running task: the run continues with the new delivery unless the run is ending."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
         # Two queues may each have a message for this task with the same sequence number.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
@@ -261,9 +261,9 @@ class Runtime:
                 await record_outcome(self.backend, run, result)
         except NqnbError as error:
             if self.backend.outage.took(error, "tasks were not finished and will be redelivered"):
-                log.debug("task %s was not finished; the server will redeliver it: %s", run.id, error)
+                log.debug("task %s was not finished and will be redelivered: %s", run.id, error)
             else:
-                log.warning("task %s was not finished; the server will redeliver it: %s", run.id, error)
+                log.warning("task %s was not finished and will be redelivered: %s", run.id, error)
         except Exception as error:
             log.exception("task %s failed because of an error inside nqnb", run.id)
             await self._fail(run, error)

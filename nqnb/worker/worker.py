@@ -47,8 +47,8 @@ class Worker:
     """Runs the tasks of one or more queues.
 
     Args:
-        settings: `Settings`, or the server's address. Default: ``NATS_URL``, then a context of the NATS CLI, then your
-            detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``. The worker chooses it when it starts.
+        settings: `Settings`, or the server's address. The default is chosen when the worker starts: ``NATS_URL``, then
+            a context of the NATS CLI, then your detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``.
         concurrency: the maximum number of tasks that run at once. `handler` can set a lower limit for one queue.
         shutdown_timeout: how long a stopping worker waits for its tasks, in seconds or as a timedelta. Then it stops
             them, and the server redelivers them.
@@ -128,7 +128,7 @@ class Worker:
                 descendants on Linux, and its process group on other systems. cloudpickle must be able to pickle the
                 function, which sees the worker's environment variables at the start of the task.
             is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
-                permanently even if retries are left, as with NQ's ``isFailureFn``. By default, no exception does so.
+                permanently even if retries are left, as with NQ's ``isFailureFn``. Default: no such function.
 
         The function takes ``(job)`` or ``(job, payload)``. Without an annotation, the payload is the decoded JSON. With
         ``payload: bytes``, it is the raw bytes. Any other type that msgspec supports (dataclasses, Structs,
@@ -266,7 +266,7 @@ class Worker:
         The server redelivers the stopped tasks. A second call does nothing.
 
         Args:
-            shutdown_timeout: how long to wait, in seconds or as a timedelta. Default: the worker's own.
+            shutdown_timeout: how long to wait, in seconds or as a timedelta. Default: the worker's setting.
 
         Raises:
             BadInput: ``shutdown_timeout`` is invalid. The worker continues to run.

@@ -214,7 +214,7 @@ class Evidence:
         return overlaps(self.lags, begin, end)
 
     def server_outage(self, begin: float, end: float) -> float:
-        """Return how many seconds of a time span the server was unavailable."""
+        """Return for how many seconds of a time span the server was unavailable."""
         faults = (fault for fault in self.faults if fault.kind in SERVER_FAULTS)
         return sum(max(0.0, min(end, fault.ended or end) - max(begin, fault.begun)) for fault in faults)
 

@@ -23,7 +23,7 @@ _MAKE_ROOM_TIMEOUT_SECONDS = 30.0
 
 
 class Faults:
-    """The faults of one attack. Their kinds are shuffled like cards, so that each kind is equally frequent.
+    """The faults of one attack. The kinds of faults are shuffled like cards, so that all kinds are equally frequent.
 
     Args:
         options: the options of the attack.

@@ -79,7 +79,7 @@ class ChaosOptions:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.faults) - set(FAULTS))
         if unknown:
-            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use some of {', '.join(FAULTS)}.")
+            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use one or more of {', '.join(FAULTS)}.")
         if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
             raise BadInput("an attack needs at least 1 task, 2 workers and more than 0 minutes. Pass larger values.")
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
@@ -92,7 +92,7 @@ class ChaosOptions:
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """One cancel: its target moment, its delay after the sign of that moment in seconds, and the client's number."""
+    """One cancel: its target moment, its delay in seconds after the sign of that moment, and the client's number."""
 
     aim: Moment
     after: float

@@ -250,7 +250,7 @@ def figures(evidence: Evidence) -> Figures:
 
 
 def _stops(evidence: Evidence) -> Iterable[float]:
-    """Yield how many seconds each handler kept running after the first cancel of its task."""
+    """Yield for how many seconds each handler kept running after the first cancel of its task."""
     for task, cancels in evidence.cancels_of.items():
         asked = min((each.begun for each in cancels if each.accepted), default=None)
         if asked is not None:

@@ -40,7 +40,7 @@ class Workload:
     """The tasks of an attack.
 
     Args:
-        plans: the tasks, in the order of their submits.
+        plans: the tasks, in the order in which they are submitted.
         clients: the clients that submit and cancel tasks.
         queues: the queue of each kind of handler.
         in_flight: the maximum number of open tasks.

@@ -1,7 +1,7 @@
 """The three ways to run and stop a handler: on the event loop, in a thread, or in a process.
 
-A run has "returned" once its executor has received the return value. `Executor.stop` pushes the code to stop, again and
-again until the code has ended:
+A run has "returned" once its executor has received the return value. `Executor.stop` keeps pushing the code to stop
+until the code has ended:
 
 - A coroutine is cancelled at once, and again after each ``grace``.
 - A function in a thread sees ``job.cancelled`` at once. After each ``grace`` that it ignores, `JobCancelled` is raised

@@ -194,7 +194,7 @@ def _pickle_call(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
         hint = (
             "Create connections, locks and similar objects inside the function."
             if isinstance(error, TypeError)
-            else "Use only objects that cloudpickle can pickle, or another isolation."
+            else "Use only objects that cloudpickle can pickle, or choose another isolation."
         )
         raise InvalidHandler(
             f"{handler.name} cannot be sent to a process ({type(error).__name__}: {error}). {hint}"

@@ -38,7 +38,7 @@ _KILL_TIMEOUT_SECONDS = 6.0
 _CLOSE_TIMEOUT_SECONDS = 7.0
 """How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
-"""Seconds between two checks that the supervisor is alive, because a fork may keep a dead supervisor's pipe open."""
+"""Seconds between two checks that the supervisor is alive. A fork may keep a dead supervisor's pipe open."""
 _COLLECT_TIMEOUT_SECONDS = 1.0
 """How long a supervisor may take to exit after its last report before it is killed."""
 _MOST_FRAME_BYTES = 2 * MOST_RESULT_BYTES
