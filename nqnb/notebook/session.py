@@ -446,6 +446,8 @@ class Session:
     def watch(self, what: object = None) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row. Its ``.df`` is a DataFrame of the same tasks.
 
+        The call waits until the table has its rows, for a few seconds at most.
+
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
                 queue. None shows all tasks.
@@ -458,13 +460,18 @@ class Session:
         self.client  # noqa: B018  raises if the session is closed
         if isinstance(what, str):
             queue = names.check_queue(what)
-            return self._feed.open(Rows(queue=queue), queue, lambda task: task.queue == queue)
-        if what is None:
-            return self._feed.open(Rows(), "all queues", lambda task: True)
-        ids = ids_of(what)
-        shown_ids = frozenset(ids)
-        title = "1 task" if len(ids) == 1 else f"{len(ids):,} tasks"
-        return self._feed.open(Rows(ids=ids), title, lambda task: task.id in shown_ids)
+            table = self._feed.open(Rows(queue=queue), queue, lambda task: task.queue == queue)
+        elif what is None:
+            table = self._feed.open(Rows(), "all queues", lambda task: True)
+        else:
+            ids = ids_of(what)
+            shown_ids = frozenset(ids)
+            title = "1 task" if len(ids) == 1 else f"{len(ids):,} tasks"
+            table = self._feed.open(Rows(ids=ids), title, lambda task: task.id in shown_ids)
+        # The tasks arrive on the loop's thread, which must not wait for them.
+        if not LOOP.here:
+            table.wait_until_loaded()
+        return table
 
     # Queues and workers
 

@@ -43,7 +43,13 @@ _CODE = (
 
 
 def html(
-    rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, state: str = "live", at: float | None = None
+    rows: Rows,
+    *,
+    title: str = "tasks",
+    most: int = DEFAULT_ROWS,
+    state: str = "live",
+    loaded: bool = True,
+    at: float | None = None,
 ) -> str:
     """Return the first matching rows as HTML, failed tasks first. All text from a queue is escaped.
 
@@ -52,6 +58,7 @@ def html(
         title: the title.
         most: the maximum number of rows.
         state: ``loading``, ``live`` or ``lost``, which the last line reports.
+        loaded: whether all tasks have been received.
         at: when the rows were in this state, in Unix seconds. Default: now.
     """
     at = time.time() if at is None else at
@@ -72,12 +79,18 @@ def html(
     return (
         f'<div style="{_FONT}"><div style="padding:4px 0 8px"><b style="margin-right:16px;unicode-bidi:isolate">'
         f"{escape(line(title, 100))}</b>{chips}</div>{table}"
-        f'<div style="padding:6px 0 2px;opacity:.8">{escape(_foot(rows, lines, state, at))}</div></div>'
+        f'<div style="padding:6px 0 2px;opacity:.8">{escape(_foot(rows, lines, state, at, loaded=loaded))}</div></div>'
     )
 
 
 def text(
-    rows: Rows, *, title: str = "tasks", most: int = DEFAULT_ROWS, state: str = "live", at: float | None = None
+    rows: Rows,
+    *,
+    title: str = "tasks",
+    most: int = DEFAULT_ROWS,
+    state: str = "live",
+    loaded: bool = True,
+    at: float | None = None,
 ) -> str:
     """Return the first matching rows as plain text; see `html`."""
     at = time.time() if at is None else at
@@ -89,7 +102,7 @@ def text(
         [
             f"{line(title, 100)}{': ' if counts else ''}{counts}",
             *("  ".join(map(str.ljust, each, widths)).rstrip() for each in lines),
-            _foot(rows, found, state, at),
+            _foot(rows, found, state, at, loaded=loaded),
         ]
     )
 
@@ -136,13 +149,14 @@ def _dot(label: str) -> str:
     )
 
 
-def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float) -> str:
+def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loaded: bool) -> str:
     """Return how many tasks are shown, how many are left out, and as of when."""
     moment = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     when = f"the connection was lost at {moment}" if state == "lost" else f"as of {moment}"
     total, matching = len(rows), len(rows.order)
-    if state == "loading":
-        return f"loading{f', {_tasks(total)} so far' if total else ''}, {when}"
+    if state == "loading" or not loaded:
+        so_far = f", {_tasks(total)} so far" if total else ""
+        return f"{'loading' if state == 'loading' else 'not all tasks are loaded'}{so_far}, {when}"
     if not total:
         return f"no tasks, {when}"
     labels = sorted(status.label for status in rows.statuses)

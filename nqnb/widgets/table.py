@@ -35,6 +35,8 @@ CLOSE_AFTER_SECONDS = 600.0
 """A paused table closes after this time."""
 FREEZE_AFTER_SECONDS = 1.5
 """How long the final state is shown live before the table is frozen, so that the user sees the change."""
+LOAD_SECONDS = 5.0
+"""How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait for the first load of the rows."""
 SAVE_SECONDS = 10.0
 """The minimum time between two updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
@@ -98,6 +100,8 @@ class TaskTable(anywidget.AnyWidget):
         self._state = "loading"
         self._since = time.time()
         self._complete = False
+        self._loaded = threading.Event()
+        """Set once all tasks have been received, and while the connection is lost."""
         self._feeding = True
         self._ended = self._freezing = False
         self._resend = False
@@ -120,7 +124,11 @@ class TaskTable(anywidget.AnyWidget):
 
     @property
     def df(self) -> pd.DataFrame:
-        """All tasks of the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`."""
+        """All tasks of the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
+
+        A table that is still loading waits for its rows for a few seconds.
+        """
+        self.wait_until_loaded()
         with self._lock:
             self._drain()
             tasks = list(self._rows.tasks)
@@ -131,8 +139,17 @@ class TaskTable(anywidget.AnyWidget):
         """Whether the table was closed or frozen, so that it no longer changes."""
         return self._ended
 
+    def wait_until_loaded(self) -> None:
+        """Wait for the first load of the rows, or until the connection is lost, for at most `LOAD_SECONDS`."""
+        if self._feeding and not self._ended:
+            self._loaded.wait(LOAD_SECONDS)
+
     def update(self, batch: TaskBatch) -> None:
         """Apply changes soon, on another thread."""
+        if batch.complete or batch.lost:
+            self._loaded.set()
+        elif batch.anew:
+            self._loaded.clear()
         self._later(lambda: self._apply(batch))
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
@@ -248,6 +265,7 @@ class TaskTable(anywidget.AnyWidget):
             "title": self._title,
             "most": self._page.size,
             "state": self._state,
+            "loaded": self._complete,
             "at": self._since if self._state == "lost" else self._stopped_at or time.time(),
         }
         return {"text/html": snapshot.html(self._rows, **shown), "text/plain": snapshot.text(self._rows, **shown)}
@@ -337,6 +355,7 @@ class TaskTable(anywidget.AnyWidget):
             **self._page.body(),
             "title": self._title,
             "state": self._state,
+            "loaded": self._complete,
             "since": self._since,
             "snapshot": f"nq-{self._display_id}",
         }
@@ -378,6 +397,7 @@ class TaskTable(anywidget.AnyWidget):
         if self._feeding or self._on_open is None:
             return
         self._feeding, self._stopped_at = True, None
+        self._loaded.clear()
         self._rows.clear()
         self._page.reset()
         self._state, self._since, self._complete = "loading", time.time(), False

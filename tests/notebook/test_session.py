@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import inspect
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from nqnb.notebook import session_registry
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList
+from nqnb.records import TaskBatch
 from nqnb.server import detached
 
 
@@ -352,6 +354,33 @@ class TestWatch:
         for table in (everything, queue, late):
             table.close()
         until(lambda: session._feed._watch is None, 5)
+
+    def test_a_table_has_its_rows_when_the_call_returns(self, session: Session) -> None:
+        tasks = session.map("resize", range(120))
+        for what in ("resize", None, tasks):
+            with contextlib.closing(session.watch(what)) as table:
+                assert len(table.df) == 120
+                assert table._repr_mimebundle_()[0]["text/plain"].splitlines()[-1].startswith("the first 20 of 120 ")
+
+    def test_a_table_that_is_not_loaded_never_says_that_there_are_no_tasks(
+        self, session: Session, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("nqnb.widgets.table.LOAD_SECONDS", 0.3)
+        rest = asyncio.Event()
+        task = session.submit("resize").fetch()
+
+        async def slow() -> AsyncGenerator[TaskBatch, None]:
+            yield TaskBatch()
+            await rest.wait()
+            yield TaskBatch(tasks=[task], complete=True)
+
+        monkeypatch.setattr(session.client, "watch", slow)
+        start = time.monotonic()
+        with contextlib.closing(session.watch("resize")) as table:
+            assert 0.3 <= time.monotonic() - start < 3
+            assert table._repr_mimebundle_()[0]["text/plain"].splitlines()[-1].startswith("loading, as of ")
+            LOOP.soon(rest.set)
+            until(lambda: len(table.df) == 1, 5)
 
     def test_a_pressed_button_cancels(self, session: Session) -> None:
         first, second = session.map("resize", [1, 2])

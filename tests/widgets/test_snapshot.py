@@ -103,6 +103,8 @@ def test_a_snapshot_shows_failures_first_and_says_what_it_leaves_out() -> None:
 def test_a_snapshot_that_is_not_loaded_does_not_say_that_there_are_no_tasks() -> None:
     assert snapshot.text(Rows(), state="loading").splitlines()[-1].startswith("loading, as of ")
     assert "loading, 3 tasks so far, as of " in snapshot.html(rows(*"abc"), state="loading")
+    unknown = snapshot.text(Rows(), state="lost", loaded=False, at=1e9).splitlines()[-1]
+    assert unknown.startswith("not all tasks are loaded, the connection was lost at 2001-09-09 ")
     lost = snapshot.text(rows(*"abc"), state="lost", at=1e9)
     assert lost.splitlines()[-1].startswith("3 tasks, the connection was lost at 2001-09-09 ")
 

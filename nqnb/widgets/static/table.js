@@ -12,7 +12,7 @@
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
  *   sort: string, down: boolean, queues: boolean, behind: boolean, ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number,
- *   snapshot: string}} Rows  snapshot is the id of the element with the saved form of the table
+ *   loaded: boolean, snapshot: string}} Rows  snapshot is the id of the element with the saved form of the table
  */
 
 const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
@@ -448,7 +448,7 @@ function render({ model, el }) {
     mark(next, "aria-disabled", message.page >= message.pages - 1 ? "true" : null);
     const none = message.rows.length === 0;
     empty.hidden = !none;
-    put(empty, !none ? "" : message.total ? "No matching tasks." : message.state === "loading" ? "Loading…" : "No tasks yet.");
+    put(empty, !none ? "" : message.total ? "No matching tasks." : message.state === "loading" ? "Loading…" : message.loaded ? "No tasks yet." : "Not loaded.");
     if (before && before.state !== message.state) say(message.state === "lost" ? "Connection lost" : message.state === "live" ? "Connected" : "");
     else if (before && heard >= lookNumber && (before.heard[view] ?? 0) < lookNumber) say(`${number(message.matching)} tasks match`);
     for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
