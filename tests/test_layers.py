@@ -81,7 +81,7 @@ PRIVATE_ACCESSES = {
     ("nqnb.jetstream.fast_client", "subscription._stop_processing"): "nats-py has no public way",
     ("nqnb.notebook.comm_pump", "kernel._parent_ident"): "ipykernel has no public way",
     ("nqnb.notebook.comm_pump", "kernel._publish_status"): "ipykernel has no public way",
-    ("nqnb.notebook.magics.frontend", "error._render_traceback_"): "IPython calls this hook of an exception",
+    ("nqnb.notebook.tracebacks", "error._render_traceback_"): "IPython calls this hook of an exception",
     ("nqnb.widgets.jupyter_compat", "comm._reply_subshell_for"): "ipykernel has no public way",
 }
 """Accesses to private members of other libraries, and why. The list may only shrink."""

@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 
 from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, ConnectionFailed
+from nqnb.notebook.tracebacks import hide_frames
 
 T = TypeVar("T")
 
@@ -181,6 +182,7 @@ class Loop:
             call.cancel()
             call.wait(_CANCELLED_CALL_SECONDS)
             # The frames of the wait do not help the user, and a notebook renders them slowly.
+            hide_frames(interrupt)
             raise interrupt.with_traceback(None) from None
         return call.result()
 

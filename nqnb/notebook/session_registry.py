@@ -7,7 +7,7 @@ import atexit
 from typing import Any
 
 from nqnb.errors import BadInput, DevServerError, NoServer
-from nqnb.notebook import comm_pump
+from nqnb.notebook import comm_pump, tracebacks
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import KEPT_LOG, Session
 from nqnb.server import detached
@@ -48,6 +48,7 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
 
 def find_or_open(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
     """Return the session for a server as `session` does, but do not make it the most recently requested session."""
+    tracebacks.begin()
     if url is None and not options and store is None and (known := current()) is not None:
         return known
     choice, started = _choose(**options, **({} if url is None else {"url": url}))

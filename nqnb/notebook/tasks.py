@@ -13,6 +13,7 @@ from nqnb.error_text import exact_text, shown
 from nqnb.errors import BadInput, NqnbError, TaskError, WaitTimeout
 from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
 from nqnb.notebook.loop import LOOP
+from nqnb.notebook.tracebacks import hide_frames
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
@@ -123,8 +124,9 @@ class SessionTask:
             return await self._session.client.result(self.id)
         try:
             return await LOOP.begin(self._session.client.result(self.id))
-        except (asyncio.CancelledError, KeyboardInterrupt):
+        except (asyncio.CancelledError, KeyboardInterrupt) as interrupt:
             self._session.abandon(self.id)
+            hide_frames(interrupt)
             raise
 
 

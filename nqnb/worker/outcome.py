@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+import sys
 import time
 import traceback
 
@@ -45,6 +47,8 @@ _DEEPEST_INLINE = 100
 _TRACEBACK_CHARACTERS = 4096
 _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
+_FILE_LINE = re.compile(r'^( *)File "([^"\n]+)",', re.MULTILINE)
+"""The line of a traceback that names a file."""
 _EARLY_SECONDS = 0.05
 """How much before its deadline a run may be stopped. The estimate of the server's clock improves over time."""
 _RESULT_PAUSE_SECONDS = 1.0
@@ -233,7 +237,21 @@ def describe_error(error: BaseException) -> ErrorInfo:
     trace = error.__traceback__
     while trace is not None and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "") in _OUR_MODULES:
         trace = trace.tb_next
-    text = "".join(traceback.format_exception(type(error), error, trace))
+    text = _with_cell_names("".join(traceback.format_exception(type(error), error, trace)))
     if len(text) > _TRACEBACK_CHARACTERS:
         text = f"…{text[-_TRACEBACK_CHARACTERS:]}"
     return ErrorInfo(name, message, plain_text(text, _TRACEBACK_CHARACTERS + 1))
+
+
+def _with_cell_names(trace: str) -> str:
+    """Return a traceback that names cells as the notebook does, and not by the files as which IPython compiles them."""
+    ipython = sys.modules.get("IPython")  # if it is not imported, there are no cells
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None:
+        return trace
+
+    def name_of(line: re.Match[str]) -> str:
+        cell = shell.compile.format_code_name(line[2])
+        return line[0] if cell is None else f"{line[1]}{' '.join(cell)},"
+
+    return _FILE_LINE.sub(name_of, trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Cell:
     stderr: str = ""
     error: str = ""
     """The exception that ended it, or an empty string."""
+    traceback: str = ""
+    """What it showed of this exception, without colours."""
     text: str = ""
     """What it displayed, and the value of its last line, as plain text."""
     html: list[str] = field(default_factory=list)
@@ -112,6 +115,7 @@ class Kernel:
             setattr(cell, content["name"], getattr(cell, content["name"]) + content["text"])
         elif kind == "error":
             cell.error = f"{content['ename']}: {content['evalue']}"
+            cell.traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(content["traceback"]))
         elif kind in ("execute_result", "display_data", "update_display_data"):
             cell.text += content["data"].get("text/plain", "") + "\n"
             cell.html += [content["data"]["text/html"]] if "text/html" in content["data"] else []

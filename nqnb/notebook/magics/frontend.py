@@ -21,6 +21,7 @@ from nqnb.notebook import session_registry
 from nqnb.notebook.live_output import CommandOutput
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
+from nqnb.notebook.tracebacks import HiddenFrames, replace_traceback
 from nqnb.server.server_choice import choose
 from nqnb.text import clean, line
 
@@ -223,11 +224,6 @@ def as_cell_text(text: str) -> str:
     return text
 
 
-def replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> None:
-    """Make IPython show the rendered lines instead of the traceback of an error."""
-    error._render_traceback_ = render  # type: ignore[attr-defined]  # the hook that IPython calls
-
-
 def one_line_error(error: BaseException, interrupted: Callable[[], str], hint: str = "") -> BaseException:
     """Return the error to raise in the cell, which IPython shows as one line.
 
@@ -236,8 +232,8 @@ def one_line_error(error: BaseException, interrupted: Callable[[], str], hint: s
         interrupted: called after an interrupt; it must return the end of the sentence that reports the interrupt.
         hint: a sentence to show after the error.
     """
-    if hasattr(error, "_render_traceback_"):  # an error in the user's code, whose traceback shows the line in the cell
-        return error
+    if not isinstance(vars(error).get("_render_traceback_", HiddenFrames(error)), HiddenFrames):
+        return error  # an error in the user's code, whose traceback shows the line in the cell
     if isinstance(error, click.ClickException):
         text = usage(error)
         error = BadInput(f"{text.rstrip('.')}. {hint}" if hint else text)

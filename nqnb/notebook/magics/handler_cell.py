@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from nqnb.errors import BadInput, InvalidHandler, NqnbError
+from nqnb.notebook.tracebacks import replace_traceback
 
 _FIRST_LINE = re.compile(r"%%nq\s+handler\b(.*)")
 
@@ -47,7 +48,7 @@ def define(shell: Any, cell: str) -> str:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
     except BaseException as error:
         raised, inner = error, _traceback_within(error.__traceback__, file)
-        _replace_traceback(error, lambda: shell.InteractiveTB.structured_traceback(type(raised), raised, inner))
+        replace_traceback(error, lambda: shell.InteractiveTB.structured_traceback(type(raised), raised, inner))
         raise
     return name
 
@@ -98,7 +99,7 @@ def _parse(shell: Any, source: str, file: str) -> ast.Module:
         failed: NqnbError = InvalidHandler(
             f"the cell is not valid Python: {error}. Correct the syntax, then run the cell again."
         )
-        _replace_traceback(failed, lambda: shell.SyntaxTB.structured_traceback(kind, wrong, []))
+        replace_traceback(failed, lambda: shell.SyntaxTB.structured_traceback(kind, wrong, []))
         raise failed from None
     return tree
 
@@ -109,10 +110,3 @@ def _traceback_within(traceback: TracebackType | None, file: str) -> TracebackTy
     while part is not None and part.tb_frame.f_code.co_filename != file:
         part = part.tb_next
     return part or traceback
-
-
-def _replace_traceback(error: BaseException, render: Callable[[], list[str]]) -> None:
-    # A late import: `frontend` imports the commands, and `%load_ext` must not wait for them.
-    from nqnb.notebook.magics.frontend import replace_traceback
-
-    replace_traceback(error, render)

@@ -1,0 +1,99 @@
+"""What a cell shows of an error: the user's code, and none of nqnb's frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from helpers.kernels import Cell, Kernel, kernel
+
+import nqnb
+
+BAD = """
+def helper(payload):
+    raise ValueError("oh no")
+
+@nq.handler("bad")
+def bad(job, payload):
+    helper(payload)
+"""
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """Start a kernel with a session, as `nq`."""
+    with nqnb.DevServer() as server, kernel(tmp_path_factory.mktemp("kernel")) as made:
+        made.run(f"import nqnb\nurl = {server.url!r}\nnq = nqnb.session(url)\nwaiting = nq.submit('nobody', 1)")
+        yield made
+
+
+def check_frames(cell: Cell, *lines: str) -> None:
+    """Check that the marked lines of the displayed frames are these, and that all frames are of cells."""
+    shown = cell.traceback
+    assert [line.split("> ")[1].split(" ", 1)[1] for line in shown.splitlines() if "--> " in line] == list(lines), shown
+    assert shown.count("Cell In[") == len(lines)
+    assert "File " not in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "waiting.result(timeout=0.05)",
+        "waiting.wait(0.05)",
+        "nq.submit('a b')",
+        "nq.cancel(3)",
+        "nq.status('no-such-task')",
+        "nq.map('resize', [1, object()])",
+        "nqnb.session('nats://127.0.0.1:1', connect_timeout=0.2)",
+        "await nq.task('no-such-task')",
+        "nq.handler('resize', concurrency=0)(print)",
+    ],
+)
+def test_an_error_shows_the_line_of_the_cell_alone(cells: Kernel, line: str) -> None:
+    cell = cells.end(cells.start(f"before = 1\n{line}"))
+    check_frames(cell, line)
+    assert cell.traceback.splitlines()[-1].startswith(cell.error.split(":")[0])
+
+
+@pytest.mark.parametrize("line", ["waiting.result()", "nq.wait(waiting.id)", "nq.map('nobody', [1]).results()"])
+def test_an_interrupt_shows_the_line_of_the_cell_alone(cells: Kernel, line: str) -> None:
+    waits = cells.start_waiting(f"before = 1\n{line}")
+    cells.interrupt()
+    cell = cells.end(waits)
+    check_frames(cell, line)
+    assert cell.traceback.splitlines()[-1].startswith("KeyboardInterrupt")
+
+
+def test_the_code_that_nqnb_calls_is_shown(cells: Kernel) -> None:
+    cell = cells.end(cells.start("def draw():\n    yield 1\n    1 / 0\nnq.submit_many('bad', draw())"))
+    check_frames(cell, "    1 / 0", "nq.submit_many('bad', draw())")
+    assert "ZeroDivisionError: division by zero" in cell.traceback
+
+
+def test_an_error_within_a_function_shows_its_callers(cells: Kernel) -> None:
+    cell = cells.end(cells.start("def ask():\n    return nq.status('no-such-task')\nask()"))
+    check_frames(cell, "ask()", "    return nq.status('no-such-task')")
+
+
+def test_the_error_keeps_its_whole_traceback(cells: Kernel) -> None:
+    cells.end(cells.start("nq.cancel(3)"))
+    said = cells.run("import sys, traceback; traceback.print_exception(sys.last_value, file=sys.stdout)").stdout
+    assert "ids_of(what)" in said
+
+
+def test_the_traceback_of_a_handler_names_its_cell(cells: Kernel) -> None:
+    cells.run(BAD)
+    cells.run(
+        "task = nq.submit('bad', 1)\ntry: task.result()\nexcept nqnb.TaskFailed as error: trace = error.traceback"
+    )
+    trace = cells.run("print(trace)").stdout
+    assert trace.count("  Cell In[") == 2, trace
+    assert "in helper\n" in trace
+    assert "ipykernel" not in trace
+
+
+def test_a_command_that_is_interrupted_shows_one_line(cells: Kernel) -> None:
+    cells.run("%load_ext nqnb")
+    waits = cells.start_waiting("%nq submit nobody 1 --wait")
+    cells.interrupt()
+    assert cells.end(waits).traceback == "nqnb: interrupted"
