@@ -162,7 +162,7 @@ class Session:
             self._on_down()
 
     def freeze_tables(self) -> None:
-        """Replace the live tables of this session with snapshots, which no longer change."""
+        """Replace the live tables of this session with snapshots that no longer change."""
         self._feed.close_tables()
 
     async def close(self, wait: float = 0.0) -> None:

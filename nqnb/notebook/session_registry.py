@@ -133,7 +133,7 @@ def _stop_if_unused() -> None:
 def _close_all() -> None:
     """Close the sessions when the process exits, within a limited time, so that running tasks are redelivered.
 
-    Their live tables are frozen first, because a notebook that is saved without a kernel shows only frozen tables.
+    First freeze their live tables, because a notebook that is saved without a kernel shows only frozen tables.
     """
     sessions = opened()
     if not sessions or not LOOP.running:

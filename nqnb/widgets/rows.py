@@ -152,7 +152,7 @@ class Rows:
         return [*kept, *(task_id for task_id in order.page(start, count) if task_id not in known)][:count]
 
     def first(self, count: int) -> list[str]:
-        """Return the ids of the first ``count`` matching tasks, failed tasks first unless a column sorts them."""
+        """Return the ids of the first ``count`` matching tasks. See `failed_first` for their order."""
         order = self._refreshed()
         if not self.failed_first:
             return order.page(0, count)
@@ -164,7 +164,7 @@ class Rows:
 
     @property
     def failed_first(self) -> bool:
-        """Whether `first` returns failed tasks before others, which is the case unless the user sorted a column."""
+        """Whether `first` returns failed tasks first: tasks have failed, and the user has not sorted a column."""
         return self._order.column == "activity" and self._counts[Status.FAILED] > 0
 
     def task(self, task_id: str) -> TaskInfo:

@@ -57,9 +57,9 @@ def html(
         rows: the rows.
         title: the title.
         most: the maximum number of rows.
-        state: ``loading``, ``live`` or ``lost``, which the last line reports.
+        state: the state of the table for the last line: ``loading``, ``live`` or ``lost``.
         loaded: whether all tasks have been received.
-        at: when the rows were in this state, in Unix seconds. Default: now.
+        at: the time of this state in Unix seconds. The default is the current time.
     """
     at = time.time() if at is None else at
     names, lines = _table(rows, most, at)
@@ -150,7 +150,7 @@ def _dot(label: str) -> str:
 
 
 def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loaded: bool) -> str:
-    """Return how many tasks are shown, how many are left out, and as of when."""
+    """Return a line with the numbers of tasks that are shown and not shown, and the time of the snapshot."""
     moment = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     when = f"the connection was lost at {moment}" if state == "lost" else f"as of {moment}"
     total, matching = len(rows), len(rows.order)

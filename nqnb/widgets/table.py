@@ -40,7 +40,7 @@ LOAD_SECONDS = 5.0
 SAVE_SECONDS = 10.0
 """The minimum time between two updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
-"""What is left of the live view where widgets cannot run. The snapshot is a separate output."""
+"""The content of the live view in places where widgets cannot run. The snapshot is a separate output."""
 _HIDE_DEAD_VIEW = (
     "<style>.jp-OutputArea-child:has(> .jp-RenderedHTML > #nq-{id}) + .jp-OutputArea-child:not(:has(.nq)) "
     "{{ display: none }}</style>"
@@ -55,9 +55,9 @@ class TaskTable(anywidget.AnyWidget):
     sends the visible rows to the page at most ten times a second, and only if the rows have changed and a page shows
     them. The rows are not part of the widget's state.
 
-    A displayed table has two outputs: the live view, and a snapshot, which the view hides. The snapshot is what a saved
-    notebook shows. It is updated when the rows are loaded, then every `SAVE_SECONDS` while they change, at the end of
-    each cell, and when the table is frozen or closed.
+    A displayed table has two outputs: the live view, and a snapshot, which the view hides. A saved notebook shows the
+    snapshot. The snapshot is updated when the rows have been loaded, then every `SAVE_SECONDS` while they change, at
+    the end of each cell, and when the table is frozen or closed.
 
     Args:
         rows: the rows to show. The caller must not use them afterwards.
@@ -111,11 +111,11 @@ class TaskTable(anywidget.AnyWidget):
         self._view_id = uuid.uuid4().hex
         self._displayed = False
         self._changes = self._saved_changes = 0
-        """The number of changes of the rows, now and when the snapshot was last updated."""
+        """The number of changes to the rows until now, and until the last update of the snapshot."""
         self._saved: dict[str, str] | None = None
-        """The last snapshot of loaded rows."""
+        """The last snapshot that was made after the rows had been loaded."""
         self._stopped_at: float | None = None
-        """When the feed was stopped, because no page showed the table."""
+        """When the feed was stopped because no page showed the table, in Unix seconds."""
         self._throttle = Throttle(self._work, MESSAGE_SECONDS)
         self._save_throttle = Throttle(self._save, SAVE_SECONDS, "nqnb table snapshot")
         super().__init__()
@@ -179,7 +179,7 @@ class TaskTable(anywidget.AnyWidget):
             self.close()
 
     def close(self) -> None:
-        """Close the table. Its last snapshot stays in the page, and `df` still returns its tasks."""
+        """Close the table. Its last snapshot stays on the page, and `df` still returns its tasks."""
         if self._ended:
             return
         if not self._freezing:
@@ -193,7 +193,7 @@ class TaskTable(anywidget.AnyWidget):
         self._stop_feed()
 
     def _ipython_display_(self, **kwargs: Any) -> None:
-        """Display the snapshot and the live view, each with a display id, which `freeze` needs to replace them."""
+        """Display the snapshot and the live view. Each has a display id, so that `freeze` can replace it."""
         self._displayed = not self._ended
         with self._lock:
             bundle = self._framed(self._snapshot())
@@ -214,10 +214,10 @@ class TaskTable(anywidget.AnyWidget):
         at_ends_of_cells(self._at_cell_end)
 
     def _at_cell_end(self) -> bool:
-        """Freeze the table if all its tasks have ended and no page shows it, or else update its snapshot.
+        """Freeze the table if all tasks have ended and no page shows it; otherwise update the snapshot.
 
         Returns:
-            Whether to call this again.
+            Whether to call this method again at the end of the next cell.
         """
         with self._lock:
             self._drain()
@@ -244,7 +244,7 @@ class TaskTable(anywidget.AnyWidget):
             jupyter_compat.update(self._display_id, self._saved)
 
     def _framed(self, bundle: dict[str, str]) -> dict[str, str]:
-        """Return a snapshot in an element that the live view hides."""
+        """Return a snapshot inside the element that the live view hides."""
         hide = _HIDE_DEAD_VIEW.format(id=self._display_id)
         return {**bundle, "text/html": f'<div id="nq-{self._display_id}">{bundle["text/html"]}</div>{hide}'}
 

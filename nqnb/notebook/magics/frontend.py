@@ -241,8 +241,8 @@ def one_line_error(error: BaseException, interrupted: Callable[[], str], hint: s
         text = f"interrupted{interrupted()}"
     else:
         text = as_cell_text(str(error))
-    # A DevServerError may quote the end of a server's log, which has several lines.
     text = f"{text.rstrip('.')}. {hint}" if hint else text
+    # A DevServerError may quote the end of a server's log, which has several lines.
     shown = clean(text) if isinstance(error, DevServerError) else line(text)
     replace_traceback(error, lambda: [f"nqnb: {shown}"])
     return error

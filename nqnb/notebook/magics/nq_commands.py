@@ -38,7 +38,7 @@ A cell as the payload or the handler:
   %%nq handler resize -c 4
 
 \b
-Words are parsed as in a shell. JSON needs no quotes. `$name` passes the value of a Python variable, and ` # ` begins a
+Words are parsed as in a shell. JSON needs no quotes. `$name` passes the value of a Python variable, and ` # ` starts a
 comment. Commands return objects: `frame = %nq tasks`
 """
 
@@ -301,7 +301,7 @@ def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _untyped(param: click.Parameter) -> click.Parameter:
-    """Return a parameter that receives the words as they are, with the values of variables."""
+    """Return a parameter that receives unconverted words, which carry the values of variables."""
     made = copy.copy(param)
     made.type = click.UNPROCESSED
     return made

@@ -67,13 +67,13 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
 
 
 def _hint(error: BaseException, line: str) -> str:
-    """Return how to pass a value, if the error may be due to an expression in braces; otherwise an empty string."""
+    """Return advice about passing values if the error may be due to an expression in braces, or an empty string."""
     import click
 
     from nqnb.errors import BadInput, UnknownQueue, UnknownTask
     from nqnb.notebook.magics.parse_line import brace_hint
 
-    with contextlib.suppress(BadInput):  # a quote is not closed, as the error itself says
+    with contextlib.suppress(BadInput):  # a quote is not closed, which the error itself reports
         if isinstance(error, (click.ClickException, BadInput, UnknownQueue, UnknownTask)):
             return brace_hint(line)
     return ""

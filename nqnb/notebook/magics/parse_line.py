@@ -16,7 +16,7 @@ _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _VARIABLE = re.compile(rf"\$({_NAME})")
 """A word that stands for the value of a Python variable, or of its attribute."""
 _BRACES = re.compile(rf"\{{\s*({_NAME})\s*(?:\}}|[\[(!+*/%-].*)")
-"""Braces around a Python expression, as other magics expand them."""
+"""Braces around a Python expression, which other magics expand."""
 
 
 def words(
@@ -27,14 +27,14 @@ def words(
 ) -> list[str]:
     """Return the words of a line.
 
-    Quotes group words and are removed. A backslash escapes the next character. A word that begins with ``#`` begins a
+    Quotes group words and are removed. A backslash escapes the next character. A word that begins with ``#`` starts a
     comment. Braces and ``*`` are not expanded. A JSON object or array does not need quotes.
 
     Args:
         line: the text after ``%nq``.
         windows: whether a backslash is an ordinary character, as in Windows paths.
-        read_variable: returns the words for the variable of a word like ``$name``. It is called with the name and the
-            words before it. Default: such a word stays as it is.
+        read_variable: called for a word such as ``$name`` with the name and the previous words; it must return the
+            words to insert. By default, such a word is left unchanged.
 
     Raises:
         BadInput: a quote is not closed.
@@ -50,7 +50,7 @@ def words(
 
 
 def brace_hint(line: str, *, windows: bool = os.name == "nt") -> str:
-    """Return how to pass a value, if the line has a Python expression in braces; otherwise an empty string.
+    """Return advice about passing values if the line has a Python expression in braces, or an empty string.
 
     Raises:
         BadInput: a quote is not closed.
@@ -81,7 +81,7 @@ def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[li
 
 
 def _split(line: str, *, windows: bool) -> Iterator[tuple[str, str]]:
-    """Yield each word of a line as it is written, and without its quotes. A comment ends the line."""
+    """Yield each word of a line, both as it was typed and without its quotes. A comment ends the line."""
     rest = line.lstrip()
     while rest and not rest.startswith("#"):
         end = _json_end(rest)

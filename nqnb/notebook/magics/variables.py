@@ -1,4 +1,4 @@
-"""The values of Python variables as words of a magic line: `$name` and `$name.attribute`."""
+"""Replaces `$name` and `$name.attribute` in a magic line with the values of Python variables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class VariableText(str):
     value: Any
 
     def __new__(cls, text: str, value: Any) -> VariableText:
-        """Create the text, with the value that it stands for."""
+        """Create the text for a value."""
         made = super().__new__(cls, text)
         made.value = value
         return made
@@ -33,11 +33,11 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
     Args:
         shell: the IPython shell that has the variable.
         name: the name of the variable, possibly with attributes.
-        words_before: the words before the variable. In a ``submit`` line, a list is a payload. In other lines, it is
-            several words.
+        words_before: the words before the variable. In a ``submit`` line, a list is a payload. In other lines, each
+            task of the list becomes a word.
 
     Raises:
-        BadInput: the variable is not defined, or its value cannot be a word.
+        BadInput: the variable is not defined, or its value cannot be converted to text.
     """
     first, *attributes = name.split(".")
     try:
@@ -46,7 +46,7 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
             value = getattr(value, attribute)
     except (KeyError, AttributeError):
         raise BadInput(
-            f"cannot pass ${name}: it is not defined. Define the variable, or write '${name}' for the text itself."
+            f"cannot pass ${name}: it is not defined. Define the variable, or write '${name}' to pass the text itself."
         ) from None
     if isinstance(value, _TASKS):
         return ids_of(value)
@@ -65,5 +65,5 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
 
 
 def as_json(word: str) -> str:
-    """Return the payload for a word: the JSON of a variable's value, and any other word as it is."""
+    """Return the payload for a word: the value of a variable as JSON, or any other word unchanged."""
     return encode_json(word.value).decode() if isinstance(word, VariableText) else word

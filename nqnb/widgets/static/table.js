@@ -12,7 +12,7 @@
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
  *   sort: string, down: boolean, queues: boolean, behind: boolean, ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number,
- *   loaded: boolean, snapshot: string}} Rows  snapshot is the id of the element with the saved form of the table
+ *   loaded: boolean, snapshot: string}} Rows  snapshot is the id of the element with the snapshot of the table
  */
 
 const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
@@ -302,7 +302,7 @@ function render({ model, el }) {
   const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Previous page" }, "‹");
   const next = make("button", { type: "button", className: "nq-plain", "data-act": "next", "aria-label": "Next page" }, "›");
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
-  const hider = make("style"); // hides the snapshot, which a saved notebook shows, while this view is in the page
+  const hider = make("style"); // hides the snapshot while this view is on the page; a saved notebook shows the snapshot
   root.append(
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips, search),
     scroller, empty,
