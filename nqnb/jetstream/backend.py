@@ -472,10 +472,7 @@ class Backend:
             await self._ensure_presence(memory=True)
 
     def spare_owners(self) -> None:
-        """Count every worker as alive for a while, because the server may have lost or refused presence entries.
-
-        Callers of `spared_for` choose for how long.
-        """
+        """Count every worker as alive for a while, because the server may have lost or refused presence entries."""
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:

@@ -271,11 +271,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
 
 
 async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
-    """Yield the pages of one consumer.
-
-    Raises:
-        Unconfirmed: a message was lost. The messages before it have already been yielded.
-    """
+    """Yield the pages of one consumer. If a message was lost, raise Unconfirmed after the entries before it."""
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
     except ServerRefused as error:

@@ -32,11 +32,7 @@ _REDELIVER_NANOSECONDS = 1_000_000_000
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
-    """Publish a cancel, and return once the server has stored it for every worker.
-
-    Raises:
-        NqnbError: see `Connection.publish`.
-    """
+    """Publish a cancel, and return once the server has stored it for every worker."""
     subject = names.cancel_subject(queue)
     data = CancelMessage(task_id, subject).encode()
     await connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"})

@@ -288,11 +288,7 @@ class Credentials:
 
 
 def _read_credentials(path: str) -> tuple[bytes, bytes]:
-    """Return the JWT and the seed of a credentials file.
-
-    Raises:
-        BadInput: the file cannot be read, or has no valid JWT or seed.
-    """
+    """Return the JWT and the seed of a credentials file. Raise BadInput if it has no valid JWT and seed."""
     text = _read_file("creds", path)
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:

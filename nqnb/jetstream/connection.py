@@ -257,11 +257,7 @@ class Connection:
         return decoded
 
     async def find(self, name: str, body: Mapping[str, Any] | None = None, missing: Container[int] = NOT_FOUND) -> Any:
-        """Call ``$JS.API.<name>`` with retries. Return the decoded reply, or None if its error code is in ``missing``.
-
-        Raises:
-            ServerRefused, Unavailable, NoResponders, Unconfirmed, ConnectionFailed: see `api`.
-        """
+        """Call `api` with retries. Return the decoded reply, or None if the error's code is in ``missing``."""
         try:
             return await self.insist(lambda: self.api(name, body))
         except ServerRefused as error:

@@ -95,12 +95,7 @@ class FastClient(NatsClient):
         return bool(getattr(self, "_server_info", {}).get("cluster"))
 
     async def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Publish a message, as `nats.aio.client.Client.publish` does.
-
-        Raises:
-            nats.errors.MaxPayloadError: data and headers exceed the server's limit.
-            nats.errors.Error: see `nats.aio.client.Client.publish`.
-        """
+        """Publish a message, and raise the same errors as `nats.aio.client.Client.publish`."""
         block = header_block(headers) if headers else b""
         size = len(block) + len(data)
         if size > self.max_payload:
@@ -123,11 +118,7 @@ class FastClient(NatsClient):
             await self._flush_pending()
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block.
-
-        Raises:
-            nats.errors.Error: see `nats.aio.client.Client.subscribe`.
-        """
+        """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block."""
 
         async def take(message: Msg) -> None:
             _call(on_message, Message(message.subject, message.reply, message.data, headers=message.headers or {}))
@@ -149,11 +140,7 @@ class FastClient(NatsClient):
         _call(on_message, Message(name, reply_to, data, headers))
 
     async def drain_subscription(self, subscription: Subscription) -> None:
-        """Unsubscribe once the messages that are already in transit have arrived.
-
-        Raises:
-            nats.errors.Error: see `nats.aio.subscription.Subscription.drain`. The subscription is removed anyway.
-        """
+        """Unsubscribe once the messages in transit have arrived. If this fails, the subscription is removed anyway."""
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:
@@ -181,11 +168,7 @@ class FastClient(NatsClient):
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:
-    """Return the headers as they are sent over the wire (NATS ADR-4).
-
-    Raises:
-        nats.errors.Error: a name or value contains a line break, which would start another header.
-    """
+    """Encode headers (NATS ADR-4). Raise nats.errors.Error for a line break, which would start another header."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise nats.errors.Error(f"one of the headers {', '.join(map(repr, headers))} contains a line break")

@@ -165,10 +165,7 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Return the minimum age of an entry at the moment ``asked``, in seconds by the server's clock.
-
-        The minimum is used so that no worker counts as dead while its presence may still be valid.
-        """
+        """Return the minimum age of an entry at ``asked``, so that no worker counts as dead too early."""
         return self._clock.earliest(asked) - created
 
 
@@ -239,11 +236,9 @@ _decoder = msgspec.json.Decoder(PresenceEntry)
 
 
 def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
-    """Encode a worker's entry within the server's size limit.
+    """Encode a worker's entry for a server whose messages have at most ``max_payload`` bytes.
 
-    Args:
-        info: the worker, with every task that it is running.
-        max_payload: the maximum size of a message in bytes.
+    ``info.running`` must contain every task that the worker is running.
     """
     entry = info if isinstance(info, PresenceEntry) else PresenceEntry.of(info, {})
     listed = _count_that_fits(entry.running, min(_LIST_BYTES, max_payload // _SHARE))
@@ -255,11 +250,7 @@ def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
 
 
 def decode_presence(entry: Entry) -> PresenceEntry:
-    """Decode a worker's entry.
-
-    Raises:
-        MalformedMessage: the entry is invalid; see `WorkerInfo.of_entry`.
-    """
+    """Decode a worker's entry. Raise MalformedMessage if it is invalid; see `WorkerInfo.of_entry`."""
     WorkerInfo.of_entry(entry.key, entry.value)
     return decode(entry.value, _decoder, "a worker's presence")
 

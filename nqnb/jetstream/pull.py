@@ -105,10 +105,7 @@ class PullLoop:
         )
 
     async def probe(self, count: int) -> None:
-        """Request at most ``count`` of the pending tasks, and return once they have arrived.
-
-        Call this method only while no other pull is open.
-        """
+        """Request at most ``count`` of the pending tasks while no other pull is open. Return once they have arrived."""
         count = min(count, self._limits.max_batch)
         probe = self._probe = asyncio.get_running_loop().create_future()
         await self._request({"batch": count, "no_wait": True}, count)

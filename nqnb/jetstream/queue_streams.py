@@ -187,10 +187,7 @@ async def queue_names(connection: Connection) -> list[str]:
 async def queue_infos(connection: Connection, serving: Mapping[str, int], paused: set[str]) -> AsyncIterator[QueueInfo]:
     """Yield every queue on the server, sorted by name.
 
-    Args:
-        connection: the connection.
-        serving: the number of live workers that serve each queue.
-        paused: the names of the queues that a user has paused.
+    ``serving`` has the number of live workers of each queue, and ``paused`` has the queues that a user has paused.
     """
     for info in await list_streams(connection, names.task_subject("*")):
         for queue in _queues_of(info):
@@ -226,10 +223,7 @@ async def queue_created_at(connection: Connection, queue: str) -> float:
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:
-    """Return the subjects in a queue's streams that do not belong to the queue, by stream name.
-
-    Streams without such subjects are omitted.
-    """
+    """Return the subjects in a queue's streams that do not belong to the queue, by the streams that have any."""
     own = {names.task_subject(queue), names.schedule_pattern(queue), names.cancel_subject(queue)}
     foreign: dict[str, list[str]] = {}
     for subject in (names.task_subject(queue), names.cancel_subject(queue)):

@@ -83,12 +83,7 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
 
 
 def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
-    """Return nqnb's error for an error of the JetStream API.
-
-    Args:
-        error: the error in the reply.
-        what: the request, such as "storing a message on 'q.task'".
-    """
+    """Return nqnb's error for a JetStream error. ``what`` is the request, such as "storing a message on 'q.task'"."""
     facts = (error.code, error.err_code, error.description)
     details = f"{error.description}, code {error.err_code or error.code}"
     limit = _LIMITS.get(error.err_code)
@@ -169,10 +164,7 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached
 
 
 def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[str, str]:
-    """Return the cause of a failed connection attempt, and the remedy.
-
-    The remedy is ``another`` if no usable server is at the address.
-    """
+    """Return the cause of a failed connection attempt and its remedy: ``another`` if the address is unusable."""
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
         return _login_refused(settings, text)

@@ -82,11 +82,7 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
 
 
 def check_port(port: int) -> None:
-    """Check that a new server can listen on a port.
-
-    Raises:
-        DevServerError: another program is listening on the port, or the system does not permit its use.
-    """
+    """Check that a new server can listen on a port. Raise DevServerError if it cannot."""
     with socket.socket() as probe:
         if os.name == "posix":  # nats-server also sets this; on Windows it would allow a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

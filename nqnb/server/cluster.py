@@ -200,12 +200,7 @@ def _name(number: int) -> str:
 
 
 def _ask(server: DevServer, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Call ``$JS.API.<name>`` on one server, over a new connection.
-
-    Raises:
-        OSError: the server does not answer.
-        ValueError: the answer is not JSON, because no responder serves the subject.
-    """
+    """Call ``$JS.API.<name>`` over a new connection. Raise OSError or ValueError if the server does not answer."""
     data = b"" if body is None else json.dumps(body).encode()
     inbox = "_INBOX.nqnb-cluster"
     with socket.create_connection((HOST, int(server.url.rpartition(":")[2])), _ASK_TIMEOUT_SECONDS) as sock:

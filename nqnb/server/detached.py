@@ -95,10 +95,7 @@ class DetachedStatus:
 
 
 def find() -> Settings | None:
-    """Return settings for the user's detached server, or None if it is not running.
-
-    The environment and the contexts of the NATS CLI are ignored here; see `nqnb.server.server_choice.choose`.
-    """
+    """Return settings for the user's detached server, or None if it is not running. This ignores the environment."""
     found = look()
     if found.condition is not Condition.RUNNING or found.server is None:
         return None
@@ -396,12 +393,7 @@ def _server_file() -> Path:
 
 
 def _read_server_file() -> Detached:
-    """Return the server that the file describes.
-
-    Raises:
-        OSError: the file does not exist or cannot be read.
-        ValueError: the file does not describe a server.
-    """
+    """Return the server that the file describes. Raise OSError if it cannot be read, or ValueError if it is invalid."""
     server = msgspec.json.decode(_server_file().read_bytes(), type=Detached)
     _ = server.port
     return server

@@ -217,12 +217,7 @@ class ServerOptions:
     def checked(
         cls, port: int, store_dir: object, go_queues: object, *, config: str = "", jetstream: bool = True
     ) -> ServerOptions:
-        """Check the options and return them.
-
-        Raises:
-            BadInput: an option is invalid.
-            InvalidQueueName: one of `go_queues` is not a valid queue name.
-        """
+        """Check the options and return them. Raise BadInput or InvalidQueueName if an option is invalid."""
         port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
         store = None if store_dir is None else _check_folder(store_dir)
         queues = _check_queues(go_queues)
@@ -318,11 +313,7 @@ class SupervisedServer:
     def serve(self, deadline: float) -> None:
         """Start nats-server, and return once it answers.
 
-        Args:
-            deadline: the time by which the server must answer, on the monotonic clock.
-
-        Raises:
-            DevServerError: the server does not answer in time.
+        Raise DevServerError if the server does not answer by ``deadline``, a time on the monotonic clock.
         """
         self._order(b"", deadline)
         options = self._options
@@ -351,22 +342,14 @@ class SupervisedServer:
         raise self._failure(f"it exited with code {self._status()[2]}")
 
     def info(self) -> dict[str, Any]:
-        """Return the INFO of the server.
-
-        Raises:
-            DevServerError: the server does not answer.
-        """
+        """Return the INFO of the server. Raise DevServerError if the server does not answer."""
         try:
             return handshake(self.port)
         except (OSError, ValueError) as error:
             raise self._failure(f"it did not answer ({error})") from error
 
     def kill(self) -> None:
-        """Kill nats-server if it is running.
-
-        Raises:
-            DevServerError: the supervisor does not answer.
-        """
+        """Kill nats-server if it is running. Raise DevServerError if the supervisor does not answer."""
         if self.running:
             self._order(supervisor.KILL, time.monotonic() + STOP_TIMEOUT_SECONDS)
 
@@ -386,11 +369,7 @@ class SupervisedServer:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def detach(self) -> None:
-        """Allow the server to keep running after this process exits.
-
-        Raises:
-            DevServerError: the supervisor did not answer.
-        """
+        """Allow the server to outlive this process. Raise DevServerError if the supervisor does not answer."""
         self._order(supervisor.DETACH, time.monotonic() + START_TIMEOUT_SECONDS)
         self._close()
         # If the supervisor exits before this process, it must be reaped.
@@ -442,10 +421,7 @@ class SupervisedServer:
         return DevServerError(text)
 
     def _listening_port(self) -> int:
-        """Return the port that nats-server listens on, or 0 if it is not listening yet.
-
-        The port is read from a file that the server writes, so it is never the port of another server.
-        """
+        """Return the port that this nats-server, and no other, wrote to its file, or 0 if it is not listening yet."""
         for file in self.folder.glob(f"*_{self.pid}.ports"):
             urls: list[str] = json.loads(file.read_bytes())["nats"]
             return int(urls[0].rpartition(":")[2])
