@@ -30,7 +30,7 @@ async def main() -> None:
             # Without `wait`, cancel returns as soon as the cancel is stored; no new run of the task can start then.
             receipt = await running.cancel(wait=10)
             print("running task:", receipt.status.label, "| code still runs:", receipt.stopping, "| how:", receipt.how)
-            print(f"stopped after {receipt.seconds:.2f} s by worker {receipt.worker}, asked by {receipt.by}")
+            print(f"stopped after {receipt.seconds:.2f} s by worker {receipt.worker}, requested by {receipt.by}")
 
             try:
                 await running

@@ -1,4 +1,4 @@
-"""Watch a queue live: every task, and then every change of a task."""
+"""Watch a queue live: list its tasks, then follow every change."""
 
 import asyncio
 from collections import Counter

@@ -19,7 +19,7 @@ class Wait:
 
 
 async def wait(job: nqnb.Job, payload: Wait) -> str:
-    """Run as a coroutine, which suits work that waits for a network."""
+    """Run as a coroutine, which suits work that waits for the network."""
     await asyncio.sleep(payload.seconds)
     return payload.text
 

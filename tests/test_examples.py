@@ -18,7 +18,7 @@ PRINTS = {
     ],
     "cancel_running_code.py": [
         r"running task: cancelled \| code still runs: False \| how: \w+",
-        r"stopped after \d+\.\d\d s by worker w-\w+, asked by \S+",
+        r"stopped after \d+\.\d\d s by worker w-\w+, requested by \S+",
         r"waiting task: deleted",
         r"result: .*cancelled",
     ],

@@ -83,7 +83,7 @@ def ended_status(text: str) -> State:
 
 
 def part_of_error(text: str) -> str:
-    """Parse a part of an error's text. An empty text is refused, because every error contains it."""
+    """Parse part of an error message. Blank text is refused, because it would match almost every error."""
     if not text.strip():
         raise click.BadParameter(
             f"expected a part of an error's text, got {text!r}, which every error contains. Use a word of the error"

@@ -65,7 +65,7 @@ def queue_list(ctx: click.Context) -> Queues:
 )
 @click.pass_context
 def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> QueueInfo:
-    """Show the task counts, the number of workers and the size of one queue."""
+    """Show the task counts, workers and size of one queue."""
     chosen = name or named
     if chosen is None or (name and named):
         raise click.UsageError("the queue is missing or named twice: expected one name. Use NAME or --name NAME")

@@ -399,7 +399,7 @@ def task_requeue(
 
     Tasks that are named by their ids are requeued at once, and the ids of the new tasks are printed. With a filter, or
     with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm. Tasks that have already been
-    requeued are then skipped.
+    requeued are skipped.
     """
     filtered = bool(queue or statuses or since is not None or error)
     if bool(ids or named) == filtered:
