@@ -74,11 +74,11 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self.serving = Serving(lambda: self.backend)
-        """Whether workers serve the queues of this client's tasks."""
+        """The background check of whether workers are serving this client's queues."""
         self._name = _user_and_host()
 
     async def open(self) -> Self:
-        """Connect.
+        """Connect to the server.
 
         Raises:
             NoServer: no server answered in time, or the server refused the connection.
@@ -147,7 +147,7 @@ class Client:
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON (see `nqnb.payload`).
             id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default a new id is generated.
             retry: how many times to retry the task if it fails.
-            timeout: the maximum duration of one attempt: seconds or a timedelta. It is rounded up to whole seconds,
+            timeout: the maximum duration of one attempt, as seconds or a timedelta. It is rounded up to whole seconds,
                 because NQ stores whole seconds.
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta from now.
@@ -258,7 +258,7 @@ class Client:
 
         Args:
             id: the task.
-            timeout: seconds, or a timedelta; 0 checks without waiting, and None waits indefinitely.
+            timeout: how long to wait, as seconds or a timedelta. 0 checks without waiting; None waits indefinitely.
 
         Raises:
             WaitTimeout: the task did not end in time; the task continues. If no worker is serving its queue, the
@@ -465,20 +465,20 @@ class Client:
         message is still in its queue, is never removed.
 
         Args:
-            older_than: how long ago a task must have ended to be removed: seconds, or a timedelta.
+            older_than: how long ago a task must have ended to be removed, as seconds or a timedelta.
             queue: remove only tasks of this queue. If it is None, results and cancel requests that belong to no task
                 are removed too.
             dry_run: remove nothing, and return what would be removed.
 
         Raises:
             BadInput: ``older_than`` or the queue name is invalid.
-            UnknownQueue: the queue does not exist, and none of its tasks are stored.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
             Unconfirmed: the server's answers were lost; some states may have been removed. Prune again.
         """
         return await prune(self.backend, older_than, queue, dry_run=dry_run)
 
     async def workers(self) -> list[WorkerInfo]:
-        """Return every nqnb worker that is alive; Go workers do not register, so they are not listed."""
+        """Return every live nqnb worker. Go workers are not listed, because they do not register."""
         return [info async for info in self.backend.presence.live()]
 
 

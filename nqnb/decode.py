@@ -44,12 +44,7 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes that are stored on a server.
-
-    Args:
-        data: the bytes.
-        decoder: the decoder.
-        what: a description of the expected content, for the error message.
+    """Decode bytes that are stored on a server; ``what`` describes the expected content in the error.
 
     Raises:
         MalformedMessage: the bytes are invalid.
@@ -77,7 +72,7 @@ def decode_value(data: bytes) -> Any:
 
 
 def depth(data: bytes) -> int:
-    """Return the nesting depth of JSON. For JSON with at most 64 opening brackets, return their number instead."""
+    """Return the nesting depth of JSON, or an upper bound if the JSON has at most 64 opening brackets."""
     brackets = data.count(b"[") + data.count(b"{")
     if brackets <= _FEW_BRACKETS:
         return brackets
@@ -102,22 +97,14 @@ def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessag
 
 
 class SkipLog:
-    """A log of the entries that listings skip: one line per listing, unless the last listing skipped the same entries.
-
-    Args:
-        bucket: the name of the bucket.
-    """
+    """A log of the entries of a bucket that listings skip, with one line per listing."""
 
     def __init__(self, bucket: str) -> None:
         self._bucket = bucket
         self._logged: frozenset[str] = frozenset()
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log the entries that a listing skipped, unless the last listing skipped the same entries.
-
-        Args:
-            skipped: the keys of the skipped entries, each with the reason.
-        """
+        """Log the keys and reasons in ``skipped``, unless the last listing skipped the same entries."""
         keys = frozenset(skipped)
         if keys == self._logged:
             return

@@ -53,5 +53,5 @@ def hint(text: str | None, known: Iterable[str]) -> str:
 
 
 def exact_text(value: str) -> str:
-    """Return a string as a plain ``str``. A string of a subclass (numpy's, an enum) is copied."""
+    """Return a string as a plain ``str``. An instance of a subclass (numpy's, an enum) is copied."""
     return value if type(value) is str else str.__str__(value)

@@ -169,7 +169,7 @@ def preview(payload: bytes, width: int = 80) -> str:
 
 
 def decoded(data: bytes) -> Any:
-    """Decode JSON. Return the bytes if they are not JSON or are nested too deeply to print, and None for no bytes."""
+    """Decode JSON. Return the bytes if they are not JSON or are nested too deeply to print, or None for empty bytes."""
     if not data:
         return None
     try:

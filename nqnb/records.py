@@ -234,7 +234,7 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
 class WorkerInfo(Struct, frozen=True, kw_only=True):
     """A live worker, according to its presence entry.
 
-    ``running`` are the ids of the tasks that the worker is running. If there are many thousands, only the first are
+    ``running`` are the ids of the tasks that the worker is running. If there are thousands of them, only the first are
     listed, and ``unlisted`` counts the others.
     """
 

@@ -27,7 +27,7 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
 SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
-"""A lease is renewed three times per ack wait, and the states of ended tasks are kept for at least ten ack waits."""
+"""Limits of ``ack_wait``. Leases are renewed three times per ack wait; states are kept for at least ten ack waits."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
@@ -117,8 +117,8 @@ class Settings:
         tls_key: path of the certificate's private key, a PEM file without a passphrase; default ``NATS_KEY``.
         tls_first: whether the server expects the TLS handshake before it sends anything.
         context: name of the NATS CLI context from which to read settings that are not passed. Default: ``NATS_CONTEXT``
-            if no url is passed, and the selected context if ``NATS_URL`` is not set either. Afterwards, the attribute
-            is the name of the context that was read.
+            if no url is passed, and the selected context if ``NATS_URL`` is not set either. The attribute of the
+            instance is the name of the context that was read.
         name: the name of this connection in the server's monitoring.
         replicas: how many servers store a copy of each stream and bucket that nqnb creates, 1 to 5.
         state_bucket: key-value bucket with the states of tasks; all clients and workers of a queue share it.
@@ -135,9 +135,9 @@ class Settings:
         ack_wait: how long the server waits for a silent worker before it redelivers the task to another worker: seconds
             or a timedelta, from 0.01 s to 30 days. It applies to consumers that nqnb creates; an existing consumer
             keeps its ack wait.
-        connect_timeout: how long the first connection may take: seconds or a timedelta.
-        request_timeout: how long to wait for one answer from the server: seconds or a timedelta.
-        retry_for: how long to retry idempotent requests while the server is unavailable or is electing a leader:
+        connect_timeout: how long the first connection may take, as seconds or a timedelta.
+        request_timeout: how long to wait for one answer from the server, as seconds or a timedelta.
+        retry_for: how long to retry idempotent requests while the server is unavailable or is electing a leader, as
             seconds or a timedelta.
 
     Raises:
@@ -258,12 +258,12 @@ class Settings:
 
     @property
     def retention_seconds(self) -> float | None:
-        """``retention`` in seconds."""
+        """``retention`` in seconds, or None."""
         return check_seconds("retention", self.retention, none=True)
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
-        """Return settings for other settings, an address, or None (the defaults), with some fields replaced.
+        """Return settings based on other settings, an address, or the defaults (for None), with some fields replaced.
 
         An option that is part of a login replaces the whole login. A context also replaces the address.
 
@@ -534,7 +534,7 @@ def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
         return text
     if os.path.isfile(text):
         return _check_readable(label, text)
-    # The value may be a seed with a typing error, so it is shown only if it is certainly a path.
+    # The value may be a mistyped seed, so it is shown only if it is clearly a path.
     value = f" {text!r}" if os.sep in text or "." in text else ""
     raise BadInput(
         f"{label}{value} is invalid: neither a seed nor a readable file. "

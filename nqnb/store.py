@@ -76,7 +76,7 @@ class StateStore(Protocol):
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the current entry of every key, oldest write first. Keys that are written meanwhile may be missed."""
+        """Yield the current entry of every key, oldest write first. Keys written during the iteration may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
@@ -96,7 +96,7 @@ def check_store(store: StateStore | None) -> StateStore | None:
     if store is None:
         return None
     if isinstance(store, type):
-        raise BadInput(f"store={store.__name__} is invalid: expected a store, got a class. Pass an instance of it.")
+        raise BadInput(f"store={store.__name__} is invalid: expected a store, got a class. Pass an instance.")
     required = [name for name in vars(StateStore) if not name.startswith("_")]
     missing = [name for name in required if not _has(store, name)]
     if missing:

@@ -51,13 +51,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main(role: str, parent: int, *arguments: str) -> None:
-    """Supervise a child in one of the two roles.
-
-    Args:
-        role: ``server`` or ``task``.
-        parent: the process id of the parent.
-        *arguments: the arguments of the role.
-    """
+    """Supervise a child in the role ``server`` or ``task``; ``parent`` is the process id of the parent."""
     if role == "server":
         locks, folder, *command = arguments
         keep_server(parent, [int(lock) for lock in locks.split(",") if lock], folder, command)
@@ -269,7 +263,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
     When the fork has exited, KILL is received, or the worker is dead, the supervisor kills the rest of the process
     group and, on Linux, all remaining descendants.
 
-    The handler runs in another process than the supervisor, because a C call in the handler may hold the GIL for hours.
+    The handler does not run in the supervisor's process, because a C call in the handler may hold the GIL for hours.
     The supervisor is not in the handler's process group, because otherwise it could not reap the processes it kills.
 
     Args:
@@ -311,7 +305,7 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
 
 def _close_all_but(*kept: int) -> None:
-    """Close all other descriptors, because the worker's libraries leave some open in every child."""
+    """Close all descriptors except ``kept``, because the worker's libraries leave some open in every child."""
     for descriptor in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
         with contextlib.suppress(OSError):  # the descriptor of the listing itself is already closed
             os.close(descriptor)

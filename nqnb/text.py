@@ -74,9 +74,7 @@ def size(count: int) -> str:
 def duration(seconds: float, *, gap: str = "") -> str:
     """Return a length of time in one unit: ``12ms``, ``3.4s``, ``45s``, ``2m``, ``5h``, ``3d``.
 
-    Args:
-        seconds: the length of time. A negative value counts as 0.
-        gap: the text between the number and the unit.
+    A negative length counts as 0. ``gap`` is the text between the number and the unit.
     """
     seconds = max(0.0, seconds)
     if seconds < 1:
@@ -133,7 +131,7 @@ def receipt_words(receipt: CancelReceipt) -> str:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return a record as JSON that is safe on a terminal."""
+    """Return a record as JSON that is safe to print to a terminal."""
     text = json.dumps(plain(value), ensure_ascii=False, indent=indent)
     return UNSAFE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 

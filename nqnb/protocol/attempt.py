@@ -1,4 +1,4 @@
-"""One attempt at a task, from its delivery to its end: the worker's data about it, the lease and the stop reason."""
+"""One attempt at a task, from its delivery to its end, with the lease and the reason to stop."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Attempt:
     def flag(self, record: CancelRecord, worker: str) -> None:
         """Record a cancel, and begin to stop the run.
 
-        Only the first of several cancels counts. A later record only adds the sender and the time, if still unknown.
+        Only the first of several cancels counts. A later record only adds the sender and time, if they are unknown.
         """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)

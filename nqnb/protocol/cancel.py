@@ -99,7 +99,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
             return CancelReceipt.of(task_id, task.Status, None)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
-                f"task {task_id!r} cannot be cancelled: it has already {task.Status.label}. Read its result instead.",
+                f"task {task_id!r} cannot be cancelled: it has already {task.Status.label}. Read its outcome instead.",
                 task_id,
                 task.Status,
             )
@@ -113,11 +113,11 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
 
 
 class EndWaiting(Retry):
-    """The write of the end of a waiting task, which also works if the store is full.
+    """A retry policy that writes the final entry of a waiting task, even into a full store.
 
-    The entry of an ended task is larger than its previous entry. If the store has no room for it, the previous entry is
-    removed first. Until the end is written, the task has no entry, like a task that was just submitted: a worker that
-    receives its message creates the entry and runs the task. If there is still too little room and the message was
+    The final entry is larger than the previous entry. If the store has no room for it, the previous entry is removed
+    first. Until the final entry is written, the task has no entry, like a task that was just submitted: a worker that
+    receives its message creates an entry and runs the task. If there is still too little room and the message was
     never delivered, the message is removed too. Then the task can no longer run.
 
     Args:
@@ -126,8 +126,8 @@ class EndWaiting(Retry):
         seconds: how long to retry.
         stream_gone: whether the stream of the task's message was deleted. A new stream has other messages at the same
             sequences.
-        owed: collects, by id, the tasks whose entries were removed and whose ends have not been written yet. Each task
-            is stored in its waiting state.
+        owed: collects, by id, the tasks whose entries were removed and whose final entries have not been written yet.
+            Each task is stored in its waiting state.
     """
 
     def __init__(
@@ -145,21 +145,21 @@ class EndWaiting(Retry):
         self._stream_gone = stream_gone
         self._message_gone = stream_gone
         self._waiting: TaskMessage | None = None
-        """The task whose end was written last, in its waiting state."""
+        """The task whose final entry was written last, in its waiting state."""
         self._revision = 0
-        """The revision that the end overwrites."""
+        """The revision that the final entry overwrites."""
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is the end that this object writes."""
+        """Return whether an entry is the final entry that this object writes."""
         return lifecycle.is_end_of(entry, self._record)
 
     def write(self, seen: SeenEntry, task: TaskMessage, status: Status, how: str = "") -> Write:
-        """Return the decision to write the end of a task."""
+        """Return the decision to write the final entry of a task."""
         self._waiting, self._revision = task, seen.revision
         return write_end(self.backend, ended_by_cancel(task, status, self._record, self.backend.now(), how))
 
     def owed_write(self, task_id: str) -> Write | None:
-        """Return the decision to create the end of a task whose entry was removed, or None for any other task."""
+        """Return the decision to create the final entry of a task whose entry was removed, or None for other tasks."""
         task = self.owed.get(task_id)
         return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
 
@@ -189,7 +189,7 @@ class EndWaiting(Retry):
         await self.rest()
 
     async def forget_message(self, done: Written) -> None:
-        """Remove the message of a task whose end has been written, then let the entry expire."""
+        """Remove the message of a task whose final entry has been written, then let that entry expire."""
         self.owed.pop(done.task.ID, None)
         if not self._stream_gone:
             await forget_message(self.backend, self._waiting or done.task, done.value, done.revision)
@@ -214,15 +214,15 @@ class EndWaiting(Retry):
         )
 
     async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> SeenEntry | None:
-        """Remove the entry at exactly its revision, to make room for the end. A newer entry stays.
+        """Remove the entry at exactly its revision, to make room for the final entry. A newer entry stays.
 
         Returns:
-            `MISSING`, so that the end is created at once. Until then, no other client can find the task.
+            `MISSING`, so that the final entry is created at once. Until then, no other client can find the task.
 
         Raises:
             NoRoom: the NATS user lacks the permission to purge the bucket. The error explains how to free space.
         """
-        # Recorded before the removal, so that an interrupted caller knows which end must still be written.
+        # Recorded before the removal, so that an interrupted caller knows which entry must still be written.
         self.owed[task.ID] = task
         try:
             await remove_entry(self.backend, task.ID, self._revision)
@@ -271,15 +271,15 @@ async def end_waiting_task(
         start: the task's entry as listed. By default the entry is read.
         retry_for: how long to retry, in seconds. By default this is the ``retry_for`` setting.
         stream_gone: whether the stream of the task's message was deleted. Then no message is removed.
-        owed: the tasks, by id, whose entries were removed to make room in a full store and whose ends have not been
-            written yet. If the task is already among them, its end is created.
+        owed: the tasks, by id, whose entries were removed to make room in a full store and whose final entries have not
+            been written yet. If the task is already among them, its final entry is created.
         defer: if there is no room, leave the task in ``owed`` so that the caller can end it later.
 
     Returns:
-        Deleted, or Cancelled if the task had run. None if the task was no longer waiting or its end was deferred.
+        Deleted, or Cancelled if the task had run. None if the task was no longer waiting or was deferred.
 
     Raises:
-        NoRoom: the store has no room for the end.
+        NoRoom: the store has no room for the final entry.
         Unconfirmed, NoResponders: the server did not answer.
     """
     seconds = backend.retry_for if retry_for is None else retry_for
@@ -340,13 +340,8 @@ def unknown(task_id: str) -> UnknownTask:
 async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
     """Remove the message and the schedule of a task whose entry is terminal, then let the entry expire.
 
-    A failure is only logged, because a message that stays only causes one more delivery, which a worker acks.
-
-    Args:
-        backend: the backend to use.
-        task: the task in its waiting state.
-        value: the task's terminal entry.
-        revision: the entry's revision.
+    A failure is only logged, because a message that stays only causes one more delivery, which a worker acks. ``task``
+    is the task in its waiting state. ``value`` and ``revision`` are those of its final entry.
     """
     try:
         if await is_its_message(backend, task):
@@ -363,7 +358,7 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
 
 
 async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
-    """Return whether the message at the sequence in a task's entry is that task's message.
+    """Return whether the message at the sequence that a task's entry contains belongs to the task.
 
     If the stream was deleted and recreated, another task's message may have that sequence.
     """

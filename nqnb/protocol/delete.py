@@ -55,14 +55,14 @@ async def delete_queue(
             try:
                 stopped = await _stop_all(backend, queue, running, by, wait, deleted=True)
             except QueueInUse:
-                # No other client knows that these ends are still to be written.
+                # No other client knows that these final entries must still be written.
                 await _end_owed(backend, owed, by)
                 raise
         ended += [Status.DELETED] * receipt.deleted + [Status.CANCELLED] * (receipt.cancelled + stopped)
     else:
         await _refuse_if_in_use(backend, queue, stream)
     await backend.delete_queue(queue)
-    # In a full store, the removal of the streams may have made room for these ends.
+    # In a full store, the removal of the streams may have made room for these final entries.
     ended += await _end_owed(backend, owed, by)
     # A task that was submitted in the meantime may have lost its message with the stream. Then it has only an entry.
     async for entry, task in task_entries(backend, queue):
@@ -87,18 +87,14 @@ async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str)
 
 
 async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) -> Status:
-    """Return the state of a cancelled task, and end the task if no worker is going to end it.
+    """Return the state of a cancelled task, and end the task if no worker will end it.
 
-    Args:
-        backend: the backend to use.
-        task_id: the task.
-        by: the name of the user who deletes the queue, for the receipt.
-        late: whether the task's worker has had enough time to end the task.
+    ``by`` names the user in the receipt. ``late`` shows whether the task's worker has had enough time to end the task.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
     if task is None:
-        # The entry is gone, or another program has overwritten it, so the task's end is unknown.
+        # The entry is gone, or another program has overwritten it, so the task's final state is unknown.
         return Status.CANCELLED
     owner, rest = task.meta.worker, 0.0
     if owner and not task.Status.terminal:
@@ -121,13 +117,7 @@ async def _stop_all(
 ) -> int:
     """Cancel the running tasks, wait until all of them have ended, and return how many ended as cancelled.
 
-    Args:
-        backend: the backend to use.
-        queue: the queue of the tasks.
-        tasks: the tasks.
-        by: the name of the user who deletes the queue, for the receipts.
-        wait: how long to wait for the tasks to end, in seconds.
-        deleted: whether the streams of the queue have already been deleted.
+    ``deleted`` shows whether the streams of the queue have already been deleted, for the error.
 
     Raises:
         QueueInUse: some tasks are still running after ``wait`` seconds.

@@ -39,7 +39,7 @@ _SHORT_TEXT_CHARACTERS = 100
 
 @dataclass(slots=True)
 class Ending:
-    """The way in which a run ended, with the data about the run that goes into the entry."""
+    """How a run ended, with the data for its entry."""
 
     ended: Ended
     meta: Meta
@@ -48,7 +48,7 @@ class Ending:
     retry_delay: float
     """Seconds until the next attempt."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """Moves the result out of the entry if the entry is too large with it."""
+    """A function that moves the result out of the entry, because the entry is too large with it."""
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
@@ -70,7 +70,7 @@ async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tupl
 
 
 async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord:
-    """Return the complete record of a run's cancel. Its sender is read from the cancel request, if still unknown."""
+    """Return the complete record of a run's cancel. If the sender is unknown, it is read from the cancel request."""
     record = attempt.cancel or CancelRecord()
     if not record.requested_at:
         try:
@@ -121,12 +121,7 @@ def _outcome(backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta)
 def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float, sequence: int) -> Write:
     """Return the decision to record that a task is waiting for its next attempt.
 
-    Args:
-        backend: the backend to use.
-        attempt: the attempt that failed.
-        meta: the data about the attempt that goes into the entry.
-        not_before: when the next attempt is due, in Unix seconds.
-        sequence: the sequence of the task's message.
+    The next attempt is due at ``not_before``, in Unix seconds. ``sequence`` is the sequence of the task's message.
     """
     meta = msgspec.structs.replace(meta, not_before=not_before, worker="", cancel=None, crashes=0, finished_at=0)
     retry = attempt.entry.CurrentRetry + 1

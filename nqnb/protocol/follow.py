@@ -31,7 +31,7 @@ _POLL_SECONDS = 2.0
 _LAST_READ_SECONDS = 1.0
 """The time limit, in seconds, of a last read of the task if a wait timed out before any answer arrived."""
 _READ_AGAIN_SECONDS = (0.02, 0.1)
-"""Seconds until each further read after a notification, because it can arrive before its write is visible."""
+"""Seconds until each further read, because a notification can arrive before its write is visible."""
 _RECONNECT_SECONDS = 0.2
 """Seconds until a wait reads again if the server did not answer."""
 

@@ -29,22 +29,20 @@ log = logging.getLogger("nqnb.worker")
 WATCH_AFTER_SECONDS = 0.1
 """Seconds that a task must run before its entry is watched, because a subscription is expensive for a short task."""
 _SETTLE_SECONDS = 0.02
-"""Seconds between a notification and the read, because it can arrive before its write is visible."""
+"""Seconds until the read after a notification, because a notification can arrive before its write is visible."""
 
 
 async def renew(attempt: Attempt, since: float) -> bool:
     """Renew the lease of a claimed run. If the server does not answer, the next heartbeat tries again.
 
-    Args:
-        attempt: the run.
-        since: when this worker's presence was last written, on the clock of `nqnb.clock.elapsed`. The lease starts at
-            that time, so that a run is stopped before other workers consider this worker dead.
+    The lease starts at ``since``, when this worker's presence was last written (on the clock of `nqnb.clock.elapsed`).
+    So a run is stopped before other workers consider this worker dead.
 
     Returns:
-        Whether the consumer is gone. Then the caller must recreate it and renew the lease again, or the lease ends.
+        Whether the consumer is gone. If so, the caller must recreate it and renew the lease again, or the lease ends.
     """
     try:
-        # After the end of the lease, an answer may be about a delivery that now belongs to another worker.
+        # After the lease has ended, the answer may be about a delivery that now belongs to another worker.
         if await attempt.delivery.in_progress() and not attempt.lost_lease():
             attempt.beat = max(attempt.beat, since)
     except NoResponders:
@@ -95,7 +93,7 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
 
 
 async def note_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-    """Write a cancel request on behalf of a Go client, which writes none. An existing request is not overwritten.
+    """Write a cancel request on behalf of a Go client, which does not write one. An existing request stays.
 
     The worker that runs the task finds the request even if it missed the publish.
     """
@@ -124,7 +122,7 @@ async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progr
 
 
 async def check_progress(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Read the entry and act on it, after a write of progress had a conflict or was not confirmed."""
+    """Read the entry and act on it, after a write of the progress failed or was not confirmed."""
     with contextlib.suppress(NqnbError):
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
 

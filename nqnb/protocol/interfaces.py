@@ -96,7 +96,7 @@ class TaskDelivery(Protocol):
 
 
 class CancelRequests(Protocol):
-    """The bucket ``nq-cancel``: the cancel request ("intent") of each task, by task id."""
+    """The bucket ``nq-cancel``, which has the cancel requests ("intents") by task id."""
 
     async def get(self, key: str) -> Entry | None:
         """Return the request of a task, read through the leader, or None if the task has no request."""
@@ -107,7 +107,7 @@ class CancelRequests(Protocol):
         ...
 
     async def retire(self, key: str, revision: int) -> None:
-        """Replace a request at exactly that revision with a tombstone; raises `RevisionConflict` if it has changed."""
+        """Replace a request at exactly that revision with a tombstone. Raises `RevisionConflict` after a change."""
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
@@ -140,7 +140,7 @@ class OutageLog(Protocol):
         ...
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error. Return whether an outage caused it; then the caller need not log it."""
+        """Report an error. Return whether an outage caused it. If so, the caller need not log the error."""
         ...
 
 
@@ -204,7 +204,7 @@ class TaskBackend(Protocol):
         ...
 
     def spared_for(self, seconds: float) -> float:
-        """Return how many more seconds all workers count as alive, which they do for ``seconds`` after an outage."""
+        """Return how many more seconds all workers count as alive. They do so for ``seconds`` after an outage."""
         ...
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:

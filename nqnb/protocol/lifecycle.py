@@ -4,8 +4,8 @@ The functions read no clock and contact no server. Each takes an entry and other
 step to take. The other modules of this package carry out the verdicts through `nqnb.protocol.transition`. The explorer
 in ``tests/model`` runs both in every order of events.
 
-Terms: the *entry* is the task in the bucket ``nq-store``. An entry is *marked* if nqnb wrote it, not Go NQ. An *intent*
-is a cancel request in the bucket ``nq-cancel``.
+Terms: the *entry* is the task in the bucket ``nq-store``. An entry is *marked* if it was written by nqnb rather than by
+Go NQ. An *intent* is a cancel request in the bucket ``nq-cancel``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_NAKS = 9
 """How many times a message without an entry is nak'ed, with delays of 0.05 s, 0.1 s … 12.8 s, 25 s in total. By then, a
 Go client's late Pending has arrived. A Pending that arrived after our finish could never be repaired."""
 LONG_WAIT_SECONDS = 60.0
-"""A longer wait, in seconds, uses a server-side schedule if the server supports schedules."""
+"""A wait of more than this many seconds uses a server-side schedule, if the server supports schedules."""
 LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
 """The latest time of a schedule, in Unix seconds. A message with a later time would be published at once, and again
 each time its schedule is renewed."""
 
 
 class ClaimStep(enum.Enum):
-    """The action of a worker on a delivery."""
+    """The next step of a worker that has received a delivery."""
 
     TAKE = enum.auto()
     """Write Processing over the entry (or create the entry), then run the task."""
@@ -145,11 +145,9 @@ def needs_intent(before: TaskMessage | None) -> bool:
 
 
 def why_unrun(before: TaskMessage | None, worker: str) -> str:
-    """Return why a cancelled task was claimed but not run, as text for the receipt.
+    """Return why a cancelled task was claimed by a worker but not run, as text for the receipt.
 
-    Args:
-        before: the entry that the claim overwrote, or None if there was no entry.
-        worker: the worker that claimed it.
+    ``before`` is the entry that the claim overwrote, or None if there was no entry.
     """
     if before is None or before.Status is not Status.PROCESSING:
         retry = before is not None and before.CurrentRetry > 0
@@ -162,10 +160,10 @@ def why_unrun(before: TaskMessage | None, worker: str) -> str:
 
 
 class BeatStep(enum.Enum):
-    """The action of a heartbeat after it has read the entry of a running task."""
+    """The next step of a heartbeat that has read the entry of a running task."""
 
     KEEP = enum.auto()
-    """Continue, because the entry is our claim, or because it is gone and the finish will create it again."""
+    """Continue, because the entry is our claim, or is gone and will be recreated when the run finishes."""
     REPAIR = enum.auto()
     """Write the claim again, because a Go client's late Pending has overwritten it."""
     CANCEL = enum.auto()
@@ -222,7 +220,7 @@ def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | No
 
 
 class Stop(enum.Enum):
-    """The reason why a run was told to stop. The value is the reason as text."""
+    """The reason why a run was told to stop, with its text."""
 
     CANCEL = "cancelled"
     TIMEOUT = "past its timeout"
@@ -233,7 +231,7 @@ class Stop(enum.Enum):
 
 
 class LeaveStep(enum.Enum):
-    """The action of a worker on a task whose run was stopped without an outcome."""
+    """The next step of a worker whose run of a task was stopped without an outcome."""
 
     ACK = enum.auto()
     """Ack the message, because the task ended elsewhere."""
@@ -251,7 +249,7 @@ def leave(why: Stop | None) -> LeaveStep:
 
 
 class FinishStep(enum.Enum):
-    """The action of a worker that has an outcome to write, after it has read the entry."""
+    """The next step of a worker that has an outcome to write and has read the entry."""
 
     WRITE = enum.auto()
     """Write the outcome over the entry, or create the entry if it is gone."""
@@ -301,7 +299,7 @@ def is_claim(entry: TaskMessage, claim: str) -> bool:
 
 
 class CancelStep(enum.Enum):
-    """The action of a canceller after it has read the entry."""
+    """The next step of a canceller that has read the entry."""
 
     DONE = enum.auto()
     """Return, because the task is already Cancelled or Deleted."""
@@ -337,7 +335,7 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
 
 
 class SubmitStep(enum.Enum):
-    """The action of a submitter that cannot create the entry because an entry already exists."""
+    """The next step of a submitter that cannot create the entry, because an entry already exists."""
 
     SETTLED = enum.auto()
     """Return, because the entry belongs to the message that was just published."""
@@ -374,7 +372,7 @@ def is_same_task(one: TaskMessage, other: TaskMessage) -> bool:
 
 
 class RequeueStep(enum.Enum):
-    """The action of a requeue after it has read the entry."""
+    """The next step of a requeue that has read the entry."""
 
     SUBMIT = enum.auto()
     """Submit a new task with the same payload."""
@@ -441,26 +439,22 @@ def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float)
     """Return whether a purge ends the task of a message without an entry.
 
     The submitter died before it created the entry, or is about to create it. An nqnb submitter accepts an existing
-    entry. A Go client would overwrite the end, so its message must be at least `UNWRITTEN_SECONDS` old.
+    entry. A Go client would overwrite the final entry, so its message must be at least `UNWRITTEN_SECONDS` old.
 
-    Args:
-        message: the task as stored in the stream.
-        queue: the queue that is purged.
-        ours: whether the message has nqnb's header.
-        age: how long the message has been in the stream, in seconds.
+    ``ours`` shows whether the message has nqnb's header. ``age`` is its time in the stream, in seconds.
     """
     return message.Queue == queue and (ours or age >= UNWRITTEN_SECONDS)
 
 
 class StopStep(enum.Enum):
-    """The action of a queue deletion on a task that it has cancelled."""
+    """The next step of a queue deletion for a task that it has cancelled."""
 
     ENDED = enum.auto()
     """Do nothing, because the task has ended."""
     WAIT = enum.auto()
     """Read the entry again later, because a worker is stopping the task and will write its final state."""
     END = enum.auto()
-    """Write Cancelled (or Deleted) by compare-and-set, because no worker will. A worker that reconnects reads it."""
+    """Write the final state by compare-and-set, because no worker will. A worker that reconnects reads this state."""
 
 
 def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
@@ -487,7 +481,7 @@ def prune(entry: TaskMessage, *, written: float, before: float, has_message: boo
     Args:
         entry: the task as stored in the bucket.
         written: when the entry was written, in Unix seconds by the store's clock.
-        before: the time before which removed entries were written, in Unix seconds.
+        before: entries that were written before this time are old enough, in Unix seconds.
         has_message: whether the task's message is in its stream.
     """
     return entry.Status.terminal and written < before and not has_message

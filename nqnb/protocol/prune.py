@@ -1,4 +1,4 @@
-"""Prunes old tasks: entries of ended tasks whose message is gone, with their results and cancel requests."""
+"""Prunes old tasks: entries of ended tasks whose messages are gone, with their results and cancel requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nqnb.records import PruneReceipt
 from nqnb.store import Entry
 
 ORPHANED_SECONDS = 3600.0
-"""Results and requests without an entry are removed only if they are older, because the entry may not exist yet."""
+"""Results and requests without an entry are kept for this time, because the entry may not have been written yet."""
 
 
 async def prune(

@@ -1,7 +1,7 @@
 """Purges a queue: ends the waiting tasks, and leaves the running tasks alone.
 
-The end of a task is first written to its entry by compare-and-set, and only then is its message removed. So a task that
-a worker has claimed in the meantime keeps running, and no message is removed before its task has ended.
+The final state of a task is written to its entry by compare-and-set before its message is removed. So a task that a
+worker has claimed in the meantime keeps running, and no message is removed before its task has ended.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ async def purge_queue(
         queue: the queue.
         by: the name of the user who purges the queue, for the receipts.
         progress: called with the number of tasks that are done and the total.
-        owed: receives, by id, the tasks whose ends did not fit into a full store. The caller ends them with
-            `end_waiting_task` once there is room. If ``owed`` is None, a full store is an error.
+        owed: receives, by id, the tasks whose final entries did not fit into a full store. The caller ends these tasks
+            with `end_waiting_task` once there is room. If ``owed`` is None, a full store is an error.
 
     Raises:
-        NoRoom: the store is full, so the ends of some tasks were not written.
+        NoRoom: the store is full, so the final states of some tasks were not written.
     """
     started = time.monotonic()
     stream = await stream_of(backend, queue)
@@ -66,8 +66,8 @@ async def purge_queue(
 async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMessage, by: str) -> Status | None:
     """End the task of a message without an entry, whose submitter died before it created the entry.
 
-    The end is written before the message is removed. So a worker that receives the message in the meantime either finds
-    the end, or has already created the entry and runs the task.
+    The final entry is written before the message is removed. So a worker that receives the message in the meantime
+    either finds the final entry, or has already created an entry and runs the task.
 
     Returns:
         Deleted, or None if the message stays.
@@ -76,7 +76,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
         task = TaskMessage.decode(message.data)
         names.check_task_id(task.ID)
     except (MalformedMessage, BadInput):
-        # A worker drops this message.
+        # A worker will drop this message.
         return None
     age = 0.0 if message.ours else await backend.read_now() - message.stored
     if not lifecycle.purge_unwritten(task, queue=queue, ours=message.ours, age=age):
@@ -89,7 +89,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
     except NoRoom:
         raise
     except (Unconfirmed, NoResponders):
-        # The end may or may not have been written. The message stays until a worker reads the entry.
+        # The final entry may or may not have been written. The message stays until a worker reads the entry.
         return None
 
 
@@ -151,16 +151,12 @@ async def _end_owed(
 ) -> NoRoom | None:
     """End the tasks whose entries were removed to make room; return the last `NoRoom` error, or None if all have ended.
 
-    Args:
-        backend: the backend to use.
-        owed: the tasks, by id. Each task is removed from here once its end is written.
-        record: the record of the cancel that ends the tasks.
-        count: called with the final state of each task.
-        wait: whether to retry for ``retry_for`` seconds if there is no room.
+    A task is removed from ``owed`` once its final entry is written, and ``count`` is called with its final state. If
+    ``wait`` is True and there is no room, the writes are retried for ``retry_for`` seconds.
     """
     until = time.monotonic() + backend.retry_for
     full: NoRoom | None = None
-    # The first round does not wait, because each removed message makes room for other ends.
+    # The first round does not wait, because each removed message makes room for other entries.
     for last_round in (False, True) if wait else (False,):
         full = None
         for task_id in list(owed):

@@ -1,6 +1,6 @@
 """Submits ended tasks again, and finds the requeued copies of tasks.
 
-A copy is a new task, because a terminal state never changes. So the entry of the original is not written again. The
+A copy is a new task, because a terminal state never changes. So the entry of the original is not changed. The
 ``origin`` of the copies shows that a task was requeued.
 """
 

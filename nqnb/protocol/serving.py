@@ -16,9 +16,9 @@ from nqnb.records import QueueService, TaskInfo
 log = logging.getLogger("nqnb.client")
 
 _LOOK_SECONDS = 1.0
-"""The time limit of a look for a queue's workers, and how long its result remains valid."""
+"""The time limit of a check for a queue's workers, and how long its result remains valid, in seconds."""
 _LOOK_DELAY_SECONDS = 2.0
-"""Seconds between the first task of a queue and the look for its workers, which may start in the meantime."""
+"""Seconds between the first task of a queue and the check for its workers, which may start in the meantime."""
 
 
 class ServingBackend(Protocol):
@@ -30,11 +30,7 @@ class ServingBackend(Protocol):
 
 
 class Serving:
-    """Background checks of whether workers are serving the queues that one client uses.
-
-    Args:
-        backend: returns the client's backend.
-    """
+    """A background check of whether workers are serving the queues that a client uses."""
 
     def __init__(self, backend: Callable[[], ServingBackend]) -> None:
         self._backend = backend
@@ -46,7 +42,7 @@ class Serving:
         self._later: set[asyncio.Task[None]] = set()
 
     def look_soon(self, queue: str) -> None:
-        """Log a warning if no worker is serving the queue in two seconds. Only the first call for a queue counts."""
+        """Log a warning if no worker is serving the queue two seconds later. Only the first call for a queue counts."""
         if queue not in self._seen:
             self._seen.add(queue)
             task = spawn(self._look_later(queue))

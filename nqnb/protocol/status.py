@@ -39,7 +39,7 @@ class Waiting(enum.Enum):
 
     @property
     def terminal(self) -> bool:
-        """Whether this state is final, which is never the case."""
+        """Whether this state is final: always False."""
         return False
 
     @property

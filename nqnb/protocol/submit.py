@@ -117,11 +117,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
 
 
 async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep:
-    """Create the entry of a published message.
-
-    Args:
-        backend: the backend to use.
-        message: the task, with the sequence of its message.
+    """Create the entry of a published message, whose sequence ``message`` must contain.
 
     Returns:
         `SubmitStep.TAKEN` if the entry belongs to another task, otherwise `SubmitStep.SETTLED`.
@@ -158,9 +154,9 @@ async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep
 async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> None:
     """End a task whose message was removed by a purge before the entry could be created.
 
-    In a full store, the creation of the entry is retried until there is room. If a purge finds the message without an
-    entry in the meantime, it removes the message to make room, and then creates the end of the task. If there is still
-    no room for the end, the entry that is created here later would stay Pending indefinitely.
+    In a full store, the creation of the entry is retried until there is room. A purge that finds the message without an
+    entry in the meantime removes the message to make room, and then creates the final entry. If there is still no room
+    for the final entry, the entry that is created here later would stay Pending indefinitely.
     """
     seen = await read_entry(backend, message.ID)
     there = seen.task
@@ -205,7 +201,7 @@ async def _free_id(backend: TaskBackend, task_id: str) -> None:
 
 
 async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: int) -> bool:
-    """Return whether the earlier message with a chosen id, or its remaining entry, is the same task as this one."""
+    """Return whether the earlier message with a chosen id, or the entry that remains of it, is the same task."""
     stored = await backend.read_task_message(message.Queue, sequence)
     if stored is None:
         # A worker ended the task before the answer to the publish arrived, or moved its message into a schedule, where

@@ -122,8 +122,8 @@ class Retry:
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
         """Pause if necessary before another attempt after a failed write, or raise the error if it must not be retried.
 
-        It pauses after a lost answer and while the server cannot write, but not after a conflict. Any other error would
-        occur again, so it is raised.
+        A lost answer or a server that cannot write causes a pause, but a conflict does not. Any other error would occur
+        again, so it is raised.
 
         Returns:
             The current entry if it is known, or None if it must be read.
@@ -231,12 +231,7 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
     """Let the entry of an ended task expire from now on. If this write fails, the entry stays until a prune.
 
     Call this only after the task's message has been removed. If the entry expired first, the task would run again.
-
-    Args:
-        backend: the backend to use.
-        task_id: the task.
-        value: the task's entry, encoded.
-        revision: the entry's revision.
+    ``value`` and ``revision`` are those of the entry.
     """
     ttl = backend.terminal_ttl
     if ttl is not None:

@@ -75,7 +75,7 @@ class Meta(Struct, omit_defaults=True):
     client: str = ""
     submitted_at: Moment = 0
     worker: str = ""
-    """The worker that has claimed the task. It is empty again after that worker has been stopped."""
+    """The worker that has claimed the task, or an empty string after that worker has been stopped."""
     claim: str = ""
     """The mark of the claim. It is unique to each claim, so that a worker recognizes its own writes."""
     started_at: Moment = 0
@@ -148,7 +148,7 @@ class TaskMessage(Struct):
         task = cls.decode(data)
         if key != task.ID:
             raise MalformedMessage(
-                f"entry {quoted(key)} is invalid: its ID must be its key, got {quoted(task.ID)}", data
+                f"entry {quoted(key)} is invalid: its ID must be the same as its key, got {quoted(task.ID)}", data
             )
         if not names.is_key(task.ID) or not names.is_queue(task.Queue):
             raise MalformedMessage(
@@ -215,7 +215,7 @@ class CancelMessage(Struct):
 def parse_time(text: str) -> float:
     """Return the Unix seconds of an RFC 3339 string, which may have nanoseconds.
 
-    An invalid date returns 0, because NQ uses 1970 for "no time". A year after 9999 returns infinity.
+    The result is 0 for an invalid date, because NQ uses 1970 for "no time", and infinity for a year after 9999.
     """
     if sys.version_info < (3, 11):
         # This version of Python accepts only six decimals of a second, and no Z.
@@ -237,7 +237,7 @@ _intent_decoder = msgspec.json.Decoder(CancelRecord)
 
 
 LONGEST_NAME = 200
-"""The number of characters to which names of clients and workers, and similar strings, are shortened."""
+"""Long names of clients and workers, and similar strings, are cut to this many characters."""
 
 _LARGEST_SEQUENCE = 2**64 - 1
 _FAR_YEAR = re.compile(r"\+?[0-9]{5,}-")
@@ -270,7 +270,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a ``Meta`` has a number out of range. Then nqnb's message is damaged, and it is not foreign."""
+    """Return whether a ``Meta`` has a number out of range, which means that it is damaged rather than foreign."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
