@@ -367,7 +367,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that a fresh read returns the value, and that a quick read returns it in time. Return the entry."""
+        """Require that `get` returns the value. With fresh=False, this may take `patience` seconds. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -385,7 +385,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that a fresh read returns None, and that a quick read returns None in time."""
+        """Require that `get` returns None. With fresh=False, this may take up to `patience` seconds."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []

@@ -28,7 +28,7 @@ MOST_TASKS_AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class Handler:
-    """A handler function and its options. `Worker.handler` describes the options."""
+    """A handler function with the options of `Worker.handler`."""
 
     queue: str
     function: Callable[..., Any]
@@ -43,11 +43,7 @@ class Handler:
     progress_raises: bool = True
 
     def call(self, job: Job) -> Callable[[], Any]:
-        """Return the function with its arguments bound.
-
-        Raises:
-            BadInput: the payload does not match the function's annotation.
-        """
+        """Return the function with its arguments bound. This raises `BadInput` as `arguments` does."""
         return functools.partial(self.function, job, *self.arguments(job))
 
     def arguments(self, job: Job) -> tuple[Any, ...]:
@@ -93,7 +89,7 @@ def make_handler(
     concurrency: int | None = None,
     progress_raises: bool = True,
 ) -> Handler:
-    """Build a handler from a function and its options. See `Worker.handler` for the options.
+    """Build a handler from a function and the options of `Worker.handler`.
 
     Raises:
         InvalidQueueName: the queue name is invalid.

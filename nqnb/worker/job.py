@@ -60,8 +60,7 @@ class JobState:
     def __init__(self, changed: Callable[[], None], stop: StopFlag | None, progress_raises: bool) -> None:
         self.changed = changed
         self.progress_raises = progress_raises
-        """Whether `Job.progress` raises. It is False once an exception has stopped the handler, so that its cleanup can
-        report progress."""
+        """Whether `Job.progress` raises. False once the handler is being stopped, so that its cleanup can report."""
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
         self.log: list[str] = []

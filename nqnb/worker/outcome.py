@@ -41,7 +41,7 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 INLINE_RESULT = 4096
-"""The largest result that is stored in the entry itself, in bytes of JSON with Go's escapes."""
+"""The maximum size of a result in the entry itself, in bytes of JSON with Go's escapes."""
 _DEEPEST_INLINE = 100
 """The deepest nesting of a result in the entry. A client that cannot decode the result cannot read the entry."""
 _TRACEBACK_CHARACTERS = 4096

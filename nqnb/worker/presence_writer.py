@@ -125,7 +125,7 @@ class PresenceWriter:
         It can be called from any thread.
 
         Args:
-            asked: when the guard's last successful write began, in `elapsed` seconds; 0 if no write has succeeded.
+            asked: when the guard's last successful write began, in `elapsed` seconds, or 0 if no write has succeeded.
         """
         self._written_by_guard = asked
         self._named = set()

@@ -37,7 +37,7 @@ class Run(Attempt):
         self.started = 0.0
         """When the handler was started, on the monotonic clock, or 0 while it is not running."""
         self.finishing = False
-        """Whether the handler has ended and its outcome is being written. No code is left to stop."""
+        """Whether the handler has ended and its outcome is being written. Then no code is left to stop."""
 
     @property
     def how(self) -> str:

@@ -51,8 +51,6 @@ async def run_chaos(options: ChaosOptions, on_change: Callable[[ChaosState], Non
 
 
 class _Attack:
-    """One attack."""
-
     def __init__(self, options: ChaosOptions, testbed: Testbed, on_change: Callable[[ChaosState], None]) -> None:
         self._options = options
         self._testbed = testbed
@@ -83,7 +81,6 @@ class _Attack:
         self._remote: RemoteClient | None = None
 
     async def run(self, stack: contextlib.AsyncExitStack) -> ChaosReport:
-        """Run the attack and judge it."""
         options, testbed, evidence = self._options, self._testbed, self._evidence
         stack.push_async_callback(self._end_processes)
         nq = await stack.enter_async_context(connect(testbed.settings))

@@ -96,7 +96,7 @@ class LifeSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """One run of a handler, according to the diary. ``word`` is "" if the handler logged no end."""
+    """One run of a handler, according to the diary. ``word`` is "" if the handler did not log its end."""
 
     task: str
     attempt: int
@@ -235,7 +235,7 @@ class Line:
     """One line of a diary: ``time task attempt word run worker kind``.
 
     A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello`` when it starts,
-    ``stall`` after it has been suspended, and ``lag`` after its event loop has been blocked. Such a pause lasted for
+    ``stall`` after it has been suspended, and ``lag`` after its event loop has been blocked. The pause lasted for
     ``seconds`` and ended at ``at``.
     """
 

@@ -90,8 +90,6 @@ def _judge_task(evidence: Evidence, task: str) -> Iterator[Breach]:
 
 
 class _Task:
-    """The evidence of one task."""
-
     def __init__(self, evidence: Evidence, task: str, revisions: list[Revision]) -> None:
         self.evidence = evidence
         self.id = task
@@ -104,7 +102,6 @@ class _Task:
 
     @property
     def accepted(self) -> list[CancelSeen]:
-        """The cancels that did not fail."""
         return [each for each in self.cancels if each.accepted]
 
     @property

@@ -54,7 +54,7 @@ class ProcessEnded(Exception):
 
 
 class UnencodableResult(UnencodableValue):
-    """The error of a handler that ran in a process and returned a value without a JSON form."""
+    """The error of a handler that ran in a process and returned a value that JSON cannot represent."""
 
 
 class ProcessExecutor(Executor):

@@ -3,7 +3,7 @@
 A frame on the socket is a length of four bytes, followed by a pickle. Both ends belong to nqnb, and nothing from a
 queue is ever unpickled. The worker sends one frame, which contains the task. This process replies with any number of
 ``("report", progress, log)`` messages. Its final message is ``("returned", JSON)``, or ``("unencodable", text, part)``
-for a return value without a JSON form, or ``("failed", …)`` with the fields of
+for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
 `nqnb.worker.executors.process.RemoteError`. All messages consist of plain values, so the worker imports nothing to
 unpickle them.
 
@@ -232,7 +232,6 @@ class _Runner:
 
 
 def _set_environment(environment: dict[str, str]) -> None:
-    """Replace the environment variables."""
     zone = os.environ.get("TZ")
     for name in {*os.environ, *environment}:
         value = environment.get(name)

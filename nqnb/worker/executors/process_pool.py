@@ -3,8 +3,8 @@
 Each process runs one task. A supervisor (`nqnb.supervisor`) kills the process when the worker is gone.
 
 Processes are started without `subprocess`. ``Popen`` reads a pipe until the new program has closed it. If another
-thread forks at that moment, the fork keeps the pipe open and blocks the event loop until it exits. ``posix_spawn``
-needs no pipe.
+thread forks at that moment, the fork keeps the pipe open, and blocks the event loop until the fork exits.
+``posix_spawn`` needs no pipe.
 """
 
 from __future__ import annotations
