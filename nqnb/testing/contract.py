@@ -367,7 +367,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that `get` returns the value. With fresh=False, this may take `patience` seconds. Return the entry."""
+        """Require that `get` returns the value, and that `get` with fresh=False returns it soon. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -385,7 +385,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that `get` returns None. With fresh=False, this may take up to `patience` seconds."""
+        """Require that `get` returns None, and that `get` with fresh=False returns None soon."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []
