@@ -446,7 +446,7 @@ class Session:
     def watch(self, what: object = None) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row. Its ``.df`` is a DataFrame of the same tasks.
 
-        The call waits until the table has its rows, for a few seconds at most.
+        The call waits until the rows have been loaded, for a few seconds at most.
 
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a

@@ -1,7 +1,7 @@
-"""Shows the errors of nqnb's calls in a cell with the frames of the user's code, and without the frames of nqnb.
+"""Shows errors from nqnb in a cell with the frames of the user's code, and without the frames of nqnb.
 
-IPython calls ``_render_traceback_`` of an error in place of its own display. Only the display changes: the error keeps
-its whole traceback, which ``%debug`` and programs use.
+If an error has a method ``_render_traceback_``, IPython calls it instead of rendering the traceback itself. Only the
+display changes: the error keeps its whole traceback for ``%debug`` and for programs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INSTALLED_FOLDERS = ("site-packages", "dist-packages")
 
 
 def replace_traceback(error: BaseException | type[BaseException], render: Callable[..., list[str]]) -> None:
-    """Make IPython show the rendered lines instead of the traceback of an error, or of the errors of a class."""
+    """Make IPython show the rendered lines instead of the traceback of an error, or of all errors of a class."""
     error._render_traceback_ = render  # type: ignore[union-attr]  # the hook that IPython calls
 
 
@@ -59,7 +59,7 @@ def _render(error: BaseException) -> list[str]:
 
 @contextlib.contextmanager
 def _hidden_frames(error: BaseException) -> Iterator[None]:
-    """Remove nqnb's frames from an error and its causes during the block, and the causes that have no other frames."""
+    """During the block, remove nqnb's frames from an error and its causes, and remove causes without other frames."""
     changed: list[tuple[BaseException, TracebackType | None, BaseException | None, bool]] = []
     each: BaseException | None = error
     while each is not None and all(each is not known for known, *_ in changed):
@@ -67,7 +67,7 @@ def _hidden_frames(error: BaseException) -> Iterator[None]:
         changed.append((each, each.__traceback__, each.__cause__, each.__suppress_context__))
         each.__traceback__ = _foreign_frames(each.__traceback__)
         if cause is not None and _foreign_frames(cause.__traceback__) is None:
-            each.__cause__ = cause = None  # the message of the error has the message of such a cause
+            each.__cause__ = cause = None  # the message of the error includes that of the cause
         each = cause
     try:
         yield
@@ -77,7 +77,7 @@ def _hidden_frames(error: BaseException) -> Iterator[None]:
 
 
 def _foreign_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without nqnb's frames, and without the frames of the standard library that follow these."""
+    """Return a traceback without nqnb's frames, and without the standard library's frames that follow them."""
     kept: list[TracebackType] = []
     inside = False
     while trace is not None:

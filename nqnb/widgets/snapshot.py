@@ -58,7 +58,7 @@ def html(
         title: the title.
         most: the maximum number of rows.
         state: the state of the table for the last line: ``loading``, ``live`` or ``lost``.
-        loaded: whether all tasks have been received.
+        loaded: whether the rows contain all tasks.
         at: the time of this state in Unix seconds. The default is the current time.
     """
     at = time.time() if at is None else at

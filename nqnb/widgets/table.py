@@ -36,7 +36,7 @@ CLOSE_AFTER_SECONDS = 600.0
 FREEZE_AFTER_SECONDS = 1.5
 """How long the final state is shown live before the table is frozen, so that the user sees the change."""
 LOAD_SECONDS = 5.0
-"""How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait for the first load of the rows."""
+"""How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait until the rows have been loaded."""
 SAVE_SECONDS = 10.0
 """The minimum time between two updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
@@ -101,7 +101,7 @@ class TaskTable(anywidget.AnyWidget):
         self._since = time.time()
         self._complete = False
         self._loaded = threading.Event()
-        """Set once all tasks have been received, and while the connection is lost."""
+        """Set when all tasks have been received or the connection has been lost."""
         self._feeding = True
         self._ended = self._freezing = False
         self._resend = False
@@ -126,7 +126,7 @@ class TaskTable(anywidget.AnyWidget):
     def df(self) -> pd.DataFrame:
         """All tasks of the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
 
-        A table that is still loading waits for its rows for a few seconds.
+        If the table is still loading, wait for its rows for a few seconds.
         """
         self.wait_until_loaded()
         with self._lock:
@@ -140,7 +140,7 @@ class TaskTable(anywidget.AnyWidget):
         return self._ended
 
     def wait_until_loaded(self) -> None:
-        """Wait for the first load of the rows, or until the connection is lost, for at most `LOAD_SECONDS`."""
+        """Wait until the rows have been loaded or the connection is lost, for at most `LOAD_SECONDS`."""
         if self._feeding and not self._ended:
             self._loaded.wait(LOAD_SECONDS)
 
