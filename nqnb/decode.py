@@ -44,11 +44,7 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes that are stored on a server; ``what`` describes the expected content in the error.
-
-    Raises:
-        MalformedMessage: the bytes are invalid.
-    """
+    """Decode bytes, or raise `MalformedMessage` if they are invalid. ``what`` describes the expected content."""
     try:
         return decoder.decode(data)
     except UNREADABLE as error:
@@ -56,11 +52,7 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
 
 
 def decode_value(data: bytes) -> Any:
-    """Decode JSON that is nested at most `MAX_DEPTH` levels deep, so that it can be printed and encoded.
-
-    Raises:
-        MalformedMessage: the data is not JSON, or is nested too deeply.
-    """
+    """Decode JSON, or raise `MalformedMessage` if the data is invalid or nested too deeply to print (`MAX_DEPTH`)."""
     if depth(data) > MAX_DEPTH:
         raise MalformedMessage(
             f"JSON value is invalid: it is nested more than {MAX_DEPTH} levels deep. Use a flatter value.", data

@@ -202,11 +202,7 @@ _TEXT = pd.StringDtype("python")
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
-    """Return the records that a caller passed, as a list.
-
-    Raises:
-        BadInput: the value is not an iterable, or a record has another type.
-    """
+    """Return a caller's records as a list, or raise `BadInput` if they are not an iterable of these types."""
     try:
         found = list(given)
     except Exception:  # noqa: BLE001  the caller's iterable may raise anything

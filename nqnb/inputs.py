@@ -27,7 +27,7 @@ LONGEST_SECONDS = 100 * 365 * 86_400
 _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
-"""A datetime (a naive one is local time), or a timedelta from now."""
+"""A datetime (a naive datetime is local time), or a timedelta from now."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
 """The start of 2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which overflow in that year."""
 State = Status | Waiting
@@ -42,11 +42,7 @@ def is_numpy_scalar(value: object, kinds: str) -> bool:
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return a flag as a ``bool``.
-
-    Raises:
-        BadInput: the value is neither True nor False.
-    """
+    """Return a flag as a ``bool``, or raise `BadInput` if the value is neither True nor False."""
     if value is True or value is False:
         return value
     if is_numpy_scalar(value, "b"):
@@ -90,22 +86,14 @@ def check_count(name: str, value: object, least: int, most: int, what: str, refu
 
 
 def check_share(name: str, value: object) -> float:
-    """Return a number from 0 to 1 as a ``float``.
-
-    Raises:
-        BadInput: the value is not a number from 0 to 1.
-    """
+    """Return a number as a ``float``, or raise `BadInput` if the value is not a number from 0 to 1."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     raise BadInput(f"{name}={shown(value)} is invalid: must be a number from 0 to 1.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return a value as a plain ``str`` if it is one of several strings.
-
-    Raises:
-        BadInput: the value is not one of ``choices``.
-    """
+    """Return a value as a plain ``str``, or raise `BadInput` if it is not one of ``choices``."""
     known = list(choices)
     text = exact_text(value) if isinstance(value, str) else None
     if text in known:
@@ -274,11 +262,7 @@ def shown_moment(value: object) -> str:
 
 
 def check_status(value: object) -> State:
-    """Return one state, or ``Waiting.SCHEDULED``.
-
-    Raises:
-        BadInput: the value is not a state; the error lists the states.
-    """
+    """Return one state, or ``Waiting.SCHEDULED``. Other values raise `BadInput`, which lists the states."""
     if isinstance(value, (Status, Waiting)):
         return value
     text = exact_text(value) if isinstance(value, str) else None
@@ -295,11 +279,7 @@ def check_status(value: object) -> State:
 
 
 def check_statuses(value: Any) -> frozenset[State] | None:
-    """Return one or several states as a set, or None for None, which means all states.
-
-    Raises:
-        BadInput: a value is not a state; the error lists the states.
-    """
+    """Return one or several states as a set, or None (all states) for None. Raises the errors of `check_status`."""
     if value is None:
         return None
     if isinstance(value, (str, numbers.Integral, Waiting)):

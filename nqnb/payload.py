@@ -43,11 +43,7 @@ def encode(value: object, name: str = "payload") -> bytes:
 
 
 def encode_json(value: object, name: str = "result") -> bytes:
-    """Encode a value as JSON. Bytes inside the value become base64.
-
-    Raises:
-        UnencodableValue: a part of the value has no JSON form; the error names the part.
-    """
+    """Encode a value as JSON, with base64 for bytes inside the value. This raises the same errors as `encode`."""
     try:
         data = _encoder.encode(value)
     except Exception as error:  # noqa: BLE001  reading a foreign value may raise any error

@@ -334,11 +334,7 @@ def _read_environment(variables: Mapping[str, str]) -> _Source:
 
 
 def _selected_context() -> str | None:
-    """Return the name of the selected context, or None.
-
-    Raises:
-        BadInput: the file with the name of the selected context cannot be read.
-    """
+    """Return the name of the selected context, or None. An unreadable file raises `BadInput`."""
     path = _folder() / "context.txt"
     try:
         return path.read_text(encoding="utf-8").strip() or None

@@ -61,7 +61,7 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
 
 
 class _Claim(Retry):
-    """The claim of one delivery. The claim is retried until it is written, or the message would just be redelivered."""
+    """The claim of one delivery, retried until it is written. Otherwise, the message would just be redelivered."""
 
     first_pause = 0.05
     longest_pause = 1.0

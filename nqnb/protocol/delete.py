@@ -1,4 +1,4 @@
-"""Deletes a queue: its streams, its cancels and its pause. The states of its tasks stay."""
+"""Deletes a queue: its streams, its cancel requests and its pause. The states of its tasks are kept."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Ending:
     retry_delay: float
     """Seconds until the next attempt."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """A function that moves the result out of the entry, because the entry is too large with it."""
+    """A function that moves the result out of an entry that is too large with it."""
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:

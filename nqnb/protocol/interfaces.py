@@ -45,7 +45,7 @@ class StoredMessage(Protocol):
 
     @property
     def ours(self) -> bool:
-        """Whether the message has nqnb's header. A Go client's message does not have it."""
+        """Whether the message has nqnb's header. Messages from Go clients lack it."""
         ...
 
     @property
@@ -63,7 +63,7 @@ class TaskDelivery(Protocol):
     deliveries: int
     """How many times the server has delivered the message, including this delivery."""
     ours: bool
-    """Whether the message has nqnb's header. A Go client's message does not have it."""
+    """Whether the message has nqnb's header. Messages from Go clients lack it."""
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float

@@ -215,11 +215,7 @@ async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: i
 
 
 def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
-    """Check that a task's message and entry are not too large for the server.
-
-    Raises:
-        PayloadTooLarge: the message or the entry is too large.
-    """
+    """Raise `PayloadTooLarge` if a task's message or its entry would be too large for the server."""
     size = len(data) + META_RESERVE
     limit = backend.max_payload
     if size > limit:
