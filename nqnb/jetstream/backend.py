@@ -54,7 +54,7 @@ MIN_RETENTION_SECONDS = 3600.0
 _MIN_RETENTION_ACK_WAITS = 10
 """The same minimum in ack waits, because a dead worker's message may be redelivered after each ack wait."""
 _RESULT_MARGIN_SECONDS = 3600.0
-"""How much longer a result is kept than its task's entry, because the result is written before the entry."""
+"""How much longer a result is kept than its task's state, because the result is written before the state."""
 _REPAIR_PATIENCE_SECONDS = 0.1
 """How long a request waits for missing streams and buckets to be recreated before the request is retried."""
 _PRESENCE_MAX_AGE_SECONDS = 86_400

@@ -197,7 +197,7 @@ class KeyValueStore:
         return (await publish(subject, value, headers)).sequence
 
     async def _last(self, key: str) -> _Stored | None:
-        """Return the last message of a key, read through the leader. The message may be a tombstone."""
+        """Ask the leader for the last message of a key, which may be a tombstone."""
         body = msgspec.json.encode({"last_by_subj": self._root + key})
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
 

@@ -65,7 +65,7 @@ class CancelListener:
         self._stop_overhearing: Unsubscribe | None = None
 
     async def ensure(self, queue: str) -> None:
-        """Create this worker's consumer if it is missing, so that no later cancel is missed."""
+        """Create this worker's consumer if it is missing, so that every later cancel is delivered."""
         streams = await ensure_queue(self._connection, queue)
         if queue not in self._subscriptions:
             inbox = self._connection.client.new_inbox()
@@ -79,7 +79,7 @@ class CancelListener:
                 "config": {
                     "durable_name": self._worker,
                     "deliver_subject": self._subscriptions[queue][0],
-                    # Older cancels concern earlier runs, which the cancel requests cover.
+                    # Older cancels need not be delivered, because the worker also reads the cancel requests.
                     "deliver_policy": "new",
                     "ack_policy": "explicit",
                     "ack_wait": _REDELIVER_NANOSECONDS,

@@ -31,11 +31,11 @@ from nqnb.protocol.wire import parse_time
 log = logging.getLogger("nqnb.pull")
 
 LATE_SECONDS = 3.0
-"""Seconds after its due time at which a schedule counts as overdue."""
+"""A schedule counts as overdue this many seconds after its due time."""
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
 """Seconds between two sweeps over all schedules, for sweeps that need one look and for those that need several."""
 _FULL_FOR_SECONDS = 60.0
-"""Seconds after a storage limit was reached during which the sweeps follow each other closely."""
+"""For this many seconds after a storage limit was reached, the sweeps follow each other closely."""
 _SCHEDULES_PER_LOOK = 500
 """The number of schedules that one look reads. The next look continues after them."""
 _FEW_SCHEDULES = 100

@@ -289,7 +289,7 @@ def _clear(folder: Path, found: DetachedStatus) -> None:
 
 
 def _problem_of(server: Detached) -> str:
-    """Return the problem with the program that listens on the server's port, or ``""`` if there is no problem.
+    """Return the problem with the program that is listening on the server's port, or ``""`` if there is no problem.
 
     The token is sent only to a program with the server's identity.
     """
