@@ -40,7 +40,7 @@ def primes(job: nqnb.Job, payload: int) -> int:
 async def main() -> None:
     """Run a server and a worker for this example, and submit a task to each handler."""
     async with nqnb.DevServer() as server:
-        worker = nqnb.Worker(server.url, concurrency=4)  # at most 4 tasks at once, over all queues
+        worker = nqnb.Worker(server.url, concurrency=4)  # at most 4 tasks at once, across all queues
         worker.handler("wait")(wait)  # or as a decorator: @worker.handler("wait")
         worker.handler("count", backoff=nqnb.Backoff(1, 60))(count)
         worker.handler("primes", isolation="process", grace=5)(primes)

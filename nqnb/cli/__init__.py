@@ -20,7 +20,7 @@ __all__ = ["exit_code", "main", "usage"]
 DONE, REFUSED, USAGE, NO_CONNECTION = range(4)
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 141
-"""The exit code that a shell reports for a program that wrote to a closed pipe."""
+"""The exit code that a shell reports after a write to a closed pipe."""
 
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 """The error numbers of a write to a full or failing disk."""

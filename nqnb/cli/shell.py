@@ -91,7 +91,7 @@ class Shell:
         self._waits_for = task_id
 
     def interrupted(self, said: str) -> None:
-        """After an interrupt, print ``said`` or, if it is empty, the task that the command was waiting for."""
+        """After an interrupt, print ``said``, or name the task that the command was waiting for."""
         if self._waits_for and not said:
             said = f"interrupted; task {self._waits_for!r} continues. `nqnb cancel {self._waits_for}` stops it"
         if said:

@@ -134,7 +134,7 @@ def run_duration(task: TaskInfo) -> str:
 
 
 def due(task: TaskInfo) -> str:
-    """Return the time until a waiting task is due, or an empty string if it is due or not waiting."""
+    """Return the time until a waiting task is due, or an empty string if the task is due or not waiting."""
     rest = 0.0 if task.due_at is None else -seconds_since(task.due_at)
     return f"in {duration(rest)}" if rest > 0 else ""
 

@@ -53,7 +53,7 @@ class Front(Protocol):
         ...
 
     def stdin(self) -> bytes:
-        """Read stdin to its end."""
+        """Return everything that can be read from stdin."""
         ...
 
     def say(self, text: str) -> None:
@@ -77,18 +77,18 @@ class Front(Protocol):
         ...
 
     def live(self) -> AbstractContextManager[Callable[[object], None]]:
-        """Return a context manager with a function that shows a record; each call replaces the previous record."""
+        """Return a context manager that yields a function. It shows a record in place of the previous record."""
         ...
 
     def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
-        """Return a context manager with a function that shows each new version of the result.
+        """Return a context manager that yields a function, which shows each new version of the result.
 
         If the display cannot be replaced, a later record that has ``news`` shows only its ``news``.
         """
         ...
 
     def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:
-        """Return a context manager with an event, which is set when the user or the system stops the command."""
+        """Return a context manager that yields an event, which is set when the user or system stops the command."""
         ...
 
     def start_logging(self) -> None:

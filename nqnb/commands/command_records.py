@@ -108,7 +108,7 @@ class RequeueGroup(Struct, frozen=True):
 
 
 class RequeuePreview(Struct, frozen=True):
-    """The tasks that a command would requeue; ``left_out`` counts the skipped tasks, which were already requeued."""
+    """The tasks that a command would requeue; ``left_out`` counts tasks that had already been requeued."""
 
     groups: list[RequeueGroup]
     ids: list[str]
@@ -139,7 +139,7 @@ class RequeuePreview(Struct, frozen=True):
 
 
 class RequeuedAll(Struct, frozen=True):
-    """The outcome of requeuing many tasks; ``left_out`` counts the skipped tasks, which were already requeued."""
+    """The outcome of requeuing many tasks; ``left_out`` counts tasks that had already been requeued."""
 
     tasks: list[RequeuedTask]
     refused: list[NqnbError]

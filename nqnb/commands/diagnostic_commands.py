@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nqnb.testing.chaos import ChaosReport
 
 _SEEDS = 10**6
-"""The number of seeds from which a run without --seed chooses one."""
+"""A run without --seed chooses a seed below this number."""
 
 
 @click.command(

@@ -86,7 +86,7 @@ def part_of_error(text: str) -> str:
     """Parse part of an error message. Blank text is refused, because it would match almost every error."""
     if not text.strip():
         raise click.BadParameter(
-            f"expected a part of an error's text, got {text!r}, which every error contains. Use a word of the error"
+            f"expected part of an error message, got {text!r}, which every error contains. Use a word from the error"
         )
     return text
 

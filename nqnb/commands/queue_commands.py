@@ -126,7 +126,7 @@ def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None
     """Delete a queue from the server, after a preview.
 
     Without --force, the queue must be empty and no worker may be serving it. The states of its tasks are kept as long
-    as the states of other tasks. The queue is created again when a task is submitted to it, or when a worker is still
+    as the states of other tasks. The queue is created again when a task is submitted to it, or if a worker is still
     serving it.
     """
     if wait is not None and not force:

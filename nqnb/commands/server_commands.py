@@ -137,7 +137,7 @@ async def _farewell(server: DevServer, again: list[str], *, temporary: bool) -> 
         count = "1 queued or running task is" if len(tasks) == 1 else f"{len(tasks):,} queued or running tasks are"
     if temporary:
         return f"nqnb: the server is stopping; {count} removed with its temporary store. To keep tasks, use --store-dir"
-    return f"nqnb: the server is stopping; {count} kept in {server.store_dir}. Restart it with `{shlex.join(again)}`"
+    return f"nqnb: the server is stopping; {count} kept in {server.store_dir}. To restart, run `{shlex.join(again)}`"
 
 
 def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_queues: tuple[str, ...]) -> DetachedServer:

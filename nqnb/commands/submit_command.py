@@ -92,7 +92,7 @@ Examples:
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result, up to SECONDS if it is set, and print the result",
+    help="Wait for the result, and print it; SECONDS limits the wait",
 )
 @click.pass_context
 def submit(

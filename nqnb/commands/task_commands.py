@@ -60,7 +60,7 @@ _STDIN = "-"
 
 
 class Filter(Struct, frozen=True):
-    """A selection of tasks. Ages are in seconds since the submit. A task of unknown age matches no age.
+    """A selection of tasks. Ages are in seconds since the submit. A task of unknown age matches no age filter.
 
     ``error`` must be part of the task's error message, ignoring case.
     """
@@ -547,7 +547,7 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
-    """Return a task. If it ended without a result, list its queue to find out whether it was requeued."""
+    """Return a task. If the task ended without a result, list its queue to find out if the task was requeued."""
     task = await nq.fetch(id)
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
         return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)

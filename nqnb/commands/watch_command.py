@@ -37,7 +37,7 @@ class QueueCounts(Struct, frozen=True):
 class Changes(Struct, frozen=True):
     """The tasks that changed since the last snapshot.
 
-    ``trouble`` is the reason why the server did not answer; ``back`` is True if the server is answering again.
+    ``trouble`` is the reason why the server is not answering; ``back`` is True if the server is answering again.
     """
 
     tasks: list[TaskInfo]
@@ -191,7 +191,7 @@ class _Watcher:
                 raise
             raise UnknownTask(
                 f"{self._what[0]!r} was not found: the server has no such queue and no such task. "
-                "`nqnb queue list` and `nqnb task list` show the names",
+                "`nqnb queue list` lists the queues, and `nqnb task list` lists the tasks",
                 error.task_id,
             ) from None
 
@@ -230,7 +230,7 @@ class _Watcher:
 
 
 def _unanswered(error: NqnbError) -> str:
-    """Describe which component has not answered. An error of one of the many requests would not help the user."""
+    """Describe which component has not answered. An error from one of many requests would not help the user."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"

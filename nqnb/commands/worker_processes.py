@@ -34,7 +34,7 @@ log = logging.getLogger("nqnb.worker")
 
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
-"""A crash counts as quick if the process served for less than this."""
+"""A crash counts as quick if the process served for less than this time."""
 _MAX_QUICK_CRASHES = 5
 """The parent stops all processes after this many consecutive quick crashes of one process and its replacements."""
 _REPORTED_EXIT_CODES = (1, 2, 3)
