@@ -1,4 +1,4 @@
-"""The client, which submits, follows and cancels tasks and manages queues, and `Task`, the handle of one task."""
+"""`Client` submits, follows and cancels tasks, and manages queues. `Task` is the handle of one task."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Client:
         """
         if self._backend is None:
             raise ConnectionFailed(
-                "the client cannot be used: it is not connected. Open it with `async with nqnb.connect(…) as nq`"
+                "the client cannot be used: it is not connected. Open it with `async with nqnb.connect(…) as nq`."
             )
         return self._backend
 

@@ -202,7 +202,7 @@ _TEXT = pd.StringDtype("python")
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
-    """Return a caller's records as a list, or raise `BadInput` if they are not an iterable of these types."""
+    """Return a caller's records as a list, or raise `BadInput` if they are not an iterable of ``kinds``."""
     try:
         found = list(given)
     except Exception:  # noqa: BLE001  the caller's iterable may raise anything

@@ -248,7 +248,7 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     if length is None:
         raise BadInput(
             f"{name}={shown(value)} is invalid: not a length of time. "
-            "Pass a datetime, or how long ago: seconds, a timedelta, or a string like '90s', '10m', '2h30m', '1d'."
+            "Pass a datetime, or how long ago: seconds, a timedelta, or a string like '90s', '10m', '2h30m' or '1d'."
         )
     return (time.time() if now is None else now) - check_seconds(name, length)
 

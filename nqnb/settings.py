@@ -451,7 +451,7 @@ def _may_be_one_address(before: str, after: str) -> bool:
 
 
 def _split(text: str) -> tuple[SplitResult | None, str]:
-    """Return the parts of an address, or None and the problem. The problem does not quote the address."""
+    """Return the parts of an address, or None and a description of the problem, which does not quote the address."""
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
     except ValueError:

@@ -72,7 +72,7 @@ if sys.platform == "win32":
         return -1
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, None if none arrived for a moment or stdin is ignored, or b"" at the end of stdin."""
+        """Return one command, b"" at the end of stdin, or None if no command arrived in time or stdin is ignored."""
         if ignore_stdin:
             time.sleep(_PARENT_CHECK_SECONDS)
             return None
@@ -97,7 +97,7 @@ else:
         return wake
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, None if no command arrived for a moment or a child exited, or b"" at the end of stdin.
+        """Return one command, b"" at the end of stdin, or None if no command arrived in time or a child exited.
 
         Args:
             wake: the descriptor of `wake_on_child_end`, or -1 if there is no child yet.
@@ -312,7 +312,7 @@ def _close_all_but(*kept: int) -> None:
 
 
 def _read_path(worker: int) -> list[str] | None:
-    """Read the worker's ``sys.path``. Return None if the worker no longer needs the process, or is dead."""
+    """Read the worker's ``sys.path``. Return None if the worker no longer needs the process or has died."""
     import json  # imported late, because the other role does not use it
 
     # Read one byte at a time, because commands may follow the line.

@@ -358,7 +358,7 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
 
 
 async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
-    """Return whether the message at the sequence that a task's entry contains belongs to the task.
+    """Return whether the sequence in a task's entry is the sequence of the task's own message.
 
     If the stream was deleted and recreated, another task's message may have that sequence.
     """

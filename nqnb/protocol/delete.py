@@ -146,7 +146,7 @@ async def _stop_all(
         done = "was only partly deleted" if deleted else "was not deleted"
         raise QueueInUse(
             f"queue {queue!r} {done}: the code of {running:,} cancelled tasks is still running after {wait:g} s. "
-            "Their cancels are stored. Delete the queue again later, or stop the workers.",
+            "Their cancels are stored. Stop the workers, or delete the queue again later.",
             queue,
             processing=running,
         )
@@ -167,8 +167,8 @@ async def _refuse_if_in_use(backend: QueueBackend, queue: str, stream: str) -> N
         parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
         parts += [f"{workers:,} live workers serve it"] if workers else []
         raise QueueInUse(
-            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait until its tasks have ended, then stop the "
-            "workers. Or pass force=True to cancel its tasks.",
+            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait until its tasks have ended and stop its "
+            "workers, or pass force=True to cancel its tasks.",
             queue,
             counts[Status.PENDING],
             counts[Status.PROCESSING],

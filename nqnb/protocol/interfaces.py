@@ -107,7 +107,7 @@ class CancelRequests(Protocol):
         ...
 
     async def retire(self, key: str, revision: int) -> None:
-        """Replace a request at exactly that revision with a tombstone. Raises `RevisionConflict` after a change."""
+        """Replace exactly that revision of a request with a tombstone, or raise `RevisionConflict` if it changed."""
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
@@ -196,7 +196,7 @@ class TaskBackend(Protocol):
         ...
 
     async def read_now(self) -> float:
-        """Return the current server time, in Unix seconds. The server is asked if the last reading is old."""
+        """Return the current server time, in Unix seconds. If the last reading is old, the server is asked."""
         ...
 
     async def sleep(self, seconds: float) -> None:

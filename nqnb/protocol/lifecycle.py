@@ -71,7 +71,7 @@ def is_scheduled(entry: TaskMessage, now: float) -> bool:
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the other nqnb worker that is running the task according to its entry, or ``""`` if no other worker is."""
+    """Return the other nqnb worker that is running the task according to its entry, or an empty string."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker

@@ -262,15 +262,15 @@ class Payloads:
         """Return the error for an iterable that raised after ``count`` payloads."""
         assert self.error is not None  # noqa: S101  for the type checker
         return BadInput(
-            f"payloads stopped at position {count}: their iterable raised {said(self.error)}. "
-            "The payloads before that position were submitted; submit only the rest."
+            f"payloads stopped at position {count}: the iterable raised {said(self.error)}. "
+            "The payloads before that position were submitted. Submit only the remaining payloads."
         )
 
 
 def _iterator(given: object) -> Iterator[object]:
     try:
         if hasattr(given, "columns") and hasattr(given, "to_dict"):
-            raise BadInput('payloads is a DataFrame: each task needs one row. Pass `frame.to_dict("records")`.')
+            raise BadInput('payloads is invalid: expected a list, got a DataFrame. Pass `frame.to_dict("records")`.')
         if isinstance(given, (str, bytes, bytearray, memoryview, dict)):
             raise TypeError
         iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # the call shows whether it is iterable
