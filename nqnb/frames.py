@@ -70,7 +70,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "progress": _numbers(share(task.progress) for task in tasks),
             "progress_text": _texts(task.progress.text if task.progress else "" for task in tasks),
             "payload": _objects(decoded(task.payload) for task in tasks),
-            "result": _objects(decoded(task.result) for task in tasks),
+            "result": _objects(task.result if task.result_is_bytes else decoded(task.result) for task in tasks),
             "result_key": _texts(task.result_key for task in tasks),
             "error": _texts(task.failure for task in tasks),
             "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from datetime import datetime, timezone
+from typing import Any
 
 import msgspec
 from msgspec import Struct, UnsetType
@@ -10,7 +13,7 @@ from msgspec import Struct, UnsetType
 from nqnb.decode import LAST_MOMENT, Int64, Moment, decode
 from nqnb.error_text import quoted
 from nqnb.errors import MalformedMessage
-from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status, TaskMessage, parse_time
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage, parse_time
 
 
 class CancelReceipt(Struct, frozen=True, kw_only=True):
@@ -29,6 +32,11 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
     stopped_at: datetime | None = None
     worker: str = ""
     how: str = ""
+
+    def __await__(self) -> Generator[Any, None, CancelReceipt]:
+        """Return the receipt itself, so that ``await task.cancel()`` works in a notebook as it does with a client."""
+        yield from ()
+        return self
 
     @property
     def seconds(self) -> float | None:
@@ -81,7 +89,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None
     cancel: CancelReceipt | None
     result: bytes
-    """The result as JSON. It is empty if the task has no result, or if the result is too large for the task's entry."""
+    """The result as JSON, or the bytes that the handler returned. It is empty if the task has no result, or if the
+    result is too large for the task's entry."""
     result_key: str
     """The key of the result in the result bucket, if the result is too large for the task's entry."""
     sequence: int
@@ -92,6 +101,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """The id of the original task, if this task was created by requeueing another task."""
     requeued_as: str = ""
     """The id of the latest requeue of this task. It is set only in listings (`nqnb.Client.tasks`)."""
+    result_is_bytes: bool = False
+    """Whether the handler returned bytes."""
     not_before: datetime | None = None
     """When the next attempt is due, if the task is waiting for a retry."""
 
@@ -133,7 +144,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             log=meta.log,
             error=meta.error,
             cancel=CancelReceipt.of(message.ID, message.Status, meta.cancel) if meta.cancel else None,
-            result=b"" if isinstance(meta.result, UnsetType) else bytes(meta.result),
+            result=_result(meta),
+            result_is_bytes=meta.result_is_bytes,
             result_key=meta.result_key,
             sequence=message.Sequence,
             revision=revision,
@@ -281,6 +293,14 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
 
 _worker_decoder = msgspec.json.Decoder(WorkerInfo)
+
+
+def _result(meta: Meta) -> bytes:
+    data = b"" if isinstance(meta.result, UnsetType) else bytes(meta.result)
+    if data and meta.result_is_bytes:
+        with contextlib.suppress(msgspec.DecodeError):  # another program may have written the entry
+            return msgspec.json.decode(data, type=bytes)
+    return data
 
 
 def moment(seconds: float) -> datetime | None:

@@ -156,6 +156,8 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if isinstance(value, (str, int, float, bool, enum.Enum)) or value is None:
         return value
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     return str(value)
 
 

@@ -164,7 +164,7 @@ async def _submit_all(ctx: click.Context, nq: Client, queue: str, values: list[b
                     ids.append(outcome.id)
                 else:
                     errors.append(outcome)
-            show(CommandProgress(start + len(batch), len(values), "tasks submitted"))
+            show(CommandProgress(len(ids), len(values), "tasks submitted"))
     if ids:
         await say_if_unserved(ctx, nq, queue)
     return Submitted(queue, ids, many=True, errors=errors)

@@ -46,13 +46,14 @@ class Submission:
         self._submit = submit
         self._at_once = at_once
         self._outcomes: dict[int, SessionTask | NqnbError] = {}
+        self._refused = 0
 
-    def run(self, payloads: Payloads, show: Callable[[int], None]) -> list[Any]:
+    def run(self, payloads: Payloads, show: Callable[[int, int], None]) -> list[Any]:
         """Submit all payloads, and wait until each of them is accepted or refused.
 
         Args:
             payloads: the payloads.
-            show: called after each batch with the number of payloads that have been accepted or refused so far.
+            show: called after each batch with the numbers of payloads that have been accepted and refused so far.
 
         Returns:
             The task of each accepted payload and the error of each refused one, in the order of the payloads.
@@ -62,7 +63,9 @@ class Submission:
         """
         for batch in _batches(payloads):
             LOOP.call(outcomes_of(batch, self._submit_one, self._at_once))
-            show(len(self._outcomes))
+            show(len(self._outcomes) - self._refused, self._refused)
+        if not self._outcomes:
+            show(0, 0)
         made: list[Any] = [self._outcomes[position] for position in range(len(self._outcomes))]
         if payloads.error is not None:
             raise not_submitted([*made, payloads.refused(len(made))]) from payloads.error
@@ -79,6 +82,7 @@ class Submission:
             self._outcomes[position] = await self._submit(payload)
         except NqnbError as error:
             self._outcomes[position] = error
+            self._refused += 1
 
 
 def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:

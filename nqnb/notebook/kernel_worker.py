@@ -244,10 +244,10 @@ def _prepare(
             f"Write `async def {handler.name}(job, …)`."
         )
     if handler.isolation == "process":
-        run: Callable[..., Any] = ProcessHandler(function, is_coroutine=handler.is_coroutine)
+        run: Callable[..., Any] = ProcessHandler(handler.function, is_coroutine=handler.is_coroutine)
     else:
         # Output is captured in the thread or loop that the function runs on.
-        run = printing(function, is_coroutine=handler.is_coroutine)
+        run = printing(handler.function, is_coroutine=handler.is_coroutine)
         run = kernel.running(run) if kernel is not None else run
     return dataclasses.replace(handler, function=run), "kernel" if kernel is not None else handler.isolation
 

@@ -90,15 +90,29 @@ class SubmitProgress:
         self._total = total
         self._output = LiveOutput() if _in_kernel() else None
         self._next_draw = 0.0
+        self._counts: tuple[int, int] | None = None
 
-    def show(self, done: int, *, finished: bool = False) -> None:
-        """Show the number of submitted tasks, at most ten times a second. If ``finished`` is true, always show it."""
-        if self._output is None or (time.monotonic() < self._next_draw and not finished):
+    def show(self, accepted: int, refused: int) -> None:
+        """Show the number of submitted tasks and of refused payloads, at most ten times a second."""
+        self._counts = accepted, refused
+        if time.monotonic() >= self._next_draw:
+            self._next_draw = time.monotonic() + _REDRAW_SECONDS
+            self._draw(accepted, refused, finished=False)
+
+    def finish(self) -> None:
+        """Show the final numbers, also after an error or an interrupt."""
+        if self._counts is not None:
+            self._draw(*self._counts, finished=True)
+
+    def _draw(self, accepted: int, refused: int, *, finished: bool) -> None:
+        if self._output is None:
             return
-        self._next_draw = time.monotonic() + _REDRAW_SECONDS
-        of_total = "" if finished or self._total is None else f" of {self._total:,}"
-        noun = "task" if done == 1 and not of_total else "tasks"
-        text = f"{done:,}{of_total} {noun} submitted to {self._queue}"
+        done = accepted + refused
+        whole = self._total is None or (finished and accepted == self._total)
+        of_total = "" if whole else f" of {self._total:,}"
+        noun = "task" if accepted == 1 and whole else "tasks"
+        text = f"{accepted:,}{of_total} {noun} submitted to {self._queue}"
+        text += f"; {refused:,} not accepted" if refused else ""
         self._output.show(text, _with_bar(text, done, self._total, finished=finished))
 
 

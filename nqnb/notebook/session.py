@@ -32,6 +32,7 @@ from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, TaskInfo
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore
+from nqnb.worker.handlers import check_decorated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,9 +254,12 @@ class Session:
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
-        made = self._submit_all(queue, payloads, errors, options, progress.show, cancel_on_interrupt, ordered=ordered)
-        progress.show(len(made), finished=True)
-        return made
+        try:
+            return self._submit_all(
+                queue, payloads, errors, options, progress.show, cancel_on_interrupt, ordered=ordered
+            )
+        finally:
+            progress.finish()
 
     @property
     def interrupted(self) -> TaskList:
@@ -544,6 +548,7 @@ class Session:
             BadInput: an argument is invalid.
         """
         self.client  # noqa: B018  raises if the session is closed
+        queue = check_decorated(queue, "@nq.handler")
 
         def register(function: F) -> F:
             self.local.serve(
@@ -625,7 +630,7 @@ class Session:
         payloads: Iterable[Any],
         errors: str,
         options: dict[str, Any],
-        show: Callable[[int], None] = lambda done: None,
+        show: Callable[[int, int], None] = lambda accepted, refused: None,
         cancel: bool | None = None,
         *,
         ordered: bool = False,

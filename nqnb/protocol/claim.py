@@ -180,6 +180,7 @@ def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_pa
         progress=None,
         result=UNSET,
         result_key="",
+        result_is_bytes=False,
     )
     entry = msgspec.structs.replace(
         attempt.message,

@@ -165,7 +165,7 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
         what = ": ".join(part for part in (error.type, error.message) if part)
         raise TaskFailed(f"task {info.id!r} failed: {what}", info.id, info.status, error.type, error.traceback)
     if not info.result_key:
-        return _decoded(info, info.result)
+        return info.result if info.result_is_bytes else _decoded(info, info.result)
     entry = await backend.results.get(info.result_key)
     if entry is None:
         raise TaskFailed(
@@ -173,12 +173,12 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
             info.id,
             info.status,
         )
-    return _decoded(info, entry.value)
+    return _decoded(info, entry.value, bytes if info.result_is_bytes else Any)
 
 
-def _decoded(info: TaskInfo, data: bytes) -> Any:
+def _decoded(info: TaskInfo, data: bytes, kind: Any = Any) -> Any:
     try:
-        return payload.decode_json(data)
+        return payload.decode_json(data, kind)
     except BadInput as error:
         why = str(error)[:200]
         raise TaskFailed(

@@ -418,7 +418,15 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now
     deleted = status is Status.DELETED
     how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
     record = msgspec.structs.replace(record, stopped_at=now, how=how)
-    meta = msgspec.structs.replace(task.meta, cancel=record, finished_at=now, not_before=0, result=UNSET, result_key="")
+    meta = msgspec.structs.replace(
+        task.meta,
+        cancel=record,
+        finished_at=now,
+        not_before=0,
+        result=UNSET,
+        result_key="",
+        result_is_bytes=False,
+    )
     return msgspec.structs.replace(task, Status=status, CompletedAt=int(now), Meta=meta)
 
 

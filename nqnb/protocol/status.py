@@ -20,6 +20,14 @@ class Status(enum.IntEnum):
     DELETED = 5
     """Cancelled before it started."""
 
+    def __str__(self) -> str:
+        """Return the label, so that a printed state is readable."""
+        return self.label
+
+    def __format__(self, format_spec: str) -> str:
+        """Format the label."""
+        return format(self.label, format_spec)
+
     @property
     def terminal(self) -> bool:
         """Whether this state is final."""

@@ -91,6 +91,8 @@ class Meta(Struct, omit_defaults=True):
     """The result as JSON, if it is small."""
     result_key: str = ""
     """The key of the result in the bucket ``nq-results``, if the result is large."""
+    result_is_bytes: bool = False
+    """Whether the handler returned bytes, so that the JSON of the result is their base64."""
     cancel: CancelRecord | None = None
     origin: str = ""
     """The id of the original task, if this task is a requeue."""

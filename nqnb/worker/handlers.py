@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -78,6 +78,40 @@ def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 
 
+def check_decorated(queue: object, decorator: str) -> str:
+    """Check the queue that a decorator received, and return it.
+
+    Args:
+        queue: the queue; or the function, if the parentheses of the decorator are missing.
+        decorator: the decorator, as it is written.
+
+    Raises:
+        InvalidHandler: the queue is a function.
+        InvalidQueueName: the queue name is invalid.
+    """
+    if callable(queue) and not isinstance(queue, str):
+        raise InvalidHandler(
+            f"cannot register {_name_of(queue)}: {decorator} was given the function instead of the name of a queue. "
+            f'Write {decorator}("QUEUE").'
+        )
+    return names.check_queue(queue)
+
+
+class PayloadFunction:
+    """A function of ``(payload)``, as a function of ``(job, payload)``."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.__qualname__ = _name_of(function)
+
+    def __call__(self, job: Job, payload: Any) -> Any:
+        """Call the function with the payload."""
+        return self.function(payload)
+
+    def __repr__(self) -> str:
+        return repr(self.function)
+
+
 def make_handler(
     queue: str,
     function: Callable[..., Any],
@@ -93,13 +127,14 @@ def make_handler(
 
     Raises:
         InvalidQueueName: the queue name is invalid.
-        InvalidHandler: the function takes neither ``(job)`` nor ``(job, payload)``, or an option is invalid.
+        InvalidHandler: the function takes none of ``(job)``, ``(payload)`` and ``(job, payload)``, or an option is
+            invalid.
     """
     queue = names.check_queue(queue)
     if not callable(function):
         raise InvalidHandler(
             f"{shown(function)} cannot handle tasks: it is not callable. "
-            "Use a function that takes (job) or (job, payload)."
+            "Use a function that takes (job), (payload) or (job, payload)."
         )
     name = _name_of(function)
     seconds = check_seconds("grace", grace, positive=True, refusal=InvalidHandler)
@@ -137,15 +172,17 @@ def make_handler(
     ]
     if not parameters or len(required) > 2 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in required):
         raise InvalidHandler(
-            f"{name}{signature} cannot handle tasks: it must take (job) or (job, payload). Change its parameters."
+            f"{name}{signature} cannot handle tasks: it must take (job), (payload) or (job, payload). "
+            "Change its parameters."
         )
-    takes_payload = len(parameters) > 1 and (len(required) > 1 or parameters[1].default is inspect.Parameter.empty)
+    takes_both = len(parameters) > 1 and (len(required) > 1 or parameters[1].default is inspect.Parameter.empty)
+    takes_one = not takes_both and _is_payload(target, parameters[0].name)
     return Handler(
         queue=queue,
-        function=function,
+        function=PayloadFunction(function) if takes_one else function,
         is_coroutine=is_coroutine,
-        takes_payload=takes_payload,
-        payload_type=_payload_type(target, parameters[1].name) if takes_payload else Any,
+        takes_payload=takes_both or takes_one,
+        payload_type=_payload_type(target, parameters[takes_both].name) if takes_both or takes_one else Any,
         backoff=backoff or Backoff(),
         grace=seconds,
         isolation=_check_isolation(isolation, name, is_coroutine=is_coroutine),
@@ -186,27 +223,58 @@ def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolati
     return fits
 
 
+def _is_payload(function: Callable[..., Any], name: str) -> bool:
+    """Return whether the only parameter of a function takes the payload, by its annotation or its name."""
+    try:
+        kind = _annotation(function, name)
+    except InvalidHandler:  # a type that only type checkers import, such as Job
+        return name == "payload"
+    if kind is Any or kind is object or isinstance(kind, TypeVar):
+        return name == "payload"
+    parts = (kind, *get_args(kind))
+    is_job = any(isinstance(part, type) and (issubclass(part, Job) or _is_protocol(part)) for part in parts)
+    return not is_job and name != "job"
+
+
+def _is_protocol(kind: type) -> bool:
+    return bool(getattr(kind, "_is_protocol", False))
+
+
 def _payload_type(function: Callable[..., Any], name: str) -> Any:
     """Return the type with which a parameter is annotated, after checking that msgspec supports it."""
+    kind = _annotation(function, name)
+    try:
+        if kind is not bytes:
+            msgspec.json.Decoder(kind)
+    except (TypeError, ValueError) as error:
+        title = repr(getattr(_annotated(function), "__qualname__", function))
+        raise InvalidHandler(
+            f"the payload type of {title} is not supported: {error}. Use JSON types, a dataclass or a Struct."
+        ) from None
+    return kind
+
+
+def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that has the annotations of a callable."""
     while isinstance(function, functools.partial):
         function = function.func
-    if not hasattr(function, "__annotations__"):
-        function = type(function).__call__
+    return function if hasattr(function, "__annotations__") else type(function).__call__
+
+
+def _annotation(function: Callable[..., Any], name: str) -> Any:
+    """Return the type with which a parameter is annotated, or Any if it has no annotation.
+
+    Raises:
+        InvalidHandler: the annotation cannot be resolved.
+    """
+    function = _annotated(function)
     title = repr(getattr(function, "__qualname__", function))
     written = getattr(function, "__annotations__", {}).get(name, Any)
     try:
         holder = type("holder", (), {"__annotations__": {name: written}, "__module__": function.__module__})
         spaces = getattr(function, "__globals__", {})
-        kind = typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
+        return typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise InvalidHandler(
             f"the annotations of {title} cannot be resolved: {error}. Define or import their types in its module."
         ) from None
-    try:
-        if kind is not bytes:
-            msgspec.json.Decoder(kind)
-    except (TypeError, ValueError) as error:
-        raise InvalidHandler(
-            f"the payload type of {title} is not supported: {error}. Use JSON types, a dataclass or a Struct."
-        ) from None
-    return kind

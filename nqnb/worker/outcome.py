@@ -56,9 +56,13 @@ _RESULT_PAUSE_SECONDS = 1.0
 _OUR_MODULES = (
     "nqnb.worker.executors.coroutine",
     "nqnb.worker.executors.thread",
+    "nqnb.worker.handlers",
     "nqnb.notebook.print_capture",
     "nqnb.notebook.kernel_worker",
 )
+_MISUSES = ("TypeError", "AttributeError")
+_JOB = re.compile(r"\bJob\b")
+_JOB_HINT = "The only argument of the handler is its Job: take (job, payload), or name the argument `payload`"
 _LOG_LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
 
 
@@ -145,6 +149,9 @@ async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Re
             result = Result(Ended.FAILED, error=Useless(str(error)))
     if result.ended is Ended.FAILED and result.error is not None:
         meta.error = describe_error(result.error)
+        if not run.handler.takes_payload and meta.error.type in _MISUSES and _JOB.search(meta.error.message):
+            hint = plain_text(f"{meta.error.message}. {_JOB_HINT}", _MESSAGE_CHARACTERS)
+            meta.error = msgspec.structs.replace(meta.error, message=hint)
     if run.cancel is not None:
         meta.cancel = await cancel_receipt(backend, run)
     return meta, result
@@ -153,6 +160,7 @@ async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Re
 async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
     if value is None:
         return
+    meta.result_is_bytes = isinstance(value, (bytes, bytearray, memoryview))
     data = payload.encode_json(value, "result")
     if len(data) <= INLINE_RESULT >= len(as_go(data)) and depth(data) <= _DEEPEST_INLINE:
         meta.result = msgspec.Raw(data)
@@ -167,7 +175,9 @@ async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta
     try:
         key = await _put_result(backend, run, bytes(meta.result))
     except BadInput as error:
-        return Status.FAILED, msgspec.structs.replace(meta, result=UNSET, error=describe_error(Useless(str(error))))
+        return Status.FAILED, msgspec.structs.replace(
+            meta, result=UNSET, result_is_bytes=False, error=describe_error(Useless(str(error)))
+        )
     return status, msgspec.structs.replace(meta, result=UNSET, result_key=key)
 
 

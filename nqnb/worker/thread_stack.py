@@ -13,7 +13,7 @@ REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
 """(Module, function): the functions of nqnb that call handlers on a loop."""
-_WRAPPERS = ("nqnb.notebook.print_capture", "contextlib")
+_WRAPPERS = ("nqnb.notebook.print_capture", "nqnb.worker.handlers", "contextlib")
 """Modules whose frames may lie between a starter and the handler."""
 
 

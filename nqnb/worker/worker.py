@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, ConnectionFailed, InvalidHandler
 from nqnb.inputs import Duration, check_count, check_flag, check_seconds
-from nqnb.protocol import names
 from nqnb.records import WorkerInfo, moment
 from nqnb.retry import Backoff
 from nqnb.settings import Settings
 from nqnb.store import StateStore, check_store
 from nqnb.version import __version__
-from nqnb.worker.handlers import Handler, Isolation, check_concurrency, make_handler
+from nqnb.worker.handlers import Handler, Isolation, check_concurrency, check_decorated, make_handler
 
 if TYPE_CHECKING:
     from nqnb.worker.runtime import Runtime
@@ -130,7 +129,9 @@ class Worker:
             is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
                 permanently even if retries are left, as with NQ's ``isFailureFn``. Default: no such function.
 
-        The function takes ``(job)`` or ``(job, payload)``. Without an annotation, the payload is the decoded JSON. With
+        The function takes ``(job, payload)``, ``(job)`` or ``(payload)``. A single argument takes the payload if its
+        name is ``payload``, or if it is annotated with another type than `Job`. Without an annotation, the payload is
+        the decoded JSON. With
         ``payload: bytes``, it is the raw bytes. Any other type that msgspec supports (dataclasses, Structs,
         TypedDicts …) validates the payload. The return value, encoded as JSON, is the task's result.
 
@@ -138,7 +139,7 @@ class Worker:
             InvalidQueueName: the queue name is invalid.
             InvalidHandler: the function cannot handle tasks, or the queue already has a handler.
         """
-        queue = names.check_queue(queue)
+        queue = check_decorated(queue, "@worker.handler")
 
         def register(function: F) -> F:
             if queue in self.handlers:

@@ -37,6 +37,40 @@ def session(server: nqnb.DevServer) -> Iterator[Session]:
     made.down()
 
 
+class TestArguments:
+    @pytest.mark.parametrize(
+        "isolation",
+        [
+            "thread",
+            "coroutine",
+            pytest.param("process", marks=pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")),
+        ],
+    )
+    def test_a_handler_of_the_payload_alone_runs_and_prints(self, session: Session, isolation: Any) -> None:
+        def work(payload: dict[str, int]) -> int:
+            print("got", payload)
+            return payload["a"] + 1
+
+        async def work_async(payload: dict[str, int]) -> int:
+            return work(payload)
+
+        session.handler("resize", isolation=isolation)(work_async if isolation == "coroutine" else work)
+        task = session.submit("resize", {"a": 4})
+        assert task.result(30) == 5
+        assert said(task) == ["got {'a': 4}"]
+        assert session.local["resize"].name.rpartition(".")[2].startswith("work")
+
+    def test_a_decorator_without_parentheses_is_refused(self, session: Session) -> None:
+        with pytest.raises(nqnb.InvalidHandler) as caught:
+
+            @session.handler  # type: ignore[arg-type]  # that is what is tested
+            def resize(job: nqnb.Job) -> None: ...
+
+        assert "resize: @nq.handler was given the function" in str(caught.value)
+        assert str(caught.value).endswith('Write @nq.handler("QUEUE").')
+        assert len(session.local) == 0
+
+
 class TestSwap:
     def test_running_tasks_finish_with_the_old_handler_and_later_ones_use_the_new(self, session: Session) -> None:
         began, go = threading.Event(), threading.Event()

@@ -223,6 +223,16 @@ class TestTheLine:
         for name in ("1x", "class"):
             assert f"{name!r} is not a valid variable name" in cells.refused(f"%nq tasks -o {name}")
 
+    def test_a_quiet_command_returns_a_result_that_is_used(self, cells: Shell, url: str, queue: str) -> None:
+        ran = cells.run(f"nq = %nq up {url} -q\ntask = nq.submit({queue!r}, 1)")
+        assert (ran.out, ran.err) == ("", "")
+        assert isinstance(cells.ip.user_ns["nq"], Session)
+        assert cells.run(f"if True:\n    kept = %nq tasks {queue} -q\nlen(kept)").value == 1
+        assert cells.run(f"len(get_ipython().run_line_magic('nq', 'tasks {queue} -q'))").value == 1
+        for cell in (f"%nq tasks {queue} -q", f"if True:\n    %nq tasks {queue} -q", f"%%nq submit {queue} -q\n1"):
+            ran = cells.run(cell)
+            assert (ran.value, ran.out, ran.err) == (None, "", ""), cell
+
     def test_help(self, plain: Shell) -> None:
         short = plain.run("%nq").out
         assert "submit " in short

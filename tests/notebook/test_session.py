@@ -592,6 +592,17 @@ class TestInAKernel:
         assert "<progress" in cell.html[0]
         assert "<progress" not in cell.html[-1]
 
+    def test_map_does_not_count_refused_payloads_as_submitted(self, cells: Kernel) -> None:
+        cell = cells.end(cells.start("nq.map('resize', [0, float('nan'), 0])"))
+        assert "1 of 3 tasks were not accepted" in cell.error
+        assert cell.text.splitlines()[-1] == "2 of 3 tasks submitted to resize; 1 not accepted"
+        cell = cells.run("made = nq.map('resize', [0, float('nan'), 0], errors='return')")
+        assert cell.text.splitlines()[-1] == "2 of 3 tasks submitted to resize; 1 not accepted"
+
+    def test_a_cancel_can_be_awaited(self, cells: Kernel) -> None:
+        cell = cells.run("task = nq.submit('nobody', 1)\nreceipt = await task.cancel()\nprint(receipt.status)")
+        assert cell.stdout == "deleted\n"
+
     def test_the_kernel_ends_at_once_and_loses_no_task(self, own_cells: Kernel, server: nqnb.DevServer) -> None:
         own_cells.run("task = nq.submit('resize', 30)\nwhile not nq.local['resize'].running: time.sleep(0.01)")
         task_id = own_cells.run("table = nq.watch(); print(task.id)").stdout.strip()

@@ -274,3 +274,9 @@ def test_states_have_nqs_numbers() -> None:
 )
 def test_parse_time(text: str, seconds: float) -> None:
     assert parse_time(text) == pytest.approx(seconds, abs=1e-6)
+
+
+@pytest.mark.parametrize("status", Status)
+def test_a_printed_state_is_its_label(status: Status) -> None:
+    assert str(status) == f"{status}" == status.label
+    assert f"{status:>12}" == status.label.rjust(12)

@@ -123,7 +123,7 @@ class TestSignatures:
         ],
     )
     def test_a_wrong_signature_is_refused(self, function: Callable[..., Any]) -> None:
-        with pytest.raises(InvalidHandler, match=r"cannot handle tasks: it must take \(job\) or \(job, payload\)"):
+        with pytest.raises(InvalidHandler, match=r"cannot handle tasks: it must take \(job\), \(payload\) or"):
             make_handler("q", function)
 
     def test_the_refusal_shows_the_signature(self) -> None:
@@ -134,7 +134,7 @@ class TestSignatures:
 
     @pytest.mark.parametrize("thing", [None, 5, "resize", [print]])
     def test_an_object_that_is_not_callable_is_refused(self, thing: Any) -> None:
-        with pytest.raises(InvalidHandler, match=r"it is not callable\. Use a function that takes \(job\) or"):
+        with pytest.raises(InvalidHandler, match=r"it is not callable\. Use a function that takes \(job\),"):
             make_handler("q", thing)
 
     def test_an_object_that_fails_while_it_is_inspected_is_refused(self) -> None:
@@ -296,7 +296,9 @@ class TestRegistering:
 
     def test_a_decorator_without_its_queue_is_refused(self) -> None:
         worker = nqnb.Worker()
-        with pytest.raises(InvalidQueueName):
+        with pytest.raises(
+            InvalidHandler, match=r'handle: @worker\.handler was given .* Write @worker\.handler\("QUEUE"\)'
+        ):
 
             @worker.handler  # type: ignore[arg-type]
             def handle(job: Job) -> None: ...

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
+import linecache
 from typing import Any
 
 from IPython.core.magic import no_var_expand
 
 _COMMANDS_WITH_CELLS = ("submit", "handler")
+_CALLS = ("get_ipython().run_line_magic(", "get_ipython().run_cell_magic(")
+"""How IPython writes a magic that is a statement of its own."""
 
 
 def magic(shell: Any) -> Any:
@@ -107,7 +111,16 @@ def _finish(front: Any, record: Any) -> Any:
         raise failure
     for error in cell_results.unreported_errors(record, made):
         front.complain(str(error))
-    return None if front.quiet else made
+    return None if front.quiet and _is_statement(front.shell) else made
+
+
+def _is_statement(shell: Any) -> bool:
+    """Return whether the magic is a statement of its own, so that IPython would display its result."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals is not shell.user_global_ns:
+        frame = frame.f_back
+    line = "" if frame is None else linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return line.strip().startswith(_CALLS)
 
 
 def _help() -> str:

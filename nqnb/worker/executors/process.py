@@ -137,8 +137,9 @@ class ProcessExecutor(Executor):
             return
         if kind == "returned":
             # Keep the JSON unchanged: decoding it would change numbers that only JSON can represent.
-            value = None if values[0] == b"null" else msgspec.Raw(values[0])
-            self._outcome = Result(Ended.RETURNED, value)
+            data, is_bytes = values
+            value = None if data == b"null" else msgspec.Raw(data)
+            self._outcome = Result(Ended.RETURNED, msgspec.json.decode(data, type=bytes) if is_bytes else value)
         elif kind == "unencodable":
             self._outcome = Result(Ended.FAILED, error=UnencodableResult(*values))
         else:

@@ -44,7 +44,7 @@ MOST_RESULT_BYTES = 64 * 2**20
 """The largest result that any server accepts."""
 _MOST_TEXT_CHARACTERS = 2**20
 """The maximum length of an exception's text and traceback. The entry stores a few thousand characters."""
-_CALLERS = (__name__, "nqnb.notebook.print_capture")
+_CALLERS = (__name__, "nqnb.notebook.print_capture", "nqnb.worker.handlers")
 """The modules of nqnb that call a handler in this process."""
 _REPORT_INTERVAL_SECONDS = 0.05
 """Seconds between two reports. The worker writes them less often."""
@@ -258,7 +258,7 @@ def _return(value: Any) -> tuple[Any, ...]:
             "Store it elsewhere, and return its path.",
             "result",
         )
-    return "returned", data
+    return "returned", data, isinstance(value, (bytes, bytearray, memoryview))
 
 
 def _failure(error: BaseException) -> tuple[Any, ...]:
