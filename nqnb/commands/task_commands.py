@@ -507,14 +507,9 @@ async def _cancel_all(
     show: Callable[[object], None],
     outcomes: MutableMapping[str, CancelReceipt | NqnbError],
 ) -> Receipts:
-    """Cancel all tasks; see `nqnb.protocol.cancel.cancel_many`.
+    """Cancel all tasks, and wait up to ``wait`` seconds for their code to stop; None does not wait.
 
-    Args:
-        nq: the client.
-        ids: the tasks.
-        wait: how many seconds to wait for code to stop, or None not to wait.
-        show: receives the progress as a `CommandProgress`.
-        outcomes: receives the receipt or the error of each task as soon as it is known.
+    ``show`` receives the progress. ``outcomes`` receives the receipt or error of each task as soon as it is known.
     """
     await cancel_many(nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)))
     receipts = Receipts.of(outcomes[name] for name in ids)
@@ -565,10 +560,7 @@ async def _preview_of_requeue(
 ) -> tuple[RequeuePreview, list[str]]:
     """Return the tasks that would be requeued, and the ids of tasks that do not exist.
 
-    Args:
-        nq: the client.
-        which: a filter, or ids.
-        again: whether to include tasks that have already been requeued.
+    ``which`` is a filter or ids. If ``again`` is True, tasks that have already been requeued are included.
     """
     missing: list[str] = []
     if isinstance(which, Filter):
@@ -586,11 +578,7 @@ async def _requeue_all(
 ) -> Requeued:
     """Requeue all tasks, even if some of them are refused.
 
-    Args:
-        nq: the client.
-        ids: the tasks.
-        show: receives the progress as a `CommandProgress`.
-        outcomes: receives the new task or the error of each task as soon as it is known.
+    ``show`` receives the progress. ``outcomes`` receives the new task or error of each task as soon as it is known.
     """
 
     async def requeue(id: str) -> None:

@@ -658,7 +658,7 @@ def test_up_on_a_taken_port_says_what_to_do(url: str, run: Run) -> None:
     answer = run("up", "--port", url.rpartition(":")[2])
     assert answer.code == 1
     assert one_line(answer.err)
-    assert "taken" in answer.err
+    assert "another program is using the port" in answer.err
 
 
 @pytest.mark.parametrize(
