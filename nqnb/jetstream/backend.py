@@ -33,6 +33,7 @@ from nqnb.jetstream.queue_streams import (
     find_stream,
     foreign_subjects,
     pause_consumer,
+    place_of,
     queue_created_at,
     queue_infos,
     queue_names,
@@ -308,6 +309,10 @@ class Backend:
         """Return how a queue is served: its workers, pulls and leased tasks."""
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
+
+    async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
+        """Return how many messages are ahead of one; see `nqnb.jetstream.queue_streams.place_of`."""
+        return await place_of(self.connection, queue, sequence)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
         """Return the foreign subjects in a queue's streams; see `nqnb.jetstream.queue_streams.foreign_subjects`."""

@@ -212,6 +212,27 @@ async def service_of(connection: Connection, queue: str, workers: int) -> QueueS
     )
 
 
+async def place_of(connection: Connection, queue: str, sequence: int) -> tuple[int, int] | None:
+    """Return how many messages a queue will deliver before one of them, as the fewest and the most.
+
+    The two differ if messages between them were deleted. The result is None if the message was delivered before, or
+    no worker has ever served the queue.
+    """
+    stream = await find_stream(connection, names.task_subject(queue))
+    if stream is None:
+        return None
+    consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
+    info = await connection.find(f"STREAM.INFO.{stream}")
+    if consumer is None or info is None:
+        return None
+    delivered, pending = int(consumer["delivered"]["stream_seq"]), int(consumer["num_pending"])
+    if sequence <= delivered or not pending:
+        return None
+    most = min(sequence - delivered, pending) - 1
+    not_before = int(info["state"]["last_seq"]) - sequence + 1
+    return min(most, max(0, pending - not_before)), most
+
+
 async def queue_created_at(connection: Connection, queue: str) -> float:
     """Return when a queue's stream was created, in Unix seconds by the server's clock, or infinity if it is missing."""
     stream = await find_stream(connection, names.task_subject(queue))

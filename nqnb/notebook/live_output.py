@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from html import escape
@@ -30,6 +31,54 @@ class LiveOutput:
         from IPython.display import display
 
         self._handle = display(bundle, raw=True, display_id=True)  # type: ignore[no-untyped-call]  # IPython's
+
+
+class CellLine:
+    """A line below a cell. All waits in one run of a cell share it."""
+
+    def __init__(self) -> None:
+        self._output = LiveOutput()
+
+    def show(self, text: str) -> None:
+        """Replace the text of the line."""
+        self._output.show(text, escape(text))
+
+    def end(self, text: str) -> None:
+        """Replace the text of the line by the text that stays in the notebook."""
+        self.show(text)
+
+
+class TerminalLine:
+    """The last line of a terminal, which `end` removes."""
+
+    def show(self, text: str) -> None:
+        """Replace the text of the line."""
+        width = shutil.get_terminal_size().columns - 1
+        self._write(f"\r\x1b[K{text[:width]}")
+
+    def end(self, text: str) -> None:
+        """Remove the line; the text is not shown."""
+        self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+_lines: dict[object, CellLine] = {}
+"""The line of the latest run of a cell, by the request that started the run."""
+
+
+def line_output() -> CellLine | TerminalLine | None:
+    """Return the line for a wait in the running cell or in this terminal, or None if there is neither."""
+    kernel = _kernel()
+    if kernel is None:
+        return TerminalLine() if sys.stderr is not None and sys.stderr.isatty() else None
+    run = kernel.get_parent().get("header", {}).get("msg_id")
+    if run not in _lines:
+        _lines.clear()
+        _lines[run] = CellLine()
+    return _lines[run]
 
 
 class CommandOutput:
@@ -88,7 +137,7 @@ class SubmitProgress:
     def __init__(self, queue: str, total: int | None) -> None:
         self._queue = queue
         self._total = total
-        self._output = LiveOutput() if _in_kernel() else None
+        self._output = LiveOutput() if _kernel() is not None else None
         self._next_draw = 0.0
         self._counts: tuple[int, int] | None = None
 
@@ -140,8 +189,8 @@ def _counts(record: CommandProgress) -> str:
     return f"{record.done:,} of {record.total:,} {record.what}"
 
 
-def _in_kernel() -> bool:
-    """Return whether this process is a kernel. A process that has not imported IPython is not a kernel."""
+def _kernel() -> Any:
+    """Return the kernel of this process, or None. A process that has not imported IPython is not a kernel."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return getattr(shell, "kernel", None) is not None
+    return getattr(shell, "kernel", None)

@@ -23,6 +23,7 @@ from nqnb.notebook.live_output import SubmitProgress
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.table_feed import TableFeed
 from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
+from nqnb.notebook.wait_line import WaitLine
 from nqnb.protocol import names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import cancel_many
@@ -308,7 +309,7 @@ class Session:
             cancel_on_interrupt: see `result`.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
-        return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel)
+        return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel, total=1)
 
     def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
         """Wait until a task is terminal, and return the result of its handler; see `nqnb.Client.result`.
@@ -320,7 +321,7 @@ class Session:
                 reports it. None uses the session's ``cancel_on_interrupt``.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
-        return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel)
+        return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel, total=1)
 
     def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame:
         """Cancel tasks. If one cancel is refused, the other tasks are still cancelled.
@@ -584,7 +585,12 @@ class Session:
             ) from None
 
     def wait_for_tasks(
-        self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        open_ids: Callable[[], Sequence[str]],
+        cancel: bool | None = None,
+        *,
+        total: int = 0,
     ) -> T:
         """Run a coroutine that waits for tasks. After an interrupt, report or cancel the tasks that have not ended.
 
@@ -592,9 +598,11 @@ class Session:
             coroutine: the coroutine.
             open_ids: called after an interrupt; it must return the ids of the tasks that have not ended.
             cancel: whether to cancel these tasks; None uses `cancel_on_interrupt`.
+            total: the number of these tasks. If the call takes long, a line shows their states; 0 shows no line.
         """
         try:
-            return LOOP.call(coroutine)
+            with WaitLine(self.client, open_ids, total) as line:
+                return LOOP.call(coroutine, line.draw)
         except KeyboardInterrupt:
             self.interrupt(open_ids(), cancel)
             raise

@@ -14,6 +14,7 @@ from nqnb.errors import BadInput, NqnbError, TaskError, WaitTimeout
 from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
+from nqnb.notebook.wait_line import state_of, unserved_words
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
@@ -48,7 +49,12 @@ class _TaskCalls(Protocol):
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T: ...
     def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T: ...
     def wait_for_tasks(
-        self, coroutine: Coroutine[Any, Any, T], open_ids: Callable[[], Sequence[str]], cancel: bool | None = None
+        self,
+        coroutine: Coroutine[Any, Any, T],
+        open_ids: Callable[[], Sequence[str]],
+        cancel: bool | None = None,
+        *,
+        total: int = 0,
     ) -> T: ...
     def abandon(self, task_id: str) -> None: ...
 
@@ -111,13 +117,17 @@ class SessionTask:
         return self._session.requeue(self.id)
 
     def _repr_html_(self) -> str:
-        """Return a line about the task, with its current status."""
+        """Return a line about the task: its current status, and why it does not run."""
         try:
-            status = self._session.call_within(self._session.client.status(self.id), _DISPLAY_SECONDS).label
+            status = self._session.call_within(self._state(), _DISPLAY_SECONDS)
         except NqnbError as error:
             status = str(error)
         where = f" in <b>{html.escape(self.queue)}</b>" if self.queue else ""
         return f"Task <code>{html.escape(self.id)}</code>{where}: {html.escape(status)}"
+
+    async def _state(self) -> str:
+        client = self._session.client
+        return await state_of(client, await client.fetch(self.id))
 
     async def _result_on_this_loop(self) -> Any:
         if LOOP.here:
@@ -230,14 +240,20 @@ class TaskList(list[SessionTask]):
         return _counted(self._session.call(self._statuses()))
 
     def _repr_html_(self) -> str:
-        """Return a line with the number of tasks in each state."""
+        """Return a line with the number of tasks in each state, and the queues that no worker serves."""
         try:
-            counts = _counted(self._session.call_within(self._statuses(), _DISPLAY_SECONDS))
+            counts, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
         except NqnbError as error:
             return f"{len(self):,} tasks; {html.escape(str(error))}"
         queues = ", ".join(html.escape(queue) for queue in dict.fromkeys(task.queue for task in self) if queue)
         states = ", ".join(f"{count:,} {label}" for label, count in counts.items()) or "none"
-        return f"<b>{len(self):,} tasks</b>{f' in {queues}' if queues else ''}: {states}"
+        unserved = f"; {html.escape(unserved)}" if unserved else ""
+        return f"<b>{len(self):,} tasks</b>{f' in {queues}' if queues else ''}: {states}{unserved}"
+
+    async def _summary(self) -> tuple[dict[str, int], str]:
+        states = await self._statuses()
+        waiting = [task.queue for task, state in zip(self, states, strict=True) if state is Status.PENDING]
+        return _counted(states), await unserved_words(self._session.client, filter(None, waiting))
 
     async def _statuses(self) -> list[Any]:
         return await outcomes_of(self.ids, self._session.client.status, IN_FLIGHT)
@@ -259,6 +275,7 @@ class TaskList(list[SessionTask]):
             outcomes_of(self.ids, outcome_of, IN_FLIGHT),
             lambda: [task_id for task_id in self.ids if task_id not in ended_ids],
             cancel_on_interrupt,
+            total=len(self),
         )
 
 

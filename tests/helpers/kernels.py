@@ -47,6 +47,8 @@ class Cell:
     """What it showed of this exception, without colours."""
     text: str = ""
     """What it displayed, and the value of its last line, as plain text."""
+    displays: int = 0
+    """How many outputs it displayed. Their updates do not count."""
     html: list[str] = field(default_factory=list)
     seconds: float = 0.0
     """The time from its start or its last interrupt to its end."""
@@ -84,10 +86,10 @@ class Kernel:
         self.manager.interrupt_kernel()
 
     def until(self, code_id: str, said: str) -> None:
-        """Wait until a running cell has printed a string."""
+        """Wait until a running cell has printed or displayed a string."""
         cell = Cell()
         end = time.monotonic() + PATIENCE
-        while said not in cell.stdout:
+        while said not in cell.stdout + cell.text:
             self._read(code_id, cell, end)
 
     def end(self, code_id: str) -> Cell:
@@ -118,6 +120,7 @@ class Kernel:
             cell.traceback = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(content["traceback"]))
         elif kind in ("execute_result", "display_data", "update_display_data"):
             cell.text += content["data"].get("text/plain", "") + "\n"
+            cell.displays += kind == "display_data"
             cell.html += [content["data"]["text/html"]] if "text/html" in content["data"] else []
         return bool(kind == "status" and content["execution_state"] == "idle")
 
