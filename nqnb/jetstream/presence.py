@@ -39,6 +39,11 @@ from nqnb.protocol.wire import parse_time
 from nqnb.records import WorkerInfo, moment
 from nqnb.store import Entry
 
+SILENT_SHARE = 0.6
+"""A worker is silent after this share of its TTL. A heartbeat is due after a third of it."""
+MIN_SILENT_SECONDS = 2.0
+"""No worker is silent earlier, because a busy machine delays heartbeats."""
+
 
 class _Written(NamedTuple):
     """A presence entry that the server stored between ``asked`` and ``answered``, which are values of `elapsed`."""
@@ -145,6 +150,23 @@ class Presence:
                 yield msgspec.structs.replace(info, last_seen=moment(entry.created))
         self._skips.tell(skipped)
 
+    async def silent(self) -> dict[str, float]:
+        """Return the workers that have missed a heartbeat, with the seconds since the last sign of life of each.
+
+        Workers that count as dead are included, as long as they have an entry.
+        """
+        asked = elapsed()
+        entries = [entry async for entry in self.entries()]
+        await self._read_clock_quietly()
+        found = {}
+        for entry in entries:
+            # `live` logs unreadable entries.
+            with contextlib.suppress(MalformedMessage):
+                age = self._age(entry.created, asked)
+                if age > max(MIN_SILENT_SECONDS, SILENT_SHARE * decode_presence(entry).shortest_ttl):
+                    found[entry.key] = age
+        return found
+
     def entries(self) -> AsyncGenerator[Entry, None]:
         """Yield the stored entries of all workers, including dead ones."""
         return self._store.entries()
@@ -226,6 +248,11 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
     def runs(self, task_id: str) -> bool:
         """Return whether the worker is running a task, according to this entry."""
         return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
+
+    @property
+    def shortest_ttl(self) -> float:
+        """The shortest TTL of the worker's queues, which determines the interval of its heartbeats."""
+        return min([self.ttl, *self.ttls.values()])
 
     def ttl_of(self, queue: str) -> float:
         """Return for how many seconds after a sign of life the worker counts as alive for a queue's tasks."""

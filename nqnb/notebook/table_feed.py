@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nqnb.client import Client
 from nqnb.concurrency import spawn
-from nqnb.errors import NqnbError
+from nqnb.errors import NotCancellable, NqnbError
 from nqnb.notebook.loop import LOOP
 from nqnb.protocol.bulk import AT_ONCE, outcomes_of
+from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskBatch, TaskInfo
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nqnb.notebook")
 
+_LOOK_SECONDS = 2.0
+"""Seconds between two looks at the workers, while a table is open and a task is running."""
 _BATCH_TASKS = 2000
 """The maximum size of the batches in which a new table receives the tasks that are already known."""
 
@@ -48,6 +52,9 @@ class TableFeed:
         self._tasks: dict[str, TaskInfo] = {}
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
+        self._look: asyncio.Task[Any] | None = None
+        self._silent: dict[str, float] = {}
+        """When each silent worker last showed a sign of life, in Unix seconds, by worker."""
         self._closed = False
 
     def open(self, rows: Rows, title: str, wanted: Wanted) -> TaskTable:
@@ -94,6 +101,7 @@ class TableFeed:
             self._restart_watch()
         known = [task for task in self._tasks.values() if subscriber.wanted(task)]
         self._subscribers.append(subscriber)
+        subscriber.table.show_silent_workers(self._silent)
         for start in range(0, len(known), _BATCH_TASKS):
             more = start + _BATCH_TASKS < len(known)
             self._send(
@@ -104,9 +112,8 @@ class TableFeed:
 
     def _restart_watch(self) -> None:
         """Start a new watch with no known tasks, because tasks from the previous watch may no longer exist."""
-        self._tasks = {}
-        self._complete = self._lost = False
-        self._watch = spawn(self._follow())
+        self._stop_watch()
+        self._watch, self._look = spawn(self._follow()), spawn(self._look_for_workers())
         for subscriber in list(self._subscribers):
             self._send(subscriber, TaskBatch(anew=True))
 
@@ -116,9 +123,11 @@ class TableFeed:
             self._stop_watch()
 
     def _stop_watch(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-        self._watch = None
+        for each in (self._watch, self._look):
+            if each is not None:
+                each.cancel()
+        self._watch = self._look = None
+        self._silent = {}
         self._tasks = {}
         self._complete = self._lost = False
 
@@ -132,6 +141,26 @@ class TableFeed:
         except Exception:
             log.exception("live tables stopped updating: unexpected error in nqnb")
             self._apply(TaskBatch(complete=self._complete, lost=True))
+
+    async def _look_for_workers(self) -> None:
+        """Tell the tables again and again which workers of running tasks are silent."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if self._lost:
+                continue
+            running = {task.worker for task in self._tasks.values() if task.status is Status.PROCESSING and task.worker}
+            try:
+                ages = await self._client.backend.presence.silent() if running else {}
+            except NqnbError as error:
+                log.debug("whether workers are silent is unknown: %s", error)
+                continue
+            now = time.time()
+            # A later look may compute a slightly different moment.
+            silent = {worker: self._silent.get(worker, now - age) for worker, age in ages.items() if worker in running}
+            if silent != self._silent:
+                self._silent = silent
+                for subscriber in list(self._subscribers):
+                    subscriber.table.show_silent_workers(silent)
 
     def _apply(self, batch: TaskBatch) -> None:
         if batch.anew:
@@ -161,10 +190,15 @@ class TableFeed:
         async def cancel_one(task_id: str) -> None:
             try:
                 receipt = await self._client.cancel(task_id)
+            except NotCancellable as error:
+                table.cancel_too_late(task_id, error.status or Status.COMPLETED)
             except NqnbError as error:
                 table.cancel_outcome(task_id, str(error), refused=True)
             else:
-                table.cancel_outcome(task_id, _outcome_text(receipt), refused=False)
+                if receipt.status in (Status.COMPLETED, Status.FAILED):
+                    table.cancel_too_late(task_id, receipt.status)
+                else:
+                    table.cancel_outcome(task_id, _outcome_text(receipt), refused=False)
 
         await outcomes_of(ids, cancel_one, AT_ONCE)
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
+import msgspec
+
 from nqnb.frames import run_time, share
 from nqnb.protocol.wire import Status
-from nqnb.records import TaskInfo
+from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.text import line
 from nqnb.widgets import row_content
 
@@ -41,6 +43,8 @@ class Rows:
         self.search = ""
         self.statuses: frozenset[Status] = frozenset()
         self.pending_cancels = PendingCancels()
+        self.silent: Mapping[str, float] = {}
+        """When each silent worker last showed a sign of life, in Unix seconds, by worker."""
         self.throughput = Throughput(clock)
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
@@ -181,11 +185,23 @@ class Rows:
 
     def row(self, task_id: str) -> dict[str, Any]:
         """Return the fields of a task's row, including its pending cancel; see `row_content.row`."""
-        return {**row_content.row(self._tasks[task_id]), **self.pending_cancels.of(task_id)}
+        task = self._tasks[task_id]
+        return {**row_content.row(task), **self.pending_cancels.of(task_id), "silent": self.silent_since(task)}
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
         """Return the details of an expanded row; see `row_content.detail`."""
-        return row_content.detail(self._tasks[task_id])
+        return row_content.detail(self.pending_cancels.recorded_in(self._tasks[task_id]))
+
+    def note_late_presses(self, ids: Iterable[str], at: float) -> None:
+        """Record which of the pressed buttons belong to tasks that have completed or failed in the meantime."""
+        for task_id in ids:
+            task = self._tasks.get(task_id)
+            if task is not None and task.status in (Status.COMPLETED, Status.FAILED):
+                self.pending_cancels.come_too_late(task_id, task.status, at)
+
+    def silent_since(self, task: TaskInfo) -> float | None:
+        """Return when the worker of a running task last showed a sign of life, or None if the worker is not silent."""
+        return self.silent.get(task.worker) if task.status is Status.PROCESSING else None
 
     def revision(self, task_id: str) -> int:
         """Return the revision of the known state of a task, or 0 if the task is unknown."""
@@ -212,7 +228,7 @@ class Rows:
             if known is not None and not known.status.terminal and task.status in (Status.COMPLETED, Status.FAILED):
                 self.throughput.end()
             self._open.discard(task.id)
-            self.pending_cancels.ended(task.id)
+            self.pending_cancels.ended(task.id, task.status)
         else:
             self._open.add(task.id)
         (self._running.add if task.status is Status.PROCESSING else self._running.discard)(task.id)
@@ -279,12 +295,16 @@ class Rows:
 class PendingCancels:
     """The cancels that the user requested with a button.
 
-    A press is stored until the task is terminal. A refusal is stored until the user dismisses it.
+    A press is stored until the task is terminal. The reason for a refusal, and the note that a press came too late, are
+    stored until the user dismisses them.
     """
 
     def __init__(self) -> None:
         self._pressed: dict[str, float] = {}
         self._refused: dict[str, str] = {}
+        self._late: dict[str, str] = {}
+        self._requested: dict[str, float] = {}
+        """When the buttons were pressed whose tasks completed or failed, in Unix seconds."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
         """Record that cancel buttons were pressed. The time ``at`` is in Unix seconds."""
@@ -297,22 +317,49 @@ class PendingCancels:
         self._pressed.pop(task_id, None)
         self._refused[task_id] = line(why, 500)
 
-    def dismiss(self, task_id: str) -> None:
-        """Remove the reason for a refusal after the user has dismissed it."""
+    def accept(self, task_id: str) -> None:
+        """Record that a cancel was accepted."""
         self._refused.pop(task_id, None)
 
-    def ended(self, task_id: str) -> None:
+    def dismiss(self, task_id: str) -> None:
+        """Remove the note that the user has dismissed."""
+        self._refused.pop(task_id, None)
+        self._late.pop(task_id, None)
+
+    def ended(self, task_id: str, status: Status) -> None:
         """Record that the task is terminal."""
-        self._pressed.pop(task_id, None)
+        at = self._pressed.pop(task_id, None)
+        if at is not None and status in (Status.COMPLETED, Status.FAILED):
+            self.come_too_late(task_id, status, at)
+
+    def come_too_late(self, task_id: str, status: Status, at: float) -> None:
+        """Record that the button was pressed, but the task completed or failed before it could be stopped."""
+        at = self._pressed.pop(task_id, at)
+        if task_id not in self._requested:
+            self._requested[task_id] = at
+            self._late[task_id] = f"{status.label} before it could be stopped"
+
+    def recorded_in(self, task: TaskInfo) -> TaskInfo:
+        """Return a task with the receipt of a cancel that came too late, because the server stores no such receipt."""
+        at = self._requested.get(task.id)
+        if at is None or task.cancel is not None:
+            return task
+        requested_at = datetime.fromtimestamp(at, timezone.utc)
+        receipt = CancelReceipt(task_id=task.id, status=task.status, requested_at=requested_at)
+        return msgspec.structs.replace(task, cancel=receipt)
 
     def forget(self, task_id: str) -> None:
         """Record that the task no longer exists."""
-        self._pressed.pop(task_id, None)
-        self._refused.pop(task_id, None)
+        for notes in (self._pressed, self._refused, self._late, self._requested):
+            notes.pop(task_id, None)
 
     def of(self, task_id: str) -> dict[str, Any]:
-        """Return the fields of a task's row: when the button was ``pressed``, and why the cancel was ``refused``."""
-        return {"pressed": self._pressed.get(task_id), "refused": self._refused.get(task_id, "")}
+        """Return the fields of a row: when it was ``pressed``, why that was ``refused``, or how it was too ``late``."""
+        return {
+            "pressed": self._pressed.get(task_id),
+            "refused": self._refused.get(task_id, ""),
+            "late": self._late.get(task_id, ""),
+        }
 
 
 Key = tuple[bool, Any, str]

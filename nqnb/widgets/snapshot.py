@@ -110,17 +110,22 @@ def text(
 def _table(rows: Rows, most: int, at: float) -> tuple[list[str], list[dict[str, str]]]:
     """Return the names of the columns that are not empty, and the cells of each row."""
     now = datetime.fromtimestamp(at, timezone.utc)
-    lines = [_cells(rows.task(task_id), now) for task_id in rows.first(most)]
+    lines = [_cells(rows.task(task_id), now, rows) for task_id in rows.first(most)]
     empty = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
     if not rows.many_queues:
         empty.add("queue")
     return [name for name in COLUMNS if name not in empty], lines
 
 
-def _cells(task: TaskInfo, now: datetime) -> dict[str, str]:
+def _cells(task: TaskInfo, now: datetime, rows: Rows) -> dict[str, str]:
     ran = run_time(task, now)
     done = share(task.progress) if task.status is Status.PROCESSING else None
     note = task.failure or ("" if done is None else f"{done:.0%}")
+    silent, late = rows.silent_since(task), rows.pending_cancels.of(task.id)["late"]
+    if silent is not None:
+        note = f"worker silent for {long_duration(now.timestamp() - silent)}"
+    elif late:
+        note = f"{late}{f'; {note}' if note else ''}"
     return {
         "id": line(task.id, 40),
         "queue": line(task.queue, 30),

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from IPython.display import display
 
 from nqnb.errors import NqnbError
 from nqnb.frames import tasks_frame
+from nqnb.protocol.wire import Status
 from nqnb.records import TaskBatch
 from nqnb.widgets import jupyter_compat, snapshot
 from nqnb.widgets.jupyter_compat import at_ends_of_cells, replace
@@ -131,7 +132,7 @@ class TaskTable(anywidget.AnyWidget):
         self.wait_until_loaded()
         with self._lock:
             self._drain()
-            tasks = list(self._rows.tasks)
+            tasks = [self._rows.pending_cancels.recorded_in(task) for task in self._rows.tasks]
         return tasks_frame(tasks)
 
     @property
@@ -155,7 +156,25 @@ class TaskTable(anywidget.AnyWidget):
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
         """Apply the outcome of a cancel that this table requested. If ``refused``, the row shows ``text``."""
         cancels = self._rows.pending_cancels
-        self._later(lambda: cancels.refuse(task_id, text) if refused else cancels.dismiss(task_id))
+        self._later(lambda: cancels.refuse(task_id, text) if refused else cancels.accept(task_id))
+
+    def cancel_too_late(self, task_id: str, status: Status) -> None:
+        """Report that a task completed or failed before a cancel that this table requested could stop it."""
+        at = time.time()
+        self._later(lambda: self._rows.pending_cancels.come_too_late(task_id, status, at))
+
+    def show_silent_workers(self, silent: Mapping[str, float]) -> None:
+        """Show in the rows of running tasks which workers are silent.
+
+        Args:
+            silent: when each silent worker last showed a sign of life, in Unix seconds, by worker.
+        """
+
+        def show() -> None:
+            self._rows.silent = silent
+            self._changes += 1
+
+        self._later(show)
 
     def freeze(self) -> None:
         """Replace the displayed table with a snapshot in plain HTML, and close the table."""
@@ -289,10 +308,12 @@ class TaskTable(anywidget.AnyWidget):
         self._later(lambda: self._handle(message))
 
     def _press(self, ids: Iterable[str]) -> None:
-        ids = [task_id for task_id in dict.fromkeys(ids) if self._rows.is_open(task_id)]
+        at = time.time()
+        pressed = list(dict.fromkeys(ids))
+        self._later(lambda: self._rows.note_late_presses(pressed, at))
+        ids = [task_id for task_id in pressed if self._rows.is_open(task_id)]
         if not ids:
             return
-        at = time.time()
         self._later(lambda: self._rows.pending_cancels.press(ids, at))
         try:
             self._cancel(ids)

@@ -243,10 +243,71 @@ def test_a_lost_connection_is_shown_and_a_kernel_that_left_too(bench: Bench) -> 
     bench.until(lambda: text(bench, ".nq-state") == "")
     bench.page.evaluate("window.fire('comm:close')")
     assert text(bench, ".nq-state").startswith("disconnected")
-    bench.button("p1").click()
+    bench.button("p1").click(force=True)
     assert text(bench, '[data-id="p1"] .nq-label') == "pending"
-    bench.page.evaluate("window.fire('comm_live_update')")  # and is back
-    bench.until(lambda: text(bench, ".nq-state") == "")
+    bench.feed(task("p2", Status.COMPLETED, 2))
+    assert text(bench, ".nq-state") == "", "the kernel still updates it"
+
+
+def test_the_buttons_are_off_after_a_kernel_restart(bench: Bench) -> None:
+    # Jupyter sends the event several times.
+    for _ in range(2):
+        bench.page.evaluate("window.fire('comm_live_update')")
+    assert text(bench, ".nq-state") == "kernel restarted: run the cell again"
+    ran = text(bench, '[data-id="r1"] td.nq-run')
+    buttons = bench.page.locator("tbody[data-open] [data-act=cancel], footer [data-act]:not(select)").all()
+    assert len(buttons) >= 7
+    assert all(button.get_attribute("aria-disabled") == "true" for button in buttons if button.is_visible())
+    bench.button("r1").click(force=True)
+    bench.settle(1.2)
+    assert text(bench, '[data-id="r1"] .nq-label') == "processing"
+    assert text(bench, '[data-id="r1"] td.nq-run') == ran, "nothing is known about it"
+    assert not bench.cancelled
+
+
+def test_while_the_connection_is_lost_run_times_stand_still_and_a_press_is_not_sent_yet(bench: Bench) -> None:
+    bench.button("r2").click()
+    bench.settle()
+    bench.feed(lost=True)
+    ran = text(bench, '[data-id="r1"] td.nq-run')
+    bench.button("r1").click()
+    assert bench.button("r1").inner_text() == "not sent yet"
+    assert text(bench, '[data-id="r1"] .nq-label') == "processing"
+    assert "Not sent yet" in text(bench, ".nq-voice")
+    assert bench.button("r2").inner_text() == "unconfirmed", "it may have been sent"
+    bench.settle(1.2)
+    assert text(bench, '[data-id="r1"] td.nq-run') == ran
+    assert bench.button("r1").inner_text() == "not sent yet"
+    bench.feed()
+    assert text(bench, '[data-id="r1"] .nq-label').startswith("cancelling…")
+    bench.until(lambda: text(bench, '[data-id="r1"] td.nq-run') != ran)
+
+
+def test_the_row_of_a_silent_worker_says_so(bench: Bench) -> None:
+    bench.table.show_silent_workers({"gpu-3/811": time.time() - 25})
+    bench.until(lambda: text(bench, '[data-id="r1"] .nq-label').startswith("worker silent for 2"))
+    assert text(bench, '[data-id="c1"] .nq-label') == "completed"
+    first = text(bench, '[data-id="r1"] .nq-label')
+    bench.until(lambda: text(bench, '[data-id="r1"] .nq-label') != first)
+    bench.button("r1").click()
+    bench.settle()
+    assert bench.button("r1").inner_text() == "worker silent"
+    bench.table.show_silent_workers({})
+    bench.until(lambda: text(bench, '[data-id="r2"] .nq-label') == "processing")
+
+
+def test_a_press_that_comes_too_late_stays_in_the_row(bench: Bench) -> None:
+    bench.button("r1").click()
+    bench.settle()
+    bench.feed(task("r1", Status.COMPLETED, 2))
+    assert text(bench, '[data-id="r1"] .nq-reason') == "completed before it could be stopped"
+    assert "completed before it could be stopped" in text(bench, ".nq-voice")
+    assert abs(bench.table.df.cancel_requested_at["r1"].timestamp() - time.time()) < 60
+    bench.row("r1").locator("[data-act=open]").click()
+    bench.until(lambda: "completed before the cancel could stop it" in bench.row("r1").inner_text())
+    bench.row("r1").locator("[data-act=dismiss]").click()
+    bench.settle()
+    assert bench.row("r1").locator(".nq-why").count() == 0
 
 
 HOSTILE = [

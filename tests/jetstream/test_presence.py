@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from helpers.command_line import environment
 from helpers.waiting import until_async
-from helpers.worker_processes import processing
+from helpers.worker_processes import WorkerProcesses, processing
 
 import nqnb
 from nqnb import Status
@@ -42,6 +44,27 @@ def read_back(data: bytes) -> PresenceEntry:
     # A reader without support for filters finds the same worker.
     assert WorkerInfo.of_entry(entry.key, data).id == entry.key
     return decode_presence(entry)
+
+
+async def test_a_killed_worker_is_silent_after_it_has_missed_a_heartbeat(
+    nq: nqnb.Client, settings: nqnb.Settings, tmp_path: Path
+) -> None:
+    with WorkerProcesses(replace(settings, ack_wait=6.0), tmp_path / "diary") as workers:
+        process = workers.start()
+        task = await nq.submit("thread", 600)
+        (running,) = await processing(nq, 1)
+        for _ in range(10):
+            assert await nq.backend.presence.silent() == {}
+            await asyncio.sleep(0.3)
+        process.kill()
+        silent = await until_async(nq.backend.presence.silent, 20)
+        assert list(silent) == [running.worker]
+        assert 3.4 < silent[running.worker] < 6
+        assert await task.status() is Status.PROCESSING
+        # It stays silent once it counts as dead.
+        await asyncio.sleep(max(0.0, 6.2 - silent[running.worker]))
+        assert await nq.workers() == []
+        assert (await nq.backend.presence.silent())[running.worker] > 5.7
 
 
 class TestEntry:

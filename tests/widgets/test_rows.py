@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import datetime, timezone
 from typing import Any
 
 import msgspec
@@ -55,8 +56,6 @@ def arbitrary(rng: random.Random, revision: int) -> TaskInfo:
 
 def naive(tasks: dict[str, TaskInfo], search: str, statuses: set[Status], column: str, down: bool) -> list[str]:
     """Compute what `Rows` should show, in the simplest way."""
-    from datetime import datetime, timezone
-
     words = search.casefold().split()
     found = [each for each in tasks.values() if all(word in row_content.search_text(each) for word in words)]
     found = [each for each in found if not statuses or each.status in statuses]
@@ -204,6 +203,37 @@ def test_a_press_lasts_until_the_task_ends_and_a_refusal_until_it_is_dismissed()
     rows.pending_cancels.refuse("b", "again")
     rows.pending_cancels.dismiss("b")
     assert rows.row("b")["refused"] == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "late"), [(Status.COMPLETED, True), (Status.FAILED, True), (Status.CANCELLED, False)]
+)
+def test_a_press_that_came_too_late_is_kept(status: Status, late: bool) -> None:
+    rows = some("ab")
+    rows.pending_cancels.press(["a"], 50.0)
+    rows.apply([info("a", status, 2)])
+    rows.pending_cancels.accept("a")
+    note = f"{status.label} before it could be stopped" if late else ""
+    assert rows.row("a")["late"] == note
+    receipt = rows.pending_cancels.recorded_in(rows.task("a")).cancel
+    assert (receipt is not None) == late
+    if receipt is not None:
+        assert receipt.requested_at == datetime.fromtimestamp(50, timezone.utc)
+    rows.note_late_presses(["a", "b"], 60.0)
+    assert rows.row("b")["late"] == "", "it has not ended"
+    rows.pending_cancels.dismiss("a")
+    assert rows.row("a")["late"] == ""
+    assert (rows.pending_cancels.recorded_in(rows.task("a")).cancel is not None) == late, "the request stays on record"
+    rows.apply([], ["a"])
+    rows.apply([info("a", Status.COMPLETED, 9)])
+    assert rows.row("a")["late"] == ""
+
+
+def test_a_running_task_of_a_silent_worker_is_marked() -> None:
+    rows = Rows()
+    rows.apply([info("a", Status.PROCESSING, worker="w"), info("b", Status.COMPLETED, worker="w")])
+    rows.silent = {"w": 50.0}
+    assert (rows.row("a")["silent"], rows.row("b")["silent"]) == (50.0, None)
 
 
 def test_a_cancel_by_another_client_is_shown() -> None:

@@ -6,7 +6,8 @@
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
- *   stopping: ?number, pressed: ?number, refused: string}} Row  times are Unix seconds of the kernel's clock
+ *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number}} Row  times are Unix seconds of
+ *   the kernel's clock; silent is when the silent worker of the task last showed a sign of life
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
@@ -149,44 +150,59 @@ class Task {
     put(this.share, known ? percent(row.share) : "");
     put(this.words, row.words);
     mark(this.cells.progress, "title", row.words || null);
-    this.explain(row.refused, columns);
+    this.explain(row.refused ? `Not cancelled: ${row.refused}` : row.late, columns, !row.refused);
     this.open(opened, details, columns);
   }
 
-  /** Update the age, the run time and the duration of a cancel. `heard` is whether the kernel has received the press. */
-  tick(now, pressed, heard) {
+  /**
+   * Update the age, the run time and the duration of a cancel.
+   *
+   * @param {number} now
+   * @param {{at: number, pressed: ?number, heard: boolean, lost: ?number, over: boolean}} known  at is when the row was
+   *   last known to be true, heard is whether the kernel has received the press, lost is when the connection was lost
+   */
+  tick(now, { at, pressed, heard, lost, over }) {
     const row = this.row;
     const open = row.status === "pending" || row.status === "processing";
     const asked = open ? (row.pressed ?? pressed ?? (row.stopping || null)) : null;
-    const cancelling = open && (asked !== null || row.stopping !== null);
+    const unsent = lost !== null && asked !== null && row.stopping === null;
+    const cancelling = open && !unsent && (asked !== null || row.stopping !== null);
     const taken = asked === null ? null : Math.max(0, now - asked);
-    put(this.cells.age, row.submitted === null ? "–" : about(Math.max(0, now - row.submitted)));
-    const end = row.ended ?? (row.status === "processing" ? now : null);
+    const silent = row.silent !== null && row.status === "processing" && !cancelling;
+    put(this.cells.age, row.submitted === null ? "–" : about(Math.max(0, at - row.submitted)));
+    const end = row.ended ?? (row.status === "processing" ? at : null);
     put(this.cells.run, row.started === null || end === null ? "–" : span(end - row.started));
-    const wait = row.due === null ? 0 : row.due - now;
-    mark(this.body, "data-cancelling", cancelling ? "" : null);
-    put(this.label, cancelling ? (taken === null ? "cancelling…" : `cancelling… ${taken < 10 ? span(taken) : about(taken)}`) : row.status);
+    const wait = row.due === null ? 0 : row.due - at;
+    mark(this.body, "data-cancelling", cancelling || unsent ? "" : null);
+    mark(this.body, "data-silent", silent ? "" : null);
+    let label = row.status;
+    if (cancelling) label = taken === null ? "cancelling…" : `cancelling… ${taken < 10 ? span(taken) : about(taken)}`;
+    else if (silent) label = `worker silent for ${about(at - (row.silent ?? at))}`;
+    put(this.label, label);
     let extra = "";
     if (!cancelling && row.status === "pending" && wait > 0)
       extra = ` · ${row.attempt.startsWith("1") ? "in" : "retry in"} ${roughly(wait)}`;
-    else if (!cancelling && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
+    else if (!cancelling && !silent && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
     put(this.extra, extra);
     mark(this.extra, "class", row.status === "processing" ? "nq-extra nq-narrow" : "nq-extra");
-    mark(this.cells.status, "title", extra ? this.label.textContent + extra : null);
+    mark(this.cells.status, "title", extra || silent ? label + extra : null);
     if (!open && this.button.contains(document.activeElement)) this.line.focus({ preventScroll: true });
     mark(this.body, "data-open", open ? "" : null);
-    mark(this.button, "aria-disabled", cancelling ? "true" : null);
+    mark(this.button, "aria-disabled", cancelling || unsent || over ? "true" : null);
     let text = "Cancel";
     if (cancelling) text = row.status === "processing" && taken !== null && taken > 1 ? "still running" : "cancelling…";
+    if (cancelling && row.silent !== null) text = "worker silent";
     if (cancelling && !heard && taken !== null && taken > KERNEL_ANSWER_SECONDS) text = "kernel busy…";
+    if (unsent) text = asked >= (lost ?? 0) ? "not sent yet" : "unconfirmed";
     put(this.button, text);
+    mark(this.button, "title", unsent ? "the connection to the server is lost" : null);
     mark(this.button, "aria-label", `${text} ${row.name}`);
-    this.box.disabled = !open;
-    return open && !cancelling;
+    this.box.disabled = !open || over;
+    return open && !cancelling && !unsent && !over;
   }
 
-  explain(refused, columns) {
-    if (!refused) {
+  explain(text, columns, calm = false) {
+    if (!text) {
       this.why?.remove();
       this.why = null;
     } else if (!this.why) {
@@ -195,7 +211,8 @@ class Task {
       this.why = make("tr", { className: "nq-why" }, make("td", { colSpan: columns }, this.reason, close));
       this.line.after(this.why);
     }
-    if (refused) put(this.reason, `Not cancelled: ${refused}`);
+    if (this.why) mark(this.why, "data-calm", calm ? "" : null);
+    if (text) put(this.reason, text);
   }
 
   open(opened, parts, columns) {
@@ -251,7 +268,9 @@ function render({ model, el }) {
   let holdNumber = 0; // the number of the last message that fixed or released the order
   let clockOffset = 0; // seconds by which the kernel's clock is ahead of the page's clock
   let receivedAt = 0; // when the last message from the kernel arrived
-  let over = false; // whether the kernel has closed the table
+  let over = false; // whether the kernel has closed the table, or has ended
+  let overAt = 0; // when that was, by the kernel's clock
+  let restarted = false; // whether the kernel has restarted
   /** @type {?Rows} */ let last = null;
   let current = ""; // the id of the row that the Tab key reaches
   const tasks = /** @type {Map<string, Task>} */ (new Map());
@@ -389,13 +408,15 @@ function render({ model, el }) {
   }
 
   function tick() {
-    const now = kernelNow();
+    const now = over ? overAt : kernelNow();
+    const lost = last?.state === "lost" ? last.since : null;
+    const at = Math.min(now, lost ?? now);
     const heard = last?.heard[view] ?? 0;
     let choosable = 0;
     let chosen = 0;
     for (const [id, task] of tasks) {
       const press = pressed.get(id);
-      if (task.tick(now, press?.at ?? null, !press || heard >= press.n)) {
+      if (task.tick(now, { at, pressed: press?.at ?? null, heard: !press || heard >= press.n, lost, over })) {
         choosable += 1;
         if (selected.has(id)) chosen += 1;
       }
@@ -404,7 +425,8 @@ function render({ model, el }) {
     all.checked = choosable > 0 && chosen === choosable;
     all.indeterminate = chosen > 0 && chosen < choosable;
     let text = "";
-    if (over) text = "disconnected; the rows no longer change";
+    if (restarted) text = "kernel restarted: run the cell again";
+    else if (over) text = "disconnected; the rows no longer change";
     else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
     else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state at that time`;
     put(state, text);
@@ -418,7 +440,7 @@ function render({ model, el }) {
   function show(message) {
     const heard = message.heard[view] ?? 0;
     const before = last;
-    over = false;
+    over = restarted = false;
     last = message;
     receivedAt = Date.now();
     clockOffset = message.now - receivedAt / 1000;
@@ -451,6 +473,7 @@ function render({ model, el }) {
     put(empty, !none ? "" : message.total ? "No matching tasks." : message.state === "loading" ? "Loading…" : message.loaded ? "No tasks yet." : "Not loaded.");
     if (before && before.state !== message.state) say(message.state === "lost" ? "Connection lost" : message.state === "live" ? "Connected" : "");
     else if (before && heard >= lookNumber && (before.heard[view] ?? 0) < lookNumber) say(`${number(message.matching)} tasks match`);
+    for (const row of message.rows) if (row.late && !before?.rows.some((old) => old.id === row.id && old.late)) say(`${row.name} ${row.late}`);
     for (const row of message.rows) if (row.refused && !before?.rows.some((old) => old.id === row.id && old.refused)) say(`Not cancelled: ${row.refused}`);
     controls();
     tick();
@@ -466,7 +489,8 @@ function render({ model, el }) {
       const task = tasks.get(id);
       if (task) task.explain("", 1);
     }
-    say(open.length === 1 ? `Cancelling ${tasks.get(open[0])?.row.name ?? ""}` : `Cancelling ${number(open.length)} tasks`);
+    if (last?.state === "lost") say("Not sent yet: the connection is lost");
+    else say(open.length === 1 ? `Cancelling ${tasks.get(open[0])?.row.name ?? ""}` : `Cancelling ${number(open.length)} tasks`);
     tick();
   }
 
@@ -645,19 +669,29 @@ function render({ model, el }) {
 
   const hear = (message) => {
     if (message?.type === "rows") show(message);
-    if (message?.type === "over") over = true; // the table is about to be replaced: draw nothing, and send no goodbye
+    if (message?.type === "over") end(); // the table is about to be replaced: draw nothing, and send no goodbye
+  };
+  const end = () => {
+    if (!over) overAt = kernelNow();
+    over = true;
   };
   const closed = () => {
-    over = true;
+    end();
     controls();
     tick();
   };
-  // Jupyter's manager sends the same event when the kernel restarts or exits, and again when the kernel is back.
+  // A new kernel does not know the table. Jupyter's manager sends this event, maybe several times, when the kernel restarts
+  // by command; the kernel's status also shows when the kernel died and was restarted.
   const turned = () => {
-    if (!over) return closed();
-    over = false;
-    send({ type: "hello" });
+    restarted = true;
+    closed();
   };
+  const kernel = /** @type {any} */ (model).widget_manager?.kernel;
+  const status = (_, now) => {
+    if (now === "restarting" || now === "autorestarting") turned();
+    else if (now === "dead" || now === "terminating") closed();
+  };
+  kernel?.statusChanged?.connect(status);
   const leave = () => send({ type: "bye", why: "hidden" });
   const arrive = (event) => event.persisted && send({ type: "hello" });
   model.on("msg:custom", hear);
@@ -685,6 +719,7 @@ function render({ model, el }) {
     model.off("msg:custom", hear);
     model.off("comm:close", closed);
     model.off("comm_live_update", turned);
+    kernel?.statusChanged?.disconnect(status);
     send({ type: "bye", why: "removed" });
   };
 }
