@@ -32,10 +32,7 @@ _PIPE_WIDTH = 100_000
 
 
 class Interrupted(NqnbError):
-    """The user interrupted a command; the message says which work continues.
-
-    ``.task_id`` is the id of the task that the command was waiting for, or None.
-    """
+    """The user interrupted a command. ``.task_id`` is the task that the command was waiting for, or None."""
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)

@@ -53,11 +53,7 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
 
 
 def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return the task ids on the command line, without duplicates.
-
-    Raises:
-        click.UsageError: the command line has no task id.
-    """
+    """Return the task ids on the command line, without duplicates. Raise UsageError if it has no task id."""
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
         raise click.UsageError("no tasks were selected: expected at least one task id. Use ID or --id ID")
@@ -101,11 +97,7 @@ def dry_run_option(help: str) -> Callable[[F], F]:
 
 
 def exclusive_flag(**flags: bool) -> str | None:
-    """Return the name of the flag that is set, or None if no flag is set.
-
-    Raises:
-        click.UsageError: more than one flag is set.
-    """
+    """Return the name of the flag that is set, or None if no flag is set. Raise UsageError if several flags are set."""
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
         raise click.UsageError(

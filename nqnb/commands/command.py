@@ -149,10 +149,7 @@ def help_alone(ctx: click.Context) -> str | None:
 
 
 class Command(click.Command):
-    """A command that also accepts the shared options, so that they may be anywhere on the command line.
-
-    Its help does not list them.
-    """
+    """A command that also accepts the shared options after its name. Its help does not list them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

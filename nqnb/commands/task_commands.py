@@ -249,11 +249,7 @@ def task(ctx: click.Context) -> str | None:
 
 def _id_argument_or_option(function: Any) -> Any:
     """Add the argument for a task id, and NQ's option --id; `_chosen_id` combines the two."""
-    named: dict[str, Any] = {
-        "type": task_id,
-        "metavar": "ID",
-        "help": "Task id, as in NQ's CLI",
-    }
+    named: dict[str, Any] = {"type": task_id, "metavar": "ID", "help": "Task id, as in NQ's CLI"}
     function = click.option("--id", "named", shell_complete=shell_completion.ids, **named)(function)
     return click.argument("id", type=task_id, required=False, shell_complete=shell_completion.ids)(function)
 

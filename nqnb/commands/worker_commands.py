@@ -104,10 +104,7 @@ def _processes(
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
-    """Return the settings of the worker, overridden by the options of the command.
-
-    If neither names a server, the server is chosen in the same way as for other commands.
-    """
+    """Return the worker's settings, overridden by the command's options. If no server is named, choose it as usual."""
     choice = resolve(Settings.of(own, **options))
     if choice.detached:
         log.info("no server was named, so the worker uses your detached server at %s", choice.settings.url)
