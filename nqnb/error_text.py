@@ -23,6 +23,12 @@ def quoted(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     return literal if len(text) <= limit else f"{literal[:limit]}… ({len(text)} characters)"
 
 
+def readable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    """Return a string of unknown origin, cut to ``limit`` characters, with its control characters escaped."""
+    short = text if len(text) <= limit else f"{text[: limit - 1]}…"
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in short)
+
+
 def said(error: BaseException) -> str:
     """Return an error's type and text, or only its type if it has no text or its ``str`` raises."""
     try:

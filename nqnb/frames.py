@@ -7,6 +7,7 @@ A status is an ordered categorical in the order of `Status`. Even an empty frame
 from __future__ import annotations
 
 import contextlib
+import html
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
@@ -34,8 +35,8 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
     Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
     ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` if it is still running), ``due_at`` (of a
     scheduled task or a retry), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1),
-    ``progress_text``, ``payload`` and ``result`` (decoded if they are JSON, otherwise bytes; None if missing),
-    ``result_key`` (of a large result, which is stored separately), ``error`` ("Type: message"),
+    ``progress_text``, ``log`` (its last line), ``payload`` and ``result`` (decoded if they are JSON, otherwise bytes;
+    None if missing), ``result_key`` (of a large result, which is stored separately), ``error`` ("Type: message"),
     ``cancel_requested_at``, ``origin``, ``requeued_as``, ``revision``.
 
     Args:
@@ -68,6 +69,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "worker": _texts(task.worker for task in tasks),
             "client": _texts(task.client for task in tasks),
             "progress": _numbers(share(task.progress) for task in tasks),
+            "log": _texts(task.log[-1] if task.log else "" for task in tasks),
             "progress_text": _texts(task.progress.text if task.progress else "" for task in tasks),
             "payload": _objects(decoded(task.payload) for task in tasks),
             "result": _objects(task.result if task.result_is_bytes else decoded(task.result) for task in tasks),
@@ -150,6 +152,32 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
             "error": _texts(f"{type(error).__name__}: {error}" if error else "" for error in errors),
         },
     )
+
+
+class NotedFrame(pd.DataFrame):
+    """An empty DataFrame that a cell shows as a sentence. Everything that is made from it is a plain DataFrame."""
+
+    _metadata = ("note",)
+    note = ""
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    def __repr__(self) -> str:
+        return self.note
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.note)}</p>"
+
+
+def noted(frame: pd.DataFrame, note: str) -> pd.DataFrame:
+    """Return the frame. If it is empty, a cell shows the note instead of its columns."""
+    if len(frame):
+        return frame
+    made: NotedFrame = NotedFrame(frame)
+    made.note = note
+    return made
 
 
 def preview(payload: bytes, width: int = 80) -> str:

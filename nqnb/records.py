@@ -11,9 +11,12 @@ import msgspec
 from msgspec import Struct, UnsetType
 
 from nqnb.decode import LAST_MOMENT, Int64, Moment, decode
-from nqnb.error_text import quoted
+from nqnb.error_text import quoted, readable
 from nqnb.errors import MalformedMessage
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage, parse_time
+
+_ID_CHARACTERS = 200
+"""The maximum number of characters of a task id in a repr."""
 
 
 class CancelReceipt(Struct, frozen=True, kw_only=True):
@@ -32,6 +35,18 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
     stopped_at: datetime | None = None
     worker: str = ""
     how: str = ""
+
+    def __repr__(self) -> str:
+        if self.stopping:
+            outcome = f"{self.status.label}, its code is still stopping"
+        elif self.status is Status.DELETED:
+            outcome = readable(self.how) or self.status.label
+        elif self.status is Status.CANCELLED:
+            after = "" if self.seconds is None else f" after {self.seconds:.2f} s"
+            outcome = f"{self.status.label}{after}{f' ({readable(self.how)})' if self.how else ''}"
+        else:
+            outcome = f"{self.status.label} before the cancel could stop it"
+        return f"<CancelReceipt {readable(self.task_id, _ID_CHARACTERS)}: {outcome}>"
 
     def __await__(self) -> Generator[Any, None, CancelReceipt]:
         """Return the receipt itself, so that ``await task.cancel()`` works in a notebook as it does with a client."""
@@ -106,6 +121,17 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     not_before: datetime | None = None
     """When the next attempt is due, if the task is waiting for a retry."""
 
+    def __repr__(self) -> str:
+        parts = [self.status.label]
+        if self.attempt:
+            parts.append(f"attempt {self.attempt} of {max(self.attempt, self.max_retry + 1)}")
+        if self.due_at is not None:
+            parts.append(f"due {self.due_at:%Y-%m-%d %H:%M:%S} UTC")
+        if self.failure:
+            parts.append(readable(self.failure, 100))
+        where = f"{readable(self.id, _ID_CHARACTERS)} in {readable(self.queue)}"
+        return f"<TaskInfo {where}: {', '.join(parts)}>"
+
     @property
     def due_at(self) -> datetime | None:
         """When a pending task may run, or None if no time is set. The time of a retry overrides ``process_at``."""
@@ -172,6 +198,11 @@ class TaskBatch(Struct, frozen=True, kw_only=True):
     lost: bool = False
     anew: bool = False
 
+    def __repr__(self) -> str:
+        marks = [name for name in ("complete", "lost", "anew") if getattr(self, name)]
+        parts = [f"{len(self.tasks):,} changed", *([f"{len(self.gone):,} gone"] if self.gone else []), *marks]
+        return f"<TaskBatch: {', '.join(parts)}>"
+
 
 class QueueInfo(Struct, frozen=True, kw_only=True):
     """A snapshot of a queue.
@@ -197,6 +228,11 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     bytes: int
     oldest_pending: datetime | None
     paused: bool = False
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{getattr(self, name):,} {name}" for name in ("pending", "scheduled", "processing"))
+        workers = f"{self.workers:,} worker{'' if self.workers == 1 else 's'}"
+        return f"<QueueInfo {readable(self.name)}: {counts}, {workers}{', paused' if self.paused else ''}>"
 
 
 class QueueService(Struct, frozen=True, kw_only=True):
@@ -227,6 +263,10 @@ class PurgeReceipt(Struct, frozen=True, kw_only=True):
     left: int
     seconds: float
 
+    def __repr__(self) -> str:
+        counts = f"{self.deleted:,} deleted, {self.cancelled:,} cancelled, {self.left:,} left"
+        return f"<PurgeReceipt {readable(self.queue)}: {counts}>"
+
 
 class PruneReceipt(Struct, frozen=True, kw_only=True):
     """The number of items that a prune removed, or would remove if ``dry_run`` is True.
@@ -241,6 +281,11 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
     intents: int
     kept: int
     dry_run: bool
+
+    def __repr__(self) -> str:
+        counts = f"{self.entries:,} states, {self.results:,} results, {self.intents:,} cancel requests"
+        done = "would be removed" if self.dry_run else "removed"
+        return f"<PruneReceipt: {counts} {done}, {self.kept:,} kept>"
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
@@ -262,6 +307,11 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     """Seconds without a presence update after which the worker counts as dead."""
     last_seen: datetime | None = None
     unlisted: Int64 = 0
+
+    def __repr__(self) -> str:
+        queues = readable(", ".join(self.queues), 100)
+        where = f"{readable(self.id)} on {readable(self.host)} (pid {self.pid})"
+        return f"<WorkerInfo {where}: {queues}, runs {self.running_count:,} of {self.concurrency:,}>"
 
     @property
     def running_count(self) -> int:

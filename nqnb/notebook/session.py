@@ -203,6 +203,32 @@ class Session:
             raise
         return SessionTask(self, task.id, task.queue)
 
+    @overload
+    def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = ...,
+        timeout: Timeout = ...,
+        deadline: Moment = ...,
+        process_at: Moment = ...,
+        ordered: bool = ...,
+        errors: Literal["raise"] = ...,
+    ) -> TaskList: ...
+    @overload
+    def submit_many(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = ...,
+        timeout: Timeout = ...,
+        deadline: Moment = ...,
+        process_at: Moment = ...,
+        ordered: bool = ...,
+        errors: Literal["return"],
+    ) -> TaskList | list[SessionTask | NqnbError]: ...
     def submit_many(
         self,
         queue: str,
@@ -214,7 +240,7 @@ class Session:
         process_at: Moment = None,
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
-    ) -> list[Any]:
+    ) -> TaskList | list[SessionTask | NqnbError]:
         """Submit many tasks to a queue; see `nqnb.Client.submit_many`.
 
         An interrupt reports the tasks that were already submitted, or cancels them if ``cancel_on_interrupt`` is true.
@@ -226,6 +252,34 @@ class Session:
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
         return self._submit_all(queue, payloads, errors, options, ordered=ordered)
 
+    @overload
+    def map(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = ...,
+        timeout: Timeout = ...,
+        deadline: Moment = ...,
+        process_at: Moment = ...,
+        ordered: bool = ...,
+        errors: Literal["raise"] = ...,
+        cancel_on_interrupt: bool | None = ...,
+    ) -> TaskList: ...
+    @overload
+    def map(
+        self,
+        queue: str,
+        payloads: Iterable[Any],
+        *,
+        retry: int = ...,
+        timeout: Timeout = ...,
+        deadline: Moment = ...,
+        process_at: Moment = ...,
+        ordered: bool = ...,
+        errors: Literal["return"],
+        cancel_on_interrupt: bool | None = ...,
+    ) -> TaskList | list[SessionTask | NqnbError]: ...
     def map(
         self,
         queue: str,
@@ -238,7 +292,7 @@ class Session:
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
-    ) -> list[Any]:
+    ) -> TaskList | list[SessionTask | NqnbError]:
         """Submit many tasks to a queue, as `submit_many` does, and show the progress below the cell.
 
         Args:
@@ -252,6 +306,9 @@ class Session:
             errors: see `nqnb.Client.submit_many`.
             cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. None uses the
                 session's ``cancel_on_interrupt``.
+
+        Returns:
+            A `TaskList`, or a plain list if the list contains errors.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
@@ -642,7 +699,7 @@ class Session:
         cancel: bool | None = None,
         *,
         ordered: bool = False,
-    ) -> list[Any]:
+    ) -> TaskList | list[SessionTask | NqnbError]:
         at_once = 1 if check_flag("ordered", ordered) else IN_FLIGHT
         check_choice("errors", errors, ("raise", "return"))
         cancel = check_optional_flag("cancel_on_interrupt", cancel)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable,
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypeVar, overload
 
 from nqnb.client import Client, Task
-from nqnb.error_text import exact_text, shown
+from nqnb.error_text import clause, exact_text, shown
 from nqnb.errors import BadInput, NqnbError, TaskError, WaitTimeout
 from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
 from nqnb.notebook.loop import LOOP
@@ -186,7 +186,7 @@ class TaskList(list[SessionTask]):
         self,
         timeout: Duration | None = None,
         *,
-        errors: Literal["raise", "return"] = "raise",
+        errors: Literal["raise", "return", "drop"] = "raise",
         cancel_on_interrupt: bool | None = None,
     ) -> list[Any]:
         """Wait until all tasks have ended, and return the results of their handlers, in the order of the tasks.
@@ -194,21 +194,22 @@ class TaskList(list[SessionTask]):
         Args:
             timeout: the timeout for each task; see `nqnb.Client.wait`.
             errors: how to report tasks that have no result, once all tasks have ended or timed out. ``"raise"`` raises
-                the first error. ``"return"`` returns each error in place of the result.
+                the first error. ``"return"`` returns each error in place of the result. ``"drop"`` returns only the
+                results.
             cancel_on_interrupt: see `Session.result`.
 
         Raises:
             TaskFailed, TaskCancelled, WaitTimeout, UnknownTask: see `Client.result`.
         """
-        check_choice("errors", errors, ("raise", "return"))
+        check_choice("errors", errors, ("raise", "return", "drop"))
         seconds = check_seconds("timeout", timeout, none=True)
         outcomes = self._wait_for_each(
             lambda task_id: self._session.client.result(task_id, seconds), cancel_on_interrupt
         )
-        error = next((outcome for outcome in outcomes if isinstance(outcome, NqnbError)), None)
-        if error is not None and errors == "raise":
-            raise error
-        return outcomes
+        failed = [outcome for outcome in outcomes if isinstance(outcome, NqnbError)]
+        if failed and errors == "raise":
+            raise _with_advice(failed[0], len(failed), len(outcomes))
+        return outcomes if errors != "drop" else [each for each in outcomes if not isinstance(each, NqnbError)]
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
         """Wait until all tasks have ended, and return their final states, in the order of the tasks.
@@ -330,6 +331,17 @@ def _texts(values: Iterable[Any], where: str) -> list[str]:
             "Pass a DataFrame with the task ids as its index."
         )
     return [exact_text(value) for value in found]
+
+
+def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
+    """Return the first error of several tasks, with how to get the results of the others."""
+    if tasks > 1:
+        error.args = (
+            f"{clause(error)}. {failed:,} of {tasks:,} tasks {'has' if failed == 1 else 'have'} no result. "
+            'Use `results(errors="drop")` to get the results of the others, or `results(errors="return")` to get the '
+            "errors too.",
+        )
+    return error
 
 
 def _not_tasks(what: object) -> BadInput:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from nqnb.decode import LAST_MOMENT, UNREADABLE, Int64, Moment, malformed
-from nqnb.error_text import quoted
+from nqnb.error_text import quoted, readable
 from nqnb.errors import MalformedMessage
 from nqnb.protocol import names
 from nqnb.protocol.status import Status as Status
@@ -32,6 +32,9 @@ class ErrorInfo(Struct, omit_defaults=True):
     type: str = ""
     message: str = ""
     traceback: str = ""
+
+    def __repr__(self) -> str:
+        return f"<ErrorInfo {readable(': '.join(part for part in (self.type, self.message) if part), 200)}>"
 
 
 class Progress(Struct, omit_defaults=True):

@@ -126,6 +126,29 @@ class TestResults:
         assert nq(cells, f"queue delete {queue} --yes").removed
         assert isinstance(nq(cells, "prune --older-than 7d --dry-run"), PruneReceipt)
 
+    def test_an_empty_result_is_a_sentence(self, cells: Shell, queue: str) -> None:
+        nq(cells, f"cancel {nq(cells, f'submit {queue} 1').id}")
+        for line, said in {
+            f"cancel --queue {queue} --yes": "no tasks to cancel",
+            f"tasks {queue} -s failed": "no tasks",
+        }.items():
+            ran = cells.run(f"%nq {line}")
+            assert ran.out.splitlines()[-1].strip().endswith(said)
+            assert "Columns" not in ran.out
+            assert ran.value._repr_html_() == f"<p>{said}</p>"
+            assert ran.value.empty
+            # What is made from the frame is a frame as any other.
+            assert type(ran.value.iloc[:0]) is pd.DataFrame
+            assert "Columns" in repr(ran.value.copy())
+            assert len(pd.concat([ran.value, nq(cells, f"tasks {queue}")])) == 1
+        with nqnb.DevServer() as other:
+            assert "no queues" in cells.run(f"%nq queues -u {other.url}").out
+            assert "no nqnb workers" in cells.run(f"%nq workers -u {other.url}").out
+            cells.run(f"%nq up {other.url} -q\n%nq down -q")
+        requeued = cells.run(f"%nq task requeue --queue {queue} -s failed --yes")
+        assert "no tasks were requeued" in requeued.out
+        assert isinstance(requeued.value, TaskList)
+
     def test_watch_is_a_live_table(self, cells: Shell, queue: str) -> None:
         task = nq(cells, f"submit {queue} 1")
         for line in (

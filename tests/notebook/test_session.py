@@ -197,7 +197,36 @@ class TestCalls:
             sequences = list(tasks.df.loc[tasks.ids, "payload"]), [task.fetch().sequence for task in tasks]
             assert sequences == (list(range(300)), sorted(sequences[1]))
         with pytest.raises(nqnb.BadInput, match="ordered=1 is invalid"):
-            session.map("inorder", [1], ordered=1)  # type: ignore[arg-type]  # the bad argument is the point
+            session.map("inorder", [1], ordered=1)  # type: ignore[call-overload]  # the bad argument is the point
+
+    def test_results_say_how_to_get_those_of_the_other_tasks(self, session: Session) -> None:
+        @session.handler("resize")
+        def resize(job: nqnb.Job, payload: int) -> float:
+            job.log(f"payload {payload}")
+            return 6 / payload
+
+        tasks = session.map("resize", [1, 0, 2, 0])
+        with pytest.raises(nqnb.TaskFailed) as caught:
+            tasks.results(20)
+        assert str(caught.value) == (
+            f"task {tasks[1].id!r} failed: ZeroDivisionError: division by zero. 2 of 4 tasks have no result. "
+            'Use `results(errors="drop")` to get the results of the others, or `results(errors="return")` to get the '
+            "errors too."
+        )
+        assert tasks.results(20, errors="drop") == [6.0, 3.0]
+        assert [type(each) for each in tasks.results(20, errors="return")] == [
+            *(float, nqnb.TaskFailed, float, nqnb.TaskFailed)
+        ]
+        with pytest.raises(nqnb.TaskFailed, match=r"by zero$"):
+            tasks[1:2].results(20)
+        with pytest.raises(nqnb.BadInput, match="errors"):
+            tasks.results(20, errors="ignore")  # type: ignore[arg-type]  # the bad argument is the point
+        assert [line.partition(" ")[2] for line in tasks.df.log] == [f"payload {each}" for each in (1, 0, 2, 0)]
+
+    def test_help_shows_what_map_returns(self) -> None:
+        for call in (Session.map, Session.submit_many):
+            assert inspect.signature(call).return_annotation == "TaskList | list[SessionTask | NqnbError]"
+            assert "A `TaskList`, or a plain list if the list contains errors." in (call.__doc__ or "")
 
     def test_calls_follow_a_task_to_its_end(self, session: Session) -> None:
         @session.handler("resize")

@@ -106,6 +106,8 @@ def _finish(front: Any, record: Any) -> Any:
     made = cell_results.as_json(record) if front.json else cell_results.result(record, front.used)
     if front.into:
         front.shell.push({front.into: made})
+    if cell_results.is_silent(record):
+        front.show(record)
     failure = cell_results.failure(record)
     if failure is not None:
         raise failure
