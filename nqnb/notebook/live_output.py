@@ -34,7 +34,7 @@ class LiveOutput:
 
 
 class CellLine:
-    """A line below a cell. All waits in one run of a cell share it."""
+    """A line below a cell. All waits in one run of the cell share the line."""
 
     def __init__(self) -> None:
         self._output = LiveOutput()
@@ -44,7 +44,7 @@ class CellLine:
         self._output.show(text, escape(text))
 
     def end(self, text: str) -> None:
-        """Replace the text of the line by the text that stays in the notebook."""
+        """Show the final text, which stays in the notebook."""
         self.show(text)
 
 
@@ -57,7 +57,7 @@ class TerminalLine:
         self._write(f"\r\x1b[K{text[:width]}")
 
     def end(self, text: str) -> None:
-        """Remove the line; the text is not shown."""
+        """Remove the line. The text is not shown."""
         self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:
@@ -149,7 +149,7 @@ class SubmitProgress:
             self._draw(accepted, refused, finished=False)
 
     def finish(self) -> None:
-        """Show the final numbers, also after an error or an interrupt."""
+        """Show the final numbers. Call this even after an error or an interrupt."""
         if self._counts is not None:
             self._draw(*self._counts, finished=True)
 

@@ -655,7 +655,8 @@ class Session:
             coroutine: the coroutine.
             open_ids: called after an interrupt; it must return the ids of the tasks that have not ended.
             cancel: whether to cancel these tasks; None uses `cancel_on_interrupt`.
-            total: the number of these tasks. If the call takes long, a line shows their states; 0 shows no line.
+            total: the number of these tasks. If the call takes a long time, a line shows their states. If ``total`` is
+                0, no line is shown.
         """
         try:
             with WaitLine(self.client, open_ids, total) as line:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nqnb.notebook")
 
 _LOOK_SECONDS = 2.0
-"""Seconds between two looks at the workers, while a table is open and a task is running."""
+"""Seconds between two checks of the workers, while a table is open and a task is running."""
 _BATCH_TASKS = 2000
 """The maximum size of the batches in which a new table receives the tasks that are already known."""
 
@@ -54,7 +54,7 @@ class TableFeed:
         self._watch: asyncio.Task[Any] | None = None
         self._look: asyncio.Task[Any] | None = None
         self._silent: dict[str, float] = {}
-        """When each silent worker last showed a sign of life, in Unix seconds, by worker."""
+        """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self._closed = False
 
     def open(self, rows: Rows, title: str, wanted: Wanted) -> TaskTable:
@@ -143,7 +143,7 @@ class TableFeed:
             self._apply(TaskBatch(complete=self._complete, lost=True))
 
     async def _look_for_workers(self) -> None:
-        """Tell the tables again and again which workers of running tasks are silent."""
+        """Check repeatedly which workers of running tasks are silent, and update the tables."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             if self._lost:
@@ -152,10 +152,10 @@ class TableFeed:
             try:
                 ages = await self._client.backend.presence.silent() if running else {}
             except NqnbError as error:
-                log.debug("whether workers are silent is unknown: %s", error)
+                log.debug("cannot check whether workers are silent: %s", error)
                 continue
             now = time.time()
-            # A later look may compute a slightly different moment.
+            # Keep the first value, because a later check may compute a slightly different time.
             silent = {worker: self._silent.get(worker, now - age) for worker, age in ages.items() if worker in running}
             if silent != self._silent:
                 self._silent = silent

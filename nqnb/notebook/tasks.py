@@ -117,7 +117,7 @@ class SessionTask:
         return self._session.requeue(self.id)
 
     def _repr_html_(self) -> str:
-        """Return a line about the task: its current status, and why it does not run."""
+        """Return a line about the task: its current status and, if it is not running, the reason."""
         try:
             status = self._session.call_within(self._state(), _DISPLAY_SECONDS)
         except NqnbError as error:
@@ -334,7 +334,7 @@ def _texts(values: Iterable[Any], where: str) -> list[str]:
 
 
 def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
-    """Return the first error of several tasks, with how to get the results of the others."""
+    """Return the first error of several tasks, with advice on how to get the results of the others."""
     if tasks > 1:
         error.args = (
             f"{clause(error)}. {failed:,} of {tasks:,} tasks {'has' if failed == 1 else 'have'} no result. "

@@ -1,4 +1,4 @@
-"""The line that a waiting call of the session shows: the state of its tasks, and why they have not ended."""
+"""The line that a session shows while a call is waiting: the state of its tasks, and why they have not ended."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 _QUIET_SECONDS = 1.0
 """A wait that ends within this time shows no line."""
 _LOOK_SECONDS = 1.0
-"""The minimum time between two looks at the tasks."""
+"""The minimum time between two checks of the tasks."""
 _LOOK_SHARE = 0.1
-"""The maximum share of the wait that is spent on looks."""
+"""The maximum share of the wait that is spent on checks."""
 _MAX_COUNTED_TASKS = 256
 """The maximum number of open tasks whose states are counted."""
 _MAX_NAMED_QUEUES = 2
 """The maximum number of queues without workers that a line names."""
 _SHORT_WAIT_SECONDS = 60
-"""Until then, the time of the wait is shown in seconds."""
+"""A shorter wait is shown in seconds."""
 _LONG_STEP_SECONDS = 5
-"""After that, the line changes at this interval."""
+"""The line of a longer wait is updated at this interval."""
 
 
 class WaitLine:
-    """The line of one call. Use it as a context manager, and call `draw` often during the call.
+    """The line of one call. Use this class as a context manager, and call `draw` often during the call.
 
-    A line is shown by the main thread of a notebook or a terminal, and only if the call takes longer than a second.
+    The line is shown only on the main thread of a notebook or terminal, and only if the call takes more than a second.
 
     Args:
         client: the client of the session.
@@ -109,18 +109,18 @@ class WaitLine:
         return f"{self._total - len(open_ids):,} of {self._total:,} tasks ended"
 
     def _final_text(self) -> str:
-        """Return what a notebook keeps of the line."""
+        """Return the text that stays in the notebook."""
         ids = self._open_ids()
         what = f": {self._ended(ids)}" if self._total > 1 else "".join(f" for task {task_id}" for task_id in ids)
         return f"waited {_time(elapsed() - self._began)}{what}"
 
 
 async def state_of(client: Client, info: TaskInfo) -> str:
-    """Describe the state of a task, and why it does not run: ``pending, 36 ahead``, ``processing 40 %``."""
+    """Describe the state of a task, such as ``pending, 36 ahead`` or ``processing 40 %``."""
     if info.status.terminal:
         return info.status.label
     if _is_early(client, info) and info.due_at is not None:
-        what = "waits for its retry" if info.attempt else "scheduled"
+        what = "waiting for its retry" if info.attempt else "scheduled"
         return f"{what}, due at {clock(info.due_at)}"
     missing = await client.serving.is_missing(info.queue, info)
     if info.status is Status.PROCESSING:
@@ -143,7 +143,7 @@ async def unserved_words(client: Client, queues: Iterable[str]) -> str:
 
 
 async def _state_of_open(client: Client, ids: Sequence[str]) -> str:
-    """Describe the states of tasks, as the end of a sentence."""
+    """Describe the states of tasks as the end of a sentence."""
     infos = [
         info
         for info in await outcomes_of(ids[:_MAX_COUNTED_TASKS], client.fetch, IN_FLIGHT)

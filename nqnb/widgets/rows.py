@@ -44,7 +44,7 @@ class Rows:
         self.statuses: frozenset[Status] = frozenset()
         self.pending_cancels = PendingCancels()
         self.silent: Mapping[str, float] = {}
-        """When each silent worker last showed a sign of life, in Unix seconds, by worker."""
+        """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self.throughput = Throughput(clock)
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
@@ -193,14 +193,14 @@ class Rows:
         return row_content.detail(self.pending_cancels.recorded_in(self._tasks[task_id]))
 
     def note_late_presses(self, ids: Iterable[str], at: float) -> None:
-        """Record which of the pressed buttons belong to tasks that have completed or failed in the meantime."""
+        """Record the buttons that were pressed after their tasks had completed or failed."""
         for task_id in ids:
             task = self._tasks.get(task_id)
             if task is not None and task.status in (Status.COMPLETED, Status.FAILED):
                 self.pending_cancels.come_too_late(task_id, task.status, at)
 
     def silent_since(self, task: TaskInfo) -> float | None:
-        """Return when the worker of a running task last showed a sign of life, or None if the worker is not silent."""
+        """Return the time of the last heartbeat of a running task's worker, or None if the worker is not silent."""
         return self.silent.get(task.worker) if task.status is Status.PROCESSING else None
 
     def revision(self, task_id: str) -> int:
@@ -295,7 +295,7 @@ class Rows:
 class PendingCancels:
     """The cancels that the user requested with a button.
 
-    A press is stored until the task is terminal. The reason for a refusal, and the note that a press came too late, are
+    A press is stored until the task is terminal. The reason for a refusal, and the note that a press was too late, are
     stored until the user dismisses them.
     """
 
@@ -304,7 +304,7 @@ class PendingCancels:
         self._refused: dict[str, str] = {}
         self._late: dict[str, str] = {}
         self._requested: dict[str, float] = {}
-        """When the buttons were pressed whose tasks completed or failed, in Unix seconds."""
+        """The time of the press, in Unix seconds, for each task that completed or failed before it could be stopped."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
         """Record that cancel buttons were pressed. The time ``at`` is in Unix seconds."""
@@ -340,7 +340,7 @@ class PendingCancels:
             self._late[task_id] = f"{status.label} before it could be stopped"
 
     def recorded_in(self, task: TaskInfo) -> TaskInfo:
-        """Return a task with the receipt of a cancel that came too late, because the server stores no such receipt."""
+        """Return the task, with a receipt if its cancel was too late. The server does not store such receipts."""
         at = self._requested.get(task.id)
         if at is None or task.cancel is not None:
             return task
@@ -354,7 +354,7 @@ class PendingCancels:
             notes.pop(task_id, None)
 
     def of(self, task_id: str) -> dict[str, Any]:
-        """Return the fields of a row: when it was ``pressed``, why that was ``refused``, or how it was too ``late``."""
+        """Return the fields of a row about its cancel: the time, and the notes about a refusal or a late press."""
         return {
             "pressed": self._pressed.get(task_id),
             "refused": self._refused.get(task_id, ""),

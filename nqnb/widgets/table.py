@@ -167,7 +167,7 @@ class TaskTable(anywidget.AnyWidget):
         """Show in the rows of running tasks which workers are silent.
 
         Args:
-            silent: when each silent worker last showed a sign of life, in Unix seconds, by worker.
+            silent: the time of the last heartbeat of each silent worker, in Unix seconds.
         """
 
         def show() -> None:

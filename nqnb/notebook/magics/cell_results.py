@@ -92,7 +92,7 @@ def failure(record: Any) -> NqnbError | None:
 
 
 def is_silent(record: Any) -> bool:
-    """Return whether the result for the cell, an empty list, does not tell why it is empty."""
+    """Return whether the result for the cell is an empty list, which does not explain why it is empty."""
     return isinstance(record, RequeuedAll) and not record.tasks
 
 

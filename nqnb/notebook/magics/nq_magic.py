@@ -17,7 +17,7 @@ from IPython.core.magic import no_var_expand
 
 _COMMANDS_WITH_CELLS = ("submit", "handler")
 _CALLS = ("get_ipython().run_line_magic(", "get_ipython().run_cell_magic(")
-"""How IPython writes a magic that is a statement of its own."""
+"""The code that IPython generates for a magic that is a separate statement."""
 
 
 def magic(shell: Any) -> Any:
@@ -117,7 +117,7 @@ def _finish(front: Any, record: Any) -> Any:
 
 
 def _is_statement(shell: Any) -> bool:
-    """Return whether the magic is a statement of its own, so that IPython would display its result."""
+    """Return whether the magic is a separate statement, whose result IPython would display."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals is not shell.user_global_ns:
         frame = frame.f_back

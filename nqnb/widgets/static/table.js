@@ -7,7 +7,7 @@
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
  *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number}} Row  times are Unix seconds of
- *   the kernel's clock; silent is when the silent worker of the task last showed a sign of life
+ *   the kernel's clock; silent is the time of the last heartbeat of the task's worker, if the worker is silent
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
@@ -158,8 +158,8 @@ class Task {
    * Update the age, the run time and the duration of a cancel.
    *
    * @param {number} now
-   * @param {{at: number, pressed: ?number, heard: boolean, lost: ?number, over: boolean}} known  at is when the row was
-   *   last known to be true, heard is whether the kernel has received the press, lost is when the connection was lost
+   * @param {{at: number, pressed: ?number, heard: boolean, lost: ?number, over: boolean}} known  at is the time at which the
+   *   row was last current, heard is whether the kernel has received the press, lost is when the connection was lost
    */
   tick(now, { at, pressed, heard, lost, over }) {
     const row = this.row;
@@ -680,8 +680,8 @@ function render({ model, el }) {
     controls();
     tick();
   };
-  // A new kernel does not know the table. Jupyter's manager sends this event, maybe several times, when the kernel restarts
-  // by command; the kernel's status also shows when the kernel died and was restarted.
+  // A new kernel does not know the table. Jupyter's manager sends this event, maybe several times, when the user restarts
+  // the kernel. The kernel's status also shows that the kernel died and was restarted.
   const turned = () => {
     restarted = true;
     closed();
