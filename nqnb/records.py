@@ -210,8 +210,9 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     Attributes:
         name: the name of the queue.
         pending: the number of messages that have not been delivered.
-        scheduled: the number of messages that are waiting for a server-side schedule.
-        processing: the number of messages that are leased by workers or were nak'ed with a delay.
+        scheduled: the number of tasks that are waiting for their start or their retry, by a server-side schedule or
+            because a worker nak'ed them. A short wait counts as pending until a worker receives the task.
+        processing: the number of messages that are leased by workers, without the scheduled tasks.
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.
         bytes: the size of the queue's task stream.

@@ -302,7 +302,7 @@ class Backend:
             for queue in worker.queues:
                 serving[queue] = serving.get(queue, 0) + 1
         paused = {entry.key async for entry in self.pauses.entries()}
-        async for info in queue_infos(self.connection, serving, paused):
+        async for info in queue_infos(self.connection, self.states, serving, paused):
             yield info
 
     async def service_of(self, queue: str) -> QueueService:

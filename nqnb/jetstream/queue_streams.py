@@ -13,9 +13,11 @@ from typing import Any
 
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.early_tasks import count_early_tasks
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.records import QueueInfo, QueueService, moment
+from nqnb.store import StateStore
 
 NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
@@ -184,14 +186,17 @@ async def queue_names(connection: Connection) -> list[str]:
     return [queue for info in await list_streams(connection, names.task_subject("*")) for queue in _queues_of(info)]
 
 
-async def queue_infos(connection: Connection, serving: Mapping[str, int], paused: set[str]) -> AsyncIterator[QueueInfo]:
+async def queue_infos(
+    connection: Connection, states: StateStore, serving: Mapping[str, int], paused: set[str]
+) -> AsyncIterator[QueueInfo]:
     """Yield every queue on the server, sorted by name.
 
-    ``serving`` has the number of live workers of each queue, and ``paused`` has the queues that a user has paused.
+    ``states`` has the states of the tasks, ``serving`` the number of live workers of each queue, and ``paused`` the
+    queues that a user has paused.
     """
     for info in await list_streams(connection, names.task_subject("*")):
         for queue in _queues_of(info):
-            yield await _queue_info(connection, queue, info, serving.get(queue, 0), queue in paused)
+            yield await _queue_info(connection, states, queue, info, serving.get(queue, 0), queue in paused)
 
 
 async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
@@ -277,7 +282,7 @@ async def _has_only_schedules(connection: Connection, queue: str, stream: str) -
 
 
 async def _queue_info(
-    connection: Connection, queue: str, info: dict[str, Any], workers: int, paused: bool
+    connection: Connection, states: StateStore, queue: str, info: dict[str, Any], workers: int, paused: bool
 ) -> QueueInfo:
     stream, state = str(info["config"]["name"]), info["state"]
     messages = int(state["messages"])
@@ -287,19 +292,22 @@ async def _queue_info(
         subjects = int(state.get("num_subjects") or 0)
         schedules = subjects if await _has_only_schedules(connection, queue, stream) else max(0, subjects - 1)
         scheduled = min(messages, schedules)
-    pending, leased, redelivered = messages - scheduled, 0, 0
+    pending, leased, early, redelivered = messages - scheduled, 0, 0, 0
     consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
     # If there is no consumer, no worker has ever served the queue, and all messages are pending.
     if consumer is not None:
         pending = int(consumer["num_pending"])
         leased = int(consumer["num_ack_pending"])
         redelivered = int(consumer["num_redelivered"])
+        if leased:
+            first, delivered = int(state["first_seq"]), int(consumer["delivered"]["stream_seq"])
+            early = await count_early_tasks(connection, states, queue, stream, first, delivered, leased)
         paused = paused or bool(consumer.get("paused"))
     return QueueInfo(
         name=queue,
         pending=pending,
-        scheduled=scheduled,
-        processing=leased,
+        scheduled=scheduled + early,
+        processing=leased - early,
         redelivered=redelivered,
         workers=workers,
         bytes=int(state["bytes"]),

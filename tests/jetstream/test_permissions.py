@@ -222,7 +222,7 @@ async def tasks_wait_by_a_nak(settings: dict[str, nqnb.Settings]) -> None:
 
         async def both_wait() -> bool:
             (info,) = await nq.queues()
-            return (info.pending, info.scheduled, info.processing) == (0, 0, 2)
+            return (info.pending, info.scheduled, info.processing) == (0, 2, 0)
 
         await until_async(both_wait)
         assert (await delayed.cancel()).status is Status.DELETED
