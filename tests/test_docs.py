@@ -122,7 +122,7 @@ def parse(arguments: list[str], *, whole: bool) -> None:
         click.UsageError: no such command or option, or an invalid value.
     """
     command: click.Command = tree
-    context = click.Context(tree, info_name="nqnb")
+    context = tree.context_class(tree, info_name="nqnb", **tree.context_settings)
     while isinstance(command, click.Group):
         # Options in front of the command's name belong to the group.
         _, arguments, _ = command.make_parser(context).parse_args(list(arguments))

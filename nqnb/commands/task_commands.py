@@ -423,7 +423,8 @@ def task_requeue(
 
 def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
     """Return the task ids without duplicates, with ``-`` replaced by the ids from stdin."""
-    given = [each for each in (*ids, *named) if each != _STDIN]
+    # `--id -` is the task with the id "-".
+    given = [*(each for each in ids if each != _STDIN), *named]
     if _STDIN in ids:
         try:
             given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())

@@ -241,6 +241,12 @@ def test_ids_on_stdin_are_requeued_once(run: Run, many: Many) -> None:
     assert run("task", "requeue", "-", "-y").out == "no tasks were requeued\n"
 
 
+def test_the_option_id_takes_a_dash_as_an_id(run: Run) -> None:
+    answer = run("task", "requeue", "--id", "-")
+    assert answer.code == 1
+    assert "task '-' is unknown" in answer.err
+
+
 def test_an_earlier_copy_that_failed_again_counts_as_requeued(url: str, run: Run) -> None:
     (first,) = failed(url, "twice", ["bad"])
     second = run("task", "requeue", first).out.strip()
