@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from nqnb.client import Client
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nqnb.notebook")
 
-_LOOK_SECONDS = 2.0
-"""Seconds between two checks of the workers, while a table is open and a task is running."""
+_FIRST_CHECK_SECONDS, _CHECK_SECONDS = 0.5, 2.0
+"""Seconds before the first check of the workers, and between two checks, while a table is open."""
+_MAX_QUEUES = 10
+"""The maximum number of queues with pending tasks whose workers are checked."""
 _BATCH_TASKS = 2000
 """The maximum size of the batches in which a new table receives the tasks that are already known."""
 
@@ -52,9 +55,11 @@ class TableFeed:
         self._tasks: dict[str, TaskInfo] = {}
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
-        self._look: asyncio.Task[Any] | None = None
+        self._check: asyncio.Task[Any] | None = None
         self._silent: dict[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
+        self._unserved: frozenset[str] = frozenset()
+        """The queues with waiting tasks that no worker serves."""
         self._closed = False
 
     def open(self, rows: Rows, title: str, wanted: Wanted) -> TaskTable:
@@ -101,7 +106,7 @@ class TableFeed:
             self._restart_watch()
         known = [task for task in self._tasks.values() if subscriber.wanted(task)]
         self._subscribers.append(subscriber)
-        subscriber.table.show_silent_workers(self._silent)
+        subscriber.table.show_workers(self._silent, self._unserved)
         for start in range(0, len(known), _BATCH_TASKS):
             more = start + _BATCH_TASKS < len(known)
             self._send(
@@ -113,7 +118,7 @@ class TableFeed:
     def _restart_watch(self) -> None:
         """Start a new watch with no known tasks, because tasks from the previous watch may no longer exist."""
         self._stop_watch()
-        self._watch, self._look = spawn(self._follow()), spawn(self._look_for_workers())
+        self._watch, self._check = spawn(self._follow()), spawn(self._check_workers())
         for subscriber in list(self._subscribers):
             self._send(subscriber, TaskBatch(anew=True))
 
@@ -123,11 +128,11 @@ class TableFeed:
             self._stop_watch()
 
     def _stop_watch(self) -> None:
-        for each in (self._watch, self._look):
+        for each in (self._watch, self._check):
             if each is not None:
                 each.cancel()
-        self._watch = self._look = None
-        self._silent = {}
+        self._watch = self._check = None
+        self._silent, self._unserved = {}, frozenset()
         self._tasks = {}
         self._complete = self._lost = False
 
@@ -142,25 +147,39 @@ class TableFeed:
             log.exception("live tables stopped updating: unexpected error in nqnb")
             self._apply(TaskBatch(complete=self._complete, lost=True))
 
-    async def _look_for_workers(self) -> None:
-        """Check repeatedly which workers of running tasks are silent, and update the tables."""
+    async def _check_workers(self) -> None:
+        """Check repeatedly which workers are silent and which queues no worker is serving, and update the tables."""
+        await asyncio.sleep(_FIRST_CHECK_SECONDS)
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            if self._lost:
-                continue
-            running = {task.worker for task in self._tasks.values() if task.status is Status.PROCESSING and task.worker}
-            try:
-                ages = await self._client.backend.presence.silent() if running else {}
-            except NqnbError as error:
-                log.debug("cannot check whether workers are silent: %s", error)
-                continue
-            now = time.time()
-            # Keep the first value, because a later check may compute a slightly different time.
-            silent = {worker: self._silent.get(worker, now - age) for worker, age in ages.items() if worker in running}
-            if silent != self._silent:
-                self._silent = silent
-                for subscriber in list(self._subscribers):
-                    subscriber.table.show_silent_workers(silent)
+            if self._complete and not self._lost:
+                try:
+                    silent, unserved = await self._silent_workers(), await self._unserved_queues()
+                except NqnbError as error:
+                    log.debug("cannot check the workers: %s", error)
+                else:
+                    if (silent, unserved) != (self._silent, self._unserved):
+                        self._silent, self._unserved = silent, unserved
+                        for subscriber in list(self._subscribers):
+                            subscriber.table.show_workers(silent, unserved)
+            await asyncio.sleep(_CHECK_SECONDS)
+
+    async def _silent_workers(self) -> dict[str, float]:
+        running = {task.worker for task in self._tasks.values() if task.status is Status.PROCESSING and task.worker}
+        ages = await self._client.backend.presence.silent() if running else {}
+        now = time.time()
+        # Keep the first value, because a later check may compute a slightly different time.
+        return {worker: self._silent.get(worker, now - age) for worker, age in ages.items() if worker in running}
+
+    async def _unserved_queues(self) -> frozenset[str]:
+        now = datetime.now(timezone.utc)
+        waiting = {
+            task.queue
+            for task in self._tasks.values()
+            if task.status is Status.PENDING and (task.due_at is None or task.due_at <= now)
+        }
+        queues = sorted(waiting)[:_MAX_QUEUES]
+        missing = await asyncio.gather(*map(self._client.serving.is_missing, queues))
+        return frozenset(queue for queue, is_missing in zip(queues, missing, strict=True) if is_missing)
 
     def _apply(self, batch: TaskBatch) -> None:
         if batch.anew:

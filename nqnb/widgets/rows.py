@@ -45,6 +45,8 @@ class Rows:
         self.pending_cancels = PendingCancels()
         self.silent: Mapping[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
+        self.unserved: Collection[str] = ()
+        """The queues that no worker serves."""
         self.throughput = Throughput(clock)
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
@@ -198,6 +200,10 @@ class Rows:
             task = self._tasks.get(task_id)
             if task is not None and task.status in (Status.COMPLETED, Status.FAILED):
                 self.pending_cancels.come_too_late(task_id, task.status, at)
+
+    def unserved_queues(self) -> list[str]:
+        """Return the queues of these tasks that no worker serves, unless all these tasks have ended."""
+        return sorted(queue for queue in self.unserved if queue in self._queues) if self._open else []
 
     def silent_since(self, task: TaskInfo) -> float | None:
         """Return the time of the last heartbeat of a running task's worker, or None if the worker is not silent."""

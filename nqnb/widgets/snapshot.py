@@ -158,6 +158,8 @@ def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loa
     """Return a line with the numbers of tasks that are shown and not shown, and the time of the snapshot."""
     moment = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     when = f"the connection was lost at {moment}" if state == "lost" else f"as of {moment}"
+    if unserved := rows.unserved_queues():
+        when += f"; no worker was serving {', '.join(line(queue, 60) for queue in unserved)}"
     total, matching = len(rows), len(rows.order)
     if state == "loading" or not loaded:
         so_far = f", {_tasks(total)} so far" if total else ""

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -163,16 +163,19 @@ class TaskTable(anywidget.AnyWidget):
         at = time.time()
         self._later(lambda: self._rows.pending_cancels.come_too_late(task_id, status, at))
 
-    def show_silent_workers(self, silent: Mapping[str, float]) -> None:
-        """Show in the rows of running tasks which workers are silent.
+    def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
+        """Show in the rows of running tasks which workers are silent, and above the rows which queues have no worker.
 
         Args:
-            silent: the time of the last heartbeat of each silent worker, in Unix seconds.
+            silent: when each silent worker last showed a sign of life, in Unix seconds, by worker.
+            unserved: the queues that no worker serves.
         """
 
         def show() -> None:
-            self._rows.silent = silent
+            self._rows.silent, self._rows.unserved = silent, unserved
             self._changes += 1
+            if self._state != "loading":
+                self._save_throttle.request()
 
         self._later(show)
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from nqnb.protocol.wire import Status
+from nqnb.text import line
 from nqnb.widgets.rows import COLUMNS, Rows
 
 PAGE_SIZES = (10, 20, 50, 100)
@@ -100,6 +101,7 @@ class VisiblePage:
             "sort": rows.order.column,
             "down": rows.order.down,
             "queues": rows.many_queues,
+            "unserved": [line(queue, 60) for queue in rows.unserved_queues()],
             "behind": behind,
             "ended": ended,
             "heard": dict(self._heard),

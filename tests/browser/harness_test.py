@@ -284,7 +284,7 @@ def test_while_the_connection_is_lost_run_times_stand_still_and_a_press_is_not_s
 
 
 def test_the_row_of_a_silent_worker_says_so(bench: Bench) -> None:
-    bench.table.show_silent_workers({"gpu-3/811": time.time() - 25})
+    bench.table.show_workers({"gpu-3/811": time.time() - 25}, [])
     bench.until(lambda: text(bench, '[data-id="r1"] .nq-label').startswith("worker silent for 2"))
     assert text(bench, '[data-id="c1"] .nq-label') == "completed"
     first = text(bench, '[data-id="r1"] .nq-label')
@@ -292,8 +292,18 @@ def test_the_row_of_a_silent_worker_says_so(bench: Bench) -> None:
     bench.button("r1").click()
     bench.settle()
     assert bench.button("r1").inner_text() == "worker silent"
-    bench.table.show_silent_workers({})
+    bench.table.show_workers({}, [])
     bench.until(lambda: text(bench, '[data-id="r2"] .nq-label') == "processing")
+
+
+def test_the_heading_says_that_no_worker_serves_the_queue(bench: Bench) -> None:
+    bench.table.show_workers({}, ["resize", "another"])
+    bench.until(lambda: text(bench, ".nq-state") == 'no worker is serving "resize"; pending tasks wait')
+    bench.feed(lost=True)
+    assert text(bench, ".nq-state").startswith("connection lost")
+    bench.feed()
+    bench.table.show_workers({}, [])
+    bench.until(lambda: text(bench, ".nq-state") == "")
 
 
 def test_a_press_that_comes_too_late_stays_in_the_row(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from helpers.waiting import until
@@ -10,6 +11,7 @@ from helpers.waiting import until
 import nqnb
 from nqnb.notebook.session import Session
 from nqnb.records import TaskBatch
+from nqnb.widgets.table import TaskTable
 
 
 @pytest.fixture
@@ -41,3 +43,23 @@ def test_tables_show_that_the_watch_has_failed_and_a_new_watch_starts_empty(
     for table in (first, second):
         until(lambda: table._state == "live", 5)  # noqa: B023  it is called at once
         assert list(table.df.index) == [new.id]
+
+
+def test_a_table_says_that_no_worker_serves_its_queue(session: Session) -> None:
+    def says_so(table: TaskTable) -> bool:
+        return "no worker was serving fech" in table._repr_mimebundle_()[0]["text/plain"]
+
+    table, other, everything = session.watch("fech"), session.watch("fetch"), session.watch()
+    task = session.submit("fech")
+    session.submit("fetch", process_at=datetime.now(timezone.utc) + timedelta(hours=1))
+    until(lambda: says_so(table) and says_so(everything), 10)
+    assert not says_so(other)
+    assert table._page.body()["unserved"] == ["fech"]
+    assert other._page.body()["unserved"] == [], "its task waits for its time"
+
+    @session.handler("fech")
+    def fetch(job: nqnb.Job) -> None:
+        job.wait(600)
+
+    until(lambda: task.status() is nqnb.Status.PROCESSING, 10)
+    until(lambda: not says_so(table) and not says_so(everything), 10)

@@ -11,7 +11,7 @@
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
- *   sort: string, down: boolean, queues: boolean, behind: boolean, ended: string[], heard: Record<string, number>,
+ *   sort: string, down: boolean, queues: boolean, behind: boolean, unserved: string[], ended: string[], heard: Record<string, number>,
  *   title: string, state: "loading"|"live"|"lost", since: number, rate: ?number, left: ?number, now: number,
  *   loaded: boolean, snapshot: string}} Rows  snapshot is the id of the element with the snapshot of the table
  */
@@ -429,6 +429,9 @@ function render({ model, el }) {
     else if (over) text = "disconnected; the rows no longer change";
     else if (!last || last.state === "loading") text = last?.total ? `loading… ${number(last.total)}` : "loading…";
     else if (last.state === "lost") text = `connection lost ${about(now - last.since)} ago; the rows show the state at that time`;
+    const idle = text === "" && last !== null && last.unserved.length > 0;
+    if (idle) text = `no worker is serving ${last?.unserved.map((queue) => `"${queue}"`).join(", ")}; pending tasks wait`;
+    mark(root, "data-idle", idle ? "" : null);
     put(state, text);
     mark(root, "data-state", over ? "over" : (last?.state ?? "loading"));
     const fresh = last?.rate && last.state === "live" && Date.now() - receivedAt < 15_000;
