@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from nqnb.client import Client
 from nqnb.concurrency import spawn
 from nqnb.errors import NotCancellable, NqnbError
@@ -44,6 +46,36 @@ class _Subscriber:
     last_state: tuple[bool, bool] = (False, False)
 
 
+class _Requeues:
+    """The latest copy of each requeued task, as far as the watch has seen; see `nqnb.protocol.requeue.Requeues`."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[float, str]] = {}
+        """The time and id of the latest copy, by the id of the original."""
+        self._relatives: dict[str, list[str]] = {}
+        """The original and its copies, by the id of the original."""
+
+    def add(self, task: TaskInfo) -> list[str]:
+        """Add a task, and return the ids of the tasks whose latest copy has changed."""
+        if not task.origin:
+            return []
+        relatives = self._relatives.setdefault(task.origin, [task.origin])
+        if task.id not in relatives:
+            relatives.append(task.id)
+        before = self._latest.get(task.origin)
+        copy = (task.submitted_at.timestamp() if task.submitted_at else 0.0, task.id)
+        if before is not None and before >= copy:
+            return []
+        self._latest[task.origin] = copy
+        return relatives
+
+    def named(self, task: TaskInfo) -> TaskInfo:
+        """Return a task with the id of its latest copy, if the task has ended."""
+        _, latest = self._latest.get(task.origin or task.id, (0.0, ""))
+        requeued_as = latest if task.status.terminal and latest != task.id else ""
+        return task if task.requeued_as == requeued_as else msgspec.structs.replace(task, requeued_as=requeued_as)
+
+
 class TableFeed:
     """The live tables of one session. `close` and the private methods run on the loop thread."""
 
@@ -53,6 +85,7 @@ class TableFeed:
         self._tables: list[TaskTable] = []
         """The tables that are not closed, including those that no page shows."""
         self._tasks: dict[str, TaskInfo] = {}
+        self._requeues = _Requeues()
         self._complete = self._lost = False
         self._watch: asyncio.Task[Any] | None = None
         self._check: asyncio.Task[Any] | None = None
@@ -133,6 +166,7 @@ class TableFeed:
                 each.cancel()
         self._watch = self._check = None
         self._silent, self._unserved = {}, frozenset()
+        self._requeues = _Requeues()
         self._tasks = {}
         self._complete = self._lost = False
 
@@ -184,12 +218,17 @@ class TableFeed:
     def _apply(self, batch: TaskBatch) -> None:
         if batch.anew:
             self._tasks.clear()
-        self._tasks.update((task.id, task) for task in batch.tasks)
+            self._requeues = _Requeues()
+        relatives = {task_id for task in batch.tasks for task_id in self._requeues.add(task)}
+        fresh = {task.id for task in batch.tasks}
+        others = [self._tasks[task_id] for task_id in relatives if task_id in self._tasks and task_id not in fresh]
+        changed = [self._requeues.named(task) for task in (*batch.tasks, *others)]
+        self._tasks.update((task.id, task) for task in changed)
         for task_id in batch.gone:
             self._tasks.pop(task_id, None)
         self._complete, self._lost = batch.complete, batch.lost
         for subscriber in list(self._subscribers):
-            tasks = [task for task in batch.tasks if subscriber.wanted(task)]
+            tasks = [task for task in changed if subscriber.wanted(task)]
             if tasks or batch.gone or batch.anew or subscriber.last_state != (batch.complete, batch.lost):
                 self._send(
                     subscriber,

@@ -44,6 +44,7 @@ def row(task: TaskInfo) -> dict[str, Any]:
         "share": share(progress) if task.status in (Status.PROCESSING, Status.FAILED, Status.CANCELLED) else None,
         "words": words if task.status is Status.PROCESSING else "",
         "payload": preview(task.payload, 120),
+        "requeued": line(task.requeued_as, 100),
         "stopping": stamp(cancel.requested_at) or 0 if cancel and not task.status.terminal else None,
     }
 
@@ -121,7 +122,8 @@ def _facts(task: TaskInfo) -> str:
         ("timeout", f"{task.timeout} s" if task.timeout else ""),
         ("worker", task.worker),
         ("progress", task.progress.text if task.progress else ""),
-        ("requeued", f"from {task.origin}" if task.origin else ""),
+        ("requeued from", task.origin),
+        ("requeued as", task.requeued_as),
     ]
     return _lines(pairs)
 

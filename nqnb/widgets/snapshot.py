@@ -121,6 +121,8 @@ def _cells(task: TaskInfo, now: datetime, rows: Rows) -> dict[str, str]:
     ran = run_time(task, now)
     done = share(task.progress) if task.status is Status.PROCESSING else None
     note = task.failure or ("" if done is None else f"{done:.0%}")
+    if task.requeued_as:
+        note = f"requeued as {task.requeued_as}{f'; {note}' if note else ''}"
     silent, late = rows.silent_since(task), rows.pending_cancels.of(task.id)["late"]
     if silent is not None:
         note = f"worker silent for {long_duration(now.timestamp() - silent)}"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from browser.harness import Bench, task
 
@@ -294,6 +295,20 @@ def test_the_row_of_a_silent_worker_says_so(bench: Bench) -> None:
     assert bench.button("r1").inner_text() == "worker silent"
     bench.table.show_workers({}, [])
     bench.until(lambda: text(bench, '[data-id="r2"] .nq-label') == "processing")
+
+
+def test_a_requeued_task_says_as_what_and_the_states_of_cancelled_tasks_are_told_apart(bench: Bench) -> None:
+    copy = msgspec.structs.replace(task("f1", Status.FAILED, 2), requeued_as="f2")
+    bench.feed(copy, task("d1", Status.DELETED), task("c2", Status.CANCELLED))
+    assert text(bench, '[data-id="f1"] td.nq-status') == "failed · requeued as f2"
+    titled = "each => [each.closest('tbody').dataset.id, each.title]"
+    titles = dict(bench.page.eval_on_selector_all("[data-id] td.nq-status", f"cells => cells.map({titled})"))
+    assert titles["f1"] == "failed · requeued as f2"
+    assert titles["d1"] == "deleted: cancelled before it started"
+    assert titles["c2"] == "cancelled: cancelled after it had started, or while it waited for a retry"
+    for status, words in (("deleted", "before it started"), ("cancelled", "after it had started")):
+        chip = bench.page.locator(f"[data-act=filter][data-status={status}]")
+        assert words in str(chip.get_attribute("title"))
 
 
 def test_the_heading_says_that_no_worker_serves_the_queue(bench: Bench) -> None:

@@ -63,3 +63,23 @@ def test_a_table_says_that_no_worker_serves_its_queue(session: Session) -> None:
 
     until(lambda: task.status() is nqnb.Status.PROCESSING, 10)
     until(lambda: not says_so(table) and not says_so(everything), 10)
+
+
+def test_an_original_shows_as_which_task_it_was_requeued(session: Session) -> None:
+    table = session.watch("q")
+    first = session.submit("q")
+    first.cancel()
+    second = session.requeue(first)
+    only_first = session.watch([first])
+
+    def requeued_as(of: TaskTable) -> dict[str, str]:
+        return {str(task_id): each for task_id, each in of.df.requeued_as.items() if isinstance(each, str)}
+
+    until(lambda: requeued_as(table) == requeued_as(only_first) == {first.id: second.id}, 5)
+    assert table._rows.row(first.id)["requeued"] == second.id
+    second.cancel()
+    third = session.requeue(second)
+    until(lambda: requeued_as(table) == {first.id: third.id, second.id: third.id}, 5)
+    assert requeued_as(only_first) == {first.id: third.id}
+    assert requeued_as(session.watch()) == {first.id: third.id, second.id: third.id}
+    assert f"requeued as {third.id}" in table._repr_mimebundle_()[0]["text/plain"]

@@ -269,6 +269,7 @@ def test_a_row_has_all_fields() -> None:
         "words": "thumb nails",
         "payload": '{"n": 1}',
         "stopping": None,
+        "requeued": "",
     }
 
 

@@ -6,8 +6,9 @@
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
- *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number}} Row  times are Unix seconds of
- *   the kernel's clock; silent is the time of the last heartbeat of the task's worker, if the worker is silent
+ *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string}} Row
+ *   times are Unix seconds of the kernel's clock; silent is the time of the last heartbeat of the task's worker, if the
+ *   worker is silent
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
  * @typedef {{type: "rows", rows: Row[], details: Record<string, Part[]>, counts: Record<string, number>, total: number,
  *   matching: number, open: number, page: number, pages: number, size: number, search: string, statuses: string[],
@@ -17,6 +18,11 @@
  */
 
 const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
+/** What a state means whose name does not say it. */
+const MEANINGS = {
+  cancelled: "cancelled after it had started, or while it waited for a retry",
+  deleted: "cancelled before it started",
+};
 /** The class, the heading and the sort column of each column. */
 const COLUMNS = [
   ["id", "id", "id"],
@@ -183,9 +189,12 @@ class Task {
     if (!cancelling && row.status === "pending" && wait > 0)
       extra = ` · ${row.attempt.startsWith("1") ? "in" : "retry in"} ${roughly(wait)}`;
     else if (!cancelling && !silent && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
+    else if (row.requeued) extra = ` · requeued as ${row.requeued}`;
     put(this.extra, extra);
     mark(this.extra, "class", row.status === "processing" ? "nq-extra nq-narrow" : "nq-extra");
-    mark(this.cells.status, "title", extra || silent ? label + extra : null);
+    const meaning = MEANINGS[row.status] ?? "";
+    const full = extra || silent ? label + extra : "";
+    mark(this.cells.status, "title", [full, meaning && `${row.status}: ${meaning}`].filter(Boolean).join("; ") || null);
     if (!open && this.button.contains(document.activeElement)) this.line.focus({ preventScroll: true });
     mark(this.body, "data-open", open ? "" : null);
     mark(this.button, "aria-disabled", cancelling || unsent || over ? "true" : null);
@@ -292,7 +301,8 @@ function render({ model, el }) {
     const count = make("b", {}, "0");
     const button = make("button", { type: "button", className: "nq-chip", "data-act": "filter", "data-status": name });
     button.append(...(name ? [make("span", { className: "nq-dot" })] : []), name || "all", count);
-    if (name) button.title = `show only ${name} tasks; Shift-click to add them to the filter`;
+    const meaning = MEANINGS[name] ? ` (${MEANINGS[name]})` : "";
+    if (name) button.title = `show only ${name} tasks${meaning}; Shift-click to add them to the filter`;
     chips.append(button);
     return { button, count };
   };
