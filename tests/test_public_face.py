@@ -68,7 +68,8 @@ class TestNames:
         assert set(namespace) - {"__builtins__"} == set(nqnb.__all__)
 
     def test_are_in_dir(self) -> None:
-        assert set(nqnb.__all__) <= set(dir(nqnb))
+        hooks = {"load_ipython_extension", "unload_ipython_extension"}
+        assert {name for name in dir(nqnb) if not name.startswith("__")} == {*NAMES} - hooks
         assert dir(nqnb) == sorted(dir(nqnb))
 
     def test_others_raise_an_attribute_error(self) -> None:

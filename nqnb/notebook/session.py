@@ -46,6 +46,22 @@ T = TypeVar("T")
 _CARD_SECONDS = 2.0
 """How long a displayed session waits for the content of its card."""
 _KEPT_LOG_LINES = 200
+_INTERNAL_NAMES = frozenset(
+    [
+        "abandon",
+        "call",
+        "call_within",
+        "cancel_one",
+        "close",
+        "connect",
+        "freeze_tables",
+        "interrupt",
+        "say",
+        "store",
+        "wait_for_tasks",
+    ]
+)
+"""The methods and attributes of a session that only nqnb uses."""
 
 
 class Session:
@@ -88,6 +104,10 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if not self.open else self.server_version and f"server {self.server_version}"
         return f"<Session {', '.join(self.settings.urls)}{f', {state}' if state else ''}>"
+
+    def __dir__(self) -> list[str]:
+        """Return the names that completion offers: what users call."""
+        return sorted({*super().__dir__()} - _INTERNAL_NAMES)
 
     def __reduce__(self) -> Any:
         raise BadInput(

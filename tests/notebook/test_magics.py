@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 from helpers.command_line import NOBODY
 from helpers.ipython_shell import Shell, shell
+from IPython.core.completer import provisionalcompleter
 
 import nqnb
 from nqnb import Status
@@ -514,6 +515,22 @@ class TestCompletion:
     def test_commands_options_and_states_are_completed(self, plain: Shell, line: str, offered: list[str]) -> None:
         assert plain.completed(line) == offered
         assert session_registry.opened() == []
+
+    @pytest.mark.parametrize(
+        ("line", "said"),
+        [
+            ("%nq su", "Submit a task to QUEUE"),
+            ("%nq task st", "Print the state of a task"),
+            ("%nq submit x --ret", "Retry the task"),
+            ("%nq submit x --process", "Do not start the task before WHEN"),
+        ],
+    )
+    def test_a_completion_has_its_help(self, plain: Shell, line: str, said: str) -> None:
+        with provisionalcompleter():
+            (found,) = plain.ip.Completer.completions(line, len(line))
+        assert found.type is not None
+        assert found.type.startswith(said)
+        assert len(found.type) <= 60
 
     def test_queues_and_ids_are_completed(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1 --id {queue}-id")

@@ -712,3 +712,34 @@ def test_a_call_without_an_answer_can_be_interrupted(session: Session) -> None:
         assert time.monotonic() - began < 3, "at once, but for a machine that is busy; its timeout is five seconds"
         timer.join()
     assert session_registry.opened() == [session]
+
+
+def test_completion_of_a_session_offers_what_users_call(session: Session) -> None:
+    assert [name for name in dir(session) if not name.startswith("_")] == [
+        *(
+            "cancel",
+            "cancel_on_interrupt",
+            "client",
+            "connected",
+            "delete_queue",
+            "detached",
+            "down",
+            "fetch",
+            "handler",
+        ),
+        *("interrupted", "local", "log", "map", "open", "pause", "prune", "purge_queue", "queues", "requeue", "result"),
+        *(
+            "resume",
+            "server_version",
+            "settings",
+            "status",
+            "submit",
+            "submit_many",
+            "task",
+            "tasks",
+            "updates",
+            "wait",
+        ),
+        *("watch", "why", "workers"),
+    ]
+    assert not [name for name in dir(session) if not hasattr(session, name)]

@@ -8,6 +8,10 @@ from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
+from nqnb.text import line
+
+_HELP_CHARACTERS = 60
+"""The maximum length of the help beside a completion."""
 _MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
 """A line with the magic, possibly an assignment. The group is the command that has been typed so far."""
 
@@ -20,7 +24,7 @@ def begin(shell: Any) -> None:
     def nqnb_matcher(context: CompletionContext) -> SimpleMatcherResult:
         found = _matches(shell, context.text_until_cursor, context.token)
         return {  # type: ignore[typeddict-item]  # the other keys are optional in IPython
-            "completions": [SimpleCompletion(match) for match in found],
+            "completions": found,
             "suppress": bool(found),
             "ordered": True,
         }
@@ -34,7 +38,7 @@ def end(shell: Any) -> None:
     matchers[:] = [matcher for matcher in matchers if getattr(matcher, "matcher_identifier", "") != "nqnb"]
 
 
-def _matches(shell: Any, text: str, token: str) -> list[str]:
+def _matches(shell: Any, text: str, token: str) -> list[SimpleCompletion]:
     magic_line = _MAGIC_LINE.fullmatch(text)
     if magic_line is None:
         return []
@@ -44,8 +48,8 @@ def _matches(shell: Any, text: str, token: str) -> list[str]:
     return []
 
 
-def completions(shell: Any, typed: str, token: str) -> list[str]:
-    """Return the possible completions of a line.
+def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
+    """Return the possible completions of a line. Each has its help as its type, which front ends show beside it.
 
     Requests to the server take at most a second and a half (see `nqnb.commands.shell_completion`). No requests are sent
     while the session is disconnected.
@@ -63,7 +67,13 @@ def completions(shell: Any, typed: str, token: str) -> list[str]:
 
     whole_words, incomplete = words_to_complete(typed)
     completer = ShellComplete(tree, {"obj": CompletionFront(shell)}, "%nq", "")
-    found = [item.value for item in completer.get_completions(whole_words, incomplete) if item.type == "plain"]
     # IPython may split the word, and then replaces only the last part.
     kept = incomplete.removesuffix(token)
-    return [value.removeprefix(kept) if value.startswith(incomplete) else value for value in found]
+    return [
+        SimpleCompletion(
+            item.value.removeprefix(kept) if item.value.startswith(incomplete) else item.value,
+            type=line(item.help or "", _HELP_CHARACTERS) or None,
+        )
+        for item in completer.get_completions(whole_words, incomplete)
+        if item.type == "plain"
+    ]
