@@ -195,6 +195,8 @@ class TableFeed:
                         self._silent, self._unserved = silent, unserved
                         for subscriber in list(self._subscribers):
                             subscriber.table.show_workers(silent, unserved)
+            for subscriber in list(self._subscribers):
+                subscriber.table.refresh()
             await asyncio.sleep(_CHECK_SECONDS)
 
     async def _silent_workers(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from bisect import bisect_left, insort
 from collections import deque
@@ -12,10 +13,14 @@ from typing import Any
 import msgspec
 
 from nqnb.frames import run_time, share
-from nqnb.protocol.wire import Status
+from nqnb.protocol.status import Status, Waiting
 from nqnb.records import CancelReceipt, TaskInfo
 from nqnb.text import line
 from nqnb.widgets import row_content
+
+State = Status | Waiting
+STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status if each is not Status.PENDING))
+"""The states by which tasks are counted and filtered. A task that waits for its time counts as scheduled only."""
 
 
 class Rows:
@@ -29,6 +34,7 @@ class Rows:
         queue: accept only tasks of this queue.
         ids: accept only tasks with these ids.
         clock: a function that returns the time in seconds.
+        now: a function that returns the time in Unix seconds, with which due times are compared.
     """
 
     def __init__(
@@ -37,11 +43,12 @@ class Rows:
         queue: str | None = None,
         ids: Iterable[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.queue = queue
         self.ids = None if ids is None else frozenset(ids)
         self.search = ""
-        self.statuses: frozenset[Status] = frozenset()
+        self.statuses: frozenset[State] = frozenset()
         self.pending_cancels = PendingCancels()
         self.silent: Mapping[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
@@ -51,9 +58,12 @@ class Rows:
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
-        self._found: dict[str, Status] = {}
-        """The ids of the tasks that match the search, each with the status under which it is counted."""
-        self._counts = dict.fromkeys(Status, 0)
+        self._found: dict[str, State] = {}
+        """The ids of the tasks that match the search, each with the state under which it is counted."""
+        self._counts = dict.fromkeys(STATES, 0)
+        self._due: list[tuple[float, str]] = []
+        """A heap of the due times of scheduled tasks, in Unix seconds, with the ids of the tasks."""
+        self._now = now
         self._open: set[str] = set()
         self._running: set[str] = set()
         self._queues: dict[str, int] = {}
@@ -115,13 +125,13 @@ class Rows:
         among = [self._tasks[task_id] for task_id in self._found] if narrower else list(self._tasks.values())
         self.search = text
         words = text.split()
-        self._found = {task.id: task.status for task in among if not words or self._has(task, words)}
-        self._counts = dict.fromkeys(Status, 0)
+        self._found = {task.id: self.state(task) for task in among if not words or self._has(task, words)}
+        self._counts = dict.fromkeys(STATES, 0)
         for status in self._found.values():
             self._counts[status] += 1
         self._rebuild = True
 
-    def only(self, statuses: Iterable[Status]) -> None:
+    def only(self, statuses: Iterable[State]) -> None:
         """Match only tasks in these states, or tasks in any state if ``statuses`` is empty."""
         self.statuses = frozenset(statuses)
         self._rebuild = True
@@ -139,7 +149,13 @@ class Rows:
 
     def counts(self) -> dict[str, int]:
         """Return the number of tasks that match the search, by the label of their status."""
-        return {status.label: count for status, count in self._counts.items()}
+        self._pass_due_times()
+        return {state.label: count for state, count in self._counts.items()}
+
+    def state(self, task: TaskInfo) -> State:
+        """Return the state of a task as the table shows it: scheduled if the task is pending but not due yet."""
+        due = task.due_at
+        return Waiting.SCHEDULED if due is not None and due.timestamp() > self._now() else task.status
 
     def open_matching(self) -> list[str]:
         """Return the ids of the matching tasks that have not ended. The button "Cancel all" cancels these tasks."""
@@ -188,7 +204,8 @@ class Rows:
     def row(self, task_id: str) -> dict[str, Any]:
         """Return the fields of a task's row, including its pending cancel; see `row_content.row`."""
         task = self._tasks[task_id]
-        return {**row_content.row(task), **self.pending_cancels.of(task_id), "silent": self.silent_since(task)}
+        notes = {**self.pending_cancels.of(task_id), "silent": self.silent_since(task)}
+        return {**row_content.row(task), "status": self.state(task).label, **notes}
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
         """Return the details of an expanded row; see `row_content.detail`."""
@@ -237,6 +254,8 @@ class Rows:
             self.pending_cancels.ended(task.id, task.status)
         else:
             self._open.add(task.id)
+        if task.due_at is not None and self.state(task) is Waiting.SCHEDULED:
+            heapq.heappush(self._due, (task.due_at.timestamp(), task.id))
         (self._running.add if task.status is Status.PROCESSING else self._running.discard)(task.id)
         self._texts.pop(task.id, None)
         self._recount(task.id, task if not self.search or self._has(task, self.search.split()) else None)
@@ -258,9 +277,16 @@ class Rows:
         if before is not None:
             self._counts[before] -= 1
         if found is not None:
-            self._found[task_id] = found.status
-            self._counts[found.status] += 1
+            state = self._found[task_id] = self.state(found)
+            self._counts[state] += 1
         self._changed.add(task_id)
+
+    def _pass_due_times(self) -> None:
+        """Count tasks that have become due as pending."""
+        while self._due and self._due[0][0] <= self._now():
+            _, task_id = heapq.heappop(self._due)
+            if self._found.get(task_id) is Waiting.SCHEDULED:
+                self._recount(task_id, self._tasks[task_id])
 
     def _count_queue(self, before: TaskInfo | None, after: TaskInfo | None) -> None:
         if before is not None:
@@ -282,6 +308,7 @@ class Rows:
 
     def _refreshed(self) -> Order:
         """Return the order with all changes applied."""
+        self._pass_due_times()
         if self._order.column == "run" and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes
             self._run_sorted_at = self._clock()
             self._changed |= self._running

@@ -23,6 +23,7 @@ DEFAULT_ROWS = 50
 
 DOTS = {
     "pending": "#8b949e",
+    "scheduled": "#1098ad",
     "processing": "#2f81f7",
     "completed": "#2a9d43",
     "failed": "#e5484d",
@@ -131,7 +132,7 @@ def _cells(task: TaskInfo, now: datetime, rows: Rows) -> dict[str, str]:
     return {
         "id": line(task.id, 40),
         "queue": line(task.queue, 30),
-        "status": task.status.label,
+        "status": rows.state(task).label,
         "attempt": attempt(task),
         "run time": "" if ran is None else long_duration(ran.total_seconds()),
         "worker": line(task.worker, 30),

@@ -179,6 +179,10 @@ class TaskTable(anywidget.AnyWidget):
 
         self._later(show)
 
+    def refresh(self) -> None:
+        """Update the page soon, because scheduled tasks may have become due."""
+        self._later(lambda: None)
+
     def freeze(self) -> None:
         """Replace the displayed table with a snapshot in plain HTML, and close the table."""
         if self._ended:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from nqnb.protocol.wire import Status
 from nqnb.text import line
-from nqnb.widgets.rows import COLUMNS, Rows
+from nqnb.widgets.rows import COLUMNS, STATES, Rows
 
 PAGE_SIZES = (10, 20, 50, 100)
 """The possible numbers of rows per page."""
-STATUSES = {status.label: status for status in Status}
+STATUSES = {state.label: state for state in STATES}
 
 
 class VisiblePage:

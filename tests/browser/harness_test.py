@@ -311,6 +311,24 @@ def test_a_requeued_task_says_as_what_and_the_states_of_cancelled_tasks_are_told
         assert words in str(chip.get_attribute("title"))
 
 
+def test_a_task_that_waits_for_its_time_is_scheduled(bench: Bench) -> None:
+    scheduled = bench.page.locator("[data-act=filter][data-status=scheduled]")
+    assert not scheduled.is_visible()
+    soon = time.time() + 4
+    bench.feed(task("s1", not_before=soon), task("s2", not_before=soon + 3000, CurrentRetry=1, MaxRetry=2))
+    assert scheduled.locator("b").inner_text() == "2"
+    assert text(bench, "[data-act=filter][data-status=pending] b") == "3"
+    assert text(bench, '[data-id="s1"] td.nq-status').startswith("scheduled · in ")
+    assert text(bench, '[data-id="s2"] td.nq-status').startswith("scheduled · retry in ")
+    assert bench.button("s1").is_visible()
+    scheduled.click()
+    bench.until(lambda: bench.ids == ["s1", "s2"])
+    bench.until(lambda: text(bench, '[data-id="s1"] td.nq-status') == "pending", 8)
+    bench.table.refresh()
+    bench.until(lambda: bench.ids == ["s2"])
+    assert scheduled.locator("b").inner_text() == "1"
+
+
 def test_the_heading_says_that_no_worker_serves_the_queue(bench: Bench) -> None:
     bench.table.show_workers({}, ["resize", "another"])
     bench.until(lambda: text(bench, ".nq-state") == 'no worker is serving "resize"; pending tasks wait')

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Iterator
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from helpers.waiting import until
@@ -83,3 +85,20 @@ def test_an_original_shows_as_which_task_it_was_requeued(session: Session) -> No
     assert requeued_as(only_first) == {first.id: third.id}
     assert requeued_as(session.watch()) == {first.id: third.id, second.id: third.id}
     assert f"requeued as {third.id}" in table._repr_mimebundle_()[0]["text/plain"]
+
+
+def test_a_scheduled_task_is_counted_as_scheduled_until_it_is_due(session: Session) -> None:
+    table = session.watch("q")
+    start = time.time()
+    session.submit("q", process_at=timedelta(seconds=4))
+    session.submit("q", process_at=timedelta(hours=1))
+    until(lambda: table._page.body()["counts"]["scheduled"] == 2, 5)
+    assert table._page.body()["counts"]["pending"] == 0
+    pushed: list[dict[str, Any]] = []
+    table.send = lambda content, buffers=None: pushed.append(content)
+    table._receive({"type": "hello", "view": "v"})
+    # No worker changes the task: the table itself notices that the task is due.
+    until(lambda: pushed and pushed[-1]["counts"]["pending"] == 1, 15)
+    assert time.time() - start >= 4
+    assert pushed[-1]["counts"]["scheduled"] == 1
+    table.close()

@@ -13,7 +13,7 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, 
 from nqnb.records import TaskInfo
 from nqnb.widgets import row_content
 from nqnb.widgets.rows import COLUMNS, Rows
-from nqnb.widgets.visible_page import VisiblePage
+from nqnb.widgets.visible_page import STATUSES, VisiblePage
 
 STATES = list(Status)
 
@@ -107,6 +107,39 @@ def test_rows_agree_with_a_naive_model(request: pytest.FixtureRequest) -> None:
             assert rows.counts()["failed"] == sum(model[each].status is Status.FAILED for each in everything)
             assert sorted(rows.open_matching()) == sorted(each for each in expected if not model[each].status.terminal)
             assert rows.many_queues == (len({each.queue for each in model.values()}) > 1)
+
+
+def test_a_task_that_waits_for_its_time_is_scheduled_until_then() -> None:
+    clock = Clock()
+    clock.now = 100.0
+    rows = Rows(now=clock)
+    rows.apply([info("now"), info("soon", not_before=105.0), info("later", not_before=200.0)])
+    rows.apply([info("past", not_before=99.0), info("runs", Status.PROCESSING, not_before=150.0)])
+
+    def counts() -> tuple[int, int, int]:
+        found = rows.counts()
+        return found["pending"], found["scheduled"], found["processing"]
+
+    assert counts() == (2, 2, 1)
+    assert [rows.row(each)["status"] for each in ("now", "soon", "past")] == ["pending", "scheduled", "pending"]
+    rows.only([STATUSES["scheduled"]])
+    assert set(rows.page(0, 9)) == {"soon", "later"}
+    assert set(rows.open_matching()) == {"soon", "later"}
+    clock.now = 105.0
+    assert set(rows.page(0, 9)) == {"later"}
+    assert counts() == (3, 1, 1)
+    rows.apply([info("later", not_before=300.0, revision=2)])
+    clock.now = 250.0
+    rows.find("later")
+    assert counts() == (0, 1, 0)
+    rows.apply([info("later", Status.COMPLETED, 3)])
+    clock.now = 301.0
+    assert (counts(), rows.counts()["completed"]) == ((0, 0, 0), 1)
+    rows.apply([], ["later"])
+    assert not any(rows.counts().values())
+    rows.find("")
+    rows.only([STATUSES["pending"]])
+    assert set(rows.page(0, 9)) == {"now", "soon", "past"}
 
 
 def test_an_older_state_does_not_replace_a_newer_one() -> None:

@@ -11,6 +11,7 @@ import pytest
 import nqnb
 from nqnb.protocol.wire import ErrorInfo, Meta, Status, TaskMessage
 from nqnb.records import TaskInfo
+from nqnb.widgets import rows as rows_module
 from nqnb.widgets import snapshot
 from nqnb.widgets.rows import Rows
 
@@ -133,7 +134,7 @@ def palette(selector: str) -> dict[str, str]:
 
 GROUNDS = {"light": ["#ffffff"], "dark": ["#0d1117", "#111111", "#1f1f1f", "#1e1e1e"]}
 """The backgrounds of the tables: our own, and those of the themes of JupyterLab and VS Code."""
-STATES = [status.label for status in Status]
+STATES = [state.label for state in rows_module.STATES]
 
 
 def test_the_contrast_formula_gives_known_values() -> None:

@@ -17,9 +17,10 @@
  *   loaded: boolean, snapshot: string}} Rows  snapshot is the id of the element with the snapshot of the table
  */
 
-const STATUSES = ["pending", "processing", "completed", "failed", "cancelled", "deleted"];
+const STATUSES = ["pending", "scheduled", "processing", "completed", "failed", "cancelled", "deleted"];
 /** What a state means whose name does not say it. */
 const MEANINGS = {
+  scheduled: "waiting for the time of its start or of its retry",
   cancelled: "cancelled after it had started, or while it waited for a retry",
   deleted: "cancelled before it started",
 };
@@ -169,7 +170,7 @@ class Task {
    */
   tick(now, { at, pressed, heard, lost, over }) {
     const row = this.row;
-    const open = row.status === "pending" || row.status === "processing";
+    const open = ["pending", "scheduled", "processing"].includes(row.status);
     const asked = open ? (row.pressed ?? pressed ?? (row.stopping || null)) : null;
     const unsent = lost !== null && asked !== null && row.stopping === null;
     const cancelling = open && !unsent && (asked !== null || row.stopping !== null);
@@ -183,11 +184,12 @@ class Task {
     mark(this.body, "data-silent", silent ? "" : null);
     let label = row.status;
     if (cancelling) label = taken === null ? "cancelling…" : `cancelling… ${taken < 10 ? span(taken) : about(taken)}`;
+    else if (row.status === "scheduled" && wait <= 0) label = "pending";
     else if (silent) label = `worker silent for ${about(at - (row.silent ?? at))}`;
     put(this.label, label);
     let extra = "";
-    if (!cancelling && row.status === "pending" && wait > 0)
-      extra = ` · ${row.attempt.startsWith("1") ? "in" : "retry in"} ${roughly(wait)}`;
+    if (!cancelling && row.status === "scheduled" && wait > 0)
+      extra = ` · ${/^[01]\b/.test(row.attempt) ? "in" : "retry in"} ${roughly(wait)}`;
     else if (!cancelling && !silent && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
     else if (row.requeued) extra = ` · requeued as ${row.requeued}`;
     put(this.extra, extra);
@@ -464,7 +466,7 @@ function render({ model, el }) {
       const value = name ? message.counts[name] : STATUSES.reduce((sum, each) => sum + message.counts[each], 0);
       put(count, number(value));
       mark(button, "aria-label", `${name || "all"}, ${number(value)}`);
-      button.hidden = name === "deleted" && !value && !look.statuses.includes(name);
+      button.hidden = ["scheduled", "deleted"].includes(name) && !value && !look.statuses.includes(name);
     }
     if (heard >= lookNumber) {
       const { search, statuses, sort, down, page, size } = message;
