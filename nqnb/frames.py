@@ -69,8 +69,8 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "worker": _texts(task.worker for task in tasks),
             "client": _texts(task.client for task in tasks),
             "progress": _numbers(share(task.progress) for task in tasks),
-            "log": _texts(task.log[-1] if task.log else "" for task in tasks),
             "progress_text": _texts(task.progress.text if task.progress else "" for task in tasks),
+            "log": _texts(task.log[-1] if task.log else "" for task in tasks),
             "payload": _objects(decoded(task.payload) for task in tasks),
             "result": _objects(task.result if task.result_is_bytes else decoded(task.result) for task in tasks),
             "result_key": _texts(task.result_key for task in tasks),
@@ -80,6 +80,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "requeued_as": _texts(task.requeued_as for task in tasks),
             "revision": _counts(task.revision for task in tasks),
         },
+        "no tasks",
     )
 
 
@@ -95,6 +96,7 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
             "oldest_pending": _times(queue.oldest_pending for queue in queues),
             "paused": _flags(queue.paused for queue in queues),
         },
+        "no queues",
     )
 
 
@@ -116,6 +118,7 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
             "last_seen": _times(worker.last_seen for worker in workers),
             "ttl": _spans(_length(worker.ttl) for worker in workers),
         },
+        "no nqnb workers; Go workers are not listed, because they do not register",
     )
 
 
@@ -151,6 +154,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
             "how": _texts(each.how if each else "" for each in receipts),
             "error": _texts(f"{type(error).__name__}: {error}" if error else "" for error in errors),
         },
+        "no tasks to cancel",
     )
 
 
@@ -169,15 +173,6 @@ class NotedFrame(pd.DataFrame):
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self.note)}</p>"
-
-
-def noted(frame: pd.DataFrame, note: str) -> pd.DataFrame:
-    """Return the frame. If it is empty, a cell shows the note instead of its columns."""
-    if len(frame):
-        return frame
-    made: NotedFrame = NotedFrame(frame)
-    made.note = note
-    return made
 
 
 def preview(payload: bytes, width: int = 80) -> str:
@@ -244,10 +239,14 @@ def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> li
     return found
 
 
-def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any]) -> pd.DataFrame:
+def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any], note_if_empty: str) -> pd.DataFrame:
     index = pd.Index(pd.array(list(ids), dtype=_TEXT), name=name)
     frame: pd.DataFrame = pd.DataFrame(dict(columns), index=index)
-    return frame
+    if ids:
+        return frame
+    empty: NotedFrame = NotedFrame(frame)
+    empty.note = note_if_empty
+    return empty
 
 
 def _texts(values: Iterable[str]) -> Any:

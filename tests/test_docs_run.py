@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,18 @@ SKIPPED_LINES = {
 """The command lines that are not run, with the reason."""
 
 
+SHELL_BLOCKS = {
+    "docs/command-line.md": "run here",
+    "docs/worker.md": "run here",
+    "README.md": "they install the project; `.ci/run` does this, then runs the tests, and tests/cli runs the demo",
+    "CONTRIBUTING.md": "they install the project and run its tests, as `.ci/run` does",
+    "docs/chaos.md": "they take minutes; tests/chaos runs such attacks",
+    "docs/permissions.md": "tests/jetstream/test_permissions.py does the same with the permissions of the page",
+    "docs/versions.md": "it runs the tests on a server of the reader",
+}
+"""The pages with shell commands: those that are run here, and why the others are not."""
+
+
 def programs_of(page: str) -> list[str]:
     """Return the Python code blocks of a page."""
     return [code for name, code in blocks("python") if name == page]
@@ -36,6 +49,10 @@ def programs_of(page: str) -> list[str]:
 
 def test_every_python_block_is_run() -> None:
     assert {page: len(programs_of(page)) for page, _ in blocks("python")} == RUN
+
+
+def test_every_page_with_shell_commands_is_run_or_has_a_reason() -> None:
+    assert {page for page, _ in blocks("sh")} == set(SHELL_BLOCKS)
 
 
 @pytest.fixture
@@ -66,10 +83,11 @@ def environment(server: nqnb.DevServer) -> dict[str, str]:
 
 
 @contextmanager
-def served(server: nqnb.DevServer, folder: Path, *options: str) -> Iterator[None]:
-    """Run the worker of docs/worker.md, as its command line says."""
+def served(server: nqnb.DevServer, folder: Path, line: int) -> Iterator[None]:
+    """Run the worker of docs/worker.md with one of the command lines of the page."""
     (folder / "jobs.py").write_text(programs_of("docs/worker.md")[0], encoding="utf-8")
-    command = [sys.executable, "-m", "nqnb", "worker", "jobs:worker", *options]
+    (lines,) = (code.splitlines() for page, code in blocks("sh") if page == "docs/worker.md")
+    command = [sys.executable, "-m", *shlex.split(lines[line], comments=True)]
     with subprocess.Popen(command, cwd=folder, env=environment(server), stderr=subprocess.PIPE, text=True) as worker:
         try:
             yield
@@ -80,7 +98,7 @@ def served(server: nqnb.DevServer, folder: Path, *options: str) -> Iterator[None
 
 def test_the_client_and_the_worker_of_the_docs_run(server: nqnb.DevServer, tmp_path: Path) -> None:
     (client,) = programs_of("docs/client.md")
-    with served(server, tmp_path):
+    with served(server, tmp_path, 0):
         done = subprocess.run(
             [sys.executable, "-c", client],
             env=environment(server),
@@ -132,7 +150,7 @@ def test_the_command_lines_of_the_docs_run(server: nqnb.DevServer, tmp_path: Pat
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    with served(server, tmp_path, "--processes", "2"):
+    with served(server, tmp_path, 1):
         ended = shell('nqnb submit resize \'{"path": "b.png"}\'').strip()
         shell(f"nqnb task result {ended}")
         waiting = shell("nqnb submit resize --process-at 1h").strip()

@@ -49,17 +49,17 @@ def result(record: Any, session: Session | None) -> Any:
     """
     # pandas loads slowly, and only DataFrames need it.
     if isinstance(record, Tasks):
-        from nqnb.frames import noted, tasks_frame
+        from nqnb.frames import tasks_frame
 
-        return noted(tasks_frame(record), "no tasks")
+        return tasks_frame(record)
     if isinstance(record, (Queues, QueueInfo)):
-        from nqnb.frames import noted, queues_frame
+        from nqnb.frames import queues_frame
 
-        return noted(queues_frame([record] if isinstance(record, QueueInfo) else record), "no queues")
+        return queues_frame([record] if isinstance(record, QueueInfo) else record)
     if isinstance(record, Workers):
-        from nqnb.frames import noted, workers_frame
+        from nqnb.frames import workers_frame
 
-        return noted(workers_frame(record), "no nqnb workers; Go workers are not listed, because they do not register")
+        return workers_frame(record)
     if isinstance(record, CancelReceipt):
         return _outcomes([record])
     if isinstance(record, Receipts):
@@ -107,11 +107,11 @@ def unreported_errors(record: Any, made: Any) -> list[NqnbError]:
 
 
 def _outcomes(receipts: Iterable[CancelReceipt], errors: Iterable[NqnbError] = ()) -> pd.DataFrame:
-    from nqnb.frames import noted, outcomes_frame
+    from nqnb.frames import outcomes_frame
 
     found: dict[str, CancelReceipt | NqnbError] = {receipt.task_id: receipt for receipt in receipts}
     for error in errors:
         task_id = getattr(error, "task_id", None)
         if task_id is not None:
             found.setdefault(task_id, error)
-    return noted(outcomes_frame(found), "no tasks to cancel")
+    return outcomes_frame(found)
