@@ -186,15 +186,17 @@ class Client:
         """Submit many tasks to a queue, 256 at a time.
 
         Args:
-            queue: see `submit`.
-            payloads: one payload for each task.
-            retry: see `submit`.
-            timeout: see `submit`.
-            deadline: see `submit`.
-            process_at: see `submit`.
-            ordered: whether to keep the tasks in the order of the payloads. If True, each task is submitted only after
-                the server has stored the previous task, at the cost of one round trip per task. If False, many tasks
-                are in flight at once, and some may overtake others.
+            queue: the queue; it is created if it does not exist.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
+            retry: how many times to retry each task if it fails.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
+                seconds.
+            deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
+                or a timedelta from now.
+            process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
+                the server has stored the previous one, at the cost of one round trip per task. If false, many are in
+                flight at once, and a few may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted; ``"return"`` returns each error in place of its task.
 
@@ -202,8 +204,9 @@ class Client:
             A `Task` for each payload, in the same order.
 
         Raises:
-            NotSubmitted: some tasks were not accepted, or the iterable raised an error; see ``.tasks`` and ``.errors``.
-            BadInput: the queue, an option or ``payloads`` is invalid; nothing was sent.
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
+                the details.
+            BadInput: an argument is invalid; nothing was sent.
         """
         check_choice("errors", errors, ("raise", "return"))
         ordered = check_flag("ordered", ordered)
@@ -226,6 +229,9 @@ class Client:
     def task(self, id: str) -> Task:
         """Return the handle of the task with this id, without contacting the server.
 
+        Args:
+            id: the id of the task.
+
         Raises:
             InvalidTaskId: the id is invalid.
         """
@@ -234,37 +240,58 @@ class Client:
     async def fetch(self, id: str) -> TaskInfo:
         """Return everything that is stored about a task.
 
+        Args:
+            id: the id of the task.
+
         Raises:
             InvalidTaskId: the id is invalid.
-            UnknownTask: no task has this id.
+            UnknownTask: the server has no task with this id.
             MalformedMessage: the entry of the task cannot be decoded.
         """
         return await fetch(self.backend, names.check_task_id(id))
 
     async def status(self, id: str) -> Status:
-        """Return the state of a task. This raises the same errors as `fetch`."""
+        """Return the state of a task.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
+            MalformedMessage: the entry of the task cannot be decoded.
+        """
         return (await self.fetch(id)).status
 
     async def updates(self, id: str) -> AsyncIterator[TaskInfo]:
         """Yield the current state of a task, and then its state after each change, until the task is terminal.
 
-        This raises the same errors as `fetch`. Changes in quick succession may be combined.
+        Changes in quick succession may be combined.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
+            MalformedMessage: the entry of the task cannot be decoded.
         """
         async for info in follow(self.backend, names.check_task_id(id)):
             yield info
 
     async def wait(self, id: str, timeout: Duration | None = None) -> Status:
-        """Wait until a task is terminal.
+        """Wait until a task is terminal, and return its final state. The wait continues through disconnects.
 
         Args:
-            id: the task.
-            timeout: how long to wait, as seconds or a timedelta. 0 checks without waiting; None waits indefinitely.
+            id: the id of the task.
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
 
         Raises:
-            WaitTimeout: the task did not end in time; the task continues. If no worker is serving its queue, the
-                message says so.
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
             BadInput: the timeout is invalid.
-            InvalidTaskId, UnknownTask: as in `fetch`.
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
         """
         return (await ended(self.backend, names.check_task_id(id), timeout, self.serving)).status
 
@@ -272,8 +299,9 @@ class Client:
         """Wait until a task is terminal, and return what its handler returned.
 
         Args:
-            id: the task.
-            timeout: as in `wait`.
+            id: the id of the task.
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
 
         Returns:
             The return value of the handler, decoded from JSON, or None if a Go worker completed the task.
@@ -281,7 +309,10 @@ class Client:
         Raises:
             TaskFailed: the task failed; the error includes the handler's exception and traceback as text.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout, BadInput, InvalidTaskId, UnknownTask: as in `wait`.
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
         """
         return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout, self.serving))
 
@@ -301,7 +332,8 @@ class Client:
             NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost; cancel again.
             BadInput: ``wait`` is invalid; nothing was cancelled.
-            InvalidTaskId, UnknownTask: as in `fetch`.
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
         """
         task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
         receipt = await cancel(self.backend, task_id, self._name)
@@ -369,8 +401,9 @@ class Client:
 
         Raises:
             NotRequeueable: the task has not ended, or its payload is no longer stored.
-            InvalidTaskId, UnknownTask: as in `fetch`.
-            Unconfirmed: as in `submit`.
+            InvalidTaskId: the id is invalid.
+            UnknownTask: the server has no task with this id.
+            Unconfirmed: the server's answers were lost; the new task may or may not have been accepted.
         """
         message = await requeue(self.backend, names.check_task_id(id), self._name)
         return Task(self, message.ID, message.Queue)
@@ -417,7 +450,7 @@ class Client:
             force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
                 and no live worker may be serving it.
             wait: how long to wait for running code to stop with ``force=True``, as seconds or a timedelta.
-            progress: see `purge_queue`.
+            progress: called from time to time with the number of tasks that have ended so far, and the total.
 
         Returns:
             The receipt; ``.left`` is 0.
@@ -427,7 +460,7 @@ class Client:
                 with other queues, or running code did not stop in time. ``.pending``, ``.processing`` and ``.workers``
                 are the numbers of remaining tasks and workers.
             UnknownQueue: the queue does not exist.
-            Unconfirmed: see `purge_queue`.
+            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Delete the queue again.
         """
         queue, force = names.check_queue(queue), check_flag("force", force)
         check_callable("progress", progress, "a function of (done, total)", 2)
@@ -441,6 +474,9 @@ class Client:
         workers; with older servers, nqnb workers stop within a second. If a Go worker recreates the consumer, an nqnb
         worker that serves the queue pauses the consumer again.
 
+        Args:
+            queue: the queue.
+
         Raises:
             UnknownQueue: the queue does not exist.
         """
@@ -450,6 +486,9 @@ class Client:
 
     async def resume(self, queue: str) -> None:
         """Resume a paused queue; workers take its tasks again within a second. Resuming is idempotent.
+
+        Args:
+            queue: the queue.
 
         Raises:
             UnknownQueue: the queue does not exist.
@@ -509,31 +548,86 @@ class Task:
         return self.result().__await__()
 
     async def fetch(self) -> TaskInfo:
-        """Return everything that is stored about the task; see `Client.fetch`."""
+        """Return everything that is stored about the task, with its payload, result and log.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
         return await self._client.fetch(self.id)
 
     async def status(self) -> Status:
-        """Return the state of the task; see `Client.status`."""
+        """Return the current state of the task.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
         return await self._client.status(self.id)
 
     def updates(self) -> AsyncIterator[TaskInfo]:
-        """Yield the current state of the task, and its state after each change; see `Client.updates`."""
+        """Yield the current state of the task, and a new one after each change, until the task is terminal.
+
+        Changes in quick succession may be combined.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
         return self._client.updates(self.id)
 
     async def wait(self, timeout: Duration | None = None) -> Status:
-        """Wait until the task is terminal; see `Client.wait`."""
+        """Wait until the task is terminal, and return its final state.
+
+        Args:
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
+
+        Raises:
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+        """
         return await self._client.wait(self.id, timeout)
 
     async def result(self, timeout: Duration | None = None) -> Any:
-        """Wait until the task is terminal, and return its result; see `Client.result`."""
+        """Wait until the task is terminal, and return what its handler returned.
+
+        Args:
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
+
+        Raises:
+            TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
+            TaskCancelled: the task was cancelled or deleted.
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+        """
         return await self._client.result(self.id, timeout)
 
     async def requeue(self) -> Task:
-        """Submit the task again as a new task; see `Client.requeue`."""
+        """Submit the task again, as a new task with the same queue, payload, retries and timeout.
+
+        A task can be requeued after it has ended. Its own state does not change.
+
+        Returns:
+            The handle of the new task.
+
+        Raises:
+            NotRequeueable: the task has not ended, or its payload is no longer stored.
+        """
         return await self._client.requeue(self.id)
 
     async def cancel(self, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel the task; see `Client.cancel`."""
+        """Cancel the task. Once this returns, no worker will start another run of the task.
+
+        Args:
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+
+        Returns:
+            The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
+            Failed if the task reached that state before its code could be stopped.
+
+        Raises:
+            NotCancellable: the task had already completed or failed.
+            Unconfirmed: the server's answers were lost; cancel again.
+        """
         return await self._client.cancel(self.id, wait)
 
 

@@ -158,7 +158,12 @@ class Session:
         return list(KEPT_LOG.lines)
 
     def connect(self) -> None:
-        """Connect to the server; see `Client.open` for the errors."""
+        """Connect to the server.
+
+        Raises:
+            NoServer: no server answered in time, or the server refused the connection.
+            NoJetStream: JetStream is not enabled.
+        """
         self.call(self.client.open())
 
     def down(self, *, wait: Duration = 0.0) -> None:
@@ -211,7 +216,27 @@ class Session:
         deadline: Moment = None,
         process_at: Moment = None,
     ) -> SessionTask:
-        """Submit a task to a queue; see `nqnb.Client.submit`."""
+        """Submit a task to a queue. When this returns, the server has stored the task.
+
+        Args:
+            queue: the queue; it is created if it does not exist.
+            payload: the payload. Bytes are sent unchanged; any other value is sent as JSON.
+            id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default a new id is generated.
+            retry: how many times to retry the task if it fails.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
+                seconds.
+            deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
+                or a timedelta from now.
+            process_at: the earliest time at which the task may start, in the same form as ``deadline``.
+
+        Returns:
+            The handle of the task.
+
+        Raises:
+            BadInput: an argument is invalid; nothing was sent.
+            TaskExists: another task already has this id.
+            Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
+        """
         try:
             task = self.call(
                 self.client.submit(
@@ -261,13 +286,32 @@ class Session:
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> TaskList | list[SessionTask | NqnbError]:
-        """Submit many tasks to a queue; see `nqnb.Client.submit_many`.
+        """Submit many tasks to a queue, 256 at a time.
 
         An interrupt reports the tasks that were already submitted, or cancels them if ``cancel_on_interrupt`` is true.
         The attribute `interrupted` then lists these tasks.
 
+        Args:
+            queue: the queue; it is created if it does not exist.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
+            retry: how many times to retry each task if it fails.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
+                seconds.
+            deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
+                or a timedelta from now.
+            process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
+                the server has stored the previous one, which takes longer. If false, a few may overtake others.
+            errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
+                have been submitted; ``"return"`` returns each error in place of its task.
+
         Returns:
-            A `TaskList`, or a plain list if the list contains errors.
+            A `TaskList`, or a plain list if the list contains errors, in the order of the payloads.
+
+        Raises:
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
+                the details.
+            BadInput: an argument is invalid; nothing was sent.
         """
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
         return self._submit_all(queue, payloads, errors, options, ordered=ordered)
@@ -316,19 +360,28 @@ class Session:
         """Submit many tasks to a queue, as `submit_many` does, and show the progress below the cell.
 
         Args:
-            queue: see `nqnb.Client.submit_many`.
-            payloads: one payload per task.
-            retry: see `nqnb.Client.submit_many`.
-            timeout: see `nqnb.Client.submit_many`.
-            deadline: see `nqnb.Client.submit_many`.
-            process_at: see `nqnb.Client.submit_many`.
-            ordered: whether to preserve the order of the payloads, which takes longer; see `nqnb.Client.submit_many`.
-            errors: see `nqnb.Client.submit_many`.
+            queue: the queue; it is created if it does not exist.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
+            retry: how many times to retry each task if it fails.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
+                seconds.
+            deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
+                or a timedelta from now.
+            process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
+                the server has stored the previous one, which takes longer. If false, a few may overtake others.
+            errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
+                have been submitted; ``"return"`` returns each error in place of its task.
             cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. None uses the
                 session's ``cancel_on_interrupt``.
 
         Returns:
-            A `TaskList`, or a plain list if the list contains errors.
+            A `TaskList`, or a plain list if the list contains errors, in the order of the payloads.
+
+        Raises:
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
+                the details.
+            BadInput: an argument is invalid; nothing was sent.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
@@ -345,21 +398,51 @@ class Session:
         return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
 
     def task(self, id: str) -> SessionTask:
-        """Return the handle of the task with this id; see `nqnb.Client.task`."""
+        """Return the handle of the task with this id, without contacting the server.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            InvalidTaskId: the id is invalid.
+        """
         return SessionTask(self, names.check_task_id(id))
 
     def fetch(self, id: str) -> TaskInfo:
-        """Return the current record of a task, with its payload, result and log; see `nqnb.Client.fetch`."""
+        """Return the current record of a task, with its payload, result and log.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            UnknownTask: the server has no task with this id.
+            InvalidTaskId: the id is invalid.
+        """
         return self.call(self.client.fetch(id))
 
     def status(self, id: str) -> Status:
-        """Return the current status of a task; see `nqnb.Client.status`."""
+        """Return the current state of a task.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            UnknownTask: the server has no task with this id.
+            InvalidTaskId: the id is invalid.
+        """
         return self.call(self.client.status(id))
 
     def updates(self, id: str) -> Iterator[TaskInfo]:
         """Yield the current record of a task, and a new record after each change until the task is terminal.
 
-        See `nqnb.Client.updates`.
+        Changes in quick succession may be combined.
+
+        Args:
+            id: the id of the task.
+
+        Raises:
+            UnknownTask: the server has no task with this id.
+            InvalidTaskId: the id is invalid.
         """
         task_id = names.check_task_id(id)
         updates = self.client.updates(task_id)
@@ -378,24 +461,43 @@ class Session:
                 self.call(close())
 
     def wait(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
-        """Wait until a task is terminal; see `nqnb.Client.wait`.
+        """Wait until a task is terminal, and return its final state.
+
+        The wait continues through disconnects. After a second, a line shows the state of the task.
 
         Args:
             id: the id of the task.
-            timeout: see `nqnb.Client.wait`.
-            cancel_on_interrupt: see `result`.
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
+            cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
+                reports it. None uses the session's ``cancel_on_interrupt``.
+
+        Raises:
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+            UnknownTask: the server has no task with this id.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel, total=1)
 
     def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until a task is terminal, and return the result of its handler; see `nqnb.Client.result`.
+        """Wait until a task is terminal, and return what its handler returned.
+
+        The wait continues through disconnects. After a second, a line shows the state of the task.
 
         Args:
             id: the id of the task.
-            timeout: see `nqnb.Client.wait`.
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports it. None uses the session's ``cancel_on_interrupt``.
+
+        Raises:
+            TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
+            TaskCancelled: the task was cancelled or deleted.
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+            UnknownTask: the server has no task with this id.
         """
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel, total=1)
@@ -406,7 +508,7 @@ class Session:
         Args:
             what: a task id, a task, a DataFrame of tasks (with the ids as its index), a row of such a DataFrame, or an
                 iterable of these.
-            wait: see `nqnb.Client.cancel`.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
 
         Returns:
             A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error``
@@ -433,7 +535,21 @@ class Session:
         return outcomes_frame({task_id: outcomes[task_id] for task_id in ids})
 
     def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel a task, and return the receipt; see `nqnb.Client.cancel` for the arguments and errors."""
+        """Cancel a task, and return the receipt.
+
+        Args:
+            id: the id of the task.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+
+        Returns:
+            The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
+            Failed if the task reached that state before its code could be stopped.
+
+        Raises:
+            NotCancellable: the task had already completed or failed.
+            Unconfirmed: the server's answers were lost; cancel again.
+            UnknownTask: the server has no task with this id.
+        """
         return self.call(self.client.cancel(id, wait))
 
     @overload
@@ -441,7 +557,9 @@ class Session:
     @overload
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = ...) -> list[Any]: ...
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = "raise") -> Any:
-        """Submit tasks again after they have ended, each as a new task; see `nqnb.Client.requeue`.
+        """Submit tasks again after they have ended, each as a new task.
+
+        Each new task has the same queue, payload, retries and timeout. The states of the ended tasks do not change.
 
         If you pass several tasks, tasks that were already requeued are skipped, and a message reports how many. A
         repeated call therefore never requeues a task twice.
@@ -457,7 +575,8 @@ class Session:
         Raises:
             BadInput: ``what`` does not name tasks.
             NotSubmitted: some of several tasks were refused; ``.tasks`` and ``.errors`` have the details.
-            NotRequeueable, UnknownTask: a single task was refused; see `nqnb.Client.requeue`.
+            NotRequeueable: the single task has not ended, or its payload is no longer stored.
+            UnknownTask: the server has no task with the single id.
         """
         check_choice("errors", errors, ("raise", "return"))
         ids = ids_of(what)
@@ -505,16 +624,19 @@ class Session:
     ) -> pd.DataFrame:
         """Return the tasks in the states bucket as a DataFrame, least recently changed first.
 
-        See `nqnb.frames.tasks_frame` for the columns.
+        The columns include ``queue``, ``status``, ``attempt``, the times, ``progress``, ``payload``, ``result`` and
+        ``error``. The docstring of `nqnb.frames.tasks_frame` lists all of them.
 
         Args:
             queue: return only tasks of this queue.
-            status: return only tasks in this state, or in one of these states; see `nqnb.Client.tasks`.
+            status: return only tasks in this state, or in one of these states. A state is a `nqnb.Status`, its
+                label (``"failed"``) or NQ's number for it; ``"scheduled"`` selects pending tasks that are not due yet.
             since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
                 time), or an age as a number of seconds, a timedelta, or a string such as ``"10m"``.
 
         Raises:
-            UnknownQueue, BadInput: see `nqnb.Client.tasks`.
+            UnknownQueue: the queue does not exist, and none of its tasks are stored.
+            BadInput: an argument is invalid.
         """
         from nqnb.frames import tasks_frame
 
@@ -558,19 +680,34 @@ class Session:
     # Queues and workers
 
     def queues(self) -> pd.DataFrame:
-        """Return the queues as a DataFrame, sorted by name; see `nqnb.records.QueueInfo` for the columns."""
+        """Return the queues as a DataFrame, sorted by name. Its columns are the fields of `nqnb.QueueInfo`."""
         from nqnb.frames import queues_frame
 
         return queues_frame(self.call(self.client.queues()))
 
     def workers(self) -> pd.DataFrame:
-        """Return the live nqnb workers as a DataFrame; see `nqnb.records.WorkerInfo` for the columns."""
+        """Return the live nqnb workers as a DataFrame. Its columns are the fields of `nqnb.WorkerInfo`."""
         from nqnb.frames import workers_frame
 
         return workers_frame(self.call(self.client.workers()))
 
     def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """Delete all tasks of a queue; see `nqnb.Client.purge_queue`. ``progress`` is called on nqnb's own thread."""
+        """End every waiting task of a queue: as Deleted if it never started, or as Cancelled if it waits for a retry.
+
+        Running tasks continue. Tasks that are submitted during the purge may remain in the queue.
+
+        Args:
+            queue: the queue.
+            progress: called from time to time with the number of tasks that have ended so far, and the total, on nqnb's
+                own thread.
+
+        Returns:
+            The receipt; ``.left`` is the number of messages that remain in the queue.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Purge again.
+        """
         return self.call(self.client.purge_queue(queue, progress))
 
     def delete_queue(
@@ -581,19 +718,66 @@ class Session:
         wait: Duration = 30.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> PurgeReceipt:
-        """Delete a queue; see `nqnb.Client.delete_queue`. ``progress`` is called on nqnb's own thread."""
+        """Delete a queue from the server. The states of its tasks are kept.
+
+        The queue is recreated when a task is submitted to it, or if a worker is still serving it.
+
+        Args:
+            queue: the queue.
+            force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
+                and no live worker may be serving it.
+            wait: how long to wait for running code to stop with ``force=True``, in seconds or as a timedelta.
+            progress: called from time to time with the number of tasks that have ended so far, and the total, on nqnb's
+                own thread.
+
+        Returns:
+            The receipt; ``.left`` is 0.
+
+        Raises:
+            QueueInUse: the queue was not deleted, because it is not empty, a worker is serving it, its stream is shared
+                with other queues, or running code did not stop in time.
+            UnknownQueue: the queue does not exist.
+            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Delete the queue again.
+        """
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
 
     def pause(self, queue: str) -> None:
-        """Stop the delivery of a queue's tasks to workers until `resume` is called; see `nqnb.Client.pause`."""
+        """Pause a queue: no worker takes its tasks until `resume`. Running tasks continue. Pausing is idempotent.
+
+        Args:
+            queue: the queue.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+        """
         self.call(self.client.pause(queue))
 
     def resume(self, queue: str) -> None:
-        """Resume the delivery of a queue's tasks to workers; see `nqnb.Client.resume`."""
+        """Resume a paused queue: workers take its tasks again within a second. Resuming is idempotent.
+
+        Args:
+            queue: the queue.
+
+        Raises:
+            UnknownQueue: the queue does not exist.
+        """
         self.call(self.client.resume(queue))
 
     def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
-        """Remove the states of tasks that ended long ago; see `nqnb.Client.prune`."""
+        """Remove the states of tasks that ended long ago, with their results and cancel requests.
+
+        The state of a task that has not ended, or whose message is still in its queue, is never removed.
+
+        Args:
+            older_than: how long ago a task must have ended to be removed, in seconds or as a timedelta.
+            queue: remove only tasks of this queue. If it is None, results and cancel requests that belong to no task
+                are removed too.
+            dry_run: remove nothing, and return what would be removed.
+
+        Raises:
+            BadInput: ``older_than`` or the queue name is invalid.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
+        """
         return self.call(self.client.prune(older_than, queue, dry_run=dry_run))
 
     def handler(
@@ -615,14 +799,18 @@ class Session:
         Args:
             queue: the queue.
             concurrency: how many tasks run at once. The default is 2, or the value of the handler that is replaced.
-            isolation: see `nqnb.Worker.handler`. With ``"kernel"``, an async function runs on the kernel's own loop,
-                where it can use widgets and the main thread. The function does not run while a cell is busy.
-            backoff: see `nqnb.Worker.handler`.
-            grace: see `nqnb.Worker.handler`.
-            is_failure: see `nqnb.Worker.handler`.
+            isolation: where the function runs. The default is ``"coroutine"`` for an async function, which runs on
+                nqnb's own loop, and ``"thread"`` for any other function. ``"process"`` runs each task in a separate
+                process, which can always be stopped. With ``"kernel"``, an async function runs on the kernel's own
+                loop, where it can use widgets and the main thread. The function does not run while a cell is busy.
+            backoff: how long failed tasks wait before they are retried. The default is `nqnb.Backoff()`.
+            grace: the time between two attempts to stop the function, in seconds or as a timedelta.
+            is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
+                permanently even if retries are left.
 
         Raises:
-            InvalidQueueName, InvalidHandler: see `nqnb.Worker.handler`.
+            InvalidQueueName: the queue name is invalid.
+            InvalidHandler: the function cannot handle tasks.
             BadInput: an argument is invalid.
         """
         self.client  # noqa: B018  raises if the session is closed

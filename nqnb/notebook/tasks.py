@@ -86,34 +86,94 @@ class SessionTask:
         return self._result_on_this_loop().__await__()
 
     def fetch(self) -> TaskInfo:
-        """Return the current record of the task, with its payload, result and log; see `Client.fetch`."""
+        """Return everything that is stored about the task, with its payload, result and log.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
         return self._session.fetch(self.id)
 
     def status(self) -> Status:
-        """Return the current status of the task; see `Client.status`."""
+        """Return the current state of the task.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
+        """
         return self._session.status(self.id)
 
     def updates(self) -> Iterator[TaskInfo]:
-        """Yield the current record of the task, and a new record after each change until the task is terminal.
+        """Yield the current record of the task, and a new one after each change, until the task is terminal.
 
-        See `Client.updates`.
+        Changes in quick succession may be combined.
+
+        Raises:
+            UnknownTask: the server no longer has the task.
         """
         return self._session.updates(self.id)
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
-        """Wait until the task is terminal; see `Session.wait`."""
+        """Wait until the task is terminal, and return its final state.
+
+        The wait continues through disconnects. After a second, a line shows the state of the task.
+
+        Args:
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
+            cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
+                reports it. None uses the session's ``cancel_on_interrupt``.
+
+        Raises:
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+        """
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until the task is terminal, and return the result of its handler; see `Session.result`."""
+        """Wait until the task is terminal, and return what its handler returned.
+
+        The wait continues through disconnects. After a second, a line shows the state of the task.
+
+        Args:
+            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
+                limit.
+            cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
+                reports it. None uses the session's ``cancel_on_interrupt``.
+
+        Raises:
+            TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
+            TaskCancelled: the task was cancelled or deleted.
+            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            BadInput: the timeout is invalid.
+        """
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def cancel(self, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel the task; see `Client.cancel`."""
+        """Cancel the task. Once this returns, no worker will start another run of the task.
+
+        Args:
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+
+        Returns:
+            The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
+            Failed if the task reached that state before its code could be stopped.
+
+        Raises:
+            NotCancellable: the task had already completed or failed.
+            Unconfirmed: the server's answers were lost; cancel again.
+        """
         return self._session.cancel_one(self.id, wait)
 
     def requeue(self) -> SessionTask:
-        """Submit the task again after it has ended; see `Client.requeue`."""
+        """Submit the task again, as a new task with the same queue, payload, retries and timeout.
+
+        A task can be requeued after it has ended. Its own state does not change.
+
+        Returns:
+            The handle of the new task.
+
+        Raises:
+            NotRequeueable: the task has not ended, or its payload is no longer stored.
+        """
         return self._session.requeue(self.id)
 
     def _repr_html_(self) -> str:
@@ -192,14 +252,18 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return the results of their handlers, in the order of the tasks.
 
         Args:
-            timeout: the timeout for each task; see `nqnb.Client.wait`.
+            timeout: how long to wait for each task, in seconds or as a timedelta. None waits without a limit.
             errors: how to report tasks that have no result, once all tasks have ended or timed out. ``"raise"`` raises
                 the first error. ``"return"`` returns each error in place of the result. ``"drop"`` returns only the
                 results.
-            cancel_on_interrupt: see `Session.result`.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, they continue,
+                and a message reports them. None uses the session's ``cancel_on_interrupt``.
 
         Raises:
-            TaskFailed, TaskCancelled, WaitTimeout, UnknownTask: see `Client.result`.
+            TaskFailed: a task failed.
+            TaskCancelled: a task was cancelled or deleted.
+            WaitTimeout: a task did not end in time. The tasks continue.
+            UnknownTask: the server no longer has one of the tasks.
         """
         check_choice("errors", errors, ("raise", "return", "drop"))
         seconds = check_seconds("timeout", timeout, none=True)
@@ -215,11 +279,13 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return their final states, in the order of the tasks.
 
         Args:
-            timeout: the timeout for each task; see `nqnb.Client.wait`.
-            cancel_on_interrupt: see `Session.result`.
+            timeout: how long to wait for each task, in seconds or as a timedelta. None waits without a limit.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, they continue,
+                and a message reports them. None uses the session's ``cancel_on_interrupt``.
 
         Raises:
-            WaitTimeout, UnknownTask: see `Client.wait`.
+            WaitTimeout: a task did not end in time. The tasks continue.
+            UnknownTask: the server no longer has one of the tasks.
         """
         seconds = check_seconds("timeout", timeout, none=True)
         outcomes = self._wait_for_each(lambda task_id: self._session.client.wait(task_id, seconds), cancel_on_interrupt)
@@ -229,11 +295,19 @@ class TaskList(list[SessionTask]):
         return outcomes
 
     def cancel(self, wait: Duration | None = None) -> pd.DataFrame:
-        """Cancel all tasks; see `Session.cancel`."""
+        """Cancel all tasks. If one cancel is refused, the other tasks are still cancelled.
+
+        Args:
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+
+        Returns:
+            A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error``
+            contains the reason.
+        """
         return self._session.cancel(self, wait)
 
     def watch(self) -> TaskTable:
-        """Return a live table of the tasks; see `Session.watch`."""
+        """Return a live table of the tasks, with a cancel button in each row. Its ``.df`` is a DataFrame."""
         return self._session.watch(self)
 
     def counts(self) -> dict[str, int]:

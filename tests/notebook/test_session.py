@@ -8,13 +8,14 @@ import gc
 import inspect
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList
 from nqnb.records import TaskBatch
 from nqnb.server import detached
+
+INTERNAL = {*("abandon", "call", "call_within", "close", "freeze_tables", "interrupt", "say", "wait_for_tasks")}
+"""The calls of a session that only nqnb uses."""
 
 
 @pytest.fixture
@@ -743,3 +747,20 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
         *("watch", "why", "workers"),
     ]
     assert not [name for name in dir(session) if not hasattr(session, name)]
+
+
+HANDLES = (nqnb.Client, nqnb.Task, Session, SessionTask, TaskList)
+CALLS = [
+    pytest.param(getattr(kind, name), id=f"{kind.__name__}.{name}")
+    for kind in HANDLES
+    for name in vars(kind)
+    if inspect.isfunction(vars(kind)[name]) and not name.startswith("_") and name not in INTERNAL
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_help_of_a_call_describes_its_parameters_and_names_no_other_call_instead(call: Callable[..., Any]) -> None:
+    said = inspect.getdoc(call) or ""
+    missing = [name for name in inspect.signature(call).parameters if f"\n    {name}: " not in f"{said}\n"]
+    assert missing == ["self"]
+    assert not re.search(r"(; see|: see|: as in|^See) `", said, re.MULTILINE)
