@@ -226,7 +226,7 @@ class TestTheLine:
         assert words_to_complete("submit ", windows=False) == (["submit"], "")
         assert words_to_complete("", windows=False) == ([], "")
         assert words_to_complete("submit 'a b", windows=False) == (["submit"], "a b")
-        assert words_to_complete("submit # re", windows=False) == ([], "")
+        assert words_to_complete("submit # re", windows=False) is None
 
     def test_a_comment_ends_the_line(self, cells: Shell, url: str, queue: str) -> None:
         assert isinstance(nq(cells, f"up {url}   # it's the test server"), Session)
@@ -531,6 +531,11 @@ class TestCompletion:
         assert found.type is not None
         assert found.type.startswith(said)
         assert len(found.type) <= 60
+
+    def test_variables_are_completed_and_comments_are_not(self, plain: Shell) -> None:
+        plain.run("variable_of_a_payload = 1")
+        assert "variable_of_a_payload" in plain.completed("%nq submit resize $variable_of_")
+        assert not {"submit", "resume", "pending"} & set(plain.completed("%nq tasks # a"))
 
     def test_queues_and_ids_are_completed(self, cells: Shell, queue: str) -> None:
         nq(cells, f"submit {queue} 1 --id {queue}-id")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,19 @@ async def test_a_handler_of_the_payload_alone_runs(nq: nqnb.Client, settings: nq
     at(worker, "one", place, lambda payload: payload["a"] + 1)
     async with worker:
         assert await (await nq.submit("one", {"a": 4})).result(30) == 5
+
+
+async def test_the_traceback_of_such_a_handler_has_only_its_frames(
+    nq: nqnb.Client, settings: nqnb.Settings, place: Isolation
+) -> None:
+    worker = nqnb.Worker(settings)
+    at(worker, "one", place, lambda payload: 1 / payload)
+    async with worker:
+        with pytest.raises(nqnb.TaskFailed) as caught:
+            await (await nq.submit("one", 0)).result(30)
+    trace = caught.value.traceback or ""
+    assert "<lambda>" in trace
+    assert f"nqnb{os.sep}worker" not in trace.replace(__file__, "")
 
 
 def by_annotation(point: Point) -> int:

@@ -65,7 +65,10 @@ def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
     from nqnb.notebook.magics.nq_commands import tree
     from nqnb.notebook.magics.parse_line import words_to_complete
 
-    whole_words, incomplete = words_to_complete(typed)
+    found = words_to_complete(typed)
+    if found is None:
+        return []
+    whole_words, incomplete = found
     completer = ShellComplete(tree, {"obj": CompletionFront(shell)}, "%nq", "")
     # IPython may split the word, and then replaces only the last part.
     kept = incomplete.removesuffix(token)

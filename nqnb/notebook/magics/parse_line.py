@@ -65,15 +65,19 @@ def brace_hint(line: str, *, windows: bool = os.name == "nt") -> str:
     return ""
 
 
-def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str]:
-    """Return the complete words of a line, and the possibly empty word at its end that is still being typed."""
+def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str] | None:
+    """Return the complete words of a line, and the possibly empty word at its end that is still being typed.
+
+    Returns:
+        None if the end of the line is a comment.
+    """
     for closing_quote in ("", "'", '"'):
         try:
             found = words(text + closing_quote, windows=windows)
         except BadInput:
             continue
-        if words(f"{text}{closing_quote} x", windows=windows) == found:  # the end of the line is a comment
-            return [], ""
+        if words(f"{text}{closing_quote} x", windows=windows) == found:
+            return None
         if not closing_quote and (not text or text[-1].isspace()):
             return found, ""
         return found[:-1], found[-1] if found else ""
