@@ -77,6 +77,10 @@ class Client:
         """The background check of whether workers are serving this client's queues."""
         self._name = _user_and_host()
 
+    def __repr__(self) -> str:
+        state = "closed" if self._backend is None else f"server {self.server_version}"
+        return f"<Client {', '.join(self.settings.urls)}, {state}>"
+
     async def open(self) -> Self:
         """Connect to the server.
 

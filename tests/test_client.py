@@ -20,6 +20,14 @@ from nqnb import Status
 pytestmark = pytest.mark.anyio
 
 
+async def test_the_repr_shows_the_address_and_no_secret(server: nqnb.DevServer) -> None:
+    client = nqnb.connect(server.url, user="ada", password="secret")
+    assert repr(client) == f"<Client {server.url}, closed>"
+    async with client:
+        assert repr(client) == f"<Client {server.url}, server {client.server_version}>"
+    assert repr(client) == f"<Client {server.url}, closed>"
+
+
 async def test_a_submitted_task_is_pending_with_all_its_fields(nq: nqnb.Client) -> None:
     before = datetime.now(timezone.utc)
     task = await nq.submit("idle", {"a": 1}, retry=2, timeout=timedelta(seconds=90.5), deadline=timedelta(hours=1))

@@ -80,6 +80,11 @@ class DevServer:
         self._lock = threading.Lock()
         self._server: SupervisedServer | None = None
 
+    def __repr__(self) -> str:
+        server = self._server
+        state = "not running" if server is None else f"{server.url}, {'running' if server.running else 'stopped'}"
+        return f"<DevServer {state}>"
+
     @property
     def url(self) -> str:
         """The address ``nats://127.0.0.1:PORT``. Raises DevServerError unless the server is started."""

@@ -123,6 +123,9 @@ class TaskTable(anywidget.AnyWidget):
         jupyter_compat.use_any_subshell(self.comm)
         self.on_msg(lambda _, content, buffers: self._receive(content))
 
+    def __repr__(self) -> str:
+        return f"<TaskTable of {self._title}{', closed' if self._ended else ''}>"
+
     @property
     def df(self) -> pd.DataFrame:
         """All tasks of the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.

@@ -50,6 +50,14 @@ async def read(url: str) -> bytes | None:
     return message.data
 
 
+def test_the_repr_shows_whether_the_server_runs() -> None:
+    server = DevServer()
+    assert repr(server) == "<DevServer not running>"
+    with server:
+        assert repr(server) == f"<DevServer {server.url}, running>"
+    assert repr(server) == "<DevServer not running>"
+
+
 def test_a_dev_server_starts_and_answers() -> None:
     with DevServer() as server:
         assert server.running

@@ -106,6 +106,12 @@ def viewed(make: Callable[..., Table]) -> Table:
     return found
 
 
+def test_the_repr_names_the_table(viewed: Table) -> None:
+    assert repr(viewed.it) == "<TaskTable of resize>"
+    viewed.it.close()
+    assert repr(viewed.it) == "<TaskTable of resize, closed>"
+
+
 def test_a_page_that_says_hello_receives_the_rows(viewed: Table) -> None:
     last = viewed.comm.last
     assert last["type"] == "rows"
