@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -61,8 +62,9 @@ class TerminalLine:
         self._write("\r\x1b[K")
 
     def _write(self, text: str) -> None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone, and the wait continues
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
 
 _lines: dict[object, CellLine] = {}

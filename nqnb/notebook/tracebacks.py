@@ -65,8 +65,8 @@ def _hidden_frames(error: BaseException) -> Iterator[None]:
     while each is not None and all(each is not known for known, *_ in changed):
         cause = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
         changed.append((each, each.__traceback__, each.__cause__, each.__suppress_context__))
-        each.__traceback__ = _foreign_frames(each.__traceback__)
-        if cause is not None and _foreign_frames(cause.__traceback__) is None:
+        each.__traceback__ = foreign_frames(each.__traceback__)
+        if cause is not None and foreign_frames(cause.__traceback__) is None:
             each.__cause__ = cause = None  # the message of the error includes that of the cause
         each = cause
     try:
@@ -76,7 +76,7 @@ def _hidden_frames(error: BaseException) -> Iterator[None]:
             each.__traceback__, each.__cause__, each.__suppress_context__ = trace, cause, suppressed
 
 
-def _foreign_frames(trace: TracebackType | None) -> TracebackType | None:
+def foreign_frames(trace: TracebackType | None) -> TracebackType | None:
     """Return a traceback without nqnb's frames, and without the standard library's frames that follow them."""
     kept: list[TracebackType] = []
     inside = False

@@ -70,6 +70,12 @@ def test_the_code_that_nqnb_calls_is_shown(cells: Kernel) -> None:
     assert "ZeroDivisionError: division by zero" in cell.traceback
 
 
+def test_the_cell_of_a_handler_shows_its_own_lines(cells: Kernel) -> None:
+    cells.run("%load_ext nqnb")
+    cell = cells.end(cells.start("%%nq handler resize\nnq.cancel(3)\ndef resize(job): pass"))
+    check_frames(cell, "nq.cancel(3)")
+
+
 def test_an_error_within_a_function_shows_its_callers(cells: Kernel) -> None:
     cell = cells.end(cells.start("def ask():\n    return nq.status('no-such-task')\nask()"))
     check_frames(cell, "ask()", "    return nq.status('no-such-task')")

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from nqnb.errors import BadInput, InvalidHandler, NqnbError
-from nqnb.notebook.tracebacks import replace_traceback
+from nqnb.notebook.tracebacks import foreign_frames, replace_traceback
 
 _FIRST_LINE = re.compile(r"%%nq\s+handler\b(.*)")
 
@@ -47,7 +47,7 @@ def define(shell: Any, cell: str) -> str:
     try:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell
     except BaseException as error:
-        raised, inner = error, _traceback_within(error.__traceback__, file)
+        raised, inner = error, foreign_frames(_traceback_within(error.__traceback__, file))
         replace_traceback(error, lambda: shell.InteractiveTB.structured_traceback(type(raised), raised, inner))
         raise
     return name
