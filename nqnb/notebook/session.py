@@ -106,7 +106,7 @@ class Session:
         return f"<Session {', '.join(self.settings.urls)}{f', {state}' if state else ''}>"
 
     def __dir__(self) -> list[str]:
-        """Return the names that completion offers: what users call."""
+        """Return the names for completion, without the internal ones."""
         return sorted({*super().__dir__()} - _INTERNAL_NAMES)
 
     def __reduce__(self) -> Any:
@@ -221,7 +221,7 @@ class Session:
         Args:
             queue: the queue; it is created if it does not exist.
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON.
-            id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default a new id is generated.
+            id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default, a new id is generated.
             retry: how many times to retry the task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
                 seconds.
@@ -467,13 +467,12 @@ class Session:
 
         Args:
             id: the id of the task.
-            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
-                limit.
+            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports it. None uses the session's ``cancel_on_interrupt``.
 
         Raises:
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -481,21 +480,20 @@ class Session:
         return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel, total=1)
 
     def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until a task is terminal, and return what its handler returned.
+        """Wait until a task is terminal, and return the result of its handler.
 
         The wait continues through disconnects. After a second, a line shows the state of the task.
 
         Args:
             id: the id of the task.
-            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
-                limit.
+            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports it. None uses the session's ``cancel_on_interrupt``.
 
         Raises:
             TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -692,14 +690,14 @@ class Session:
         return workers_frame(self.call(self.client.workers()))
 
     def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """End every waiting task of a queue: as Deleted if it never started, or as Cancelled if it waits for a retry.
+        """End all waiting tasks of a queue. They become Deleted, or Cancelled if they are waiting for a retry.
 
         Running tasks continue. Tasks that are submitted during the purge may remain in the queue.
 
         Args:
             queue: the queue.
-            progress: called from time to time with the number of tasks that have ended so far, and the total, on nqnb's
-                own thread.
+            progress: called repeatedly, on nqnb's own thread, with the number of tasks that have ended so far and the
+                total.
 
         Returns:
             The receipt; ``.left`` is the number of messages that remain in the queue.
@@ -727,8 +725,8 @@ class Session:
             force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
                 and no live worker may be serving it.
             wait: how long to wait for running code to stop with ``force=True``, in seconds or as a timedelta.
-            progress: called from time to time with the number of tasks that have ended so far, and the total, on nqnb's
-                own thread.
+            progress: called repeatedly, on nqnb's own thread, with the number of tasks that have ended so far and the
+                total.
 
         Returns:
             The receipt; ``.left`` is 0.
@@ -742,7 +740,7 @@ class Session:
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
 
     def pause(self, queue: str) -> None:
-        """Pause a queue: no worker takes its tasks until `resume`. Running tasks continue. Pausing is idempotent.
+        """Pause a queue: workers receive none of its tasks until `resume`. Running tasks continue. This is idempotent.
 
         Args:
             queue: the queue.
@@ -753,7 +751,7 @@ class Session:
         self.call(self.client.pause(queue))
 
     def resume(self, queue: str) -> None:
-        """Resume a paused queue: workers take its tasks again within a second. Resuming is idempotent.
+        """Resume a paused queue: workers receive its tasks again within a second. This is idempotent.
 
         Args:
             queue: the queue.
@@ -810,7 +808,7 @@ class Session:
 
         Raises:
             InvalidQueueName: the queue name is invalid.
-            InvalidHandler: the function cannot handle tasks.
+            InvalidHandler: the function is not a valid handler.
             BadInput: an argument is invalid.
         """
         self.client  # noqa: B018  raises if the session is closed

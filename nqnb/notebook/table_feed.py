@@ -47,7 +47,7 @@ class _Subscriber:
 
 
 class _Requeues:
-    """The latest copy of each requeued task, as far as the watch has seen; see `nqnb.protocol.requeue.Requeues`."""
+    """The latest copy of each requeued task that the watch has received; see `nqnb.protocol.requeue.Requeues`."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
@@ -70,7 +70,7 @@ class _Requeues:
         return relatives
 
     def named(self, task: TaskInfo) -> TaskInfo:
-        """Return a task with the id of its latest copy, if the task has ended."""
+        """Return a task. If it has ended, the task has the id of its latest copy."""
         _, latest = self._latest.get(task.origin or task.id, (0.0, ""))
         requeued_as = latest if task.status.terminal and latest != task.id else ""
         return task if task.requeued_as == requeued_as else msgspec.structs.replace(task, requeued_as=requeued_as)
@@ -92,7 +92,7 @@ class TableFeed:
         self._silent: dict[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self._unserved: frozenset[str] = frozenset()
-        """The queues with waiting tasks that no worker serves."""
+        """The queues that have waiting tasks but no worker."""
         self._closed = False
 
     def open(self, rows: Rows, title: str, wanted: Wanted) -> TaskTable:

@@ -86,7 +86,7 @@ class SessionTask:
         return self._result_on_this_loop().__await__()
 
     def fetch(self) -> TaskInfo:
-        """Return everything that is stored about the task, with its payload, result and log.
+        """Return the current record of the task, with its payload, result and log.
 
         Raises:
             UnknownTask: the server no longer has the task.
@@ -117,32 +117,30 @@ class SessionTask:
         The wait continues through disconnects. After a second, a line shows the state of the task.
 
         Args:
-            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
-                limit.
+            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports it. None uses the session's ``cancel_on_interrupt``.
 
         Raises:
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
             BadInput: the timeout is invalid.
         """
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until the task is terminal, and return what its handler returned.
+        """Wait until the task is terminal, and return the result of its handler.
 
         The wait continues through disconnects. After a second, a line shows the state of the task.
 
         Args:
-            timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
-                limit.
+            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports it. None uses the session's ``cancel_on_interrupt``.
 
         Raises:
             TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
             BadInput: the timeout is invalid.
         """
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
@@ -252,7 +250,7 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return the results of their handlers, in the order of the tasks.
 
         Args:
-            timeout: how long to wait for each task, in seconds or as a timedelta. None waits without a limit.
+            timeout: how long to wait for each task, in seconds or as a timedelta. None waits indefinitely.
             errors: how to report tasks that have no result, once all tasks have ended or timed out. ``"raise"`` raises
                 the first error. ``"return"`` returns each error in place of the result. ``"drop"`` returns only the
                 results.
@@ -279,7 +277,7 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return their final states, in the order of the tasks.
 
         Args:
-            timeout: how long to wait for each task, in seconds or as a timedelta. None waits without a limit.
+            timeout: how long to wait for each task, in seconds or as a timedelta. None waits indefinitely.
             cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, they continue,
                 and a message reports them. None uses the session's ``cancel_on_interrupt``.
 

@@ -20,7 +20,7 @@ from nqnb.widgets import row_content
 
 State = Status | Waiting
 STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status if each is not Status.PENDING))
-"""The states by which tasks are counted and filtered. A task that waits for its time counts as scheduled only."""
+"""The states by which tasks are counted and filtered. A pending task that is not due yet counts only as scheduled."""
 
 
 class Rows:
@@ -34,7 +34,7 @@ class Rows:
         queue: accept only tasks of this queue.
         ids: accept only tasks with these ids.
         clock: a function that returns the time in seconds.
-        now: a function that returns the time in Unix seconds, with which due times are compared.
+        now: a function that returns the current time in Unix seconds, to compare due times with.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Rows:
         self.silent: Mapping[str, float] = {}
         """The time of the last heartbeat of each silent worker, in Unix seconds."""
         self.unserved: Collection[str] = ()
-        """The queues that no worker serves."""
+        """The queues that no worker is serving."""
         self.throughput = Throughput(clock)
         self._tasks: dict[str, TaskInfo] = {}
         self._gone: set[str] = set()
@@ -219,7 +219,7 @@ class Rows:
                 self.pending_cancels.come_too_late(task_id, task.status, at)
 
     def unserved_queues(self) -> list[str]:
-        """Return the queues of these tasks that no worker serves, unless all these tasks have ended."""
+        """Return the queues of these tasks that no worker is serving, or an empty list if all tasks have ended."""
         return sorted(queue for queue in self.unserved if queue in self._queues) if self._open else []
 
     def silent_since(self, task: TaskInfo) -> float | None:

@@ -167,7 +167,7 @@ class TaskTable(anywidget.AnyWidget):
         self._later(lambda: self._rows.pending_cancels.come_too_late(task_id, status, at))
 
     def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
-        """Show in the rows of running tasks which workers are silent, and above the rows which queues have no worker.
+        """Show silent workers in the rows of their running tasks, and queues without workers above the rows.
 
         Args:
             silent: when each silent worker last showed a sign of life, in Unix seconds, by worker.

@@ -305,7 +305,7 @@ def test_a_requeued_task_says_as_what_and_the_states_of_cancelled_tasks_are_told
     titles = dict(bench.page.eval_on_selector_all("[data-id] td.nq-status", f"cells => cells.map({titled})"))
     assert titles["f1"] == "failed · requeued as f2"
     assert titles["d1"] == "deleted: cancelled before it started"
-    assert titles["c2"] == "cancelled: cancelled after it had started, or while it waited for a retry"
+    assert titles["c2"] == "cancelled: cancelled after it had started, or while waiting for a retry"
     for status, words in (("deleted", "before it started"), ("cancelled", "after it had started")):
         chip = bench.page.locator(f"[data-act=filter][data-status={status}]")
         assert words in str(chip.get_attribute("title"))

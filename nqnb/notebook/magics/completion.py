@@ -11,7 +11,7 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 from nqnb.text import line
 
 _HELP_CHARACTERS = 60
-"""The maximum length of the help beside a completion."""
+"""The maximum length of the help text next to a completion."""
 _MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
 """A line with the magic, possibly an assignment. The group is the command that has been typed so far."""
 
@@ -49,7 +49,7 @@ def _matches(shell: Any, text: str, token: str) -> list[SimpleCompletion]:
 
 
 def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
-    """Return the possible completions of a line. Each has its help as its type, which front ends show beside it.
+    """Return the possible completions of a line. Their types are help texts, which front ends show next to them.
 
     Requests to the server take at most a second and a half (see `nqnb.commands.shell_completion`). No requests are sent
     while the session is disconnected.

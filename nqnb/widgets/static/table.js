@@ -18,10 +18,10 @@
  */
 
 const STATUSES = ["pending", "scheduled", "processing", "completed", "failed", "cancelled", "deleted"];
-/** What a state means whose name does not say it. */
+/** The meanings of states whose names are not self-explanatory. */
 const MEANINGS = {
-  scheduled: "waiting for the time of its start or of its retry",
-  cancelled: "cancelled after it had started, or while it waited for a retry",
+  scheduled: "waiting for its start time or its next retry",
+  cancelled: "cancelled after it had started, or while waiting for a retry",
   deleted: "cancelled before it started",
 };
 /** The class, the heading and the sort column of each column. */
