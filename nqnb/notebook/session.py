@@ -306,7 +306,7 @@ class Session:
                 have been submitted; ``"return"`` returns each error in place of its task.
 
         Returns:
-            A `TaskList`, or a plain list if the list contains errors, in the order of the payloads.
+            A `TaskList`, or a plain list if the list contains errors. Either is in the order of the payloads.
 
         Raises:
             NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
@@ -376,7 +376,7 @@ class Session:
                 session's ``cancel_on_interrupt``.
 
         Returns:
-            A `TaskList`, or a plain list if the list contains errors, in the order of the payloads.
+            A `TaskList`, or a plain list if the list contains errors. Either is in the order of the payloads.
 
         Raises:
             NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
