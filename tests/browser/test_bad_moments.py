@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -58,6 +60,21 @@ def test_after_a_kernel_restart_the_buttons_of_an_old_table_are_off(
     assert state(page, 2) == "kernel restarted: run the cell again"
     again.button(task).click()
     assert look.ended(task, 30)[0] is Status.CANCELLED
+
+
+def test_after_a_kernel_crash_the_table_says_that_the_kernel_restarted(
+    sheet: Callable[..., Sheet], look: Bucket
+) -> None:
+    page = sheet("lab", SETUP, 'nq.watch("slow")', "import os; print(os.getpid())")
+    page.run(0)
+    page.run(1)
+    task = look.submit("slow")
+    page.run(2)
+    table = page.table(2)
+    table.until(lambda: table.ids == [task], "its row")
+    os.kill(int(page.run(3)), signal.SIGKILL)
+    page.until(lambda: state(page, 2) == "kernel restarted: run the cell again", "the table says so")
+    assert table.button(task).get_attribute("aria-disabled") == "true"
 
 
 def test_while_the_server_is_gone_a_press_is_not_sent_yet(

@@ -333,7 +333,7 @@ function render({ model, el }) {
   const back = make("button", { type: "button", className: "nq-plain", "data-act": "back", "aria-label": "Previous page" }, "‹");
   const next = make("button", { type: "button", className: "nq-plain", "data-act": "next", "aria-label": "Next page" }, "›");
   const voice = make("div", { className: "nq-voice", role: "status", "aria-live": "polite" });
-  const hider = make("style"); // hides the snapshot while this view is on the page; a saved notebook shows the snapshot
+  const hider = make("style", { className: "nq-hider" }); // hides the snapshot while this view is on the page; a saved notebook shows the snapshot
   root.append(
     make("header", {}, make("span", { className: "nq-head" }, make("span", { className: "nq-live" }), title, state), chips, search),
     scroller, empty,
