@@ -137,7 +137,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
         """When a pending task may run, or None if no time is set. The time of a retry overrides ``process_at``."""
         if self.status is not Status.PENDING:
             return None
-        return self.not_before or moment(parse_time(self.process_at))
+        return self.not_before or (moment(parse_time(self.process_at)) if self.process_at else None)
 
     @property
     def failure(self) -> str:

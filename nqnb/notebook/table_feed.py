@@ -208,11 +208,10 @@ class TableFeed:
 
     async def _unserved_queues(self) -> frozenset[str]:
         now = datetime.now(timezone.utc)
-        waiting = {
-            task.queue
-            for task in self._tasks.values()
-            if task.status is Status.PENDING and (task.due_at is None or task.due_at <= now)
-        }
+        waiting: set[str] = set()
+        for task in self._tasks.values():
+            if task.status is Status.PENDING and task.queue not in waiting and not (task.due_at and task.due_at > now):
+                waiting.add(task.queue)
         queues = sorted(waiting)[:_MAX_QUEUES]
         missing = await asyncio.gather(*map(self._client.serving.is_missing, queues))
         return frozenset(queue for queue, is_missing in zip(queues, missing, strict=True) if is_missing)
