@@ -530,7 +530,7 @@ class TestCompletion:
             (found,) = plain.ip.Completer.completions(line, len(line))
         assert found.type is not None
         assert found.type.startswith(said)
-        assert len(found.type) <= 60
+        assert len(found.type) <= 48
 
     def test_variables_are_completed_and_comments_are_not(self, plain: Shell) -> None:
         plain.run("variable_of_a_payload = 1")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import textwrap
 from typing import Any
 
 from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMatcherResult, context_matcher
 
-from nqnb.text import line
-
-_HELP_CHARACTERS = 60
+_HELP_CHARACTERS = 48
 """The maximum length of the help text next to a completion."""
+_UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})
 _MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
 """A line with the magic, possibly an assignment. The group is the command that has been typed so far."""
 
@@ -70,13 +70,20 @@ def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
         return []
     whole_words, incomplete = found
     completer = ShellComplete(tree, {"obj": CompletionFront(shell)}, "%nq", "")
+    in_kernel = getattr(shell, "kernel", None) is not None
     # IPython may split the word, and then replaces only the last part.
     kept = incomplete.removesuffix(token)
     return [
         SimpleCompletion(
             item.value.removeprefix(kept) if item.value.startswith(incomplete) else item.value,
-            type=line(item.help or "", _HELP_CHARACTERS) or None,
+            type=_help(item.help or "", in_kernel=in_kernel) or None,
         )
         for item in completer.get_completions(whole_words, incomplete)
         if item.type == "plain"
     ]
+
+
+def _help(text: str, *, in_kernel: bool) -> str:
+    short = textwrap.shorten(text.partition(". ")[0], _HELP_CHARACTERS, placeholder=" …")
+    # JupyterLab would break it into lines, and show these one above the other.
+    return short.translate(_UNBROKEN) if in_kernel else short
