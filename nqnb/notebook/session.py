@@ -865,7 +865,13 @@ class Session:
                 0, no line is shown.
         """
         try:
-            with WaitLine(self.client, open_ids, total) as line:
+            wait_line = WaitLine(self.client, open_ids, total)
+        except ConnectionFailed:
+            # The session is closed. Otherwise Python would warn that the coroutine was never awaited.
+            coroutine.close()
+            raise
+        try:
+            with wait_line as line:
                 return LOOP.call(coroutine, line.draw)
         except KeyboardInterrupt:
             self.interrupt(open_ids(), cancel)
