@@ -313,7 +313,7 @@ class TaskList(list[SessionTask]):
         return _counted(self._session.call(self._statuses()))
 
     def _repr_html_(self) -> str:
-        """Return a line with the number of tasks in each state, and the queues that no worker serves."""
+        """Return a line with the number of tasks in each state, and the queues that no worker is serving."""
         try:
             counts, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
         except NqnbError as error:

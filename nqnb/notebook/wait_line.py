@@ -137,7 +137,7 @@ async def state_of(client: Client, info: TaskInfo) -> str:
 
 
 async def unserved_words(client: Client, queues: Iterable[str]) -> str:
-    """Name the queues that no worker serves, or return an empty string if workers serve all of them."""
+    """Name the queues that no worker is serving, or return an empty string if all of them are served."""
     missing = [queue for queue in dict.fromkeys(queues) if await client.serving.is_missing(queue)]
     return _unserved(missing[:_MAX_NAMED_QUEUES]) if missing else ""
 

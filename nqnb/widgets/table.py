@@ -170,8 +170,8 @@ class TaskTable(anywidget.AnyWidget):
         """Show silent workers in the rows of their running tasks, and queues without workers above the rows.
 
         Args:
-            silent: when each silent worker last showed a sign of life, in Unix seconds, by worker.
-            unserved: the queues that no worker serves.
+            silent: the time of the last heartbeat of each silent worker, in Unix seconds.
+            unserved: the queues that no worker is serving.
         """
 
         def show() -> None:

@@ -85,5 +85,5 @@ def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
 
 def _help(text: str, *, in_kernel: bool) -> str:
     short = textwrap.shorten(text.partition(". ")[0], _HELP_CHARACTERS, placeholder=" …")
-    # JupyterLab would break it into lines, and show these one above the other.
+    # JupyterLab would wrap the text, and show the lines on top of each other.
     return short.translate(_UNBROKEN) if in_kernel else short
