@@ -12,7 +12,7 @@ LINES = """each => each.map(element => {
     range.selectNodeContents(element)
     return new Set([...range.getClientRects()].map(box => box.top)).size
 })"""
-"""The number of lines of each element."""
+"""The number of lines of each element. It is 0 for an element that is scrolled out of the list."""
 SETUP = "import nqnb\n%load_ext nqnb\nnq = nqnb.session()"
 
 
@@ -41,7 +41,7 @@ def test_completions_show_their_help_in_one_line_each(typed: Callable[[str, str]
         helps = page.page.locator(".jp-Completer-typeExtended")
         helps.first.wait_for()
         assert said in helps.first.inner_text().lower().replace("\N{NO-BREAK SPACE}", " ")
-        assert set(helps.evaluate_all(LINES)) == {1}, "the help of a completion is broken into lines"
+        assert max(helps.evaluate_all(LINES)) == 1, "the help of a completion is broken into lines"
         page.page.keyboard.press("Escape")
 
 
