@@ -1,1 +1,1 @@
-"""NATS servers on this machine: the nats-server program, a dev server, a detached server and a cluster."""
+"""Run NATS servers on this machine (a dev server, a detached server or a cluster), and choose a server to use."""

