@@ -111,8 +111,8 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
 def _outcome(backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta) -> Write:
     """Return the decision to write a terminal outcome."""
     if status is not Status.CANCELLED and meta.cancel is not None:
-        # A cancel that came too late gets no receipt, because the task had another outcome.
-        meta = msgspec.structs.replace(meta, cancel=None)
+        # The cancel came too late. Its record shows that it was requested, but not that it stopped the task.
+        meta = msgspec.structs.replace(meta, cancel=msgspec.structs.replace(meta.cancel, stopped_at=0.0, how=""))
     entry = msgspec.structs.replace(attempt.entry, Status=status, CompletedAt=int(meta.finished_at), Meta=meta)
     # The message is acked right after this write, so the entry may expire from now on.
     return _fitting(backend, attempt, entry, backend.terminal_ttl)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -12,8 +13,10 @@ import pytest
 import nqnb
 from nqnb import Status
 from nqnb.errors import NqnbError
+from nqnb.frames import tasks_frame
 from nqnb.protocol.bulk import AT_ONCE
 from nqnb.protocol.cancel import cancel_many
+from nqnb.text import receipt_words
 
 pytestmark = pytest.mark.anyio
 
@@ -181,3 +184,29 @@ async def test_the_receipt_names_who_cancelled_first(nq: nqnb.Client, settings: 
         receipt = await task.cancel(wait=10)
     assert receipt.status is Status.CANCELLED
     assert (receipt.by, receipt.requested_at) == (first.by, first.requested_at)
+
+
+async def test_a_cancel_that_came_too_late_stays_on_record(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    running = asyncio.Event()
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("stubborn")
+    async def stubborn(job: nqnb.Job) -> None:
+        running.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+
+    async with worker:
+        task = await nq.submit("stubborn")
+        await running.wait()
+        receipt = await task.cancel(wait=20)
+        assert (receipt.status, receipt.stopping, receipt.stopped_at) == (Status.COMPLETED, False, None)
+        info = await task.fetch()
+        assert info.cancel is not None
+        assert info.cancel.requested_at is not None
+        assert info.cancel.stopped_at is None
+        assert receipt_words(info.cancel) == "completed before the cancel could stop it"
+        requested_at = tasks_frame([info])["cancel_requested_at"][task.id]
+        assert requested_at.timestamp() == pytest.approx(info.cancel.requested_at.timestamp())
+        with pytest.raises(nqnb.NotCancellable):
+            await task.cancel()
