@@ -1,6 +1,6 @@
-"""Test tools: `job` for handlers, `StoreContract` for a custom `StateStore`, and `chaos` for nqnb itself.
+"""Tools for testing handlers (`job`), custom state stores (`StoreContract`) and nqnb itself (`chaos`).
 
-Subclass `StoreContract` in a test module, and define the fixture ``store``::
+To test a custom `StateStore`, subclass `StoreContract` in a test module and define a fixture named ``store``::
 
     import pytest
     from nqnb.testing import StoreContract
@@ -12,7 +12,7 @@ Subclass `StoreContract` in a test module, and define the fixture ``store``::
                 await store.clear()
                 yield store
 
-`StoreContract` needs pytest, so it is imported when it is first used. Chaos runs do not need pytest.
+Only `StoreContract` requires pytest. The class is imported on first use.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ def job(
     max_retry: int = 0,
     cancelled: bool = False,
 ) -> Job:
-    """Return a `Job` for calling a handler without a server, as in ``resize(job(data), data)``.
+    """Return a `Job` for calling a handler without a server, for example ``resize(job(data), data)``.
 
-    `Job.said` returns the last progress and the log.
+    Afterwards, `Job.said` contains the last progress that the handler reported, and the lines that it logged.
 
     Args:
-        payload: the payload of the task: bytes, or a value that is encoded as JSON.
+        payload: the task's payload, as bytes or as a value to encode as JSON.
         id: the task id.
         queue: the queue.
-        attempt: the number of the attempt, starting at 1.
+        attempt: the attempt number, starting at 1.
         max_retry: the maximum number of retries.
-        cancelled: whether the handler must stop. Then `Job.progress` and `Job.raise_if_cancelled` raise.
+        cancelled: whether the handler must stop: `Job.progress` and `Job.raise_if_cancelled` then raise an exception.
 
     Raises:
-        UnencodableValue: the payload cannot be encoded.
+        UnencodableValue: the payload cannot be encoded as JSON.
     """
     made = Job(id, queue, payloads.encode(payload), attempt, max_retry, None, lambda: None, progress_raises=True)
     if cancelled:

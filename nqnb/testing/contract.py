@@ -1,4 +1,4 @@
-"""The tests that every `StateStore` must pass, as one pytest class."""
+"""A pytest class with the tests that every `StateStore` must pass."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _SHOWN_CHARACTERS = 80
 
 
 class StoreContract:
-    """Tests of the behavior that every `StateStore` must have.
+    """The tests that every `StateStore` must pass.
 
-    A subclass must have a name that begins with ``Test`` and a fixture ``store`` that returns a new, empty store for
-    each test. The fixture may be async. The tests run on asyncio with the pytest plugin of anyio, which
-    is installed with nqnb.
+    The name of a subclass must begin with ``Test``. The subclass must define a fixture ``store``, sync or async, that
+    returns a new, empty store for each test. The tests run on asyncio and use the pytest plugin of anyio, which is
+    installed with nqnb.
     """
 
     pytestmark = pytest.mark.anyio
     patience = 5.0
-    """The maximum time in seconds until reads with fresh=False return a new value and subscribers are woken."""
+    """The time limit, in seconds, for a write to reach subscribers and reads with ``fresh=False``."""
 
     @pytest.fixture
     def anyio_backend(self) -> str:
-        """Run the tests on asyncio, the event loop of nqnb."""
+        """Select asyncio, because nqnb runs only on asyncio."""
         return "asyncio"
 
     # -- one key
 
     async def test_what_is_created_is_read(self, store: StateStore) -> None:
-        """Require that `get` returns the value and the revision that `create` returned."""
+        """Require that `get` returns the value passed to `create`, and the revision returned by `create`."""
         revision = grown(await store.create("a", b"\x00one\xff"), 0, "create of a new key")
         await self.has(store, "a", b"\x00one\xff", revision)
 
@@ -62,7 +62,7 @@ class StoreContract:
 
     @pytest.mark.parametrize("key", [*KEYS.values(), *"-/_=a0Z"], ids=[*KEYS, *"-/_=a0Z"])
     async def test_keys_of_every_allowed_character(self, store: StateStore, key: str) -> None:
-        """Require that keys are case-sensitive and returned unescaped."""
+        """Require that keys are case-sensitive, and that `entries` returns them exactly as they were written."""
         await store.create(key, b"one")
         if key.swapcase() != key:
             await store.create(key.swapcase(), b"other")
@@ -72,13 +72,13 @@ class StoreContract:
         await self.lacks(store, key)
 
     async def test_create_of_an_existing_key_raises(self, store: StateStore) -> None:
-        """Require that a second `create` raises and changes nothing."""
+        """Require that `create` of an existing key raises and changes nothing."""
         revision = await store.create("a", b"one")
         await refused(store.create("a", b"two"), "create of an existing key", "a")
         await self.has(store, "a", b"one", revision)
 
     async def test_of_many_creates_one_wins(self, store: StateStore) -> None:
-        """Require that `create` checks and writes in one atomic step."""
+        """Require that `create` is atomic: only one of many concurrent calls for a key succeeds."""
         winner = await race([store.create("a", b"%d" % number) for number in range(20)], "20 concurrent creates")
         await self.has(store, "a", b"%d" % winner)
 
@@ -91,7 +91,7 @@ class StoreContract:
         await refused(store.create("a", b"three"), "create of an existing key", "a")
 
     async def test_update_writes_over_its_revision(self, store: StateStore) -> None:
-        """Require that `update` returns a higher revision, and that ``created`` is the time of the last write."""
+        """Require that `update` returns a higher revision and does not decrease ``created``."""
         first = await store.create("a", b"one")
         before = await self.has(store, "a", b"one", first)
         second = grown(await store.update("a", b"two", first), first, "update")
@@ -107,7 +107,7 @@ class StoreContract:
         await self.has(store, "a", b"two", second)
 
     async def test_of_many_updates_one_wins(self, store: StateStore) -> None:
-        """Require that `update` checks and writes in one atomic step."""
+        """Require that `update` is atomic: only one of many concurrent updates of the same revision succeeds."""
         first = await store.create("a", b"")
         tries = [store.update("a", b"%d" % number, first) for number in range(20)]
         winner = await race(tries, "20 concurrent updates with one revision")
@@ -135,13 +135,13 @@ class StoreContract:
         await self.lacks(store, "a")
 
     async def test_a_revision_is_of_its_own_key(self, store: StateStore) -> None:
-        """Require that a write to another key does not change a key's revision."""
+        """Require that writing one key does not change the revision of another key."""
         first = await store.create("a", b"one")
         await store.create("b", b"two")
         grown(await store.update("a", b"three", first), first, "update, after a write to another key,")
 
     async def test_put_overwrites_any_value(self, store: StateStore) -> None:
-        """Require that `put` overwrites any value and changes the revision."""
+        """Require that `put` replaces any existing value and increases the revision."""
         first = await store.put("a", b"one")
         second = grown(await store.put("a", b"two"), first, "put of an existing key")
         await self.has(store, "a", b"two", second)
@@ -149,7 +149,7 @@ class StoreContract:
         grown(await store.update("a", b"three", second), second, "update after a put")
 
     async def test_put_after_delete(self, store: StateStore) -> None:
-        """Require that `put` can write a deleted key."""
+        """Require that `put` can write a value to a deleted key."""
         await store.put("a", b"one")
         await store.delete("a")
         await store.put("a", b"two")
@@ -173,7 +173,7 @@ class StoreContract:
         same(await listed(store), [], "after all keys were deleted, entries() returned")
 
     async def test_deleting_a_revision_spares_a_later_one(self, store: StateStore) -> None:
-        """Require that `delete` with a revision deletes only that revision, and never raises."""
+        """Require that `delete` with a revision deletes the key only if the revision is current, and never raises."""
         first = await store.create("a", b"one")
         second = await store.update("a", b"two", first)
         await store.create("b", b"three")
@@ -186,7 +186,7 @@ class StoreContract:
         grown(await store.create("a", b"four"), second, "create of a deleted key")
 
     async def test_every_write_takes_a_time_to_live(self, store: StateStore) -> None:
-        """Require that every write accepts a ``ttl``, and that the value exists for at least that time."""
+        """Require that every write method accepts a ``ttl``, and that the value does not expire before then."""
         revision = await store.create("a", b"one", 3600)
         grown(await store.update("a", b"two", revision, ttl=3600), revision, "update with a ttl")
         await store.put("b", b"three", ttl=3600)
@@ -210,7 +210,7 @@ class StoreContract:
         same(await listed(store), [], "in a new store, entries() returned")
 
     async def test_entries_are_what_get_gives_oldest_write_first(self, store: StateStore) -> None:
-        """Require that `entries` returns each key exactly once, ordered by last write."""
+        """Require that `entries` returns each key exactly once, in the order of the last writes."""
         for key in ("b", "c", "a", "gone"):
             await store.create(key, key.encode())
         await store.put("b", b"again")
@@ -226,7 +226,7 @@ class StoreContract:
                 fail(f"entries() returned created={entry.created!r} for {entry.key!r}, but get() {single.created!r}")
 
     async def test_entries_of_many_keys(self, store: StateStore) -> None:
-        """Require that `entries` returns thousands of keys, which is more than one page in most stores."""
+        """Require that `entries` returns all of several thousand keys, even if the store reads keys in pages."""
         keys = [f"k{number}" for number in range(2300)]
         for start in range(0, len(keys), 100):
             await asyncio.gather(*(store.create(key, key.encode()) for key in keys[start : start + 100]))
@@ -243,7 +243,7 @@ class StoreContract:
             )
 
     async def test_entries_can_be_left_early_and_read_twice_at_once(self, store: StateStore) -> None:
-        """Require that `entries` is an async generator that can be closed, and that two can run at the same time."""
+        """Require that `entries` can be closed before the end, and that two iterations can run at the same time."""
         for key in "abcdef":
             await store.create(key, b"x")
         iterator = store.entries()
@@ -259,7 +259,7 @@ class StoreContract:
         )
 
     async def test_writes_do_not_disturb_entries(self, store: StateStore) -> None:
-        """Require that `entries` does not raise, and returns all keys that are not written while it runs."""
+        """Require that `entries` returns every unchanged key, and does not raise, while other keys are written."""
         for key in "abcdef":
             await store.create(key, b"x")
         found: list[Entry] = []
@@ -275,7 +275,7 @@ class StoreContract:
     # -- subscribers
 
     async def test_a_subscriber_is_woken_by_every_kind_of_write(self, store: StateStore) -> None:
-        """Require that each write wakes the subscriber, because a client that follows a task may sleep until then."""
+        """Require that every kind of write wakes the subscriber. Clients that follow a task depend on this."""
         bell = Bell()
         unsubscribe = await store.subscribe("a", bell.ring)
         revision = await store.create("a", b"one")
@@ -300,7 +300,7 @@ class StoreContract:
             await stop()
 
     async def test_one_of_two_subscribers_can_unsubscribe(self, store: StateStore) -> None:
-        """Require that unsubscribing ends only one subscription."""
+        """Require that unsubscribing one of two subscribers does not affect the other."""
         one, two = Bell(), Bell()
         stop_one, stop_two = await store.subscribe("a", one.ring), await store.subscribe("a", two.ring)
         await store.put("a", b"x")
@@ -314,7 +314,7 @@ class StoreContract:
         await stop_two()
 
     async def test_unsubscribing_ends_it(self, store: StateStore) -> None:
-        """Require that a subscriber is not woken after it has unsubscribed."""
+        """Require that a subscriber is not woken after unsubscribing."""
         bell, witness = Bell(), Bell()
         stop = await store.subscribe("a", bell.ring)
         stop_witness = await store.subscribe("witness", witness.ring)
@@ -326,7 +326,7 @@ class StoreContract:
         await stop_witness()
 
     async def test_a_subscriber_can_unsubscribe_while_it_is_woken(self, store: StateStore) -> None:
-        """Require that the other subscribers are woken even if one subscriber unsubscribes in its callback."""
+        """Require that all other subscribers are woken when one subscriber unsubscribes in its callback."""
         first, second = Bell(), Bell()
         leaving: list[asyncio.Future[None]] = []
 
@@ -344,7 +344,7 @@ class StoreContract:
         await stop_second()
 
     async def woken(self, bell: Bell, write: str) -> None:
-        """Wait until a subscriber is woken on the event loop, and reset its bell."""
+        """Wait until a subscriber is woken, require that this happens on the event loop, and reset the bell."""
         __tracebackhide__ = True
 
         async def is_rung() -> bool:
@@ -358,7 +358,7 @@ class StoreContract:
     # -- helpers
 
     async def until(self, condition: Callable[[], Awaitable[bool]], problem: Callable[[], str]) -> None:
-        """Wait until a condition is true, or fail with the problem."""
+        """Wait until a condition is true. If this takes too long, fail the test and report the problem."""
         __tracebackhide__ = True
         end = time.monotonic() + self.patience
         while not await condition():
@@ -367,7 +367,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that `get` returns the value, and that `get` with fresh=False returns it soon. Return the entry."""
+        """Require that `get` returns the value, and that ``get(…, fresh=False)`` soon does, too. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -385,7 +385,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that `get` returns None, and that `get` with fresh=False returns None soon."""
+        """Require that `get` returns None, and that ``get(…, fresh=False)`` soon does, too."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []
@@ -429,7 +429,7 @@ def same(found: object, wanted: object, what: str) -> None:
 
 
 def grown(later: int, earlier: int, what: str) -> int:
-    """Require that a write returned a higher revision than an earlier write of the key. Return the revision."""
+    """Require that the revision returned by a write is higher than the key's previous revision, and return it."""
     __tracebackhide__ = True
     if not isinstance(later, int) or isinstance(later, bool) or later <= earlier:
         fail(f"{what} returned the revision {later!r}, expected an int above {earlier}, the key's last revision")
@@ -437,7 +437,7 @@ def grown(later: int, earlier: int, what: str) -> int:
 
 
 def read(entry: Entry | None, what: str, key: str) -> Entry:
-    """Require that a read returned an entry for that key. Return the entry."""
+    """Require that a read returned a valid entry for ``key``, and return the entry."""
     __tracebackhide__ = True
     if entry is None:
         fail(f"{what} returned None, but the key has been written")
@@ -450,7 +450,7 @@ def read(entry: Entry | None, what: str, key: str) -> Entry:
 
 
 async def refused(write: Awaitable[int], what: str, key: str) -> None:
-    """Require that a write raises `RevisionConflict` with the key."""
+    """Require that a write raises a `RevisionConflict` that names the key."""
     __tracebackhide__ = True
     try:
         revision = await write
@@ -466,7 +466,7 @@ async def race(writes: Sequence[Awaitable[int]], what: str) -> int:
     """Require that exactly one of many concurrent writes succeeds and the others raise `RevisionConflict`.
 
     Returns:
-        The number of the write that succeeded.
+        The index of the write that succeeded.
     """
     __tracebackhide__ = True
     ends = await asyncio.gather(*writes, return_exceptions=True)
@@ -492,6 +492,6 @@ def quiet(bell: Bell, problem: str) -> None:
 
 
 def short(thing: object) -> str:
-    """Return the repr of an object, cut to a readable length."""
+    """Return the repr of an object, shortened to a readable length."""
     text = repr(thing)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""A TCP proxy between a client and a server that can interrupt their connection."""
+"""A TCP proxy that can interrupt the connection between a client and a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Proxy:
 
     Args:
         server: the server, or its address.
-        delay: the delay of all data in each direction, in seconds.
+        delay: the delay added to all data in each direction, in seconds.
     """
 
     def __init__(self, server: DevServer | str, delay: float = 0.0) -> None:
@@ -42,9 +42,9 @@ class Proxy:
         self.hang_up()
 
     def swallow(self) -> None:
-        """Hold back all data and keep the connections open, as when a cable is pulled.
+        """Hold back all data and keep the connections open, as if a network cable were unplugged.
 
-        Data sent in the meantime arrives after `heal`, as with TCP. The data is lost if `hang_up` is called first.
+        Data sent during this time is delivered after `heal`. The data is lost if `hang_up` is called first.
         """
         self._flows.clear()
 
@@ -57,7 +57,7 @@ class Proxy:
             forwarder.cancel()
 
     async def heal(self) -> None:
-        """Forward data and accept connections again."""
+        """Resume forwarding data and accepting connections."""
         if self._listening is None:
             self._listening = await asyncio.start_server(self._take, "127.0.0.1", self._port)
             self._port = self._listening.sockets[0].getsockname()[1]

@@ -1,21 +1,22 @@
-"""Chaos runs: attack nqnb with tasks, cancels and faults, and check whether every rule holds.
+"""Chaos runs: attack nqnb with tasks, cancel calls and faults, and check that no rule is broken.
 
-``nqnb chaos`` runs an attack from the command line. `run_chaos` starts its own servers, or uses a server that you pass,
-and starts worker processes. It submits tasks, cancels them at every moment of their lives, and injects faults: workers
-are killed and suspended, the server is killed, links are cut, event loops are blocked, the store is filled, clocks are
-shifted, and a cluster loses its leaders. Then it judges nqnb by the handlers' log and by every stored revision.
+``nqnb chaos`` runs an attack from the command line. `run_chaos` starts servers, or uses a server that you pass,
+and starts worker processes. It submits tasks, cancels them at various points in their lives, and injects faults:
+workers are killed and suspended, the server is killed, links are cut, event loops are blocked, the store is filled,
+clocks are shifted, and a cluster loses its leaders. Finally, it checks the handlers' logs and all stored revisions
+against the rules.
 
 | file | contents |
 |---|---|
-| `plan` | options, tasks and cancels |
+| `plan` | the options, and the planned tasks and cancel calls |
 | `attack` | the phases of an attack |
-| `testbed` | servers, links and worker processes |
+| `testbed` | the servers, links and worker processes |
 | `workload` | the clients that submit and cancel tasks |
-| `faults` | the faults |
+| `faults` | the fault injector |
 | `chaos_worker` | the program of a worker process |
-| `evidence` | all answers, logs and stored revisions |
+| `evidence` | all call results, logs and stored revisions |
 | `judge` | the rules |
-| `report` | progress, figures and timelines |
+| `report` | the progress, figures and timelines |
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _FILES = {
     "plan": "DEFAULT_FAULTS FAULTS FOREIGN_FAULTS ChaosOptions",
     "report": "ChaosReport ChaosState",
 }
-"""The public names of each file. A file is imported on first use, so that other commands start fast."""
+"""The public names defined in each file. Files are imported on first use, which makes other commands start faster."""
 
 
 def __getattr__(name: str) -> Any:

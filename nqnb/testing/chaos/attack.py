@@ -1,4 +1,4 @@
-"""Run an attack, from the start of its servers to the verdict."""
+"""Run an attack, from starting the servers to judging the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nqnb.testing.chaos.workload import LocalClient, RemoteClient, TaskClient, W
 
 _MAX_OPEN_TASKS = 96
 _END_TIMEOUT_SECONDS = 45.0
-"""Seconds within which all tasks must end after the last fault, in addition to ten ack waits."""
+"""After the last fault, all tasks must end within this many seconds plus ten ack waits."""
 _WORKER_START_TIMEOUT_SECONDS = 60.0
 _STATE_PAUSE_SECONDS = 0.2
 _LAG_PAUSE_SECONDS = 0.05
@@ -35,11 +35,11 @@ _SHOWN_FAULTS = 8
 
 
 async def run_chaos(options: ChaosOptions, on_change: Callable[[ChaosState], None] = lambda _: None) -> ChaosReport:
-    """Run an attack and judge it.
+    """Run an attack, and report which rules nqnb broke.
 
     Args:
         options: the options of the attack.
-        on_change: called with the progress a few times a second.
+        on_change: a callback that receives the progress a few times per second.
 
     Raises:
         DevServerError: the servers or the workers did not start.
@@ -177,11 +177,13 @@ class _Attack:
             if ended or time.monotonic() > deadline:
                 tails = [line for life in self._workers.lives for line in self._workers.log_tail(life.number)]
                 why = "; ".join(ended) or f"only {serving} of {self._options.workers} are serving"
-                raise DevServerError(f"the attack's workers did not start: {why}. See their log:\n" + "\n".join(tails))
+                raise DevServerError(
+                    f"the attack's workers did not start: {why}. Check their logs:\n" + "\n".join(tails)
+                )
             await asyncio.sleep(0.1)
 
     async def _until_settled(self, nq: Client) -> None:
-        """Wait until every task has ended and the queues are empty, or until the time limit has passed."""
+        """Wait until every task has ended and the queues are empty, or until the time limit is reached."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS + 10 * self._options.ack_wait
         while time.monotonic() < deadline:
             with contextlib.suppress(NqnbError):
@@ -191,7 +193,7 @@ class _Attack:
             await asyncio.sleep(0.5)
 
     async def _messages_left(self, nq: Client) -> list[str]:
-        """Return descriptions of the messages that are still in the queues."""
+        """Describe the messages that are still in the queues."""
         said = []
         connection = nq.backend.connection
         for queue in self._testbed.queues.values():
@@ -214,7 +216,7 @@ class _Attack:
         await asyncio.to_thread(self._workers.end_leftovers)
 
     async def _watch_loop(self) -> None:
-        """Record when this event loop, which runs the links, was blocked."""
+        """Record the periods during which this event loop was blocked. The links also run on this loop."""
         last = time.monotonic()
         while True:
             await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -252,7 +254,7 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 
 
 async def _first_error(work: Any, beside: asyncio.Future[None]) -> None:
-    """Wait until the work is done. If ``beside`` fails first, cancel the work and raise that error."""
+    """Wait for ``work`` to finish. If ``beside`` fails first, cancel ``work`` and raise the error of ``beside``."""
     task = asyncio.ensure_future(work)
     try:
         await asyncio.wait({task, beside}, return_when=asyncio.FIRST_COMPLETED)

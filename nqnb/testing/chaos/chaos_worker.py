@@ -1,6 +1,6 @@
-"""A worker process of an attack: ``python -m nqnb.testing.chaos.chaos_worker``.
+"""The program of a worker process in an attack: ``python -m nqnb.testing.chaos.chaos_worker``.
 
-The process reads its orders as JSON from stdin. It exits when stdin is closed, so it does not outlive the attack.
+The process reads its orders from stdin as JSON. To avoid outliving the attack, the process exits when stdin is closed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,14 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Waits longer than this use server-side schedules in these workers, so that the attack also covers schedules."""
+"""Waits of more than this many seconds use server-side schedules.
+
+The low limit ensures that attacks cover schedules.
+"""
 
 
 class HandlerFailed(Exception):
-    """The planned error of a handler."""
+    """Raised by a handler in an attempt that is planned to fail."""
 
 
 def make_worker(orders: dict[str, Any]) -> Worker:
@@ -105,14 +108,14 @@ async def _serve(worker: Worker, diary: str) -> None:
 
 
 class StallWatch(threading.Thread):
-    """A thread that writes to the diary after the whole process has been suspended or has had no CPU time."""
+    """A thread that records in the diary each time the whole process was suspended or got no CPU time."""
 
     def __init__(self, path: str, worker: str, pause: float = 0.1, min_stall: float = 0.25) -> None:
         super().__init__(name="nqnb-chaos-stalls", daemon=True)
         self._path, self._worker, self._pause, self._min_stall = path, worker, pause, min_stall
 
     def run(self) -> None:
-        """Compare each sleep with the elapsed time until the process exits."""
+        """Sleep in a loop, and record each sleep that takes much longer than requested."""
         last = time.monotonic()
         while True:
             time.sleep(self._pause)
@@ -123,7 +126,7 @@ class StallWatch(threading.Thread):
 
 
 async def _watch_loop(diary: str, worker: str) -> None:
-    """Write to the diary after the event loop has been blocked."""
+    """Record in the diary each time the event loop was blocked."""
     last = time.monotonic()
     while True:
         await asyncio.sleep(_LAG_PAUSE_SECONDS)
@@ -134,14 +137,14 @@ async def _watch_loop(diary: str, worker: str) -> None:
 
 
 def shift_clock(seconds: float) -> None:
-    """Shift the clock of this process. The machine's clock does not change."""
+    """Shift the result of ``time.time()`` in this process. The system clock does not change."""
     if seconds:
         right = time.time
         time.time = lambda: right() + seconds
 
 
 def end_with_stdin() -> None:
-    """Exit this process when its stdin is closed, which means that its parent is gone."""
+    """Start a thread that ends this process when its stdin is closed, because the parent process has then exited."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -153,7 +156,7 @@ def end_with_stdin() -> None:
 
 
 def read_orders() -> dict[str, Any]:
-    """Read the orders from the first line of stdin, and leave the other lines unread."""
+    """Read the orders from the first line of stdin, without reading any further."""
     text = b""
     while not text.endswith(b"\n"):
         piece = os.read(0, 1)

@@ -1,6 +1,6 @@
-"""The evidence of an attack: the answers to its clients, the handlers' log, and every stored revision.
+"""The evidence from an attack: the results of client calls, the handlers' logs, and every stored revision.
 
-All times are on the machine's monotonic clock, which all processes share.
+All times are readings of the machine's monotonic clock, which is the same for all processes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from nqnb.protocol.wire import Status, TaskMessage, parse_time
 from nqnb.testing.chaos.plan import Moment, TaskPlan
 
 SERVER_FAULTS = ("server", "cluster", "full")
-"""The kinds of faults during which no worker can write."""
+"""The kinds of faults that can prevent all workers from writing to the server."""
 
 
 @dataclass(slots=True)
 class SubmitSeen:
-    """One submit. ``task`` is empty if the submit failed before the task had an id."""
+    """A call to `Client.submit`. ``task`` is empty if the call failed before the task had an id."""
 
     plan: TaskPlan
     queue: str
@@ -35,12 +35,12 @@ class SubmitSeen:
     ended: float = 0.0
     task: str = ""
     error: str = ""
-    """The error's name, or "" if the submit was acknowledged."""
+    """The class name of the error, or "" if there was no error."""
 
 
 @dataclass(slots=True)
 class CancelSeen:
-    """One cancel, and the result of the call."""
+    """A call to `Client.cancel`, and its result."""
 
     task: str
     aim: Moment
@@ -57,7 +57,7 @@ class CancelSeen:
 
     @property
     def unsure(self) -> bool:
-        """Whether the cancel request may have been stored although the call failed."""
+        """Whether the call failed or did not return, but may have stored the cancel request."""
         return not self.ended or self.error not in ("", "NotCancellable", "UnknownTask")
 
 
@@ -72,7 +72,7 @@ class Revision:
 
 @dataclass(slots=True)
 class FaultSeen:
-    """One fault: its start and end, and the numbers of the affected worker processes (None means all of them)."""
+    """A fault. ``numbers`` lists the affected worker processes, or is None if all of them are affected."""
 
     kind: str
     what: str
@@ -80,12 +80,12 @@ class FaultSeen:
     ended: float = 0.0
     numbers: tuple[int, ...] | None = None
     harmless: bool = False
-    """Whether the fault lasts for the whole attack and delays nothing, such as a wrong clock or a slow link."""
+    """True for a fault that lasts for the whole attack and does not disturb workers, such as a wrong clock."""
 
 
 @dataclass(slots=True)
 class LifeSeen:
-    """One worker process. ``died`` is 0 while the process is running."""
+    """The lifetime of a worker process. ``died`` is 0 while the process is running."""
 
     number: int
     pid: int
@@ -96,7 +96,7 @@ class LifeSeen:
 
 @dataclass(frozen=True, slots=True)
 class RunSeen:
-    """One run of a handler, according to the diary. ``word`` is "" if the handler did not log its end."""
+    """One run of a handler, as recorded in the diary. ``word`` is "" if the handler did not log the end of the run."""
 
     task: str
     attempt: int
@@ -110,7 +110,7 @@ class RunSeen:
 
 @dataclass
 class Evidence:
-    """All evidence of one attack."""
+    """All evidence from one attack."""
 
     ack_wait: float
     submits: list[SubmitSeen] = field(default_factory=list)
@@ -120,20 +120,20 @@ class Evidence:
     faults: list[FaultSeen] = field(default_factory=list)
     lives: list[LifeSeen] = field(default_factory=list)
     lags: list[tuple[float, float]] = field(default_factory=list)
-    """The times at which the attack's own event loop, which runs the links, was blocked."""
+    """The periods during which the attack's event loop, and therefore every link, was blocked."""
     left: list[str] = field(default_factory=list)
-    """Descriptions of messages and processes that were wrongly left behind at the end."""
+    """Descriptions of messages and processes that were left behind, and of workers that did not stop cleanly."""
     crashes: list[str] = field(default_factory=list)
-    """Descriptions of workers and clients that crashed."""
+    """Descriptions of the workers and clients that crashed."""
     missing: int = 0
     """The number of revisions that were stored but could not be read."""
     begun: float = 0.0
     judged: float = 0.0
-    """When the evidence was complete."""
+    """The time at which the evidence was complete."""
 
     @cached_property
     def runs(self) -> dict[str, list[RunSeen]]:
-        """The runs of each task, ordered by their start."""
+        """The handler runs of each task, in order of their start times."""
         died = {life.number: life.died for life in self.lives}
         open_: dict[str, Line] = {}
         runs: dict[str, list[RunSeen]] = defaultdict(list)
@@ -155,12 +155,12 @@ class Evidence:
 
     @cached_property
     def submit_of(self) -> dict[str, SubmitSeen]:
-        """The submit of each task that has an id."""
+        """The submit call of each task, by task id."""
         return {each.task: each for each in self.submits if each.task}
 
     @cached_property
     def cancels_of(self) -> dict[str, list[CancelSeen]]:
-        """The cancels of each task."""
+        """The cancel calls for each task, by task id."""
         found: dict[str, list[CancelSeen]] = defaultdict(list)
         for each in self.cancels:
             found[each.task].append(each)
@@ -168,12 +168,12 @@ class Evidence:
 
     @cached_property
     def stalls(self) -> dict[int, list[tuple[float, float]]]:
-        """The times at which each worker process was suspended or got no CPU time."""
+        """The periods during which each worker process was suspended or got no CPU time, by process number."""
         return self._pauses("stall")
 
     @cached_property
     def loop_lags(self) -> dict[int, list[tuple[float, float]]]:
-        """The times at which the event loop of each worker process was blocked."""
+        """The periods during which the event loop of each worker process was blocked, by process number."""
         return self._pauses("lag")
 
     def _pauses(self, word: str) -> dict[int, list[tuple[float, float]]]:
@@ -184,19 +184,20 @@ class Evidence:
         return dict(found)
 
     def died(self, number: int) -> float:
-        """Return when a worker process died, or 0 if it is running."""
+        """Return the time at which a worker process died, or 0 if the process is still running."""
         return next((life.died for life in self.lives if life.number == number), 0.0)
 
     def disturbed(self, number: int, begin: float, end: float, *, servers: bool = True) -> bool:
-        """Return whether a worker process was disturbed in a time span.
+        """Return whether a worker process was disturbed during a time span.
 
-        A process is disturbed if it is killed, suspended or cut off, or if the server is unavailable.
+        A process counts as disturbed if it died, was suspended or was cut off, if the server was unavailable, or if the
+        attack's event loop was blocked.
 
         Args:
             number: the number of the worker process.
-            begin: the beginning of the time span.
+            begin: the start of the time span.
             end: the end of the time span.
-            servers: whether server faults count.
+            servers: whether an unavailable server counts as a disturbance.
         """
         died = self.died(number)
         if died and died <= end:
@@ -214,13 +215,13 @@ class Evidence:
         return overlaps(self.lags, begin, end)
 
     def server_outage(self, begin: float, end: float) -> float:
-        """Return for how many seconds of a time span the server was unavailable."""
+        """Return the number of seconds within a time span during which the server was unavailable."""
         faults = (fault for fault in self.faults if fault.kind in SERVER_FAULTS)
         return sum(max(0.0, min(end, fault.ended or end) - max(begin, fault.begun)) for fault in faults)
 
 
 def overlaps(spans: Iterable[tuple[float, float]], begin: float, end: float) -> bool:
-    """Return whether any of the spans overlaps the time from ``begin`` to ``end``."""
+    """Return whether any span overlaps the period from ``begin`` to ``end``."""
     return any(first <= end and last >= begin for first, last in spans)
 
 
@@ -234,9 +235,9 @@ NONE = "-"
 class Line:
     """One line of a diary: ``time task attempt word run worker kind``.
 
-    A handler writes ``start``, ``return``, ``raise`` or ``stop``. The worker process writes ``hello`` when it starts,
-    ``stall`` after it has been suspended, and ``lag`` after its event loop has been blocked. The pause lasted for
-    ``seconds`` and ended at ``at``.
+    A handler writes the word ``start`` when it begins, and ``return``, ``raise`` or ``stop`` when it ends. The worker
+    process writes ``hello`` when it starts, ``stall`` after it has been suspended, and ``lag`` after its event loop has
+    been blocked. For ``stall`` and ``lag``, the pause lasted for ``seconds`` and ended at ``at``.
     """
 
     at: float
@@ -262,7 +263,7 @@ def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: 
 
 
 def read_diary(path: Path, number: int) -> list[Line]:
-    """Read a diary. An incomplete last line is ignored, because the process may have been killed."""
+    """Read a diary. Ignore an incomplete last line, which is written if the process is killed."""
     lines = []
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         parts = text.split()
@@ -276,15 +277,15 @@ def read_diary(path: Path, number: int) -> list[Line]:
 # -- every stored revision
 
 HISTORY_REVISIONS = 64
-"""The number of revisions that the state bucket keeps for each task: the maximum, and more than any task has."""
+"""The number of revisions to keep for each task in the state bucket. NATS allows no more, and no task has more."""
 _READ_AT_ONCE = 256
 
 
 async def keep_history(connection: Connection, bucket: str) -> None:
-    """Create the state bucket with a history of all revisions. Call this before a client creates the bucket.
+    """Create the state bucket with a history of all revisions. Call this function before any client creates the bucket.
 
     Raises:
-        ServerRefused: the server rejects the stream.
+        ServerRefused: the server refuses to create the bucket's stream.
     """
     body = {
         "name": f"KV_{bucket}",
@@ -303,12 +304,12 @@ async def read_revisions(connection: Connection, bucket: str, offset: float) -> 
     """Read all stored revisions of each task, oldest first.
 
     Args:
-        connection: the connection to read with.
-        bucket: the state bucket.
-        offset: the server's clock minus the monotonic clock, in seconds.
+        connection: a connection to the server.
+        bucket: the name of the state bucket.
+        offset: how far the server's clock is ahead of the monotonic clock, in seconds.
 
     Returns:
-        The revisions by task id, and the number of stored revisions that are missing.
+        The revisions by task id, and the number of stored revisions that could not be read.
     """
     stream, api = f"KV_{bucket}", connection.api
     state = (await connection.insist(lambda: api(f"STREAM.INFO.{stream}")))["state"]

@@ -1,4 +1,4 @@
-"""Inject faults at random moments: kill and suspend workers, kill servers, cut links and fill the store."""
+"""Inject faults at random times: kill and suspend workers, kill servers, cut links and fill the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAKE_ROOM_TIMEOUT_SECONDS = 30.0
 
 
 class Faults:
-    """The faults of one attack. The kinds of faults are shuffled like cards, so that all kinds are equally frequent.
+    """The fault injector of an attack. Each round injects every kind of fault once, in random order.
 
     Args:
         options: the options of the attack.
@@ -41,9 +41,9 @@ class Faults:
         self._dice = random.Random(f"faults {options.seed}")
         self._background: set[asyncio.Task[None]] = set()
         self._busy: set[int] = set()
-        """The places whose worker process is suspended or restarting."""
+        """The numbers of the places whose worker processes are suspended or restarting."""
         self._cut: set[int] = set()
-        """The numbers of the links that are cut."""
+        """The numbers of the links that are currently cut or slow."""
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "worker": self._worker,
             "server": self._server,
@@ -58,7 +58,7 @@ class Faults:
             self._kinds.pop("full", None)
 
     async def run(self) -> None:
-        """Inject faults until cancelled. Call `heal` afterwards to repair everything."""
+        """Inject faults until cancelled. Afterwards, call `heal` to undo all faults."""
         if not self._kinds:
             self._workload.fully_faulted.set()
             return
@@ -72,7 +72,7 @@ class Faults:
             self._workload.fully_faulted.set()
 
     async def heal(self) -> None:
-        """Repair everything, and wait until the servers and workers work again.
+        """Undo all faults: restart the servers and workers, restore the links, and free the store.
 
         Raises:
             DevServerError: a server did not restart.
@@ -117,7 +117,7 @@ class Faults:
     # -- workers
 
     def _restart_crashed(self) -> None:
-        """Restart worker processes that crashed. The judge reports the crashes."""
+        """Restart worker processes that crashed, and record each crash as a fault."""
         for number in self._workers.note_crashes():
             self._note("worker", f"worker process {number} crashed", (number,)).ended = time.monotonic()
         for place in range(self._workers.places):
@@ -166,7 +166,7 @@ class Faults:
             self._busy.discard(place)
 
     async def _wait_and_perhaps_kill(self, seconds: float, *, always: bool = False) -> None:
-        """Wait while a server is down or full, and perhaps kill a worker during the wait."""
+        """Sleep for ``seconds``, and possibly kill a worker during the sleep."""
         free = [place for place in range(self._workers.places) if place not in self._busy]
         if "worker" in self._kinds and len(free) > 1 and (always or self._dice.random() < 0.5):
             first = seconds * self._dice.uniform(0.1, 0.9)
@@ -216,13 +216,13 @@ class Faults:
                 pass
 
     async def _keep_full(self) -> None:
-        """Keep the store full when ended tasks free room."""
+        """Keep refilling the store, because tasks that end free space."""
         while True:
             await asyncio.sleep(0.05)
             await self._fill()
 
     async def _store_ballast(self, size: int) -> bool:
-        """Store a message of this size, and return whether the store had room for it."""
+        """Try to store a message of ``size`` bytes, and return False if the store has no room for the message."""
         connection = self._testbed.connection
         if connection is None:
             return False

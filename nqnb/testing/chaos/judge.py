@@ -1,4 +1,4 @@
-"""Judge an attack by its evidence: the handlers' log, every stored revision, and the answers to the clients."""
+"""Check the evidence from an attack against the rules."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from nqnb.testing.chaos.evidence import CancelSeen, Evidence, Revision, RunSeen,
 from nqnb.testing.chaos.plan import FAR_DELAY_SECONDS, Kind
 
 SLACK_SECONDS = 0.05
-"""The maximum error in comparisons between the server's clock and the clock of this machine."""
+"""The tolerance, in seconds, when times from the server's clock are compared with times from this machine's clock."""
 _STOP_WINDOW_SECONDS = 1.0
-"""Seconds for which a handler's process may still be stopped after it has logged its return."""
+"""The time, in seconds, during which a process can still be stopped after its handler has logged a return."""
 _MAKE_ROOM_SECONDS = 5.0
-"""Seconds within which the end of a cancelled task must be written once the store is no longer full."""
+"""Once the store is no longer full, the end of a cancelled task must be written within this many seconds."""
 _MAX_WAITING_REVISIONS = 8
-"""The maximum number of revisions of a task that is cancelled while it is waiting."""
+"""The maximum number of revisions of a task that is cancelled while it is waiting to run."""
 
 
 class Rule(enum.Enum):
-    """A rule that an attack must not break. The value describes a breach of the rule."""
+    """A rule that nqnb must follow during an attack. The value describes a breach."""
 
     LOST = "was acknowledged but is lost"
     OPEN = "has not ended"
@@ -47,7 +47,7 @@ class Rule(enum.Enum):
 
 @dataclass(frozen=True)
 class Breach:
-    """A breach of a rule. ``task`` is "" if the breach does not concern a single task."""
+    """A breach of a rule. ``task`` is the id of the task, or "" if the breach does not concern a single task."""
 
     rule: Rule
     text: str
@@ -55,7 +55,7 @@ class Breach:
 
 
 def judge(evidence: Evidence) -> list[Breach]:
-    """Return every breach, in the order in which the tasks were submitted."""
+    """Return all breaches. Breaches that concern tasks are sorted by the time at which the tasks were submitted."""
     breaches = [Breach(Rule.LEFT, text) for text in evidence.left]
     breaches += [Breach(Rule.CRASHED, text) for text in evidence.crashes]
     if evidence.missing > _MAX_WAITING_REVISIONS * _ended_in_a_full_store(evidence):
@@ -67,7 +67,7 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Return how many tasks were cancelled in a full store, whose old revisions may be removed to make room."""
+    """Return the number of tasks that were cancelled in a full store. Their old revisions may have been removed."""
     full = _full_store(evidence)
     return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
 
@@ -106,11 +106,11 @@ class _Task:
 
     @property
     def first_asked(self) -> float:
-        """When the first cancel was sent, or infinity if no cancel was sent."""
+        """The time at which the first cancel call began, or infinity if there was no such call."""
         return min((each.begun for each in self.cancels), default=float("inf"))
 
     def claims(self) -> Iterator[tuple[Revision, float]]:
-        """Yield each claim with the time of the next claim, or infinity."""
+        """Yield each claim together with the time of the following claim (infinity for the last claim)."""
         marks: list[Revision] = []
         for revision in self.revisions:
             entry = revision.entry
@@ -120,7 +120,7 @@ class _Task:
             yield revision, marks[number + 1].at if number + 1 < len(marks) else float("inf")
 
     def received(self, run: RunSeen) -> bool:
-        """Return whether the worker must have received the return value of a run that logged its return."""
+        """Return whether the return value of this run must have reached the worker."""
         if run.kind not in (Kind.THREAD.value, Kind.PROCESS.value):
             return True
         margin = _STOP_WINDOW_SECONDS if run.kind == Kind.PROCESS.value else 0.0

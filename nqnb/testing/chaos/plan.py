@@ -1,4 +1,4 @@
-"""The options and the plan of an attack. The seed determines the random tasks and cancels."""
+"""The options and the plan of an attack. The same seed and options always produce the same plan."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ FAULTS = ("worker", "server", "link", "block", "full", "clock", "cluster")
 DEFAULT_FAULTS = FAULTS[:-1]
 """All kinds of faults that are possible with a single server."""
 FOREIGN_FAULTS = ("worker", "block")
-"""The kinds of faults that are possible on a server that the user passes."""
+"""The kinds of faults that can be injected when the attack uses the user's server."""
 
 ACK_WAIT_SECONDS = 3.0
 PATIENT_SECONDS = 1.0
-"""Seconds for which a failed task of the patient queue waits before its retry."""
+"""The pause, in seconds, before a failed task in the patient queue is retried."""
 FAR_DELAY_SECONDS = 0.1
-"""The delay of one worker's link in each direction, in seconds."""
+"""The delay, in seconds, that one worker's link adds in each direction."""
 
 
 class Moment(enum.Enum):
-    """A moment in the life of a task at which it is cancelled."""
+    """The point in a task's life at which the task is cancelled."""
 
     SUBMIT = "before submit returns"
     PENDING = "pending"
@@ -38,13 +38,13 @@ class Moment(enum.Enum):
 
 
 class Kind(enum.Enum):
-    """The kind of a handler. Each kind has its own queue."""
+    """A kind of handler. Each kind has a separate queue."""
 
     COROUTINE = "coroutine"
     THREAD = "thread"
     PROCESS = "process"
     PATIENT = "patient"
-    """A coroutine with long pauses before retries."""
+    """A coroutine handler with a long pause before each retry."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class ChaosOptions:
 
     Args:
         tasks: the number of tasks to submit.
-        seed: the seed of the random tasks, cancels and faults.
-        minutes: the time after which no more tasks are submitted, in minutes.
+        seed: the seed for the random tasks, cancel calls and faults.
+        minutes: the number of minutes after which no more tasks are submitted.
         faults: the kinds of faults to inject; see `FAULTS`.
-        settings: the server to attack. By default, one server is started, or three if ``faults`` has ``cluster``.
+        settings: the server to attack. By default, the attack starts a server, or three if ``faults`` has ``cluster``.
         workers: the number of worker processes.
-        concurrency: the number of tasks that each worker process runs at once.
+        concurrency: the number of tasks that each worker process can run at the same time.
         ack_wait: the ack wait of the queues, in seconds.
-        prelude: a function, as ``module:function``, that each worker process calls before it creates its worker.
+        prelude: a function, as ``module:function``, that each worker process calls before creating its worker.
 
     Raises:
         BadInput: an option is invalid.
@@ -79,20 +79,25 @@ class ChaosOptions:
     def __post_init__(self) -> None:
         unknown = sorted(set(self.faults) - set(FAULTS))
         if unknown:
-            raise BadInput(f"faults are invalid: {unknown[0]!r} is unknown. Use one or more of {', '.join(FAULTS)}.")
+            raise BadInput(
+                f"faults are invalid: {unknown[0]!r} is not a kind of fault. Use one or more of {', '.join(FAULTS)}."
+            )
         if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
-            raise BadInput("an attack needs at least 1 task, 2 workers and more than 0 minutes. Pass larger values.")
+            raise BadInput(
+                "the attack is invalid: tasks must be at least 1, workers must be at least 2, "
+                "and minutes must be greater than 0."
+            )
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
             raise BadInput(
-                f"faults are invalid: {elsewhere[0]!r} is possible only on servers that the attack starts. "
+                f"faults are invalid: {elsewhere[0]!r} can be injected only on servers that the attack starts. "
                 f"On a server that you pass, use only {' and '.join(FOREIGN_FAULTS)}."
             )
 
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """One cancel: its target moment, its delay in seconds after the sign of that moment, and the client's number."""
+    """A planned cancel call. Client ``client`` sends it ``after`` seconds after the moment ``aim`` is observed."""
 
     aim: Moment
     after: float
@@ -101,30 +106,30 @@ class CancelPlan:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """One task, the behavior of its handler, and its cancels."""
+    """A planned task: how the task's handler behaves, and when the task is cancelled."""
 
     number: int
     kind: Kind
     seconds: float
     failures: int = 0
-    """The number of attempts that fail."""
+    """The number of attempts that fail, counted from the first attempt."""
     retry: int = 0
     wait: float = 0.0
-    """Seconds from the submit until the task is due."""
+    """The number of seconds between submitting the task and its due time."""
     polite: bool = True
-    """Whether a handler in a thread or process checks ``job.cancelled``."""
+    """Whether a handler in a thread or process calls ``job.raise_if_cancelled()``."""
     progress: bool = False
     block: float = 0.0
-    """Seconds for which the handler blocks its event loop."""
+    """The number of seconds for which the handler blocks the event loop."""
     chosen: bool = False
-    """Whether the client chooses the task's id."""
+    """Whether the client passes an id when submitting the task."""
     client: int = 0
     """The number of the client that submits the task."""
     cancels: tuple[CancelPlan, ...] = field(default_factory=tuple)
 
     @property
     def told(self) -> str:
-        """A description of the task without its default values."""
+        """A short description of the task, without any default values."""
         unusual = {
             f"planned failures: {self.failures}": self.failures,
             f"retries: {self.retry}": self.retry,
@@ -138,7 +143,7 @@ class TaskPlan:
 
     @property
     def payload(self) -> dict[str, object]:
-        """The payload of the task, which contains the instructions for the handler."""
+        """The task's payload: the instructions for the handler."""
         return {
             "kind": self.kind.value,
             "seconds": self.seconds,
@@ -152,11 +157,11 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _BLOCKS_ONE_IN = 400
-"""One in this many tasks blocks its event loop, but never fewer than two tasks do."""
+"""One task in this many blocks the event loop, but at least two tasks per attack."""
 
 
 def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:
-    """Generate the tasks in the order in which they are submitted.
+    """Generate the tasks in order of submission.
 
     Args:
         options: the options of the attack.
@@ -211,7 +216,7 @@ def _draw(dice: random.Random, number: int, options: ChaosOptions, clients: int)
 
 
 def _after(dice: random.Random, aim: Moment, seconds: float, wait: float) -> float:
-    """Return a random delay of a cancel after the sign of its moment, in seconds."""
+    """Return a random delay, in seconds, between an observed moment and the cancel call aimed at that moment."""
     if aim is Moment.SUBMIT:
         return dice.choice([dice.uniform(0, 0.004), dice.uniform(0, 0.1)])
     if aim is Moment.PENDING:

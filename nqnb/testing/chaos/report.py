@@ -1,4 +1,7 @@
-"""The progress and the report of an attack: its figures, its breaches, and the timelines of the affected tasks."""
+"""The progress and the report of an attack.
+
+The report contains figures, breaches and timelines of the affected tasks.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ from nqnb.testing.chaos.judge import Breach
 from nqnb.testing.chaos.plan import Moment
 
 SHOWN_BREACHES = 5
-"""The number of breaches that are reported with a timeline."""
+"""The maximum number of breaches that are reported with a timeline."""
 _CLAIM_SECONDS = 0.01
-"""A cancel that is sent at most this long before a claim counts as sent at the claim."""
+"""A cancel call counts as sent at the claim if the call begins at most this many seconds before the claim."""
 _STARTED_SECONDS = 0.05
-"""A cancel that is sent at most this long after a handler starts counts as sent at the start."""
+"""A cancel call counts as sent just after the start if it begins at most this many seconds after the handler starts."""
 _FINISH_SECONDS = 0.02
-"""A cancel that is sent at most this long before a handler ends counts as sent at the finish."""
+"""A cancel call counts as sent at the finish if the call begins at most this many seconds before the handler ends."""
 
 
 @dataclass
@@ -28,7 +31,7 @@ class ChaosState:
     """The progress of an attack."""
 
     transient: ClassVar[bool] = True
-    """Whether the report repeats everything in the last state."""
+    """Whether the last state is removed from the screen, because the report contains the same information."""
     phase: str = "starting"
     seconds: float = 0.0
     tasks: int = 0
@@ -39,12 +42,12 @@ class ChaosState:
     faults: Counter[str] = field(default_factory=Counter)
     workers: int = 0
     last_faults: list[tuple[float, str, bool]] = field(default_factory=list)
-    """The last faults, each with its time, its description, and whether it is over."""
+    """The most recent faults: the start, the description, and whether the fault is over."""
 
 
 @dataclass(frozen=True)
 class ToldBreach:
-    """A breach with the timeline of its task."""
+    """A breach and the timeline of the affected task."""
 
     breach: Breach
     timeline: list[str]
@@ -73,7 +76,7 @@ class ChaosReport:
         return not self.breaches
 
     def as_json(self) -> dict[str, Any]:
-        """Return the report as a JSON object."""
+        """Return the report as values that can be encoded as JSON."""
         made = self.figures
         return {
             "ok": self.ok,
@@ -111,7 +114,7 @@ def _spread(spread: Spread) -> dict[str, float]:
 
 
 def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
-    """Return the first breaches with their timelines. One breach of each rule precedes a second breach of any rule."""
+    """Return the first breaches with their timelines. Every broken rule appears once before any rule appears twice."""
     seen: Counter[str] = Counter()
     ranked = []
     for number, breach in enumerate(breaches):
@@ -122,7 +125,7 @@ def explain(evidence: Evidence, breaches: list[Breach]) -> list[ToldBreach]:
 
 
 def timeline(evidence: Evidence, task: str) -> list[str]:
-    """Return the evidence of one task in chronological order, including the faults at that time."""
+    """Return the events of one task in chronological order, including the faults during its life."""
     events: list[tuple[float, str]] = []
     submit = evidence.submit_of.get(task)
     if submit is not None:
@@ -180,7 +183,7 @@ def timeline(evidence: Evidence, task: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Spread:
-    """The spread of some durations, in seconds."""
+    """The distribution of a set of durations, in seconds."""
 
     count: int = 0
     p50: float = 0.0
@@ -189,7 +192,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Return the spread of the given durations."""
+        """Return the distribution of the given durations."""
         ordered = sorted(max(0.0, value) for value in values)
         if not ordered:
             return cls()
@@ -205,8 +208,9 @@ class Spread:
 class Figures:
     """The figures of an attack.
 
-    For each moment at which tasks were cancelled, ``cancels`` counts how those tasks ended. ``ack``, ``start`` and
-    ``stop`` are the times from submit to acknowledgement, from submit to start, and from cancel to stop.
+    ``cancels`` counts the outcomes of cancel calls, grouped by the moment at which each call was sent. ``ack`` is the
+    time from submission to acknowledgement, ``start`` from submission to start, and ``stop`` from the cancel call to
+    the end of the handler.
     """
 
     cancels: dict[Moment, Counter[str]] = field(default_factory=dict)
@@ -215,15 +219,15 @@ class Figures:
     start: Spread = field(default_factory=Spread)
     stop: Spread = field(default_factory=Spread)
     stall: float = 0.0
-    """The longest time in seconds during which submits were in flight but none was acknowledged."""
+    """The longest period, in seconds, in which a submit call was waiting but no submit call was acknowledged."""
     faults: Counter[str] = field(default_factory=Counter)
     runs: int = 0
     again: int = 0
-    """The number of runs that repeated an attempt after a fault had interrupted it."""
+    """The number of runs that repeated an interrupted attempt."""
 
 
 def figures(evidence: Evidence) -> Figures:
-    """Return the figures of an attack."""
+    """Calculate the figures of an attack."""
     made = Figures()
     for cancel in evidence.cancels:
         moment = _met(evidence, cancel)
@@ -250,7 +254,7 @@ def figures(evidence: Evidence) -> Figures:
 
 
 def _stops(evidence: Evidence) -> Iterable[float]:
-    """Yield for how many seconds each handler kept running after the first cancel of its task."""
+    """Yield how many seconds each stopped handler kept running after its task was first cancelled."""
     for task, cancels in evidence.cancels_of.items():
         asked = min((each.begun for each in cancels if each.accepted), default=None)
         if asked is not None:
@@ -262,7 +266,7 @@ def _stops(evidence: Evidence) -> Iterable[float]:
 
 
 def _stall(acks: list[tuple[float, float]]) -> float:
-    """Return the longest time without an acknowledgement while a submit was waiting for one."""
+    """Return the longest period in which a submit call was waiting but no submit call was acknowledged."""
     ends, longest = sorted(end for _, end in acks), 0.0
     for begin, end in acks:
         position = bisect.bisect_left(ends, end)
@@ -272,7 +276,7 @@ def _stall(acks: list[tuple[float, float]]) -> float:
 
 
 def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
-    """Return the moment in the life of the task at which the cancel was sent."""
+    """Return the point in the task's life at which the cancel call began."""
     submit, at = evidence.submit_of.get(cancel.task), cancel.begun
     if submit is not None and (not submit.ended or at < submit.ended):
         return Moment.SUBMIT
@@ -302,7 +306,7 @@ def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
 
 
 def _how(evidence: Evidence, cancel: CancelSeen) -> str:
-    """Return how the task of a cancel ended, or why the cancel failed."""
+    """Return the final state of the task that was cancelled, or why the cancel call failed."""
     if cancel.error in ("", "NotCancellable"):
         revisions = evidence.revisions.get(cancel.task)
         return revisions[-1].entry.Status.label if revisions else "lost"

@@ -1,4 +1,4 @@
-"""The testbed of an attack: new servers or the user's server, the links to the servers, and the worker processes."""
+"""The testbed of an attack: the servers, the links to the servers, and the worker processes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from nqnb.testing.proxy import Proxy
 _FIELDS = ("tls_ca", "tls_cert", "tls_key", "tls_first", *(name for names in LOGINS for name in names))
 _BUCKETS = ("state_bucket", "cancel_bucket", "worker_bucket", "result_bucket", "queue_bucket")
 _STORE_BYTES = 64 * 2**20
-"""The number of bytes that a server of the attack may store, in addition to the bytes for each task."""
+"""The size limit of a server's store in bytes, not counting the space for each task."""
 _STORE_BYTES_PER_TASK = 24 * 2**10
 _REQUEST_TIMEOUT_SECONDS = 5.0
 
 
 class Link:
-    """The network between a client or worker and the servers. Each server has a proxy."""
+    """The simulated network between one client or worker and the servers. Each server has a proxy."""
 
     def __init__(self, urls: list[str], delay: float = 0.0) -> None:
         self.delay = delay
@@ -46,7 +46,7 @@ class Link:
 
     @property
     def urls(self) -> list[str]:
-        """The addresses to connect to."""
+        """The addresses of the proxies."""
         return [proxy.url for proxy in self._proxies]
 
     async def open(self) -> None:
@@ -70,7 +70,7 @@ class Link:
             proxy.hang_up()
 
     def slow_down(self, delay: float) -> None:
-        """Delay all data by additional seconds in each direction."""
+        """Add ``delay`` seconds to the link's normal delay in each direction."""
         for proxy in self._proxies:
             proxy.delay = self.delay + delay
 
@@ -86,7 +86,7 @@ class Link:
 
 
 class Testbed:
-    """The servers and the links of one attack. Create one with `opened`."""
+    """The servers and links of one attack. Create an instance with `opened`."""
 
     def __init__(self, options: ChaosOptions, folder: Path) -> None:
         self.options = options
@@ -94,20 +94,20 @@ class Testbed:
         self.server: DevServer | None = None
         self.cluster: Cluster | None = None
         self.links: list[Link] = []
-        """The link of each worker process, followed by the link of the second client."""
+        """The links of the worker processes, followed by the link of the second client."""
         self.settings = Settings("nats://127.0.0.1")
-        """The settings of a direct connection."""
+        """The settings for a direct connection to the servers, which bypasses the links."""
         self.queues: dict[str, str] = {}
-        """The queue of each kind of handler."""
+        """The name of the queue for each kind of handler."""
         self.offset = 0.0
-        """The server's clock minus the monotonic clock, in seconds."""
+        """How far the server's clock is ahead of the monotonic clock, in seconds."""
         self.connection: Connection | None = None
-        """A direct connection for administrative requests."""
+        """A direct connection to the servers for administrative requests."""
 
     @classmethod
     @contextlib.asynccontextmanager
     async def opened(cls, options: ChaosOptions) -> AsyncIterator[Testbed]:
-        """Start the servers and links, and stop them at the end of the block."""
+        """Start the servers and links, and stop them at the end of the ``async with`` block."""
         folder = Path(tempfile.mkdtemp(prefix="nqnb-chaos-"))
         testbed = cls(options, folder)
         try:
@@ -165,7 +165,7 @@ class Testbed:
         return {"url": urls, **fields, **paths}
 
     def linked(self) -> Settings:
-        """Return the settings of the second client, which uses a link that can be cut."""
+        """Return the settings for the second client, which connects through a link that can be cut."""
         if "link" not in self.options.faults:
             return self.settings
         return dataclasses.replace(self.settings, url=self.links[-1].urls)
@@ -183,39 +183,39 @@ class Testbed:
 
 
 MARK = "NQNB_CHAOS"
-"""The environment variable that marks the processes of one attack."""
+"""The environment variable that identifies the processes of one attack."""
 _LEFTOVER_TIMEOUT_SECONDS = 10.0
 _STOP_TIMEOUT_SECONDS = 20.0
 _START_SECONDS = 5.0
-"""How long a new worker process may still be importing modules, before it can handle SIGTERM."""
+"""The number of seconds that a new worker process may need before it can handle SIGTERM."""
 _RESUME_MARGIN_SECONDS = 2.0
 
 
 class ChaosWorkers:
-    """The worker processes. Each process runs in a numbered place.
+    """The worker processes of an attack. Each numbered place contains at most one running process.
 
     Args:
-        folder: the folder for the diaries and logs.
-        orders: the orders for `nqnb.testing.chaos.chaos_worker` that are the same for all places.
-        places: the orders that differ between places: the server's address and the clock.
+        folder: the folder for diaries and logs.
+        orders: the orders for `nqnb.testing.chaos.chaos_worker` that all worker processes receive.
+        places: the additional orders for each place: the server's address and the clock.
     """
 
     def __init__(self, folder: Path, orders: Mapping[str, Any], places: Sequence[Mapping[str, Any]]) -> None:
         self.lives: list[LifeSeen] = []
         self.crashes: list[str] = []
-        """Descriptions of worker processes that crashed."""
+        """Descriptions of the worker processes that crashed."""
         self.mark = secrets.token_hex(8)
         self._folder = folder
         self._orders = dict(orders)
         self._places = places
         self._running: dict[int, tuple[LifeSeen, subprocess.Popen[bytes]]] = {}
-        """The worker process in each place."""
+        """The running worker process in each place."""
         self._resumers: dict[int, subprocess.Popen[bytes]] = {}
         """For each place, the helper process that will resume the suspended worker process."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of the attack's processes."""
+        """The environment variables for the attack's processes."""
         # The package may be a source tree that is on the path of this process only.
         path = os.pathsep.join(filter(None, [str(Path(nqnb.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
         return {**os.environ, MARK: self.mark, "PYTHONPATH": path}
@@ -255,7 +255,7 @@ class ChaosWorkers:
         self._running[place] = life, process
 
     async def kill(self, place: int) -> None:
-        """Kill the worker process in a place with SIGKILL."""
+        """Send SIGKILL to the worker process in a place, and wait for the process to exit."""
         found = self._running.pop(place, None)
         if found is not None:
             life, process = found
@@ -266,10 +266,10 @@ class ChaosWorkers:
             _close(process)
 
     def suspend(self, place: int, seconds: float) -> None:
-        """Suspend the worker process in a place (SIGSTOP) until `resume`.
+        """Send SIGSTOP to the worker process in a place. Call `resume` to resume the process.
 
-        A suspended process does not notice if the attack is killed. So a helper process also resumes it, shortly after
-        ``seconds``, so that it can exit.
+        A suspended process cannot notice that the attack was killed. A helper process therefore resumes the worker
+        process shortly after ``seconds``, so that it can exit.
         """
         if place in self._running and hasattr(signal, "SIGSTOP"):
             process = self._running[place][1]
@@ -284,7 +284,7 @@ class ChaosWorkers:
             process.send_signal(signal.SIGSTOP)
 
     def resume(self, place: int) -> None:
-        """Resume the worker process in a place."""
+        """Resume the suspended worker process in a place."""
         if place in self._running and hasattr(signal, "SIGCONT"):
             self._running[place][1].send_signal(signal.SIGCONT)
         self._end_resumer(place)
@@ -298,7 +298,7 @@ class ChaosWorkers:
             resumer.wait()
 
     def note_crashes(self) -> list[int]:
-        """Record the worker processes that crashed, and return their numbers."""
+        """Record the worker processes that have crashed since the last call, and return their numbers."""
         numbers = []
         for place, (life, process) in list(self._running.items()):
             if process.poll() is not None:
@@ -310,7 +310,10 @@ class ChaosWorkers:
         return numbers
 
     async def stop(self) -> list[str]:
-        """Stop all worker processes with SIGTERM. Kill those that do not stop, and return a description of each."""
+        """Stop all worker processes with SIGTERM, and kill any that do not stop in time.
+
+        Describe each failure to stop.
+        """
         self.note_crashes()
         said = []
         asked = time.monotonic()
@@ -330,7 +333,7 @@ class ChaosWorkers:
         return said
 
     async def kill_all(self) -> None:
-        """Kill all worker processes that are still running."""
+        """Kill all worker processes that are still running, and their helper processes."""
         for place in list(self._resumers):
             self._end_resumer(place)
         for place in list(self._running):
@@ -343,7 +346,10 @@ class ChaosWorkers:
                 del self._running[place]
 
     async def leftovers(self) -> list[str]:
-        """Return a description of each process of this attack that is still running, including handlers (on Linux)."""
+        """Wait for the attack's processes to exit, and describe those that are still running.
+
+        This works only on Linux.
+        """
         until = time.monotonic() + _LEFTOVER_TIMEOUT_SECONDS
         while (found := self._marked()) and time.monotonic() < until:
             await asyncio.sleep(0.1)

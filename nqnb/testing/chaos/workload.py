@@ -1,6 +1,6 @@
-"""The tasks of an attack. Clients submit the tasks, and cancel them at the planned moments.
+"""The workload of an attack: clients that submit tasks and cancel them at planned moments.
 
-``python -m nqnb.testing.chaos.workload`` runs a client with a wrong clock in a separate process.
+``python -m nqnb.testing.chaos.workload`` starts the client process that has a wrong clock.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from nqnb.testing.chaos.evidence import CancelSeen, SubmitSeen
 from nqnb.testing.chaos.plan import CancelPlan, Moment, TaskPlan
 
 _SIGN_TIMEOUT_SECONDS = 15.0
-"""Seconds after which a cancel is sent even if the sign of its target moment has not been seen."""
+"""Seconds after which a cancel call is sent even if its target moment has not been observed."""
 _END_TIMEOUT_SECONDS = 8.0
-"""Seconds after which a task that has not ended no longer counts as open."""
+"""Seconds after which an unfinished task no longer counts towards the limit of open tasks."""
 _HELD_BACK_PART = 5
-"""One in this many tasks is held back until each kind of fault has been injected."""
+"""One task in this many is submitted only after every kind of fault has been injected."""
 
 
 class Workload:
-    """The tasks of an attack.
+    """The workload of an attack: all submit and cancel calls.
 
     Args:
-        plans: the tasks, in the order in which they are submitted.
+        plans: the tasks, in order of submission.
         clients: the clients that submit and cancel tasks.
-        queues: the queue of each kind of handler.
-        in_flight: the maximum number of open tasks.
-        deadline: the time after which no task is submitted, on the monotonic clock.
+        queues: the name of the queue for each kind of handler.
+        in_flight: the maximum number of tasks that are open at the same time.
+        deadline: the time, on the monotonic clock, after which no more tasks are submitted.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class Workload:
         self.submits: list[SubmitSeen] = []
         self.cancels: list[CancelSeen] = []
         self.crashes: list[str] = []
-        """Descriptions of client errors other than an `NqnbError`."""
+        """Descriptions of client errors that are not an `NqnbError`."""
         self.ended: Counter[Status] = Counter()
-        """How many tasks ended in each state, according to the overheard writes."""
+        """The number of tasks that ended in each state, according to the observed writes."""
         self.fully_faulted = asyncio.Event()
-        """Set once each kind of fault has been injected. Some of the tasks are held back until then."""
+        """Set when every kind of fault has been injected. Some tasks are not submitted until then."""
         self._plans = plans
         self._clients = clients
         self._queues = queues
@@ -72,7 +72,7 @@ class Workload:
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def hear(self, key: str, value: bytes) -> None:
-        """Handle an overheard write of an entry. This is only a hint, because refused writes are also overheard."""
+        """Handle an observed write to a task's entry. The server may have refused the write, so it is only a hint."""
         try:
             task = TaskMessage.decode(value)
         except MalformedMessage:
@@ -87,7 +87,7 @@ class Workload:
             self.ended[task.Status] += 1
 
     async def run(self) -> None:
-        """Submit and cancel all tasks."""
+        """Submit all tasks, and send the planned cancel calls."""
         first_held_back = len(self._plans) - max(1, len(self._plans) // _HELD_BACK_PART)
         running: set[asyncio.Task[None]] = set()
         try:
@@ -172,7 +172,7 @@ class Workload:
 
 
 class _Signs:
-    """The signs of the moments in one task's life. Overheard writes of the task's entry set them."""
+    """Events that mark the moments in one task's life. Observed writes to the task's entry set these events."""
 
     __slots__ = ("claimed", "ended", "retrying")
 
@@ -180,7 +180,7 @@ class _Signs:
         self.claimed, self.retrying, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def of(self, aim: Moment) -> asyncio.Event | None:
-        """Return the event that a cancel at that moment waits for, or None if the cancel does not wait."""
+        """Return the event to wait for before cancelling a task at that moment, or None if no wait is needed."""
         if aim in (Moment.CLAIM, Moment.STARTED, Moment.RUNNING, Moment.FINISH):
             return self.claimed
         if aim is Moment.RETRY:
@@ -201,7 +201,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of a client call: an id or a state, or the error's name and text."""
+    """The result of a client call: the task's id and state, or the name and message of the error."""
 
     task: str = ""
     status: Status | None = None
@@ -209,14 +209,14 @@ class Answer:
     error: str = ""
     text: str = ""
     crashed: bool = False
-    """Whether the error is not an `NqnbError`."""
+    """Whether the call raised an error that is not an `NqnbError`."""
 
 
 class TaskClient(Protocol):
-    """A client of the attack, in this process or in another one."""
+    """A client that submits and cancels tasks, in this process or in another process."""
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """Submit or cancel: ``{"do": "submit", …}`` or ``{"do": "cancel", "task": …}``."""
+        """Perform an order: ``{"do": "submit", …}`` or ``{"do": "cancel", "task": …}``."""
         ...
 
 
@@ -237,7 +237,7 @@ class RemoteClient:
     Args:
         settings: the fields of the client's `Settings`.
         clock: the number of seconds by which the client's clock is ahead.
-        environment: the environment of the process.
+        environment: the environment variables of the process.
     """
 
     def __init__(self, settings: Mapping[str, Any], clock: float, environment: Mapping[str, str]) -> None:
@@ -249,7 +249,7 @@ class RemoteClient:
         self._reader: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the process."""
+        """Start the client's process."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -278,7 +278,7 @@ class RemoteClient:
             del self._waiting[number]
 
     async def stop(self) -> list[str]:
-        """Stop the process. If it had crashed, return a description of the crash."""
+        """Stop the client's process. If it has already crashed, return a description of the crash."""
         process, said = self._process, []
         self._process = None
         if process is not None and self._reader is not None and self._reader.done():
