@@ -1,4 +1,4 @@
-"""Helpers for operations on many tasks: find a queue's stream, list a queue's tasks, and limit concurrency."""
+"""Helpers for operations on many tasks: finding a queue's stream, listing tasks and limiting concurrency."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AT_ONCE = 64
-"""The maximum number of tasks that are cancelled, ended or removed at once."""
+"""The maximum number of tasks that one call cancels, ends or removes concurrently."""
 IN_FLIGHT = 256
-"""The maximum number of tasks that one call submits or reads at once."""
+"""The maximum number of tasks that one call submits or reads concurrently."""
 
 
 async def stream_of(backend: QueueBackend, queue: str) -> str:
@@ -38,20 +38,23 @@ async def stream_of(backend: QueueBackend, queue: str) -> str:
 
 
 async def unknown_queue(backend: QueueBackend, queue: str) -> UnknownQueue:
-    """Return the error for a queue that does not exist. The error suggests a queue with a similar name."""
+    """Return an `UnknownQueue` error that suggests an existing queue with a similar name."""
     known: list[str] = []
     with contextlib.suppress(NqnbError):  # a user may lack the permission to list queues
         known = await backend.queue_names()
     return UnknownQueue(
-        f"queue {queue!r} does not exist: a queue is created when the first task is submitted to it. "
+        f"queue {queue!r} does not exist: a queue is created when its first task is submitted. "
         f"{hint(queue, known)}"
-        "`nqnb queue list` shows the queues.",
+        "Run `nqnb queue list` to see the existing queues.",
         queue,
     )
 
 
 async def task_entries(backend: QueueBackend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """Yield the tasks of one queue or of all queues, oldest change first. Malformed entries are skipped and logged."""
+    """Yield each task of one queue or of all queues with its entry, in the order in which the entries last changed.
+
+    Malformed entries are skipped and logged.
+    """
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
@@ -64,7 +67,7 @@ async def task_entries(backend: QueueBackend, queue: str | None = None) -> Async
 
 
 async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Await ``work(thing)`` for each thing of a list, like `each_of`."""
+    """Await ``work(thing)`` for each thing in a list, as `each_of` does for an asynchronous iterator."""
 
     async def listed() -> AsyncIterator[T]:
         for thing in things:
@@ -74,7 +77,10 @@ async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> No
 
 
 async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
-    """Await ``work(thing)`` for each thing, at most `AT_ONCE` at a time. Raise the first error after all have ended."""
+    """Await ``work(thing)`` for each thing, with at most `AT_ONCE` calls at a time.
+
+    If any calls fail, one of their errors is raised after all calls have ended.
+    """
     queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
 
     async def work_through() -> None:
@@ -107,12 +113,13 @@ async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object
 
 
 async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at_once: int) -> list[R | NqnbError]:
-    """Await ``work(thing)`` for each thing, at most ``at_once`` at a time.
+    """Await ``work(thing)`` for each thing, with at most ``at_once`` calls at a time.
 
-    A thing is taken from the iterable only when its work begins.
+    Each thing is taken from the iterable immediately before its call.
 
     Returns:
-        For each thing, in order, the return value of ``work`` or the `NqnbError` that it raised.
+        A list in the order of the things. Each item is the return value of a call, or the `NqnbError` that the call
+        raised.
     """
     outcomes: dict[int, R | NqnbError] = {}
     numbered = enumerate(things)

@@ -1,8 +1,9 @@
-"""Cancels one task so that the cancel cannot be lost, ends waiting tasks, and cancels many tasks.
+"""Cancels tasks durably, and ends tasks that are waiting.
 
 Every decision is based on a read through the leader and is written by compare-and-set. A task that never started is
-recorded as Deleted, and no worker is involved. For any other task, the cancel request ("intent") is written first and
-then published. A worker that misses the publish finds the request at its claim, at a heartbeat or after a reconnect.
+marked as Deleted without involving a worker. For any other unfinished task, the cancel request ("intent") is first
+written to a bucket and then published. A worker that misses the published message reads the request from the bucket
+when it claims the task, at a heartbeat, or after it reconnects.
 """
 
 from __future__ import annotations
@@ -48,23 +49,23 @@ from nqnb.records import CancelReceipt
 log = logging.getLogger("nqnb.cancel")
 
 HEADER_RESERVE_BYTES = 256
-"""Bytes of a message that are reserved for the headers of a write."""
+"""The space in a message that is reserved for headers, in bytes."""
 
 
 async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
-    """Cancel a task. When this returns, the cancel is durable and no further run of the task will be claimed.
+    """Cancel a task. When this function returns, the cancel is durable, and no new run of the task will start.
 
-    `nqnb.protocol.lifecycle.cancel` decides each step.
+    Each step is chosen by `nqnb.protocol.lifecycle.cancel`.
 
     Args:
         backend: the backend to use.
-        task_id: the task.
-        by: the name of the canceller, for the receipt.
+        task_id: the id of the task.
+        by: the name of the user who cancels the task, for the receipt.
 
     Raises:
         UnknownTask: the task does not exist.
         NotCancellable: the task had already completed or failed.
-        Unconfirmed: the server's answers were lost, so the cancel may or may not be stored. It is safe to cancel again.
+        Unconfirmed: the server's answers were lost, so the cancel may or may not be stored. It is safe to retry.
     """
     record = CancelRecord(by=by, requested_at=backend.now())
     end = EndWaiting(backend, record, backend.retry_for)
@@ -99,7 +100,8 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
             return CancelReceipt.of(task_id, task.Status, None)
         if step is CancelStep.TOO_LATE:
             raise NotCancellable(
-                f"task {task_id!r} cannot be cancelled: it has already {task.Status.label}. Read its outcome instead.",
+                f"task {task_id!r} cannot be cancelled: it has already {task.Status.label}. "
+                "Read the outcome of the task instead.",
                 task_id,
                 task.Status,
             )
@@ -113,21 +115,21 @@ async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
 
 
 class EndWaiting(Retry):
-    """A retry policy that writes the final entry of a waiting task, even into a full store.
+    """A retry policy for writing the final entry of a waiting task, even if the store is full.
 
-    The final entry is larger than the previous entry. If the store has no room for it, the previous entry is removed
-    first. Until the final entry is written, the task has no entry, like a task that was just submitted: a worker that
-    receives its message creates an entry and runs the task. If there is still too little room and the message was
-    never delivered, the message is removed too. Then the task can no longer run.
+    The final entry is larger than the previous entry. If the final entry does not fit, the previous entry is removed
+    first. The task then has no entry until the final entry is written. During that time, a worker that receives the
+    task's message creates an entry and runs the task. If the final entry still does not fit and the message was never
+    delivered, the message is also removed, and the task can no longer run.
 
     Args:
         backend: the backend to use.
-        record: the record of the cancel that ends the task.
-        seconds: how long to retry.
-        stream_gone: whether the stream of the task's message was deleted. A new stream has other messages at the same
-            sequences.
-        owed: collects, by id, the tasks whose entries were removed and whose final entries have not been written yet.
-            Each task is stored in its waiting state.
+        record: the cancel record to store in the final entry.
+        seconds: how long to retry, in seconds.
+        stream_gone: whether the stream with the task's message was deleted. In a new stream, another message may have
+            the same sequence.
+        owed: a dict of the tasks whose entries were removed and whose final entries have not been written yet. Each
+            task is stored under its id, in its waiting state.
     """
 
     def __init__(
@@ -145,26 +147,26 @@ class EndWaiting(Retry):
         self._stream_gone = stream_gone
         self._message_gone = stream_gone
         self._waiting: TaskMessage | None = None
-        """The task whose final entry was written last, in its waiting state."""
+        """The waiting state of the task whose final entry is being written."""
         self._revision = 0
-        """The revision that the final entry overwrites."""
+        """The revision of the entry that the final entry replaces."""
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is the final entry that this object writes."""
+        """Return whether an entry is the final entry that this object tried to write."""
         return lifecycle.is_end_of(entry, self._record)
 
     def write(self, seen: SeenEntry, task: TaskMessage, status: Status, how: str = "") -> Write:
-        """Return the decision to write the final entry of a task."""
+        """Return the `Write` that records the final state of a task."""
         self._waiting, self._revision = task, seen.revision
         return write_end(self.backend, ended_by_cancel(task, status, self._record, self.backend.now(), how))
 
     def owed_write(self, task_id: str) -> Write | None:
-        """Return the decision to create the final entry of a task whose entry was removed, or None for other tasks."""
+        """Return the `Write` that creates the final entry of a task in ``owed``, or None for any other task."""
         task = self.owed.get(task_id)
         return None if task is None else self.write(MISSING, task, lifecycle.end_of(task))
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Make room in a full store; see `Retry.after_write`."""
+        """Make room if the store is full; see `Retry.after_write`."""
         task = self._waiting
         if task is None or not isinstance(error, NoRoom):
             return await self._super_after_write(error, task)
@@ -174,13 +176,13 @@ class EndWaiting(Retry):
             self._message_gone = True
             return MISSING
         if time.monotonic() >= self.until:
-            text = f"task {task.ID!r} {self._left}, but its state was not written: {error}"
+            text = f"task {task.ID!r} {self._left}, but its final state was not written: {error}"
             raise NoRoom(text, error.subject, error.code, error.err_code, error.description) from None
         await self.rest()
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Allow another read if the entry of the task has been removed; see `Retry.after_read`."""
+        """Allow another read if the task's entry has been removed; see `Retry.after_read`."""
         task = self._waiting
         if task is None or task.ID not in self.owed or not isinstance(error, (Unconfirmed, ConnectionFailed)):
             raise error
@@ -189,7 +191,7 @@ class EndWaiting(Retry):
         await self.rest()
 
     async def forget_message(self, done: Written) -> None:
-        """Remove the message of a task whose final entry has been written, then let that entry expire."""
+        """Remove a task's message after the final entry has been written, then let the entry expire."""
         self.owed.pop(done.task.ID, None)
         if not self._stream_gone:
             await forget_message(self.backend, self._waiting or done.task, done.value, done.revision)
@@ -204,23 +206,25 @@ class EndWaiting(Retry):
 
     @property
     def _left(self) -> str:
-        return "was removed and will not run" if self._message_gone else "stays in its queue and may run"
+        return "was removed and will not run" if self._message_gone else "is still in its queue and may run"
 
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
-            f"task {task.ID!r} {self._left}, but the store was full, so its state was removed, and its final state is "
-            f"not confirmed: {clause(error)}. Free up space, then purge queue {task.Queue!r} to end its other tasks.",
+            f"task {task.ID!r} {self._left}, but its final state may not be stored: its previous state was removed to "
+            f"make room, then the server did not confirm the final state ({clause(error)}). "
+            f"Free up space, then purge queue {task.Queue!r} to end the remaining tasks.",
             task.ID,
         )
 
     async def _remove_entry(self, task: TaskMessage, full: NoRoom) -> SeenEntry | None:
-        """Remove the entry at exactly its revision, to make room for the final entry. A newer entry stays.
+        """Remove the previous entry to make room for the final entry, unless the previous entry has changed.
 
         Returns:
-            `MISSING`, so that the final entry is created at once. Until then, no other client can find the task.
+            `MISSING`, so that the final entry is created immediately. Other clients cannot find the task before the
+            final entry exists. None if the server did not confirm the removal.
 
         Raises:
-            NoRoom: the NATS user lacks the permission to purge the bucket. The error explains how to free space.
+            NoRoom: the NATS user lacks permission to purge the bucket. The error explains how to free up space.
         """
         # Recorded before the removal, so that an interrupted caller knows which entry must still be written.
         self.owed[task.ID] = task
@@ -238,7 +242,7 @@ class EndWaiting(Retry):
         return MISSING
 
     async def _remove_unseen_message(self, task: TaskMessage) -> bool:
-        """Remove a task's message if it was never delivered; return whether the task no longer has a message."""
+        """Remove a task's message if it was never delivered, and return whether the message is gone."""
         if not await is_its_message(self.backend, task):
             # A message that was published by a schedule has a different sequence.
             due = lifecycle.due_at(task)
@@ -260,23 +264,25 @@ async def end_waiting_task(
     owed: dict[str, TaskMessage] | None = None,
     defer: bool = False,
 ) -> Status | None:
-    """End a waiting task by compare-and-set, and then remove its message.
+    """End a waiting task by compare-and-set, then remove its message.
 
-    Unlike a cancel, this announces nothing. A task that a worker has claimed in the meantime keeps running.
+    Unlike `cancel`, this function does not notify the workers. If a worker has claimed the task in the meantime, the
+    task keeps running.
 
     Args:
         backend: the backend to use.
-        task_id: the task.
-        record: the record of the cancel that ends the task.
-        start: the task's entry as listed. By default the entry is read.
-        retry_for: how long to retry, in seconds. By default this is the ``retry_for`` setting.
-        stream_gone: whether the stream of the task's message was deleted. Then no message is removed.
-        owed: the tasks, by id, whose entries were removed to make room in a full store and whose final entries have not
-            been written yet. If the task is already among them, its final entry is created.
-        defer: if there is no room, leave the task in ``owed`` so that the caller can end it later.
+        task_id: the id of the task.
+        record: the cancel record to store in the final entry.
+        start: the task's entry, if the caller has already read it.
+        retry_for: how long to retry, in seconds. By default, the ``retry_for`` setting applies.
+        stream_gone: whether the stream with the task's message was deleted. If so, no message is removed.
+        owed: a dict of the tasks whose entries were removed to make room and whose final entries have not been written
+            yet. The keys are task ids. If the dict already contains this task, only the final entry is created.
+        defer: whether to leave the task in ``owed`` if there is no room, so that the caller can end the task later.
 
     Returns:
-        Deleted, or Cancelled if the task had run. None if the task was no longer waiting or was deferred.
+        The final state: Cancelled if the task had run before, otherwise Deleted. None if the task was no longer
+        waiting, or if it was left in ``owed``.
 
     Raises:
         NoRoom: the store has no room for the final entry.
@@ -304,14 +310,14 @@ async def end_waiting_task(
 
 
 def write_end(backend: TaskBackend, done: TaskMessage) -> Write:
-    """Return the decision to write an ended task, without its payload if the entry would be too large with it."""
+    """Return the `Write` for an ended task, without the payload if the entry would otherwise be too large."""
     whole = Write.of(done)
     fits = len(whole.value) + HEADER_RESERVE_BYTES <= backend.max_payload
     return whole if fits else Write.of(done.lean())
 
 
 async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-    """Write the cancel request of a task to the bucket ``nq-cancel``. An existing request is not overwritten.
+    """Write a task's cancel request to the bucket ``nq-cancel``, unless the task already has a request.
 
     Raises:
         NqnbError: the request was not stored, or the answer was lost.
@@ -323,25 +329,30 @@ async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord)
 
 
 async def read_intent(backend: TaskBackend, task_id: str) -> CancelRecord | None:
-    """Return the cancel request of a task, read through the leader, or None if the task has no request."""
+    """Read a task's cancel request through the leader, and return None if the task has no request."""
     entry = await backend.intents.get(task_id)
     return None if entry is None else CancelRecord.of_intent(entry.value)
 
 
 def unknown(task_id: str) -> UnknownTask:
-    """Return the error for an id without an entry."""
+    """Return an `UnknownTask` error for a task id."""
     return UnknownTask(
-        f"task {task_id!r} is unknown: this server has no task with that id. Check the id and the server; "
-        "`nqnb task list` shows the tasks.",
+        f"task {task_id!r} is unknown: this server has no task with that id. Check the id and the server, or "
+        "run `nqnb task list` to see the existing tasks.",
         task_id,
     )
 
 
 async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
-    """Remove the message and the schedule of a task whose entry is terminal, then let the entry expire.
+    """Remove the message and the schedule of an ended task, then let the entry expire.
 
-    A failure is only logged, because a message that stays only causes one more delivery, which a worker acks. ``task``
-    is the task in its waiting state. ``value`` and ``revision`` are those of its final entry.
+    A failure is only logged. If the message is delivered later, the worker acks it without running the task.
+
+    Args:
+        backend: the backend to use.
+        task: the task in its waiting state.
+        value: the final entry, encoded.
+        revision: the revision of the final entry.
     """
     try:
         if await is_its_message(backend, task):
@@ -349,7 +360,7 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
         if lifecycle.due_at(task):
             await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
-        log.info("the message of task %s stays until a worker acks it: %s", task.ID, error)
+        log.info("could not remove the message of task %s, so a worker will ack the message later: %s", task.ID, error)
         return
     if task.Sequence and not lifecycle.due_at(task):
         # An entry may expire only after its message is gone. The entry of a scheduled task does not expire, because the
@@ -358,9 +369,9 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
 
 
 async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
-    """Return whether the sequence in a task's entry is the sequence of the task's own message.
+    """Return whether the sequence in a task's entry refers to the task's own message.
 
-    If the stream was deleted and recreated, another task's message may have that sequence.
+    If the stream was deleted and recreated, another task's message may have the same sequence.
     """
     data = await backend.read_task_message(task.Queue, task.Sequence) if task.Sequence else None
     try:
@@ -373,7 +384,7 @@ class Canceller(Protocol):
     """An object that can cancel a task, such as `nqnb.Client`."""
 
     async def cancel(self, id: str, wait: float | None = None) -> CancelReceipt:
-        """Cancel a task, and wait for its code to stop."""
+        """Cancel a task. If ``wait`` is not None, wait up to ``wait`` seconds for the task's code to stop."""
         ...
 
 
@@ -384,14 +395,15 @@ async def cancel_many(
     outcomes: MutableMapping[str, CancelReceipt | NqnbError],
     progress: Callable[[int, int, str], object] = lambda done, total, what: None,
 ) -> None:
-    """Cancel all of the tasks first, and only then wait for their code to stop.
+    """Cancel all tasks, then wait for their code to stop.
 
     Args:
         nq: the client.
-        ids: the tasks.
-        wait: how long to wait for all of the code to stop, in seconds. None does not wait.
-        outcomes: receives each receipt or error as soon as it is known, so that even an interrupted caller has it.
-        progress: called with the number of tasks that are done, the total, and a label.
+        ids: the ids of the tasks.
+        wait: how long to wait for the code of all tasks to stop, in seconds. If None, this function does not wait.
+        outcomes: the dict in which each receipt or error is stored as soon as it is known, so that an interrupted
+            caller can read the outcomes so far.
+        progress: called with the number of tasks processed so far, the total, and a label.
     """
 
     async def cancel_each(some: Sequence[str], remaining: Callable[[], float | None], what: str, at_once: int) -> None:

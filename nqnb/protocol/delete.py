@@ -1,4 +1,4 @@
-"""Deletes a queue: its streams, its cancel requests and its pause. The states of its tasks are kept."""
+"""Deletes a queue, including its streams and the record of its pause. The states of its tasks are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import PurgeReceipt
 
 _LOOK_AGAIN_SECONDS = 0.1
-"""Seconds between reads of the entry of a task that is being stopped."""
+"""The interval at which a task's entry is read while the task is being stopped, in seconds."""
 
 
 async def delete_queue(
@@ -39,7 +39,7 @@ async def delete_queue(
         shared, subjects = next(iter(foreign.items()))
         raise QueueInUse(
             f"queue {queue!r} was not deleted: its stream {shared!r} also has other subjects ({', '.join(subjects)}). "
-            "Purge the queue, and remove its subject from that stream yourself.",
+            "Purge the queue, then remove the queue's subject from the stream manually.",
             queue,
         )
     ended: list[Status | None] = []
@@ -79,7 +79,7 @@ async def delete_queue(
 
 
 async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str) -> list[Status | None]:
-    """End the tasks whose entries were removed from a full store. The streams must already be deleted."""
+    """End the tasks whose entries were removed to make room. Call this only after the streams have been deleted."""
     return [
         await end_waiting_task(backend, task_id, new_record(backend, by), stream_gone=True, owed=owed)
         for task_id in list(owed)
@@ -87,9 +87,10 @@ async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str)
 
 
 async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) -> Status:
-    """Return the state of a cancelled task, and end the task if no worker will end it.
+    """Return the state of a cancelled task. If no worker will end the task, end it first.
 
-    ``by`` names the user in the receipt. ``late`` shows whether the task's worker has had enough time to end the task.
+    ``by`` is the name of the user who deletes the queue, for the receipt. ``late`` is True if the task's worker has had
+    enough time to end the task.
     """
     seen = await read_entry(backend, task_id)
     task = seen.task
@@ -115,9 +116,9 @@ async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) 
 async def _stop_all(
     backend: QueueBackend, queue: str, tasks: list[TaskMessage], by: str, wait: float, *, deleted: bool = False
 ) -> int:
-    """Cancel the running tasks, wait until all of them have ended, and return how many ended as cancelled.
+    """Cancel the running tasks, wait for them to end, and return how many were cancelled.
 
-    ``deleted`` shows whether the streams of the queue have already been deleted, for the error.
+    ``deleted`` is True if the queue's streams have already been deleted. The error message depends on it.
 
     Raises:
         QueueInUse: some tasks are still running after ``wait`` seconds.
@@ -146,7 +147,7 @@ async def _stop_all(
         done = "was only partly deleted" if deleted else "was not deleted"
         raise QueueInUse(
             f"queue {queue!r} {done}: the code of {running:,} cancelled tasks is still running after {wait:g} s. "
-            "Their cancels are stored. Stop the workers, or delete the queue again later.",
+            "The cancels remain in effect. Stop the workers, or retry the deletion later.",
             queue,
             processing=running,
         )
@@ -165,9 +166,9 @@ async def _refuse_if_in_use(backend: QueueBackend, queue: str, stream: str) -> N
     workers = sum([queue in worker.queues async for worker in backend.presence.live()])
     if any(counts.values()) or workers:
         parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
-        parts += [f"{workers:,} live workers serve it"] if workers else []
+        parts += [f"{workers:,} workers are serving it"] if workers else []
         raise QueueInUse(
-            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait until its tasks have ended and stop its "
+            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait for its tasks to finish and stop its "
             "workers, or pass force=True to cancel its tasks.",
             queue,
             counts[Status.PENDING],

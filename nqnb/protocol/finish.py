@@ -1,6 +1,6 @@
-"""Finishes a claimed task: writes its outcome first, and only then acks or naks its message.
+"""Finishes a claimed task: writes the outcome, then acks or naks the task's message.
 
-If the message were acked first, the outcome could be lost. An unacked message is simply redelivered.
+If the message were acked first, the outcome could be lost. Until the ack, the server redelivers the message.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Status, TaskMessag
 log = logging.getLogger("nqnb.worker")
 
 _REFUSED_PAUSE_SECONDS = 1.0
-"""Seconds to wait before retrying the write of an outcome that the server has refused."""
+"""The delay before another attempt to write an outcome that the server refused, in seconds."""
 _SHORT_TEXT_CHARACTERS = 100
-"""If the entry is too large, an error's type and message are each cut to this many characters."""
+"""The number of characters that are kept of an error's type and of its message if the entry is too large."""
 
 
 @dataclass(slots=True)
 class Ending:
-    """How a run ended, with the data for its entry."""
+    """The end of a run, and the data for the task's entry."""
 
     ended: Ended
     meta: Meta
     retries_left: bool
-    """Whether the task may be attempted again if it failed."""
+    """Whether the task may be retried after a failure."""
     retry_delay: float
-    """Seconds until the next attempt."""
+    """The delay before the next attempt, in seconds."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """A function that moves the result out of an entry that is too large with it."""
+    """A function that moves the result to the result bucket. It is called if the entry is too large."""
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
-    """Record how a run ended, then ack or nak its message.
+    """Record how a run ended, then ack or nak the task's message.
 
     Returns:
         The state that was written, and the entry's Meta. The state is None if the task now belongs to another worker,
-        or if its message will be redelivered.
+        or if the message will be redelivered.
 
     Raises:
         NqnbError: the connection is closed. The server redelivers the message after the ack wait.
@@ -70,7 +70,10 @@ async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tupl
 
 
 async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord:
-    """Return the complete record of a run's cancel. If the sender is unknown, it is read from the cancel request."""
+    """Return the complete cancel record of a run.
+
+    If the sender and the time of the cancel are unknown, they are read from the cancel request.
+    """
     record = attempt.cancel or CancelRecord()
     if not record.requested_at:
         try:
@@ -85,7 +88,7 @@ async def cancel_receipt(backend: TaskBackend, attempt: Attempt) -> CancelRecord
 async def write_outcome(
     backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending
 ) -> tuple[Status | None, Meta]:
-    """Write the outcome by compare-and-set, even if answers are lost, then ack or nak the message."""
+    """Write the outcome by compare-and-set, retrying if necessary, then ack or nak the message."""
     change = _Finish(backend, attempt, status, ending)
     done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=change.start)
     if not isinstance(done, Written) and done is not FinishStep.LANDED:
@@ -100,7 +103,7 @@ async def write_outcome(
 
 
 async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
-    """Put the message of a retry into a schedule; return its sequence there, or 0 if the server refuses schedules."""
+    """Schedule the message of a retry. Return the new message's sequence, or 0 if the server refuses schedules."""
     queue = attempt.entry.Queue
     if not await backend.takes_schedules(queue):
         return 0
@@ -109,7 +112,7 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, at: float) -> int:
 
 
 def _outcome(backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta) -> Write:
-    """Return the decision to write a terminal outcome."""
+    """Return the `Write` for a final outcome."""
     if status is not Status.CANCELLED and meta.cancel is not None:
         # The cancel came too late. Its record shows that it was requested, but not that it stopped the task.
         meta = msgspec.structs.replace(meta, cancel=msgspec.structs.replace(meta.cancel, stopped_at=0.0, how=""))
@@ -119,9 +122,9 @@ def _outcome(backend: TaskBackend, attempt: Attempt, status: Status, meta: Meta)
 
 
 def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float, sequence: int) -> Write:
-    """Return the decision to record that a task is waiting for its next attempt.
+    """Return the `Write` for a task that is waiting for its next attempt.
 
-    The next attempt is due at ``not_before``, in Unix seconds. ``sequence`` is the sequence of the task's message.
+    ``not_before`` is the time of the next attempt, in Unix seconds. ``sequence`` is the sequence of the task's message.
     """
     meta = msgspec.structs.replace(meta, not_before=not_before, worker="", cancel=None, crashes=0, finished_at=0)
     retry = attempt.entry.CurrentRetry + 1
@@ -132,7 +135,7 @@ def _retry(backend: TaskBackend, attempt: Attempt, meta: Meta, not_before: float
 
 
 def _fitting(backend: TaskBackend, attempt: Attempt, entry: TaskMessage, ttl: float | None) -> Write:
-    """Return the decision to write an entry. An entry that is too large for the server is shortened."""
+    """Return the `Write` for an entry. If the entry is too large for the server, it is shortened."""
     write = Write.of(entry.lean() if attempt.slim else entry, ttl)
     if attempt.slim or len(write.value) + HEADER_RESERVE_BYTES <= backend.max_payload:
         return write
@@ -145,32 +148,35 @@ def _shortened(error: ErrorInfo | None) -> ErrorInfo | None:
 
 
 class _Finish(Retry):
-    """The write of one outcome. It is retried until it succeeds, because only this worker knows the outcome."""
+    """The retry policy for writing an outcome.
+
+    The write is retried until it succeeds, because no other worker knows the outcome.
+    """
 
     longest_pause = 1.0
 
     def __init__(self, backend: TaskBackend, attempt: Attempt, status: Status, ending: Ending) -> None:
         super().__init__(backend)
         self.status = status
-        """The outcome to write. A cancel or a Go client may change it."""
+        """The outcome to write. Cancels and Go clients may change this value."""
         self.meta = ending.meta
-        """The data about the run that goes into the entry."""
+        """The Meta to write into the entry."""
         self.scheduled = False
-        """Whether the message of a retry is in a schedule."""
+        """Whether the message of the retry has been scheduled."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
-        """The entry as last written by this worker. A conflict shows whether it changed, so it is not read first."""
+        """The entry as this worker last wrote it. No read is needed first, because a conflict would reveal a change."""
         self._attempt = attempt
         self._ending = ending
         self._reported = False
 
     async def decide(self, seen: SeenEntry) -> Write | Again | FinishStep:
-        """Return the decision of `nqnb.protocol.lifecycle.finish_again`."""
+        """Decide what to write, according to `nqnb.protocol.lifecycle.finish_again`."""
         backend, attempt, delay = self.backend, self._attempt, self._ending.retry_delay
         self.scheduled = False
         if seen is not self.start:
             # Another writer was faster, or an answer was lost.
             if seen.malformed is not None:
-                log.warning("overwriting the entry of task %s: %s", attempt.id, seen.malformed)
+                log.warning("overwriting the malformed entry of task %s: %s", attempt.id, seen.malformed)
             verdict = self._verdict(seen.task)
             if verdict.step is not FinishStep.WRITE:
                 return verdict.step
@@ -194,7 +200,7 @@ class _Finish(Retry):
         return _retry(backend, attempt, self.meta, not_before, sequence)
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is the outcome that this object writes."""
+        """Return whether an entry contains the outcome that this object tried to write."""
         return self._verdict(entry).step is FinishStep.LANDED
 
     def _verdict(self, entry: TaskMessage | None) -> FinishVerdict:
@@ -202,7 +208,7 @@ class _Finish(Retry):
         return lifecycle.finish_again(entry, claim=attempt.claim, retry=attempt.entry.CurrentRetry, status=self.status)
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Pause, or make the entry smaller; see `Retry.after_write`."""
+        """Pause, or make the entry smaller, before the next attempt; see `Retry.after_write`."""
         task = self._attempt.id
         if isinstance(error, (ServerRefused, PayloadTooLarge)):
             if is_too_large(error) and not (self._attempt.slim and isinstance(self.meta.result, UnsetType)):
@@ -210,7 +216,7 @@ class _Finish(Retry):
                 self.status, self.meta = await self._ending.without_result(self.status, self.meta)
                 return None
             # The outcome must not be lost, whatever the reason for the refusal.
-            log.warning("task %s: the server refused its outcome; retrying in a second: %s", task, error)
+            log.warning("task %s: the server refused the outcome; retrying in one second: %s", task, error)
             await self.backend.sleep(_REFUSED_PAUSE_SECONDS)
             return None
         if not isinstance(error, (RevisionConflict, Unconfirmed, ConnectionFailed)):
@@ -227,7 +233,7 @@ class _Finish(Retry):
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Allow another read for as long as the outage lasts; see `Retry.after_read`."""
+        """Allow another read while the outage lasts; see `Retry.after_read`."""
         if not isinstance(error, (Unconfirmed, ConnectionFailed)) or self.backend.closed:
             raise error
         self.backend.outage.took(error)
@@ -235,7 +241,7 @@ class _Finish(Retry):
 
 
 async def _leave(backend: TaskBackend, attempt: Attempt) -> None:
-    """Release a run that was stopped without a cancel, as `nqnb.protocol.lifecycle.leave` decides."""
+    """Carry out the step that `nqnb.protocol.lifecycle.leave` chooses for a run that was stopped without a cancel."""
     step = lifecycle.leave(attempt.why)
     if step is LeaveStep.ACK:
         await attempt.delivery.ack()

@@ -1,4 +1,4 @@
-"""Reads a task, follows it until it ends, and fetches its result. Watches the changes of all tasks."""
+"""Reads tasks, follows a task until it ends, fetches results, and watches all tasks for changes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ from nqnb.protocol.wire import ErrorInfo, Status
 from nqnb.records import TaskBatch, TaskInfo
 
 _POLL_SECONDS = 2.0
-"""Seconds between reads of a followed task if no notification of a change arrives."""
+"""The interval between reads of a followed task if no change notification arrives, in seconds."""
 _LAST_READ_SECONDS = 1.0
-"""The time limit, in seconds, of a last read of the task if a wait timed out before any answer arrived."""
+"""The time limit of the final read after a wait that received no answer, in seconds."""
 _READ_AGAIN_SECONDS = (0.02, 0.1)
-"""Seconds until each further read, because a notification can arrive before its write is visible."""
+"""The delays before the additional reads after a notification, in seconds.
+
+A notification can arrive before the change is visible.
+"""
 _RECONNECT_SECONDS = 0.2
-"""Seconds until a wait reads again if the server did not answer."""
+"""The delay before a task is read again if the server did not answer, in seconds."""
 
 
 async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
-    """Read a task.
+    """Return the current state of a task.
 
     Raises:
         UnknownTask: the task does not exist.
@@ -52,7 +55,10 @@ async def fetch(backend: TaskBackend, task_id: str) -> TaskInfo:
 
 
 async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo, None]:
-    """Yield a task now and after each change until it is terminal. This raises the same errors as `fetch`."""
+    """Yield the current state of a task, then each new state until the task has ended.
+
+    This generator raises the same errors as `fetch`.
+    """
     changed = asyncio.Event()
     unsubscribe = await backend.states.subscribe(task_id, changed.set)
     revision = -1
@@ -74,16 +80,16 @@ async def follow(backend: TaskBackend, task_id: str) -> AsyncGenerator[TaskInfo,
 
 
 async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Serving | None = None) -> TaskInfo:
-    """Wait until a task is terminal, and return it. The wait continues through disconnects.
+    """Wait until a task has ended, and return its final state. Disconnects do not end the wait.
 
     Args:
         backend: the backend to use.
         task_id: the task.
-        timeout: the caller's timeout; see `Client.wait`. The task is read once even if the timeout is 0.
-        serving: finds out whether a worker is serving the queue, for the error.
+        timeout: the caller's timeout; see `Client.wait`. The task is read at least once, even if the timeout is 0.
+        serving: determines whether a worker is serving the queue, for the error message.
 
     Raises:
-        WaitTimeout: the task did not become terminal in time.
+        WaitTimeout: the task did not end in time.
         BadInput: the timeout is invalid.
         UnknownTask: the task does not exist.
         ConnectionFailed: the connection is closed.
@@ -126,11 +132,11 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         raise WaitTimeout(
             f"{failed}: no worker is serving queue {latest.queue!r}. Start a worker, or check the queue name.", task_id
         )
-    raise WaitTimeout(f"{failed}: it is still pending or running. Wait again, or cancel it.", task_id)
+    raise WaitTimeout(f"{failed}: it is still pending or running. Wait longer, or cancel the task.", task_id)
 
 
 async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
-    """Yield all tasks, and then every change; see `Client.watch`."""
+    """Yield all tasks, then each change to a task; see `Client.watch`."""
     skips, skipped = SkipLog(backend.state_bucket), dict[str, str]()
     async with contextlib.aclosing(backend.watch_states()) as pages:
         async for page in pages:
@@ -148,15 +154,15 @@ async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:
 
 
 async def result(backend: QueueBackend, info: TaskInfo) -> Any:
-    """Return the result of a terminal task.
+    """Return the result of a task that has ended.
 
     Raises:
-        TaskFailed: the handler failed, or its result cannot be decoded.
+        TaskFailed: the handler failed, or the result has expired or cannot be decoded.
         TaskCancelled: the task was cancelled or deleted.
     """
     if info.status in (Status.CANCELLED, Status.DELETED):
         raise TaskCancelled(
-            f"task {info.id!r} has no result: the task was {info.status.label}. Requeue it to run it again.",
+            f"task {info.id!r} has no result: the task was {info.status.label}. Requeue the task to run it again.",
             info.id,
             info.status,
         )
@@ -182,7 +188,8 @@ def _decoded(info: TaskInfo, data: bytes, kind: Any = Any) -> Any:
     except BadInput as error:
         why = str(error)[:200]
         raise TaskFailed(
-            f"task {info.id!r} completed, but its result cannot be decoded: {why}. Read the bytes with `nats kv get`.",
+            f"task {info.id!r} completed, but its result cannot be decoded: {why}. "
+            "Read the stored bytes with `nats kv get`.",
             info.id,
             info.status,
         ) from None

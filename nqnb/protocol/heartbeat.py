@@ -1,8 +1,8 @@
-"""Maintains a claim while its task runs: renews the lease, and reads the cancel request and the entry of the task.
+"""Maintains the claim on a running task: renews the lease, and reads the task's cancel request and entry.
 
-A heartbeat has two parts. `renew` asks the server to restart the ack wait. `look` reads the cancel request and the
-entry, because a publish can be missed and Go programs overwrite any entry. `EntryWatch` reads the entry as soon as it
-changes, and `write_progress` writes the progress that the handler reports.
+A heartbeat has two parts. `renew` asks the server to restart the ack wait. `look` reads the cancel request, because the
+worker may have missed the published cancel, and the entry, because a Go program may have overwritten it. Between
+heartbeats, `EntryWatch` reads the entry whenever it changes, and `write_progress` writes the handler's progress.
 """
 
 from __future__ import annotations
@@ -27,19 +27,22 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.worker")
 
 WATCH_AFTER_SECONDS = 0.1
-"""Seconds that a task must run before its entry is watched, because a subscription is expensive for a short task."""
+"""How long a task must run before its entry is watched, in seconds. Short tasks do not justify a subscription."""
 _SETTLE_SECONDS = 0.02
-"""Seconds until the read after a notification, because a notification can arrive before its write is visible."""
+"""The delay between a notification and the read, in seconds.
+
+A notification can arrive before the change is visible.
+"""
 
 
 async def renew(attempt: Attempt, since: float) -> bool:
-    """Renew the lease of a claimed run. If the server does not answer, the next heartbeat tries again.
+    """Renew the lease on a claimed task. If the server does not answer, the next heartbeat tries again.
 
-    The lease starts at ``since``, when this worker's presence was last written (on the clock of `nqnb.clock.elapsed`).
-    So a run is stopped before other workers consider this worker dead.
+    The new lease starts at ``since``, the time of the worker's last presence update on the clock of
+    `nqnb.clock.elapsed`. The run is therefore stopped before other workers consider this worker dead.
 
     Returns:
-        Whether the consumer is gone. If so, the caller must recreate it and renew the lease again, or the lease ends.
+        Whether the consumer is gone. If so, the caller must recreate the consumer and renew the lease again.
     """
     try:
         # After the lease has ended, the answer may be about a delivery that now belongs to another worker.
@@ -51,24 +54,27 @@ async def renew(attempt: Attempt, since: float) -> bool:
 
 
 async def look(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Read the cancel request and the entry of a run, and act on them. If a read fails, the next heartbeat retries."""
+    """Read the cancel request and the entry of a running task, and act on both.
+
+    If a read fails, the next heartbeat tries again.
+    """
     if attempt.looking:
         return
     attempt.looking = True
     try:
         intent = await read_intent(backend, attempt.id) if attempt.cancel is None else None
         if intent is not None:
-            log.info("task %s: a heartbeat found its cancel request", attempt.id)
+            log.info("task %s: a heartbeat found a cancel request", attempt.id)
             attempt.flag(intent, worker)
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
     except NqnbError as error:
-        log.debug("task %s: its cancel request and entry could not be read: %s", attempt.id, error)
+        log.debug("task %s: could not read the cancel request or the entry: %s", attempt.id, error)
     finally:
         attempt.looking = False
 
 
 async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen: SeenEntry) -> None:
-    """Act on the entry of a running task, as `nqnb.protocol.lifecycle.heartbeat` decides."""
+    """Respond to the entry of a running task, as `nqnb.protocol.lifecycle.heartbeat` decides."""
     if seen.revision <= attempt.revision or attempt.superseded or attempt.why is Stop.ENDED_ELSEWHERE:
         return
     step = lifecycle.heartbeat(seen.task, claim=attempt.claim, retry=attempt.entry.CurrentRetry)
@@ -77,7 +83,9 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
             try:
                 attempt.revision = await write_once(backend, attempt.entry, seen.revision)
             except NqnbError as error:
-                log.info("task %s: the next heartbeat will repair its state: %s", attempt.id, error)
+                log.info(
+                    "task %s: could not repair the entry; the next heartbeat will try again: %s", attempt.id, error
+                )
     elif step is BeatStep.CANCEL:
         record = CancelRecord(by="a Go client", requested_at=backend.now())
         await note_intent(backend, attempt.id, record)
@@ -93,9 +101,9 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
 
 
 async def note_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
-    """Write a cancel request on behalf of a Go client, which does not write one. An existing request stays.
+    """Write a cancel request on behalf of a Go client, unless the task already has a request.
 
-    The worker that runs the task finds the request even if it missed the publish.
+    Go clients only publish their cancels. A worker that missed the published message finds this request later.
     """
     try:
         await write_intent(backend, task_id, record)
@@ -105,7 +113,7 @@ async def note_intent(backend: TaskBackend, task_id: str, record: CancelRecord) 
 
 
 async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progress | None, lines: list[str]) -> bool:
-    """Write a running task's progress and log to its entry. The caller must hold the lock `Attempt.writing`.
+    """Write a running task's progress and log to the task's entry. The caller must hold the lock `Attempt.writing`.
 
     Returns:
         Whether the entry was written. If not, call `check_progress` after releasing the lock.
@@ -115,20 +123,20 @@ async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progr
     try:
         attempt.revision = await write_once(backend, entry, attempt.revision)
     except NqnbError as error:
-        log.debug("task %s: its progress was not written: %s", attempt.id, error)
+        log.debug("task %s: could not write the progress: %s", attempt.id, error)
         return False
     attempt.entry = entry
     return True
 
 
 async def check_progress(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Read the entry and act on it, after a write of the progress failed or was not confirmed."""
+    """Read and check the entry after an attempt to write progress failed or was not confirmed."""
     with contextlib.suppress(NqnbError):
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
 
 
 class EntryWatch:
-    """A watch on the entry of one running task. It notices another program's write sooner than a heartbeat does."""
+    """A watch on the entry of a running task. It detects changes by other programs sooner than a heartbeat does."""
 
     def __init__(self, backend: TaskBackend, worker: str, attempt: Attempt) -> None:
         self._backend = backend
@@ -154,7 +162,7 @@ class EntryWatch:
         try:
             unsubscribe = await self._backend.states.subscribe(self._attempt.id, self._hint)
         except NqnbError as error:
-            log.debug("task %s: its entry cannot be watched, so only heartbeats read it: %s", self._attempt.id, error)
+            log.debug("task %s: could not watch the entry; only heartbeats will read it: %s", self._attempt.id, error)
             return
         if self._closed:
             await unsubscribe()
@@ -177,6 +185,6 @@ class EntryWatch:
             async with self._attempt.writing:
                 seen = await read_entry(self._backend, self._attempt.id)
         except NqnbError as error:
-            log.debug("task %s: the next heartbeat will read its entry again: %s", self._attempt.id, error)
+            log.debug("task %s: the entry was not read; the next heartbeat will try again: %s", self._attempt.id, error)
             return
         await check_entry(self._backend, self._worker, self._attempt, seen)
