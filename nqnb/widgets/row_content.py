@@ -45,6 +45,7 @@ def row(task: TaskInfo) -> dict[str, Any]:
         "words": words if task.status is Status.PROCESSING else "",
         "payload": preview(task.payload, 120),
         "requeued": line(task.requeued_as, 100),
+        "overtaken": overtaken(task),
         "stopping": stamp(cancel.requested_at) or 0 if cancel and not task.status.terminal else None,
     }
 
@@ -80,6 +81,11 @@ def search_text(task: TaskInfo) -> str:
     """Return the casefolded text that a search covers: id, queue, worker, and the start of the error and payload."""
     payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
     return "\n".join((task.id, task.queue, task.worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
+
+
+def overtaken(task: TaskInfo) -> bool:
+    """Return whether a task completed or failed before a cancel that its worker had received could stop it."""
+    return task.cancel is not None and task.status in (Status.COMPLETED, Status.FAILED)
 
 
 def attempt(task: TaskInfo) -> str:

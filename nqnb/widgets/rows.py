@@ -373,7 +373,7 @@ class PendingCancels:
             self._late[task_id] = f"{status.label} before it could be stopped"
 
     def recorded_in(self, task: TaskInfo) -> TaskInfo:
-        """Return the task, with a receipt if its cancel was too late. The server does not store such receipts."""
+        """Return the task, with a receipt if its cancel was too late for the worker to record it."""
         at = self._requested.get(task.id)
         if at is None or task.cancel is not None:
             return task

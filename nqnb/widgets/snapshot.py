@@ -15,7 +15,7 @@ from nqnb.frames import preview, run_time, share
 from nqnb.protocol.wire import Status
 from nqnb.records import TaskInfo
 from nqnb.text import line, long_duration
-from nqnb.widgets.row_content import attempt
+from nqnb.widgets.row_content import attempt, overtaken
 from nqnb.widgets.rows import Rows
 
 DEFAULT_ROWS = 50
@@ -127,8 +127,8 @@ def _cells(task: TaskInfo, now: datetime, rows: Rows) -> dict[str, str]:
     silent, late = rows.silent_since(task), rows.pending_cancels.of(task.id)["late"]
     if silent is not None:
         note = f"worker silent for {long_duration(now.timestamp() - silent)}"
-    elif late:
-        note = f"{late}{f'; {note}' if note else ''}"
+    elif late or overtaken(task):
+        note = f"{task.status.label} before it could be stopped{f'; {note}' if note else ''}"
     return {
         "id": line(task.id, 40),
         "queue": line(task.queue, 30),

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from browser.harness import Bench, task
 
-from nqnb.protocol.wire import ErrorInfo, Progress, Status
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Progress, Status
 from nqnb.records import TaskBatch
 
 if TYPE_CHECKING:
@@ -351,6 +351,8 @@ def test_a_press_that_comes_too_late_stays_in_the_row(bench: Bench) -> None:
     bench.row("r1").locator("[data-act=dismiss]").click()
     bench.settle()
     assert bench.row("r1").locator(".nq-why").count() == 0
+    bench.feed(task("r1", Status.COMPLETED, 3, cancel=CancelRecord(requested_at=time.time())))
+    assert text(bench, '[data-id="r1"] td.nq-status') == "completed · cancel came too late", "the worker recorded it"
 
 
 HOSTILE = [

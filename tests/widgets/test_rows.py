@@ -11,7 +11,7 @@ import pytest
 
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import TaskInfo
-from nqnb.widgets import row_content
+from nqnb.widgets import row_content, snapshot
 from nqnb.widgets.rows import COLUMNS, Rows
 from nqnb.widgets.visible_page import STATUSES, VisiblePage
 
@@ -275,6 +275,10 @@ def test_a_cancel_by_another_client_is_shown() -> None:
     rows.apply([info("a", Status.PROCESSING, cancel=record), info("b", Status.CANCELLED, cancel=record)])
     assert rows.row("a")["stopping"] == 40
     assert rows.row("b")["stopping"] is None
+    assert not rows.row("b")["overtaken"]
+    rows.apply([info("a", Status.COMPLETED, 2, cancel=record)])
+    assert rows.row("a")["overtaken"]
+    assert "completed before it could be stopped" in snapshot.text(rows)
 
 
 def test_a_row_has_all_fields() -> None:
@@ -303,6 +307,7 @@ def test_a_row_has_all_fields() -> None:
         "payload": '{"n": 1}',
         "stopping": None,
         "requeued": "",
+        "overtaken": False,
     }
 
 

@@ -6,7 +6,8 @@
  *
  * @typedef {{id: string, name: string, queue: string, status: string, attempt: string, submitted: ?number,
  *   started: ?number, ended: ?number, due: ?number, worker: string, share: ?number, words: string, payload: string,
- *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string}} Row
+ *   stopping: ?number, pressed: ?number, refused: string, late: string, silent: ?number, requeued: string,
+ *   overtaken: boolean}} Row
  *   times are Unix seconds of the kernel's clock; silent is the time of the last heartbeat of the task's worker, if the
  *   worker is silent
  * @typedef {{name: string, kind: "facts"|"error"|"data"|"log", text: string}} Part
@@ -192,6 +193,7 @@ class Task {
       extra = ` · ${/^[01]\b/.test(row.attempt) ? "in" : "retry in"} ${roughly(wait)}`;
     else if (!cancelling && !silent && row.status === "processing" && row.share !== null) extra = ` ${percent(row.share)}`;
     else if (row.requeued) extra = ` · requeued as ${row.requeued}`;
+    else if (row.overtaken) extra = " · cancel came too late";
     put(this.extra, extra);
     mark(this.extra, "class", row.status === "processing" ? "nq-extra nq-narrow" : "nq-extra");
     const meaning = MEANINGS[row.status] ?? "";
