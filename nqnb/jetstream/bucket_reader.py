@@ -1,9 +1,9 @@
-"""Read every entry of a bucket once (`list_entries`), or every entry and then every change (`BucketFeed`).
+"""Read every entry of a bucket once (`list_entries`), or first every entry and then every change (`BucketFeed`).
 
-Both use a pull consumer in the server's memory. It delivers entries in pages, so that a bucket of 100,000 keys
-overloads neither side. If the consumer is deleted, or one of its messages is lost, the reader creates another consumer.
-A listing then starts again and skips the keys that it has already yielded. A feed resumes after the last entry that it
-received.
+Both use a pull consumer that exists only in the server's memory. The consumer delivers entries in pages, so that a
+bucket of 100,000 keys overloads neither the server nor the client. If the consumer is deleted or a message is lost, the
+client creates another consumer. `list_entries` then starts again, and skips the keys that it has already yielded.
+`BucketFeed` resumes after the last entry that it received.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from nqnb.store import Entry, StateStore
 log = logging.getLogger("nqnb.feed")
 
 OPERATION = "KV-Operation"
-"""The header of a tombstone, the message that marks a key as deleted."""
+"""The header that identifies a tombstone, which is a message that marks a key as deleted."""
 PAGE = 1000
-"""The number of entries that one pull requests."""
+"""The number of entries that each pull requests."""
 LISTING_OUTLIVES_SECONDS = 30.0
 FEED_OUTLIVES_SECONDS = 60.0
-"""Seconds for which the server keeps a consumer after its last pull."""
+"""Seconds after the last pull until the server deletes a consumer."""
 PULL_EXPIRES_SECONDS = 30.0
-"""Seconds for which a feed's pull waits on the server for changes."""
+"""Seconds for which the server holds a feed's pull open to wait for changes."""
 IDLE_HEARTBEAT_SECONDS = 5.0
-"""Seconds between the server's heartbeats while a pull waits."""
+"""Seconds between the heartbeats that the server sends while a pull is open and there is nothing to deliver."""
 _CHECK_SECONDS = 0.25
-"""Seconds between two checks of whether the connection was lost."""
+"""Seconds between two checks for a lost connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class Page:
     """Entries and deletions that arrived together.
 
     Attributes:
-        entries: the entries in the order of their writes. The same key may occur several times.
+        entries: the entries in the order in which they were written. The same key may occur several times.
         gone: the keys that were deleted.
-        complete: whether every entry that the bucket had at the start has arrived.
-        lost: whether the connection is down. Such a page is empty.
+        complete: whether every entry that was in the bucket at the start has arrived.
+        lost: whether the connection is down. If so, the page is empty.
         anew: whether the bucket was recreated. If so, all earlier pages are invalid.
     """
 
@@ -69,7 +69,9 @@ class Page:
 
 
 async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[Entry, None]:
-    """Yield the entry of every key of a bucket once, oldest write first. A missing bucket has no entries.
+    """Yield the current entry of each key in a bucket, in the order in which the entries were written.
+
+    If the bucket does not exist, nothing is yielded.
 
     Args:
         connection: the connection. The listing fails if no new entry arrives within the setting ``retry_for``.
@@ -103,22 +105,22 @@ async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[En
 
 
 class BucketFeed:
-    """Every entry of a bucket and then every change, in the order in which the bucket stored them."""
+    """A feed of a bucket: every entry and then every change, in the order in which the server stored them."""
 
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
         self._bucket = bucket
         self._stream = names.bucket_stream(bucket)
         self._last = 0
-        """The sequence of the newest entry that arrived."""
+        """The sequence number of the newest entry that has arrived."""
         self._complete = False
         self._recreated = False
-        """Whether the bucket was recreated and no page has reported this yet."""
+        """Whether the next page must report that the bucket was recreated."""
         self._created = ""
-        """When the bucket was created. This time changes if the bucket is recreated."""
+        """The creation time of the bucket. It changes if the bucket is recreated."""
 
     async def pages(self) -> AsyncGenerator[Page, None]:
-        """Yield pages indefinitely, and retry after temporary errors.
+        """Yield pages indefinitely, retrying after temporary errors.
 
         Raises:
             ConnectionFailed: the connection was closed.
@@ -135,14 +137,17 @@ class BucketFeed:
                 forbidden = isinstance(error, ServerRefused) and error.code == 403
                 if self._connection.closed.is_set() or forbidden:
                     raise
-                log.debug("the feed of %s failed and is being reopened: %s", self._stream, error)
+                log.debug("the feed of %s failed and will be reopened: %s", self._stream, error)
             if not lost:
                 lost = True
                 yield Page([], [], self._complete, lost=True)
             await asyncio.sleep(0.2)
 
     async def _pages_of_one_consumer(self) -> AsyncGenerator[Page, None]:
-        """Yield the pages after the last entry that arrived, until the consumer or the connection is lost."""
+        """Yield the pages of a new consumer, until the consumer or the connection is lost.
+
+        The first page starts after the last entry that has arrived.
+        """
         async with await self._open() as consumer:
             waiting = consumer.waiting
             if waiting == 0:
@@ -187,7 +192,7 @@ class BucketFeed:
         return Page(entries or [], gone or [], self._complete, anew=recreated)
 
     async def _open(self) -> _BucketConsumer:
-        """Create a consumer that delivers the entries that this feed has not read yet."""
+        """Create a consumer for the entries that this feed has not read yet."""
         found = await self._connection.api(f"STREAM.INFO.{self._stream}")
         created = str(found["created"])
         # A stream that was restored from an older backup keeps its creation time.
@@ -202,12 +207,12 @@ class BucketFeed:
 async def poll_store(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
     """Poll a store that does not report changes, and yield pages like `BucketFeed`.
 
-    If the store cannot be read, the next page has ``lost`` set.
+    If reading the store fails, yield an empty page with ``lost`` set, and try again.
 
     Args:
         store: the store.
-        connection: the client's connection. Closing it ends the polling.
-        every: seconds between two listings.
+        connection: the client's connection. Polling ends when the connection is closed.
+        every: seconds between two reads of the store.
 
     Raises:
         ConnectionFailed: the connection was closed.
@@ -221,7 +226,7 @@ async def poll_store(store: StateStore, connection: Connection, every: float = 1
             # A custom store may raise any exception.
             if not lost:
                 lost = True
-                log.warning("reading the states failed; retrying every %g s", every, exc_info=error)
+                log.warning("the task states cannot be read; retrying every %g s", every, exc_info=error)
                 yield Page([], [], complete, lost=True)
         else:
             now = {entry.key: entry.revision for entry in entries}
@@ -235,16 +240,17 @@ async def poll_store(store: StateStore, connection: Connection, every: float = 1
 
 
 async def make_consumer(connection: Connection, bucket: str, *, outlives: float, after: int = 0) -> tuple[str, int]:
-    """Create a consumer that delivers the newest entry of each key in a bucket, and then every write.
+    """Create a consumer that first delivers the newest entry of each key in a bucket, and then every write.
 
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        outlives: seconds for which the server keeps the consumer after its last pull.
-        after: the sequence of the last entry that the caller already knows; 0 delivers all entries.
+        outlives: seconds after the last pull until the server deletes the consumer.
+        after: the sequence number of the last entry that the caller has already read. If it is not 0, the consumer
+            delivers only the later writes.
 
     Returns:
-        The consumer's name, and the number of entries that it has yet to deliver.
+        The consumer's name, and the number of entries that the consumer has not delivered yet.
 
     Raises:
         ServerRefused: the bucket does not exist, or the user has no permission to read it.
@@ -271,7 +277,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
 
 
 async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[list[Entry], None]:
-    """Yield the pages of one consumer. If a message was lost, raise Unconfirmed after the entries before it."""
+    """Yield the pages of a new consumer. If a message was lost, yield the earlier entries, then raise Unconfirmed."""
     try:
         consumer = await _BucketConsumer.create(connection, bucket, outlives=LISTING_OUTLIVES_SECONDS)
     except ServerRefused as error:
@@ -293,22 +299,22 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
             short = batch.size < PAGE and not (batch.size and batch.ended)
             if not drained and (short or consumer.lost):
                 raise Unconfirmed(
-                    f"listing bucket {bucket!r} stopped after {consumer.number:,} entries: the server did not send "
-                    "the rest. Try again."
+                    f"listing bucket {bucket!r} failed after {consumer.number:,} entries: the server did not send "
+                    "the remaining entries. Try again."
                 )
 
 
 class _Batch(NamedTuple):
-    """The messages of a consumer that arrived between two reads, up to the first gap."""
+    """The messages that arrived from a consumer between two reads, without those after a lost message."""
 
     entries: list[Entry]
     gone: list[str]
     drained: bool
-    """Whether the server had nothing left for the consumer after one of the messages."""
+    """Whether one of the messages was the last pending message of the consumer."""
     ended: bool
     """Whether the server ended the pull."""
     idle: bool
-    """Whether the server currently has nothing to send."""
+    """Whether the server has sent a heartbeat because it had nothing else to send."""
     broken: bool
     """Whether a message was lost, or the consumer no longer exists."""
 
@@ -319,17 +325,20 @@ class _Batch(NamedTuple):
 
 
 class _BucketConsumer:
-    """A pull consumer of a bucket, with the inbox that receives its messages. Use it as an async context manager."""
+    """A pull consumer of a bucket, and the inbox that receives the consumer's messages.
+
+    Use it as an async context manager.
+    """
 
     def __init__(self, connection: Connection, bucket: str, name: str, waiting: int, losses: int) -> None:
         self.waiting = waiting
-        """The number of entries that the consumer had to deliver when it was created."""
+        """The number of entries that were pending when the consumer was created."""
         self.number = 0
-        """The number of messages that arrived without a gap."""
+        """The number of messages that have arrived before the first lost message."""
         self.sequence = 0
-        """The stream sequence of the last message before a gap."""
+        """The stream sequence of the last of these messages."""
         self.ready = asyncio.Event()
-        """Set when a page can be read: enough messages, the last message, or a status message has arrived."""
+        """Set when a page can be read, because enough messages, the last message or a status message has arrived."""
         self._connection = connection
         self._name = name
         self._root = names.key_subject(bucket, "")
@@ -360,18 +369,18 @@ class _BucketConsumer:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection was lost after the consumer was created. If so, messages may be missing."""
+        """Whether the connection has been lost since the consumer was created. If so, messages may be missing."""
         return self._connection.losses != self._losses or self._connection.closed.is_set()
 
     async def pull(self, request: dict[str, object], page: int = 1) -> None:
-        """Request messages. The event `ready` is set when ``page`` messages have arrived."""
+        """Request messages. The event `ready` will be set once ``page`` messages have arrived."""
         self._page = page
         await self._connection.send(
             f"$JS.API.CONSUMER.MSG.NEXT.{self._name}", msgspec.json.encode(request), reply=self._inbox
         )
 
     async def page_arrived(self) -> None:
-        """Wait until a page is ready, no message has arrived for ``request_timeout``, or the connection is lost."""
+        """Wait until a page is ready or the connection is lost, or until no message arrives for ``request_timeout``."""
         arrived, since = 0, time.monotonic()
         while not self.ready.is_set() and not self.lost:
             await first_of(self.ready, timeout=_CHECK_SECONDS)
@@ -381,7 +390,7 @@ class _BucketConsumer:
                 return
 
     def read(self) -> _Batch:
-        """Return the messages that arrived after the last call, up to the first gap."""
+        """Return the messages that have arrived since the last call, without those after a lost message."""
         messages, self._messages = self._messages, []
         self.ready.clear()
         entries: list[Entry] = []

@@ -1,9 +1,9 @@
-"""Publish cancels, and receive them in a worker.
+"""Publish cancel messages, and receive them in a worker.
 
-On each queue's cancel stream, each worker has a consumer that delivers every cancel. A client publishes the cancel only
-after the server has stored the cancel request. A worker also listens for writes of cancel requests, because they arrive
-sooner. The worker need not wait until a request is stored, because a stop signal guarantees nothing, and because the
-client retries the request until it is durable.
+Each worker has a consumer on the cancel stream of each of its queues, and receives every cancel message. A client
+publishes a cancel message only after the server has stored the cancel request. Workers also listen to the writes of
+cancel requests, because a write arrives sooner than the cancel message. A worker stops the task even if the server has
+not stored the request yet. This is safe, because the client retries the write until the request is stored.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.cancels")
 
 _CONSUMER_OUTLIVES_NANOSECONDS = 300_000_000_000
-"""How long the server keeps a consumer after its worker has disconnected."""
+"""Nanoseconds after a worker disconnects until the server deletes the worker's consumer."""
 _REDELIVER_NANOSECONDS = 1_000_000_000
-"""How long the server waits for an ack before it redelivers a cancel. Receiving a cancel twice is harmless."""
+"""Nanoseconds without an ack until the server redelivers a cancel message. A second delivery is harmless."""
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
-    """Publish a cancel, and return once the server has stored it for every worker."""
+    """Publish a cancel message to the queue's workers, and wait until the server has stored the message."""
     subject = names.cancel_subject(queue)
     data = CancelMessage(task_id, subject).encode()
     await connection.publish(subject, data, {names.CLIENT_HEADER: "cancel"})
 
 
 class CancelListener:
-    """A worker's subscription to every cancel of its queues.
+    """A worker's subscription to all cancels of its queues.
 
     Args:
         connection: the connection.
         intents: the bucket of the cancel requests.
-        worker: the worker's id, which is the name of its consumers.
-        on_cancel: called on the event loop with the task id, the known facts about the cancel, and whether the client
-            also writes a cancel request. It may be called several times for one cancel.
+        worker: the worker's id, which is also the name of the worker's consumers.
+        on_cancel: called on the event loop with the task id, the known details of the cancel, and whether the client
+            also writes a cancel request. It may be called several times for the same cancel.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CancelListener:
         self._stop_overhearing: Unsubscribe | None = None
 
     async def ensure(self, queue: str) -> None:
-        """Create this worker's consumer if it is missing, so that every later cancel is delivered."""
+        """Create this worker's consumer for a queue if it does not exist, so that all later cancels are delivered."""
         streams = await ensure_queue(self._connection, queue)
         if queue not in self._subscriptions:
             inbox = self._connection.client.new_inbox()
@@ -93,7 +93,7 @@ class CancelListener:
             self._stop_overhearing = await self._intents.overhear(self._overheard)
 
     async def close(self) -> None:
-        """Delete this worker's consumers."""
+        """Delete this worker's consumers, and unsubscribe."""
         for streams in self._streams.values():
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{streams.cancels}.{self._worker}")
         for _, subscription in self._subscriptions.values():
@@ -116,7 +116,7 @@ class CancelListener:
                     cancel.ID, CancelRecord(by="a Go client", requested_at=self._connection.clock.now()), False
                 )
         except (MalformedMessage, InvalidTaskId) as error:
-            log.warning("a message on %s is not a valid cancel: %s", names.cancel_subject(queue), error)
+            log.warning("a message on %s is not a valid cancel message: %s", names.cancel_subject(queue), error)
         # The ack is sent last, so that the running task is stopped first.
         spawn(self._ack(message))
 
@@ -127,4 +127,4 @@ class CancelListener:
         try:
             await self._connection.send(message.reply, b"+ACK")
         except ConnectionFailed:
-            log.debug("a cancel could not be acknowledged and will be redelivered")
+            log.debug("a cancel message could not be acknowledged, so the server will redeliver it")

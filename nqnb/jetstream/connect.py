@@ -1,11 +1,11 @@
 """Open a connection to the first server that accepts it, or report why each server failed.
 
-On its own, nats-py retries the first connection for two minutes, and waits forever for a socket whose TLS handshake
-failed. It also mistakes a server that closes the connection for one that is about to answer, and sends plain text to a
-server that must use TLS. Therefore this module tries each address once, with a separate client that stops at its first
-error.
+By itself, nats-py retries the first connection for two minutes. If a TLS handshake fails, nats-py waits forever. If the
+server closes the connection, nats-py does not report an error. If the server does not offer TLS, nats-py sends
+unencrypted data even if the settings require TLS. Therefore, this module tries each address once, with a separate
+client that stops at the first error.
 
-This module also reads credentials files and nkey seeds, and checks them before it signs anything for a server.
+This module also reads and checks credentials files and nkey seeds.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from nqnb.server import detached
 from nqnb.settings import Settings
 
 _CLOSE_SECONDS = 0.2
-"""Seconds to wait for nats-py to close a failed connection. After that, the socket is closed directly."""
+"""Seconds to wait for nats-py to close a failed connection. After this time, the socket is closed directly."""
 _JWT = re.compile(rb"-BEGIN NATS USER JWT-+\s+(\S+)\s+-+END")
 _SEED = re.compile(rb"(?:^|\s)(S[A-Z2-7]{57})(?:\s|$)")
 
 
 class Listener(Protocol):
-    """The callbacks for the events of a connection. They must not raise."""
+    """The callbacks for the events of a connection. A callback must not raise."""
 
     async def when_disconnected(self) -> None:
-        """Handle a lost connection."""
+        """Handle the loss of the connection."""
         ...
 
     async def when_reconnected(self) -> None:
@@ -50,11 +50,11 @@ class Listener(Protocol):
         ...
 
     async def when_closed(self) -> None:
-        """Handle a connection that is closed for good."""
+        """Handle the permanent closing of the connection."""
         ...
 
     async def when_refused(self, error: Exception) -> None:
-        """Handle an error that the server reported without closing the connection."""
+        """Handle an error that the server reports on an open connection."""
         ...
 
 
@@ -62,18 +62,18 @@ L = TypeVar("L", bound=Listener)
 
 
 async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple[L, asyncio.Future[Exception]]:
-    """Connect to the first server that accepts the connection, within ``settings.connect_timeout``.
+    """Connect to the first server that accepts a connection. Wait at most ``settings.connect_timeout``.
 
     Args:
         settings: the addresses and the credentials.
-        listener: a function that creates the listener of a client. It is called for each attempt.
+        listener: a function that creates a listener for a client. It is called for each attempt.
 
     Returns:
-        The listener of the connected client, and a future that receives the client's first error.
+        The listener for the connected client, and a future for the client's first error.
 
     Raises:
-        NoServer: no server accepted the connection. The error states the reason for each address.
-        BadInput: a file with a certificate, key or credentials is invalid.
+        NoServer: no server accepted the connection. The message states the reason for each address.
+        BadInput: a certificate file, key file or credentials file is invalid.
     """
     deadline = time.monotonic() + settings.connect_timeout
     if settings.detached and (server := await _running_detached()) is not None:
@@ -104,13 +104,13 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
 
 
 async def _running_detached() -> detached.Detached | None:
-    """Return the user's detached server if it is running and replies."""
+    """Return the user's detached server, or None if it is not running."""
     found = await asyncio.to_thread(detached.look)
     return found.server if found.condition is detached.Condition.RUNNING else None
 
 
 async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
-    """Close a connection and its socket. Wait at most ``seconds`` for nats-py to do so."""
+    """Close a client. If nats-py does not finish within ``seconds``, close the socket directly."""
     closing = asyncio.ensure_future(client.close())
     # If the socket breaks now, asyncio must not report that the error was never retrieved.
     closing.add_done_callback(lambda task: None if task.cancelled() else task.exception())
@@ -124,7 +124,7 @@ async def leave(client: FastClient, seconds: float = _CLOSE_SECONDS) -> None:
 
 
 def _close_socket(client: FastClient) -> None:
-    """Close the socket, which nats-py leaves open if its own close was cancelled or failed."""
+    """Close the client's socket. nats-py leaves the socket open if its own attempt is cancelled or fails."""
     transport = getattr(client, "_transport", None)
     if isinstance(transport, TcpTransport):
         with contextlib.suppress(OSError, RuntimeError):  # raised for a broken socket or a closed loop
@@ -132,7 +132,7 @@ def _close_socket(client: FastClient) -> None:
 
 
 class _Refused(Exception):
-    """A failed attempt to connect. The future of the attempt has the reason."""
+    """A failed attempt to connect. The future of the attempt contains the error."""
 
 
 class _FirstClient(FastClient):
@@ -143,7 +143,7 @@ class _FirstClient(FastClient):
         self._needs_certificate = False
 
     def reason(self, error: Exception) -> Exception:
-        """Return the error of a failed attempt, or a more precise error."""
+        """Return the error of a failed attempt, or a more specific error."""
         if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
             return Silent() if self.is_connecting else error
         connection_closed = (nats.errors.UnexpectedEOF, ConnectionError, ssl.SSLError)
@@ -219,7 +219,7 @@ def _requires_tls(settings: Settings, url: str) -> bool:
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    """Return the settings as the options of nats-py."""
+    """Convert the settings to options for nats-py."""
     options: dict[str, Any] = {
         "name": settings.name,
         "connect_timeout": settings.connect_timeout,
@@ -244,7 +244,7 @@ def _tls(settings: Settings) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=settings.tls_ca)
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"tls_ca {str(settings.tls_ca)!r} is invalid: no certificate can be read from it ({_why(error)}). "
+            f"tls_ca {str(settings.tls_ca)!r} is invalid: reading a certificate from this file failed ({_why(error)}). "
             "Set tls_ca to the PEM file of the authority that signed the server's certificate."
         ) from None
     if settings.tls_cert:
@@ -254,7 +254,7 @@ def _tls(settings: Settings) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             raise BadInput(
                 f"tls_cert {str(settings.tls_cert)!r} or tls_key {str(settings.tls_key)!r} is invalid: {_why(error)}. "
-                "Set them to the PEM files of a certificate and its key. The key must not have a passphrase."
+                "Set tls_cert and tls_key to the PEM files of a certificate and its key, without a passphrase."
             ) from None
     return context
 
@@ -266,9 +266,9 @@ def _why(error: Exception) -> str:
 
 
 class Credentials:
-    """A credentials file. It is read again for each connection, because such files are renewed.
+    """A credentials file. It is read again for each connection, because its content may have been renewed.
 
-    nats-py is not used to read the file, because it would loop forever if the file had no JWT.
+    nats-py is not used to read the file, because nats-py loops forever if the file contains no JWT.
     """
 
     def __init__(self, path: str) -> None:
@@ -276,7 +276,7 @@ class Credentials:
         self._read = _read_credentials(path)
 
     def sign(self, nonce: str) -> bytes:
-        """Return the signature of the server's nonce. nats-py calls this method before `jwt`."""
+        """Sign the server's nonce, and return the signature. nats-py calls this method before `jwt`."""
         # If the file is currently being rewritten, its previous content is used.
         with contextlib.suppress(BadInput):
             self._read = _read_credentials(self._path)
@@ -288,29 +288,29 @@ class Credentials:
 
 
 def _read_credentials(path: str) -> tuple[bytes, bytes]:
-    """Return the JWT and the seed of a credentials file. Raise BadInput if it has no valid JWT and seed."""
+    """Return the JWT and the seed from a credentials file. Raise BadInput if the file is invalid."""
     text = _read_file("creds", path)
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:
         raise BadInput(
-            f"creds {path!r} is invalid: the file has no NATS user JWT or no seed. "
+            f"creds {path!r} is invalid: the file must contain a NATS user JWT and a seed. "
             "Create the file with `nsc generate creds` or `nats auth`."
         )
     return jwt[1], _checked_seed(seed[1], f"creds {path!r} is invalid: the seed")
 
 
 def read_seed(nkey: str) -> str:
-    """Return the seed for `Settings.nkey`, which is either a seed or the path of a file with a seed.
+    """Return the seed from `Settings.nkey`, which is either a seed or the path of a file that contains a seed.
 
     Raises:
-        BadInput: the file cannot be read, or the seed is missing, invalid or not a user's seed.
+        BadInput: the file cannot be read, or it contains no valid seed of a user.
     """
     if _SEED.fullmatch(nkey.encode()):
         return _checked_seed(nkey.encode(), "nkey is invalid: the seed").decode()
     found = _SEED.search(_read_file("nkey", nkey))
     if found is None:
         raise BadInput(
-            f"nkey {nkey!r} is invalid: the file has no seed (58 characters that begin with SU). "
+            f"nkey {nkey!r} is invalid: the file contains no seed (58 characters, beginning with SU). "
             "Generate a seed with `nk -gen user`."
         )
     return _checked_seed(found[1], f"nkey {nkey!r} is invalid: the seed").decode()
@@ -330,7 +330,7 @@ def _checked_seed(seed: bytes, what: str) -> bytes:
     if binascii.crc_hqx(raw[:-2], 0) != int.from_bytes(raw[-2:], "little"):
         raise BadInput(f"{what} is damaged (its checksum does not match). Copy the seed again.")
     if not seed.startswith(b"SU"):
-        raise BadInput(f"{what} does not belong to a user. Use a user's seed, which begins with SU.")
+        raise BadInput(f"{what} does not belong to a user. Use a seed that begins with SU.")
     return seed
 
 

@@ -1,12 +1,11 @@
-"""Find messages that a server older than 2.11 no longer delivers after it was killed, and have them redelivered.
+"""Find messages that a server older than 2.11 no longer delivers after a crash, and cause it to redeliver them.
 
-When such a server restarts, its consumer may be wrong in two ways. It may count a message as acked although the message
-was only delivered. Or it may never redeliver an unacknowledged message after the ack wait. In both cases, the message
-stays in the stream, and its task would never end. The second case can be detected once the queue has been idle for two
-ack waits.
+When such a server restarts, the state of a consumer may be wrong in two ways: a message that was only delivered may
+count as acked, or an unacked message may not be redelivered after the ack wait. In both cases, the message stays in the
+stream, and its task would never end. The second case can be detected once the queue has been idle for two ack waits.
 
-The remedy is to delete the consumer, because a new consumer starts with all messages of the stream. This is safe,
-because workers can handle the messages of tasks that are running or have ended.
+In both cases, this module deletes the consumer, because a new consumer delivers all messages of the stream. This is
+safe, because workers can handle the messages of tasks that are running or have ended.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ from nqnb.store import StateStore
 log = logging.getLogger("nqnb.pull")
 
 _QUIET_ACK_WAITS = 2.0
-"""The number of ack waits without a delivery after which every redelivery that was due must have happened."""
+"""The number of ack waits without a delivery after which a missing redelivery counts as overdue."""
 _MESSAGES_PER_LOOK = 64
-"""The number of delivered messages that each look checks. The messages of long tasks come first."""
+"""The maximum number of delivered messages that each call of `LostMessages.look` checks, oldest first."""
 
 
 class LostMessages:
-    """The search for lost messages in one queue."""
+    """A repeated search for the lost messages of a queue."""
 
     def __init__(self, connection: Connection, states: StateStore, presence: Presence, queue: str) -> None:
         self._connection = connection
@@ -44,16 +43,20 @@ class LostMessages:
         self._presence = presence
         self._queue = queue
         self._seen, self._first_seen = 0, 0.0
-        """The sequence of the message that the last look found, and when it was first found, on the monotonic clock. A
-        message is not lost if it is found only once, because its ack may be in transit."""
+        """The sequence of the message that the last search found, and the monotonic time at which it was first found.
+
+        A message that was found only once may not be lost, because its ack may be in transit.
+        """
         self._delivered: tuple[str, int] = ("", 0)
         self._quiet_since = 0.0
-        """The consumer's creation time and number of deliveries, and the time since which neither has changed."""
+        """The time at which ``_delivered`` (the consumer's creation time and number of deliveries) last changed."""
         self._allowed = True
         self._checked = False
 
     async def look(self) -> None:
-        """Search for lost messages. If one has been lost for an ack wait, delete the consumer; `PullLoop` recreates it.
+        """Search for lost messages. If a message has been lost for an ack wait, delete the consumer.
+
+        `PullLoop` then recreates the consumer.
 
         Raises:
             NqnbError: the server did not reply.
@@ -78,25 +81,25 @@ class LostMessages:
             if lost != self._seen:
                 self._seen, self._first_seen = lost, now
             elif lost and now - self._first_seen >= ack_wait:
-                log.warning("queue %s: recreating the consumer, because it stopped delivering a message", self._queue)
+                log.warning("queue %s: recreating the consumer, because it did not redeliver a message", self._queue)
                 await connection.api(f"CONSUMER.DELETE.{consumer}")
                 self._seen = 0
         except ServerRefused as error:
             if error.code == 403:
-                log.info("queue %s is not searched for lost messages: %s", self._queue, error)
+                log.info("queue %s cannot be searched for lost messages: %s", self._queue, error)
                 self._allowed = False
             elif error.err_code not in NOT_FOUND:
                 raise
 
     async def _counted_as_acked(self, stream: str, info: Any) -> int:
-        """Return the sequence of the first stored message that the consumer counts as acked, or 0."""
+        """Return the sequence of the first message that is still stored but counts as acked, or 0."""
         async with contextlib.aclosing(self._up_to(stream, info["ack_floor"]["stream_seq"])) as messages:
             async for message in messages:
                 return message.sequence
         return 0
 
     async def _not_redelivered(self, stream: str, info: Any, late: float) -> int:
-        """Return the sequence of the first message whose redelivery is ``late`` seconds overdue, or 0."""
+        """Return the sequence of the first message that should have been redelivered ``late`` seconds ago, or 0."""
         delivered, now = (str(info["created"]), int(info["delivered"]["consumer_seq"])), time.monotonic()
         if delivered != self._delivered or not (info["num_ack_pending"] and info["num_waiting"]):
             self._delivered, self._quiet_since = delivered, now
@@ -112,7 +115,7 @@ class LostMessages:
         return 0
 
     async def _is_lost(self, message: StreamMessage, late: float) -> bool:
-        """Return whether a redelivery is overdue: nothing else delays the task, and no live worker is running it."""
+        """Return whether a delivered message is lost, according to the state of its task."""
         try:
             task_id = TaskMessage.decode(message.data).ID
             entry = await self._states.get(task_id)
@@ -132,6 +135,6 @@ class LostMessages:
         return True
 
     def _up_to(self, stream: str, sequence: int) -> AsyncGenerator[StreamMessage, None]:
-        """Yield the queue's messages up to and including a sequence."""
+        """Yield the queue's messages up to and including the message with this sequence."""
         subject = names.task_subject(self._queue)
         return read_messages(self._connection, stream, end=int(sequence) + 1, subject=subject)

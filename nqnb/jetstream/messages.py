@@ -1,4 +1,4 @@
-"""Read the messages in a stream without consuming them, and delete individual messages."""
+"""Read the messages of a stream without consuming them, and delete single messages."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _CONCURRENT_READS = 64
 
 @dataclass(frozen=True, slots=True)
 class StreamMessage:
-    """A message in a stream. ``stored`` is when the stream stored it, in Unix seconds by the server's clock."""
+    """A message in a stream. ``stored`` is the time at which the server stored it, in Unix seconds."""
 
     sequence: int
     subject: str
     data: bytes
     ours: bool
-    """Whether the message carries nqnb's header."""
+    """Whether the message has nqnb's header."""
     stored: float
 
 
 async def read_messages(
     connection: Connection, stream: str, *, start: int = 1, end: int | None = None, subject: str = ">"
 ) -> AsyncGenerator[StreamMessage, None]:
-    """Yield the messages of a stream, oldest first. A missing stream has no messages.
+    """Yield the messages of a stream, oldest first. If the stream does not exist, yield nothing.
 
     Args:
         connection: the connection.
         stream: the stream.
         start: the first sequence to read.
-        end: the sequence before which to stop; None reads to the end of the stream.
-        subject: the subject of the messages to read, or a pattern with wildcards.
+        end: the sequence after the last sequence to read, or None for the end of the stream.
+        subject: the subject of the messages to read. It may contain wildcards.
     """
     while end is None or start < end:
         body = {"seq": start, "next_by_subj": subject}
@@ -59,9 +59,9 @@ async def read_messages(
 
 
 async def read_all_messages(connection: Connection, stream: str) -> list[StreamMessage]:
-    """Return every message of a stream, including schedules, in no particular order.
+    """Return all messages of a stream, including schedules, in no particular order.
 
-    A schedule that fires during the call may occur twice, but is never missing.
+    A schedule that fires during the call may be returned twice, but is never omitted.
     """
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}"))
     first, end = int(info["state"]["first_seq"]), int(info["state"]["last_seq"]) + 1
@@ -76,12 +76,12 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
 
 
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:
-    """Delete one message from a stream. Do nothing if the message does not exist."""
+    """Delete a message from a stream. Do nothing if the message does not exist."""
     body = {"seq": sequence, "no_erase": True}
     await connection.find(f"STREAM.MSG.DELETE.{stream}", body, MESSAGE_NOT_FOUND)
 
 
 async def read_message(connection: Connection, stream: str, sequence: int) -> bytes | None:
-    """Return the data of one message in a stream, or None if the message does not exist."""
+    """Return the data of a message in a stream, or None if the message does not exist."""
     answer = await connection.find(f"STREAM.MSG.GET.{stream}", {"seq": sequence}, MESSAGE_NOT_FOUND)
     return None if answer is None else base64.b64decode(answer["message"].get("data") or "")

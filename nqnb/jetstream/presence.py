@@ -1,19 +1,22 @@
-"""The presence of workers: one entry per live worker in the bucket ``nq-workers``, with its running tasks.
+"""The presence of workers: the bucket ``nq-workers`` contains an entry for each live worker, with its running tasks.
 
-A worker counts as dead when its entry is older than the ``ttl`` in the entry, by the server's clock.
+A worker counts as dead when its entry is more than ``ttl`` seconds old by the server's clock. ``ttl`` is a field of the
+entry.
 
-The entry contains every task that the worker is running, so that another worker can take over a task that this worker
-has dropped. However, the ids of some 40,000 tasks exceed the server's limit for one message. The worker could then not
-write its presence, and all its leases would expire. Therefore, an entry lists ids only up to a limit. The other ids are
-in a filter, in which each id sets one bit that is chosen by its hash. The filter has two properties:
+The entry describes all tasks that the worker is running, so that another worker can take over a task that this worker
+has dropped. However, the ids of about 40,000 tasks exceed the server's maximum message size. The worker would then be
+unable to write its entry, and all its leases would expire. Therefore, an entry lists ids only up to a limit. The other
+tasks are recorded in a filter: an array of bits, in which each task sets the bit that the hash of its id selects. The
+filter has two properties:
 
-- It never misses a running task, so that no running task is taken over.
-- A task that is not running may look as if it were, because another task has set the same bit. With 16 bits per task,
-  this happens in 6 of 100 cases, and the task's message is nak'ed again. Every entry has a different salt, so that the
-  next check reads different bits. A dropped task is therefore taken over eventually.
+- The bit of a running task is always set, so no running task is taken over.
+- The bit of a task that is not running may also be set, because another task has the same bit. With 16 bits per task,
+  this happens in 6% of cases. The message of such a task is nak'ed again. Every entry has a different salt, so the next
+  check uses a different bit. Therefore, a dropped task is eventually taken over.
 
-The number of unlisted tasks alone would not be enough: every unknown task would have to count as running, and a dropped
-task would wait for as long as its worker lives. Several entries per worker could not be written atomically.
+It would not be enough to store only the number of unlisted tasks: every task that is not listed would have to count as
+running, and a dropped task would wait until its worker stops. Several entries per worker could not be written
+atomically.
 """
 
 from __future__ import annotations
@@ -40,13 +43,13 @@ from nqnb.records import WorkerInfo, moment
 from nqnb.store import Entry
 
 SILENT_SHARE = 0.6
-"""A worker is silent after this share of its TTL. A heartbeat is due after a third of it."""
+"""The share of its TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
 MIN_SILENT_SECONDS = 2.0
-"""No worker is silent earlier, because a busy machine delays heartbeats."""
+"""The minimum number of seconds after which a worker counts as silent, because a busy machine delays heartbeats."""
 
 
 class _Written(NamedTuple):
-    """A presence entry that the server stored between ``asked`` and ``answered``, which are values of `elapsed`."""
+    """A presence entry that the server stored between the times ``asked`` and ``answered``; see `elapsed`."""
 
     worker: str
     revision: int
@@ -55,7 +58,7 @@ class _Written(NamedTuple):
 
 
 class Presence:
-    """The presence bucket. A worker writes its own entry, and clients and workers read all entries."""
+    """The presence bucket. Each worker writes one entry, and clients and workers read all entries."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -67,10 +70,10 @@ class Presence:
         """The last entry that this object wrote."""
 
     async def announce(self, info: WorkerInfo) -> None:
-        """Write or refresh a worker's entry. The write is not retried, because a retry would write outdated tasks.
+        """Write or refresh a worker's entry. The write is not retried, because the list of tasks would be outdated.
 
         Args:
-            info: the worker, with every task that it is running. Pass a `PresenceEntry` if its queues have different
+            info: the worker, with all its running tasks. Pass a `PresenceEntry` if the worker's queues have different
                 ack waits.
 
         Raises:
@@ -85,9 +88,9 @@ class Presence:
         await self._store.delete(worker)
 
     async def read_clock(self) -> None:
-        """Read the server's clock, unless the last time stamp is fresh.
+        """Read the server's clock, unless it was read recently.
 
-        A worker reads the time stamp of its presence entry. A client has no entry and requests the bucket's info.
+        A worker reads the timestamp of its presence entry. A client has no entry, and requests the bucket's info.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for the request.
@@ -107,17 +110,18 @@ class Presence:
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return for how many more seconds a worker counts as alive and running a task, or 0 if it does not.
+        """Return the remaining seconds for which a task counts as running on a live worker, or 0 if it does not.
 
         Args:
-            worker: the worker that the task's entry names.
-            queue: the task's queue, whose ack wait determines the result.
+            worker: the id of the worker that is named in the task's entry.
+            queue: the task's queue. Its ack wait affects the result.
             task_id: the task.
-            written: when the worker wrote the task's entry, by the server's clock. This write is also a sign of life.
-                If it is newer than the worker's presence, the presence cannot contain the task yet.
-            lease: if the presence bucket is younger than this number of seconds, a worker without a presence entry
-                counts as alive until the bucket is that old. The entries of an earlier bucket may have been lost, and
-                each worker needs a moment to write its entry again.
+            written: the time, by the server's clock, at which the worker wrote the task's entry. This write is also a
+                sign of life. If it is later than the worker's presence entry, the presence entry cannot contain the
+                task yet.
+            lease: the age in seconds until which the presence bucket counts as new. If the bucket is new, a worker
+                without a presence entry counts as alive, because the entry may have been in an earlier bucket that was
+                lost, and the worker may not have written it again yet.
         """
         asked = elapsed()
         entry = await self._store.get(worker)
@@ -151,9 +155,9 @@ class Presence:
         self._skips.tell(skipped)
 
     async def silent(self) -> dict[str, float]:
-        """Return the workers that have missed a heartbeat, with the seconds since the last sign of life of each.
+        """Return the ids of the workers that have missed a heartbeat, with the age of each worker's entry in seconds.
 
-        Workers that count as dead are included, as long as they have an entry.
+        Dead workers are included until their entries are deleted.
         """
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
@@ -168,11 +172,11 @@ class Presence:
         return found
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the stored entries of all workers, including dead ones."""
+        """Yield the stored entries of all workers, including dead workers."""
         return self._store.entries()
 
     async def _young_for(self, seconds: float) -> float:
-        """Return the number of seconds until the bucket is ``seconds`` old, or 0 if it is older."""
+        """Return the time in seconds until the bucket is ``seconds`` old, or 0 if it is already older."""
         asked = elapsed()
         try:
             info = await self._connection.api(f"STREAM.INFO.{names.bucket_stream(self._bucket)}")
@@ -187,30 +191,30 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Return the minimum age of an entry at ``asked``, so that no worker counts as dead too early."""
+        """Return the minimum age that an entry had at ``asked``, so that no worker counts as dead too early."""
         return self._clock.earliest(asked) - created
 
 
 BITS_PER_TASK = 16
 _LIST_BYTES = 128 * 1024
-"""The maximum size of the listed ids in bytes: enough for some 5,000 ids that nqnb generated."""
+"""The maximum total size of the listed ids in bytes, which is enough for about 5,000 generated ids."""
 _FILTER_BYTES = 128 * 1024
-"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks, the consumer's limit of unacked messages."""
+"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks, which is the consumer's limit."""
 _SHARE = 4
-"""The list and the filter may each use a quarter of the maximum size of a message."""
+"""The list and the filter may each use a fourth of the maximum message size."""
 _JSON_BYTES = 3
-"""The bytes of the quotes and the comma around an id."""
+"""The number of bytes for the quotes around an id and the comma after it."""
 
 
 class UnlistedTasks(Struct, frozen=True):
-    """A filter of the tasks that are not listed."""
+    """A filter that records the tasks that are not listed in a presence entry."""
 
     salt: bytes
     bits: bytes
 
     @classmethod
     def of(cls, ids: Sequence[str], max_bytes: int) -> UnlistedTasks:
-        """Build the filter of some ids, with at most ``max_bytes`` bytes."""
+        """Create a filter of at most ``max_bytes`` bytes from the ids of the tasks."""
         salt = secrets.token_bytes(8)
         bits = bytearray(max(1, min(max_bytes, len(ids) * BITS_PER_TASK // 8)))
         for task_id in ids:
@@ -219,7 +223,7 @@ class UnlistedTasks(Struct, frozen=True):
         return cls(salt, bytes(bits))
 
     def may_have(self, task_id: str) -> bool:
-        """Return whether the task may be one of the unlisted tasks. A few other tasks also yield True."""
+        """Return whether the task may be an unlisted task. The result is also True for a few other tasks."""
         if not self.bits:
             return True
         bit = _bit(task_id, self.salt, len(self.bits))
@@ -232,30 +236,32 @@ def _bit(task_id: str, salt: bytes, size: int) -> int:
 
 
 class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
-    """The presence entry that a worker writes: its info, a filter of its unlisted tasks, and a TTL for each queue."""
+    """A worker's presence entry: the worker's info, a filter of unlisted tasks, and the TTLs of its queues."""
 
     others: UnlistedTasks | None = None
     ttls: dict[str, float] = msgspec.field(default_factory=dict)
-    """The TTLs, by queue, that are shorter than ``ttl``. After that many seconds without a sign of life, the worker
-    counts as dead for the tasks of that queue. Otherwise, the tasks of a dead worker would wait for the worker's
-    longest ack wait even if their queue has a shorter one."""
+    """The TTLs of the queues whose TTL is shorter than ``ttl``, by queue.
+
+    A queue's TTL is the number of seconds without a sign of life after which the worker counts as dead for the tasks of
+    this queue. With a single TTL, the tasks of every queue would have to wait for the longest ack wait of all queues.
+    """
 
     @classmethod
     def of(cls, info: WorkerInfo, ttls: Mapping[str, float]) -> PresenceEntry:
-        """Return the entry of a worker with several ack waits."""
+        """Create the entry of a worker whose queues have different ack waits."""
         return cls(**{**msgspec.structs.asdict(info), "ttls": dict(ttls)})
 
     def runs(self, task_id: str) -> bool:
-        """Return whether the worker is running a task, according to this entry."""
+        """Return whether the worker is running a task (or may be, if the task is not listed)."""
         return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
 
     @property
     def shortest_ttl(self) -> float:
-        """The shortest TTL of the worker's queues, which determines the interval of its heartbeats."""
+        """The shortest TTL of the worker's queues, which determines the interval between heartbeats."""
         return min([self.ttl, *self.ttls.values()])
 
     def ttl_of(self, queue: str) -> float:
-        """Return for how many seconds after a sign of life the worker counts as alive for a queue's tasks."""
+        """Return the TTL in seconds for a queue's tasks; see `ttls`."""
         return min(self.ttl, max(0.0, self.ttls.get(queue, self.ttl)))
 
 
@@ -263,9 +269,9 @@ _decoder = msgspec.json.Decoder(PresenceEntry)
 
 
 def encode_presence(info: WorkerInfo, max_payload: int) -> bytes:
-    """Encode a worker's entry for a server whose messages have at most ``max_payload`` bytes.
+    """Encode a worker's entry for a server with a maximum message size of ``max_payload`` bytes.
 
-    ``info.running`` must contain every task that the worker is running.
+    ``info.running`` must contain all running tasks of the worker.
     """
     entry = info if isinstance(info, PresenceEntry) else PresenceEntry.of(info, {})
     listed = _count_that_fits(entry.running, min(_LIST_BYTES, max_payload // _SHARE))
@@ -283,7 +289,7 @@ def decode_presence(entry: Entry) -> PresenceEntry:
 
 
 def _count_that_fits(ids: Iterable[str], size: int) -> int:
-    """Return how many ids fit into ``size`` bytes."""
+    """Return the number of ids that fit into ``size`` bytes."""
     count = 0
     for task_id in ids:
         size -= len(task_id.encode()) + _JSON_BYTES

@@ -1,7 +1,7 @@
-"""Pull one queue's tasks: request a task for each free slot, and detect every refusal immediately.
+"""Pull the tasks of a queue: request a task for each free slot, and detect every refusal immediately.
 
-One inbox subscription receives the tasks and the server's status messages. Unsubscribing cancels the pulls, because
-the server drops pulls that have no subscriber.
+A single subscription receives both the tasks and the server's status messages. To cancel the pulls, the worker ends the
+subscription, because the server drops a pull whose reply subject has no subscriber.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from nqnb.protocol import names
 log = logging.getLogger("nqnb.pull")
 
 PULL_EXPIRES_SECONDS = 30.0
-"""Seconds for which a pull waits on the server for tasks."""
+"""Seconds for which the server holds a pull open to wait for tasks."""
 IDLE_HEARTBEAT_SECONDS = 5.0
-"""Seconds between the server's heartbeats while a pull waits."""
+"""Seconds between the heartbeats that the server sends while a pull is open and there is nothing to deliver."""
 PAUSE_CHECK_SECONDS = 0.5
 """Seconds between two checks of whether the queue is paused."""
 PAUSE_AGAIN_SECONDS = 5.0
-"""Seconds after which a paused queue's consumer is paused again, because a Go worker may have recreated it."""
+"""Seconds after which the consumer of a paused queue is paused again, in case a Go worker has recreated it."""
 
 
 class PullLoop:
-    """The pulls of one queue's tasks.
+    """The pull requests for the tasks of a queue.
 
     Args:
         connection: the connection.
         queue: the queue's name.
         on_delivery: called on the event loop with each delivery.
-        wake: called when tasks can be requested, or when `check` must repair something.
-        arrived: returns the arrival time of the message that is being read, as a value of `elapsed`.
+        wake: called when the worker should request tasks or call `check`.
+        arrived: returns the time of `elapsed` at which the current message arrived.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class PullLoop:
     ) -> None:
         self.queue = queue
         self.ack_wait = connection.settings.ack_wait
-        """The consumer's ack wait, in seconds."""
+        """The consumer's ack wait in seconds."""
         self.asked = 0
-        """The number of tasks that were requested and have not arrived yet."""
+        """The number of tasks that have been requested but have not arrived yet."""
         self._connection = connection
         self._on_delivery = on_delivery
         self._wake = wake
@@ -74,7 +74,7 @@ class PullLoop:
         self._broken = False
         self._pause = 0.0
         self._not_before = 0.0
-        """When a pull that the server refused may be retried, on the loop's clock."""
+        """The loop time before which no pull is sent, because the server refused the last pull."""
         self._pauses = KeyValueStore(connection, connection.settings.queue_bucket)
         self._paused = False
         """Whether the queue is paused."""
@@ -82,7 +82,7 @@ class PullLoop:
         self._checked = self._paused_again = 0.0
 
     async def ensure(self) -> bool:
-        """Find or create the queue's streams and its consumer, and return whether the consumer was created.
+        """Find or create the streams and the consumer of the queue, and return whether the consumer was created.
 
         Raises:
             ServerRefused: the user has no permission to create a stream or the consumer.
@@ -96,7 +96,7 @@ class PullLoop:
         return self._limits.made
 
     async def ask(self, count: int) -> None:
-        """Request at most ``count`` more tasks, within the consumer's limit. They arrive once the queue has tasks."""
+        """Request at most ``count`` more tasks, up to the consumer's limit. The tasks may arrive much later."""
         count = min(count, self._limits.max_batch)
         expires = min(PULL_EXPIRES_SECONDS, self._limits.max_expires)
         heartbeat = min(IDLE_HEARTBEAT_SECONDS, expires / 2.5)
@@ -105,7 +105,7 @@ class PullLoop:
         )
 
     async def probe(self, count: int) -> None:
-        """Request at most ``count`` of the pending tasks while no other pull is open. Return once they have arrived."""
+        """Request at most ``count`` of the pending tasks, and wait for them. No other pull may be open."""
         count = min(count, self._limits.max_batch)
         probe = self._probe = asyncio.get_running_loop().create_future()
         await self._request({"batch": count, "no_wait": True}, count)
@@ -125,9 +125,9 @@ class PullLoop:
         self._end_probe()
 
     async def check(self) -> None:
-        """Repair the pulls if the consumer was deleted or the server has lost a pull.
+        """Recreate the consumer if it was deleted, and start new pulls if the server has dropped the earlier pulls.
 
-        Call this method often. A failed repair is logged, and the next call retries it.
+        Call this method often. If a repair fails, the error is logged, and the next call tries again.
         """
         self._check_pause()
         silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
@@ -140,10 +140,10 @@ class PullLoop:
             await self.ensure()
         except NqnbError as error:
             if not self._connection.outage.took(error):
-                log.warning("pulling from queue %s failed: %s", self.queue, error)
+                log.warning("requesting tasks from queue %s failed: %s", self.queue, error)
 
     def reset(self) -> None:
-        """Start again after a reconnect, because the server has dropped the pulls."""
+        """Withdraw all pulls after a reconnect, because the server has dropped them. `check` then repairs the loop."""
         self.withdraw()
         self._broken = True
 
@@ -174,7 +174,7 @@ class PullLoop:
                 self._paused_again = now
                 await pause_consumer(self._connection, self._streams.tasks, self._paused)
         except NqnbError as error:
-            log.debug("checking whether queue %s is paused failed: %s", self.queue, error)
+            log.debug("the check for a pause of queue %s failed: %s", self.queue, error)
         finally:
             self._checking = False
             self._wake()
@@ -191,7 +191,7 @@ class PullLoop:
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
     def _receiver(self) -> Callable[[Message], None]:
-        """Return a callback for messages, which checks whether its subscription is still the current one."""
+        """Return a message callback that checks whether its subscription has been replaced."""
         inbox = self._inbox
 
         def receive(message: Message) -> None:
