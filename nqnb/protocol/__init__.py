@@ -1,1 +1,1 @@
-"""The code that decides or changes the state of a task: the wire format, the verdicts and the operations."""
+"""The task protocol: the message format, the rules for each state change, and the operations on tasks."""

@@ -1,8 +1,8 @@
-"""The interfaces that the protocol depends on: a server, a state store and a delivery.
+"""The interfaces that the protocol depends on: the server, the state store and deliveries.
 
-`nqnb.jetstream.backend.Backend` implements `QueueBackend`. The explorer in ``tests/model`` runs the protocol's
-coroutines against a simulated `TaskBackend`, one awaited call at a time. Therefore the protocol sleeps, reads clocks
-and asks the server only through these interfaces.
+`nqnb.jetstream.backend.Backend` implements `QueueBackend`. The model checker in ``tests/model`` runs the protocol's
+coroutines against a simulated `TaskBackend`. Therefore, the protocol may sleep, read clocks and contact the server only
+through these interfaces.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 
 class Acknowledgement(Protocol):
-    """The server's confirmation that it stored a message."""
+    """The server's confirmation that a message was stored."""
 
     @property
     def sequence(self) -> int:
-        """The message's sequence in its stream."""
+        """The stream sequence of the message."""
         ...
 
     @property
@@ -35,22 +35,22 @@ class StoredMessage(Protocol):
 
     @property
     def sequence(self) -> int:
-        """The message's sequence in its stream."""
+        """The stream sequence of the message."""
         ...
 
     @property
     def data(self) -> bytes:
-        """The task, encoded."""
+        """The encoded task."""
         ...
 
     @property
     def ours(self) -> bool:
-        """Whether the message has nqnb's header. Messages from Go clients lack it."""
+        """Whether nqnb published the message. Messages from Go clients lack the nqnb header."""
         ...
 
     @property
     def stored(self) -> float:
-        """When the stream stored the message, in Unix seconds by the server's clock."""
+        """The time at which the server stored the message, in Unix seconds."""
         ...
 
 
@@ -61,29 +61,29 @@ class TaskDelivery(Protocol):
     queue: str
     sequence: int
     deliveries: int
-    """How many times the server has delivered the message, including this delivery."""
+    """The number of times the message has been delivered, including this delivery."""
     ours: bool
-    """Whether the message has nqnb's header. Messages from Go clients lack it."""
+    """Whether nqnb published the message. Messages from Go clients lack the nqnb header."""
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float
-    """When the delivery arrived, on the clock of `nqnb.clock.elapsed`."""
+    """The time at which the delivery arrived, on the clock of `nqnb.clock.elapsed`."""
     stored: float
-    """When the stream stored the message, in Unix seconds by the server's clock."""
+    """The time at which the server stored the message, in Unix seconds."""
     void: bool
-    """Whether the message's stream was deleted. Then the message is not acked or nak'ed: a new stream numbers its
-    messages from 1 again, so the ack or nak would be for another task's message."""
+    """Whether the message's stream was deleted. If so, the message must not be acked or nak'ed, because another task's
+    message may have the same sequence in a new stream."""
 
     def now(self) -> float:
-        """Return the current server time, in Unix seconds, as accurately as it is known without a request."""
+        """Return an estimate of the current server time, in Unix seconds, without a request to the server."""
         ...
 
     async def ack(self) -> None:
-        """Ack the message, so that the server removes it."""
+        """Ack the message. The server then removes the message."""
         ...
 
     async def nak(self, delay: float = 0.0) -> None:
-        """Nak the message, so that the server redelivers it after ``delay`` seconds."""
+        """Nak the message. The server redelivers the message after ``delay`` seconds."""
         ...
 
     async def in_progress(self) -> bool:
@@ -96,60 +96,60 @@ class TaskDelivery(Protocol):
 
 
 class CancelRequests(Protocol):
-    """The bucket ``nq-cancel``, which has the cancel requests ("intents") by task id."""
+    """The bucket ``nq-cancel``, which stores each cancel request ("intent") under the id of its task."""
 
     async def get(self, key: str) -> Entry | None:
-        """Return the request of a task, read through the leader, or None if the task has no request."""
+        """Read a task's request through the leader, and return None if the task has no request."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
-        """Write the first request of a task. Raises `RevisionConflict` if the task already has a request."""
+        """Write a task's request, or raise `RevisionConflict` if the task already has a request."""
         ...
 
     async def retire(self, key: str, revision: int) -> None:
-        """Replace exactly that revision of a request with a tombstone, or raise `RevisionConflict` if it changed."""
+        """Replace a request with a tombstone, or raise `RevisionConflict` if the request has a newer revision."""
         ...
 
     async def delete(self, key: str, revision: int | None = None) -> None:
-        """Remove a request. If a revision is passed, only that revision is removed."""
+        """Remove a request. If ``revision`` is passed, a request with a newer revision is kept."""
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield every request."""
+        """Yield all cancel requests."""
         ...
 
 
 class WorkerPresence(Protocol):
-    """The record of which workers are alive."""
+    """Information about which workers are alive."""
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return how many more seconds a worker counts as alive and running a task, or 0 if it does not."""
+        """Return for how many more seconds a worker is presumed to be running a task, or 0."""
         ...
 
     def live(self) -> AsyncIterator[WorkerInfo]:
-        """Yield the workers that are alive."""
+        """Yield the live workers."""
         ...
 
 
 class OutageLog(Protocol):
-    """The log of outages, during which the server is unavailable."""
+    """A log of the periods in which the server was unavailable."""
 
     @property
     def active(self) -> bool:
-        """Whether an outage was detected and has not ended yet."""
+        """Whether the server is currently considered unavailable."""
         ...
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error. Return whether an outage caused it. If so, the caller need not log the error."""
+        """Report an error, and return whether an outage caused the error. If so, the caller need not log the error."""
         ...
 
 
 class TaskBackend(Protocol):
-    """The backend of the operations on one task. A call either takes effect exactly once or raises."""
+    """The backend for operations on single tasks. Each call either takes effect exactly once or raises an error."""
 
     @property
     def states(self) -> StateStore:
-        """The entries of all tasks, by task id: the bucket ``nq-store``."""
+        """The bucket ``nq-store``, which stores the entry of each task under the task's id."""
         ...
 
     @property
@@ -159,63 +159,66 @@ class TaskBackend(Protocol):
 
     @property
     def presence(self) -> WorkerPresence:
-        """The record of which workers are alive."""
+        """Information about which workers are alive."""
         ...
 
     @property
     def outage(self) -> OutageLog:
-        """The log of outages."""
+        """The log of server outages."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is closed and will not reconnect."""
+        """Whether the connection has been closed permanently."""
         ...
 
     @property
     def max_payload(self) -> int:
-        """The size of the largest message that the server accepts, in bytes."""
+        """The maximum message size that the server accepts, in bytes."""
         ...
 
     @property
     def retry_for(self) -> float:
-        """How long a client retries a request that the server did not confirm, in seconds."""
+        """How long an unconfirmed request is retried, in seconds."""
         ...
 
     @property
     def terminal_ttl(self) -> float | None:
-        """How long the entry of an ended task is kept, in seconds. None means until it is pruned."""
+        """How long the entry of an ended task is kept, in seconds. If None, the entry is kept until it is pruned."""
         ...
 
     def now(self) -> float:
-        """Return the current server time, in Unix seconds, as accurately as it is known without a request."""
+        """Return an estimate of the current server time, in Unix seconds, without a request to the server."""
         ...
 
     def earliest_now(self) -> float:
-        """Return the earliest possible current server time, in Unix seconds."""
+        """Return a lower bound for the current server time, in Unix seconds."""
         ...
 
     async def read_now(self) -> float:
-        """Return the current server time, in Unix seconds. If the last reading is old, the server is asked."""
+        """Return the current server time, in Unix seconds. If the known time is outdated, the server is queried."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait before the next attempt."""
+        """Sleep for ``seconds`` before the next attempt."""
         ...
 
     def spared_for(self, seconds: float) -> float:
-        """Return how many more seconds all workers count as alive. They do so for ``seconds`` after an outage."""
+        """Return for how many more seconds all workers are presumed alive.
+
+        After an outage, all workers are presumed alive for ``seconds``.
+        """
         ...
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
-        """Retry an idempotent request until it is confirmed, for at most `retry_for` seconds.
+        """Send an idempotent request, and retry for up to `retry_for` seconds until the request is confirmed.
 
-        A missing stream or bucket is recreated.
+        Missing streams and buckets are recreated.
         """
         ...
 
     async def ensure_queue(self, queue: str) -> object:
-        """Create the streams of a queue that do not exist yet."""
+        """Create the streams of a queue unless they already exist."""
         ...
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> Acknowledgement:
@@ -223,13 +226,13 @@ class TaskBackend(Protocol):
         ...
 
     async def takes_schedules(self, queue: str) -> bool:
-        """Return whether a queue's stream accepts schedules."""
+        """Return whether a queue's stream supports schedules."""
         ...
 
     async def schedule_task(
         self, queue: str, task_id: str, data: bytes, at: float, message_id: str
     ) -> Acknowledgement | None:
-        """Schedule a task message, which the server publishes once. Return None if the server refuses the schedule."""
+        """Schedule a task message to be published once. Return None if the server refuses the schedule."""
         ...
 
     async def unschedule_task(self, queue: str, task_id: str) -> None:
@@ -245,62 +248,62 @@ class TaskBackend(Protocol):
         ...
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
-        """Return whether the message has never been delivered to a worker."""
+        """Return whether a task message has never been delivered to a worker."""
         ...
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:
-        """Publish a cancel to all workers, and return once the server has stored it."""
+        """Publish a cancel to all workers, and wait until the server has stored the message."""
         ...
 
 
 class StatePage(Protocol):
-    """Changes to entries that arrived together; see `nqnb.jetstream.bucket_reader`."""
+    """A batch of changes to entries; see `nqnb.jetstream.bucket_reader`."""
 
     @property
     def entries(self) -> Sequence[Entry]:
-        """The entries that were written."""
+        """The entries that were created or updated."""
         ...
 
     @property
     def gone(self) -> list[str]:
-        """The keys that were deleted."""
+        """The keys of the entries that were deleted."""
         ...
 
     @property
     def complete(self) -> bool:
-        """Whether all entries that existed at the start have arrived."""
+        """Whether the watch has yielded all entries that existed when it started."""
         ...
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is lost."""
+        """Whether the connection to the server is lost."""
         ...
 
     @property
     def anew(self) -> bool:
-        """Whether the pages before this one are no longer valid."""
+        """Whether all earlier pages are no longer valid."""
         ...
 
 
 class SkippedEntries(Protocol):
-    """The log of entries that a listing cannot decode."""
+    """A log of the entries that listings could not decode."""
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log the keys of the entries that a listing skipped, each with the reason."""
+        """Log the keys of the skipped entries and the reason for each."""
         ...
 
 
 class QueueBackend(TaskBackend, Protocol):
-    """The backend of the operations on whole queues, of listings and of results."""
+    """The backend for operations on queues, listings and results."""
 
     @property
     def results(self) -> StateStore:
-        """The results that are too large for an entry."""
+        """The store for results that are too large for an entry."""
         ...
 
     @property
     def skips(self) -> SkippedEntries:
-        """The log of entries that listings skipped."""
+        """The log of the entries that listings could not decode."""
         ...
 
     @property
@@ -329,17 +332,17 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams and its pause."""
+        """Delete a queue's streams and the record of its pause."""
         ...
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the subjects in a queue's streams that do not belong to the queue, by stream."""
+        """Return the subjects that are unrelated to a queue but are in its streams, grouped by stream name."""
         ...
 
     async def queue_created_at(self, queue: str) -> float:
-        """Return when a queue's stream was created, in Unix seconds, or infinity if the queue has no stream."""
+        """Return the creation time of a queue's stream, in Unix seconds, or infinity if the queue has no stream."""
         ...
 
     def watch_states(self) -> AsyncGenerator[StatePage, None]:
-        """Yield all entries, then each change to an entry."""
+        """Yield all existing entries, then each change to an entry."""
         ...

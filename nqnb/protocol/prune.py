@@ -1,4 +1,4 @@
-"""Prunes old tasks: entries of ended tasks whose messages are gone, with their results and cancel requests."""
+"""Removes the entries, results and cancel requests of tasks that ended long ago and have no message."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from nqnb.records import PruneReceipt
 from nqnb.store import Entry
 
 ORPHANED_SECONDS = 3600.0
-"""Results and requests without an entry are kept for this time, because the entry may not have been written yet."""
+"""How long results and cancel requests without an entry are kept, in seconds.
+
+The entry may not have been written yet.
+"""
 
 
 async def prune(
     backend: QueueBackend, older_than: Duration, queue: str | None = None, *, dry_run: bool = False
 ) -> PruneReceipt:
-    """Remove tasks that ended long ago; see `Client.prune`."""
+    """Remove old tasks that have ended; see `Client.prune`."""
     seconds = check_seconds("older_than", older_than)
     queue = None if queue is None else names.check_queue(queue)
     dry_run = check_flag("dry_run", dry_run)
@@ -32,7 +35,7 @@ async def prune(
     before = now - seconds
     ended: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
-    """The key of each task's result, by task id. None if the task may still get a result."""
+    """The result key of each task, by task id. None means that the task may still produce a result."""
     async for entry, task in task_entries(backend, queue):
         kept_results[task.ID] = task.meta.result_key if task.Status.terminal else None
         if lifecycle.prune(task, written=entry.created, before=before, has_message=False):
@@ -78,14 +81,17 @@ async def prune(
 
 
 async def _remove_result(backend: QueueBackend, key: str) -> None:
-    """Remove a result without leaving a tombstone, because no worker writes to its key any more."""
+    """Remove a result without leaving a tombstone, because no worker will write to the same key again."""
     entry = await backend.results.get(key)
     if entry is not None:
         await backend.results.delete(key, entry.revision)
 
 
 async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
-    """Return the ids of all tasks with a message in a queue's stream. The set is empty if the queue does not exist."""
+    """Return the ids of all tasks that have a message in a queue's stream.
+
+    If the queue does not exist, the set is empty.
+    """
     stream = await backend.find_queue(queue)
     if stream is None:
         return set()
@@ -97,7 +103,7 @@ async def _ids_in_stream(backend: QueueBackend, queue: str) -> set[str]:
 
 
 async def _orphaned_results(backend: QueueBackend, kept: dict[str, str | None], before: float) -> AsyncIterator[Entry]:
-    """Yield the results that no entry refers to or will refer to."""
+    """Yield the old results that no longer belong to any task."""
     async for result in backend.results.entries():
         task_id = result.key.rpartition(".")[0]
         if (

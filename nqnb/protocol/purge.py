@@ -1,7 +1,7 @@
-"""Purges a queue: ends the waiting tasks, and leaves the running tasks alone.
+"""Purges a queue: ends its waiting tasks without affecting its running tasks.
 
-The final state of a task is written to its entry by compare-and-set before its message is removed. So a task that a
-worker has claimed in the meantime keeps running, and no message is removed before its task has ended.
+Each task's final state is written by compare-and-set before the task's message is removed. If a worker has claimed the
+task in the meantime, the write fails, so the message is kept and the task continues to run.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ async def purge_queue(
         backend: the backend to use.
         queue: the queue.
         by: the name of the user who purges the queue, for the receipts.
-        progress: called with the number of tasks that are done and the total.
-        owed: receives, by id, the tasks whose final entries did not fit into a full store. The caller ends these tasks
-            with `end_waiting_task` once there is room. If ``owed`` is None, a full store is an error.
+        progress: called with the number of tasks processed so far and the total.
+        owed: a dict to which tasks are added, by id, if their final entries do not fit into the store. The caller must
+            end these tasks with `end_waiting_task` once there is room. If ``owed`` is None, `NoRoom` is raised instead.
 
     Raises:
         NoRoom: the store is full, so the final states of some tasks were not written.
@@ -64,13 +64,13 @@ async def purge_queue(
 
 
 async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMessage, by: str) -> Status | None:
-    """End the task of a message without an entry, whose submitter died before it created the entry.
+    """End a task that has a message but no entry, because its submitter died before creating the entry.
 
-    The final entry is written before the message is removed. So a worker that receives the message in the meantime
-    either finds the final entry, or has already created an entry and runs the task.
+    The final entry is written before the message is removed. If a worker receives the message in the meantime and
+    finds no entry, the worker creates an entry, and the task runs instead of being ended.
 
     Returns:
-        Deleted, or None if the message stays.
+        Deleted, or None if the message was kept.
     """
     try:
         task = TaskMessage.decode(message.data)
@@ -94,7 +94,7 @@ async def end_unwritten_task(backend: TaskBackend, queue: str, message: StoredMe
 
 
 def new_record(backend: TaskBackend, by: str) -> CancelRecord:
-    """Return the record of a cancel that is requested now."""
+    """Return a cancel record with the current time as the time of the request."""
     return CancelRecord(by=by, requested_at=backend.now())
 
 
@@ -105,7 +105,10 @@ async def _end_waiting(
     progress: ProgressCallback | None,
     callers_owed: dict[str, TaskMessage] | None,
 ) -> dict[Status | None, int]:
-    """End all waiting tasks of a queue, and count them by final state. None counts tasks that a worker has claimed."""
+    """End all waiting tasks of a queue, and return the number of tasks for each final state.
+
+    Tasks that a worker claimed in the meantime are counted under None.
+    """
     total = sum([info.pending + info.scheduled async for info in backend.queues() if info.name == queue])
     record = new_record(backend, by)
     ended: dict[Status | None, int] = {}
@@ -131,8 +134,8 @@ async def _end_waiting(
         full = await _end_owed(backend, owed, record, count, wait=callers_owed is None)
     if full is not None and callers_owed is None:
         raise NoRoom(
-            f"queue {queue!r} was purged, but the states of {len(owed):,} tasks were not written: {clause(full)}. "
-            "Free up space before you purge another queue.",
+            f"queue {queue!r} was purged, but the final states of {len(owed):,} tasks were not written: "
+            f"{clause(full)}. Free up space before purging another queue.",
             full.subject,
             full.code,
             full.err_code,
@@ -149,10 +152,10 @@ async def _end_owed(
     *,
     wait: bool,
 ) -> NoRoom | None:
-    """End the tasks whose entries were removed to make room; return the last `NoRoom` error, or None if all have ended.
+    """End the tasks in ``owed``, and return the last `NoRoom` error, or None if all of these tasks have ended.
 
-    A task is removed from ``owed`` once its final entry is written, and ``count`` is called with its final state. If
-    ``wait`` is True and there is no room, the writes are retried for ``retry_for`` seconds.
+    After a task's final entry has been written, the task is removed from ``owed``, and ``count`` is called with the
+    final state. If ``wait`` is True, writes that fail for lack of room are retried for ``retry_for`` seconds.
     """
     until = time.monotonic() + backend.retry_for
     full: NoRoom | None = None

@@ -1,7 +1,7 @@
-"""Submits ended tasks again, and finds the requeued copies of tasks.
+"""Requeues ended tasks, and finds the copies of requeued tasks.
 
-A copy is a new task, because a terminal state never changes. So the entry of the original is not changed. The
-``origin`` of the copies shows that a task was requeued.
+A requeue submits a copy as a new task and does not change the original, because a final state never changes. The
+``origin`` of each copy is the id of the original task.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nqnb.protocol.wire import Meta, TaskMessage
 
 
 async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
-    """Submit an ended task again, and return the new task; see `Client.requeue`."""
+    """Submit a copy of an ended task, and return the copy; see `Client.requeue`."""
     seen = await read_entry(backend, task_id)
     if seen.malformed is not None:
         raise seen.malformed
@@ -27,15 +27,15 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
     step = lifecycle.requeue(task)
     if step is RequeueStep.NOT_ENDED:
         raise NotRequeueable(
-            f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait until it ends, or cancel it "
-            "first.",
+            f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait for the task to end, or "
+            "cancel it first.",
             task_id,
             task.Status,
         )
     if step is RequeueStep.NO_PAYLOAD:
         raise NotRequeueable(
-            f"task {task_id!r} cannot be requeued: its payload is not stored, because it was empty or too large for "
-            "the state bucket. Submit a new task.",
+            f"task {task_id!r} cannot be requeued: the payload was empty or too large to be stored with the state. "
+            "Submit a new task.",
             task_id,
             task.Status,
         )
@@ -53,21 +53,21 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
 
 
 class Requeues:
-    """A map from requeued tasks to their latest copies. Add all tasks of a queue before you call `of`."""
+    """The latest copies of requeued tasks. Add all tasks of a queue before calling `of`."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
 
     def add(self, task: TaskMessage) -> None:
-        """Add a task. A task that is not a copy has no effect."""
+        """Add a task. Tasks that are not copies are ignored."""
         if origin := task.meta.origin:
             copy = (task.meta.submitted_at, task.ID)
             self._latest[origin] = max(self._latest.get(origin, copy), copy)
 
     def of(self, task: TaskMessage) -> str:
-        """Return the id of the latest copy of an ended task, or an empty string if the task was not requeued.
+        """Return the id of the latest copy of an ended task, or an empty string if no later copy exists.
 
-        All copies refer to the original task. So an earlier copy that has ended also counts as requeued.
+        All copies have the same ``origin``, so the latest copy is also found for an earlier copy.
         """
         _, latest = self._latest.get(task.meta.origin or task.ID, (0.0, ""))
         return latest if task.Status.terminal and latest != task.ID else ""

@@ -1,4 +1,7 @@
-"""Finds out whether a worker is serving a queue: nqnb workers register, and Go workers have pulls and leased tasks."""
+"""Determines whether a worker is serving a queue.
+
+nqnb workers register with the server. Go workers do not, but their pull requests and leased tasks can be detected.
+"""
 
 from __future__ import annotations
 
@@ -16,33 +19,36 @@ from nqnb.records import QueueService, TaskInfo
 log = logging.getLogger("nqnb.client")
 
 _LOOK_SECONDS = 1.0
-"""The time limit of a check for a queue's workers, and how long its result remains valid, in seconds."""
+"""The time limit of a check for workers, in seconds. The result is also reused for this long."""
 _LOOK_DELAY_SECONDS = 2.0
-"""Seconds between the first task of a queue and the check for its workers, which may start in the meantime."""
+"""The delay of the check for a queue's workers, in seconds. During this time, a worker may still start."""
 
 
 class ServingBackend(Protocol):
     """The part of a backend that `Serving` needs."""
 
     async def service_of(self, queue: str) -> QueueService:
-        """Return the workers that are serving a queue."""
+        """Return information about the workers that are serving a queue."""
         ...
 
 
 class Serving:
-    """A background check of whether workers are serving the queues that a client uses."""
+    """Background checks for queues that no worker is serving."""
 
     def __init__(self, backend: Callable[[], ServingBackend]) -> None:
         self._backend = backend
         self._seen: set[str] = set()
-        """The queues that have been checked or will be checked."""
+        """The queues for which `look_soon` has been called."""
         self._asked: set[str] = set()
-        """The queues for which the caller reports missing workers itself. Nothing is logged about these queues."""
+        """The queues for which `is_missing` has been called. `Serving` logs nothing about these queues."""
         self._looks: dict[str, tuple[float, asyncio.Task[QueueService | None]]] = {}
         self._later: set[asyncio.Task[None]] = set()
 
     def look_soon(self, queue: str) -> None:
-        """Log a warning if no worker is serving the queue two seconds later. Only the first call for a queue counts."""
+        """Log a warning if no worker is serving the queue after two seconds.
+
+        Further calls for the same queue do nothing.
+        """
         if queue not in self._seen:
             self._seen.add(queue)
             task = spawn(self._look_later(queue))
@@ -50,11 +56,11 @@ class Serving:
             task.add_done_callback(self._later.discard)
 
     async def is_missing(self, queue: str, task: TaskInfo | None = None) -> bool:
-        """Return whether no worker is serving a queue, or False if the server does not answer in time.
+        """Return whether no worker is serving a queue. If the server does not answer in time, return False.
 
         Args:
-            queue: the queue. From now on, `look_soon` logs nothing about it.
-            task: a task that its last worker may still lease. This lease does not count as a sign of a live worker.
+            queue: the name of the queue. After this call, `look_soon` logs nothing about the queue.
+            task: a task whose worker may be dead. The lease on this task does not count as evidence of a live worker.
         """
         self._asked.add(queue)
         service = await self._look(queue)
@@ -91,5 +97,5 @@ class Serving:
 
 
 def unserved(queue: str) -> str:
-    """Return the warning that no worker is serving a queue."""
+    """Return a warning that no worker is serving a queue."""
     return f"no worker is serving queue {queue!r}: its tasks are waiting. Start a worker, or check the queue name."

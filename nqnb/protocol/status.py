@@ -1,6 +1,6 @@
-"""Defines NQ's task states, and the subsets of them that callers can select.
+"""Defines NQ's task states, and an additional state by which callers can select tasks.
 
-This module imports nothing from nqnb, so that `nqnb.errors` can import it.
+This module does not import any other nqnb module, so that `nqnb.errors` can import this module.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ import enum
 
 
 class Status(enum.IntEnum):
-    """The state of a task, with the same numbers as in NQ."""
+    """A task state. The numeric values are the same as in NQ."""
 
     PENDING = 0
     PROCESSING = 1
     FAILED = 2
     COMPLETED = 3
     CANCELLED = 4
-    """Cancelled after it had started, or while it waited for a retry."""
+    """Cancelled after the task had started, possibly while it was waiting for a retry."""
     DELETED = 5
-    """Cancelled before it started."""
+    """Cancelled before the task started."""
 
     def __str__(self) -> str:
-        """Return the label, so that a printed state is readable."""
+        """Return the state's label."""
         return self.label
 
     def __format__(self, format_spec: str) -> str:
-        """Format the label."""
+        """Return the state's label, formatted according to the format specification."""
         return format(self.label, format_spec)
 
     @property
@@ -35,22 +35,22 @@ class Status(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The state's name in lower case, as it is displayed."""
+        """The displayed name of the state, in lower case."""
         return self.name.lower()
 
 
 class Waiting(enum.Enum):
-    """A subset of a state that callers can select as if it were a state."""
+    """A group of Pending tasks that callers can select like a state."""
 
     SCHEDULED = "scheduled"
-    """Pending, but not due yet, because the task starts in the future or waits for a retry."""
+    """Pending but not due yet. The task has a future start time or is waiting for a retry."""
 
     @property
     def terminal(self) -> bool:
-        """Whether this state is final: always False."""
+        """False, because a waiting task has not ended."""
         return False
 
     @property
     def label(self) -> str:
-        """The state's name, as it is displayed."""
+        """The displayed name of the state."""
         return self.value

@@ -84,7 +84,7 @@ async def test_a_purge_that_frees_too_little_room_reports_the_rest(nq: nqnb.Clie
         told = str(error)
     else:
         pytest.skip("the server was less than three small tasks above its limit")
-    assert "the states of 3 tasks were not written" in told
+    assert "the final states of 3 tasks were not written" in told
     assert "was removed and will not run" in told
     assert "max_file_store" in told
     assert [info.pending for info in await nq.queues() if info.name == "small"] == [0]

@@ -213,7 +213,7 @@ class TestRequeue:
     async def test_only_with_its_payload(self, nq: nqnb.Client) -> None:
         ended = TaskMessage(ID="large", Queue="work", Status=Status.FAILED, Meta=Meta())
         await nq.backend.states.create("large", ended.encode())
-        with pytest.raises(nqnb.NotRequeueable, match=r"payload is not stored"):
+        with pytest.raises(nqnb.NotRequeueable, match=r"payload was empty or too large"):
             await nq.requeue("large")
 
 
