@@ -1,7 +1,7 @@
-"""Count the tasks that wait for their time although their messages were delivered.
+"""Count the tasks that are not due yet although their messages have been delivered.
 
-A worker that receives a task before its start time, or before its retry is due, naks the message with a delay. The
-server then counts the message as leased until the delay is over.
+If a worker receives a task before the task's start time or before its retry is due, the worker naks the message with a
+delay. Until the delay is over, the server counts the message as leased.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ from nqnb.protocol.wire import TaskMessage
 from nqnb.store import StateStore
 
 _MAX_READ_MESSAGES = 512
-"""The maximum number of messages of a queue that are read. If there are more, their tasks are a sample."""
+"""The maximum number of messages to read from a queue. If the queue has more messages, a sample is read."""
 _CONCURRENT_READS = 32
 
 
 async def count_early_tasks(
     connection: Connection, states: StateStore, queue: str, stream: str, first: int, delivered: int, leased: int
 ) -> int:
-    """Return how many of the leased messages of a queue belong to tasks that are not due yet.
+    """Return the number of a queue's leased messages whose tasks are not due yet.
 
-    The number is estimated if a queue has more than 512 leased messages. It is 0 if the user may not read the messages.
+    If the queue has more than 512 leased messages, the result is an estimate. If the messages cannot be read, for
+    example because the user has no permission, the result is 0.
 
     Args:
         connection: the connection.
         states: the states of the tasks.
-        queue: the queue.
-        stream: the stream of its tasks.
+        queue: the queue's name.
+        stream: the queue's task stream.
         first: the sequence of the first message in the stream.
         delivered: the sequence of the last message that was delivered.
-        leased: the number of messages that were delivered and not acked.
+        leased: the number of messages that were delivered but not acked.
     """
     with contextlib.suppress(NqnbError):
         parts = min(leased, _CONCURRENT_READS)

@@ -1,6 +1,6 @@
-"""The streams and the consumer of a queue: find or create them, pause the consumer, and list a server's queues.
+"""Find or create the streams and the consumer of a queue, pause the consumer, and list the queues on a server.
 
-A queue has two streams, one for its tasks and one for its cancels. All workers of a queue share one consumer.
+Each queue has a stream for tasks and a stream for cancels. All workers of a queue share a consumer of the task stream.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
-"""The end of a pause, which the server requires. Its times are 63-bit nanoseconds, so it must be before 2262."""
+"""The end of a pause, which must be sent to the server. It must be before 2262, the limit of 64-bit nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,20 @@ class QueueStreams:
 
 @dataclass(frozen=True)
 class ConsumerLimits:
-    """The limits of a consumer. Times are in seconds."""
+    """The limits of a consumer, with times in seconds."""
 
     ack_wait: float
     max_batch: int = 1_000_000
     max_expires: float = 3600.0
     made: bool = False
-    """Whether the consumer was created because it did not exist."""
+    """Whether the consumer did not exist and was created."""
 
 
 async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
-    """Find a queue's streams by their subjects, and create the missing streams.
+    """Find the streams of a queue by their subjects. If a stream does not exist, create it.
 
-    An existing stream is not changed and may have any name. A cancel stream is created with Go NQ's name
-    ``<q>/cancel`` only on servers before 2.9, because later servers refuse the slash.
+    An existing stream may have any name, and is not changed. A new cancel stream has Go NQ's name ``<q>/cancel`` only
+    on servers older than 2.9, because newer servers do not accept a slash in a name.
 
     Raises:
         ServerRefused: the user has no permission to create a stream.
@@ -87,7 +87,7 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
 
 
 async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
-    """Create a stream. Do nothing if another client has created it first.
+    """Create a stream. Do nothing if another client has already created the stream.
 
     Raises:
         ServerRefused: the user has no permission to create a stream.
@@ -102,19 +102,19 @@ async def create_stream(connection: Connection, config: dict[str, Any]) -> None:
 
 
 async def delete_stream(connection: Connection, stream: str) -> None:
-    """Delete a stream with all its messages. Do nothing if the stream does not exist."""
+    """Delete a stream and all its messages. Do nothing if the stream does not exist."""
     await connection.find(f"STREAM.DELETE.{stream}")
 
 
 async def find_stream(connection: Connection, subject: str) -> str | None:
-    """Return the name of the stream that captures a subject, or None if no stream does."""
+    """Return the name of the stream that stores the messages on a subject, or None if there is no such stream."""
     answer = await connection.insist(lambda: connection.api("STREAM.NAMES", {"subject": subject}))
     found: list[str] = answer.get("streams") or []
     return found[0] if found else None
 
 
 async def list_streams(connection: Connection, subject: str) -> list[dict[str, Any]]:
-    """Return the info of every stream that captures a subject matching a pattern, sorted by name."""
+    """Return the info of the streams whose subjects match a subject or pattern, sorted by the streams' names."""
     infos: list[dict[str, Any]] = []
     while True:
         body = {"subject": subject, "offset": len(infos)}
@@ -128,12 +128,12 @@ async def list_streams(connection: Connection, subject: str) -> list[dict[str, A
 async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paused: bool = False) -> ConsumerLimits:
     """Find or create the consumer that all workers of a queue share.
 
-    An existing consumer is not changed, because an update would reset the choices of its creator.
+    An existing consumer is not changed, because an update would overwrite the configuration chosen by its creator.
 
     Args:
         connection: the connection.
         streams: the queue's streams.
-        paused: create the consumer in the paused state (server >= 2.11).
+        paused: whether a new consumer is paused (server >= 2.11).
     """
     name = f"{streams.tasks}.{names.CONSUMER}"
     info = await connection.find(f"CONSUMER.INFO.{name}")
@@ -165,15 +165,15 @@ async def ensure_consumer(connection: Connection, streams: QueueStreams, *, paus
 
 
 def can_pause(connection: Connection) -> bool:
-    """Return whether the server (>= 2.11) can pause a consumer."""
+    """Return whether the server can pause consumers (server >= 2.11)."""
     return not connection.server_before(2, 11)
 
 
 async def pause_consumer(connection: Connection, stream: str, paused: bool) -> bool:
-    """Pause or resume the consumer that all workers of a queue share, and return whether this was done.
+    """Pause or resume the consumer that all workers of a queue share, and return whether this was possible.
 
-    A paused consumer delivers no tasks, not even to Go workers. Tasks that have been delivered continue to run. This
-    does nothing on servers before 2.11, or if the consumer does not exist.
+    A paused consumer delivers no tasks, not even to Go workers. Tasks that have already been delivered continue to run.
+    It is not possible to pause the consumer if the server is older than 2.11 or the consumer does not exist.
     """
     if not can_pause(connection):
         return False
@@ -189,10 +189,13 @@ async def queue_names(connection: Connection) -> list[str]:
 async def queue_infos(
     connection: Connection, states: StateStore, serving: Mapping[str, int], paused: set[str]
 ) -> AsyncIterator[QueueInfo]:
-    """Yield every queue on the server, sorted by name.
+    """Yield information about each queue on the server, sorted by stream name.
 
-    ``states`` has the states of the tasks, ``serving`` the number of live workers of each queue, and ``paused`` the
-    queues that a user has paused.
+    Args:
+        connection: the connection.
+        states: the states of the tasks.
+        serving: the number of live workers for each queue.
+        paused: the queues that a user has paused.
     """
     for info in await list_streams(connection, names.task_subject("*")):
         for queue in _queues_of(info):
@@ -200,7 +203,7 @@ async def queue_infos(
 
 
 async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
-    """Return how a queue is served. ``workers`` is the number of its live nqnb workers."""
+    """Return information about the service of a queue. ``workers`` is the queue's number of live nqnb workers."""
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return QueueService(workers=workers)
@@ -218,10 +221,10 @@ async def service_of(connection: Connection, queue: str, workers: int) -> QueueS
 
 
 async def place_of(connection: Connection, queue: str, sequence: int) -> tuple[int, int] | None:
-    """Return how many messages a queue will deliver before one of them, as the fewest and the most.
+    """Return the minimum and maximum number of messages that a queue will deliver before the given message.
 
-    The two differ if messages between them were deleted. The result is None if the message was delivered before, or
-    no worker has ever served the queue.
+    The two numbers differ if messages have been deleted from the queue. The result is None if the message has already
+    been delivered, or if no worker has ever served the queue.
     """
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
@@ -239,7 +242,7 @@ async def place_of(connection: Connection, queue: str, sequence: int) -> tuple[i
 
 
 async def queue_created_at(connection: Connection, queue: str) -> float:
-    """Return when a queue's stream was created, in Unix seconds by the server's clock, or infinity if it is missing."""
+    """Return the creation time of a queue's task stream in Unix seconds, or infinity if the stream does not exist."""
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return math.inf
@@ -249,7 +252,10 @@ async def queue_created_at(connection: Connection, queue: str) -> float:
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:
-    """Return the subjects in a queue's streams that do not belong to the queue, by the streams that have any."""
+    """Return the subjects of a queue's streams that do not belong to the queue, by the name of the stream.
+
+    A stream that has only the queue's subjects is omitted.
+    """
     own = {names.task_subject(queue), names.schedule_pattern(queue), names.cancel_subject(queue)}
     foreign: dict[str, list[str]] = {}
     for subject in (names.task_subject(queue), names.cancel_subject(queue)):
@@ -269,13 +275,13 @@ async def _ensure_stream(connection: Connection, subject: str, config: dict[str,
 
 
 def _queues_of(info: dict[str, Any]) -> list[str]:
-    """Return the names of the queues whose tasks are in a stream."""
+    """Return the names of the queues whose tasks are stored in a stream."""
     subjects = [subject for subject in info["config"].get("subjects") or [] if subject.endswith(".task")]
     return [queue for queue in map(names.queue_of_subject, subjects) if "*" not in queue and ">" not in queue]
 
 
 async def _has_only_schedules(connection: Connection, queue: str, stream: str) -> bool:
-    """Return whether a queue's stream contains only schedules, and no task messages."""
+    """Return whether a queue's stream contains no task messages, but only schedules."""
     body = {"subjects_filter": names.task_subject(queue)}
     info = await connection.insist(lambda: connection.api(f"STREAM.INFO.{stream}", body))
     return not info["state"].get("subjects")

@@ -1,12 +1,12 @@
-"""Server-side schedules: long delays that do not occupy the consumer (server >= 2.12, NATS ADR-51).
+"""Server-side schedules, which delay tasks without using the consumer (server >= 2.12, NATS ADR-51).
 
-The headers of a message on ``<q>.sched.<id>`` contain a time and the target ``<q>.task``. At that time, the server
-publishes the message to the target. A schedule survives a restart of the server. It costs the consumer nothing, whereas
-a nak'ed message counts towards the consumer's limit of unacknowledged messages.
+A schedule is a message on the subject ``<q>.sched.<id>``. Its headers contain a time and the target ``<q>.task``. At
+that time, the server publishes the message to the target. A schedule survives a restart of the server. Unlike a nak'ed
+message, a schedule does not count towards the consumer's limit of unacked messages.
 
-The server does not fire a schedule that becomes due while a storage limit is reached. nats-server (2.12 to 2.15)
-retries it only after a restart. `OverdueSchedules` finds such schedules and republishes them on their subjects, so that
-the server fires them immediately.
+If a schedule becomes due while a storage limit is exceeded, the server does not fire the schedule. nats-server 2.12 to
+2.15 retries such a schedule only after a restart. `OverdueSchedules` finds these schedules and publishes them again on
+their subjects, so that the server fires them immediately.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from nqnb.protocol.wire import parse_time
 log = logging.getLogger("nqnb.pull")
 
 LATE_SECONDS = 3.0
-"""A schedule counts as overdue this many seconds after its due time."""
+"""The number of seconds after its due time at which a schedule counts as overdue."""
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
-"""Seconds between two sweeps over all schedules, for sweeps that need one look and for those that need several."""
+"""Seconds between two sweeps over all schedules: the first value for a short sweep, the second for a long sweep."""
 _FULL_FOR_SECONDS = 60.0
-"""For this many seconds after a storage limit was reached, the sweeps follow each other closely."""
+"""The number of seconds, after a storage limit was reached, during which the pauses between sweeps are short."""
 _SCHEDULES_PER_LOOK = 500
-"""The number of schedules that one look reads. The next look continues after them."""
+"""The maximum number of schedules that each call of `OverdueSchedules.look` reads."""
 _FEW_SCHEDULES = 100
-"""If a queue has at most this many schedules, the next sweep starts as soon as one of them is due."""
+"""The maximum number of schedules in a queue for which a sweep starts as soon as a schedule is overdue."""
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 
 
@@ -49,7 +49,7 @@ def can_schedule(connection: Connection) -> bool:
 
 
 async def allow_schedules(connection: Connection, queue: str, stream: str) -> None:
-    """Update a queue's stream so that it accepts schedules, unless it already does.
+    """Update the configuration of a queue's stream, if necessary, so that the stream accepts schedules.
 
     Raises:
         ServerRefused: the user has no permission to update the stream.
@@ -71,11 +71,11 @@ async def publish_schedule(
 
     Args:
         connection: the connection.
-        queue: the queue. Its stream must accept schedules.
+        queue: the queue, whose stream must accept schedules.
         task_id: the task.
         data: the task message.
-        at: when the server publishes the message, in Unix seconds.
-        message_id: the message id, by which the server deduplicates the schedule.
+        at: the time at which the server publishes the message, in Unix seconds.
+        message_id: the message id, which the server uses to detect duplicates.
     """
     headers = {
         _SCHEDULE: _schedule_header(at),
@@ -94,7 +94,7 @@ async def purge_schedule(connection: Connection, queue: str, task_id: str, strea
 
 @dataclass(frozen=True, slots=True)
 class _Schedule:
-    """A schedule in the stream. ``due`` is in Unix seconds, or 0 if the schedule has no single due time."""
+    """A schedule in the stream. ``due`` is the due time in Unix seconds, or 0 if the schedule recurs."""
 
     sequence: int
     subject: str
@@ -104,24 +104,24 @@ class _Schedule:
 
 
 class OverdueSchedules:
-    """The search for overdue schedules of one queue."""
+    """A repeated search for the overdue schedules of a queue."""
 
     def __init__(self, connection: Connection, queue: str) -> None:
         self._connection = connection
         self._queue = queue
         self._next_sequence = 1
-        """The sequence at which the next look starts."""
+        """The sequence at which the next call of `look` starts to read."""
         self._sweep_began = self._next_sweep = 0.0
-        """When this sweep began, and when the next sweep begins, as values of `elapsed`."""
+        """The times of `elapsed` at which this sweep began and the next sweep will begin."""
         self._read, self._soonest = 0, math.inf
-        """The number of schedules that this sweep has read, and the seconds until the earliest of them is due."""
+        """The number of schedules that this sweep has read, and the seconds until the next of them is due."""
         self._allowed = True
 
     async def look(self) -> None:
-        """Read some schedules if a sweep is due, and republish the overdue schedules.
+        """Begin or continue a sweep if one is due. Read some schedules, and republish the overdue schedules.
 
         Raises:
-            NqnbError: the server did not reply, or has no room for a schedule.
+            NqnbError: the server did not reply, or has no space for a schedule.
         """
         if not (self._allowed and can_schedule(self._connection)):
             return
@@ -134,7 +134,7 @@ class OverdueSchedules:
             ended = await self._sweep()
         except ServerRefused as error:
             if error.code == 403:
-                log.info("queue %s is not searched for overdue schedules: %s", self._queue, error)
+                log.info("queue %s cannot be searched for overdue schedules: %s", self._queue, error)
                 self._allowed = False
             elif error.err_code not in NOT_FOUND:
                 raise
@@ -144,7 +144,7 @@ class OverdueSchedules:
             self._next_sweep = elapsed() + self._pause(full_at)
 
     def _pause(self, full_at: float) -> float:
-        """Return the seconds until the next sweep. ``full_at`` is when a storage limit was last reached."""
+        """Return the seconds until the next sweep. ``full_at`` is the last time that a storage limit was reached."""
         pause = _SWEEP_SECONDS if self._read < _SCHEDULES_PER_LOOK else _LONG_SWEEP_SECONDS
         if full_at and elapsed() - full_at < _FULL_FOR_SECONDS:
             pause = 0.0
@@ -153,7 +153,7 @@ class OverdueSchedules:
         return max(pause, 0.0) + LATE_SECONDS
 
     async def _sweep(self) -> bool:
-        """Read the next schedules, and return whether the end of the stream was reached."""
+        """Process the next schedules of the sweep, and return whether the end of the stream was reached."""
         stream = (await ensure_queue(self._connection, self._queue)).tasks
         until = self._read + _SCHEDULES_PER_LOOK
         async for schedule in self._schedules(stream):
@@ -204,7 +204,7 @@ class OverdueSchedules:
                 raise
             return
         log.warning(
-            "queue %s: republishing the schedule on %s, because the server did not fire it in time",
+            "queue %s: republished the schedule on %s, because the server did not fire the schedule in time",
             self._queue,
             schedule.subject,
         )

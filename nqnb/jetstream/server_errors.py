@@ -1,4 +1,4 @@
-"""Translate errors of the server, of nats-py and of the socket into nqnb's errors."""
+"""Convert errors of the server, nats-py and the socket to nqnb's errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ NOT_FOUND = (10059, 10014)
 MESSAGE_NOT_FOUND = (10037, 10043, 10057)
 """JetStream's codes for a message that does not exist."""
 NO_JETSTREAM_CODES = (10039, 10076)
-"""JetStream's codes for "JetStream is not enabled", for the account or on the server."""
+"""JetStream's codes for "JetStream is not enabled" (for the account, or on the server)."""
 
 STREAM_FULL = 10077
-"""JetStream's code for a message that a stream cannot store, for example because of the stream's limits."""
+"""JetStream's code for "the stream cannot store the message", for example because of the stream's limits."""
 _NOT_NOW = {
     **dict.fromkeys((10007, 10008, 10009), "JetStream currently has no leader"),
     **dict.fromkeys(NO_JETSTREAM_CODES, "JetStream is currently off"),
@@ -34,18 +34,18 @@ _NOT_NOW = {
     10119: "the servers that have the consumer are offline",
     10163: "an earlier write to the same key is still in progress",
 }
-"""JetStream's codes for temporary errors, with their meanings. None of them means that the request is invalid."""
+"""JetStream's codes for temporary errors, with descriptions. The request was valid and can be retried."""
 _NO_PEERS = 10005
-"""JetStream's code for too few servers for the replicas. If no server is offline, ``replicas`` is too high."""
+"""JetStream's code for "not enough servers for the replicas". If no server is offline, ``replicas`` is too high."""
 _LIMITS = {
     10002: "the account's storage limit",
     10023: "the server's storage limit (max_file_store or max_memory_store)",
     10028: "the memory limit (max_memory_store, or the account's)",
     10047: "the storage limit (max_file_store, or the account's)",
 }
-"""JetStream's codes for storage limits that have been reached, with the names of the limits."""
+"""JetStream's codes for exhausted storage, with the name of the limit that was reached."""
 _FULL = re.compile("maximum (bytes|messages)|no space|disk", re.IGNORECASE)
-"""Matches the description of code 10077 if the stream or the disk is full."""
+"""A pattern that matches the description of error 10077 if the stream or the disk is full."""
 
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 """OpenSSL's codes for a certificate chain without a trusted authority."""
@@ -58,7 +58,7 @@ _TLS_FIRST_REMEDY = {
 
 
 class ApiError(msgspec.Struct):
-    """An error in a reply of the JetStream API."""
+    """An error that a reply of the JetStream API contains."""
 
     code: int = 0
     err_code: int = 0
@@ -66,7 +66,7 @@ class ApiError(msgspec.Struct):
 
 
 def translated(error: nats.errors.Error, settings: Settings, subject: str) -> ConnectionFailed:
-    """Return nqnb's error for an error that nats-py raised while the connection was in use."""
+    """Convert an error that nats-py raised on an open connection to nqnb's error."""
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
             f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "
@@ -83,7 +83,7 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
 
 
 def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
-    """Return nqnb's error for a JetStream error. ``what`` is the request, such as "storing a message on 'q.task'"."""
+    """Convert a JetStream error to nqnb's error. ``what`` is the request, such as "storing a message on 'q.task'"."""
     facts = (error.code, error.err_code, error.description)
     details = f"{error.description}, code {error.err_code or error.code}"
     limit = _LIMITS.get(error.err_code)
@@ -115,13 +115,13 @@ def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
 
 
 def denied_subject(error: BaseException) -> tuple[str, str] | None:
-    """Return ("publish" or "subscribe", the denied subject), or None if the error is not a missing permission."""
+    """Return the denied operation ("publish" or "subscribe") and subject, or None if no permission is missing."""
     found = re.search(r'permissions violation for (publish|subscription) to "([^"]+)"', str(error), re.IGNORECASE)
     return None if found is None else ("publish" if found[1].lower() == "publish" else "subscribe", found[2])
 
 
 def not_permitted(settings: Settings, verb: str, subject: str) -> ServerRefused:
-    """Return the error for a missing permission. The server reports it instead of replying to the request."""
+    """Return the error for a request that the server did not answer because the user lacks a permission."""
     who = f"user {settings.user!r}" if settings.user else "this user"
     text = f"{who} may not {verb} to {subject!r}"
     return ServerRefused(
@@ -130,20 +130,20 @@ def not_permitted(settings: Settings, verb: str, subject: str) -> ServerRefused:
 
 
 class Silent(TimeoutError):
-    """The server accepted the connection but sent nothing."""
+    """The server accepted the connection but did not send any data."""
 
 
 class CertificateRefused(ConnectionError):
-    """The server closed the connection because it requires a client certificate or refused the one it received."""
+    """The server closed the connection because the client certificate was missing or refused."""
 
 
 def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached: str = "") -> NoServer:
-    """Return the error for a failed connection attempt, with the reason and the remedy for each address.
+    """Return the error for a failed connection attempt, with a reason and a remedy for each address.
 
     Args:
         settings: the settings.
-        reasons: the error of each address.
-        detached: the address of the user's detached server, if it is running.
+        reasons: the error for each address.
+        detached: the address of the user's detached server, or an empty string if the server is not running.
     """
     where = address(settings)
     another = "start a server with `nqnb up --detach`, or set another address with --url or NATS_URL"
@@ -164,7 +164,7 @@ def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached
 
 
 def _reason(settings: Settings, reason: BaseException, another: str) -> tuple[str, str]:
-    """Return the cause of a failed connection attempt and its remedy: ``another`` if the address is unusable."""
+    """Return the cause of a failed connection attempt and a remedy. ``another`` is advice to use another address."""
     text = str(reason)
     if isinstance(reason, nats.errors.AuthorizationError) or re.search("authoriz|authentic", text, re.IGNORECASE):
         return _login_refused(settings, text)
@@ -232,7 +232,7 @@ def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
 
 
 def _without_secrets(text: str, settings: Settings) -> str:
-    """Replace the secrets of the settings in a message, because a third-party error may quote them."""
+    """Remove the secrets of the settings from a message, because the message of another library may contain them."""
     for secret in (settings.password, settings.token, settings.nkey):
         if secret:
             text = text.replace(str(secret), "…")
@@ -240,5 +240,5 @@ def _without_secrets(text: str, settings: Settings) -> str:
 
 
 def address(settings: Settings) -> str:
-    """Return the server's addresses, which contain no secrets."""
+    """Return the server's addresses as text without secrets."""
     return ", ".join(settings.urls)
