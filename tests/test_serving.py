@@ -49,7 +49,7 @@ class TestWaiting:
     ) -> None:
         async with make_worker(settings):
             task = await nq.submit("fech", 5)
-            with pytest.raises(nqnb.WaitTimeout, match="it is still pending or running"):
+            with pytest.raises(nqnb.WaitTimeout, match="the task is still pending or running"):
                 await task.wait(timeout=0.2)
             await task.cancel(wait=5)
 

@@ -51,9 +51,9 @@ async def unknown_queue(backend: QueueBackend, queue: str) -> UnknownQueue:
 
 
 async def task_entries(backend: QueueBackend, queue: str | None = None) -> AsyncIterator[tuple[Entry, TaskMessage]]:
-    """Yield each task of one queue or of all queues with its entry, in the order in which the entries last changed.
+    """Yield each task in one queue, or in all queues if ``queue`` is None, together with its entry.
 
-    Malformed entries are skipped and logged.
+    The least recently changed entry comes first. Malformed entries are skipped and logged.
     """
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
@@ -118,8 +118,7 @@ async def outcomes_of(things: Iterable[T], work: Callable[[T], Awaitable[R]], at
     Each thing is taken from the iterable immediately before its call.
 
     Returns:
-        A list in the order of the things. Each item is the return value of a call, or the `NqnbError` that the call
-        raised.
+        One item for each thing, in order: the return value of the call, or the `NqnbError` that the call raised.
     """
     outcomes: dict[int, R | NqnbError] = {}
     numbered = enumerate(things)

@@ -49,7 +49,7 @@ from nqnb.records import CancelReceipt
 log = logging.getLogger("nqnb.cancel")
 
 HEADER_RESERVE_BYTES = 256
-"""The space in a message that is reserved for headers, in bytes."""
+"""The number of bytes reserved for the headers of a message."""
 
 
 async def cancel(backend: TaskBackend, task_id: str, by: str) -> CancelReceipt:
@@ -210,8 +210,7 @@ class EndWaiting(Retry):
 
     def _without_entry(self, task: TaskMessage, error: NqnbError) -> Unconfirmed:
         return Unconfirmed(
-            f"task {task.ID!r} {self._left}, but its final state may not be stored: its previous state was removed to "
-            f"make room, then the server did not confirm the final state ({clause(error)}). "
+            f"task {task.ID!r} {self._left}, but its state may be missing from the full store: {clause(error)}. "
             f"Free up space, then purge queue {task.Queue!r} to end the remaining tasks.",
             task.ID,
         )
@@ -220,8 +219,8 @@ class EndWaiting(Retry):
         """Remove the previous entry to make room for the final entry, unless the previous entry has changed.
 
         Returns:
-            `MISSING`, so that the final entry is created immediately. Other clients cannot find the task before the
-            final entry exists. None if the server did not confirm the removal.
+            `MISSING`, or None if the server did not confirm the removal. After `MISSING`, the caller creates the final
+            entry immediately, because other clients cannot find a task without an entry.
 
         Raises:
             NoRoom: the NATS user lacks permission to purge the bucket. The error explains how to free up space.
@@ -329,7 +328,7 @@ async def write_intent(backend: TaskBackend, task_id: str, record: CancelRecord)
 
 
 async def read_intent(backend: TaskBackend, task_id: str) -> CancelRecord | None:
-    """Read a task's cancel request through the leader, and return None if the task has no request."""
+    """Return a task's cancel request, or None if the task has no request. The read goes through the leader."""
     entry = await backend.intents.get(task_id)
     return None if entry is None else CancelRecord.of_intent(entry.value)
 
@@ -360,7 +359,7 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
         if lifecycle.due_at(task):
             await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
-        log.info("could not remove the message of task %s, so a worker will ack the message later: %s", task.ID, error)
+        log.info("could not remove the message of task %s; a worker will ack it later: %s", task.ID, error)
         return
     if task.Sequence and not lifecycle.due_at(task):
         # An entry may expire only after its message is gone. The entry of a scheduled task does not expire, because the

@@ -87,7 +87,7 @@ async def _end_owed(backend: TaskBackend, owed: dict[str, TaskMessage], by: str)
 
 
 async def stop_task(backend: TaskBackend, task_id: str, by: str, *, late: bool) -> Status:
-    """Return the state of a cancelled task. If no worker will end the task, end it first.
+    """End a cancelled task if no worker will end it, and return the task's state.
 
     ``by`` is the name of the user who deletes the queue, for the receipt. ``late`` is True if the task's worker has had
     enough time to end the task.

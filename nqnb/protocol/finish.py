@@ -1,6 +1,6 @@
 """Finishes a claimed task: writes the outcome, then acks or naks the task's message.
 
-If the message were acked first, the outcome could be lost. Until the ack, the server redelivers the message.
+If the message were acked first, the outcome could be lost. An unacked message is redelivered by the server.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = logging.getLogger("nqnb.worker")
 _REFUSED_PAUSE_SECONDS = 1.0
 """The delay before another attempt to write an outcome that the server refused, in seconds."""
 _SHORT_TEXT_CHARACTERS = 100
-"""The number of characters that are kept of an error's type and of its message if the entry is too large."""
+"""The maximum length of an error's type and of its message in an entry that had to be shortened."""
 
 
 @dataclass(slots=True)
 class Ending:
-    """The end of a run, and the data for the task's entry."""
+    """Information about the end of a run, for the task's entry."""
 
     ended: Ended
     meta: Meta
@@ -48,7 +48,7 @@ class Ending:
     retry_delay: float
     """The delay before the next attempt, in seconds."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """A function that moves the result to the result bucket. It is called if the entry is too large."""
+    """The function that is called if the entry is too large. It moves the result to the result bucket."""
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
@@ -164,7 +164,7 @@ class _Finish(Retry):
         self.scheduled = False
         """Whether the message of the retry has been scheduled."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
-        """The entry as this worker last wrote it. No read is needed first, because a conflict would reveal a change."""
+        """The entry as this worker last wrote it. No read is needed at first, because a conflict reveals a change."""
         self._attempt = attempt
         self._ending = ending
         self._reported = False

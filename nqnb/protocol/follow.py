@@ -31,9 +31,9 @@ _POLL_SECONDS = 2.0
 _LAST_READ_SECONDS = 1.0
 """The time limit of the final read after a wait that received no answer, in seconds."""
 _READ_AGAIN_SECONDS = (0.02, 0.1)
-"""The delays before the additional reads after a notification, in seconds.
+"""The delays before additional reads, in seconds.
 
-A notification can arrive before the change is visible.
+These reads are needed because a notification can arrive before the change is visible.
 """
 _RECONNECT_SECONDS = 0.2
 """The delay before a task is read again if the server did not answer, in seconds."""
@@ -84,7 +84,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
 
     Args:
         backend: the backend to use.
-        task_id: the task.
+        task_id: the id of the task.
         timeout: the caller's timeout; see `Client.wait`. The task is read at least once, even if the timeout is 0.
         serving: determines whether a worker is serving the queue, for the error message.
 
@@ -132,7 +132,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         raise WaitTimeout(
             f"{failed}: no worker is serving queue {latest.queue!r}. Start a worker, or check the queue name.", task_id
         )
-    raise WaitTimeout(f"{failed}: it is still pending or running. Wait longer, or cancel the task.", task_id)
+    raise WaitTimeout(f"{failed}: the task is still pending or running. Wait longer, or cancel the task.", task_id)
 
 
 async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:

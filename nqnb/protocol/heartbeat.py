@@ -27,7 +27,7 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.worker")
 
 WATCH_AFTER_SECONDS = 0.1
-"""How long a task must run before its entry is watched, in seconds. Short tasks do not justify a subscription."""
+"""How long a task must run before its entry is watched, in seconds. A shorter task is not worth a subscription."""
 _SETTLE_SECONDS = 0.02
 """The delay between a notification and the read, in seconds.
 
@@ -74,7 +74,7 @@ async def look(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
 
 
 async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen: SeenEntry) -> None:
-    """Respond to the entry of a running task, as `nqnb.protocol.lifecycle.heartbeat` decides."""
+    """Handle a changed entry of a running task, as `nqnb.protocol.lifecycle.heartbeat` decides."""
     if seen.revision <= attempt.revision or attempt.superseded or attempt.why is Stop.ENDED_ELSEWHERE:
         return
     step = lifecycle.heartbeat(seen.task, claim=attempt.claim, retry=attempt.entry.CurrentRetry)
@@ -103,7 +103,8 @@ async def check_entry(backend: TaskBackend, worker: str, attempt: Attempt, seen:
 async def note_intent(backend: TaskBackend, task_id: str, record: CancelRecord) -> None:
     """Write a cancel request on behalf of a Go client, unless the task already has a request.
 
-    Go clients only publish their cancels. A worker that missed the published message finds this request later.
+    Go clients publish cancels but do not write requests. A worker that missed the published cancel finds this request
+    later.
     """
     try:
         await write_intent(backend, task_id, record)
@@ -130,7 +131,7 @@ async def write_progress(backend: TaskBackend, attempt: Attempt, progress: Progr
 
 
 async def check_progress(backend: TaskBackend, worker: str, attempt: Attempt) -> None:
-    """Read and check the entry after an attempt to write progress failed or was not confirmed."""
+    """Read and check the entry after a progress update that failed or was not confirmed."""
     with contextlib.suppress(NqnbError):
         await check_entry(backend, worker, attempt, await read_entry(backend, attempt.id))
 

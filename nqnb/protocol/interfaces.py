@@ -99,7 +99,7 @@ class CancelRequests(Protocol):
     """The bucket ``nq-cancel``, which stores each cancel request ("intent") under the id of its task."""
 
     async def get(self, key: str) -> Entry | None:
-        """Read a task's request through the leader, and return None if the task has no request."""
+        """Return a task's request, or None if the task has no request. The read goes through the leader."""
         ...
 
     async def create(self, key: str, value: bytes) -> int:
@@ -120,10 +120,10 @@ class CancelRequests(Protocol):
 
 
 class WorkerPresence(Protocol):
-    """Information about which workers are alive."""
+    """Information about the live workers."""
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return for how many more seconds a worker is presumed to be running a task, or 0."""
+        """Return the number of seconds for which a worker is still presumed to be running a task."""
         ...
 
     def live(self) -> AsyncIterator[WorkerInfo]:
@@ -159,7 +159,7 @@ class TaskBackend(Protocol):
 
     @property
     def presence(self) -> WorkerPresence:
-        """Information about which workers are alive."""
+        """Information about the live workers."""
         ...
 
     @property
@@ -204,9 +204,9 @@ class TaskBackend(Protocol):
         ...
 
     def spared_for(self, seconds: float) -> float:
-        """Return for how many more seconds all workers are presumed alive.
+        """Return the number of seconds for which all workers are still presumed alive.
 
-        After an outage, all workers are presumed alive for ``seconds``.
+        This period begins after an outage and lasts ``seconds``.
         """
         ...
 

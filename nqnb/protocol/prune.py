@@ -20,7 +20,7 @@ from nqnb.store import Entry
 ORPHANED_SECONDS = 3600.0
 """How long results and cancel requests without an entry are kept, in seconds.
 
-The entry may not have been written yet.
+The entry may still be written during this time.
 """
 
 

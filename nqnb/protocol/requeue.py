@@ -28,7 +28,7 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
     if step is RequeueStep.NOT_ENDED:
         raise NotRequeueable(
             f"task {task_id!r} cannot be requeued: it is still {task.Status.label}. Wait for the task to end, or "
-            "cancel it first.",
+            "cancel it.",
             task_id,
             task.Status,
         )
@@ -67,7 +67,7 @@ class Requeues:
     def of(self, task: TaskMessage) -> str:
         """Return the id of the latest copy of an ended task, or an empty string if no later copy exists.
 
-        All copies have the same ``origin``, so the latest copy is also found for an earlier copy.
+        The latest copy is found for the original task and for every earlier copy.
         """
         _, latest = self._latest.get(task.meta.origin or task.ID, (0.0, ""))
         return latest if task.Status.terminal and latest != task.ID else ""
