@@ -32,7 +32,7 @@ from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import Requeues, requeue
 from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
-from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
+from nqnb.protocol.submit import Payloads, Timeout, make_message, submit, with_payload
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
@@ -171,7 +171,10 @@ class Client:
         message = make_message(
             queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
         )
-        await submit(self.backend, message, self._name, chosen=id is not None)
+        return await self._submit(message, chosen=id is not None)
+
+    async def _submit(self, message: TaskMessage, *, chosen: bool) -> Task:
+        await submit(self.backend, message, self._name, chosen=chosen)
         self.serving.look_soon(message.Queue)
         return Task(self, message.ID, message.Queue)
 
@@ -214,13 +217,17 @@ class Client:
         """
         check_choice("errors", errors, ("raise", "return"))
         ordered = check_flag("ordered", ordered)
-        make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
+        template = make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
+        counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
         drawn = Payloads(payloads)
 
         async def submit_one(payload: Any) -> Task:
-            return await self.submit(
-                queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
-            )
+            if counted:
+                return await self.submit(
+                    queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+                )
+            # The options have already been checked, so each task only needs its payload.
+            return await self._submit(with_payload(template, payload), chosen=False)
 
         made: list[Any] = await outcomes_of(drawn, submit_one, 1 if ordered else IN_FLIGHT)
         if drawn.error is not None:

@@ -9,6 +9,7 @@ In a cluster, the timestamps come from several servers, whose clocks must agree 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def _clock_that_counts_suspension() -> Callable[[], float]:
             time.clock_gettime(number)
         except OSError:
             continue
-        return lambda: time.clock_gettime(number)
+        return functools.partial(time.clock_gettime, number)
     # On Windows `time.monotonic` counts suspension.
     return time.monotonic
 
@@ -74,7 +75,8 @@ class ServerClock:
 
     def now(self) -> float:
         """Return the server's time in Unix seconds. Before the first timestamp, this is the time of this machine."""
-        return self.at(elapsed())
+        bounds = self._bounds
+        return time.time() if bounds is None else _clock() + (bounds[0] + bounds[1]) / 2
 
     def earliest(self, moment: float | None = None) -> float:
         """Return the earliest possible time of the server, now or at the given value of `elapsed`."""

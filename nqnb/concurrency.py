@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 log = logging.getLogger("nqnb")
@@ -21,6 +22,28 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Await ``call()``, or the running call with the same key. All callers get the same result or error.
+
+    Args:
+        running: the running calls, by key.
+        key: the key. Calls with the same key are shared.
+        call: starts the call. The call continues if a caller is cancelled, because other callers may be waiting for it.
+    """
+    future = running.get(key)
+    if future is None:
+        future = running[key] = asyncio.get_running_loop().create_task(call())
+
+        def end(done: asyncio.Future[T]) -> None:
+            del running[key]
+            if not done.cancelled():
+                # If all callers were cancelled, asyncio must not report the error as ignored.
+                done.exception()
+
+        future.add_done_callback(end)
+    return await asyncio.shield(future)
 
 
 async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]], limit: int) -> None:

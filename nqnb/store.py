@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from nqnb.errors import BadInput, RevisionConflict
 
 Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True, gc=False):
     """The value of a key at one revision. ``created`` is when it was written, in Unix seconds by the store's clock."""
 
     key: str
@@ -43,7 +43,7 @@ class StateStore(Protocol):
         """
         ...
 
-    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+    def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> Awaitable[int]:
         """Overwrite exactly this revision of a key, and return the new revision.
 
         Raises:

@@ -16,6 +16,7 @@ from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.jetstream.connection import Connection
 
 pytestmark = pytest.mark.anyio
 
@@ -350,3 +351,21 @@ async def test_a_new_task_with_the_id_of_a_cancelled_one_can_be_cancelled(
     intent = await nq.backend.intents.get("mine")
     assert intent is not None
     assert intent.revision > revision
+
+
+async def test_the_first_tasks_of_a_queue_create_its_streams_once(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    api = Connection.api
+
+    async def noting(self: Connection, name: str, *rest: Any) -> Any:
+        asked.append(name)
+        return await api(self, name, *rest)
+
+    monkeypatch.setattr(Connection, "api", noting)
+    await nq.submit_many("fresh", range(500))
+    assert [name for name in asked if name.startswith("STREAM.CREATE.")] == [
+        "STREAM.CREATE.fresh",
+        "STREAM.CREATE.fresh_cancel",
+    ]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from nqnb.concurrency import first_of
+from nqnb.concurrency import first_of, share
 
 pytestmark = pytest.mark.anyio
 
@@ -33,3 +33,36 @@ async def test_the_first_event_or_the_timeout_ends_the_wait() -> None:
     assert soon.is_set()
     await asyncio.wait_for(first_of(never, timeout=0.01), 5)
     assert not never.is_set()
+
+
+async def test_callers_at_the_same_moment_share_one_call_and_its_error() -> None:
+    running: dict[str, asyncio.Future[int]] = {}
+    calls = 0
+
+    async def call() -> int:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.01)
+        if calls == 2:
+            raise ValueError("of the test")
+        return calls
+
+    assert await asyncio.gather(*(share(running, "a", call) for _ in range(5))) == [1] * 5
+    failed = await asyncio.gather(*(share(running, "a", call) for _ in range(3)), return_exceptions=True)
+    assert [str(each) for each in failed] == ["of the test"] * 3
+    assert await share(running, "a", call) == 3
+    assert not running
+
+
+async def test_a_shared_call_outlives_a_caller_that_is_cancelled() -> None:
+    running: dict[str, asyncio.Future[str]] = {}
+
+    async def call() -> str:
+        await asyncio.sleep(0.02)
+        return "done"
+
+    first = asyncio.ensure_future(share(running, "a", call))
+    second = asyncio.ensure_future(share(running, "a", call))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    assert await second == "done"

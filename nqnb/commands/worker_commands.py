@@ -85,7 +85,7 @@ def worker(ctx: click.Context, target: str, concurrency: int | None, processes: 
     found.settings = worker_settings(found.settings, options)
     if concurrency is not None:
         found.concurrency = concurrency
-    front.run(found.serve if parent is None else lambda: parent.serve(found))
+    front.run(lambda: found.serve(dedicated=True) if parent is None else parent.serve(found))
 
 
 def _processes(

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from nqnb.clock import elapsed
-from nqnb.concurrency import spawn
+from nqnb.concurrency import share, spawn
 from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
@@ -81,10 +81,14 @@ class Backend:
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """The log of the invalid states that a listing skips."""
+        self._clock = connection.clock
+        seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
+        self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
         self._spared_since = -math.inf
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
         """The last repair for each queue. The key None is for repairs that need no queue."""
         self._queues: dict[str, QueueStreams] = {}
+        self._ensuring: dict[str, asyncio.Future[QueueStreams]] = {}
         self._scheduling: set[str] = set()
         """The queues whose streams are known to accept schedules."""
 
@@ -191,15 +195,15 @@ class Backend:
 
     def now(self) -> float:
         """Return the server's time in Unix seconds, as estimated from the time stamps received so far."""
-        return self.connection.clock.now()
+        return self._clock.now()
 
     def earliest_now(self) -> float:
         """Return the earliest possible time on the server, which the server's clock has certainly reached."""
-        return self.connection.clock.earliest()
+        return self._clock.earliest()
 
     def latest_now(self) -> float:
         """Return the latest possible time on the server. A delay that is counted from it is never too short."""
-        return self.connection.clock.latest()
+        return self._clock.latest()
 
     async def read_now(self) -> float:
         """Return the server's time in Unix seconds. Ask the server first if the last time stamp is not fresh.
@@ -236,10 +240,7 @@ class Backend:
         Use this TTL for an outcome only if the task's message is acked right after the write. For other outcomes, see
         `nqnb.protocol.transition.let_expire`.
         """
-        seconds = self.connection.settings.retention_seconds
-        if seconds is None or (self.states is self._bucket and not self._bucket.expires):
-            return None
-        return max(seconds, MIN_RETENTION_SECONDS, _MIN_RETENTION_ACK_WAITS * self.connection.settings.ack_wait)
+        return None if self.states is self._bucket and not self._bucket.expires else self._retention
 
     @property
     def result_ttl(self) -> float | None:
@@ -279,9 +280,12 @@ class Backend:
 
     async def ensure_queue(self, queue: str) -> QueueStreams:
         """Return the queue's streams, after creating any that are missing."""
-        if queue not in self._queues:
-            self._queues[queue] = await ensure_queue(self.connection, queue)
-        return self._queues[queue]
+        streams = self._queues.get(queue)
+        if streams is None:
+            # The first tasks of a queue are often submitted at the same moment.
+            streams = await share(self._ensuring, queue, lambda: ensure_queue(self.connection, queue))
+            self._queues[queue] = streams
+        return streams
 
     async def find_queue(self, queue: str) -> str | None:
         """Return the name of a queue's task stream, or None if the queue does not exist."""
@@ -353,8 +357,9 @@ class Backend:
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
         """Publish a task message exactly once, even if replies are lost, because ``Nats-Msg-Id`` is the task id."""
-        headers = {"Nats-Msg-Id": task_id, names.CLIENT_HEADER: "task"}
-        return await self.insist(lambda: self.connection.publish(names.task_subject(queue), data, headers), queue)
+        block = f"NATS/1.0\r\nNats-Msg-Id: {task_id}\r\n{names.CLIENT_HEADER}: task\r\n\r\n".encode()
+        subject, store = names.task_subject(queue), self.connection.store
+        return await self.insist(lambda: store(subject, data, block, once=True), queue)
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
         """Return the data of a task message, or None if the message is no longer in its stream."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import msgspec
 import nats.errors
 
+from nqnb.concurrency import share
 from nqnb.decode import UNREADABLE
 from nqnb.error_text import quoted
 from nqnb.errors import BadInput, NoResponders, NoRoom, NqnbError, RevisionConflict, ServerRefused, Unconfirmed
 from nqnb.jetstream.bucket_reader import OPERATION, list_entries
-from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, no_stream
+from nqnb.jetstream.connection import EXPECTED_REVISION, Connection, Pending, no_stream, whole
 from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.queue_streams import create_stream
 from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND, NOT_FOUND, ApiError, refused
@@ -56,6 +58,7 @@ class KeyValueStore:
         self._root = names.key_subject(bucket, "")
         self._direct_get = f"$JS.API.DIRECT.GET.{self._stream}.{self._root}"
         self._direct: bool | None = None
+        self._looks: dict[None, asyncio.Future[bool | None]] = {}
         self.expires = False
         """Whether the bucket supports a ``ttl`` (server >= 2.11, see `ensure_bucket`). If not, a ``ttl`` is ignored."""
 
@@ -70,11 +73,11 @@ class KeyValueStore:
                 raise
             return await self._write(key, value, last.seq, ttl)
 
-    async def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> int:
+    def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> Awaitable[int]:
         """See `StateStore.update`."""
         if revision <= 0:
-            raise RevisionConflict(key)
-        return await self._write(key, value, revision, ttl)
+            return _conflict(key)
+        return self._write(key, value, revision, ttl)
 
     async def put(
         self,
@@ -87,16 +90,16 @@ class KeyValueStore:
     ) -> int:
         """See `StateStore.put`; for ``retry_for`` and ``await_room`` see `Connection.insist`."""
         return await self._connection.insist(
-            lambda: self._publish(key, value, {}, ttl), retry_for, await_room=await_room
+            lambda: self._publish(key, value, "", ttl, once=False), retry_for, await_room=await_room
         )
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
         """See `StateStore.get`."""
         if not names.is_key(key):
             return None
-        if not fresh and await self._has_direct():
+        if not fresh and (self._direct or await self._has_direct()):
             try:
-                return await self._get_direct(key)
+                return await self._connection.ask(self._direct_get + key, b"", b"", self._read_direct)
             except (NoResponders, Unconfirmed):
                 # The bucket may have been recreated without direct reads.
                 self._direct = None
@@ -169,32 +172,49 @@ class KeyValueStore:
 
         return unsubscribe
 
-    async def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> int:
+    def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> Awaitable[int]:
         """Write by compare-and-set. Revision 0 means that the key has never been written."""
-        headers = {EXPECTED_REVISION: str(revision)} | ({OPERATION: operation} if operation else {})
-        try:
-            return await self._publish(key, value, headers, ttl)
-        except ServerRefused as error:
-            if error.err_code in WRONG_LAST_SEQUENCE:
-                raise RevisionConflict(key) from None
-            raise
+        headers = f"{EXPECTED_REVISION}: {revision}\r\n"
+        if operation:
+            headers += f"{OPERATION}: {operation}\r\n"
+        return self._publish(key, value, headers, ttl, once=True)
 
-    async def _publish(self, key: str, value: bytes, headers: dict[str, str], ttl: float | None) -> int:
+    def _publish(self, key: str, value: bytes, headers: str, ttl: float | None, *, once: bool) -> Awaitable[int]:
+        if ttl is not None and self.expires:
+            return self._publish_with_ttl(key, value, headers, ttl, once)
         if not names.is_key(key):
             raise BadInput(f"key {quoted(key)} is invalid: each character must be one of A-Z a-z 0-9 - / _ = .")
-        publish, subject = self._connection.publish, self._root + key
-        if ttl is not None and self.expires:
-            try:
-                # The server counts in whole seconds; the minimum is 1.
-                ack = await publish(subject, value, {**headers, _TTL: f"{max(1, math.ceil(ttl))}s"})
-            except ServerRefused as error:
-                if error.err_code != TTL_DISABLED:
-                    raise
-                # Another client recreated the bucket without a TTL.
-                self.expires = False
-            else:
-                return ack.sequence
-        return (await publish(subject, value, headers)).sequence
+        block = f"NATS/1.0\r\n{headers}\r\n".encode() if headers else b""
+        return self._connection.ask(self._root + key, value, block, self._read_revision, again=once)
+
+    async def _publish_with_ttl(self, key: str, value: bytes, headers: str, ttl: float, once: bool) -> int:
+        # The server counts in whole seconds; the minimum is 1.
+        limited = f"{headers}{_TTL}: {max(1, math.ceil(ttl))}s\r\n"
+        try:
+            return await self._publish(key, value, limited, None, once=once)
+        except ServerRefused as error:
+            if error.err_code != TTL_DISABLED:
+                raise
+            # Another client recreated the bucket without a TTL.
+            self.expires = False
+        return await self._publish(key, value, headers, None, once=once)
+
+    def _read_revision(self, reply: Message, request: Pending[int]) -> int:
+        try:
+            return self._connection.read_ack(reply, request).sequence
+        except ServerRefused as error:
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                raise RevisionConflict(request.subject.removeprefix(self._root)) from None
+            raise
+
+    def _read_direct(self, reply: Message, request: Pending[Entry | None]) -> Entry | None:
+        """Return the entry in the reply to a direct read, or None if the key does not exist."""
+        sequence = reply.header("Nats-Sequence")
+        if not sequence or reply.carries(OPERATION):
+            whole(reply, request)
+            return None
+        key = request.subject[len(self._direct_get) :]
+        return Entry(key, reply.data, int(sequence), parse_time(reply.header("Nats-Time-Stamp")))
 
     async def _last(self, key: str) -> _Stored | None:
         """Ask the leader for the last message of a key, which may be a tombstone."""
@@ -217,21 +237,16 @@ class KeyValueStore:
 
         return await self._connection.insist(ask)
 
-    async def _get_direct(self, key: str) -> Entry | None:
-        answer = await self._connection.request(self._direct_get + key)
-        headers = answer.headers
-        if "Nats-Sequence" not in headers or OPERATION in headers:
-            return None
-        return Entry(key, answer.data, int(headers["Nats-Sequence"]), parse_time(headers["Nats-Time-Stamp"]))
-
     async def _has_direct(self) -> bool:
         """Return whether the bucket allows direct reads. A bucket that Go NQ created may not allow them."""
         if self._direct is None:
-            info = await self._connection.find(f"STREAM.INFO.{self._stream}")
-            if info is None:
-                return False
-            self._direct = bool(info["config"].get("allow_direct"))
-        return self._direct
+            # Many tasks may be read at the same moment.
+            self._direct = await share(self._looks, None, self._find_direct)
+        return bool(self._direct)
+
+    async def _find_direct(self) -> bool | None:
+        info = await self._connection.find(f"STREAM.INFO.{self._stream}")
+        return None if info is None else bool(info["config"].get("allow_direct"))
 
 
 async def ensure_bucket(
@@ -296,6 +311,10 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
         log.info("entries of %s do not expire, because updating the stream failed: %s", config["name"], error)
         return False
     return True
+
+
+async def _conflict(key: str) -> int:
+    raise RevisionConflict(key)
 
 
 def _is_tombstone(headers: bytes) -> bool:

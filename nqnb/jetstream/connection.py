@@ -14,8 +14,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import nats.errors
@@ -29,6 +28,7 @@ from nqnb.errors import (
     NoJetStream,
     NoResponders,
     NoRoom,
+    NqnbError,
     PayloadTooLarge,
     ServerRefused,
     Unavailable,
@@ -71,26 +71,21 @@ _LATE_TIMER_SECONDS = 0.5
 """If the timer fires this late, the event loop was blocked, and some replies may not have been read yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class PubAck:
+class PubAck(msgspec.Struct, rename={"sequence": "seq"}, gc=False):
     """The server's confirmation that it has stored a message.
 
     Attributes:
         sequence: the message's sequence in the stream.
         duplicate: whether the stream already had the message.
+        error: why the server did not store the message. A caller receives an exception instead.
     """
 
-    sequence: int
-    duplicate: bool
-
-
-class _Ack(msgspec.Struct):
-    seq: int = 0
+    sequence: int = 0
     duplicate: bool = False
     error: ApiError | None = None
 
 
-_ack_decoder = msgspec.json.Decoder(_Ack)
+_ack_decoder = msgspec.json.Decoder(PubAck)
 _api_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -111,6 +106,7 @@ class Connection:
         """An estimate of the server's clock, which most replies to `api` update."""
         self.full_at = 0.0
         """When a message was last refused because of a storage limit, as a value of `elapsed`."""
+        self._timeout = settings.request_timeout
         self._replies = _Replies(client.new_inbox(), self._resend)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
         self._on_disconnect: list[Callable[[], None]] = []
@@ -170,7 +166,12 @@ class Connection:
             ConnectionFailed: the connection is closed.
             NoResponders: the connection is down and its send buffer is full.
         """
-        await self._send(subject, data, reply, None)
+        if not self.put(subject, data, reply):
+            await self._send(subject, data, reply)
+
+    def put(self, subject: str, data: bytes, reply: str = "") -> bool:
+        """Send a message without a coroutine, and return True. Return False if the message must be sent with `send`."""
+        return self.client.put(subject, data, reply)
 
     async def request(
         self,
@@ -198,7 +199,48 @@ class Connection:
             ConnectionFailed: see `send`.
             PayloadTooLarge: data and headers exceed the server's limit.
         """
-        return (await self._request(subject, data, headers, timeout, again))[0]
+        return await self.ask(subject, data, header_block(headers) if headers else b"", whole, timeout, again=again)
+
+    def ask(
+        self,
+        subject: str,
+        data: bytes,
+        block: bytes,
+        read: Callable[[Message, Pending[T]], T],
+        timeout: float | None = None,
+        *,
+        again: bool = False,
+    ) -> Awaitable[T]:
+        """Send a request, and return a future for the value that ``read`` extracts from the reply.
+
+        Every task needs several requests, and a future is much faster than the coroutine of `request`.
+
+        Args:
+            subject: the subject.
+            data: the body.
+            block: the headers, as `header_block` returns them.
+            read: called on the event loop with the reply and the request. If it raises an `NqnbError`, the request
+                fails with that error.
+            timeout: see `request`.
+            again: see `request`.
+
+        Raises:
+            NoResponders, Unconfirmed, ServerRefused, ConnectionFailed, PayloadTooLarge: see `request`.
+        """
+        pending = self._replies.expect(subject, timeout or self._timeout, read)
+        if again and self.clustered:
+            pending.repeated = data, block
+        if self.client.put(subject, data, pending.inbox, block):
+            return pending.reply
+        return self._send_slowly(pending, data, block)
+
+    async def _send_slowly(self, pending: Pending[Any], data: bytes, block: bytes) -> Any:
+        """Send a request that does not fit into the send buffer now, and return the value for its reply."""
+        try:
+            await self._send(pending.subject, data, pending.inbox, block)
+            return await pending.reply
+        finally:
+            self._replies.forget(pending)
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> PubAck:
         """Publish to a stream, and return once the server has stored the message.
@@ -210,7 +252,24 @@ class Connection:
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: see `request`.
         """
         once = headers is not None and (_MESSAGE_ID in headers or EXPECTED_REVISION in headers)
-        reply, resent = await self._request(subject, data, headers, None, once)
+        return await self.store(subject, data, header_block(headers) if headers else b"", once=once)
+
+    def store(self, subject: str, data: bytes, block: bytes, *, once: bool) -> Awaitable[PubAck]:
+        """Publish a message like `publish`, and return a future; see `ask`.
+
+        Args:
+            subject: the subject.
+            data: the body.
+            block: the headers, as `header_block` returns them.
+            once: whether a header makes the server store the message only once, even if it is sent again.
+        """
+        return self.ask(subject, data, block, self.read_ack, again=once)
+
+    def read_ack(self, reply: Message, request: Pending[Any]) -> PubAck:
+        """Return the confirmation in a reply of a stream. This raises the same errors as `publish`."""
+        if not reply.data:
+            whole(reply, request)
+        subject = request.subject
         try:
             ack = _ack_decoder.decode(reply.data)
         except UNREADABLE:
@@ -219,15 +278,15 @@ class Connection:
             error = refused(ack.error, f"storing a message on {subject!r}")
             if isinstance(error, NoRoom):
                 self.full_at = elapsed()
-            if resent and isinstance(error, Unavailable):
+            if request.resent and isinstance(error, Unavailable):
                 raise Unconfirmed(
                     f"storing a message on {subject!r} is unconfirmed: no reply arrived, so the message may or may not "
                     f"be stored. A later attempt failed: {error}"
                 )
             raise error
-        if ack.seq <= 0:
+        if ack.sequence <= 0:
             raise no_stream(subject, reply.data)
-        return PubAck(ack.seq, ack.duplicate)
+        return ack
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
         """Call ``$JS.API.<name>`` and return its decoded reply.
@@ -362,47 +421,21 @@ class Connection:
         if not waited:
             log.error("%s", not_permitted(self.settings, verb, subject))
 
-    async def _request(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None, timeout: float | None, again: bool
-    ) -> tuple[Message, bool]:
-        """Send a request as `request` does. Return the reply, and whether the request was sent more than once."""
-        repeated = _Request(subject, data, headers) if again and self.clustered else None
-        inbox, reply = self._replies.expect(subject, timeout or self.settings.request_timeout, repeated)
-        resent = False
-        try:
-            await self._send(subject, data, inbox, headers)
-            message = await reply
-        finally:
-            resent = self._replies.forget(inbox)
-        if not message.data and message.headers.get("Status") == "503":
-            if resent:
-                # The last request reached no responder, but an earlier one may have.
-                raise Unconfirmed(
-                    f"request on {subject!r} is unconfirmed: no reply arrived, and the subject now has no responders. "
-                    "Try again."
-                )
-            raise NoResponders(
-                f"request on {subject!r} failed: the subject has no responders, because its stream has no leader or "
-                "does not exist. Check that JetStream is on and, in a cluster, that a majority of the servers are "
-                "running. Then try again.",
-                subject,
-            )
-        return message, resent
-
-    def _resend(self, request: _Request, reply: str) -> None:
+    def _resend(self, request: Pending[Any]) -> None:
         if self.connected:
-            spawn(self._send_quietly(request, reply))
+            spawn(self._send_quietly(request))
 
-    async def _send_quietly(self, request: _Request, reply: str) -> None:
+    async def _send_quietly(self, request: Pending[Any]) -> None:
         # A lost connection fails the pending request anyway.
         with contextlib.suppress(ConnectionFailed, PayloadTooLarge):
-            await self._send(request.subject, request.data, reply, request.headers)
+            data, block = request.repeated or (b"", b"")
+            await self._send(request.subject, data, request.inbox, block)
 
-    async def _send(self, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None) -> None:
+    async def _send(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> None:
         try:
-            await self.client.write(subject, data, reply, headers)
+            await self.client.write(subject, data, reply, block)
         except nats.errors.MaxPayloadError:
-            size = len(data) + len(header_block(headers or {}))
+            size = len(data) + len(block)
             raise PayloadTooLarge(
                 f"message on {subject!r} is too large: it has {size:,} bytes including its headers, and the server's "
                 f"limit is {self.max_payload:,}. Send a path or key to the data instead, or raise max_payload on the "
@@ -451,22 +484,47 @@ def no_stream(subject: str, reply: bytes) -> Unconfirmed:
     )
 
 
-class _Request(NamedTuple):
-    """A request that is resent if no reply arrives."""
+class Pending(msgspec.Struct, Generic[T], eq=False, gc=False):
+    """A pending request.
 
-    subject: str
-    data: bytes
-    headers: Mapping[str, str] | None
+    Attributes:
+        inbox: the subject of the reply.
+        reply: the future for the value that ``read`` extracts from the reply.
+        asked: when the request was sent, on the monotonic clock.
+        timeout: the number of seconds after which the request fails.
+        subject: the subject of the request.
+        read: see `Connection.ask`.
+        repeated: the body and the headers, if the request is resent until its reply arrives.
+        resent: how often it was resent.
+    """
 
-
-class _Pending(NamedTuple):
-    """A pending request. Times are on the monotonic clock."""
-
-    reply: asyncio.Future[Message]
+    inbox: str
+    reply: asyncio.Future[T]
     asked: float
     timeout: float
     subject: str
-    repeated: _Request | None
+    read: Callable[[Message, Pending[T]], T]
+    repeated: tuple[bytes, bytes] | None = None
+    resent: int = 0
+
+
+def whole(reply: Message, request: Pending[Any]) -> Message:
+    """Return the reply, or raise an error if the subject has no responders."""
+    if not reply.data and reply.headers.get("Status") == "503":
+        subject = request.subject
+        if request.resent:
+            # The last request reached no responder, but an earlier one may have.
+            raise Unconfirmed(
+                f"request on {subject!r} is unconfirmed: no reply arrived, and the subject now has no responders. "
+                "Try again."
+            )
+        raise NoResponders(
+            f"request on {subject!r} failed: the subject has no responders, because its stream has no leader or "
+            "does not exist. Check that JetStream is on and, in a cluster, that a majority of the servers are "
+            "running. Then try again.",
+            subject,
+        )
+    return reply
 
 
 class _Replies:
@@ -477,15 +535,13 @@ class _Replies:
         resend: a function that resends a request with the same reply subject. It must not raise.
     """
 
-    def __init__(self, inbox: str, resend: Callable[[_Request, str], None]) -> None:
+    def __init__(self, inbox: str, resend: Callable[[Pending[Any]], None]) -> None:
         self.subject = f"{inbox}.*"
         self._inbox = inbox
         self._resend = resend
         self._count = 0
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, Pending[Any]] = {}
         """The pending requests, by reply subject."""
-        self._resent: dict[str, int] = {}
-        """How often each request was resent, by reply subject. Requests that were not resent have no entry."""
         self._timer: asyncio.TimerHandle | None = None
         self._checked = 0.0
         self._late = False
@@ -501,35 +557,37 @@ class _Replies:
             self._timer.cancel()
             self._timer = None
 
-    def expect(
-        self, subject: str, timeout: float, repeated: _Request | None = None
-    ) -> tuple[str, asyncio.Future[Message]]:
-        """Expect one reply, and return its subject and its future. Call `forget` when the request is done.
+    def expect(self, subject: str, timeout: float, read: Callable[[Message, Pending[T]], T]) -> Pending[T]:
+        """Expect one reply to a request.
 
-        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then, ``repeated`` is resent every 0.7 s
-        unless it is None, because the leader that received the request may have died and been replaced.
+        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then, a request with ``repeated`` is resent
+        every 0.7 s, because the leader that received the request may have died and been replaced.
         """
         self._count += 1
         inbox = f"{self._inbox}.{self._count}"
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._pending[inbox] = _Pending(future, time.monotonic(), timeout, subject, repeated)
-        return inbox, future
+        future: asyncio.Future[T] = asyncio.Future()
+        pending = self._pending[inbox] = Pending(inbox, future, time.monotonic(), timeout, subject, read)
+        return pending
 
-    def forget(self, inbox: str) -> bool:
-        """Stop expecting a reply on a subject, and return whether the request was resent."""
-        del self._pending[inbox]
-        return bool(self._resent) and self._resent.pop(inbox, 0) > 0
+    def forget(self, pending: Pending[Any]) -> None:
+        """Stop expecting the reply to a request."""
+        self._pending.pop(pending.inbox, None)
 
     def answered(self, message: Message) -> None:
         """Resolve the pending request to which a reply belongs. Late replies are ignored."""
-        pending = self._pending.get(message.subject)
-        if pending is not None and not pending.reply.done():
-            pending.reply.set_result(message)
+        pending = self._pending.pop(message.subject, None)
+        if pending is None or pending.reply.done():
+            return
+        try:
+            pending.reply.set_result(pending.read(message, pending))
+        except NqnbError as error:
+            _fail(pending, error)
 
     def fail_all(self, why: str) -> None:
         """Fail every pending request."""
         for pending in self._pending.values():
             _fail(pending, Unconfirmed(f"request on {pending.subject!r} is unconfirmed: {why}. Try again."))
+        self._pending.clear()
 
     def refuse(self, subject: str, error: Callable[[str], Exception]) -> bool:
         """Fail the pending requests on a subject, and return whether any were pending.
@@ -549,20 +607,24 @@ class _Replies:
         # Two checks in a row are never skipped, because requests must time out even if the loop is often blocked.
         self._late = now - checked >= _LATE_TIMER_SECONDS and not self._late
         if not self._late:
-            for inbox, pending in self._pending.items():
-                reply, asked, timeout, subject, repeated = pending
-                if reply.done():
-                    continue
-                if now - asked > timeout:
-                    error = f"request on {subject!r} is unconfirmed: no reply arrived within {timeout:g} s. Try again."
+            for pending in list(self._pending.values()):
+                if pending.reply.done():
+                    # The caller was cancelled, or the request has failed.
+                    self.forget(pending)
+                elif now - pending.asked > pending.timeout:
+                    error = (
+                        f"request on {pending.subject!r} is unconfirmed: no reply arrived within {pending.timeout:g} s."
+                        " Try again."
+                    )
                     _fail(pending, Unconfirmed(error))
-                elif repeated is not None and now - asked > RESEND_SECONDS * (self._resent.get(inbox, 0) + 1):
-                    self._resent[inbox] = self._resent.get(inbox, 0) + 1
-                    self._resend(repeated, inbox)
+                    self.forget(pending)
+                elif pending.repeated is not None and now - pending.asked > RESEND_SECONDS * (pending.resent + 1):
+                    pending.resent += 1
+                    self._resend(pending)
         self.open()
 
 
-def _fail(pending: _Pending, error: Exception) -> None:
+def _fail(pending: Pending[Any], error: Exception) -> None:
     if not pending.reply.done():
         pending.reply.set_exception(error)
         # If the waiting coroutine is cancelled now, asyncio must not report that the error was never retrieved.

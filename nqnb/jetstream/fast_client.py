@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
 import nats.errors
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
@@ -28,50 +29,59 @@ log = logging.getLogger("nqnb")
 
 _PRIVATE = (
     *("_subs", "_pending", "_pending_data_size", "_max_pending_size", "_flush_queue", "_flush_pending", "stats"),
-    *("_transport", "_pongs"),
+    *("_transport", "_pongs", "_sid"),
 )
 _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
-_SUBJECT = re.compile(r"[^\s\x00]{1,2000}")
+_LONGEST_SUBJECT = 2000
+_SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
 """A line may contain two subjects, and a server closes the connection if a line has more than 4096 bytes."""
 _VERSION_LENGTH = len("NATS/1.0")
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
 _LINE_END = b"\r\n"
+_LARGE_WRITE_BYTES = 1024 * 1024
+"""If the send buffer is at least this large, nats-py writes it, and then waits until the socket has accepted it."""
+_HEADER_SIGNS = len("\r\n:")
+"""The number of characters around a header's name."""
 
 
-class Message:
+class Message(msgspec.Struct, gc=False):
     """A received message: ``subject``, ``reply`` (empty if no reply is expected), ``data`` and ``headers``."""
 
-    __slots__ = ("_headers", "_raw", "data", "reply", "subject")
+    subject: str
+    reply: str
+    data: bytes
+    raw: bytes | None = None
+    """The headers as they were received, or None if the message has no headers."""
+    parsed: dict[str, str] | None = None
+    """The headers by name, once they have been parsed."""
 
-    def __init__(
-        self,
-        subject: str,
-        reply: str,
-        data: bytes,
-        raw: bytes | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        self.subject = subject
-        self.reply = reply
-        self.data = data
-        self._raw = raw
-        self._headers = headers
+    def header(self, name: str) -> str:
+        """Return the value of a header, or "" if it is missing. This is faster than parsing all headers."""
+        if self.parsed is not None or self.raw is None:
+            return self.headers.get(name, "")
+        start = self.raw.find(_header_start(name))
+        if start < 0:
+            return ""
+        start += len(name) + _HEADER_SIGNS
+        return self.raw[start : self.raw.index(b"\r", start)].decode("utf-8", "replace").strip()
 
     @property
     def headers(self) -> dict[str, str]:
         """The headers by name. The server's status line appears as ``Status`` and ``Description``."""
-        if self._headers is None:
-            self._headers = read_headers(self._raw) if self._raw else {}
-        return self._headers
+        if self.parsed is None:
+            self.parsed = read_headers(self.raw) if self.raw else {}
+        return self.parsed
 
     def carries(self, name: str) -> bool:
         """Return whether the message has a header with this name. This is faster than parsing all headers."""
-        if self._headers is None:
-            return self._raw is not None and _header_start(name) in self._raw
-        return name in self._headers
+        if self.parsed is None:
+            return self.raw is not None and _header_start(name) in self.raw
+        return name in self.parsed
 
 
 OnMessage = Callable[[Message], None]
+Dispatch = Callable[[int, bytes, bytes, bytes, "bytes | None"], bool]
+"""See `FastClient.dispatch`."""
 
 
 class FastClient(NatsClient):
@@ -86,7 +96,9 @@ class FastClient(NatsClient):
         )
         """Whether this release of nats-py has the members that the fast path needs."""
         if is_safe_to_replace(getattr(self, "_ps", None)):
-            self._ps = SafeParser(self)
+            self._ps = SafeParser(self, self.dispatch)
+        self._writing = False
+        """Whether a write of the send buffer is scheduled."""
 
     @property
     def clustered(self) -> bool:
@@ -94,50 +106,104 @@ class FastClient(NatsClient):
         # nats-py has no public member for the server's info.
         return bool(getattr(self, "_server_info", {}).get("cluster"))
 
-    async def write(self, subject: str, data: bytes, reply: str = "", headers: Mapping[str, str] | None = None) -> None:
-        """Publish a message, and raise the same errors as `nats.aio.client.Client.publish`."""
-        block = header_block(headers) if headers else b""
-        size = len(block) + len(data)
-        if size > self.max_payload:
+    async def write(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> None:
+        """Publish a message, and raise the same errors as `nats.aio.client.Client.publish`. For ``block`` see `put`."""
+        if len(block) + len(data) > self.max_payload:
             raise nats.errors.MaxPayloadError
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
-        if not (self.fast and self.is_connected):
+        if self.fast and self._pending_data_size > self._max_pending_size > 0 and self.is_connected:
+            await self._flush_pending(force_flush=True)
+        if not self.put(subject, data, reply, block):
             # Without a connection, nats-py buffers the message, or raises an error if its buffer is full.
-            await self.publish(subject, data, reply, dict(headers) if headers else None)
-            return
-        verb = f"HPUB {subject} {reply} {len(block)}" if headers else f"PUB {subject} {reply}"
-        command = b"%s %d\r\n%s%s\r\n" % (verb.encode(), size, block, data)
-        self.stats["out_msgs"] += 1
-        self.stats["out_bytes"] += len(data)
+            await self.publish(subject, data, reply, read_headers(block) if block else None)
+
+    def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
+        """Append a message to the send buffer, which is written to the socket once per turn of the event loop.
+
+        Args:
+            subject: the subject.
+            data: the body.
+            reply: the reply subject.
+            block: the headers, as `header_block` returns them.
+
+        Returns:
+            Whether the message was appended. If not, use `write`: the connection is down, the buffer is full, the
+            message is too large, or the subject is not an ordinary one.
+        """
+        size = len(block) + len(data)
+        if not (self.fast and self.is_connected) or self._pending_data_size > self._max_pending_size > 0:
+            return False
+        if size > self.max_payload or not 0 < len(subject) <= _LONGEST_SUBJECT:
+            return False
+        if not subject.isprintable() or " " in subject:
+            return False
+        if block:
+            head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
+            command = b"%s%s%s\r\n" % (head, block, data)
+        else:
+            command = b"%s%s\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data)
         self._pending.append(command)
         self._pending_data_size += len(command)
-        if self._pending_data_size > self._max_pending_size > 0:
-            await self._flush_pending(force_flush=True)
+        if not self._writing:
+            self._writing = True
+            asyncio.get_running_loop().call_soon(self._write_pending)
+        return True
+
+    def _write_pending(self) -> None:
+        self._writing = False
+        if not self.is_connected or not self._pending:
+            # After a reconnect, nats-py writes the buffer.
+            return
+        writer = getattr(self._transport, "_io_writer", None)
+        if isinstance(writer, asyncio.StreamWriter) and self._pending_data_size < _LARGE_WRITE_BYTES:
+            pending, self._pending, self._pending_data_size = self._pending, [], 0
+            writer.write(b"".join(pending))
         elif self._flush_queue is not None and self._flush_queue.empty():
-            await self._flush_pending()
+            # nats-py's task writes the buffer, and waits while the socket is not ready.
+            self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
         """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block."""
 
         async def take(message: Msg) -> None:
-            _call(on_message, Message(message.subject, message.reply, message.data, headers=message.headers or {}))
+            heard = Message(message.subject, message.reply, message.data, parsed=message.headers or {})
+            try:
+                on_message(heard)
+            except Exception:  # noqa: BLE001  logged
+                _log_error(heard)
 
-        subscription = await self.subscribe(subject, cb=take)
-        if self.fast:
-            self._callbacks[subscription._id] = on_message
-        return subscription
+        if not self.fast:
+            return await self.subscribe(subject, cb=take)
+        number = self._sid + 1
+        self._callbacks[number] = on_message
+        try:
+            # With a callback, nats-py would start a task for each subscription. Nothing sets this future.
+            return await self.subscribe(subject, future=asyncio.get_running_loop().create_future())
+        except BaseException:
+            self._callbacks.pop(number, None)
+            raise
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        on_message = self._callbacks.get(sid)
-        # A subject may contain any bytes, and an error here would end the task that reads the socket.
-        name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
-        if on_message is None:
+        if not self.dispatch(sid, subject, reply, data, headers):
+            # A subject may contain any bytes, and an error here would end the task that reads the socket.
+            name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
             await super()._process_msg(sid, name.encode(), reply_to.encode(), data, headers)
-            return
-        self.stats["in_msgs"] += 1
-        self.stats["in_bytes"] += len(data)
-        _call(on_message, Message(name, reply_to, data, headers))
+
+    def dispatch(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> bool:
+        """Pass a message to the callback of its subscription. Return False if the subscription has no callback."""
+        on_message = self._callbacks.get(sid)
+        if on_message is None:
+            return False
+        # A subject may contain any bytes.
+        message = Message(
+            subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace"), data, headers
+        )
+        try:
+            on_message(message)
+        except Exception:  # noqa: BLE001  logged
+            _log_error(message)
+        return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
         """Unsubscribe once the messages in transit have arrived. If this fails, the subscription is removed anyway."""
@@ -196,30 +262,91 @@ def _header_start(name: str) -> bytes:
     return f"\r\n{name}:".encode()
 
 
-def _call(on_message: OnMessage, message: Message) -> None:
-    try:
-        on_message(message)
-    except Exception:
-        # The error must not end the task that reads the socket.
-        log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
+def _log_error(message: Message) -> None:
+    """Log the exception that a callback has raised. It must not end the task that reads the socket."""
+    log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
 
 
 class SafeParser(Parser):
-    """A parser that replaces vertical tabs and form feeds in control lines, because nats-py's parser misreads them.
+    """A faster parser that also replaces vertical tabs and form feeds in control lines.
 
     A server accepts every byte in a subject except space, tab and line break, but nats-py's parser also splits a line
     at vertical tabs and form feeds. On such a line, it closes the connection or uses the wrong subscription and size.
     One such key in a bucket would break every connection that lists the bucket.
+
+    This class parses the complete messages that have a callback. nats-py's parser receives everything else, such as an
+    incomplete message at the end of the data.
     """
+
+    def __init__(self, client: object, dispatch: Dispatch | None = None) -> None:
+        super().__init__(client)
+        self._dispatch = dispatch
 
     async def parse(self, data: bytes = b"") -> None:
         """See `nats.protocol.parser.Parser.parse`."""
-        if not any(byte in part for byte in (b"\x0b", b"\x0c") for part in (data, self.buf)):
-            await super().parse(data)
+        if self.state == AWAITING_MSG_PAYLOAD:
+            missing = self.needed + len(_LINE_END) - len(self.buf)
+            await super().parse(data[:missing])
+            data = data[missing:]
+        elif self.buf:
+            data = bytes(self.buf) + data
+            self.buf.clear()
+        if b"\x0b" in data or b"\x0c" in data:
+            await self._parse_by_line(data)
             return
+        rest = self._parse_messages(data)
+        while rest < len(data):
+            # A line that is not a message, a message for nats-py, or an incomplete one.
+            end = self._end_of_unit(data, rest)
+            await super().parse(data[rest:end])
+            rest = self._parse_messages(data, end)
+
+    def _parse_messages(self, data: bytes, at: int = 0) -> int:
+        """Pass complete messages to their callbacks, and return the position of the first byte that was not parsed."""
+        find, dispatch, size = data.find, self._dispatch, len(data)
+        while dispatch is not None and at < size:
+            line_end = find(_LINE_END, at)
+            words = data[at:line_end].split() if line_end > 0 else []
+            start = line_end + 2
+            try:
+                if len(words) == 4 and words[0] == b"MSG":
+                    _, subject, sid, length = words
+                    reply, header_end = b"", start
+                elif len(words) == 5 and words[0] == b"MSG":
+                    _, subject, sid, reply, length = words
+                    header_end = start
+                elif len(words) == 5 and words[0] == b"HMSG":
+                    _, subject, sid, headers, length = words
+                    reply, header_end = b"", start + int(headers)
+                elif len(words) == 6 and words[0] == b"HMSG":
+                    _, subject, sid, reply, headers, length = words
+                    header_end = start + int(headers)
+                else:
+                    return at
+                end = start + int(length)
+                if end + 2 > size or not dispatch(
+                    int(sid), subject, reply, data[header_end:end], data[start:header_end] or None
+                ):
+                    return at
+            except ValueError:
+                return at
+            at = end + 2
+        return at
+
+    def _end_of_unit(self, data: bytes, at: int) -> int:
+        """Return the end of the line or message at a position, or the end of the data if the rest has not arrived."""
+        line_end = data.find(_LINE_END, at)
+        if line_end < 0:
+            return len(data)
+        words = data[at:line_end].split()
+        end = line_end + 2
+        if words and words[0] in (b"MSG", b"HMSG") and words[-1].isdigit():
+            end += int(words[-1]) + 2
+        return min(end, len(data))
+
+    async def _parse_by_line(self, unread: bytes) -> None:
         # The data is passed line by line, because the parser consumes everything that is passed to it.
-        unread, at = bytes(self.buf) + data, 0
-        self.buf.clear()
+        at = 0
         while at < len(unread):
             if self.state == AWAITING_MSG_PAYLOAD:
                 end = at + self.needed + len(_LINE_END)

@@ -31,6 +31,27 @@ class Attempt:
         claim: the unique mark of this claim, which is written into the entry.
     """
 
+    __slots__ = (
+        "ack_wait",
+        "beat",
+        "cancel",
+        "claim",
+        "claimed",
+        "delivery",
+        "entry",
+        "gap",
+        "id",
+        "looking",
+        "message",
+        "poisoned",
+        "revision",
+        "slim",
+        "superseded",
+        "unrun",
+        "why",
+        "writing",
+    )
+
     def __init__(self, delivery: TaskDelivery, message: TaskMessage, ack_wait: float, claim: str) -> None:
         self.id = message.ID
         self.message = message
@@ -97,7 +118,7 @@ class Attempt:
         The lease is lost if no heartbeat was answered for most of the ack wait. After such a gap, it stays lost, and
         nothing is started or nak'ed, because a late nak would requeue a message whose next delivery is already running.
         """
-        self.gap = self.lapsed()
+        self.gap = self.gap or elapsed() > self.beat + LEASE_SHARE * self.ack_wait
         return self.gap
 
     def lapsed(self) -> bool:

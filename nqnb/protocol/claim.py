@@ -15,7 +15,7 @@ from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import ClaimStep, ClaimVerdict
 from nqnb.protocol.submit import META_RESERVE
 from nqnb.protocol.transition import Again, Retry, SeenEntry, Write, is_too_large, transition
-from nqnb.protocol.wire import Status, TaskMessage
+from nqnb.protocol.wire import Status, TaskMessage, entry_of
 
 log = logging.getLogger("nqnb.worker")
 
@@ -36,7 +36,8 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         NqnbError: the server did not answer. It redelivers the message after the ack wait.
     """
     change = _Claim(backend, worker, attempt)
-    done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, fresh=False)
+    start = await _first_read(backend, attempt)
+    done = await transition(backend, attempt.id, change.decide, ours=change.is_ours, retry=change, start=start)
     if done is None:
         return False
     if isinstance(done, ClaimVerdict):
@@ -58,6 +59,17 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
         if record is not None:
             attempt.flag(record, worker)
     return True
+
+
+async def _first_read(backend: TaskBackend, attempt: Attempt) -> SeenEntry:
+    """Read the task's entry, from any server that has a copy; see `_Claim.decide`."""
+    entry = await backend.states.get(attempt.id, fresh=False)
+    sequence, data = attempt.delivery.sequence, attempt.delivery.data
+    if entry is None or entry.value != entry_of(data, sequence):
+        return SeenEntry.of(attempt.id, entry)
+    # The entry of a new task has the same bytes as its message, so it need not be decoded.
+    task = msgspec.structs.replace(attempt.message, Sequence=sequence)
+    return SeenEntry(task, entry.revision, entry.created, entry.value)
 
 
 class _Claim(Retry):

@@ -53,6 +53,9 @@ class ClaimVerdict:
     why: str = ""
 
 
+_TAKE = ClaimVerdict(ClaimStep.TAKE)
+
+
 def due_at(message: TaskMessage) -> float:
     """Return when the task may run, in Unix seconds; 0 means at once.
 
@@ -120,7 +123,7 @@ def claim(
         return ClaimVerdict(ClaimStep.NAK, owner_rest, "another worker is running it")
     if not entry.marked and deliveries == 1:
         return ClaimVerdict(ClaimStep.NAK, ack_wait, "a Go worker may be running it")
-    return ClaimVerdict(ClaimStep.TAKE)
+    return _TAKE
 
 
 def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
@@ -132,7 +135,7 @@ def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
         return ClaimVerdict(ClaimStep.POSTPONE, rest, "not due for a long time")
     if rest > 0:
         return ClaimVerdict(ClaimStep.NAK, rest, "not yet due")
-    return ClaimVerdict(ClaimStep.TAKE)
+    return _TAKE
 
 
 def needs_intent(before: TaskMessage | None) -> bool:

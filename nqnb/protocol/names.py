@@ -75,6 +75,7 @@ def is_queue(text: str) -> bool:
     return _QUEUE.fullmatch(text) is not None and not text.endswith("_cancel")
 
 
+@functools.lru_cache(10_000)
 def is_key(text: str) -> bool:
     """Return whether a string is a valid key of a bucket.
 

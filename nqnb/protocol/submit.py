@@ -28,7 +28,7 @@ from nqnb.protocol import lifecycle, names
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import SubmitStep
 from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entry, transition, write_once
-from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
+from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage, entry_of
 
 META_RESERVE = 16 * 1024
 """Bytes of a message that are reserved for the other parts of its entry: the error, the log and a small result."""
@@ -76,6 +76,15 @@ def make_message(
     return message
 
 
+def with_payload(template: TaskMessage, value: object) -> TaskMessage:
+    """Return a copy of a message with a new id and another payload.
+
+    Raises:
+        UnencodableValue: the payload has no JSON form. Nothing was sent.
+    """
+    return msgspec.structs.replace(template, ID=names.new_task_id(), Payload=payload.encode(value))
+
+
 async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, chosen: bool) -> None:
     """Submit a task. When this returns, the server has stored its message and its entry.
 
@@ -104,7 +113,8 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     if chosen and duplicate and not await _was_submitted(backend, message, sequence):
         raise _taken(message.ID)
     try:
-        step = await create_entry(backend, msgspec.structs.replace(message, Sequence=sequence))
+        entry = msgspec.structs.replace(message, Sequence=sequence)
+        step = await create_entry(backend, entry, entry_of(data, sequence))
     except NqnbError as error:
         raise Unconfirmed(
             f"task {message.ID!r} is in its queue, but its state was not written: {clause(error)}. "
@@ -116,13 +126,18 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
         raise _taken(message.ID)
 
 
-async def create_entry(backend: TaskBackend, message: TaskMessage) -> SubmitStep:
-    """Create the entry of a published message, whose sequence ``message`` must contain.
+async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes | None = None) -> SubmitStep:
+    """Create the entry of a published message.
+
+    Args:
+        backend: the backend to use.
+        message: the task, with the sequence of its message.
+        value: the encoded entry. By default, the task is encoded here.
 
     Returns:
         `SubmitStep.TAKEN` if the entry belongs to another task, otherwise `SubmitStep.SETTLED`.
     """
-    entry, sequence = Write.of(message), message.Sequence
+    entry, sequence = Write(message, message.encode() if value is None else value), message.Sequence
     conflict = False
 
     async def decide(seen: SeenEntry) -> Write | SubmitStep:

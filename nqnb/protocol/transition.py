@@ -16,8 +16,9 @@ import enum
 import math
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+import msgspec
 
 from nqnb.errors import (
     MalformedMessage,
@@ -38,7 +39,7 @@ TOO_LARGE = 10054
 """JetStream's error code for a message above the stream's size limit, which only an operator sets."""
 
 
-class SeenEntry(NamedTuple):
+class SeenEntry(msgspec.Struct, frozen=True):
     """A task's entry as it was read."""
 
     task: TaskMessage | None = None
@@ -67,8 +68,7 @@ MISSING = SeenEntry()
 """The `SeenEntry` of a task without an entry."""
 
 
-@dataclass(slots=True)  # not frozen, because that would make each instance twice as expensive
-class Write:
+class Write(msgspec.Struct):
     """The decision to overwrite the entry that was read, or to create the entry if none was found."""
 
     task: TaskMessage
@@ -92,7 +92,7 @@ class Again(enum.Enum):
     """Read the entry again, because a step of the operation may have changed the decision."""
 
 
-class Written(NamedTuple):
+class Written(msgspec.Struct, frozen=True):
     """An entry that a transition has written."""
 
     task: TaskMessage
@@ -156,7 +156,6 @@ async def transition(
     ours: Callable[[TaskMessage], bool],
     retry: Retry,
     start: SeenEntry | None = None,
-    fresh: bool = True,
     insist: bool = False,
 ) -> Written | R:
     """Change a task's entry by compare-and-set.
@@ -170,7 +169,6 @@ async def transition(
             write, because a write whose answer was lost may still take effect, even after a later read.
         retry: the policy for retries after an error.
         start: the entry if it is already known. By default the entry is read.
-        fresh: whether the first read goes through the leader. Every later read does.
         insist: whether to retry the same write while its answers are lost, and recreate a missing bucket, before the
             entry is read again.
 
@@ -180,7 +178,7 @@ async def transition(
     Raises:
         NqnbError: ``retry`` raised an error, or the first read failed.
     """
-    seen = await read_entry(backend, task_id, fresh=fresh) if start is None else start
+    seen = await read_entry(backend, task_id) if start is None else start
     tried = False
     while True:
         if tried and seen.task is not None and ours(seen.task):
@@ -204,9 +202,9 @@ def is_too_large(error: NqnbError) -> bool:
     return isinstance(error, PayloadTooLarge) or (isinstance(error, ServerRefused) and error.err_code == TOO_LARGE)
 
 
-async def read_entry(backend: TaskBackend, task_id: str, *, fresh: bool = True) -> SeenEntry:
-    """Read a task's entry. If ``fresh`` is True, the read goes through the leader."""
-    return SeenEntry.of(task_id, await backend.states.get(task_id, fresh=fresh))
+async def read_entry(backend: TaskBackend, task_id: str) -> SeenEntry:
+    """Read a task's entry through the leader."""
+    return SeenEntry.of(task_id, await backend.states.get(task_id))
 
 
 async def write_once(backend: TaskBackend, task: TaskMessage, revision: int, ttl: float | None = None) -> int:

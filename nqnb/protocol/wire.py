@@ -25,8 +25,10 @@ from nqnb.protocol.status import Status as Status
 
 T = TypeVar("T", bound=Struct)
 
+# No reference cycle can contain one of these structs, so Python's garbage collector need not visit them (``gc=False``).
 
-class ErrorInfo(Struct, omit_defaults=True):
+
+class ErrorInfo(Struct, omit_defaults=True, gc=False):
     """Why a task failed: the exception's type, message and traceback."""
 
     type: str = ""
@@ -37,7 +39,7 @@ class ErrorInfo(Struct, omit_defaults=True):
         return f"<ErrorInfo {readable(': '.join(part for part in (self.type, self.message) if part), 200)}>"
 
 
-class Progress(Struct, omit_defaults=True):
+class Progress(Struct, omit_defaults=True, gc=False):
     """The progress that a handler reports: ``done`` of ``total``, and a description. A total of 0 means unknown."""
 
     done: float = 0
@@ -45,7 +47,7 @@ class Progress(Struct, omit_defaults=True):
     text: str = ""
 
 
-class CancelRecord(Struct, omit_defaults=True):
+class CancelRecord(Struct, omit_defaults=True, gc=False):
     """The history of one cancel. Times are Unix seconds by the server's clock; 0 means not yet."""
 
     by: str = ""
@@ -72,7 +74,7 @@ class CancelRecord(Struct, omit_defaults=True):
         return msgspec.structs.replace(self, by=by, worker=worker, how=how)
 
 
-class Meta(Struct, omit_defaults=True):
+class Meta(Struct, omit_defaults=True, gc=False):
     """The fields that nqnb adds to a task of NQ. Times are Unix seconds by the server's clock; 0 means not yet."""
 
     client: str = ""
@@ -104,7 +106,7 @@ class Meta(Struct, omit_defaults=True):
 _Meta = Meta  # inside TaskMessage the name Meta is the field
 
 
-class TaskMessage(Struct):
+class TaskMessage(Struct, gc=False):
     """A task as it is published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
 
     Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -194,7 +196,7 @@ class TaskMessage(Struct):
         return _Meta() if isinstance(self.Meta, UnsetType) else self.Meta
 
 
-class CancelMessage(Struct):
+class CancelMessage(Struct, gc=False):
     """A cancel as it is published on ``<q>.cancel``."""
 
     ID: str = ""
@@ -215,6 +217,19 @@ class CancelMessage(Struct):
         if not message.ID:
             raise malformed("a cancel message", "it has no ID", data)
         return message
+
+
+def entry_of(data: bytes, sequence: int) -> bytes | None:
+    """Return the first entry of a task, which is its message with the sequence that the stream assigned to it.
+
+    Args:
+        data: the message, encoded.
+        sequence: the message's sequence.
+
+    Returns:
+        The encoded entry, or None if nqnb did not encode the message.
+    """
+    return b'{"Sequence":%d,%s' % (sequence, data[len(_NO_SEQUENCE) :]) if data.startswith(_NO_SEQUENCE) else None
 
 
 def parse_time(text: str) -> float:
@@ -244,6 +259,7 @@ _intent_decoder = msgspec.json.Decoder(CancelRecord)
 LONGEST_NAME = 200
 """Long names of clients and workers, and similar strings, are cut to this many characters."""
 
+_NO_SEQUENCE = b'{"Sequence":0,'
 _LARGEST_SEQUENCE = 2**64 - 1
 _FAR_YEAR = re.compile(r"\+?[0-9]{5,}-")
 _MOMENTS = frozenset(("submitted_at", "started_at", "finished_at", "not_before", *CancelRecord.__struct_fields__))

@@ -79,13 +79,16 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
 
 def _until(run: Run, now: float) -> float:
     """Return the time on the server's clock at which a timeout or deadline stops this attempt, or 0 for never."""
-    ends = [now + run.entry.Timeout] if run.entry.Timeout else []
-    ends += [float(run.entry.Deadline)] if run.entry.Deadline else []
-    return min(ends, default=0.0)
+    timeout, deadline = run.entry.Timeout, float(run.entry.Deadline)
+    if not timeout:
+        return deadline
+    return min(now + timeout, deadline) if deadline else now + timeout
 
 
 class _ProgressWriter:
     """Writes a running task's progress and log to its entry, at most a few times a second."""
+
+    __slots__ = ("_backend", "_closed", "_loop", "_next", "_run", "_waiting", "_worker")
 
     def __init__(self, backend: Backend, worker: str, run: Run) -> None:
         self._backend = backend

@@ -142,7 +142,7 @@ async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Re
     meta = msgspec.structs.replace(run.entry.meta, finished_at=backend.now(), error=None)
     if run.job is not None:
         meta.progress, meta.log = run.job.said
-    if result.ended is Ended.RETURNED:
+    if result.ended is Ended.RETURNED and result.value is not None:
         try:
             await _keep_result(backend, run, meta, result.value)
         except BadInput as error:
@@ -158,8 +158,6 @@ async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Re
 
 
 async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) -> None:
-    if value is None:
-        return
     meta.result_is_bytes = isinstance(value, (bytes, bytearray, memoryview))
     data = payload.encode_json(value, "result")
     if len(data) <= INLINE_RESULT >= len(as_go(data)) and depth(data) <= _DEEPEST_INLINE:

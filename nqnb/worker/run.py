@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from nqnb.clock import elapsed
@@ -26,6 +27,8 @@ class Run(Attempt):
         claim: the unique claim id that is written to the entry.
     """
 
+    __slots__ = ("executor", "finishing", "handler", "job", "life", "started", "watch")
+
     delivery: Delivery
 
     def __init__(self, delivery: Delivery, message: TaskMessage, handler: Handler, ack_wait: float, claim: str) -> None:
@@ -34,6 +37,8 @@ class Run(Attempt):
         self.executor: Executor | None = None
         self.job: Job | None = None
         self.watch: EntryWatch | None = None
+        self.life: asyncio.Task[None] | None = None
+        """The asyncio task that claims, executes and finishes this run."""
         self.started = 0.0
         """When the handler was started, on the monotonic clock, or 0 while it is not running."""
         self.finishing = False

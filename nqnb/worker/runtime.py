@@ -208,8 +208,9 @@ class Runtime:
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
             message = TaskMessage.decode(delivery.data)
+            if not names.is_queue(message.Queue):
+                names.check_queue(message.Queue)
             names.check_task_id(message.ID)
-            names.check_queue(message.Queue)
         except (MalformedMessage, BadInput) as error:
             self.malformed += 1
             text = "message %d of queue %s was dropped because it is not a task: %s"
@@ -235,7 +236,7 @@ class Runtime:
             self.runs[message.ID] = run
             self._running[queue] += 1
             self._empty.clear()
-            spawn(self._live(run))
+            run.life = asyncio.get_running_loop().create_task(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
         """Handle a redelivery of a running task: the run continues with the new delivery unless the run is ending."""

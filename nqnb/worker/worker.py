@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import gc
 import logging
 import os
 import secrets
@@ -286,16 +287,24 @@ class Worker:
                 self._stop.set()
                 log.info("worker %s has stopped", self.id)
 
-    async def serve(self) -> None:
+    async def serve(self, *, dedicated: bool = False) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
         In the main thread, SIGINT and SIGTERM call `request_stop`.
+
+        Args:
+            dedicated: whether the process is only a worker. If so, Python's garbage collector no longer visits the
+                objects that exist at the start, which are mostly modules (`gc.freeze`). This makes it much faster.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
+        dedicated = check_flag("dedicated", dedicated)
         await self.start()
+        if dedicated:
+            gc.collect()
+            gc.freeze()
         with self._signals():
             try:
                 await self.ended()
@@ -322,7 +331,7 @@ class Worker:
         self._stop.set()
 
     def run(self) -> None:
-        """Run `serve` in a new event loop, and block until a signal stops the worker.
+        """Run `serve` with ``dedicated=True`` in a new event loop, and block until a signal stops the worker.
 
         Raises:
             BadInput: this thread is already running an event loop. Use ``await worker.serve()`` instead.
@@ -330,7 +339,7 @@ class Worker:
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             raise BadInput("run() cannot start: an event loop is running in this thread. Use `await worker.serve()`.")
-        asyncio.run(self.serve())
+        asyncio.run(self.serve(dedicated=True))
 
     async def __aenter__(self) -> Worker:
         await self.start()

@@ -11,7 +11,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 import nqnb
-from nqnb.jetstream.fast_client import FastClient, Message, header_block, read_headers
+from nqnb.jetstream.fast_client import FastClient, Message, SafeParser, header_block, read_headers
 
 pytestmark = pytest.mark.anyio
 
@@ -37,7 +37,7 @@ async def heard(client: FastClient, *sends: tuple[str, bytes, str, dict[str, str
 
     await client.listen("lane.>", hear)
     for subject, data, reply, headers in sends:
-        await client.write(subject, data, reply, headers)
+        await client.write(subject, data, reply, header_block(headers) if headers else b"")
     await asyncio.wait_for(done.wait(), 5)
     return got
 
@@ -57,7 +57,7 @@ async def test_nats_py_and_the_fast_path_understand_each_other(client: FastClien
     # nats-py's first PING may overtake the SUB, so that its PONG proves nothing yet.
     await other.flush()
     await other.flush()
-    await client.write("lane.theirs", b"data", "reply", {"Name": "value: of it"})
+    await client.write("lane.theirs", b"data", "reply", header_block({"Name": "value: of it"}))
     message = await theirs.next_msg(5)
     assert (message.data, message.reply, message.headers) == (b"data", "reply", {"Name": "value: of it"})
     got: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -77,17 +77,81 @@ async def test_a_line_end_in_a_subject_or_header_is_refused(client: FastClient) 
     with pytest.raises(nats.errors.BadSubjectError):
         await client.write("", b"")
     with pytest.raises(nats.errors.Error, match="line break"):
-        await client.write("lane.x", b"", "", {"Name": "a\r\nOther: b"})
+        await client.write("lane.x", b"", "", header_block({"Name": "a\r\nOther: b"}))
 
 
 async def test_a_message_above_the_servers_limit_is_refused(client: FastClient) -> None:
     headers = {"Name": "value"}
     room = client.max_payload - len(header_block(headers))
-    await client.write("lane.x", b"x" * room, "", headers)
+    await client.write("lane.x", b"x" * room, "", header_block(headers))
     with pytest.raises(nats.errors.MaxPayloadError):
-        await client.write("lane.x", b"x" * (room + 1), "", headers)
+        await client.write("lane.x", b"x" * (room + 1), "", header_block(headers))
     await client.flush()
     assert client.is_connected
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 40, 1000])
+async def test_every_message_arrives_wherever_a_read_cuts_it(size: int) -> None:
+    """The fast path handles whole messages, and nats-py's parser the rest. Both must agree where a message ends."""
+    quick: list[tuple[bytes, bytes, bytes, bytes | None]] = []
+    slow: list[tuple[bytes, bytes, bytes, bytes | None]] = []
+
+    class Client:
+        async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
+            if not dispatch(sid, subject, reply, data, headers):
+                slow.append((subject, reply, data, headers))
+
+        async def _process_ping(self) -> None:
+            slow.append((b"PING", b"", b"", None))
+
+    def dispatch(sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> bool:
+        if sid != 1:
+            return False
+        quick.append((subject, reply, data, headers))
+        return True
+
+    parser = SafeParser(Client(), dispatch)
+    lines = (
+        b"MSG a 1 5\r\nM\r\nSG\r\nMSG b 1 r 0\r\n\r\nMSG c 2 1\r\nz\r\nPING\r\n"
+        b"HMSG d 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\nHMSG e 1 r 12 12\r\nNATS/1.0\r\n\r\n\r\nMSG f 1 1\r\n!\r\n"
+    )
+    for start in range(0, len(lines), size):
+        await parser.parse(lines[start : start + size])
+    headers = b"NATS/1.0\r\n\r\n"
+    assert quick == [
+        (b"a", b"", b"M\r\nSG", None),
+        (b"b", b"r", b"", None),
+        (b"d", b"", b"hi", headers),
+        (b"e", b"r", b"", headers),
+        (b"f", b"", b"!", None),
+    ]
+    assert slow == [(b"c", b"", b"z", None), (b"PING", b"", b"", None)]
+    assert not parser.buf
+
+
+async def test_messages_of_one_turn_of_the_loop_are_written_together(
+    server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes: list[bytes] = []
+    write = asyncio.StreamWriter.write
+
+    def noted_write(self: asyncio.StreamWriter, data: bytes) -> None:
+        writes.append(data)
+        write(self, data)
+
+    client = FastClient()
+    await client.connect(server.url)
+    monkeypatch.setattr(asyncio.StreamWriter, "write", noted_write)
+    for number in range(100):
+        assert client.put("lane.x", b"%d" % number)
+    await asyncio.sleep(0.01)
+    await client.close()
+    assert [data.count(b"PUB ") for data in writes if b"PUB " in data] == [100]
+
+
+@pytest.mark.parametrize("subject", ["lane x", "lane\r\nPUB y", "lane\x00", "", "x" * 2001])
+async def test_an_odd_subject_is_left_to_the_checked_way(client: FastClient, subject: str) -> None:
+    assert not client.put(subject, b"")
 
 
 async def test_no_message_is_received_after_unsubscribing(client: FastClient) -> None:

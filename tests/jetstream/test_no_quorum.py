@@ -6,14 +6,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
 
 import pytest
 
 import nqnb
 from nqnb import Status
-from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.fast_client import Message
+from nqnb.jetstream.fast_client import FastClient
 from nqnb.server.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -28,19 +26,18 @@ class Away:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = False
         self.answered = 0
-        send = Connection._send
+        put = FastClient.put
 
-        async def answer(
-            connection: Connection, subject: str, data: bytes, reply: str, headers: Mapping[str, str] | None
-        ) -> None:
-            if self.now and not subject.startswith("$JS.ACK."):
-                if reply:
-                    self.answered += 1
-                    asyncio.get_running_loop().call_soon(connection._replies.answered, Message(reply, "", NOT_NOW))
-                return
-            await send(connection, subject, data, reply, headers)
+        def answer(client: FastClient, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
+            if not self.now or subject.startswith("$JS.ACK."):
+                return put(client, subject, data, reply, block)
+            if reply:
+                self.answered += 1
+                sid = next(sid for sid, sub in client._subs.items() if sub.subject == f"{reply.rpartition('.')[0]}.*")
+                asyncio.get_running_loop().call_soon(client.dispatch, sid, reply.encode(), b"", NOT_NOW, None)
+            return True
 
-        monkeypatch.setattr(Connection, "_send", answer)
+        monkeypatch.setattr(FastClient, "put", answer)
 
 
 @pytest.fixture

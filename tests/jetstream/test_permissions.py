@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,16 @@ def used(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], set[str]]:
     subjects: dict[tuple[str, str], set[str]] = defaultdict(set)
 
     def note(method: str, verb: str) -> None:
-        original: Callable[..., Awaitable[Any]] = getattr(Connection, method)
+        original: Callable[..., Any] = getattr(Connection, method)
 
-        async def noting(self: Connection, subject: str, *rest: Any) -> Any:
+        def noting(self: Connection, subject: str, *rest: Any, **options: Any) -> Any:
             subjects[str(self.settings.user), verb].add(subject)
-            return await original(self, subject, *rest)
+            return original(self, subject, *rest, **options)
 
         monkeypatch.setattr(Connection, method, noting)
 
-    note("_send", "publish")
+    note("ask", "publish")
+    note("put", "publish")
     note("subscribe", "subscribe")
     return subjects
 

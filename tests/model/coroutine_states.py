@@ -187,6 +187,12 @@ def _freezer_of(kind: type) -> Callable[[Any, set[int]], Hashable] | None:
     """Return what freezes values of a type; None where they are hashable as they are."""
     if kind in (type(None), int, str, bytes, float, bool) or issubclass(kind, enum.Enum):
         return None
+    if issubclass(kind, msgspec.Struct) and kind.__module__ == "nqnb.protocol.transition":
+        # One of its fields may be an error, which has no JSON form.
+        return lambda value, open_ones: (
+            kind.__qualname__,
+            *(_freeze(getattr(value, name), open_ones) for name in kind.__struct_fields__),
+        )
     for base, freezer in _FREEZERS.items():
         if issubclass(kind, base):
             return freezer
@@ -197,7 +203,13 @@ def _freezer_of(kind: type) -> Callable[[Any, set[int]], Hashable] | None:
             *(_freeze(getattr(value, name), open_ones) for name in names),
         )
     if kind.__module__.startswith("nqnb.protocol"):
-        return lambda value, open_ones: (kind.__qualname__, _freeze_variables(vars(value), open_ones))
+        slots = [name for base in kind.__mro__ for name in vars(base).get("__slots__", ())]
+        return lambda value, open_ones: (
+            kind.__qualname__,
+            _freeze_variables(
+                {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {}), open_ones
+            ),
+        )
     return lambda value, open_ones: kind.__qualname__
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+import msgspec
+
 from nqnb.errors import RevisionConflict
 from nqnb.jetstream.connection import PubAck
 from nqnb.protocol.lifecycle import Ended
@@ -258,7 +260,7 @@ class AnotherTaskStore(SimulatedStore):
             return entry
         changed = TaskMessage.decode(entry.value)
         changed.Sequence, changed.Payload = 99, b'"another"'
-        return replace(entry, value=changed.encode())
+        return msgspec.structs.replace(entry, value=changed.encode())
 
 
 class ConflictIsAlwaysTaken(SimulatedBackend):
@@ -420,7 +422,7 @@ class EndedStore(SimulatedStore):
             return None
         task = TaskMessage.decode(entry.value)
         task.Status = Status.COMPLETED
-        return replace(entry, value=task.encode())
+        return msgspec.structs.replace(entry, value=task.encode())
 
 
 class StateIgnored(SimulatedBackend):

@@ -19,6 +19,7 @@ from nqnb.protocol.wire import (
     Progress,
     Status,
     TaskMessage,
+    entry_of,
     parse_time,
 )
 
@@ -280,3 +281,13 @@ def test_parse_time(text: str, seconds: float) -> None:
 def test_a_printed_state_is_its_label(status: Status) -> None:
     assert str(status) == f"{status}" == status.label
     assert f"{status:>12}" == status.label.rjust(12)
+
+
+def test_the_first_entry_has_the_bytes_of_its_message_with_the_sequence() -> None:
+    message = TaskMessage(ID="a", Queue="q", Payload=b"x", Meta=Meta(client="me"))
+    assert entry_of(message.encode(), 71) == msgspec.structs.replace(message, Sequence=71).encode()
+
+
+@pytest.mark.parametrize("data", [b"", b'{"ID":"a"}', b'{"Sequence":12,"ID":"a"}', b'{"Sequence": 0,"ID":"a"}'])
+def test_another_programs_message_has_no_first_entry(data: bytes) -> None:
+    assert entry_of(data, 7) is None

@@ -89,6 +89,8 @@ class Executor(abc.ABC):
 class StopLadder:
     """A timer that pushes after each ``grace`` until `end` is called."""
 
+    __slots__ = ("_ended", "_grace", "_push", "_timer")
+
     def __init__(self, push: Callable[[], None], grace: float) -> None:
         self._push = push
         self._grace = grace
