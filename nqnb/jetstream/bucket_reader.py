@@ -40,11 +40,11 @@ PAGE = 1000
 """The number of entries that each pull requests."""
 LISTING_OUTLIVES_SECONDS = 30.0
 FEED_OUTLIVES_SECONDS = 60.0
-"""Seconds after the last pull until the server deletes a consumer."""
+"""Seconds without a pull after which the server deletes the consumer."""
 PULL_EXPIRES_SECONDS = 30.0
-"""Seconds for which the server holds a feed's pull open to wait for changes."""
+"""Seconds until a feed's pull expires on the server."""
 IDLE_HEARTBEAT_SECONDS = 5.0
-"""Seconds between the heartbeats that the server sends while a pull is open and there is nothing to deliver."""
+"""Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 _CHECK_SECONDS = 0.25
 """Seconds between two checks for a lost connection."""
 
@@ -71,10 +71,10 @@ class Page:
 async def list_entries(connection: Connection, bucket: str) -> AsyncGenerator[Entry, None]:
     """Yield the current entry of each key in a bucket, in the order in which the entries were written.
 
-    If the bucket does not exist, nothing is yielded.
+    Yield nothing if the bucket does not exist.
 
     Args:
-        connection: the connection. The listing fails if no new entry arrives within the setting ``retry_for``.
+        connection: the connection. The listing fails if no new entry arrives for ``settings.retry_for`` seconds.
         bucket: the bucket's name.
 
     Raises:
@@ -205,7 +205,7 @@ class BucketFeed:
 
 
 async def poll_store(store: StateStore, connection: Connection, every: float = 1.0) -> AsyncGenerator[Page, None]:
-    """Poll a store that does not report changes, and yield pages like `BucketFeed`.
+    """Poll a store that does not report changes, and yield pages as `BucketFeed` does.
 
     If reading the store fails, yield an empty page with ``lost`` set, and try again.
 
@@ -245,7 +245,7 @@ async def make_consumer(connection: Connection, bucket: str, *, outlives: float,
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        outlives: seconds after the last pull until the server deletes the consumer.
+        outlives: seconds without a pull after which the server deletes the consumer.
         after: the sequence number of the last entry that the caller has already read. If it is not 0, the consumer
             delivers only the later writes.
 
@@ -305,7 +305,7 @@ async def _listed_pages(connection: Connection, bucket: str) -> AsyncGenerator[l
 
 
 class _Batch(NamedTuple):
-    """The messages that arrived from a consumer between two reads, without those after a lost message."""
+    """The messages that arrived from a consumer between two reads, excluding any messages after a lost message."""
 
     entries: list[Entry]
     gone: list[str]
@@ -327,16 +327,16 @@ class _Batch(NamedTuple):
 class _BucketConsumer:
     """A pull consumer of a bucket, and the inbox that receives the consumer's messages.
 
-    Use it as an async context manager.
+    Use this object as an async context manager.
     """
 
     def __init__(self, connection: Connection, bucket: str, name: str, waiting: int, losses: int) -> None:
         self.waiting = waiting
         """The number of entries that were pending when the consumer was created."""
         self.number = 0
-        """The number of messages that have arrived before the first lost message."""
+        """The number of consecutive messages that have arrived."""
         self.sequence = 0
-        """The stream sequence of the last of these messages."""
+        """The stream sequence of the last consecutive message."""
         self.ready = asyncio.Event()
         """Set when a page can be read, because enough messages, the last message or a status message has arrived."""
         self._connection = connection
@@ -380,7 +380,7 @@ class _BucketConsumer:
         )
 
     async def page_arrived(self) -> None:
-        """Wait until a page is ready or the connection is lost, or until no message arrives for ``request_timeout``."""
+        """Wait until a page is ready, the connection is lost, or no message has arrived for ``request_timeout``."""
         arrived, since = 0, time.monotonic()
         while not self.ready.is_set() and not self.lost:
             await first_of(self.ready, timeout=_CHECK_SECONDS)
@@ -390,7 +390,7 @@ class _BucketConsumer:
                 return
 
     def read(self) -> _Batch:
-        """Return the messages that have arrived since the last call, without those after a lost message."""
+        """Return the messages that have arrived since the last call, excluding any messages after a lost message."""
         messages, self._messages = self._messages, []
         self.ready.clear()
         entries: list[Entry] = []

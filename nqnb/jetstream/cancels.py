@@ -26,9 +26,9 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.cancels")
 
 _CONSUMER_OUTLIVES_NANOSECONDS = 300_000_000_000
-"""Nanoseconds after a worker disconnects until the server deletes the worker's consumer."""
+"""The number of nanoseconds after which the server deletes the consumer of a disconnected worker."""
 _REDELIVER_NANOSECONDS = 1_000_000_000
-"""Nanoseconds without an ack until the server redelivers a cancel message. A second delivery is harmless."""
+"""The number of nanoseconds after which the server redelivers an unacked cancel message. This is harmless."""
 
 
 async def publish_cancel(connection: Connection, queue: str, task_id: str) -> None:
@@ -65,7 +65,7 @@ class CancelListener:
         self._stop_overhearing: Unsubscribe | None = None
 
     async def ensure(self, queue: str) -> None:
-        """Create this worker's consumer for a queue if it does not exist, so that all later cancels are delivered."""
+        """Create this worker's consumer for a queue if it does not exist, so that later cancels are delivered."""
         streams = await ensure_queue(self._connection, queue)
         if queue not in self._subscriptions:
             inbox = self._connection.client.new_inbox()

@@ -1,4 +1,4 @@
-"""Open a connection to the first server that accepts it, or report why each server failed.
+"""Open a connection to the first server that accepts it, or report why each attempt failed.
 
 By itself, nats-py retries the first connection for two minutes. If a TLS handshake fails, nats-py waits forever. If the
 server closes the connection, nats-py does not report an error. If the server does not offer TLS, nats-py sends
@@ -266,7 +266,7 @@ def _why(error: Exception) -> str:
 
 
 class Credentials:
-    """A credentials file. It is read again for each connection, because its content may have been renewed.
+    """A credentials file. It is read again for each connection, because the credentials may have been renewed.
 
     nats-py is not used to read the file, because nats-py loops forever if the file contains no JWT.
     """
@@ -303,7 +303,7 @@ def read_seed(nkey: str) -> str:
     """Return the seed from `Settings.nkey`, which is either a seed or the path of a file that contains a seed.
 
     Raises:
-        BadInput: the file cannot be read, or it contains no valid seed of a user.
+        BadInput: the file cannot be read, or the seed is missing, invalid or not a user seed.
     """
     if _SEED.fullmatch(nkey.encode()):
         return _checked_seed(nkey.encode(), "nkey is invalid: the seed").decode()

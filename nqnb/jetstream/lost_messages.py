@@ -1,11 +1,11 @@
-"""Find messages that a server older than 2.11 no longer delivers after a crash, and cause it to redeliver them.
+"""Find messages that a server older than 2.11 no longer delivers after a crash, so that they can be redelivered.
 
 When such a server restarts, the state of a consumer may be wrong in two ways: a message that was only delivered may
 count as acked, or an unacked message may not be redelivered after the ack wait. In both cases, the message stays in the
 stream, and its task would never end. The second case can be detected once the queue has been idle for two ack waits.
 
-In both cases, this module deletes the consumer, because a new consumer delivers all messages of the stream. This is
-safe, because workers can handle the messages of tasks that are running or have ended.
+The remedy is to delete the consumer, because a new consumer delivers all messages of the stream. This is safe, because
+workers can handle the messages of tasks that are running or have ended.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LostMessages:
         self._seen, self._first_seen = 0, 0.0
         """The sequence of the message that the last search found, and the monotonic time at which it was first found.
 
-        A message that was found only once may not be lost, because its ack may be in transit.
+        A message that was found only once is not necessarily lost, because its ack may be in transit.
         """
         self._delivered: tuple[str, int] = ("", 0)
         self._quiet_since = 0.0

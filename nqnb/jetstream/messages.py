@@ -13,12 +13,12 @@ from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 
 _CONCURRENT_READS = 64
-"""The number of parts of a stream that are read concurrently."""
+"""The number of parts into which a stream is divided for concurrent reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamMessage:
-    """A message in a stream. ``stored`` is the time at which the server stored it, in Unix seconds."""
+    """A message in a stream. ``stored`` is the time at which the server stored the message, in Unix seconds."""
 
     sequence: int
     subject: str
@@ -37,7 +37,7 @@ async def read_messages(
         connection: the connection.
         stream: the stream.
         start: the first sequence to read.
-        end: the sequence after the last sequence to read, or None for the end of the stream.
+        end: the sequence at which to stop, which is not read; None reads to the end of the stream.
         subject: the subject of the messages to read. It may contain wildcards.
     """
     while end is None or start < end:

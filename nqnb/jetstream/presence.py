@@ -1,13 +1,13 @@
-"""The presence of workers: the bucket ``nq-workers`` contains an entry for each live worker, with its running tasks.
+"""The presence of workers: the bucket ``nq-workers`` contains an entry for each live worker and its running tasks.
 
 A worker counts as dead when its entry is more than ``ttl`` seconds old by the server's clock. ``ttl`` is a field of the
 entry.
 
 The entry describes all tasks that the worker is running, so that another worker can take over a task that this worker
-has dropped. However, the ids of about 40,000 tasks exceed the server's maximum message size. The worker would then be
-unable to write its entry, and all its leases would expire. Therefore, an entry lists ids only up to a limit. The other
-tasks are recorded in a filter: an array of bits, in which each task sets the bit that the hash of its id selects. The
-filter has two properties:
+has dropped. However, the ids of about 40,000 tasks exceed the server's maximum message size. A worker with that many
+tasks would be unable to write its entry, and all its leases would expire. Therefore, an entry lists ids only up to a
+limit. The other tasks are recorded in a filter: an array of bits, in which each task sets the bit that is selected by
+the hash of its id. The filter has two properties:
 
 - The bit of a running task is always set, so no running task is taken over.
 - The bit of a task that is not running may also be set, because another task has the same bit. With 16 bits per task,
@@ -15,8 +15,8 @@ filter has two properties:
   check uses a different bit. Therefore, a dropped task is eventually taken over.
 
 It would not be enough to store only the number of unlisted tasks: every task that is not listed would have to count as
-running, and a dropped task would wait until its worker stops. Several entries per worker could not be written
-atomically.
+running, and a dropped task would wait until its worker stops. Several entries per worker would not help, because they
+could not be written atomically.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from nqnb.records import WorkerInfo, moment
 from nqnb.store import Entry
 
 SILENT_SHARE = 0.6
-"""The share of its TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
+"""The share of the TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
 MIN_SILENT_SECONDS = 2.0
 """The minimum number of seconds after which a worker counts as silent, because a busy machine delays heartbeats."""
 
 
 class _Written(NamedTuple):
-    """A presence entry that the server stored between the times ``asked`` and ``answered``; see `elapsed`."""
+    """A presence entry, and the two times of `elapsed` between which the server stored the entry."""
 
     worker: str
     revision: int
@@ -110,7 +110,7 @@ class Presence:
             await self._connection.send(f"$JS.API.CONSUMER.DELETE.{consumer}")
 
     async def rest(self, worker: str, queue: str, task_id: str, written: float, lease: float = 0.0) -> float:
-        """Return the remaining seconds for which a task counts as running on a live worker, or 0 if it does not.
+        """Return the number of seconds for which a task still counts as running on a live worker, or 0.
 
         Args:
             worker: the id of the worker that is named in the task's entry.
@@ -119,9 +119,9 @@ class Presence:
             written: the time, by the server's clock, at which the worker wrote the task's entry. This write is also a
                 sign of life. If it is later than the worker's presence entry, the presence entry cannot contain the
                 task yet.
-            lease: the age in seconds until which the presence bucket counts as new. If the bucket is new, a worker
-                without a presence entry counts as alive, because the entry may have been in an earlier bucket that was
-                lost, and the worker may not have written it again yet.
+            lease: the age, in seconds, at which the presence bucket no longer counts as new. While the bucket is new, a
+                worker without an entry counts as alive, because the worker's entry may have been lost with an earlier
+                bucket.
         """
         asked = elapsed()
         entry = await self._store.get(worker)
@@ -191,7 +191,7 @@ class Presence:
             await self.read_clock()
 
     def _age(self, created: float, asked: float) -> float:
-        """Return the minimum age that an entry had at ``asked``, so that no worker counts as dead too early."""
+        """Return the minimum age of an entry at the time ``asked``, so that no worker counts as dead too early."""
         return self._clock.earliest(asked) - created
 
 
@@ -199,11 +199,11 @@ BITS_PER_TASK = 16
 _LIST_BYTES = 128 * 1024
 """The maximum total size of the listed ids in bytes, which is enough for about 5,000 generated ids."""
 _FILTER_BYTES = 128 * 1024
-"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks, which is the consumer's limit."""
+"""The maximum size of a filter in bytes: 16 bits for each of 65,536 tasks (the consumer's limit)."""
 _SHARE = 4
 """The list and the filter may each use a fourth of the maximum message size."""
 _JSON_BYTES = 3
-"""The number of bytes for the quotes around an id and the comma after it."""
+"""The number of bytes that two quotes and a comma add to each id."""
 
 
 class UnlistedTasks(Struct, frozen=True):
@@ -236,11 +236,11 @@ def _bit(task_id: str, salt: bytes, size: int) -> int:
 
 
 class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
-    """A worker's presence entry: the worker's info, a filter of unlisted tasks, and the TTLs of its queues."""
+    """A worker's presence entry: the worker's info, a filter of the unlisted tasks, and the TTLs of the queues."""
 
     others: UnlistedTasks | None = None
     ttls: dict[str, float] = msgspec.field(default_factory=dict)
-    """The TTLs of the queues whose TTL is shorter than ``ttl``, by queue.
+    """The TTLs that are shorter than ``ttl``, by queue.
 
     A queue's TTL is the number of seconds without a sign of life after which the worker counts as dead for the tasks of
     this queue. With a single TTL, the tasks of every queue would have to wait for the longest ack wait of all queues.
@@ -252,7 +252,7 @@ class PresenceEntry(WorkerInfo, frozen=True, kw_only=True, omit_defaults=True):
         return cls(**{**msgspec.structs.asdict(info), "ttls": dict(ttls)})
 
     def runs(self, task_id: str) -> bool:
-        """Return whether the worker is running a task (or may be, if the task is not listed)."""
+        """Return whether the task is listed in this entry or may be an unlisted task."""
         return task_id in self.running or (self.others is not None and self.others.may_have(task_id))
 
     @property

@@ -28,11 +28,11 @@ from nqnb.protocol import names
 log = logging.getLogger("nqnb.pull")
 
 PULL_EXPIRES_SECONDS = 30.0
-"""Seconds for which the server holds a pull open to wait for tasks."""
+"""Seconds until a pull expires on the server."""
 IDLE_HEARTBEAT_SECONDS = 5.0
-"""Seconds between the heartbeats that the server sends while a pull is open and there is nothing to deliver."""
+"""Seconds between the heartbeats that the server sends while it has nothing to deliver."""
 PAUSE_CHECK_SECONDS = 0.5
-"""Seconds between two checks of whether the queue is paused."""
+"""Seconds between two checks for a pause of the queue."""
 PAUSE_AGAIN_SECONDS = 5.0
 """Seconds after which the consumer of a paused queue is paused again, in case a Go worker has recreated it."""
 
@@ -125,7 +125,7 @@ class PullLoop:
         self._end_probe()
 
     async def check(self) -> None:
-        """Recreate the consumer if it was deleted, and start new pulls if the server has dropped the earlier pulls.
+        """Enable new requests after the consumer was deleted or the server dropped a pull.
 
         Call this method often. If a repair fails, the error is logged, and the next call tries again.
         """
@@ -143,7 +143,7 @@ class PullLoop:
                 log.warning("requesting tasks from queue %s failed: %s", self.queue, error)
 
     def reset(self) -> None:
-        """Withdraw all pulls after a reconnect, because the server has dropped them. `check` then repairs the loop."""
+        """Discard all pulls after a reconnect, because the server has dropped them. Then call `check`."""
         self.withdraw()
         self._broken = True
 

@@ -23,7 +23,7 @@ NAME_IN_USE = 10058
 SUBJECTS_OVERLAP = 10065
 _DAY_NANOSECONDS = 86_400_000_000_000
 _PAUSED_UNTIL = "2200-01-01T00:00:00Z"
-"""The end of a pause, which must be sent to the server. It must be before 2262, the limit of 64-bit nanoseconds."""
+"""The end of a pause, which the server requires. The limit is 2262, because the server counts 64-bit nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ async def find_stream(connection: Connection, subject: str) -> str | None:
 
 
 async def list_streams(connection: Connection, subject: str) -> list[dict[str, Any]]:
-    """Return the info of the streams whose subjects match a subject or pattern, sorted by the streams' names."""
+    """Return information about the streams that have a subject matching a pattern, sorted by stream name."""
     infos: list[dict[str, Any]] = []
     while True:
         body = {"subject": subject, "offset": len(infos)}
@@ -203,7 +203,7 @@ async def queue_infos(
 
 
 async def service_of(connection: Connection, queue: str, workers: int) -> QueueService:
-    """Return information about the service of a queue. ``workers`` is the queue's number of live nqnb workers."""
+    """Return the numbers of workers, pulls and leased tasks of a queue. ``workers`` counts the live nqnb workers."""
     stream = await find_stream(connection, names.task_subject(queue))
     if stream is None:
         return QueueService(workers=workers)
@@ -252,9 +252,9 @@ async def queue_created_at(connection: Connection, queue: str) -> float:
 
 
 async def foreign_subjects(connection: Connection, queue: str) -> dict[str, list[str]]:
-    """Return the subjects of a queue's streams that do not belong to the queue, by the name of the stream.
+    """Return the subjects that the queue's streams have in addition to the queue's subjects.
 
-    A stream that has only the queue's subjects is omitted.
+    The keys of the result are the names of the streams. A stream without additional subjects is omitted.
     """
     own = {names.task_subject(queue), names.schedule_pattern(queue), names.cancel_subject(queue)}
     foreign: dict[str, list[str]] = {}

@@ -4,9 +4,9 @@ A schedule is a message on the subject ``<q>.sched.<id>``. Its headers contain a
 that time, the server publishes the message to the target. A schedule survives a restart of the server. Unlike a nak'ed
 message, a schedule does not count towards the consumer's limit of unacked messages.
 
-If a schedule becomes due while a storage limit is exceeded, the server does not fire the schedule. nats-server 2.12 to
-2.15 retries such a schedule only after a restart. `OverdueSchedules` finds these schedules and publishes them again on
-their subjects, so that the server fires them immediately.
+If a schedule becomes due while the server's storage is full, the server does not fire the schedule. Versions 2.12 to
+2.15 of nats-server retry such a schedule only after a restart. `OverdueSchedules` finds these schedules and publishes
+them again on their subjects, so that the server fires them immediately.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ log = logging.getLogger("nqnb.pull")
 LATE_SECONDS = 3.0
 """The number of seconds after its due time at which a schedule counts as overdue."""
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
-"""Seconds between two sweeps over all schedules: the first value for a short sweep, the second for a long sweep."""
+"""Seconds between two sweeps over all schedules, after a short sweep and after a long sweep."""
 _FULL_FOR_SECONDS = 60.0
 """The number of seconds, after a storage limit was reached, during which the pauses between sweeps are short."""
 _SCHEDULES_PER_LOOK = 500
 """The maximum number of schedules that each call of `OverdueSchedules.look` reads."""
 _FEW_SCHEDULES = 100
-"""The maximum number of schedules in a queue for which a sweep starts as soon as a schedule is overdue."""
+"""If a queue has at most this many schedules, the next sweep starts as soon as a schedule is overdue."""
 _SCHEDULE, _TARGET = "Nats-Schedule", "Nats-Schedule-Target"
 
 
@@ -118,7 +118,7 @@ class OverdueSchedules:
         self._allowed = True
 
     async def look(self) -> None:
-        """Begin or continue a sweep if one is due. Read some schedules, and republish the overdue schedules.
+        """Read the next schedules if a sweep is due, and republish the overdue schedules.
 
         Raises:
             NqnbError: the server did not reply, or has no space for a schedule.

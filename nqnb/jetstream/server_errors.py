@@ -50,7 +50,7 @@ _FULL = re.compile("maximum (bytes|messages)|no space|disk", re.IGNORECASE)
 _UNKNOWN_AUTHORITY = (2, 18, 19, 20, 21)
 """OpenSSL's codes for a certificate chain without a trusted authority."""
 _CERTIFICATE_REMEDY = "set tls_cert and tls_key to a certificate and key that the server accepts"
-_PERMISSIONS = "ask the server's operator for the permissions in nqnb's docs/permissions.md"
+_PERMISSIONS = "ask the server's operator for the permissions listed in nqnb's docs/permissions.md"
 _TLS_FIRST_REMEDY = {
     False: "if the server expects the TLS handshake first, set tls_first",
     True: "if the server does not expect the TLS handshake first, remove tls_first",
@@ -58,7 +58,7 @@ _TLS_FIRST_REMEDY = {
 
 
 class ApiError(msgspec.Struct):
-    """An error that a reply of the JetStream API contains."""
+    """An error in a reply from the JetStream API."""
 
     code: int = 0
     err_code: int = 0
@@ -219,8 +219,14 @@ def _no_tls(settings: Settings, reason: ssl.SSLError) -> tuple[str, str]:
                 "set tls_ca to the authority's certificate file",
             )
         if "mismatch" in why.lower() or "valid for" in why.lower():
-            return f"the server's certificate is for another host ({why})", "use a host name that the certificate lists"
-        return f"the server's certificate is not valid ({why})", "renew it, or check the clocks of both machines"
+            return (
+                f"the server's certificate is for another host ({why})",
+                "use a host name that is listed in the certificate",
+            )
+        return (
+            f"the server's certificate is not valid ({why})",
+            "renew the certificate, or check the clocks of both machines",
+        )
     name = (reason.reason or str(reason)).upper()
     if "CERTIFICATE_REQUIRED" in name or ("HANDSHAKE_FAILURE" in name and not settings.tls_cert):
         return "the server requires a client certificate", _CERTIFICATE_REMEDY
