@@ -1,4 +1,4 @@
-"""Locate nats-server, generate its configuration, lock its store, and check its port and its answers."""
+"""Helpers for running nats-server: find the program, generate a configuration, lock the store, and check the port."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def find_server() -> Path:
         if not Path(named).is_file():
             raise DevServerError(
                 f"{SERVER_VARIABLE}={named!r} is invalid: there is no file at this path. "
-                "Set it to the path of a nats-server, or unset it."
+                "Set the variable to the path of a nats-server, or unset it."
             )
         return Path(named).absolute()
     names = {"nats-server", "nats-server.exe"}
@@ -94,7 +94,7 @@ def check_port(port: int) -> None:
             taken = error.errno == errno.EADDRINUSE
             why = "another program is using the port" if taken else f"the operating system refused ({error})"
             raise DevServerError(
-                f"nats-server cannot listen on port {port} of {HOST}: {why}. Use port=0 for a free port."
+                f"nats-server cannot listen on port {port} at {HOST}: {why}. Use port=0 for any free port."
             ) from error
 
 
@@ -139,7 +139,7 @@ def lock_store(store: Path) -> int | None:
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Return the server's INFO. Unless the server requires credentials or TLS, also wait for its answer to a PING."""
+    """Connect to a server and return its INFO. If no credentials or TLS are required, also wait for a PONG."""
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)

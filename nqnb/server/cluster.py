@@ -49,7 +49,7 @@ class Cluster:
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of all servers, even dead servers. Raises DevServerError if the cluster is not started."""
+        """The addresses of all servers, running or not. Raises DevServerError if the cluster has not been started."""
         return [server.url for server in self._started()]
 
     def start(self) -> None:
@@ -178,7 +178,7 @@ class Cluster:
     def _started(self) -> list[DevServer]:
         if not self.servers:
             raise DevServerError(
-                "the cluster cannot be used: it has not been started. Call start(), or use it in a `with` block."
+                "the cluster cannot be used: it has not been started. Call start(), or use a `with` block."
             )
         return self.servers
 

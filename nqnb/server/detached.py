@@ -1,4 +1,4 @@
-"""Find, start and stop the user's detached server, a dev server that outlives the shell it was started from.
+"""Find, start and stop the user's detached server, a dev server that continues to run after the shell exits.
 
 Each user has at most one detached server. All shells and notebooks of the user can find the server until it is stopped.
 The server's files are in a folder that only the user can access::
@@ -378,7 +378,7 @@ def make_home() -> Path:
     if not _is_private(folder):
         raise DevServerError(
             f"the folder of your detached server, {str(folder)!r}, cannot be used: it belongs to another user. "
-            "Remove it, or set XDG_DATA_HOME to a folder that you own."
+            "Remove the folder, or set XDG_DATA_HOME to a folder that you own."
         )
     return folder
 

@@ -1,4 +1,4 @@
-"""Run a nats-server with JetStream that stops when this process exits, even if this process is killed.
+"""Run a nats-server with JetStream. The server stops when this process exits, even if this process is killed.
 
 A supervisor process (`nqnb.supervisor`) runs between this process and nats-server. The supervisor creates and removes a
 temporary folder for the server's configuration and log. The folder also contains the store, unless the caller passes
@@ -45,7 +45,7 @@ START_TIMEOUT_SECONDS = 10.0
 STOP_TIMEOUT_SECONDS = 2 * supervisor.STOP_GRACE_SECONDS
 _POLL_SECONDS = 0.005
 _LOG_LINES = 15
-"""The number of lines of the server's log that an error message quotes."""
+"""The number of log lines that an error message quotes."""
 
 
 class DevServer:
@@ -123,7 +123,7 @@ class DevServer:
         Raises:
             DevServerError: the server was already started, nats-server was not found, the port is in use, the store is
                 not writable, or the server does not answer within 10 s. If the server fails, the error quotes the end
-                of its log.
+                of the server's log.
         """
         with self._lock:
             if self._server is not None:
@@ -206,7 +206,7 @@ class DevServer:
     def _started(self) -> SupervisedServer:
         if self._server is None:
             raise DevServerError(
-                "the dev server cannot be used: it has not been started. Call start(), or use it in a `with` block."
+                "the dev server cannot be used: it has not been started. Call start(), or use a `with` block."
             )
         return self._server
 
@@ -251,7 +251,7 @@ class SupervisedServer:
         program: the path of nats-server.
         options: the server's options.
         folder: the folder for the configuration, the log and the status. The default is a new temporary folder. The
-            supervisor creates and removes the folder, so that no folder is left if the parent dies.
+            supervisor creates and removes the folder, so that the folder is removed even if the parent dies.
         locks: descriptors of locks that the supervisor holds until it exits.
         cwd: the supervisor's working directory. The default is the parent's working directory.
 
@@ -400,7 +400,7 @@ class SupervisedServer:
             self._stdin.close()
 
     def _status(self) -> tuple[int, str, str]:
-        """Return the number of commands that the supervisor has executed, the server's state, and its details."""
+        """Return the number of executed commands, the server's state, and a detail of the state."""
         try:
             commands, state, *detail = (self.folder / "status").read_text(encoding="utf-8").split(" ", 2)
         except OSError:
@@ -408,7 +408,7 @@ class SupervisedServer:
         return int(commands), state, "".join(detail)
 
     def _order(self, command: bytes, deadline: float) -> tuple[str, str]:
-        """Send a command, wait until the supervisor has executed it, and return the server's state with its details.
+        """Send a command, wait until the supervisor has executed it, and return the server's state and a detail.
 
         An empty command sends nothing and only waits for the earlier commands.
         """
@@ -441,7 +441,7 @@ class SupervisedServer:
     def _listening_port(self) -> int:
         """Return the port of this nats-server, or 0 if it is not listening yet.
 
-        nats-server writes the port to a file whose name contains its process id.
+        nats-server writes the port to a file whose name contains the process id of nats-server.
         """
         for file in self.folder.glob(f"*_{self.pid}.ports"):
             urls: list[str] = json.loads(file.read_bytes())["nats"]
@@ -470,7 +470,7 @@ def _check_queues(go_queues: object) -> tuple[str, ...]:
     except Exception:  # noqa: BLE001  a foreign iterable may raise anything
         raise BadInput(
             f"go_queues={shown(go_queues)} is invalid: expected a list, got {kind_of(go_queues)}. "
-            "Use a list of queue names."
+            "Pass a list of queue names."
         ) from None
     return tuple(check_queue(queue) for queue in queues)
 

@@ -1,6 +1,7 @@
 """Choose the server to connect to.
 
-The choices are, in this order: the url, ``NATS_URL``, a NATS CLI context, the detached server and the default address.
+The candidates, in order of priority, are the url, ``NATS_URL``, a NATS CLI context, the detached server and the default
+address.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Choice:
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
-    """Choose a server: by the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address.
+    """Choose the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address, in this order.
 
     If credentials are set without an address, the default address is used, because the credentials cannot be for the
     detached server. If the detached server does not answer, the default address is not used, because another user's
@@ -67,10 +68,10 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
 
 def resolve(settings: Settings, *, patient: bool = True) -> Choice:
-    """Choose a server for some settings: by their address, the detached server or the default address.
+    """Choose the address in the settings, the detached server or the default address, in this order.
 
     Args:
-        settings: the settings, which may include an address.
+        settings: the settings, which may contain an address.
         patient: see `choose`.
 
     Raises:
@@ -101,7 +102,7 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the detached server's condition. While it may soon change, wait up to ``patience`` seconds."""
+    """Return the detached server's condition, after waiting up to ``patience`` seconds for a lasting condition."""
     until = time.monotonic() + patience
     while True:
         found = look()
