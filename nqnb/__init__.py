@@ -20,9 +20,10 @@ _modules: dict[str, str] = {}
 
 
 def _module_of_each_name() -> dict[str, str]:
-    """Return the module of each public name, as listed in `__init__.pyi`, which type checkers read too.
+    """Return a dict that maps each public name to its module.
 
-    A module is imported only when one of its names is first used, so that ``import nqnb`` stays fast.
+    The names are read from `__init__.pyi`, the file that type checkers also use. A module is imported only when one of
+    its names is first used. This keeps ``import nqnb`` fast.
     """
     if not _modules:
         import ast

@@ -1,12 +1,12 @@
-"""Decode the JSON that is stored on a server, in buckets, task streams and cancel streams.
+"""Decode JSON that was read from buckets, task streams and cancel streams.
 
-Any user with write permission can store any bytes on a server. Therefore nqnb reads stored data only through this
+Any user with write permission can store any bytes on a server. Therefore all code that decodes stored data uses this
 module: ``TaskMessage.decode``, ``TaskMessage.of_entry``, ``CancelMessage.decode``, ``CancelRecord.of_intent``,
-``WorkerInfo.of_entry`` and ``nqnb.payload`` use it. Invalid bytes raise `MalformedMessage` and no other error. A
-listing skips invalid entries and names them in one log line (`SkipLog`).
+``WorkerInfo.of_entry`` and ``nqnb.payload``. Invalid bytes raise `MalformedMessage` and no other error. Listings skip
+invalid entries, and log the keys of all skipped entries on one line (`SkipLog`).
 
-Numbers have bounds, so that decoded values are safe to use. Integers must fit into Go's ``int64``, and moments must be
-between 1970 and 9999. A number out of bounds makes its message or entry invalid.
+Numbers are checked, so that decoded values are safe to use. Integers must fit into Go's ``int64``, and times must be
+between 1970 and 9999. A message or entry with a number outside these limits is invalid.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ log = logging.getLogger("nqnb.decode")
 T = TypeVar("T")
 
 UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError, ValueError)
-"""Errors that msgspec and Python raise for bytes that are not JSON, or are nested too deeply, or have huge numbers."""
+"""The exceptions that msgspec and Python raise for invalid JSON, excessive nesting and huge numbers."""
 
 LAST_MOMENT = 253_402_214_400.0
-"""9999-12-31 in Unix seconds. In some time zones, later moments have no valid local time."""
+"""9999-12-31 in Unix seconds. Python cannot convert later times to local time in every time zone."""
 
 MAX_DEPTH = 200
-"""The maximum nesting depth of JSON that is shown to the user. It is limited because printing is recursive."""
+"""The maximum nesting depth of JSON that nqnb decodes for the user. Printing deeper JSON could exceed the stack."""
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=LAST_MOMENT)]
-"""Unix seconds."""
+"""A time in Unix seconds."""
 
 _FEW_BRACKETS = 64
 _NAMED_ENTRIES = 3
@@ -44,7 +44,7 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes, or raise `MalformedMessage` if they are invalid. ``what`` describes the expected content."""
+    """Decode bytes, or raise `MalformedMessage` if they are invalid. ``what`` names the content in the error."""
     try:
         return decoder.decode(data)
     except UNREADABLE as error:
@@ -52,10 +52,10 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
 
 
 def decode_value(data: bytes) -> Any:
-    """Decode JSON, or raise `MalformedMessage` if the data is invalid or nested too deeply to print (`MAX_DEPTH`)."""
+    """Decode JSON. Raise `MalformedMessage` if the JSON is invalid or has more than `MAX_DEPTH` levels of nesting."""
     if depth(data) > MAX_DEPTH:
         raise MalformedMessage(
-            f"JSON value is invalid: it is nested more than {MAX_DEPTH} levels deep. Use a flatter value.", data
+            f"cannot decode a JSON value: it has more than {MAX_DEPTH} levels of nesting. Use a flatter value.", data
         )
     try:
         return msgspec.json.decode(data)
@@ -64,7 +64,10 @@ def decode_value(data: bytes) -> Any:
 
 
 def depth(data: bytes) -> int:
-    """Return the nesting depth of JSON, or an upper bound if the JSON has at most 64 opening brackets."""
+    """Return the nesting depth of JSON.
+
+    If the JSON has 64 or fewer opening brackets, return their number instead: it is an upper bound of the depth.
+    """
     brackets = data.count(b"[") + data.count(b"{")
     if brackets <= _FEW_BRACKETS:
         return brackets
@@ -80,7 +83,7 @@ def depth(data: bytes) -> int:
 
 
 def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessage:
-    """Return the error for invalid bytes. The message quotes at most the first 80 of them."""
+    """Return the error for invalid bytes. The message quotes at most the first 80 bytes."""
     start = repr(data) if len(data) <= 80 else f"{data[:80]!r}… ({len(data)} bytes)"
     # The message of msgspec is cut, because it contains the path of the invalid part, which may be long.
     return MalformedMessage(
@@ -89,14 +92,14 @@ def malformed(what: str, error: Exception | str, data: bytes) -> MalformedMessag
 
 
 class SkipLog:
-    """A log of the entries of a bucket that listings skip, with one line per listing."""
+    """A log of the invalid bucket entries that listings skip. Each listing logs at most one line."""
 
     def __init__(self, bucket: str) -> None:
         self._bucket = bucket
         self._logged: frozenset[str] = frozenset()
 
     def tell(self, skipped: Mapping[str, object]) -> None:
-        """Log the keys and reasons in ``skipped``, unless the last listing skipped the same entries."""
+        """Log the keys and reasons in ``skipped``, unless the previous listing skipped the same entries."""
         keys = frozenset(skipped)
         if keys == self._logged:
             return
@@ -106,7 +109,7 @@ class SkipLog:
         named = [f"{quoted(key)} ({why})" for key, why in list(skipped.items())[:_NAMED_ENTRIES]]
         more = f" and {len(skipped) - len(named):,} more" if len(skipped) > len(named) else ""
         log.warning(
-            "bucket %s: skipping %s that cannot be read: %s%s. Delete unneeded entries with `nats kv del %s KEY`.",
+            "bucket %s: skipped %s with invalid data: %s%s. To delete an entry, run `nats kv del %s KEY`.",
             self._bucket,
             "1 entry" if len(skipped) == 1 else f"{len(skipped):,} entries",
             "; ".join(named),

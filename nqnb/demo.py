@@ -1,4 +1,4 @@
-"""The demo that ``nqnb demo`` runs: submit tasks, retry one, delay one, cancel two, and check every outcome."""
+"""The demo of ``nqnb demo``: submit tasks, retry one, delay one, cancel two, and check every outcome."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from nqnb.worker.job import Job
 from nqnb.worker.worker import Worker
 
 PARCELS = 24
-"""The number of tasks that hash files."""
+"""The number of parcels. A parcel is a group of files for a task to hash."""
 RETRIES = 2
 """How many times the flaky task fails before it succeeds."""
 SLOTS = 4
-"""How many tasks run at once: the endless task and three parcels."""
+"""The worker's concurrency, which is enough for the endless task and three others."""
 SCHEDULE_AHEAD_SECONDS = 1.5
-"""Seconds between the submit of the scheduled task and its start time."""
+"""How many seconds after the submit the scheduled task is due."""
 _PACE_SECONDS = (0.35, 0.85)
-"""The minimum run times of tasks with few files and with many files. Without them, the demo would be too fast to
-watch."""
+"""The minimum run times, in seconds, of a task with few files and of a task with many files. Without these limits, the
+demo would be too fast to watch."""
 _BACKOFF = Backoff(0.3, 0.6)
 _LIMIT_SECONDS = 90.0
 """The time limit of the demo, which usually takes about five seconds."""
@@ -42,7 +42,7 @@ _LIMIT_SECONDS = 90.0
 
 @dataclass
 class DemoRow:
-    """One task of the demo, with its last known state."""
+    """A task of the demo and its last known state."""
 
     id: str
     queue: str
@@ -51,28 +51,29 @@ class DemoRow:
 
     @property
     def status(self) -> Status:
-        """The last known state."""
+        """The last known state of the task, which is pending at first."""
         return Status.PENDING if self.info is None else self.info.status
 
 
 @dataclass
 class DemoState:
-    """The state of the running demo: its tasks, in the order in which they were submitted."""
+    """The state of the running demo: all tasks, in the order of submission."""
 
     rows: list[DemoRow] = field(default_factory=list)
 
     def count(self, status: Status) -> int:
-        """Return how many tasks are in a state."""
+        """Return the number of tasks in the given state."""
         return sum(row.status is status for row in self.rows)
 
 
 @dataclass
 class DemoSummary:
-    """The outcome of the demo; ``problems`` lists the unexpected results.
+    """The outcome of the demo. ``problems`` lists the unexpected results.
 
-    ``submitted`` counts the tasks. Each task ends as ``completed``, ``failed``, ``cancelled`` or ``deleted``.
-    ``retried`` counts the runs that followed a failed run. It is 2, because one task fails twice and completes in its
-    third run. ``scheduled`` counts the scheduled tasks that did not start early and completed. It is 1.
+    ``submitted`` is the number of tasks. ``completed``, ``failed``, ``cancelled`` and ``deleted`` are the numbers of
+    tasks that ended in these states. ``retried`` is the number of retries. The expected number is 2, because one task
+    fails twice. ``scheduled`` is the number of scheduled tasks that started on time and completed. The expected number
+    is 1.
     """
 
     submitted: int
@@ -97,17 +98,17 @@ class DemoSummary:
         return not self.problems
 
     def as_json(self) -> dict[str, int | bool]:
-        """Return the counts, and whether the demo succeeded."""
+        """Return a dict with the counts and ``ok``."""
         names = ("submitted", "completed", "failed", "cancelled", "deleted", "retried", "scheduled", "ok")
         return {name: getattr(self, name) for name in names}
 
 
 async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], None]) -> DemoSummary:
-    """Run the demo.
+    """Run the demo, and return its outcome.
 
     Args:
-        settings: the settings of the server; None starts a temporary server.
-        on_change: called with the state of the demo whenever a task changes.
+        settings: the settings for the connection to a server; None starts a temporary server.
+        on_change: a function that is called with the state of the demo whenever a task changes.
 
     Raises:
         DevServerError: the temporary server cannot be started.
@@ -155,7 +156,7 @@ async def run_demo(settings: Settings | None, on_change: Callable[[DemoState], N
 
 
 class _Script:
-    """The script of the demo, which submits, cancels and checks the tasks."""
+    """The steps of the demo: submit the tasks, cancel two of them, and check the outcomes."""
 
     def __init__(self, nq: Client, queue: str, follower: _Follower) -> None:
         self.problems: list[str] = []
@@ -232,7 +233,7 @@ class _Script:
 
 
 class _Follower:
-    """A follower of all tasks, so that the demo can wait for their states."""
+    """The current states of all tasks. The steps of the demo wait for changes of these states."""
 
     def __init__(self, on_change: Callable[[DemoState], None]) -> None:
         self.state = DemoState()
@@ -270,7 +271,7 @@ class _Follower:
 
 @dataclass
 class Parcel:
-    """The payload of a task: the files of one package, relative to a folder."""
+    """The payload of a task: the files to hash, as paths relative to ``folder``."""
 
     name: str
     folder: str
@@ -278,7 +279,7 @@ class Parcel:
 
 
 def hash_parcel(job: Job, parcel: Parcel) -> dict[str, Any]:
-    """Hash the files of a parcel, slowly enough to be watched. This handler runs in a thread."""
+    """Hash the files of a parcel, slowly enough to watch. This handler runs in a thread."""
     digest, size, started = hashlib.sha256(), 0, time.monotonic()
     pace = min(_PACE_SECONDS[0] + len(parcel.files) / 100, _PACE_SECONDS[1])
     for done, name in enumerate(parcel.files, 1):
@@ -291,7 +292,7 @@ def hash_parcel(job: Job, parcel: Parcel) -> dict[str, Any]:
 
 
 def hash_after_failures(job: Job, parcel: Parcel) -> dict[str, Any]:
-    """Fail in the first runs, then hash the files of a parcel. This handler runs in a thread."""
+    """Fail in the first `RETRIES` runs, then hash the files of a parcel. This handler runs in a thread."""
     if job.attempt <= RETRIES:
         raise OSError(f"run {job.attempt} fails on purpose")
     return hash_parcel(job, parcel)
@@ -311,7 +312,7 @@ async def hash_endlessly(job: Job, parcel: Parcel) -> None:
 
 
 def make_parcels(count: int = PARCELS) -> list[Parcel]:
-    """Split the source files of the standard library into parcels, one per package if there are enough packages."""
+    """Group Python source files into ``count`` parcels. The files of the standard library are used if possible."""
     root = Path(sysconfig.get_path("stdlib"))
     packages = {
         folder.name: sorted(str(file.relative_to(root)) for file in folder.rglob("*.py"))
@@ -332,5 +333,5 @@ def make_parcels(count: int = PARCELS) -> list[Parcel]:
 
 
 def digest(parcel: Parcel) -> str:
-    """Return the digest that the handler must return, computed independently."""
+    """Compute the digest that the handler should return for a parcel."""
     return hashlib.sha256(b"".join(Path(parcel.folder, name).read_bytes() for name in parcel.files)).hexdigest()

@@ -1,4 +1,4 @@
-"""Short, safe text for error messages. Values and errors may come from anywhere, and their methods may raise."""
+"""Convert values and errors to short, safe text for error messages, even if their methods raise exceptions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SHOWN_CHARACTERS = 60
 
 
 def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return the ``repr`` of a value in one short line, or the name of its type if the ``repr`` raises."""
+    """Return the ``repr`` of a value on one short line, or the name of the type if the ``repr`` raises an exception."""
     try:
         text = repr(value)
         text = " ".join(text.split()) if "\n" in text else text
@@ -18,19 +18,19 @@ def shown(value: object, limit: int = SHOWN_CHARACTERS) -> str:
 
 
 def quoted(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return a string of unknown origin as a short literal without control characters."""
+    """Return an untrusted string as a short string literal, with control characters escaped."""
     literal = repr(text[: limit + 1])
     return literal if len(text) <= limit else f"{literal[:limit]}… ({len(text)} characters)"
 
 
 def readable(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Return a string of unknown origin, cut to ``limit`` characters, with its control characters escaped."""
+    """Truncate an untrusted string to ``limit`` characters, and escape its control characters."""
     short = text if len(text) <= limit else f"{text[: limit - 1]}…"
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in short)
 
 
 def said(error: BaseException) -> str:
-    """Return an error's type and text, or only its type if it has no text or its ``str`` raises."""
+    """Return the type and message of an error, or only the type if the message is empty or cannot be read."""
     try:
         text = str(error)
     except Exception:  # noqa: BLE001  as in `shown`
@@ -39,17 +39,17 @@ def said(error: BaseException) -> str:
 
 
 def clause(error: BaseException) -> str:
-    """Return an error's message without the final full stop, for use within another message."""
+    """Return an error's message without the final full stop, to include it in another message."""
     return str(error).rstrip(". ")
 
 
 def kind_of(value: object) -> str:
-    """Return the name of a value's type for an error message."""
+    """Describe the type of a value, for example as ``type int``, or as ``None`` for None."""
     return "None" if value is None else f"type {type(value).__name__}"
 
 
 def hint(text: str | None, known: Iterable[str]) -> str:
-    """Return "Did you mean …? " if a string resembles a known string, and otherwise an empty string."""
+    """Return "Did you mean …? " with the most similar known string, or an empty string without a similar string."""
     if not text or len(text) > 200:
         return ""
     import difflib  # imported late: only a misspelled name needs it
@@ -59,5 +59,5 @@ def hint(text: str | None, known: Iterable[str]) -> str:
 
 
 def exact_text(value: str) -> str:
-    """Return a string as a plain ``str``. An instance of a subclass (numpy's, an enum) is copied."""
+    """Convert an instance of a subclass of ``str``, such as a numpy string or an enum, to a plain ``str``."""
     return value if type(value) is str else str.__str__(value)

@@ -1,4 +1,4 @@
-"""Every error that nqnb raises, as one tree.
+"""All errors that nqnb raises, in one hierarchy.
 
 ::
 
@@ -6,34 +6,34 @@
     ├── BadInput                  a value that the caller passed is invalid (also a ValueError)
     │   ├── InvalidQueueName
     │   ├── InvalidTaskId
-    │   ├── InvalidHandler        a function that cannot handle tasks
-    │   ├── UnencodableValue      a payload or result without a JSON form
+    │   ├── InvalidHandler        the function cannot be used as a handler
+    │   ├── UnencodableValue      the payload or result cannot be encoded as JSON
     │   └── PayloadTooLarge       the payload and headers exceed the server's limit
     ├── ConnectionFailed          the server cannot be used at the moment (also a ConnectionError)
     │   ├── NoServer              no server at the address accepted the connection
     │   ├── NoJetStream           the server accepted the connection, but JetStream is not enabled
-    │   └── NoResponders          nothing is serving the subject at the moment; nothing was stored
-    │       └── Unavailable       JetStream has no leader or no quorum at the moment; has ``.err_code``
+    │   └── NoResponders          nothing is listening on the subject at the moment; nothing was stored
+    │       └── Unavailable       JetStream has no leader or no quorum at the moment (see ``.err_code``)
     │           └── NoRoom        a storage limit was reached
     ├── Unconfirmed               the server's answer was lost: the request may have taken effect
     ├── ServerRefused             the server refused the request, or the user lacks the permission
     ├── RevisionConflict          a compare-and-set failed because of a newer write
-    ├── MalformedMessage          the bytes are not an NQ message
-    ├── UnknownQueue              the server has no such queue; has ``.queue``
-    ├── QueueInUse                the queue has tasks or workers, so it was not deleted; has ``.queue``
-    ├── TaskError                 an error about one task; has ``.task_id``
+    ├── MalformedMessage          bytes from the server are not a valid NQ message
+    ├── UnknownQueue              the server has no such queue (see ``.queue``)
+    ├── QueueInUse                the queue was not deleted because it has tasks or workers (see ``.queue``)
+    ├── TaskError                 an error that concerns one task (see ``.task_id``)
     │   ├── UnknownTask           the state bucket has no such task
-    │   ├── TaskExists            another task has the id
-    │   ├── NotCancellable        the task completed or failed before the cancel; has ``.status``
-    │   ├── NotRequeueable        the task has not ended, or its payload is no longer stored; has ``.status``
+    │   ├── TaskExists            another task already has this id
+    │   ├── NotCancellable        the task completed or failed before the cancel (see ``.status``)
+    │   ├── NotRequeueable        the task has not ended, or its payload is no longer stored (see ``.status``)
     │   ├── TaskFailed            the task failed, so it has no result
     │   ├── TaskCancelled         the task was cancelled or deleted, so it has no result
     │   └── WaitTimeout           the task did not end in time (also a TimeoutError)
-    ├── NotSubmitted              some tasks of a ``submit_many`` failed; has ``.tasks`` and ``.errors``
+    ├── NotSubmitted              ``submit_many`` could not submit some tasks (see ``.tasks`` and ``.errors``)
     └── DevServerError            the bundled nats-server cannot be found or did not start
 
-``JobCancelled`` is not part of the tree, and does not derive from ``Exception``. It is raised *inside* a handler that
-must stop. Like ``asyncio.CancelledError``, it is not caught by an ``except Exception`` in the handler.
+``JobCancelled`` is not part of this hierarchy. nqnb raises this exception inside a handler to stop the handler. Like
+``asyncio.CancelledError``, it derives from ``BaseException``, so ``except Exception`` does not catch it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class NqnbError(Exception):
 
 
 class BadInput(NqnbError, ValueError):
-    """A value that the caller passed is invalid; nothing was sent."""
+    """The caller passed an invalid value; nothing was sent to the server."""
 
 
 class InvalidQueueName(BadInput):
-    """A queue name that NQ or NATS does not allow; ``.queue`` is the name."""
+    """NQ or NATS does not allow the queue name; ``.queue`` is the name."""
 
     def __init__(self, message: str, queue: object) -> None:
         super().__init__(message)
@@ -61,7 +61,7 @@ class InvalidQueueName(BadInput):
 
 
 class InvalidTaskId(BadInput):
-    """A task id that is not allowed as a key of the state bucket; ``.task_id`` is the id."""
+    """The task id cannot be used as a key in the state bucket; ``.task_id`` is the id."""
 
     def __init__(self, message: str, task_id: object) -> None:
         super().__init__(message)
@@ -69,11 +69,11 @@ class InvalidTaskId(BadInput):
 
 
 class InvalidHandler(BadInput):
-    """A function that cannot handle tasks, or handler options that do not suit the function."""
+    """The function cannot be used as a handler, or an option is invalid for this handler."""
 
 
 class UnencodableValue(BadInput):
-    """Part of a value has no JSON form; ``.part`` names that part, such as ``payload["rows"][3]``."""
+    """Part of a value cannot be encoded as JSON; ``.part`` names that part, for example ``payload["rows"][3]``."""
 
     def __init__(self, message: str, part: str) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ class UnencodableValue(BadInput):
 
 
 class PayloadTooLarge(BadInput):
-    """The message would be larger than the server accepts; ``.size`` and ``.limit`` are in bytes."""
+    """The message exceeds the server's size limit; ``.size`` and ``.limit`` are in bytes."""
 
     def __init__(self, message: str, size: int, limit: int) -> None:
         super().__init__(message)
@@ -106,7 +106,7 @@ class NoJetStream(ConnectionFailed):
 
 
 class NoResponders(ConnectionFailed):
-    """Nothing is serving the subject at the moment, so nothing was stored; ``.subject`` is the subject."""
+    """Nothing is listening on the subject at the moment, so nothing was stored; ``.subject`` is the subject."""
 
     def __init__(self, message: str, subject: str) -> None:
         super().__init__(message)
@@ -116,8 +116,8 @@ class NoResponders(ConnectionFailed):
 class Unavailable(NoResponders):
     """JetStream is unavailable at the moment, so nothing was stored; the same request may succeed later.
 
-    A cluster that has no leader or no quorum reports this. ``.code``, ``.err_code`` and ``.description`` come from
-    JetStream, as in `ServerRefused`; ``.subject`` is the subject of the request.
+    The usual cause is a cluster without a leader or without a quorum. ``.code``, ``.err_code`` and ``.description``
+    come from JetStream, as in `ServerRefused`. ``.subject`` is the subject of the request.
     """
 
     def __init__(self, message: str, subject: str, code: int, err_code: int, description: str) -> None:
@@ -128,11 +128,11 @@ class Unavailable(NoResponders):
 
 
 class NoRoom(Unavailable):
-    """A storage limit of the server, the account or a stream was reached; the message says how to free space."""
+    """A storage limit of the server, the account or a stream was reached. The message explains how to free space."""
 
 
 class Unconfirmed(NqnbError):
-    """The server's answer was lost, so the request may have taken effect; ``.task_id`` is set if it is known."""
+    """The server's answer was lost, so the request may have taken effect; ``.task_id`` is the task's id, if known."""
 
     def __init__(self, message: str, task_id: str | None = None) -> None:
         super().__init__(message)
@@ -140,9 +140,9 @@ class Unconfirmed(NqnbError):
 
 
 class ServerRefused(NqnbError):
-    """The server refused a request; ``.err_code`` and ``.description`` are JetStream's error code and its text.
+    """The server refused a request; ``.err_code`` and ``.description`` are JetStream's error code and description.
 
-    If the user lacks the permission, ``.code`` is 403 and ``.err_code`` is 0.
+    If the user does not have the required permission, ``.code`` is 403 and ``.err_code`` is 0.
     """
 
     def __init__(self, message: str, code: int, err_code: int, description: str) -> None:
@@ -157,13 +157,14 @@ class RevisionConflict(NqnbError):
 
     def __init__(self, key: str) -> None:
         super().__init__(
-            f"writing the entry {key!r} failed: another client or worker has changed it. Read the entry and try again."
+            f"writing the entry {key!r} failed: another client or worker has changed the entry. "
+            "Read the entry again, and retry."
         )
         self.key = key
 
 
 class MalformedMessage(NqnbError):
-    """The bytes are not the expected NQ message; ``.data`` has the bytes."""
+    """Bytes from the server are not a valid NQ message or entry; ``.data`` contains these bytes."""
 
     def __init__(self, message: str, data: bytes) -> None:
         super().__init__(message)
@@ -181,7 +182,7 @@ class UnknownQueue(NqnbError):
 class QueueInUse(NqnbError):
     """A queue was not deleted because it still has tasks or workers.
 
-    ``.queue`` is the name of the queue. ``.pending``, ``.processing`` and ``.workers`` are the numbers of its waiting
+    ``.queue`` is the name of the queue. ``.pending``, ``.processing`` and ``.workers`` are the numbers of waiting
     tasks, running tasks and live workers.
     """
 
@@ -194,7 +195,7 @@ class QueueInUse(NqnbError):
 
 
 class TaskError(NqnbError):
-    """An error about one task; ``.task_id`` is the id of the task, and ``.status`` is its state or None if unknown."""
+    """An error that concerns one task; ``.task_id`` is the task's id, and ``.status`` is its state, if known."""
 
     def __init__(self, message: str, task_id: str, status: Status | None = None) -> None:
         super().__init__(message)
@@ -239,14 +240,14 @@ class TaskCancelled(TaskError):
 
 
 class WaitTimeout(TaskError, TimeoutError):
-    """The task did not end within the timeout; the task continues."""
+    """The task did not end within the timeout. The task itself is not affected."""
 
 
 class NotSubmitted(NqnbError):
-    """Some tasks of a ``submit_many`` were not accepted.
+    """Some tasks of a ``submit_many`` could not be submitted.
 
-    ``.tasks`` has a `Task` or None for each payload, in order. ``.errors`` maps the index of each rejected payload to
-    its error.
+    ``.tasks`` has an item for each payload, in the same order: a `Task`, or None if the submit failed. ``.errors`` maps
+    the index of each payload whose submit failed to the error.
     """
 
     def __init__(self, message: str, tasks: Sequence[Any], errors: Mapping[int, NqnbError]) -> None:
@@ -260,4 +261,4 @@ class DevServerError(NqnbError):
 
 
 class JobCancelled(BaseException):
-    """The exception that is raised inside a handler to stop its task. A handler must not suppress it."""
+    """The exception that nqnb raises inside a handler to stop the handler. A handler must not suppress it."""

@@ -1,7 +1,7 @@
 """Convert records to pandas DataFrames whose dtypes do not depend on the values.
 
 Times are in UTC with microsecond precision, and unknown values are ``NaT`` or ``<NA>``. Counts are nullable ``Int64``.
-A status is an ordered categorical in the order of `Status`. Even an empty frame has all columns, with their dtypes.
+Statuses are ordered categoricals, in the order of `Status`. Empty frames have the same columns and dtypes.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from nqnb.text import line, payload_text, receipt_words
 T = TypeVar("T")
 
 STATUS = pd.CategoricalDtype([status.label for status in Status], ordered=True)
-"""The dtype of a column of states."""
+"""The dtype of status columns."""
 
 
 def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.DataFrame:
-    """Return a DataFrame with one task in each row, indexed by id.
+    """Return a DataFrame with one row per task, indexed by task id.
 
     Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
-    ``completed_at``, ``run_time`` (of the last attempt, up to ``now`` if it is still running), ``due_at`` (of a
-    scheduled task or a retry), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1),
-    ``progress_text``, ``log`` (its last line), ``payload`` and ``result`` (decoded if they are JSON, otherwise bytes;
-    None if missing), ``result_key`` (of a large result, which is stored separately), ``error`` ("Type: message"),
+    ``completed_at``, ``run_time`` (of the last attempt; for a running task, up to ``now``), ``due_at`` (when a
+    scheduled task or a retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1),
+    ``progress_text``, ``log`` (the last line), ``payload`` and ``result`` (decoded JSON, otherwise bytes; None if
+    missing), ``result_key`` (the key of a large result that is stored separately), ``error`` ("Type: message"),
     ``cancel_requested_at``, ``origin``, ``requeued_as``, ``revision``.
 
     Args:
-        infos: the tasks, as a client returns them.
-        now: the time up to which the run times of running tasks are counted. By default this is the current time.
+        infos: the tasks, as returned by a client.
+        now: the end of the run time of tasks that are still running; the default is the current time.
     """
     tasks = _listed("infos", infos, TaskInfo)
     if now is None:
@@ -49,7 +49,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
     elif not isinstance(now, datetime) or now.tzinfo is None:
         raise BadInput(
             f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}. "
-            "Set its tzinfo, or pass None."
+            "Pass a datetime whose tzinfo is set, or None."
         )
     return _frame(
         "id",
@@ -85,7 +85,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
 
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
-    """Return a DataFrame with one queue in each row, indexed by name. The columns are the fields of `QueueInfo`."""
+    """Return a DataFrame with one row per queue, indexed by name. The columns are the fields of `QueueInfo`."""
     queues = _listed("infos", infos, QueueInfo)
     counts = ("pending", "scheduled", "processing", "redelivered", "workers", "bytes")
     return _frame(
@@ -101,7 +101,7 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
 
 
 def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
-    """Return a DataFrame with one worker in each row, indexed by id. The columns are the fields of `WorkerInfo`."""
+    """Return a DataFrame with one row per worker, indexed by id. The columns are the fields of `WorkerInfo`."""
     workers = _listed("infos", infos, WorkerInfo)
     return _frame(
         "id",
@@ -123,16 +123,16 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
 
 
 def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.DataFrame:
-    """Return a DataFrame with the outcome of one cancel in each row, indexed by task id.
+    """Return a DataFrame of cancel outcomes, with one row per task, indexed by task id.
 
-    Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code is still running), ``outcome`` (in words),
-    ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request until the code stopped),
-    ``how`` (how the code was stopped), ``error`` (why the cancel was refused; ``<NA>`` if it was accepted).
+    Columns: ``status`` (``<NA>`` if unknown), ``stopping`` (whether the code is still running), ``outcome`` (a short
+    description), ``by``, ``requested_at``, ``delivered_at``, ``stopped_at``, ``seconds`` (from the request until the
+    code stopped), ``how`` (how the code was stopped), ``error`` (why the cancel failed; ``<NA>`` if it succeeded).
     """
     if not isinstance(outcomes, Mapping):
         raise BadInput(
             f"outcomes={shown(outcomes)} is invalid: expected a dict, got {kind_of(outcomes)}. "
-            "Map each task id to its receipt or error."
+            "Pass a dict that maps each task id to a receipt or an error."
         )
     ids = _listed("the ids of outcomes", outcomes, str)
     _listed("outcomes", outcomes.values(), (CancelReceipt, NqnbError))
@@ -159,7 +159,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
 
 
 class NotedFrame(pd.DataFrame):
-    """An empty DataFrame that a cell shows as a sentence. Everything that is made from it is a plain DataFrame."""
+    """An empty DataFrame that is displayed as a note. Operations on it return plain DataFrames."""
 
     _metadata = ("note",)
     note = ""
@@ -176,10 +176,10 @@ class NotedFrame(pd.DataFrame):
 
 
 def preview(payload: bytes, width: int = 80) -> str:
-    """Return a payload as one line of safe text of at most ``width`` characters.
+    """Return the start of a payload as one line of safe text, with at most ``width`` characters.
 
-    JSON and other text are unchanged; other bytes are shown as hexadecimal. JSON of up to 4 kB with escape sequences is
-    decoded and encoded again, so that the characters are readable. The cost does not depend on the payload's size.
+    Text, including JSON, is not converted; binary data is shown in hexadecimal. If JSON of up to 4 kB has Unicode
+    escapes, they are replaced by the characters themselves. The cost does not depend on the size of the payload.
     """
     if len(payload) <= 4096 and b"\\u" in payload:
         with contextlib.suppress(MalformedMessage):
@@ -192,7 +192,10 @@ def preview(payload: bytes, width: int = 80) -> str:
 
 
 def decoded(data: bytes) -> Any:
-    """Decode JSON. Return the bytes if they are not JSON or are nested too deeply to print, or None for empty bytes."""
+    """Decode a payload or result for display.
+
+    Bytes that are not JSON, or are nested too deeply to print, are returned unchanged. Empty bytes become None.
+    """
     if not data:
         return None
     try:
@@ -202,7 +205,7 @@ def decoded(data: bytes) -> Any:
 
 
 def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
-    """Return the run time of the last attempt, up to ``now`` if it is still running, or None if a time is unknown."""
+    """Return the run time of the last attempt, or None if it is unknown. A running task is timed up to ``now``."""
     if task.started_at is None or task.status is Status.PENDING:
         return None
     end = task.completed_at if task.status.terminal else now
@@ -210,22 +213,22 @@ def run_time(task: TaskInfo, now: datetime) -> timedelta | None:
 
 
 def share(progress: Progress | None) -> float | None:
-    """Return the progress as a number from 0 to 1, or None if it is unknown."""
+    """Return the progress as a fraction from 0 to 1, or None if the total is unknown."""
     if progress is None or not progress.total > 0:
         return None
     return min(1.0, max(0.0, progress.done / progress.total))
 
 
 _MAX_SECONDS = 86400 * 365 * 1000
-"""A limit that no run time reaches, and that fits into a timedelta in microseconds."""
+"""The maximum duration in a frame: 1,000 years. It prevents an overflow of the column's dtype."""
 
 _MAX_COUNT = 2**63 - 1
 _TEXT = pd.StringDtype("python")
-"""The dtype that stores Python strings, even if Arrow is installed, because Arrow refuses lone surrogates."""
+"""The dtype of text columns. It never uses Arrow, because Arrow rejects lone surrogates."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
-    """Return a caller's records as a list, or raise `BadInput` if they are not an iterable of ``kinds``."""
+    """Convert an iterable to a list, or raise `BadInput` if an item is not an instance of ``kinds``."""
     try:
         found = list(given)
     except Exception:  # noqa: BLE001  the caller's iterable may raise anything
@@ -235,7 +238,9 @@ def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> li
     for each in found:
         if not isinstance(each, kinds):
             named = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
-            raise BadInput(f"{name} is invalid: {shown(each)} is of {kind_of(each)}. Each record must be a {named}.")
+            raise BadInput(
+                f"{name} is invalid: the item {shown(each)} is of {kind_of(each)}. Pass items of type {named}."
+            )
     return found
 
 
@@ -283,7 +288,7 @@ def _length(seconds: float) -> timedelta:
 
 
 def _objects(values: Iterable[Any]) -> Any:
-    """Return a column of objects that pandas does not convert."""
+    """Return the values as an object column, which pandas does not convert."""
     plain = list(values)
     column = np.empty(len(plain), dtype=object)
     for position, value in enumerate(plain):
@@ -292,7 +297,7 @@ def _objects(values: Iterable[Any]) -> Any:
 
 
 def _torn(data: bytes) -> int:
-    """Return how many bytes at the end belong to an incomplete character."""
+    """Return the number of bytes at the end that are an incomplete UTF-8 character."""
     for back in range(1, min(4, len(data)) + 1):
         if data[-back] >= 0xC0:
             return back

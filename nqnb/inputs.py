@@ -1,7 +1,7 @@
-"""Checks of the values that callers pass: flags, counts, choices, functions, durations, dates and states.
+"""Check the arguments that callers pass: flags, counts, choices, functions, durations, dates and states.
 
-Each check returns the plain value (a ``bool``, an ``int``, a ``str``) or raises `BadInput`. The error names the
-argument, shows the value and describes valid values.
+Each check returns the value as a plain Python type, such as ``bool``, ``int`` or ``str``, or raises `BadInput`. The
+error names the argument, shows the value and describes valid values.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from nqnb.errors import BadInput
 from nqnb.protocol.status import Status, Waiting
 
 Duration = float | timedelta
-"""Seconds, or a timedelta."""
+"""A duration: a number of seconds, or a timedelta."""
 LONGEST_SECONDS = 100 * 365 * 86_400
-"""The longest valid duration: 100 years. Go and NATS count nanoseconds in 63 bits, which overflow after 292 years."""
+"""The longest valid duration: 100 years. Go's and NATS's durations, in nanoseconds, overflow after 292 years."""
 _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
-"""A datetime (a naive datetime is local time), or a timedelta from now."""
+"""A point in time: a datetime, or a timedelta from now. A datetime without a time zone is in local time."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
-"""The start of 2262 in Unix seconds: NATS counts nanoseconds in 63 bits, which overflow in that year."""
+"""The start of 2262 in Unix seconds. NATS's timestamps, in nanoseconds, overflow in that year."""
 State = Status | Waiting
-"""A filter for tasks: a state, or ``Waiting.SCHEDULED``."""
+"""A state to select tasks by: a `Status`, or ``Waiting.SCHEDULED``."""
 LABELS: dict[str, State] = {state.label: state for state in (*Status, *Waiting)}
 
 
 def is_numpy_scalar(value: object, kinds: str) -> bool:
-    """Return whether a value is a numpy scalar of one of these kinds (``"b"`` for flags, ``"m"`` for durations …)."""
+    """Return whether a value is a numpy scalar whose dtype kind is in ``kinds``, such as ``"b"`` for booleans."""
     kind = type(value)
     return kind.__module__ == "numpy" and getattr(getattr(value, "dtype", None), "kind", "") in tuple(kinds)
 
 
 def check_flag(name: str, value: object) -> bool:
-    """Return a flag as a ``bool``, or raise `BadInput` if the value is neither True nor False."""
+    """Return a boolean of Python or numpy as a ``bool``, or raise `BadInput` for any other value."""
     if value is True or value is False:
         return value
     if is_numpy_scalar(value, "b"):
@@ -51,20 +51,20 @@ def check_flag(name: str, value: object) -> bool:
 
 
 def check_optional_flag(name: str, value: object) -> bool | None:
-    """Return a flag as a ``bool``, or None for None. This raises the same errors as `check_flag`."""
+    """Check a flag in the same way as `check_flag`, but also accept None and return it."""
     return None if value is None else check_flag(name, value)
 
 
 def check_count(name: str, value: object, least: int, most: int, what: str, refusal: type[BadInput] = BadInput) -> int:
-    """Return a whole number as an ``int``.
+    """Check that a value is a whole number within a range, and return the number as an ``int``.
 
     Args:
         name: the name of the argument.
-        value: the value; NumPy integers are accepted, booleans are not.
+        value: the value; NumPy integers are accepted, but booleans are not.
         least: the smallest valid number.
         most: the largest valid number.
-        what: a description of the number, for the error.
-        refusal: the class of the error.
+        what: a description of the number, for the error message.
+        refusal: the exception class to raise.
 
     Raises:
         BadInput: the value is not a whole number, or is out of range.
@@ -86,29 +86,29 @@ def check_count(name: str, value: object, least: int, most: int, what: str, refu
 
 
 def check_share(name: str, value: object) -> float:
-    """Return a number as a ``float``, or raise `BadInput` if the value is not a number from 0 to 1."""
+    """Return a number from 0 to 1 as a ``float``, or raise `BadInput` for any other value."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
         return float(value)
     raise BadInput(f"{name}={shown(value)} is invalid: must be a number from 0 to 1.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
-    """Return a value as a plain ``str``, or raise `BadInput` if it is not one of ``choices``."""
+    """Return one of ``choices`` as a plain ``str``, or raise `BadInput` for any other value."""
     known = list(choices)
     text = exact_text(value) if isinstance(value, str) else None
     if text in known:
         return text
     listed = " or ".join(map(repr, known))
-    raise BadInput(f"{name}={shown(value)} is invalid: not one of the choices. {hint(text, known)}Pass {listed}.")
+    raise BadInput(f"{name}={shown(value)} is invalid: no such option. {hint(text, known)}Pass {listed}.")
 
 
 def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
-    """Return a function that accepts this number of positional arguments, or None for None.
+    """Check that a value is None or can be called with ``arguments`` positional arguments, and return the value.
 
-    A function without an inspectable signature, such as some C functions, is accepted.
+    A function whose signature cannot be inspected, such as some C functions, passes the check.
 
     Raises:
-        BadInput: the value is not callable, or does not accept this number of arguments.
+        BadInput: the value is not callable, or cannot be called with this number of arguments.
     """
     if value is None:
         return None
@@ -164,16 +164,16 @@ def check_seconds(
     none: bool = False,
     refusal: type[BadInput] = BadInput,
 ) -> float | None:
-    """Return a duration in seconds.
+    """Check a duration, and return it in seconds.
 
     Args:
         name: the name of the argument.
-        value: a number of seconds (NumPy numbers are accepted, booleans are not), or a timedelta.
+        value: a number of seconds (NumPy numbers are accepted, but booleans are not), or a timedelta.
         least: the shortest valid duration, in seconds.
         most: the longest valid duration, in seconds.
-        positive: whether to refuse 0 as well.
-        none: whether to accept None and return it.
-        refusal: the class of the error.
+        positive: whether 0 is invalid.
+        none: whether None is valid. None is returned unchanged.
+        refusal: the exception class to raise.
 
     Raises:
         BadInput: the value is not a duration, is not finite, or is out of range.
@@ -195,7 +195,7 @@ def check_seconds(
 
 
 def read_length(text: str) -> float | None:
-    """Return a duration such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d`` in seconds, or None if it is invalid."""
+    """Convert text such as ``90``, ``1.5``, ``90s``, ``2h30m`` or ``1d`` to seconds. Return None for other text."""
     found = _TEXT.fullmatch(text)
     if found is None:
         return None
@@ -203,7 +203,7 @@ def read_length(text: str) -> float | None:
 
 
 def check_moment(name: str, value: object, now: float | None = None) -> float:
-    """Return a datetime, or a timedelta from now, as Unix seconds.
+    """Convert a datetime, or a timedelta from now, to Unix seconds.
 
     Args:
         name: the name of the argument.
@@ -211,7 +211,7 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
         now: the current time in Unix seconds; the default is this machine's time.
 
     Raises:
-        BadInput: the value is neither a datetime nor a timedelta, or the date is not between 1970 and 2261.
+        BadInput: the value is neither a datetime nor a timedelta, or the resulting date is not between 1970 and 2261.
     """
     if not isinstance(value, (datetime, timedelta)):
         raise BadInput(
@@ -230,15 +230,15 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
 
 
 def check_past(name: str, value: Any, now: float | None = None) -> float | None:
-    """Return a past time as Unix seconds, or None for None.
+    """Convert a datetime, or a length of time before now, to Unix seconds. Return None for None.
 
     Args:
         name: the name of the argument.
-        value: a datetime, or how long ago: seconds, a timedelta, or a string like ``"10m"``.
+        value: a datetime, or a length of time before now: seconds, a timedelta, or a string like ``"10m"``.
         now: see `check_moment`.
 
     Raises:
-        BadInput: the value is none of these, or is before 1970.
+        BadInput: the value is of another type, cannot be parsed, or is out of range.
     """
     if value is None:
         return None
@@ -248,13 +248,13 @@ def check_past(name: str, value: Any, now: float | None = None) -> float | None:
     if length is None:
         raise BadInput(
             f"{name}={shown(value)} is invalid: not a length of time. "
-            "Pass a datetime, or how long ago: seconds, a timedelta, or a string like '90s', '10m', '2h30m' or '1d'."
+            "Pass a datetime, or a length of time before now: seconds, a timedelta, or a string like '90s' or '2h30m'."
         )
     return (time.time() if now is None else now) - check_seconds(name, length)
 
 
 def shown_moment(value: object) -> str:
-    """Return a moment in a readable form, even if its ``str`` raises."""
+    """Return a readable form of a datetime or timedelta, even if its ``str`` raises an exception."""
     try:
         return f"{value} from now" if isinstance(value, timedelta) else str(value)
     except Exception:  # noqa: BLE001  as in `check_moment`
@@ -262,7 +262,7 @@ def shown_moment(value: object) -> str:
 
 
 def check_status(value: object) -> State:
-    """Return one state, or ``Waiting.SCHEDULED``. Other values raise `BadInput`, which lists the states."""
+    """Convert the name or number of a state to the state. Invalid values raise `BadInput`, which lists all states."""
     if isinstance(value, (Status, Waiting)):
         return value
     text = exact_text(value) if isinstance(value, str) else None
@@ -279,7 +279,11 @@ def check_status(value: object) -> State:
 
 
 def check_statuses(value: Any) -> frozenset[State] | None:
-    """Return one or several states as a set, or None (all states) for None. Raises the errors of `check_status`."""
+    """Convert one or more states to a set. None stands for all states, and is returned unchanged.
+
+    Raises:
+        BadInput: a state is invalid, as in `check_status`.
+    """
     if value is None:
         return None
     if isinstance(value, (str, numbers.Integral, Waiting)):
@@ -288,14 +292,17 @@ def check_statuses(value: Any) -> frozenset[State] | None:
         several = list(value)
     except Exception:  # noqa: BLE001  a foreign iterable may raise any error
         raise BadInput(
-            f"status={shown(value)} is invalid: expected one or several states, got {kind_of(value)}. "
+            f"status={shown(value)} is invalid: expected one or more states, got {kind_of(value)}. "
             f"The states are {', '.join(LABELS)}."
         ) from None
     return frozenset(check_status(status) for status in several)
 
 
 def _seconds(value: Any) -> float | None:
-    """Return a duration in seconds, infinity if it is too large for a float, or None if it is not a duration."""
+    """Convert a duration to seconds.
+
+    The result is infinity if the duration is too long for a float, or None if the value is not a duration.
+    """
     if type(value) is float or type(value) is int:
         return _as_float(value)
     try:

@@ -1,10 +1,10 @@
-"""Payloads and results: encode Python values as JSON, and decode them.
+"""Encode payloads and results as JSON, and decode them.
 
 Bytes are sent unchanged. Other values are sent as JSON. In addition to JSON's own types, these types can be encoded:
 dates and times (as ISO strings), UUIDs, `decimal.Decimal` and paths (as strings), enums (as their values), dataclasses,
-msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are refused, because JSON has no
-such numbers and ``null`` would not decode to them. nqnb never pickles a value, and never unpickles or evaluates data
-from a queue.
+msgspec Structs, numpy scalars and arrays, and pandas Timestamps. NaN and infinities are rejected: JSON has no such
+numbers, and ``null`` would be decoded as None. nqnb never pickles a value, and never unpickles or evaluates data from a
+queue.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ def encode(value: object, name: str = "payload") -> bytes:
 
     Args:
         value: the value. Bytes are returned unchanged.
-        name: the name of the value in errors.
+        name: the name of the value in error messages.
 
     Raises:
-        UnencodableValue: a part of the value has no JSON form; the error names the part.
+        UnencodableValue: part of the value cannot be encoded as JSON; the error names that part.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
         try:
             return bytes(value)
         except Exception as error:  # noqa: BLE001  a released view, or a foreign subclass
             raise UnencodableValue(
-                f"{name} cannot be read as bytes: {said(error)}. Pass bytes, or a value with a JSON form.", name
+                f"{name} cannot be read as bytes: {said(error)}. Pass bytes, or a value for JSON.", name
             ) from None
     return encode_json(value, name)
 
 
 def encode_json(value: object, name: str = "result") -> bytes:
-    """Encode a value as JSON, with base64 for bytes inside the value. This raises the same errors as `encode`."""
+    """Encode a value as JSON. Bytes inside the value are encoded as base64. The errors are those of `encode`."""
     try:
         data = _encoder.encode(value)
     except Exception as error:  # noqa: BLE001  reading a foreign value may raise any error
@@ -60,10 +60,10 @@ def encode_json(value: object, name: str = "result") -> bytes:
 
 
 def decode_json(data: bytes | None, kind: Any = Any) -> Any:
-    """Decode JSON bytes, and validate the value as ``kind``. Empty or missing bytes decode to None.
+    """Decode JSON to a value of type ``kind``. Empty bytes and None are decoded like ``null``.
 
     Raises:
-        BadInput: the bytes are not JSON, or the value does not match ``kind``. The error names the invalid part.
+        BadInput: the bytes are not JSON, or the value is not of type ``kind``. The error names the invalid part.
     """
     try:
         return msgspec.json.decode(data or b"null", type=kind)
@@ -72,12 +72,12 @@ def decode_json(data: bytes | None, kind: Any = Any) -> Any:
 
 
 def _beyond_json(value: Any) -> Any:
-    """Convert a value that msgspec does not support. numpy and pandas values are recognized without an import."""
+    """Convert a value of a type that msgspec does not support. This function imports neither numpy nor pandas."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, datetime):
         if not_a_number(value):
-            raise TypeError("NaT has no JSON form")
+            raise TypeError("NaT cannot be encoded as JSON")
         return value.isoformat()
     if isinstance(value, timedelta):
         return timedelta(seconds=value.total_seconds())
@@ -90,17 +90,17 @@ def _beyond_json(value: Any) -> Any:
     for kind, plain_of in _PLAIN.items():
         if isinstance(value, kind):
             return plain_of(value)
-    raise TypeError(f"{type(value).__qualname__} has no JSON form")
+    raise TypeError(f"{type(value).__qualname__} cannot be encoded as JSON")
 
 
 _PLAIN: dict[type, Callable[[Any], Any]] = {str: exact_text, int: int.__int__, float: float.__float__}
-"""Functions that convert an instance of a subclass to the plain type, because msgspec accepts only the plain types."""
+"""Functions that convert an instance of a subclass to the base type. msgspec encodes only the base types."""
 
 _encoder = msgspec.json.Encoder(enc_hook=_beyond_json)
 
 
 def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
-    """Return the error for the first part that has no JSON form, in depth-first order."""
+    """Return the error for the first part, in depth-first order, that cannot be encoded as JSON."""
     try:
         return _first_refusal(value, name, error)
     except Exception as another:  # noqa: BLE001  inspecting a foreign value may raise any error, too
@@ -109,7 +109,9 @@ def _refusal(value: object, name: str, error: Exception) -> UnencodableValue:
 
 def _unreadable(name: str, error: Exception) -> UnencodableValue:
     return UnencodableValue(
-        f"{name} has no JSON form: reading it raised {said(error)}. Send plain lists, dicts, strings and numbers.", name
+        f"{name} cannot be encoded as JSON: reading the value raised {said(error)}. "
+        "Send plain lists, dicts, strings and numbers.",
+        name,
     )
 
 
@@ -118,21 +120,23 @@ def _first_refusal(value: object, name: str, error: Exception) -> UnencodableVal
         if not_a_number(found):
             return _no_such_number(part, found)
         if isinstance(found, Unwalkable):
-            return UnencodableValue(f"{part} has no JSON form: {found.why}. {found.remedy}", part)
+            return UnencodableValue(f"{part} cannot be encoded as JSON: {found.why}. {found.remedy}", part)
         if isinstance(found, (Mapping, list, tuple, set, frozenset)):
             continue
         try:
             _encoder.encode(found)
         except Exception:  # noqa: BLE001  as in encode_json
             kind = f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
-            return UnencodableValue(f"{part} has no JSON form: it is of type {kind}. {_remedy(found)}", part)
+            return UnencodableValue(f"{part} cannot be encoded as JSON: it is of type {kind}. {_remedy(found)}", part)
     return UnencodableValue(
-        f"{name} has no JSON form: {said(error)}. Send plain lists, dicts, strings and numbers.", name
+        f"{name} cannot be encoded as JSON: {said(error)}. Send plain lists, dicts, strings and numbers.", name
     )
 
 
 def _no_such_number(part: str, found: object) -> UnencodableValue:
-    return UnencodableValue(f"{part} has no JSON form: it is {shown(found)}. Send None or a string instead.", part)
+    return UnencodableValue(
+        f"{part} cannot be encoded as JSON: it is {shown(found)}. Send None or a string instead.", part
+    )
 
 
 def _remedy(found: object) -> str:
@@ -146,20 +150,20 @@ def _remedy(found: object) -> str:
 
 
 MAX_DEPTH = 200
-"""The maximum depth of a nested value."""
+"""The maximum nesting depth of a value."""
 KEY_CHARACTERS = 200
-"""A longer key is cut to this many characters in the name of a part."""
+"""The maximum number of characters to show of a key, in the name of a part."""
 
 
 class Unwalkable(NamedTuple):
-    """A part of a value that cannot be walked, with the reason and the remedy."""
+    """A part of a value that cannot be traversed, with the reason and a remedy."""
 
     why: str
     remedy: str
 
 
 def walk(value: Any, part: str) -> Iterator[tuple[str, object]]:
-    """Yield the name (such as ``payload['rows'][3]``) and value of every part, and finally of the whole value."""
+    """Yield the name and value of each part, such as ``payload['rows'][3]``, and finally of the whole value."""
     return _walk(value, part, ())
 
 
@@ -174,7 +178,9 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, (str, int, float)) or not_a_number(key):
-                known = key if not_a_number(key) else Unwalkable("a key must be a string or a number", "Convert it.")
+                known = (
+                    key if not_a_number(key) else Unwalkable("a key must be a string or a number", "Convert the key.")
+                )
                 yield f"the key {shown(key, KEY_CHARACTERS)} of {part}", known
             yield from _walk(item, f"{part}[{shown(key, KEY_CHARACTERS)}]", above)
     elif isinstance(value, (list, tuple, set, frozenset)) or (is_numpy(value) and value.ndim):
@@ -188,12 +194,12 @@ def _walk(value: Any, part: str, above: tuple[int, ...]) -> Iterator[tuple[str, 
 
 
 def is_numpy(value: object) -> bool:
-    """Return whether a value is a numpy array or scalar, without importing numpy."""
+    """Return whether a value is a numpy array or scalar. This function does not import numpy."""
     return type(value).__module__.partition(".")[0] == "numpy" and hasattr(value, "dtype") and hasattr(value, "tolist")
 
 
 def not_a_number(value: Any) -> bool:
-    """Return whether a value is NaN, an infinity, NaT or NA, from any library."""
+    """Return whether a value is NaN, infinite, NaT or NA. Values of numpy and pandas are included."""
     if isinstance(value, float):
         return not math.isfinite(value)
     if type(value).__name__ in ("NaTType", "NAType"):

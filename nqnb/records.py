@@ -1,4 +1,4 @@
-"""The records that nqnb returns to its callers: plain, frozen values with times as UTC datetimes."""
+"""The immutable records that nqnb returns to callers. All times in the records are UTC datetimes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _ID_CHARACTERS = 200
 class CancelReceipt(Struct, frozen=True, kw_only=True):
     """The result of a cancel.
 
-    ``stopping`` is True if the task's code is still running; then ``status`` is not final. ``how`` describes how the
-    code was stopped. Times are by the server's clock.
+    ``stopping`` is True if the task's code is still running. In that case, ``status`` is not final. ``how`` describes
+    how the code was stopped. All times are according to the server's clock.
     """
 
     task_id: str
@@ -49,13 +49,13 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
         return f"<CancelReceipt {readable(self.task_id, _ID_CHARACTERS)}: {outcome}>"
 
     def __await__(self) -> Generator[Any, None, CancelReceipt]:
-        """Return the receipt itself, so that ``await task.cancel()`` works in a notebook as it does with a client."""
+        """Return the receipt itself, so that ``await task.cancel()`` is also valid in a notebook."""
         yield from ()
         return self
 
     @property
     def seconds(self) -> float | None:
-        """The seconds from the request until the task's code stopped, or None if either time is unknown."""
+        """The seconds from the cancel request until the task's code stopped, or None if either time is unknown."""
         if self.requested_at is None or self.stopped_at is None:
             return None
         # Two machines may estimate the server's time slightly differently.
@@ -63,7 +63,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, task_id: str, status: Status, record: CancelRecord | None) -> CancelReceipt:
-        """Return the receipt for a task with this status and this cancel record."""
+        """Create a receipt from a task's status and cancel record."""
         record = record or CancelRecord()
         return cls(
             task_id=task_id,
@@ -79,9 +79,10 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
 
 
 class TaskInfo(Struct, frozen=True, kw_only=True):
-    """A snapshot of a task, taken when the state bucket was read.
+    """A snapshot of a task, as read from the state bucket.
 
-    ``attempt`` counts from 1; it is 0 before the first start. ``timeout`` is in seconds; 0 means no timeout.
+    ``attempt`` is the number of the last run, counted from 1. It is 0 before the first run. ``timeout`` is in seconds;
+    0 means no timeout.
     ``revision`` is the revision of the task's entry in the bucket.
     """
 
@@ -104,22 +105,22 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     error: ErrorInfo | None
     cancel: CancelReceipt | None
     result: bytes
-    """The result as JSON, or the bytes that the handler returned. It is empty if the task has no result, or if the
-    result is too large for the task's entry."""
+    """The result as JSON, or the bytes that the handler returned. It is empty if there is no result, or if the result
+    is too large for the task's entry."""
     result_key: str
-    """The key of the result in the result bucket, if the result is too large for the task's entry."""
+    """The key of a result that is too large for the task's entry, in the result bucket."""
     sequence: int
     revision: int
     marked: bool
-    """Whether this entry was written by nqnb rather than by Go NQ."""
+    """Whether nqnb wrote this entry. If not, Go NQ wrote it."""
     origin: str = ""
-    """The id of the original task, if this task was created by requeueing another task."""
+    """The id of the original task, if this task is a requeue of another task."""
     requeued_as: str = ""
-    """The id of the latest requeue of this task. It is set only in listings (`nqnb.Client.tasks`)."""
+    """The id of the latest requeue of this task. Only listings (`nqnb.Client.tasks`) set this attribute."""
     result_is_bytes: bool = False
     """Whether the handler returned bytes."""
     not_before: datetime | None = None
-    """When the next attempt is due, if the task is waiting for a retry."""
+    """The earliest time of the next attempt, if the task is waiting for a retry."""
 
     def __repr__(self) -> str:
         parts = [self.status.label]
@@ -134,19 +135,19 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
 
     @property
     def due_at(self) -> datetime | None:
-        """When a pending task may run, or None if no time is set. The time of a retry overrides ``process_at``."""
+        """The earliest time at which a pending task may run, or None. A retry time overrides ``process_at``."""
         if self.status is not Status.PENDING:
             return None
         return self.not_before or (moment(parse_time(self.process_at)) if self.process_at else None)
 
     @property
     def failure(self) -> str:
-        """The error as "Type: message", or an empty string if the task has no error."""
+        """The task's error as "Type: message", or an empty string if the task has no error."""
         return ": ".join(part for part in (self.error.type, self.error.message) if part) if self.error else ""
 
     @classmethod
     def of(cls, message: TaskMessage, revision: int, requeued_as: str = "") -> TaskInfo:
-        """Return the task that is stored in an entry of the state bucket."""
+        """Create a snapshot from a decoded entry of the state bucket."""
         meta = message.meta
         terminal = message.Status.terminal
         waiting = message.Status in (Status.PENDING, Status.DELETED)
@@ -183,13 +184,14 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
 
 
 class TaskBatch(Struct, frozen=True, kw_only=True):
-    """Changes that arrived together in a watch of all tasks; see `nqnb.Client.watch`.
+    """A batch of changes from a watch of all tasks; see `nqnb.Client.watch`.
 
-    ``tasks`` are the changed tasks, in the order of their changes. The same task may occur several times. ``gone`` are
-    the ids of tasks whose entries were deleted. The server does not report entries that were pruned or have expired.
-    ``complete`` is True once every task that existed at the start has arrived. ``lost`` is True while the connection is
-    down. After a reconnect, the next batch continues where the last batch ended. ``anew`` is True if all earlier
-    batches are invalid, because the server has lost its store. This batch is then the first of a new series.
+    ``tasks`` lists the changed tasks, in the order of their changes. The same task may occur several times. ``gone``
+    lists the ids of tasks whose entries were deleted. The server does not report entries that were pruned or have
+    expired. ``complete`` is True once every task that existed at the start of the watch has arrived. ``lost`` is True
+    while the connection is down. After a reconnect, the next batch continues where the last batch ended. ``anew`` is
+    True if the server has lost its store. In that case, all earlier batches are invalid, and the watch starts again
+    with this batch.
     """
 
     tasks: list[TaskInfo] = []
@@ -210,13 +212,14 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     Attributes:
         name: the name of the queue.
         pending: the number of messages that have not been delivered.
-        scheduled: the number of tasks that are waiting for their start or their retry, by a server-side schedule or
-            because a worker nak'ed them. A short wait counts as pending until a worker receives the task.
-        processing: the number of messages that are leased by workers, without the scheduled tasks.
+        scheduled: the number of tasks that are waiting for their start time or retry time, either in a server-side
+            schedule or because a worker nak'ed them. A task with a short wait counts as pending until a worker
+            receives it.
+        processing: the number of messages that workers have leased, not counting those of scheduled tasks.
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.
-        bytes: the size of the queue's task stream.
-        oldest_pending: when the oldest message of the stream arrived, or None if the stream is empty.
+        bytes: the size of the queue's task stream, in bytes.
+        oldest_pending: the time at which the oldest message of the stream arrived, or None if the stream is empty.
         paused: whether the queue is paused. A paused queue delivers no tasks.
     """
 
@@ -237,11 +240,11 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
 
 
 class QueueService(Struct, frozen=True, kw_only=True):
-    """The workers that are serving a queue, as far as the server can determine them.
+    """Signs that workers are serving a queue.
 
-    ``workers`` counts the live nqnb workers of the queue. ``pulls`` counts the pending pull requests for its tasks, and
-    ``leased`` counts the tasks that were delivered but not acked; both include those of Go workers. ``waiting`` is True
-    if tasks are waiting.
+    ``workers`` is the number of live nqnb workers of the queue. ``pulls`` is the number of pending pull requests for
+    tasks of the queue, and ``leased`` is the number of tasks that were delivered but not acked. Both numbers include Go
+    workers. ``waiting`` is True if the queue has tasks that were not acked, or if no worker has ever served the queue.
     """
 
     workers: int
@@ -253,9 +256,10 @@ class QueueService(Struct, frozen=True, kw_only=True):
 class PurgeReceipt(Struct, frozen=True, kw_only=True):
     """The result of purging or deleting a queue.
 
-    ``deleted`` counts the tasks that had never started. ``cancelled`` counts the tasks that were waiting for a retry
-    and, if the queue was deleted, the running tasks. ``left`` counts the messages that stay in the queue, because their
-    tasks are running or were submitted during the call. ``seconds`` is how long the call took.
+    ``deleted`` is the number of tasks that were deleted because they had never started. ``cancelled`` is the number of
+    tasks that were cancelled: those waiting for a retry and, if the queue was deleted, the running tasks. ``left`` is
+    the number of messages that remain in the queue, because their tasks are running or were submitted during the call.
+    ``seconds`` is the duration of the call.
     """
 
     queue: str
@@ -270,11 +274,11 @@ class PurgeReceipt(Struct, frozen=True, kw_only=True):
 
 
 class PruneReceipt(Struct, frozen=True, kw_only=True):
-    """The number of items that a prune removed, or would remove if ``dry_run`` is True.
+    """The numbers of items that a prune removed or, if ``dry_run`` is True, would remove.
 
-    ``entries`` counts the entries of ended tasks. ``results`` and ``intents`` count the results and cancel requests of
-    these tasks, and of tasks without an entry. ``kept`` counts the entries that are old enough but were not removed,
-    because the tasks' messages are still in their queues.
+    ``entries`` is the number of entries of ended tasks. ``results`` and ``intents`` are the numbers of results and
+    cancel requests of these tasks, and of tasks without an entry. ``kept`` is the number of entries that were old
+    enough but were not removed, because the messages of these tasks are still in the queues.
     """
 
     entries: int
@@ -290,10 +294,10 @@ class PruneReceipt(Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(Struct, frozen=True, kw_only=True):
-    """A live worker, according to its presence entry.
+    """A live worker, as described by its presence entry.
 
-    ``running`` are the ids of the tasks that the worker is running. If there are thousands of them, only the first are
-    listed, and ``unlisted`` counts the others.
+    ``running`` lists the ids of the tasks that the worker is running. If there are thousands of tasks, only the first
+    are listed, and ``unlisted`` is the number of the others.
     """
 
     id: str
@@ -305,7 +309,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
     running: list[str]
     started_at: datetime
     ttl: Moment
-    """Seconds without a presence update after which the worker counts as dead."""
+    """The number of seconds without a presence update after which the worker is considered dead."""
     last_seen: datetime | None = None
     unlisted: Int64 = 0
 
@@ -321,7 +325,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of_entry(cls, key: str, data: bytes) -> WorkerInfo:
-        """Return the worker that is stored in an entry of the worker bucket.
+        """Decode an entry of the worker bucket.
 
         Raises:
             MalformedMessage: the entry is invalid, or belongs to another worker.
@@ -329,7 +333,7 @@ class WorkerInfo(Struct, frozen=True, kw_only=True):
         info = decode(data, _worker_decoder, "a worker's presence")
         if info.id != key:
             raise MalformedMessage(
-                f"cannot read presence entry {quoted(key)}: it has the id of another worker, {quoted(info.id)}. "
+                f"cannot read presence entry {quoted(key)}: the entry has the id of another worker, {quoted(info.id)}. "
                 "Check which program wrote the entry.",
                 data,
             )
@@ -355,5 +359,5 @@ def _result(meta: Meta) -> bytes:
 
 
 def moment(seconds: float) -> datetime | None:
-    """Return Unix seconds as a UTC datetime, or None for a moment before 1970 or after 9999."""
+    """Convert Unix seconds to a UTC datetime. Return None if the time is 0 or is not between 1970 and 9999."""
     return datetime.fromtimestamp(seconds, timezone.utc) if 0 < seconds < LAST_MOMENT else None

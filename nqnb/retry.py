@@ -1,4 +1,4 @@
-"""Decide when a failed task is retried. The policy is pure: it uses neither a clock nor the network."""
+"""Compute how long to wait before a failed task is retried."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from nqnb.inputs import Duration, check_count, check_seconds, check_share
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential back-off with jitter: half of each delay is fixed, and half is random.
+    """Exponential back-off with jitter: each delay is a random value between half of a maximum and that maximum.
+
+    The maximum doubles with each retry, up to ``most``. Both arguments are stored in seconds.
 
     Args:
-        first: the maximum delay before the first retry, as seconds or a timedelta. It is stored in seconds.
-        most: the maximum delay before any retry, in the same form.
+        first: the maximum delay before the first retry: a number of seconds, or a timedelta.
+        most: the maximum delay before any retry: a number of seconds, or a timedelta.
 
     Raises:
         BadInput: a value is not a length of time, or ``most`` is less than ``first``.
@@ -36,13 +38,13 @@ class Backoff:
         object.__setattr__(self, "most", most)
 
     def delay(self, retry: int, draw: float | None = None) -> float:
-        """Return the seconds to wait before retry number ``retry`` (1 = the first).
+        """Return the delay before a retry, in seconds.
 
-        Half of the delay is random, so that tasks that failed together are not all retried at the same moment.
+        The delay is partly random, so that tasks that failed together are not all retried at the same moment.
 
         Args:
-            retry: the number of the retry.
-            draw: a number from 0 to 1, to use instead of a random one.
+            retry: the number of the retry, counted from 1.
+            draw: a number from 0 to 1 to use instead of a random number.
 
         Raises:
             BadInput: ``retry`` is below 1, or ``draw`` is out of range.

@@ -356,7 +356,7 @@ class TestResults:
         ("value", "parts"),
         [
             ({"model": object()}, ["result['model']", "Convert it"]),
-            ([1.0, math.inf], ["result[1] has no JSON form: it is inf", "Send None or a string"]),
+            ([1.0, math.inf], ["result[1] cannot be encoded as JSON: it is inf", "Send None or a string"]),
             (pd.DataFrame({"a": [1]}), ["result", "DataFrame", '.to_dict("records")']),
         ],
     )

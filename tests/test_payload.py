@@ -153,7 +153,7 @@ class TestNoSuchNumber:
         with pytest.raises(UnencodableValue) as caught:
             payload.encode(value)
         assert caught.value.part == part
-        assert str(caught.value).startswith(f"{part} has no JSON form: it is ")
+        assert str(caught.value).startswith(f"{part} cannot be encoded as JSON: it is ")
         assert str(caught.value).endswith("Send None or a string instead.")
 
     def test_a_deeply_nested_nan_is_refused(self) -> None:
@@ -168,7 +168,7 @@ class TestNoSuchNumber:
             payload.encode({NAN: 1})
 
     def test_a_nan_in_a_result_is_refused_with_its_name(self) -> None:
-        with pytest.raises(UnencodableValue, match=r"^result\['x'\] has no JSON form: it is nan"):
+        with pytest.raises(UnencodableValue, match=r"^result\['x'\] cannot be encoded as JSON: it is nan"):
             payload.encode_json({"x": NAN}, "result")
 
     def test_a_nan_as_text_or_decimal_becomes_text(self) -> None:
@@ -194,7 +194,7 @@ class TestRefused:
         with pytest.raises(UnencodableValue) as caught:
             payload.encode(value)
         assert caught.value.part == part
-        assert f"{part} has no JSON form: it is of type {kind}. " in str(caught.value)
+        assert f"{part} cannot be encoded as JSON: it is of type {kind}. " in str(caught.value)
         assert "Convert it to strings, numbers, lists or dicts" in str(caught.value)
 
     @pytest.mark.parametrize("key", [("a", 1), None, frozenset()])
@@ -246,7 +246,7 @@ class TestRefused:
         """
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=5)
         assert done.returncode == 0, done.stderr
-        assert re.match(r"payload\S* has no JSON form: it contains itself", done.stdout)
+        assert re.match(r"payload\S* cannot be encoded as JSON: it contains itself", done.stdout)
         assert "\n" not in done.stdout.strip()
 
     def test_an_error_raised_by_the_value_is_reported(self) -> None:

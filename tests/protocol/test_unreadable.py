@@ -162,7 +162,7 @@ class TestStates:
         caplog.clear()
         assert [info.id for info in await nq.tasks()] == ["good"]
         [told] = [each.getMessage() for each in caplog.records]
-        assert "bucket nq-store: skipping 500 entries" in told
+        assert "bucket nq-store: skipped 500 entries" in told
         assert "and 497 more" in told
         assert len(told) < 2000
         await nq.tasks()

@@ -379,7 +379,7 @@ class TestFailures:
         error = await error_of(lambda job: {"a": threading.Lock()})
         assert isinstance(error, BadInput), "no retry could help"
         assert type(error).__qualname__ == "UnencodableResult"
-        assert "result['a'] has no JSON form: it is of type _thread.lock" in str(error).replace('"', "'")
+        assert "result['a'] cannot be encoded as JSON: it is of type _thread.lock" in str(error).replace('"', "'")
 
     async def test_a_function_that_cannot_be_pickled_is_refused(self) -> None:
         lock = threading.Lock()
