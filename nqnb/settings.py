@@ -1,9 +1,9 @@
-"""The settings of a connection: addresses, credentials, TLS, bucket names and timeouts, as one frozen value.
+"""Connection settings: addresses, credentials, TLS, bucket names and timeouts, in one immutable object.
 
-Settings that are not passed are read from the environment, or from a context of the NATS CLI. The contexts are files in
-``$XDG_CONFIG_HOME/nats`` (or ``~/.config/nats`` if that is not set, on every system). A context is stored in
-``context/NAME.json``, and ``context.txt`` has the name of the selected context. nqnb reads these files in the same way
-as the package ``natscontext`` of jsm.go.
+Some settings can also be read from environment variables or from a NATS CLI context. Contexts are files in
+``$XDG_CONFIG_HOME/nats``. If that variable is not set, the folder is ``~/.config/nats`` on every operating system. Each
+context is stored in ``context/NAME.json``, and ``context.txt`` contains the name of the selected context. nqnb reads
+these files in the same way as jsm.go's package ``natscontext``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
 SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
-"""Limits of ``ack_wait``. Leases are renewed three times per ack wait; states are kept for at least ten ack waits."""
+"""The limits of ``ack_wait``. Leases are renewed three times per ack wait, and states live for at least ten ack waits."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")
@@ -48,7 +48,7 @@ _SCHEMES = ("nats", "tls", "ws", "wss")
 _SEED = re.compile(r"S[A-Z2-7]{57}")
 
 LOGINS = (("user", "password", "token"), ("creds",), ("nkey",))
-"""The settings of each kind of login, in the NATS CLI's order of precedence. Only one kind is used."""
+"""The settings for each kind of login, in the NATS CLI's order of precedence. Only one kind is used."""
 
 _CONTEXT_FIELDS = {
     "url": "url",
@@ -62,7 +62,7 @@ _CONTEXT_FIELDS = {
     "key": "tls_key",
     "tls_first": "tls_first",
 }
-"""The fields of a NATS CLI context, with their names in `Settings`."""
+"""A map from the fields of a NATS CLI context to the fields of `Settings`."""
 
 _CONTEXT_PATHS = ("creds", "nkey", "ca", "cert", "key")
 
@@ -75,10 +75,10 @@ _UNSUPPORTED_FIELDS = (
     "jetstream_api_prefix",
     "windows_cert_store",
 )
-"""Unsupported fields that select the server or the login. If nqnb ignored them, it might reach another server."""
+"""Unsupported context fields that select the server or the login. Without them, nqnb might use the wrong server."""
 
 _REFERENCES = ("op://", "nsc://", "env://", "data:")
-"""Prefixes of values that newer versions of the NATS CLI look up elsewhere."""
+"""Prefixes of context values that refer to other sources. Newer versions of the NATS CLI support such values."""
 
 
 @dataclass
@@ -86,8 +86,8 @@ class _Source:
     """A source of settings: the arguments, the environment or a context.
 
     Attributes:
-        label: a function that returns the name of a field in this source, for errors.
-        values: the fields of `Settings` that this source sets.
+        label: a function that returns the name of a setting in this source, for error messages.
+        values: the settings that this source has, by their names in `Settings`.
     """
 
     label: Callable[[str], str]
@@ -96,49 +96,54 @@ class _Source:
 
 @dataclass(frozen=True)
 class Settings:
-    """The address and login of a NATS server, and the names and limits for the streams and buckets that nqnb creates.
+    """Settings for the connection to NATS, and for the streams and buckets that nqnb creates.
 
-    Settings that are not passed are read from the environment, under the names of the NATS CLI (``NATS_URL`` …), then
-    from a context of the NATS CLI, and then from the defaults. A login is a user and password (or a token), a
-    credentials file, or an nkey. The whole login is taken from the first of these sources that has one.
+    Addresses, logins and TLS settings that are not passed are read from the NATS CLI's environment variables
+    (``NATS_URL`` …) and then from a NATS CLI context. A login is a user and password, a token, a credentials file or an
+    nkey. The whole login is taken from the first source that has a login. Only a missing user name or password is
+    looked up in later sources.
 
     Args:
-        url: one address, or several addresses of one cluster; the default scheme is ``nats://``. A user and password
-            (or a token) in the address are moved to their own fields, so that the address has no secrets. ``tls://``
-            requires TLS. Default: ``NATS_URL``, else the address in the context, else ``nats://127.0.0.1:4222``.
-        user: user name; default ``NATS_USER``. Without a password it is used as a token, as in the NATS CLI.
+        url: one address, or several addresses of one cluster. The default scheme is ``nats://``; the scheme ``tls://``
+            requires TLS. The login in an address is moved to ``user`` and ``password``, or to ``token``, so that the
+            stored address has no secrets. Default: ``NATS_URL``, or else the address in the context, or else
+            ``nats://127.0.0.1:4222``.
+        user: user name; default ``NATS_USER``. Without a password, the user name is used as a token, as in the NATS
+            CLI.
         password: password; default ``NATS_PASSWORD``.
         token: token; default ``NATS_TOKEN``.
-        creds: path of a credentials file (a JWT and its seed), which is read at each connect; default ``NATS_CREDS``.
+        creds: path of a credentials file, with a JWT and a seed; default ``NATS_CREDS``. The file is read at each
+            connect.
         nkey: path of a file with the seed of an nkey, or the seed itself; default ``NATS_NKEY``.
-        tls_ca: path of a PEM file with the trusted certificate authorities; default ``NATS_CA``, else the system's
+        tls_ca: path of a PEM file with the trusted certificate authorities; default ``NATS_CA``, or else the system's
             authorities. If any TLS setting is set, TLS is required: no credentials are sent to a server without TLS.
         tls_cert: path of the client certificate, a PEM file; default ``NATS_CERT``.
         tls_key: path of the certificate's private key, a PEM file without a passphrase; default ``NATS_KEY``.
-        tls_first: whether the server expects the TLS handshake before it sends anything.
-        context: name of the NATS CLI context from which to read settings that are not passed. Default: ``NATS_CONTEXT``
-            if no url is passed, and the selected context if ``NATS_URL`` is not set either. The attribute of the
-            instance is the name of the context that was read.
+        tls_first: whether the TLS handshake takes place before the server sends its first message.
+        context: name of the NATS CLI context to read. Default: ``NATS_CONTEXT``, or else the selected context unless
+            ``NATS_URL`` is set. If a url is passed, the default is to read no context. The attribute has the name of
+            the context that was read.
         name: the name of this connection in the server's monitoring.
-        replicas: how many servers store a copy of each stream and bucket that nqnb creates, 1 to 5.
-        state_bucket: key-value bucket with the states of tasks; all clients and workers of a queue share it.
-        cancel_bucket: bucket with the cancel requests.
-        worker_bucket: bucket with the presence of workers.
-        result_bucket: bucket with results that are too large for the state bucket.
-        queue_bucket: bucket with the paused queues; it is created when a queue is first paused.
-        retention: how long the states and results of ended tasks are kept: seconds or a timedelta, default 7 days; None
-            keeps them indefinitely. Shorter times are raised to an hour, or to ten ack waits if that is longer. Servers
-            from version 2.11 on delete expired states and results; for older servers, and for cancel requests, use
-            `Client.prune`. A state must outlive its task's message: a worker that dies after writing an outcome, but
-            before acking, leaves the message in the queue. If no worker receives the message before the state expires,
-            the task runs again.
-        ack_wait: how long the server waits for a silent worker before it redelivers the task to another worker: seconds
-            or a timedelta, from 0.01 s to 30 days. It applies to consumers that nqnb creates; an existing consumer
-            keeps its ack wait.
-        connect_timeout: how long the first connection may take, as seconds or a timedelta.
-        request_timeout: how long to wait for one answer from the server, as seconds or a timedelta.
-        retry_for: how long to retry idempotent requests while the server is unavailable or is electing a leader, as
-            seconds or a timedelta.
+        replicas: the number of replicas of each stream and bucket that nqnb creates, from 1 to 5.
+        state_bucket: the key-value bucket for the states of tasks. All clients and workers of a queue must use the same
+            bucket.
+        cancel_bucket: the bucket for cancel requests.
+        worker_bucket: the bucket for the presence entries of workers.
+        result_bucket: the bucket for results that are too large for the state bucket.
+        queue_bucket: the bucket for the names of paused queues. It is created when a queue is first paused.
+        retention: how long to keep the states and results of ended tasks, in seconds or as a timedelta. The default is
+            7 days; None keeps them indefinitely. The minimum is an hour or ten ack waits, whichever is longer, and
+            smaller values are raised to the minimum. From version 2.11 on, the server deletes expired states and
+            results. On older servers, and for cancel requests, use `Client.prune`. A state must outlive its task's
+            message: if a worker dies between writing an outcome and acking, the message remains in the queue. If the
+            state expires before a worker receives the message, the task runs again.
+        ack_wait: how long a worker may be silent before the server redelivers its task to another worker, in seconds or
+            as a timedelta, from 0.01 s to 30 days. This setting applies only to consumers that nqnb creates; existing
+            consumers keep their ack wait.
+        connect_timeout: the time limit for the first connection, in seconds or as a timedelta.
+        request_timeout: the time limit for each answer from the server, in seconds or as a timedelta.
+        retry_for: how long to retry idempotent requests while the server is unavailable or electing a leader, in
+            seconds or as a timedelta.
 
     Raises:
         BadInput: an address, a number, a name, a file or a context is invalid.
@@ -168,9 +173,9 @@ class Settings:
     request_timeout: float = 5.0
     retry_for: float = 15.0
     named: bool = field(default=True, init=False, repr=False, compare=False)
-    """Whether an argument, the environment or a context sets the address; otherwise the default address is used."""
+    """Whether the address comes from an argument, the environment or a context. If not, it is the default address."""
     detached: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether this is the address of the user's detached server. The address is looked up again at each reconnect."""
+    """Whether the address is that of the user's detached server. If so, it is looked up again at each reconnect."""
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -186,14 +191,14 @@ class Settings:
                 label = next(source.label(name) for source in sources if name in source.values)
                 resolved[name] = (_check_nkey if name == "nkey" else _check_readable)(label, resolved[name])
         if resolved["tls_key"] and not resolved["tls_cert"]:
-            raise BadInput("tls_key is invalid: it needs a certificate, and tls_cert is not set. Set tls_cert as well.")
+            raise BadInput("tls_key cannot be used alone: the key requires a certificate. Set tls_cert as well.")
         resolved["tls_first"] = bool(resolved["tls_first"])
         resolved["url"] = addresses[0] if len(addresses) == 1 else addresses
         for name, value in resolved.items():
             object.__setattr__(self, name, value)
 
     def _sources(self) -> list[_Source]:
-        """Return the settings from the arguments, the environment and the context, with their addresses parsed."""
+        """Return the settings in the arguments, the environment and the context, and parse the addresses."""
         given = {name: getattr(self, name) for kind in (*LOGINS, _TLS) for name in kind}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
@@ -243,29 +248,33 @@ class Settings:
             bucket = getattr(self, name)
             if not isinstance(bucket, str) or not _BUCKET.fullmatch(bucket):
                 raise BadInput(
-                    f"{name}={shown(bucket)} is invalid: not a bucket name. "
-                    "Use 1 to 200 of the characters A-Z a-z 0-9 _ -."
+                    f"{name}={shown(bucket)} is invalid: not a valid bucket name. "
+                    "Use 1 to 200 characters: letters A-Z and a-z, digits, hyphens and underscores."
                 )
             object.__setattr__(self, name, bucket := exact_text(bucket))
             if bucket in buckets:
-                raise BadInput(f"{name}={bucket!r} is invalid: {buckets[bucket]} has the same name. Use another name.")
+                raise BadInput(
+                    f"{name}={bucket!r} is invalid: {buckets[bucket]} has the same value. "
+                    "Use a different name for each bucket."
+                )
             buckets[bucket] = name
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """The addresses, without secrets."""
+        """The addresses of the servers, without secrets."""
         return (self.url,) if isinstance(self.url, str) else tuple(self.url)
 
     @property
     def retention_seconds(self) -> float | None:
-        """``retention`` in seconds, or None."""
+        """``retention`` in seconds, or None for no limit."""
         return check_seconds("retention", self.retention, none=True)
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
-        """Return settings based on other settings, an address, or the defaults (for None), with some fields replaced.
+        """Return a copy of other settings, settings for an address, or the defaults (for None), changed by ``options``.
 
-        An option that is part of a login replaces the whole login. A context also replaces the address.
+        An option that is part of a login replaces the whole login. The option ``context`` also replaces the address and
+        the TLS settings.
 
         Raises:
             BadInput: an option is unknown, or a value is invalid.
@@ -294,14 +303,14 @@ class Settings:
         return made
 
     def at_detached(self, url: str, token: str) -> Settings:
-        """Return the same settings for the user's detached server at this address."""
+        """Return a copy of these settings with the address and token of the user's detached server."""
         made = Settings.of(self, url=url, token=token)
         object.__setattr__(made, "detached", True)
         return made
 
 
 def _plain_url(url: object) -> str | tuple[object, ...]:
-    """Return addresses as plain, unparsed strings. Errors do not show an address, because it may contain secrets."""
+    """Convert one or more addresses to plain strings. Errors do not show addresses, which may contain secrets."""
     if url is None:
         return ""
     if isinstance(url, str):
@@ -312,12 +321,12 @@ def _plain_url(url: object) -> str | tuple[object, ...]:
             if several:
                 return several
     raise BadInput(
-        f"url is invalid: expected one or several addresses, got {kind_of(url)}. Pass an address like {DEFAULT_URL}."
+        f"url is invalid: expected one or more addresses, got {kind_of(url)}. Pass an address like {DEFAULT_URL}."
     )
 
 
 def _path(name: str, value: object) -> str:
-    """Return a path as a string. Errors do not show it, because a secret may have been passed by mistake."""
+    """Return a path as a string. Errors do not show the value, which may be a secret that was passed by mistake."""
     path: object = None
     if isinstance(value, (str, os.PathLike)):
         with contextlib.suppress(Exception):  # a foreign `__fspath__` may raise any error
@@ -328,13 +337,13 @@ def _path(name: str, value: object) -> str:
 
 
 def _read_environment(variables: Mapping[str, str]) -> _Source:
-    """Return the settings in environment variables that are not empty; ``variables`` maps fields to variables."""
+    """Return the settings in all environment variables that are not empty. ``variables`` maps settings to variables."""
     values = {name: os.environ[variable] for name, variable in variables.items() if os.environ.get(variable)}
     return _Source(variables.__getitem__, values)
 
 
 def _selected_context() -> str | None:
-    """Return the name of the selected context, or None. An unreadable file raises `BadInput`."""
+    """Return the name of the selected NATS CLI context, or None. Raise `BadInput` if the file cannot be read."""
     path = _folder() / "context.txt"
     try:
         return path.read_text(encoding="utf-8").strip() or None
@@ -342,20 +351,20 @@ def _selected_context() -> str | None:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
-            f"reading the selected NATS context from {str(path)!r} failed: {_why(error)}. Repair or remove the file, "
-            "or set an address with --url or NATS_URL."
+            f"cannot read the name of the selected NATS context from {str(path)!r}: {_why(error)}. "
+            "Repair or remove the file, or set an address with --url or NATS_URL."
         ) from None
 
 
 def _read_context(name: str) -> _Source:
-    """Return the settings of a context.
+    """Return the settings in a NATS CLI context.
 
     Raises:
-        BadInput: the context does not exist, cannot be read, or has a field that nqnb does not support.
+        BadInput: the context does not exist, cannot be read, or uses a field that nqnb does not support.
     """
     if not isinstance(name, str) or not name or ".." in name or "/" in name or os.sep in name:
         raise BadInput(
-            f"NATS context name {name!r} is invalid: it must be a plain name, without '/' or '..'. "
+            f"NATS context name {name!r} is invalid: a name must not be empty or contain '/' or '..'. "
             "List your contexts with `nats context ls`."
         )
     path = _folder() / "context" / f"{name}.json"
@@ -370,8 +379,8 @@ def _read_context(name: str) -> _Source:
         ) from None
     except (OSError, ValueError) as error:
         # The error of the parser may quote a password, so only the position is shown.
-        raise BadInput(f"{where} is invalid: {_why(error)}. Repair it with `nats context edit {name}`.") from None
-    repair = f"Change it with `nats context edit {name}`, or set the address and credentials instead."
+        raise BadInput(f"{where} cannot be read: {_why(error)}. Repair it with `nats context edit {name}`.") from None
+    repair = f"Edit the context with `nats context edit {name}`, or set the address and credentials instead."
     for key in _UNSUPPORTED_FIELDS:
         if found.get(key):
             raise BadInput(f"{where} is invalid: nqnb does not support {key!r}. {repair}")
@@ -411,20 +420,20 @@ def _why(error: Exception) -> str:
 def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the addresses without their logins, and the login of the first address that has one.
 
-    ``label`` names the source of the addresses in errors. Errors do not quote an address, because the password can be
-    anywhere in an invalid address.
+    ``label`` names the source of the addresses in errors. Errors do not quote an address, because an invalid address
+    may contain a password at any position.
     """
     if not isinstance(given, (str, Sequence)):
         raise BadInput(
-            f"url is invalid: expected an address or a list, got {kind_of(given)}. Use an address like {DEFAULT_URL}."
+            f"url is invalid: expected one or more addresses, got {kind_of(given)}. Use an address like {DEFAULT_URL}."
         )
     urls: list[str] = []
     login: dict[str, str] = {}
     texts = given.split(",") if isinstance(given, str) else given
     if isinstance(given, str) and any(map(_may_be_one_address, texts, texts[1:])):
         raise BadInput(
-            f"{label} is invalid: a comma in it may separate two addresses or be part of a password. Write a comma in "
-            f"a password as %2C. Write each of several addresses in full, like {DEFAULT_URL}."
+            f"{label} is invalid: a comma may either separate addresses or be part of a password. Write commas in "
+            f"passwords as %2C, and write each address in full, like {DEFAULT_URL}."
         )
     for number, address in enumerate(texts, 1):
         parts, problem = _split(address.strip() if isinstance(address, str) else "")
@@ -442,16 +451,19 @@ def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[s
 
 
 def _may_be_one_address(before: str, after: str) -> bool:
-    """Return whether the comma between two texts may be part of a password.
+    """Return whether the parts before and after a comma may be one address whose password contains the comma.
 
-    If the same login appears before and after the comma, the texts are two addresses.
+    If both parts have the same login, they are two addresses.
     """
     one, other = (text.strip().rpartition("://")[2].rpartition("@")[:2] for text in (before, after))
     return "@" in after and "://" not in after and one != other
 
 
 def _split(text: str) -> tuple[SplitResult | None, str]:
-    """Return the parts of an address, or None and a description of the problem, which does not quote the address."""
+    """Split an address into its parts.
+
+    If the address is invalid, return None and a description of the problem. The description does not quote the address.
+    """
     try:
         parts = urlsplit(text if "://" in text else f"nats://{text}")
     except ValueError:
@@ -475,7 +487,7 @@ def _split(text: str) -> tuple[SplitResult | None, str]:
 
 
 def _add_login(values: dict[str, Any], login: dict[str, str]) -> None:
-    """Add the login of an address to the settings of its source, unless the source has another login."""
+    """Add the login in an address to the settings from the same source, unless these settings have another login."""
     named = {name for kind in LOGINS for name in kind if name in values}
     if named == {"password"} and "token" in login:
         values["user"] = login["token"]
@@ -489,7 +501,9 @@ def _find_login(sources: Sequence[_Source]) -> dict[str, Any]:
         kinds = [kind for kind in LOGINS if any(name in source.values for name in kind)]
         if depth == 0 and len(kinds) > 1:
             first, second = (next(name for name in kind if name in source.values) for kind in kinds[:2])
-            raise BadInput(f"{first} and {second} are invalid together: each is a login. Pass only one of them.")
+            raise BadInput(
+                f"{first} and {second} cannot be combined: each specifies how to log in. Pass only one of them."
+            )
         if kinds:
             found = {name: source.values[name] for name in kinds[0] if name in source.values}
             if kinds[0] == LOGINS[0] and "token" not in found:
@@ -499,7 +513,7 @@ def _find_login(sources: Sequence[_Source]) -> dict[str, Any]:
 
 
 def _complete(found: dict[str, Any], sources: Sequence[_Source]) -> None:
-    """Find the missing password of a user, or the missing user of a password, in later sources."""
+    """Look up a missing user name or password in later sources. A user name without a password becomes a token."""
     for source in sources:
         user, password = (source.values.get(name) for name in ("user", "password"))
         if "user" not in found and user is not None:
@@ -511,7 +525,7 @@ def _complete(found: dict[str, Any], sources: Sequence[_Source]) -> None:
 
 
 def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
-    """Return the path of a readable file; ``label`` is the name of the setting, for errors."""
+    """Check that a file can be read, and return its path. ``label`` is the name of the setting in the error."""
     path = os.path.expanduser(path)
     try:
         with open(path, "rb"):
@@ -519,12 +533,12 @@ def _check_readable(label: str, path: str | os.PathLike[str]) -> str:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadInput(
-            f"{label} {path!r} is invalid: the file cannot be read ({why}). Check its path and permissions."
+            f"{label} {path!r} is invalid: the file cannot be read ({why}). Check the path and the file's permissions."
         ) from None
 
 
 def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
-    """Return the seed of an nkey, or the path of a file with a seed."""
+    """Check that a value is the seed of an nkey or the path of a readable file, and return the seed or path."""
     text = os.path.expanduser(os.fspath(given).strip())
     if _SEED.fullmatch(text):
         return text
@@ -534,5 +548,5 @@ def _check_nkey(label: str, given: str | os.PathLike[str]) -> str:
     value = f" {text!r}" if os.sep in text or "." in text else ""
     raise BadInput(
         f"{label}{value} is invalid: neither a seed nor a readable file. "
-        "Use a seed (58 characters that begin with SU) or the path of a file with a seed."
+        "Use a seed (58 characters, starting with SU) or the path of a file that contains a seed."
     )

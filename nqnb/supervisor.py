@@ -1,18 +1,19 @@
 """Supervise a child process that must not outlive its parent.
 
-Run this file as a script, by its path. It runs between a parent and one child, in one of two roles:
+This file is run as a script. The script supervises one child on behalf of its parent, in one of two roles:
 
 ``supervisor.py server PARENT LOCKS FOLDER SERVER [ARGUMENT ...]``
     supervises a nats-server, for `nqnb.server.devserver`; see `keep_server`.
 ``supervisor.py task PARENT SOCKET MODULE``
     supervises the process that runs one task, for `nqnb.worker.executors.process_pool`; see `keep_task`.
 
-Both roles read one-byte commands from stdin. They stop the child on command, at the end of stdin, and when the process
-PARENT is dead. The end of stdin is not a reliable sign, because a fork of the parent keeps pipes open. So the
-supervisor also compares its parent's process id with PARENT a few times a second.
+In both roles, the supervisor reads one-byte commands from stdin. The supervisor stops the child when a command requests
+it, when stdin ends, or when the process PARENT has died. Stdin may stay open after the death of the parent, because
+other forks of the parent may keep the pipe open. Therefore the supervisor also checks a few times a second whether its
+parent's process id is still PARENT.
 
-The module imports only the parts of the standard library that import quickly, because it delays the start of a process.
-It has only one thread, so that forks, and the code between fork and exec, are safe.
+Imports delay the start of each process, so this file imports only fast modules of the standard library. The supervisor
+has only one thread. This makes forks safe, including the code that runs between fork and exec.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ if TYPE_CHECKING:
     import subprocess
 
 START = b"s"
-"""Start the server, unless it is running."""
+"""The command to start the server, unless it is already running."""
 KILL = b"k"
-"""Kill the child: the server, or the task's process with all its descendants."""
+"""The command to kill the child: the server, or the task's process and all its descendants."""
 DETACH = b"d"
-"""Keep running without the parent, until SIGTERM is received or the server exits."""
+"""The command to continue without the parent, until SIGTERM is received or the server exits."""
 STOP = b"x"
-"""Stop the server, and exit."""
+"""The command to stop the server and exit."""
 INTERRUPT = b"i"
-"""Send SIGINT to the task's process group."""
+"""The command to send SIGINT to the task's process group."""
 TERMINATE = b"t"
-"""Send SIGTERM to the task's process group."""
+"""The command to send SIGTERM to the task's process group."""
 STOP_GRACE_SECONDS = 5.0
-"""Seconds between SIGTERM and SIGKILL for a server."""
+"""How many seconds a server may take to exit after SIGTERM. After that, the server is killed."""
 _PARENT_CHECK_SECONDS = 0.25
 _KILL_TIMEOUT_SECONDS = 2.0
-"""Seconds to wait for a task's killed processes to exit. After that, the supervisor stops waiting for them."""
+"""How many seconds the supervisor waits for the killed processes of a task to exit."""
 _TASK_SIGNALS = {INTERRUPT: signal.SIGINT, TERMINATE: signal.SIGTERM}
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-"""Options of Linux's ``prctl``."""
+"""The numbers of two options of Linux's ``prctl``."""
 
 
 def main(role: str, parent: int, *arguments: str) -> None:
-    """Supervise a child in the role ``server`` or ``task``; ``parent`` is the process id of the parent."""
+    """Run the supervisor in the role ``server`` or ``task``. ``parent`` is the process id of the parent."""
     if role == "server":
         locks, folder, *command = arguments
         keep_server(parent, [int(lock) for lock in locks.split(",") if lock], folder, command)
@@ -68,11 +69,11 @@ if sys.platform == "win32":
     import msvcrt
 
     def wake_on_child_end() -> int:
-        """Return -1: Windows has no such descriptor, so the caller polls."""
+        """Return -1, because Windows has no suitable descriptor. `next_command` polls stdin instead."""
         return -1
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, b"" at the end of stdin, or None if no command arrived in time or stdin is ignored."""
+        """Read one command. Return b"" at the end of stdin, or None if no command arrived in time."""
         if ignore_stdin:
             time.sleep(_PARENT_CHECK_SECONDS)
             return None
@@ -89,7 +90,7 @@ else:
     import select
 
     def wake_on_child_end() -> int:
-        """Return a descriptor that becomes readable when a child has exited."""
+        """Return a descriptor that becomes readable when a child exits."""
         wake, woken = os.pipe()
         os.set_blocking(woken, False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # without a handler, nothing is written
@@ -97,11 +98,11 @@ else:
         return wake
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
-        """Return one command, b"" at the end of stdin, or None if no command arrived in time or a child exited.
+        """Read one command. Return b"" at the end of stdin, or None if a child exited or no command arrived in time.
 
         Args:
-            wake: the descriptor of `wake_on_child_end`, or -1 if there is no child yet.
-            ignore_stdin: whether to read no commands, and wait indefinitely for a child to exit.
+            wake: the descriptor that `wake_on_child_end` returned, or -1 if there is no child yet.
+            ignore_stdin: whether to wait only for a child to exit, without a time limit.
         """
         watched = [*([] if ignore_stdin else [0]), *([] if wake < 0 else [wake])]
         ready = select.select(watched, [], [], None if ignore_stdin else _PARENT_CHECK_SECONDS)[0]
@@ -111,7 +112,7 @@ else:
 
 
 def load_prctl() -> Callable[..., int] | None:
-    """Return Linux's ``prctl``, or None on other systems and if Python was built without ctypes."""
+    """Return Linux's ``prctl``. Return None on other systems, or if Python was built without ctypes."""
     if sys.platform != "linux":
         return None
     try:
@@ -124,7 +125,7 @@ def load_prctl() -> Callable[..., int] | None:
 
 
 def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
-    """Make this fork die with the supervisor, even if the supervisor is killed. Only Linux supports this."""
+    """Ask Linux to kill this process when the supervisor dies. If the supervisor is already dead, exit."""
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != supervisor:  # the supervisor died before the request was made
@@ -135,15 +136,16 @@ def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
 
 
 def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) -> None:
-    """Supervise a nats-server until STOP is received or the parent is dead.
+    """Supervise a nats-server until STOP is received or the parent dies.
 
-    The supervisor creates `folder`, and reports the result of each command in the file ``status`` there. Before it
-    exits, it stops the server, removes `folder` and releases the locks. After DETACH, it does the same on SIGTERM. It
-    also exits if the detached server exits on its own, but then it keeps `folder` so that the log can be read.
+    The supervisor creates `folder`, and writes the result of each command to the file ``status`` in this folder. Before
+    exiting, the supervisor stops the server, removes `folder` and releases the locks. After DETACH, only SIGTERM stops
+    the supervisor and the server. If a detached server exits by itself, the supervisor also exits, but does not remove
+    `folder`, so that the log can be read.
 
     Args:
         parent: the process id of the parent.
-        locks: descriptors whose locks the supervisor holds until it exits.
+        locks: descriptors of locked files, which the supervisor unlocks before it exits.
         folder: the folder for the status file and the server's log.
         command: the server's command line.
     """
@@ -255,16 +257,16 @@ def _free_locks(locks: list[int]) -> None:
 
 
 def keep_task(worker: int, connection: int, module: str) -> None:
-    """Fork the process that runs a task, and supervise it until it and all its descendants have exited.
+    """Fork the process that runs a task, and supervise the fork and its descendants.
 
-    The supervisor leads a separate session. The fork leads a process group, and calls ``run`` of `module` with the
-    socket. The supervisor reads from stdin: first the worker's ``sys.path`` as a line of JSON, and then commands. It
-    writes to stdout: first the fork's process id, and finally the fork's exit code, which is negative after a signal.
-    When the fork has exited, KILL is received, or the worker is dead, the supervisor kills the rest of the process
-    group and, on Linux, all remaining descendants.
+    The supervisor is the leader of its own session, and the fork is the leader of its own process group. The fork calls
+    ``run`` of `module` with the socket. From stdin, the supervisor reads the worker's ``sys.path`` as a line of JSON,
+    and then commands. To stdout, the supervisor writes the fork's process id at the start, and the fork's exit code at
+    the end. The exit code is negative if a signal killed the fork. When the fork has exited, KILL is received, or the
+    worker has died, the supervisor kills the process group and, on Linux, all remaining descendants.
 
     The handler does not run in the supervisor's process, because a C call in the handler may hold the GIL for hours.
-    The supervisor is not in the handler's process group, because otherwise it could not reap the processes it kills.
+    The supervisor is not in the handler's process group, because killing the group would also kill the supervisor.
 
     Args:
         worker: the process id of the worker.
@@ -305,14 +307,14 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
 
 def _close_all_but(*kept: int) -> None:
-    """Close all descriptors except ``kept``, because the worker's libraries leave some open in every child."""
+    """Close all descriptors except ``kept``. Some libraries in the worker leave descriptors open in child processes."""
     for descriptor in {int(name) for name in os.listdir("/dev/fd")} - {*kept}:
         with contextlib.suppress(OSError):  # the descriptor of the listing itself is already closed
             os.close(descriptor)
 
 
 def _read_path(worker: int) -> list[str] | None:
-    """Read the worker's ``sys.path``. Return None if the worker no longer needs the process or has died."""
+    """Read the worker's ``sys.path`` from stdin. Return None if stdin ends first or the worker has died."""
     import json  # imported late, because the other role does not use it
 
     # Read one byte at a time, because commands may follow the line.
@@ -346,7 +348,11 @@ def _become_runner(connection: int, path: list[str], module: str) -> None:
 
 
 def _wait_for_runner(worker: int, runner: int) -> int | None:
-    """Wait for the runner, and kill it if necessary. Return its exit code, or None if it does not exit even then."""
+    """Wait for the runner (the fork that runs the task) to exit, and return the exit code.
+
+    The runner is killed if KILL is received, stdin ends or the worker dies. Return None if the killed runner does not
+    exit in time.
+    """
     wake = wake_on_child_end()
     while True:
         status = _collect(runner)
@@ -366,7 +372,7 @@ def _wait_for_runner(worker: int, runner: int) -> int | None:
 
 
 def _collect(runner: int, seconds: float = 0.0) -> int | None:
-    """Reap exited children, for at most ``seconds``; return the runner's exit code, or None if it has not exited."""
+    """Reap exited children until the runner has exited, for at most ``seconds``. Return its exit code, or None."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -382,7 +388,7 @@ def _collect(runner: int, seconds: float = 0.0) -> int | None:
 
 
 def _kill_descendants(group: int) -> None:
-    """Kill the process group and, on Linux, all our descendants, including those in other groups and sessions."""
+    """Kill a process group and, on Linux, all descendants of the supervisor, in any process group or session."""
     _kill_group(group)
     until = time.monotonic() + _KILL_TIMEOUT_SECONDS
     while time.monotonic() < until:

@@ -1,7 +1,7 @@
-"""Format values for display: text of unknown origin, durations, sizes, times, receipts, and records as JSON.
+"""Format values for display: untrusted text, durations, sizes, times, receipts, and records as JSON.
 
-A payload, a name or an error may come from any program that writes to a queue. This module escapes the characters in
-such text that a terminal or a page would interpret.
+Payloads, names and errors may come from any program that can write to a queue. This module escapes control characters
+in such text, because a terminal or a web page could interpret them.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from nqnb.records import CancelReceipt, TaskInfo
 _CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 UNSAFE = re.compile(f"[{_CONTROL}]")
 _HEX_BYTES = 1000
-"""The maximum number of bytes of a binary payload that are shown as hexadecimal."""
+"""The maximum number of bytes of a binary payload to show in hexadecimal."""
 
 
 def clean(text: str) -> str:
-    """Escape every character that a terminal or a page would interpret, except line breaks."""
+    """Escape control characters, except line breaks, and characters that change the direction of text."""
     return UNSAFE.sub(_escape, text.replace("\r\n", "\n").replace("\t", "    "))
 
 
 def line(text: str, width: int = 1000) -> str:
-    """Return text as one safe line of at most ``width`` characters."""
+    """Return text as one line of at most ``width`` characters, with control characters escaped."""
     text = clean(" ".join(text[: 4 * width].split()))
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def clip(text: str, lines: int = 40, characters: int = 4000) -> str:
-    """Return the text, cut to at most ``lines`` lines and ``characters`` characters."""
+    """Truncate text to at most ``lines`` lines and ``characters`` characters."""
     rows = text[:characters].split("\n")
     short = "\n".join(rows[:lines])
     return short if len(short) == len(text) else f"{short} …"
 
 
 def payload_text(payload: bytes, *, pretty: bool = False) -> str:
-    """Return a payload as text: JSON unchanged (or indented), other text unchanged, and other bytes as hexadecimal."""
+    """Return a payload as text, or in hexadecimal if it is not UTF-8. If ``pretty`` is true, JSON is indented."""
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError:
@@ -62,7 +62,7 @@ def payload_text(payload: bytes, *, pretty: bool = False) -> str:
 
 
 def size(count: int) -> str:
-    """Return a number of bytes with its unit, in powers of ten: ``12 B``, ``3.4 kB``."""
+    """Format a number of bytes with a decimal unit, such as ``12 B`` or ``3.4 kB``."""
     number = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if number < 1000:
@@ -72,9 +72,9 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float, *, gap: str = "") -> str:
-    """Return a length of time in one unit: ``12ms``, ``3.4s``, ``45s``, ``2m``, ``5h``, ``3d``.
+    """Format a duration in one unit, such as ``12ms``, ``3.4s``, ``45s``, ``2m``, ``5h`` or ``3d``.
 
-    A negative length counts as 0. ``gap`` is the text between the number and the unit.
+    Negative durations are shown as 0. ``gap`` is the text between the number and the unit.
     """
     seconds = max(0.0, seconds)
     if seconds < 1:
@@ -88,7 +88,7 @@ def duration(seconds: float, *, gap: str = "") -> str:
 
 
 def long_duration(seconds: float) -> str:
-    """Return a length of time in up to two units, as in the live table: ``3.1 s``, ``2 m 10 s``, ``5 h 04 m``."""
+    """Format a duration in one or two units, such as ``3.1 s``, ``2 m 10 s`` or ``5 h 04 m``, for the live table."""
     seconds = max(0.0, seconds)
     if seconds < 60:
         return f"{int(seconds * 10) / 10:.1f} s"
@@ -101,17 +101,20 @@ def long_duration(seconds: float) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """Return how long ago a moment was, in one unit, or an empty string for None."""
+    """Format the time since a moment in one unit, such as ``2m``. Return an empty string for None."""
     return "" if moment is None else duration(seconds_since(moment))
 
 
 def seconds_since(moment: datetime) -> float:
-    """Return the number of seconds since a moment. It is negative for a moment in the future."""
+    """Return the number of seconds since a moment, as a negative number if the moment is in the future."""
     return (datetime.now(timezone.utc) - moment).total_seconds()
 
 
 def clock(moment: datetime | None) -> str:
-    """Return a moment in local time, with the date if it is 12 or more hours away, or an empty string for None."""
+    """Format a moment in local time. Include the date if the moment is 12 or more hours away.
+
+    The result is an empty string for None.
+    """
     if moment is None:
         return ""
     local = moment.astimezone()
@@ -137,7 +140,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Convert a record to dicts, lists, strings and numbers. States become labels, and times become ISO strings."""
+    """Convert a record to dicts, lists, strings and numbers. Convert states to labels, and times to ISO strings."""
     if isinstance(value, Status):
         return value.label
     if isinstance(value, TaskInfo):
@@ -162,7 +165,7 @@ def plain(value: Any) -> Any:
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """Return an error as a JSON object with its message, its type and its other fields."""
+    """Convert an error to a dict with the message, the type and the attributes of the error, for JSON."""
     known = {
         name: plain(getattr(error, name))
         for name in ("task_id", "queue", "status", "url", "error_type", "traceback")
@@ -181,7 +184,7 @@ def _fields(record: msgspec.Struct) -> dict[str, Any]:
 
 
 def _json(name: str, data: bytes) -> dict[str, Any]:
-    """Return the decoded JSON as field ``name``. Other data becomes ``<name>_text`` or ``<name>_base64``."""
+    """Return decoded JSON as the field ``name``, or other data as the field ``<name>_text`` or ``<name>_base64``."""
     try:
         return {name: decode_value(data) if data else None}
     except MalformedMessage:
