@@ -27,7 +27,8 @@ DEFAULT_URL = "nats://127.0.0.1:4222"
 QUEUE_BUCKET = "nq-queues"
 WEEK = 7 * 86_400.0
 SHORTEST_ACK_WAIT_SECONDS, LONGEST_ACK_WAIT_SECONDS = 0.01, 30 * 86_400
-"""The limits of ``ack_wait``. Leases are renewed three times per ack wait, and states live for at least ten ack waits."""
+"""The limits of ``ack_wait``. Leases are renewed three times per ack wait, and states are kept for at least ten
+ack waits."""
 _BUCKET = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 _FILES = ("creds", "tls_ca", "tls_cert", "tls_key")

@@ -20,20 +20,21 @@ __all__ = ["exit_code", "main", "usage"]
 DONE, REFUSED, USAGE, NO_CONNECTION = range(4)
 INTERRUPTED = 128 + signal.SIGINT
 CLOSED_PIPE = 141
-"""The exit code that a shell reports after a write to a closed pipe."""
+"""The exit code that a shell reports for a process that was killed by SIGPIPE."""
 
 _OUTPUT_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""The error numbers of a write to a full or failing disk."""
+"""The error numbers of writes that fail because the disk is full or faulty."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line.
+    """Run one command line, and return its exit code.
 
     Args:
-        arguments: the command-line arguments; by default, those of this process.
+        arguments: the command-line arguments; the default is ``sys.argv[1:]``.
 
     Returns:
-        The exit code: 0 for done, 1 for failed, 2 for a usage error, 3 for no connection, or 130 for interrupted.
+        0 for success, 1 for a failure, 2 for a usage error, 3 if the server cannot be used, 130 after an interrupt, or
+        141 if stdout was closed.
     """
     prepare_streams()
     if "_NQNB_COMPLETE" in os.environ:
@@ -94,7 +95,7 @@ def exit_code(error: NqnbError) -> int:
 
 
 def usage(error: click.ClickException) -> str:
-    """Return the message of a usage error, with the command that shows the help."""
+    """Return the message of a usage error, with the command that prints the help text."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} -h`)" if context is not None else ""
     return error.format_message().removesuffix(".") + hint

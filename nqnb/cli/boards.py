@@ -1,4 +1,4 @@
-"""The live displays of ``nqnb watch``, ``nqnb demo`` and ``nqnb chaos``, and their final reports."""
+"""Live displays for ``nqnb watch``, ``nqnb demo`` and ``nqnb chaos``, and final reports of demos and chaos runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CHAOS_ENDS = ("deleted", "cancelled", "completed", "failed", "unknown", "no ans
 
 
 class WatchBoard:
-    """The queues and tasks of one snapshot. Ages and run times keep increasing between snapshots."""
+    """A display of the queues and tasks in a snapshot. Ages and run times increase until the next snapshot."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
@@ -59,7 +59,7 @@ class WatchBoard:
 
 
 def changes(record: Changes) -> RenderableType:
-    """Return a line for each task that changed."""
+    """Return one line of text for each task that changed."""
     lines = [line(record.trouble)] if record.trouble else ["the server is answering again"] if record.back else []
     for task in record.tasks:
         when = clock(task.completed_at or task.started_at or task.submitted_at)
@@ -78,7 +78,7 @@ def _progress(task: TaskInfo) -> str:
 
 
 def _busiest(queues: list[QueueCounts], most: int) -> list[QueueCounts]:
-    """Return the queues with the most open tasks, sorted by name."""
+    """Return the ``most`` queues with the largest numbers of open tasks, sorted by name."""
     if len(queues) <= most:
         return queues
 
@@ -146,7 +146,7 @@ def _watched_task(task: TaskInfo) -> list[str | Text]:
 
 
 class DemoBoard:
-    """As many tasks of the demo as fit on the terminal. Running tasks take precedence over waiting and ended tasks."""
+    """A display of the tasks of the demo. If the terminal is too small for all tasks, running tasks take precedence."""
 
     def __init__(self, state: DemoState) -> None:
         self._state = state
@@ -171,7 +171,7 @@ class DemoBoard:
 
 
 def demo_summary(record: DemoSummary) -> RenderableType:
-    """Return the report at the end of the demo."""
+    """Return the final report of the demo."""
     verdict = Text("Every task ended as expected.", "green") if record.ok else Text("Unexpected outcomes:", "bold red")
     parts = [
         Text(),
@@ -195,7 +195,7 @@ def demo_summary(record: DemoSummary) -> RenderableType:
 
 
 def _demo_window(rows: list[DemoRow], height: int) -> list[DemoRow]:
-    """Return the rows that fit: running tasks, then waiting and recently ended tasks, in the order of submission."""
+    """Select ``height`` rows: running tasks first, then waiting tasks and the last ended tasks. Keep their order."""
     running = [row for row in rows if row.status is Status.PROCESSING]
     ended = [row for row in rows if row.status.terminal]
     waiting = [row for row in rows if row.status is Status.PENDING]
@@ -216,7 +216,7 @@ def _demo_row(row: DemoRow) -> list[str | Text]:
 
 
 class ChaosBoard:
-    """A chaos run in progress: its counts and the most recent faults."""
+    """A display of a chaos run in progress, with its counts and the most recent faults."""
 
     def __init__(self, state: ChaosState) -> None:
         self._state = state
@@ -245,7 +245,7 @@ class ChaosBoard:
 
 
 def chaos_report(record: ChaosReport) -> RenderableType:
-    """Return the report at the end of a chaos run."""
+    """Return the final report of a chaos run."""
     made = record.figures
     columns = [
         Column("a cancel met the task"),
@@ -299,7 +299,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
 
 
 def _timeline(events: Iterable[tuple[str, str, str]]) -> RenderableType:
-    """Return events (time, text, style) as a table with two columns. Long text wraps within its column."""
+    """Return a table of events, each of which is a time, a text and a style. Long text wraps within its column."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")

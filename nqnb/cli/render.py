@@ -1,6 +1,6 @@
-"""Render each kind of record for a terminal, or as plain text.
+"""Render records of all types for a terminal, or as plain text.
 
-Text from a queue is never parsed as markup, and its control characters are escaped.
+Text from a queue is never parsed as markup, and control characters in such text are escaped.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from nqnb.text import (
 )
 
 _TEXT_WIDTH = 110
-"""The maximum number of characters in a line of `as_text`."""
+"""The maximum length of a line in the output of `as_text`."""
 
 _MEANING = {
     "deleted": "before they started",
@@ -66,17 +66,17 @@ _MEANING = {
     "unknown": "no such tasks",
     "refused": "see the errors",
 }
-"""The meaning of each outcome of a cancel."""
+"""The explanation of each cancel outcome in the table of outcomes."""
 
 
 @singledispatch
 def render(record: Any) -> RenderableType:
-    """Return the terminal output for a record. A ``str`` is printed as is, without wrapping."""
+    """Return what to print for a record. A ``str`` must be printed unchanged, without line wrapping."""
     return clean(str(record))
 
 
 def as_text(record: object) -> str:
-    """Return the terminal output for a record as text without colour."""
+    """Render a record as plain text without colours."""
     shown = render(record)
     if isinstance(shown, str):
         return shown
@@ -289,7 +289,7 @@ def _result(task: TaskInfo) -> str:
 
 
 def _unmarked(traceback: str) -> str:
-    """Return a traceback without its ``^^^^`` lines, which are misaligned once long lines wrap."""
+    """Remove the lines of ``^^^^`` from a traceback. They would be misaligned if long lines were wrapped."""
     return "\n".join(each for each in traceback.rstrip().split("\n") if each.strip(" ~^") or not each)
 
 
@@ -413,7 +413,7 @@ def _workers(record: Workers) -> RenderableType:
 
 
 def _preview(record: Preview) -> RenderableType:
-    """Return how many tasks the command would end, by queue and state, and some of their ids."""
+    """Return a table with the numbers of tasks that the command would end, and some ids of these tasks."""
     if not record.ids:
         return "no tasks to end"
     columns = [
@@ -439,12 +439,12 @@ def _health(record: Health) -> RenderableType:
 
 
 def _requeues(task: TaskInfo) -> list[str]:
-    """Return ``from ID`` if the task was requeued from another, and ``as ID`` if it was itself requeued."""
+    """Return ``from ID`` if the task is a requeue of another task, and ``as ID`` if this task was requeued."""
     return [f"{word} {other}" for word, other in (("from", task.origin), ("as", task.requeued_as)) if other]
 
 
 def _requeue_preview(record: RequeuePreview) -> RenderableType:
-    """Return how many tasks would be requeued, by queue, state and error, and some of their ids."""
+    """Return a table with the numbers of tasks that would be requeued, and some ids of these tasks."""
     left_out = f"{record.left_out:,} skipped: already requeued" if record.left_out else ""
     if not record.ids:
         return _line("no tasks to requeue", left_out)
@@ -479,7 +479,7 @@ def _cancelled(record: Cancelled) -> RenderableType:
 
 
 def _progress_words(task: TaskInfo) -> str:
-    """Return the progress of a task, with the text that its handler set."""
+    """Return the progress of a task, with the progress text from the handler."""
     if task.progress is None:
         return ""
     done, total, text = task.progress.done, task.progress.total, task.progress.text
@@ -487,7 +487,7 @@ def _progress_words(task: TaskInfo) -> str:
 
 
 def _share(task: TaskInfo) -> str:
-    """Return the progress of a task for a narrow column."""
+    """Return the progress of a task in a short form, for a narrow column."""
     if task.progress is None or not task.progress.total:
         return _progress_words(task)
     return f"{task.progress.done / task.progress.total:.0%} {task.progress.text}".rstrip()

@@ -1,4 +1,4 @@
-"""The front end for the shell: it prints tables to a terminal, plain columns to a pipe, or JSON with ``--json``."""
+"""The shell's front end, which prints tables to a terminal, plain columns to a pipe, and JSON with ``--json``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PIPE_WIDTH = 100_000
-"""The width of a table in a pipe, large enough that no line is clipped or wrapped."""
+"""The width of tables that are not printed to a terminal. No line is this long, so no line is clipped or wrapped."""
 
 
 class Interrupted(NqnbError):
@@ -40,7 +40,7 @@ class Interrupted(NqnbError):
 
 
 class Shell:
-    """The front end of a shell; see `nqnb.commands.command.Front`."""
+    """The front end for a shell; see `nqnb.commands.command.Front`."""
 
     def __init__(self) -> None:
         self.json = False
@@ -61,7 +61,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:
-        """See `nqnb.commands.command.Front.client`; `nqnb.server.server_choice.choose` chooses the server."""
+        """See `nqnb.commands.command.Front.client`. The server is chosen by `nqnb.server.server_choice.choose`."""
         choice = choose(**options)
         if self.verbose:
             self.say(f"server {', '.join(choice.settings.urls)}: the address is {choice.source}")
@@ -75,7 +75,7 @@ class Shell:
     def stdin(self) -> bytes:
         """See `nqnb.commands.command.Front.stdin`."""
         if sys.stdin is None:
-            raise click.UsageError("the payload cannot be read: stdin is closed. Use --file with the path of a file")
+            raise click.UsageError("the payload cannot be read: stdin is closed. Pass the path of a file with --file")
         return sys.stdin.buffer.read()
 
     def say(self, text: str) -> None:
@@ -88,14 +88,14 @@ class Shell:
         self._waits_for = task_id
 
     def interrupted(self, said: str) -> None:
-        """After an interrupt, print ``said``, or name the task that the command was waiting for."""
+        """Print ``said``. If it is empty, report which task the interrupted command was waiting for."""
         if self._waits_for and not said:
             said = f"interrupted; task {self._waits_for!r} continues. `nqnb cancel {self._waits_for}` stops it"
         if said:
             self.complain(Interrupted(said, self._waits_for or None))
 
     def complain(self, error: Exception, text: str = "") -> None:
-        """Print an error to stderr, on one line."""
+        """Print an error to stderr."""
         if self.json:
             print(to_json(error_fields(error)), file=sys.stderr)
             return
@@ -134,7 +134,7 @@ class Shell:
 
     @contextlib.contextmanager
     def live(self) -> Iterator[Callable[[object], None]]:
-        """See `nqnb.commands.command.Front.live`; without a terminal, only the last record is shown."""
+        """See `nqnb.commands.command.Front.live`. If stderr is not a terminal, only the last record is shown."""
         if self.json:
             yield lambda _: None
             return
@@ -154,7 +154,7 @@ class Shell:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.command.Front.follow`; a terminal shows it full screen, and a pipe line by line."""
+        """See `nqnb.commands.command.Front.follow`. A terminal is filled; other outputs receive lines."""
         if self.json:
             yield lambda record: print(to_json(record.as_json()), flush=True)
             return
@@ -186,7 +186,7 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
-        """See `nqnb.commands.command.Front.stop_requested`; SIGINT and SIGTERM set the event."""
+        """See `nqnb.commands.command.Front.stop_requested`. SIGINT and SIGTERM set the event."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -199,7 +199,7 @@ class Shell:
                 signal.signal(each, handler)
 
     def start_logging(self) -> None:
-        """See `nqnb.commands.command.Front.start_logging`; an existing logging configuration is not changed."""
+        """See `nqnb.commands.command.Front.start_logging`. An existing logging configuration is not changed."""
         if logging.getLogger().handlers:
             return
         handler: logging.Handler = logging.StreamHandler(sys.stderr)
@@ -214,7 +214,7 @@ class Shell:
 
 
 class _CleanFormatter(logging.Formatter):
-    """A formatter that escapes log records, because they may contain text from a queue."""
+    """A log formatter that escapes control characters, because log records may contain text from a queue."""
 
     def format(self, record: logging.LogRecord) -> str:
         return clean(super().format(record))
@@ -234,7 +234,7 @@ def _console(stream: IO[str]) -> Console:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr safe to print to. Output to a closed stream is discarded."""
+    """Prepare stdout and stderr. Output to a closed stream is discarded, and unsupported characters are replaced."""
     # If sys.stderr were None, print() would write errors to stdout.
     sys.stdout = sys.stdout or _devnull()
     sys.stderr = sys.stderr or _devnull()
@@ -245,12 +245,12 @@ def prepare_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Discard the buffered output of a stream. Otherwise, the flush at exit would fail again."""
+    """Redirect a stream to the null device. Otherwise, the flush of its buffer at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is an open terminal. A closed stream is None."""
+    """Return whether a stream is an open terminal. For a closed stream, ``stream`` is None."""
     return stream is not None and stream.isatty()
 
 

@@ -1,4 +1,8 @@
-"""Tables that fit the terminal: dispensable columns are dropped first, then long cells are clipped; no cell wraps."""
+"""Tables that fit the terminal.
+
+If a table is too wide, the least important columns are dropped first, and then long cells are clipped. Cells do not
+wrap.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ STYLES = {
     Status.CANCELLED: "magenta",
     Status.DELETED: "magenta",
 }
-"""Styles that are readable on both dark and light terminals."""
+"""The style of each state. The styles are readable on both dark and light terminals."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,10 @@ class Column:
 
     Args:
         name: the heading.
-        least: the smallest width to which the column may be clipped, in cells; 0 means that it is never clipped.
-        dispensable: the order in which narrow terminals drop columns: the highest number first, 0 never.
+        least: the minimum width of the column, in characters. Cells are clipped only down to this width; 0 means that
+            cells are never clipped.
+        dispensable: when to drop the column on a narrow terminal. Columns with the highest numbers are dropped first,
+            and columns with 0 are never dropped.
         right: whether the column is right-aligned.
     """
 
@@ -44,7 +50,7 @@ class Column:
 
 
 class Sheet:
-    """A table with one line for each row. A cell that is a plain ``str`` may have untrusted text, so it is escaped."""
+    """A table with one line per row. Cells of type ``str`` are escaped, because they may contain untrusted text."""
 
     def __init__(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], footer: str = "") -> None:
         self._columns = columns
@@ -71,7 +77,7 @@ class Sheet:
             yield Text(self._footer, style="dim" if self._rows else "")
 
     def _fit(self, room: int) -> dict[int, int]:
-        """Return the width of each visible column, by its position."""
+        """Return a dict that maps the position of each visible column to the column's width."""
         natural = [
             max([len(column.name), *(row[index].cell_len for row in self._rows)])
             for index, column in enumerate(self._columns)
@@ -108,7 +114,7 @@ def fields(pairs: Iterable[tuple[str, str | Text]]) -> RenderableType:
 
 
 def status(state: Status) -> Text:
-    """Return the name of a state in the state's colour."""
+    """Return the name of a state in the style for this state."""
     return Text(state.label, style=STYLES[state])
 
 
@@ -120,12 +126,12 @@ def bar(done: float, total: float, width: int = 10) -> Text:
 
 
 def stack(*parts: RenderableType) -> RenderableType:
-    """Stack the parts vertically."""
+    """Return a group of the parts, one below the other."""
     return Group(*parts)
 
 
 def run_duration(task: TaskInfo) -> str:
-    """Return how long a task ran or has been running, or an empty string."""
+    """Return how long a task ran or has been running, or an empty string if it has not started."""
     if task.started_at is None or (task.status is Status.PENDING):
         return ""
     if task.completed_at is None:
@@ -134,18 +140,18 @@ def run_duration(task: TaskInfo) -> str:
 
 
 def due(task: TaskInfo) -> str:
-    """Return the time until a waiting task is due, or an empty string if the task is due or not waiting."""
+    """Return the time until a waiting task is due, or an empty string for any other task."""
     rest = 0.0 if task.due_at is None else -seconds_since(task.due_at)
     return f"in {duration(rest)}" if rest > 0 else ""
 
 
 def queue_state(queue: QueueInfo) -> Text:
-    """Return "paused" for a paused queue, or else an empty string."""
+    """Return "paused" for a paused queue, and an empty string for any other queue."""
     return Text("paused" if queue.paused else "", style="bold magenta")
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column of scheduled tasks. Narrow terminals drop it first, unless a queue has scheduled tasks."""
+    """Return the column for numbers of scheduled tasks. It is dropped first if no queue has scheduled tasks."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
 
 

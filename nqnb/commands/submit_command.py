@@ -32,7 +32,7 @@ class _File(click.File):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType.convert`."""
         if value == "-" and sys.stdin is None:
-            self.fail("the payload cannot be read: stdin is closed. Use --file with the path of a file", param, ctx)
+            self.fail("the payload cannot be read: stdin is closed. Pass the path of a file with --file", param, ctx)
         return super().convert(value, param, ctx)
 
 
