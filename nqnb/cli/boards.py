@@ -299,7 +299,7 @@ def chaos_report(record: ChaosReport) -> RenderableType:
 
 
 def _timeline(events: Iterable[tuple[str, str, str]]) -> RenderableType:
-    """Return a table of events, each of which is a time, a text and a style. Long text wraps within its column."""
+    """Return a table with the times and texts of events. Long texts wrap within their column."""
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(justify="right", no_wrap=True)
     grid.add_column(overflow="fold")
