@@ -1,1 +1,1 @@
-"""The worker: handlers, the processing of a delivery from claim to finish, and ways to stop a handler."""
+"""The worker: handlers, the processing of deliveries from claim to finish, and ways to stop handlers."""

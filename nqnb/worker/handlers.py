@@ -1,4 +1,4 @@
-"""Handlers: the functions that run a queue's tasks, their options, and the validation of both."""
+"""Handlers: functions that process a queue's tasks, their options, and the validation of functions and options."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from nqnb.retry import Backoff
 from nqnb.worker.job import Job
 
 Isolation = Literal["coroutine", "thread", "process"]
-"""Where a handler runs: on the worker's event loop, in a separate thread, or in a separate process."""
+"""The place where a handler runs: the worker's event loop, a separate thread, or a separate process."""
 MOST_TASKS_AT_ONCE = 1_000_000
-"""The maximum concurrency. A queue's consumer delivers at most 65,536 messages at once, which is far less."""
+"""The maximum value of ``concurrency``. A queue's consumer delivers only up to 65,536 messages at once."""
 
 
 @dataclass(frozen=True)
 class Handler:
-    """A handler function with the options of `Worker.handler`."""
+    """A handler function and its options from `Worker.handler`."""
 
     queue: str
     function: Callable[..., Any]
@@ -43,11 +43,15 @@ class Handler:
     progress_raises: bool = True
 
     def call(self, job: Job) -> Callable[[], Any]:
-        """Return the function with its arguments bound. This raises `BadInput` as `arguments` does."""
+        """Return a callable that calls the function with its arguments.
+
+        Raises:
+            BadInput: the payload does not match the function's annotation.
+        """
         return functools.partial(self.function, job, *self.arguments(job))
 
     def arguments(self, job: Job) -> tuple[Any, ...]:
-        """Return the arguments that follow the job: the payload, or nothing.
+        """Return the arguments that follow the job: either the payload or no arguments.
 
         Raises:
             BadInput: the payload does not match the function's annotation.
@@ -60,7 +64,8 @@ class Handler:
             return (payload.decode_json(job.payload, self.payload_type),)
         except BadInput as error:
             raise BadInput(
-                f"the payload does not match the annotation of {self.name}: {error}. Submit the annotated type."
+                f"the payload does not match the annotation of {self.name}: {error}. "
+                "Submit a payload of the annotated type."
             ) from None
 
     @property
@@ -70,42 +75,41 @@ class Handler:
 
 
 def check_concurrency(concurrency: object, refusal: type[BadInput] = BadInput) -> int:
-    """Validate a concurrency, and return it.
+    """Validate and return a value of ``concurrency``.
 
     Raises:
-        BadInput: the value is not a positive integer. The error is an instance of ``refusal``.
+        BadInput: the value is not a positive integer. The exception's class is ``refusal``.
     """
     return check_count("concurrency", concurrency, 1, MOST_TASKS_AT_ONCE, "the number of tasks to run at once", refusal)
 
 
 def check_decorated(queue: object, decorator: str) -> str:
-    """Check the queue that a decorator received, and return it.
+    """Validate and return the queue name that was passed to a decorator.
 
     Args:
-        queue: the queue; or the function, if the parentheses of the decorator are missing.
-        decorator: the decorator, as it is written.
+        queue: the queue name, or the decorated function if the decorator was used without parentheses.
+        decorator: the decorator's source text, for the error message.
 
     Raises:
-        InvalidHandler: the queue is a function.
+        InvalidHandler: ``queue`` is a function.
         InvalidQueueName: the queue name is invalid.
     """
     if callable(queue) and not isinstance(queue, str):
         raise InvalidHandler(
-            f"cannot register {_name_of(queue)}: {decorator} was given the function instead of the name of a queue. "
-            f'Write {decorator}("QUEUE").'
+            f'cannot register {_name_of(queue)}: {decorator} was used without a queue name. Write {decorator}("QUEUE").'
         )
     return names.check_queue(queue)
 
 
 class PayloadFunction:
-    """A function of ``(payload)``, as a function of ``(job, payload)``."""
+    """A wrapper with the parameters ``(job, payload)`` for a function that takes only ``(payload)``."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__qualname__ = _name_of(function)
 
     def __call__(self, job: Job, payload: Any) -> Any:
-        """Call the function with the payload."""
+        """Call the function with the payload, without the job."""
         return self.function(payload)
 
     def __repr__(self) -> str:
@@ -127,8 +131,8 @@ def make_handler(
 
     Raises:
         InvalidQueueName: the queue name is invalid.
-        InvalidHandler: the function takes none of ``(job)``, ``(payload)`` and ``(job, payload)``, or an option is
-            invalid.
+        InvalidHandler: the function's parameters are not ``(job)``, ``(payload)`` or ``(job, payload)``, or an option
+            is invalid.
     """
     queue = names.check_queue(queue)
     if not callable(function):
@@ -145,7 +149,7 @@ def make_handler(
         )
     if is_failure is not None and not callable(is_failure):
         raise InvalidHandler(
-            f"is_failure={shown(is_failure)} is invalid for {name}: it is not callable. "
+            f"is_failure={shown(is_failure)} is invalid for {name}: the value is not callable. "
             "Use a function that takes the exception."
         )
     try:
@@ -157,7 +161,7 @@ def make_handler(
         )
     except Exception:  # noqa: BLE001  a user's object may raise anything
         raise InvalidHandler(
-            f"{name} cannot handle tasks: it has no inspectable signature. Wrap it in a function that takes (job)."
+            f"{name} cannot handle tasks: its signature cannot be inspected. Wrap it in a function that takes (job)."
         ) from None
     if generates:
         raise InvalidHandler(
@@ -172,8 +176,7 @@ def make_handler(
     ]
     if not parameters or len(required) > 2 or any(parameter.kind is parameter.KEYWORD_ONLY for parameter in required):
         raise InvalidHandler(
-            f"{name}{signature} cannot handle tasks: it must take (job), (payload) or (job, payload). "
-            "Change its parameters."
+            f"{name}{signature} cannot handle tasks: its parameters must be (job), (payload) or (job, payload)."
         )
     takes_both = len(parameters) > 1 and (len(required) > 1 or parameters[1].default is inspect.Parameter.empty)
     takes_one = not takes_both and _is_payload(target, parameters[0].name)
@@ -201,30 +204,32 @@ def _name_of(function: Any) -> str:
 
 
 def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolation:
-    """Return the requested isolation after validating it, or the default."""
+    """Validate and return the requested isolation, or return the default if no isolation was requested."""
     fits: Isolation = "coroutine" if is_coroutine else "thread"
     if asked is None:
         return fits
     if not isinstance(asked, str) or exact_text(asked) not in get_args(Isolation):
         choices = ", ".join(map(repr, get_args(Isolation)))
-        raise InvalidHandler(f"isolation={shown(asked)} is invalid for {name}: it is unknown. Use one of {choices}.")
+        raise InvalidHandler(
+            f"isolation={shown(asked)} is invalid for {name}: there is no such isolation mode. Use one of {choices}."
+        )
     asked = exact_text(asked)
     if asked == "process":
         if sys.platform == "win32":
             raise InvalidHandler(
-                f"isolation='process' is invalid for {name}: it is not supported on Windows. Use {fits!r}."
+                f"isolation='process' is invalid for {name}: this mode is not supported on Windows. Use {fits!r}."
             )
         return "process"
     if asked != fits:
         kind = "an async function" if is_coroutine else "a plain function"
         raise InvalidHandler(
-            f"isolation={asked!r} is invalid for {name}: {kind} does not support it. Use {fits!r} or 'process'."
+            f"isolation={asked!r} is invalid for {name}: {kind} cannot run in this mode. Use {fits!r} or 'process'."
         )
     return fits
 
 
 def _is_payload(function: Callable[..., Any], name: str) -> bool:
-    """Return whether the only parameter of a function takes the payload, by its annotation or its name."""
+    """Return whether a function's only parameter is for the payload, according to its annotation or name."""
     try:
         kind = _annotation(function, name)
     except InvalidHandler:  # a type that only type checkers import, such as Job
@@ -241,7 +246,7 @@ def _is_protocol(kind: type) -> bool:
 
 
 def _payload_type(function: Callable[..., Any], name: str) -> Any:
-    """Return the type with which a parameter is annotated, after checking that msgspec supports it."""
+    """Return the annotated type of a parameter, and check that msgspec supports the type."""
     kind = _annotation(function, name)
     try:
         if kind is not bytes:
@@ -249,20 +254,20 @@ def _payload_type(function: Callable[..., Any], name: str) -> Any:
     except (TypeError, ValueError) as error:
         title = repr(getattr(_annotated(function), "__qualname__", function))
         raise InvalidHandler(
-            f"the payload type of {title} is not supported: {error}. Use JSON types, a dataclass or a Struct."
+            f"the payload type of {title} is not supported: {error}. Use JSON types, a dataclass or a msgspec Struct."
         ) from None
     return kind
 
 
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function that has the annotations of a callable."""
+    """Return the function that defines the annotations of a callable."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if hasattr(function, "__annotations__") else type(function).__call__
 
 
 def _annotation(function: Callable[..., Any], name: str) -> Any:
-    """Return the type with which a parameter is annotated, or Any if it has no annotation.
+    """Return the annotated type of a parameter, or Any if the parameter has no annotation.
 
     Raises:
         InvalidHandler: the annotation cannot be resolved.
@@ -276,5 +281,6 @@ def _annotation(function: Callable[..., Any], name: str) -> Any:
         return typing.get_type_hints(holder, spaces, {}, include_extras=True)[name]
     except (NameError, TypeError, AttributeError, SyntaxError) as error:
         raise InvalidHandler(
-            f"the annotations of {title} cannot be resolved: {error}. Define or import their types in its module."
+            f"the annotations of {title} cannot be resolved: {error}. "
+            "Define or import the types in the function's module."
         ) from None

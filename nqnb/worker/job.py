@@ -1,4 +1,7 @@
-"""The `Job` that a handler receives. It describes the task, accepts reports, and shows when the handler must stop."""
+"""The `Job` that is passed to a handler.
+
+A job describes the task, accepts reports, and shows when the handler must stop.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ LINE_CHARACTERS = 200
 
 
 class StopFlag:
-    """A lightweight `threading.Event` that cannot be cleared. Every task creates one."""
+    """A lightweight alternative to `threading.Event` that cannot be cleared. Each task has a separate flag."""
 
     __slots__ = ("_is_set", "_lock")
 
@@ -33,7 +36,7 @@ class StopFlag:
         return self._is_set
 
     def set(self) -> None:
-        """Set the flag, and wake the waiting threads."""
+        """Set the flag, and wake all waiting threads."""
         if not self._is_set:
             self._is_set = True
             with contextlib.suppress(RuntimeError):  # the guard's thread has set the flag at the same moment
@@ -47,12 +50,12 @@ class StopFlag:
 
 
 class JobState:
-    """The state that a worker shares with a job. Handlers must not use it.
+    """The state that a worker shares with a job. Handlers must not use this object.
 
     Args:
-        changed: called after each report.
-        stop: the flag that is set once the handler must stop. Default: a new flag.
-        progress_raises: whether `Job.progress` also raises an exception once the handler must stop.
+        changed: a function that is called after each report.
+        stop: the flag to set once the handler must stop. By default, a new flag is created.
+        progress_raises: whether `Job.progress` raises `JobCancelled` once the handler must stop.
     """
 
     __slots__ = ("changed", "log", "progress", "progress_raises", "stop")
@@ -60,28 +63,28 @@ class JobState:
     def __init__(self, changed: Callable[[], None], stop: StopFlag | None, progress_raises: bool) -> None:
         self.changed = changed
         self.progress_raises = progress_raises
-        """Whether `Job.progress` raises. False once the handler is being stopped, so that its cleanup can report."""
+        """Whether `Job.progress` may raise. False while the handler is being stopped, so that cleanup can report."""
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
         self.log: list[str] = []
 
     def report(self, progress: Progress | None, log: list[str]) -> None:
-        """Replace the progress and the log."""
+        """Replace the progress and the log, and call the function for changes."""
         self.progress, self.log = progress, log
         self.changed()
 
 
 class Job:
-    """One attempt at a task. Every method can be called from any thread.
+    """One attempt at a task. All methods can be called from any thread.
 
     Attributes:
         id: the task's id.
         queue: the task's queue.
         payload: the task's payload as bytes.
-        attempt: the number of this attempt, starting at 1.
-        max_retry: the maximum number of attempts after the first attempt.
-        deadline: when the timeout or deadline will stop the attempt (UTC, on this machine's clock), or None.
-        state: the state that the worker shares with the job. Handlers must not use it.
+        attempt: the attempt number, starting at 1.
+        max_retry: the maximum number of retries.
+        deadline: the time limit of the attempt, from the timeout or deadline (UTC, on this machine's clock), or None.
+        state: the state that the worker shares with the job. Handlers must not use this attribute.
     """
 
     def __init__(
@@ -109,33 +112,33 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """True once the handler must stop because the task was cancelled or timed out, or the worker is stopping.
+        """True if the handler must stop: the task was cancelled or timed out, or the worker is stopping.
 
-        A handler stops by raising an exception, as `raise_if_cancelled` and `progress` do. If it returns instead, the
-        task is marked completed.
+        To stop, a handler must raise an exception, as `raise_if_cancelled` and `progress` do. If the handler returns
+        instead, the task is marked completed.
         """
         return self.state.stop.is_set()
 
     @property
     def said(self) -> tuple[Progress | None, list[str]]:
-        """The most recent progress and the log."""
+        """The most recent progress report, and the lines of the log."""
         return self.state.progress, self.state.log
 
     def raise_if_cancelled(self) -> None:
         """Raise `JobCancelled` if the handler must stop.
 
         Raises:
-            JobCancelled: the handler must stop. ``except Exception`` does not catch this ``BaseException``.
+            JobCancelled: the handler must stop. ``except Exception`` does not catch this exception.
         """
         if self.state.stop.is_set():
             self.state.progress_raises = False
             raise JobCancelled(f"task {self.id} must stop")
 
     def wait(self, seconds: Duration) -> None:
-        """Sleep, but wake up as soon as the handler must stop. Use this in handlers in threads and processes.
+        """Sleep, but wake up as soon as the handler must stop. Use this method in a thread or process.
 
         Args:
-            seconds: how long to sleep, in seconds or as a timedelta. A negative value counts as 0.
+            seconds: the time to sleep, in seconds or as a timedelta. Negative values count as 0.
 
         Raises:
             BadInput: ``seconds`` is not a number or a timedelta.
@@ -147,8 +150,8 @@ class Job:
     def progress(self, done: float, total: float = 0, text: str = "") -> None:
         """Report the progress of the work, and raise `JobCancelled` if the handler must stop.
 
-        The most recent report is sent about four times a second. The call never raises `JobCancelled` in an
-        ``async def`` handler, which is stopped at an ``await``, or in the cleanup code of a stopped handler.
+        The worker publishes the most recent report about four times a second. This method never raises `JobCancelled`
+        in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``.
 
         Args:
             done: the amount of work done.
@@ -157,7 +160,7 @@ class Job:
 
         Raises:
             BadInput: ``done`` or ``total`` is not a number.
-            JobCancelled: the handler must stop. This is not raised with ``Worker(progress_raises=False)``.
+            JobCancelled: the handler must stop, and the worker was not created with ``progress_raises=False``.
         """
         text = plain_text(text, LINE_CHARACTERS)
         self.state.progress = Progress(_number("done", done), _number("total", total), text)
@@ -166,14 +169,14 @@ class Job:
             self.raise_if_cancelled()
 
     def log(self, text: str) -> None:
-        """Add a line to the task's log. The log stores the last 20 lines, each cut to 200 characters."""
+        """Add a line to the task's log, which stores the last 20 lines. Each line is cut to 200 characters."""
         line = plain_text(f"{time.strftime('%H:%M:%S')} {plain_text(text, LINE_CHARACTERS)}", LINE_CHARACTERS)
         self.state.log = [*self.state.log, line][-LOG_LINES:]
         self.state.changed()
 
 
 def plain_text(value: object, most_characters: int) -> str:
-    """Return the text of a value, cut to ``most_characters``. Lone surrogates are escaped for JSON."""
+    """Convert a value to a string of at most ``most_characters``. Lone surrogates are escaped for JSON."""
     try:
         text = str(value)
     except Exception:  # noqa: BLE001  a user's `__str__` may raise anything
@@ -182,7 +185,7 @@ def plain_text(value: object, most_characters: int) -> str:
 
 
 def _number(name: str, value: float) -> float:
-    """Return a value as a float. NaN and infinities become 0, because JSON cannot represent them."""
+    """Convert a value to a float. NaN and infinities become 0, because JSON cannot represent them."""
     try:
         number = float(value)
     except OverflowError:

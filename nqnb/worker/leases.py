@@ -1,4 +1,4 @@
-"""Renew the leases of all tasks that a worker is running, and stop the runs whose lease cannot be renewed."""
+"""Renew the leases of a worker's running tasks, and stop runs whose leases have run out."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 RENEWALS_AT_ONCE = 1000
-"""The maximum number of concurrent renewals. With tens of thousands, most replies would arrive too late."""
+"""The maximum number of concurrent renewals. With tens of thousands of them, most replies would arrive too late."""
 LOOKS_AT_ONCE = 250
-"""The maximum number of entries that are read concurrently, alongside the renewals."""
+"""The maximum number of entries to read concurrently during the renewals."""
 
 
 class LeaseKeeper:
-    """Renews the leases of one worker.
+    """The renewal of one worker's leases.
 
     Args:
         backend: the worker's backend.
         worker_id: the worker's id.
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        presence: writes the worker's presence. A renewed lease starts at the last write.
+        presence: the writer of the worker's presence. A renewed lease starts at the time of the last write.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class LeaseKeeper:
         self._pulls = pulls
         self._presence = presence
         self._recreating: set[str] = set()
-        """The queues whose consumer is being recreated."""
+        """The queues whose consumers are being recreated."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run whose last heartbeat was earlier than ``before`` (in `elapsed` seconds)."""
+        """Send a heartbeat for each run whose last heartbeat was before the time ``before`` (in `elapsed` seconds)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
@@ -67,7 +67,7 @@ class LeaseKeeper:
         await looks
 
     async def stop_lapsed(self) -> None:
-        """Loop until cancelled, and stop each run whose lease has run out, before its task is redelivered."""
+        """Check all leases periodically until cancelled, and stop each run whose lease has run out."""
         while True:
             await asyncio.sleep(self._presence.interval / 8)
             lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_lease()]
@@ -77,7 +77,10 @@ class LeaseKeeper:
                 run.stop(Stop.LEASE)
 
     async def watch_entries(self) -> None:
-        """Loop until cancelled, and watch the entries of tasks that have been running for a while."""
+        """Periodically start to watch the entries of tasks that have been running for a while.
+
+        Continue until cancelled.
+        """
         while True:
             await asyncio.sleep(WATCH_AFTER_SECONDS / 2)
             before = time.monotonic() - WATCH_AFTER_SECONDS
@@ -86,7 +89,10 @@ class LeaseKeeper:
                     run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
-        """Renew each lease that no other round has renewed yet, and return the runs whose consumer is gone."""
+        """Renew the leases of runs whose last heartbeat was before ``before``.
+
+        Return the runs whose consumer is missing.
+        """
         gone: list[Run] = []
 
         async def renew_one(run: Run) -> None:
@@ -111,6 +117,8 @@ class LeaseKeeper:
 
     def _log_lapsed(self, run: Run) -> None:
         if self._backend.outage.active:
-            self._backend.outage.note("tasks were stopped because their lease ran out")
+            self._backend.outage.note("tasks were stopped because their leases ran out")
         else:
-            log.warning("task %s is being stopped: its lease has run out, so another worker may receive it", run.id)
+            log.warning(
+                "task %s is being stopped: its lease has run out, so another worker may receive the task", run.id
+            )

@@ -1,14 +1,15 @@
-"""Renew a worker's presence and leases from a thread with a separate connection while its event loop is blocked.
+"""Renew a worker's presence and leases from a separate thread while the worker's event loop is blocked.
 
 A coroutine handler that calls `time.sleep`, or computes for a long time, blocks the loop that sends the worker's
-heartbeats. Without heartbeats, the server would redeliver the worker's tasks to other workers while their code is still
-running here. The loop's `Pulse` shows whether the loop is blocked, and the age of the messages that the loop reads
-after a block. While the pulse is missing, the `Guard` writes the presence and renews the leases. The guard makes no
-decisions: timeouts, outcomes and cancels wait for the loop. Only ``job.cancelled`` shows a cancel at once, so that code
-in a thread can stop.
+heartbeats. Without heartbeats, the server would redeliver the worker's tasks to other workers while this worker is
+still running them. The `Pulse` of the loop shows whether the loop is blocked. After a block, the pulse also shows how
+long messages may have been waiting to be read. While the pulse is missing, the `Guard` writes the presence and renews
+the leases over a separate connection. The guard makes no decisions: timeouts, outcomes and cancel requests are
+processed after the block. The only exception is that ``job.cancelled`` becomes true at once, so that code in a thread
+can stop.
 
 The guard cannot help while a long C call holds the interpreter lock or the process is suspended, because no Python
-thread can run. Leases that ran out in the meantime are not renewed.
+thread can run. Leases that run out during such a pause are not renewed.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ from nqnb.worker.thread_stack import REPEAT_SECONDS, Place
 log = logging.getLogger("nqnb.worker")
 
 TICKS = 24
-"""The number of pulse ticks per ack wait."""
+"""The number of pulse ticks in one ack wait."""
 MOST_MISSED_TICKS = 3
-"""The number of ticks (an eighth of the ack wait) by which a loop may be late before it counts as blocked."""
+"""The number of ticks (an eighth of the ack wait) that a loop must miss before the loop counts as blocked."""
 _SHORTEST_LOGGED_SECONDS = 1.0
-"""The shortest block that is logged as a warning."""
+"""The minimum duration of a block that is logged as a warning."""
 _RETRY_SECONDS = 30.0
 """Seconds between two attempts to open the guard's connection while the loop is not blocked."""
 _CLOSE_TIMEOUT_SECONDS = 1.0
-"""How long a stopping worker waits for its guard. After that, the daemon thread exits on its own."""
+"""How long a stopping worker waits for its guard. After that, the daemon thread is left to exit by itself."""
 _READY_TIMEOUT_SECONDS = 2.0
 """How long a starting worker waits for its guard to connect."""
 _LOOKS_AT_ONCE = 250
-"""The maximum number of cancel requests that are read concurrently."""
+"""The maximum number of cancel requests to read concurrently."""
 _ROUND_SHARE = 1 / 6
-"""The interval between two rounds of renewals, as a fraction of the ack wait."""
+"""The interval between renewal rounds, as a fraction of the ack wait."""
 
 
 class Guard:
@@ -61,7 +62,7 @@ class Guard:
     Args:
         worker_id: the worker's id.
         handlers: the worker's handlers, by queue.
-        writer: writes the worker's presence on the loop.
+        writer: the object that writes the worker's presence on the worker's loop.
         runs: the worker's runs, by task id.
         pulse: the pulse of the worker's loop.
         settings: the worker's settings.
@@ -101,19 +102,19 @@ class Guard:
         """The reason why the guard has no connection."""
 
     def start(self) -> None:
-        """Start the thread. It connects, and it watches the running loop while the pulse ticks."""
+        """Start the guard's thread, which opens a connection and watches the running loop."""
         self._worker_loop = asyncio.get_running_loop()
         self._ended, self._ready = self._worker_loop.create_future(), self._worker_loop.create_future()
         self._thread = threading.Thread(target=self._main, name=f"nqnb-guard-{self._worker_id}", daemon=True)
         self._thread.start()
 
     async def ready(self) -> None:
-        """Wait until the guard has connected or failed to connect, or until the wait times out."""
+        """Wait until the guard has connected or failed to connect, but only for a limited time."""
         if self._ready is not None:
             await asyncio.wait({self._ready}, timeout=_READY_TIMEOUT_SECONDS)
 
     async def close(self) -> None:
-        """Stop the thread and close its connection."""
+        """Stop the guard's thread, and close the guard's connection."""
         self._closing.set()
         self._wake()
         if self._ended is not None and self._thread is not None:
@@ -126,7 +127,7 @@ class Guard:
         try:
             loop.run_until_complete(self._watch())
         except Exception:
-            log.exception("the guard of worker %s has stopped because of an error inside nqnb", self._worker_id)
+            log.exception("the guard of worker %s has stopped because of an internal error in nqnb", self._worker_id)
         finally:
             loop.run_until_complete(_cancel_all_tasks())
             loop.close()
@@ -245,7 +246,7 @@ class Guard:
             self._set(self._ready)
 
     async def _keep(self, connection: Connection, presence: Presence) -> None:
-        """Write the presence, renew each lease that has not run out, and read the cancel requests, but no entries."""
+        """Write the presence, renew the leases that have not run out, and read cancel requests for running tasks."""
         asked = elapsed()
         try:
             await presence.announce(self._writer.record())
@@ -297,7 +298,7 @@ class Guard:
 
     def _flag(self, run: Run, record: CancelRecord) -> None:
         if self._runs.get(run.id) is run:
-            log.info("task %s: the guard found its cancel request", run.id)
+            log.info("task %s: the guard found a cancel request", run.id)
             run.flag(record, self._worker_id)
 
     def _warn(self, blocked: float) -> None:
@@ -332,12 +333,12 @@ class Guard:
 
 
 def _is_renewable(run: Run) -> bool:
-    """Return whether the run's lease has not run out and the task still belongs to this worker."""
+    """Return whether the lease of a run has not run out and the task still belongs to this worker."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 
 async def _cancel_all_tasks() -> None:
-    """Cancel the remaining tasks on the guard's loop, such as those of an interrupted connection."""
+    """Cancel the remaining tasks on the guard's loop, for example those of an interrupted connection."""
     rest = asyncio.all_tasks() - {asyncio.current_task()}
     for task in rest:
         task.cancel()
@@ -349,17 +350,17 @@ async def _cancel_all_tasks() -> None:
 class Pulse:
     """A timer that ticks while a worker's event loop is not blocked.
 
-    `last`, `thread` and `blocked_for` can be used from any thread.
+    `last`, `thread` and `blocked_for` can be used in any thread.
 
     Args:
-        ack_wait: the ack wait that is assumed until `start` is called, in seconds.
+        ack_wait: the ack wait to assume until `start` is called, in seconds.
     """
 
     def __init__(self, ack_wait: float) -> None:
         self.last = elapsed()
-        """When the pulse last ticked, in `elapsed` seconds."""
+        """The time of the last tick, in `elapsed` seconds."""
         self.thread = 0
-        """The thread that ran the loop at the last tick, or 0 while the pulse is stopped."""
+        """The identifier of the thread that ran the loop at the last tick, or 0 while the pulse is stopped."""
         self.interval = ack_wait / TICKS
         """Seconds between two ticks."""
         self._caught_up: Callable[[], Awaitable[None]] | None = None
@@ -367,7 +368,7 @@ class Pulse:
         self._catching_up: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._blocks: deque[tuple[int, float]] = deque()
-        """The number and the start of each block whose messages may not all have been read yet, oldest first."""
+        """The number and start of each block after which some messages may still be unread, oldest first."""
         self._block_count = 0
 
     def start(self, ack_wait: float, caught_up: Callable[[], Awaitable[None]], unblocked: Callable[[], None]) -> None:
@@ -375,8 +376,8 @@ class Pulse:
 
         Args:
             ack_wait: the shortest ack wait of the worker's queues, in seconds.
-            caught_up: returns once all messages that the server sent before the call have been read.
-            unblocked: called when the loop is running again after a block.
+            caught_up: a coroutine function that waits until all messages sent before the call have been read.
+            unblocked: a function that is called when the loop runs again after a block.
         """
         self.interval = ack_wait / TICKS
         self._caught_up, self._unblocked = caught_up, unblocked
@@ -393,15 +394,15 @@ class Pulse:
             self._catching_up.cancel()
 
     def blocked_for(self) -> float:
-        """Return for how many seconds the loop has been blocked: 0 if it is not blocked or the pulse is stopped."""
+        """Return for how many seconds the loop has been blocked, or 0 if it is running or the pulse is stopped."""
         late = elapsed() - self.last
         return late if self.thread and late > MOST_MISSED_TICKS * self.interval else 0.0
 
     def arrived(self) -> float:
-        """Return the earliest time at which a message that is being read now may have arrived.
+        """Return the earliest possible arrival time of a message that is being read now.
 
-        While the loop was blocked or the machine was asleep, no messages were read, but their ack waits continued. The
-        server may have redelivered such a message to another worker by now.
+        While the loop is blocked or the machine is asleep, no messages are read, but their ack waits continue. When a
+        message is finally read, the server may already have redelivered that message to another worker.
         """
         now = elapsed()
         if self._blocks:
@@ -420,7 +421,7 @@ class Pulse:
         self._timer = asyncio.get_running_loop().call_later(self.interval, self._tick)
 
     async def _catch_up(self, block: int) -> None:
-        """Wait until all messages that arrived during a block have been read, then forget the block."""
+        """Wait until all messages that arrived during a block have been read, and then forget the block."""
         try:
             if self._caught_up is not None:
                 await self._caught_up()

@@ -1,4 +1,4 @@
-"""Write a worker's presence, the entry that shows other workers that it is alive and which tasks it is running."""
+"""Write a worker's presence, an entry that shows that the worker is alive and lists its running tasks."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 _CHECK_SECONDS = 1.0
-"""Seconds between two checks of whether the presence lists the running tasks."""
+"""Seconds between two checks that the presence lists all running tasks."""
 
 
 class PresenceWriter:
-    """Writes the presence of one worker.
+    """The writer of one worker's presence.
 
     Args:
         backend: the backend that stores the presence.
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        describe: returns the worker's record. Its arguments are the ids of the running tasks and the record's TTL in
+        describe: a function that returns the worker's record. The arguments are the running tasks' ids and the TTL in
             seconds.
     """
 
@@ -42,14 +42,14 @@ class PresenceWriter:
         describe: Callable[[list[str], float], WorkerInfo],
     ) -> None:
         self.written = 0.0
-        """When the worker's loop last wrote the presence, in `elapsed` seconds."""
+        """The time of the last write by the worker's loop, in `elapsed` seconds."""
         self._backend = backend
         self._runs = runs
         self._pulls = pulls
         self._describe = describe
         self._written_by_guard = 0.0
         self._named: set[str] = set()
-        """The tasks that the presence lists."""
+        """The ids of the tasks that the presence lists."""
         self._stopped = False
 
     @property
@@ -59,15 +59,15 @@ class PresenceWriter:
 
     @property
     def server_is_away(self) -> bool:
-        """Whether the server is away and the log already reports this. It can be read from any thread."""
+        """Whether the log already reports that the server is away. This property can be read in any thread."""
         return self._backend.outage.active
 
     def record(self) -> WorkerInfo:
-        """Return the current presence record. It can be called from any thread.
+        """Return the current presence record. This method can be called from any thread.
 
-        A worker must count as alive for longer than any run can continue without a renewal, so its TTL depends on the
-        longest ack wait. A queue with a shorter ack wait has its own, shorter TTL, because its tasks are redelivered
-        sooner when the worker dies.
+        A worker must count as alive for longer than any run can continue without a renewal, so the TTL of the record
+        depends on the longest ack wait. A queue with a shorter ack wait has a separate, shorter TTL, because the
+        queue's tasks are redelivered sooner after the worker dies.
         """
         ttls = {pull.queue: PRESENCE_SHARE * pull.ack_wait for pull in self._pulls}
         longest = max(ttls.values())
@@ -78,7 +78,7 @@ class PresenceWriter:
         """Write the presence.
 
         Raises:
-            NqnbError: the presence was not written.
+            NqnbError: the presence could not be written.
         """
         try:
             await self._write_once()
@@ -97,21 +97,21 @@ class PresenceWriter:
             await self._write_once()
 
     async def refresh(self) -> bool:
-        """Write the presence, and return whether that succeeded. An error is logged instead of raised."""
+        """Write the presence, and return whether the write succeeded. Errors are logged instead of raised."""
         try:
             await self.write()
         except NqnbError as error:
             if not self._backend.outage.took(error):
-                log.info("the worker's presence could not be written; the worker will retry soon: %s", error)
+                log.info("the worker's presence could not be written, and the worker will retry soon: %s", error)
             self._named = set()
             return False
         return True
 
     async def keep_current(self, may_write: Callable[[], bool]) -> None:
-        """Loop until cancelled, and write the presence whenever the set of running tasks has changed.
+        """Write the presence whenever the set of running tasks has changed. Continue until cancelled.
 
         Args:
-            may_write: returns whether the presence may be written now.
+            may_write: a function that returns whether the presence may be written now.
         """
         while True:
             await asyncio.sleep(_CHECK_SECONDS)
@@ -120,12 +120,13 @@ class PresenceWriter:
                 await self.refresh()
 
     def note_guard_write(self, asked: float) -> None:
-        """Write the presence again soon, because the guard's write may have overtaken the last one.
+        """Schedule a write of the presence, because the guard's write may have overtaken the last write.
 
-        It can be called from any thread.
+        This method can be called from any thread.
 
         Args:
-            asked: when the guard's last successful write began, in `elapsed` seconds, or 0 if no write has succeeded.
+            asked: the time at which the guard's last successful write began, in `elapsed` seconds, or 0 if no write has
+                succeeded.
         """
         self._written_by_guard = asked
         self._named = set()

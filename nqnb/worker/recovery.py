@@ -1,4 +1,4 @@
-"""Recover a worker after a disconnect, and recreate the streams and buckets that it needs on the server."""
+"""Recover a worker after a disconnect, and recreate missing streams and buckets on the server."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _RETRY_SECONDS = 0.5
 
 
 class Recovery:
-    """Prepares a worker to pull tasks, both when it starts and after each reconnect.
+    """Prepares a worker for pulling tasks, both at the start and after each reconnect.
 
     Args:
         backend: the worker's backend.
         runs: the worker's runs, by task id.
         pulls: the pull loops of the worker's queues.
-        listener: receives the cancels.
-        presence: writes the worker's presence.
-        leases: renews the leases of the runs.
-        wake: called when tasks may be pulled again.
+        listener: the listener for cancel requests.
+        presence: the writer of the worker's presence.
+        leases: the object that renews the leases of the runs.
+        wake: a function that is called when tasks may be pulled again.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Recovery:
         wake: Callable[[], None],
     ) -> None:
         self.active = True
-        """True while cancels cannot be received: during the start, and from a disconnect to the end of the recovery."""
+        """True during the start, and from each disconnect until the worker has recovered."""
         self._backend = backend
         self._runs = runs
         self._pulls = pulls
@@ -62,10 +62,10 @@ class Recovery:
         self._maintaining = False
         self._closed = False
         self._births: dict[str, float] = {}
-        """The creation time of each queue's first known stream, in Unix seconds on the server's clock."""
+        """The creation time of the first known stream of each queue, in Unix seconds on the server's clock."""
 
     async def open(self) -> None:
-        """Prepare the worker in the order that the protocol requires: receive cancels first, then pull tasks.
+        """Prepare the worker. As the protocol requires, subscribe to cancel requests before pulling tasks.
 
         Raises:
             NqnbError: the server refuses a request, or does not answer.
@@ -83,13 +83,13 @@ class Recovery:
         self.active = False
 
     def close(self) -> None:
-        """Stop recovering."""
+        """Stop recovering permanently."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
 
     async def maintain(self) -> None:
-        """Recreate deleted buckets, cancel streams and their consumers, and requeue lost messages."""
+        """Recreate deleted buckets and the deleted streams for cancel requests, and requeue lost messages."""
         if self._maintaining or self.active or self._closed:
             return
         self._maintaining = True
@@ -126,7 +126,7 @@ class Recovery:
             run.looking = False
 
     def _what_continues(self) -> str:
-        """Describe how many tasks continue without a connection, and until when on this machine's clock."""
+        """Describe how many tasks continue without a connection, and the local time at which the first lease ends."""
         ends = [run.lease_end for run in self._runs.values() if not run.finishing and not run.lapsed()]
         if not ends:
             return ""
@@ -142,7 +142,7 @@ class Recovery:
             self._task = spawn(self._recover())
 
     async def _recover(self) -> None:
-        """Recover in the order that the protocol requires: receive cancels, read the intents, and then pull tasks."""
+        """Recover the worker. As the protocol requires, read all cancel requests before pulling tasks."""
         while True:
             try:
                 await self._backend.ensure_buckets()
@@ -154,9 +154,9 @@ class Recovery:
                 break
             except NqnbError as error:
                 if not self._backend.outage.took(error):
-                    log.warning("the worker has not recovered yet and will retry: %s", error)
+                    log.warning("the worker could not recover and will retry: %s", error)
             except Exception:
-                log.exception("the worker failed to recover because of an error inside nqnb, and will retry")
+                log.exception("the worker failed to recover because of an internal error in nqnb, and will retry")
             await asyncio.sleep(_RETRY_SECONDS)
         self.active = False
         # The outage may have prevented other workers from writing their presence while their outcomes are in transit.
@@ -166,7 +166,7 @@ class Recovery:
         self._wake()
 
     async def _void_deliveries_of_deleted_streams(self) -> None:
-        """Mark deliveries from deleted streams as void, so that no run acks a message of a deleted stream."""
+        """Mark deliveries from deleted streams as void, so that no run acks a message from a deleted stream."""
         for queue in {run.delivery.queue for run in self._runs.values()}:
             born = await self._birth_of_new_stream(queue)
             for run in self._runs.values():
@@ -174,9 +174,9 @@ class Recovery:
                     run.delivery.void = True
 
     async def _birth_of_new_stream(self, queue: str) -> float:
-        """Return the creation time of a queue's stream if the stream has been recreated, else 0.
+        """Return the creation time of a queue's stream if the stream has been recreated, or 0 otherwise.
 
-        The creation time of an original stream cannot be compared with the times of deliveries, because they may come
+        The creation time of the original stream cannot be compared with delivery times, because the two times may come
         from the clocks of different servers.
         """
         born = await self._backend.queue_created_at(queue)

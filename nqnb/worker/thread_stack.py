@@ -12,24 +12,24 @@ from typing import Any, NamedTuple
 REPEAT_SECONDS = 60.0
 """Seconds between two warnings about the same block."""
 _STARTERS = {("nqnb.worker.executors.coroutine", "_await_handler"), ("nqnb.notebook.kernel_worker", "_inside")}
-"""(Module, function): the functions of nqnb that call handlers on a loop."""
+"""The nqnb functions that call handlers on an event loop, as pairs of module and function."""
 _WRAPPERS = ("nqnb.notebook.print_capture", "nqnb.worker.handlers", "contextlib")
-"""Modules whose frames may lie between a starter and the handler."""
+"""Modules whose frames may lie between a function in `_STARTERS` and the handler."""
 
 
 def iter_frames(thread: int, count: int | None = None) -> Iterator[Any]:
     """Return an iterator over the frames of a thread, innermost first. The iterator runs only C code.
 
-    If the thread ran during the walk, it could exit a frame, and CPython 3.11 would crash. No step of this iterator
-    lets another thread run. The code that consumes the iterator must therefore be C code too, such as a list display.
+    If the inspected thread exited a frame during the iteration, CPython 3.11 could crash. No step of this iterator
+    lets another thread run. For the same reason, the iterator must be consumed by C code, such as a list display.
 
     Args:
         thread: the thread's identifier.
         count: the maximum number of frames. Without it, the iterator yields None after the outermost frame.
 
     Raises:
-        KeyError: the thread has ended. The first step raises this.
-        AttributeError: there is no further frame. A later step raises this.
+        KeyError: the thread has ended. Only the first step raises this error.
+        AttributeError: there are no more frames. Only later steps raise this error.
     """
     looks = itertools.islice(iter(sys._current_frames, None), 1)
     innermost = map(operator.getitem, looks, (thread,))
@@ -43,10 +43,10 @@ def module_of(frame: FrameType) -> str:
 
 
 class Place(NamedTuple):
-    """A line of code.
+    """A line of code that a thread is running.
 
     Attributes:
-        text: the file, line and function, followed by those of the innermost call if it is in another file.
+        text: the file, line and function. If the innermost call is in another file, the text ends with its location.
         in_handler: whether a handler called this code.
     """
 
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 
     @classmethod
     def of(cls, thread: int) -> Place | None:
-        """Return the line that a thread is running, or None if the thread has ended or is running only its loop."""
+        """Return the line that a thread is running, or None if the thread has ended or runs only its event loop."""
         try:
             frames: list[FrameType] = [*itertools.takewhile(bool, iter_frames(thread))]
         except KeyError:  # it has ended

@@ -66,7 +66,7 @@ class TestArguments:
             @session.handler  # type: ignore[arg-type]  # that is what is tested
             def resize(job: nqnb.Job) -> None: ...
 
-        assert "resize: @nq.handler was given the function" in str(caught.value)
+        assert "resize: @nq.handler was used without a queue name" in str(caught.value)
         assert str(caught.value).endswith('Write @nq.handler("QUEUE").')
         assert len(session.local) == 0
 

@@ -266,7 +266,7 @@ class TestProcessesOfTasks:
                 assert (facts["ended"], facts["value"]) == ("RETURNED", 5)
             else:
                 assert facts["ended"] == "FAILED"
-                assert "its process and the supervisor of that process have died" in facts["error"]
+                assert "the handler's process and its supervisor have died" in facts["error"]
 
 
 MOMENT = """

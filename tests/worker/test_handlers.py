@@ -123,7 +123,9 @@ class TestSignatures:
         ],
     )
     def test_a_wrong_signature_is_refused(self, function: Callable[..., Any]) -> None:
-        with pytest.raises(InvalidHandler, match=r"cannot handle tasks: it must take \(job\), \(payload\) or"):
+        with pytest.raises(
+            InvalidHandler, match=r"cannot handle tasks: its parameters must be \(job\), \(payload\) or"
+        ):
             make_handler("q", function)
 
     def test_the_refusal_shows_the_signature(self) -> None:
@@ -297,7 +299,7 @@ class TestRegistering:
     def test_a_decorator_without_its_queue_is_refused(self) -> None:
         worker = nqnb.Worker()
         with pytest.raises(
-            InvalidHandler, match=r'handle: @worker\.handler was given .* Write @worker\.handler\("QUEUE"\)'
+            InvalidHandler, match=r'handle: @worker\.handler was used without .* Write @worker\.handler\("QUEUE"\)'
         ):
 
             @worker.handler  # type: ignore[arg-type]

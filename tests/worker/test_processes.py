@@ -393,7 +393,7 @@ class TestFailures:
             (lambda job: os._exit(3), "exited with code 3 before the handler returned"),
             (lambda job: ctypes.string_at(0), "signal SIGSEGV"),
             (lambda job: os.kill(os.getpid(), signal.SIGKILL), "signal SIGKILL (out of memory"),
-            (killing_its_supervisor(), "its process and the supervisor of that process have died"),
+            (killing_its_supervisor(), "the handler's process and its supervisor have died"),
         ],
     )
     async def test_the_failure_says_how_a_process_died(self, die: Callable[[Job], Any], text: str) -> None:
@@ -938,7 +938,9 @@ async def test_a_task_in_a_process_is_like_any_other(nq: nqnb.Client, settings: 
         assert error.error_type == "UnencodableResult"
         assert "2,000,002 bytes" in str(await failure(await nq.submit("work", "large", retry=5)))
         assert "after its timeout of 1 s" in str(await failure(await nq.submit("work", "sleep", timeout=1)))
-        assert "its process was killed by signal SIGABRT" in str(await failure(await nq.submit("work", "crash")))
+        assert "the handler's process was killed by signal SIGABRT" in str(
+            await failure(await nq.submit("work", "crash"))
+        )
         running = await nq.submit("work", "sleep")
 
         async def log() -> list[str]:
@@ -985,9 +987,13 @@ class TestIsolation:
         assert make_handler("q", lambda job: None).isolation == "thread"
         assert make_handler("q", coroutine, isolation="coroutine").isolation == "coroutine"
         assert make_handler("q", coroutine, isolation="process").isolation == "process"
-        with pytest.raises(InvalidHandler, match=r"async function does not support it\. Use 'coroutine' or 'process'"):
+        with pytest.raises(
+            InvalidHandler, match=r"async function cannot run in this mode\. Use 'coroutine' or 'process'"
+        ):
             make_handler("q", coroutine, isolation="thread")
-        with pytest.raises(InvalidHandler, match=r"a plain function does not support it\. Use 'thread' or 'process'"):
+        with pytest.raises(
+            InvalidHandler, match=r"a plain function cannot run in this mode\. Use 'thread' or 'process'"
+        ):
             make_handler("q", lambda job: None, isolation="coroutine")
 
     @pytest.mark.parametrize("isolation", ["Process", "", 1, True, ["process"]])

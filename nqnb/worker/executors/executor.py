@@ -1,4 +1,4 @@
-"""The interface of an executor, which runs a handler once, and pushes it to stop until it has ended."""
+"""The interface of executors. An executor runs a handler once, and can stop the handler."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
 
 _HURRIED_PUSHES = 4
-"""The number of pushes in the time that is left when a lease is running out."""
+"""The number of stop attempts to make in the remaining time when a lease is running out."""
 _SHORTEST_GRACE_SECONDS = 0.02
-"""The minimum interval between two pushes."""
+"""The minimum interval between two stop attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome of a run, with the value that it returned or the exception that it raised."""
+    """The outcome of a run, including the handler's return value or exception."""
 
     ended: Ended
     value: Any = None
@@ -29,15 +29,15 @@ class Result:
 
 
 class Executor(abc.ABC):
-    """Runs one handler once.
+    """An object that runs a handler once.
 
     Args:
         handler: the handler to run.
-        job: the first argument of the handler.
+        job: the job to pass to the handler.
     """
 
     how: str
-    """A description of how the handler was stopped, for the cancel receipt."""
+    """How the handler was stopped, as text for the cancel receipt."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         self._handler = handler
@@ -46,7 +46,7 @@ class Executor(abc.ABC):
         self._hurried = False
 
     async def run(self) -> Result:
-        """Run the handler until it ends or is stopped. This never raises."""
+        """Run the handler until it ends or is stopped. Exceptions are stored in the result, not raised."""
         if self._stopping:
             return Result(Ended.STOPPED)
         result = await self._run()
@@ -55,11 +55,11 @@ class Executor(abc.ABC):
         return result
 
     def stop(self, within: float = math.inf) -> None:
-        """Begin to stop the handler. A run that has not started will not start.
+        """Begin to stop the handler. A handler that has not started yet will not be started.
 
         Args:
-            within: the number of seconds within which the last push must be sent. It overrides the handler's ``grace``.
-                Only the first finite value counts.
+            within: the number of seconds within which all stop attempts must be made, even if the handler's ``grace``
+                is longer. Only the first finite value has an effect.
         """
         if not self._stopping:
             self._stopping = True
@@ -70,7 +70,7 @@ class Executor(abc.ABC):
             self._hurry(max(0.0, within))
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
-        """Return whether the handler is running as this asyncio task. It can be called from any thread."""
+        """Return whether this asyncio task is running the handler. This method can be called from any thread."""
         return False
 
     @abc.abstractmethod
@@ -79,15 +79,15 @@ class Executor(abc.ABC):
 
     @abc.abstractmethod
     def _begin_to_stop(self) -> None:
-        """Push for the first time. The stop flag of the job has already been set."""
+        """Make the first attempt to stop the handler. The job's stop flag has already been set."""
 
     @abc.abstractmethod
     def _hurry(self, within: float) -> None:
-        """Send the remaining pushes within the given number of seconds."""
+        """Make the remaining stop attempts within the given number of seconds."""
 
 
 class StopLadder:
-    """A timer that pushes after each ``grace`` until `end` is called."""
+    """A timer that repeats stop attempts after every ``grace`` seconds until `end` is called."""
 
     __slots__ = ("_ended", "_grace", "_push", "_timer")
 
@@ -98,13 +98,13 @@ class StopLadder:
         self._ended = False
 
     def start(self) -> None:
-        """Start the timer. The first push is sent after one ``grace``."""
+        """Start the timer. The first attempt is made after ``grace`` seconds."""
         if self._ended:
             return
         self._timer = asyncio.get_running_loop().call_later(self._grace, self._next)
 
     def hurry(self, within: float) -> None:
-        """Push several times within the given number of seconds, and continue at that pace."""
+        """Make several stop attempts within the given number of seconds, and continue at that rate."""
         if self._timer is None or within / _HURRIED_PUSHES >= self._grace:
             return
         self._grace = max(within / _HURRIED_PUSHES, _SHORTEST_GRACE_SECONDS)
@@ -112,7 +112,7 @@ class StopLadder:
         self.start()
 
     def end(self) -> None:
-        """Stop pushing, because the code has ended."""
+        """Stop the timer, because the handler has ended."""
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()

@@ -1,16 +1,17 @@
-"""Run a handler in a separate process and process group, which can always be stopped.
+"""Run a handler in a separate process, which can always be stopped.
 
-To stop the handler, the worker sends SIGINT at once (which raises `JobCancelled`), SIGTERM after ``grace``, and SIGKILL
-a quarter of a second later. Before a run counts as ended, any processes that it has left behind are killed: all
-descendants on Linux, and the process group on other systems.
+To stop the handler, the worker sends signals to the process group: SIGINT at once (which raises `JobCancelled`),
+SIGTERM after ``grace`` seconds, and SIGKILL a quarter of a second later. Before the run counts as ended, any processes
+that the handler has left running are killed: all descendants on Linux, and the process group on other systems.
 
-cloudpickle pickles the function and its arguments, so the function may be a closure or be defined in a notebook. The
-result is returned as JSON. The two processes exchange these data and the environment variables over a private socket.
+The function and its arguments are pickled with cloudpickle, so the function may be a closure or be defined in a
+notebook. Over a private socket, the worker sends the pickled call and its environment variables, and receives the
+result as JSON.
 
-In the worker, an exception of the handler becomes a stand-in with the same name and text. Rebuilding the original
-exception imports the module of its class, and this import may take seconds or never finish. So an exception is rebuilt
-only for a handler with ``is_failure``, in a thread, and with a time limit. For all other purposes the stand-in is
-enough, because it has the type's name, the text, the notes and the traceback.
+In the worker, the handler's exception is replaced by a stand-in with the same name, text, notes and traceback.
+Rebuilding the original exception would import the module that defines its class, and such an import may take seconds or
+never finish. Therefore, the exception is rebuilt only if the handler has an ``is_failure`` function, and then in a
+thread with a time limit.
 """
 
 from __future__ import annotations
@@ -42,23 +43,23 @@ from nqnb.worker.job import Job
 log = logging.getLogger("nqnb.worker")
 
 KILL_DELAY_SECONDS = 0.25
-"""The time between SIGTERM and SIGKILL."""
+"""The delay between SIGTERM and SIGKILL."""
 REBUILD_TIMEOUT_SECONDS = 30.0
-"""How long rebuilding an exception may take."""
+"""The time limit for rebuilding an exception."""
 _EXIT_TIMEOUT_SECONDS = 1.0
-"""How long a process may take to exit after its handler has ended (``atexit``, remaining threads)."""
+"""The time limit for a process to exit after the handler has ended, for example while ``atexit`` functions run."""
 
 
 class ProcessEnded(Exception):
-    """The error of a handler whose process exited before the handler returned."""
+    """The error that is recorded if a handler's process exits before the handler returns."""
 
 
 class UnencodableResult(UnencodableValue):
-    """The error of a handler that ran in a process and returned a value that JSON cannot represent."""
+    """The error that is recorded if a handler in a process returns a value that JSON cannot represent."""
 
 
 class ProcessExecutor(Executor):
-    """Runs a handler in a separate process."""
+    """An executor that runs a handler in a separate process."""
 
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
@@ -165,10 +166,10 @@ def _current_folder() -> str:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """A pickler that also accepts types that msgspec has used."""
+    """A pickler that also accepts types for which msgspec has stored a cache."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """See `pickle.Pickler`."""
+        """Return how to pickle a type; see `pickle.Pickler.reducer_override`."""
         if isinstance(obj, type):
             if "__msgspec_cache__" in vars(obj):
                 # The cache cannot be pickled, and msgspec recreates it when needed.
@@ -205,15 +206,15 @@ def _pickle_call(handler: Handler, arguments: tuple[Any, ...]) -> bytes:
 
 def _end_text(status: int | None) -> str:
     if status is None:
-        return "its process and the supervisor of that process have died"
+        return "the handler's process and its supervisor have died"
     if status >= 0:
-        return f"its process exited with code {status} before the handler returned"
+        return f"the handler's process exited with code {status} before the handler returned"
     try:
         name = signal.Signals(-status).name
     except ValueError:
         name = str(-status)
     hint = " (out of memory, or killed by another program)" if status == -signal.SIGKILL else ""
-    return f"its process was killed by signal {name}{hint}"
+    return f"the handler's process was killed by signal {name}{hint}"
 
 
 # -- exceptions of the handler's process -------------------------------------------------------------------------------
@@ -221,16 +222,16 @@ def _end_text(status: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RemoteError:
-    """The description of an exception from the handler's process.
+    """A description of an exception that was raised in the handler's process.
 
     Attributes:
         module: the module of the exception's class.
         name: the qualified name of the class.
-        text: the exception's ``str``.
-        notes: the notes from ``add_note``.
+        text: the exception as a string.
+        notes: the notes that were added with ``add_note``.
         trace: the traceback.
-        final: whether the exception is a `BadInput`, after which a retry cannot help.
-        data: the pickled class, arguments and attributes; None if they cannot be pickled.
+        final: whether the exception is a `BadInput`. If so, retrying the task cannot help.
+        data: the pickled class, arguments and attributes of the exception, or None if they cannot be pickled.
     """
 
     module: str
@@ -243,14 +244,14 @@ class RemoteError:
 
 
 class ProcessTraceback(Exception):
-    """The cause of an exception from another process. It shows the traceback from that process."""
+    """The ``__cause__`` of an exception from another process. The text is the traceback from that process."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
 
 
 def stand_in(remote: RemoteError) -> Exception:
-    """Return an exception with the same name and text."""
+    """Return an exception with the name, text, notes and traceback of an exception from another process."""
     name = remote.name.replace("\0", "?").encode(errors="replace").decode()  # as `type` requires
     base = BadInput if remote.final else Exception
     error: Exception = type(name, (base,), {"__module__": remote.module, "__qualname__": remote.name})(remote.text)
@@ -261,7 +262,7 @@ def stand_in(remote: RemoteError) -> Exception:
 
 
 _late_imports: dict[tuple[str, str], threading.Thread] = {}
-"""The threads that exceeded the time limit, by the class's module and name. Each class has at most one such thread."""
+"""The threads that exceeded the time limit, by module and name of the exception's class."""
 
 
 async def rebuild(remote: RemoteError) -> BaseException:
@@ -289,7 +290,7 @@ async def rebuild(remote: RemoteError) -> BaseException:
     except asyncio.TimeoutError:
         _late_imports[kind] = thread
         log.warning(
-            "is_failure receives a stand-in for %s.%s: importing the class in the worker took longer than %g s. "
+            "is_failure receives a stand-in for %s.%s: the worker could not import the class within %g s. "
             "The stand-in has the same name and text.",
             *(remote.module, remote.name, REBUILD_TIMEOUT_SECONDS),
         )

@@ -1,13 +1,13 @@
-"""Run one handler once in this process, and report to the worker over a socket.
+"""Run a handler once in this process, and report to the worker over a socket.
 
-A frame on the socket is a length of four bytes, followed by a pickle. Both ends belong to nqnb, and nothing from a
-queue is ever unpickled. The worker sends one frame, which contains the task. This process replies with any number of
-``("report", progress, log)`` messages. Its final message is ``("returned", JSON)``, or ``("unencodable", text, part)``
-for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
-`nqnb.worker.executors.process.RemoteError`. All messages consist of plain values, so the worker imports nothing to
-unpickle them.
+A frame on the socket consists of a four-byte length and a pickle. Both ends of the socket belong to nqnb, and data from
+a queue is never unpickled. The worker sends one frame, which contains the task. This process replies with any number of
+``("report", progress, log)`` messages. The final message is ``("returned", JSON, is_bytes)``, or ``("unencodable",
+text, part)`` for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
+`nqnb.worker.executors.process.RemoteError`. All messages consist of built-in values, so unpickling them imports no
+modules in the worker.
 
-The worker sends SIGINT to stop the handler. The signal raises `JobCancelled` once in a plain handler, and cancels a
+To stop the handler, the worker sends SIGINT. The signal raises `JobCancelled` once in a plain function, and cancels a
 coroutine.
 """
 
@@ -41,17 +41,20 @@ Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 """The arguments of `Job` that describe the task."""
 LENGTH = struct.Struct(">I")
 MOST_RESULT_BYTES = 64 * 2**20
-"""The largest result that any server accepts."""
+"""The maximum size of a result. No server accepts a larger result."""
 _MOST_TEXT_CHARACTERS = 2**20
-"""The maximum length of an exception's text and traceback. The entry stores a few thousand characters."""
+"""The maximum length of an exception's text, and of its traceback. Only a few thousand characters are stored."""
 _CALLERS = (__name__, "nqnb.notebook.print_capture", "nqnb.worker.handlers")
 """The modules of nqnb that call a handler in this process."""
 _REPORT_INTERVAL_SECONDS = 0.05
-"""Seconds between two reports. The worker writes them less often."""
+"""The minimum time between two reports. The worker stores reports less often."""
 
 
 def run(descriptor: int) -> None:
-    """Wait for a task on the socket, and run it. If the socket closes first, the worker did not need this process."""
+    """Wait for a task on the socket, and run the task.
+
+    If the socket is closed first, return without running anything.
+    """
     # Import cloudpickle while this process is idle, not at the top, because the worker imports this module too.
     import_module("cloudpickle")
     with socket.socket(fileno=descriptor) as connection:
@@ -76,7 +79,10 @@ def _receive(connection: socket.socket) -> tuple[Any, ...] | None:
 
 
 class _StopFlag(StopFlag):
-    """A stop flag that a signal handler can set. The base class uses a lock, which the interrupted thread may hold."""
+    """A stop flag that a signal handler can set.
+
+    The base class has a lock, which the interrupted thread may be holding.
+    """
 
     __slots__ = ("_is_raised", "_readable", "_writable")
 
@@ -99,7 +105,7 @@ class _StopFlag(StopFlag):
 
 
 class _Runner:
-    """Runs one task in this process.
+    """The run of one task in this process.
 
     Args:
         connection: the socket to the worker.
@@ -108,7 +114,7 @@ class _Runner:
         environment: the worker's current environment variables, which may have changed since this process started.
         facts: the arguments of the handler's `Job` that describe the task.
         progress_raises: passed to the handler's `Job`.
-        call: the pickle of the function, whether it is a coroutine function, and its arguments after the job.
+        call: the pickled function, a flag that is true for a coroutine function, and the arguments after the job.
     """
 
     def __init__(
@@ -127,10 +133,10 @@ class _Runner:
         self._job = Job(*facts, self._changed, self._stop, progress_raises)
         self._process = os.getpid()
         self._in_handler = False
-        """Whether the main thread is in the handler, where an exception may be raised."""
+        """Whether the main thread is running the handler's code, in which an exception may be raised."""
         self._interrupted = False
         self._sending = False
-        """Whether the main thread is sending a frame, which an exception must not interrupt."""
+        """Whether the main thread is sending a frame. No exception may interrupt the sending."""
         self._raise_after_sending = False
         self._cancel: Callable[[], None] | None = None
         self._send_lock = threading.Lock()
@@ -201,7 +207,7 @@ class _Runner:
             self._job.raise_if_cancelled()
 
     def _changed(self) -> None:
-        """Send the handler's report now, or soon from a thread."""
+        """Send the handler's report now, or start a thread that sends the report soon."""
         main = threading.current_thread() is threading.main_thread()
         if main:
             self._sending = True
@@ -296,7 +302,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _pickled(error: BaseException) -> bytes | None:
-    """Pickle the exception for the worker's ``is_failure``. Return None if the exception cannot be pickled."""
+    """Pickle the exception for ``is_failure`` in the worker, or return None if the exception cannot be pickled."""
     for state in (vars(error), {}):
         try:
             data: bytes = import_module("cloudpickle").dumps((type(error), error.args, state))

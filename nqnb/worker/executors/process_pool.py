@@ -1,10 +1,10 @@
-"""Start the processes that run tasks, and keep a few idle ones ready, so that no task waits for a process to start.
+"""Start processes that run tasks, and keep a few idle processes ready, so that tasks can start at once.
 
-Each process runs one task. A supervisor (`nqnb.supervisor`) kills the process when the worker is gone.
+Each process runs one task. A supervisor (`nqnb.supervisor`) kills the process if the worker dies.
 
-Processes are started without `subprocess`. ``Popen`` reads a pipe until the new program has closed it. If another
-thread forks at that moment, the fork keeps the pipe open, and blocks the event loop until the fork exits.
-``posix_spawn`` needs no pipe.
+Processes are not started with `subprocess`, because ``Popen`` reads a pipe until the new program has closed the pipe.
+If another thread forks at that moment, the forked process keeps the pipe open, and the event loop is blocked until the
+forked process exits. ``posix_spawn`` needs no pipe.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from nqnb.worker.handlers import Handler
 log = logging.getLogger("nqnb.worker")
 
 MOST_SPARES = 2
-"""How many idle processes a worker keeps ready. Each uses about 20 MB of memory."""
+"""The maximum number of idle processes per worker. Each process uses about 20 MB of memory."""
 _KILL_TIMEOUT_SECONDS = 6.0
-"""How long a supervisor may take to kill a process before the worker kills both. It needs at most four seconds."""
+"""The time limit for a supervisor to kill a process, before the worker kills both. Four seconds are usually enough."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
-"""How long a stopping worker waits for killed idle processes to exit."""
+"""How long a stopping worker waits for its idle processes to exit after killing them."""
 _CHECK_SECONDS = 1.0
-"""Seconds between two checks that the supervisor is alive. A fork may keep a dead supervisor's pipe open."""
+"""Seconds between two checks that the supervisor is alive. A fork may keep the pipe of a dead supervisor open."""
 _COLLECT_TIMEOUT_SECONDS = 1.0
-"""How long a supervisor may take to exit after its last report before it is killed."""
+"""How long a supervisor may take to exit after its last report. After this time, the worker kills the supervisor."""
 _MOST_FRAME_BYTES = 2 * MOST_RESULT_BYTES
-"""The size of the largest valid message."""
+"""The maximum size of a valid message."""
 _MOST_LAST_READS = 256
 """The maximum number of reads after the process has exited, in case a child of the handler keeps writing."""
 SOCKET_DESCRIPTOR = 3
-"""The descriptor of the socket in the supervisor."""
+"""The descriptor of the socket in the supervisor's process."""
 _LOWEST_COPY = 10
-"""The lowest number for copies of a supervisor's descriptors, so that no copy overwrites another descriptor."""
+"""The minimum number of a copied descriptor, which is high enough not to overwrite another descriptor."""
 
 
 # -- idle processes ----------------------------------------------------------------------------------------------------
 
 
 class Reserve:
-    """A running worker's share of the idle processes. They are started at once if any handler runs in processes.
+    """A worker's share of the idle processes. If any handler runs in processes, the share is started at once.
 
     Args:
         handlers: the worker's handlers.
-        concurrency: how many tasks the worker runs at once.
+        concurrency: the number of tasks that the worker can run at the same time.
     """
 
     def __init__(self, handlers: Iterable[Handler], concurrency: int) -> None:
@@ -94,7 +94,7 @@ class Spares:
         return [process for process in self._idle if not process.ended.done()]
 
     def take(self) -> TaskProcess:
-        """Return an idle process for a task, or a new one if none is idle. The loop then starts a replacement.
+        """Return a process for a task, preferably an idle process. Schedule the start of a replacement.
 
         Raises:
             OSError: the system cannot start another process.
@@ -105,19 +105,22 @@ class Spares:
         return process
 
     def want(self, change: int) -> None:
-        """Change the number of idle processes to keep. `fill` or the first task starts the missing processes."""
+        """Change the number of idle processes to keep.
+
+        Missing processes are started by `fill`, or after the first task.
+        """
         self._wanted += change
 
     def fill(self) -> None:
-        """Start the missing processes."""
+        """Start processes until the desired number of idle processes is reached."""
         try:
             while len(self._idle) < self._wanted:
                 self._idle.append(TaskProcess())
         except OSError as error:
-            log.warning("the worker cannot start an idle process for a task: %s", error)
+            log.warning("the worker cannot start an idle process for later tasks: %s", error)
 
     async def shrink(self) -> None:
-        """Kill the surplus processes."""
+        """Kill surplus idle processes, and wait until they have exited."""
         surplus, self._idle = self._idle[self._wanted :], self._idle[: self._wanted]
         for process in surplus:
             process.kill()
@@ -132,7 +135,7 @@ _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = 
 
 
 class TaskProcess:
-    """A process for one task. It must be created and used on a running event loop.
+    """A process that runs one task. The object must be created and used on a running event loop.
 
     Raises:
         OSError: the system cannot start another process.
@@ -141,12 +144,15 @@ class TaskProcess:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker_pid = os.getpid()
-        """The process id of the worker. A forked process has a copy of this object, but must not send commands."""
+        """The worker's process id. A forked process has a copy of this object, but must not send commands."""
         self._killed = self._over = False
         self.ended: asyncio.Future[int | None] = self._loop.create_future()
-        """The exit code, a negative signal number, or None if unknown. It is set once all descendants are gone."""
+        """The exit code, a negative signal number, or None if unknown.
+
+        The future is resolved once all descendants are gone.
+        """
         self.on_message: Callable[[tuple[Any, ...]], None] = lambda message: None
-        """Called with each message from the process."""
+        """A function that is called with each message from the process."""
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
@@ -167,20 +173,20 @@ class TaskProcess:
 
     @property
     def session(self) -> int:
-        """The id of the session that the supervisor leads. It equals the supervisor's process id."""
+        """The session id, which is also the supervisor's process id."""
         return self._supervisor.pid
 
     def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message without blocking."""
+        """Send a message to the process without blocking."""
         self._outgoing += frame(message)
         self._flush()
 
     def interrupt(self) -> None:
-        """Send SIGINT to the process group."""
+        """Send SIGINT to the handler's process group."""
         self._order(supervisor.INTERRUPT)
 
     def terminate(self) -> None:
-        """Send SIGTERM to the process group."""
+        """Send SIGTERM to the handler's process group."""
         self._order(supervisor.TERMINATE)
 
     def kill(self) -> None:
@@ -194,21 +200,24 @@ class TaskProcess:
 
     def _kill_with_supervisor(self) -> None:
         log.error(
-            "the supervisor of a task's process does not respond, so the worker is killing both (process %d)",
+            "the supervisor (process %d) of a task's process does not respond, so the worker is killing both processes",
             self._supervisor.pid,
         )
         self._kill_group()
         self._supervisor.send_signal(signal.SIGKILL)
 
     def _kill_group(self) -> None:
-        """Kill the handler's process group unless its exit was reported, because then its id may have been reused."""
+        """Kill the handler's process group.
+
+        If the process has exited, do nothing, because the id may have been reused.
+        """
         if len(numbers := self._reported_numbers) == 1:
             with contextlib.suppress(OSError):
                 os.killpg(numbers[0], signal.SIGKILL)
 
     @property
     def _reported_numbers(self) -> list[int]:
-        """The numbers that the supervisor has reported: the id of the handler's process, then its exit status."""
+        """The numbers that the supervisor has reported: the handler's process id, followed by the exit status."""
         return [int(line) for line in self._reported.split(b"\n")[:-1]]
 
     def _order(self, data: bytes) -> None:
@@ -228,7 +237,7 @@ class TaskProcess:
         self._loop.remove_writer(self._socket.fileno())
 
     def _receive(self) -> bool:
-        """Read the available data, and return whether more may follow."""
+        """Read the available data, and return whether more data may follow."""
         try:
             data = self._socket.recv(1 << 18)
         except BlockingIOError:
@@ -242,7 +251,7 @@ class TaskProcess:
         try:
             self._take_messages()
         except Exception:  # for example, the handler has written to this descriptor
-            log.exception("the process of a task is being killed: it sent an invalid message")
+            log.exception("a task's process sent an invalid message and is being killed")
             self._loop.remove_reader(self._socket.fileno())
             self.kill()
             return False
@@ -278,7 +287,7 @@ class TaskProcess:
             self._finish()
 
     def _finish(self) -> None:
-        """Close all descriptors. The process and its descendants are gone, so everything that they sent has arrived."""
+        """Read the remaining data and close all descriptors. The process and its descendants are gone."""
         if self._over:
             return
         self._over = True
@@ -311,17 +320,17 @@ class TaskProcess:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """An unpickler for messages. It accepts only plain built-in values, so that the loop imports nothing."""
+    """An unpickler that accepts only built-in values, so that unpickling a message imports no modules."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """See `pickle.Unpickler`."""
+        """Refuse to load a class or function; see `pickle.Unpickler.find_class`."""
         raise pickle.UnpicklingError(f"the message contains {module}.{name}")
 
 
 class SpawnedSupervisor:
-    """A child process that leads a new session. It has pipes for stdin and stdout, and a socket.
+    """A child process in a new session, with pipes for stdin and stdout and with a socket.
 
-    The child inherits all other inheritable descriptors, and must close them. If the system cannot spawn a session
+    The child also inherits all other inheritable descriptors, and must close them. If the system cannot spawn a session
     leader, the child must create the session itself.
 
     Args:
@@ -351,7 +360,7 @@ class SpawnedSupervisor:
         self.stdout: BinaryIO = os.fdopen(report, "rb", buffering=0)
 
     def has_ended(self) -> bool:
-        """Return whether the child has exited. After that, its process id may be reused."""
+        """Return whether the child has exited. The process id of an exited child may be reused."""
         if not self._ended:
             try:
                 self._ended = os.waitpid(self.pid, os.WNOHANG)[0] != 0
@@ -360,13 +369,16 @@ class SpawnedSupervisor:
         return self._ended
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send the child a signal, unless it has exited."""
+        """Send a signal to the child, unless the child has exited."""
         if not self.has_ended():
             os.kill(self.pid, number)
 
 
 def environment() -> dict[str, str]:
-    """Return a copy of the environment variables. `os.posix_spawn` fails if another thread changes ``os.environ``."""
+    """Return a copy of the environment variables.
+
+    `os.posix_spawn` can fail if another thread changes ``os.environ``.
+    """
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 
 

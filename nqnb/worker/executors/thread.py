@@ -1,24 +1,25 @@
-"""Run a plain function in a separate thread, and raise `JobCancelled` in that thread only where this is safe.
+"""Run a plain function in a separate thread, and stop the function by raising `JobCancelled` when this is safe.
 
-The thread may hold a lock that other threads need. CPython raises an asynchronous exception at the thread's next check
-of its "eval breaker": at the entry of a Python function, at a backward jump, or after a call of C code. Such a check
-can lie between ``lock.acquire()`` and the ``try`` that releases the lock. `logging` has that gap up to Python 3.12. A
-thread that dies in the gap never releases the lock of a log handler, and the worker's next log call never returns.
-Therefore, no exception is raised while a frame of the thread belongs to a module in `GUARDED`, or to code of nqnb that
-the handler calls.
+An exception is not safe while the thread may hold a lock that other threads need. CPython raises an asynchronous
+exception at the thread's next check of its "eval breaker": at the entry of a Python function, at a backward jump, or
+after a call of C code. Such a check can occur between ``lock.acquire()`` and the ``try`` statement that releases the
+lock. `logging` has that gap up to Python 3.12. A thread that ends in the gap never releases the lock of a log handler,
+so the worker's next log call never returns. Therefore, no exception is raised while any frame of the thread belongs to
+a module in `GUARDED`, or to nqnb code that the handler has called.
 
-Inspecting the stack and then raising is not enough, because the thread may enter `logging` in between. So `interrupt`
-inspects the stack twice. The second inspection and the raising are one expression, during which the calling thread
-cannot lose the GIL. The next check of the other thread is then in a frame that was inspected, or at the entry of a
-function that such a frame calls, where no lock has been acquired yet. The frame that calls the handler must be part of
-the stack. So the exception never reaches a thread that has left its handler, or a new thread with the same identifier.
+A single inspection of the stack is not enough, because the thread may enter `logging` between the inspection and the
+exception. `interrupt` therefore inspects the stack twice. The second inspection and the call that raises the exception
+are one expression, during which the calling thread cannot lose the GIL. The other thread's next check then occurs in an
+inspected frame, or at the entry of a function that such a frame calls, before the function can acquire a lock. The
+frame that calls the handler must be part of the stack. The exception thus never reaches a thread that has left its
+handler, or a new thread with the same identifier.
 
-While the handler runs, an `Interrupter` retries at short intervals. A thread that logs continuously releases the GIL
-only inside `logging`, so an inspection never finds it elsewhere. The same is true of a thread that waits repeatedly,
-for example on an empty queue. Such a thread stops itself: while an interrupt is due, nqnb replaces the log record
-factory and `threading.Condition.wait` with functions that raise `JobCancelled` before a record is created or a wait
-begins. The thread's ``with`` and ``finally`` blocks then release its locks. They may not do so if another thread raises
-the exception.
+If an attempt fails, an `Interrupter` retries at short intervals. A thread that logs continuously releases the GIL only
+inside `logging`, so every inspection finds the thread in `logging`. Similarly, a thread that waits repeatedly, for
+example on an empty queue, is always found inside the wait. Such threads stop themselves: while an interrupt is pending,
+nqnb replaces the log record factory and `threading.Condition.wait` with functions that raise `JobCancelled` before a
+record is created or a wait begins. Because the thread itself raises the exception, its ``with`` and ``finally`` blocks
+release all locks. This would not be guaranteed if another thread raised the exception.
 """
 
 from __future__ import annotations
@@ -51,20 +52,23 @@ from nqnb.worker.thread_stack import iter_frames, module_of
 GUARDED = frozenset(
     {"logging", "threading", "queue", "importlib", "_frozen_importlib", "_frozen_importlib_external", "concurrent"}
 )
-"""Top-level Python modules whose code holds locks that the worker or other handlers also need."""
+"""Top-level modules whose code holds locks that the worker or other handlers also need."""
 _NQNB = __name__.partition(".")[0]
 
 _LOOK_SECONDS = 0.01
 """Seconds between two inspections of the threads that must be interrupted."""
 _MOST_LOOK_SHARE = 0.1
-"""The maximum share of the event loop's time that inspections may take."""
+"""The maximum fraction of the event loop's time that inspections may use."""
 
 _set_async_exc = ctypes.pythonapi["PyThreadState_SetAsyncExc"]
 _set_async_exc.argtypes = (ctypes.c_ulong, ctypes.py_object)
 
 
 class ThreadExecutor(Executor):
-    """Runs a plain function in a separate thread, so that an exception raised in that thread affects no other code."""
+    """An executor that runs a function in a separate thread.
+
+    An exception raised in that thread affects no other code.
+    """
 
     how = "its thread was stopped"
 
@@ -75,7 +79,7 @@ class ThreadExecutor(Executor):
         self._ladder = StopLadder(self._push, handler.grace)
         self._thread: threading.Thread | None = None
         self._base: FrameType | None = None
-        """The frame of the thread that calls the handler."""
+        """The frame that calls the handler."""
         self._result = Result(Ended.STOPPED)
 
     async def _run(self) -> Result:
@@ -141,7 +145,7 @@ class ThreadExecutor(Executor):
 
 
 def _check() -> None:
-    """Do nothing. When this function is entered, CPython raises any exception that is still pending in the thread."""
+    """Do nothing. On entry to this function, CPython raises any exception that is still pending in the thread."""
 
 
 def interrupt(thread_id: int, base: FrameType) -> bool:
@@ -149,10 +153,10 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 
     Args:
         thread_id: the identifier of the thread.
-        base: the frame of the thread that calls the handler.
+        base: the frame that calls the handler in that thread.
 
     Returns:
-        Whether the exception will be raised. If not, try again shortly afterwards.
+        True if the exception will be raised. Otherwise, the caller should try again soon.
     """
     collecting = gc.isenabled()
     gc.disable()  # up to Python 3.11, an allocation here may start a collection, whose finalizers are Python code
@@ -176,7 +180,7 @@ def interrupt(thread_id: int, base: FrameType) -> bool:
 
 
 def _is_guarded(stack: list[FrameType]) -> bool:
-    """Return whether any frame belongs to code that may hold a lock. The handler's frames come last in the stack."""
+    """Return whether any frame belongs to code that may hold a lock. The stack lists the innermost frame first."""
     modules = [_package(frame) for frame in stack if not _is_report(frame)]
     # A handler may belong to nqnb or be wrapped by nqnb, as in notebooks.
     while modules and modules[-1] == _NQNB:
@@ -185,7 +189,7 @@ def _is_guarded(stack: list[FrameType]) -> bool:
 
 
 def _is_report(frame: FrameType) -> bool:
-    """Return whether the frame reports progress or a log line to a `Job`. Such a report acquires no lock."""
+    """Return whether a frame belongs to a call that reports progress or a log line. Such calls acquire no lock."""
     return module_of(frame) in _REPORT_MODULES and frame.f_code is not StopFlag.wait.__code__
 
 
@@ -198,7 +202,7 @@ def _package(frame: FrameType) -> str:
 
 
 class Interrupter:
-    """Interrupts the threads of the executors on one event loop. It runs on that loop."""
+    """Interrupts handlers in threads on behalf of one event loop. All methods must be called on that loop."""
 
     def __init__(self) -> None:
         self._wanted: dict[int, FrameType] = {}
@@ -214,7 +218,7 @@ class Interrupter:
         return found
 
     def add(self, thread_id: int, base: FrameType) -> None:
-        """Raise `JobCancelled` once in the handler of a thread, either now or as soon as that is safe."""
+        """Raise `JobCancelled` once in the handler of a thread, now or as soon as that is safe."""
         if interrupt(thread_id, base):
             return
         self._wanted[thread_id] = base
@@ -243,10 +247,9 @@ _interrupter_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Inter
 
 
 class _Due:
-    """Threads that could not be interrupted yet. They stop themselves when they begin to log or to wait.
+    """Threads that could not be interrupted yet. Each thread stops itself when it next logs or waits.
 
-    While there are such threads, the log record factory and `threading.Condition.wait` are replaced with functions
-    that call the originals.
+    While there are such threads, the log record factory and `threading.Condition.wait` are replaced with wrappers.
     """
 
     def __init__(self) -> None:
@@ -254,7 +257,7 @@ class _Due:
         self._traps: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self._before: tuple[Callable[..., Any], Callable[..., Any]]
         self._lock = threading.Lock()
-        """Protects the state from concurrent event loops. A handler's thread never acquires this lock."""
+        """Protects the state against concurrent event loops. A handler's thread never acquires this lock."""
 
     def add(self, thread_id: int, base: FrameType) -> None:
         with self._lock:
@@ -269,7 +272,7 @@ class _Due:
                 threading.Condition.wait = self._traps[1]  # type: ignore[method-assign]  # temporary
 
     def has(self, thread_id: int, base: FrameType) -> bool:
-        """Return whether the thread has not stopped itself yet."""
+        """Return whether a thread still has to stop itself."""
         return self._bases.get(thread_id) is base
 
     def remove(self, thread_id: int, base: FrameType) -> None:
@@ -291,10 +294,10 @@ _due = _Due()
 def _trap(
     due: dict[int, FrameType], before: Callable[..., Any], is_harmless: Callable[[FrameType], bool]
 ) -> Callable[..., Any]:
-    """Wrap a function so that it raises `JobCancelled` in a thread that is due, if that is safe.
+    """Wrap a function. In a thread that must stop, the wrapper raises `JobCancelled` if this is safe.
 
     Args:
-        due: the threads that are due. A thread that stops itself is removed.
+        due: the threads that must stop. A thread that stops itself is removed.
         before: the function to wrap.
         is_harmless: returns whether a frame of guarded code between the handler and the function would release all its
             locks after an exception.
@@ -320,7 +323,7 @@ def _trap(
 
 
 def _is_log_call(frame: FrameType) -> bool:
-    """Return whether the frame lies between a log call and the creation of its record, not in a log handler."""
+    """Return whether a frame belongs to a log call that has not created its record yet."""
     return frame.f_code in _LOG_CALLS
 
 
@@ -334,5 +337,8 @@ _LOG_CALLS = frozenset(
 
 
 def _is_wait(frame: FrameType) -> bool:
-    """Return whether the frame belongs to code that waits on a condition, and so releases its locks on an exception."""
+    """Return whether a frame belongs to code that waits on a condition.
+
+    Such code releases its locks on an exception.
+    """
     return _package(frame) in ("threading", "queue", "concurrent")
