@@ -40,15 +40,15 @@ def job(
 ) -> Job:
     """Return a `Job` for calling a handler without a server, for example ``resize(job(data), data)``.
 
-    Afterwards, `Job.said` contains the last progress that the handler reported, and the lines that it logged.
+    Afterwards, `Job.said` contains the last progress that the handler reported, and the lines that the handler logged.
 
     Args:
         payload: the task's payload, as bytes or as a value to encode as JSON.
         id: the task id.
-        queue: the queue.
+        queue: the queue name.
         attempt: the attempt number, starting at 1.
         max_retry: the maximum number of retries.
-        cancelled: whether the handler must stop: `Job.progress` and `Job.raise_if_cancelled` then raise an exception.
+        cancelled: whether the handler must stop. If so, `Job.progress` and `Job.raise_if_cancelled` raise an exception.
 
     Raises:
         UnencodableValue: the payload cannot be encoded as JSON.

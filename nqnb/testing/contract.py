@@ -48,7 +48,7 @@ class StoreContract:
         await self.lacks(store, "a")
 
     async def test_an_empty_value_is_a_value(self, store: StateStore) -> None:
-        """Require that a key with an empty value exists."""
+        """Require that a key with an empty value counts as an existing key."""
         await store.create("a", b"")
         await self.has(store, "a", b"")
         await refused(store.create("a", b"two"), "create of a key with an empty value", "a")
@@ -100,7 +100,7 @@ class StoreContract:
             fail(f"update changed created from {before.created!r} back to {after.created!r}")
 
     async def test_update_of_a_stale_revision_raises(self, store: StateStore) -> None:
-        """Require that `update` with an older revision raises and writes nothing."""
+        """Require that `update` raises, and writes nothing, if the given revision is outdated."""
         first = await store.create("a", b"one")
         second = await store.update("a", b"two", first)
         await refused(store.update("a", b"three", first), f"update with revision {first}, older than {second},", "a")
@@ -114,7 +114,7 @@ class StoreContract:
         await self.has(store, "a", b"%d" % winner)
 
     async def test_update_of_a_later_revision_raises(self, store: StateStore) -> None:
-        """Require that `update` with a revision that does not exist yet raises."""
+        """Require that `update` raises if the given revision does not exist yet."""
         first = await store.create("a", b"one")
         await refused(
             store.update("a", b"two", first + 1), f"update with revision {first + 1}, which does not exist,", "a"
@@ -186,7 +186,7 @@ class StoreContract:
         grown(await store.create("a", b"four"), second, "create of a deleted key")
 
     async def test_every_write_takes_a_time_to_live(self, store: StateStore) -> None:
-        """Require that every write method accepts a ``ttl``, and that the value does not expire before then."""
+        """Require that every write method accepts a ``ttl``, and that the value does not expire early."""
         revision = await store.create("a", b"one", 3600)
         grown(await store.update("a", b"two", revision, ttl=3600), revision, "update with a ttl")
         await store.put("b", b"three", ttl=3600)
@@ -367,7 +367,7 @@ class StoreContract:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def has(self, store: StateStore, key: str, value: bytes, revision: int | None = None) -> Entry:
-        """Require that `get` returns the value, and that ``get(…, fresh=False)`` soon does, too. Return the entry."""
+        """Require that `get` returns the value, and that ``get(…, fresh=False)`` soon does so. Return the entry."""
         __tracebackhide__ = True
         entry = read(await store.get(key), f"get({key!r})", key)
         same(entry.value, value, f"get({key!r}) returned the value")
@@ -385,7 +385,7 @@ class StoreContract:
         return entry
 
     async def lacks(self, store: StateStore, key: str) -> None:
-        """Require that `get` returns None, and that ``get(…, fresh=False)`` soon does, too."""
+        """Require that `get` returns None, and that ``get(…, fresh=False)`` soon does so."""
         __tracebackhide__ = True
         same(await store.get(key), None, f"the key is missing: get({key!r}) returned")
         quick: list[Entry | None] = []
@@ -429,7 +429,7 @@ def same(found: object, wanted: object, what: str) -> None:
 
 
 def grown(later: int, earlier: int, what: str) -> int:
-    """Require that the revision returned by a write is higher than the key's previous revision, and return it."""
+    """Require that a write returned a higher revision than the key's previous write. Return the new revision."""
     __tracebackhide__ = True
     if not isinstance(later, int) or isinstance(later, bool) or later <= earlier:
         fail(f"{what} returned the revision {later!r}, expected an int above {earlier}, the key's last revision")
@@ -485,7 +485,7 @@ async def listed(store: StateStore) -> list[Entry]:
 
 
 def quiet(bell: Bell, problem: str) -> None:
-    """Require that a subscriber was not woken."""
+    """Fail with ``problem`` if a subscriber was woken."""
     __tracebackhide__ = True
     if bell.rung:
         fail(problem)

@@ -29,14 +29,11 @@ from nqnb.worker.worker import Worker
 _MIN_LAG_SECONDS = 0.15
 _LAG_PAUSE_SECONDS = 0.05
 _LONG_SECONDS = 0.5
-"""Waits of more than this many seconds use server-side schedules.
-
-The low limit ensures that attacks cover schedules.
-"""
+"""Waits longer than this many seconds use server-side schedules. The low limit lets attacks cover schedules."""
 
 
 class HandlerFailed(Exception):
-    """Raised by a handler in an attempt that is planned to fail."""
+    """The exception that a handler raises if its attempt is planned to fail."""
 
 
 def make_worker(orders: dict[str, Any]) -> Worker:
@@ -144,7 +141,7 @@ def shift_clock(seconds: float) -> None:
 
 
 def end_with_stdin() -> None:
-    """Start a thread that ends this process when its stdin is closed, because the parent process has then exited."""
+    """Start a thread that ends this process when stdin is closed, which means that the parent process has exited."""
 
     def wait() -> None:
         with contextlib.suppress(OSError, ValueError):

@@ -263,7 +263,7 @@ def write_line(path: str, task: str, attempt: int, word: str, run: str, worker: 
 
 
 def read_diary(path: Path, number: int) -> list[Line]:
-    """Read a diary. Ignore an incomplete last line, which is written if the process is killed."""
+    """Read a diary. An incomplete last line is ignored, because the process may have been killed."""
     lines = []
     for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
         parts = text.split()

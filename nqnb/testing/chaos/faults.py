@@ -72,7 +72,7 @@ class Faults:
             self._workload.fully_faulted.set()
 
     async def heal(self) -> None:
-        """Undo all faults: restart the servers and workers, restore the links, and free the store.
+        """Undo all faults: restart the servers and workers, restore the links, and free space in the store.
 
         Raises:
             DevServerError: a server did not restart.

@@ -67,7 +67,7 @@ def judge(evidence: Evidence) -> list[Breach]:
 
 
 def _ended_in_a_full_store(evidence: Evidence) -> int:
-    """Return the number of tasks that were cancelled in a full store. Their old revisions may have been removed."""
+    """Return the number of tasks that were cancelled in a full store. Old revisions of these tasks may be missing."""
     full = _full_store(evidence)
     return len({each.task for each in evidence.cancels if overlaps(full, each.begun, each.ended or evidence.judged)})
 

@@ -56,7 +56,8 @@ class ChaosOptions:
         seed: the seed for the random tasks, cancel calls and faults.
         minutes: the number of minutes after which no more tasks are submitted.
         faults: the kinds of faults to inject; see `FAULTS`.
-        settings: the server to attack. By default, the attack starts a server, or three if ``faults`` has ``cluster``.
+        settings: the server to attack. By default, the attack starts one server, or three servers if ``faults``
+            contains ``cluster``.
         workers: the number of worker processes.
         concurrency: the number of tasks that each worker process can run at the same time.
         ack_wait: the ack wait of the queues, in seconds.
@@ -84,7 +85,7 @@ class ChaosOptions:
             )
         if self.tasks < 1 or self.workers < 2 or not self.minutes > 0:
             raise BadInput(
-                "the attack is invalid: tasks must be at least 1, workers must be at least 2, "
+                "the attack's options are invalid: tasks must be at least 1, workers must be at least 2, "
                 "and minutes must be greater than 0."
             )
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
@@ -97,7 +98,7 @@ class ChaosOptions:
 
 @dataclass(frozen=True)
 class CancelPlan:
-    """A planned cancel call. Client ``client`` sends it ``after`` seconds after the moment ``aim`` is observed."""
+    """A planned cancel call: the target moment, the delay in seconds after that moment, and the client's number."""
 
     aim: Moment
     after: float
@@ -115,7 +116,7 @@ class TaskPlan:
     """The number of attempts that fail, counted from the first attempt."""
     retry: int = 0
     wait: float = 0.0
-    """The number of seconds between submitting the task and its due time."""
+    """The number of seconds between the task's submission and its due time."""
     polite: bool = True
     """Whether a handler in a thread or process calls ``job.raise_if_cancelled()``."""
     progress: bool = False
@@ -157,7 +158,7 @@ class TaskPlan:
 _AIMS = {each: 2 if each in (Moment.CLAIM, Moment.STARTED) else 1 for each in Moment}
 _KINDS = {Kind.COROUTINE: 52, Kind.THREAD: 32, Kind.PATIENT: 13, Kind.PROCESS: 3}
 _BLOCKS_ONE_IN = 400
-"""One task in this many blocks the event loop, but at least two tasks per attack."""
+"""One task in this many blocks the event loop. At least two tasks per attack do so."""
 
 
 def plan_tasks(options: ChaosOptions, clients: int) -> Iterator[TaskPlan]:

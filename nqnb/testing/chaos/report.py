@@ -21,7 +21,7 @@ SHOWN_BREACHES = 5
 _CLAIM_SECONDS = 0.01
 """A cancel call counts as sent at the claim if the call begins at most this many seconds before the claim."""
 _STARTED_SECONDS = 0.05
-"""A cancel call counts as sent just after the start if it begins at most this many seconds after the handler starts."""
+"""A cancel call counts as sent at the start if the call begins at most this many seconds after the handler starts."""
 _FINISH_SECONDS = 0.02
 """A cancel call counts as sent at the finish if the call begins at most this many seconds before the handler ends."""
 
@@ -42,7 +42,7 @@ class ChaosState:
     faults: Counter[str] = field(default_factory=Counter)
     workers: int = 0
     last_faults: list[tuple[float, str, bool]] = field(default_factory=list)
-    """The most recent faults: the start, the description, and whether the fault is over."""
+    """The start and the description of each recent fault, and whether the fault is over."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class ChaosReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no rule was broken."""
+        """Whether nqnb followed every rule."""
         return not self.breaches
 
     def as_json(self) -> dict[str, Any]:
@@ -209,8 +209,8 @@ class Figures:
     """The figures of an attack.
 
     ``cancels`` counts the outcomes of cancel calls, grouped by the moment at which each call was sent. ``ack`` is the
-    time from submission to acknowledgement, ``start`` from submission to start, and ``stop`` from the cancel call to
-    the end of the handler.
+    time from submission to acknowledgement. ``start`` is the time from submission to the start of the handler.
+    ``stop`` is the time from the cancel call to the end of the handler.
     """
 
     cancels: dict[Moment, Counter[str]] = field(default_factory=dict)
@@ -306,7 +306,7 @@ def _met(evidence: Evidence, cancel: CancelSeen) -> Moment:
 
 
 def _how(evidence: Evidence, cancel: CancelSeen) -> str:
-    """Return the final state of the task that was cancelled, or why the cancel call failed."""
+    """Return the final state of the cancelled task, or the reason why the cancel call failed."""
     if cancel.error in ("", "NotCancellable"):
         revisions = evidence.revisions.get(cancel.task)
         return revisions[-1].entry.Status.label if revisions else "lost"

@@ -96,7 +96,7 @@ class Testbed:
         self.links: list[Link] = []
         """The links of the worker processes, followed by the link of the second client."""
         self.settings = Settings("nats://127.0.0.1")
-        """The settings for a direct connection to the servers, which bypasses the links."""
+        """The settings for a direct connection that bypasses the links."""
         self.queues: dict[str, str] = {}
         """The name of the queue for each kind of handler."""
         self.offset = 0.0
@@ -269,7 +269,7 @@ class ChaosWorkers:
         """Send SIGSTOP to the worker process in a place. Call `resume` to resume the process.
 
         A suspended process cannot notice that the attack was killed. A helper process therefore resumes the worker
-        process shortly after ``seconds``, so that it can exit.
+        process shortly after ``seconds``, so that the worker process can exit.
         """
         if place in self._running and hasattr(signal, "SIGSTOP"):
             process = self._running[place][1]
@@ -312,7 +312,7 @@ class ChaosWorkers:
     async def stop(self) -> list[str]:
         """Stop all worker processes with SIGTERM, and kill any that do not stop in time.
 
-        Describe each failure to stop.
+        Return a description of each failure.
         """
         self.note_crashes()
         said = []

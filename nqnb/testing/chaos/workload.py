@@ -72,7 +72,7 @@ class Workload:
         self._cancelling: set[asyncio.Task[None]] = set()
 
     def hear(self, key: str, value: bytes) -> None:
-        """Handle an observed write to a task's entry. The server may have refused the write, so it is only a hint."""
+        """Handle an observed write to a task's entry. The write is only a hint, because the server may refuse it."""
         try:
             task = TaskMessage.decode(value)
         except MalformedMessage:
@@ -180,7 +180,7 @@ class _Signs:
         self.claimed, self.retrying, self.ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def of(self, aim: Moment) -> asyncio.Event | None:
-        """Return the event to wait for before cancelling a task at that moment, or None if no wait is needed."""
+        """Return the event to wait for before cancelling a task at the given moment, or None if no wait is needed."""
         if aim in (Moment.CLAIM, Moment.STARTED, Moment.RUNNING, Moment.FINISH):
             return self.claimed
         if aim is Moment.RETRY:
@@ -227,7 +227,7 @@ class LocalClient:
         self._nq = nq
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """See `TaskClient.perform`."""
+        """Perform an order in this process; see `TaskClient.perform`."""
         return await _perform(self._nq, order)
 
 
@@ -264,7 +264,7 @@ class RemoteClient:
         self._reader = asyncio.ensure_future(self._read())
 
     async def perform(self, order: Mapping[str, Any]) -> Answer:
-        """See `TaskClient.perform`."""
+        """Send an order to the client's process, and return the answer."""
         if self._reader is None or self._reader.done():
             return Answer(error="ConnectionFailed", text="the client's process has ended")
         number = next(self._numbers)
@@ -278,7 +278,7 @@ class RemoteClient:
             del self._waiting[number]
 
     async def stop(self) -> list[str]:
-        """Stop the client's process. If it has already crashed, return a description of the crash."""
+        """Stop the client's process. If the process has already crashed, return a description of the crash."""
         process, said = self._process, []
         self._process = None
         if process is not None and self._reader is not None and self._reader.done():
