@@ -23,7 +23,7 @@ from nqnb.worker.job import Job
 Isolation = Literal["coroutine", "thread", "process"]
 """The place where a handler runs: the worker's event loop, a separate thread, or a separate process."""
 MOST_TASKS_AT_ONCE = 1_000_000
-"""The maximum value of ``concurrency``. A queue's consumer delivers only up to 65,536 messages at once."""
+"""The maximum value of ``concurrency``. In practice, a consumer delivers at most 65,536 messages at once."""
 
 
 @dataclass(frozen=True)

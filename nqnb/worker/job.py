@@ -69,7 +69,7 @@ class JobState:
         self.log: list[str] = []
 
     def report(self, progress: Progress | None, log: list[str]) -> None:
-        """Replace the progress and the log, and call the function for changes."""
+        """Replace the progress and the log, and notify the worker."""
         self.progress, self.log = progress, log
         self.changed()
 
@@ -115,7 +115,7 @@ class Job:
         """True if the handler must stop: the task was cancelled or timed out, or the worker is stopping.
 
         To stop, a handler must raise an exception, as `raise_if_cancelled` and `progress` do. If the handler returns
-        instead, the task is marked completed.
+        instead, the task is marked as completed.
         """
         return self.state.stop.is_set()
 

@@ -20,13 +20,13 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 RENEWALS_AT_ONCE = 1000
-"""The maximum number of concurrent renewals. With tens of thousands of them, most replies would arrive too late."""
+"""The maximum number of concurrent renewals. If tens of thousands ran at once, most replies would be late."""
 LOOKS_AT_ONCE = 250
 """The maximum number of entries to read concurrently during the renewals."""
 
 
 class LeaseKeeper:
-    """The renewal of one worker's leases.
+    """An object that renews the leases of one worker.
 
     Args:
         backend: the worker's backend.
@@ -53,7 +53,7 @@ class LeaseKeeper:
         """The queues whose consumers are being recreated."""
 
     async def beat_all(self, before: float = math.inf) -> None:
-        """Send a heartbeat for each run whose last heartbeat was before the time ``before`` (in `elapsed` seconds)."""
+        """Send a heartbeat for each run that has had no heartbeat since ``before`` (in `elapsed` seconds)."""
         runs = [run for run in self._runs.values() if run.claimed and not run.superseded and run.beat < before]
         # Read the entries alongside the renewals, because a renewal must not wait for a read.
         looks = spawn(few_at_once(runs, lambda run: look(self._backend, self._worker_id, run), LOOKS_AT_ONCE))
@@ -89,7 +89,7 @@ class LeaseKeeper:
                     run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
-        """Renew the leases of runs whose last heartbeat was before ``before``.
+        """Renew the leases of runs that have had no heartbeat since ``before``.
 
         Return the runs whose consumer is missing.
         """

@@ -24,7 +24,7 @@ _CHECK_SECONDS = 1.0
 
 
 class PresenceWriter:
-    """The writer of one worker's presence.
+    """An object that writes the presence of one worker.
 
     Args:
         backend: the backend that stores the presence.

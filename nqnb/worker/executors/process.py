@@ -5,8 +5,8 @@ SIGTERM after ``grace`` seconds, and SIGKILL a quarter of a second later. Before
 that the handler has left running are killed: all descendants on Linux, and the process group on other systems.
 
 The function and its arguments are pickled with cloudpickle, so the function may be a closure or be defined in a
-notebook. Over a private socket, the worker sends the pickled call and its environment variables, and receives the
-result as JSON.
+notebook. Over a private socket, the worker sends the pickled call and the current environment variables, and receives
+the result as JSON.
 
 In the worker, the handler's exception is replaced by a stand-in with the same name, text, notes and traceback.
 Rebuilding the original exception would import the module that defines its class, and such an import may take seconds or
@@ -47,7 +47,7 @@ KILL_DELAY_SECONDS = 0.25
 REBUILD_TIMEOUT_SECONDS = 30.0
 """The time limit for rebuilding an exception."""
 _EXIT_TIMEOUT_SECONDS = 1.0
-"""The time limit for a process to exit after the handler has ended, for example while ``atexit`` functions run."""
+"""The time limit for a process to exit after the handler has ended. ``atexit`` functions run in this time."""
 
 
 class ProcessEnded(Exception):
@@ -262,7 +262,7 @@ def stand_in(remote: RemoteError) -> Exception:
 
 
 _late_imports: dict[tuple[str, str], threading.Thread] = {}
-"""The threads that exceeded the time limit, by module and name of the exception's class."""
+"""The threads in which rebuilding took too long, by module and name of the exception's class."""
 
 
 async def rebuild(remote: RemoteError) -> BaseException:

@@ -34,9 +34,9 @@ log = logging.getLogger("nqnb.worker")
 MOST_SPARES = 2
 """The maximum number of idle processes per worker. Each process uses about 20 MB of memory."""
 _KILL_TIMEOUT_SECONDS = 6.0
-"""The time limit for a supervisor to kill a process, before the worker kills both. Four seconds are usually enough."""
+"""The time after which the worker kills a supervisor that has not killed its process. Four seconds must be enough."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
-"""How long a stopping worker waits for its idle processes to exit after killing them."""
+"""How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
 """Seconds between two checks that the supervisor is alive. A fork may keep the pipe of a dead supervisor open."""
 _COLLECT_TIMEOUT_SECONDS = 1.0
@@ -48,14 +48,14 @@ _MOST_LAST_READS = 256
 SOCKET_DESCRIPTOR = 3
 """The descriptor of the socket in the supervisor's process."""
 _LOWEST_COPY = 10
-"""The minimum number of a copied descriptor, which is high enough not to overwrite another descriptor."""
+"""The lowest number for copied descriptors. No copy may have the number of a descriptor in the supervisor."""
 
 
 # -- idle processes ----------------------------------------------------------------------------------------------------
 
 
 class Reserve:
-    """A worker's share of the idle processes. If any handler runs in processes, the share is started at once.
+    """A worker's share of the idle processes. If any handler runs in processes, idle processes are started at once.
 
     Args:
         handlers: the worker's handlers.

@@ -14,12 +14,12 @@ inspected frame, or at the entry of a function that such a frame calls, before t
 frame that calls the handler must be part of the stack. The exception thus never reaches a thread that has left its
 handler, or a new thread with the same identifier.
 
-If an attempt fails, an `Interrupter` retries at short intervals. A thread that logs continuously releases the GIL only
-inside `logging`, so every inspection finds the thread in `logging`. Similarly, a thread that waits repeatedly, for
-example on an empty queue, is always found inside the wait. Such threads stop themselves: while an interrupt is pending,
-nqnb replaces the log record factory and `threading.Condition.wait` with functions that raise `JobCancelled` before a
-record is created or a wait begins. Because the thread itself raises the exception, its ``with`` and ``finally`` blocks
-release all locks. This would not be guaranteed if another thread raised the exception.
+If the exception cannot be raised yet, an `Interrupter` retries at short intervals. A thread that logs continuously
+releases the GIL only inside `logging`, so every inspection finds the thread in `logging`. Similarly, a thread that
+waits repeatedly, for example on an empty queue, is always found inside the wait. Such threads stop themselves: while an
+interrupt is pending, nqnb replaces the log record factory and `threading.Condition.wait` with functions that raise
+`JobCancelled` before a record is created or a wait begins. Because the thread itself raises the exception, the thread's
+``with`` and ``finally`` blocks release all locks. This would not be guaranteed if another thread raised the exception.
 """
 
 from __future__ import annotations
@@ -299,8 +299,8 @@ def _trap(
     Args:
         due: the threads that must stop. A thread that stops itself is removed.
         before: the function to wrap.
-        is_harmless: returns whether a frame of guarded code between the handler and the function would release all its
-            locks after an exception.
+        is_harmless: a function that returns whether a frame of guarded code between the handler and ``before`` would
+            release all its locks after an exception.
     """
 
     def trap(*args: Any, **kwargs: Any) -> Any:
