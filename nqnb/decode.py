@@ -29,10 +29,10 @@ UNREADABLE = (msgspec.DecodeError, UnicodeError, RecursionError, OverflowError, 
 """The exceptions that msgspec and Python raise for invalid JSON, excessive nesting and huge numbers."""
 
 LAST_MOMENT = 253_402_214_400.0
-"""9999-12-31 in Unix seconds. Python cannot convert later times to local time in every time zone."""
+"""9999-12-31 in Unix seconds. In some time zones, Python cannot convert later times to local time."""
 
 MAX_DEPTH = 200
-"""The maximum nesting depth of JSON that nqnb decodes for the user. Printing deeper JSON could exceed the stack."""
+"""The maximum nesting depth of JSON that nqnb decodes for the user. Printing is recursive."""
 
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 Moment = Annotated[float, msgspec.Meta(ge=0, lt=LAST_MOMENT)]
@@ -44,7 +44,7 @@ _BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def decode(data: bytes, decoder: msgspec.json.Decoder[T], what: str) -> T:
-    """Decode bytes, or raise `MalformedMessage` if they are invalid. ``what`` names the content in the error."""
+    """Decode bytes, or raise `MalformedMessage` if they are invalid. ``what`` describes the data in the error."""
     try:
         return decoder.decode(data)
     except UNREADABLE as error:
@@ -66,7 +66,7 @@ def decode_value(data: bytes) -> Any:
 def depth(data: bytes) -> int:
     """Return the nesting depth of JSON.
 
-    If the JSON has 64 or fewer opening brackets, return their number instead: it is an upper bound of the depth.
+    For JSON with at most 64 opening brackets, the result is the number of brackets, which is an upper bound.
     """
     brackets = data.count(b"[") + data.count(b"{")
     if brackets <= _FEW_BRACKETS:

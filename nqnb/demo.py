@@ -31,7 +31,7 @@ RETRIES = 2
 SLOTS = 4
 """The worker's concurrency, which is enough for the endless task and three others."""
 SCHEDULE_AHEAD_SECONDS = 1.5
-"""How many seconds after the submit the scheduled task is due."""
+"""The number of seconds between the submit of the scheduled task and its start time."""
 _PACE_SECONDS = (0.35, 0.85)
 """The minimum run times, in seconds, of a task with few files and of a task with many files. Without these limits, the
 demo would be too fast to watch."""
@@ -233,7 +233,7 @@ class _Script:
 
 
 class _Follower:
-    """The current states of all tasks. The steps of the demo wait for changes of these states."""
+    """The current states of the demo's tasks. The steps of the demo wait until the tasks reach the expected states."""
 
     def __init__(self, on_change: Callable[[DemoState], None]) -> None:
         self.state = DemoState()

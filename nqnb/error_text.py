@@ -49,7 +49,7 @@ def kind_of(value: object) -> str:
 
 
 def hint(text: str | None, known: Iterable[str]) -> str:
-    """Return "Did you mean …? " with the most similar known string, or an empty string without a similar string."""
+    """Return "Did you mean …? " with the most similar known string, or an empty string if no string is similar."""
     if not text or len(text) > 200:
         return ""
     import difflib  # imported late: only a misspelled name needs it

@@ -16,7 +16,7 @@
     │       └── Unavailable       JetStream has no leader or no quorum at the moment (see ``.err_code``)
     │           └── NoRoom        a storage limit was reached
     ├── Unconfirmed               the server's answer was lost: the request may have taken effect
-    ├── ServerRefused             the server refused the request, or the user lacks the permission
+    ├── ServerRefused             the server refused the request, for example because of a missing permission
     ├── RevisionConflict          a compare-and-set failed because of a newer write
     ├── MalformedMessage          bytes from the server are not a valid NQ message
     ├── UnknownQueue              the server has no such queue (see ``.queue``)
@@ -247,7 +247,7 @@ class NotSubmitted(NqnbError):
     """Some tasks of a ``submit_many`` could not be submitted.
 
     ``.tasks`` has an item for each payload, in the same order: a `Task`, or None if the submit failed. ``.errors`` maps
-    the index of each payload whose submit failed to the error.
+    the index of each failed payload to the error.
     """
 
     def __init__(self, message: str, tasks: Sequence[Any], errors: Mapping[int, NqnbError]) -> None:
@@ -261,4 +261,4 @@ class DevServerError(NqnbError):
 
 
 class JobCancelled(BaseException):
-    """The exception that nqnb raises inside a handler to stop the handler. A handler must not suppress it."""
+    """The exception that nqnb raises inside a handler to stop the handler. Handlers must not suppress it."""

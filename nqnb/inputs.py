@@ -262,7 +262,7 @@ def shown_moment(value: object) -> str:
 
 
 def check_status(value: object) -> State:
-    """Convert the name or number of a state to the state. Invalid values raise `BadInput`, which lists all states."""
+    """Return the state that has the given name or number. Invalid values raise `BadInput`, which lists all states."""
     if isinstance(value, (Status, Waiting)):
         return value
     text = exact_text(value) if isinstance(value, str) else None

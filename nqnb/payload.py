@@ -37,7 +37,7 @@ def encode(value: object, name: str = "payload") -> bytes:
             return bytes(value)
         except Exception as error:  # noqa: BLE001  a released view, or a foreign subclass
             raise UnencodableValue(
-                f"{name} cannot be read as bytes: {said(error)}. Pass bytes, or a value for JSON.", name
+                f"{name} cannot be read as bytes: {said(error)}. Pass bytes, or a value that JSON can represent.", name
             ) from None
     return encode_json(value, name)
 
@@ -152,7 +152,7 @@ def _remedy(found: object) -> str:
 MAX_DEPTH = 200
 """The maximum nesting depth of a value."""
 KEY_CHARACTERS = 200
-"""The maximum number of characters to show of a key, in the name of a part."""
+"""The maximum length of a key in the name of a part. Longer keys are truncated."""
 
 
 class Unwalkable(NamedTuple):
@@ -163,7 +163,7 @@ class Unwalkable(NamedTuple):
 
 
 def walk(value: Any, part: str) -> Iterator[tuple[str, object]]:
-    """Yield the name and value of each part, such as ``payload['rows'][3]``, and finally of the whole value."""
+    """Yield the name (such as ``payload['rows'][3]``) and the value of each part. The whole value is yielded last."""
     return _walk(value, part, ())
 
 

@@ -82,8 +82,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """A snapshot of a task, as read from the state bucket.
 
     ``attempt`` is the number of the last run, counted from 1. It is 0 before the first run. ``timeout`` is in seconds;
-    0 means no timeout.
-    ``revision`` is the revision of the task's entry in the bucket.
+    0 means no timeout. ``revision`` is the revision of the task's entry in the bucket.
     """
 
     id: str

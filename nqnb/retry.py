@@ -12,7 +12,7 @@ from nqnb.inputs import Duration, check_count, check_seconds, check_share
 
 @dataclass(frozen=True)
 class Backoff:
-    """Exponential back-off with jitter: each delay is a random value between half of a maximum and that maximum.
+    """Exponential back-off with jitter: each delay is a random value between 50% and 100% of a maximum.
 
     The maximum doubles with each retry, up to ``most``. Both arguments are stored in seconds.
 

@@ -76,7 +76,7 @@ _UNSUPPORTED_FIELDS = (
     "jetstream_api_prefix",
     "windows_cert_store",
 )
-"""Unsupported context fields that select the server or the login. Without them, nqnb might use the wrong server."""
+"""Unsupported context fields that select the server or the login. If ignored, they could lead to the wrong server."""
 
 _REFERENCES = ("op://", "nsc://", "env://", "data:")
 """Prefixes of context values that refer to other sources. Newer versions of the NATS CLI support such values."""
@@ -88,7 +88,7 @@ class _Source:
 
     Attributes:
         label: a function that returns the name of a setting in this source, for error messages.
-        values: the settings that this source has, by their names in `Settings`.
+        values: a dict of the settings in this source. The keys are the names in `Settings`.
     """
 
     label: Callable[[str], str]
@@ -122,8 +122,8 @@ class Settings:
         tls_key: path of the certificate's private key, a PEM file without a passphrase; default ``NATS_KEY``.
         tls_first: whether the TLS handshake takes place before the server sends its first message.
         context: name of the NATS CLI context to read. Default: ``NATS_CONTEXT``, or else the selected context unless
-            ``NATS_URL`` is set. If a url is passed, the default is to read no context. The attribute has the name of
-            the context that was read.
+            ``NATS_URL`` is set. If ``url`` is passed, no context is read by default. After initialization, this
+            attribute is the name of the context that was read.
         name: the name of this connection in the server's monitoring.
         replicas: the number of replicas of each stream and bucket that nqnb creates, from 1 to 5.
         state_bucket: the key-value bucket for the states of tasks. All clients and workers of a queue must use the same
@@ -176,7 +176,7 @@ class Settings:
     named: bool = field(default=True, init=False, repr=False, compare=False)
     """Whether the address comes from an argument, the environment or a context. If not, it is the default address."""
     detached: bool = field(default=False, init=False, repr=False, compare=False)
-    """Whether the address is that of the user's detached server. If so, it is looked up again at each reconnect."""
+    """Whether the address is that of the user's detached server. This address is looked up again at each reconnect."""
 
     def __post_init__(self) -> None:
         self._check_values()
@@ -199,7 +199,7 @@ class Settings:
             object.__setattr__(self, name, value)
 
     def _sources(self) -> list[_Source]:
-        """Return the settings in the arguments, the environment and the context, and parse the addresses."""
+        """Collect the settings in the arguments, the environment and the context, and parse the addresses."""
         given = {name: getattr(self, name) for kind in (*LOGINS, _TLS) for name in kind}
         given = {name: value for name, value in given.items() if value is not None and value is not False}
         arguments = _Source(lambda name: name, given | ({"url": self.url} if self.url else {}))
@@ -272,10 +272,10 @@ class Settings:
 
     @classmethod
     def of(cls, settings: Settings | str | Sequence[str] | None, **options: Any) -> Settings:
-        """Return a copy of other settings, settings for an address, or the defaults (for None), changed by ``options``.
+        """Create settings from existing settings, from an address, or from the defaults (None).
 
-        An option that is part of a login replaces the whole login. The option ``context`` also replaces the address and
-        the TLS settings.
+        Each option replaces one setting, except that an option that is part of a login replaces the whole login. The
+        option ``context`` also replaces the address and the TLS settings.
 
         Raises:
             BadInput: an option is unknown, or a value is invalid.
@@ -380,7 +380,9 @@ def _read_context(name: str) -> _Source:
         ) from None
     except (OSError, ValueError) as error:
         # The error of the parser may quote a password, so only the position is shown.
-        raise BadInput(f"{where} cannot be read: {_why(error)}. Repair it with `nats context edit {name}`.") from None
+        raise BadInput(
+            f"{where} cannot be read: {_why(error)}. Repair the file with `nats context edit {name}`."
+        ) from None
     repair = f"Edit the context with `nats context edit {name}`, or set the address and credentials instead."
     for key in _UNSUPPORTED_FIELDS:
         if found.get(key):
@@ -419,7 +421,7 @@ def _why(error: Exception) -> str:
 
 
 def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the addresses without their logins, and the login of the first address that has one.
+    """Return the addresses without logins, and the first login that is found in an address.
 
     ``label`` names the source of the addresses in errors. Errors do not quote an address, because an invalid address
     may contain a password at any position.
@@ -497,7 +499,7 @@ def _add_login(values: dict[str, Any], login: dict[str, str]) -> None:
 
 
 def _find_login(sources: Sequence[_Source]) -> dict[str, Any]:
-    """Return the login of the first source that has one."""
+    """Return the login from the first source that has a login."""
     for depth, source in enumerate(sources):
         kinds = [kind for kind in LOGINS if any(name in source.values for name in kind)]
         if depth == 0 and len(kinds) > 1:

@@ -139,8 +139,8 @@ def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) 
     """Supervise a nats-server until STOP is received or the parent dies.
 
     The supervisor creates `folder`, and writes the result of each command to the file ``status`` in this folder. Before
-    exiting, the supervisor stops the server, removes `folder` and releases the locks. After DETACH, only SIGTERM stops
-    the supervisor and the server. If a detached server exits by itself, the supervisor also exits, but does not remove
+    exiting, the supervisor stops the server, removes `folder` and releases the locks. After DETACH, the supervisor
+    does this only on SIGTERM. If a detached server exits by itself, the supervisor also exits, but does not remove
     `folder`, so that the log can be read.
 
     Args:
@@ -372,7 +372,7 @@ def _wait_for_runner(worker: int, runner: int) -> int | None:
 
 
 def _collect(runner: int, seconds: float = 0.0) -> int | None:
-    """Reap exited children until the runner has exited, for at most ``seconds``. Return its exit code, or None."""
+    """Reap exited children for at most ``seconds``. Return the runner's exit code, or None if it has not exited."""
     until = time.monotonic() + seconds
     while True:
         try:

@@ -165,7 +165,7 @@ def plain(value: Any) -> Any:
 
 
 def error_fields(error: Exception) -> dict[str, Any]:
-    """Convert an error to a dict with the message, the type and the attributes of the error, for JSON."""
+    """Convert an error to a JSON-compatible dict with the error's message, type and attributes."""
     known = {
         name: plain(getattr(error, name))
         for name in ("task_id", "queue", "status", "url", "error_type", "traceback")

@@ -78,7 +78,7 @@ def _progress(task: TaskInfo) -> str:
 
 
 def _busiest(queues: list[QueueCounts], most: int) -> list[QueueCounts]:
-    """Return the ``most`` queues with the largest numbers of open tasks, sorted by name."""
+    """Return the queues with the most open tasks, sorted by name. ``most`` limits the number of queues."""
     if len(queues) <= most:
         return queues
 
@@ -195,7 +195,7 @@ def demo_summary(record: DemoSummary) -> RenderableType:
 
 
 def _demo_window(rows: list[DemoRow], height: int) -> list[DemoRow]:
-    """Select ``height`` rows: running tasks first, then waiting tasks and the last ended tasks. Keep their order."""
+    """Return up to ``height`` rows in their original order. Running tasks take precedence over the other tasks."""
     running = [row for row in rows if row.status is Status.PROCESSING]
     ended = [row for row in rows if row.status.terminal]
     waiting = [row for row in rows if row.status is Status.PENDING]

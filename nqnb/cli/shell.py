@@ -154,7 +154,7 @@ class Shell:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.command.Front.follow`. A terminal is filled; other outputs receive lines."""
+        """See `nqnb.commands.command.Front.follow`. Records fill the screen of a terminal, or are printed as lines."""
         if self.json:
             yield lambda record: print(to_json(record.as_json()), flush=True)
             return
@@ -250,7 +250,7 @@ def discard(stream: TextIO) -> None:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is an open terminal. For a closed stream, ``stream`` is None."""
+    """Return whether a stream is an open terminal. None stands for a closed stream."""
     return stream is not None and stream.isatty()
 
 

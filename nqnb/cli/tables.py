@@ -140,7 +140,7 @@ def run_duration(task: TaskInfo) -> str:
 
 
 def due(task: TaskInfo) -> str:
-    """Return the time until a waiting task is due, or an empty string for any other task."""
+    """Return the time until a waiting task is due. For a task that is already due or not waiting, return ``""``."""
     rest = 0.0 if task.due_at is None else -seconds_since(task.due_at)
     return f"in {duration(rest)}" if rest > 0 else ""
 
@@ -151,7 +151,7 @@ def queue_state(queue: QueueInfo) -> Text:
 
 
 def scheduled_column(shown: Iterable[QueueInfo]) -> Column:
-    """Return the column for numbers of scheduled tasks. It is dropped first if no queue has scheduled tasks."""
+    """Return the column for numbers of scheduled tasks. The column is dropped first if no queue has such tasks."""
     return Column("scheduled", right=True, dispensable=1 if any(each.scheduled for each in shown) else 7)
 
 
