@@ -1,5 +1,5 @@
-"""The commands of nqnb, which the shell (``nqnb``) and the notebook (``%nq``) share.
+"""The commands of nqnb, which are the same in the shell (``nqnb``) and in a notebook (``%nq``).
 
-Commands return records (see `nqnb.records` and `nqnb.commands.command_records`), which the front end shows. A
-long-running command reports progress through the `nqnb.commands.command.Front` in ``ctx.obj``.
+Commands return records (see `nqnb.records` and `nqnb.commands.command_records`). The front end displays these records.
+A long-running command reports its progress through ``ctx.obj``, which is a `nqnb.commands.command.Front`.
 """

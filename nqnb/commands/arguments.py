@@ -1,4 +1,4 @@
-"""The arguments and options that several commands share, and the confirmation before an irreversible change."""
+"""Arguments and options that several commands share, and the prompt to confirm an irreversible change."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Completion = Callable[[click.Context, click.Parameter, str], Any]
 
 
 def queue_argument(function: F) -> F:
-    """Add the required argument that names a queue."""
+    """Add a required queue name to a command's arguments."""
     return click.argument("queue", type=queue_name, metavar="NAME", shell_complete=shell_completion.queues)(function)
 
 
 def queue_option(help: str) -> Callable[[F], F]:
-    """Add the option that names a queue."""
+    """Add the ``--queue`` option to a command."""
     return click.option(
         "--queue", "-q", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, help=help
     )
 
 
 def ids_argument(completion: Completion) -> Callable[[F], F]:
-    """Add the argument that takes any number of task ids."""
+    """Add an argument that accepts any number of task ids."""
     return click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=completion)
 
 
 def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
-    """Add the argument for task ids, and NQ's option ``--id``; `chosen_ids` combines the two."""
+    """Add an argument for task ids, and NQ's ``--id`` option. `chosen_ids` combines their values."""
 
     def decorate(function: F) -> F:
         named = click.option(
@@ -53,51 +53,51 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
 
 
 def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return the task ids on the command line, without duplicates. Raise UsageError if it has no task id."""
+    """Return the task ids from the argument and the option, without duplicates. Raise UsageError if both are empty."""
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
-        raise click.UsageError("no tasks were selected: expected at least one task id. Use ID or --id ID")
+        raise click.UsageError("no task was selected: at least one task id is required. Use ID or --id ID")
     return chosen
 
 
 def status_option(
     type: Callable[[str], Any] = status, *, completion: Completion = shell_completion.states, help: str
 ) -> Callable[[F], F]:
-    """Add the repeatable option that names a state."""
+    """Add the repeatable ``--status`` option to a command."""
     return click.option(
         "statuses", "--status", "-s", type=type, multiple=True, metavar="STATE", shell_complete=completion, help=help
     )
 
 
 def age_option(name: str, help: str, *, required: bool = False) -> Callable[[F], F]:
-    """Add an option for the age of a task."""
+    """Add an option whose value is the age of a task."""
     return click.option(name, type=seconds, required=required, metavar="AGE", help=f"{help} (90s, 10m, 2h, 1d)")
 
 
 def wait_option(help: str) -> Callable[[F], F]:
-    """Add the option that sets how long to wait for code to stop."""
+    """Add the ``--wait`` option, which limits how long the command waits for code to stop."""
     return click.option("--wait", type=seconds, metavar="SECONDS", help=help)
 
 
 def limit_option(function: F) -> F:
-    """Add the option that limits how many tasks are shown."""
+    """Add the ``--limit`` option, which limits the number of tasks shown."""
     return click.option(
         "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
     )(function)
 
 
 def yes_option(function: F) -> F:
-    """Add the option that skips the confirmation."""
+    """Add the ``--yes`` option, which skips the confirmation prompt."""
     return click.option("--yes", "-y", is_flag=True, help="Do not ask for confirmation")(function)
 
 
 def dry_run_option(help: str) -> Callable[[F], F]:
-    """Add the option that shows a preview and changes nothing."""
+    """Add the ``--dry-run`` option, which shows a preview and makes no changes."""
     return click.option("--dry-run", is_flag=True, help=help)
 
 
 def exclusive_flag(**flags: bool) -> str | None:
-    """Return the name of the flag that is set, or None if no flag is set. Raise UsageError if several flags are set."""
+    """Return the name of the flag that is set, or None. Raise UsageError if more than one flag is set."""
     given = [name for name, value in flags.items() if value]
     if len(given) > 1:
         raise click.UsageError(
@@ -107,17 +107,17 @@ def exclusive_flag(**flags: bool) -> str | None:
 
 
 def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, otherwise: str) -> None:
-    """Show a preview and ask for confirmation, unless ``yes`` is True.
+    """Show a preview, and ask for confirmation unless ``yes`` is True.
 
     Args:
         ctx: the context of the command.
-        preview: the record to show first. It is not shown with ``--json``, whose output has only the result.
+        preview: the record to show before the question. With ``--json``, only the result is shown.
         question: the question to ask.
         yes: whether the user has already confirmed with an option.
-        otherwise: the start of the error if the answer is no, such as "nothing was cancelled".
+        otherwise: the start of the error message if the user declines, such as "nothing was cancelled".
 
     Raises:
-        NqnbError: the answer is no, or there is no terminal (`NeedsYes`).
+        NqnbError: the user declined, or there is no terminal for the question (`NeedsYes`).
     """
     front = front_of(ctx)
     if not front.json:
@@ -127,5 +127,5 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
 
 
 def count_tasks(count: int) -> str:
-    """Return a number of tasks in words."""
+    """Return a number of tasks as text, such as "1 task"."""
     return "1 task" if count == 1 else f"{count:,} tasks"

@@ -1,4 +1,4 @@
-"""The command ``nqnb check``: a health check that compares workers, waiting tasks and failed tasks with limits."""
+"""The command ``nqnb check``, a health check of the server, the workers and the tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nqnb.text import duration
 
 
 class Check(Struct, frozen=True):
-    """One condition of a health check: whether the condition holds, and the value that was found, as text."""
+    """One condition of a health check. ``ok`` is True if the condition holds, and ``found`` is the measured value."""
 
     name: str
     ok: bool
@@ -28,7 +28,7 @@ class Check(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """The outcome of a health check."""
+    """The result of a health check."""
 
     checks: list[Check]
 
@@ -39,11 +39,9 @@ class Health(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The error to print if a condition does not hold."""
+        """The error to print, or an empty list if all conditions hold."""
         broken = [f"{each.name} {each.found}" for each in self.checks if not each.ok]
-        return [NqnbError(f"the check failed: {'; '.join(broken)}. `nqnb tasks` and `nqnb workers` show more")] * bool(
-            broken
-        )
+        return [NqnbError(f"the check failed: {'; '.join(broken)}. See `nqnb tasks` and `nqnb workers`")] * bool(broken)
 
 
 class Limits(Struct, frozen=True):
@@ -68,9 +66,9 @@ Examples:
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
 @click.option("--min-workers", type=click.IntRange(1), metavar="N", help="Fail if fewer than N nqnb workers are alive")
 @click.option(
-    "--max-oldest", type=seconds, metavar="AGE", help="Fail if a task has waited longer than AGE to start (90s, 5m)"
+    "--max-oldest", type=seconds, metavar="AGE", help="Fail if a due task has been waiting longer than AGE (90s, 5m)"
 )
-@click.option("--max-failed", type=click.IntRange(0), metavar="N", help="Fail if more than N tasks failed")
+@click.option("--max-failed", type=click.IntRange(0), metavar="N", help="Fail if more than N tasks have failed")
 @age_option("--since", "With --max-failed: count only tasks that failed less than AGE ago")
 @click.pass_context
 def check(
@@ -81,14 +79,14 @@ def check(
     max_failed: int | None,
     since: float | None,
 ) -> Health:
-    """Check the server, the workers and the tasks.
+    """Check the health of the server, the workers and the tasks.
 
     QUEUE limits the check to one queue. The exit code is 0 if the server answers and all conditions hold, 1 if a
-    condition does not hold or the queue does not exist, and 3 if there is no connection. Tasks that are not due yet do
-    not count as waiting to start.
+    condition does not hold or the queue does not exist, and 3 if the connection fails. A task counts as waiting to
+    start only once it is due.
     """
     if since is not None and max_failed is None:
-        raise click.UsageError("--since has no effect: it needs --max-failed. Add --max-failed, or drop --since")
+        raise click.UsageError("--since has no effect without --max-failed. Add --max-failed, or remove --since")
     return ask(ctx, lambda nq: _health(nq, queue, Limits(min_workers, max_oldest, max_failed, since)))
 
 
@@ -117,7 +115,7 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
 
 
 def _waited(task: TaskInfo, now: datetime) -> float:
-    """Return for how many seconds a pending task has been due; 0 if it is not pending or not due yet."""
+    """Return how many seconds a pending task has been due, or 0 for a task that is not pending or not yet due."""
     since = task.due_at or task.submitted_at
     return 0.0 if task.status is not Status.PENDING or since is None else max(0.0, (now - since).total_seconds())
 

@@ -1,6 +1,6 @@
-"""The base of every command: the front end that runs it, the connection to the server, and the shared options.
+"""The parts that all commands share: the interface of the front end, the connection to the server, and the options.
 
-The front end is the shell (`nqnb.cli.shell`) or a notebook. Both run the same commands.
+The front end is either the shell (`nqnb.cli.shell`) or a notebook. Both run the same commands.
 """
 
 from __future__ import annotations
@@ -23,49 +23,51 @@ from nqnb.records import TaskInfo
 T = TypeVar("T")
 
 _OPTIONS_KEY = "nqnb.options"
-"""The key in ``ctx.meta`` under which the user's shared options are stored."""
+"""The key in ``ctx.meta`` under which the values of the shared options are stored."""
 _UNSERVED_DELAY_SECONDS = 0.5
-"""How long a command waits for a task before it checks whether a worker serves the queue."""
+"""How long a command waits for a task before checking whether any worker is serving the task's queue."""
 
 
 class NeedsYes(NqnbError):
-    """A command needs a confirmation, but there is no terminal."""
+    """A command cannot ask for confirmation because there is no terminal."""
 
 
 class Front(Protocol):
-    """A front end, stored in ``ctx.obj``, through which a command reaches the server and the user."""
+    """The interface, stored in ``ctx.obj``, through which a command communicates with the server and the user."""
 
     json: bool
     """Whether JSON output was requested."""
     verbose: bool
-    """Whether to report which server was chosen, and why."""
+    """Whether to show which server was chosen and why."""
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run an async function until it returns, and return its result."""
+        """Run an async function to completion, and return its result."""
         ...
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
-        """Return a context manager that connects a client.
+        """Return an async context manager that provides a connected client.
 
-        A command calls this outside of `run`, and enters the context inside `run`. ``options`` are the fields of
-        `nqnb.Settings` that the user passed with the command.
+        A command calls this method outside `run`, and enters the context manager inside `run`. ``options`` contains the
+        `nqnb.Settings` fields that the user set with the shared options.
         """
         ...
 
     def stdin(self) -> bytes:
-        """Return everything that can be read from stdin."""
+        """Return the contents of stdin."""
         ...
 
     def say(self, text: str) -> None:
-        """Show the user a message in addition to the result."""
+        """Show a message to the user, in addition to the result."""
         ...
 
     def waits_for(self, task_id: str) -> None:
-        """Record the task that the command is about to wait for."""
+        """Record the id of the task that the command is about to wait for."""
         ...
 
     def confirm(self, question: str) -> bool:
-        """Ask the user, and return whether the answer is yes. Call this outside of `run`, because it blocks.
+        """Ask the user a question, and return whether the answer is yes.
+
+        This method blocks, so it must be called outside `run`.
 
         Raises:
             NeedsYes: there is no terminal.
@@ -73,42 +75,42 @@ class Front(Protocol):
         ...
 
     def show(self, record: object) -> None:
-        """Show a record before the command ends."""
+        """Show a record immediately, before the command ends."""
         ...
 
     def live(self) -> AbstractContextManager[Callable[[object], None]]:
-        """Return a context manager that yields a function. It shows a record in place of the previous record."""
+        """Return a context manager that yields a function for showing records, each in place of the previous record."""
         ...
 
     def follow(self) -> AbstractContextManager[Callable[[Any], None]]:
-        """Return a context manager that yields a function, which shows each new version of the result.
+        """Return a context manager that yields a function for showing successive versions of the result.
 
-        If the display cannot be replaced, a later record that has ``news`` shows only its ``news``.
+        If the output cannot be overwritten, only the ``news`` attribute of later versions is shown.
         """
         ...
 
     def stop_requested(self) -> AbstractAsyncContextManager[asyncio.Event]:
-        """Return a context manager that yields an event, which is set when the user or system stops the command."""
+        """Return a context manager that yields an event. The user or the system sets the event to stop the command."""
         ...
 
     def start_logging(self) -> None:
-        """Make log records visible."""
+        """Start showing log records to the user."""
         ...
 
 
 def front_of(ctx: click.Context) -> Front:
-    """Return the front end that is running this command."""
+    """Return the front end that is running the command."""
     front: Front = ctx.obj
     return front
 
 
 def options_of(ctx: click.Context) -> dict[str, Any]:
-    """Return the fields of `nqnb.Settings` that the user passed before or after the name of the command."""
+    """Return the `nqnb.Settings` fields that the user set before or after the name of the command."""
     return dict(ctx.meta.get(_OPTIONS_KEY, {}))
 
 
 def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
-    """Connect, call ``question`` with the client, disconnect, and return the answer."""
+    """Connect to the server, call ``question`` with the client, disconnect, and return the result of the call."""
     front = front_of(ctx)
     connected = front.client(options_of(ctx))
 
@@ -120,14 +122,14 @@ def ask(ctx: click.Context, question: Callable[[Client], Awaitable[T]]) -> T:
 
 
 async def say_if_unserved(ctx: click.Context, nq: Client, queue: str, task: TaskInfo | None = None) -> None:
-    """Tell the user if no worker serves a queue. ``task`` is the task that the command waits for, if any."""
+    """Tell the user if no worker is serving a queue. ``task`` is the task that the command is waiting for, if any."""
     if not front_of(ctx).json and await nq.serving.is_missing(queue, task):
         front_of(ctx).say(unserved(queue))
 
 
 @contextlib.asynccontextmanager
 async def saying_if_unserved(ctx: click.Context, nq: Client, task_id: str) -> AsyncIterator[None]:
-    """While the block waits for a task, tell the user if no worker serves the task's queue."""
+    """Tell the user if no worker is serving the queue of the task that the ``with`` block is waiting for."""
 
     async def look() -> None:
         await asyncio.sleep(_UNSERVED_DELAY_SECONDS)
@@ -144,19 +146,19 @@ async def saying_if_unserved(ctx: click.Context, nq: Client, task_id: str) -> As
 
 
 def help_alone(ctx: click.Context) -> str | None:
-    """Return the help of a group if the command line has no command after the group."""
+    """Return the group's help text if no command follows the group's name, or None otherwise."""
     return ctx.get_help() if ctx.invoked_subcommand is None else None
 
 
 class Command(click.Command):
-    """A command that also accepts the shared options after its name. Its help does not list them."""
+    """A command that also accepts the shared options. The command's help does not list these options."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _shared_options(self.params, hidden=True)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """See `click.Command.parse_args`. The error for an unknown option includes a suggestion."""
+        """Parse the command's arguments. The error for an unknown option includes a suggestion."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -174,7 +176,7 @@ class Group(click.Group):
         self.params += _shared_options(self.params, hidden=not self.explains)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the options before the command; see `Command.parse_args`."""
+        """Parse the group's own options. The error for an unknown option includes a suggestion."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -182,7 +184,7 @@ class Group(click.Group):
 
 
 class Root(Group):
-    """The outermost group, whose help explains the shared options."""
+    """The top-level group. Its help lists the shared options."""
 
     group_class = Group
     explains = True
@@ -206,17 +208,17 @@ def _keep_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> No
 def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[click.Parameter]:
     file: dict[str, Any] = {"metavar": "FILE", "type": FilePath()}
     shared = [
-        _shared("--url", "-u", metavar="URL", help="Server address, or several separated by commas  [NATS_URL]"),
+        _shared("--url", "-u", metavar="URL", help="Server URL, or several URLs separated by commas  [NATS_URL]"),
         _shared("--user", metavar="NAME", help="User name  [NATS_USER]"),
         _shared("--password", metavar="TEXT", help="Password  [NATS_PASSWORD]"),
         _shared("--token", metavar="TEXT", help="Token  [NATS_TOKEN]"),
         _shared("--creds", **file, help="Credentials file  [NATS_CREDS]"),
-        _shared("--nkey", **file, help="File with the seed of an nkey  [NATS_NKEY]"),
-        _shared("tls_ca", "--tlsca", **file, help="CA certificates to trust  [NATS_CA]"),
+        _shared("--nkey", **file, help="File that contains an nkey seed  [NATS_NKEY]"),
+        _shared("tls_ca", "--tlsca", **file, help="File with trusted CA certificates  [NATS_CA]"),
         _shared("tls_cert", "--tlscert", **file, help="Client certificate  [NATS_CERT]"),
         _shared("tls_key", "--tlskey", **file, help="Private key of the client certificate  [NATS_KEY]"),
         _shared("tls_first", "--tlsfirst", is_flag=True, default=None, help="Start TLS before the NATS INFO message"),
-        _shared("--context", metavar="NAME", help="Context of the NATS CLI  [NATS_CONTEXT]"),
+        _shared("--context", metavar="NAME", help="NATS CLI context  [NATS_CONTEXT]"),
         _shared("--name", metavar="NAME", help="Name of this connection on the server  [nqnb]"),
         _shared("connect_timeout", "--timeout", metavar="SECONDS", type=seconds, help="Time limit for connecting  [5]"),
         click.Option(
@@ -231,7 +233,7 @@ def _shared_options(params: list[click.Parameter], *, hidden: bool) -> list[clic
             is_flag=True,
             expose_value=False,
             callback=_keep_verbose,
-            help="Show which server was chosen, and why",
+            help="Show which server was chosen and why",
         ),
     ]
     taken = {opt for param in params for opt in param.opts}

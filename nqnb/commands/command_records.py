@@ -1,7 +1,7 @@
-"""The records that commands return, in addition to the records in `nqnb.records`.
+"""The records that commands return, in addition to those in `nqnb.records`.
 
-If a record's ``ok`` is False, the record is shown and the exit code is 1. If a record has ``as_json``, ``--json``
-prints its return value instead of the record's fields.
+If a record's ``ok`` attribute is False, the record is shown and the exit code is 1. If a record has an ``as_json``
+method, ``--json`` prints the method's return value instead of the record's fields.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PRINTED_ERRORS = 10
 
 
 class Tasks(list[TaskInfo]):
-    """Tasks, the most recently changed task last. ``total`` is the number of tasks before the limit was applied."""
+    """A list of tasks in order of their last change. ``total`` is the number of tasks before the limit was applied."""
 
     def __init__(self, tasks: Iterable[TaskInfo] = (), total: int = 0) -> None:
         super().__init__(tasks)
@@ -35,11 +35,11 @@ class Tasks(list[TaskInfo]):
 
 
 class Queues(list[QueueInfo]):
-    """Queues, sorted by name."""
+    """A list of queues, sorted by name."""
 
 
 class Workers(list[WorkerInfo]):
-    """Live workers, sorted by host and process; ``least`` is the required number."""
+    """A list of live workers, sorted by host and process id. ``least`` is the minimum number required."""
 
     def __init__(self, workers: Iterable[WorkerInfo] = (), least: int = 0) -> None:
         super().__init__(workers)
@@ -52,14 +52,14 @@ class Workers(list[WorkerInfo]):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The error to print if there are too few workers."""
+        """The error to print, or an empty list if there are enough workers."""
         if self.ok:
             return []
         return [NqnbError(f"too few workers are alive: expected {self.least:,}, found {len(self):,}. Start more")]
 
 
 class Outcomes(list[T]):
-    """The records of several tasks; ``errors`` has the errors of the tasks that were refused."""
+    """A list of the records from an operation on several tasks. ``errors`` contains the errors from that operation."""
 
     def __init__(self, records: Iterable[T] = (), errors: Iterable[NqnbError] = ()) -> None:
         super().__init__(records)
@@ -67,7 +67,7 @@ class Outcomes(list[T]):
 
     @classmethod
     def of(cls, outcomes: Iterable[T | NqnbError]) -> Self:
-        """Separate the records from the errors."""
+        """Create an instance from a mixture of records and errors."""
         made = cls()
         for each in outcomes:
             if isinstance(each, NqnbError):
@@ -78,16 +78,16 @@ class Outcomes(list[T]):
 
     @property
     def ok(self) -> bool:
-        """Whether every task was accepted and ended as requested."""
+        """Whether the operation succeeded for every task."""
         return not self.errors
 
 
 class Receipts(Outcomes[CancelReceipt]):
-    """The receipts of several cancels."""
+    """The outcomes of cancelling several tasks."""
 
 
 class RequeuedTask(Struct, frozen=True):
-    """A requeued task: ``id`` is the id of the new task, and ``of`` is the id of the ended task."""
+    """A requeued task. ``id`` is the new task's id, and ``of`` is the original task's id."""
 
     id: str
     queue: str
@@ -95,11 +95,11 @@ class RequeuedTask(Struct, frozen=True):
 
 
 class Requeued(Outcomes[RequeuedTask]):
-    """Several requeued tasks."""
+    """The outcomes of requeuing several tasks."""
 
 
 class RequeueGroup(Struct, frozen=True):
-    """The tasks of one queue with the same state and type of error; ``error`` is the error of the first task."""
+    """A group of tasks with the same queue, state and error type. ``error`` is the first task's error."""
 
     queue: str
     status: Status
@@ -108,7 +108,7 @@ class RequeueGroup(Struct, frozen=True):
 
 
 class RequeuePreview(Struct, frozen=True):
-    """The tasks that a command would requeue; ``left_out`` counts tasks that had already been requeued."""
+    """The tasks that a command would requeue. ``left_out`` is the number of tasks that have already been requeued."""
 
     groups: list[RequeueGroup]
     ids: list[str]
@@ -116,7 +116,7 @@ class RequeuePreview(Struct, frozen=True):
 
     @classmethod
     def of(cls, tasks: Iterable[TaskInfo], left_out: int) -> RequeuePreview:
-        """Group tasks by queue, state and type of error."""
+        """Create a preview of tasks, grouped by queue, state and error type."""
         groups: dict[tuple[str, Status, str], list[TaskInfo]] = {}
         for each in tasks:
             groups.setdefault((each.queue, each.status, each.error.type if each.error else ""), []).append(each)
@@ -139,7 +139,7 @@ class RequeuePreview(Struct, frozen=True):
 
 
 class RequeuedAll(Struct, frozen=True):
-    """The outcome of requeuing many tasks; ``left_out`` counts tasks that had already been requeued."""
+    """The outcome of requeuing many tasks. ``left_out`` is the number of tasks that had already been requeued."""
 
     tasks: list[RequeuedTask]
     refused: list[NqnbError]
@@ -147,12 +147,12 @@ class RequeuedAll(Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether every task was requeued."""
+        """Whether no task was refused."""
         return not self.refused
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: only the first few."""
+        """The first few errors, which are printed."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class RequeuedAll(Struct, frozen=True):
 
 
 class Emptied(Struct, frozen=True):
-    """The outcome of a purge or delete; ``removed`` is True if the queue was deleted."""
+    """The outcome of purging or deleting a queue. ``removed`` is True if the queue was deleted."""
 
     receipt: PurgeReceipt
     removed: bool
@@ -178,7 +178,7 @@ class Emptied(Struct, frozen=True):
 
 
 class OpenTasks(Struct, frozen=True):
-    """The tasks of one queue in one state; ``oldest`` is the submit time of the oldest task."""
+    """A group of tasks with the same queue and state. ``oldest`` is the time at which the oldest task was submitted."""
 
     queue: str
     status: Status
@@ -187,14 +187,14 @@ class OpenTasks(Struct, frozen=True):
 
 
 class Preview(Struct, frozen=True):
-    """The tasks that a command would end."""
+    """The unfinished tasks that a command would cancel or delete."""
 
     groups: list[OpenTasks]
     ids: list[str]
 
     @classmethod
     def of(cls, tasks: Iterable[TaskInfo]) -> Preview:
-        """Group tasks by queue and state."""
+        """Create a preview of tasks, grouped by queue and state."""
         groups: dict[tuple[str, Status], list[TaskInfo]] = {}
         for each in tasks:
             groups.setdefault((each.queue, each.status), []).append(each)
@@ -216,14 +216,14 @@ class Preview(Struct, frozen=True):
 
 
 class Cancelled(Struct, frozen=True):
-    """The outcome of cancelling many tasks."""
+    """The outcome of cancelling the tasks in a preview."""
 
     receipts: list[CancelReceipt]
     refused: list[NqnbError]
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """The number of tasks by outcome, the most frequent outcome first."""
+        """The number of tasks for each outcome, in descending order."""
         counts = Counter("stopping" if each.stopping else each.status.label for each in self.receipts)
         counts.update(map(_refusal, self._without_receipt()))
         return dict(counts.most_common())
@@ -236,7 +236,7 @@ class Cancelled(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The errors to print: only the first few."""
+        """The first few errors, which are printed."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
@@ -262,14 +262,14 @@ def _refusal(error: NqnbError) -> str:
 
 
 class TaskStatus(Struct, frozen=True):
-    """The state of a task."""
+    """A task's id and state."""
 
     id: str
     status: Status
 
 
 class Value(Struct, frozen=True):
-    """The result of a task. ``id`` and ``queue`` are set if the same command submitted the task."""
+    """The result of a task. ``id`` and ``queue`` are set only if the same command submitted the task."""
 
     value: Any
     id: str = ""
@@ -281,7 +281,7 @@ class Value(Struct, frozen=True):
 
 
 class Submitted(Struct, frozen=True):
-    """The tasks that one command submitted. ``many`` is True if the command can submit any number of tasks."""
+    """The tasks that a command submitted. ``many`` is True if the command can submit more than one task."""
 
     queue: str
     ids: list[str]
@@ -294,14 +294,14 @@ class Submitted(Struct, frozen=True):
         return not self.errors
 
     def as_json(self) -> dict[str, Any]:
-        """Return the id of a single task, or the number of tasks and their ids."""
+        """Return the id of the task, or the ids and counts if the command can submit more than one task."""
         if not self.many:
             return {"id": self.ids[0], "queue": self.queue}
         return {"queue": self.queue, "submitted": len(self.ids), "refused": len(self.errors), "ids": self.ids}
 
 
 class CommandProgress(Struct, frozen=True):
-    """The progress of a long command: ``done`` of ``total`` units. ``what`` names the unit, such as "tasks ended"."""
+    """The progress of a long-running command. ``what`` describes what is counted, such as "tasks ended"."""
 
     done: int
     total: int
@@ -318,9 +318,9 @@ class ServerUp(Struct, frozen=True):
 
 
 class DetachedServer(Struct, frozen=True):
-    """The user's detached server, if there is one, without its token.
+    """The user's detached server, if there is one. The record does not include the server's token.
 
-    ``state`` is one word for programs, ``note`` is a sentence for the user, and ``ok`` is False if the command failed.
+    ``state`` is a word for programs, ``note`` is a sentence for the user, and ``ok`` is False if the command failed.
     """
 
     state: str

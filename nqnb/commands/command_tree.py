@@ -1,4 +1,4 @@
-"""The command tree: every command of ``nqnb``, and the help of ``nqnb`` itself."""
+"""The tree of all ``nqnb`` commands, and the top-level help."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ Completion: eval "$(_NQNB_COMPLETE=bash_source nqnb)"
 def tree(ctx: click.Context) -> str | None:
     """Submit, run, watch and cancel tasks of NQ queues on NATS JetStream, with guaranteed cancellation.
 
-    Every command also accepts the options below after its name, with three exceptions: --timeout has another meaning in
-    `submit` and `task result`, and so has --name in `queue stats`. Set passwords and tokens in NATS_PASSWORD and
-    NATS_TOKEN, not on the command line, where other users of the machine can read them.
+    The options below can also follow the name of any command, with three exceptions: --timeout has another meaning in
+    `submit` and `task result`, and --name has another meaning in `queue stats`. Set passwords and tokens in
+    NATS_PASSWORD and NATS_TOKEN, because other users of the machine can read the command line.
     """
     return help_alone(ctx)
 

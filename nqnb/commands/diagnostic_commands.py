@@ -1,4 +1,4 @@
-"""The commands that demonstrate and test nqnb itself: ``nqnb demo``, ``nqnb chaos``, ``nqnb version``."""
+"""Commands for trying out and diagnosing nqnb: ``nqnb demo``, ``nqnb chaos`` and ``nqnb version``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nqnb.testing.chaos import ChaosReport
 
 _SEEDS = 10**6
-"""A run without --seed chooses a seed below this number."""
+"""Without ``--seed``, a random seed below this number is chosen."""
 
 
 @click.command(
@@ -38,12 +38,12 @@ Examples:
 )
 @click.pass_context
 def demo(ctx: click.Context) -> DemoSummary:
-    """Run and check a short demo of tasks, retries and cancels.
+    """Run a short demo of tasks, retries and cancels, and check the outcome.
 
     A worker hashes the files of this Python installation. One task fails twice and is retried, and another is scheduled
     for later. A task that never ends is cancelled while it is running, and another task is cancelled while it is
-    waiting. The demo starts a temporary server. With -u, it uses your server instead, and creates its own queues there.
-    Exit code 0 means that every task ended as expected.
+    waiting. The demo starts a temporary server. With -u, the demo uses your server instead, and creates new queues on
+    that server. Exit code 0 means that every task ended as expected.
     """
     front = front_of(ctx)
     options = options_of(ctx)
@@ -59,7 +59,7 @@ def _faults(ctx: click.Context, param: click.Parameter, text: str | None) -> tup
     unknown = [name for name in names if name not in FAULTS]
     if unknown:
         raise click.BadParameter(
-            f"fault {unknown[0]!r} is unknown: expected any of {', '.join(FAULTS)}. Separate them with commas"
+            f"fault {unknown[0]!r} is unknown: the faults are {', '.join(FAULTS)}. Separate several faults with commas"
         )
     return names
 
@@ -84,19 +84,19 @@ Examples:
     show_default=True,
     help="Number of tasks to submit",
 )
-@click.option("--seed", type=click.IntRange(0), metavar="S", help="Seed for all random choices  [a new seed]")
+@click.option("--seed", type=click.IntRange(0), metavar="S", help="Seed for all random choices  [random]")
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),
     default=10.0,
     metavar="M",
-    help="Time limit for submitting tasks  [10]",
+    help="Stop submitting tasks after M minutes  [10]",
 )
 @click.option(
     "--faults",
     callback=_faults,
     metavar="LIST",
-    help=f"Faults to inject, from {','.join(FAULTS)}  [all but cluster; with -u: {','.join(FOREIGN_FAULTS)}]",
+    help=f"Faults to inject: any of {','.join(FAULTS)}  [all except cluster; with -u: {','.join(FOREIGN_FAULTS)}]",
 )
 @click.option(
     "--ack-wait", type=seconds, default=ACK_WAIT_SECONDS, metavar="SECONDS", help="Ack wait of the queues  [3]"
@@ -112,18 +112,19 @@ def chaos(
     ack_wait: float,
     yes: bool,
 ) -> ChaosReport:
-    """Test nqnb under faults, and check that its guarantees hold.
+    """Inject faults while tasks run, and check that nqnb's guarantees hold.
 
-    Tasks are submitted, and are cancelled at every stage of their lives, while faults are injected: workers are killed
-    and suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the
-    clocks of one worker and one client are off by an hour. With the fault `cluster`, the run uses a cluster of three
+    Tasks are submitted, and are cancelled at various stages of their lives. Meanwhile, workers are killed and
+    suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the clocks
+    of one worker and one client are wrong by an hour. With the fault `cluster`, the test runs on a cluster of three
     servers, which loses its leaders and its quorum. The command starts these servers and workers itself.
 
-    With -u, your server is tested instead, after you confirm. The only faults are then load, cancels, and kills of the
-    workers that this command starts. It uses only queues and buckets that it creates and removes.
+    With -u, the command tests your server instead, after you confirm. The test is then limited to load, cancels,
+    blocked event loops and killed workers. The command uses only its own workers, queues and buckets, and removes them
+    afterwards.
 
-    Afterwards, every stored revision and the log of the handlers are checked. If a guarantee was broken, the seed and
-    the timeline of the task are shown, and the exit code is 1.
+    At the end, the command checks every stored revision and the log of the handlers. If a guarantee was broken, the
+    command shows the seed and the task's timeline, and the exit code is 1.
     """
     front = front_of(ctx)
     options = options_of(ctx)
@@ -151,7 +152,7 @@ def chaos(
 
 @click.command(cls=Command, epilog="\b\nExample:\n  nqnb version --json")
 def version() -> dict[str, str]:
-    """Show the versions of nqnb, Python, nats-py and the nats-server."""
+    """Show the versions of nqnb, Python, nats-py and nats-server."""
     return {
         "nqnb": __version__,
         "python": platform.python_version(),

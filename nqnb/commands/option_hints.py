@@ -1,4 +1,4 @@
-"""Suggest an option or argument in place of an option that a command does not have."""
+"""Suggestions for unknown command-line options."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import click
 
 _CUTOFF = 0.6
-"""The minimum similarity of a suggested option, from 0 to 1, ignoring the dashes."""
+"""The minimum similarity, from 0 to 1, between an unknown option and a suggested option. Dashes are ignored."""
 _ALIASES: dict[str, tuple[str, ...]] = {
     "after": ("--newer-than", "--since"),
     "at": ("--process-at",),
@@ -26,11 +26,11 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "type": ("--error",),
     "when": ("--process-at",),
 }
-"""Names of options in other programs, and nqnb's options with the same meaning."""
+"""Option names that other programs use, each with the nqnb options of the same meaning."""
 
 
 def no_such_option(error: click.NoSuchOption, command: click.Command) -> click.NoSuchOption:
-    """Return the error for an unknown option, with a suggestion."""
+    """Return the error for an unknown option, with advice on what to use instead."""
     given, name = error.option_name, error.ctx.command_path if error.ctx is not None else command.name
     text = f"option {given!r} is unknown: {name} has no such option. {_advice(given, command, name)}"
     return click.NoSuchOption(given, text, ctx=error.ctx)
@@ -40,7 +40,7 @@ def _advice(given: str, command: click.Command, name: str | None) -> str:
     word = given.lstrip("-").lower().replace("_", "-")
     for param in command.params:
         if isinstance(param, click.Argument) and param.name == word:
-            return f"Write the {word} without an option: {name} {word.upper()}"
+            return f"Pass the {word} as an argument: {name} {word.upper()}"
     options = [
         opt for param in command.params if isinstance(param, click.Option) for opt in param.opts if opt[:2] == "--"
     ]
@@ -49,4 +49,4 @@ def _advice(given: str, command: click.Command, name: str | None) -> str:
     meant = meant or [
         f"--{near}" for near in difflib.get_close_matches(word, [each[2:] for each in options], 1, _CUTOFF)
     ]
-    return f"Did you mean {meant[0]!r}?" if meant else "Its help lists the options"
+    return f"Did you mean {meant[0]!r}?" if meant else "Use --help to list the options"

@@ -16,24 +16,26 @@ from nqnb.protocol import names
 from nqnb.protocol.status import Status, Waiting
 
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
-"""The states of tasks that have not ended, and can therefore be cancelled."""
+"""The states of tasks that have not ended and can therefore be cancelled."""
 CANCEL_FILTERS: tuple[State, ...] = (*OPEN_STATES, Waiting.SCHEDULED)
-"""The states that select tasks to cancel."""
+"""The states by which tasks to cancel can be selected."""
 
 
 _TIME_OF_DAY = re.compile("([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
 
 
 class FilePath(click.Path):
-    """The path of a file or folder. For characters that paths cannot contain, click raises a bare ValueError."""
+    """The path of a file or folder. Characters that paths cannot contain are reported as a usage error."""
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the path; see `click.Path.convert`."""
+        """Convert the value to a path, as `click.Path.convert` does."""
         try:
             return super().convert(value, param, ctx)
         except ValueError:
             self.fail(
-                f"path {shown(value)} is invalid: it has a null character or a lone surrogate. Remove it.", param, ctx
+                f"path {shown(value)} is invalid: it contains a null character or a lone surrogate. Remove it.",
+                param,
+                ctx,
             )
 
 
@@ -83,28 +85,27 @@ def ended_status(text: str) -> State:
 
 
 def part_of_error(text: str) -> str:
-    """Parse part of an error message. Blank text is refused, because it would match almost every error."""
+    """Parse text to search for in error messages. Blank text is refused, because it would match almost every error."""
     if not text.strip():
-        raise click.BadParameter(
-            f"expected part of an error message, got {text!r}, which every error contains. Use a word from the error"
-        )
+        f"expected part of an error message, got {text!r}, which any error matches. "
+        "Use a word from the error message"
     return text
 
 
 def seconds(text: str | float) -> float:
-    """Parse a duration above 0: ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m``, ``1d``."""
+    """Parse a positive duration, such as ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m`` or ``1d``."""
     length = read_length(str(text))
     if length is None or not 0 < length < LONGEST_SECONDS:
         raise click.BadParameter(
-            f"expected a duration, got {text!r}. Use a number of seconds above 0, or 90s, 10m, 2h30m, 1d"
+            f"expected a duration, got {text!r}. Use a positive number of seconds, or a form such as 90s, 10m or 2h30m"
         )
     return length
 
 
 def moment(text: str) -> datetime | timedelta:
-    """Parse a date: a duration from now, a time of day, or an ISO date and time.
+    """Parse a point in time: a duration from now, a time of day, or an ISO date and time.
 
-    A time of day means its next occurrence. Times are local unless they have a time zone.
+    A time of day refers to its next occurrence. A time without a time zone is in local time.
     """
     length = read_length(text.removeprefix("+"))
     if length is not None and length < LONGEST_SECONDS:
@@ -117,12 +118,12 @@ def moment(text: str) -> datetime | timedelta:
     except ValueError:
         raise click.BadParameter(
             f"expected a date, got {text!r}. Use a duration from now (90s, 10m, 2h30m, 1d), a time of day "
-            "like 07:00, or a date and time like 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
+            "such as 07:00, or a date and time such as 2030-12-31T18:00 (local) or 2030-12-31T18:00Z"
         ) from None
 
 
 def future_moment(text: str) -> datetime | timedelta:
-    """Parse a date that must be in the future."""
+    """Parse a point in time that must be in the future."""
     found = moment(text)
     if isinstance(found, datetime) and _unix(found) <= datetime.now().timestamp():
         raise click.BadParameter(

@@ -1,4 +1,4 @@
-"""The commands about queues: ``nqnb queues``, and the group ``nqnb queue``."""
+"""Commands for queues: ``nqnb queues`` and the ``nqnb queue`` group."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from nqnb.protocol.wire import Status
 from nqnb.records import PurgeReceipt, QueueInfo
 
 _DEFAULT_WAIT_SECONDS = 30.0
-"""How long a forced delete waits for code to stop if --wait is not set."""
+"""How long ``queue delete --force`` waits for running code to stop, unless ``--wait`` is set."""
 
 ShowCount = Callable[[int, int], None]
 
@@ -27,7 +27,7 @@ ShowCount = Callable[[int, int], None]
 @click.command("queues", cls=Command, epilog="\b\nExample:\n  nqnb queues --json")
 @click.pass_context
 def list_queues(ctx: click.Context) -> Queues:
-    """List the queues on the server, with their task counts."""
+    """List the queues on the server and their task counts."""
     return ask(ctx, _all_queues)
 
 
@@ -49,7 +49,7 @@ def queue(ctx: click.Context) -> str | None:
 @queue.command("list", epilog="\b\nExample:\n  nqnb queue list --json")
 @click.pass_context
 def queue_list(ctx: click.Context) -> Queues:
-    """List the queues on the server, with their task counts."""
+    """List the queues on the server and their task counts."""
     return ask(ctx, _all_queues)
 
 
@@ -68,7 +68,7 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
     """Show the task counts, workers and size of one queue."""
     chosen = name or named
     if chosen is None or (name and named):
-        raise click.UsageError("the queue is missing or named twice: expected one name. Use NAME or --name NAME")
+        raise click.UsageError("the queue name is missing or given twice: expected one name. Use NAME or --name NAME")
     return ask(ctx, lambda nq: _find(nq, chosen))
 
 
@@ -76,10 +76,10 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
 @queue_argument
 @click.pass_context
 def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
-    """Pause a queue: workers do not start its tasks until it is resumed.
+    """Pause a queue: workers start no more of its tasks until the queue is resumed.
 
-    Running tasks continue. New tasks can be submitted, and wait in the queue. The server stores the pause, so it also
-    applies to workers that start later.
+    Running tasks continue. New tasks can still be submitted, and wait in the queue. The pause is stored on the server,
+    and also applies to workers that start later.
     """
     return _change(ctx, queue, Client.pause)
 
@@ -99,13 +99,13 @@ def queue_resume(ctx: click.Context, queue: str) -> QueueInfo:
 def queue_purge(ctx: click.Context, queue: str, yes: bool) -> Emptied:
     """Remove every waiting task from a queue, after a preview.
 
-    A task that has never started becomes deleted, and a task that is waiting for a retry becomes cancelled. Running
-    tasks continue.
+    A task that has never started is marked as deleted, and a task that is waiting for a retry is marked as cancelled.
+    Running tasks continue.
     """
     preview = ask(ctx, lambda nq: _preview(nq, queue, [Status.PENDING]))
     if preview.ids:
         waiting = "1 waiting task" if len(preview.ids) == 1 else f"{len(preview.ids):,} waiting tasks"
-        confirm(ctx, preview, f"End {waiting} of queue {queue!r}?", yes=yes, otherwise="nothing was purged")
+        confirm(ctx, preview, f"Remove {waiting} from queue {queue!r}?", yes=yes, otherwise="nothing was purged")
     return Emptied(_with_progress(ctx, lambda nq, show: nq.purge_queue(queue, show)), removed=False)
 
 
@@ -118,20 +118,19 @@ Examples:
 """,
 )
 @queue_argument
-@click.option("--force", is_flag=True, help="End its tasks first, and delete it even if workers are serving it")
-@wait_option("With --force: wait up to SECONDS for the code of its tasks to stop  [30]")
+@click.option("--force", is_flag=True, help="First end the queue's tasks; ignore workers that are serving the queue")
+@wait_option("With --force: wait up to SECONDS for the code of running tasks to stop  [30]")
 @yes_option
 @click.pass_context
 def queue_delete(ctx: click.Context, queue: str, force: bool, wait: float | None, yes: bool) -> Emptied:
     """Delete a queue from the server, after a preview.
 
-    Without --force, the queue must be empty and no worker may be serving it. The states of its tasks are kept as long
-    as the states of other tasks. The queue is created again when a task is submitted to it, or if a worker is still
-    serving it.
+    Without --force, the queue must be empty and no worker may be serving it. The states of the queue's tasks are still
+    kept for the usual time. The queue is recreated if a task is submitted to it or a worker is still serving it.
     """
     if wait is not None and not force:
         raise click.UsageError(
-            "--wait has no effect: without --force, no running task is cancelled. Add --force, or drop --wait"
+            "--wait has no effect: without --force, no running task is cancelled. Add --force, or remove --wait"
         )
     preview = ask(ctx, lambda nq: _preview_of_delete(nq, queue, force=force))
     what = f" and end its {count_tasks(len(preview.ids))}" if force and preview.ids else ""
@@ -146,7 +145,7 @@ async def _all_queues(nq: Client) -> Queues:
 
 
 def _change(ctx: click.Context, name: str, change: Callable[[Client, str], Awaitable[None]]) -> QueueInfo:
-    """Change a queue, and return its counts after the change."""
+    """Apply a change to a queue, and return the queue's state after the change."""
 
     async def question(nq: Client) -> QueueInfo:
         await change(nq, name)
@@ -168,7 +167,7 @@ async def _preview(nq: Client, name: str, states: Iterable[Status]) -> Preview:
 
 
 async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
-    """Return the tasks that the delete would end, or raise QueueInUse if the delete would be refused."""
+    """Return the tasks that deleting the queue would end. Raise QueueInUse if the queue cannot be deleted."""
     info, preview = await _find(nq, name), Preview.of(await nq.tasks(name, OPEN_STATES))
     if force or not (preview.ids or info.workers):
         return preview
@@ -179,10 +178,10 @@ async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
         f"{count_tasks(counts[each])} {'is' if counts[each] == 1 else 'are'} {each.label}" for each in sorted(counts)
     ]
     if info.workers:
-        reasons.append("1 live worker serves it" if info.workers == 1 else f"{info.workers:,} live workers serve it")
+        reasons.append("1 worker is serving it" if info.workers == 1 else f"{info.workers:,} workers are serving it")
     raise QueueInUse(
-        f"queue {name!r} cannot be deleted: {', '.join(reasons)}. Wait for its tasks and stop its workers, "
-        "or add --force, which deletes and cancels its tasks",
+        f"queue {name!r} cannot be deleted: {', '.join(reasons)}. Wait for its tasks to finish and stop its "
+        "workers, or add --force to delete or cancel its tasks",
         name,
         counts[Status.PENDING],
         counts[Status.PROCESSING],

@@ -1,4 +1,4 @@
-"""The command ``nqnb up``: run a nats-server until Ctrl-C, or in the background until ``nqnb up --stop``."""
+"""The command ``nqnb up``, which runs a nats-server until Ctrl-C, or in the background until ``nqnb up --stop``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nqnb.server.detached import Condition, Detached
 from nqnb.server.devserver import DevServer
 
 _POLL_SECONDS = 0.5
-"""The interval between two checks that the server is still running."""
+"""The interval between checks that the server is still running."""
 _DEFAULT_PORT = 4222
 _FAREWELL_SECONDS = 2.0
 """The time limit for counting the remaining tasks after Ctrl-C."""
@@ -43,14 +43,14 @@ Examples:
     "--port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Port to listen on; 0 means any free port  [4222; with --detach: the previous port, else any]",
+    help="Port to listen on; 0 means any free port  [4222; with --detach: the previous port, or else any]",
     show_default=False,
 )
 @click.option(
     "--store-dir",
     type=FilePath(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Folder in which tasks are stored  [in your user data folder, one for each port]",
+    help="Folder in which tasks are stored  [a folder for each port in your user data folder]",
 )
 @click.option(
     "go_queues",
@@ -58,9 +58,9 @@ Examples:
     type=queue_name,
     multiple=True,
     metavar="QUEUE",
-    help="Let unpatched Go workers see the cancels of this queue; repeatable",
+    help="Make the cancels of this queue visible to unpatched Go workers; repeatable",
 )
-@click.option("--detach", is_flag=True, help="Run the server in the background, where every command finds it")
+@click.option("--detach", is_flag=True, help="Run the server in the background; other commands find it automatically")
 @click.option("--status", is_flag=True, help="Show the background server; exit code 0 means that it is running")
 @click.option("stops", "--stop", is_flag=True, help="Stop the background server; its tasks are kept")
 @click.option("--yes", "-y", is_flag=True, help="With --stop: do not ask for confirmation")
@@ -77,17 +77,17 @@ def up(
 ) -> DetachedServer | None:
     """Run a nats-server on this machine until Ctrl-C.
 
-    The server has JetStream enabled, listens on 127.0.0.1 only, and is installed with nqnb.
+    The server program is installed with nqnb. The server has JetStream enabled and listens on 127.0.0.1 only.
 
-    With --detach, it runs in the background and continues after this shell exits. Each user has at most one such
-    server. It requires a token that only this user can read. Commands and notebooks use this server unless an option,
-    NATS_URL or a context of the NATS CLI names another server.
+    With --detach, the server runs in the background and continues after this shell exits. Each user can have one such
+    server, which requires a token that only this user can read. Commands and notebooks use this server unless an
+    option, NATS_URL or a NATS CLI context names another server.
     """
     mode = exclusive_flag(detach=detach, status=status, stop=stops)
     if mode in ("stop", "status") and (port is not None or store_dir is not None or go_queues):
         raise click.UsageError(
             f"too many options: --{mode} applies to a server that is already running. "
-            "Drop --port, --store-dir and --go-queue"
+            "Remove --port, --store-dir and --go-queue"
         )
     if mode == "status":
         return _status()
@@ -127,7 +127,7 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
 
 
 async def _farewell(server: DevServer, again: list[str], *, temporary: bool) -> str:
-    """Return the last message: how many tasks are kept, where, and how to start the server again."""
+    """Return the final message: how many tasks are kept, where they are stored, and how to restart the server."""
     try:
         async with connect(server.url, connect_timeout=_FAREWELL_SECONDS, request_timeout=_FAREWELL_SECONDS) as nq:
             tasks = await asyncio.wait_for(nq.tasks(status=OPEN_STATES), _FAREWELL_SECONDS)
@@ -147,13 +147,13 @@ def _detach(ctx: click.Context, port: int | None, store_dir: Path | None, go_que
         if not port and former not in (0, server.port):
             front_of(ctx).say(
                 f"nqnb: another program is using the previous port {former}, so the server listens on {server.port}; "
-                "clients of your detached server reconnect there automatically"
+                "clients of your detached server reconnect to the new port automatically"
             )
         return _record("running", "Your detached server is running; `nqnb up --stop` stops it", server)
     if (port and port != server.port) or store_dir is not None or go_queues:
         front_of(ctx).say(
             "nqnb: the options were ignored, because the server is already running; "
-            "to use them, stop the server first with `nqnb up --stop`"
+            "to apply the options, first stop the server with `nqnb up --stop`"
         )
     return _record("running", "Your detached server is already running", server)
 
@@ -168,7 +168,7 @@ def _status() -> DetachedServer:
 
 
 def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: None) -> DetachedServer:
-    """Show the open tasks of the detached server, ask for confirmation, and stop the server.
+    """Show the unfinished tasks on the detached server, ask for confirmation, and stop the server.
 
     Args:
         ctx: the context of the command.
@@ -176,7 +176,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
         before: called after the confirmation, just before the server is stopped.
 
     Raises:
-        NqnbError: the answer is no, or there is no terminal (`NeedsYes`).
+        NqnbError: the user declined, or there is no terminal for the question (`NeedsYes`).
     """
     front = front_of(ctx)
     found = detached.look()
@@ -194,7 +194,7 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
 
 
 def _question(ctx: click.Context, server: Detached, problem: str) -> str:
-    """Return a warning about the open tasks of the server, or an empty string if it has none."""
+    """Return a warning about unfinished tasks on the server, or an empty string if all tasks have ended."""
     front = front_of(ctx)
 
     async def open_tasks() -> Preview:
@@ -206,13 +206,13 @@ def _question(ctx: click.Context, server: Detached, problem: str) -> str:
             raise DevServerError(problem)
         preview = front.run(open_tasks)
     except NqnbError as error:
-        return f"{str(error).rstrip('.')}. The server may therefore have queued tasks."
+        return f"{str(error).rstrip('.')}. The server may still have unfinished tasks."
     if not preview.ids:
         return ""
     if not front.json:
         front.show(preview)
     count = "1 task is" if len(preview.ids) == 1 else f"{len(preview.ids):,} tasks are"
-    return f"{count} queued or running there. The server keeps its tasks until it is started again."
+    return f"{count} queued or running on the server, which keeps these tasks until the next start."
 
 
 def _record(state: str, note: str, server: Detached | None = None, *, ok: bool = True) -> DetachedServer:

@@ -1,4 +1,4 @@
-"""Complete queues, task ids and states when the user presses Tab. If the server is slow, nothing is offered."""
+"""Shell completion of queue names, task ids and states. If the server is slow, no completions are offered."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from nqnb.records import TaskInfo
 
 _CONNECT_SECONDS = 0.7
 _TOTAL_SECONDS = 1.5
-"""The longest time that the user waits after pressing Tab."""
+"""The time limit for all completions after the user presses Tab."""
 _MAX_IDS = 200
 
 
 def states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer every state."""
+    """Return the matching names of all states."""
     return [CompletionItem(label) for label in LABELS if label.startswith(incomplete.lower())]
 
 
 def open_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the states in which a task can be cancelled."""
+    """Return the matching names of states in which a task can be cancelled."""
     return [CompletionItem(each.label) for each in CANCEL_FILTERS if each.label.startswith(incomplete.lower())]
 
 
 def ended_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the states in which a task can be requeued."""
+    """Return the matching names of states in which a task can be requeued."""
     return [
         CompletionItem(each.label) for each in Status if each.terminal and each.label.startswith(incomplete.lower())
     ]
 
 
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the queues on the server."""
+    """Return the matching queues on the server."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return await _queues(nq, incomplete)
@@ -49,7 +49,7 @@ def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the tasks that changed most recently."""
+    """Return the matching tasks, with the most recently changed task first."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(), incomplete)
@@ -58,7 +58,7 @@ def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Com
 
 
 def open_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the tasks that can be cancelled, the most recently changed first."""
+    """Return the matching tasks that can be cancelled, with the most recently changed task first."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(status=OPEN_STATES), incomplete)
@@ -67,7 +67,7 @@ def open_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer the tasks that can be requeued, the most recently ended first."""
+    """Return the matching tasks that can be requeued, with the most recently changed task first."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(status=[each for each in Status if each.terminal]), incomplete)
@@ -76,7 +76,7 @@ def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 def queues_and_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer queues, then tasks. If the command line already has an argument, offer only tasks."""
+    """Return the matching queues, followed by the matching tasks. After the first argument, return only tasks."""
 
     first = not ctx.params.get(param.name or "")
 

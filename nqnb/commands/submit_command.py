@@ -1,4 +1,4 @@
-"""The command ``nqnb submit``: read one or more payloads, and submit them to a queue."""
+"""The command ``nqnb submit``, which submits one or more tasks to a queue."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
 
 _BATCH_TASKS = 2000
-"""The number of tasks that are submitted between two progress reports."""
+"""The number of tasks submitted between two progress reports."""
 _FOREVER = "forever"
-_QUOTE_HINT = "Quote it for the shell like '{\"a\": 1}', or use "
+_QUOTE_HINT = "Quote the JSON for the shell, as in '{\"a\": 1}', or use "
 
 Form = Literal["json", "text", "raw"]
 
 
 class _File(click.File):
-    """A file, or ``-`` for stdin, which the shell may have closed."""
+    """A file to read, or ``-`` for stdin. If stdin is closed, a usage error is reported."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """See `click.ParamType.convert`."""
+        """Open the file, as `click.File.convert` does."""
         if value == "-" and sys.stdin is None:
             self.fail("the payload cannot be read: stdin is closed. Pass the path of a file with --file", param, ctx)
         return super().convert(value, param, ctx)
@@ -43,7 +43,7 @@ def _wait(text: str) -> float | None:
         return seconds(text)
     except click.BadParameter as error:
         raise click.BadParameter(
-            f"{error.message}. The duration is optional, so put --wait last, or write --wait=10 or --wait={_FOREVER}"
+            f"{error.message}. To wait without a time limit, put --wait last, or write --wait={_FOREVER}"
         ) from None
 
 
@@ -60,11 +60,11 @@ Examples:
 )
 @click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
 @click.argument("payload", required=False)
-@click.option("--id", type=task_id, metavar="ID", help="Task id  [a new id]")
+@click.option("--id", type=task_id, metavar="ID", help="Task id  [generated]")
 @click.option(
     "--retry", type=click.IntRange(0), default=0, metavar="N", help="Retry the task up to N times if it fails  [0]"
 )
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for one run (90, 10m, 2h)  [no limit]")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for each run (90, 10m, 2h)  [no limit]")
 @click.option(
     "--deadline",
     type=future_moment,
@@ -78,11 +78,11 @@ Examples:
     help="Do not start the task before WHEN (10m, 07:00, 2030-12-31T18:00)",
 )
 @click.option("--file", type=_File("rb"), metavar="PATH", help="Read the payload from a file")
-@click.option("--lines", is_flag=True, help="Submit one task for each line of the file or stdin; skip empty lines")
+@click.option("--lines", is_flag=True, help="Submit one task for each non-blank line of the file or stdin")
 @click.option(
     "--ordered",
     is_flag=True,
-    help="Keep the order of the lines. This is slower: by default, many tasks are sent at once and can change order",
+    help="Submit the lines in order. This is slower: by default, many lines are sent at once, in any order",
 )
 @click.option("--text", is_flag=True, help="Send the payload as a JSON string")
 @click.option("--raw", is_flag=True, help="Send the payload as raw bytes")
@@ -92,7 +92,7 @@ Examples:
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result, and print it; SECONDS limits the wait",
+    help="Wait for the result and print it; SECONDS limits the wait",
 )
 @click.pass_context
 def submit(
@@ -108,7 +108,7 @@ def submit(
     raw: bool,
     **options: Any,
 ) -> Submitted | Value:
-    """Submit a task to QUEUE, and print its id.
+    """Submit a task to QUEUE, and print the task's id.
 
     PAYLOAD is JSON, or `-` to read JSON from stdin. Without PAYLOAD, the payload is null. See also --text, --raw and
     --file.
@@ -120,10 +120,10 @@ def submit(
     if lines and (id is not None or waits):
         raise click.UsageError(
             f"too many options: --lines submits many tasks, but {'--wait' if waits else '--id'} is for a single task. "
-            "Drop one of them"
+            "Use only one of these options"
         )
     if ordered and not lines:
-        raise click.UsageError("--ordered has no effect: a single task has no order. Add --lines, or drop --ordered")
+        raise click.UsageError("--ordered has no effect without --lines. Add --lines, or remove --ordered")
     exclusive_flag(text=text, raw=raw)
     form: Form = "text" if text else "raw" if raw else "json"
     data = _read(ctx, payload, file)
@@ -131,7 +131,7 @@ def submit(
         value = _encode(data, form, "the payload", quoted=payload not in (None, "-"))
         return ask(ctx, lambda nq: _submit_one(ctx, nq, queue, value, id=id, wait=wait, waits=waits, **options))
     if data is None:
-        raise click.UsageError("--lines has nothing to read: no file was named. Use --file PATH, or `-` for stdin")
+        raise click.UsageError("--lines has nothing to read: no input was named. Use --file PATH, or `-` for stdin")
     values = [
         _encode(line.rstrip(b"\r\n"), form, f"line {number}")
         for number, line in enumerate(data.splitlines(keepends=True), 1)
@@ -187,7 +187,7 @@ def _read(ctx: click.Context, payload: str | None, file: IO[bytes] | None) -> by
 
 
 def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) -> bytes:
-    """Return the payload as bytes. ``quoted`` is True if a shell parsed it, and may have removed its quotes."""
+    """Encode the payload as bytes. ``quoted`` is True if a shell may have removed quotes from the payload."""
     if data is None:
         return b"null"
     if form == "raw":
@@ -197,7 +197,7 @@ def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) 
             return json.dumps(data.decode("utf-8"), ensure_ascii=False).encode()
         except UnicodeDecodeError as error:
             raise click.UsageError(
-                f"{what} is invalid text: it is not UTF-8 ({error}). Use --raw to send the bytes as they are"
+                f"{what} is invalid text: the bytes are not UTF-8 ({error}). Use --raw to send the bytes unchanged"
             ) from None
     if not data.strip():
         raise click.UsageError(f"{what} is invalid JSON: it is empty. Write null, or use --text for an empty string")
@@ -207,6 +207,6 @@ def _encode(data: bytes | None, form: Form, what: str, *, quoted: bool = False) 
         start = data[:40].decode("utf-8", "replace")
         raise click.UsageError(
             f"{what} is invalid JSON: {error} ({start!r}{'…' if len(data) > 40 else ''}). "
-            f"{_QUOTE_HINT if quoted else 'Use '}--text for plain text, --raw for bytes"
+            f"{_QUOTE_HINT if quoted else 'Use '}--text for plain text or --raw for bytes"
         ) from None
     return data.strip()

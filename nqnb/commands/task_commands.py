@@ -1,4 +1,4 @@
-"""The commands about tasks: ``nqnb tasks``, ``nqnb cancel``, ``nqnb prune``, and the group ``nqnb task``."""
+"""Commands for tasks: ``nqnb tasks``, ``nqnb cancel``, ``nqnb prune`` and the ``nqnb task`` group."""
 
 from __future__ import annotations
 
@@ -56,13 +56,14 @@ from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
 _STDIN = "-"
-"""The argument for reading ids from stdin."""
+"""The argument with which a user requests that ids be read from stdin."""
 
 
 class Filter(Struct, frozen=True):
-    """A selection of tasks. Ages are in seconds since the submit. A task of unknown age matches no age filter.
+    """Criteria for selecting tasks.
 
-    ``error`` must be part of the task's error message, ignoring case.
+    Ages are in seconds since the task was submitted. A task of unknown age does not match any age limit. ``error`` is
+    text to search for in the task's error message, ignoring case.
     """
 
     queue: str | None = None
@@ -72,7 +73,7 @@ class Filter(Struct, frozen=True):
     error: str = ""
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
-        """Return the tasks that match, the least recently changed task first."""
+        """Return the matching tasks, with the least recently changed task first."""
         found = await nq.tasks(self.queue, [each.label for each in self.statuses] or None)
         now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
         return [each for each in found if self._matches(each, now)]
@@ -91,7 +92,7 @@ class Filter(Struct, frozen=True):
 
 
 async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
-    """Return the tasks with these ids, the least recently changed task first.
+    """Return the tasks with the given ids, with the least recently changed task first.
 
     Raises:
         UnknownTask: at least one of the tasks does not exist.
@@ -118,8 +119,8 @@ Examples:
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
 @click.option("named", "--queue", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, hidden=True)
-@status_option(help="Only tasks in this state; repeatable")
-@age_option("--since", "Only tasks submitted less than AGE ago")
+@status_option(help="Select only tasks in this state; repeatable")
+@age_option("--since", "Select only tasks submitted less than AGE ago")
 @limit_option
 @click.pass_context
 def list_tasks(
@@ -132,7 +133,7 @@ def list_tasks(
 ) -> Tasks:
     """List tasks. The most recently changed task is last.
 
-    Without QUEUE, tasks of all queues are listed.
+    Without QUEUE, the tasks of all queues are listed.
     """
     if queue is not None and named is not None:
         raise click.UsageError("too many queues: QUEUE and --queue cannot be combined. Use only one")
@@ -151,17 +152,17 @@ Examples:
 """,
 )
 @ids_argument(shell_completion.open_ids)
-@queue_option("Only tasks of this queue")
+@queue_option("Select only tasks of this queue")
 @status_option(
     open_status,
     completion=shell_completion.open_states,
-    help="Only tasks in this state: pending, scheduled or processing  [pending and processing]",
+    help="Select only tasks in this state: pending, scheduled or processing  [pending and processing]",
 )
-@age_option("--older-than", "Only tasks submitted more than AGE ago")
-@age_option("--newer-than", "Only tasks submitted less than AGE ago")
-@wait_option("Wait up to SECONDS for the code of the tasks to stop")
+@age_option("--older-than", "Select only tasks submitted more than AGE ago")
+@age_option("--newer-than", "Select only tasks submitted less than AGE ago")
+@wait_option("Wait up to SECONDS for the tasks' code to stop")
 @yes_option
-@dry_run_option("Show which tasks would be cancelled, but do not cancel them")
+@dry_run_option("Show which tasks would be cancelled, without cancelling them")
 @click.pass_context
 def cancel(
     ctx: click.Context,
@@ -174,20 +175,21 @@ def cancel(
     yes: bool,
     dry_run: bool,
 ) -> CancelReceipt | Receipts | Preview | Cancelled:
-    """Cancel tasks, by their ids or by a filter.
+    """Cancel tasks that are selected by id or by a filter.
 
-    Tasks that are named by their ids are cancelled at once. With a filter, a preview is shown and you are asked to
-    confirm. Only the tasks in the preview are cancelled, not tasks that are submitted later.
+    Tasks selected by id are cancelled immediately. With a filter, the command shows a preview and asks for
+    confirmation. Only the tasks in the preview are cancelled. Tasks that are submitted later are not.
 
-    Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
-    still be stopping; with --wait, exit code 0 means that the code has stopped.
+    When the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
+    still be stopping. With --wait, exit code 0 means that the code has stopped.
 
-    A task that never started becomes "deleted". A task that had started becomes "cancelled" once its code has stopped.
+    A task that never started is marked as deleted. A task that had started is marked as cancelled once its code has
+    stopped.
     """
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
         raise click.UsageError(
-            "cannot select tasks: expected either task ids or a filter. Use ids, or --queue, --status or an age"
+            "tasks cannot be selected: expected either task ids or a filter. Use ids, or --queue, --status or an age"
         )
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
@@ -213,15 +215,15 @@ Examples:
 """,
 )
 @age_option("--older-than", "Remove tasks that ended more than AGE ago", required=True)
-@queue_option("Only tasks of this queue")
+@queue_option("Select only tasks of this queue")
 @yes_option
-@dry_run_option("Show what would be removed, but do not remove it")
+@dry_run_option("Show what would be removed, without removing anything")
 @click.pass_context
 def prune(ctx: click.Context, older_than: float, queue: str | None, yes: bool, dry_run: bool) -> PruneReceipt:
     """Remove the states and results of tasks that ended long ago.
 
-    A preview is shown first, and you are asked to confirm. The state of a task that has not ended is never removed.
-    Without --queue, results and cancel requests without a task are removed too.
+    The command first shows a preview and asks for confirmation. The state of a task that has not ended is never
+    removed. Without --queue, results and cancel requests that do not belong to any task are also removed.
     """
     preview = ask(ctx, lambda nq: nq.prune(older_than, queue, dry_run=True))
     if dry_run:
@@ -243,12 +245,12 @@ Examples:
 )
 @click.pass_context
 def task(ctx: click.Context) -> str | None:
-    """Show, wait for, cancel and requeue tasks by their ids."""
+    """Show, list, wait for, cancel and requeue tasks."""
     return help_alone(ctx)
 
 
 def _id_argument_or_option(function: Any) -> Any:
-    """Add the argument for a task id, and NQ's option --id; `_chosen_id` combines the two."""
+    """Add an argument for a task id, and NQ's ``--id`` option. `_chosen_id` combines their values."""
     named: dict[str, Any] = {"type": task_id, "metavar": "ID", "help": "Task id, as in NQ's CLI"}
     function = click.option("--id", "named", shell_complete=shell_completion.ids, **named)(function)
     return click.argument("id", type=task_id, required=False, shell_complete=shell_completion.ids)(function)
@@ -256,7 +258,7 @@ def _id_argument_or_option(function: Any) -> Any:
 
 def _chosen_id(id: str | None, named: str | None) -> str:
     if (id is None) == (named is None):
-        raise click.UsageError("the task is missing or named twice: expected one task id. Use ID or --id ID")
+        raise click.UsageError("the task id is missing or given twice: expected one task id. Use ID or --id ID")
     return id or named or ""
 
 
@@ -264,7 +266,7 @@ def _chosen_id(id: str | None, named: str | None) -> str:
 @_id_argument_or_option
 @click.pass_context
 def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskStatus:
-    """Print the state of a task as one word."""
+    """Print the state of a task as a single word."""
     chosen = _chosen_id(id, named)
 
     async def question(nq: Client) -> TaskStatus:
@@ -277,7 +279,7 @@ def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskSt
 @_id_argument_or_option
 @click.pass_context
 def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo:
-    """Show everything that is stored about a task."""
+    """Show all stored information about a task."""
     chosen = _chosen_id(id, named)
     return ask(ctx, lambda nq: _fetch_with_copy(nq, chosen))
 
@@ -291,7 +293,7 @@ Examples:
 """,
 )
 @_id_argument_or_option
-@click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for the wait  [no limit]")
+@click.option("--timeout", type=seconds, metavar="SECONDS", help="Wait no longer than SECONDS  [no limit]")
 @click.option("--traceback", is_flag=True, help="If the task failed, also print its traceback")
 @click.pass_context
 def task_result(ctx: click.Context, id: str | None, named: str | None, timeout: float | None, traceback: bool) -> Value:
@@ -322,8 +324,8 @@ Examples:
   nqnb task list -q resize -s pending -s processing
 """,
 )
-@queue_option("Only tasks of this queue")
-@status_option(help="Only tasks in this state; repeatable")
+@queue_option("Select only tasks of this queue")
+@status_option(help="Select only tasks in this state; repeatable")
 @limit_option
 @click.pass_context
 def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...], limit: int) -> Tasks:
@@ -340,17 +342,18 @@ Examples:
 """,
 )
 @ids_argument_or_option(shell_completion.open_ids)
-@wait_option("Wait up to SECONDS for the code of the tasks to stop")
+@wait_option("Wait up to SECONDS for the tasks' code to stop")
 @click.pass_context
 def task_cancel(
     ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], wait: float | None
 ) -> CancelReceipt | Receipts:
     """Cancel tasks by their ids, and show the receipts.
 
-    Once the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
-    still be stopping; with --wait, exit code 0 means that the code has stopped.
+    When the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
+    still be stopping. With --wait, exit code 0 means that the code has stopped.
 
-    A task that never started becomes "deleted". A task that had started becomes "cancelled" once its code has stopped.
+    A task that never started is marked as deleted. A task that had started is marked as cancelled once its code has
+    stopped.
     """
     return cancel_ids(ctx, chosen_ids(ids, named), wait)
 
@@ -366,16 +369,18 @@ Examples:
 """,
 )
 @ids_argument_or_option(shell_completion.ended_ids)
-@queue_option("Only tasks of this queue")
+@queue_option("Select only tasks of this queue")
 @status_option(
     ended_status,
     completion=shell_completion.ended_states,
-    help="Only tasks that ended in this state; repeatable  [failed]",
+    help="Select only tasks that ended in this state; repeatable  [failed]",
 )
-@age_option("--since", "Only tasks submitted less than AGE ago")
-@click.option("--error", type=part_of_error, metavar="TEXT", help="Only tasks whose error contains TEXT, ignoring case")
+@age_option("--since", "Select only tasks submitted less than AGE ago")
+@click.option(
+    "--error", type=part_of_error, metavar="TEXT", help="Select only tasks whose error contains TEXT, ignoring case"
+)
 @yes_option
-@dry_run_option("Show which tasks would be requeued, but do not requeue them")
+@dry_run_option("Show which tasks would be requeued, without requeuing them")
 @click.pass_context
 def task_requeue(
     ctx: click.Context,
@@ -388,19 +393,19 @@ def task_requeue(
     yes: bool,
     dry_run: bool,
 ) -> RequeuedTask | Requeued | RequeuePreview | RequeuedAll:
-    """Submit ended tasks again, by their ids or by a filter.
+    """Resubmit ended tasks that are selected by id or by a filter.
 
-    Each new task has the same queue, payload, retries and timeout. A task is refused if it has not ended, or if its
-    payload is no longer stored.
+    Each new task has the same queue, payload, retries and timeout as the original task. A task cannot be requeued if
+    the task has not ended or its payload is no longer stored.
 
-    Tasks that are named by their ids are requeued at once, and the ids of the new tasks are printed. With a filter, or
-    with `-`, which reads ids from stdin, a preview is shown and you are asked to confirm. Tasks that have already been
-    requeued are skipped.
+    Tasks selected by id are requeued immediately, and the ids of the new tasks are printed. With a filter, or with `-`
+    to read ids from stdin, the command shows a preview and asks for confirmation. In this case, tasks that have already
+    been requeued are skipped.
     """
     filtered = bool(queue or statuses or since is not None or error)
     if bool(ids or named) == filtered:
         raise click.UsageError(
-            "cannot select tasks: expected either task ids or a filter. "
+            "tasks cannot be selected: expected either task ids or a filter. "
             "Use ids, or --queue, --status, --since or --error"
         )
     chosen = _ids_of_line_and_stdin(ctx, ids, named)
@@ -422,14 +427,14 @@ def task_requeue(
 
 
 def _ids_of_line_and_stdin(ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return the task ids without duplicates, with ``-`` replaced by the ids from stdin."""
+    """Return the task ids without duplicates. If ``-`` was given, include the ids from stdin."""
     # `--id -` is the task with the id "-".
     given = [*(each for each in ids if each != _STDIN), *named]
     if _STDIN in ids:
         try:
             given += map(task_id, front_of(ctx).stdin().decode("utf-8", "surrogateescape").split())
         except OSError as error:
-            raise click.UsageError(f"the ids cannot be read from stdin: {error.strerror}. Pass them as ID") from None
+            raise click.UsageError(f"the ids cannot be read from stdin: {error.strerror}. Pass the ids as ID") from None
     return list(dict.fromkeys(given))
 
 
@@ -444,14 +449,14 @@ def _requeue_ids(ctx: click.Context, ids: list[str]) -> RequeuedTask | Requeued:
 
 
 def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None]) -> Requeued:
-    """Requeue all tasks. On Ctrl-C, report how many tasks were requeued."""
+    """Requeue the tasks with the given ids. On Ctrl-C, report how many tasks were requeued."""
     outcomes: dict[str, RequeuedTask | NqnbError] = {}
     try:
         return ask(ctx, lambda nq: _requeue_all(nq, ids, show, outcomes))
     except KeyboardInterrupt as interrupt:
         done = sum(isinstance(each, RequeuedTask) for each in outcomes.values())
         interrupt.args = (
-            f"interrupted; {done:,} of {count_tasks(len(ids))} are known to be requeued. `nqnb tasks` shows the others",
+            f"interrupted; {done:,} of {count_tasks(len(ids))} are known to be requeued. Run `nqnb tasks` to check",
         )
         raise
 
@@ -474,7 +479,7 @@ def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> Cancel
 def _cancel(
     ctx: click.Context, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
 ) -> Receipts:
-    """Cancel all tasks. On Ctrl-C, report which cancels are stored."""
+    """Cancel the tasks with the given ids. On Ctrl-C, report how many cancels are stored."""
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
     try:
         return ask(ctx, lambda nq: _cancel_all(nq, ids, wait, show, outcomes))
@@ -504,9 +509,9 @@ async def _cancel_all(
     show: Callable[[object], None],
     outcomes: MutableMapping[str, CancelReceipt | NqnbError],
 ) -> Receipts:
-    """Cancel all tasks, and wait up to ``wait`` seconds for their code to stop; None does not wait.
+    """Cancel the tasks with the given ids. Unless ``wait`` is None, wait up to ``wait`` seconds for their code to stop.
 
-    ``show`` receives the progress. ``outcomes`` receives the receipt or error of each task as soon as it is known.
+    ``show`` is called with the progress. The receipt or error for each task is added to ``outcomes`` immediately.
     """
     await cancel_many(nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)))
     receipts = Receipts.of(outcomes[name] for name in ids)
@@ -516,18 +521,18 @@ async def _cancel_all(
 
 
 def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
-    """Return the error for a cancel that was stored but did not stop the code in time, or else None."""
+    """Return the error for a cancel that did not stop the task's code in time, or None if the code was stopped."""
     task_id, state = receipt.task_id, receipt.status
     if receipt.stopping:
         return WaitTimeout(
-            f"the code of task {task_id!r} has not stopped: it takes longer than {wait:g} s. The cancel is stored; "
-            "cancel again to wait longer",
+            f"the code of task {task_id!r} has not stopped: it was still running after {wait:g} s. "
+            "The cancel is stored; cancel the task again to wait longer",
             task_id,
             state,
         )
     if state in (Status.COMPLETED, Status.FAILED):
         return NotCancellable(
-            f"task {task_id!r} was not cancelled: it {state.label} first. `nqnb task show` shows how it ended",
+            f"task {task_id!r} was not cancelled: it {state.label} first. Use `nqnb task show` for details",
             task_id,
             state,
         )
@@ -539,7 +544,7 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
-    """Return a task. If the task ended without a result, list its queue to find out if the task was requeued."""
+    """Return a task. If the task ended without a result, the record includes the id of the requeued task, if any."""
     task = await nq.fetch(id)
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
         return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)
@@ -547,7 +552,7 @@ async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
 
 
 async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
-    """Return the tasks that changed most recently."""
+    """Return at most ``limit`` matching tasks: those that changed most recently."""
     found = await which.tasks(nq)
     return Tasks(found[-limit:], len(found))
 
@@ -557,7 +562,7 @@ async def _preview_of_requeue(
 ) -> tuple[RequeuePreview, list[str]]:
     """Return the tasks that would be requeued, and the ids of tasks that do not exist.
 
-    ``which`` is a filter or ids. If ``again`` is True, tasks that have already been requeued are included.
+    ``which`` is a filter or a list of ids. If ``again`` is True, tasks that have already been requeued are included.
     """
     missing: list[str] = []
     if isinstance(which, Filter):
@@ -573,9 +578,9 @@ async def _preview_of_requeue(
 async def _requeue_all(
     nq: Client, ids: list[str], show: Callable[[object], None], outcomes: MutableMapping[str, RequeuedTask | NqnbError]
 ) -> Requeued:
-    """Requeue all tasks, even if some of them are refused.
+    """Requeue the tasks with the given ids. If a task is refused, continue with the other tasks.
 
-    ``show`` receives the progress. ``outcomes`` receives the new task or error of each task as soon as it is known.
+    ``show`` is called with the progress. The new task or error for each id is added to ``outcomes`` immediately.
     """
 
     async def requeue(id: str) -> None:

@@ -1,4 +1,4 @@
-"""The command ``nqnb watch``: list queues and tasks repeatedly, and report the changes."""
+"""The command ``nqnb watch``, which lists queues and tasks repeatedly and reports changes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from nqnb.records import QueueInfo, TaskInfo
 
 _MIN_INTERVAL_SECONDS = 0.25
 _SLOW_SECONDS = 1.0
-"""How long to wait for an answer before checking whether the server is still connected."""
+"""How long to wait for an answer before checking whether the client is still connected."""
 _MAX_FIRST_TASKS = 50
-"""The maximum number of tasks in the first line of JSON, or in the first table without a terminal."""
+"""The maximum number of tasks in the first line of JSON, or in the first table if there is no terminal."""
 
 
 class QueueCounts(Struct, frozen=True):
-    """A queue as the server reports it, and the number of tasks in each state."""
+    """The server's information about a queue, and the number of the queue's tasks in each state."""
 
     info: QueueInfo
     states: dict[Status, int]
 
 
 class Changes(Struct, frozen=True):
-    """The tasks that changed since the last snapshot.
+    """The tasks that have changed since the previous snapshot.
 
-    ``trouble`` is the reason why the server is not answering; ``back`` is True if the server is answering again.
+    ``trouble`` describes a problem with the connection, if there is one. ``back`` is True if a problem has just ended.
     """
 
     tasks: list[TaskInfo]
@@ -46,9 +46,10 @@ class Changes(Struct, frozen=True):
 
 
 class Snapshot(Struct, frozen=True):
-    """The queues and tasks at one moment. ``changed`` has the tasks that are new or differ from the last snapshot.
+    """The queues and tasks at one moment.
 
-    ``tasks`` has the running tasks, sorted by start time, then the others, the most recently changed first.
+    ``tasks`` contains the running tasks, sorted by start time, followed by the other tasks, with the most recently
+    changed task first. ``changed`` contains the tasks that are new or have changed since the previous snapshot.
     """
 
     at: datetime
@@ -61,11 +62,11 @@ class Snapshot(Struct, frozen=True):
 
     @property
     def news(self) -> Changes:
-        """The differences from the last snapshot."""
+        """The changes since the previous snapshot."""
         return Changes(self.changed, self.trouble, self.back)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the counts of the queues, and the tasks that changed."""
+        """Return the counts for each queue, and the tasks that changed."""
         return {
             "at": self.at,
             "queues": [
@@ -99,9 +100,9 @@ Examples:
     "what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=shell_completion.queues_and_ids
 )
 @click.option(
-    "--interval", type=seconds, default=1.0, metavar="SECONDS", help="Time between two snapshots  [1, at least 0.25]"
+    "--interval", type=seconds, default=1.0, metavar="SECONDS", help="Time between snapshots  [1; minimum 0.25]"
 )
-@click.option("--once", is_flag=True, help="Show one snapshot, and exit")
+@click.option("--once", is_flag=True, help="Show one snapshot and exit")
 @click.pass_context
 def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool) -> Snapshot | None:
     """Watch queues or tasks as they change.
@@ -109,9 +110,9 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
     Without arguments, all queues and tasks are watched until Ctrl-C. With QUEUE, only that queue is watched. With task
     ids, only these tasks are watched, until all of them have ended.
 
-    Each snapshot lists all tasks on the server, so choose a longer --interval if there are many. Without a terminal,
+    Each snapshot lists all watched tasks, so choose a longer --interval if there are many tasks. Without a terminal,
     one line is printed for each task that changed. With --json, one line of JSON is printed for each snapshot that
-    differs from the last.
+    differs from the previous snapshot.
     """
     watcher = _Watcher(tuple(dict.fromkeys(what)), once)
     if once:
@@ -139,7 +140,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], interval: float, once: bool
 
 
 class _Watcher:
-    """A source of snapshots of everything, of one queue or of some tasks. It detects the changes between them."""
+    """A source of snapshots of all queues, one queue or selected tasks. Each snapshot includes the changes."""
 
     def __init__(self, what: tuple[str, ...], once: bool) -> None:
         self._what = what
@@ -151,11 +152,11 @@ class _Watcher:
 
     @property
     def ended(self) -> bool:
-        """Whether individual tasks are watched, and all of them have ended."""
+        """Whether the user named individual tasks and all of them have ended."""
         return bool(self._by_id and self._last and all(each.status.terminal for each in self._last.tasks))
 
     async def snapshot(self, nq: Client) -> Snapshot:
-        """Return a snapshot, even if nothing has changed."""
+        """Return a new snapshot, even if nothing has changed."""
         self._last = await self._take_snapshot(nq)
         return self._last
 
@@ -190,13 +191,13 @@ class _Watcher:
             if len(self._what) > 1:
                 raise
             raise UnknownTask(
-                f"{self._what[0]!r} was not found: the server has no such queue and no such task. "
-                "`nqnb queue list` lists the queues, and `nqnb task list` lists the tasks",
+                f"{self._what[0]!r} was not found: the server has no such queue or task. "
+                "Use `nqnb queue list` to list the queues, and `nqnb task list` to list the tasks",
                 error.task_id,
             ) from None
 
     async def next_snapshot(self, nq: Client) -> Snapshot | None:
-        """Return a snapshot, or None if nothing changed. If the server does not answer, the next call tries again."""
+        """Return a new snapshot, or None if nothing has changed. A snapshot can report that the server is silent."""
         last = self._last
         if last is None:
             return await self.snapshot(nq)
@@ -217,7 +218,7 @@ class _Watcher:
         return None if same and len(found.tasks) == len(last.tasks) else found
 
     async def close(self) -> None:
-        """Cancel the snapshot that is in progress."""
+        """Cancel the snapshot in progress, if there is one."""
         if self._pending is not None:
             await _cancelled(self._pending)
 
@@ -230,7 +231,7 @@ class _Watcher:
 
 
 def _unanswered(error: NqnbError) -> str:
-    """Describe which component has not answered. An error from one of many requests would not help the user."""
+    """Describe which component has not answered. The error of a single request would not help the user."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"
@@ -245,7 +246,7 @@ def _counts(snapshot: Snapshot) -> list[tuple[object, ...]]:
 
 
 async def _unless_stopped(stopping: asyncio.Future[Any], taking: Any) -> Any:
-    """Return the snapshot, or None if the user stops the command first."""
+    """Wait for a snapshot and return it, or return None if the user stops the command first."""
     pending = asyncio.ensure_future(taking)
     await asyncio.wait({pending, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if pending.done():

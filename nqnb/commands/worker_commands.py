@@ -1,4 +1,4 @@
-"""The commands about workers: ``nqnb workers`` lists workers, and ``nqnb worker`` runs a worker."""
+"""Commands for workers: ``nqnb workers`` lists the workers, and ``nqnb worker`` runs a worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("nqnb.worker")
 
 
 class UserCodeError(NqnbError):
-    """The worker's module cannot be imported. ``.traceback`` shows where the import failed, without nqnb's frames."""
+    """The worker's module cannot be imported. The ``traceback`` attribute omits the frames of nqnb."""
 
     def __init__(self, message: str, traceback: str) -> None:
         super().__init__(message)
@@ -34,7 +34,9 @@ class UserCodeError(NqnbError):
 
 
 @click.command("workers", cls=Command, epilog="\b\nExamples:\n  nqnb workers\n  nqnb workers --min-workers 1")
-@click.option("--min-workers", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer than N are alive")
+@click.option(
+    "--min-workers", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer than N workers are alive"
+)
 @click.pass_context
 def list_workers(ctx: click.Context, min_workers: int) -> Workers:
     """List the nqnb workers that are alive.
@@ -58,20 +60,20 @@ Examples:
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
-@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Run at most N tasks at once  [as in MODULE]")
+@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Run at most N tasks at once  [set in MODULE]")
 @click.option("--processes", type=click.IntRange(1), metavar="N", help="Run N processes, each with its own concurrency")
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
 def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:
-    """Run a worker: execute the tasks of its queues until Ctrl-C.
+    """Run a worker, which executes tasks from its queues until Ctrl-C.
 
     MODULE is the name of a Python module, which may be in the current folder. WORKER is the name of an nqnb.Worker in
-    that module. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks may finish within the worker's
-    shutdown_timeout; a second signal stops them at once.
+    that module. SIGINT (Ctrl-C) or SIGTERM stops the worker. Running tasks then have the worker's shutdown_timeout to
+    finish. A second signal stops these tasks immediately.
 
-    One process uses about one core if its handlers are coroutines or threads. --processes starts several processes,
+    A process whose handlers are coroutines or threads uses about one CPU core. --processes starts several processes,
     each with the full concurrency of the worker. A process that crashes is replaced. Signals are forwarded to all
-    processes, and the exit code is the highest exit code of the processes.
+    processes. The exit code is the highest exit code of the processes.
     """
     front = front_of(ctx)
     front.start_logging()
@@ -93,7 +95,7 @@ def _processes(
 ) -> WorkerProcesses:
     if sys.platform == "win32":
         raise click.UsageError(
-            "--processes is not available: Windows has no POSIX signals. Start several workers separately instead"
+            "--processes is not available: Windows has no POSIX signals. Start several workers instead"
         )
     arguments = [
         target,
@@ -104,7 +106,7 @@ def _processes(
 
 
 def worker_settings(own: Settings, options: dict[str, Any]) -> Settings:
-    """Return the worker's settings, overridden by the command's options. If no server is named, choose it as usual."""
+    """Return the worker's settings, overridden by the command's options. If no server is named, choose a server."""
     choice = resolve(Settings.of(own, **options))
     if choice.detached:
         log.info("no server was named, so the worker uses your detached server at %s", choice.settings.url)
@@ -117,7 +119,7 @@ def _find_worker(target: str) -> Worker:
         example = Path(name).name.removesuffix(".py") or "mymodule"
         raise click.UsageError(
             f"worker {target!r} is invalid: expected MODULE:WORKER. For example, use "
-            f"{example}:{path or 'worker'} in the folder of the module"
+            f"{example}:{path or 'worker'} in the module's folder"
         )
     module = _import(name)
     found: Any = module
@@ -125,8 +127,8 @@ def _find_worker(target: str) -> Worker:
         if not hasattr(found, part):
             there = ", ".join(f"{name}:{each}" for each, value in vars(module).items() if isinstance(value, Worker))
             raise click.UsageError(
-                f"worker {target!r} is invalid: module {name!r} has no {path!r}. "
-                + (f"Use {there}" if there else "Define an nqnb.Worker in it")
+                f"worker {target!r} is invalid: module {name!r} has no attribute {path!r}. "
+                + (f"Use {there}" if there else "Define an nqnb.Worker in the module")
             )
         found = getattr(found, part)
     if not isinstance(found, Worker):
@@ -146,8 +148,8 @@ def _import(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _user_error(name, error) from error
         raise click.UsageError(
-            f"module {error.name!r} cannot be imported: it was not found from {os.getcwd()!r}. "
-            "Change to the folder of the module, or install the module"
+            f"module {error.name!r} cannot be imported: it is not in {os.getcwd()!r}, and is not installed. "
+            "Change to the module's folder, or install the module"
         ) from None
     except (Exception, SystemExit) as error:
         raise _user_error(name, error) from error

@@ -1,9 +1,9 @@
-"""Run ``nqnb worker --processes N``: one parent process that starts, watches and replaces N worker processes.
+"""The processes of ``nqnb worker --processes N``: a parent process starts, watches and replaces N worker processes.
 
-The parent and each worker process share a socket pair. The parent sends the connection options over the socket rather
-than on the command line, where other users could read them. The worker process reports over the socket that it is
-serving. When the parent exits, the socket closes and the worker process stops. Each worker process leads its own
-session, so that Ctrl-C reaches the process only once, through the parent.
+A socket pair connects the parent to each worker process. The parent sends the connection options over the socket,
+because other users could read them on the command line. The worker process reports over the socket that it is serving.
+When the parent exits, the socket closes, and the worker process stops. Each worker process runs in a separate session
+and therefore receives a Ctrl-C only from the parent.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ log = logging.getLogger("nqnb.worker")
 
 _RESTART_BACKOFF = Backoff(0.5, 30)
 _QUICK_CRASH_SECONDS = 5.0
-"""A crash counts as quick if the process served for less than this time."""
+"""A crash is a quick crash if the process served for less than this time."""
 _MAX_QUICK_CRASHES = 5
-"""The parent stops all processes after this many consecutive quick crashes of one process and its replacements."""
+"""After this many consecutive quick crashes of a process and its replacements, the parent stops all processes."""
 _REPORTED_EXIT_CODES = (1, 2, 3)
-"""Exit codes of a process that has reported why it cannot serve. The other processes would report the same error."""
+"""The exit codes of a process that has already reported its error. The other processes would report the same error."""
 _EXTRA_STOP_SECONDS = 15.0
-"""A process is killed if it is still running this long after the worker's shutdown_timeout."""
+"""The time after the worker's ``shutdown_timeout`` at which a process that is still running is killed."""
 _POLL_SECONDS = 0.25
 _PARENT_POLL_SECONDS = 0.5
-"""The interval at which a process checks its parent: a fork may keep the socket open after the parent has exited."""
+"""How often a process checks whether its parent has exited. A fork may keep the socket open after the exit."""
 
 
 class WorkerProcesses:
-    """The parent process.
+    """The parent's worker processes.
 
     Args:
         arguments: the arguments after ``nqnb worker`` on the command line of each process.
         options: the fields of `nqnb.Settings` for each process.
         count: how many processes to run.
-        shutdown_timeout: the shutdown_timeout of the worker, in seconds.
+        shutdown_timeout: the worker's shutdown_timeout, in seconds.
     """
 
     def __init__(self, arguments: Sequence[str], options: dict[str, Any], count: int, shutdown_timeout: float) -> None:
@@ -66,11 +66,11 @@ class WorkerProcesses:
         self._paused = False
 
     async def run(self) -> int:
-        """Serve until a signal is received, all processes have exited, or one of them keeps crashing.
+        """Run the processes until a signal is received, all processes have exited, or a process crashes repeatedly.
 
         Returns:
-            The highest exit code of the processes that were not replaced. A process that was killed by a signal counts
-            as 128 plus the number of the signal.
+            The highest exit code of the processes that were not replaced. If a signal killed a process, the exit code
+            is 128 plus the signal number.
         """
         killer = asyncio.ensure_future(self._kill_late())
         with self._signals():
@@ -88,7 +88,7 @@ class WorkerProcesses:
                     process.signal(signal.SIGKILL)
 
     async def _keep(self, process: _WorkerProcess | None = None) -> int:
-        """Replace one process whenever it crashes, and return the exit code of the last replacement."""
+        """Run a process, replace it after each crash, and return the exit code of the last process."""
         quick_crashes = code = 0
         while process is not None or not (self._stop.is_set() or self._paused):
             process = process or self._start()
@@ -103,11 +103,11 @@ class WorkerProcesses:
             quick_crashes = quick_crashes + 1 if time.monotonic() - since < _QUICK_CRASH_SECONDS else 1
             what = f"worker process {process.pid} {_end_text(process.code)}"
             if quick_crashes >= _MAX_QUICK_CRASHES:
-                log.error("%s, like the %d before it; stopping all worker processes", what, quick_crashes - 1)
+                log.error("%s after %d other crashes; stopping all worker processes", what, quick_crashes - 1)
                 self._forward(signal.SIGTERM)
                 break
             wait = _RESTART_BACKOFF.delay(quick_crashes)
-            log.warning("%s; starting another in %.1f s", what, wait)
+            log.warning("%s; starting a replacement in %.1f s", what, wait)
             await first_of(self._stop, timeout=wait)
             process = None
         return code
@@ -154,7 +154,7 @@ class WorkerProcesses:
 
 
 class _WorkerProcess:
-    """The parent's handle on one worker process."""
+    """The parent's handle for a worker process."""
 
     def __init__(self, command: Sequence[str], orders: bytes) -> None:
         self._socket, theirs = socket.socketpair()
@@ -168,11 +168,11 @@ class _WorkerProcess:
 
     @property
     def code(self) -> int:
-        """The exit code, or the negated number of the signal that killed the process."""
+        """The exit code, or the negative signal number if a signal killed the process."""
         return int(self._process.returncode)
 
     async def serves(self) -> bool:
-        """Wait until the process is serving; return False if it exits first."""
+        """Wait until the process is serving or has exited, and return whether it is serving."""
         if not self._serves:
             report = asyncio.ensure_future(asyncio.get_running_loop().sock_recv(self._socket, 1))
             try:
@@ -188,37 +188,37 @@ class _WorkerProcess:
         return self._serves
 
     async def ended(self) -> int:
-        """Wait until the process exits, and return its `code`."""
+        """Wait for the process to exit, and return its `code`."""
         while self._process.poll() is None:  # noqa: ASYNC110  the alternative is a waiting thread for each process
             await asyncio.sleep(_POLL_SECONDS)
         self._socket.close()
         return self.code
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process; do nothing if it has exited."""
+        """Send a signal to the process. Do nothing if the process has exited."""
         if number == signal.SIGINT and not self._serves:
             number = signal.SIGTERM  # unlike SIGINT, this prints no traceback while Python is still starting
         self._process.send_signal(number)
 
 
 class ParentLink:
-    """A worker process's link to its parent. Create it before stdin is read, because it replaces stdin."""
+    """A worker process's connection to its parent. The link uses stdin, so create it before anything reads stdin."""
 
     def __init__(self) -> None:
         try:
             self._socket = socket.socket(fileno=os.dup(0))
         except OSError:
-            raise click.UsageError("--member is internal: --processes adds it. Use --processes instead") from None
+            raise click.UsageError("--member is an internal option of --processes. Use --processes instead") from None
         with open(os.devnull, "rb") as nothing:
             os.dup2(nothing.fileno(), 0)
         with self._socket.makefile("rb", buffering=0) as stream:
             orders = json.loads(stream.readline())
         self._parent: int = orders["parent"]
         self.options: dict[str, Any] = orders["options"]
-        """Fields of `nqnb.Settings`."""
+        """The `nqnb.Settings` fields that the parent sent."""
 
     async def serve(self, worker: Worker) -> None:
-        """Serve, report to the parent once the worker is serving, and stop when the parent exits."""
+        """Run the worker until the parent exits. Report to the parent when the worker starts serving."""
         loop = asyncio.get_running_loop()
 
         def stop() -> None:

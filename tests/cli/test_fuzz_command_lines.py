@@ -177,7 +177,7 @@ def test_random_command_lines_end_with_a_documented_code(
 @pytest.mark.parametrize("option", ["--creds", "--tlsca"])
 def test_an_impossible_path_is_refused(option: str, path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-u", NOBODY, "tasks", option, path]) == 2
-    assert "it has a null character or a lone surrogate" in capsys.readouterr().err
+    assert "it contains a null character or a lone surrogate" in capsys.readouterr().err
 
 
 def test_a_payload_with_half_a_surrogate_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

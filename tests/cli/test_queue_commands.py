@@ -61,7 +61,7 @@ def test_purge_shows_a_preview_and_needs_a_confirmation(run: Run, many: Many) ->
     assert spared.code == 1
     assert re.search(r"heap +pending +5", spared.out)
     assert one_line(spared.err)
-    assert "End 5 waiting tasks of queue 'heap'?" in spared.err
+    assert "Remove 5 waiting tasks from queue 'heap'?" in spared.err
     assert "Add --yes" in spared.err
     assert states(run, "heap") == ["pending"] * 5
     answer = run("queue", "purge", "heap", "--yes")
@@ -109,7 +109,7 @@ def test_delete_refuses_a_queue_that_a_worker_serves(run: Run, worker: None) -> 
     run("submit", "quick", "1", "--wait", "10")
     refused = run("queue", "delete", "quick")
     assert (refused.code, refused.out, one_line(refused.err)) == (1, "", True)
-    assert "1 live worker serves it" in refused.err
+    assert "1 worker is serving it" in refused.err
 
 
 def test_delete_of_an_empty_queue_needs_a_confirmation(run: Run, many: Many) -> None:
@@ -268,7 +268,7 @@ def test_requeue_refuses_other_choices_of_tasks(words: Sequence[str], run: Run) 
 def test_requeue_refuses_an_empty_error_text(text: str, run: Run) -> None:
     answer = run("task", "requeue", "--queue", "anything", "--error", text, "--yes")
     assert (answer.code, answer.out, one_line(answer.err)) == (2, "", True)
-    assert f"got {text!r}, which every error contains" in answer.err
+    assert f"got {text!r}, which any error matches" in answer.err
 
 
 # Health

@@ -425,4 +425,4 @@ def test_completion_works_without_a_home_folder(tmp_path: Path, url: str) -> Non
 @pytest.mark.parametrize("command", [("cancel",), ("task", "cancel")])
 def test_the_help_of_cancel_tells_deleted_from_cancelled(run: Run, command: tuple[str, ...]) -> None:
     said = " ".join(run(*command, "--help").out.split())
-    assert 'A task that never started becomes "deleted". A task that had started becomes "cancelled"' in said
+    assert "A task that never started is marked as deleted. A task that had started is marked as cancelled" in said

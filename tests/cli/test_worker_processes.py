@@ -130,7 +130,7 @@ def test_a_killed_process_is_replaced_and_all_stop_when_the_parent_is_killed(
     until(lambda: diary(folder, "start"), 30)
     parent.kill()
     said = ended(parent).err
-    assert f"worker process {victim} was killed by SIGKILL; starting another in" in said
+    assert f"worker process {victim} was killed by SIGKILL; starting a replacement in" in said
     wait_until_ended(now)
     assert run("task", "status", task_id).out == "completed\n", "the processes stop as on a signal"
 
@@ -143,8 +143,8 @@ def test_the_parent_gives_up_after_five_quick_crashes(
     monkeypatch.setattr("nqnb.commands.worker_processes._QUICK_CRASH_SECONDS", 60)
     monkeypatch.chdir(folder)
     assert asyncio.run(WorkerProcesses(["jobs:hasty"], {"url": url}, 1, 5.0).run()) == 7
-    assert caplog.text.count("exited with code 7; starting another in") == 4
-    assert "like the 4 before it; stopping all worker processes" in caplog.text
+    assert caplog.text.count("exited with code 7; starting a replacement in") == 4
+    assert "after 4 other crashes; stopping all worker processes" in caplog.text
     run("queue", "purge", "crash", "--yes")
 
 

@@ -36,7 +36,7 @@ class TestConfirm:
     def test_the_user_is_asked_in_the_page(self, cells: Kernel) -> None:
         cells.run("task = nq.submit('asks', 1)")
         question, cell = answered(cells, "%nq queue purge asks", "n")
-        assert question == "End 1 waiting task of queue 'asks'? [y/N]: "
+        assert question == "Remove 1 waiting task from queue 'asks'? [y/N]: "
         assert cell.error == "NqnbError: nothing was purged: you did not confirm. Answer y, or add --yes"
         question, cell = answered(cells, "%nq queue purge asks", "y")
         assert not cell.error

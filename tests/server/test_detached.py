@@ -130,7 +130,7 @@ def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: py
     assert main(["up", "--detach", "--port", "1"]) == 0
     said = capsys.readouterr()
     assert "is already running" in said.out
-    assert "stop the server first with `nqnb up --stop`" in said.err
+    assert "first stop the server with `nqnb up --stop`" in said.err
     assert supervisors(detached.home()) == [running.keeper]
 
 
