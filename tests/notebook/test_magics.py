@@ -284,7 +284,7 @@ class TestTheLine:
             ("%nq submit resize -", "a line magic has no stdin. Use %%nq submit"),
             (
                 "%nq task show nobody",
-                "Check the id and the server; `%nq task list` shows",
+                "Check the id and the server, or run `%nq task list`",
             ),
             ("%nq queue pause nobody", "nobody"),
             ("%nq cancel", "expected either task ids or a filter"),
