@@ -579,9 +579,15 @@ class _Replies:
         if pending is None or pending.reply.done():
             return
         try:
-            pending.reply.set_result(pending.read(message, pending))
+            value = pending.read(message, pending)
         except NqnbError as error:
             _fail(pending, error)
+        except UNREADABLE:
+            _fail(pending, no_stream(pending.subject, message.data))
+        except Exception as error:  # noqa: BLE001  a defect must reach the caller, who would wait forever otherwise
+            _fail(pending, error)
+        else:
+            pending.reply.set_result(value)
 
     def fail_all(self, why: str) -> None:
         """Fail every pending request."""

@@ -19,7 +19,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE
 import nqnb
 from nqnb import Status, decode
 from nqnb.concurrency import spawn
-from nqnb.errors import MalformedMessage
+from nqnb.errors import MalformedMessage, Unconfirmed
 from nqnb.frames import tasks_frame, workers_frame
 from nqnb.jetstream.fast_client import Message, SafeParser
 from nqnb.protocol.names import key_subject
@@ -367,3 +367,18 @@ async def test_a_vertical_tab_in_a_subject_does_not_end_it(size: int) -> None:
     ]
     assert parser.state == AWAITING_CONTROL_LINE
     assert not parser.buf
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [(ValueError("odd"), Unconfirmed), (Unconfirmed("odd"), Unconfirmed), (KeyError("odd"), KeyError)],
+)
+async def test_a_reply_that_cannot_be_read_fails_its_request_at_once(
+    nq: nqnb.Client, raised: Exception, expected: type[Exception]
+) -> None:
+    def read(reply: object, request: object) -> None:
+        raise raised
+
+    connection = nq.backend.connection
+    with pytest.raises(expected):
+        await asyncio.wait_for(connection.ask("$JS.API.INFO", b"", b"", read), 2)
