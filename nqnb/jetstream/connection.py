@@ -199,7 +199,7 @@ class Connection:
             ConnectionFailed: see `send`.
             PayloadTooLarge: data and headers exceed the server's limit.
         """
-        return await self.ask(subject, data, header_block(headers) if headers else b"", whole, timeout, again=again)
+        return await self.ask(subject, data, self._block(subject, headers), whole, timeout, again=again)
 
     def ask(
         self,
@@ -252,7 +252,7 @@ class Connection:
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: see `request`.
         """
         once = headers is not None and (_MESSAGE_ID in headers or EXPECTED_REVISION in headers)
-        return await self.store(subject, data, header_block(headers) if headers else b"", once=once)
+        return await self.store(subject, data, self._block(subject, headers), once=once)
 
     def store(self, subject: str, data: bytes, block: bytes, *, once: bool) -> Awaitable[PubAck]:
         """Publish a message like `publish`, and return a future; see `ask`.
@@ -421,6 +421,12 @@ class Connection:
         if not waited:
             log.error("%s", not_permitted(self.settings, verb, subject))
 
+    def _block(self, subject: str, headers: Mapping[str, str] | None) -> bytes:
+        try:
+            return header_block(headers) if headers else b""
+        except nats.errors.Error as error:
+            raise translated(error, self.settings, subject) from None
+
     def _resend(self, request: Pending[Any]) -> None:
         if self.connected:
             spawn(self._send_quietly(request))
@@ -484,7 +490,7 @@ def no_stream(subject: str, reply: bytes) -> Unconfirmed:
     )
 
 
-class Pending(msgspec.Struct, Generic[T], eq=False, gc=False):
+class Pending(msgspec.Struct, Generic[T], eq=False):
     """A pending request.
 
     Attributes:
@@ -581,7 +587,9 @@ class _Replies:
         try:
             value = pending.read(message, pending)
         except NqnbError as error:
-            _fail(pending, error)
+            # The frames of this call refer to the request, which refers to the error.
+            error.__context__ = None
+            _fail(pending, error.with_traceback(None))
         except UNREADABLE:
             _fail(pending, no_stream(pending.subject, message.data))
         except Exception as error:  # noqa: BLE001  a defect must reach the caller, who would wait forever otherwise

@@ -38,8 +38,10 @@ _SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
 _VERSION_LENGTH = len("NATS/1.0")
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
 _LINE_END = b"\r\n"
-_LARGE_WRITE_BYTES = 1024 * 1024
-"""If the send buffer is at least this large, nats-py writes it, and then waits until the socket has accepted it."""
+_LARGE_WRITE_BYTES = 256 * 1024
+"""If more bytes than this are waiting for the socket, nats-py writes the send buffer, and waits for the socket."""
+_LONGEST_COUNT = 12
+"""The number of digits that no size and no subscription id reaches."""
 _HEADER_SIGNS = len("\r\n:")
 """The number of characters around a header's name."""
 
@@ -59,7 +61,8 @@ class Message(msgspec.Struct, gc=False):
         """Return the value of a header, or "" if it is missing. This is faster than parsing all headers."""
         if self.parsed is not None or self.raw is None:
             return self.headers.get(name, "")
-        start = self.raw.find(_header_start(name))
+        # The server appends its headers to those of the stored message, which may have the same names.
+        start = self.raw.rfind(_header_start(name))
         if start < 0:
             return ""
         start += len(name) + _HEADER_SIGNS
@@ -112,11 +115,13 @@ class FastClient(NatsClient):
             raise nats.errors.MaxPayloadError
         if not _SUBJECT.fullmatch(subject):
             raise nats.errors.BadSubjectError
-        if self.fast and self._pending_data_size > self._max_pending_size > 0 and self.is_connected:
-            await self._flush_pending(force_flush=True)
-        if not self.put(subject, data, reply, block):
+        if not (self.fast and self.is_connected):
             # Without a connection, nats-py buffers the message, or raises an error if its buffer is full.
             await self.publish(subject, data, reply, read_headers(block) if block else None)
+            return
+        self._append(subject, data, reply, block)
+        if self._pending_data_size > self._max_pending_size > 0:
+            await self._flush_pending(force_flush=True)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
         """Append a message to the send buffer, which is written to the socket once per turn of the event loop.
@@ -138,6 +143,11 @@ class FastClient(NatsClient):
             return False
         if not subject.isprintable() or " " in subject:
             return False
+        self._append(subject, data, reply, block)
+        return True
+
+    def _append(self, subject: str, data: bytes, reply: str, block: bytes) -> None:
+        size = len(block) + len(data)
         if block:
             head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
             command = b"%s%s%s\r\n" % (head, block, data)
@@ -148,7 +158,6 @@ class FastClient(NatsClient):
         if not self._writing:
             self._writing = True
             asyncio.get_running_loop().call_soon(self._write_pending)
-        return True
 
     def _write_pending(self) -> None:
         self._writing = False
@@ -156,7 +165,10 @@ class FastClient(NatsClient):
             # After a reconnect, nats-py writes the buffer.
             return
         writer = getattr(self._transport, "_io_writer", None)
-        if isinstance(writer, asyncio.StreamWriter) and self._pending_data_size < _LARGE_WRITE_BYTES:
+        if (
+            isinstance(writer, asyncio.StreamWriter)
+            and self._pending_data_size + writer.transport.get_write_buffer_size() < _LARGE_WRITE_BYTES
+        ):
             pending, self._pending, self._pending_data_size = self._pending, [], 0
             writer.write(b"".join(pending))
         elif self._flush_queue is not None and self._flush_queue.empty():
@@ -308,27 +320,25 @@ class SafeParser(Parser):
             line_end = find(_LINE_END, at)
             words = data[at:line_end].split() if line_end > 0 else []
             start = line_end + 2
-            try:
-                if len(words) == 4 and words[0] == b"MSG":
-                    _, subject, sid, length = words
-                    reply, header_end = b"", start
-                elif len(words) == 5 and words[0] == b"MSG":
-                    _, subject, sid, reply, length = words
-                    header_end = start
-                elif len(words) == 5 and words[0] == b"HMSG":
-                    _, subject, sid, headers, length = words
-                    reply, header_end = b"", start + int(headers)
-                elif len(words) == 6 and words[0] == b"HMSG":
-                    _, subject, sid, reply, headers, length = words
-                    header_end = start + int(headers)
-                else:
-                    return at
-                end = start + int(length)
-                if end + 2 > size or not dispatch(
-                    int(sid), subject, reply, data[header_end:end], data[start:header_end] or None
-                ):
-                    return at
-            except ValueError:
+            if len(words) == 4 and words[0] == b"MSG":
+                _, subject, sid, length = words
+                reply, headers = b"", b"0"
+            elif len(words) == 5 and words[0] == b"MSG":
+                _, subject, sid, reply, length = words
+                headers = b"0"
+            elif len(words) == 5 and words[0] == b"HMSG":
+                _, subject, sid, headers, length = words
+                reply = b""
+            elif len(words) == 6 and words[0] == b"HMSG":
+                _, subject, sid, reply, headers, length = words
+            else:
+                return at
+            if not (_is_count(sid) and _is_count(headers) and _is_count(length)):
+                return at
+            header_end, end = start + int(headers), start + int(length)
+            if end + 2 > size or not dispatch(
+                int(sid), subject, reply, data[header_end:end], data[start:header_end] or None
+            ):
                 return at
             at = end + 2
         return at
@@ -340,7 +350,7 @@ class SafeParser(Parser):
             return len(data)
         words = data[at:line_end].split()
         end = line_end + 2
-        if words and words[0] in (b"MSG", b"HMSG") and words[-1].isdigit():
+        if words and words[0] in (b"MSG", b"HMSG") and _is_count(words[-1]):
             end += int(words[-1]) + 2
         return min(end, len(data))
 
@@ -357,6 +367,10 @@ class SafeParser(Parser):
                 part = unread[at:end] if found < 0 else _HIDDEN_SPACE.sub(b"?", unread[at:end])
             at = end
             await super().parse(part)
+
+
+def _is_count(word: bytes) -> bool:
+    return word.isdigit() and len(word) < _LONGEST_COUNT
 
 
 def is_safe_to_replace(parser: object) -> bool:

@@ -311,6 +311,8 @@ class Worker:
             finally:
                 lost = not self._stop.is_set()
                 await self.stop()
+                if dedicated:
+                    gc.unfreeze()
         if lost:
             raise ConnectionFailed(
                 f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "

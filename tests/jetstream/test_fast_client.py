@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import nats.errors
 import pytest
+from helpers.waiting import until_async
 from nats.aio.client import Client as NatsClient
 
 import nqnb
@@ -127,6 +128,30 @@ async def test_every_message_arrives_wherever_a_read_cuts_it(size: int) -> None:
     ]
     assert slow == [(b"c", b"", b"z", None), (b"PING", b"", b"", None)]
     assert not parser.buf
+
+
+@pytest.mark.parametrize(
+    "line", [b"MSG a 1 -15\r\n", b"MSG a 1 +2\r\n", b"HMSG a 1 -3 4\r\n", b"MSG a 1 " + b"9" * 5000 + b"\r\n"], ids=len
+)
+async def test_a_malformed_size_is_an_error_of_the_protocol(line: bytes) -> None:
+    parser = SafeParser(object(), lambda *_: True)
+    with pytest.raises(nats.errors.ProtocolError):
+        await asyncio.wait_for(parser.parse(b"MSG a 1 2\r\nhi\r\n" + line), 5)
+
+
+async def test_messages_keep_their_order_while_the_send_buffer_is_full(client: FastClient) -> None:
+    got: list[bytes] = []
+    await client.listen("lane.y", lambda message: got.append(message.data))
+    room, sends = client.max_payload, []
+    for number in range(20):
+        sends.append(asyncio.ensure_future(client.write("lane.x", b"x" * room)))
+        sends.append(asyncio.ensure_future(client.write("lane.y", b"%d" % number)))
+        await asyncio.sleep(0)
+        client.put("lane.y", b"%d, put" % number)
+    await asyncio.gather(*sends)
+    await client.flush(10)
+    await until_async(lambda: len([each for each in got if b"put" not in each]) == 20)
+    assert [each for each in got if b"put" not in each] == [b"%d" % number for number in range(20)]
 
 
 async def test_messages_of_one_turn_of_the_loop_are_written_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -19,7 +20,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE
 import nqnb
 from nqnb import Status, decode
 from nqnb.concurrency import spawn
-from nqnb.errors import MalformedMessage, Unconfirmed
+from nqnb.errors import MalformedMessage, NoResponders, RevisionConflict, Unconfirmed
 from nqnb.frames import tasks_frame, workers_frame
 from nqnb.jetstream.fast_client import Message, SafeParser
 from nqnb.protocol.names import key_subject
@@ -382,3 +383,26 @@ async def test_a_reply_that_cannot_be_read_fails_its_request_at_once(
     connection = nq.backend.connection
     with pytest.raises(expected):
         await asyncio.wait_for(connection.ask("$JS.API.INFO", b"", b"", read), 2)
+
+
+async def test_a_stored_header_does_not_replace_that_of_the_server(nq: nqnb.Client) -> None:
+    store, connection = nq.backend.intents, nq.backend.connection
+    for sequence in ("999", "abc"):
+        await connection.publish("$KV.nq-cancel.copied", b"x", {"Nats-Sequence": sequence})
+        fresh, direct = await store.get("copied"), await store.get("copied", fresh=False)
+        assert fresh == direct
+        assert direct is not None
+        assert direct.revision < 999
+
+
+async def test_failed_requests_leave_no_garbage(nq: nqnb.Client) -> None:
+    states = nq.backend.states
+    await states.create("there", b"x")
+    for _ in range(50):
+        with pytest.raises(RevisionConflict):
+            await states.update("there", b"x", 10**6)
+        with pytest.raises(NoResponders):
+            await nq.backend.connection.request("nobody.here")
+    gc.collect()
+    # pytest keeps the last error.
+    assert len([each for each in gc.get_objects() if isinstance(each, (RevisionConflict, NoResponders))]) <= 1

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import random
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -424,3 +426,17 @@ def test_the_kind_of_handler_decides_its_executor() -> None:
         assert isinstance(executor(lambda job: None), ThreadExecutor)
 
     asyncio.run(main())
+
+
+async def test_a_stop_after_the_end_pushes_nobody() -> None:
+    async def quick(job: Job) -> None:
+        return
+
+    run = executor(quick, grace=0.01)
+    await ended(run)
+    run.stop()
+    reference = weakref.ref(run)
+    del run
+    gc.collect()
+    # A timer that was still running would keep the executor alive.
+    assert reference() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -11,6 +12,7 @@ from typing import Any, Literal
 
 import pytest
 from helpers.history import assert_queues_empty
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
@@ -472,3 +474,50 @@ async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
 async def test_run_inside_a_loop_says_what_to_do(settings: nqnb.Settings) -> None:
     with pytest.raises(nqnb.BadInput, match=r"await worker\.serve\(\)"):
         nqnb.Worker(settings).run()
+
+
+def test_a_loop_that_ends_under_a_worker_leaves_its_task_processing(server: nqnb.DevServer) -> None:
+    """Another worker runs the task after the ack wait. A Failed would be wrong: nobody stopped the handler."""
+    started = threading.Event()
+
+    async def main() -> str:
+        worker = nqnb.Worker(server.url)
+
+        @worker.handler("abandoned")
+        async def last(job: nqnb.Job) -> None:
+            started.set()
+            await asyncio.sleep(60)
+
+        async with nqnb.connect(server.url) as nq:
+            task = await nq.submit("abandoned")
+            await worker.start()
+            await until_async(started.is_set)
+        return task.id
+
+    async def status(task_id: str) -> Status:
+        async with nqnb.connect(server.url) as nq:
+            return await nq.status(task_id)
+
+    begun = time.monotonic()
+    task_id = asyncio.run(main())
+    assert time.monotonic() - begun < 20
+    assert asyncio.run(status(task_id)) is Status.PROCESSING
+
+
+def test_a_dedicated_worker_lets_the_garbage_collector_visit_all_objects_again(server: nqnb.DevServer) -> None:
+    worker = nqnb.Worker(server.url)
+    frozen: list[int] = []
+
+    @worker.handler("last")
+    async def last(job: nqnb.Job) -> None:
+        frozen.append(gc.get_freeze_count())
+        worker.request_stop()
+
+    async def submit() -> None:
+        async with nqnb.connect(server.url) as nq:
+            await nq.submit("last")
+
+    asyncio.run(submit())
+    worker.run()
+    assert frozen[0] > 1000
+    assert gc.get_freeze_count() < 1000
