@@ -87,8 +87,9 @@ def ended_status(text: str) -> State:
 def part_of_error(text: str) -> str:
     """Parse text to search for in error messages. Blank text is refused, because it would match almost every error."""
     if not text.strip():
-        f"expected part of an error message, got {text!r}, which any error matches. "
-        "Use a word from the error message"
+        raise click.BadParameter(
+            f"expected part of an error message, got {text!r}, which any error matches. Use a word from the message"
+        )
     return text
 
 
