@@ -209,7 +209,7 @@ class TestNkeys:
         text = await is_refused(nkey_server.url, "damaged", str(path), kind=BadInput, nkey=path)
         assert damaged[5:20] not in text
         write(path, "nothing")
-        await is_refused(nkey_server.url, str(path), "has no seed", kind=BadInput, nkey=path)
+        await is_refused(nkey_server.url, str(path), "contains no seed", kind=BadInput, nkey=path)
 
 
 class TestCredentials:
@@ -271,7 +271,7 @@ class TestCredentials:
         self, jwt_server: nqnb.DevServer, path: Path, text: str
     ) -> None:
         write(path, text)
-        await is_refused(jwt_server.url, str(path), "no NATS user JWT", kind=BadInput, within=1, creds=path)
+        await is_refused(jwt_server.url, str(path), "must contain a NATS user JWT", kind=BadInput, within=1, creds=path)
 
     async def test_a_missing_file_is_refused(self, jwt_server: nqnb.DevServer, operator: Operator, path: Path) -> None:
         write(path, operator.credentials()[0])
