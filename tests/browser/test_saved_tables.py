@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,9 @@ import nbformat
 import pytest
 from browser.bucket import Bucket
 from browser.labs import Lab
-from browser.sheets import App, Sheet
+from browser.sheets import App, Sheet, write
 
+import nqnb
 from nqnb import Status
 
 SETUP = """
@@ -106,3 +108,17 @@ def test_a_table_is_frozen_when_its_kernel_is_shut_down(sheet: Callable[..., She
     saved = save(page, lab.root / page.name)
     assert all(each in saved.cells[2].outputs[0].data["text/html"] for each in ids)
     assert {look.status(each) for each in ids} == {Status.COMPLETED}
+
+
+@pytest.mark.filterwarnings("ignore:Kernel is running over TCP")  # on loopback, as Jupyter does
+def test_a_notebook_that_runs_without_a_page_shows_the_rows_of_its_last_cell(
+    tmp_path: Path, server: nqnb.DevServer
+) -> None:
+    execute = runpy.run_path(str(Path(__file__).parents[2] / "notebooks" / "execute.py"))["execute"]
+    later = 'tasks = nq.map("saved", [n for n in range(14) if n not in (7, 8)])\nlen(tasks.results())'
+    write(tmp_path / "queue.ipynb", SETUP, WATCH, later)
+    made = execute(tmp_path / "queue.ipynb", server.url)
+    snapshot, *view = made.cells[1].outputs
+    assert snapshot.data["text/plain"].startswith("saved: 12 completed\nid")
+    assert "12 tasks, as of " in snapshot.data["text/html"]
+    assert all("table" not in each.data["text/html"] for each in view)
