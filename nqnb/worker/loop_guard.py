@@ -164,8 +164,8 @@ class Guard:
                     if slept >= _SHORTEST_LOGGED_SECONDS:
                         self._log(
                             logging.WARNING,
-                            "worker %s: its process was suspended, or a C call held the interpreter lock, for %.1f s; "
-                            "tasks whose lease has run out will be stopped",
+                            "worker %s: the process was suspended, or a C call held the interpreter lock, for %.1f s. "
+                            "Tasks whose leases have run out will be stopped",
                             self._worker_id,
                             slept,
                         )
@@ -193,7 +193,7 @@ class Guard:
             if self._blocked_since:
                 self._log(
                     logging.INFO,
-                    "worker %s: its event loop is running again after %.1f s",
+                    "worker %s: the event loop is running again after being blocked for %.1f s",
                     self._worker_id,
                     now - self._blocked_since,
                 )
@@ -236,7 +236,7 @@ class Guard:
             if not self._trouble:
                 self._log(
                     logging.WARNING,
-                    "worker %s: its guard cannot connect: %s. Leases will run out if the event loop is blocked",
+                    "worker %s: the guard cannot connect: %s. Leases will run out if the event loop is blocked",
                     self._worker_id,
                     error,
                 )
@@ -252,7 +252,9 @@ class Guard:
             await presence.announce(self._writer.record())
             self._announced = max(self._announced, asked)
         except NqnbError as error:
-            self._log(logging.INFO, "worker %s: its guard could not write its presence: %s", self._worker_id, error)
+            self._log(
+                logging.INFO, "worker %s: the guard could not write the worker's presence: %s", self._worker_id, error
+            )
         finally:
             # This write may have overtaken the loop's own write.
             self._writer.note_guard_write(self._announced)
@@ -266,7 +268,7 @@ class Guard:
 
         await few_at_once(runs, renew, RENEWALS_AT_ONCE)
         if troubles:
-            text = "worker %s: its guard could not renew %d leases: %s"
+            text = "worker %s: the guard could not renew %d leases: %s"
             self._log(logging.INFO, text, self._worker_id, len(troubles), troubles[0])
         # The loop itself stops handlers in processes, with signals.
         running = [run for run in runs if run.started and run.handler.isolation != "process"]
@@ -311,8 +313,9 @@ class Guard:
         leases = "Leases are renewed" if connected else f"Leases will run out ({self._trouble or 'the server is away'})"
         self._log(
             logging.WARNING,
-            "worker %s: its event loop has not run for %.1f s: it %s. %s; cancels, timeouts and other coroutines wait. "
-            "Make the blocking handler a plain function, or call the blocking code with `await asyncio.to_thread(...)`",
+            "worker %s: the event loop has not run for %.1f s: it %s. %s. Cancels, timeouts and other coroutines "
+            "must wait. Make the blocking handler a plain function, or call the blocking code with "
+            "`await asyncio.to_thread(...)`",
             self._worker_id,
             blocked,
             what,

@@ -176,7 +176,7 @@ async def test_a_guard_that_cannot_connect_is_logged_and_the_worker_goes_on(capl
                 return "done"
 
             async with worker:
-                await until_async(lambda: "its guard cannot connect" in caplog.text, 10)
+                await until_async(lambda: "the guard cannot connect" in caplog.text, 10)
                 assert await (await nq.submit("work")).result(timeout=10) == "done"
 
 
