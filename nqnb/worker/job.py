@@ -83,7 +83,7 @@ class Job:
         payload: the task's payload as bytes.
         attempt: the attempt number, starting at 1.
         max_retry: the maximum number of retries.
-        deadline: the time limit of the attempt, from the timeout or deadline (UTC, on this machine's clock), or None.
+        deadline: the time at which the timeout or deadline stops the attempt (UTC, on this machine's clock), or None.
         state: the state that the worker shares with the job. Handlers must not use this attribute.
     """
 

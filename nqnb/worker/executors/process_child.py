@@ -113,7 +113,7 @@ class _Runner:
         folder: the worker's working directory.
         environment: the worker's current environment variables, which may have changed since this process started.
         facts: the arguments of the handler's `Job` that describe the task.
-        progress_raises: passed to the handler's `Job`.
+        progress_raises: the argument of the same name for the handler's `Job`.
         call: the pickled function, a flag that is true for a coroutine function, and the arguments after the job.
     """
 

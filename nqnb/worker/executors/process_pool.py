@@ -34,7 +34,7 @@ log = logging.getLogger("nqnb.worker")
 MOST_SPARES = 2
 """The maximum number of idle processes per worker. Each process uses about 20 MB of memory."""
 _KILL_TIMEOUT_SECONDS = 6.0
-"""The time after which the worker kills a supervisor that has not killed its process. Four seconds must be enough."""
+"""The time limit for a supervisor to kill its process, after which the worker kills both. The normal limit is 4 s."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
 """How long a stopping worker waits for killed idle processes to exit."""
 _CHECK_SECONDS = 1.0
@@ -48,7 +48,7 @@ _MOST_LAST_READS = 256
 SOCKET_DESCRIPTOR = 3
 """The descriptor of the socket in the supervisor's process."""
 _LOWEST_COPY = 10
-"""The lowest number for copied descriptors. No copy may have the number of a descriptor in the supervisor."""
+"""The lowest number for copied descriptors, which must not have the numbers 0, 1 or `SOCKET_DESCRIPTOR`."""
 
 
 # -- idle processes ----------------------------------------------------------------------------------------------------
