@@ -1,7 +1,7 @@
-"""Compatibility with different Jupyter kernels and front ends, for clicks during busy cells and for replaced outputs.
+"""Compatibility code for Jupyter kernels and front ends: clicks while a cell is running, and replaced outputs.
 
-A front end accepts an update of an output at any time. Programs that run a notebook without a front end (nbclient, and
-therefore nbconvert and papermill) accept an update only while a cell is running.
+A front end accepts an update of an output at any time. Programs that run a notebook without a front end, such as
+nbclient, nbconvert and papermill, accept an update only while a cell is running.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from IPython.display import update_display
 def use_any_subshell(comm: Any) -> None:
     """Allow the kernel to handle messages from the page on any free subshell.
 
-    ipykernel 7.4 handles them on the shell that last published on the comm. For a widget that was created in a cell,
-    this is the busy shell. The hook is private. A kernel that does not have the hook is left unchanged.
+    By default, ipykernel 7.4 handles these messages on the shell that last published on the comm. For a widget that was
+    created in a cell, this shell is busy while the cell is running. This function replaces a private hook of ipykernel,
+    and does nothing if the hook does not exist.
     """
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda data, default: default
 
 
 def warn_if_buttons_hang() -> None:
-    """Warn if this version of ipykernel can hang when a widget sends a message."""
+    """Warn if the installed version of ipykernel can hang when a widget sends a message."""
     text = known_problem(getattr(sys.modules.get("ipykernel"), "__version__", ""))
     if text:
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def known_problem(version: str) -> str:
-    """Return a description of the problem that a version of ipykernel has with buttons, or an empty string."""
+    """Return a warning about buttons in a version of ipykernel, or an empty string if there is no known problem."""
     major, _, rest = version.partition(".")
     minor = rest.partition(".")[0]
     if major == "7" and minor in {"0", "1", "2", "3"}:
@@ -45,10 +46,10 @@ def known_problem(version: str) -> str:
 
 
 def replace(display_id: str, bundle: dict[str, str]) -> None:
-    """Replace the output that was displayed with an id. This can be called from any thread.
+    """Replace the output that has the given display id. This function can be called from any thread.
 
-    The replacement is sent again at the end of the current or next cell, for programs without a front end. Outside
-    IPython, this does nothing.
+    For programs without a front end, the replacement is sent again at the end of the current or next cell. Outside
+    IPython, this function does nothing.
 
     Args:
         display_id: the display id of the output.
@@ -66,9 +67,9 @@ def replace(display_id: str, bundle: dict[str, str]) -> None:
 
 
 def at_ends_of_cells(callback: Callable[[], bool]) -> None:
-    """Call a function at the end of each cell, including the current cell, as long as the function returns True.
+    """Call a function at the end of each cell, including the current cell, until the function returns False.
 
-    This does nothing outside a kernel, because a terminal would print the replaced output again.
+    Outside a kernel, do nothing, because a terminal would print a replaced output again.
     """
     if not in_a_kernel():
         return
@@ -82,10 +83,10 @@ def at_ends_of_cells(callback: Callable[[], bool]) -> None:
 
 
 def in_a_kernel() -> bool:
-    """Return whether this process is a kernel. A terminal would print a replaced output again."""
+    """Return whether this process is a Jupyter kernel, as opposed to IPython in a terminal."""
     return InteractiveShell.initialized() and hasattr(InteractiveShell.instance(), "kernel")
 
 
 def update(display_id: str, bundle: dict[str, str]) -> None:
-    """Replace the output that was displayed with an id. This can be called from any thread."""
+    """Replace the output that has the given display id. This function can be called from any thread."""
     update_display(bundle, raw=True, display_id=display_id)  # type: ignore[no-untyped-call]  # IPython's

@@ -1,6 +1,6 @@
-"""The content of a task's row in a table: short strings and numbers for the row, and the details of an expanded row.
+"""The content of a task's row in a table: the fields of the row, and the details of an expanded row.
 
-This module escapes and truncates all strings. Times are Unix seconds, so that the page itself can update them.
+All strings are escaped and truncated. Times are in Unix seconds, so that the page can update ages and run times.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MAX_LINE_CHARACTERS = 2000
 MAX_PART_CHARACTERS = 20_000
 """The maximum length of one part of an expanded row."""
 MAX_ONE_LINE_BYTES = 100
-"""A payload or result of at most this size is shown on one line."""
+"""The maximum size of a payload or result that is shown on one line."""
 MAX_SEARCHED_CHARACTERS = 1000
-"""A search covers this many characters of a payload or error."""
+"""The maximum number of characters of a payload or error that a search covers."""
 
 
 def row(task: TaskInfo) -> dict[str, Any]:
@@ -51,7 +51,10 @@ def row(task: TaskInfo) -> dict[str, Any]:
 
 
 def detail(task: TaskInfo) -> list[dict[str, str]]:
-    """List the parts of an expanded row, each with a ``name``, a ``text`` and a ``kind`` (facts, error, data, log)."""
+    """Return the parts of an expanded row.
+
+    Each part has a ``name``, a ``text`` and a ``kind``, which is ``facts``, ``error``, ``data`` or ``log``.
+    """
     parts: list[dict[str, str]] = []
     if task.error:
         worker = f" · worker {line(task.worker, 80)}" if task.worker else ""
@@ -78,7 +81,10 @@ def detail(task: TaskInfo) -> list[dict[str, str]]:
 
 
 def search_text(task: TaskInfo) -> str:
-    """Return the casefolded text that a search covers: id, queue, worker, and the start of the error and payload."""
+    """Return the text that a search covers: the id, the queue, the worker, and the start of the error and payload.
+
+    The text is casefolded.
+    """
     payload = preview(task.payload, MAX_SEARCHED_CHARACTERS)
     return "\n".join((task.id, task.queue, task.worker, task.failure[:MAX_SEARCHED_CHARACTERS], payload)).casefold()
 
@@ -89,17 +95,17 @@ def overtaken(task: TaskInfo) -> bool:
 
 
 def attempt(task: TaskInfo) -> str:
-    """Return the number of the attempt, such as ``1``. If the task has retries, add the maximum, as in ``2 / 3``."""
+    """Return the attempt number, such as ``1``. If the task can be retried, include the maximum, as in ``2 / 3``."""
     return f"{task.attempt} / {max(task.attempt, task.max_retry + 1)}" if task.max_retry > 0 else str(task.attempt)
 
 
 def stamp(moment: datetime | None) -> float | None:
-    """Convert a time to Unix seconds."""
+    """Convert a time to Unix seconds, or return None if there is no time."""
     return None if moment is None else moment.timestamp()
 
 
 def cut(text: str) -> str:
-    """Truncate text to `MAX_PART_CHARACTERS`, and each line to `MAX_LINE_CHARACTERS`, with a note."""
+    """Truncate text to `MAX_PART_CHARACTERS`, and each line to `MAX_LINE_CHARACTERS`. Note how much was removed."""
     rest = len(text) - MAX_PART_CHARACTERS
     lines = (text[:MAX_PART_CHARACTERS] if rest > 0 else text).split("\n")
     kept = [

@@ -1,4 +1,4 @@
-"""The rows of a live table: its tasks, filtered, searched, sorted and counted, with their cancels and throughput."""
+"""The rows of a live table, which can be searched, filtered and sorted, and their counts, cancels and throughput."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from nqnb.widgets import row_content
 
 State = Status | Waiting
 STATES: tuple[State, ...] = (Status.PENDING, *Waiting, *(each for each in Status if each is not Status.PENDING))
-"""The states by which tasks are counted and filtered. A pending task that is not due yet counts only as scheduled."""
+"""The states by which tasks are counted and filtered. A pending task that is not yet due counts only as scheduled."""
 
 
 class Rows:
     """The tasks of a table, with a filter, a search and an order. This class is not thread-safe.
 
-    A change to a task requires a binary search and, while a search is active, a scan of the task's text. A new search
-    scans the texts of all tasks, each of which is built only once. A new filter or order sorts all tasks. With 100,000
-    tasks, such an operation takes about a quarter of a second. A page takes time proportional to its length.
+    A change to a task takes a binary search and, while a search is active, a scan of the task's text. A new search
+    scans the texts of all tasks. The text of a task is built only once. A new filter or order sorts all tasks. With
+    100,000 tasks, a new search, filter or order takes about a quarter of a second. The time to return a page is
+    proportional to the page's length.
 
     Args:
-        queue: accept only tasks of this queue.
-        ids: accept only tasks with these ids.
-        clock: a function that returns the time in seconds.
-        now: a function that returns the current time in Unix seconds, to compare due times with.
+        queue: the queue whose tasks are accepted, or None for all queues.
+        ids: the ids of the tasks that are accepted, or None for all tasks.
+        clock: a function that returns the time in seconds. The throughput is measured with this clock.
+        now: a function that returns the current time in Unix seconds. This time is compared with due times.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class Rows:
         self._gone: set[str] = set()
         self._texts: dict[str, str] = {}
         self._found: dict[str, State] = {}
-        """The ids of the tasks that match the search, each with the state under which it is counted."""
+        """The ids of the tasks that match the search, mapped to the states in which these tasks are counted."""
         self._counts = dict.fromkeys(STATES, 0)
         self._due: list[tuple[float, str]] = []
-        """A heap of the due times of scheduled tasks, in Unix seconds, with the ids of the tasks."""
+        """A heap with the due time (in Unix seconds) and the id of each scheduled task."""
         self._now = now
         self._open: set[str] = set()
         self._running: set[str] = set()
@@ -91,7 +92,7 @@ class Rows:
 
     @property
     def done(self) -> bool:
-        """Whether all tasks have ended, so that no row will change again. It is always False if no ids were passed."""
+        """Whether all tasks in ``ids`` have ended or were removed. This is always False if ``ids`` is None."""
         if self.ids is None:
             return False
         return not self._open and self.ids <= self._tasks.keys() | self._gone
@@ -102,7 +103,7 @@ class Rows:
         return len(self._queues) > 1
 
     def apply(self, tasks: Iterable[TaskInfo], gone: Iterable[str] = ()) -> None:
-        """Apply changes. States that are older than the known state or that do not belong to these rows are ignored."""
+        """Apply changes. Outdated states, and states of tasks that do not belong to these rows, are ignored."""
         for task in tasks:
             known = self._tasks.get(task.id)
             if self._concerns(task) and (known is None or known.revision <= task.revision):
@@ -117,7 +118,7 @@ class Rows:
         self._gone.clear()
 
     def find(self, text: str) -> None:
-        """Match only tasks whose text contains every word, ignoring case; see `row_content.search_text`."""
+        """Search for tasks whose text contains every word of ``text``, ignoring case; see `row_content.search_text`."""
         text = " ".join(text.casefold().split())[:200]
         if text == self.search:
             return
@@ -132,7 +133,7 @@ class Rows:
         self._rebuild = True
 
     def only(self, statuses: Iterable[State]) -> None:
-        """Match only tasks in these states, or tasks in any state if ``statuses`` is empty."""
+        """Set the filter to tasks in the given states. If ``statuses`` is empty, remove the filter."""
         self.statuses = frozenset(statuses)
         self._rebuild = True
 
@@ -148,24 +149,24 @@ class Rows:
             self._rebuild = True
 
     def counts(self) -> dict[str, int]:
-        """Return the number of tasks that match the search, by the label of their status."""
+        """Return the number of tasks in each state that match the search. The keys are the labels of the states."""
         self._pass_due_times()
         return {state.label: count for state, count in self._counts.items()}
 
     def state(self, task: TaskInfo) -> State:
-        """Return the state of a task as the table shows it: scheduled if the task is pending but not due yet."""
+        """Return the state that the table shows for a task. A pending task that is not yet due is scheduled."""
         due = task.due_at
         return Waiting.SCHEDULED if due is not None and due.timestamp() > self._now() else task.status
 
     def open_matching(self) -> list[str]:
-        """Return the ids of the matching tasks that have not ended. The button "Cancel all" cancels these tasks."""
+        """Return the ids of the matching tasks that have not ended. The "Cancel all" button cancels these tasks."""
         order = self._refreshed()
         if not self.search and not self.statuses:
             return list(self._open)
         return [task_id for task_id in self._open if task_id in order]
 
     def page(self, start: int, count: int, keep: Iterable[str] = ()) -> list[str]:
-        """Return the ids of a page. Ids in ``keep`` whose tasks still exist come first, in the order of ``keep``."""
+        """Return the ids of the tasks on a page. Existing tasks in ``keep`` come first, in the order of ``keep``."""
         order = self._refreshed()
         kept = list(dict.fromkeys(task_id for task_id in keep if task_id in self._tasks))
         if not kept:
@@ -174,7 +175,7 @@ class Rows:
         return [*kept, *(task_id for task_id in order.page(start, count) if task_id not in known)][:count]
 
     def first(self, count: int) -> list[str]:
-        """Return the ids of the first ``count`` matching tasks. See `failed_first` for their order."""
+        """Return the ids of the first ``count`` matching tasks. Failed tasks may come first; see `failed_first`."""
         order = self._refreshed()
         if not self.failed_first:
             return order.page(0, count)
@@ -186,11 +187,11 @@ class Rows:
 
     @property
     def failed_first(self) -> bool:
-        """Whether `first` returns failed tasks first: tasks have failed, and the user has not sorted a column."""
+        """Whether `first` returns failed tasks first. Failed tasks are not first if the user has sorted a column."""
         return self._order.column == "activity" and self._counts[Status.FAILED] > 0
 
     def task(self, task_id: str) -> TaskInfo:
-        """Return the task with an id.
+        """Return the task with the given id.
 
         Raises:
             KeyError: the task is not in these rows.
@@ -202,39 +203,39 @@ class Rows:
         return task_id in self._open
 
     def row(self, task_id: str) -> dict[str, Any]:
-        """Return the fields of a task's row, including its pending cancel; see `row_content.row`."""
+        """Return the fields of a task's row, including those for its pending cancel; see `row_content.row`."""
         task = self._tasks[task_id]
         notes = {**self.pending_cancels.of(task_id), "silent": self.silent_since(task)}
         return {**row_content.row(task), "status": self.state(task).label, **notes}
 
     def detail(self, task_id: str) -> list[dict[str, str]]:
-        """Return the details of an expanded row; see `row_content.detail`."""
+        """Return the details of a task's expanded row; see `row_content.detail`."""
         return row_content.detail(self.pending_cancels.recorded_in(self._tasks[task_id]))
 
     def note_late_presses(self, ids: Iterable[str], at: float) -> None:
-        """Record the buttons that were pressed after their tasks had completed or failed."""
+        """Record the tasks whose cancel button was pressed after the task had completed or failed."""
         for task_id in ids:
             task = self._tasks.get(task_id)
             if task is not None and task.status in (Status.COMPLETED, Status.FAILED):
                 self.pending_cancels.come_too_late(task_id, task.status, at)
 
     def unserved_queues(self) -> list[str]:
-        """Return the queues of these tasks that no worker is serving, or an empty list if all tasks have ended."""
+        """Return the unserved queues that have tasks in these rows, or an empty list if all tasks have ended."""
         return sorted(queue for queue in self.unserved if queue in self._queues) if self._open else []
 
     def silent_since(self, task: TaskInfo) -> float | None:
-        """Return the time of the last heartbeat of a running task's worker, or None if the worker is not silent."""
+        """Return the last heartbeat time of the worker that runs a task, or None if the worker is not silent."""
         return self.silent.get(task.worker) if task.status is Status.PROCESSING else None
 
     def revision(self, task_id: str) -> int:
-        """Return the revision of the known state of a task, or 0 if the task is unknown."""
+        """Return the revision of a task's known state, or 0 if the task is unknown."""
         task = self._tasks.get(task_id)
         return 0 if task is None else task.revision
 
     def pace(self) -> tuple[float | None, float | None]:
-        """Return the tasks per second, and the seconds until all open tasks have ended at that rate.
+        """Return the number of tasks that end per second, and the estimated seconds until all tasks have ended.
 
-        Each value is None if it is unknown.
+        A value that cannot be estimated is None.
         """
         rate = self.throughput.rate()
         return rate, len(self._open) / rate if rate and self._open else None
@@ -282,7 +283,7 @@ class Rows:
         self._changed.add(task_id)
 
     def _pass_due_times(self) -> None:
-        """Count tasks that have become due as pending."""
+        """Update the counts for scheduled tasks that have become due."""
         while self._due and self._due[0][0] <= self._now():
             _, task_id = heapq.heappop(self._due)
             if self._found.get(task_id) is Waiting.SCHEDULED:
@@ -307,7 +308,7 @@ class Rows:
         return status is not None and (not self.statuses or status in self.statuses)
 
     def _refreshed(self) -> Order:
-        """Return the order with all changes applied."""
+        """Apply all changes to the order, and return the order."""
         self._pass_due_times()
         if self._order.column == "run" and self._clock() >= self._run_sorted_at + 1:  # run times change as time passes
             self._run_sorted_at = self._clock()
@@ -326,10 +327,10 @@ class Rows:
 
 
 class PendingCancels:
-    """The cancels that the user requested with a button.
+    """The cancels that the user requested with the buttons of a table.
 
-    A press is stored until the task is terminal. The reason for a refusal, and the note that a press was too late, are
-    stored until the user dismisses them.
+    A button press is stored until the task has ended. If a cancel is refused or too late, a note is stored until the
+    user dismisses the note.
     """
 
     def __init__(self) -> None:
@@ -337,16 +338,16 @@ class PendingCancels:
         self._refused: dict[str, str] = {}
         self._late: dict[str, str] = {}
         self._requested: dict[str, float] = {}
-        """The time of the press, in Unix seconds, for each task that completed or failed before it could be stopped."""
+        """The times of the cancels that were too late, in Unix seconds, by task id."""
 
     def press(self, ids: Iterable[str], at: float) -> None:
-        """Record that cancel buttons were pressed. The time ``at`` is in Unix seconds."""
+        """Record that cancel buttons were pressed at the time ``at``, in Unix seconds."""
         for task_id in ids:
             self._pressed.setdefault(task_id, at)
             self._refused.pop(task_id, None)
 
     def refuse(self, task_id: str, why: str) -> None:
-        """Record that a cancel was refused. The button can be pressed again if the task has not ended."""
+        """Record that a cancel was refused. If the task has not ended, the user can press the button again."""
         self._pressed.pop(task_id, None)
         self._refused[task_id] = line(why, 500)
 
@@ -355,25 +356,25 @@ class PendingCancels:
         self._refused.pop(task_id, None)
 
     def dismiss(self, task_id: str) -> None:
-        """Remove the note that the user has dismissed."""
+        """Remove a task's note, which the user has dismissed."""
         self._refused.pop(task_id, None)
         self._late.pop(task_id, None)
 
     def ended(self, task_id: str, status: Status) -> None:
-        """Record that the task is terminal."""
+        """Record that a task has ended."""
         at = self._pressed.pop(task_id, None)
         if at is not None and status in (Status.COMPLETED, Status.FAILED):
             self.come_too_late(task_id, status, at)
 
     def come_too_late(self, task_id: str, status: Status, at: float) -> None:
-        """Record that the button was pressed, but the task completed or failed before it could be stopped."""
+        """Record that a cancel was too late because the task had already completed or failed."""
         at = self._pressed.pop(task_id, at)
         if task_id not in self._requested:
             self._requested[task_id] = at
             self._late[task_id] = f"{status.label} before it could be stopped"
 
     def recorded_in(self, task: TaskInfo) -> TaskInfo:
-        """Return the task, with a receipt if its cancel was too late for the worker to record it."""
+        """Return the task. If a cancel was too late for the worker to record it, add a receipt to the task."""
         at = self._requested.get(task.id)
         if at is None or task.cancel is not None:
             return task
@@ -382,12 +383,12 @@ class PendingCancels:
         return msgspec.structs.replace(task, cancel=receipt)
 
     def forget(self, task_id: str) -> None:
-        """Record that the task no longer exists."""
+        """Remove all records of a task that no longer exists."""
         for notes in (self._pressed, self._refused, self._late, self._requested):
             notes.pop(task_id, None)
 
     def of(self, task_id: str) -> dict[str, Any]:
-        """Return the fields of a row about its cancel: the time, and the notes about a refusal or a late press."""
+        """Return the fields for a task's cancel: the time of the button press, and the notes to show."""
         return {
             "pressed": self._pressed.get(task_id),
             "refused": self._refused.get(task_id, ""),
@@ -399,7 +400,7 @@ Key = tuple[bool, Any, str]
 
 
 def _activity(task: TaskInfo, now: datetime) -> tuple[int, float]:
-    """Sort running tasks first (oldest first), then pending tasks (oldest first), then ended tasks (newest first)."""
+    """Return a sort key. The order is running tasks, pending tasks (both oldest first), ended tasks (newest first)."""
     if task.status is Status.PROCESSING:
         return 0, _seconds(task.started_at)
     if task.status is Status.PENDING:
@@ -419,13 +420,13 @@ COLUMNS: dict[str, Callable[[TaskInfo, datetime], Any]] = {
     "progress": lambda task, now: share(task.progress),
     "payload": lambda task, now: line(task.payload[:80].decode("utf-8", "replace")) or None,
 }
-"""The sort key of each column. The key is None for a task that has no value, and sorts last in both directions."""
+"""The sort key of each column. Tasks whose key is None are last in both directions."""
 
 
 class Order:
     """A list of task ids, sorted by one column.
 
-    A change requires a binary search and an insertion into the list. `build` requires a full sort.
+    Adding or moving a task takes a binary search and an insertion into the list. `build` takes a full sort.
     """
 
     def __init__(self, column: str = "activity", *, down: bool = False) -> None:
@@ -442,7 +443,7 @@ class Order:
         return task_id in self._keys
 
     def build(self, tasks: Iterable[TaskInfo]) -> None:
-        """Replace all ids with the ids of these tasks."""
+        """Replace all ids with the ids of the given tasks."""
         now = datetime.now(timezone.utc)
         self._keys = {task.id: self._sort_key(task, now) for task in tasks}
         self._sorted = sorted(self._keys.values())
@@ -462,7 +463,7 @@ class Order:
             del self._sorted[bisect_left(self._sorted, key)]
 
     def page(self, start: int, count: int) -> list[str]:
-        """Return up to ``count`` ids, from the position ``start``."""
+        """Return up to ``count`` ids, starting at the position ``start``."""
         if not self.down:
             return [key[2] for key in self._sorted[start : start + count]]
         end = len(self._sorted) - start
@@ -478,13 +479,13 @@ def _seconds(moment: datetime | None) -> float:
 
 
 THROUGHPUT_SECONDS = 20.0
-"""The throughput is measured over this time."""
+"""The period over which the throughput is measured."""
 MIN_THROUGHPUT_SECONDS = 2.0
-"""The minimum time over which a throughput is computed."""
+"""The minimum period over which the throughput is measured."""
 
 
 class Throughput:
-    """The rate at which tasks end, over the last `THROUGHPUT_SECONDS`. ``clock`` returns the time in seconds."""
+    """The rate at which tasks have ended in the last `THROUGHPUT_SECONDS`. ``clock`` returns the time in seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -500,7 +501,7 @@ class Throughput:
         self._forget(now)
 
     def rate(self) -> float | None:
-        """Return the tasks per second with two significant digits, or None if too few tasks have ended."""
+        """Return the tasks per second, to two significant digits, or None if too few tasks have ended."""
         now = self._clock()
         self._forget(now)
         if self._since is None or len(self._ends) < 3:

@@ -1,7 +1,7 @@
-"""Snapshots of a live table as HTML and plain text, for places where widgets cannot run.
+"""Snapshots of a live table in HTML and plain text, for environments in which widgets cannot run.
 
-The HTML is self-contained and has no scripts. It uses the colours of the surrounding notebook, or inherits its colours,
-so that it is readable on both light and dark backgrounds.
+The HTML is self-contained and contains no scripts. The colours are taken from the surrounding notebook or page, so that
+the text is readable on both light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DOTS = {
     "cancelled": "#bf8700",
     "deleted": "#9a6dd7",
 }
-"""The colours have a contrast of at least three to one against both white and black."""
+"""The colours of the states. Each colour has a contrast ratio of at least 3:1 against both white and black."""
 
 COLUMNS = ("id", "queue", "status", "attempt", "run time", "worker", "payload", "note")
 
@@ -52,15 +52,15 @@ def html(
     loaded: bool = True,
     at: float | None = None,
 ) -> str:
-    """Return the first matching rows as HTML, failed tasks first. All text from a queue is escaped.
+    """Return the first matching rows as HTML; see `Rows.first`. All text from tasks is escaped.
 
     Args:
-        rows: the rows.
-        title: the title.
+        rows: the rows of the table.
+        title: the title of the table.
         most: the maximum number of rows.
-        state: the state of the table for the last line: ``loading``, ``live`` or ``lost``.
+        state: the state of the table, which the last line describes: ``loading``, ``live`` or ``lost``.
         loaded: whether the rows contain all tasks.
-        at: the time of this state in Unix seconds. The default is the current time.
+        at: the time of the snapshot in Unix seconds. The default is the current time.
     """
     at = time.time() if at is None else at
     names, lines = _table(rows, most, at)
@@ -93,7 +93,7 @@ def text(
     loaded: bool = True,
     at: float | None = None,
 ) -> str:
-    """Return the first matching rows as plain text; see `html`."""
+    """Return the first matching rows as plain text. The arguments are the same as for `html`."""
     at = time.time() if at is None else at
     names, found = _table(rows, most, at)
     lines = [names, *([each[name] for name in names] for each in found)] if found else []
@@ -109,7 +109,7 @@ def text(
 
 
 def _table(rows: Rows, most: int, at: float) -> tuple[list[str], list[dict[str, str]]]:
-    """Return the names of the columns that are not empty, and the cells of each row."""
+    """Return the names of the non-empty columns, and the cells of each row."""
     now = datetime.fromtimestamp(at, timezone.utc)
     lines = [_cells(rows.task(task_id), now, rows) for task_id in rows.first(most)]
     empty = {name for name in ("run time", "worker", "note") if not any(each[name] for each in lines)}
@@ -158,7 +158,7 @@ def _dot(label: str) -> str:
 
 
 def _foot(rows: Rows, lines: list[dict[str, str]], state: str, at: float, *, loaded: bool) -> str:
-    """Return a line with the numbers of tasks that are shown and not shown, and the time of the snapshot."""
+    """Return the last line, which states how many tasks are shown, and the time of the snapshot."""
     moment = datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     when = f"the connection was lost at {moment}" if state == "lost" else f"as of {moment}"
     if unserved := rows.unserved_queues():

@@ -29,48 +29,49 @@ _STATIC = Path(__file__).parent / "static"
 _log = logging.getLogger(__name__)
 
 MESSAGE_SECONDS = 0.1
-"""The minimum time between two messages to the page."""
+"""The minimum time between messages to the page."""
 PAUSE_AFTER_SECONDS = 3.0
-"""The watch stops if no page has shown the table for this time. A page reload takes less time."""
+"""How long the watch continues after the table's last view has closed. A page reload takes less time."""
 CLOSE_AFTER_SECONDS = 600.0
-"""A paused table closes after this time."""
+"""How long a table stays paused before it is closed."""
 FREEZE_AFTER_SECONDS = 1.5
-"""How long the final state is shown live before the table is frozen, so that the user sees the change."""
+"""How long the live table shows the final state before the table is frozen. The user can thus see the change."""
 LOAD_SECONDS = 5.0
-"""How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait until the rows have been loaded."""
+"""How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait for the rows to load."""
 SAVE_SECONDS = 10.0
-"""The minimum time between two updates of the snapshot that is saved with the notebook."""
+"""The minimum time between updates of the snapshot that is saved with the notebook."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
-"""The content of the live view in places where widgets cannot run. The snapshot is a separate output."""
+"""The content that replaces the live view if widgets cannot run. The snapshot is a separate output."""
 _HIDE_DEAD_VIEW = (
     "<style>.jp-OutputArea-child:has(> .jp-RenderedHTML > #nq-{id}) + .jp-OutputArea-child:not(:has(.nq)) "
     "{{ display: none }}</style>"
 )
-"""Hides the output after a snapshot unless it shows a live table. Without a kernel, Jupyter shows an error there."""
+"""A style that hides the output of a live view that is not running. Jupyter shows an error in such an output."""
 
 
 class TaskTable(anywidget.AnyWidget):
     """A table that shows tasks as they change.
 
     `update` can be called from any thread and never blocks, because a separate thread applies the changes. That thread
-    sends the visible rows to the page at most ten times a second, and only if the rows have changed and a page shows
-    them. The rows are not part of the widget's state.
+    sends the visible rows to the page at most ten times a second, and only if the rows have changed and a page is
+    showing the table. The rows are not part of the widget's state.
 
-    A displayed table has two outputs: the live view, and a snapshot, which the view hides. A saved notebook shows the
-    snapshot. The snapshot is updated when the rows have been loaded, then every `SAVE_SECONDS` while they change, at
-    the end of each cell, and when the table is frozen or closed.
+    A displayed table has two outputs: a live view, and a snapshot, which the live view hides. A saved notebook shows
+    the snapshot. The snapshot is updated when the rows have loaded, every `SAVE_SECONDS` while the rows are changing,
+    at the end of each cell, and when the table is frozen or closed.
 
     Args:
-        rows: the rows to show. The caller must not use them afterwards.
+        rows: the rows to show. The caller must not use this object afterwards.
         title: the title, such as the name of the queue.
-        cancel: called from any thread with the ids of the tasks to cancel; it must not block. Report the outcome of
-            each cancel with `cancel_outcome`, or as a change with `update`.
-        on_close: called when the table needs no more changes, because the table was closed or frozen, or its output was
-            removed.
-        on_open: called when a table whose output was removed is displayed again. The table is then empty, and
-            ``on_close`` will be called again. If ``on_open`` is None, a table whose output is removed is closed.
+        cancel: a callback that receives the ids of the tasks to cancel. The table may call it from any thread, and it
+            must not block. Report the outcome of each cancel with `cancel_outcome`, or as a change with `update`.
+        on_close: a callback for the time when the table needs no more changes because it was closed or frozen, or
+            because its output was removed.
+        on_open: a callback for the time when the table is displayed again after its output was removed. The table is
+            empty at that time, and ``on_close`` can be called again. If ``on_open`` is None, the table is closed when
+            its output is removed.
         size: the number of rows per page: 10, 20, 50 or 100.
-        freeze: whether to freeze the table automatically once every task of ``rows.ids`` has ended.
+        freeze: whether to freeze the table automatically once all tasks in ``rows.ids`` have ended.
     """
 
     _esm = _STATIC / "table.js"
@@ -102,7 +103,7 @@ class TaskTable(anywidget.AnyWidget):
         self._since = time.time()
         self._complete = False
         self._loaded = threading.Event()
-        """Set when all tasks have been received or the connection has been lost."""
+        """An event that is set once all tasks have been received or the connection has been lost."""
         self._feeding = True
         self._ended = self._freezing = False
         self._resend = False
@@ -112,11 +113,11 @@ class TaskTable(anywidget.AnyWidget):
         self._view_id = uuid.uuid4().hex
         self._displayed = False
         self._changes = self._saved_changes = 0
-        """The number of changes to the rows until now, and until the last update of the snapshot."""
+        """The number of changes to the rows, and the number of these changes that the snapshot includes."""
         self._saved: dict[str, str] | None = None
-        """The last snapshot that was made after the rows had been loaded."""
+        """The latest snapshot of the loaded rows."""
         self._stopped_at: float | None = None
-        """When the feed was stopped because no page showed the table, in Unix seconds."""
+        """The time at which the feed was stopped because no page showed the table, in Unix seconds."""
         self._throttle = Throttle(self._work, MESSAGE_SECONDS)
         self._save_throttle = Throttle(self._save, SAVE_SECONDS, "nqnb table snapshot")
         super().__init__()
@@ -128,9 +129,9 @@ class TaskTable(anywidget.AnyWidget):
 
     @property
     def df(self) -> pd.DataFrame:
-        """All tasks of the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
+        """All tasks in the table as a DataFrame, including tasks that are not shown; see `nqnb.frames.tasks_frame`.
 
-        If the table is still loading, wait for its rows for a few seconds.
+        If the table is still loading, this property waits a few seconds for the rows.
         """
         self.wait_until_loaded()
         with self._lock:
@@ -140,16 +141,16 @@ class TaskTable(anywidget.AnyWidget):
 
     @property
     def closed(self) -> bool:
-        """Whether the table was closed or frozen, so that it no longer changes."""
+        """Whether the table has been closed or frozen."""
         return self._ended
 
     def wait_until_loaded(self) -> None:
-        """Wait until the rows have been loaded or the connection is lost, for at most `LOAD_SECONDS`."""
+        """Wait up to `LOAD_SECONDS` for the rows to load. Stop waiting if the connection is lost."""
         if self._feeding and not self._ended:
             self._loaded.wait(LOAD_SECONDS)
 
     def update(self, batch: TaskBatch) -> None:
-        """Apply changes soon, on another thread."""
+        """Queue a batch of changes, which another thread applies."""
         if batch.complete or batch.lost:
             self._loaded.set()
         elif batch.anew:
@@ -157,17 +158,17 @@ class TaskTable(anywidget.AnyWidget):
         self._later(lambda: self._apply(batch))
 
     def cancel_outcome(self, task_id: str, text: str, refused: bool) -> None:
-        """Apply the outcome of a cancel that this table requested. If ``refused``, the row shows ``text``."""
+        """Record the outcome of a cancel from this table. If the cancel was refused, the row shows ``text``."""
         cancels = self._rows.pending_cancels
         self._later(lambda: cancels.refuse(task_id, text) if refused else cancels.accept(task_id))
 
     def cancel_too_late(self, task_id: str, status: Status) -> None:
-        """Report that a task completed or failed before a cancel that this table requested could stop it."""
+        """Record that a cancel from this table was too late because the task had already completed or failed."""
         at = time.time()
         self._later(lambda: self._rows.pending_cancels.come_too_late(task_id, status, at))
 
     def show_workers(self, silent: Mapping[str, float], unserved: Collection[str]) -> None:
-        """Show silent workers in the rows of their running tasks, and queues without workers above the rows.
+        """Mark the running tasks of silent workers, and list queues without workers above the rows.
 
         Args:
             silent: the time of the last heartbeat of each silent worker, in Unix seconds.
@@ -183,7 +184,7 @@ class TaskTable(anywidget.AnyWidget):
         self._later(show)
 
     def refresh(self) -> None:
-        """Update the page soon, because scheduled tasks may have become due."""
+        """Request an update of the page. Call this method when scheduled tasks may have become due."""
         self._later(lambda: None)
 
     def freeze(self) -> None:
@@ -208,7 +209,7 @@ class TaskTable(anywidget.AnyWidget):
             self.close()
 
     def close(self) -> None:
-        """Close the table. Its last snapshot stays on the page, and `df` still returns its tasks."""
+        """Close the table. The last snapshot stays on the page, and `df` still returns the tasks."""
         if self._ended:
             return
         if not self._freezing:
@@ -222,7 +223,7 @@ class TaskTable(anywidget.AnyWidget):
         self._stop_feed()
 
     def _ipython_display_(self, **kwargs: Any) -> None:
-        """Display the snapshot and the live view. Each has a display id, so that `freeze` can replace it."""
+        """Display the snapshot and the live view. `freeze` uses their display ids to replace both outputs."""
         self._displayed = not self._ended
         with self._lock:
             bundle = self._framed(self._snapshot())
@@ -243,7 +244,7 @@ class TaskTable(anywidget.AnyWidget):
         at_ends_of_cells(self._at_cell_end)
 
     def _at_cell_end(self) -> bool:
-        """Freeze the table if all tasks have ended and no page shows it; otherwise update the snapshot.
+        """Freeze the table if all tasks have ended and no page is showing the table. Otherwise, update the snapshot.
 
         Returns:
             Whether to call this method again at the end of the next cell.
@@ -273,12 +274,12 @@ class TaskTable(anywidget.AnyWidget):
             jupyter_compat.update(self._display_id, self._saved)
 
     def _framed(self, bundle: dict[str, str]) -> dict[str, str]:
-        """Return a snapshot inside the element that the live view hides."""
+        """Put a snapshot into the HTML element that the live view hides."""
         hide = _HIDE_DEAD_VIEW.format(id=self._display_id)
         return {**bundle, "text/html": f'<div id="nq-{self._display_id}">{bundle["text/html"]}</div>{hide}'}
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the live view, and a snapshot for places where widgets cannot run."""
+        """Return the live view, and a snapshot for environments in which widgets cannot run."""
         with self._lock:
             bundle = self._snapshot()
         view = super()._repr_mimebundle_(**kwargs)
@@ -398,7 +399,7 @@ class TaskTable(anywidget.AnyWidget):
         self.send({"type": "rows", **body, "details": details, "rate": rate, "left": left, "now": time.time()})
 
     def _freeze_soon(self) -> None:
-        """Freeze the table soon after all tasks have ended, but not while the user is using it."""
+        """Freeze the table after a short delay, unless the user is then using the table."""
         if not self._page.views:
             if self._displayed:
                 self._call_after(0, self.freeze)
@@ -413,7 +414,7 @@ class TaskTable(anywidget.AnyWidget):
             self.freeze()
 
     def _pause(self) -> None:
-        """Stop the watch, because no page has shown the table for a while."""
+        """Stop the watch, unless a page is showing the table."""
         with self._lock:
             if self._page.views or self._ended:
                 return
@@ -440,7 +441,7 @@ class TaskTable(anywidget.AnyWidget):
             self._on_close()
 
     def _call_after(self, seconds: float, callback: Callable[[], None]) -> None:
-        """Call a function after a number of seconds. This replaces a call that is already scheduled."""
+        """Schedule a call after a number of seconds. The new call replaces a call that is already scheduled."""
         self._cancel_timer()
         self._timer = threading.Timer(seconds, callback)
         self._timer.name = "nqnb table timer"
@@ -454,11 +455,11 @@ class TaskTable(anywidget.AnyWidget):
 
 
 IDLE_SECONDS = 2.0
-"""The thread exits after this time without a request. The next request starts a new thread."""
+"""How long the thread of a `Throttle` waits for a request before it exits. The next request starts a new thread."""
 
 
 class Throttle:
-    """Calls ``work`` soon after `request`, at most once every ``gap`` seconds. Requests in between share one call."""
+    """A limit on how often ``work`` is called: once after one or more requests, and at most every ``gap`` seconds."""
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:
         self._work = work
@@ -470,7 +471,7 @@ class Throttle:
         self._thread: threading.Thread | None = None
 
     def request(self) -> None:
-        """Request a call. This can be called from any thread, and does not block."""
+        """Request a call of ``work``. This method can be called from any thread and does not block."""
         with self._changed:
             if self._closed:
                 return
@@ -481,7 +482,7 @@ class Throttle:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop calling ``work``. Wait for a running call to finish, unless that call itself closes the throttle."""
+        """Stop calling ``work``. Wait for a running call to finish, unless ``work`` itself calls this method."""
         with self._changed:
             self._closed = True
             thread = self._thread
@@ -500,7 +501,7 @@ class Throttle:
                 self._changed.wait_for(lambda: self._closed, timeout=self._gap - (time.monotonic() - started))
 
     def _next(self) -> bool:
-        """Wait for a request, and return whether to handle it. If False, the thread must exit."""
+        """Wait for a request and return True, or return False if the thread must exit."""
         with self._changed:
             self._changed.wait_for(lambda: self._wanted or self._closed, timeout=IDLE_SECONDS)
             if self._closed or not self._wanted:

@@ -1,4 +1,4 @@
-"""The part of the rows that the browser shows: the search, filter, order and page, and the messages to the browser."""
+"""The page of rows that the browser shows, and the messages to and from the browser."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nqnb.text import line
 from nqnb.widgets.rows import COLUMNS, STATES, Rows
 
 PAGE_SIZES = (10, 20, 50, 100)
-"""The possible numbers of rows per page."""
+"""The numbers of rows per page from which the user can choose."""
 STATUSES = {state.label: state for state in STATES}
 
 
@@ -17,7 +17,7 @@ class VisiblePage:
     """The page of rows that the user has selected. All views of a table show the same page.
 
     Args:
-        rows: the rows.
+        rows: the rows of the table.
         size: the number of rows per page, one of `PAGE_SIZES`.
     """
 
@@ -27,7 +27,7 @@ class VisiblePage:
         self.page = 0
         self.views: set[str] = set()
         self.hidden = False
-        """Whether the last view closed because the browser left the page, not because the output was removed."""
+        """Whether the last view closed because the browser left the page, and not because the output was removed."""
         self.opened: set[str] = set()
         self.selected: set[str] = set()
         self._hold = False
@@ -70,7 +70,7 @@ class VisiblePage:
                 self.rows.pending_cancels.dismiss(task_id)
 
     def reset(self) -> None:
-        """Forget the rows that were shown, after the table was cleared."""
+        """Forget which rows were shown. Call this method after the table is cleared."""
         self._shown = []
         self._detailed.clear()
 
@@ -107,7 +107,7 @@ class VisiblePage:
         }
 
     def details(self) -> dict[str, list[dict[str, str]]]:
-        """Return the details of expanded rows that have not been sent to the browser yet."""
+        """Return the details that have not been sent to the browser yet, by the ids of the expanded rows."""
         fresh = {}
         for task_id in self._shown:
             revision = self.rows.revision(task_id)
