@@ -212,8 +212,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         name: the name of the queue.
         pending: the number of messages that have not been delivered.
         scheduled: the number of tasks that are waiting for their start time or retry time, either in a server-side
-            schedule or because a worker nak'ed them. A task with a short wait counts as pending until a worker
-            receives it.
+            schedule or because a worker nak'ed them. Tasks with a short wait that no worker has received are
+            included only if no nqnb worker serves the queue and the queue has at most 512 messages.
         processing: the number of messages that workers have leased, not counting those of scheduled tasks.
         redelivered: the number of messages that were delivered more than once and have not been acked.
         workers: the number of live nqnb workers that serve the queue.

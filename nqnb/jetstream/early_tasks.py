@@ -1,7 +1,7 @@
-"""Count the tasks that are not due yet although their messages have been delivered.
+"""Count the tasks that are not due yet although the server does not count their messages as scheduled.
 
 If a worker receives a task before the task's start time or before its retry is due, the worker naks the message with a
-delay. Until the delay is over, the server counts the message as leased.
+delay. Until the delay is over, the server counts the message as leased. Before the delivery, it counts as pending.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from nqnb.protocol import lifecycle, names
 from nqnb.protocol.wire import TaskMessage
 from nqnb.store import StateStore
 
-_MAX_READ_MESSAGES = 512
-"""The maximum number of messages to read from a queue. If the queue has more messages, a sample is read."""
+MAX_READ_MESSAGES = 512
+"""The maximum number of messages to read for one count. If there are more messages, a sample is read."""
 _CONCURRENT_READS = 32
 
 
 async def count_early_tasks(
-    connection: Connection, states: StateStore, queue: str, stream: str, first: int, delivered: int, leased: int
+    connection: Connection, states: StateStore, queue: str, stream: str, first: int, last: int, count: int
 ) -> int:
-    """Return the number of a queue's leased messages whose tasks are not due yet.
+    """Return the number of a queue's messages, in a part of its stream, whose tasks are not due yet.
 
-    If the queue has more than 512 leased messages, the result is an estimate. If the messages cannot be read, for
-    example because the user has no permission, the result is 0.
+    If there are more than 512 messages, the result is an estimate. If the messages cannot be read, for example because
+    the user has no permission, the result is 0.
 
     Args:
         connection: the connection.
         states: the states of the tasks.
         queue: the queue's name.
         stream: the queue's task stream.
-        first: the sequence of the first message in the stream.
-        delivered: the sequence of the last message that was delivered.
-        leased: the number of messages that were delivered but not acked.
+        first: the sequence at which the part begins.
+        last: the sequence at which the part ends.
+        count: the number of the queue's messages in the part.
     """
+    if not count:
+        return 0
     with contextlib.suppress(NqnbError):
-        parts = min(leased, _CONCURRENT_READS)
-        step = math.ceil((delivered + 1 - first) / parts)
-        limit = math.ceil(_MAX_READ_MESSAGES / parts) if leased > _MAX_READ_MESSAGES else leased
+        parts = min(count, _CONCURRENT_READS)
+        step = max(1, math.ceil((last + 1 - first) / parts))
+        limit = math.ceil(MAX_READ_MESSAGES / parts) if count > MAX_READ_MESSAGES else count
 
         async def read(start: int) -> list[bool]:
-            end = min(start + step, delivered + 1)
+            end = min(start + step, last + 1)
             found: list[bool] = []
             messages = read_messages(connection, stream, start=start, end=end, subject=names.task_subject(queue))
             async with contextlib.aclosing(messages):
@@ -55,9 +57,9 @@ async def count_early_tasks(
                         break
             return found
 
-        read_parts = await asyncio.gather(*(read(start) for start in range(first, delivered + 1, step)))
+        read_parts = await asyncio.gather(*(read(start) for start in range(first, last + 1, step)))
         found = [early for part in read_parts for early in part]
-        return round(leased * sum(found) / len(found)) if found else 0
+        return round(count * sum(found) / len(found)) if found else 0
     return 0
 
 

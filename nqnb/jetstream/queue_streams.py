@@ -13,7 +13,7 @@ from typing import Any
 
 from nqnb.errors import ServerRefused
 from nqnb.jetstream.connection import Connection
-from nqnb.jetstream.early_tasks import count_early_tasks
+from nqnb.jetstream.early_tasks import MAX_READ_MESSAGES, count_early_tasks
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
 from nqnb.records import QueueInfo, QueueService, moment
@@ -298,22 +298,29 @@ async def _queue_info(
         subjects = int(state.get("num_subjects") or 0)
         schedules = subjects if await _has_only_schedules(connection, queue, stream) else max(0, subjects - 1)
         scheduled = min(messages, schedules)
-    pending, leased, early, redelivered = messages - scheduled, 0, 0, 0
+    pending, leased, redelivered = messages - scheduled, 0, 0
+    first, delivered = int(state["first_seq"]), int(state["first_seq"]) - 1
     consumer = await connection.find(f"CONSUMER.INFO.{stream}.{names.CONSUMER}")
     # If there is no consumer, no worker has ever served the queue, and all messages are pending.
     if consumer is not None:
         pending = int(consumer["num_pending"])
         leased = int(consumer["num_ack_pending"])
         redelivered = int(consumer["num_redelivered"])
-        if leased:
-            first, delivered = int(state["first_seq"]), int(consumer["delivered"]["stream_seq"])
-            early = await count_early_tasks(connection, states, queue, stream, first, delivered, leased)
+        delivered = int(consumer["delivered"]["stream_seq"])
         paused = paused or bool(consumer.get("paused"))
+
+    async def early(first: int, last: int, count: int) -> int:
+        return await count_early_tasks(connection, states, queue, stream, first, last, count)
+
+    early_leased = await early(first, delivered, leased)
+    # A worker would receive such a task at once. Long queues are not read, because the number would be an estimate.
+    unread = bool(workers) or pending > MAX_READ_MESSAGES
+    early_pending = await early(max(first, delivered + 1), int(state["last_seq"]), 0 if unread else pending)
     return QueueInfo(
         name=queue,
-        pending=pending,
-        scheduled=scheduled + early,
-        processing=leased - early,
+        pending=pending - early_pending,
+        scheduled=scheduled + early_leased + early_pending,
+        processing=leased - early_leased,
         redelivered=redelivered,
         workers=workers,
         bytes=int(state["bytes"]),

@@ -9,7 +9,9 @@ import pytest
 from helpers.waiting import until_async
 
 import nqnb
-from nqnb.jetstream import early_tasks
+from nqnb.jetstream import early_tasks, queue_streams
+from nqnb.jetstream.queue_streams import ensure_consumer
+from nqnb.protocol import names
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +32,14 @@ async def fill(nq: nqnb.Client, worker: nqnb.Worker) -> list[nqnb.Task]:
     ]
 
     async def settled() -> bool:
-        return (await counts(nq))[0] == 0 and len((await nq.workers())[0].running) == RUNNING
+        consumer = await nq.backend.connection.find(f"CONSUMER.INFO.mixed.{names.CONSUMER}")
+        states = [info.status for info in await asyncio.gather(*(task.fetch() for task in tasks))]
+        retried = [info.attempt for info in await asyncio.gather(*(task.fetch() for task in tasks[RUNNING:-EARLY]))]
+        return (
+            consumer["num_pending"] == 0
+            and states.count(nqnb.Status.PROCESSING) == RUNNING
+            and retried == [2] * FAILING
+        )
 
     await until_async(settled)
     return tasks
@@ -69,10 +78,23 @@ async def test_waiting_tasks_are_scheduled_and_running_tasks_are_processing(
         await until_async(counted_again)
 
 
+async def test_tasks_that_no_worker_has_received_are_scheduled_too(
+    nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nq.submit_many("mixed", [1, 2])
+    await nq.submit_many("mixed", [1, 2, 3], process_at=timedelta(seconds=50))
+    assert await counts(nq) == (2, 3, 0)
+    # A worker has been there, and took nothing.
+    await ensure_consumer(nq.backend.connection, await nq.backend.ensure_queue("mixed"))
+    assert await counts(nq) == (2, 3, 0)
+    monkeypatch.setattr(queue_streams, "MAX_READ_MESSAGES", 4)
+    assert await counts(nq) == (5, 0, 0)
+
+
 async def test_the_count_of_many_messages_is_estimated_from_a_sample(
     nq: nqnb.Client, worker: nqnb.Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(early_tasks, "_MAX_READ_MESSAGES", 4)
+    monkeypatch.setattr(early_tasks, "MAX_READ_MESSAGES", 4)
     monkeypatch.setattr(early_tasks, "_CONCURRENT_READS", 2)
     async with worker:
         await fill(nq, worker)
