@@ -1,9 +1,9 @@
-"""Delivers widget messages while a cell waits, in kernels that would otherwise queue them until the cell has finished.
+"""The handling of widget messages while a cell waits, in kernels that would otherwise queue these messages.
 
 Versions of ipykernel before 7 handle the messages of the shell channel one at a time, and the request to run a cell is
 one of these messages. A button click therefore stays in the queue until the cell has finished. While an nqnb call
-blocks the main thread, the pump removes widget messages from that queue and handles them immediately. All other
-messages keep their order, and the kernel handles them after the cell.
+blocks the main thread, the pump removes widget messages from the queue and handles them immediately. The kernel handles
+all other messages in their original order after the cell.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ _log = logging.getLogger(__name__)
 
 _WIDGET_MESSAGES = frozenset({"comm_open", "comm_msg", "comm_close", "comm_info_request"})
 _POLLIN, _POLLOUT = 1, 2
-"""The event flags of ZeroMQ."""
+"""The ZeroMQ event flags."""
 
 
 def begin() -> None:
-    """Start pumping while nqnb calls wait, if this process is a kernel that needs the pump. This is idempotent."""
+    """Enable the pump if this process is a kernel that needs a pump. This function is idempotent."""
     kernel = _kernel()
     if kernel is not None:
         LOOP.meanwhile = Pump(kernel)
 
 
 def end() -> None:
-    """Stop pumping."""
+    """Disable the pump."""
     LOOP.meanwhile = None
 
 
 def needed(version: str) -> bool:
-    """Return whether this version of ipykernel queues widget messages until the cell has finished."""
+    """Return whether a version of ipykernel queues widget messages until the cell has finished."""
     return version.partition(".")[0] == "6"
 
 
 class Pump:
-    """Handles the messages that widgets have sent since the last call, on the main thread of a kernel.
+    """A callable that handles the queued widget messages on the main thread of a kernel.
 
-    The pump handles a message in the same way as the kernel's own dispatcher. It cannot call that dispatcher: some
-    versions await the event loop, which is blocked, and the dispatcher would replace the cell's interrupt handler.
+    The pump handles a message in the same way as the kernel's own dispatcher. The pump cannot call the dispatcher,
+    which may await the blocked event loop and would replace the cell's interrupt handler.
 
     Args:
-        kernel: a kernel of ipykernel 6.
+        kernel: a kernel from ipykernel 6.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -61,8 +61,8 @@ class Pump:
     def __call__(self) -> None:
         """Handle the queued widget messages.
 
-        The call does nothing outside a cell, or inside a widget's message handler. A message handler that waits for an
-        nqnb call is therefore never reentered, just as without the pump.
+        Outside a cell, or inside a widget's message handler, do nothing. A message handler that waits for an nqnb call
+        is therefore never reentered.
         """
         if self._pumping or self._broken:
             return
@@ -91,7 +91,10 @@ class Pump:
         return bool(header.get("msg_type") == "execute_request")
 
     def _take(self, sent: deque[Any]) -> None:
-        """Move widget messages out of the kernel's queue. An interrupt would lose messages, so the caller delays it."""
+        """Move widget messages from the kernel's queue to ``sent``.
+
+        An interrupt would lose messages, so the caller delays interrupts.
+        """
         self._kernel.shell_stream.flush(_POLLIN)
         queue = self._kernel.msg_queue
         rest: list[Any] = []
@@ -147,7 +150,7 @@ class Pump:
 
 
 def _step(coroutine: Any) -> None:
-    """Run a coroutine without the loop, which is blocked. The coroutine must never suspend."""
+    """Run a coroutine without the event loop, which is blocked. The coroutine must not suspend."""
     try:
         coroutine.send(None)
     except StopIteration:
@@ -164,7 +167,7 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Delay interrupts until the block has finished."""
+    """Delay interrupts until the end of the ``with`` block."""
     interrupts = []
     before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
     try:
@@ -176,7 +179,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _kernel() -> Any:
-    """Return the kernel of this process if it needs a pump, or None."""
+    """Return the kernel of this process if the kernel needs a pump, or None."""
     if not needed(getattr(sys.modules.get("ipykernel"), "__version__", "")):
         return None
     shell = sys.modules["IPython"].get_ipython()

@@ -1,4 +1,4 @@
-"""The IPython extension: `%load_ext nqnb` adds the magics to a shell, and `%unload_ext nqnb` removes them."""
+"""The IPython extension. `%load_ext nqnb` adds the magics to a shell, and `%unload_ext nqnb` removes them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _RECORDS = {
     "nqnb.commands.check_command": "Health",
     "nqnb.demo.records": "DemoSummary",
 }
-"""The command records that do not define their own display in a notebook, by module."""
+"""The command records that the extension displays as text, by module."""
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Add ``%nq``, ``%%nq``, their completion, and the display of records. This is idempotent. It does not connect."""
+    """Add the magics, their completion and the display of records, without connecting. This function is idempotent."""
     from nqnb.notebook.magics import completion
     from nqnb.notebook.magics.handler_cell import unfold
     from nqnb.notebook.magics.nq_magic import magic
@@ -32,9 +32,9 @@ def load_ipython_extension(shell: Any) -> None:
 
 
 def unload_ipython_extension(shell: Any) -> None:
-    """Remove the magics, their completion and the display of records, and disconnect.
+    """Remove the magics, their completion and the display of records, and close all sessions.
 
-    Afterwards, nqnb has no open session, live table, handler or thread.
+    Afterwards, no session, live table, handler or thread of nqnb remains.
     """
     unload_from(shell)
     registry = sys.modules.get("nqnb.notebook.session_registry")

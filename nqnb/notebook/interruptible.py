@@ -1,6 +1,6 @@
-"""Interruptible submission of many tasks, and a report of the tasks that are still open after an interrupted wait.
+"""Interruptible submission of many tasks, and the handling of unfinished tasks after an interrupt.
 
-Payloads are read on the cell's thread. The ids of tasks that were accepted before an interrupt are never lost.
+Payloads are read on the cell's thread. After an interrupt, the ids of the accepted tasks are still available.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from nqnb.records import CancelReceipt
 _BATCH_PAYLOADS = 4 * IN_FLIGHT
 """The maximum number of payloads in one batch."""
 _BATCH_SECONDS = 0.1
-"""The maximum time to fill a batch. A slow iterable therefore yields smaller batches."""
+"""The maximum time for filling a batch. If the iterable is slow, the batches are smaller."""
 _STATUS_SECONDS = 0.15
-"""The maximum time that an interrupted wait takes to find out which tasks are still running or pending."""
+"""The time limit, after an interrupt, for finding out which tasks are still running or pending."""
 _CANCEL_SECONDS = 0.25
-"""How long an interrupted wait blocks while it cancels tasks. Slower cancels continue in the background."""
+"""How long an interrupted wait may block to cancel tasks. Slower cancels continue in the background."""
 _NAMED_IDS = 3
-"""The maximum number of ids that a message lists."""
+"""The maximum number of ids in a message."""
 
 
 class Submission:
     """The submission of many payloads to a queue.
 
     Args:
-        submit: submits one payload.
+        submit: an async function that submits one payload.
         at_once: the maximum number of submissions in flight; 1 preserves the order of the payloads.
     """
 
@@ -56,7 +56,7 @@ class Submission:
             show: called after each batch with the numbers of payloads that have been accepted and refused so far.
 
         Returns:
-            The task of each accepted payload and the error of each refused one, in the order of the payloads.
+            The task or error for each payload, in the order of the payloads.
 
         Raises:
             NotSubmitted: the iterable raised an error.
@@ -86,7 +86,7 @@ class Submission:
 
 
 def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:
-    """Find or cancel the tasks that are still open after an interrupted wait, and describe the outcome.
+    """Find or cancel the unfinished tasks after an interrupted wait, and describe the outcome.
 
     Args:
         client: the client to use.
@@ -94,7 +94,7 @@ def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tupl
         cancel: whether to cancel these tasks.
 
     Returns:
-        The message for the user, and the ids of the tasks that it is about. Both are empty if no task is still open.
+        The message for the user, and the ids of the tasks in the message. Both are empty if all tasks have ended.
     """
     return (_cancel(client, ids), list(ids)) if cancel else _look(client, ids)
 
@@ -166,7 +166,7 @@ def _are(count: int) -> str:
 
 
 def _batches(payloads: Iterable[Any]) -> Iterator[list[tuple[int, Any]]]:
-    """Yield the payloads with their positions, in batches that are read within `_BATCH_SECONDS`."""
+    """Yield batches of payloads and their positions. Each batch is filled for at most `_BATCH_SECONDS`."""
     numbered = enumerate(payloads)
     while True:
         batch: list[tuple[int, Any]] = []

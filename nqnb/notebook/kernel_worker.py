@@ -1,4 +1,4 @@
-"""The handlers of this kernel: one `nqnb.Worker` per queue, whose handler is replaced when its cell is run again."""
+"""The handlers in this kernel. Each queue has one `nqnb.Worker`. Running the cell again replaces the handler."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ log = logging.getLogger("nqnb.worker")
 KernelIsolation = Literal["thread", "coroutine", "process", "kernel"]
 """Where a notebook handler runs: one of the isolation modes of `nqnb.Worker`, or the kernel's own loop."""
 DEFAULT_CONCURRENCY = 2
-"""How many tasks of one queue run at once in a kernel."""
+"""The default number of tasks of one queue that run at once in a kernel."""
 _BLOCKED_CHECK_SECONDS = 1.0
 """How often nqnb checks whether a handler blocks the kernel's loop."""
 _BLOCKED_SECONDS = 3.0
-"""A handler counts as blocking if the kernel's loop does not answer for this long."""
+"""A warning is logged if a handler blocks the kernel's loop for this long."""
 
 
 class Local:
-    """The handlers of this kernel, by queue. A session provides them as ``nq.local``.
+    """The handlers of a session in this kernel, by queue: the session's ``local`` attribute.
 
-    Display ``nq.local`` to list the handlers. ``nq.local.stop("resize")`` stops one of them.
+    Display ``nq.local`` to list the handlers. Call ``nq.local.stop("resize")`` to stop the handler of one queue.
     """
 
     def __init__(self, settings: Settings, store: StateStore | None) -> None:
@@ -55,7 +55,7 @@ class Local:
         self._store = store
         self._workers: dict[str, LocalWorker] = {}
         self._lock = threading.Lock()
-        """Allows one change at a time."""
+        """A lock that allows only one change at a time."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(list(self._workers))
@@ -88,7 +88,7 @@ class Local:
         """Stop the handlers of this kernel.
 
         Args:
-            queue: the queue whose handler to stop. The default is to stop all handlers.
+            queue: the queue whose handler is stopped. By default, all handlers are stopped.
             wait: how long running tasks may take to finish, in seconds or as a timedelta. Tasks that take longer are
                 stopped and redelivered to other workers.
 
@@ -126,7 +126,7 @@ class Local:
         return function
 
     async def close(self, wait: float, queues: list[str] | None = None) -> None:
-        """Stop the workers of some queues, or of all queues; running tasks have ``wait`` seconds to finish."""
+        """Stop the workers of the given queues, or all workers. Running tasks have ``wait`` seconds to finish."""
         leaving = [self._workers.pop(queue) for queue in queues or list(self._workers) if queue in self._workers]
         outcomes = await asyncio.gather(*(local.stop(wait) for local in leaving), return_exceptions=True)
         for outcome in outcomes:
@@ -139,7 +139,7 @@ class Local:
         spawn(self._remove_when_ended(new))
 
     async def _remove_when_ended(self, local: LocalWorker) -> None:
-        """Remove a worker from the list after it has ended on its own."""
+        """Wait for a worker to end, and then remove the worker unless it has already been removed."""
         await local.ended()
         if self._workers.get(local.queue) is local:
             await self.close(0.0, [local.queue])
@@ -152,7 +152,7 @@ class LocalWorker:
         queue: the queue.
         function: the current handler function.
         place: where the function runs.
-        swaps: how many times the handler was replaced.
+        swaps: how many times the handler has been replaced.
     """
 
     def __init__(self, worker: Worker, handler: Handler, function: Callable[..., Any], place: KernelIsolation) -> None:
@@ -187,11 +187,11 @@ class LocalWorker:
 
     @property
     def info(self) -> WorkerInfo:
-        """The record of the worker that `Session.workers` shows."""
+        """The worker's record, as in `Session.workers`."""
         return self._worker.info(self.running, 0.0)
 
     async def start(self) -> None:
-        """Start the worker, and route the output of each task to the log of that task."""
+        """Start the worker, and send each task's output to that task's log."""
         ROUTING.begin()
         try:
             await self._worker.start()
@@ -200,18 +200,18 @@ class LocalWorker:
             raise
 
     async def stop(self, wait: float) -> None:
-        """Stop the worker; running tasks have ``wait`` seconds to finish."""
+        """Stop the worker. Running tasks have ``wait`` seconds to finish."""
         try:
             await self._worker.stop(wait)
         finally:
             ROUTING.end()
 
     async def ended(self) -> None:
-        """Wait until the worker has ended."""
+        """Wait for the worker to end."""
         await self._worker.ended()
 
     async def swap(self, handler: Handler, concurrency: int) -> None:
-        """Replace the handler; running tasks finish with the old handler."""
+        """Replace the handler. Running tasks finish with the old handler."""
         self._worker.swap(handler, concurrency)
         self.swaps += 1
 
@@ -219,7 +219,7 @@ class LocalWorker:
 def _prepare(
     queue: str, function: Callable[..., Any], isolation: str | None, options: dict[str, Any]
 ) -> tuple[Handler, KernelIsolation]:
-    """Return the handler for a worker of this kernel, and the place where the handler runs."""
+    """Create a handler for a worker in this kernel. Return the handler and the place where the handler runs."""
     kernel = KernelLoop() if isinstance(isolation, str) and isolation == "kernel" else None
     try:
         handler = make_handler(
@@ -232,7 +232,7 @@ def _prepare(
         if isolation is None or (isinstance(isolation, str) and isolation in get_args(KernelIsolation)):
             raise
         raise InvalidHandler(
-            f"{str(error).removesuffix('.')}; 'kernel' runs a coroutine on the kernel's own loop."
+            f"{str(error).removesuffix('.')}; in a notebook, 'kernel' runs a coroutine on the kernel's own loop."
         ) from None
     except TypeError as error:
         raise BadInput(
@@ -240,7 +240,7 @@ def _prepare(
         ) from None
     if kernel is not None and not handler.is_coroutine:
         raise InvalidHandler(
-            f"isolation='kernel' needs an async function: {handler.name} is not async. "
+            f"isolation='kernel' requires an async function: {handler.name} is not async. "
             f"Write `async def {handler.name}(job, …)`."
         )
     if handler.isolation == "process":
@@ -253,7 +253,7 @@ def _prepare(
 
 
 class KernelLoop:
-    """The event loop of the current cell, with the cell's context. The context determines where output is shown.
+    """The event loop and the context of the current cell. The context determines where output is shown.
 
     Coroutine handlers that must use widgets or the main thread run on this loop.
 
@@ -266,14 +266,14 @@ class KernelLoop:
             self.loop = asyncio.get_running_loop()
         except RuntimeError:
             raise InvalidHandler(
-                "isolation='kernel' needs the event loop of a kernel, but no event loop is running. In a plain Python "
-                "or IPython shell, omit isolation."
+                "isolation='kernel' requires a kernel's event loop: no event loop is running. In a plain Python or "
+                "IPython shell, omit isolation."
             ) from None
         self.thread = threading.get_ident()
         self.context = contextvars.copy_context()
 
     def running(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a handler for nqnb's loop that runs the function on the kernel's loop and waits for its result."""
+        """Return a handler for nqnb's loop that awaits a run of the function on the kernel's loop."""
 
         @functools.wraps(function)
         async def handle(job: Job, *arguments: Any) -> Any:
@@ -283,7 +283,7 @@ class KernelLoop:
 
 
 class _KernelRun:
-    """One run of a handler on the kernel's loop. A busy cell delays it, and it can be cancelled before it starts."""
+    """One run of a handler on the kernel's loop. A busy cell delays the run. The run can be cancelled at any time."""
 
     def __init__(self, kernel: KernelLoop, job: Job, call: Callable[[], Any]) -> None:
         self._kernel = kernel
@@ -295,7 +295,7 @@ class _KernelRun:
         self._lock = threading.Lock()
         self._begun = self._dropped = False
         self._asked_at = 0.0
-        """When the kernel's loop was asked to answer, on the monotonic clock; 0 once it has answered."""
+        """The monotonic time at which the kernel's loop was asked to respond, or 0 once the loop has responded."""
         self._warned_at = 0.0
 
     async def run(self) -> Any:
@@ -329,7 +329,7 @@ class _KernelRun:
         return await value if inspect.isawaitable(value) else value
 
     def _warn_if_blocked(self) -> None:
-        """Warn if this handler blocks the kernel's loop. A cell may block the loop for any length of time."""
+        """Warn if this handler is blocking the kernel's loop. A cell is allowed to block the loop for any time."""
         now = time.monotonic()
         if not self._begun or self._ended.done():
             return
@@ -344,8 +344,8 @@ class _KernelRun:
             log_aside(
                 log,
                 logging.WARNING,
-                "task %s of queue %s: its handler has blocked the kernel for %.1f s at %s. The lease is still renewed, "
-                "but cells, cancels and timeouts are delayed. Make the handler a plain function without "
+                "the handler of task %s in queue %s has blocked the kernel for %.1f s at %s. The lease is still "
+                "renewed, but cells, cancels and timeouts are delayed. Make the handler a plain function without "
                 "isolation='kernel', or call the blocking code with `await asyncio.to_thread(...)`.",
                 self._job.id,
                 self._job.queue,

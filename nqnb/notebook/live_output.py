@@ -1,4 +1,4 @@
-"""Shows the progress of submissions and commands in one output below the cell."""
+"""The progress of submissions and commands, shown in an output below the cell."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from nqnb.commands.command_records import CommandProgress
 
 _QUICK_SECONDS = 0.3
-"""A command that finishes within this time shows no progress."""
+"""The progress of a command is shown only if the command takes longer than this."""
 _REDRAW_SECONDS = 0.1
-"""The minimum time between two updates of the output."""
+"""The minimum time between updates of the output."""
 
 
 class LiveOutput:
@@ -35,7 +35,7 @@ class LiveOutput:
 
 
 class CellLine:
-    """A line below a cell. All waits in one run of the cell share the line."""
+    """A line of text below a cell. All waits during one run of the cell share this line."""
 
     def __init__(self) -> None:
         self._output = LiveOutput()
@@ -50,7 +50,7 @@ class CellLine:
 
 
 class TerminalLine:
-    """The last line of a terminal, which `end` removes."""
+    """A temporary line of text in a terminal. `end` removes the line."""
 
     def show(self, text: str) -> None:
         """Replace the text of the line."""
@@ -68,11 +68,11 @@ class TerminalLine:
 
 
 _lines: dict[object, CellLine] = {}
-"""The line of the latest run of a cell, by the request that started the run."""
+"""The line for the latest run of a cell, by the id of the request that started the run."""
 
 
 def line_output() -> CellLine | TerminalLine | None:
-    """Return the line for a wait in the running cell or in this terminal, or None if there is neither."""
+    """Return the line for showing a wait, or None if there is neither a running cell nor a terminal."""
     kernel = _kernel()
     if kernel is None:
         return TerminalLine() if sys.stderr is not None and sys.stderr.isatty() else None
@@ -84,7 +84,7 @@ def line_output() -> CellLine | TerminalLine | None:
 
 
 class CommandOutput:
-    """The output of a running command. `show` can be called from any thread, and `draw` only from the cell's thread.
+    """The output of a running command. `show` can be called from any thread, but `draw` only from the cell's thread.
 
     Args:
         kernel: the kernel that the cell runs in, or None in a terminal.
@@ -99,12 +99,12 @@ class CommandOutput:
         self._next_draw = time.monotonic() + _QUICK_SECONDS
 
     def show(self, record: object) -> None:
-        """Store the record that the next `draw` shows."""
+        """Store a record for the next call of `draw`."""
         self._record = record
         self._changed = True
 
     def draw(self, *, finished: bool = False) -> None:
-        """Draw the latest record, at most ten times a second. If ``finished`` is true, always draw it."""
+        """Draw the latest record, at most ten times a second. If ``finished`` is True, this limit does not apply."""
         record = self._record
         if record is None or not (finished or (self._changed and time.monotonic() >= self._next_draw)):
             return
@@ -124,16 +124,16 @@ class CommandOutput:
             self._output.show(text, f"<pre>{escape(text)}</pre>")
 
     def reached(self) -> str:
-        """Return the progress of the command as the end of a sentence, or an empty string if it is unknown."""
+        """Return the command's progress, such as " at 3 of 5 tasks ended", or an empty string if it is unknown."""
         return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
 
 
 class SubmitProgress:
-    """The progress of `Session.map`. Nothing is shown outside a kernel.
+    """The progress display of `Session.map`. Outside a kernel, nothing is shown.
 
     Args:
         queue: the queue of the tasks.
-        total: the number of payloads, or None if it is unknown.
+        total: the number of payloads, or None if the number is unknown.
     """
 
     def __init__(self, queue: str, total: int | None) -> None:
@@ -144,14 +144,14 @@ class SubmitProgress:
         self._counts: tuple[int, int] | None = None
 
     def show(self, accepted: int, refused: int) -> None:
-        """Show the number of submitted tasks and of refused payloads, at most ten times a second."""
+        """Show the numbers of submitted tasks and refused payloads, at most ten times a second."""
         self._counts = accepted, refused
         if time.monotonic() >= self._next_draw:
             self._next_draw = time.monotonic() + _REDRAW_SECONDS
             self._draw(accepted, refused, finished=False)
 
     def finish(self) -> None:
-        """Show the final numbers. Call this even after an error or an interrupt."""
+        """Show the final numbers. Call this method even after an error or an interrupt."""
         if self._counts is not None:
             self._draw(*self._counts, finished=True)
 
@@ -168,7 +168,7 @@ class SubmitProgress:
 
 
 def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str:
-    """Return text as HTML, with a progress bar in front of it unless ``finished`` is true."""
+    """Return text as HTML. Unless ``finished`` is True, the HTML starts with a progress bar."""
     if finished:
         return escape(text)
     value = "" if total is None else f' value="{done}"'
@@ -176,7 +176,7 @@ def _with_bar(text: str, done: int, total: int | None, *, finished: bool) -> str
 
 
 def _write_to_terminal(record: object, *, finished: bool) -> None:
-    """Print progress on a line that each update overwrites. Other records are printed only when they are final."""
+    """Print a record. Progress overwrites the current line. Other records are printed only if ``finished`` is True."""
     if isinstance(record, CommandProgress):
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{_counts(record)}" + ("\n" if finished else ""))

@@ -477,7 +477,7 @@ class TestInAKernel:
 
     def test_the_kernels_loop_runs_only_coroutines(self, cells: Kernel) -> None:
         ended = cells.end(cells.start("@nq.handler('touch', isolation='kernel')\ndef touch(job): pass"))
-        assert ended.error.startswith("InvalidHandler: isolation='kernel' needs an async function")
+        assert ended.error.startswith("InvalidHandler: isolation='kernel' requires an async function")
 
     def test_a_failure_on_the_kernels_loop_shows_the_handlers_own_frames(self, cells: Kernel) -> None:
         cells.run("@nq.handler('touch', isolation='kernel')\nasync def touch(job): return 1 / 0")
