@@ -1,6 +1,6 @@
 """The interface through which clients and workers use the server: buckets, queues, messages and schedules.
 
-Code outside ``nqnb.jetstream`` uses only `Backend`, and never its connection.
+Code outside ``nqnb.jetstream`` uses `Backend`, and does not use the connection directly.
 """
 
 from __future__ import annotations
@@ -51,19 +51,22 @@ T = TypeVar("T")
 log = logging.getLogger("nqnb.backend")
 
 MIN_RETENTION_SECONDS = 3600.0
-"""The minimum time for which the state of an ended task is kept, because the state must outlive the task's message."""
+"""The minimum number of seconds for which an ended task's state is stored, because it must outlive the message."""
 _MIN_RETENTION_ACK_WAITS = 10
-"""The same minimum in ack waits, because a dead worker's message may be redelivered after each ack wait."""
+"""The minimum number of ack waits for which an ended task's state is stored.
+
+A dead worker's message may be redelivered after each ack wait.
+"""
 _RESULT_MARGIN_SECONDS = 3600.0
-"""How much longer a result is kept than its task's state, because the result is written before the state."""
+"""The number of seconds by which a result outlives the task's state, because the result is written first."""
 _REPAIR_PATIENCE_SECONDS = 0.1
-"""How long a request waits for missing streams and buckets to be recreated before the request is retried."""
+"""Seconds to wait for the recreation of missing streams and buckets before a request is retried."""
 _PRESENCE_MAX_AGE_SECONDS = 86_400
-"""How long the presence entry of a dead worker is kept."""
+"""Seconds after which the presence entry of a dead worker is deleted."""
 
 
 class Backend:
-    """A connection and everything that NQ stores on the server. Create a backend with `open`."""
+    """A connection, with access to all NQ data on the server. Create a backend with `open`."""
 
     def __init__(self, connection: Connection, store: StateStore | None = None) -> None:
         self.connection = connection
@@ -75,18 +78,18 @@ class Backend:
         self.intents = KeyValueStore(connection, settings.cancel_bucket)
         """The cancel requests, by task id."""
         self.results: StateStore = self._results
-        """The results that are too large for the states."""
+        """The results that are too large to be stored in the tasks' states."""
         self.pauses = KeyValueStore(connection, settings.queue_bucket)
-        """The queues that are paused, by name."""
+        """The notes that record pauses, by queue name."""
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
-        """The log of the invalid states that a listing skips."""
+        """A log of invalid states, which listings skip."""
         self._clock = connection.clock
         seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
         self._spared_since = -math.inf
         self._repairs: dict[str | None, asyncio.Task[None]] = {}
-        """The last repair for each queue. The key None is for repairs that need no queue."""
+        """The latest repair for each queue. The key None is for repairs that recreate only buckets."""
         self._queues: dict[str, QueueStreams] = {}
         self._ensuring: dict[str, asyncio.Future[QueueStreams]] = {}
         self._scheduling: set[str] = set()
@@ -94,7 +97,7 @@ class Backend:
 
     @classmethod
     async def open(cls, settings: Settings, store: StateStore | None = None) -> Backend:
-        """Connect, and create missing buckets.
+        """Connect, and create the buckets that do not exist.
 
         Raises:
             NoServer, NoJetStream: see `Connection.open`.
@@ -148,25 +151,25 @@ class Backend:
 
     @property
     def outage(self) -> Outage:
-        """The log of the connection's outages. Callers report to it every error that an outage may have caused."""
+        """The log of the connection's outages. Callers report every error that may be the result of an outage."""
         return self.connection.outage
 
     @property
     def max_payload(self) -> int:
-        """The maximum size of one message in bytes, including its headers."""
+        """The maximum size of a message in bytes, including the headers."""
         return self.connection.max_payload
 
     @property
     def server_version(self) -> str:
-        """The version that the server reports."""
+        """The version of the server."""
         return self.connection.server_version
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` at every disconnect. The callback must not raise."""
+        """Register a callback that is called at every disconnect. The callback must not raise."""
         self.connection.on_disconnect(callback)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Await ``callback`` after every reconnect. The callback must not raise."""
+        """Register an async callback that is called after every reconnect. The callback must not raise."""
         self.connection.on_reconnect(callback)
 
     async def caught_up(self) -> None:
@@ -174,7 +177,7 @@ class Backend:
         await self.connection.caught_up()
 
     async def account_info(self) -> dict[str, Any]:
-        """Return JetStream's info about the account: its usage and its limits.
+        """Return the account's JetStream usage and limits.
 
         Raises:
             NqnbError: the server did not reply, or the user has no permission for the request.
@@ -194,21 +197,24 @@ class Backend:
     # Time.
 
     def now(self) -> float:
-        """Return the server's time in Unix seconds, as estimated from the time stamps received so far."""
+        """Return the server's time in Unix seconds, as estimated from the timestamps received so far."""
         return self._clock.now()
 
     def earliest_now(self) -> float:
-        """Return the earliest possible time on the server, which the server's clock has certainly reached."""
+        """Return the earliest time that the server's clock can show now, in Unix seconds."""
         return self._clock.earliest()
 
     def latest_now(self) -> float:
-        """Return the latest possible time on the server. A delay that is counted from it is never too short."""
+        """Return the latest time that the server's clock can show now, in Unix seconds.
+
+        A delay that is measured from this time is never too short.
+        """
         return self._clock.latest()
 
     async def read_now(self) -> float:
-        """Return the server's time in Unix seconds. Ask the server first if the last time stamp is not fresh.
+        """Return the server's time in Unix seconds, after asking the server if the last timestamp is not recent.
 
-        If the server does not reply, this is the same as `now`.
+        If the server does not reply, the result is the same as that of `now`.
         """
         with contextlib.suppress(NqnbError):
             await self.presence.read_clock()
@@ -221,7 +227,7 @@ class Backend:
     # Buckets and retries.
 
     async def ensure_buckets(self) -> None:
-        """Create missing buckets.
+        """Create the buckets that do not exist.
 
         Raises:
             ServerRefused: the user has no permission to create a bucket.
@@ -235,7 +241,7 @@ class Backend:
 
     @property
     def terminal_ttl(self) -> float | None:
-        """The number of seconds for which the state of an ended task is kept, or None if only pruning removes it.
+        """The number of seconds for which an ended task's state is stored, or None if it is removed only by pruning.
 
         Use this TTL for an outcome only if the task's message is acked right after the write. For other outcomes, see
         `nqnb.protocol.transition.let_expire`.
@@ -244,16 +250,18 @@ class Backend:
 
     @property
     def result_ttl(self) -> float | None:
-        """The number of seconds for which the result bucket keeps a result. It is longer than `terminal_ttl`."""
+        """The number of seconds for which a result is stored (longer than `terminal_ttl`), or None for no limit."""
         ttl = self.terminal_ttl
         return None if ttl is None else ttl + _RESULT_MARGIN_SECONDS
 
     def insist(self, ask: Callable[[], Awaitable[T]], queue: str | None = None) -> Awaitable[T]:
-        """Retry a request like `Connection.insist`, and recreate missing streams and buckets between the attempts.
+        """Send a request with retries, and recreate missing streams and buckets between the attempts.
+
+        See `Connection.insist` for the retries.
 
         Args:
             ask: a function that sends an idempotent request.
-            queue: the queue whose streams the request needs in addition to the buckets.
+            queue: the queue whose streams the request uses; None if the request uses only buckets.
         """
 
         async def repair() -> None:
@@ -279,7 +287,7 @@ class Backend:
     # Queues.
 
     async def ensure_queue(self, queue: str) -> QueueStreams:
-        """Return the queue's streams, after creating any that are missing."""
+        """Return the queue's streams. If a stream does not exist, create it first."""
         streams = self._queues.get(queue)
         if streams is None:
             # The first tasks of a queue are often submitted at the same moment.
@@ -292,7 +300,7 @@ class Backend:
         return await find_stream(self.connection, names.task_subject(queue))
 
     async def queue_created_at(self, queue: str) -> float:
-        """Return when a queue's stream was created; see `nqnb.jetstream.queue_streams.queue_created_at`."""
+        """Return the creation time of a queue; see `nqnb.jetstream.queue_streams.queue_created_at`."""
         return await queue_created_at(self.connection, queue)
 
     async def queue_names(self) -> list[str]:
@@ -300,7 +308,7 @@ class Backend:
         return await queue_names(self.connection)
 
     async def queues(self) -> AsyncIterator[QueueInfo]:
-        """Yield every queue on the server, sorted by name."""
+        """Yield information about each queue on the server, sorted by stream name."""
         serving: dict[str, int] = {}
         async for worker in self.presence.live():
             for queue in worker.queues:
@@ -310,20 +318,23 @@ class Backend:
             yield info
 
     async def service_of(self, queue: str) -> QueueService:
-        """Return how a queue is served: its workers, pulls and leased tasks."""
+        """Return the numbers of workers, pulls and leased tasks of a queue."""
         workers = [worker async for worker in self.presence.live() if queue in worker.queues]
         return await service_of(self.connection, queue, len(workers))
 
     async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
-        """Return how many messages are ahead of one; see `nqnb.jetstream.queue_streams.place_of`."""
+        """Return the number of messages ahead of a message; see `nqnb.jetstream.queue_streams.place_of`."""
         return await place_of(self.connection, queue, sequence)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the foreign subjects in a queue's streams; see `nqnb.jetstream.queue_streams.foreign_subjects`."""
+        """Return the additional subjects of a queue's streams.
+
+        See `nqnb.jetstream.queue_streams.foreign_subjects`.
+        """
         return await foreign_subjects(self.connection, queue)
 
     async def pause(self, queue: str, stream: str, note: bytes) -> None:
-        """Pause a queue, so that its consumer delivers no tasks. ``note`` records the client that paused the queue."""
+        """Pause a queue, so that no more tasks are delivered. ``note`` records the client that paused the queue."""
         # Few servers need this bucket, so it is not created earlier. If it is missing, no queue is paused.
         await ensure_bucket(self.connection, self.connection.settings.queue_bucket)
         # The note is written first, because workers that recreate the consumer obey it.
@@ -339,12 +350,12 @@ class Backend:
             log.warning("queue %s is paused, but only until its consumer is deleted: %s", queue, full)
 
     async def resume(self, queue: str, stream: str) -> None:
-        """Resume a queue, so that its consumer delivers tasks again."""
+        """Resume a queue, so that tasks are delivered again."""
         await self.pauses.delete(queue)
         await pause_consumer(self.connection, stream, False)
 
     async def delete_queue(self, queue: str) -> None:
-        """Delete a queue's streams with all their messages, and the note that records its pause."""
+        """Delete a queue's streams with all their messages. If the queue is paused, delete the note about the pause."""
         for subject in (names.task_subject(queue), names.cancel_subject(queue)):
             stream = await find_stream(self.connection, subject)
             if stream is not None:
@@ -356,18 +367,18 @@ class Backend:
     # Task messages.
 
     async def publish_task(self, queue: str, task_id: str, data: bytes) -> PubAck:
-        """Publish a task message exactly once, even if replies are lost, because ``Nats-Msg-Id`` is the task id."""
+        """Publish a task message with retries. The header ``Nats-Msg-Id`` prevents duplicates."""
         block = f"NATS/1.0\r\nNats-Msg-Id: {task_id}\r\n{names.CLIENT_HEADER}: task\r\n\r\n".encode()
         subject, store = names.task_subject(queue), self.connection.store
         return await self.insist(lambda: store(subject, data, block, once=True), queue)
 
     async def read_task_message(self, queue: str, sequence: int) -> bytes | None:
-        """Return the data of a task message, or None if the message is no longer in its stream."""
+        """Return the data of a task message, or None if the message is no longer in the stream."""
         streams = await self.ensure_queue(queue)
         return await read_message(self.connection, streams.tasks, sequence)
 
     async def delete_task_message(self, queue: str, sequence: int) -> None:
-        """Delete a task message. Do nothing if the message does not exist, or its sequence is unknown (0)."""
+        """Delete a task message. Do nothing if the message does not exist or ``sequence`` is 0 (unknown)."""
         if sequence:
             streams = await self.ensure_queue(queue)
             await delete_message(self.connection, streams.tasks, sequence)
@@ -379,7 +390,7 @@ class Backend:
         return info is None or bool(sequence > info["delivered"]["stream_seq"])
 
     async def task_messages(self, queue: str, stream: str) -> AsyncIterator[StreamMessage]:
-        """Yield the task messages of a queue's stream, oldest first, without schedules."""
+        """Yield the task messages of a queue's stream, oldest first. Schedules are omitted."""
         async for message in read_messages(self.connection, stream, subject=names.task_subject(queue)):
             yield message
 
@@ -388,10 +399,10 @@ class Backend:
         return await read_all_messages(self.connection, stream)
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:
-        """Publish a cancel, and return once the server has stored it for every worker.
+        """Publish a cancel message to the queue's workers, and wait until the server has stored the message.
 
         Raises:
-            NqnbError: the server may not have stored the cancel.
+            NqnbError: the server may not have stored the message.
         """
         await self.ensure_queue(queue)
         await self.insist(lambda: publish_cancel(self.connection, queue, task_id), queue)
@@ -404,18 +415,18 @@ class Backend:
         return can_schedule(self.connection)
 
     async def takes_schedules(self, queue: str) -> bool:
-        """Return whether a queue's stream accepts schedules. Update the stream if the user has permission to do so."""
+        """Return whether a queue's stream accepts schedules, after trying to enable schedules if necessary."""
         if not self.can_schedule:
             return False
         try:
             await self._allow_schedules(queue)
         except ServerRefused as error:
-            log.info("delaying tasks of queue %s by naks, as its stream does not accept schedules: %s", queue, error)
+            log.info("delaying tasks of queue %s with naks, because schedules cannot be used: %s", queue, error)
             return False
         return True
 
     async def schedule_task(self, queue: str, task_id: str, data: bytes, at: float, message_id: str) -> PubAck | None:
-        """Schedule a task message exactly once; see `nqnb.jetstream.schedules.publish_schedule`.
+        """Publish a schedule with retries but without duplicates; see `nqnb.jetstream.schedules.publish_schedule`.
 
         Returns:
             The server's confirmation, or None if the server refused the schedule and the task must wait in its queue.
@@ -450,23 +461,23 @@ class Backend:
         wake: Callable[[], None],
         arrived: Callable[[], float] = elapsed,
     ) -> PullLoop:
-        """Return the loop that pulls one queue's tasks; see `PullLoop`."""
+        """Create the loop that pulls the tasks of a queue; see `PullLoop`."""
         return PullLoop(self.connection, queue, on_delivery, wake, arrived)
 
     def cancel_listener(self, worker: str, on_cancel: Callable[[str, CancelRecord, bool], None]) -> CancelListener:
-        """Return the listener that notifies a worker of cancels; see `CancelListener`."""
+        """Create the listener that notifies a worker of cancels; see `CancelListener`."""
         return CancelListener(self.connection, self.intents, worker, on_cancel)
 
     def lost_messages(self, queue: str) -> LostMessages:
-        """Return the search for messages of a queue that the server no longer delivers; see `LostMessages`."""
+        """Create the search for a queue's lost messages; see `LostMessages`."""
         return LostMessages(self.connection, self.states, self.presence, queue)
 
     def overdue_schedules(self, queue: str) -> OverdueSchedules:
-        """Return the search for schedules of a queue that the server did not fire; see `OverdueSchedules`."""
+        """Create the search for a queue's overdue schedules; see `OverdueSchedules`."""
         return OverdueSchedules(self.connection, queue)
 
     async def move_presence(self) -> None:
-        """Move the presence bucket into the server's memory, so that workers stay alive when the disk is full.
+        """Move the presence bucket into the server's memory, so that heartbeats succeed when the disk is full.
 
         If the server restarts, the bucket is lost and is then recreated on disk.
 
@@ -482,11 +493,11 @@ class Backend:
             await self._ensure_presence(memory=True)
 
     def spare_owners(self) -> None:
-        """Count every worker as alive for a while, because the server may have lost or refused presence entries."""
+        """Start a period in which every worker counts as alive, because presence entries may have been lost."""
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:
-        """Return the rest of the ``seconds`` after `spare_owners`, during which every worker counts as alive."""
+        """Return the remaining seconds of the last period that `spare_owners` started, with a length of ``seconds``."""
         return max(0.0, self._spared_since + seconds - time.monotonic())
 
     async def _ensure_presence(self, *, memory: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""A JetStream key-value bucket as a `StateStore`, with compare-and-set on the revision (NATS ADR-8)."""
+"""A `StateStore` whose entries are stored in a JetStream key-value bucket (NATS ADR-8)."""
 
 from __future__ import annotations
 
@@ -131,7 +131,9 @@ class KeyValueStore:
                     raise full from None
 
     async def retire(self, key: str, revision: int) -> None:
-        """Delete exactly this revision of a key with a tombstone. Unlike `delete`, this needs only permission to write.
+        """Replace exactly this revision of a key with a tombstone.
+
+        Unlike `delete`, this method requires only the permission to write.
 
         Raises:
             RevisionConflict: the key has another revision.
@@ -145,16 +147,16 @@ class KeyValueStore:
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """See `StateStore.subscribe`.
 
-        The subscription also receives writes that the bucket refuses, and receives nothing while the connection is
-        down. Therefore, a call of ``wake`` is only a hint, and the caller must read the key again after a reconnect.
+        ``wake`` is also called for writes that the server refuses, and is not called while the connection is down.
+        Therefore, a call is only a hint, and the caller must read the key again after a reconnect.
         """
         return await self._subscribe(key, lambda message: wake())
 
     async def overhear(self, on_write: Callable[[str, bytes], None]) -> Unsubscribe:
         """Call ``on_write`` with the key and value of each write that reaches the server.
 
-        The callback runs on the event loop and must not block. It is called before the bucket has stored the write,
-        and also for writes that the bucket refuses. It is not called while the connection is down.
+        The callback runs on the event loop and must not block. It is called before the server has stored the value,
+        and even if the server refuses the write. It is not called while the connection is down.
         """
 
         def receive(message: Message) -> None:
@@ -173,7 +175,7 @@ class KeyValueStore:
         return unsubscribe
 
     def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> Awaitable[int]:
-        """Write by compare-and-set. Revision 0 means that the key has never been written."""
+        """Write a value if the key still has this revision. Revision 0 means that the key has never been written."""
         headers = f"{EXPECTED_REVISION}: {revision}\r\n"
         if operation:
             headers += f"{OPERATION}: {operation}\r\n"
@@ -183,7 +185,10 @@ class KeyValueStore:
         if ttl is not None and self.expires:
             return self._publish_with_ttl(key, value, headers, ttl, once)
         if not names.is_key(key):
-            raise BadInput(f"key {quoted(key)} is invalid: each character must be one of A-Z a-z 0-9 - / _ = .")
+            raise BadInput(
+                f"key {quoted(key)} is invalid: expected 1 to 1000 characters: letters A-Z and a-z, digits, hyphens, "
+                "underscores, slashes and equals signs, with single dots between them."
+            )
         block = f"NATS/1.0\r\n{headers}\r\n".encode() if headers else b""
         return self._connection.ask(self._root + key, value, block, self._read_revision, again=once)
 
@@ -217,7 +222,7 @@ class KeyValueStore:
         return Entry(key, reply.data, int(sequence), parse_time(reply.header("Nats-Time-Stamp")))
 
     async def _last(self, key: str) -> _Stored | None:
-        """Ask the leader for the last message of a key, which may be a tombstone."""
+        """Return the last message of a key from the leader, or None. The message may be a tombstone."""
         body = msgspec.json.encode({"last_by_subj": self._root + key})
         subject = f"$JS.API.STREAM.MSG.GET.{self._stream}"
 
@@ -252,18 +257,18 @@ class KeyValueStore:
 async def ensure_bucket(
     connection: Connection, bucket: str, *, max_age: float = 0, expires: bool = False, memory: bool = False
 ) -> bool:
-    """Create a key-value bucket if it is missing, with history 1 and direct reads.
+    """Create a key-value bucket if it does not exist. The new bucket has a history of 1 and allows direct reads.
 
     Args:
         connection: the connection.
         bucket: the bucket's name.
-        max_age: seconds after which a key expires, or 0 for never. Use it only for keys on which no guarantee depends.
-        expires: allow a TTL for individual writes (NATS ADR-43, server >= 2.11). A bucket of Go NQ is updated.
-        memory: create the bucket in the server's memory, if the server has memory for it.
+        max_age: seconds after which each key expires, or 0 for never. Do not set this if a guarantee depends on a key.
+        expires: whether to allow a TTL for each write (NATS ADR-43, server >= 2.11). An existing bucket is updated.
+        memory: whether to create the bucket in the server's memory, if the memory is sufficient.
 
     Returns:
-        Whether individual writes can have a TTL. They never can in a bucket with a longer history, because an older
-        state would reappear when a newer one expires.
+        Whether a write can have a TTL. This is never allowed in a bucket with a longer history, because an older state
+        would reappear after a newer state has expired.
     """
     name = names.bucket_stream(bucket)
     body = {
@@ -294,11 +299,11 @@ async def ensure_bucket(
 
 
 async def _create_in_memory(connection: Connection, body: dict[str, Any]) -> bool:
-    """Create a bucket in memory. Return False if the server has no memory for it, or the user has no permission."""
+    """Create a bucket in the server's memory. Return False if the memory or the user's permissions do not suffice."""
     try:
         await create_stream(connection, {**body, "storage": "memory"})
     except (NoRoom, ServerRefused) as error:
-        log.info("%s is stored on disk: %s", body["name"], error)
+        log.info("%s is stored on disk, because it could not be created in memory: %s", body["name"], error)
         return False
     return True
 

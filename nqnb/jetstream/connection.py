@@ -1,8 +1,8 @@
-"""A NATS connection that receives the replies to all its requests in one inbox and raises nqnb's errors.
+"""A NATS connection with a single inbox for the replies to all requests. It raises only nqnb's errors.
 
-nats-py handles the socket, reconnects and subscriptions. Requests are implemented here: one subscription receives all
-replies, one timer checks all timeouts, and a lost connection fails every pending request immediately. Thousands of
-requests can therefore be pending, and each costs only a future.
+nats-py handles the socket, reconnects and subscriptions. Requests are implemented here: a single subscription receives
+all replies, and a single timer checks all timeouts. If the connection is lost, all pending requests fail immediately.
+Thousands of requests can be pending at the same time, because each request needs only a future.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ log = logging.getLogger("nqnb.connection")
 
 EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID = "Nats-Msg-Id"
-"""If a message has one of these headers, the server stores it only once, no matter how often it is sent."""
+"""If a message has this header or `EXPECTED_REVISION`, the server stores it only once, even if it is resent."""
 OUTAGE_LOG_SECONDS = 60.0
 """Seconds between two log lines about the same outage."""
 RESEND_SECONDS = 0.7
@@ -64,11 +64,11 @@ RESEND_SECONDS = 0.7
 _CLOSE_SECONDS = 3.0
 """Seconds to wait for nats-py to close. During a reconnect, nats-py may wait for an event that never happens."""
 _MAX_RETRY_PAUSE_SECONDS = 0.25
-"""The longest pause between two attempts of `Connection.insist`. It is short so that a new leader is noticed soon."""
+"""The maximum pause in seconds between two attempts, which is short so that a new leader is found quickly."""
 _TIMER_SECONDS = 0.1
-"""Seconds between two checks for requests whose timeout has passed."""
+"""Seconds between two checks for requests that have timed out."""
 _LATE_TIMER_SECONDS = 0.5
-"""If the timer fires this late, the event loop was blocked, and some replies may not have been read yet."""
+"""If two checks are this many seconds apart, the event loop was blocked, and replies may not have been read yet."""
 
 
 class PubAck(msgspec.Struct, rename={"sequence": "seq"}, gc=False):
@@ -76,8 +76,8 @@ class PubAck(msgspec.Struct, rename={"sequence": "seq"}, gc=False):
 
     Attributes:
         sequence: the message's sequence in the stream.
-        duplicate: whether the stream already had the message.
-        error: why the server did not store the message. A caller receives an exception instead.
+        duplicate: whether the stream already contained the message.
+        error: the reason why the server did not store the message. It is raised as an exception to the caller.
     """
 
     sequence: int = 0
@@ -90,7 +90,7 @@ _api_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class Connection:
-    """An open connection. Create it with `open`."""
+    """An open connection to a server. Create a connection with `open`."""
 
     def __init__(self, client: FastClient, settings: Settings) -> None:
         self.client = client
@@ -98,14 +98,14 @@ class Connection:
         self.closed = asyncio.Event()
         """Set when the connection is closed for good."""
         self.losses = 0
-        """How often the connection has been lost."""
+        """The number of times that the connection has been lost."""
         self.clustered = client.clustered
-        """Whether the server belongs to a cluster, where a stream may have no leader even though the server replies."""
+        """Whether the server belongs to a cluster. If so, the server may reply even if a stream has no leader."""
         self.outage = Outage()
         self.clock = ServerClock()
-        """An estimate of the server's clock, which most replies to `api` update."""
+        """An estimate of the server's clock. Most calls of `api` update the estimate."""
         self.full_at = 0.0
-        """When a message was last refused because of a storage limit, as a value of `elapsed`."""
+        """The time of `elapsed` at which a message was last refused because of a storage limit, or 0."""
         self._timeout = settings.request_timeout
         self._replies = _Replies(client.new_inbox(), self._resend)
         self._on_reconnect: list[Callable[[], Awaitable[None]]] = []
@@ -117,7 +117,7 @@ class Connection:
 
         Raises:
             NoServer: no server accepted the connection within ``settings.connect_timeout``.
-            NoJetStream: JetStream is off.
+            NoJetStream: JetStream is not enabled on the server.
             BadInput: a file in the settings is invalid.
         """
         deadline = time.monotonic() + settings.connect_timeout
@@ -136,12 +136,12 @@ class Connection:
 
     @property
     def max_payload(self) -> int:
-        """The maximum size of one message in bytes, including its headers."""
+        """The maximum size of a message in bytes, including the headers."""
         return int(self.client.max_payload)
 
     @property
     def server_version(self) -> str:
-        """The version that the server reports."""
+        """The version of the server."""
         # nats-py surrounds the version with words, as in "<nats server v2.12.8>".
         found = re.search(r"\d+(\.\d+)+\S*[^\s>]", str(self.client.connected_server_version))
         return found[0] if found else "unknown"
@@ -152,11 +152,11 @@ class Connection:
         return found is not None and (int(found[1]), int(found[2])) < (major, minor)
 
     def on_reconnect(self, callback: Callable[[], Awaitable[None]]) -> None:
-        """Await ``callback`` after every reconnect. The callback must not raise."""
+        """Register an async callback that is called after every reconnect. The callback must not raise."""
         self._on_reconnect.append(callback)
 
     def on_disconnect(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` at every disconnect. The callback must not raise."""
+        """Register a callback that is called at every disconnect. The callback must not raise."""
         self._on_disconnect.append(callback)
 
     async def send(self, subject: str, data: bytes = b"", reply: str = "") -> None:
@@ -170,7 +170,7 @@ class Connection:
             await self._send(subject, data, reply)
 
     def put(self, subject: str, data: bytes, reply: str = "") -> bool:
-        """Send a message without a coroutine, and return True. Return False if the message must be sent with `send`."""
+        """Send a message without a coroutine, and return whether this was possible. If not, use `send`."""
         return self.client.put(subject, data, reply)
 
     async def request(
@@ -182,18 +182,18 @@ class Connection:
         *,
         again: bool = False,
     ) -> Message:
-        """Send a message and return its only reply.
+        """Send a request, and return the reply.
 
         Args:
             subject: the subject.
             data: the body.
             headers: the headers.
-            timeout: seconds to wait; by default the setting ``request_timeout``.
+            timeout: seconds to wait for the reply. The default is the setting ``request_timeout``.
             again: whether to resend the request every 0.7 s until the reply arrives, if the server is in a cluster.
                 Use this only for idempotent requests.
 
         Raises:
-            NoResponders: nothing serves the subject, and the request had no effect.
+            NoResponders: the subject has no responders, so the request had no effect.
             Unconfirmed: no reply arrived within ``timeout`` seconds, or the connection was lost.
             ServerRefused: the user has no permission to publish to the subject; ``.code`` is 403.
             ConnectionFailed: see `send`.
@@ -213,14 +213,14 @@ class Connection:
     ) -> Awaitable[T]:
         """Send a request, and return a future for the value that ``read`` extracts from the reply.
 
-        Every task needs several requests, and a future is much faster than the coroutine of `request`.
+        This is much faster than the coroutine of `request`. The speed matters because each task needs several requests.
 
         Args:
             subject: the subject.
             data: the body.
             block: the headers, as `header_block` returns them.
-            read: called on the event loop with the reply and the request. If it raises an `NqnbError`, the request
-                fails with that error.
+            read: called on the event loop with the reply and the request. If ``read`` raises an `NqnbError`, the
+                request fails with this error.
             timeout: see `request`.
             again: see `request`.
 
@@ -235,7 +235,7 @@ class Connection:
         return self._send_slowly(pending, data, block)
 
     async def _send_slowly(self, pending: Pending[Any], data: bytes, block: bytes) -> Any:
-        """Send a request that does not fit into the send buffer now, and return the value for its reply."""
+        """Send a request when the send buffer has space, and return the value that is extracted from the reply."""
         try:
             await self._send(pending.subject, data, pending.inbox, block)
             return await pending.reply
@@ -243,30 +243,30 @@ class Connection:
             self._replies.forget(pending)
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> PubAck:
-        """Publish to a stream, and return once the server has stored the message.
+        """Publish a message to a stream, and wait until the server has stored the message.
 
         Raises:
             ServerRefused: the stream refused the message; ``.err_code`` 10071 means that the compare-and-set failed.
-            Unavailable: the stream currently cannot store messages, and has not stored this one. `NoRoom` means that a
-                storage limit has been reached.
+            Unavailable: the stream currently cannot store messages, so the message was not stored. The subclass
+                `NoRoom` means that a storage limit has been reached.
             NoResponders, Unconfirmed, ConnectionFailed, PayloadTooLarge: see `request`.
         """
         once = headers is not None and (_MESSAGE_ID in headers or EXPECTED_REVISION in headers)
         return await self.store(subject, data, self._block(subject, headers), once=once)
 
     def store(self, subject: str, data: bytes, block: bytes, *, once: bool) -> Awaitable[PubAck]:
-        """Publish a message like `publish`, and return a future; see `ask`.
+        """Publish a message as `publish` does, but return a future; see `ask`.
 
         Args:
             subject: the subject.
             data: the body.
             block: the headers, as `header_block` returns them.
-            once: whether a header makes the server store the message only once, even if it is sent again.
+            once: whether the headers prevent the server from storing the message twice if it is resent.
         """
         return self.ask(subject, data, block, self.read_ack, again=once)
 
     def read_ack(self, reply: Message, request: Pending[Any]) -> PubAck:
-        """Return the confirmation in a reply of a stream. This raises the same errors as `publish`."""
+        """Return the confirmation in a stream's reply, or raise the same errors as `publish`."""
         if not reply.data:
             whole(reply, request)
         subject = request.subject
@@ -289,7 +289,7 @@ class Connection:
         return ack
 
     async def api(self, name: str, body: Mapping[str, Any] | None = None, timeout: float | None = None) -> Any:
-        """Call ``$JS.API.<name>`` and return its decoded reply.
+        """Send a request to ``$JS.API.<name>``, and return the decoded reply.
 
         Raises:
             ServerRefused: the API replied with an error.
@@ -316,7 +316,7 @@ class Connection:
         return decoded
 
     async def find(self, name: str, body: Mapping[str, Any] | None = None, missing: Container[int] = NOT_FOUND) -> Any:
-        """Call `api` with retries. Return the decoded reply, or None if the error's code is in ``missing``."""
+        """Call `api` with retries. Return the decoded reply, or None if the reply has an error code in ``missing``."""
         try:
             return await self.insist(lambda: self.api(name, body))
         except ServerRefused as error:
@@ -332,12 +332,12 @@ class Connection:
         *,
         await_room: bool = True,
     ) -> T:
-        """Await ``ask()``, and retry it for ``retry_for`` seconds if the server is unavailable or a reply is lost.
+        """Send a request, and retry for ``retry_for`` seconds if the server is unavailable or a reply is lost.
 
         Args:
-            ask: a function that sends an idempotent request.
-            retry_for: seconds; by default the setting ``retry_for``.
-            mend: a function to await before a retry if nothing serves the subject. It must not raise.
+            ask: an async function that sends an idempotent request.
+            retry_for: the number of seconds. The default is the setting ``retry_for``.
+            mend: an async function that is called before a retry if the subject has no responders. It must not raise.
             await_room: whether to retry if a storage limit has been reached.
 
         Raises:
@@ -366,7 +366,7 @@ class Connection:
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block."""
+        """Call ``on_message`` on the event loop for each message on a subject, in order. The call must not block."""
         try:
             return await self.client.listen(subject, on_message)
         except nats.errors.Error as error:
@@ -392,7 +392,7 @@ class Connection:
             self.closed.set()
 
     async def when_disconnected(self) -> None:
-        """Fail the pending requests. `dial` registers this method and the next three as callbacks."""
+        """Fail the pending requests, and call the callbacks of `on_disconnect`."""
         self.losses += 1
         self._replies.fail_all("the connection was lost")
         for callback in self._on_disconnect:
@@ -496,12 +496,12 @@ class Pending(msgspec.Struct, Generic[T], eq=False):
     Attributes:
         inbox: the subject of the reply.
         reply: the future for the value that ``read`` extracts from the reply.
-        asked: when the request was sent, on the monotonic clock.
+        asked: the monotonic time at which the request was sent.
         timeout: the number of seconds after which the request fails.
         subject: the subject of the request.
         read: see `Connection.ask`.
-        repeated: the body and the headers, if the request is resent until its reply arrives.
-        resent: how often it was resent.
+        repeated: the body and the headers of a request that is resent until the reply arrives, otherwise None.
+        resent: the number of times that the request was resent.
     """
 
     inbox: str
@@ -534,11 +534,11 @@ def whole(reply: Message, request: Pending[Any]) -> Message:
 
 
 class _Replies:
-    """The pending requests of a connection, whose replies arrive in one inbox.
+    """The pending requests of a connection. All replies arrive in one inbox.
 
     Args:
         inbox: a subject that only this connection uses. Replies arrive on ``<inbox>.<number>``.
-        resend: a function that resends a request with the same reply subject. It must not raise.
+        resend: a function that resends a request with the same reply subject. The function must not raise.
     """
 
     def __init__(self, inbox: str, resend: Callable[[Pending[Any]], None]) -> None:
@@ -564,10 +564,10 @@ class _Replies:
             self._timer = None
 
     def expect(self, subject: str, timeout: float, read: Callable[[Message, Pending[T]], T]) -> Pending[T]:
-        """Expect one reply to a request.
+        """Register a new request, and return it.
 
-        The future fails with `Unconfirmed` after ``timeout`` seconds. Until then, a request with ``repeated`` is resent
-        every 0.7 s, because the leader that received the request may have died and been replaced.
+        The request fails with `Unconfirmed` after ``timeout`` seconds. Until then, the request is resent every 0.7 s if
+        ``repeated`` is set, because the leader that received the request may have been replaced.
         """
         self._count += 1
         inbox = f"{self._inbox}.{self._count}"
@@ -576,7 +576,7 @@ class _Replies:
         return pending
 
     def forget(self, pending: Pending[Any]) -> None:
-        """Stop expecting the reply to a request."""
+        """Stop waiting for the reply to a request."""
         self._pending.pop(pending.inbox, None)
 
     def answered(self, message: Message) -> None:
@@ -608,7 +608,7 @@ class _Replies:
 
         Args:
             subject: the subject in lower case, as nats-py reports it.
-            error: a function that returns the error for the subject as the request spelled it.
+            error: a function that returns the error for the request's subject in its original case.
         """
         matching = [pending for pending in self._pending.values() if pending.subject.lower() == subject.lower()]
         for pending in matching:
@@ -646,17 +646,17 @@ def _fail(pending: Pending[Any], error: Exception) -> None:
 
 
 class Outage:
-    """The log of one connection's outages: a line at the start of an outage, once a minute, and at its end.
+    """A log of a connection's outages: a line at the start of each outage, a line each minute, and a line at the end.
 
-    Many parts of a worker notice an outage, each for many tasks. They all report the outage to this object, so that it
-    causes a few log lines rather than several for each task. Use this object only on the event loop.
+    During an outage, requests fail in many parts of a worker and for many tasks. All errors are reported to this
+    object, which logs a few lines instead of several lines for each task. Use this object only on the event loop.
     """
 
     def __init__(self) -> None:
         self._since = 0.0
-        """When the outage began, on the monotonic clock, or 0 if there is no outage."""
+        """The monotonic time at which the outage began, or 0 if there is no outage."""
         self._noticed = 0.0
-        """When the outage was last noticed."""
+        """The monotonic time at which the outage was last noticed."""
         self._logged = 0.0
         self._notes: Counter[str] = Counter()
         self._closed = False
@@ -679,11 +679,11 @@ class Outage:
             log.warning("%s, for %.0f s so far; still trying%s", why, now - self._since, self._noted())
 
     def took(self, error: BaseException, note: str = "") -> bool:
-        """Report an error, and return whether an outage caused the error. If so, the caller need not log it.
+        """Report an error, and return whether it was caused by an outage. If so, the caller need not log the error.
 
         Args:
             error: the error.
-            note: a consequence for one task, such as "outcomes wait to be written"; see `note`.
+            note: a consequence for a task, such as "outcomes had to wait"; see `note`.
         """
         if not isinstance(error, (Unconfirmed, ConnectionFailed)):
             return False
@@ -697,7 +697,7 @@ class Outage:
         self._since = 0.0
 
     def note(self, note: str) -> None:
-        """Count a consequence of the outage for one task. The counts are logged with the outage."""
+        """Count a consequence of the outage for a task. The counts are logged with the outage."""
         if note:
             self._notes[note] += 1
 
@@ -709,7 +709,7 @@ class Outage:
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """End the outage if it was not noticed for ``quiet_for`` seconds, and return whether it has ended."""
+        """End the outage unless it was noticed in the last ``quiet_for`` seconds. Return whether it was ended."""
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:
             return False

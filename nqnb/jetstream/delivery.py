@@ -1,4 +1,4 @@
-"""A delivery of a task message, and the replies to it: ack, nak, terminate and in progress."""
+"""A delivery of a task message, and the worker's replies: ack, nak, terminate and in progress."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from nqnb.jetstream.fast_client import Message
 from nqnb.protocol import names
 
 LONGEST_NAK_SECONDS = 3600.0
-"""The longest delay of a nak."""
+"""The maximum delay of a nak in seconds."""
 
 
 class AckFacts(msgspec.Struct, gc=False):
-    """The facts in the reply subject of a delivered message (NATS ADR-15)."""
+    """The information in the reply subject of a delivered message (NATS ADR-15)."""
 
     deliveries: int
     sequence: int
     number: int
-    """The number of the delivery in its consumer, starting at 1. A gap means that deliveries were lost."""
+    """The number that the consumer assigned to the delivery, starting at 1. A gap means that deliveries were lost."""
     stored: float
-    """When the stream stored the message, in Unix seconds by the server's clock."""
+    """The time at which the server stored the message, in Unix seconds."""
     pending: int
-    """The number of messages that the consumer still had to deliver."""
+    """The number of messages that the consumer still has to deliver after this message."""
 
     @classmethod
     def of(cls, reply: str) -> AckFacts:
-        """Read ``$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<deliveries>.<sequence>.<number>.<ns>.<pending>``."""
+        """Parse a reply subject, which has the following format.
+
+        ``$JS.ACK[.<domain>.<account>].<stream>.<consumer>.<deliveries>.<sequence>.<number>.<ns>.<pending>``
+        """
         tokens = reply.split(".")
         start = 4 if len(tokens) == 9 else 6
         deliveries, sequence, number, stored, pending = map(int, tokens[start : start + 5])
@@ -47,22 +50,22 @@ class Delivery(msgspec.Struct, eq=False):
     sequence: int
     """The message's sequence in the task stream."""
     deliveries: int
-    """How often the server has delivered the message, including this delivery."""
+    """The number of times that the server has delivered the message, including this delivery."""
     ours: bool
-    """Whether the message carries nqnb's header."""
+    """Whether the message has nqnb's header."""
     scheduled: bool
     """Whether a server-side schedule published the message."""
     received: float = msgspec.field(default_factory=elapsed)
-    """When the delivery arrived, as a value of `elapsed`."""
+    """The time of `elapsed` at which the delivery arrived."""
     stored: float = math.inf
-    """When the stream stored the message, in Unix seconds by the server's clock."""
+    """The time at which the server stored the message, in Unix seconds."""
     void: bool = False
     """Whether the message's stream was deleted. If so, the worker sends no ack, nak or lease renewal, because the same
     sequence belongs to another message in the new stream."""
 
     @classmethod
     def of(cls, connection: Connection, queue: str, message: Message, received: float) -> Delivery:
-        """Decode the delivery in a message. ``received`` is when the message arrived, as a value of `elapsed`."""
+        """Create a delivery from a message. ``received`` is the time of `elapsed` at which the message arrived."""
         facts = AckFacts.of(message.reply)
         return cls(
             connection=connection,
@@ -82,7 +85,10 @@ class Delivery(msgspec.Struct, eq=False):
         return self.connection.clock.now()
 
     async def ack(self) -> None:
-        """Ack the message, so that the server removes it. If the ack is lost, the next delivery finds the outcome."""
+        """Ack the message, so that the server removes it.
+
+        If the ack is lost, the server redelivers the message, and the worker finds the outcome and acks again.
+        """
         # Usually the send buffer has room, and no coroutine is needed.
         if not self.void and not self.connection.put(self.reply, b"+ACK"):
             await self._answer(b"+ACK")
@@ -100,7 +106,7 @@ class Delivery(msgspec.Struct, eq=False):
         """Restart the ack wait, and return whether the server confirmed the restart.
 
         Args:
-            connection: the connection to use; by default the connection that delivered the message.
+            connection: the connection to use. The default is the connection that delivered the message.
 
         Raises:
             NoResponders: the consumer does not exist.

@@ -1,12 +1,12 @@
-"""A fast path through nats-py: each received message calls one callback, and each publish appends to the send buffer.
+"""A faster nats-py client: received messages are passed directly to callbacks, and a publish only fills a buffer.
 
-For each received message, nats-py parses the headers, builds an object, queues it, and wakes a task that runs the
-callback. It also checks and copies each published message. This work is most of the cost of a small task. Here,
-nats-py's parser calls the callback directly, and headers are parsed only when they are read. A publish only appends a
-command to nats-py's send buffer. nats-py still connects, reconnects, logs in and parses.
+For each received message, nats-py parses the headers, creates an object, puts the object into a queue, and wakes a task
+that calls the callback. nats-py also checks and copies each published message. For a small task, this work is most of
+the cost. In this module, the parser calls the callback directly, and headers are parsed only when they are read. A
+publish only appends a command to nats-py's send buffer. nats-py still handles the connection, reconnects and logins.
 
-This module uses private members of nats-py. If a release lacks one of them, the public methods are used instead, which
-are slower but have the same effect; see `FastClient.fast`.
+This module uses private members of nats-py. If a release of nats-py does not have these members, the slower public
+methods are used instead; see `FastClient.fast`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ _PRIVATE = (
 _OVERRIDDEN = ("_process_msg", "_remove_sub", "_send_ping", "_process_pong")
 _LONGEST_SUBJECT = 2000
 _SUBJECT = re.compile(rf"[^\s\x00]{{1,{_LONGEST_SUBJECT}}}")
-"""A line may contain two subjects, and a server closes the connection if a line has more than 4096 bytes."""
+"""A pattern for valid subjects. The length is limited because a line may contain two subjects, and servers accept
+lines of at most 4096 bytes."""
 _VERSION_LENGTH = len("NATS/1.0")
 _HIDDEN_SPACE = re.compile(rb"[\x0b\x0c]")
 _LINE_END = b"\r\n"
 _LARGE_WRITE_BYTES = 256 * 1024
-"""If more bytes than this are waiting for the socket, nats-py writes the send buffer, and waits for the socket."""
+"""If at least this many bytes are buffered, nats-py writes them, and waits until the socket accepts more data."""
 _LONGEST_COUNT = 12
-"""The number of digits that no size and no subscription id reaches."""
+"""Sizes and subscription ids always have fewer digits than this."""
 _HEADER_SIGNS = len("\r\n:")
-"""The number of characters around a header's name."""
+"""The number of characters before and after a header's name: a line break and a colon."""
 
 
 class Message(msgspec.Struct, gc=False):
@@ -55,10 +56,10 @@ class Message(msgspec.Struct, gc=False):
     raw: bytes | None = None
     """The headers as they were received, or None if the message has no headers."""
     parsed: dict[str, str] | None = None
-    """The headers by name, once they have been parsed."""
+    """The headers by name, or None if they have not been parsed yet."""
 
     def header(self, name: str) -> str:
-        """Return the value of a header, or "" if it is missing. This is faster than parsing all headers."""
+        """Return the value of a header, or "" if the header is missing. This is faster than parsing all headers."""
         if self.parsed is not None or self.raw is None:
             return self.headers.get(name, "")
         # The server appends its headers to those of the stored message, which may have the same names.
@@ -84,7 +85,7 @@ class Message(msgspec.Struct, gc=False):
 
 OnMessage = Callable[[Message], None]
 Dispatch = Callable[[int, bytes, bytes, bytes, "bytes | None"], bool]
-"""See `FastClient.dispatch`."""
+"""The type of `FastClient.dispatch`."""
 
 
 class FastClient(NatsClient):
@@ -110,7 +111,10 @@ class FastClient(NatsClient):
         return bool(getattr(self, "_server_info", {}).get("cluster"))
 
     async def write(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> None:
-        """Publish a message, and raise the same errors as `nats.aio.client.Client.publish`. For ``block`` see `put`."""
+        """Publish a message; see `put` for the arguments.
+
+        This method raises the same errors as `nats.aio.client.Client.publish`.
+        """
         if len(block) + len(data) > self.max_payload:
             raise nats.errors.MaxPayloadError
         if not _SUBJECT.fullmatch(subject):
@@ -133,8 +137,9 @@ class FastClient(NatsClient):
             block: the headers, as `header_block` returns them.
 
         Returns:
-            Whether the message was appended. If not, use `write`: the connection is down, the buffer is full, the
-            message is too large, or the subject is not an ordinary one.
+            Whether the message was appended. It is not appended if the connection is down, the buffer is full, the
+            message is too large, or the subject is too long or contains unusual characters. In these cases, use
+            `write`.
         """
         size = len(block) + len(data)
         if not (self.fast and self.is_connected) or self._pending_data_size > self._max_pending_size > 0:
@@ -176,7 +181,7 @@ class FastClient(NatsClient):
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop for each message on a subject, in order. It must not block."""
+        """Call ``on_message`` on the event loop for each message on a subject, in order. The call must not block."""
 
         async def take(message: Msg) -> None:
             heard = Message(message.subject, message.reply, message.data, parsed=message.headers or {})
@@ -218,7 +223,7 @@ class FastClient(NatsClient):
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
-        """Unsubscribe once the messages in transit have arrived. If this fails, the subscription is removed anyway."""
+        """Wait for the messages in transit, then unsubscribe. If the wait fails, unsubscribe immediately."""
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:
@@ -246,7 +251,7 @@ class FastClient(NatsClient):
 
 
 def header_block(headers: Mapping[str, str]) -> bytes:
-    """Encode headers (NATS ADR-4). Raise nats.errors.Error for a line break, which would start another header."""
+    """Encode headers (NATS ADR-4). Raise nats.errors.Error if a header contains a line break."""
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
         raise nats.errors.Error(f"one of the headers {', '.join(map(repr, headers))} contains a line break")
@@ -275,19 +280,19 @@ def _header_start(name: str) -> bytes:
 
 
 def _log_error(message: Message) -> None:
-    """Log the exception that a callback has raised. It must not end the task that reads the socket."""
+    """Log the exception of a callback. The exception must not end the task that reads the socket."""
     log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
 
 
 class SafeParser(Parser):
     """A faster parser that also replaces vertical tabs and form feeds in control lines.
 
-    A server accepts every byte in a subject except space, tab and line break, but nats-py's parser also splits a line
-    at vertical tabs and form feeds. On such a line, it closes the connection or uses the wrong subscription and size.
-    One such key in a bucket would break every connection that lists the bucket.
+    A server accepts every byte in a subject except spaces, tabs and line breaks. nats-py's parser also splits a line at
+    vertical tabs and form feeds. For such a line, nats-py closes the connection, or uses the wrong subscription and
+    size. A single key with such a character would break every connection that lists the bucket.
 
-    This class parses the complete messages that have a callback. nats-py's parser receives everything else, such as an
-    incomplete message at the end of the data.
+    This class parses complete messages whose subscription has a callback. All other data, such as an incomplete message
+    at the end, is passed to nats-py's parser.
     """
 
     def __init__(self, client: object, dispatch: Dispatch | None = None) -> None:
@@ -374,5 +379,5 @@ def _is_count(word: bytes) -> bool:
 
 
 def is_safe_to_replace(parser: object) -> bool:
-    """Return whether `SafeParser` can replace this parser of a client."""
+    """Return whether `SafeParser` can replace a client's parser."""
     return type(parser) is Parser and all(hasattr(parser, name) for name in ("buf", "state", "needed"))
