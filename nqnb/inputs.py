@@ -113,7 +113,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
     if value is None:
         return None
     if not callable(value):
-        raise BadInput(f"{name}={shown(value)} is invalid: it is not callable. Pass {what}, or None.")
+        raise BadInput(f"{name}={shown(value)} is invalid: the value is not callable. Pass {what}, or None.")
     try:
         signature = inspect.signature(value)
     except (ValueError, TypeError):
@@ -122,7 +122,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
         signature.bind(*(None,) * arguments)
     except TypeError as error:
         raise BadInput(
-            f"{name}={shown(value)} is invalid: it cannot be called with {arguments} arguments ({error}). "
+            f"{name}={shown(value)} is invalid: the function cannot be called with {arguments} arguments ({error}). "
             f"Pass {what}, or None."
         ) from None
     return value

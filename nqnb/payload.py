@@ -141,12 +141,12 @@ def _no_such_number(part: str, found: object) -> UnencodableValue:
 
 def _remedy(found: object) -> str:
     if hasattr(found, "to_dict") and hasattr(found, "columns"):
-        return 'Send its .to_dict("records"), or the path of a file with its data.'
+        return 'Send the result of .to_dict("records"), or the path of a file with the data.'
     if isinstance(found, str):
-        return "Remove or replace the lone surrogate in it."
+        return "Remove or replace the lone surrogate."
     if hasattr(found, "to_list"):
-        return "Send its .to_list()."
-    return "Convert it to strings, numbers, lists or dicts, or send bytes."
+        return "Send the result of .to_list()."
+    return "Convert the value to strings, numbers, lists or dicts, or send bytes."
 
 
 MAX_DEPTH = 200

@@ -175,7 +175,7 @@ class TestPayloads:
     @pytest.mark.parametrize(
         ("payload", "part", "remedy"),
         [
-            ({"rows": [1, object()]}, "payload['rows'][1]", "Convert it to strings"),
+            ({"rows": [1, object()]}, "payload['rows'][1]", "Convert the value to strings"),
             ([float("nan")], "payload[0]", "Send None or a string"),
             ({"df": pd.DataFrame()}, "payload['df']", '.to_dict("records")'),
             ({("a",): 1}, "the key ('a',) of payload", "must be a string or a number"),
@@ -355,7 +355,7 @@ class TestResults:
     @pytest.mark.parametrize(
         ("value", "parts"),
         [
-            ({"model": object()}, ["result['model']", "Convert it"]),
+            ({"model": object()}, ["result['model']", "Convert the value"]),
             ([1.0, math.inf], ["result[1] cannot be encoded as JSON: it is inf", "Send None or a string"]),
             (pd.DataFrame({"a": [1]}), ["result", "DataFrame", '.to_dict("records")']),
         ],

@@ -195,7 +195,7 @@ class TestRefused:
             payload.encode(value)
         assert caught.value.part == part
         assert f"{part} cannot be encoded as JSON: it is of type {kind}. " in str(caught.value)
-        assert "Convert it to strings, numbers, lists or dicts" in str(caught.value)
+        assert "Convert the value to strings, numbers, lists or dicts" in str(caught.value)
 
     @pytest.mark.parametrize("key", [("a", 1), None, frozenset()])
     def test_a_key_that_json_cannot_have(self, key: object) -> None:
@@ -210,18 +210,18 @@ class TestRefused:
         assert len(str(caught.value)) < 600
 
     def test_half_of_a_surrogate_pair_is_refused(self) -> None:
-        with pytest.raises(UnencodableValue, match="Remove or replace the lone surrogate in it") as caught:
+        with pytest.raises(UnencodableValue, match=r"Remove or replace the lone surrogate\.") as caught:
             payload.encode({"name": ["ok", "caf\udce9"]})
         assert caught.value.part == "payload['name'][1]"
 
     def test_a_frame_gets_its_remedy(self) -> None:
-        with pytest.raises(UnencodableValue, match=r'Send its \.to_dict\("records"\), or the path') as caught:
+        with pytest.raises(UnencodableValue, match=r'Send the result of \.to_dict\("records"\), or the path') as caught:
             payload.encode({"df": pd.DataFrame({"a": [1]})})
         assert caught.value.part == "payload['df']"
         assert "DataFrame" in str(caught.value)
 
     def test_a_series_gets_its_remedy(self) -> None:
-        with pytest.raises(UnencodableValue, match=r"Send its \.to_list\(\)"):
+        with pytest.raises(UnencodableValue, match=r"Send the result of \.to_list\(\)"):
             payload.encode(pd.Series([1, 2]))
 
     @pytest.mark.parametrize(
