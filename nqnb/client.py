@@ -53,8 +53,8 @@ def connect(
         settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the first of
             these that exists: the address in ``NATS_URL``, the address in a context of the NATS CLI, your detached
             server (`nqnb up --detach`), ``nats://127.0.0.1:4222``.
-        store: a store for task states that replaces the bucket ``nq-store``; see `StateStore`.
-        **options: fields of `Settings` to replace.
+        store: a store for task states, to use instead of the bucket ``nq-store``; see `StateStore`.
+        **options: fields of `Settings` that override those in ``settings``.
 
     Raises:
         BadInput: a setting or the store is invalid.
@@ -63,7 +63,7 @@ def connect(
 
 
 class Client:
-    """A client of one server, with every operation on its tasks and queues. Create it with `connect`."""
+    """A client of a NATS server, for all operations on tasks and queues. Create a client with `connect`."""
 
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
         if not isinstance(settings, Settings):
@@ -74,7 +74,7 @@ class Client:
         self._store = check_store(store)
         self._backend: Backend | None = None
         self.serving = Serving(lambda: self.backend)
-        """The background check of whether workers are serving this client's queues."""
+        """A background check for queues of this client that no worker is serving."""
         self._name = _user_and_host()
 
     def __repr__(self) -> str:
@@ -115,7 +115,7 @@ class Client:
 
     @property
     def backend(self) -> Backend:
-        """The connection, the buckets and the streams that this client uses.
+        """The connection, buckets and streams that this client uses.
 
         Raises:
             ConnectionFailed: the client is not open.
@@ -128,7 +128,7 @@ class Client:
 
     @property
     def server_version(self) -> str:
-        """The version that the server reports."""
+        """The version of the server, as reported by the server."""
         return self.backend.server_version
 
     async def submit(
@@ -142,17 +142,18 @@ class Client:
         deadline: Moment = None,
         process_at: Moment = None,
     ) -> Task:
-        """Submit a task to a queue. When this returns, the server has stored the task.
+        """Submit a task to a queue. When the call returns, the server has stored the task.
 
         If no worker is serving the queue two seconds later, a warning is logged, at most once per queue.
 
         Args:
             queue: the queue; it is created if it does not exist.
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON (see `nqnb.payload`).
-            id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default a new id is generated.
+            id: the task id, 1 to 200 characters long: letters (A-Z and a-z), digits, ``-``, ``/``, ``_``, ``=`` and
+                ``.``. By default, a new id is generated.
             retry: how many times to retry the task if it fails.
-            timeout: the maximum duration of one attempt, as seconds or a timedelta. It is rounded up to whole seconds,
-                because NQ stores whole seconds.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
+                whole seconds, because NQ stores whole seconds.
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta from now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
@@ -196,14 +197,14 @@ class Client:
             queue: the queue; it is created if it does not exist.
             payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
             retry: how many times to retry each task if it fails.
-            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
-                seconds.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
+                whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta from now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
-                the server has stored the previous one, at the cost of one round trip per task. If false, many are in
-                flight at once, and a few may overtake others.
+                the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
+                are in flight at once, and some may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
                 have been submitted; ``"return"`` returns each error in place of its task.
 
@@ -249,7 +250,7 @@ class Client:
         return Task(self, names.check_task_id(id))
 
     async def fetch(self, id: str) -> TaskInfo:
-        """Return everything that is stored about a task.
+        """Return all stored information about a task.
 
         Args:
             id: the id of the task.
@@ -275,7 +276,7 @@ class Client:
         return (await self.fetch(id)).status
 
     async def updates(self, id: str) -> AsyncIterator[TaskInfo]:
-        """Yield the current state of a task, and then its state after each change, until the task is terminal.
+        """Yield the current state of a task, and then its state after each change, until the task has ended.
 
         Changes in quick succession may be combined.
 
@@ -291,7 +292,7 @@ class Client:
             yield info
 
     async def wait(self, id: str, timeout: Duration | None = None) -> Status:
-        """Wait until a task is terminal, and return its final state. The wait continues through disconnects.
+        """Wait until a task has ended, and return its final state. The wait continues after disconnects.
 
         Args:
             id: the id of the task.
@@ -299,7 +300,7 @@ class Client:
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -307,7 +308,7 @@ class Client:
         return (await ended(self.backend, names.check_task_id(id), timeout, self.serving)).status
 
     async def result(self, id: str, timeout: Duration | None = None) -> Any:
-        """Wait until a task is terminal, and return what its handler returned.
+        """Wait until a task has ended, and return its result.
 
         Args:
             id: the id of the task.
@@ -320,7 +321,7 @@ class Client:
         Raises:
             TaskFailed: the task failed; the error includes the handler's exception and traceback as text.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
             InvalidTaskId: the id is invalid.
             UnknownTask: the server has no task with this id.
@@ -328,16 +329,16 @@ class Client:
         return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout, self.serving))
 
     async def cancel(self, id: str, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel a task. Once this returns, the cancel is durable: no worker will start another run of the task.
+        """Cancel a task. Once the call returns, the cancel is durable: no worker will start another run of the task.
 
         Args:
-            id: the task.
-            wait: how long to wait for running code to stop, as seconds or a timedelta. None does not wait.
+            id: the id of the task.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
             Failed if the task reached that state before its code could be stopped. If the task had already been
-            cancelled or deleted, this is the receipt of that earlier cancel.
+            cancelled or deleted, the receipt is that of the earlier cancel.
 
         Raises:
             NotCancellable: the task had already completed or failed.
@@ -359,9 +360,9 @@ class Client:
     async def tasks(
         self, queue: str | None = None, status: Status | str | int | Iterable[Status | str | int] | None = None
     ) -> list[TaskInfo]:
-        """Return every task in the state bucket, least recently changed first.
+        """Return all tasks in the state bucket, least recently changed first.
 
-        Entries that cannot be decoded are skipped and logged in one line.
+        Invalid entries are skipped, and logged on one line.
 
         Args:
             queue: return only tasks of this queue.
@@ -388,9 +389,9 @@ class Client:
         return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
-        """Yield every task in the state bucket, in batches, and then every change as it happens, indefinitely.
+        """Yield all tasks in the state bucket, in batches, and then yield changes as they happen, indefinitely.
 
-        The watch continues after a disconnect; the batches report when the connection is down. A custom store is polled
+        The watch continues after a disconnect. Batches report whether the connection is down. A custom store is polled
         for changes once a second.
 
         Raises:
@@ -401,14 +402,14 @@ class Client:
                 yield batch
 
     async def requeue(self, id: str) -> Task:
-        """Submit an ended task again as a new task. The ended task keeps its state, because that state is final.
+        """Submit an ended task again as a new task. The state of the ended task does not change.
 
-        The new task has the same queue, payload, retries and timeout, but no deadline and no start time. Its
-        `TaskInfo.origin` is the id of the original task, even after several requeues. In listings,
-        `TaskInfo.requeued_as` of the ended task is the id of its latest requeue.
+        The new task has the same queue, payload, retries and timeout, but no deadline and no start time.
+        `TaskInfo.origin` of the new task is the id of the original task, even after several requeues. In listings,
+        `TaskInfo.requeued_as` of the ended task is the id of the latest requeue.
 
         Args:
-            id: the ended task.
+            id: the id of the ended task.
 
         Raises:
             NotRequeueable: the task has not ended, or its payload is no longer stored.
@@ -420,25 +421,25 @@ class Client:
         return Task(self, message.ID, message.Queue)
 
     async def queues(self) -> list[QueueInfo]:
-        """Return every queue on the server, sorted by name."""
+        """Return all queues on the server, sorted by name."""
         return [info async for info in self.backend.queues()]
 
     async def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """End every waiting task of a queue: as Deleted if it never started, or as Cancelled if it is awaiting a retry.
+        """End all waiting tasks of a queue. Tasks that were never started are deleted, and the others are cancelled.
 
-        Running tasks continue, and so do tasks that a worker claims during the purge: no task is both deleted and
+        Running tasks continue, including those that a worker claims during the purge: no task is both deleted and
         started. Tasks that are submitted during the purge may remain in the queue.
 
         Args:
             queue: the queue.
-            progress: called from time to time with the number of tasks that have ended so far, and the total.
+            progress: a function that is called repeatedly with the number of tasks ended so far, and the total number.
 
         Returns:
             The receipt; ``.left`` is the number of messages that remain in the queue.
 
         Raises:
             UnknownQueue: the queue does not exist.
-            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Purge again.
+            Unconfirmed: the server's answers were lost, and some tasks may not have been ended. Purge again.
         """
         queue = names.check_queue(queue)
         check_callable("progress", progress, "a function of (done, total)", 2)
@@ -452,16 +453,17 @@ class Client:
         wait: Duration = 30.0,
         progress: Callable[[int, int], None] | None = None,
     ) -> PurgeReceipt:
-        """Delete a queue from the server, with its cancel requests and its pause. The states of its tasks are kept.
+        """Delete a queue and its cancel requests from the server. The states of its tasks are kept.
 
-        The queue is recreated when a task is submitted to it, or if a worker is still serving it.
+        If the queue is paused, the pause is also deleted. The queue is recreated if a task is submitted to it, or if a
+        worker is still serving it.
 
         Args:
             queue: the queue.
-            force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
+            force: whether to purge the queue first, and to cancel its running tasks. If false, the queue must be empty,
                 and no live worker may be serving it.
-            wait: how long to wait for running code to stop with ``force=True``, as seconds or a timedelta.
-            progress: called from time to time with the number of tasks that have ended so far, and the total.
+            wait: with ``force=True``, how long to wait for running code to stop, in seconds or as a timedelta.
+            progress: a function that is called repeatedly with the number of tasks ended so far, and the total number.
 
         Returns:
             The receipt; ``.left`` is 0.
@@ -471,7 +473,7 @@ class Client:
                 with other queues, or running code did not stop in time. ``.pending``, ``.processing`` and ``.workers``
                 are the numbers of remaining tasks and workers.
             UnknownQueue: the queue does not exist.
-            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Delete the queue again.
+            Unconfirmed: the server's answers were lost, and some tasks may not have been ended. Delete the queue again.
         """
         queue, force = names.check_queue(queue), check_flag("force", force)
         check_callable("progress", progress, "a function of (done, total)", 2)
@@ -479,11 +481,11 @@ class Client:
         return await delete_queue(self.backend, queue, self._name, force=force, wait=seconds, progress=progress)
 
     async def pause(self, queue: str) -> None:
-        """Pause a queue: no worker takes its tasks until `resume`; running tasks continue. Pausing is idempotent.
+        """Pause a queue: workers start no tasks of the queue until `resume` is called. Running tasks continue.
 
-        The server stores the pause. Servers from version 2.11 on stop delivery at once, including delivery to Go
-        workers; with older servers, nqnb workers stop within a second. If a Go worker recreates the consumer, an nqnb
-        worker that serves the queue pauses the consumer again.
+        Pausing is idempotent, and the pause is stored on the server. From version 2.11 on, the server stops delivery to
+        all workers at once. With older servers, nqnb workers stop within a second, and Go workers do not stop. If a Go
+        worker recreates the consumer, an nqnb worker that serves the queue pauses the consumer again.
 
         Args:
             queue: the queue.
@@ -496,7 +498,7 @@ class Client:
         await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": self.backend.now()}))
 
     async def resume(self, queue: str) -> None:
-        """Resume a paused queue; workers take its tasks again within a second. Resuming is idempotent.
+        """Resume a paused queue. Workers start its tasks again within a second. Resuming is idempotent.
 
         Args:
             queue: the queue.
@@ -508,17 +510,17 @@ class Client:
         await self.backend.resume(queue, await stream_of(self.backend, queue))
 
     async def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
-        """Remove the states of tasks that ended long ago, with their results and cancel requests.
+        """Remove the states, results and cancel requests of tasks that ended long ago.
 
         Servers from version 2.11 on remove results and states automatically (see `Settings`), except the states of
         scheduled tasks that were cancelled before their start time. The state of a task that has not ended, or whose
         message is still in its queue, is never removed.
 
         Args:
-            older_than: how long ago a task must have ended to be removed, as seconds or a timedelta.
-            queue: remove only tasks of this queue. If it is None, results and cancel requests that belong to no task
-                are removed too.
-            dry_run: remove nothing, and return what would be removed.
+            older_than: the minimum time since the end of a task, in seconds or as a timedelta.
+            queue: the queue whose tasks are removed. If it is None, the tasks of all queues are removed, and also
+                results and cancel requests that belong to no task.
+            dry_run: whether to count the items that would be removed, without removing them.
 
         Raises:
             BadInput: ``older_than`` or the queue name is invalid.
@@ -528,7 +530,7 @@ class Client:
         return await prune(self.backend, older_than, queue, dry_run=dry_run)
 
     async def workers(self) -> list[WorkerInfo]:
-        """Return every live nqnb worker. Go workers are not listed, because they do not register."""
+        """Return all live nqnb workers. Go workers are not listed, because they do not register."""
         return [info async for info in self.backend.presence.live()]
 
 
@@ -559,7 +561,7 @@ class Task:
         return self.result().__await__()
 
     async def fetch(self) -> TaskInfo:
-        """Return everything that is stored about the task, with its payload, result and log.
+        """Return all stored information about the task, including its payload, result and log.
 
         Raises:
             UnknownTask: the server no longer has the task.
@@ -575,7 +577,7 @@ class Task:
         return await self._client.status(self.id)
 
     def updates(self) -> AsyncIterator[TaskInfo]:
-        """Yield the current state of the task, and a new one after each change, until the task is terminal.
+        """Yield the current state of the task, and then its state after each change, until the task has ended.
 
         Changes in quick succession may be combined.
 
@@ -585,29 +587,29 @@ class Task:
         return self._client.updates(self.id)
 
     async def wait(self, timeout: Duration | None = None) -> Status:
-        """Wait until the task is terminal, and return its final state.
+        """Wait until the task has ended, and return its final state.
 
         Args:
             timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
                 limit.
 
         Raises:
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
         """
         return await self._client.wait(self.id, timeout)
 
     async def result(self, timeout: Duration | None = None) -> Any:
-        """Wait until the task is terminal, and return what its handler returned.
+        """Wait until the task has ended, and return its result.
 
         Args:
             timeout: how long to wait, in seconds or as a timedelta. 0 checks without waiting, and None waits without a
                 limit.
 
         Raises:
-            TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
+            TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time. It continues. The error says if no worker serves its queue.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
         """
         return await self._client.result(self.id, timeout)
@@ -615,7 +617,7 @@ class Task:
     async def requeue(self) -> Task:
         """Submit the task again, as a new task with the same queue, payload, retries and timeout.
 
-        A task can be requeued after it has ended. Its own state does not change.
+        The original task must have ended, and its state does not change.
 
         Returns:
             The handle of the new task.
@@ -626,10 +628,10 @@ class Task:
         return await self._client.requeue(self.id)
 
     async def cancel(self, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel the task. Once this returns, no worker will start another run of the task.
+        """Cancel the task. Once the call returns, no worker will start another run of the task.
 
         Args:
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
@@ -643,7 +645,7 @@ class Task:
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
-    """Return the error of a `submit_many`; ``outcomes`` has a `Task` or an error for each payload."""
+    """Return the error of a `submit_many` in which submits failed. ``outcomes`` has a `Task` or error per payload."""
     failed = {index: each for index, each in enumerate(outcomes) if isinstance(each, NqnbError)}
     index, first = next(iter(failed.items()))
     return NotSubmitted(
@@ -655,7 +657,7 @@ def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:
 
 
 def _user_and_host() -> str:
-    """Return ``user@host``, which receipts show as the sender of a request."""
+    """Return ``user@host``, which receipts show as the sender of a cancel request."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError, ImportError):

@@ -1,8 +1,8 @@
-"""Two clocks: the server's clock, and `elapsed` for leases, which also counts while the machine is suspended.
+"""An estimate of the server's time, and `elapsed`, a monotonic clock that includes time spent in suspension.
 
-The clocks of clients and workers may be wrong by seconds or hours, and may step. Therefore all decisions about time use
-the server's clock. The server adds a timestamp to stored messages and to most replies. `ServerClock` stores each
-timestamp together with the value of `elapsed` at its arrival, because `elapsed` never steps.
+The clocks of clients and workers may be wrong by seconds or hours, and may jump. Therefore all decisions about time use
+the server's clock. The server adds a timestamp to stored messages and to most replies. `ServerClock` compares these
+timestamps with `elapsed`, because `elapsed` never jumps.
 
 In a cluster, the timestamps come from several servers, whose clocks must agree to within a fraction of a second.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 
 def elapsed() -> float:
-    """Return the seconds since an arbitrary moment, including the time during which the machine was suspended."""
+    """Return the seconds since an arbitrary moment, including the time while the machine was suspended."""
     return _clock()
 
 
@@ -38,20 +38,20 @@ def _clock_that_counts_suspension() -> Callable[[], float]:
 _clock = _clock_that_counts_suspension()
 
 FRESH_SECONDS = 60.0
-"""Seconds after which a decision needs a newer timestamp, because the server's clock may also step."""
+"""The maximum age in seconds of a timestamp that a decision is based on. The server's clock may also jump."""
 
 
 class ServerClock:
-    """An estimate of the server's time, based on its timestamps. It can be used from any thread."""
+    """A thread-safe estimate of the server's time, based on timestamps from the server."""
 
     def __init__(self) -> None:
         self._bounds: tuple[float, float, float] | None = None
-        """The lower and upper bounds of the server's time minus `elapsed`, and when they were updated."""
+        """The lower and upper bounds of the server's time minus `elapsed`, and the time of the last update."""
 
     def observe(self, stamp: float, asked: float, answered: float) -> None:
         """Update the estimate with a timestamp from the server.
 
-        The timestamp of a slow reply is imprecise, so a timestamp only narrows the bounds, unless it contradicts them.
+        If the timestamp is consistent with the current bounds, it can only narrow them. Otherwise, it replaces them.
 
         Args:
             stamp: the timestamp in Unix seconds; 0 is ignored.
@@ -74,22 +74,22 @@ class ServerClock:
         return bounds is not None and elapsed() - bounds[2] < FRESH_SECONDS
 
     def now(self) -> float:
-        """Return the server's time in Unix seconds. Before the first timestamp, this is the time of this machine."""
+        """Return the server's time in Unix seconds, or this machine's time if there has been no timestamp yet."""
         bounds = self._bounds
         return time.time() if bounds is None else _clock() + (bounds[0] + bounds[1]) / 2
 
     def earliest(self, moment: float | None = None) -> float:
-        """Return the earliest possible time of the server, now or at the given value of `elapsed`."""
+        """Return the earliest possible value of the server's time, now or at the given value of `elapsed`."""
         bounds, moment = self._bounds, elapsed() if moment is None else moment
         return self.at(moment) if bounds is None else moment + bounds[0]
 
     def latest(self) -> float:
-        """Return the latest possible time of the server. A delay that is counted from this time is never too short."""
+        """Return the latest possible value of the server's time. A delay from this time is never too short."""
         bounds = self._bounds
         return self.now() if bounds is None else elapsed() + bounds[1]
 
     def at(self, moment: float) -> float:
-        """Return the server's time at the given value of `elapsed`."""
+        """Return the estimate of the server's time at the given value of `elapsed`."""
         bounds = self._bounds
         if bounds is None:
             return time.time() - (elapsed() - moment)

@@ -25,12 +25,12 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 async def share(running: dict[K, asyncio.Future[T]], key: K, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Await ``call()``, or the running call with the same key. All callers get the same result or error.
+    """Await ``call()``, or join a running call with the same key. All callers get the same result or error.
 
     Args:
         running: the running calls, by key.
-        key: the key. Calls with the same key are shared.
-        call: starts the call. The call continues if a caller is cancelled, because other callers may be waiting for it.
+        key: the key that identifies the call.
+        call: a function that starts the call. If one caller is cancelled, the call continues for the other callers.
     """
     future = running.get(key)
     if future is None:
@@ -58,10 +58,10 @@ async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]]
 
 
 async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:
-    """Wait until one of the events is set or ``timeout`` seconds have passed, without swallowing a cancellation.
+    """Wait until one of the events is set, or ``timeout`` seconds have passed.
 
-    Before Python 3.12, `asyncio.wait_for` swallows a cancellation that coincides with the event (CPython issue 86296).
-    A loop that makes such calls would then ignore the cancellation and never end.
+    Before Python 3.12, `asyncio.wait_for` can swallow a cancellation that coincides with an event (CPython issue
+    86296). A loop that calls `asyncio.wait_for` would then ignore the cancellation and never end.
     """
     waits = [asyncio.ensure_future(event.wait()) for event in events]
     try:
@@ -72,7 +72,7 @@ async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None
 
 
 def log_aside(logger: logging.Logger, level: int, text: str, *values: object) -> None:
-    """Log a line in a separate thread, so that the caller never waits for a thread that is blocked inside logging."""
+    """Log a line in a separate thread. The caller is not blocked, even if another thread holds a logging lock."""
     threading.Thread(target=logger.log, args=(level, text, *values), name="nqnb-log", daemon=True).start()
 
 

@@ -15,7 +15,7 @@ Unsubscribe = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Entry(Struct, frozen=True, gc=False):
-    """The value of a key at one revision. ``created`` is when it was written, in Unix seconds by the store's clock."""
+    """The value of a key at one revision. ``created`` is the Unix time of the write, by the store's clock."""
 
     key: str
     value: bytes
@@ -24,27 +24,27 @@ class Entry(Struct, frozen=True, gc=False):
 
 
 class StateStore(Protocol):
-    """A store of keys with revisioned values. Each write to a key increases the key's revision.
+    """A key-value store with revisions. Each write to a key increases the key's revision.
 
-    All clients and workers of a task must use the same store. The store's times are compared with the server's, so the
-    two clocks should agree within a second. If a store cannot determine whether a write took effect, it raises
-    `Unconfirmed`. The caller then reads the key and retries. `nqnb.testing.StoreContract` has the tests that a store
-    must pass.
+    All clients and workers of a task must use the same store. Times from the store are compared with times from the
+    server, so the two clocks should agree within a second. If a store cannot determine whether a write took effect, the
+    store raises `Unconfirmed`, and the caller reads the key and retries. Every store must pass the tests of
+    `nqnb.testing.StoreContract`.
 
     The ``ttl`` of a write is the minimum number of seconds for which the store keeps the value, unless the value is
     overwritten. None keeps the value indefinitely. A store that never deletes values may ignore ``ttl``.
     """
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
-        """Write a key that does not exist, and return its revision.
+        """Create a key, and return its revision.
 
         Raises:
-            RevisionConflict: the key exists.
+            RevisionConflict: the key already exists.
         """
         ...
 
     def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> Awaitable[int]:
-        """Overwrite exactly this revision of a key, and return the new revision.
+        """Overwrite a key if ``revision`` is its current revision, and return the new revision.
 
         Raises:
             RevisionConflict: the key has another revision, or does not exist.
@@ -52,7 +52,7 @@ class StateStore(Protocol):
         ...
 
     async def put(self, key: str, value: bytes, ttl: float | None = None) -> int:
-        """Write a key unconditionally, and return its revision."""
+        """Write a key unconditionally, and return the new revision."""
         ...
 
     async def get(self, key: str, *, fresh: bool = True) -> Entry | None:
@@ -70,25 +70,25 @@ class StateStore(Protocol):
 
         Args:
             key: the key.
-            revision: delete only this revision, and no later one. The store need not notify subscribers of such a
-                deletion.
+            revision: if set, delete the key only if this is its current revision. The store does not have to notify
+                subscribers of such a deletion.
         """
         ...
 
     def entries(self) -> AsyncGenerator[Entry, None]:
-        """Yield the current entry of every key, oldest write first. Keys written during the iteration may be missed."""
+        """Yield the current entries of all keys, oldest write first. Keys written in the meantime may be missed."""
         ...
 
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """Call ``wake`` whenever the key may have changed, and return a function that ends the subscription.
 
-        A call is only a hint: it may come too early, or without a change.
+        A call of ``wake`` is only a hint: the change may not be readable yet, or nothing may have changed.
         """
         ...
 
 
 def check_store(store: StateStore | None) -> StateStore | None:
-    """Check the store that a caller passed, and return it. None is also valid.
+    """Check a store that a caller passed, and return the store. None is also valid.
 
     Raises:
         BadInput: the store is a class, or lacks methods of `StateStore`.
@@ -120,7 +120,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._ends: dict[str, float] = {}
-        """When each key expires, on the monotonic clock."""
+        """The expiry time of each key, by the monotonic clock."""
         self._wakers: dict[str, list[Callable[[], None]]] = {}
         self._revision = 0
 
