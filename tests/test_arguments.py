@@ -263,7 +263,7 @@ class TestManyPayloads:
         async def payloads() -> AsyncIterator[int]:
             yield 1
 
-        with pytest.raises(BadInput, match="collect it into a list first"):
+        with pytest.raises(BadInput, match=r"is asynchronous\. Pass a list"):
             await nq.submit_many("many-none", payloads())  # type: ignore[arg-type]  # that is what is tried
 
     @pytest.mark.parametrize("options", [{"errors": "bogus"}, {"retry": -1}, {"timeout": "1"}, {"process_at": 5}])

@@ -164,7 +164,7 @@ class TestTakenIds:
         with monkeypatch.context() as cut:
             cut.setattr(nq.backend.states, "create", lost)
             await refusal(
-                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "cable was pulled", "will write its state"
+                nqnb.Unconfirmed, nq.submit("q", 1, id="mine"), "'mine'", "cable was pulled", "will write the state"
             )
         await refusal(TaskExists, nq.submit("q", 2, id="mine"), "'mine'", "Choose another")
         assert (await nq.submit("q", 1, id="mine")).id == "mine"
@@ -190,7 +190,7 @@ class TestPayloads:
 
     @pytest.mark.parametrize("size", [MEGABYTE, 3 * MEGABYTE // 4, 20 * MEGABYTE])
     async def test_larger_than_the_server_accepts_are_refused(self, nq: nqnb.Client, size: int) -> None:
-        shown = (f"{size:,} bytes", f"limit is {MEGABYTE:,}", "Send a path or key", "raise max_payload")
+        shown = (f"{size:,} bytes", f"limit is {MEGABYTE:,}", "Send the path or key", "increase max_payload")
         queue = f"q-{size}"
         error = await refusal(PayloadTooLarge, nq.submit(queue, bytes(size)), *shown)
         assert error.limit == MEGABYTE < error.size

@@ -1,4 +1,4 @@
-"""One attempt at a task, from its delivery to its end, with the lease and the reason to stop."""
+"""The state of one attempt at a task, including the lease and the reason for stopping."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from nqnb.protocol.lifecycle import Stop
 from nqnb.protocol.wire import CancelRecord, TaskMessage
 
 LEASE_SHARE = 0.8
-"""A run is stopped when this share of the ack wait has passed since the last answered heartbeat. The handler has the
-rest of the ack wait to stop before the server redelivers the task to another worker."""
+"""The fraction of the ack wait after which a run is stopped if no heartbeat has been answered. The handler must stop
+during the rest of the ack wait, before the server redelivers the task to another worker."""
 
 PRESENCE_SHARE = 0.95
-"""The share of the ack wait for which a worker counts as alive after its last sign of life. It is larger than
-`LEASE_SHARE`, so that no other worker takes over a task that is still running. It is smaller than 1, so that the tasks
-of a dead worker are taken over as soon as they are redelivered."""
+"""The fraction of the ack wait for which a worker is presumed alive after its last sign of life. This fraction is
+larger than `LEASE_SHARE`, so that no other worker takes over a task that is still running. It is smaller than 1, so
+that another worker can take over the tasks of a dead worker as soon as they are redelivered."""
 
 
 class Attempt:
-    """One registered delivery of a task. The worker's ``Run`` adds the execution of the handler.
+    """An attempt at a delivered task. The worker's subclass ``Run`` also runs the handler.
 
     Args:
         delivery: the delivery of the task.
         message: the task as stored in the stream.
         ack_wait: the consumer's ack wait, in seconds.
-        claim: the unique mark of this claim, which is written into the entry.
+        claim: the unique id of this claim, which is written to the entry.
     """
 
     __slots__ = (
@@ -65,34 +65,34 @@ class Attempt:
         self.entry = message
         """The entry as this attempt last wrote it."""
         self.revision = 0
-        """The revision of that entry."""
+        """The revision at which this attempt last wrote the entry."""
         self.writing = asyncio.Lock()
-        """A lock for writes to the entry, because each write needs the revision of the previous write."""
+        """The lock for writing the entry. Each write needs the revision of the previous write."""
         self.cancel: CancelRecord | None = None
         """The cancel request, once it has been received or read."""
         self.why: Stop | None = None
-        """Why the run was told to stop."""
+        """The reason for stopping the run, or None."""
         self.unrun = ""
-        """Why a cancelled task was claimed but not run, as text for the receipt."""
+        """The reason why a cancelled task was claimed but not run, for the receipt."""
         self.beat = delivery.received
-        """When the last answered heartbeat was sent, on the clock of `elapsed`."""
+        """The time at which the last answered heartbeat was sent, on the clock of `elapsed`."""
         self.gap = False
-        """Whether a heartbeat was missed; see `lost_lease`."""
+        """Whether the lease was found to be lost; see `lost_lease`."""
         self.superseded = False
-        """Whether a newer claim owns the task. Then this run sends no more heartbeats, even if it was also stopped for
-        another reason. If the newer owner dies, the task is saved only by the redelivery of the unacked message."""
+        """Whether a newer claim owns the task. If so, this run sends no more heartbeats, even if it was also stopped
+        for another reason. Its heartbeats would prevent the redelivery that is needed if the newer owner dies."""
         self.slim = False
-        """Whether the entry is written without its payload, because the bucket does not accept a larger entry."""
+        """Whether the entry is written without the payload, because the full entry is too large for the bucket."""
         self.looking = False
         """Whether a heartbeat is reading the cancel request and the entry."""
 
     @property
     def how(self) -> str:
-        """How a cancelled task was stopped, as text for the receipt."""
+        """A description of how a cancelled task was stopped, for the receipt."""
         return self.unrun
 
     def adopt(self, delivery: TaskDelivery) -> None:
-        """Continue with a newer delivery of the same message, because the server has redelivered the running task."""
+        """Switch to a newer delivery of the same message, after the server has redelivered the running task."""
         self.delivery = delivery
         self.beat = delivery.received
         self.gap = False
@@ -100,7 +100,7 @@ class Attempt:
     def flag(self, record: CancelRecord, worker: str) -> None:
         """Record a cancel, and begin to stop the run.
 
-        Only the first of several cancels counts. A later record only adds the sender and time, if they are unknown.
+        A later cancel does not replace the first cancel, but can add an unknown sender and time.
         """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)
@@ -115,17 +115,18 @@ class Attempt:
     def lost_lease(self) -> bool:
         """Return whether the server may have redelivered the task, and record the result in ``gap``.
 
-        The lease is lost if no heartbeat was answered for most of the ack wait. After such a gap, it stays lost, and
-        nothing is started or nak'ed, because a late nak would requeue a message whose next delivery is already running.
+        The lease is lost if no heartbeat was answered for most of the ack wait, and it remains lost for this delivery.
+        After that, the worker must not start the task or nak the message. A late nak would requeue a message whose next
+        delivery is already running.
         """
         self.gap = self.gap or elapsed() > self.beat + LEASE_SHARE * self.ack_wait
         return self.gap
 
     def lapsed(self) -> bool:
-        """Return the same as `lost_lease`, but record nothing. This can be called from any thread."""
+        """Return the same value as `lost_lease`, but do not record it. Any thread may call this method."""
         return self.gap or elapsed() > self.lease_end
 
     @property
     def lease_end(self) -> float:
-        """When the lease is lost unless another heartbeat is answered first, on the clock of `elapsed`."""
+        """The time at which the lease ends unless a heartbeat is answered first, on the clock of `elapsed`."""
         return self.beat + LEASE_SHARE * self.ack_wait

@@ -1,4 +1,4 @@
-"""Claims a delivered task by writing this worker's Processing entry."""
+"""Claims a delivered task by writing a Processing entry for this worker."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ log = logging.getLogger("nqnb.worker")
 
 
 async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limit: int) -> bool:
-    """Claim a registered delivery, or ack or nak it if there is nothing to claim.
+    """Claim the task of a registered delivery. If there is nothing to claim, ack or nak the message.
 
     Args:
         backend: the backend to use.
         worker: the id of this worker.
-        attempt: the delivery.
-        poison_limit: how many workers may go silent while running the task before it is failed without another run.
+        attempt: the attempt for the delivery.
+        poison_limit: how many workers may go silent while running the task before the task is marked as failed.
 
     Returns:
-        Whether the task was claimed. If the attempt is flagged as cancelled, the task must be finished without a run.
+        Whether the task was claimed. If the attempt is flagged as cancelled, the caller must finish the task without
+        running it.
 
     Raises:
-        NqnbError: the server did not answer. It redelivers the message after the ack wait.
+        NqnbError: the server did not answer. The message will be redelivered after the ack wait.
     """
     change = _Claim(backend, worker, attempt)
     start = await _first_read(backend, attempt)
@@ -62,7 +63,7 @@ async def claim(backend: TaskBackend, worker: str, attempt: Attempt, poison_limi
 
 
 async def _first_read(backend: TaskBackend, attempt: Attempt) -> SeenEntry:
-    """Read the task's entry, from any server that has a copy; see `_Claim.decide`."""
+    """Read the task's entry from any replica; see `_Claim.decide`."""
     entry = await backend.states.get(attempt.id, fresh=False)
     sequence, data = attempt.delivery.sequence, attempt.delivery.data
     if entry is None or entry.value != entry_of(data, sequence):
@@ -73,7 +74,10 @@ async def _first_read(backend: TaskBackend, attempt: Attempt) -> SeenEntry:
 
 
 class _Claim(Retry):
-    """The claim of one delivery, retried until it is written. Otherwise, the message would just be redelivered."""
+    """The retry policy for a claim.
+
+    The claim is retried until it is written, because otherwise the message would only be redelivered.
+    """
 
     first_pause = 0.05
     longest_pause = 1.0
@@ -81,19 +85,19 @@ class _Claim(Retry):
     def __init__(self, backend: TaskBackend, worker: str, attempt: Attempt) -> None:
         super().__init__(backend)
         self.before: TaskMessage | None = None
-        """The entry that the claim overwrites."""
+        """The entry that the claim replaces."""
         self._worker = worker
         self._attempt = attempt
         self._moved_to = 0
-        """The sequence of the schedule that the message was moved into, or 0."""
+        """The sequence of the scheduled message, or 0 if no message was scheduled."""
         self._fresh = False
-        """Whether the next entry was read through the leader."""
+        """Whether the next call of `decide` receives an entry that was read through the leader."""
 
     async def decide(self, seen: SeenEntry) -> Write | ClaimVerdict | Again | None:
-        """Return the decision of `nqnb.protocol.lifecycle.claim`, or None if the lease of the delivery is lost."""
+        """Decide what to do, according to `nqnb.protocol.lifecycle.claim`. Return None if the lease is lost."""
         backend, attempt, worker = self.backend, self._attempt, self._worker
         if seen.malformed is not None:
-            log.warning("overwriting the entry of task %s: %s", attempt.id, seen.malformed)
+            log.warning("overwriting the malformed entry of task %s: %s", attempt.id, seen.malformed)
         before, self.before, self._moved_to = seen.task, seen.task, 0
         owner = lifecycle.foreign_owner(before, worker)
         verdict = lifecycle.claim(
@@ -124,12 +128,12 @@ class _Claim(Retry):
         return Write.of(_processing(attempt, worker, before, backend.max_payload, backend.now()))
 
     def is_ours(self, entry: TaskMessage) -> bool:
-        """Return whether an entry is this claim, or records that the message was moved into the schedule."""
+        """Return whether an entry is this claim, or records that the message was scheduled."""
         moved = bool(self._moved_to) and entry.Sequence == self._moved_to and entry.Status is Status.PENDING
         return moved or lifecycle.is_claim(entry, self._attempt.claim)
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Claim without the payload if the entry is too large; see `Retry.after_write`."""
+        """Omit the payload if the entry is too large; see `Retry.after_write`."""
         if isinstance(error, (ServerRefused, PayloadTooLarge)) and is_too_large(error) and not self._attempt.slim:
             self._attempt.slim = True
             return None
@@ -139,7 +143,7 @@ class _Claim(Retry):
 
 
 async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, written: float) -> float:
-    """Return how many more seconds the worker that owns the entry counts as alive and running the task."""
+    """Return the number of seconds for which ``owner`` is still presumed to be running the task."""
     lease = PRESENCE_SHARE * attempt.ack_wait
     rest = await backend.presence.rest(owner, attempt.message.Queue, attempt.id, written, lease)
     return max(rest, backend.spared_for(lease))
@@ -148,17 +152,17 @@ async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, writte
 async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
     if verdict.step is ClaimStep.ACK:
         # After an outage, every message whose ack was lost is redelivered.
-        log.debug("task %s: nothing to do, %s", attempt.id, verdict.why)
+        log.debug("task %s: acking the message: %s", attempt.id, verdict.why)
         await attempt.delivery.ack()
     else:
-        log.debug("task %s: nak for %.2f s, %s", attempt.id, verdict.delay, verdict.why)
+        log.debug("task %s: naking the message for %.2f s: %s", attempt.id, verdict.delay, verdict.why)
         await attempt.delivery.nak(verdict.delay)
 
 
 async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -> int:
-    """Put a task's message into a schedule; return its sequence there, or 0 if the server refuses schedules.
+    """Schedule a task's message. Return the new message's sequence, or 0 if the server refuses schedules.
 
-    If the entry changes before the schedule fires, the worker that receives the message decides by the new entry.
+    If the entry changes before the schedule fires, the worker that receives the message acts on the changed entry.
     """
     queue = attempt.message.Queue
     if not await backend.takes_schedules(queue):
@@ -169,13 +173,13 @@ async def _schedule(backend: TaskBackend, attempt: Attempt, task: TaskMessage) -
 
 
 def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
-    """Return the decision to record that a task's message is now in a schedule."""
+    """Return the `Write` for a task whose message has been scheduled."""
     moved = msgspec.structs.replace(task, Sequence=sequence, Meta=task.meta)
     return Write.of(moved.lean() if slim else moved)
 
 
 def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
-    """Return the entry of our claim, which overwrites ``prior``."""
+    """Return the entry for this claim, which replaces ``prior``."""
     before = prior or attempt.message
     # A worker that shuts down removes its name from its claims. So a worker that is still named in a claim went silent.
     crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != attempt.claim

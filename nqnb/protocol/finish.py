@@ -39,7 +39,7 @@ _SHORT_TEXT_CHARACTERS = 100
 
 @dataclass(slots=True)
 class Ending:
-    """Information about the end of a run, for the task's entry."""
+    """Data about a finished run, for the task's entry."""
 
     ended: Ended
     meta: Meta

@@ -1,8 +1,8 @@
 """Pure functions that decide each step in the life of a task.
 
-The functions read no clock and contact no server. Each takes an entry and other known facts, and returns a verdict: the
-step to take. The other modules of this package carry out the verdicts through `nqnb.protocol.transition`. The explorer
-in ``tests/model`` runs both in every order of events.
+The functions do not read clocks or contact servers. Each function receives an entry and other known facts, and returns
+the next step. The other modules of this package carry out these steps through `nqnb.protocol.transition`. The model
+checker in ``tests/model`` runs the functions and these modules in every possible order of events.
 
 Terms: the *entry* is the task in the bucket ``nq-store``. An entry is *marked* if it was written by nqnb rather than by
 Go NQ. An *intent* is a cancel request in the bucket ``nq-cancel``.
@@ -20,33 +20,34 @@ from nqnb.inputs import MOMENT_LIMIT_SECONDS
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
 
 FIRST_NAK_SECONDS = 0.05
-"""The delay of the first nak of a message without an entry, in seconds. Each later nak doubles the delay."""
+"""The delay of the first nak for a message without an entry, in seconds. Each further nak doubles the delay."""
 MAX_NAKS = 9
-"""How many times a message without an entry is nak'ed, with delays of 0.05 s, 0.1 s … 12.8 s, 25 s in total. By then, a
-Go client's late Pending has arrived. A Pending that arrived after our finish could never be repaired."""
+"""How many times a message without an entry is nak'ed. The delays are 0.05 s, 0.1 s … 12.8 s, about 25 s in total. By
+then, even a slow Go client has written its Pending entry. If that entry were written after the final entry, nothing
+would ever correct it."""
 LONG_WAIT_SECONDS = 60.0
-"""A wait of more than this many seconds uses a server-side schedule, if the server supports schedules."""
+"""The longest wait without a schedule, in seconds. Longer waits use schedules if the server supports schedules."""
 LAST_SCHEDULE = float(MOMENT_LIMIT_SECONDS)
-"""The latest time of a schedule, in Unix seconds. A message with a later time would be published at once, and again
-each time its schedule is renewed."""
+"""The latest time for which a message can be scheduled, in Unix seconds. A message with a later time would be published
+immediately, and again each time its schedule was renewed."""
 
 
 class ClaimStep(enum.Enum):
     """The next step of a worker that has received a delivery."""
 
     TAKE = enum.auto()
-    """Write Processing over the entry (or create the entry), then run the task."""
+    """Write a Processing entry, then run the task."""
     ACK = enum.auto()
     """Ack the message, because nothing is left to do."""
     NAK = enum.auto()
-    """Nak the message, so that the server redelivers it after the delay."""
+    """Nak the message. The server then redelivers the message after the delay."""
     POSTPONE = enum.auto()
-    """Move the message into a server-side schedule, because the delay is long. Nak it if schedules are refused."""
+    """Schedule the message on the server, because the delay is long. If the server refuses, nak the message."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimVerdict:
-    """A `ClaimStep`, the delay of a nak in seconds, and the reason as text for the log."""
+    """A `ClaimStep`, with the delay of a nak in seconds and the reason for the log."""
 
     step: ClaimStep
     delay: float = 0.0
@@ -57,7 +58,7 @@ _TAKE = ClaimVerdict(ClaimStep.TAKE)
 
 
 def due_at(message: TaskMessage) -> float:
-    """Return when the task may run, in Unix seconds; 0 means at once.
+    """Return the time at which a task may run, in Unix seconds, or 0 if the task may run immediately.
 
     The time of a retry takes precedence over ``ProcessAt``. Times are capped at `LAST_SCHEDULE`.
     """
@@ -69,12 +70,12 @@ def due_at(message: TaskMessage) -> float:
 
 
 def is_scheduled(entry: TaskMessage, now: float) -> bool:
-    """Return whether a task is waiting for the time of its start or of its retry."""
+    """Return whether a task is waiting for its start time or for its next attempt."""
     return entry.Status is Status.PENDING and due_at(entry) > now
 
 
 def foreign_owner(entry: TaskMessage | None, me: str) -> str:
-    """Return the other nqnb worker that is running the task according to its entry, or an empty string."""
+    """Return the id of another nqnb worker that is running the task according to the entry, or an empty string."""
     if entry is None or entry.Status is not Status.PROCESSING or entry.meta.worker == me:
         return ""
     return entry.meta.worker
@@ -92,16 +93,16 @@ def claim(
     now: float,
     ack_wait: float,
 ) -> ClaimVerdict:
-    """Choose the step for a delivery that is registered but not claimed yet.
+    """Choose the next step for a registered delivery that has not been claimed yet.
 
     Args:
         message: the task as stored in the stream.
-        entry: the task as stored in the bucket, or None if it has no entry.
+        entry: the task as stored in the bucket, or None if the task has no entry.
         sequence: the message's stream sequence.
-        deliveries: how many times the server has delivered this message, including this delivery.
-        ours: whether the message has nqnb's header.
-        scheduled: whether one of our schedules published the message.
-        owner_rest: how many more seconds `foreign_owner` counts as alive and running this task, or 0.
+        deliveries: the number of times this message has been delivered, including this delivery.
+        ours: whether nqnb published the message.
+        scheduled: whether a server-side schedule published the message.
+        owner_rest: the number of seconds for which `foreign_owner` is still presumed to be running this task, or 0.
         now: the earliest possible server time, in Unix seconds, so that no task starts too early.
         ack_wait: the consumer's ack wait, in seconds.
     """
@@ -141,14 +142,14 @@ def _when_due(task: TaskMessage, now: float, scheduled: bool) -> ClaimVerdict:
 def needs_intent(before: TaskMessage | None) -> bool:
     """Return whether the intent must be read after a claim that overwrote ``before``.
 
-    The read can be skipped only if ``before`` is a marked Pending that never ran. A canceller deletes such a task by
-    compare-and-set, so a claim that was written shows that the task was not cancelled.
+    The read can be skipped only if ``before`` is a marked Pending entry of a task that never ran. A cancel would have
+    changed such an entry by compare-and-set, so a successful claim shows that the task was not cancelled.
     """
     return not (before is not None and before.marked and before.Status is Status.PENDING and before.CurrentRetry == 0)
 
 
 def why_unrun(before: TaskMessage | None, worker: str) -> str:
-    """Return why a cancelled task was claimed by a worker but not run, as text for the receipt.
+    """Return the reason why a cancelled task was claimed but not run, as text for the receipt.
 
     ``before`` is the entry that the claim overwrote, or None if there was no entry.
     """
@@ -163,27 +164,27 @@ def why_unrun(before: TaskMessage | None, worker: str) -> str:
 
 
 class BeatStep(enum.Enum):
-    """The next step of a heartbeat that has read the entry of a running task."""
+    """The next step of a heartbeat after it has read the entry of a running task."""
 
     KEEP = enum.auto()
-    """Continue, because the entry is our claim, or is gone and will be recreated when the run finishes."""
+    """Continue, because the entry is our claim, or is missing and will be recreated when the run finishes."""
     REPAIR = enum.auto()
-    """Write the claim again, because a Go client's late Pending has overwritten it."""
+    """Write the claim again, because a slow Go client has overwritten the claim with its Pending entry."""
     CANCEL = enum.auto()
-    """Stop as after a cancel, and write the intent, because a Go client wrote Deleted without an intent."""
+    """Stop the run as cancelled, and write an intent, because a Go client wrote Deleted without an intent."""
     STOP_AND_ACK = enum.auto()
-    """Stop, and ack the message, because the task ended elsewhere."""
+    """Stop the run, and ack the message, because the task has ended elsewhere."""
     STOP_AND_DROP = enum.auto()
-    """Stop, and write nothing, because a newer claim owns the task."""
+    """Stop the run, and write nothing, because a newer claim owns the task."""
 
 
 def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
-    """Choose the step for the entry of a task that this worker is running.
+    """Choose the next step for the entry of a task that this worker is running.
 
     Args:
-        entry: the task as stored in the bucket, or None if it has no entry.
-        claim: the mark of our claim.
-        retry: ``CurrentRetry`` of our run.
+        entry: the task as stored in the bucket, or None if the task has no entry.
+        claim: the id of this worker's claim.
+        retry: the ``CurrentRetry`` of this worker's run.
     """
     if entry is None or is_claim(entry, claim):
         return BeatStep.KEEP
@@ -197,7 +198,7 @@ def heartbeat(entry: TaskMessage | None, *, claim: str, retry: int) -> BeatStep:
 
 
 class Ended(enum.Enum):
-    """How a run ended."""
+    """The ways in which a run can end."""
 
     RETURNED = enum.auto()
     """The executor received the handler's return value."""
@@ -210,8 +211,8 @@ class Ended(enum.Enum):
 def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | None:
     """Return the state of a task after its run has ended, or None if the task is left to another worker.
 
-    A return value counts even after a cancel, because the handler did finish. So does a failure without retries left.
-    A cancel takes precedence over a retry.
+    A return value or a final failure counts even after a cancel, because the handler did finish. A cancel takes
+    precedence over a retry.
     """
     if ended is Ended.RETURNED:
         return Status.COMPLETED
@@ -223,7 +224,7 @@ def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | No
 
 
 class Stop(enum.Enum):
-    """The reason why a run was told to stop, with its text."""
+    """The reasons for stopping a run, each with a description."""
 
     CANCEL = "cancelled"
     TIMEOUT = "past its timeout"
@@ -234,53 +235,56 @@ class Stop(enum.Enum):
 
 
 class LeaveStep(enum.Enum):
-    """The next step of a worker whose run of a task was stopped without an outcome."""
+    """The next step of a worker after a run was stopped without an outcome."""
 
     ACK = enum.auto()
-    """Ack the message, because the task ended elsewhere."""
+    """Ack the message, because the task has ended elsewhere."""
     RELEASE = enum.auto()
-    """Write Processing without a worker, and nak the message unless the lease is lost. Another worker runs the task."""
+    """Write a Processing entry without a worker, and nak the message unless the lease is lost.
+
+    Another worker will run the task.
+    """
     DROP = enum.auto()
     """Do nothing, because a newer claim owns the task."""
 
 
 def leave(why: Stop | None) -> LeaveStep:
-    """Choose the step for a run that was stopped for a reason other than a cancel."""
+    """Choose the next step for a run that was stopped for a reason other than a cancel."""
     if why is Stop.ENDED_ELSEWHERE:
         return LeaveStep.ACK
     return LeaveStep.RELEASE if why in (Stop.SHUTDOWN, Stop.LEASE) else LeaveStep.DROP
 
 
 class FinishStep(enum.Enum):
-    """The next step of a worker that has an outcome to write and has read the entry."""
+    """The next step of a worker that has read the entry and is about to write an outcome."""
 
     WRITE = enum.auto()
     """Write the outcome over the entry, or create the entry if it is gone."""
     LANDED = enum.auto()
     """Write nothing, because the outcome has already been written and only the answer was lost."""
     ACK = enum.auto()
-    """Ack the message, because the entry has another outcome."""
+    """Ack the message, because the entry already has another outcome."""
     DROP = enum.auto()
-    """Neither ack nor nak the message, and send no more heartbeats, because a newer claim owns the task. If its worker
-    dies, the task is saved only by the redelivery of the unacked message."""
+    """Neither ack nor nak the message, and send no more heartbeats, because a newer claim owns the task. If the newer
+    claim's worker dies, the unacked message must be redelivered so that the task can run."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishVerdict:
-    """A `FinishStep`, and for WRITE the status to write."""
+    """A `FinishStep`, with the status to write if the step is WRITE."""
 
     step: FinishStep
     status: Status
 
 
 def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: Status) -> FinishVerdict:
-    """Choose the step for the entry that the outcome of a run is about to overwrite.
+    """Choose the next step for an entry that an outcome is about to overwrite.
 
     Args:
-        entry: the task as read through the bucket's leader, or None if it has no entry.
-        claim: the mark of our claim.
-        retry: ``CurrentRetry`` of our run.
-        status: the outcome; Pending for a retry.
+        entry: the task as read through the bucket's leader, or None if the task has no entry.
+        claim: the id of this worker's claim.
+        retry: the ``CurrentRetry`` of this worker's run.
+        status: the outcome to write, or Pending for a retry.
     """
     if entry is None or is_claim(entry, claim):
         return FinishVerdict(FinishStep.WRITE, status)
@@ -297,34 +301,34 @@ def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: S
 
 
 def is_claim(entry: TaskMessage, claim: str) -> bool:
-    """Return whether the entry is exactly this claim and the task is still running."""
+    """Return whether an entry is the Processing entry of a claim."""
     return entry.Status is Status.PROCESSING and entry.marked and entry.meta.claim == claim
 
 
 class CancelStep(enum.Enum):
-    """The next step of a canceller that has read the entry."""
+    """The next step of a cancel after the entry has been read."""
 
     DONE = enum.auto()
     """Return, because the task is already Cancelled or Deleted."""
     TOO_LATE = enum.auto()
-    """Raise (or return, if the cancel was announced), because the task has completed or failed."""
+    """Raise an error (or return, if the cancel was announced), because the task has completed or failed."""
     DELETE = enum.auto()
     """Write Deleted by compare-and-set, then delete the message, because the task never ran."""
     CANCEL_WAITING = enum.auto()
-    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and its intent was written."""
+    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and the intent exists."""
     ANNOUNCE = enum.auto()
-    """Write the intent, publish to the cancel subject, await the PubAck, and read the entry again. The intent is
-    written first, because a worker that is not connected at the time of the publish reads the intent later."""
+    """Write the intent, publish the cancel, wait for the PubAck, and read the entry again. The intent is written first,
+    so that a worker that misses the published cancel can read the intent later."""
     STOPPING = enum.auto()
-    """Return, because the cancel was announced and the worker that is running the task will stop it."""
+    """Return, because the cancel was announced, and the task's worker will stop the task."""
 
 
 def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
-    """Choose the next step of a cancel after a read through the leader.
+    """Choose the next step of a cancel after the entry has been read.
 
     Args:
         entry: the task as read through the bucket's leader.
-        announced: whether this canceller has written the intent and received the PubAck of its publish.
+        announced: whether this cancel has written the intent and received the PubAck for the published cancel.
     """
     if entry.Status in (Status.CANCELLED, Status.DELETED):
         return CancelStep.DONE
@@ -338,24 +342,25 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
 
 
 class SubmitStep(enum.Enum):
-    """The next step of a submitter that cannot create the entry, because an entry already exists."""
+    """The next step of a submit that has found an existing entry."""
 
     SETTLED = enum.auto()
     """Return, because the entry belongs to the message that was just published."""
     TAKEN = enum.auto()
-    """Delete the message that was just published, and raise, because the id belongs to another task."""
+    """Delete the message that was just published, and raise an error, because the id belongs to another task."""
 
 
 def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence: int) -> SubmitStep:
-    """Choose the step for an entry that existed before the submitter could create it.
+    """Choose the next step of a submit that has found an existing entry.
 
-    An entry with our sequence is ours: a worker was faster, or the answer to our own write was lost. A Go worker writes
-    sequence 0, because it does not know the sequence. An entry with a later sequence is also ours if it describes the
-    same task: then a worker has already moved the message into a schedule.
+    If the entry has the sequence of the published message, it belongs to the submitted task: a worker was faster, or
+    the answer to the submitter's own write was lost. A Go worker does not know the sequence and writes 0, which is also
+    accepted. An entry with a later sequence belongs to the submitted task if it describes the same task, because a
+    worker may already have moved the message into a schedule.
 
     Args:
-        entry: the task as read through the bucket's leader. None if the entry is gone again, because the task has
-            ended and its entry was removed.
+        entry: the task as read through the bucket's leader, or None if the task has ended and its entry has been
+            removed.
         message: the task that was published.
         sequence: the sequence of the published message.
     """
@@ -369,36 +374,36 @@ def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence
 
 
 def is_same_task(one: TaskMessage, other: TaskMessage) -> bool:
-    """Return whether two messages or entries describe the same work."""
+    """Return whether two messages or entries describe the same task."""
     fields = ("Queue", "Payload", "Timeout", "Deadline", "ProcessAt", "MaxRetry")
     return all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
 class RequeueStep(enum.Enum):
-    """The next step of a requeue that has read the entry."""
+    """The next step of a requeue after the entry has been read."""
 
     SUBMIT = enum.auto()
     """Submit a new task with the same payload."""
     NOT_ENDED = enum.auto()
-    """Raise, because the task has not ended and may still run."""
+    """Raise an error, because the task has not ended and may still run."""
     NO_PAYLOAD = enum.auto()
-    """Raise, because the entry has no payload to submit again."""
+    """Raise an error, because the entry has no payload to submit again."""
 
 
 def requeue(entry: TaskMessage) -> RequeueStep:
-    """Choose the step of a requeue, which submits a new task because a terminal state never changes."""
+    """Choose the next step of a requeue. A requeue submits a new task, because a final state never changes."""
     if not entry.Status.terminal:
         return RequeueStep.NOT_ENDED
     return RequeueStep.NO_PAYLOAD if entry.Payload is None and entry.marked else RequeueStep.SUBMIT
 
 
 def end_of(task: TaskMessage) -> Status:
-    """Return the final state of a task that a client ends: Deleted if it never started, otherwise Cancelled."""
+    """Return the final state for a task that a client ends: Deleted if it never started, otherwise Cancelled."""
     return Status.DELETED if task.Status is Status.PENDING and task.CurrentRetry == 0 else Status.CANCELLED
 
 
 def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
-    """Return whether the entry is the final state that the canceller with this record wrote."""
+    """Return whether an entry is the final entry of the cancel with this record."""
     there = entry.meta.cancel
     return (
         entry.Status in (Status.CANCELLED, Status.DELETED)
@@ -409,14 +414,14 @@ def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
 
 
 def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now: float, how: str = "") -> TaskMessage:
-    """Return the entry of a task that a cancel ends.
+    """Return the final entry of a task that is ended by a cancel.
 
     Args:
         task: the task as it was read.
         status: Deleted or Cancelled.
         record: the sender and the time of the cancel.
         now: the current server time, in Unix seconds.
-        how: how the task ended, as text for the receipt. By default the status determines the text.
+        how: how the task ended, as text for the receipt. By default, the text depends on the status.
     """
     deleted = status is Status.DELETED
     how = how or ("deleted before it started" if deleted else "cancelled while it waited for a retry")
@@ -434,31 +439,32 @@ def ended_by_cancel(task: TaskMessage, status: Status, record: CancelRecord, now
 
 
 def purge(entry: TaskMessage) -> Status | None:
-    """Return the final state of a task whose queue is purged, or None if the task is left unchanged.
+    """Return the final state for a task whose queue is being purged, or None if the purge does not end the task.
 
-    Only waiting tasks are ended. A purge announces nothing, so a task that a worker has claimed keeps running.
+    Only waiting tasks are ended. A purge does not notify workers, so claimed tasks keep running.
     """
     return end_of(entry) if entry.Status is Status.PENDING else None
 
 
 UNWRITTEN_SECONDS = 30.0
-"""Seconds after which a message without an entry and without our header counts as abandoned. A Go client writes the
-entry right after the message, and overwrites any existing entry."""
+"""The age at which a Go client's message without an entry is considered abandoned, in seconds. A Go client writes the
+entry immediately after the message, and overwrites any existing entry."""
 
 
 def purge_unwritten(message: TaskMessage, *, queue: str, ours: bool, age: float) -> bool:
-    """Return whether a purge ends the task of a message without an entry.
+    """Return whether a purge ends a task that has a message but no entry.
 
-    The submitter died before it created the entry, or is about to create it. An nqnb submitter accepts an existing
-    entry. A Go client would overwrite the final entry, so its message must be at least `UNWRITTEN_SECONDS` old.
+    The client either died before creating the entry, or is about to create the entry. An nqnb client accepts an
+    existing entry. A Go client would overwrite the final entry, so a Go client's message must be at least
+    `UNWRITTEN_SECONDS` old.
 
-    ``ours`` shows whether the message has nqnb's header. ``age`` is its time in the stream, in seconds.
+    ``ours`` is True if nqnb published the message. ``age`` is the age of the message in seconds.
     """
     return message.Queue == queue and (ours or age >= UNWRITTEN_SECONDS)
 
 
 class StopStep(enum.Enum):
-    """The next step of a queue deletion for a task that it has cancelled."""
+    """The next step for a cancelled task whose queue is being deleted."""
 
     ENDED = enum.auto()
     """Do nothing, because the task has ended."""
@@ -469,13 +475,13 @@ class StopStep(enum.Enum):
 
 
 def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
-    """Choose the step for a cancelled task whose queue is being deleted.
+    """Choose the next step for a cancelled task whose queue is being deleted.
 
     Args:
         entry: the task as read through the bucket's leader.
-        owner_alive: whether the worker in the entry still counts as alive and running the task.
-        late: whether the worker has had enough time. A Go worker has no presence, so an entry that a Go worker wrote
-            counts as abandoned only then.
+        owner_alive: whether the task's worker is still presumed to be running the task.
+        late: whether the worker has had enough time to stop the task. The presence of Go workers is unknown, so their
+            tasks are considered abandoned only after this time.
     """
     if entry.Status.terminal:
         return StopStep.ENDED
@@ -487,12 +493,12 @@ def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
 def prune(entry: TaskMessage, *, written: float, before: float, has_message: bool) -> bool:
     """Return whether a prune removes an entry.
 
-    An entry stays while the task's message is in its stream, because a message without an entry would run again.
+    An entry is kept while the stream contains the task's message, because otherwise the task would run again.
 
     Args:
         entry: the task as stored in the bucket.
-        written: when the entry was written, in Unix seconds by the store's clock.
-        before: entries that were written before this time are old enough, in Unix seconds.
-        has_message: whether the task's message is in its stream.
+        written: the time at which the entry was written, in Unix seconds on the store's clock.
+        before: the time limit, in Unix seconds. Only entries that were written before this time are removed.
+        has_message: whether the stream contains the task's message.
     """
     return entry.Status.terminal and written < before and not has_message

@@ -21,7 +21,7 @@ PRESENCE_BUCKET = "nq-workers"
 RESULT_BUCKET = "nq-results"
 
 CLIENT_HEADER = "Nqnb-Client"
-"""The header of every message that nqnb publishes. A message without this header comes from another NQ client."""
+"""The header of every message that nqnb publishes. Messages without this header come from other NQ clients."""
 
 _QUEUE = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _TASK_ID = re.compile(r"[-/_=.a-zA-Z0-9]{1,200}")
@@ -31,19 +31,21 @@ _LETTER_OF_BYTE = bytes(ord(_ALPHABET[byte % len(_ALPHABET)]) for byte in range(
 
 
 def check_queue(queue: object) -> str:
-    """Return the queue name, as a plain ``str``.
+    """Check a queue name, and return the name as a plain ``str``.
 
     Raises:
-        InvalidQueueName: the name is not 1 to 200 of the characters ``A-Z a-z 0-9 _ -``, or it ends in ``_cancel``,
-            the suffix of cancel streams.
+        InvalidQueueName: the name does not consist of 1 to 200 letters (A-Z, a-z), digits, hyphens and underscores, or
+            it ends in ``_cancel``, the suffix of cancel streams.
     """
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise InvalidQueueName(
-            f"queue name {shown(queue)} is invalid: expected 1 to 200 of the characters A-Z a-z 0-9 _ -.", queue
+            f"queue name {shown(queue)} is invalid: expected 1 to 200 letters (A-Z, a-z), digits, hyphens and "
+            "underscores.",
+            queue,
         )
     if queue.endswith("_cancel"):
         raise InvalidQueueName(
-            f"queue name {shown(queue)} is invalid: names that end in '_cancel' are reserved for cancel streams. "
+            f"queue name {shown(queue)} is invalid: names ending in '_cancel' are reserved for cancel streams. "
             "Choose another name.",
             queue,
         )
@@ -51,15 +53,16 @@ def check_queue(queue: object) -> str:
 
 
 def check_task_id(task_id: object) -> str:
-    """Return the task id, as a plain ``str``.
+    """Check a task id, and return the id as a plain ``str``.
 
     Raises:
-        InvalidTaskId: the id is not 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``, or it has a dot at its start
-            or end or next to another dot.
+        InvalidTaskId: the id does not consist of 1 to 200 letters (A-Z, a-z), digits and the characters ``-/_=.``, or
+            it has a dot at the start, at the end or next to another dot.
     """
     if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(
-            f"task id {shown(task_id)} is invalid: expected 1 to 200 of the characters A-Z a-z 0-9 - / _ = and dots.",
+            f"task id {shown(task_id)} is invalid: expected 1 to 200 letters (A-Z, a-z), digits, dots, hyphens, "
+            "slashes, underscores and equals signs.",
             task_id,
         )
     if task_id.startswith(".") or task_id.endswith(".") or ".." in task_id:
@@ -71,7 +74,7 @@ def check_task_id(task_id: object) -> str:
 
 @functools.lru_cache(1000)
 def is_queue(text: str) -> bool:
-    """Return whether `check_queue` accepts a string."""
+    """Return whether a string is a valid queue name."""
     return _QUEUE.fullmatch(text) is not None and not text.endswith("_cancel")
 
 
@@ -79,19 +82,19 @@ def is_queue(text: str) -> bool:
 def is_key(text: str) -> bool:
     """Return whether a string is a valid key of a bucket.
 
-    A server also stores keys with wildcards. A read or a purge of such a key would affect other keys.
+    The server also accepts keys with wildcards, but reading or purging such a key would affect other keys.
     """
     return _KEY.fullmatch(text) is not None
 
 
 def new_task_id() -> str:
-    """Return a new task id: 22 characters of base 62, like NQ's NUIDs, with 125 bits of randomness."""
+    """Generate a task id of 22 base-62 characters, like NQ's NUIDs, with 125 bits of randomness."""
     # Drawing each character separately would take a third of the time of a submit.
     return secrets.token_bytes(22).translate(_LETTER_OF_BYTE).decode()
 
 
 def task_stream(queue: str) -> str:
-    """Return the name for a new stream of a queue's tasks. An existing stream is found by its subject, not its name."""
+    """Return the name of the stream to create for a queue's tasks. Existing streams are found by subject instead."""
     return queue
 
 
@@ -101,20 +104,20 @@ def task_subject(queue: str) -> str:
 
 
 def queue_of_subject(subject: str) -> str:
-    """Return the queue of a task subject; the inverse of `task_subject`."""
+    """Return the queue name from a task subject. This is the inverse of `task_subject`."""
     return subject.removesuffix(".task")
 
 
 def cancel_stream(queue: str, *, old_server: bool = False) -> str:
-    """Return the name for a new stream of a queue's cancels.
+    """Return the name of the stream to create for a queue's cancels.
 
-    On a server before 2.9 this is the name that Go NQ uses, ``<q>/cancel``.
+    On servers before version 2.9, this is the same name as in Go NQ, ``<q>/cancel``.
     """
     return f"{queue}/cancel" if old_server else f"{queue}_cancel"
 
 
 def schedule_subject(queue: str, task_id: str) -> str:
-    """Return the subject of a task's schedule (NATS ADR-51). The task id is a single token of the subject."""
+    """Return the subject of a task's schedule (NATS ADR-51). The task id forms a single token of the subject."""
     return f"{queue}.sched.{task_id.replace('.', '%2E')}"
 
 
@@ -129,10 +132,10 @@ def cancel_subject(queue: str) -> str:
 
 
 def bucket_stream(bucket: str) -> str:
-    """Return the name of the stream behind a key-value bucket (NATS ADR-8)."""
+    """Return the name of the stream that stores a key-value bucket (NATS ADR-8)."""
     return f"KV_{bucket}"
 
 
 def key_subject(bucket: str, key: str) -> str:
-    """Return the subject of one key of a bucket (NATS ADR-8)."""
+    """Return the subject of a key in a bucket (NATS ADR-8)."""
     return f"$KV.{bucket}.{key}"

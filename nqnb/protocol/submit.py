@@ -1,6 +1,6 @@
 """Submits one task: publishes its message, then creates its entry.
 
-The order matters: a task without an entry still runs, but a task without a message never does.
+The order matters: a task without an entry still runs, but a task without a message never runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entr
 from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage, entry_of
 
 META_RESERVE = 16 * 1024
-"""Bytes of a message that are reserved for the other parts of its entry: the error, the log and a small result."""
+"""The number of bytes reserved in an entry for an error, a log and a small result."""
 
 Timeout = Duration | None
 
@@ -49,7 +49,8 @@ def make_message(
 ) -> TaskMessage:
     """Return a task message for the arguments of `Client.submit`.
 
-    A timedelta counts from ``now``, the server time in Unix seconds. If ``now`` is None, it counts from local time.
+    A timedelta is relative to ``now``, the server time in Unix seconds. If ``now`` is None, a timedelta is relative to
+    the local time.
 
     Raises:
         BadInput: an argument is invalid.
@@ -69,7 +70,7 @@ def make_message(
         if deadline is not None and message.Deadline <= start:
             raise BadInput(
                 f"process_at={shown_moment(process_at)} is invalid: must be before "
-                f"deadline={shown_moment(deadline)}, or the task never runs."
+                f"deadline={shown_moment(deadline)}, because otherwise the task would never run."
             )
         moment = datetime.fromtimestamp(start, timezone.utc)
         message.ProcessAt = moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
@@ -80,23 +81,23 @@ def with_payload(template: TaskMessage, value: object) -> TaskMessage:
     """Return a copy of a message with a new id and another payload.
 
     Raises:
-        UnencodableValue: the payload has no JSON form. Nothing was sent.
+        UnencodableValue: the payload cannot be encoded as JSON. Nothing was sent.
     """
     return msgspec.structs.replace(template, ID=names.new_task_id(), Payload=payload.encode(value))
 
 
 async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, chosen: bool) -> None:
-    """Submit a task. When this returns, the server has stored its message and its entry.
+    """Submit a task. When this function returns, the server has stored the task's message and entry.
 
     Args:
         backend: the backend to use.
         message: the task.
         client: the name of the user who submits the task, for the entry.
-        chosen: whether the caller chose the id. Then the id is looked up first, because another task may have it.
+        chosen: whether the caller chose the task's id. If so, `submit` checks that no other task has the same id.
 
     Raises:
-        TaskExists: another task has the id.
-        PayloadTooLarge: the message would be larger than the server accepts.
+        TaskExists: another task has the same id.
+        PayloadTooLarge: the message is too large for the server.
         Unconfirmed: the server's answers were lost, so the task may or may not have been accepted.
     """
     # The message also contains the Meta, because a worker that is faster than us writes the entry from the message.
@@ -118,7 +119,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     except NqnbError as error:
         raise Unconfirmed(
             f"task {message.ID!r} is in its queue, but its state was not written: {clause(error)}. "
-            "Do not submit the task again; a worker will write its state.",
+            "Do not submit the task again; a worker will write the state.",
             message.ID,
         ) from error
     if step is SubmitStep.TAKEN:
@@ -127,12 +128,12 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
 
 
 async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes | None = None) -> SubmitStep:
-    """Create the entry of a published message.
+    """Create the entry for a published message.
 
     Args:
         backend: the backend to use.
-        message: the task, with the sequence of its message.
-        value: the encoded entry. By default, the task is encoded here.
+        message: the task, including the sequence of its message.
+        value: the encoded entry. If None, ``message`` is encoded.
 
     Returns:
         `SubmitStep.TAKEN` if the entry belongs to another task, otherwise `SubmitStep.SETTLED`.
@@ -169,9 +170,9 @@ async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes 
 async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> None:
     """End a task whose message was removed by a purge before the entry could be created.
 
-    In a full store, the creation of the entry is retried until there is room. A purge that finds the message without an
-    entry in the meantime removes the message to make room, and then creates the final entry. If there is still no room
-    for the final entry, the entry that is created here later would stay Pending indefinitely.
+    If the store is full, the creation of the entry is retried until there is room. In the meantime, a purge may find
+    the message without an entry, remove the message to make room, and still find no room for the final entry. Without
+    this function, the Pending entry that is created later would never change.
     """
     seen = await read_entry(backend, message.ID)
     there = seen.task
@@ -185,7 +186,7 @@ async def _end_without_message(backend: TaskBackend, message: TaskMessage) -> No
 
 
 async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> tuple[int, bool]:
-    """Publish or schedule a task's message; return its sequence, and whether it had already been published."""
+    """Publish or schedule a task's message. Return its sequence, and whether it had already been published."""
     due, ack = lifecycle.due_at(message), None
     try:
         if due - backend.now() > lifecycle.LONG_WAIT_SECONDS and await backend.takes_schedules(message.Queue):
@@ -195,17 +196,17 @@ async def _publish(backend: TaskBackend, message: TaskMessage, data: bytes) -> t
     except Unconfirmed as error:
         raise Unconfirmed(
             f"task {message.ID!r} may or may not be in its queue: {clause(error)}. "
-            "Check its status before you submit it again.",
+            "Check the status of the task before submitting it again.",
             message.ID,
         ) from error
     return ack.sequence, ack.duplicate
 
 
 async def _free_id(backend: TaskBackend, task_id: str) -> None:
-    """Check that no task has a chosen id, and remove the cancel request of a former task with that id.
+    """Check that no task has a chosen id, and remove the cancel request of any former task with the same id.
 
-    The request is read before the entry. A canceller writes a request only for an entry that it has read. So if the
-    entry does not exist now, the request was for a former task and must not cancel the new task.
+    A client writes a cancel request only after reading the entry. The request is therefore read before the entry: if
+    the entry does not exist, the request was for a former task and must not cancel the new task.
     """
     intent = await backend.intents.get(task_id)
     if (await read_entry(backend, task_id)).revision:
@@ -216,7 +217,10 @@ async def _free_id(backend: TaskBackend, task_id: str) -> None:
 
 
 async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: int) -> bool:
-    """Return whether the earlier message with a chosen id, or the entry that remains of it, is the same task."""
+    """Return whether an earlier message with the same id describes the same task.
+
+    If the message is gone, the entry is compared instead.
+    """
     stored = await backend.read_task_message(message.Queue, sequence)
     if stored is None:
         # A worker ended the task before the answer to the publish arrived, or moved its message into a schedule, where
@@ -230,14 +234,14 @@ async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: i
 
 
 def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
-    """Raise `PayloadTooLarge` if a task's message or its entry would be too large for the server."""
+    """Raise `PayloadTooLarge` if a task's message or entry would be too large for the server."""
     size = len(data) + META_RESERVE
     limit = backend.max_payload
     if size > limit:
         raise PayloadTooLarge(
-            f"the payload of {len(message.Payload or b''):,} bytes is too large: its message takes {len(data):,} bytes "
-            f"plus {META_RESERVE:,} for headers and state, but the server's limit is {limit:,}. "
-            "Send a path or key to the data instead, or raise max_payload on the server.",
+            f"the payload of {len(message.Payload or b''):,} bytes is too large: the message needs {len(data):,} bytes "
+            f"plus {META_RESERVE:,} bytes for headers and state, but the server's limit is {limit:,} bytes. "
+            "Send the path or key of the data instead, or increase max_payload on the server.",
             size,
             limit,
         )
@@ -245,19 +249,19 @@ def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
 
 def _taken(task_id: str) -> TaskExists:
     return TaskExists(
-        f"the task id {task_id!r} is taken: another task has it. Choose another id, or omit the id to get a new one.",
+        f"task id {task_id!r} is taken: another task has this id. Choose another id, or omit the id to generate one.",
         task_id,
     )
 
 
 class Payloads:
-    """The payloads of many tasks, which can be iterated once. Iteration stops if the caller's iterable raises an error.
+    """An iterable over the payloads of many tasks. If the caller's iterable raises an error, the iteration ends.
 
     Args:
         given: the caller's payloads.
 
     Attributes:
-        error: the error that the iterable raised, or None.
+        error: the error that the caller's iterable raised, or None.
 
     Raises:
         BadInput: the argument is not an iterable of payloads.
@@ -274,10 +278,10 @@ class Payloads:
             self.error = error
 
     def refused(self, count: int) -> BadInput:
-        """Return the error for an iterable that raised after ``count`` payloads."""
+        """Return a `BadInput` error for an iterable that raised an exception after ``count`` payloads."""
         assert self.error is not None  # noqa: S101  for the type checker
         return BadInput(
-            f"payloads stopped at position {count}: the iterable raised {said(self.error)}. "
+            f"reading the payloads failed at position {count}: the iterable raised {said(self.error)}. "
             "The payloads before that position were submitted. Submit only the remaining payloads."
         )
 
@@ -293,12 +297,8 @@ def _iterator(given: object) -> Iterator[object]:
     except BadInput:
         raise
     except Exception:  # noqa: BLE001  the caller's object may raise anything
-        one = (
-            "asynchronous: collect it into a list first"
-            if hasattr(type(given), "__aiter__")
-            else "not a collection of payloads"
-        )
+        one = "asynchronous" if hasattr(type(given), "__aiter__") else "not a collection of payloads"
         raise BadInput(
             f"payloads={shown(given)} is invalid: {kind_of(given)} is {one}. "
-            "Pass a list, or another iterable of payloads."
+            "Pass a list or another synchronous iterable of payloads."
         ) from None

@@ -1,12 +1,12 @@
-"""Changes the entry of a task. This is the only compare-and-set loop on the states, and every operation uses it.
+"""Changes a task's entry by compare-and-set. All operations use the loop in this module.
 
-`transition` reads the entry, lets the operation decide, and writes the decision by compare-and-set. After a conflict it
-starts again, because another writer was faster and the operation must decide about the new entry. If the server's
-answer was lost, it reads before it writes again, and recognizes its own write. A second write of the same change could
-undo later changes by other writers.
+`transition` reads the entry, asks the operation for a decision, and writes the decision by compare-and-set. After a
+conflict, `transition` starts again, because the operation must decide about the new entry. If the server's answer to a
+write was lost, `transition` reads the entry again and checks whether the write took effect. Writing the same change
+twice could undo later changes by other writers.
 
-No other file writes to the states. `write_once`, `remove_entry` and `let_expire` write at most once and do not retry:
-their callers read the entry again anyway, or need no decision.
+No other module writes entries. `write_once`, `remove_entry` and `let_expire` write at most once and do not retry: their
+callers read the entry again anyway, or need no decision.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from nqnb.store import Entry
 R = TypeVar("R")
 
 TOO_LARGE = 10054
-"""JetStream's error code for a message above the stream's size limit, which only an operator sets."""
+"""JetStream's error code for a message that exceeds the stream's size limit. Only operators set this limit."""
 
 
 class SeenEntry(msgspec.Struct, frozen=True):
-    """A task's entry as it was read."""
+    """A task's entry as last read."""
 
     task: TaskMessage | None = None
     """The task, or None if there is no entry or the entry is malformed."""
     revision: int = 0
-    """The entry's revision, or 0 if there is no entry. A write over revision 0 creates the entry."""
+    """The entry's revision, or 0 if there is no entry. A write at revision 0 creates the entry."""
     written: float = 0.0
-    """When the entry was written, in Unix seconds by the store's clock."""
+    """The time at which the entry was written, in Unix seconds on the store's clock."""
     value: bytes = b""
     malformed: MalformedMessage | None = None
-    """Why the entry cannot be decoded, or None."""
+    """The error if the entry could not be decoded, otherwise None."""
 
     @classmethod
     def of(cls, task_id: str, entry: Entry | None) -> SeenEntry:
@@ -69,27 +69,27 @@ MISSING = SeenEntry()
 
 
 class Write(msgspec.Struct):
-    """The decision to overwrite the entry that was read, or to create the entry if none was found."""
+    """A decision to overwrite the entry that was read, or to create a missing entry."""
 
     task: TaskMessage
     value: bytes
-    """The task, encoded."""
+    """The encoded task."""
     ttl: float | None = None
-    """After how many seconds the store may remove the entry. None means never."""
+    """The number of seconds after which the store may remove the entry. If None, the entry does not expire."""
     tries: int = 0
     """The number of attempts to create the entry."""
 
     @classmethod
     def of(cls, task: TaskMessage, ttl: float | None = None) -> Write:
-        """Encode the task."""
+        """Return a `Write` for a task."""
         return cls(task, task.encode(), ttl)
 
 
 class Again(enum.Enum):
-    """The decision to read the entry again before any write."""
+    """A decision to read the entry again before writing."""
 
     READ = enum.auto()
-    """Read the entry again, because a step of the operation may have changed the decision."""
+    """Read the entry again, because the operation has taken a step that may change the decision."""
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -99,20 +99,20 @@ class Written(msgspec.Struct, frozen=True):
     value: bytes
     revision: int
     landed: bool = False
-    """Whether the answer to the write was lost and a later read confirmed the write."""
+    """Whether the write was confirmed by a later read, because the answer to the write was lost."""
 
 
 class Retry:
-    """The policy for retries of a transition after an error.
+    """The policy for retrying a transition after an error.
 
     Args:
         backend: the backend to use.
-        seconds: how long to retry. Infinity retries until the server answers.
+        seconds: how long to retry, in seconds. If infinite, retries continue until the server answers.
     """
 
     first_pause = 0.1
     longest_pause = 0.1
-    """The first pause and the longest pause, in seconds. Each pause is twice as long as the previous one."""
+    """The longest pause, in seconds. Each pause is twice as long as the previous pause, up to this limit."""
 
     def __init__(self, backend: TaskBackend, seconds: float = math.inf) -> None:
         self.backend = backend
@@ -120,13 +120,13 @@ class Retry:
         self.pause = self.first_pause
 
     async def after_write(self, error: NqnbError) -> SeenEntry | None:
-        """Pause if necessary before another attempt after a failed write, or raise the error if it must not be retried.
+        """Prepare for another write, or raise the error if the write must not be retried.
 
-        A lost answer or a server that cannot write causes a pause, but a conflict does not. Any other error would occur
-        again, so it is raised.
+        After a conflict, the write is retried without a pause. If the answer was lost or the server cannot write at the
+        moment, this method pauses first. Any other error is raised, because it would occur again.
 
         Returns:
-            The current entry if it is known, or None if it must be read.
+            The current entry if it is known, or None if the entry must be read.
         """
         if isinstance(error, RevisionConflict):
             return None
@@ -136,14 +136,15 @@ class Retry:
         return None
 
     async def after_read(self, error: NqnbError) -> None:
-        """Pause before another attempt after a failed read, or raise the error if it must not be retried.
+        """Prepare for another read, or raise the error if the read must not be retried.
 
-        By default the error is raised, because the store already retries reads for as long as the settings allow.
+        By default, the error is raised, because the store has already retried the read for as long as the settings
+        allow.
         """
         raise error
 
     async def rest(self) -> None:
-        """Pause, for longer each time."""
+        """Pause, and double the length of the next pause up to `longest_pause`."""
         pause, self.pause = self.pause, min(2 * self.pause, self.longest_pause)
         await self.backend.sleep(pause)
 
@@ -163,17 +164,17 @@ async def transition(
     Args:
         backend: the backend to use.
         task_id: the task.
-        decide: called with the entry that was read. Returns a `Write`, `Again.READ`, or any other value, which ends
-            the transition. The decision itself comes from a pure function of `nqnb.protocol.lifecycle`.
-        ours: returns whether an entry is the one that this transition tried to write. It is called after every failed
-            write, because a write whose answer was lost may still take effect, even after a later read.
+        decide: called with the entry that was read. It returns a `Write`, `Again.READ`, or another value that
+            ends the transition. The decision itself comes from a pure function of `nqnb.protocol.lifecycle`.
+        ours: returns whether this transition tried to write a given entry. It is called after every failed write,
+            because a write whose answer was lost may still take effect, even after a later read.
         retry: the policy for retries after an error.
-        start: the entry if it is already known. By default the entry is read.
-        insist: whether to retry the same write while its answers are lost, and recreate a missing bucket, before the
-            entry is read again.
+        start: the entry, if the caller has already read it.
+        insist: whether to retry the creation of an entry, and recreate a missing bucket, before reading the entry
+            again.
 
     Returns:
-        The entry that was written, or the other value that ``decide`` returned.
+        The entry that was written, or the value with which ``decide`` ended the transition.
 
     Raises:
         NqnbError: ``retry`` raised an error, or the first read failed.
@@ -208,10 +209,10 @@ async def read_entry(backend: TaskBackend, task_id: str) -> SeenEntry:
 
 
 async def write_once(backend: TaskBackend, task: TaskMessage, revision: int, ttl: float | None = None) -> int:
-    """Overwrite an entry at exactly that revision, without a retry, and return the new revision.
+    """Overwrite an entry if it still has ``revision``, without retries, and return the new revision.
 
-    This is for callers that read the entry again anyway, for example at the next heartbeat. Revision 0 creates the
-    entry.
+    Revision 0 creates the entry. This function is for callers that will read the entry again anyway, for example at the
+    next heartbeat.
 
     Raises:
         RevisionConflict: another writer was faster.
@@ -221,15 +222,15 @@ async def write_once(backend: TaskBackend, task: TaskMessage, revision: int, ttl
 
 
 async def remove_entry(backend: TaskBackend, task_id: str, revision: int) -> None:
-    """Remove a task's entry at exactly that revision. A newer revision stays, because another writer wrote it."""
+    """Remove a task's entry if it still has ``revision``. An entry with a newer revision is kept."""
     await backend.states.delete(task_id, revision)
 
 
 async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision: int) -> None:
-    """Let the entry of an ended task expire from now on. If this write fails, the entry stays until a prune.
+    """Allow the entry of an ended task to expire. If this write fails, the entry is kept until it is pruned.
 
-    Call this only after the task's message has been removed. If the entry expired first, the task would run again.
-    ``value`` and ``revision`` are those of the entry.
+    Call this only after the task's message has been removed. Otherwise, the entry could expire first, and the task
+    would run again. ``value`` and ``revision`` are the current value and revision of the entry.
     """
     ttl = backend.terminal_ttl
     if ttl is not None:
@@ -238,7 +239,7 @@ async def let_expire(backend: TaskBackend, task_id: str, value: bytes, revision:
 
 
 def compare_and_set(backend: TaskBackend, step: Write, revision: int, *, insist: bool = False) -> Awaitable[int]:
-    """Overwrite an entry at exactly that revision, and return the new revision. Revision 0 creates the entry."""
+    """Overwrite an entry if it still has ``revision``, and return the new revision. Revision 0 creates the entry."""
     if revision:
         return backend.states.update(step.task.ID, step.value, revision, step.ttl)
     if insist:

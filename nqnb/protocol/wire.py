@@ -1,8 +1,8 @@
-"""Encodes and decodes NQ's messages, with Go's field names in Go's order.
+"""Encodes and decodes NQ's messages, with the same field names and field order as Go NQ.
 
 A message without ``Meta`` is encoded to exactly the bytes that Go's ``encoding/json`` writes. Decoding accepts unknown,
-missing and ``null`` fields. The fields that nqnb adds are under ``Meta``. Go NQ ignores ``Meta`` when it reads an entry
-and drops it when it writes one, so no guarantee depends on ``Meta`` alone. New optional fields may be added to
+missing and ``null`` fields. nqnb stores its own fields under ``Meta``. Go NQ ignores ``Meta`` when reading an entry and
+omits ``Meta`` when writing an entry, so no guarantee depends on ``Meta`` alone. New optional fields may be added to
 ``Meta``, but fields are never renamed.
 """
 
@@ -29,7 +29,7 @@ T = TypeVar("T", bound=Struct)
 
 
 class ErrorInfo(Struct, omit_defaults=True, gc=False):
-    """Why a task failed: the exception's type, message and traceback."""
+    """The type, message and traceback of the exception that caused a task to fail."""
 
     type: str = ""
     message: str = ""
@@ -40,7 +40,10 @@ class ErrorInfo(Struct, omit_defaults=True, gc=False):
 
 
 class Progress(Struct, omit_defaults=True, gc=False):
-    """The progress that a handler reports: ``done`` of ``total``, and a description. A total of 0 means unknown."""
+    """The progress that a handler reports: ``done`` out of ``total``, with a description.
+
+    If ``total`` is 0, the total is unknown.
+    """
 
     done: float = 0
     total: float = 0
@@ -48,7 +51,7 @@ class Progress(Struct, omit_defaults=True, gc=False):
 
 
 class CancelRecord(Struct, omit_defaults=True, gc=False):
-    """The history of one cancel. Times are Unix seconds by the server's clock; 0 means not yet."""
+    """The history of a cancel. Times are in Unix seconds on the server's clock, or 0 if not set."""
 
     by: str = ""
     requested_at: Moment = 0
@@ -59,9 +62,9 @@ class CancelRecord(Struct, omit_defaults=True, gc=False):
 
     @classmethod
     def of_intent(cls, data: bytes) -> CancelRecord:
-        """Return the record of a cancel request. Even a request that cannot be decoded cancels the task.
+        """Decode a cancel request. A malformed request also cancels the task, so it is decoded to an empty record.
 
-        The strings of the record are clipped, because the worker copies them into the task's entry.
+        Long strings are truncated, because the worker copies the record into the task's entry.
         """
         try:
             return _intent_decoder.decode(data).clipped()
@@ -69,45 +72,45 @@ class CancelRecord(Struct, omit_defaults=True, gc=False):
             return cls()
 
     def clipped(self) -> CancelRecord:
-        """Return the record with its strings cut to `LONGEST_NAME` characters."""
+        """Return a copy of the record in which each string is truncated to `LONGEST_NAME` characters."""
         by, worker, how = (text[:LONGEST_NAME] for text in (self.by, self.worker, self.how))
         return msgspec.structs.replace(self, by=by, worker=worker, how=how)
 
 
 class Meta(Struct, omit_defaults=True, gc=False):
-    """The fields that nqnb adds to a task of NQ. Times are Unix seconds by the server's clock; 0 means not yet."""
+    """The fields that nqnb adds to an NQ task. Times are in Unix seconds on the server's clock, or 0 if not set."""
 
     client: str = ""
     submitted_at: Moment = 0
     worker: str = ""
-    """The worker that has claimed the task, or an empty string after that worker has been stopped."""
+    """The id of the worker that claimed the task, or an empty string after the worker released the task."""
     claim: str = ""
-    """The mark of the claim. It is unique to each claim, so that a worker recognizes its own writes."""
+    """The unique id of the claim, by which a worker recognizes its own writes."""
     started_at: Moment = 0
     finished_at: Moment = 0
     not_before: Moment = 0
-    """When the next attempt is due."""
+    """The time at which the next attempt is due."""
     crashes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
-    """How many workers in a row went silent while running the task."""
+    """The number of consecutive workers that went silent while running the task."""
     progress: Progress | None = None
     log: list[str] = []
     error: ErrorInfo | None = None
     result: msgspec.Raw | UnsetType = UNSET
-    """The result as JSON, if it is small."""
+    """The result as JSON, if the result is small enough for the entry."""
     result_key: str = ""
-    """The key of the result in the bucket ``nq-results``, if the result is large."""
+    """The key of the result in the bucket ``nq-results``, if the result is too large for the entry."""
     result_is_bytes: bool = False
-    """Whether the handler returned bytes, so that the JSON of the result is their base64."""
+    """Whether the handler returned bytes. If so, the result is stored as a base64 string."""
     cancel: CancelRecord | None = None
     origin: str = ""
-    """The id of the original task, if this task is a requeue."""
+    """The id of the original task, if this task is a requeued copy."""
 
 
 _Meta = Meta  # inside TaskMessage the name Meta is the field
 
 
 class TaskMessage(Struct, gc=False):
-    """A task as it is published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
+    """A task, as published on ``<q>.task`` and stored in ``$KV.nq-store.<id>``."""
 
     Sequence: Annotated[int, msgspec.Meta(ge=0)] = 0
     ID: str = ""
@@ -116,18 +119,21 @@ class TaskMessage(Struct, gc=False):
     Payload: bytes | None = None
     Status: Status = Status.PENDING
     Timeout: Int64 = 0
-    """Seconds; 0 means no timeout."""
+    """The timeout in seconds, or 0 for no timeout."""
     Deadline: Int64 = 0
-    """Unix seconds; 0 means no deadline."""
+    """The deadline in Unix seconds, or 0 for no deadline."""
     ProcessAt: str | UnsetType = UNSET
-    """An RFC 3339 string, which is kept as it is because Go writes nanoseconds. Only NQ's scheduling branch has it."""
+    """The start time as an RFC 3339 string, stored unchanged to preserve the nanoseconds that Go writes.
+
+    This field exists only in NQ's scheduling branch.
+    """
     CompletedAt: Int64 = 0
     CurrentRetry: Int64 = 0
     MaxRetry: Int64 = 0
     Meta: Meta | UnsetType = UNSET
 
     def encode(self) -> bytes:
-        """Return the message as JSON, the form in which it is published and stored."""
+        """Return the message as JSON, for publishing and storage."""
         return as_go(_encoder.encode(self))
 
     @classmethod
@@ -150,7 +156,7 @@ class TaskMessage(Struct, gc=False):
         """Decode an entry of the state bucket.
 
         Raises:
-            MalformedMessage: `decode` fails, the entry has another task's id, or its id or queue name is invalid.
+            MalformedMessage: the entry cannot be decoded, its id is not the key, or its id or queue name is invalid.
         """
         task = cls.decode(data)
         if key != task.ID:
@@ -164,7 +170,7 @@ class TaskMessage(Struct, gc=False):
         return task
 
     def lean(self) -> TaskMessage:
-        """Return the task without its payload and with shortened strings, for an entry that would be too large."""
+        """Return a copy without the payload and with truncated strings, for use if the entry would be too large."""
         meta, error, cancel, progress = self.meta, self.meta.error, self.meta.cancel, self.meta.progress
         return msgspec.structs.replace(
             self,
@@ -187,7 +193,7 @@ class TaskMessage(Struct, gc=False):
 
     @property
     def marked(self) -> bool:
-        """Whether nqnb wrote this message, rather than Go NQ."""
+        """Whether this message was written by nqnb rather than by Go NQ."""
         return self.Meta is not UNSET
 
     @property
@@ -197,13 +203,13 @@ class TaskMessage(Struct, gc=False):
 
 
 class CancelMessage(Struct, gc=False):
-    """A cancel as it is published on ``<q>.cancel``."""
+    """A cancel message, as published on ``<q>.cancel``."""
 
     ID: str = ""
     StreamName: str = ""
 
     def encode(self) -> bytes:
-        """Return the message as JSON, the form in which it is published and stored."""
+        """Return the message as JSON, for publishing and storage."""
         return as_go(_encoder.encode(self))
 
     @classmethod
@@ -220,11 +226,11 @@ class CancelMessage(Struct, gc=False):
 
 
 def entry_of(data: bytes, sequence: int) -> bytes | None:
-    """Return the first entry of a task, which is its message with the sequence that the stream assigned to it.
+    """Return the first entry of a task, by adding the stream sequence to the message.
 
     Args:
-        data: the message, encoded.
-        sequence: the message's sequence.
+        data: the encoded message.
+        sequence: the stream sequence of the message.
 
     Returns:
         The encoded entry, or None if nqnb did not encode the message.
@@ -233,9 +239,10 @@ def entry_of(data: bytes, sequence: int) -> bytes | None:
 
 
 def parse_time(text: str) -> float:
-    """Return the Unix seconds of an RFC 3339 string, which may have nanoseconds.
+    """Convert an RFC 3339 string to Unix seconds. The string may include nanoseconds.
 
-    The result is 0 for an invalid date, because NQ uses 1970 for "no time", and infinity for a year after 9999.
+    An invalid date is converted to 0, because NQ uses 1970 to mean "no time". A year after 9999 is converted to
+    infinity.
     """
     if sys.version_info < (3, 11):
         # This version of Python accepts only six decimals of a second, and no Z.
@@ -257,7 +264,7 @@ _intent_decoder = msgspec.json.Decoder(CancelRecord)
 
 
 LONGEST_NAME = 200
-"""Long names of clients and workers, and similar strings, are cut to this many characters."""
+"""The number of characters to which names and similar strings are truncated."""
 
 _NO_SEQUENCE = b'{"Sequence":0,'
 _LARGEST_SEQUENCE = 2**64 - 1
@@ -273,7 +280,7 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Decode a message that Go may also write, with ``null`` for a zero value or with a foreign ``Meta``."""
+    """Decode a message that has ``null`` instead of a zero value, or a ``Meta`` from another program."""
     try:
         fields: Any = msgspec.json.decode(data)
         if not isinstance(fields, dict):
@@ -291,7 +298,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a ``Meta`` has a number out of range, which means that it is damaged rather than foreign."""
+    """Return whether a number in ``Meta`` is out of range. Such a ``Meta`` is damaged, not from another program."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
@@ -309,7 +316,7 @@ _ASCII_ESCAPES = _GO_ESCAPES[:3]
 
 
 def as_go(data: bytes) -> bytes:
-    """Return JSON as Go's encoder writes it, with five characters escaped. In JSON, they occur only in strings."""
+    """Escape the five characters that Go's JSON encoder escapes. In JSON, they occur only in strings."""
     for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:
             data = data.replace(plain, escaped)

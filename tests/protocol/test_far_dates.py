@@ -117,7 +117,7 @@ async def test_an_entry_with_a_number_out_of_range_does_not_stop_its_task(
             while (await nq.backend.connection.api("STREAM.INFO.far"))["state"]["messages"]:
                 await asyncio.sleep(0.02)
             assert await task.result(timeout=10) == "ran"
-    assert "overwriting the entry of task late" in caplog.text
+    assert "overwriting the malformed entry of task late" in caplog.text
 
 
 async def test_a_backoff_of_decades_leaves_an_entry_that_can_be_read(nq: nqnb.Client, settings: nqnb.Settings) -> None:
