@@ -66,6 +66,30 @@ def test_a_call_says_what_it_waits_for(cells: Kernel, code: str, said: str) -> N
     assert re.search(r"waited \d+ s(: 0 of \d+ tasks ended| for task \w+)\n$", cell.text), cell
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("task result $running", "processing 40 %"),
+        ("submit held 1 --wait", "pending, 37 ahead"),
+        ("submit nobody 1 --wait", "pending, no worker serves queue 'nobody'"),
+    ],
+)
+def test_a_command_says_what_it_waits_for(cells: Kernel, command: str, said: str) -> None:
+    cells.run("%load_ext nqnb")
+    cell = interrupted_at(cells, f"%nq {command}", said)
+    assert re.search(r"waited \d+ s for task \w+\n$", cell.text), cell
+    assert cell.traceback == "nqnb: interrupted"
+    cells.run("nq.interrupted.cancel() if nq.interrupted[0] != running else None")
+
+
+def test_a_quiet_command_shows_nothing(cells: Kernel) -> None:
+    cells.run("%load_ext nqnb")
+    waits = cells.start(
+        "import threading, _thread\nthreading.Timer(2.5, _thread.interrupt_main).start()\n%nq task result $running -q"
+    )
+    assert "processing" not in cells.end(waits).text
+
+
 def test_all_calls_of_a_cell_share_one_line(cells: Kernel) -> None:
     code = "for each in (running, tasks[-1], lost):\n  try: each.wait(1.6)\n  except nqnb.WaitTimeout: pass"
     cell = cells.run(code)

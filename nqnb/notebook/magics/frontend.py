@@ -22,6 +22,7 @@ from nqnb.notebook.live_output import CommandOutput
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tracebacks import HiddenFrames, replace_traceback
+from nqnb.notebook.wait_line import WaitLine
 from nqnb.server.server_choice import choose
 from nqnb.text import clean, line
 
@@ -62,7 +63,19 @@ class NotebookFront:
 
     def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run the coroutine of a command on nqnb's own loop. The notebook's stop button interrupts the coroutine."""
-        return LOOP.call(work(), None if self._progress is None else self._progress.draw)
+        with contextlib.ExitStack() as lines:
+            line: WaitLine | None = None
+
+            def draw() -> None:
+                nonlocal line
+                if self._progress is not None:
+                    self._progress.draw()
+                if self._awaited_id and self.used is not None and not (self.json or self.quiet):
+                    if line is None:
+                        line = lines.enter_context(WaitLine(self.used.client, lambda: [self._awaited_id], 1))
+                    line.draw()
+
+            return LOOP.call(work(), draw)
 
     def session(self, options: dict[str, Any]) -> Session:
         """Return the session for a command. If necessary, open the session as `nqnb.session` does.
