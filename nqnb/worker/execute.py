@@ -1,4 +1,4 @@
-"""Execute a claimed task: run its handler, enforce its time limits, and write its progress."""
+"""Execute a claimed task: run the handler, enforce the time limits, and write the progress."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _FLUSH_SECONDS = 0.25
 
 
 class Poisoned(Exception):
-    """The error of a task that is not run again because too many workers died or went silent while running it."""
+    """The error of a task that is not run again, because too many workers died or went silent during earlier runs."""
 
     def __init__(self, crashes: int) -> None:
         super().__init__(
-            f"workers died or went silent {crashes} times while running this task, so it is not run again. Check "
-            "whether the task exhausts memory, exits or crashes the process, then submit it again."
+            f"workers died or went silent {crashes} times while running this task, so the task is not run again. "
+            "Check whether the task exhausts memory or crashes the process, and then submit the task again."
         )
 
 
@@ -33,7 +33,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
     """Run a claimed task until it ends or is stopped.
 
     Returns:
-        The result, or None if the lease ran out before the task started. The server then redelivers the task.
+        The result, or None if the lease ran out before the task started. In that case, the server redelivers the task.
     """
     if run.cancel is not None:
         return Result(Ended.STOPPED)
@@ -78,7 +78,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
 
 
 def _until(run: Run, now: float) -> float:
-    """Return the time on the server's clock at which a timeout or deadline stops this attempt, or 0 for never."""
+    """Return the time, on the server's clock, at which this attempt must be stopped, or 0 if there is no time limit."""
     timeout, deadline = run.entry.Timeout, float(run.entry.Deadline)
     if not timeout:
         return deadline
@@ -86,7 +86,7 @@ def _until(run: Run, now: float) -> float:
 
 
 class _ProgressWriter:
-    """Writes a running task's progress and log to its entry, at most a few times a second."""
+    """Writes a running task's progress and log to the task's entry, at most a few times per second."""
 
     __slots__ = ("_backend", "_closed", "_loop", "_next", "_run", "_waiting", "_worker")
 
@@ -96,18 +96,18 @@ class _ProgressWriter:
         self._run = run
         self._loop = asyncio.get_running_loop()
         self._next = 0.0
-        """The earliest time of the next write, on the loop's clock."""
+        """The earliest time for the next write, on the event loop's clock."""
         self._waiting = False
         self._closed = False
 
     def changed(self) -> None:
-        """Schedule a write of the progress and log. It can be called from any thread."""
+        """Schedule a write of the progress and log. This method can be called from any thread."""
         if not self._waiting and not self._closed:
             self._waiting = True
             self._loop.call_soon_threadsafe(self._later)
 
     def close(self) -> None:
-        """Stop writing. The outcome will include the last progress and log."""
+        """Stop writing, because the outcome will include the last progress and log."""
         self._closed = True
 
     def _later(self) -> None:

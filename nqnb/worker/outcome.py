@@ -1,4 +1,4 @@
-"""Describe how a run ended (its result, error or cancel receipt), and record the outcome with the protocol."""
+"""Describe how a run ended (with a result, an error or a cancel receipt), and record this outcome."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 INLINE_RESULT = 4096
-"""The maximum size of a result in the entry itself, in bytes of JSON with Go's escapes."""
+"""The maximum size of a result that is stored in the entry, in bytes of JSON as encoded by Go."""
 _DEEPEST_INLINE = 100
-"""The deepest nesting of a result in the entry. A client that cannot decode the result cannot read the entry."""
+"""The maximum nesting of a result that is stored in the entry. Deeper nesting may make the entry unreadable."""
 _TRACEBACK_CHARACTERS = 4096
 _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
 _FILE_LINE = re.compile(r'^( *)File "([^"\n]+)",', re.MULTILINE)
-"""The line of a traceback that names a file."""
+"""A pattern for the lines of a traceback that name a file."""
 _EARLY_SECONDS = 0.05
-"""How much before its deadline a run may be stopped. The estimate of the server's clock improves over time."""
+"""How many seconds before the deadline a run may be stopped, because the server's time is only estimated."""
 _RESULT_PAUSE_SECONDS = 1.0
-"""Seconds between two attempts to write a result to its bucket."""
+"""Seconds between two attempts to write a result to the result bucket."""
 _OUR_MODULES = (
     "nqnb.worker.executors.coroutine",
     "nqnb.worker.executors.thread",
@@ -62,19 +62,19 @@ _OUR_MODULES = (
 )
 _MISUSES = ("TypeError", "AttributeError")
 _JOB = re.compile(r"\bJob\b")
-_JOB_HINT = "The only argument of the handler is its Job: take (job, payload), or name the argument `payload`"
+_JOB_HINT = "The handler's only argument receives the Job: take (job, payload), or name the argument `payload`"
 _LOG_LEVELS = {Status.COMPLETED: logging.DEBUG, Status.FAILED: logging.WARNING}
 
 
 class Useless(Exception):
-    """The error for a handler's return value that cannot be stored."""
+    """The error of a run whose return value cannot be stored."""
 
 
 async def record_outcome(backend: Backend, run: Run, result: Result) -> Status | None:
-    """Record the outcome of a run with `nqnb.protocol.finish.finish`, and log it.
+    """Record the outcome of a run with `nqnb.protocol.finish.finish`, and log the outcome.
 
     Returns:
-        The state that was written, or None if another worker owns the task now or the server will redeliver it.
+        The state that was written, or None if another worker owns the task or the server will redeliver the task.
 
     Raises:
         NqnbError: the connection is closed. The server redelivers the message after the ack wait.
@@ -102,7 +102,7 @@ async def record_outcome(backend: Backend, run: Run, result: Result) -> Status |
 
 
 def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
-    """Return the log message for the end of a run."""
+    """Return the message to log when a run has ended."""
     task = f"task {run.id} of queue {run.entry.Queue}"
     why = f": {line(f'{meta.error.type}: {meta.error.message}', 300)}" if meta.error is not None else ""
     if status is Status.PENDING:
@@ -114,7 +114,7 @@ def _told(run: Run, status: Status, meta: Meta, retry_delay: float) -> str:
 
 
 def _hopeless(run: Run, result: Result) -> bool:
-    """Return whether another attempt would end the same way."""
+    """Return whether a retry is pointless, because another attempt would fail for the same reason."""
     if _past_deadline(run) or run.delivery.void or isinstance(result.error, (Useless, Poisoned, BadInput)):
         return True
     judge = run.handler.is_failure
@@ -133,12 +133,15 @@ def _past_deadline(run: Run) -> bool:
 
 def _timeout_text(run: Run) -> str:
     if _past_deadline(run):
-        return "its deadline passed"
-    return f"stopped after its timeout of {run.entry.Timeout} s"
+        return "the task's deadline passed"
+    return f"the task was stopped after its timeout of {run.entry.Timeout} s"
 
 
 async def describe(backend: Backend, run: Run, result: Result) -> tuple[Meta, Result]:
-    """Return the metadata for the entry, and the result. A return value that cannot be stored becomes a failure."""
+    """Return the metadata for the entry, and the result.
+
+    If the return value cannot be stored, the result is a failure.
+    """
     meta = msgspec.structs.replace(run.entry.meta, finished_at=backend.now(), error=None)
     if run.job is not None:
         meta.progress, meta.log = run.job.said
@@ -167,7 +170,7 @@ async def _keep_result(backend: Backend, run: Run, meta: Meta, value: object) ->
 
 
 async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta) -> tuple[Status, Meta]:
-    """Move the result from the entry to the result bucket. If the bucket refuses it too, mark the run failed."""
+    """Move the result from the entry to the result bucket. If the bucket refuses the result, mark the run as failed."""
     if isinstance(meta.result, UnsetType):
         return status, meta
     try:
@@ -180,7 +183,7 @@ async def _without_result(backend: Backend, run: Run, status: Status, meta: Meta
 
 
 async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
-    """Write a result to the result bucket, and return its key. Retry while the server is away.
+    """Write a result to the result bucket, and return the result's key. Retry while the server is away.
 
     Raises:
         BadInput: the server refuses the result permanently.
@@ -200,7 +203,7 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
                 why = "the result bucket was missing"
         except PayloadTooLarge as error:
             raise BadInput(
-                f"the result of {len(data):,} bytes is too large: the server accepts at most {error.limit:,}. "
+                f"the result of {len(data):,} bytes is too large: the server accepts at most {error.limit:,} bytes. "
                 "Store the result elsewhere, and return its path or key."
             ) from None
         except NoRoom as error:
@@ -221,7 +224,7 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
             backend.outage.took(error)
             why = str(error)
         if not backend.outage.active:
-            log.warning("task %s: writing its result failed and will be retried in a second: %s", run.id, why)
+            log.warning("task %s: writing the result failed and will be retried in a second: %s", run.id, why)
         await asyncio.sleep(_RESULT_PAUSE_SECONDS)
 
 
@@ -233,7 +236,10 @@ def _unkept(data: bytes, error: NqnbError) -> BadInput:
 
 
 def describe_error(error: BaseException) -> ErrorInfo:
-    """Return an exception's name, message and traceback, each cut to fit in an entry. Tracebacks keep their end."""
+    """Return an exception's name, message and traceback, cut to fit in an entry.
+
+    Long tracebacks lose their beginning.
+    """
     if isinstance(error, Useless):
         return ErrorInfo("UnencodableResult", plain_text(error, _MESSAGE_CHARACTERS))
     name = plain_text(type(error).__qualname__, _NAME_CHARACTERS)
@@ -252,7 +258,7 @@ def describe_error(error: BaseException) -> ErrorInfo:
 
 
 def _with_cell_names(trace: str) -> str:
-    """Return a traceback that names cells as the notebook does, and not by the files as which IPython compiles them."""
+    """Replace IPython's names for compiled cells in a traceback with the names that the notebook shows."""
     ipython = sys.modules.get("IPython")  # if it is not imported, there are no cells
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None:

@@ -1,4 +1,4 @@
-"""One task in a worker: the protocol's attempt and the handler that runs the task."""
+"""A task in a worker: the attempt, as the protocol sees the task, and the handler that runs the task."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from nqnb.worker.job import Job
 
 
 class Run(Attempt):
-    """One registered task of a worker.
+    """A task that is registered in a worker.
 
     Args:
         delivery: the delivery of the task.
         message: the task message, as stored in the stream.
         handler: the handler that runs the task.
         ack_wait: the consumer's ack wait, in seconds.
-        claim: the unique claim id that is written to the entry.
+        claim: the unique id of the claim, which is written to the task's entry.
     """
 
     __slots__ = ("executor", "finishing", "handler", "job", "life", "started", "watch")
@@ -40,20 +40,20 @@ class Run(Attempt):
         self.life: asyncio.Task[None] | None = None
         """The asyncio task that claims, executes and finishes this run."""
         self.started = 0.0
-        """When the handler was started, on the monotonic clock, or 0 while it is not running."""
+        """The start time of the handler on the monotonic clock, or 0 while the handler is not running."""
         self.finishing = False
-        """Whether the handler has ended and its outcome is being written. Then no code is left to stop."""
+        """Whether the handler has ended and the outcome is being written. If so, there is no code left to stop."""
 
     @property
     def how(self) -> str:
-        """A description of how a cancelled task was stopped, for the receipt."""
+        """How a cancelled task was stopped, as text for the cancel receipt."""
         return self.unrun if self.executor is None else self.executor.how
 
     def stop(self, why: Stop) -> None:
-        """Begin to stop the handler. A run that has not started will not start.
+        """Begin to stop the handler. A handler that has not started yet will not be started.
 
-        If the lease is running out, the handler is stopped within the rest of the ack wait. This overrides the grace of
-        the handler and any earlier reason to stop.
+        If the lease is running out, the handler is stopped within the rest of the ack wait, regardless of the handler's
+        ``grace`` and of any earlier reason to stop.
         """
         super().stop(why)
         if self.executor is not None:

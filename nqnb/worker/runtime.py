@@ -1,4 +1,4 @@
-"""A running worker: its runs, the processing of a task, and the loops that fetch tasks and send heartbeats."""
+"""A running worker: its runs, the processing of tasks, and the loops that fetch tasks and send heartbeats."""
 
 from __future__ import annotations
 
@@ -36,30 +36,30 @@ from nqnb.worker.run import Run
 log = logging.getLogger("nqnb.worker")
 
 _GOODBYE_TIMEOUT_SECONDS = 2.0
-"""How long removing the presence may take. If this fails, other workers wait until the presence expires."""
+"""The time limit for removing the presence. If the removal fails, other workers wait until the presence expires."""
 _STOP_TIMEOUT_SECONDS = 5.0
-"""How long a stopping worker waits for the handlers that it has told to stop."""
+"""How long a stopping worker waits for its handlers to stop."""
 _FETCH_RETRY_SECONDS = 0.2
 _FETCH_SECONDS = 0.5
-"""The maximum number of seconds between two checks of the pull requests."""
+"""The maximum time between two checks of the pull requests."""
 _OWN_REDELIVERY_SECONDS = 1.0
-"""The maximum delay of a nak for a task that is still running in this worker."""
+"""The maximum redelivery delay that is requested for a task that is still running in this worker."""
 _FEWEST_TASKS_ASKED = 8
-"""The minimum number of free slots for another request while one is pending."""
+"""The minimum number of tasks to request while another pull request is pending."""
 
 
 class Runtime:
-    """The state of a running worker: its runs, its connection, and the loops that serve them.
+    """A running worker, with its runs, its connection and its loops.
 
     Args:
         backend: the worker's backend.
         worker_id: the worker's id.
         handlers: the handler of each queue. The worker may replace a handler at any time.
-        slots: returns how many tasks may run at once.
-        poison_limit: how many workers in a row may die or go silent while running a task before the task is marked
+        slots: a function that returns how many tasks may run at the same time.
+        poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
         shutdown_on_disconnect: whether a disconnect stops the worker.
-        describe: returns the worker's record. Its arguments are the ids of the running tasks and the record's TTL in
+        describe: a function that returns the worker's record. The arguments are the running tasks' ids and the TTL in
             seconds.
     """
 
@@ -76,9 +76,9 @@ class Runtime:
     ) -> None:
         self.backend = backend
         self.runs: dict[str, Run] = {}
-        """The running map: the registered runs, by task id."""
+        """The registered runs, by task id."""
         self.malformed = 0
-        """How many messages were terminated because they were not tasks."""
+        """The number of messages that were terminated because they were not tasks."""
         self._worker_id = worker_id
         self._handlers = handlers
         self._slots = slots
@@ -97,7 +97,7 @@ class Runtime:
         }
         pulls = list(self._pulls.values())
         self._running = dict.fromkeys(handlers, 0)
-        """How many tasks of each queue are running."""
+        """The number of running tasks of each queue."""
         self._fetch_policy = FetchPolicy(pulls, self.free, self.free_for)
         self._claim_prefix, self._claim_numbers = secrets.token_hex(6), itertools.count(1)
         self._loops: list[asyncio.Task[None]] = []
@@ -112,16 +112,16 @@ class Runtime:
         self._guard = Guard(worker_id, handlers, self._presence, self.runs, self._pulse, backend.settings)
 
     def free(self) -> int:
-        """Return how many slots are free, or 0 while the worker is not fetching tasks."""
+        """Return the number of free slots, or 0 while the worker is not fetching tasks."""
         resting = self._stopping or self._paused or self._recovery.active
         return 0 if resting else self._slots() - len(self.runs)
 
     def free_for(self, queue: str) -> int:
-        """Return how many slots are free for tasks of a queue, within the limit of the queue's handler."""
+        """Return the number of free slots for tasks of a queue, within the concurrency limit of the queue's handler."""
         return min(self.free(), self._handlers[queue].concurrency - self._running[queue])
 
     async def open(self) -> None:
-        """Prepare the worker in the order that the protocol requires: receive cancels first, then pull tasks.
+        """Start the worker. As the protocol requires, subscribe to cancel requests before pulling tasks.
 
         Raises:
             NqnbError: the server refuses a request, or does not answer.
@@ -145,11 +145,11 @@ class Runtime:
         self._loops = [asyncio.ensure_future(self._guarded(loop)) for loop in loops]
 
     async def gone(self) -> None:
-        """Wait until the connection is permanently closed or one of the loops has failed."""
+        """Wait until the connection is permanently closed or a loop has failed."""
         await first_of(self.backend.closed_event, self._broken)
 
     def hurry(self) -> None:
-        """Stop waiting for the running tasks."""
+        """Make `drain` stop waiting for the running tasks."""
         self._hurry.set()
 
     def pause(self) -> None:
@@ -159,19 +159,24 @@ class Runtime:
             pull.withdraw()
 
     def resize(self) -> None:
-        """Adjust the pull requests to a new concurrency."""
+        """Adjust the pull requests to a new concurrency limit."""
         for pull in self._pulls.values():
             pull.withdraw()
         self._wake.set()
 
     async def drain(self, timeout: float) -> None:
-        """Stop fetching tasks, wait ``timeout`` seconds for the running tasks, then stop and nak the rest."""
+        """Stop fetching tasks, wait up to ``timeout`` seconds for running tasks, and then stop and nak the rest."""
         self._stopping = True
         self._recovery.close()
         for pull in self._pulls.values():
             pull.withdraw()
         if self.runs:
-            log.info("worker %s is waiting up to %g s for %d running tasks", self._worker_id, timeout, len(self.runs))
+            log.info(
+                "worker %s is waiting up to %g s for %d running tasks to finish",
+                self._worker_id,
+                timeout,
+                len(self.runs),
+            )
         await first_of(self._empty, self._hurry, timeout=timeout)
         for run in list(self.runs.values()):
             log.info("task %s of queue %s is being stopped and will be redelivered", run.id, run.delivery.queue)
@@ -239,7 +244,7 @@ class Runtime:
             run.life = asyncio.get_running_loop().create_task(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
-        """Handle a redelivery of a running task: the run continues with the new delivery unless the run is ending."""
+        """Handle a redelivery of a running task. Unless the run is ending, it continues with the new delivery."""
         leaving = run.superseded or run.why in (Stop.LEASE, Stop.ENDED_ELSEWHERE, Stop.SHUTDOWN)
         # Two queues may each have a message for this task with the same sequence number.
         same = (run.delivery.queue, run.delivery.sequence) == (delivery.queue, delivery.sequence)
@@ -266,7 +271,7 @@ class Runtime:
             else:
                 log.warning("task %s was not finished and will be redelivered: %s", run.id, error)
         except Exception as error:
-            log.exception("task %s failed because of an error inside nqnb", run.id)
+            log.exception("task %s failed because of an internal error in nqnb", run.id)
             await self._fail(run, error)
         finally:
             del self.runs[run.id]
@@ -276,12 +281,15 @@ class Runtime:
             self._wake.set()
 
     async def _fail(self, run: Run, error: Exception) -> None:
-        """Mark a task failed after an error inside nqnb. Otherwise the server would redeliver the task indefinitely."""
+        """Mark a task as failed after an internal error.
+
+        Otherwise, the server would redeliver the task indefinitely.
+        """
         if run.claimed:
             try:
                 await record_outcome(self.backend, run, Result(Ended.FAILED, error=error))
             except Exception:
-                log.exception("task %s: the failure could not be written either", run.id)
+                log.exception("task %s: the failure could not be recorded", run.id)
 
     def _on_cancel(self, task_id: str, record: CancelRecord, noted: bool) -> None:
         if not noted:
@@ -292,7 +300,7 @@ class Runtime:
             run.flag(record, self._worker_id)
 
     def _give_up(self) -> None:
-        """Stop the worker after a disconnect, as ``shutdown_on_disconnect`` requires."""
+        """Stop all tasks and the worker, because the connection was lost."""
         log.error("the worker is stopping because the connection was lost")
         for run in self.runs.values():
             run.stop(Stop.LEASE)
@@ -300,15 +308,15 @@ class Runtime:
         self._broken.set()
 
     async def _guarded(self, loop: Callable[[], Awaitable[None]]) -> None:
-        """Run a loop, and stop the worker if the loop fails, because the worker needs all of its loops."""
+        """Run a loop, and stop the worker if the loop fails."""
         try:
             await loop()
         except Exception:
-            log.exception("the worker is stopping because of an error inside nqnb")
+            log.exception("the worker is stopping because of an internal error in nqnb")
             self._broken.set()
 
     async def _beat(self) -> None:
-        """Loop until cancelled, and renew the presence and the leases every third of the ack wait."""
+        """Renew the presence and the leases every third of the ack wait. Continue until cancelled."""
         pause = self._presence.interval
         while True:
             await asyncio.sleep(pause)
@@ -329,7 +337,7 @@ class Runtime:
             spawn(self._recovery.maintain())
 
     def _beat_now(self) -> None:
-        """Renew the presence and the leases now, because the next heartbeat after a block may come too late."""
+        """Renew the presence and the leases now, because the next heartbeat after a block may be too late."""
 
         async def beat() -> None:
             await self._presence.refresh()
@@ -339,7 +347,7 @@ class Runtime:
             spawn(beat())
 
     async def _fetch(self) -> None:
-        """Loop until cancelled, and fetch tasks for free slots."""
+        """Fetch tasks for free slots. Continue until cancelled."""
         while True:
             self._wake.clear()
             if self.backend.connected:
@@ -353,17 +361,17 @@ class Runtime:
 
 
 class FetchPolicy:
-    """Decides how many tasks to request from each queue, so that the free slots are filled.
+    """Decides how many tasks to request from each queue.
 
-    While slots are free, one task per free slot is requested from each queue, within the limit of the queue's handler.
-    A queue's requests are withdrawn when all slots are taken or when its handler has reached its limit. When slots
-    become free again, the queues are probed in order, so that earlier queues are served first and every fetched task
-    can run.
+    While slots are free, each queue is asked for one task per free slot, up to the limit of the queue's handler. The
+    requests to a queue are withdrawn when all slots are taken or when the queue's handler has reached the limit. When
+    slots become free again, the queues are probed in order, so that earlier queues are served first and every fetched
+    task can run.
 
     Args:
         pulls: the queues' pull loops, in the order in which they are served.
-        free: returns how many slots are free now.
-        free_for: returns how many of the free slots a queue's tasks may use.
+        free: a function that returns how many slots are free now.
+        free_for: a function that returns how many free slots the tasks of a queue may use.
     """
 
     def __init__(self, pulls: Sequence[PullLoop], free: Callable[[], int], free_for: Callable[[str], int]) -> None:
@@ -373,7 +381,7 @@ class FetchPolicy:
         self._full = len(pulls) > 1
 
     async def step(self) -> None:
-        """Request tasks for the free slots, and replace requests that failed."""
+        """Request tasks for the free slots, and replace requests that have failed."""
         for pull in self._pulls:
             await pull.check()
         healthy = [pull for pull in self._pulls if pull.healthy]

@@ -35,7 +35,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class State(enum.Enum):
-    """The state of a worker in its life cycle."""
+    """A state in the life cycle of a worker."""
 
     NEW = "new"
     RUNNING = "running"
@@ -44,28 +44,28 @@ class State(enum.Enum):
 
 
 class Worker:
-    """Runs the tasks of one or more queues.
+    """A worker, which runs the tasks of one or more queues.
 
     Args:
         settings: `Settings`, or the server's address. The default is chosen when the worker starts: ``NATS_URL``, then
             a context of the NATS CLI, then your detached server (`nqnb up --detach`), then ``nats://127.0.0.1:4222``.
-        concurrency: the maximum number of tasks that run at once. `handler` can set a lower limit for one queue.
-        shutdown_timeout: how long a stopping worker waits for its tasks, in seconds or as a timedelta. Then it stops
-            them, and the server redelivers them.
-        poison_limit: how many workers in a row may die or go silent while running a task before the task is marked
+        concurrency: the maximum number of tasks that run at the same time. `handler` can set a lower limit for a queue.
+        shutdown_timeout: how long a stopping worker waits for its tasks to finish, in seconds or as a timedelta. Tasks
+            that are still running after that time are stopped, and the server redelivers them.
+        poison_limit: how many workers in a row may die or go silent while running a task before the task is marked as
             failed.
-        shutdown_on_disconnect: whether to stop the tasks and the worker when the connection is lost, as NQ can. By
-            default, the worker waits for the server, and stops only runs whose lease cannot be renewed.
-        progress_raises: whether `Job.progress` raises `JobCancelled` in a thread or process handler that must stop, so
-            that a loop that reports progress stops at once.
-        store: the store for task states, instead of the bucket ``nq-store``.
+        shutdown_on_disconnect: whether to stop the worker and its tasks when the connection is lost, as NQ can. By
+            default, the worker waits for the server, and stops only tasks whose leases have run out.
+        progress_raises: whether `Job.progress` raises `JobCancelled` if a handler in a thread or process must stop. A
+            loop that reports progress then stops at the next report.
+        store: the store for task states. The default is the bucket ``nq-store``.
         **options: fields of `Settings` to override.
 
-    Run it with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a script.
-    Each task runs at least once, and exactly one outcome is recorded.
+    Run the worker with ``async with worker:`` or ``await worker.serve()`` in a program, or with ``worker.run()`` in a
+    script. Each task runs at least once, and exactly one outcome is recorded.
 
     Raises:
-        BadInput: a setting or a number is invalid.
+        BadInput: a setting or an argument is invalid.
     """
 
     def __init__(
@@ -108,33 +108,34 @@ class Worker:
         isolation: Isolation | None = None,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
-        """Register the decorated function to run a queue's tasks.
+        """Register the decorated function as the handler of a queue.
 
         Args:
-            queue: the queue. Queues are served in the order of their handlers.
-            concurrency: the maximum number of the queue's tasks that run at once, within the worker's ``concurrency``.
-                The worker fetches no more than that, so the other tasks stay on the server for other workers. Default:
-                the worker's ``concurrency``.
-            backoff: how long failed tasks wait before they are retried. Default: `Backoff()`.
+            queue: the queue name. Queues are served in the order in which their handlers were registered.
+            concurrency: the maximum number of the queue's tasks that run at the same time in this worker. The worker
+                does not fetch any more of these tasks, so other workers can run them. The default is the worker's
+                ``concurrency``, which also limits the total.
+            backoff: the delays before retries. The default is `Backoff()`.
             grace: the time between two attempts to stop the function, in seconds or as a timedelta. A coroutine is
-                cancelled at once and again after each ``grace``. A function in a thread has that long to call
-                ``job.progress`` or to check ``job.cancelled`` before an exception is raised in it. A process receives
-                SIGINT at once, which raises `JobCancelled` in a plain function. It receives SIGTERM after ``grace``,
-                and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts are made
-                before the server redelivers the task.
+                cancelled at once, and again after every ``grace``. A function in a thread has this time to call
+                ``job.progress`` or to check ``job.cancelled``. After that, an exception is raised in the thread. A
+                process receives SIGINT at once (which raises `JobCancelled` in a plain function), SIGTERM after
+                ``grace``, and SIGKILL a quarter of a second later. If the task's lease is running out, all attempts are
+                made before the server redelivers the task.
             isolation: where the function runs. The default is ``"coroutine"`` for an async function and ``"thread"``
                 for any other function. ``"process"`` runs each task in a separate process. Only a process can always be
-                stopped, and its crash does not affect the worker. Any processes that it leaves behind are killed: all
-                descendants on Linux, and its process group on other systems. cloudpickle must be able to pickle the
-                function, which sees the worker's environment variables at the start of the task.
-            is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
-                permanently even if retries are left, as with NQ's ``isFailureFn``. Default: no such function.
+                stopped, and a crash of the process does not affect the worker. Processes that the function leaves
+                running are killed: all descendants on Linux, and the process group on other systems. cloudpickle must
+                be able to pickle the function. The function sees the environment variables that the worker has when
+                the task starts.
+            is_failure: a function that is called with the exception of a failed attempt. If the function returns True,
+                the task is not retried, as with NQ's ``isFailureFn``.
 
-        The function takes ``(job, payload)``, ``(job)`` or ``(payload)``. A single argument takes the payload if its
-        name is ``payload``, or if it is annotated with another type than `Job`. Without an annotation, the payload is
-        the decoded JSON. With
-        ``payload: bytes``, it is the raw bytes. Any other type that msgspec supports (dataclasses, Structs,
-        TypedDicts …) validates the payload. The return value, encoded as JSON, is the task's result.
+        The function takes ``(job, payload)``, ``(job)`` or ``(payload)``. A single argument receives the payload if the
+        argument is named ``payload`` or is annotated with a type other than `Job`. Without an annotation, the payload
+        is passed as decoded JSON. With the annotation ``bytes``, the payload is passed as raw bytes. With any other
+        type that msgspec supports (such as a dataclass, a Struct or a TypedDict), the payload is converted to that type
+        and validated. The return value, encoded as JSON, is the task's result.
 
         Raises:
             InvalidQueueName: the queue name is invalid.
@@ -146,7 +147,7 @@ class Worker:
             if queue in self.handlers:
                 raise InvalidHandler(
                     f"queue {queue!r} already has a handler: {shown(self.handlers[queue].function)}. "
-                    "Register one function per queue."
+                    "Register only one function per queue."
                 )
             if self.state is not State.NEW:
                 raise InvalidHandler(
@@ -170,14 +171,15 @@ class Worker:
     def swap(self, handler: Handler, concurrency: int) -> None:
         """Replace the handler of a queue and the worker's concurrency. Running tasks finish with the old handler.
 
-        Call it on the worker's loop.
+        Call this method on the worker's event loop.
 
         Raises:
-            InvalidHandler: the worker does not serve that queue.
+            InvalidHandler: the worker does not serve the handler's queue.
         """
         if not isinstance(handler, Handler):
             raise InvalidHandler(
-                f"handler={shown(handler)} is invalid: expected a Handler. Use nqnb.worker.handlers.make_handler."
+                f"handler={shown(handler)} is invalid: expected a Handler. "
+                "Create it with nqnb.worker.handlers.make_handler."
             )
         concurrency = check_concurrency(concurrency)
         if handler.queue not in self.handlers:
@@ -193,7 +195,7 @@ class Worker:
 
     @property
     def malformed(self) -> int:
-        """How many messages were terminated because they were not tasks."""
+        """The number of messages that were terminated because they were not tasks."""
         return 0 if self._runtime is None else self._runtime.malformed
 
     @property
@@ -206,7 +208,7 @@ class Worker:
 
         Args:
             running: the ids of the running tasks.
-            ttl: for how many seconds the record is valid.
+            ttl: the number of seconds for which the record is valid.
         """
         return WorkerInfo(
             id=self.id,
@@ -221,7 +223,7 @@ class Worker:
         )
 
     async def start(self) -> None:
-        """Connect and start pulling tasks.
+        """Connect to the server, and start pulling tasks.
 
         Raises:
             InvalidHandler: no handler is registered, or the worker has already been started.
@@ -260,15 +262,16 @@ class Worker:
             await self._runtime.close()
             raise
         self.state = State.RUNNING
-        log.info("worker %s serves %s", self.id, ", ".join(self.handlers))
+        log.info("worker %s is serving %s", self.id, ", ".join(self.handlers))
 
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
-        """Stop pulling, wait for the running tasks, and stop those still running after ``shutdown_timeout``.
+        """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.
 
-        The server redelivers the stopped tasks. A second call does nothing.
+        The worker stops pulling tasks at once. A second call does nothing.
 
         Args:
-            shutdown_timeout: how long to wait, in seconds or as a timedelta. Default: the worker's setting.
+            shutdown_timeout: how long to wait for running tasks, in seconds or as a timedelta. By default, the worker's
+                ``shutdown_timeout`` is used.
 
         Raises:
             BadInput: ``shutdown_timeout`` is invalid. The worker continues to run.
@@ -293,8 +296,9 @@ class Worker:
         In the main thread, SIGINT and SIGTERM call `request_stop`.
 
         Args:
-            dedicated: whether the process is only a worker. If so, Python's garbage collector no longer visits the
-                objects that exist at the start, which are mostly modules (`gc.freeze`). This makes it much faster.
+            dedicated: whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects
+                that exist at the start, which are mostly modules, from garbage collection. Collections are then much
+                faster.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
@@ -316,16 +320,16 @@ class Worker:
         if lost:
             raise ConnectionFailed(
                 f"the worker has stopped: the connection to {', '.join(self.settings.urls)} was lost. "
-                "Check the server, then start the worker again."
+                "Check the server, and then start the worker again."
             )
 
     def pause(self) -> None:
-        """Stop pulling tasks, but let the running tasks continue. SIGTSTP calls this."""
+        """Stop pulling tasks, but let the running tasks continue. SIGTSTP calls this method."""
         if self._runtime is not None:
             self._runtime.pause()
 
     def request_stop(self) -> None:
-        """Make `serve` stop the worker. After a second call, `serve` no longer waits for the running tasks."""
+        """Make `serve` stop the worker. After a second call, `serve` no longer waits for running tasks."""
         if self._stop.is_set():
             self.shutdown_timeout = 0.0
             if self._runtime is not None:
@@ -340,7 +344,9 @@ class Worker:
         """
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
-            raise BadInput("run() cannot start: an event loop is running in this thread. Use `await worker.serve()`.")
+            raise BadInput(
+                "run() cannot start: this thread is already running an event loop. Use `await worker.serve()`."
+            )
         asyncio.run(self.serve(dedicated=True))
 
     async def __aenter__(self) -> Worker:

@@ -74,7 +74,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def worker(url: str, jobs: Path, start: Start) -> Iterator[None]:
     """Run `nqnb worker` in a process of its own; it must end cleanly on SIGTERM."""
     process = start("worker", "jobs:worker", "-u", url, cwd=jobs)
-    until_said(process, "serves echo, boom")
+    until_said(process, "is serving echo, boom")
     yield
     process.terminate()
     answer = ended(process)

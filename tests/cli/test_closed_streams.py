@@ -150,7 +150,7 @@ def test_an_interrupted_cancel_says_that_it_is_stored(
 ) -> None:
     (tmp_path / "jobs.py").write_text(JOBS)
     worker = start("worker", "jobs:worker", "-u", url, cwd=tmp_path)
-    until_said(worker, "serves stubborn")
+    until_said(worker, "is serving stubborn")
     first, second, third = many("stubborn", 3)
     for ids, told in (
         ((first,), "interrupted; the cancel is stored, but the task was still stopping"),

@@ -38,7 +38,7 @@ def worker(url: str, start: Start, tmp_path_factory: pytest.TempPathFactory) -> 
     folder: Path = tmp_path_factory.mktemp("jobs")
     (folder / "jobs.py").write_text(JOBS)
     process = start("worker", "jobs:worker", "-u", url, cwd=folder)
-    until_said(process, "serves quick")
+    until_said(process, "is serving quick")
     yield
     process.terminate()
     assert process.wait(20) == 0

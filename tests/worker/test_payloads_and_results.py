@@ -137,7 +137,7 @@ async def test_a_job_that_is_used_as_the_payload_fails_with_a_hint(
         with pytest.raises(nqnb.TaskFailed) as caught:
             await task.result(30)
     assert str(caught.value).endswith(
-        "TypeError: 'Job' object is not subscriptable. The only argument of the handler is its Job: "
+        "TypeError: 'Job' object is not subscriptable. The handler's only argument receives the Job: "
         "take (job, payload), or name the argument `payload`"
     )
 

@@ -175,7 +175,7 @@ async def test_a_timeout_stops_the_run_and_fails_it(nq: nqnb.Client, settings: n
 
     async with worker:
         task = await nq.submit(kind, timeout=1)
-        with pytest.raises(nqnb.TaskFailed, match="TimeoutError: stopped after its timeout of 1 s"):
+        with pytest.raises(nqnb.TaskFailed, match="TimeoutError: the task was stopped after its timeout of 1 s"):
             await task.result(timeout=10)
         assert deadlines[0] is not None
 
@@ -276,7 +276,7 @@ async def test_a_passed_deadline_fails_without_running(nq: nqnb.Client, settings
 
     task = await nq.submit("work", retry=3, deadline=timedelta(seconds=-5))
     async with worker:
-        with pytest.raises(nqnb.TaskFailed, match="its deadline passed"):
+        with pytest.raises(nqnb.TaskFailed, match="the task's deadline passed"):
             await task.result(timeout=10)
     assert ran == []
 
@@ -464,7 +464,7 @@ async def test_the_log_tells_an_operator_of_starts_stops_retries_and_failures(
         rf"INFO task {failed.id} of queue work failed on attempt 1 of 2; retrying in .* s: ValueError: no more",
         rf"WARNING task {failed.id} of queue work has failed: ValueError: no more",
         rf"INFO task {cancelled.id} of queue work was cancelled: its coroutine was cancelled",
-        rf"INFO worker {worker.id} is waiting up to 0.1 s for 1 running tasks",
+        rf"INFO worker {worker.id} is waiting up to 0.1 s for 1 running tasks to finish",
         rf"INFO task {left.id} of queue work is being stopped and will be redelivered",
         rf"INFO worker {worker.id} has stopped",
     ):

@@ -14,7 +14,7 @@ from nqnb.worker.job import Job
 
 
 class CoroutineExecutor(Executor):
-    """Runs an ``async def`` handler as an asyncio task of the worker's loop."""
+    """An executor that runs an ``async def`` handler as an asyncio task on the worker's event loop."""
 
     how = "its coroutine was cancelled"
 
@@ -42,7 +42,7 @@ class CoroutineExecutor(Executor):
             self._ladder.start()
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
-        """See `Executor.runs_as`."""
+        """Return whether ``task`` is running the handler; see `Executor.runs_as`."""
         return task is not None and self._task is task
 
     def _hurry(self, within: float) -> None:
@@ -62,7 +62,7 @@ async def _end_of(task: asyncio.Task[Any]) -> None:
 
 
 async def _await_handler(call: Callable[[], Any]) -> Result:
-    """Await a coroutine handler. Return any exception as a result, because a `SystemExit` must not stop the loop."""
+    """Await a coroutine handler, and return the outcome. Never raise, because `SystemExit` would stop the loop."""
     try:
         value = call()
         # A plain wrapper may return the coroutine of the wrapped function, and a coroutine may wrap a plain function.
