@@ -51,7 +51,7 @@ T = TypeVar("T")
 log = logging.getLogger("nqnb.backend")
 
 MIN_RETENTION_SECONDS = 3600.0
-"""The minimum number of seconds for which an ended task's state is stored, because it must outlive the message."""
+"""The minimum number of seconds for which an ended task's state is stored. The state must outlive the message."""
 _MIN_RETENTION_ACK_WAITS = 10
 """The minimum number of ack waits for which an ended task's state is stored.
 
@@ -201,11 +201,11 @@ class Backend:
         return self._clock.now()
 
     def earliest_now(self) -> float:
-        """Return the earliest time that the server's clock can show now, in Unix seconds."""
+        """Return a lower bound for the server's current time, in Unix seconds."""
         return self._clock.earliest()
 
     def latest_now(self) -> float:
-        """Return the latest time that the server's clock can show now, in Unix seconds.
+        """Return an upper bound for the server's current time, in Unix seconds.
 
         A delay that is measured from this time is never too short.
         """
@@ -241,7 +241,7 @@ class Backend:
 
     @property
     def terminal_ttl(self) -> float | None:
-        """The number of seconds for which an ended task's state is stored, or None if it is removed only by pruning.
+        """The number of seconds for which an ended task's state is stored, or None if only pruning removes the state.
 
         Use this TTL for an outcome only if the task's message is acked right after the write. For other outcomes, see
         `nqnb.protocol.transition.let_expire`.
@@ -323,7 +323,10 @@ class Backend:
         return await service_of(self.connection, queue, len(workers))
 
     async def place_of(self, queue: str, sequence: int) -> tuple[int, int] | None:
-        """Return the number of messages ahead of a message; see `nqnb.jetstream.queue_streams.place_of`."""
+        """Return the minimum and maximum number of messages ahead of a message.
+
+        See `nqnb.jetstream.queue_streams.place_of`.
+        """
         return await place_of(self.connection, queue, sequence)
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
@@ -497,7 +500,10 @@ class Backend:
         self._spared_since = time.monotonic()
 
     def spared_for(self, seconds: float) -> float:
-        """Return the remaining seconds of the last period that `spare_owners` started, with a length of ``seconds``."""
+        """Return the remaining time, in seconds, of the period that the last call of `spare_owners` started.
+
+        The total length of the period is ``seconds``.
+        """
         return max(0.0, self._spared_since + seconds - time.monotonic())
 
     async def _ensure_presence(self, *, memory: bool = False) -> None:

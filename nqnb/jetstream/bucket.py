@@ -186,8 +186,8 @@ class KeyValueStore:
             return self._publish_with_ttl(key, value, headers, ttl, once)
         if not names.is_key(key):
             raise BadInput(
-                f"key {quoted(key)} is invalid: expected 1 to 1000 characters: letters A-Z and a-z, digits, hyphens, "
-                "underscores, slashes and equals signs, with single dots between them."
+                f"key {quoted(key)} is invalid: expected 1 to 1000 characters. Use letters A-Z and a-z, digits, "
+                "hyphens, underscores, slashes and equals signs, with single dots as separators."
             )
         block = f"NATS/1.0\r\n{headers}\r\n".encode() if headers else b""
         return self._connection.ask(self._root + key, value, block, self._read_revision, again=once)
@@ -264,7 +264,7 @@ async def ensure_bucket(
         bucket: the bucket's name.
         max_age: seconds after which each key expires, or 0 for never. Do not set this if a guarantee depends on a key.
         expires: whether to allow a TTL for each write (NATS ADR-43, server >= 2.11). An existing bucket is updated.
-        memory: whether to create the bucket in the server's memory, if the memory is sufficient.
+        memory: whether to create the bucket in the server's memory, if there is enough memory.
 
     Returns:
         Whether a write can have a TTL. This is never allowed in a bucket with a longer history, because an older state
@@ -299,7 +299,7 @@ async def ensure_bucket(
 
 
 async def _create_in_memory(connection: Connection, body: dict[str, Any]) -> bool:
-    """Create a bucket in the server's memory. Return False if the memory or the user's permissions do not suffice."""
+    """Create a bucket in the server's memory. Return False if the server lacks memory or the user lacks permission."""
     try:
         await create_stream(connection, {**body, "storage": "memory"})
     except (NoRoom, ServerRefused) as error:

@@ -56,7 +56,7 @@ log = logging.getLogger("nqnb.connection")
 
 EXPECTED_REVISION = "Nats-Expected-Last-Subject-Sequence"
 _MESSAGE_ID = "Nats-Msg-Id"
-"""If a message has this header or `EXPECTED_REVISION`, the server stores it only once, even if it is resent."""
+"""If a message has this header or `EXPECTED_REVISION`, the server stores the message once, even if it is resent."""
 OUTAGE_LOG_SECONDS = 60.0
 """Seconds between two log lines about the same outage."""
 RESEND_SECONDS = 0.7
@@ -64,7 +64,7 @@ RESEND_SECONDS = 0.7
 _CLOSE_SECONDS = 3.0
 """Seconds to wait for nats-py to close. During a reconnect, nats-py may wait for an event that never happens."""
 _MAX_RETRY_PAUSE_SECONDS = 0.25
-"""The maximum pause in seconds between two attempts, which is short so that a new leader is found quickly."""
+"""The maximum pause in seconds between two attempts. The pause is short so that a new leader is found quickly."""
 _TIMER_SECONDS = 0.1
 """Seconds between two checks for requests that have timed out."""
 _LATE_TIMER_SECONDS = 0.5
@@ -77,7 +77,7 @@ class PubAck(msgspec.Struct, rename={"sequence": "seq"}, gc=False):
     Attributes:
         sequence: the message's sequence in the stream.
         duplicate: whether the stream already contained the message.
-        error: the reason why the server did not store the message. It is raised as an exception to the caller.
+        error: the reason why the server did not store the message. The caller receives it as an exception.
     """
 
     sequence: int = 0
@@ -366,7 +366,7 @@ class Connection:
             pause = min(pause * 2, _MAX_RETRY_PAUSE_SECONDS)
 
     async def subscribe(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop for each message on a subject, in order. The call must not block."""
+        """Call ``on_message``, which must not block, on the event loop for each message on a subject, in order."""
         try:
             return await self.client.listen(subject, on_message)
         except nats.errors.Error as error:
@@ -656,7 +656,7 @@ class Outage:
         self._since = 0.0
         """The monotonic time at which the outage began, or 0 if there is no outage."""
         self._noticed = 0.0
-        """The monotonic time at which the outage was last noticed."""
+        """The monotonic time at which the outage was last reported."""
         self._logged = 0.0
         self._notes: Counter[str] = Counter()
         self._closed = False
@@ -709,7 +709,7 @@ class Outage:
             log.warning("the server has been unavailable for %.0f s; still trying%s", now - self._since, self._noted())
 
     def over(self, quiet_for: float = 0.0) -> bool:
-        """End the outage unless it was noticed in the last ``quiet_for`` seconds. Return whether it was ended."""
+        """End the outage if no error was reported in the last ``quiet_for`` seconds, and return whether it ended."""
         now = time.monotonic()
         if not self.active or now - self._noticed < quiet_for:
             return False

@@ -1,4 +1,4 @@
-"""A faster nats-py client: received messages are passed directly to callbacks, and a publish only fills a buffer.
+"""A faster nats-py client: callbacks receive messages directly, and published messages are appended to a buffer.
 
 For each received message, nats-py parses the headers, creates an object, puts the object into a queue, and wakes a task
 that calls the callback. nats-py also checks and copies each published message. For a small task, this work is most of
@@ -128,7 +128,7 @@ class FastClient(NatsClient):
             await self._flush_pending(force_flush=True)
 
     def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
-        """Append a message to the send buffer, which is written to the socket once per turn of the event loop.
+        """Append a message to the send buffer, which is written to the socket once per iteration of the event loop.
 
         Args:
             subject: the subject.
@@ -181,7 +181,7 @@ class FastClient(NatsClient):
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
 
     async def listen(self, subject: str, on_message: OnMessage) -> Subscription:
-        """Call ``on_message`` on the event loop for each message on a subject, in order. The call must not block."""
+        """Call ``on_message``, which must not block, on the event loop for each message on a subject, in order."""
 
         async def take(message: Msg) -> None:
             heard = Message(message.subject, message.reply, message.data, parsed=message.headers or {})
@@ -223,7 +223,7 @@ class FastClient(NatsClient):
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
-        """Wait for the messages in transit, then unsubscribe. If the wait fails, unsubscribe immediately."""
+        """Wait for the messages in transit, then remove the subscription. If the wait fails, remove it anyway."""
         try:
             await subscription.drain()  # type: ignore[no-untyped-call]  # nats-py does not annotate it
         finally:
