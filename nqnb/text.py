@@ -82,7 +82,7 @@ def duration(seconds: float, *, gap: str = "") -> str:
     if seconds < 10:
         return f"{seconds:.1f}{gap}s"
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * length:
+        if seconds >= 2 * length or seconds == length:
             return f"{seconds / length:.0f}{gap}{unit}"
     return f"{seconds:.0f}{gap}s"
 

@@ -20,6 +20,8 @@ from nqnb.text import clean, clock, duration, line, long_duration, size, to_json
         (150, "2m", "2 m 30 s"),
         (9000, "2h", "2 h 30 m"),
         (59.99, "60s", "59.9 s"),
+        (60, "1m", "1 m 00 s"),
+        (3600, "1h", "1 h 00 m"),
         (3599.9, "60m", "59 m 59 s"),
         (3900, "65m", "1 h 05 m"),
         (400_000, "5d", "4 d 15 h"),
