@@ -1,6 +1,6 @@
 """Submit a delayed batch whose tasks can fail and retry, and read the results as a pandas DataFrame.
 
-This example uses the session, whose calls are synchronous. The session is made for notebooks, but works in scripts too.
+This example uses the session, whose calls are synchronous. The session is for notebooks, but also works in scripts.
 """
 
 from datetime import timedelta
@@ -9,7 +9,7 @@ import nqnb
 
 
 def measure(job: nqnb.Job, payload: dict) -> float:
-    """Return a number; fail in the first attempt for one payload, and in every attempt for another payload."""
+    """Return a number. For one payload, fail in the first attempt; for another payload, fail in every attempt."""
     if payload["sensor"] == "broken" or (payload["sensor"] == "slow" and job.attempt == 1):
         raise TimeoutError(f"no answer from sensor {payload['sensor']}")
     return len(payload["sensor"]) * 1.5

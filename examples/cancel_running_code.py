@@ -1,4 +1,4 @@
-"""Cancel tasks while their code runs, and read the receipts."""
+"""Cancel tasks while their code is running, and read the receipts."""
 
 import asyncio
 import time

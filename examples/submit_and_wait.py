@@ -6,7 +6,7 @@ import nqnb
 
 
 async def main() -> None:
-    """Run a server and a worker for this example, and submit tasks to it."""
+    """Run a server and a worker for this example, and submit tasks."""
     async with nqnb.DevServer() as server:  # a real nats-server; you can use the address of your own server instead
         worker = nqnb.Worker(server.url)
 
@@ -16,7 +16,7 @@ async def main() -> None:
 
         async with worker, nqnb.connect(server.url) as nq:
             task = await nq.submit("squares", 5, retry=2, timeout=60)
-            async for update in task.updates():  # at each change, until the task has ended
+            async for update in task.updates():  # yields each change until the task has ended
                 print(task.id, "is", update.status.label)
             print("result:", await task)
 

@@ -7,7 +7,7 @@ import nqnb
 
 
 async def watch(nq: nqnb.Client, queue: str, total: int) -> None:
-    """Print the counts of a queue at each change, until all of its tasks have ended."""
+    """Print the number of tasks in each state after each change, until all tasks of the queue have ended."""
     states: dict[str, nqnb.Status] = {}
     async for batch in nq.watch():  # the watch survives disconnects
         for task in batch.tasks:
@@ -20,7 +20,7 @@ async def watch(nq: nqnb.Client, queue: str, total: int) -> None:
 
 
 async def main() -> None:
-    """Run a server and a worker for this example, and watch their queue."""
+    """Run a server and a worker for this example, and watch the queue."""
     async with nqnb.DevServer() as server:
         worker = nqnb.Worker(server.url, concurrency=2)
 

@@ -12,20 +12,20 @@ import nqnb
 
 @dataclass
 class Wait:
-    """The payload of the queue ``wait``. If a payload does not match, the task fails and its error names the field."""
+    """The payload of the queue ``wait``. If a payload does not match, the task fails, and the error names the field."""
 
     seconds: float
     text: str = "done"
 
 
 async def wait(job: nqnb.Job, payload: Wait) -> str:
-    """Run as a coroutine, which suits work that waits for the network."""
+    """Run as a coroutine, for work that waits for the network."""
     await asyncio.sleep(payload.seconds)
     return payload.text
 
 
 def count(job: nqnb.Job, payload: int) -> int:
-    """Run in a thread, which suits libraries that block."""
+    """Run in a thread, for libraries that block."""
     for done in range(payload):
         job.progress(done, payload, "counting")
         time.sleep(0.02)
@@ -33,7 +33,7 @@ def count(job: nqnb.Job, payload: int) -> int:
 
 
 def primes(job: nqnb.Job, payload: int) -> int:
-    """Run in a process, which suits long computations and always stops when its task is cancelled."""
+    """Run in a process, for long computations. A process always stops when the task is cancelled."""
     return sum(all(number % divisor for divisor in range(2, number)) for number in range(2, payload))
 
 

@@ -51,8 +51,8 @@ def connect(
 
     Args:
         settings: `Settings`, the address of a server, or several addresses of one cluster. The default is the first of
-            these that exists: the address in ``NATS_URL``, the address in a context of the NATS CLI, your detached
-            server (`nqnb up --detach`), ``nats://127.0.0.1:4222``.
+            these that exists: the address in ``NATS_URL``, the address in a NATS CLI context, your detached server
+            (`nqnb up --detach`), and ``nats://127.0.0.1:4222``.
         store: a store for task states, to use instead of the bucket ``nq-store``; see `StateStore`.
         **options: fields of `Settings` that override those in ``settings``.
 
@@ -366,7 +366,7 @@ class Client:
 
         Args:
             queue: return only tasks of this queue.
-            status: return only tasks in this state, or in any of several states. A state is a `Status`, its label
+            status: return only tasks in this state, or in any of several states. A state is a `Status`, a label
                 (``"failed"``) or NQ's number for it; ``"scheduled"`` selects pending tasks that are not due yet.
 
         Raises:
