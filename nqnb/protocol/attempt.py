@@ -22,7 +22,7 @@ that another worker can take over the tasks of a dead worker as soon as they are
 
 
 class Attempt:
-    """An attempt at a delivered task. The worker's subclass ``Run`` also runs the handler.
+    """An attempt to run a delivered task. The worker's subclass ``Run`` adds the execution of the handler.
 
     Args:
         delivery: the delivery of the task.
@@ -61,7 +61,7 @@ class Attempt:
         self.claim = claim
         self.claimed = False
         self.poisoned = False
-        """Whether the task must not run again, because too many workers went silent while running it."""
+        """Whether the task must not run again, because too many workers went silent while running the task."""
         self.entry = message
         """The entry as this attempt last wrote it."""
         self.revision = 0
@@ -73,11 +73,11 @@ class Attempt:
         self.why: Stop | None = None
         """The reason for stopping the run, or None."""
         self.unrun = ""
-        """The reason why a cancelled task was claimed but not run, for the receipt."""
+        """The receipt's explanation of why a cancelled task was claimed but not run."""
         self.beat = delivery.received
         """The time at which the last answered heartbeat was sent, on the clock of `elapsed`."""
         self.gap = False
-        """Whether the lease was found to be lost; see `lost_lease`."""
+        """Whether `lost_lease` has found that the lease is lost."""
         self.superseded = False
         """Whether a newer claim owns the task. If so, this run sends no more heartbeats, even if it was also stopped
         for another reason. Its heartbeats would prevent the redelivery that is needed if the newer owner dies."""
@@ -88,7 +88,7 @@ class Attempt:
 
     @property
     def how(self) -> str:
-        """A description of how a cancelled task was stopped, for the receipt."""
+        """The receipt's description of how a cancelled task was stopped."""
         return self.unrun
 
     def adopt(self, delivery: TaskDelivery) -> None:
@@ -100,7 +100,7 @@ class Attempt:
     def flag(self, record: CancelRecord, worker: str) -> None:
         """Record a cancel, and begin to stop the run.
 
-        A later cancel does not replace the first cancel, but can add an unknown sender and time.
+        Only the first cancel is recorded. If its sender and time are unknown, a later cancel supplies them.
         """
         if self.cancel is None:
             self.cancel = msgspec.structs.replace(record, delivered_at=self.delivery.now(), worker=worker)

@@ -38,7 +38,7 @@ async def stream_of(backend: QueueBackend, queue: str) -> str:
 
 
 async def unknown_queue(backend: QueueBackend, queue: str) -> UnknownQueue:
-    """Return an `UnknownQueue` error that suggests an existing queue with a similar name."""
+    """Return an `UnknownQueue` error that suggests a similar queue name, if any."""
     known: list[str] = []
     with contextlib.suppress(NqnbError):  # a user may lack the permission to list queues
         known = await backend.queue_names()
@@ -79,7 +79,7 @@ async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> No
 async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:
     """Await ``work(thing)`` for each thing, with at most `AT_ONCE` calls at a time.
 
-    If any calls fail, one of their errors is raised after all calls have ended.
+    If any call fails, one of the errors is raised after all calls have ended.
     """
     queue: asyncio.Queue[T | None] = asyncio.Queue(AT_ONCE)
 

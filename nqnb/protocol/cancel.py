@@ -1,6 +1,6 @@
 """Cancels tasks durably, and ends tasks that are waiting.
 
-Every decision is based on a read through the leader and is written by compare-and-set. A task that never started is
+Every decision is based on a read through the leader and is recorded by compare-and-set. A task that never started is
 marked as Deleted without involving a worker. For any other unfinished task, the cancel request ("intent") is first
 written to a bucket and then published. A worker that misses the published message reads the request from the bucket
 when it claims the task, at a heartbeat, or after it reconnects.
@@ -359,7 +359,7 @@ async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, 
         if lifecycle.due_at(task):
             await backend.unschedule_task(task.Queue, task.ID)
     except NqnbError as error:
-        log.info("could not remove the message of task %s; a worker will ack it later: %s", task.ID, error)
+        log.info("could not remove the message of task %s; a worker will ack the message later: %s", task.ID, error)
         return
     if task.Sequence and not lifecycle.due_at(task):
         # An entry may expire only after its message is gone. The entry of a scheduled task does not expire, because the

@@ -152,10 +152,10 @@ async def _owner_rest(backend: TaskBackend, attempt: Attempt, owner: str, writte
 async def _answer(attempt: Attempt, verdict: ClaimVerdict) -> None:
     if verdict.step is ClaimStep.ACK:
         # After an outage, every message whose ack was lost is redelivered.
-        log.debug("task %s: acking the message: %s", attempt.id, verdict.why)
+        log.debug("task %s: ack: %s", attempt.id, verdict.why)
         await attempt.delivery.ack()
     else:
-        log.debug("task %s: naking the message for %.2f s: %s", attempt.id, verdict.delay, verdict.why)
+        log.debug("task %s: nak with a delay of %.2f s: %s", attempt.id, verdict.delay, verdict.why)
         await attempt.delivery.nak(verdict.delay)
 
 

@@ -118,7 +118,7 @@ async def _stop_all(
 ) -> int:
     """Cancel the running tasks, wait for them to end, and return how many were cancelled.
 
-    ``deleted`` is True if the queue's streams have already been deleted. The error message depends on it.
+    ``deleted`` is True if the queue's streams have already been deleted. This only affects the error message.
 
     Raises:
         QueueInUse: some tasks are still running after ``wait`` seconds.

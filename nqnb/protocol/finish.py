@@ -34,7 +34,7 @@ log = logging.getLogger("nqnb.worker")
 _REFUSED_PAUSE_SECONDS = 1.0
 """The delay before another attempt to write an outcome that the server refused, in seconds."""
 _SHORT_TEXT_CHARACTERS = 100
-"""The maximum length of an error's type and of its message in an entry that had to be shortened."""
+"""The maximum number of characters of an error's type or message in a shortened entry."""
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Ending:
     retry_delay: float
     """The delay before the next attempt, in seconds."""
     without_result: Callable[[Status, Meta], Awaitable[tuple[Status, Meta]]]
-    """The function that is called if the entry is too large. It moves the result to the result bucket."""
+    """A function that moves the result to the result bucket if the entry is too large."""
 
 
 async def finish(backend: TaskBackend, attempt: Attempt, ending: Ending) -> tuple[Status | None, Meta]:
@@ -164,7 +164,7 @@ class _Finish(Retry):
         self.scheduled = False
         """Whether the message of the retry has been scheduled."""
         self.start = SeenEntry(attempt.entry, attempt.revision)
-        """The entry as this worker last wrote it. No read is needed at first, because a conflict reveals a change."""
+        """The entry as this worker last wrote it. If the entry has changed since then, the write conflicts."""
         self._attempt = attempt
         self._ending = ending
         self._reported = False

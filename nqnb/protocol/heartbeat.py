@@ -27,7 +27,7 @@ from nqnb.store import Unsubscribe
 log = logging.getLogger("nqnb.worker")
 
 WATCH_AFTER_SECONDS = 0.1
-"""How long a task must run before its entry is watched, in seconds. A shorter task is not worth a subscription."""
+"""How long a task must run before its entry is watched, in seconds. A subscription is expensive for a shorter task."""
 _SETTLE_SECONDS = 0.02
 """The delay between a notification and the read, in seconds.
 

@@ -336,7 +336,7 @@ class QueueBackend(TaskBackend, Protocol):
         ...
 
     async def foreign_subjects(self, queue: str) -> dict[str, list[str]]:
-        """Return the subjects that are unrelated to a queue but are in its streams, grouped by stream name."""
+        """Return the other subjects in a queue's streams, grouped by stream name."""
         ...
 
     async def queue_created_at(self, queue: str) -> float:

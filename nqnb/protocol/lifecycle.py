@@ -102,7 +102,7 @@ def claim(
         deliveries: the number of times this message has been delivered, including this delivery.
         ours: whether nqnb published the message.
         scheduled: whether a server-side schedule published the message.
-        owner_rest: the number of seconds for which `foreign_owner` is still presumed to be running this task, or 0.
+        owner_rest: the number of seconds for which another worker is still presumed to be running this task.
         now: the earliest possible server time, in Unix seconds, so that no task starts too early.
         ack_wait: the consumer's ack wait, in seconds.
     """
@@ -171,7 +171,7 @@ class BeatStep(enum.Enum):
     REPAIR = enum.auto()
     """Write the claim again, because a slow Go client has overwritten the claim with its Pending entry."""
     CANCEL = enum.auto()
-    """Stop the run as cancelled, and write an intent, because a Go client wrote Deleted without an intent."""
+    """Cancel the run, and write an intent, because a Go client wrote Deleted without an intent."""
     STOP_AND_ACK = enum.auto()
     """Stop the run, and ack the message, because the task has ended elsewhere."""
     STOP_AND_DROP = enum.auto()
@@ -203,9 +203,9 @@ class Ended(enum.Enum):
     RETURNED = enum.auto()
     """The executor received the handler's return value."""
     FAILED = enum.auto()
-    """The handler raised, timed out, or returned a value that cannot be encoded."""
+    """The handler raised an exception, timed out, or returned a value that cannot be encoded."""
     STOPPED = enum.auto()
-    """The handler was stopped before it returned or raised, or it never started."""
+    """The handler never started, or was stopped before it ended."""
 
 
 def outcome(ended: Ended, *, cancelled: bool, retries_left: bool) -> Status | None:
@@ -315,7 +315,7 @@ class CancelStep(enum.Enum):
     DELETE = enum.auto()
     """Write Deleted by compare-and-set, then delete the message, because the task never ran."""
     CANCEL_WAITING = enum.auto()
-    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and the intent exists."""
+    """Write Cancelled by compare-and-set, then delete the message. The task is waiting, and its intent was written."""
     ANNOUNCE = enum.auto()
     """Write the intent, publish the cancel, wait for the PubAck, and read the entry again. The intent is written first,
     so that a worker that misses the published cancel can read the intent later."""
@@ -355,8 +355,8 @@ def submit_conflict(entry: TaskMessage | None, message: TaskMessage, *, sequence
 
     If the entry has the sequence of the published message, it belongs to the submitted task: a worker was faster, or
     the answer to the submitter's own write was lost. A Go worker does not know the sequence and writes 0, which is also
-    accepted. An entry with a later sequence belongs to the submitted task if it describes the same task, because a
-    worker may already have moved the message into a schedule.
+    accepted. An entry with a later sequence is accepted if it describes the same task, because a worker may already
+    have moved the message into a schedule.
 
     Args:
         entry: the task as read through the bucket's leader, or None if the task has ended and its entry has been
@@ -403,7 +403,7 @@ def end_of(task: TaskMessage) -> Status:
 
 
 def is_end_of(entry: TaskMessage, record: CancelRecord) -> bool:
-    """Return whether an entry is the final entry of the cancel with this record."""
+    """Return whether an entry was written by the cancel with the given record."""
     there = entry.meta.cancel
     return (
         entry.Status in (Status.CANCELLED, Status.DELETED)
@@ -481,7 +481,7 @@ def stop(entry: TaskMessage, *, owner_alive: bool, late: bool) -> StopStep:
         entry: the task as read through the bucket's leader.
         owner_alive: whether the task's worker is still presumed to be running the task.
         late: whether the worker has had enough time to stop the task. The presence of Go workers is unknown, so their
-            tasks are considered abandoned only after this time.
+            tasks are considered abandoned only if ``late`` is True.
     """
     if entry.Status.terminal:
         return StopStep.ENDED

@@ -81,7 +81,7 @@ def with_payload(template: TaskMessage, value: object) -> TaskMessage:
     """Return a copy of a message with a new id and another payload.
 
     Raises:
-        UnencodableValue: the payload cannot be encoded as JSON. Nothing was sent.
+        UnencodableValue: the payload cannot be encoded as JSON.
     """
     return msgspec.structs.replace(template, ID=names.new_task_id(), Payload=payload.encode(value))
 
@@ -249,7 +249,7 @@ def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:
 
 def _taken(task_id: str) -> TaskExists:
     return TaskExists(
-        f"task id {task_id!r} is taken: another task has this id. Choose another id, or omit the id to generate one.",
+        f"task id {task_id!r} is taken: another task has this id. Choose another id, or omit it to get a random id.",
         task_id,
     )
 

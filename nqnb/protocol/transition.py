@@ -1,12 +1,12 @@
 """Changes a task's entry by compare-and-set. All operations use the loop in this module.
 
-`transition` reads the entry, asks the operation for a decision, and writes the decision by compare-and-set. After a
-conflict, `transition` starts again, because the operation must decide about the new entry. If the server's answer to a
-write was lost, `transition` reads the entry again and checks whether the write took effect. Writing the same change
-twice could undo later changes by other writers.
+`transition` reads the entry, asks the operation for a decision, and writes the decided entry by compare-and-set. After
+a conflict, `transition` starts again, because the operation must consider the other writer's entry. If the server's
+answer to a write was lost, `transition` reads the entry again and checks whether the write took effect. Writing the
+same change twice could undo later changes by other writers.
 
 No other module writes entries. `write_once`, `remove_entry` and `let_expire` write at most once and do not retry: their
-callers read the entry again anyway, or need no decision.
+callers read the entry again anyway, or have nothing more to decide.
 """
 
 from __future__ import annotations

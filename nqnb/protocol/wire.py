@@ -62,7 +62,7 @@ class CancelRecord(Struct, omit_defaults=True, gc=False):
 
     @classmethod
     def of_intent(cls, data: bytes) -> CancelRecord:
-        """Decode a cancel request. A malformed request also cancels the task, so it is decoded to an empty record.
+        """Decode a cancel request. A malformed request also cancels the task, so it is decoded as an empty record.
 
         Long strings are truncated, because the worker copies the record into the task's entry.
         """
@@ -170,7 +170,7 @@ class TaskMessage(Struct, gc=False):
         return task
 
     def lean(self) -> TaskMessage:
-        """Return a copy without the payload and with truncated strings, for use if the entry would be too large."""
+        """Return a copy without the payload and with truncated strings, for an entry that is too large."""
         meta, error, cancel, progress = self.meta, self.meta.error, self.meta.cancel, self.meta.progress
         return msgspec.structs.replace(
             self,
@@ -226,7 +226,7 @@ class CancelMessage(Struct, gc=False):
 
 
 def entry_of(data: bytes, sequence: int) -> bytes | None:
-    """Return the first entry of a task, by adding the stream sequence to the message.
+    """Build the first entry of a task by adding the stream sequence to the message.
 
     Args:
         data: the encoded message.
@@ -298,7 +298,7 @@ def _decode_leniently(data: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 
 def _has_wild_number(meta: Any) -> bool:
-    """Return whether a number in ``Meta`` is out of range. Such a ``Meta`` is damaged, not from another program."""
+    """Return whether a number in ``Meta`` is out of range. Such a ``Meta`` is considered damaged, not foreign."""
     if not isinstance(meta, dict):
         return False
     parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
@@ -316,7 +316,7 @@ _ASCII_ESCAPES = _GO_ESCAPES[:3]
 
 
 def as_go(data: bytes) -> bytes:
-    """Escape the five characters that Go's JSON encoder escapes. In JSON, they occur only in strings."""
+    """Escape the five characters that Go's JSON encoder escapes. In JSON, these characters occur only in strings."""
     for plain, escaped in _ASCII_ESCAPES if data.isascii() else _GO_ESCAPES:
         if plain in data:
             data = data.replace(plain, escaped)
