@@ -86,7 +86,7 @@ def _until(run: Run, now: float) -> float:
 
 
 class _ProgressWriter:
-    """Writes a running task's progress and log to the task's entry, at most a few times per second."""
+    """An object that writes a running task's progress and log to the task's entry, a few times per second at most."""
 
     __slots__ = ("_backend", "_closed", "_loop", "_next", "_run", "_waiting", "_worker")
 

@@ -161,7 +161,7 @@ def make_handler(
         )
     except Exception:  # noqa: BLE001  a user's object may raise anything
         raise InvalidHandler(
-            f"{name} cannot handle tasks: its signature cannot be inspected. Wrap it in a function that takes (job)."
+            f"{name} cannot handle tasks: its signature cannot be inspected. Register a function that takes (job)."
         ) from None
     if generates:
         raise InvalidHandler(

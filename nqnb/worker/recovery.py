@@ -25,7 +25,7 @@ _RETRY_SECONDS = 0.5
 
 
 class Recovery:
-    """Prepares a worker for pulling tasks, both at the start and after each reconnect.
+    """An object that prepares a worker for pulling tasks, both at the start and after each reconnect.
 
     Args:
         backend: the worker's backend.

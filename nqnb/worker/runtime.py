@@ -361,7 +361,7 @@ class Runtime:
 
 
 class FetchPolicy:
-    """Decides how many tasks to request from each queue.
+    """A policy that decides how many tasks to request from each queue.
 
     While slots are free, each queue is asked for one task per free slot, up to the limit of the queue's handler. The
     requests to a queue are withdrawn when all slots are taken or when the queue's handler has reached the limit. When

@@ -153,7 +153,7 @@ class Testbed:
             self.links.append(link)
 
     def fields(self, place: int | None = None) -> dict[str, Any]:
-        """Return JSON-compatible settings for a connection from a place, or for a direct connection without a place."""
+        """Return settings as JSON values: for the worker in ``place``, or for a direct connection if that is None."""
         settings = self.settings
         urls = list(settings.urls) if place is None or "link" not in self.options.faults else self.links[place].urls
         plain = ("replicas", "ack_wait", "request_timeout", *_BUCKETS)
