@@ -1,8 +1,8 @@
-"""The event loops of a notebook: nqnb's own loop in a background thread, and the kernel's loop made reentrant.
+"""The event loops of a notebook: nqnb's own loop in a background thread, and the kernel's loop.
 
-nqnb's loop keeps running while a cell is busy. Its thread is a daemon thread, because Python joins all other threads
-before it calls `atexit` functions. A forked child does not inherit the thread. The child starts its own loop, and does
-not use the objects of the parent's loop.
+nqnb's loop keeps running while a cell is busy. The loop runs in a daemon thread, because Python joins all other threads
+before calling `atexit` functions. A forked child process does not inherit the thread. The child starts a new loop, and
+does not use the objects of the parent's loop.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ INTERRUPT_CHECK_SECONDS = 0.2
 _CANCELLED_CALL_SECONDS = 0.15
 """How long an interrupted call waits for its coroutine to end."""
 _CLOSE_SECONDS = 0.5
-"""How long a closing loop waits for its remaining tasks."""
+"""How long the loop waits for its remaining tasks when it is closed."""
 
 
 class Call(Generic[T]):
-    """A handle to a coroutine on the loop thread, for use from other threads."""
+    """A handle to a coroutine that runs on the loop thread. Other threads use this handle."""
 
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._coroutine = coroutine
@@ -47,11 +47,11 @@ class Call(Generic[T]):
         loop.call_soon_threadsafe(self._begin)
 
     def wait(self, seconds: float | None = None, meanwhile: Callable[[], None] | None = None) -> bool:
-        """Wait until the coroutine has ended, and return whether it has. An interrupt ends the wait immediately.
+        """Wait up to ``seconds`` for the coroutine to end, and return whether it did. An interrupt ends the wait.
 
         Args:
-            seconds: the maximum time to wait; None waits indefinitely.
-            meanwhile: called about 20 times a second during the wait.
+            seconds: the maximum time to wait. If None, wait indefinitely.
+            meanwhile: a function to call about 20 times a second during an indefinite wait.
 
         Raises:
             ConnectionFailed: the loop was closed during the wait.
@@ -85,9 +85,9 @@ class Call(Generic[T]):
                 self._loop.call_soon_threadsafe(self._cancel)
 
     def __await__(self) -> Generator[Any, None, T]:
-        """Await the coroutine on another loop, which wakes up regularly to notice interrupts.
+        """Await the coroutine on another loop. The await wakes up regularly, so that the loop can detect interrupts.
 
-        If the awaiting task is cancelled, the coroutine is cancelled too.
+        Cancelling the awaiting task also cancels the coroutine.
         """
         return self._from_another_loop().__await__()
 
@@ -128,10 +128,10 @@ _running: set[Call[Any]] = set()
 
 
 class Loop:
-    """nqnb's loop and its thread. Both start at the first call, and start again at the first call after `stop`."""
+    """nqnb's loop and its thread. Both are started by the first call, and restarted by the first call after `stop`."""
 
     meanwhile: Callable[[], None] | None
-    """Called about 20 times a second while the main thread waits; see `nqnb.notebook.comm_pump`."""
+    """A function to call about 20 times a second while the main thread is waiting; see `nqnb.notebook.comm_pump`."""
     _lock: threading.Lock
     _loop: asyncio.AbstractEventLoop | None = None
     _thread: threading.Thread | None = None
@@ -141,27 +141,27 @@ class Loop:
 
     @property
     def running(self) -> bool:
-        """Whether the thread is running."""
+        """Whether the loop's thread is running."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def here(self) -> bool:
-        """Whether the caller is on the loop's thread."""
+        """Whether the caller is running on the loop's thread."""
         return self._thread is not None and threading.get_ident() == self._thread.ident
 
     def call(self, coroutine: Coroutine[Any, Any, T], meanwhile: Callable[[], None] | None = None) -> T:
         """Run a coroutine on the loop, and wait for its result.
 
-        An interrupt cancels the coroutine. ``KeyboardInterrupt`` is then raised as soon as the coroutine has ended, or
-        after a fraction of a second at the latest.
+        An interrupt cancels the coroutine. ``KeyboardInterrupt`` is then raised when the coroutine has ended, or after
+        a fraction of a second if the coroutine has not ended by then.
 
         Args:
             coroutine: the coroutine.
-            meanwhile: called about 20 times a second on this thread during the wait, in addition to the loop's own
-                `meanwhile`.
+            meanwhile: a function to call on this thread about 20 times a second during the wait, in addition to the
+                loop's `meanwhile` function.
 
         Raises:
-            BadInput: the caller is on the loop's own thread, which cannot wait for itself.
+            BadInput: ``coroutine`` is not a coroutine, or the caller is on the loop's own thread.
         """
         if not isinstance(coroutine, Coroutine):
             raise BadInput(
@@ -193,13 +193,13 @@ class Loop:
         return call
 
     def soon(self, callback: Callable[..., object], *arguments: Any) -> None:
-        """Schedule a call of a function on the loop, unless the loop has stopped."""
+        """Schedule a function call on the loop, unless the loop has stopped."""
         if self.running and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(callback, *arguments)
 
     def stop(self) -> None:
-        """Cancel the loop's tasks, close the loop, and stop its thread, within about a second."""
+        """Cancel the loop's tasks, close the loop and stop the thread. This takes at most about a second."""
         with self._lock:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
@@ -219,7 +219,7 @@ class Loop:
             return self._loop
 
     def reset(self) -> None:
-        """Discard the loop and its thread. A forked child must do this, because it does not inherit the thread."""
+        """Discard the loop and its thread. A forked child process must do this, because threads are not inherited."""
         # Keep a reference to the parent's loop: closing the loop here would remove the parent's sockets from the
         # selector that both processes share.
         _loops_of_parents.append(self._loop)
@@ -249,9 +249,9 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 if sys.platform != "win32":
 
     class _OwnLoop(asyncio.SelectorEventLoop):
-        """A loop that nest_asyncio2 leaves unchanged.
+        """A loop that nest_asyncio2 does not change.
 
-        nest_asyncio2 patches these methods in the class of the kernel's loop. This class refers to the originals.
+        nest_asyncio2 replaces these methods in the class of the kernel's loop. This class keeps the original methods.
         """
 
         run_forever = asyncio.BaseEventLoop.run_forever
@@ -286,9 +286,9 @@ async def _clear() -> None:
 def nest() -> None:
     """Make asyncio reentrant in this kernel with nest_asyncio2, so that cells can call ``asyncio.run(...)``.
 
-    nqnb itself does not need a reentrant loop: the calls of a session are synchronous, and its tasks can be awaited in
-    a cell. Only a kernel restart undoes the change. A NATS client on the kernel's loop loses about a third of its
-    throughput. Calling this function again has no further effect.
+    nqnb itself does not need a reentrant loop: session calls are synchronous, and tasks can be awaited in a cell. Only
+    a kernel restart undoes the change. A NATS client on the kernel's loop loses about a third of its throughput. This
+    function is idempotent.
 
     Raises:
         BadInput: no event loop is running in this thread.
@@ -312,7 +312,7 @@ _NESTED_MESSAGE = (
 
 
 LOOP = Loop()
-"""The loop of this process."""
+"""The nqnb loop of this process."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=LOOP.reset)

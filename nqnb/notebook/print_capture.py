@@ -1,9 +1,9 @@
-"""Sends the prints and warnings of a handler to the log of its task, instead of to the current cell.
+"""The capture of a handler's output. The output goes to the task's log instead of the current cell.
 
 While this process has handlers, ``sys.stdout`` and ``sys.stderr`` are each replaced with a `Router`. A context variable
-identifies the task that prints, even in threads that the task starts. All other output goes to the original stream. The
-output of programs that a handler starts is not captured. If a handler runs in a separate process, all output of that
-process and its children is captured.
+identifies the task whose code is printing, even in threads that the task has started. All other output goes to the
+original stream. The output of programs that a handler starts is not captured. If a handler runs in a separate process,
+all output of that process and its child processes is captured.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from typing import Any
 from nqnb.worker.job import LINE_CHARACTERS, Job
 
 _PIPE_DRAIN_SECONDS = 0.5
-"""How long to wait for the last output. Child processes that outlive the handler may keep the pipe open."""
+"""How long to wait for a handler's last output. Child processes that outlive the handler may keep the pipe open."""
 
 
 class LineLogger:
-    """Splits a task's output into lines and logs them. `Job.log` keeps the last lines and truncates long ones."""
+    """A stream that logs a task's output line by line. `Job.log` keeps the last lines and truncates long lines."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._parts: dict[int, str] = {}
-        """The output of each thread since its last newline, by thread id."""
+        """The incomplete last line of each thread's output, by thread id."""
         self._lock = threading.Lock()
         self.closed = False
-        """Whether the task has ended. Later output of its threads is not logged."""
+        """Whether the task has ended. Output after the end is not logged."""
 
     def write(self, text: str) -> int:
-        """Log each complete line, and keep the incomplete last line until its newline arrives."""
+        """Log each complete line. Keep an incomplete last line until the rest of the line is written."""
         thread = threading.get_ident()
         *lines, part = (self._parts.get(thread, "") + text).split("\n")
         self._parts[thread] = part[-LINE_CHARACTERS:] if "\r" in part else part[:LINE_CHARACTERS]
@@ -49,7 +49,7 @@ class LineLogger:
         """Do nothing, because each line is logged as soon as it is complete."""
 
     def close(self) -> None:
-        """Log the remaining output that does not end with a newline, and mark the task as ended."""
+        """Log all incomplete lines, and mark the task as ended."""
         self.closed = True
         parts, self._parts = self._parts, {}
         for part in parts.values():
@@ -67,13 +67,13 @@ _output_of_task: ContextVar[LineLogger | None] = ContextVar("nqnb_output_of_task
 
 
 class Router:
-    """A replacement for a stream. It sends a task's output to the task's log, and all other output to the stream."""
+    """A replacement for a stream. Output of a task goes to the task's log. Other output goes to the original stream."""
 
     def __init__(self, stream: Any) -> None:
         self.replaced = stream
 
     def write(self, text: str) -> int:
-        """Write text to the log of the current task, or to the stream."""
+        """Write text to the current task's log, or to the original stream if there is no current task."""
         return int((_current_logger() or self.replaced).write(text) or 0)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -82,7 +82,7 @@ class Router:
             self.write(line)
 
     def flush(self) -> None:
-        """Flush the stream. In a task, this does nothing, because a log does not need to be flushed."""
+        """Flush the original stream. Inside a task, do nothing, because lines are logged immediately."""
         (_current_logger() or self.replaced).flush()
 
     def __getattr__(self, name: str) -> Any:
@@ -90,7 +90,7 @@ class Router:
 
 
 def _current_logger() -> LineLogger | None:
-    """Return the logger of the task that this code belongs to, or None outside a task."""
+    """Return the logger of the current task, or None if there is no current task or the task has ended."""
     lines = _output_of_task.get()
     return None if lines is None or lines.closed else lines
 
@@ -99,7 +99,7 @@ _start = threading.Thread.start
 
 
 def _start_in_context(thread: threading.Thread) -> None:
-    """Start a thread. If a task starts the thread, its output goes to the log of that task."""
+    """Start a thread. If a task starts the thread, the thread's output goes to that task's log."""
     if _current_logger() is not None:
         context, run = contextvars.copy_context(), thread.run
         thread.run = lambda: context.run(run)  # type: ignore[method-assign]  # before Python 3.14 threads inherit no context
@@ -107,7 +107,7 @@ def _start_in_context(thread: threading.Thread) -> None:
 
 
 class Routing:
-    """Keeps the routers installed while at least one worker needs them."""
+    """The installation of the routers. They are installed while at least one worker is registered."""
 
     def __init__(self) -> None:
         self._users = 0
@@ -121,7 +121,7 @@ class Routing:
             threading.Thread.start = _start_in_context  # type: ignore[assignment, method-assign]  # restored by `end`
 
     def end(self) -> None:
-        """Unregister a worker. After the last worker, the original streams are restored."""
+        """Unregister a worker. If no worker remains, restore the original streams."""
         with self._lock:
             self._users -= 1
             if self._users == 0:
@@ -151,7 +151,7 @@ ROUTING = Routing()
 
 @contextlib.contextmanager
 def captured(job: Job) -> Iterator[None]:
-    """Send all output that is printed in this context to the task's log."""
+    """Send all output from this context to the task's log."""
     ROUTING.check()
     lines = LineLogger(job)
     token = _output_of_task.set(lines)
@@ -163,7 +163,7 @@ def captured(job: Job) -> Iterator[None]:
 
 
 def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..., Any]:
-    """Return a handler that runs the function in this process and sends its output to the task's log."""
+    """Return a handler that runs the function in this process and sends the output to the task's log."""
 
     @functools.wraps(function)
     async def await_(job: Job, *arguments: Any) -> Any:
@@ -180,7 +180,7 @@ def printing(function: Callable[..., Any], *, is_coroutine: bool) -> Callable[..
 
 
 class ProcessHandler:
-    """A handler that runs in a separate process, where all output goes to its task's log.
+    """A handler that runs in a separate process. All output of that process goes to the task's log.
 
     Args:
         function: the handler.

@@ -1,4 +1,4 @@
-"""The card that a notebook shows for a session: its server, storage, queues, workers and handlers, as HTML and text."""
+"""The card that describes a session: the server, storage, queues, workers and handlers, as HTML or plain text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nqnb.store import StateStore
 from nqnb.text import size
 
 _MAX_LISTED = 8
-"""The maximum number of queues, and of workers, that a card lists."""
+"""The maximum number of queues, workers or handlers in the lists of a card."""
 
 _STYLE = """
 .nqnb-card{font:13px/1.5 system-ui,sans-serif;max-width:46em;border:1px solid #8886;border-radius:8px;
@@ -30,7 +30,7 @@ padding:.7em 1em;color:inherit}
 
 @dataclass
 class Card:
-    """The content of a card. `fill` adds the information that the server provides."""
+    """The content of a card. `fill` adds information from the server."""
 
     urls: Sequence[str]
     why: str
@@ -45,7 +45,7 @@ class Card:
     workers: list[WorkerInfo] | None = field(default=None)
 
     async def fill(self, client: Client) -> None:
-        """Request information from the server. Information that the user may not read is omitted.
+        """Add information from the server. Information that the user has no permission to read is omitted.
 
         Raises:
             ConnectionFailed: the server is not connected.
@@ -67,7 +67,7 @@ class Card:
             self.states = f"{type(self.store).__qualname__}, your own store"
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return the lines of the card, each as a label and its text."""
+        """Return the labels and texts of the card."""
         found: list[tuple[str, str]] = []
         if self.problem:
             found.append(("now", self.problem))
@@ -88,7 +88,7 @@ class Card:
 
 
 def html(card: Card) -> str:
-    """Return the card as HTML, in the light or dark colours of the page."""
+    """Return the card as HTML that uses the colours of the page, which may be light or dark."""
     items = "".join(
         f"<dt>{escape(name)}</dt><dd{' class=away' if name == 'now' else ''}>{escape(text)}</dd>".replace("\n", "<br>")
         for name, text in card.lines()

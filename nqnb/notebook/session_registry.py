@@ -1,4 +1,4 @@
-"""The sessions of this process, one per server. A rerun cell reuses its session. Kernel exit closes all sessions."""
+"""The open sessions of this process, at most one per server. All sessions are closed when the kernel exits."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from nqnb.server.server_choice import Choice, choose
 from nqnb.store import StateStore
 
 _EXIT_SECONDS = 0.7
-"""How long the process waits for the sessions to close when it exits."""
+"""How long the process waits at exit for the sessions to close."""
 
 _sessions: dict[tuple[str, ...], Session] = {}
 """The sessions, by the addresses of their servers."""
 _latest: list[Session] = []
-"""The most recently requested session; empty if that session is closed."""
+"""The most recently requested session. The list is empty if that session has been closed."""
 
 
 def session(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
-    """Return the session for a server, and open it if necessary.
+    """Return the session for a server. If necessary, open the session.
 
     A call without arguments returns the most recently requested session if that session is still open. Otherwise, the
-    server is taken from ``NATS_URL`` or a context of the NATS CLI. If neither is set, the user's detached server is
-    used, and started if necessary. A server at the default address is used only if you pass its address.
-    ``session.why`` explains why the server was chosen.
+    server is taken from ``NATS_URL`` or a NATS CLI context. If neither is set, the user's detached server is used, and
+    is started if necessary. A server at the default address is used only if you pass its address. ``session.why``
+    explains why the server was chosen.
 
     Args:
         url: the address of the server.
@@ -47,7 +47,7 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
 
 
 def find_or_open(url: str | None = None, *, store: StateStore | None = None, **options: Any) -> Session:
-    """Return the session for a server as `session` does, but do not make it the most recently requested session."""
+    """Return the session for a server, as `session` does, without changing the most recently requested session."""
     tracebacks.begin()
     if url is None and not options and store is None and (known := current()) is not None:
         return known
@@ -86,7 +86,7 @@ def opened() -> list[Session]:
 
 
 def current() -> Session | None:
-    """Return the session to use if no server is named, or None if no session is open."""
+    """Return the session that is used if no server is named, or None if no session is open."""
     for session in (*_latest, *reversed(opened())):
         if session.open:
             if not session.detached or not _is_gone(session):
@@ -111,7 +111,7 @@ def _choose(**options: Any) -> tuple[Choice, bool]:
 
 
 def _is_gone(session: Session) -> bool:
-    """Return whether the detached server of a session was stopped, even if the session has not noticed yet."""
+    """Return whether the detached server of a session has stopped, even if the session has not detected this yet."""
     condition = detached.look().condition
     return condition in (Condition.NONE, Condition.STALE) or (condition is Condition.SILENT and not session.connected)
 
@@ -131,9 +131,9 @@ def _stop_if_unused() -> None:
 
 
 def _close_all() -> None:
-    """Close the sessions when the process exits, within a limited time, so that running tasks are redelivered.
+    """Close all sessions when the process exits, within a time limit. Running tasks are then redelivered.
 
-    First freeze their live tables, because a notebook that is saved without a kernel shows only frozen tables.
+    The live tables are frozen first, because a notebook that is saved without a kernel shows only frozen tables.
     """
     sessions = opened()
     if not sessions or not LOOP.running:

@@ -1,4 +1,4 @@
-"""Feeds the live tables of a session. While a table is open, a single watch of all tasks runs on the loop thread."""
+"""The feed for a session's live tables. While any table is open, one watch of all tasks runs on the loop thread."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 log = logging.getLogger("nqnb.notebook")
 
 _FIRST_CHECK_SECONDS, _CHECK_SECONDS = 0.5, 2.0
-"""Seconds before the first check of the workers, and between two checks, while a table is open."""
+"""The time before the first check of the workers, and the time between checks, while a table is open."""
 _MAX_QUEUES = 10
-"""The maximum number of queues with pending tasks whose workers are checked."""
+"""The maximum number of queues that are checked for workers."""
 _BATCH_TASKS = 2000
-"""The maximum size of the batches in which a new table receives the tasks that are already known."""
+"""The maximum number of tasks in each batch when known tasks are sent to a new table."""
 
 Wanted = Callable[[TaskInfo], bool]
 
 
 @dataclass
 class _Subscriber:
-    """A table, the filter for its tasks, and the last state of the watch that the table received."""
+    """A table, the filter for its tasks, and the last watch state that was sent to the table."""
 
     table: TaskTable
     wanted: Wanted
@@ -47,13 +47,13 @@ class _Subscriber:
 
 
 class _Requeues:
-    """The latest copy of each requeued task that the watch has received; see `nqnb.protocol.requeue.Requeues`."""
+    """The latest copy of each requeued task, among the tasks that were added; see `nqnb.protocol.requeue.Requeues`."""
 
     def __init__(self) -> None:
         self._latest: dict[str, tuple[float, str]] = {}
-        """The time and id of the latest copy, by the id of the original."""
+        """The submit time and id of the latest copy, by the id of the original task."""
         self._relatives: dict[str, list[str]] = {}
-        """The original and its copies, by the id of the original."""
+        """The ids of an original task and its copies, by the id of the original task."""
 
     def add(self, task: TaskInfo) -> list[str]:
         """Add a task, and return the ids of the tasks whose latest copy has changed."""
@@ -70,7 +70,7 @@ class _Requeues:
         return relatives
 
     def named(self, task: TaskInfo) -> TaskInfo:
-        """Return a task. If it has ended, the task has the id of its latest copy."""
+        """Return a task. If the task has ended, set ``requeued_as`` to the id of its latest copy."""
         _, latest = self._latest.get(task.origin or task.id, (0.0, ""))
         requeued_as = latest if task.status.terminal and latest != task.id else ""
         return task if task.requeued_as == requeued_as else msgspec.structs.replace(task, requeued_as=requeued_as)
@@ -83,7 +83,7 @@ class TableFeed:
         self._client = client
         self._subscribers: list[_Subscriber] = []
         self._tables: list[TaskTable] = []
-        """The tables that are not closed, including those that no page shows."""
+        """The tables that are not closed, including tables that no page is showing."""
         self._tasks: dict[str, TaskInfo] = {}
         self._requeues = _Requeues()
         self._complete = self._lost = False
@@ -123,11 +123,11 @@ class TableFeed:
                 table.close()
 
     def cancel(self, table: TaskTable, ids: list[str]) -> None:
-        """Start cancelling tasks whose buttons were pressed, without blocking. The table receives each outcome."""
+        """Start cancelling tasks for a table. This method does not block. The table later receives each outcome."""
         LOOP.soon(lambda: spawn(self._cancel(table, ids)))
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the watch, and send no more changes to the tables."""
         self._closed = True
         self._subscribers.clear()
         self._stop_watch()
@@ -149,7 +149,7 @@ class TableFeed:
             self._send(subscriber, TaskBatch(complete=self._complete, lost=self._lost))
 
     def _restart_watch(self) -> None:
-        """Start a new watch with no known tasks, because tasks from the previous watch may no longer exist."""
+        """Start a new watch. Discard all tasks from the previous watch, because they may no longer exist."""
         self._stop_watch()
         self._watch, self._check = spawn(self._follow()), spawn(self._check_workers())
         for subscriber in list(self._subscribers):
@@ -182,7 +182,7 @@ class TableFeed:
             self._apply(TaskBatch(complete=self._complete, lost=True))
 
     async def _check_workers(self) -> None:
-        """Check repeatedly which workers are silent and which queues no worker is serving, and update the tables."""
+        """Check repeatedly for silent workers and for queues without workers, and update the tables."""
         await asyncio.sleep(_FIRST_CHECK_SECONDS)
         while True:
             if self._complete and not self._lost:

@@ -1,7 +1,7 @@
-"""Shows errors from nqnb in a cell with the frames of the user's code, and without the frames of nqnb.
+"""The display of errors in a cell, which shows the frames of the user's code and hides the frames of nqnb.
 
-If an error has a method ``_render_traceback_``, IPython calls it instead of rendering the traceback itself. Only the
-display changes: the error keeps its whole traceback for ``%debug`` and for programs.
+If an error has a ``_render_traceback_`` method, IPython calls that method instead of rendering the traceback. Only the
+display changes. The error keeps its complete traceback for ``%debug`` and for programs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _INSTALLED_FOLDERS = ("site-packages", "dist-packages")
 
 
 def replace_traceback(error: BaseException | type[BaseException], render: Callable[..., list[str]]) -> None:
-    """Make IPython show the rendered lines instead of the traceback of an error, or of all errors of a class."""
+    """Make IPython show the lines from ``render`` instead of the traceback, for one error or for a class of errors."""
     error._render_traceback_ = render  # type: ignore[union-attr]  # the hook that IPython calls
 
 
@@ -32,7 +32,7 @@ def begin() -> None:
 
 
 class HiddenFrames:
-    """The display of an error without nqnb's frames."""
+    """A callable that renders an error without nqnb's frames."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -43,7 +43,7 @@ class HiddenFrames:
 
 
 def hide_frames(error: BaseException) -> None:
-    """Hide nqnb's frames in the display of an error of another type, such as ``KeyboardInterrupt``."""
+    """Hide nqnb's frames in the display of an error that is not an `NqnbError`, such as ``KeyboardInterrupt``."""
     replace_traceback(error, HiddenFrames(error))
 
 
@@ -59,7 +59,7 @@ def _render(error: BaseException) -> list[str]:
 
 @contextlib.contextmanager
 def _hidden_frames(error: BaseException) -> Iterator[None]:
-    """During the block, remove nqnb's frames from an error and its causes, and remove causes without other frames."""
+    """Temporarily remove nqnb's frames from an error and its causes. Causes that have no other frames are removed."""
     changed: list[tuple[BaseException, TracebackType | None, BaseException | None, bool]] = []
     each: BaseException | None = error
     while each is not None and all(each is not known for known, *_ in changed):
@@ -77,7 +77,7 @@ def _hidden_frames(error: BaseException) -> Iterator[None]:
 
 
 def foreign_frames(trace: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without nqnb's frames, and without the standard library's frames that follow them."""
+    """Return a traceback without nqnb's frames and without the standard library frames that follow nqnb's frames."""
     kept: list[TracebackType] = []
     inside = False
     while trace is not None:

@@ -1,4 +1,4 @@
-"""The line that a session shows while a call is waiting: the state of its tasks, and why they have not ended."""
+"""The line that a session shows while a call waits for tasks. The line describes the states of the tasks."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _QUIET_SECONDS = 1.0
-"""A wait that ends within this time shows no line."""
+"""The line is shown only if a wait takes longer than this."""
 _LOOK_SECONDS = 1.0
-"""The minimum time between two checks of the tasks."""
+"""The minimum time between checks of the tasks."""
 _LOOK_SHARE = 0.1
-"""The maximum share of the wait that is spent on checks."""
+"""The maximum fraction of the waiting time that is spent on checks."""
 _MAX_COUNTED_TASKS = 256
 """The maximum number of open tasks whose states are counted."""
 _MAX_NAMED_QUEUES = 2
-"""The maximum number of queues without workers that a line names."""
+"""The maximum number of queues without workers in a line."""
 _SHORT_WAIT_SECONDS = 60
-"""A shorter wait is shown in seconds."""
+"""Waiting times below this limit are shown in seconds."""
 _LONG_STEP_SECONDS = 5
-"""The line of a longer wait is updated at this interval."""
+"""Longer waiting times are updated at this interval."""
 
 
 class WaitLine:
-    """The line of one call. Use this class as a context manager, and call `draw` often during the call.
+    """The line for one call. Use this class as a context manager, and call `draw` often during the call.
 
     The line is shown only on the main thread of a notebook or terminal, and only if the call takes more than a second.
 
     Args:
         client: the client of the session.
-        open_ids: returns the ids of the tasks that have not ended.
-        total: the number of tasks that the call waits for. If it is 0, no line is shown.
+        open_ids: a function that returns the ids of the tasks that have not ended.
+        total: the number of tasks that the call waits for. If ``total`` is 0, no line is shown.
     """
 
     def __init__(self, client: Client, open_ids: Callable[[], Sequence[str]], total: int) -> None:
@@ -72,7 +72,7 @@ class WaitLine:
             self._output.end(self._final_text())
 
     def draw(self) -> None:
-        """Draw the line again if it has changed."""
+        """Redraw the line if the text has changed."""
         seconds = elapsed() - self._began
         if self._output is None or seconds < _QUIET_SECONDS:
             return
@@ -116,7 +116,7 @@ class WaitLine:
 
 
 async def state_of(client: Client, info: TaskInfo) -> str:
-    """Describe the state of a task, such as ``pending, 36 ahead`` or ``processing 40 %``."""
+    """Return a description of a task's state, such as ``pending, 36 ahead`` or ``processing 40 %``."""
     if info.status.terminal:
         return info.status.label
     if _is_early(client, info) and info.due_at is not None:
@@ -137,13 +137,13 @@ async def state_of(client: Client, info: TaskInfo) -> str:
 
 
 async def unserved_words(client: Client, queues: Iterable[str]) -> str:
-    """Name the queues that no worker is serving, or return an empty string if all of them are served."""
+    """Return a phrase that names the queues without workers, or an empty string if all queues have workers."""
     missing = [queue for queue in dict.fromkeys(queues) if await client.serving.is_missing(queue)]
     return _unserved(missing[:_MAX_NAMED_QUEUES]) if missing else ""
 
 
 async def _state_of_open(client: Client, ids: Sequence[str]) -> str:
-    """Describe the states of tasks as the end of a sentence."""
+    """Return the number of tasks in each state, and the queues without workers, as the end of a sentence."""
     infos = [
         info
         for info in await outcomes_of(ids[:_MAX_COUNTED_TASKS], client.fetch, IN_FLIGHT)
