@@ -46,7 +46,7 @@ class CancelListener:
         intents: the bucket of the cancel requests.
         worker: the worker's id, which is also the name of the worker's consumers.
         on_cancel: called on the event loop with the task id, the known details of the cancel, and whether the client
-            also writes a cancel request. It may be called several times for the same cancel.
+            also writes a cancel request. The function may be called several times for the same cancel.
     """
 
     def __init__(

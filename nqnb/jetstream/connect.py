@@ -66,7 +66,7 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
 
     Args:
         settings: the addresses and the credentials.
-        listener: a function that creates a listener for a client. It is called for each attempt.
+        listener: a function that creates a listener for a client. The function is called for each attempt.
 
     Returns:
         The listener for the connected client, and a future for the client's first error.

@@ -337,7 +337,7 @@ class Connection:
         Args:
             ask: an async function that sends an idempotent request.
             retry_for: the number of seconds. The default is the setting ``retry_for``.
-            mend: an async function that is called before a retry if the subject has no responders. It must not raise.
+            mend: an async function, which must not raise. It is called before a retry if the subject has no responders.
             await_room: whether to retry if a storage limit has been reached.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Read the messages of a stream without consuming them, and delete single messages."""
+"""Read the messages of a stream without consuming them, and delete individual messages."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ from nqnb.store import Entry
 SILENT_SHARE = 0.6
 """The share of the TTL after which a worker counts as silent. A heartbeat is due after a third of the TTL."""
 MIN_SILENT_SECONDS = 2.0
-"""The minimum number of seconds after which a worker counts as silent, because a busy machine delays heartbeats."""
+"""A worker does not count as silent before this many seconds, because a busy machine delays heartbeats."""
 
 
 class _Written(NamedTuple):

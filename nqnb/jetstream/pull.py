@@ -143,7 +143,7 @@ class PullLoop:
                 log.warning("requesting tasks from queue %s failed: %s", self.queue, error)
 
     def reset(self) -> None:
-        """Discard all pulls after a reconnect, because the server has dropped them. Then call `check`."""
+        """Discard all pulls after a reconnect, because the server has dropped them. Call `check` afterwards."""
         self.withdraw()
         self._broken = True
 

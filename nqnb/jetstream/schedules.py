@@ -35,7 +35,7 @@ LATE_SECONDS = 3.0
 _SWEEP_SECONDS, _LONG_SWEEP_SECONDS = 60.0, 600.0
 """Seconds between two sweeps over all schedules, after a short sweep and after a long sweep."""
 _FULL_FOR_SECONDS = 60.0
-"""The number of seconds, after a storage limit was reached, during which the pauses between sweeps are short."""
+"""The number of seconds for which the pauses between sweeps are short after a storage limit was reached."""
 _SCHEDULES_PER_LOOK = 500
 """The maximum number of schedules that each call of `OverdueSchedules.look` reads."""
 _FEW_SCHEDULES = 100

@@ -1,4 +1,4 @@
-"""Convert errors of the server, nats-py and the socket to nqnb's errors."""
+"""Convert errors of the server, nats-py and the socket to nqnb errors."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ApiError(msgspec.Struct):
 
 
 def translated(error: nats.errors.Error, settings: Settings, subject: str) -> ConnectionFailed:
-    """Convert an error that nats-py raised on an open connection to nqnb's error."""
+    """Convert a nats-py error, which occurred while sending to ``subject``, to an nqnb error."""
     if isinstance(error, nats.errors.OutboundBufferLimitError):
         return NoResponders(
             f"sending to {subject!r} failed: the connection to {address(settings)} is down and its send buffer is "
@@ -83,7 +83,7 @@ def translated(error: nats.errors.Error, settings: Settings, subject: str) -> Co
 
 
 def refused(error: ApiError, what: str) -> ServerRefused | Unavailable:
-    """Convert a JetStream error to nqnb's error. ``what`` is the request, such as "storing a message on 'q.task'"."""
+    """Convert a JetStream error to an nqnb error. ``what`` is the request, such as "storing a message on 'q.task'"."""
     facts = (error.code, error.err_code, error.description)
     details = f"{error.description}, code {error.err_code or error.code}"
     limit = _LIMITS.get(error.err_code)

@@ -63,7 +63,7 @@ def configuration(folder: Path, port: int, store: Path | None, go_queues: Sequen
     """Return the text of a nats-server configuration file.
 
     Args:
-        folder: the folder in which the server writes its port number to a file.
+        folder: the folder for the file to which the server writes its port number.
         port: the port, or 0 for any free port.
         store: the folder for the streams. None disables JetStream.
         go_queues: queues whose cancel stream ``<q>_cancel`` is also available under the name ``<q>/cancel``.

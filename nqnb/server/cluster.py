@@ -45,7 +45,7 @@ class Cluster:
         self._size = size
         self._held: list[socket.socket] = []
         self.servers: list[DevServer] = []
-        """The servers. You can also call `kill` and `restart` on a server directly."""
+        """The servers of the cluster, by number. Each server also has the methods `kill` and `restart`."""
 
     @property
     def urls(self) -> list[str]:
@@ -53,7 +53,7 @@ class Cluster:
         return [server.url for server in self._started()]
 
     def start(self) -> None:
-        """Start all servers, and return once the cluster accepts a stream with a replica on each server.
+        """Start all servers, and wait until the cluster accepts a stream with a replica on each server.
 
         Raises:
             DevServerError: the cluster is already started, a server does not start, or the cluster is not ready within
@@ -127,7 +127,7 @@ class Cluster:
         return leader
 
     def kill_leader(self, stream: str) -> int:
-        """Wait until a stream has a leader, kill that server, and return its number."""
+        """Wait until a stream has a leader, kill the leader, and return the leader's number."""
         leader = self.wait_for_leader(stream)
         self.kill(leader)
         return leader

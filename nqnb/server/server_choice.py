@@ -102,7 +102,7 @@ async def resolved(settings: Settings) -> Settings:
 
 
 def _settled(patience: float) -> DetachedStatus:
-    """Return the detached server's condition, after waiting up to ``patience`` seconds for a lasting condition."""
+    """Return the detached server's condition. If it may soon change, wait up to ``patience`` seconds first."""
     until = time.monotonic() + patience
     while True:
         found = look()
