@@ -1,7 +1,8 @@
 """Count the tasks that are not due yet although the server does not count their messages as scheduled.
 
-If a worker receives a task before the task's start time or before its retry is due, the worker naks the message with a
-delay. Until the delay is over, the server counts the message as leased. Before the delivery, it counts as pending.
+Before the delivery, the server counts the message of such a task as pending. If a worker receives a task before the
+task's start time or before its retry is due, the worker naks the message with a delay. Until the delay is over, the
+server counts the message as leased.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ def lock_store(store: Path) -> int | None:
 
 
 def handshake(port: int) -> dict[str, Any]:
-    """Connect to a server and return its INFO. If no credentials or TLS are required, also wait for a PONG."""
+    """Connect to a server and return its INFO. If neither credentials nor TLS are required, also wait for a PONG."""
     with socket.create_connection((HOST, port), timeout=1) as sock:
         try:
             info = _info(sock)

@@ -45,7 +45,10 @@ class Choice:
 
 
 def choose(*, patient: bool = True, **options: Any) -> Choice:
-    """Choose the url, ``NATS_URL``, a NATS CLI context, the detached server or the default address, in this order.
+    """Choose the server to connect to.
+
+    The candidates, in order of priority, are the url, ``NATS_URL``, a NATS CLI context, the detached server and the
+    default address.
 
     If credentials are set without an address, the default address is used, because the credentials cannot be for the
     detached server. If the detached server does not answer, the default address is not used, because another user's
@@ -68,7 +71,9 @@ def choose(*, patient: bool = True, **options: Any) -> Choice:
 
 
 def resolve(settings: Settings, *, patient: bool = True) -> Choice:
-    """Choose the address in the settings, the detached server or the default address, in this order.
+    """Choose the server to connect to with some settings.
+
+    The candidates, in order of priority, are the address in the settings, the detached server and the default address.
 
     Args:
         settings: the settings, which may contain an address.
