@@ -367,7 +367,7 @@ class Client:
         Args:
             queue: return only tasks of this queue.
             status: return only tasks in this state, or in any of several states. A state is a `Status`, a label
-                (``"failed"``) or NQ's number for it; ``"scheduled"`` selects pending tasks that are not due yet.
+                (``"failed"``) or NQ's number for the state; ``"scheduled"`` selects pending tasks that are not due yet.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.

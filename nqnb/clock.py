@@ -38,7 +38,7 @@ def _clock_that_counts_suspension() -> Callable[[], float]:
 _clock = _clock_that_counts_suspension()
 
 FRESH_SECONDS = 60.0
-"""The maximum age in seconds of a timestamp that a decision is based on. The server's clock may also jump."""
+"""Decisions need a timestamp that is at most this many seconds old, because the server's clock may also jump."""
 
 
 class ServerClock:

@@ -107,7 +107,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """The result as JSON, or the bytes that the handler returned. It is empty if there is no result, or if the result
     is too large for the task's entry."""
     result_key: str
-    """The key of a result that is too large for the task's entry, in the result bucket."""
+    """The key of the result in the result bucket, if the result does not fit into the task's entry."""
     sequence: int
     revision: int
     marked: bool

@@ -76,7 +76,7 @@ _UNSUPPORTED_FIELDS = (
     "jetstream_api_prefix",
     "windows_cert_store",
 )
-"""Unsupported context fields that select the server or the login. If ignored, they could lead to the wrong server."""
+"""Unsupported context fields that select the server or the login. Ignoring them could lead to the wrong server."""
 
 _REFERENCES = ("op://", "nsc://", "env://", "data:")
 """Prefixes of context values that refer to other sources. Newer versions of the NATS CLI support such values."""

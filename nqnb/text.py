@@ -30,7 +30,7 @@ _HEX_BYTES = 1000
 
 
 def clean(text: str) -> str:
-    """Escape control characters, except line breaks, and characters that change the direction of text."""
+    """Escape control characters (except line breaks) and characters that change the direction of text."""
     return UNSAFE.sub(_escape, text.replace("\r\n", "\n").replace("\t", "    "))
 
 

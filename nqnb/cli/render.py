@@ -71,7 +71,7 @@ _MEANING = {
 
 @singledispatch
 def render(record: Any) -> RenderableType:
-    """Return what to print for a record. A ``str`` must be printed unchanged, without line wrapping."""
+    """Convert a record to printable output. A ``str`` must be printed unchanged, without line wrapping."""
     return clean(str(record))
 
 

@@ -88,7 +88,7 @@ class Shell:
         self._waits_for = task_id
 
     def interrupted(self, said: str) -> None:
-        """Print ``said``. If it is empty, report which task the interrupted command was waiting for."""
+        """Print ``said``. If ``said`` is empty, report which task the interrupted command was waiting for."""
         if self._waits_for and not said:
             said = f"interrupted; task {self._waits_for!r} continues. `nqnb cancel {self._waits_for}` stops it"
         if said:
