@@ -261,11 +261,13 @@ def _with_cell_names(trace: str) -> str:
     """Replace IPython's names for compiled cells in a traceback with the names that the notebook shows."""
     ipython = sys.modules.get("IPython")  # if it is not imported, there are no cells
     shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None:
+    # Old versions of IPython, and other shells, do not name cells.
+    cell_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
+    if cell_of is None:
         return trace
 
     def name_of(line: re.Match[str]) -> str:
-        cell = shell.compile.format_code_name(line[2])
+        cell = cell_of(line[2])
         return line[0] if cell is None else f"{line[1]}{' '.join(cell)},"
 
     return _FILE_LINE.sub(name_of, trace)
