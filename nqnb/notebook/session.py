@@ -1,4 +1,4 @@
-"""The session: a synchronous version of `nqnb.Client` for notebooks, in which each call waits for its result."""
+"""The session: a synchronous version of `nqnb.Client` for notebooks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _CARD_SECONDS = 2.0
-"""How long a displayed session waits for the content of its card."""
+"""How long the display of a session waits for information from the server."""
 _KEPT_LOG_LINES = 200
 _INTERNAL_NAMES = frozenset(
     [
@@ -61,13 +61,13 @@ _INTERNAL_NAMES = frozenset(
         "wait_for_tasks",
     ]
 )
-"""The methods and attributes of a session that only nqnb uses."""
+"""The methods and attributes of a session that are for internal use only."""
 
 
 class Session:
-    """A connection for a notebook, with the methods of `nqnb.Client`. Each call waits for its result.
+    """A connection for a notebook. Each method of `nqnb.Client` has a synchronous counterpart here.
 
-    Open a session with `nqnb.session`. All work runs on a background loop, so a busy cell does not delay it. Any call
+    Open a session with `nqnb.session`. All work runs on a background loop and is not delayed by a busy cell. Any call
     can be interrupted.
 
     Attributes:
@@ -75,8 +75,8 @@ class Session:
         why: the reason why this server was chosen.
         detached: whether the server is the user's detached server.
         local: the handlers that run in this kernel; see `Local`.
-        cancel_on_interrupt: whether to cancel tasks when the wait for them is interrupted. If False, the tasks
-            continue, and a message reports them. Each call that waits can override this attribute.
+        cancel_on_interrupt: whether an interrupted wait cancels the tasks that it was waiting for. If False, the tasks
+            continue, and a message reports their states. Each call that waits can override this attribute.
     """
 
     def __init__(
@@ -106,12 +106,12 @@ class Session:
         return f"<Session {', '.join(self.settings.urls)}{f', {state}' if state else ''}>"
 
     def __dir__(self) -> list[str]:
-        """Return the names for completion, without the internal ones."""
+        """Return the names for completion, without the internal names."""
         return sorted({*super().__dir__()} - _INTERNAL_NAMES)
 
     def __reduce__(self) -> Any:
         raise BadInput(
-            "cannot pickle a session: its connection cannot move to another process. In a handler with "
+            "a session cannot be pickled: its connection cannot move to another process. In a handler with "
             "isolation='process', call `nqnb.session(url)` inside the function."
         )
 
@@ -119,7 +119,7 @@ class Session:
 
     @property
     def open(self) -> bool:
-        """Whether the session can be used: it was not closed, and this is not a forked child of its process."""
+        """Whether the session can be used. A session is unusable after it is closed, and in a forked child process."""
         return self._client is not None and self._process_id == os.getpid()
 
     @property
@@ -127,11 +127,11 @@ class Session:
         """The asynchronous `nqnb.Client` of the session, which runs on nqnb's own loop.
 
         Raises:
-            ConnectionFailed: the session is closed, or belongs to another process.
+            ConnectionFailed: the session is closed, or was opened in another process.
         """
         if self._process_id != os.getpid():
             raise ConnectionFailed(
-                "cannot use this session: it was opened by the parent of this forked process. Open a new session with "
+                "this session cannot be used: it was opened before this process was forked. Open a new session with "
                 "`nqnb.session()`."
             )
         if self._client is None:
@@ -140,21 +140,21 @@ class Session:
 
     @property
     def connected(self) -> bool:
-        """Whether the session is connected to the server. It may take a while to notice a lost connection."""
+        """Whether the session is connected to the server. A lost connection is not always detected immediately."""
         with contextlib.suppress(ConnectionFailed):
             return self.client.backend.connected
         return False
 
     @property
     def server_version(self) -> str:
-        """The version that the server reports, or an empty string before the first connection."""
+        """The server's version, or an empty string before the first connection."""
         with contextlib.suppress(ConnectionFailed):
             return self.client.server_version
         return ""
 
     @property
     def log(self) -> list[str]:
-        """The most recent warnings from nqnb itself, for example about lost connections. nqnb does not print them."""
+        """The most recent warnings from nqnb, for example about lost connections. These warnings are not printed."""
         return list(KEPT_LOG.lines)
 
     def connect(self) -> None:
@@ -167,7 +167,7 @@ class Session:
         self.call(self.client.open())
 
     def down(self, *, wait: Duration = 0.0) -> None:
-        """Disconnect: stop the handlers of this session, freeze its live tables, and close its connections.
+        """Stop the handlers of this session, freeze its live tables, and disconnect.
 
         Tasks that are running in this kernel are stopped and redelivered to other workers. Tasks that are running
         elsewhere continue. Calling this method again has no effect.
@@ -176,7 +176,7 @@ class Session:
             wait: how long running tasks may take to finish, in seconds or as a timedelta.
 
         Raises:
-            BadInput: ``wait`` is invalid; the session stays open.
+            BadInput: ``wait`` is invalid. The session remains open.
         """
         seconds = check_seconds("wait", wait)
         if not self.open:
@@ -193,7 +193,7 @@ class Session:
         self._feed.close_tables()
 
     async def close(self, wait: float = 0.0) -> None:
-        """Close everything that runs on nqnb's loop: the asynchronous part of `down`. Displayed tables remain."""
+        """Stop the handlers and disconnect. This is the asynchronous part of `down`, which leaves live tables open."""
         client, self._client = self._client, None
         if client is None:
             return
@@ -216,15 +216,16 @@ class Session:
         deadline: Moment = None,
         process_at: Moment = None,
     ) -> SessionTask:
-        """Submit a task to a queue. When this returns, the server has stored the task.
+        """Submit a task to a queue. When the call returns, the server has stored the task.
 
         Args:
             queue: the queue; it is created if it does not exist.
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON.
-            id: the task id, 1 to 200 of the characters ``A-Z a-z 0-9 - / _ = .``. By default, a new id is generated.
+            id: the task id, 1 to 200 characters long: letters (A-Z and a-z), digits, ``-``, ``/``, ``_``, ``=`` and
+                ``.``. By default, a new id is generated.
             retry: how many times to retry the task if it fails.
-            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
-                seconds.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
+                whole seconds.
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta from now.
             process_at: the earliest time at which the task may start, in the same form as ``deadline``.
@@ -288,29 +289,30 @@ class Session:
     ) -> TaskList | list[SessionTask | NqnbError]:
         """Submit many tasks to a queue, 256 at a time.
 
-        An interrupt reports the tasks that were already submitted, or cancels them if ``cancel_on_interrupt`` is true.
-        The attribute `interrupted` then lists these tasks.
+        If the call is interrupted, a message reports the tasks that were already submitted. If ``cancel_on_interrupt``
+        is True, these tasks are cancelled instead. The attribute `interrupted` then lists these tasks.
 
         Args:
             queue: the queue; it is created if it does not exist.
             payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
             retry: how many times to retry each task if it fails.
-            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
-                seconds.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
+                whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta from now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
-                the server has stored the previous one, which takes longer. If false, a few may overtake others.
+                the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
-                have been submitted; ``"return"`` returns each error in place of its task.
+                have been submitted. ``"return"`` returns each error in place of the task.
 
         Returns:
-            A `TaskList`, or a plain list if the list contains errors. Either is in the order of the payloads.
+            A `TaskList` in the order of the payloads. If some payloads were not accepted, a plain list of tasks and
+            errors in the same order.
 
         Raises:
-            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
-                the details.
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors``
+                contain the details.
             BadInput: an argument is invalid; nothing was sent.
         """
         options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
@@ -363,24 +365,25 @@ class Session:
             queue: the queue; it is created if it does not exist.
             payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
             retry: how many times to retry each task if it fails.
-            timeout: the maximum duration of one attempt, in seconds or as a timedelta. It is rounded up to whole
-                seconds.
+            timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
+                whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta from now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
-                the server has stored the previous one, which takes longer. If false, a few may overtake others.
+                the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
-                have been submitted; ``"return"`` returns each error in place of its task.
-            cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. None uses the
-                session's ``cancel_on_interrupt``.
+                have been submitted. ``"return"`` returns each error in place of the task.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that were already submitted. If None, the
+                session's ``cancel_on_interrupt`` is used.
 
         Returns:
-            A `TaskList`, or a plain list if the list contains errors. Either is in the order of the payloads.
+            A `TaskList` in the order of the payloads. If some payloads were not accepted, a plain list of tasks and
+            errors in the same order.
 
         Raises:
-            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors`` have
-                the details.
+            NotSubmitted: some tasks were not accepted, or the iterable raised an error. ``.tasks`` and ``.errors``
+                contain the details.
             BadInput: an argument is invalid; nothing was sent.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
@@ -394,7 +397,7 @@ class Session:
 
     @property
     def interrupted(self) -> TaskList:
-        """The tasks that the most recently interrupted call was waiting for or had submitted."""
+        """The tasks of the most recently interrupted call: tasks that it was waiting for or had submitted."""
         return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
 
     def task(self, id: str) -> SessionTask:
@@ -433,7 +436,7 @@ class Session:
         return self.call(self.client.status(id))
 
     def updates(self, id: str) -> Iterator[TaskInfo]:
-        """Yield the current record of a task, and a new record after each change until the task is terminal.
+        """Yield the current record of a task, and then its record after each change, until the task has ended.
 
         Changes in quick succession may be combined.
 
@@ -461,18 +464,19 @@ class Session:
                 self.call(close())
 
     def wait(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
-        """Wait until a task is terminal, and return its final state.
+        """Wait until a task has ended, and return its final state.
 
-        The wait continues through disconnects. After a second, a line shows the state of the task.
+        The wait continues after disconnects. If the wait takes more than a second, a line shows the task's state.
 
         Args:
             id: the id of the task.
-            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
+            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
+                the call waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
-                reports it. None uses the session's ``cancel_on_interrupt``.
+                reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -480,20 +484,21 @@ class Session:
         return self.wait_for_tasks(self.client.wait(task_id, timeout), lambda: [task_id], cancel, total=1)
 
     def result(self, id: str, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until a task is terminal, and return the result of its handler.
+        """Wait until a task has ended, and return the handler's result.
 
-        The wait continues through disconnects. After a second, a line shows the state of the task.
+        The wait continues after disconnects. If the wait takes more than a second, a line shows the task's state.
 
         Args:
             id: the id of the task.
-            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
+            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
+                the call waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
-                reports it. None uses the session's ``cancel_on_interrupt``.
+                reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
+            TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
             UnknownTask: the server has no task with this id.
         """
@@ -504,16 +509,16 @@ class Session:
         """Cancel tasks. If one cancel is refused, the other tasks are still cancelled.
 
         Args:
-            what: a task id, a task, a DataFrame of tasks (with the ids as its index), a row of such a DataFrame, or an
-                iterable of these.
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+            what: a task id, a task, a DataFrame of tasks (indexed by task id), a row of such a DataFrame, or an
+                iterable of any of these.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
-            A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error``
-            contains the reason.
+            A DataFrame with the outcome of each cancel, indexed by task id. If a cancel was refused, the column
+            ``error`` contains the reason.
 
         Raises:
-            BadInput: ``what`` does not name tasks, or ``wait`` is invalid. Nothing was cancelled.
+            BadInput: ``what`` does not contain task ids, or ``wait`` is invalid. Nothing was cancelled.
         """
         from nqnb.frames import outcomes_frame
 
@@ -537,15 +542,15 @@ class Session:
 
         Args:
             id: the id of the task.
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
-            The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
-            Failed if the task reached that state before its code could be stopped.
+            The receipt. ``.stopping`` is True if the task's code was still running. ``.status`` is Completed or Failed
+            if the task reached that state before its code could be stopped.
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost; cancel again.
+            Unconfirmed: the server's answers were lost. Cancel the task again.
             UnknownTask: the server has no task with this id.
         """
         return self.call(self.client.cancel(id, wait))
@@ -555,12 +560,12 @@ class Session:
     @overload
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = ...) -> list[Any]: ...
     def requeue(self, what: object, *, errors: Literal["raise", "return"] = "raise") -> Any:
-        """Submit tasks again after they have ended, each as a new task.
+        """Submit ended tasks again as new tasks.
 
         Each new task has the same queue, payload, retries and timeout. The states of the ended tasks do not change.
 
-        If you pass several tasks, tasks that were already requeued are skipped, and a message reports how many. A
-        repeated call therefore never requeues a task twice.
+        If you pass several tasks, tasks that have already been requeued are skipped, and a message reports their
+        number. You can therefore repeat the call without requeuing a task twice.
 
         Args:
             what: a task id or a task, or several tasks in any form that `cancel` accepts.
@@ -568,11 +573,11 @@ class Session:
                 ``"raise"`` raises an error. ``"return"`` returns each error in place of the new task.
 
         Returns:
-            The new task. For several tasks, a `TaskList`, or a plain list if the list contains errors.
+            The new task. If you pass several tasks, a `TaskList`, or a plain list if the list contains errors.
 
         Raises:
-            BadInput: ``what`` does not name tasks.
-            NotSubmitted: some of several tasks were refused; ``.tasks`` and ``.errors`` have the details.
+            BadInput: ``what`` does not contain task ids.
+            NotSubmitted: some of several tasks were refused. ``.tasks`` and ``.errors`` contain the details.
             NotRequeueable: the single task has not ended, or its payload is no longer stored.
             UnknownTask: the server has no task with the single id.
         """
@@ -598,7 +603,7 @@ class Session:
         raise not_submitted(made) from failed
 
     async def _requeue_fresh(self, ids: Sequence[str], done: list[str]) -> tuple[list[str], list[Any]]:
-        """Requeue the tasks that have not been requeued yet, and return their ids and outcomes.
+        """Requeue the tasks that have not been requeued yet. Return the ids of these tasks, and the outcomes.
 
         Args:
             ids: the ids of the tasks.
@@ -620,20 +625,20 @@ class Session:
         status: Status | str | int | Iterable[Status | str | int] | None = None,
         since: float | str | datetime | timedelta | None = None,
     ) -> pd.DataFrame:
-        """Return the tasks in the states bucket as a DataFrame, least recently changed first.
+        """Return the tasks in the state bucket as a DataFrame, with the least recently changed task first.
 
         The columns include ``queue``, ``status``, ``attempt``, the times, ``progress``, ``payload``, ``result`` and
-        ``error``. The docstring of `nqnb.frames.tasks_frame` lists all of them.
+        ``error``. See `nqnb.frames.tasks_frame` for all columns.
 
         Args:
             queue: return only tasks of this queue.
-            status: return only tasks in this state, or in one of these states. A state is a `nqnb.Status`, its
-                label (``"failed"``) or NQ's number for it; ``"scheduled"`` selects pending tasks that are not due yet.
+            status: return only tasks in this state, or in any of several states. A state is a `nqnb.Status`, its
+                label (``"failed"``) or its number in NQ. ``"scheduled"`` selects pending tasks that are not due yet.
             since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
-                time), or an age as a number of seconds, a timedelta, or a string such as ``"10m"``.
+                time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
 
         Raises:
-            UnknownQueue: the queue does not exist, and none of its tasks are stored.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
             BadInput: an argument is invalid.
         """
         from nqnb.frames import tasks_frame
@@ -646,16 +651,17 @@ class Session:
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc))
 
     def watch(self, what: object = None) -> TaskTable:
-        """Return a live table of tasks, with a cancel button in each row. Its ``.df`` is a DataFrame of the same tasks.
+        """Return a live table of tasks, with a cancel button in each row.
 
-        The call waits until the rows have been loaded, for a few seconds at most.
+        The table's ``df`` attribute is a DataFrame of the same tasks. The call waits a few seconds at most for the rows
+        to load.
 
         Args:
             what: the name of a queue, or tasks in any form that `cancel` accepts. A string is always the name of a
-                queue. None shows all tasks.
+                queue. If None, the table shows all tasks.
 
         Raises:
-            BadInput: ``what`` does not name tasks.
+            BadInput: ``what`` is neither a queue name nor tasks.
         """
         from nqnb.widgets.rows import Rows
 
@@ -678,33 +684,33 @@ class Session:
     # Queues and workers
 
     def queues(self) -> pd.DataFrame:
-        """Return the queues as a DataFrame, sorted by name. Its columns are the fields of `nqnb.QueueInfo`."""
+        """Return a DataFrame of the queues, sorted by name. The columns are the fields of `nqnb.QueueInfo`."""
         from nqnb.frames import queues_frame
 
         return queues_frame(self.call(self.client.queues()))
 
     def workers(self) -> pd.DataFrame:
-        """Return the live nqnb workers as a DataFrame. Its columns are the fields of `nqnb.WorkerInfo`."""
+        """Return a DataFrame of the live nqnb workers. The columns are the fields of `nqnb.WorkerInfo`."""
         from nqnb.frames import workers_frame
 
         return workers_frame(self.call(self.client.workers()))
 
     def purge_queue(self, queue: str, progress: Callable[[int, int], None] | None = None) -> PurgeReceipt:
-        """End all waiting tasks of a queue. They become Deleted, or Cancelled if they are waiting for a retry.
+        """End all waiting tasks of a queue. Tasks that were never started are deleted, and the others are cancelled.
 
         Running tasks continue. Tasks that are submitted during the purge may remain in the queue.
 
         Args:
             queue: the queue.
-            progress: called repeatedly, on nqnb's own thread, with the number of tasks that have ended so far and the
-                total.
+            progress: a function that is called repeatedly, on nqnb's own thread, with the number of tasks ended so far
+                and the total number.
 
         Returns:
             The receipt; ``.left`` is the number of messages that remain in the queue.
 
         Raises:
             UnknownQueue: the queue does not exist.
-            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Purge again.
+            Unconfirmed: the server's answers were lost, and some tasks may not have been ended. Purge the queue again.
         """
         return self.call(self.client.purge_queue(queue, progress))
 
@@ -718,15 +724,15 @@ class Session:
     ) -> PurgeReceipt:
         """Delete a queue from the server. The states of its tasks are kept.
 
-        The queue is recreated when a task is submitted to it, or if a worker is still serving it.
+        The queue is recreated if a task is submitted to it, or if a worker is still serving it.
 
         Args:
             queue: the queue.
-            force: purge the queue first, and cancel its running tasks. With ``force=False``, the queue must be empty
+            force: whether to purge the queue first, and to cancel its running tasks. If False, the queue must be empty,
                 and no live worker may be serving it.
-            wait: how long to wait for running code to stop with ``force=True``, in seconds or as a timedelta.
-            progress: called repeatedly, on nqnb's own thread, with the number of tasks that have ended so far and the
-                total.
+            wait: with ``force=True``, how long to wait for running code to stop, in seconds or as a timedelta.
+            progress: a function that is called repeatedly, on nqnb's own thread, with the number of tasks ended so far
+                and the total number.
 
         Returns:
             The receipt; ``.left`` is 0.
@@ -735,12 +741,14 @@ class Session:
             QueueInUse: the queue was not deleted, because it is not empty, a worker is serving it, its stream is shared
                 with other queues, or running code did not stop in time.
             UnknownQueue: the queue does not exist.
-            Unconfirmed: the server's answers were lost; only some of the tasks may have ended. Delete the queue again.
+            Unconfirmed: the server's answers were lost, and some tasks may not have been ended. Delete the queue again.
         """
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
 
     def pause(self, queue: str) -> None:
-        """Pause a queue: workers receive none of its tasks until `resume`. Running tasks continue. This is idempotent.
+        """Pause a queue: workers start no tasks of the queue until `resume` is called. Running tasks continue.
+
+        Pausing is idempotent.
 
         Args:
             queue: the queue.
@@ -751,7 +759,7 @@ class Session:
         self.call(self.client.pause(queue))
 
     def resume(self, queue: str) -> None:
-        """Resume a paused queue: workers receive its tasks again within a second. This is idempotent.
+        """Resume a paused queue. Workers start its tasks again within a second. Resuming is idempotent.
 
         Args:
             queue: the queue.
@@ -762,15 +770,15 @@ class Session:
         self.call(self.client.resume(queue))
 
     def prune(self, older_than: Duration, queue: str | None = None, *, dry_run: bool = False) -> PruneReceipt:
-        """Remove the states of tasks that ended long ago, with their results and cancel requests.
+        """Remove the states, results and cancel requests of tasks that ended long ago.
 
         The state of a task that has not ended, or whose message is still in its queue, is never removed.
 
         Args:
-            older_than: how long ago a task must have ended to be removed, in seconds or as a timedelta.
-            queue: remove only tasks of this queue. If it is None, results and cancel requests that belong to no task
-                are removed too.
-            dry_run: remove nothing, and return what would be removed.
+            older_than: the minimum time since the end of a task, in seconds or as a timedelta.
+            queue: the queue whose tasks are removed. If it is None, the tasks of all queues are removed, and also
+                results and cancel requests that belong to no task.
+            dry_run: whether to count the items that would be removed, without removing them.
 
         Raises:
             BadInput: ``older_than`` or the queue name is invalid.
@@ -788,21 +796,22 @@ class Session:
         grace: Duration = 1.0,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
-        """Make the decorated function the handler of a queue, in this kernel.
+        """Make the decorated function the handler of a queue in this kernel.
 
-        Run the cell again to replace the function: running tasks finish with the old function, and tasks that start
-        later use the new one. The prints and warnings of the function go to the log of the task. Use `local` to list
-        and stop the handlers of this kernel.
+        Run the cell again to replace the function. Running tasks finish with the old function, and tasks that start
+        later use the new function. The function's output and warnings go to the task's log. Use `local` to list and
+        stop the handlers of this kernel.
 
         Args:
             queue: the queue.
-            concurrency: how many tasks run at once. The default is 2, or the value of the handler that is replaced.
+            concurrency: how many tasks run at once. By default, the concurrency of a replaced handler is kept, and a
+                new handler has a concurrency of 2.
             isolation: where the function runs. The default is ``"coroutine"`` for an async function, which runs on
                 nqnb's own loop, and ``"thread"`` for any other function. ``"process"`` runs each task in a separate
                 process, which can always be stopped. With ``"kernel"``, an async function runs on the kernel's own
-                loop, where it can use widgets and the main thread. The function does not run while a cell is busy.
+                loop, where the function can use widgets and the main thread, but cannot run while a cell is busy.
             backoff: how long failed tasks wait before they are retried. The default is `nqnb.Backoff()`.
-            grace: the time between two attempts to stop the function, in seconds or as a timedelta.
+            grace: the time between attempts to stop the function, in seconds or as a timedelta.
             is_failure: a function that receives the exception of a failed attempt. If it returns True, the task fails
                 permanently even if retries are left.
 
@@ -831,11 +840,11 @@ class Session:
     # Waiting and interrupts
 
     def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop thread, and wait for its result. An interrupt cancels the coroutine."""
+        """Run a coroutine on the loop thread, and return its result. An interrupt cancels the coroutine."""
         return LOOP.call(coroutine)
 
     def call_within(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
-        """Run a coroutine on the loop thread, and wait for its result for at most ``seconds``.
+        """Run a coroutine on the loop thread for at most ``seconds``, and return its result.
 
         Raises:
             ConnectionFailed: the coroutine timed out.
@@ -859,10 +868,10 @@ class Session:
 
         Args:
             coroutine: the coroutine.
-            open_ids: called after an interrupt; it must return the ids of the tasks that have not ended.
-            cancel: whether to cancel these tasks; None uses `cancel_on_interrupt`.
-            total: the number of these tasks. If the call takes a long time, a line shows their states. If ``total`` is
-                0, no line is shown.
+            open_ids: a function that returns the ids of the tasks that have not ended.
+            cancel: whether an interrupt cancels these tasks. If None, `cancel_on_interrupt` is used.
+            total: the number of tasks. If the call takes a long time, a line shows their states. If ``total`` is 0, no
+                line is shown.
         """
         try:
             wait_line = WaitLine(self.client, open_ids, total)
@@ -878,7 +887,7 @@ class Session:
             raise
 
     def interrupt(self, ids: Sequence[str], cancel: bool | None = None) -> None:
-        """Report or cancel the tasks that have not ended after an interrupted wait, and store them as `interrupted`."""
+        """Report or cancel the unfinished tasks after an interrupted wait. Store their ids for `interrupted`."""
         if not self.open:
             return
         text, left = after_interrupt(self.client, ids, cancel=self.cancel_on_interrupt if cancel is None else cancel)
@@ -887,13 +896,13 @@ class Session:
             self.say(text)
 
     def abandon(self, task_id: str) -> None:
-        """Record that an ``await task`` was cancelled. Tasks that are recorded at the same time share one report."""
+        """Record that the await of a task was cancelled. Tasks that are recorded at the same time share one report."""
         if not self._abandoned_ids:
             asyncio.get_running_loop().call_soon(self._report_abandoned)
         self._abandoned_ids.append(task_id)
 
     def say(self, text: str) -> None:
-        """Print a message for the user on stderr."""
+        """Print a message to stderr."""
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 
@@ -941,7 +950,7 @@ class Session:
     # Display
 
     def _repr_html_(self) -> str:
-        """Return a card with the server, its queues and workers, and this kernel's handlers. It contains no secrets."""
+        """Return a card that describes the server, the queues, the workers and the handlers. Secrets are omitted."""
         return session_card.html(self._card())
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -964,9 +973,9 @@ class Session:
 
 
 class KeptLog(logging.Handler):
-    """Stores nqnb's last 200 warnings while a session is open.
+    """A log handler that stores nqnb's last 200 warnings while a session is open.
 
-    Without a log handler, Python would print the warnings in the current cell, even if that cell is unrelated. Log
+    Without a log handler, Python would print the warnings in the current cell, even if the cell is unrelated. Log
     handlers that the user has configured also receive the warnings.
     """
 
@@ -976,7 +985,7 @@ class KeptLog(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
 
     def begin(self) -> None:
-        """Start storing warnings. This is idempotent."""
+        """Start storing warnings. This method is idempotent."""
         logging.getLogger("nqnb").addHandler(self)
 
     def end(self) -> None:
@@ -984,7 +993,7 @@ class KeptLog(logging.Handler):
         logging.getLogger("nqnb").removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store a formatted record, as `logging.Handler` requires."""
+        """Format and store a log record."""
         with contextlib.suppress(Exception):  # a record that cannot be formatted must not break the code that logged it
             self.lines.append(self.format(record))
 
@@ -994,7 +1003,7 @@ KEPT_LOG = KeptLog()
 
 
 def _count_of(payloads: object) -> int | None:
-    """Return the number of payloads, or None if it is not known in advance."""
+    """Return the number of payloads, or None if the number is not known in advance."""
     try:
         return len(payloads) if isinstance(payloads, Sequence) else None
     except Exception:  # noqa: BLE001  the `__len__` of an arbitrary type may raise any error

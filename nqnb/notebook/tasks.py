@@ -1,4 +1,4 @@
-"""Tasks in a notebook: the handle of a task, a list of tasks, and a parser of task ids from many types of arguments."""
+"""Tasks in a notebook: the handle of a task, a list of tasks, and a function that reads task ids from other objects."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ T = TypeVar("T")
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _DISPLAY_SECONDS = 1.0
-"""How long a displayed task waits for its status."""
+"""How long the display of a task waits for the task's state."""
 
 
 class _TaskCalls(Protocol):
-    """The session calls that a task uses; `nqnb.notebook.session.Session` documents each of them."""
+    """The session methods that a task uses. They are documented in `nqnb.notebook.session.Session`."""
 
     @property
     def client(self) -> Client: ...
@@ -63,9 +63,9 @@ class SessionTask:
     """The handle of one task. Both ``task.result()`` and ``await task`` wait for the result of the task.
 
     Args:
-        session: the session that the calls use.
+        session: the session to use.
         id: the id of the task.
-        queue: the queue of the task; empty if it is unknown.
+        queue: the queue of the task, or an empty string if the queue is unknown.
     """
 
     def __init__(self, session: _TaskCalls, id: str, queue: str = "") -> None:
@@ -102,7 +102,7 @@ class SessionTask:
         return self._session.status(self.id)
 
     def updates(self) -> Iterator[TaskInfo]:
-        """Yield the current record of the task, and a new one after each change, until the task is terminal.
+        """Yield the current record of the task, and then its record after each change, until the task has ended.
 
         Changes in quick succession may be combined.
 
@@ -112,59 +112,61 @@ class SessionTask:
         return self._session.updates(self.id)
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Status:
-        """Wait until the task is terminal, and return its final state.
+        """Wait until the task has ended, and return its final state.
 
-        The wait continues through disconnects. After a second, a line shows the state of the task.
+        The wait continues after disconnects. If the wait takes more than a second, a line shows the task's state.
 
         Args:
-            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
+            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
+                the call waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
-                reports it. None uses the session's ``cancel_on_interrupt``.
+                reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
         """
         return self._session.wait(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def result(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Any:
-        """Wait until the task is terminal, and return the result of its handler.
+        """Wait until the task has ended, and return the handler's result.
 
-        The wait continues through disconnects. After a second, a line shows the state of the task.
+        The wait continues after disconnects. If the wait takes more than a second, a line shows the task's state.
 
         Args:
-            timeout: how long to wait, in seconds or as a timedelta. 0 does not wait, and None waits indefinitely.
+            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
+                the call waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
-                reports it. None uses the session's ``cancel_on_interrupt``.
+                reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
-            TaskFailed: the task failed. ``.traceback`` has the traceback of its handler.
+            TaskFailed: the task failed. ``.traceback`` is the traceback of the handler's exception.
             TaskCancelled: the task was cancelled or deleted.
-            WaitTimeout: the task did not end in time. It continues. The error reports if its queue has no worker.
+            WaitTimeout: the task did not end in time, but continues. The message reports if no worker serves the queue.
             BadInput: the timeout is invalid.
         """
         return self._session.result(self.id, timeout, cancel_on_interrupt=cancel_on_interrupt)
 
     def cancel(self, wait: Duration | None = None) -> CancelReceipt:
-        """Cancel the task. Once this returns, no worker will start another run of the task.
+        """Cancel the task. Once the call returns, no worker will start another run of the task.
 
         Args:
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
-            The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
-            Failed if the task reached that state before its code could be stopped.
+            The receipt. ``.stopping`` is True if the task's code was still running. ``.status`` is Completed or Failed
+            if the task reached that state before its code could be stopped.
 
         Raises:
             NotCancellable: the task had already completed or failed.
-            Unconfirmed: the server's answers were lost; cancel again.
+            Unconfirmed: the server's answers were lost. Cancel the task again.
         """
         return self._session.cancel_one(self.id, wait)
 
     def requeue(self) -> SessionTask:
         """Submit the task again, as a new task with the same queue, payload, retries and timeout.
 
-        A task can be requeued after it has ended. Its own state does not change.
+        The original task must have ended, and its state does not change.
 
         Returns:
             The handle of the new task.
@@ -175,7 +177,7 @@ class SessionTask:
         return self._session.requeue(self.id)
 
     def _repr_html_(self) -> str:
-        """Return a line about the task: its current status and, if it is not running, the reason."""
+        """Return a line that describes the current state of the task."""
         try:
             status = self._session.call_within(self._state(), _DISPLAY_SECONDS)
         except NqnbError as error:
@@ -199,10 +201,10 @@ class SessionTask:
 
 
 class TaskList(list[SessionTask]):
-    """A list of tasks in the order of submission, with methods that act on all of them.
+    """A list of tasks, in the order of submission. Each method acts on all tasks in the list.
 
     Args:
-        session: the session that the calls use.
+        session: the session to use.
         tasks: the tasks.
     """
 
@@ -234,7 +236,7 @@ class TaskList(list[SessionTask]):
 
     @property
     def df(self) -> pd.DataFrame:
-        """The current states of the tasks that still exist, with the columns of `Session.tasks`."""
+        """A DataFrame of the tasks that still exist, with the same columns as `Session.tasks`."""
         from nqnb.frames import tasks_frame
 
         infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
@@ -247,11 +249,11 @@ class TaskList(list[SessionTask]):
         errors: Literal["raise", "return", "drop"] = "raise",
         cancel_on_interrupt: bool | None = None,
     ) -> list[Any]:
-        """Wait until all tasks have ended, and return the results of their handlers, in the order of the tasks.
+        """Wait until all tasks have ended, and return their results in the order of the tasks.
 
         Args:
             timeout: how long to wait for each task, in seconds or as a timedelta. None waits indefinitely.
-            errors: how to report tasks that have no result, once all tasks have ended or timed out. ``"raise"`` raises
+            errors: how to report tasks without a result, after all tasks have ended or timed out. ``"raise"`` raises
                 the first error. ``"return"`` returns each error in place of the result. ``"drop"`` returns only the
                 results.
             cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, they continue,
@@ -274,12 +276,12 @@ class TaskList(list[SessionTask]):
         return outcomes if errors != "drop" else [each for each in outcomes if not isinstance(each, NqnbError)]
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
-        """Wait until all tasks have ended, and return their final states, in the order of the tasks.
+        """Wait until all tasks have ended, and return their final states in the order of the tasks.
 
         Args:
-            timeout: how long to wait for each task, in seconds or as a timedelta. None waits indefinitely.
-            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, they continue,
-                and a message reports them. None uses the session's ``cancel_on_interrupt``.
+            timeout: how long to wait for each task, in seconds or as a timedelta. None means to wait without a limit.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, these tasks
+                continue, and a message reports their states. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
             WaitTimeout: a task did not end in time. The tasks continue.
@@ -296,7 +298,7 @@ class TaskList(list[SessionTask]):
         """Cancel all tasks. If one cancel is refused, the other tasks are still cancelled.
 
         Args:
-            wait: how long to wait for running code to stop, in seconds or as a timedelta. None does not wait.
+            wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
             A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error``
@@ -305,15 +307,15 @@ class TaskList(list[SessionTask]):
         return self._session.cancel(self, wait)
 
     def watch(self) -> TaskTable:
-        """Return a live table of the tasks, with a cancel button in each row. Its ``.df`` is a DataFrame."""
+        """Return a live table of the tasks, with a cancel button in each row. The table's ``df`` is a DataFrame."""
         return self._session.watch(self)
 
     def counts(self) -> dict[str, int]:
-        """Return the current number of tasks in each state. ``unknown`` counts tasks whose state no longer exists."""
+        """Return the current number of tasks in each state. Tasks that no longer exist are counted as ``unknown``."""
         return _counted(self._session.call(self._statuses()))
 
     def _repr_html_(self) -> str:
-        """Return a line with the number of tasks in each state, and the queues that no worker is serving."""
+        """Return a line with the number of tasks in each state, and the names of queues without workers."""
         try:
             counts, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
         except NqnbError as error:
@@ -353,14 +355,14 @@ class TaskList(list[SessionTask]):
 
 
 def ids_of(what: object) -> list[str]:
-    """Return the ids of the tasks that an argument names, without duplicates.
+    """Return the ids of one or more tasks, without duplicates.
 
     Args:
-        what: a task id, a task, the record of a task, or a DataFrame of tasks. It may also be a row, the index or a
-            column of such a DataFrame, or an iterable of these.
+        what: a task id, a task, a task's record, a DataFrame of tasks, a row, the index or a column of such a
+            DataFrame, or an iterable of any of these.
 
     Raises:
-        BadInput: ``what`` does not name tasks.
+        BadInput: ``what`` does not contain the ids of tasks.
     """
     try:
         return list(dict.fromkeys(_ids(what, 0)))
@@ -406,12 +408,12 @@ def _texts(values: Iterable[Any], where: str) -> list[str]:
 
 
 def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
-    """Return the first error of several tasks, with advice on how to get the results of the others."""
+    """Add advice to the first error of several tasks: how to get the results of the other tasks."""
     if tasks > 1:
         error.args = (
             f"{clause(error)}. {failed:,} of {tasks:,} tasks {'has' if failed == 1 else 'have'} no result. "
-            'Use `results(errors="drop")` to get the results of the others, or `results(errors="return")` to get the '
-            "errors too.",
+            'Use `results(errors="drop")` to get only the results, or `results(errors="return")` to get the results '
+            "and the errors.",
         )
     return error
 

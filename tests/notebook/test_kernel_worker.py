@@ -257,7 +257,7 @@ class TestSwap:
         def resize(job: nqnb.Job) -> None:
             session.submit("other")
 
-        with pytest.raises(nqnb.TaskFailed, match="cannot pickle a session"):
+        with pytest.raises(nqnb.TaskFailed, match="a session cannot be pickled"):
             session.submit("resize").result(20)
 
 

@@ -214,8 +214,8 @@ class TestCalls:
             tasks.results(20)
         assert str(caught.value) == (
             f"task {tasks[1].id!r} failed: ZeroDivisionError: division by zero. 2 of 4 tasks have no result. "
-            'Use `results(errors="drop")` to get the results of the others, or `results(errors="return")` to get the '
-            "errors too."
+            'Use `results(errors="drop")` to get only the results, or `results(errors="return")` to get the results '
+            "and the errors."
         )
         assert tasks.results(20, errors="drop") == [6.0, 3.0]
         assert [type(each) for each in tasks.results(20, errors="return")] == [
@@ -230,7 +230,7 @@ class TestCalls:
     def test_help_shows_what_map_returns(self) -> None:
         for call in (Session.map, Session.submit_many):
             assert inspect.signature(call).return_annotation == "TaskList | list[SessionTask | NqnbError]"
-            assert "A `TaskList`, or a plain list if the list contains errors." in (call.__doc__ or "")
+            assert "If some payloads were not accepted, a plain list of tasks and" in (call.__doc__ or "")
 
     def test_calls_follow_a_task_to_its_end(self, session: Session) -> None:
         @session.handler("resize")

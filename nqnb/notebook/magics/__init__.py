@@ -1,1 +1,1 @@
-"""The magics `%nq` and `%%nq`: parsing, commands, and the results that they return to a cell."""
+"""The magics `%nq` and `%%nq`: the parser, the commands, and the results that commands return to a cell."""

@@ -1,4 +1,4 @@
-"""Converts the record of a command into the result for a cell: a DataFrame, a task, a value, or the record itself."""
+"""The conversion of a command's record to a cell's result: a DataFrame, a task, a value, or the record itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def as_json(record: Any) -> Any:
-    """Return a record as the dicts and lists that the command line writes as JSON."""
+    """Convert a record to dicts and lists, as for the JSON output of the command line."""
     if isinstance(record, Session):
         record = {
             "urls": record.settings.urls,
@@ -41,11 +41,11 @@ def as_json(record: Any) -> Any:
 
 
 def result(record: Any, session: Session | None) -> Any:
-    """Convert a record into the result for a cell.
+    """Convert a record to the result for a cell.
 
     Args:
         record: the record that the command returned.
-        session: the session of the command, to which the submitted tasks belong.
+        session: the session that the command used. Submitted tasks belong to this session.
     """
     # pandas loads slowly, and only DataFrames need it.
     if isinstance(record, Tasks):
@@ -83,7 +83,7 @@ def result(record: Any, session: Session | None) -> Any:
 
 
 def failure(record: Any) -> NqnbError | None:
-    """Return the error in a record that must stop a Run All, or None if the result reports each failure."""
+    """Return the error that must stop a Run All, or None if there is no such error in the record."""
     if isinstance(record, Submitted) and record.errors:
         count = len(record.ids) + len(record.errors)
         text = f"{len(record.errors):,} of {count:,} tasks were not accepted. First error: {record.errors[0]}"
@@ -92,12 +92,12 @@ def failure(record: Any) -> NqnbError | None:
 
 
 def is_silent(record: Any) -> bool:
-    """Return whether the result for the cell is an empty list, which does not explain why it is empty."""
+    """Return whether the cell's result is an empty list. The record is then shown to explain the result."""
     return isinstance(record, RequeuedAll) and not record.tasks
 
 
 def unreported_errors(record: Any, made: Any) -> list[NqnbError]:
-    """Return the errors of a record that are missing from the result for the cell."""
+    """Return the errors of a record that the cell's result does not contain."""
     errors = list(getattr(record, "errors", ()))
     if isinstance(made, dict) and "errors" in made:
         return []

@@ -1,4 +1,4 @@
-"""Tab completion of `%nq` and `%%nq` lines: commands, options, states, queues and ids."""
+"""Tab completion for `%nq` and `%%nq` lines: commands, options, states, queues and ids."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HELP_CHARACTERS = 48
 """The maximum length of the help text next to a completion."""
 _UNBROKEN = str.maketrans({" ": "\N{NO-BREAK SPACE}", "-": "\N{NON-BREAKING HYPHEN}"})
 _MAGIC_LINE = re.compile(r"\s*(?:[\w.,\s]+=\s*)?%{1,2}nq\s+(.*)", re.DOTALL)
-"""A line with the magic, possibly an assignment. The group is the command that has been typed so far."""
+"""A pattern for a line with the magic, which may be an assignment. The group is the command typed so far."""
 
 
 def begin(shell: Any) -> None:
@@ -49,10 +49,11 @@ def _matches(shell: Any, text: str, token: str) -> list[SimpleCompletion]:
 
 
 def completions(shell: Any, typed: str, token: str) -> list[SimpleCompletion]:
-    """Return the possible completions of a line. Their types are help texts, which front ends show next to them.
+    """Return the possible completions of a line.
 
-    Requests to the server take at most a second and a half (see `nqnb.commands.shell_completion`). No requests are sent
-    while the session is disconnected.
+    The ``type`` of a completion is a help text, because front ends show the type next to the completion. Requests to
+    the server take at most a second and a half (see `nqnb.commands.shell_completion`). No requests are sent while the
+    session is disconnected.
 
     Args:
         shell: the IPython shell.

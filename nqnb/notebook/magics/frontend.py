@@ -1,4 +1,4 @@
-"""The front end of the commands in a notebook: how a command connects, asks questions, and shows output or errors."""
+"""The front end for commands in a notebook: connections, questions, output and errors."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ T = TypeVar("T")
 _CONNECTION_OPTIONS = {"connect_timeout", "name", "request_timeout", "retry_for"}
 """Settings that do not name a server. An open session can be used even if a command passes these settings."""
 _QUEUED_CELLS_MILLISECONDS = 300
-"""How long to wait for the cells that Run All queues after the cell with the question."""
+"""How long to wait for more cells from Run All before asking a question."""
 _CELL_WORDS = (("`nqnb up --stop`", "`%nq down --server`"), ("`nqnb up --detach`", "`%nq up`"), ("`nqnb ", "`%nq "))
 """Command lines, and the equivalent magics."""
 
 
 class NotebookFront:
-    """Runs commands on nqnb's loop, and shows their output in the cell. It implements `nqnb.commands.command.Front`.
+    """A `nqnb.commands.command.Front` that runs commands on nqnb's loop and shows their output in the cell.
 
     Args:
         shell: the IPython shell that the cell runs in.
         cell: the body of the cell, for ``%%nq``.
 
     Attributes:
-        into: the name of the variable that receives the result (``-o``).
+        into: the name of the variable to which the result is assigned (``-o``).
         quiet: whether only errors are shown (``-q``).
         used: the session that the command used.
     """
@@ -111,10 +111,10 @@ class NotebookFront:
         self._awaited_id = task_id
 
     def interrupted(self) -> str:
-        """Handle an interrupt as the calls of a session do: report the awaited task if it is still open, or cancel it.
+        """Handle an interrupt as session calls do: report or cancel the awaited task, unless the task has ended.
 
         Returns:
-            The end of the sentence that reports the interrupt.
+            The end of the message that reports the interrupt.
         """
         if self._awaited_id and self.used is not None and self.used.open:
             self.used.interrupt([self._awaited_id])
@@ -123,7 +123,7 @@ class NotebookFront:
         return f"{reached}; requests that were already sent still take effect"
 
     def complain(self, text: str) -> None:
-        """Print on stderr an error that the result does not report."""
+        """Print an error to stderr. Call this method for errors that the result does not contain."""
         print(f"nqnb: {line(as_cell_text(text))}", file=sys.stderr, flush=True)  # noqa: T201  the cell's output
 
     def confirm(self, question: str) -> bool:
@@ -151,7 +151,7 @@ class NotebookFront:
 
     @contextlib.asynccontextmanager
     async def stop_requested(self) -> AsyncIterator[asyncio.Event]:
-        """Provide an event that is never set, because the stop button cancels `run` instead."""
+        """Provide an event that is never set. The notebook's stop button cancels `run` instead."""
         yield asyncio.Event()
 
     def start_logging(self) -> None:
@@ -183,9 +183,9 @@ class CompletionFront(NotebookFront):
 def confirm(question: str, kernel: Any) -> bool:
     """Ask the user a question, and return whether the answer is yes.
 
-    Programs that run a notebook without a user (nbclient, papermill) declare to the kernel that stdin is not available.
-    Run All sends all cells at once, so cells that are queued after this cell indicate a Run All. In the last cell of a
-    Run All, the user is still asked.
+    Programs that run a notebook without a user, such as nbclient and papermill, tell the kernel that stdin is not
+    available. Run All sends all cells at once. The user is therefore not asked if other cells are queued after this
+    cell. In the last cell of a Run All, the user is asked.
 
     Args:
         question: the question.
@@ -210,7 +210,7 @@ def confirm(question: str, kernel: Any) -> bool:
 
 
 def cells_are_waiting(kernel: Any) -> bool:
-    """Return whether other cells are queued after the running cell. Return False if the kernel does not expose this."""
+    """Return whether other cells are queued after the running cell, or False if this cannot be determined."""
     stream = _request_stream(kernel)
     check_again = getattr(stream, "_handle_events", None)
     if stream is None or check_again is None:
@@ -222,7 +222,7 @@ def cells_are_waiting(kernel: Any) -> bool:
 
 
 def _request_stream(kernel: Any) -> Any:
-    """Return the stream of requests to the main thread. It has no public name in ipykernel 6 and 7."""
+    """Return the stream of requests to the main thread. ipykernel 6 and 7 have no public name for this stream."""
     thread = getattr(kernel, "shell_channel_thread", None)
     if thread is None:
         return getattr(kernel, "shell_stream", None)
@@ -238,11 +238,11 @@ def as_cell_text(text: str) -> str:
 
 
 def one_line_error(error: BaseException, interrupted: Callable[[], str], hint: str = "") -> BaseException:
-    """Return the error to raise in the cell, which IPython shows as one line.
+    """Return the error to raise in the cell. IPython shows this error on one line.
 
     Args:
-        error: the error of a command; errors from click become `BadInput`.
-        interrupted: called after an interrupt; it must return the end of the sentence that reports the interrupt.
+        error: the error of a command. An error from click is converted to `BadInput`.
+        interrupted: a function that is called after an interrupt and returns the end of the message for the user.
         hint: a sentence to show after the error.
     """
     if not isinstance(vars(error).get("_render_traceback_", HiddenFrames(error)), HiddenFrames):

@@ -1,4 +1,4 @@
-"""Runs the cell of `%%nq handler` in the same way as IPython, and finds the function that the cell defines."""
+"""The execution of a `%%nq handler` cell, which must define the handler function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FIRST_LINE = re.compile(r"%%nq\s+handler\b(.*)")
 
 
 def define(shell: Any, cell: str) -> str:
-    """Run a cell in the user's namespace, including magics and decorators.
+    """Run a cell in the user's namespace. The cell may contain magics and decorators.
 
     Args:
         shell: the IPython shell.
@@ -27,8 +27,8 @@ def define(shell: Any, cell: str) -> str:
 
     Raises:
         InvalidHandler: the cell does not define a function, or is not valid Python. No code was run.
-        BadInput: the cell awaits at its top level, and `unfold` has not rewritten the cell. No code was run.
-        BaseException: the code of the cell raised an error. The traceback shows only the cell.
+        BadInput: the cell contains a top-level await, and `unfold` has not rewritten the cell. No code was run.
+        BaseException: the cell's code raised an error. The traceback shows only the cell.
     """
     source = shell.transform_cell(cell)
     file = shell.compile.cache(source, shell.execution_count, raw_code=cell)
@@ -54,9 +54,9 @@ def define(shell: Any, cell: str) -> str:
 
 
 def unfold(shell: Any) -> Callable[[list[str]], list[str]]:
-    """Return an input transformer for cells of `%%nq handler` that await at their top level.
+    """Return an input transformer for `%%nq handler` cells that contain a top-level await.
 
-    A magic cannot await. The transformer therefore turns the cell into an ordinary cell, and adds a last line that
+    A magic cannot await. The transformer therefore turns such a cell into an ordinary cell, and appends a line that
     makes the function a handler.
     """
 
@@ -76,7 +76,7 @@ def unfold(shell: Any) -> Callable[[list[str]], list[str]]:
 
 
 def _function_if_awaiting(source: str) -> str:
-    """Return the name of the last function if the code awaits at its top level, or an empty string if it does not."""
+    """Return the name of the last function if the code contains a top-level await, or an empty string otherwise."""
     try:
         tree = ast.parse(source)
         code = compile(tree, "", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)

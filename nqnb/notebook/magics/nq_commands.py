@@ -1,4 +1,4 @@
-"""The commands of `%nq`: the commands of the command line with `-o` and `-q`, and the notebook-only commands."""
+"""The commands of `%nq`: the command-line commands, with the options `-o` and `-q`, and notebook-only commands."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ Examples:
 def up(ctx: click.Context, address: str | None) -> Session:
     """Connect to a server, and return the session.
 
-    If you omit URL, the server is taken from NATS_URL or a context of the NATS CLI. If neither is set, your own
-    detached server is used, and started if necessary. That server outlives the kernel, and the command line also uses
-    it. Later commands use the same server until you connect to another server, or run `%nq down`.
+    If you omit URL, the server is taken from NATS_URL or a NATS CLI context. If neither is set, your detached server is
+    used, and is started if necessary. The detached server continues after the kernel exits, and the command line also
+    uses this server. Later commands use the same server until you connect to another server or run `%nq down`.
     """
     options = options_of(ctx)
     if address is not None and "url" in options:
@@ -134,7 +134,7 @@ def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
 
 
 def _is_task(session: Session, word: str) -> bool:
-    """Return whether a word is the id of a task. Any other word names a queue, which does not have to exist yet."""
+    """Return whether a word is a task id. Any other word is a queue name, even if the queue does not exist yet."""
     try:
         session.status(word)
     except UnknownTask:
@@ -150,14 +150,16 @@ Example, as the first line of a cell:
 """,
 )
 @click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
-@click.option("--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Tasks at once  [2, or unchanged]")
+@click.option(
+    "--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Run at most N tasks at once  [2, or unchanged]"
+)
 @click.option(
     "--isolation",
     type=click.Choice(["thread", "coroutine", "process", "kernel"]),
-    help="Where the function runs; by default a thread for `def`, and nqnb's loop for `async def`",
+    help="Where the function runs  [a thread for `def`, nqnb's loop for `async def`]",
 )
 @click.option(
-    "--grace", type=seconds, default=1.0, metavar="SECONDS", help="Time between two attempts to stop the code  [1]"
+    "--grace", type=seconds, default=1.0, metavar="SECONDS", help="Time between attempts to stop the code  [1]"
 )
 @click.option("--defined", hidden=True)
 @click.pass_context
@@ -182,7 +184,7 @@ def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: A
 
 @click.command(cls=Command, epilog="\b\nExample:\n  nqnb nest")
 def nest() -> None:
-    """Allow cells to call asyncio.run(...), as scripts do.
+    """Allow cells to call asyncio.run(...).
 
     The command makes the kernel's event loop reentrant with nest_asyncio2, until the kernel restarts. nqnb itself does
     not need this. A NATS client on that loop loses about a third of its throughput.
@@ -196,7 +198,7 @@ def nest() -> None:
 
 
 def short_help() -> str:
-    """Return the help with the list of commands, without most of the options that all commands accept."""
+    """Return a short help text: the list of commands, and only a few of the shared options."""
     short = copy.copy(tree)
     short.params = [param for param in tree.params if param.name in ("into", "quiet", "as_json")]
     return short.get_help(click.Context(short, info_name="%nq", max_content_width=100))
@@ -224,7 +226,7 @@ def _build() -> click.Group:
 
 
 def _adapt(command: click.Command, *, root: bool = False) -> Any:
-    """Return a copy of a command for the notebook, and leave the original unchanged."""
+    """Return a copy of a command that is adapted to notebooks."""
     made = copy.copy(command)
     taken = {option for param in command.params for option in param.opts}
     made.params = [_without_limit(param) for param in command.params] + _cell_options(taken, hidden=not root)
@@ -235,7 +237,7 @@ def _adapt(command: click.Command, *, root: bool = False) -> Any:
 
 
 def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
-    """Return the options `-o` and `-q`. `-q` is omitted if the command already has an option of that name."""
+    """Return the options `-o` and `-q`. If the command already has another `-q`, only `--quiet` is added."""
     quiet = ["quiet", "--quiet", *([] if "-q" in taken else ["-q"])]
     return [
         click.Option(
@@ -271,13 +273,13 @@ def _front(ctx: click.Context) -> NotebookFront:
 
 
 def _as_magics(examples: str) -> str:
-    """Convert examples of command lines to magics; piped input becomes a cell."""
+    """Convert examples of command lines to magics. An example with piped input becomes a cell magic."""
     piped = re.sub(r"(?m)^(\s+)\S.*\| nqnb (.*) -$", r"\1%%nq \2", examples)
     return re.sub(r"(?m)^(\s+)nqnb ", r"\1%nq ", piped)
 
 
 def _without_limit(param: click.Parameter) -> click.Parameter:
-    """Remove the default limit, because a DataFrame can contain all tasks."""
+    """Return a parameter without the default limit, because a DataFrame can contain all tasks."""
     if param.name != "limit" or not isinstance(param, click.Option):
         return param
     made = copy.copy(param)
@@ -286,7 +288,7 @@ def _without_limit(param: click.Parameter) -> click.Parameter:
 
 
 def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a callback for `submit` that uses the body of the cell, or the value of a variable, as the payload."""
+    """Return a callback for `submit` that can read the payload from the cell's body or from a variable."""
 
     def submit(**arguments: Any) -> Any:
         if arguments["payload"] is not None and not (arguments["text"] or arguments["raw"]):
@@ -301,14 +303,14 @@ def _with_cell_payload(callback: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _untyped(param: click.Parameter) -> click.Parameter:
-    """Return a parameter that receives unconverted words, which carry the values of variables."""
+    """Return a copy of a parameter that does not convert words, because a word may carry the value of a variable."""
     made = copy.copy(param)
     made.type = click.UNPROCESSED
     return made
 
 
 def _refused(name: str, why: str) -> click.Command:
-    """Return a command that only reports why a cell cannot run it."""
+    """Return a command that only reports why the command is not available in a notebook."""
 
     def refuse(**_: Any) -> None:
         raise click.ClickException(why)

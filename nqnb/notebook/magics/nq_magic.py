@@ -1,8 +1,8 @@
-"""`%nq` and `%%nq`: parse the line, run the command, and return its result as an object.
+"""The magics `%nq` and `%%nq`, which run a command and return the result as an object.
 
-A command that fails raises an error from `nqnb.errors`. Run All then stops at that cell, because later cells depend on
-the result, and code that calls ``run_line_magic`` can handle the error. IPython shows the error as one line. A bug in
-nqnb is shown with its traceback.
+A command that fails raises an error from `nqnb.errors`. Run All then stops at that cell, because later cells may depend
+on the result. Code that calls ``run_line_magic`` can handle the error. IPython shows the error on one line. An
+unexpected error in nqnb is shown with its traceback.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from IPython.core.magic import no_var_expand
 
 _COMMANDS_WITH_CELLS = ("submit", "handler")
 _CALLS = ("get_ipython().run_line_magic(", "get_ipython().run_cell_magic(")
-"""The code that IPython generates for a magic that is a separate statement."""
+"""The start of the code that IPython generates for a magic that is a separate statement."""
 
 
 def magic(shell: Any) -> Any:
-    """Return the function for a shell that serves as both the line magic and the cell magic."""
+    """Return a function that serves as both the line magic and the cell magic of a shell."""
 
     @no_var_expand
     def nq(line: str, cell: str | None = None) -> Any:
@@ -38,10 +38,10 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
     Args:
         shell: the IPython shell.
         line: the command and its arguments.
-        cell: the body of the cell, for ``%%nq``.
+        cell: the body of the cell for ``%%nq``, or None for ``%nq``.
 
     Returns:
-        The result for the cell, or None if the cell shows no result.
+        The result for the cell, or None if there is no result to show.
 
     Raises:
         BadInput: the line is invalid.
@@ -71,7 +71,7 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
 
 
 def _hint(error: BaseException, line: str) -> str:
-    """Return advice about passing values if the error may be due to an expression in braces, or an empty string."""
+    """Return advice if an expression in braces may have caused the error, or an empty string otherwise."""
     import click
 
     from nqnb.errors import BadInput, UnknownQueue, UnknownTask
@@ -84,7 +84,7 @@ def _hint(error: BaseException, line: str) -> str:
 
 
 def _check_cell_command(arguments: list[str]) -> None:
-    """Refuse a cell for a command that does not accept a cell."""
+    """Raise UsageError if the command does not accept a cell."""
     import click
 
     command = next((word for word in arguments if not word.startswith("-")), "")
@@ -96,7 +96,7 @@ def _check_cell_command(arguments: list[str]) -> None:
 
 
 def _finish(front: Any, record: Any) -> Any:
-    """Return the result of a command for the cell, assign the result to the `-o` variable, and report errors."""
+    """Return a command's result for the cell. Assign the result to the `-o` variable, and report errors."""
     from nqnb.notebook.magics import cell_results
 
     if record is None or isinstance(record, str):

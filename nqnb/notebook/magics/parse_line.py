@@ -1,4 +1,4 @@
-"""Splits the line of a magic into words as a shell does, except that JSON does not need quotes."""
+"""The parser for magic lines. A line is split into words as in a shell, but JSON does not need quotes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from nqnb.errors import BadInput
 _DECODER = json.JSONDecoder()
 _NAME = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _VARIABLE = re.compile(rf"\$({_NAME})")
-"""A word that stands for the value of a Python variable, or of its attribute."""
+"""A pattern for a word that stands for the value of a Python variable or attribute."""
 _BRACES = re.compile(rf"\{{\s*({_NAME})\s*(?:\}}|[\[(!+*/%-].*)")
-"""Braces around a Python expression, which other magics expand."""
+"""A pattern for a Python expression in braces. Other magics expand such expressions."""
 
 
 def words(
@@ -33,8 +33,8 @@ def words(
     Args:
         line: the text after ``%nq``.
         windows: whether a backslash is an ordinary character, as in Windows paths.
-        read_variable: called for a word such as ``$name`` with the name and the previous words; it must return the
-            words to insert. By default, such a word is left unchanged.
+        read_variable: a function that is called for each word such as ``$name``, with the name and the previous words,
+            and returns the words to insert. By default, such a word is left unchanged.
 
     Raises:
         BadInput: a quote is not closed.
@@ -50,7 +50,7 @@ def words(
 
 
 def brace_hint(line: str, *, windows: bool = os.name == "nt") -> str:
-    """Return advice about passing values if the line has a Python expression in braces, or an empty string.
+    """Return advice if the line contains a Python expression in braces, or an empty string otherwise.
 
     Raises:
         BadInput: a quote is not closed.
@@ -66,7 +66,7 @@ def brace_hint(line: str, *, windows: bool = os.name == "nt") -> str:
 
 
 def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[list[str], str] | None:
-    """Return the complete words of a line, and the possibly empty word at its end that is still being typed.
+    """Return the complete words of a line, and the incomplete word at the end of the line, which may be empty.
 
     Returns:
         None if the end of the line is a comment.
@@ -85,7 +85,7 @@ def words_to_complete(text: str, *, windows: bool = os.name == "nt") -> tuple[li
 
 
 def _split(line: str, *, windows: bool) -> Iterator[tuple[str, str]]:
-    """Yield each word of a line, both as it was typed and without its quotes. A comment ends the line."""
+    """Yield each word of a line as a pair: the word as typed, and the word without quotes. Stop at a comment."""
     rest = line.lstrip()
     while rest and not rest.startswith("#"):
         end = _json_end(rest)
@@ -114,7 +114,7 @@ def _is_json(word: str) -> bool:
 
 
 def _shell_word(text: str, *, windows: bool) -> tuple[str, str]:
-    """Return the first word of a string, and the rest."""
+    """Return the first word of a string, and the rest of the string."""
     stream = io.StringIO(text)
     lexer = shlex.shlex(stream, posix=True)
     lexer.whitespace_split = True

@@ -1,4 +1,4 @@
-"""Replaces `$name` and `$name.attribute` in a magic line with the values of Python variables."""
+"""The values of Python variables, which replace `$name` and `$name.attribute` in a magic line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TASKS = (SessionTask, Task, TaskInfo, CancelReceipt)
 
 
 class VariableText(str):
-    """The text of a variable's value. ``submit`` sends the value itself as JSON."""
+    """A variable's value as text. ``submit`` sends the value itself as JSON."""
 
     value: Any
 
@@ -28,13 +28,13 @@ class VariableText(str):
 
 
 def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
-    """Return the words for a variable: the ids of tasks, or the value as one word.
+    """Return the words that replace a variable: task ids, or the value as a single word.
 
     Args:
         shell: the IPython shell that has the variable.
         name: the name of the variable, possibly with attributes.
-        words_before: the words before the variable. In a ``submit`` line, a list is a payload. In other lines, each
-            task of the list becomes a word.
+        words_before: the words before the variable. In a ``submit`` line, a list is a payload. In other lines, a list
+            is replaced with the ids of its tasks.
 
     Raises:
         BadInput: the variable is not defined, or its value cannot be converted to text.
