@@ -23,13 +23,13 @@ from nqnb.protocol.status import Status, Waiting
 Duration = float | timedelta
 """A duration: a number of seconds, or a timedelta."""
 LONGEST_SECONDS = 100 * 365 * 86_400
-"""The longest valid duration: 100 years. Go's and NATS's durations, in nanoseconds, overflow after 292 years."""
+"""The longest valid duration: 100 years. Go and NATS count durations in nanoseconds, which overflow after 292 years."""
 _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
 """A point in time: a datetime, or a timedelta from now. A datetime without a time zone is in local time."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
-"""The start of 2262 in Unix seconds. NATS's timestamps, in nanoseconds, overflow in that year."""
+"""The start of 2262 in Unix seconds. NATS counts time in nanoseconds, which overflow in that year."""
 State = Status | Waiting
 """A state to select tasks by: a `Status`, or ``Waiting.SCHEDULED``."""
 LABELS: dict[str, State] = {state.label: state for state in (*Status, *Waiting)}
