@@ -87,7 +87,8 @@ def worker(ctx: click.Context, target: str, concurrency: int | None, processes: 
     found.settings = worker_settings(found.settings, options)
     if concurrency is not None:
         found.concurrency = concurrency
-    front.run(lambda: found.serve(dedicated=True) if parent is None else parent.serve(found))
+    found.dedicated = True
+    front.run(found.serve if parent is None else lambda: parent.serve(found))
 
 
 def _processes(

@@ -228,7 +228,7 @@ class ParentLink:
         threading.Thread(target=self._watch_parent, args=(stop, limit), name="nqnb-parent", daemon=True).start()
         reporting = asyncio.ensure_future(self._report(worker))
         try:
-            await worker.serve(dedicated=True)
+            await worker.serve()
         finally:
             reporting.cancel()
 

@@ -85,6 +85,9 @@ class Worker:
         self.poison_limit = check_count("poison_limit", poison_limit, 1, 2**31 - 1, "how many workers may go silent")
         self.shutdown_on_disconnect = check_flag("shutdown_on_disconnect", shutdown_on_disconnect)
         self.progress_raises = check_flag("progress_raises", progress_raises)
+        self.dedicated = False
+        """Whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects that exist when
+        `serve` has started the worker, mostly modules, from garbage collection. This makes short tasks faster."""
         self._given = (settings, options)
         self.settings = self._checked_settings = Settings.of(settings, **options)
         self.id = f"w-{secrets.token_hex(6)}"
@@ -290,23 +293,17 @@ class Worker:
                 self._stop.set()
                 log.info("worker %s has stopped", self.id)
 
-    async def serve(self, *, dedicated: bool = False) -> None:
+    async def serve(self) -> None:
         """Start the worker, and run until `request_stop` is called or the connection is lost permanently.
 
         In the main thread, SIGINT and SIGTERM call `request_stop`.
-
-        Args:
-            dedicated: whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects
-                that exist at the start, which are mostly modules, from garbage collection. Collections are then much
-                faster.
 
         Raises:
             ConnectionFailed: the connection was lost permanently.
             InvalidHandler, NoServer, NoJetStream, ServerRefused: see `start`.
         """
-        dedicated = check_flag("dedicated", dedicated)
         await self.start()
-        if dedicated:
+        if self.dedicated:
             gc.collect()
             gc.freeze()
         with self._signals():
@@ -315,7 +312,7 @@ class Worker:
             finally:
                 lost = not self._stop.is_set()
                 await self.stop()
-                if dedicated:
+                if self.dedicated:
                     gc.unfreeze()
         if lost:
             raise ConnectionFailed(
@@ -337,7 +334,7 @@ class Worker:
         self._stop.set()
 
     def run(self) -> None:
-        """Run `serve` with ``dedicated=True`` in a new event loop, and block until a signal stops the worker.
+        """Run `serve` in a new event loop as a `dedicated` worker, and block until a signal stops the worker.
 
         Raises:
             BadInput: this thread is already running an event loop. Use ``await worker.serve()`` instead.
@@ -347,7 +344,8 @@ class Worker:
             raise BadInput(
                 "run() cannot start: this thread is already running an event loop. Use `await worker.serve()`."
             )
-        asyncio.run(self.serve(dedicated=True))
+        self.dedicated = True
+        asyncio.run(self.serve())
 
     async def __aenter__(self) -> Worker:
         await self.start()

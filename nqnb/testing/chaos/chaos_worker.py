@@ -99,7 +99,8 @@ def make_worker(orders: dict[str, Any]) -> Worker:
 async def _serve(worker: Worker, diary: str) -> None:
     lags = asyncio.ensure_future(_watch_loop(diary, worker.id))
     try:
-        await worker.serve(dedicated=True)
+        worker.dedicated = True
+        await worker.serve()
     finally:
         lags.cancel()
 
