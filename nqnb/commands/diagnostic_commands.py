@@ -112,7 +112,7 @@ def chaos(
     ack_wait: float,
     yes: bool,
 ) -> ChaosReport:
-    """Inject faults while tasks run, and check that nqnb's guarantees hold.
+    """Inject faults while tasks run, and check the guarantees.
 
     Tasks are submitted, and are cancelled at various stages of their lives. Meanwhile, workers are killed and
     suspended, the server is killed, connections are cut, event loops are blocked, the store is filled, and the clocks

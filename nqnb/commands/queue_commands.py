@@ -76,7 +76,7 @@ def queue_stats(ctx: click.Context, name: str | None, named: str | None) -> Queu
 @queue_argument
 @click.pass_context
 def queue_pause(ctx: click.Context, queue: str) -> QueueInfo:
-    """Pause a queue: workers start no more of its tasks until the queue is resumed.
+    """Pause a queue until it is resumed; running tasks continue.
 
     Running tasks continue. New tasks can still be submitted, and wait in the queue. The pause is stored on the server,
     and also applies to workers that start later.
