@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, and the prompt to confirm an irreversible change."""
+"""Arguments and options that several commands share, and the confirmation prompt for irreversible changes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ids_argument_or_option(completion: Completion) -> Callable[[F], F]:
 
 
 def chosen_ids(ids: tuple[str, ...], named: tuple[str, ...]) -> list[str]:
-    """Return the task ids from the argument and the option, without duplicates. Raise UsageError if both are empty."""
+    """Combine the task ids of the argument and ``--id``, without duplicates. Raise UsageError if both are empty."""
     chosen = list(dict.fromkeys((*ids, *named)))
     if not chosen:
         raise click.UsageError("no task was selected: at least one task id is required. Use ID or --id ID")
@@ -70,7 +70,7 @@ def status_option(
 
 
 def age_option(name: str, help: str, *, required: bool = False) -> Callable[[F], F]:
-    """Add an option whose value is the age of a task."""
+    """Add an option that selects tasks by age."""
     return click.option(name, type=seconds, required=required, metavar="AGE", help=f"{help} (90s, 10m, 2h, 1d)")
 
 
@@ -117,7 +117,7 @@ def confirm(ctx: click.Context, preview: object, question: str, *, yes: bool, ot
         otherwise: the start of the error message if the user declines, such as "nothing was cancelled".
 
     Raises:
-        NqnbError: the user declined, or there is no terminal for the question (`NeedsYes`).
+        NqnbError: the user declined, or there is no terminal on which to ask (`NeedsYes`).
     """
     front = front_of(ctx)
     if not front.json:

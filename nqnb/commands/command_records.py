@@ -152,7 +152,7 @@ class RequeuedAll(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The first few errors, which are printed."""
+        """The errors to print: at most the first ten."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
@@ -236,7 +236,7 @@ class Cancelled(Struct, frozen=True):
 
     @property
     def errors(self) -> list[NqnbError]:
-        """The first few errors, which are printed."""
+        """The errors to print: at most the first ten."""
         return self.refused[:_PRINTED_ERRORS]
 
     def as_json(self) -> dict[str, Any]:
@@ -320,7 +320,8 @@ class ServerUp(Struct, frozen=True):
 class DetachedServer(Struct, frozen=True):
     """The user's detached server, if there is one. The record does not include the server's token.
 
-    ``state`` is a word for programs, ``note`` is a sentence for the user, and ``ok`` is False if the command failed.
+    ``state`` is a single word for programs, and ``note`` is a sentence for the user. ``ok`` is False if the command
+    failed.
     """
 
     state: str

@@ -18,7 +18,7 @@ from nqnb.protocol.status import Status, Waiting
 OPEN_STATES = (Status.PENDING, Status.PROCESSING)
 """The states of tasks that have not ended and can therefore be cancelled."""
 CANCEL_FILTERS: tuple[State, ...] = (*OPEN_STATES, Waiting.SCHEDULED)
-"""The states by which tasks to cancel can be selected."""
+"""The states that ``nqnb cancel --status`` accepts."""
 
 
 _TIME_OF_DAY = re.compile("([01]?[0-9]|2[0-3]):([0-5][0-9])(?::([0-5][0-9]))?")
@@ -98,7 +98,7 @@ def seconds(text: str | float) -> float:
     length = read_length(str(text))
     if length is None or not 0 < length < LONGEST_SECONDS:
         raise click.BadParameter(
-            f"expected a duration, got {text!r}. Use a positive number of seconds, or a form such as 90s, 10m or 2h30m"
+            f"expected a duration, got {text!r}. Use a positive number of seconds, or a value like 90s, 10m or 2h30m"
         )
     return length
 

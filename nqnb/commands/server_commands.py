@@ -173,10 +173,10 @@ def stop(ctx: click.Context, yes: bool, before: Callable[[], None] = lambda: Non
     Args:
         ctx: the context of the command.
         yes: whether the user has already confirmed with an option.
-        before: called after the confirmation, just before the server is stopped.
+        before: a function to call after the confirmation, just before the server is stopped.
 
     Raises:
-        NqnbError: the user declined, or there is no terminal for the question (`NeedsYes`).
+        NqnbError: the user declined, or there is no terminal on which to ask (`NeedsYes`).
     """
     front = front_of(ctx)
     found = detached.look()

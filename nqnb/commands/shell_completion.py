@@ -23,24 +23,24 @@ _MAX_IDS = 200
 
 
 def states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching names of all states."""
+    """Return completions for the name of a state."""
     return [CompletionItem(label) for label in LABELS if label.startswith(incomplete.lower())]
 
 
 def open_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching names of states in which a task can be cancelled."""
+    """Return completions for the name of a state in which a task can be cancelled."""
     return [CompletionItem(each.label) for each in CANCEL_FILTERS if each.label.startswith(incomplete.lower())]
 
 
 def ended_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching names of states in which a task can be requeued."""
+    """Return completions for the name of a state in which a task can be requeued."""
     return [
         CompletionItem(each.label) for each in Status if each.terminal and each.label.startswith(incomplete.lower())
     ]
 
 
 def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching queues on the server."""
+    """Return completions for the name of a queue."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return await _queues(nq, incomplete)
@@ -49,7 +49,7 @@ def queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[
 
 
 def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching tasks, with the most recently changed task first."""
+    """Return completions for the id of a task, with the most recently changed task first."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(), incomplete)
@@ -58,7 +58,7 @@ def ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Com
 
 
 def open_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching tasks that can be cancelled, with the most recently changed task first."""
+    """Return completions for the id of a task that can be cancelled, with the most recently changed task first."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(status=OPEN_STATES), incomplete)
@@ -67,7 +67,7 @@ def open_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 
 
 def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching tasks that can be requeued, with the most recently changed task first."""
+    """Return completions for the id of a task that can be requeued, with the most recently changed task first."""
 
     async def question(nq: Client) -> list[CompletionItem]:
         return _items(await nq.tasks(status=[each for each in Status if each.terminal]), incomplete)
@@ -76,7 +76,7 @@ def ended_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 
 def queues_and_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the matching queues, followed by the matching tasks. After the first argument, return only tasks."""
+    """Return completions for a queue name or a task id. After the first argument, return only task ids."""
 
     first = not ctx.params.get(param.name or "")
 

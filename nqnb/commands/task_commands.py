@@ -56,7 +56,7 @@ from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
 _STDIN = "-"
-"""The argument with which a user requests that ids be read from stdin."""
+"""The argument that is replaced with the ids from stdin."""
 
 
 class Filter(Struct, frozen=True):
@@ -92,7 +92,7 @@ class Filter(Struct, frozen=True):
 
 
 async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
-    """Return the tasks with the given ids, with the least recently changed task first.
+    """Return the tasks with the given ids, sorted from the least to the most recently changed.
 
     Raises:
         UnknownTask: at least one of the tasks does not exist.
@@ -178,7 +178,7 @@ def cancel(
     """Cancel tasks that are selected by id or by a filter.
 
     Tasks selected by id are cancelled immediately. With a filter, the command shows a preview and asks for
-    confirmation. Only the tasks in the preview are cancelled. Tasks that are submitted later are not.
+    confirmation. Only the tasks in the preview are cancelled. Tasks that are submitted later are not affected.
 
     When the command returns, the cancels are stored, and no further run of these tasks will start. Running code may
     still be stopping. With --wait, exit code 0 means that the code has stopped.
@@ -189,7 +189,8 @@ def cancel(
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
         raise click.UsageError(
-            "tasks cannot be selected: expected either task ids or a filter. Use ids, or --queue, --status or an age"
+            "tasks cannot be selected: expected either task ids or a filter. "
+            "Use ids, or --queue, --status, --older-than or --newer-than"
         )
     if ids and not dry_run:
         return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
@@ -521,7 +522,7 @@ async def _cancel_all(
 
 
 def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
-    """Return the error for a cancel that did not stop the task's code in time, or None if the code was stopped."""
+    """Return an error if the cancel did not stop the task's code, or None if the cancel succeeded."""
     task_id, state = receipt.task_id, receipt.status
     if receipt.stopping:
         return WaitTimeout(
@@ -544,7 +545,7 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 
 
 async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
-    """Return a task. If the task ended without a result, the record includes the id of the requeued task, if any."""
+    """Return a task. If the task ended without a result, also look up whether the task was requeued."""
     task = await nq.fetch(id)
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
         return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)

@@ -197,7 +197,7 @@ class _Watcher:
             ) from None
 
     async def next_snapshot(self, nq: Client) -> Snapshot | None:
-        """Return a new snapshot, or None if nothing has changed. A snapshot can report that the server is silent."""
+        """Return a new snapshot, or None if nothing has changed. If the server does not answer, report this problem."""
         last = self._last
         if last is None:
             return await self.snapshot(nq)
@@ -231,7 +231,7 @@ class _Watcher:
 
 
 def _unanswered(error: NqnbError) -> str:
-    """Describe which component has not answered. The error of a single request would not help the user."""
+    """Return a message that names the component that has not answered."""
     if isinstance(error, (NoResponders, NoJetStream)):
         return "the server's JetStream has not answered"
     return "the server has not answered"

@@ -40,14 +40,14 @@ _MAX_QUICK_CRASHES = 5
 _REPORTED_EXIT_CODES = (1, 2, 3)
 """The exit codes of a process that has already reported its error. The other processes would report the same error."""
 _EXTRA_STOP_SECONDS = 15.0
-"""The time after the worker's ``shutdown_timeout`` at which a process that is still running is killed."""
+"""How long a process may continue after the worker's ``shutdown_timeout`` before it is killed."""
 _POLL_SECONDS = 0.25
 _PARENT_POLL_SECONDS = 0.5
-"""How often a process checks whether its parent has exited. A fork may keep the socket open after the exit."""
+"""How often a process checks whether its parent has exited. A forked process may keep the parent's socket open."""
 
 
 class WorkerProcesses:
-    """The parent's worker processes.
+    """The worker processes of one parent process.
 
     Args:
         arguments: the arguments after ``nqnb worker`` on the command line of each process.
@@ -218,7 +218,7 @@ class ParentLink:
         """The `nqnb.Settings` fields that the parent sent."""
 
     async def serve(self, worker: Worker) -> None:
-        """Run the worker until the parent exits. Report to the parent when the worker starts serving."""
+        """Run the worker, and stop if the parent exits. Report to the parent when the worker starts serving."""
         loop = asyncio.get_running_loop()
 
         def stop() -> None:

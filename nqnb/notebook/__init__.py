@@ -1,1 +1,1 @@
-"""The notebook side of nqnb: sync sessions over one background event loop, workers in the kernel, and live tables."""
+"""Support for notebooks: synchronous sessions on a background event loop, handlers in the kernel, and live tables."""

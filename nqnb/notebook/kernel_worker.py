@@ -1,4 +1,4 @@
-"""The handlers in this kernel. Each queue has one `nqnb.Worker`. Running the cell again replaces the handler."""
+"""The handlers in this kernel. Each queue has one `nqnb.Worker`, whose handler can be replaced."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BLOCKED_SECONDS = 3.0
 
 
 class Local:
-    """The handlers of a session in this kernel, by queue: the session's ``local`` attribute.
+    """The handlers of a session that run in this kernel, by queue. The session's attribute ``local`` is this object.
 
     Display ``nq.local`` to list the handlers. Call ``nq.local.stop("resize")`` to stop the handler of one queue.
     """
@@ -329,7 +329,7 @@ class _KernelRun:
         return await value if inspect.isawaitable(value) else value
 
     def _warn_if_blocked(self) -> None:
-        """Warn if this handler is blocking the kernel's loop. A cell is allowed to block the loop for any time."""
+        """Warn if this handler is blocking the kernel's loop. A cell is allowed to block the loop."""
         now = time.monotonic()
         if not self._begun or self._ended.done():
             return

@@ -18,7 +18,7 @@ _REDRAW_SECONDS = 0.1
 
 
 class LiveOutput:
-    """An output below a cell that is updated in place."""
+    """An output that is shown below a cell and can be updated in place."""
 
     def __init__(self) -> None:
         self._handle: Any = None
@@ -124,7 +124,7 @@ class CommandOutput:
             self._output.show(text, f"<pre>{escape(text)}</pre>")
 
     def reached(self) -> str:
-        """Return the command's progress, such as " at 3 of 5 tasks ended", or an empty string if it is unknown."""
+        """Return the command's progress, such as " at 3 of 5 tasks ended", or an empty string."""
         return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
 
 

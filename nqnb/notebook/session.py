@@ -65,7 +65,7 @@ _INTERNAL_NAMES = frozenset(
 
 
 class Session:
-    """A connection for a notebook. Each method of `nqnb.Client` has a synchronous counterpart here.
+    """A connection for a notebook, with synchronous versions of the methods of `nqnb.Client`.
 
     Open a session with `nqnb.session`. All work runs on a background loop and is not delayed by a busy cell. Any call
     can be interrupted.
@@ -397,11 +397,11 @@ class Session:
 
     @property
     def interrupted(self) -> TaskList:
-        """The tasks of the most recently interrupted call: tasks that it was waiting for or had submitted."""
+        """The tasks that the most recently interrupted call had submitted or was waiting for."""
         return TaskList(self, [SessionTask(self, task_id) for task_id in self._interrupted_ids])
 
     def task(self, id: str) -> SessionTask:
-        """Return the handle of the task with this id, without contacting the server.
+        """Return the handle of the task with the given id, without contacting the server.
 
         Args:
             id: the id of the task.
@@ -470,8 +470,8 @@ class Session:
 
         Args:
             id: the id of the task.
-            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
-                the call waits without a limit.
+            timeout: how long to wait, in seconds or as a timedelta. With 0, the call does not wait. With None, the call
+                waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
@@ -490,8 +490,8 @@ class Session:
 
         Args:
             id: the id of the task.
-            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
-                the call waits without a limit.
+            timeout: how long to wait, in seconds or as a timedelta. With 0, the call does not wait. With None, the call
+                waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 

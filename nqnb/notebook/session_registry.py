@@ -35,7 +35,7 @@ def session(url: str | None = None, *, store: StateStore | None = None, **option
     Args:
         url: the address of the server.
         store: the store for task states; see `nqnb.connect`.
-        **options: fields of `Settings`.
+        **options: the fields of `nqnb.Settings` to set.
 
     Raises:
         NoServer, NoJetStream: see `nqnb.Client.open`.

@@ -117,8 +117,8 @@ class SessionTask:
         The wait continues after disconnects. If the wait takes more than a second, a line shows the task's state.
 
         Args:
-            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
-                the call waits without a limit.
+            timeout: how long to wait, in seconds or as a timedelta. With 0, the call does not wait. With None, the call
+                waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
@@ -134,8 +134,8 @@ class SessionTask:
         The wait continues after disconnects. If the wait takes more than a second, a line shows the task's state.
 
         Args:
-            timeout: how long to wait, in seconds or as a timedelta. If it is 0, the call does not wait. If it is None,
-                the call waits without a limit.
+            timeout: how long to wait, in seconds or as a timedelta. With 0, the call does not wait. With None, the call
+                waits without a limit.
             cancel_on_interrupt: whether an interrupt cancels the task. If False, the task continues, and a message
                 reports the task's state. If None, the session's ``cancel_on_interrupt`` is used.
 
@@ -252,12 +252,12 @@ class TaskList(list[SessionTask]):
         """Wait until all tasks have ended, and return their results in the order of the tasks.
 
         Args:
-            timeout: how long to wait for each task, in seconds or as a timedelta. None waits indefinitely.
+            timeout: how long to wait for each task, in seconds or as a timedelta. None means to wait without a limit.
             errors: how to report tasks without a result, after all tasks have ended or timed out. ``"raise"`` raises
                 the first error. ``"return"`` returns each error in place of the result. ``"drop"`` returns only the
                 results.
-            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, they continue,
-                and a message reports them. None uses the session's ``cancel_on_interrupt``.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, these tasks
+                continue, and a message reports their states. If None, the session's ``cancel_on_interrupt`` is used.
 
         Raises:
             TaskFailed: a task failed.
@@ -301,8 +301,8 @@ class TaskList(list[SessionTask]):
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
 
         Returns:
-            A DataFrame with the outcome of each cancel, by task id. If a cancel was refused, the column ``error``
-            contains the reason.
+            A DataFrame with the outcome of each cancel, indexed by task id. If a cancel was refused, the column
+            ``error`` contains the reason.
         """
         return self._session.cancel(self, wait)
 
@@ -355,7 +355,7 @@ class TaskList(list[SessionTask]):
 
 
 def ids_of(what: object) -> list[str]:
-    """Return the ids of one or more tasks, without duplicates.
+    """Read the ids of one or more tasks from an object, and return these ids without duplicates.
 
     Args:
         what: a task id, a task, a task's record, a DataFrame of tasks, a row, the index or a column of such a

@@ -27,7 +27,7 @@ def replace_traceback(error: BaseException | type[BaseException], render: Callab
 
 
 def begin() -> None:
-    """Hide nqnb's frames in the display of every `NqnbError`. This is idempotent."""
+    """Hide nqnb's frames in the display of every `NqnbError`. This function is idempotent."""
     replace_traceback(NqnbError, _render)
 
 

@@ -90,7 +90,7 @@ def search_text(task: TaskInfo) -> str:
 
 
 def overtaken(task: TaskInfo) -> bool:
-    """Return whether a task completed or failed before a cancel that its worker had received could stop it."""
+    """Return whether a task completed or failed although its worker had received a cancel."""
     return task.cancel is not None and task.status in (Status.COMPLETED, Status.FAILED)
 
 

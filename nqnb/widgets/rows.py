@@ -1,4 +1,4 @@
-"""The rows of a live table, which can be searched, filtered and sorted, and their counts, cancels and throughput."""
+"""The rows of a live table, with a search, a filter, an order, counts, pending cancels and the throughput."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class Rows:
             self._rebuild = True
 
     def counts(self) -> dict[str, int]:
-        """Return the number of tasks in each state that match the search. The keys are the labels of the states."""
+        """Return, for the label of each state, the number of tasks that match the search."""
         self._pass_due_times()
         return {state.label: count for state, count in self._counts.items()}
 
@@ -233,7 +233,7 @@ class Rows:
         return 0 if task is None else task.revision
 
     def pace(self) -> tuple[float | None, float | None]:
-        """Return the number of tasks that end per second, and the estimated seconds until all tasks have ended.
+        """Return the number of tasks that end per second, and the estimated time in seconds until all have ended.
 
         A value that cannot be estimated is None.
         """
@@ -400,7 +400,7 @@ Key = tuple[bool, Any, str]
 
 
 def _activity(task: TaskInfo, now: datetime) -> tuple[int, float]:
-    """Return a sort key. The order is running tasks, pending tasks (both oldest first), ended tasks (newest first)."""
+    """Return a sort key: running tasks, then pending tasks (both oldest first), then ended tasks (newest first)."""
     if task.status is Status.PROCESSING:
         return 0, _seconds(task.started_at)
     if task.status is Status.PENDING:

@@ -35,7 +35,7 @@ PAUSE_AFTER_SECONDS = 3.0
 CLOSE_AFTER_SECONDS = 600.0
 """How long a table stays paused before it is closed."""
 FREEZE_AFTER_SECONDS = 1.5
-"""How long the live table shows the final state before the table is frozen. The user can thus see the change."""
+"""How long the live table shows the final state before the table is frozen."""
 LOAD_SECONDS = 5.0
 """How long `TaskTable.wait_until_loaded` and `TaskTable.df` wait for the rows to load."""
 SAVE_SECONDS = 10.0
@@ -65,11 +65,11 @@ class TaskTable(anywidget.AnyWidget):
         title: the title, such as the name of the queue.
         cancel: a callback that receives the ids of the tasks to cancel. The table may call it from any thread, and it
             must not block. Report the outcome of each cancel with `cancel_outcome`, or as a change with `update`.
-        on_close: a callback for the time when the table needs no more changes because it was closed or frozen, or
-            because its output was removed.
-        on_open: a callback for the time when the table is displayed again after its output was removed. The table is
-            empty at that time, and ``on_close`` can be called again. If ``on_open`` is None, the table is closed when
-            its output is removed.
+        on_close: a callback that is called when the table is closed or frozen, or when its output is removed. The table
+            then needs no more changes.
+        on_open: a callback that is called when the table is displayed again after its output was removed. The table is
+            then empty, and ``on_close`` can be called again. If ``on_open`` is None, removing the output closes the
+            table.
         size: the number of rows per page: 10, 20, 50 or 100.
         freeze: whether to freeze the table automatically once all tasks in ``rows.ids`` have ended.
     """
@@ -399,7 +399,7 @@ class TaskTable(anywidget.AnyWidget):
         self.send({"type": "rows", **body, "details": details, "rate": rate, "left": left, "now": time.time()})
 
     def _freeze_soon(self) -> None:
-        """Freeze the table after a short delay, unless the user is then using the table."""
+        """Freeze the table after a short delay, unless the user is using the table at that time."""
         if not self._page.views:
             if self._displayed:
                 self._call_after(0, self.freeze)
@@ -459,7 +459,7 @@ IDLE_SECONDS = 2.0
 
 
 class Throttle:
-    """A limit on how often ``work`` is called: once after one or more requests, and at most every ``gap`` seconds."""
+    """A throttle for calls of ``work``. Requests that arrive within ``gap`` seconds lead to a single call."""
 
     def __init__(self, work: Callable[[], None], gap: float = 0.1, name: str = "nqnb table") -> None:
         self._work = work

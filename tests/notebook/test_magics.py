@@ -296,7 +296,7 @@ class TestTheLine:
             ("%%nq submit resize 1\n2", "the cell is the payload"),
             ("%%nq submit resize\nnot json", "is invalid JSON"),
             ("%%nq submit resize --lines\n1\nx", "line 2 is invalid JSON"),
-            ("%nq handler resize", "handler needs a cell"),
+            ("%nq handler resize", "handler requires a cell"),
             ("%nq nest", "no event loop is running"),
         ],
     )

@@ -41,7 +41,7 @@ class NotebookFront:
 
     Args:
         shell: the IPython shell that the cell runs in.
-        cell: the body of the cell, for ``%%nq``.
+        cell: the body of the cell for ``%%nq``, or None for ``%nq``.
 
     Attributes:
         into: the name of the variable to which the result is assigned (``-o``).
@@ -127,7 +127,7 @@ class NotebookFront:
         print(f"nqnb: {line(as_cell_text(text))}", file=sys.stderr, flush=True)  # noqa: T201  the cell's output
 
     def confirm(self, question: str) -> bool:
-        """Ask the user, and return whether the answer is yes."""
+        """Ask the user a question, and return whether the answer is yes."""
         return confirm(question, self._kernel)
 
     def show(self, record: object) -> None:
@@ -159,7 +159,7 @@ class NotebookFront:
 
 
 class CompletionFront(NotebookFront):
-    """The front end for Tab completion. It does not open sessions, start servers or ask questions."""
+    """The front end for Tab completion. This front end does not open sessions, start servers or ask questions."""
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:
         """Return the client of the open session, or a client for the server that the line names.

@@ -173,7 +173,9 @@ def handler(ctx: click.Context, /, queue: str, defined: str | None, **options: A
 
     front = _front(ctx)
     if front.cell is None and defined is None:
-        raise click.UsageError("handler needs a cell. Use %%nq handler QUEUE, and define the function below that line.")
+        raise click.UsageError(
+            "handler requires a cell. Use %%nq handler QUEUE, and define the function below that line."
+        )
     session = front.session(options_of(ctx))
     # A cell that `nqnb.notebook.magics.handler_cell.unfold` has rewritten has already run.
     name = defined or define(front.shell, front.cell or "")
