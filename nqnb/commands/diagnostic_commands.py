@@ -38,7 +38,7 @@ Examples:
 )
 @click.pass_context
 def demo(ctx: click.Context) -> DemoSummary:
-    """Run a short demo of tasks, retries and cancels, and check the outcome.
+    """Run tasks, retries and cancels, and check the outcome.
 
     A worker hashes the files of this Python installation. One task fails twice and is retried, and another is scheduled
     for later. A task that never ends is cancelled while it is running, and another task is cancelled while it is
