@@ -9,7 +9,7 @@ import click
 
 from nqnb.commands import shell_completion
 from nqnb.commands.command import front_of
-from nqnb.commands.param_types import queue_name, seconds, status, task_id
+from nqnb.commands.param_types import part_of_error, queue_name, seconds, status, task_id
 from nqnb.errors import NqnbError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -83,6 +83,13 @@ def limit_option(function: F) -> F:
     """Add the ``--limit`` option, which limits the number of tasks shown."""
     return click.option(
         "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
+    )(function)
+
+
+def error_option(function: F) -> F:
+    """Add the ``--error`` option, which selects tasks by a part of their error."""
+    return click.option(
+        "--error", type=part_of_error, metavar="TEXT", help="Select only tasks whose error contains TEXT, ignoring case"
     )(function)
 
 

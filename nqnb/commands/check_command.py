@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 
 import click
@@ -15,7 +16,7 @@ from nqnb.commands.param_types import queue_name, seconds
 from nqnb.errors import NqnbError
 from nqnb.protocol.bulk import unknown_queue
 from nqnb.protocol.wire import Status
-from nqnb.records import TaskInfo
+from nqnb.records import QueueService, TaskInfo
 from nqnb.text import duration
 
 
@@ -31,6 +32,7 @@ class Health(Struct, frozen=True):
     """The result of a health check."""
 
     checks: list[Check]
+    queue: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -40,8 +42,19 @@ class Health(Struct, frozen=True):
     @property
     def errors(self) -> list[NqnbError]:
         """The error to print, or an empty list if all conditions hold."""
-        broken = [f"{each.name} {each.found}" for each in self.checks if not each.ok]
-        return [NqnbError(f"the check failed: {'; '.join(broken)}. See `nqnb tasks` and `nqnb workers`")] * bool(broken)
+        broken = [each for each in self.checks if not each.ok]
+        if not broken:
+            return []
+        reasons = "; ".join(f"{each.name} {each.found}" for each in broken)
+        tasks = f"nqnb tasks {self.queue}" if self.queue else "nqnb tasks"
+        commands = {
+            "served": "nqnb workers",
+            "workers": "nqnb workers",
+            "oldest": f"{tasks} -s pending",
+            "failed": f"{tasks} -s failed --not-requeued",
+        }
+        hints = dict.fromkeys(f"`{commands[each.name]}`" for each in broken)
+        return [NqnbError(f"the check failed: {reasons}. See {' and '.join(hints)}")]
 
 
 class Limits(Struct, frozen=True):
@@ -68,7 +81,12 @@ Examples:
 @click.option(
     "--max-oldest", type=seconds, metavar="AGE", help="Fail if a due task has been waiting longer than AGE (90s, 5m)"
 )
-@click.option("--max-failed", type=click.IntRange(0), metavar="N", help="Fail if more than N tasks have failed")
+@click.option(
+    "--max-failed",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Fail if more than N tasks have failed and were not requeued",
+)
 @age_option("--since", "With --max-failed: count only tasks that failed less than AGE ago")
 @click.pass_context
 def check(
@@ -82,8 +100,10 @@ def check(
     """Check the health of the server, the workers and the tasks.
 
     QUEUE limits the check to one queue. The exit code is 0 if the server answers and all conditions hold, 1 if a
-    condition does not hold or the queue does not exist, and 3 if the connection fails. A task counts as waiting to
-    start only once it is due.
+    condition does not hold or the queue does not exist, and 3 if the connection fails.
+
+    The check fails if tasks are waiting in a queue that no worker is serving. A task counts as waiting only once it is
+    due.
     """
     if since is not None and max_failed is None:
         raise click.UsageError("--since has no effect without --max-failed. Add --max-failed, or remove --since")
@@ -94,14 +114,15 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
     if queue is not None and await nq.backend.find_queue(queue) is None:
         raise await unknown_queue(nq.backend, queue)
     checks = [Check("server", True, f"nats-server {nq.server_version}")]
+    idle = await _idle_queues(nq, queue)
+    asks_for_tasks = bool(idle) or limits.max_oldest is not None or limits.max_failed is not None
+    tasks = await nq.tasks(queue, (Status.PENDING, Status.PROCESSING, Status.FAILED)) if asks_for_tasks else []
+    now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
+    checks.append(_served(idle, tasks, now))
     if limits.min_workers is not None:
         workers = [each for each in await nq.workers() if queue is None or queue in each.queues]
         few = len(workers) < limits.min_workers
         checks.append(Check("workers", not few, f"{len(workers):,} (at least {limits.min_workers:,})"))
-    if limits.max_oldest is None and limits.max_failed is None:
-        return Health(checks)
-    tasks = await nq.tasks(queue, (Status.PENDING, Status.FAILED))
-    now = datetime.fromtimestamp(nq.backend.now(), timezone.utc)
     if limits.max_oldest is not None:
         oldest = max((_waited(each, now) for each in tasks), default=0.0)
         limit = f"at most {duration(limits.max_oldest)}"
@@ -111,7 +132,41 @@ async def _health(nq: Client, queue: str | None, limits: Limits) -> Health:
         when = "" if limits.since is None else f" in the last {duration(limits.since)}"
         limit = f"at most {limits.max_failed:,}"
         checks.append(Check("failed", failed <= limits.max_failed, f"{count_tasks(failed)}{when} ({limit})"))
-    return Health(checks)
+    return Health(checks, queue)
+
+
+async def _idle_queues(nq: Client, queue: str | None) -> dict[str, QueueService]:
+    """Return the queues that have tasks, but neither an nqnb worker nor a pending pull request."""
+    names = [each.name for each in await nq.queues() if not each.workers] if queue is None else [queue]
+    services = {name: await nq.backend.service_of(name) for name in names}
+    return {name: each for name, each in services.items() if each.waiting and not (each.workers or each.pulls)}
+
+
+def _served(idle: Mapping[str, QueueService], tasks: Sequence[TaskInfo], now: datetime) -> Check:
+    """Check that no queue has tasks that are waiting for a worker.
+
+    Args:
+        idle: the queues without an nqnb worker and without a pull request.
+        tasks: the open tasks, which may include tasks of other queues.
+        now: the current time.
+    """
+    unserved = []
+    for name, service in idle.items():
+        own = [each for each in tasks if each.queue == name]
+        running = [each for each in own if each.status is Status.PROCESSING]
+        # A Go worker writes no worker id. A busy one sends no pull requests, but has leased its tasks.
+        if service.leased and any(not each.worker for each in running):
+            continue
+        # No nqnb worker is alive, so the workers of the running tasks are dead.
+        waiting = sum(_is_due(each, now) for each in own) + len(running)
+        if waiting:
+            verb = "is" if waiting == 1 else "are"
+            unserved.append(f"no worker is serving queue {name!r}, in which {count_tasks(waiting)} {verb} waiting")
+    return Check("served", not unserved, ", ".join(unserved) or "no task is waiting without a worker")
+
+
+def _is_due(task: TaskInfo, now: datetime) -> bool:
+    return task.status is Status.PENDING and (task.due_at is None or task.due_at <= now)
 
 
 def _waited(task: TaskInfo, now: datetime) -> float:
@@ -121,6 +176,6 @@ def _waited(task: TaskInfo, now: datetime) -> float:
 
 
 def _failed_since(task: TaskInfo, now: datetime, since: float | None) -> bool:
-    if task.status is not Status.FAILED:
+    if task.status is not Status.FAILED or task.requeued_as:
         return False
     return since is None or task.completed_at is None or now - task.completed_at <= timedelta(seconds=since)

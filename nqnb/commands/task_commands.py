@@ -17,6 +17,7 @@ from nqnb.commands.arguments import (
     confirm,
     count_tasks,
     dry_run_option,
+    error_option,
     ids_argument,
     ids_argument_or_option,
     limit_option,
@@ -43,7 +44,6 @@ from nqnb.commands.param_types import (
     OPEN_STATES,
     ended_status,
     open_status,
-    part_of_error,
     queue_name,
     seconds,
     task_id,
@@ -63,7 +63,7 @@ class Filter(Struct, frozen=True):
     """Criteria for selecting tasks.
 
     Ages are in seconds since the task was submitted. A task of unknown age does not match any age limit. ``error`` is
-    text to search for in the task's error message, ignoring case.
+    text to search for in the task's error message, ignoring case. ``not_requeued`` excludes tasks that were requeued.
     """
 
     queue: str | None = None
@@ -71,6 +71,7 @@ class Filter(Struct, frozen=True):
     older_than: float | None = None
     newer_than: float | None = None
     error: str = ""
+    not_requeued: bool = False
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
         """Return the matching tasks, with the least recently changed task first."""
@@ -80,6 +81,8 @@ class Filter(Struct, frozen=True):
 
     def _matches(self, task: TaskInfo, now: datetime) -> bool:
         if self.error and self.error.casefold() not in task.failure.casefold():
+            return False
+        if self.not_requeued and task.requeued_as:
             return False
         if self.older_than is None and self.newer_than is None:
             return True
@@ -113,6 +116,7 @@ async def fetch_all(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
 Examples:
   nqnb tasks
   nqnb tasks resize -s failed --since 2h
+  nqnb tasks resize --error timeout --not-requeued
   nqnb tasks -s scheduled
   nqnb tasks --json --limit 1000
 """,
@@ -121,6 +125,8 @@ Examples:
 @click.option("named", "--queue", type=queue_name, metavar="QUEUE", shell_complete=shell_completion.queues, hidden=True)
 @status_option(help="Select only tasks in this state; repeatable")
 @age_option("--since", "Select only tasks submitted less than AGE ago")
+@error_option
+@click.option("--not-requeued", is_flag=True, help="Leave out tasks that were requeued")
 @limit_option
 @click.pass_context
 def list_tasks(
@@ -129,6 +135,8 @@ def list_tasks(
     named: str | None,
     statuses: tuple[State, ...],
     since: float | None,
+    error: str | None,
+    not_requeued: bool,
     limit: int,
 ) -> Tasks:
     """List tasks. The most recently changed task is last.
@@ -138,7 +146,8 @@ def list_tasks(
     if queue is not None and named is not None:
         raise click.UsageError("too many queues: QUEUE and --queue cannot be combined. Use only one")
     queue = queue or named
-    return ask(ctx, lambda nq: _last_tasks(nq, Filter(queue, statuses, newer_than=since), limit))
+    which = Filter(queue, statuses, newer_than=since, error=error or "", not_requeued=not_requeued)
+    return ask(ctx, lambda nq: _last_tasks(nq, which, limit))
 
 
 @click.command(
@@ -377,9 +386,7 @@ Examples:
     help="Select only tasks that ended in this state; repeatable  [failed]",
 )
 @age_option("--since", "Select only tasks submitted less than AGE ago")
-@click.option(
-    "--error", type=part_of_error, metavar="TEXT", help="Select only tasks whose error contains TEXT, ignoring case"
-)
+@error_option
 @yes_option
 @dry_run_option("Show which tasks would be requeued, without requeuing them")
 @click.pass_context

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.command_line import NOBODY, Many, Run, Start, one_line, until_said
+from helpers.command_line import Many, Run, Start, one_line, until_said
 from helpers.waiting import until
 
 import nqnb
@@ -264,6 +264,22 @@ def test_requeue_refuses_other_choices_of_tasks(words: Sequence[str], run: Run) 
     assert (answer.code, answer.out, one_line(answer.err)) == (2, "", True)
 
 
+def test_tasks_are_listed_by_their_error_and_without_the_requeued_ones(url: str, run: Run) -> None:
+    slow, bad = failed(url, "sorted", ["slow a", "bad b"])
+
+    def listed(*words: str) -> list[str]:
+        return [each["id"] for each in run("tasks", "sorted", "-s", "failed", *words, "--json").json]
+
+    assert listed("--error", "timeout") == [slow]
+    assert listed("--error", "VALUE") == [bad]
+    assert listed("--error", "no such error") == []
+    run("task", "requeue", slow)
+    assert listed() == [slow, bad]
+    assert listed("--not-requeued") == [bad]
+    assert listed("--not-requeued", "--error", "timeout") == []
+    assert run("tasks", "--error", " ").code == 2
+
+
 @pytest.mark.parametrize("text", ["", " "])
 def test_requeue_refuses_an_empty_error_text(text: str, run: Run) -> None:
     answer = run("task", "requeue", "--queue", "anything", "--error", text, "--yes")
@@ -272,22 +288,6 @@ def test_requeue_refuses_an_empty_error_text(text: str, run: Run) -> None:
 
 
 # Health
-
-
-def test_check_has_an_exit_code_for_a_health_check(url: str, run: Run, many: Many) -> None:
-    failed(url, "ill", ["bad", "worse"])
-    many("ill", 1)
-    run("submit", "ill", "1", "--process-at", "1h")
-    assert run("check").code == 0
-    assert run("check", "ill", "--max-oldest", "1h", "--max-failed", "2", "--since", "1h").code == 0
-    answer = run("check", "ill", "--min-workers", "1", "--max-oldest", "0.001", "--max-failed", "1")
-    assert answer.code == 1
-    for found in ("workers +FAILS +0", "oldest +FAILS", "failed +FAILS +2 tasks", "server +ok"):
-        assert re.search(found, answer.out), found
-    assert [each["ok"] for each in run("check", "ill", "--max-failed", "1", "--json").json["checks"]] == [True, False]
-    assert run("check", "no-such-queue").code == 1
-    assert run("check", "--since", "1h").code == 2
-    assert run("check", server=NOBODY).code == 3
 
 
 def test_a_list_of_too_few_workers_exits_with_1(run: Run) -> None:
