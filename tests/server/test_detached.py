@@ -340,7 +340,7 @@ def test_a_wrong_token_is_refused(running: detached.Detached, capsys: pytest.Cap
         detached.start()
     code, _, err = ended(start("up", "--stop"))
     assert code == 1
-    assert "may therefore have queued tasks" in err
+    assert "may still have unfinished tasks" in err
     assert main(["up", "--stop", "--yes"]) == 0
     until(lambda: not supervisors(detached.home()), 5)  # it frees its lock just before it ends
 
