@@ -472,7 +472,7 @@ class TestInAKernel:
         log = cells.run("print(began, *own.log, sep='\\n'); own.down()").stdout
         assert log.startswith("[1]\n")
         (told,) = (line for line in log.splitlines() if "has blocked the kernel" in line)
-        assert f"task {task.id} of queue block" in told
+        assert f"task {task.id} in queue block" in told
         assert ":5 in block. The lease is still renewed" in told
 
     def test_the_kernels_loop_runs_only_coroutines(self, cells: Kernel) -> None:

@@ -406,7 +406,7 @@ class TestWhichServer:
             assert "your detached server, started now" in plain.run("%nq up").out
             plain.run("%nq submit resize 1 -q")
             said = plain.refused_after("%nq down --server")
-            assert "1 task is queued or running there" in said
+            assert "1 task is queued or running on the server" in said
             assert nqnb.session().connected
             monkeypatch.setattr(frontend, "confirm", lambda *_: False)
             ran = plain.run("%nq down --server --yes")
