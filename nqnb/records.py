@@ -23,7 +23,7 @@ class CancelReceipt(Struct, frozen=True, kw_only=True):
     """The result of a cancel.
 
     ``stopping`` is True if the task's code is still running. In that case, ``status`` is not final. ``how`` describes
-    how the code was stopped. All times are according to the server's clock.
+    how the code was stopped, or why no worker is stopping it. All times are according to the server's clock.
     """
 
     task_id: str
@@ -120,6 +120,9 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """Whether the handler returned bytes."""
     not_before: datetime | None = None
     """The earliest time of the next attempt, if the task is waiting for a retry."""
+    worker_silent_since: datetime | None = None
+    """The time of the last heartbeat of the task's worker, if the worker has missed a heartbeat. Only the commands that
+    show tasks set this attribute."""
 
     def __repr__(self) -> str:
         parts = [self.status.label]
@@ -138,6 +141,11 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
         if self.status is not Status.PENDING:
             return None
         return self.not_before or (moment(parse_time(self.process_at)) if self.process_at else None)
+
+    @property
+    def released(self) -> bool:
+        """Whether the task's worker has stopped, so that the task is waiting for another worker."""
+        return self.status is Status.PROCESSING and self.marked and not self.worker
 
     @property
     def failure(self) -> str:

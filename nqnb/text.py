@@ -125,12 +125,19 @@ def clock(moment: datetime | None) -> str:
 def receipt_words(receipt: CancelReceipt) -> str:
     """Describe the outcome of a cancel in a few words."""
     if receipt.stopping:
-        return "cancelled; its code is still stopping"
+        return f"cancelled; {receipt.how or 'its code is still stopping'}"
     if receipt.status is Status.CANCELLED and receipt.seconds is not None and receipt.delivered_at is not None:
         return f"stopped {duration(receipt.seconds, gap=' ')} after the request"
     if receipt.status in (Status.CANCELLED, Status.DELETED):
         return receipt.how or receipt.status.label
     return f"{receipt.status.label} before the cancel could stop it"
+
+
+def absent_worker(task: TaskInfo) -> str:
+    """Return "worker silent for 25 s" or "worker stopped" for a running task of such a worker, and otherwise ``""``."""
+    if task.worker_silent_since is not None:
+        return f"worker silent for {duration(seconds_since(task.worker_silent_since), gap=' ')}"
+    return "worker stopped" if task.released else ""
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -17,7 +17,7 @@ from nqnb.records import TaskInfo
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.testing.chaos.plan import Moment
 from nqnb.testing.chaos.report import Spread
-from nqnb.text import age, clean, clock, duration, line, receipt_words, size
+from nqnb.text import absent_worker, age, clean, clock, duration, line, receipt_words, size
 
 _MAX_WATCHED_TASKS = 50
 
@@ -63,7 +63,16 @@ def changes(record: Changes) -> RenderableType:
     lines = [line(record.trouble)] if record.trouble else ["the server is answering again"] if record.back else []
     for task in record.tasks:
         when = clock(task.completed_at or task.started_at or task.submitted_at)
-        parts = (when, task.status.label, task.id, task.queue, run_duration(task), _progress(task), task.worker)
+        parts = (
+            when,
+            task.status.label,
+            task.id,
+            task.queue,
+            run_duration(task),
+            _progress(task),
+            task.worker,
+            absent_worker(task),
+        )
         lines.append("  ".join(line(part) for part in parts if part))
     return "\n".join(lines)
 
@@ -133,6 +142,7 @@ def _watched_task(task: TaskInfo) -> list[str | Text]:
             progress = bar(task.progress.done, task.progress.total, 6)
         if task.progress.text:
             progress = Text.assemble(progress, " ", line(clean(task.progress.text), 60))
+    progress = absent_worker(task) or progress
     return [
         status(task.status),
         task.id,

@@ -40,6 +40,7 @@ from nqnb.protocol.wire import Status, parse_time
 from nqnb.records import CancelReceipt, PruneReceipt, QueueInfo, TaskInfo, moment
 from nqnb.testing.chaos import ChaosReport, ChaosState
 from nqnb.text import (
+    absent_worker,
     age,
     clean,
     clip,
@@ -60,6 +61,7 @@ _MEANING = {
     "deleted": "before they started",
     "cancelled": "their code has stopped",
     "stopping": "cancelled, but their code is still stopping",
+    "waiting": "their workers are gone or silent; the next worker will mark them as cancelled",
     "completed": "completed before the cancel",
     "failed": "failed before the cancel",
     "unconfirmed": "the server's answer was lost; cancel again",
@@ -152,7 +154,7 @@ def _(record: TaskInfo) -> RenderableType:
             ("ended", _when(record.completed_at) + ran if record.completed_at else ""),
             ("timeout", duration(record.timeout) if record.timeout else ""),
             ("deadline", _when(record.deadline)),
-            ("worker", record.worker),
+            ("worker", _worker(record)),
             ("progress", _progress_words(record)),
             ("payload", clip(payload_text(record.payload, pretty=True))),
             ("size", size(len(record.payload)) if len(record.payload) > 1000 else ""),
@@ -176,7 +178,7 @@ def _(record: CancelReceipt) -> RenderableType:
             ("requested", clock(asked) + (f" by {record.by}" if record.by else "")),
             ("delivered", _after(record, "delivered_at") + (f" to {record.worker}" if record.worker else "")),
             ("stopped", _after(record, "stopped_at")),
-            ("how", record.how if record.how != receipt_words(record) else ""),
+            ("how", record.how if record.how not in receipt_words(record) else ""),
         ]
     )
 
@@ -309,7 +311,20 @@ def _after(receipt: CancelReceipt, name: str) -> str:
     return f"{clock(at)} (+{duration((at - receipt.requested_at).total_seconds())})"
 
 
+def _worker(task: TaskInfo) -> str:
+    absent = absent_worker(task).removeprefix("worker ")
+    return (
+        f"{absent}; the task is waiting for another worker"
+        if task.released
+        else ", ".join(filter(None, (task.worker, absent)))
+    )
+
+
 def _cancel(receipt: CancelReceipt) -> str:
+    if receipt.stopping:
+        by = f" by {receipt.by}" if receipt.by else ""
+        at = f" {clock(receipt.requested_at)}" if receipt.requested_at else ""
+        return f"requested{at}{by}, not stopped yet"
     by = f", requested by {receipt.by}" if receipt.by else ""
     how = f" ({receipt.how})" if receipt.how and receipt.how != receipt_words(receipt) else ""
     return f"{receipt_words(receipt)}{how}{by}"
@@ -323,7 +338,7 @@ def _tasks(record: Tasks) -> RenderableType:
         Column("age", right=True),
         Column("took", right=True, dispensable=3),
         Column("try", right=True, dispensable=4),
-        Column("progress", least=8, dispensable=2),
+        Column("progress", least=8, dispensable=1 if any(map(absent_worker, record)) else 2),
         Column("due", dispensable=1),
         Column("error", least=22, dispensable=1),
         Column("requeued", least=9, dispensable=2),
@@ -487,7 +502,9 @@ def _progress_words(task: TaskInfo) -> str:
 
 
 def _share(task: TaskInfo) -> str:
-    """Return the progress of a task in a short form, for a narrow column."""
+    """Return the progress of a task in a short form, or that its worker is absent, for a narrow column."""
+    if absent := absent_worker(task):
+        return absent
     if task.progress is None or not task.progress.total:
         return _progress_words(task)
     return f"{task.progress.done / task.progress.total:.0%} {task.progress.text}".rstrip()

@@ -224,13 +224,13 @@ class Cancelled(Struct, frozen=True):
     @property
     def outcomes(self) -> dict[str, int]:
         """The number of tasks for each outcome, in descending order."""
-        counts = Counter("stopping" if each.stopping else each.status.label for each in self.receipts)
+        counts = Counter(map(_outcome, self.receipts))
         counts.update(map(_refusal, self._without_receipt()))
         return dict(counts.most_common())
 
     @property
     def ok(self) -> bool:
-        """Whether every task is cancelled, deleted or stopping."""
+        """Whether every task is cancelled, deleted, stopping or waiting for a worker."""
         fine = (Status.CANCELLED, Status.DELETED)
         return not self.refused and all(each.stopping or each.status in fine for each in self.receipts)
 
@@ -251,6 +251,12 @@ class Cancelled(Struct, frozen=True):
     def _without_receipt(self) -> list[NqnbError]:
         known = {each.task_id for each in self.receipts}
         return [each for each in self.refused if getattr(each, "task_id", None) not in known]
+
+
+def _outcome(receipt: CancelReceipt) -> str:
+    if receipt.stopping:
+        return "waiting" if receipt.how else "stopping"
+    return receipt.status.label
 
 
 def _refusal(error: NqnbError) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import click
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from nqnb.client import Client
 from nqnb.commands import shell_completion
+from nqnb.commands.absent_workers import with_absence, with_silence
 from nqnb.commands.arguments import (
     age_option,
     chosen_ids,
@@ -51,7 +53,7 @@ from nqnb.commands.param_types import (
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
 from nqnb.inputs import State
 from nqnb.protocol.bulk import each_in
-from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.cancel import cancel_many, read_intent
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, TaskInfo
 
@@ -291,7 +293,7 @@ def task_status(ctx: click.Context, id: str | None, named: str | None) -> TaskSt
 def task_show(ctx: click.Context, id: str | None, named: str | None) -> TaskInfo:
     """Show all stored information about a task."""
     chosen = _chosen_id(id, named)
-    return ask(ctx, lambda nq: _fetch_with_copy(nq, chosen))
+    return ask(ctx, lambda nq: _fetch_in_full(nq, chosen))
 
 
 @task.command(
@@ -522,6 +524,7 @@ async def _cancel_all(
     ``show`` is called with the progress. The receipt or error for each task is added to ``outcomes`` immediately.
     """
     await cancel_many(nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)))
+    outcomes.update(await with_absence(nq, [each for each in outcomes.values() if isinstance(each, CancelReceipt)]))
     receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:
         receipts.errors += filter(None, (_not_stopped(each, wait) for each in receipts))
@@ -531,6 +534,13 @@ async def _cancel_all(
 def _not_stopped(receipt: CancelReceipt, wait: float) -> NqnbError | None:
     """Return an error if the cancel did not stop the task's code, or None if the cancel succeeded."""
     task_id, state = receipt.task_id, receipt.status
+    if receipt.stopping and receipt.how:
+        return WaitTimeout(
+            f"task {task_id!r} is not marked as cancelled yet: {receipt.how}. The cancel is stored, so it need not be "
+            "repeated",
+            task_id,
+            state,
+        )
     if receipt.stopping:
         return WaitTimeout(
             f"the code of task {task_id!r} has not stopped: it was still running after {wait:g} s. "
@@ -551,9 +561,16 @@ async def _fetch_open(nq: Client, ids: Sequence[str]) -> list[TaskInfo]:
     return [each for each in await fetch_all(nq, ids) if not each.status.terminal]
 
 
-async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
-    """Return a task. If the task ended without a result, also look up whether the task was requeued."""
+async def _fetch_in_full(nq: Client, id: str) -> TaskInfo:
+    """Return a task, with its cancel request if it has not ended, or its latest copy if it ended without a result."""
     task = await nq.fetch(id)
+    if not task.status.terminal:
+        (task,) = await with_silence(nq, [task])
+        with contextlib.suppress(NqnbError):
+            request = await read_intent(nq.backend, id)
+            if request is not None and task.cancel is None:
+                return structs.replace(task, cancel=CancelReceipt.of(id, task.status, request))
+        return task
     if task.status in (Status.FAILED, Status.CANCELLED, Status.DELETED):
         return next((each for each in await nq.tasks(task.queue, task.status) if each.id == id), task)
     return task
@@ -562,7 +579,7 @@ async def _fetch_with_copy(nq: Client, id: str) -> TaskInfo:
 async def _last_tasks(nq: Client, which: Filter, limit: int) -> Tasks:
     """Return at most ``limit`` matching tasks: those that changed most recently."""
     found = await which.tasks(nq)
-    return Tasks(found[-limit:], len(found))
+    return Tasks(await with_silence(nq, found[-limit:]), len(found))
 
 
 async def _preview_of_requeue(

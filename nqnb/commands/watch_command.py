@@ -13,6 +13,7 @@ from msgspec import Struct, structs
 
 from nqnb.client import Client
 from nqnb.commands import shell_completion
+from nqnb.commands.absent_workers import with_silence
 from nqnb.commands.command import Command, ask, front_of
 from nqnb.commands.param_types import seconds, task_id
 from nqnb.commands.task_commands import fetch_all
@@ -147,7 +148,8 @@ class _Watcher:
         self._once = once
         self._by_id: bool | None = None if what else False
         self._last: Snapshot | None = None
-        self._seen: dict[str, int] = {}
+        self._seen: dict[str, tuple[int, bool]] = {}
+        """The revision of each task, and whether its worker was silent, by task id."""
         self._pending: asyncio.Future[Snapshot] | None = None
 
     @property
@@ -170,14 +172,16 @@ class _Watcher:
         else:
             tasks = await nq.tasks(self._what[0] if self._what else None)
             wanted = set(self._what) or {info.name for info in every}
+        tasks = await with_silence(nq, tasks)
         counts: dict[str, Counter[Status]] = {}
         for each in tasks:
             counts.setdefault(each.queue, Counter())[each.status] += 1
         queues = [QueueCounts(info, dict(counts.get(info.name, {}))) for info in every if info.name in wanted]
-        changed = [each for each in tasks if self._seen.get(each.id) != each.revision]
+        states = {each.id: (each.revision, each.worker_silent_since is not None) for each in tasks}
+        changed = [each for each in tasks if self._seen.get(each.id) != states[each.id]]
         if self._last is None and not self._by_id:
             changed = changed[-_MAX_FIRST_TASKS:]
-        self._seen = {each.id: each.revision for each in tasks}
+        self._seen = states
         running = [each for each in tasks if each.status is Status.PROCESSING]
         # The order must not change while the tasks are running, so that rows do not move.
         running.sort(key=lambda each: (each.started_at is None, each.started_at, each.id))
@@ -272,5 +276,6 @@ def _task_fields(task: TaskInfo) -> dict[str, Any]:
         "started_at": task.started_at,
         "completed_at": task.completed_at,
         "worker": task.worker,
+        "worker_silent_since": task.worker_silent_since,
         "progress": task.progress,
     }
