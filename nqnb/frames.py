@@ -18,7 +18,7 @@ import pandas as pd
 
 from nqnb.decode import decode_value
 from nqnb.error_text import kind_of, shown
-from nqnb.errors import BadInput, MalformedMessage, NqnbError
+from nqnb.errors import BadInput, MalformedMessage, NotCancellable, NqnbError, UnknownTask
 from nqnb.protocol.wire import Progress, Status
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
 from nqnb.text import line, payload_text, receipt_words
@@ -145,7 +145,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
         {
             "status": _states(each.status if each else getattr(error, "status", None) for each, error in pairs),
             "stopping": _flags(bool(each and each.stopping) for each in receipts),
-            "outcome": _texts(receipt_words(each) if each else f"refused: {error}" for each, error in pairs),
+            "outcome": _texts(receipt_words(each) if each else _refusal(error) for each, error in pairs),
             "by": _texts(each.by if each else "" for each in receipts),
             "requested_at": _times(each.requested_at if each else None for each in receipts),
             "delivered_at": _times(each.delivered_at if each else None for each in receipts),
@@ -156,6 +156,13 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
         },
         "no tasks to cancel",
     )
+
+
+def _refusal(error: NqnbError | None) -> str:
+    """Return why a cancel was refused. The task's id is omitted, because pandas cuts long texts."""
+    if isinstance(error, NotCancellable) and error.status is not None:
+        return f"refused: already {error.status.label}"
+    return "refused: unknown task" if isinstance(error, UnknownTask) else f"refused: {error}"
 
 
 class NotedFrame(pd.DataFrame):

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from nqnb.errors import NotCancellable, NqnbError, Unconfirmed
+from nqnb.errors import NotCancellable, NqnbError, Unconfirmed, UnknownTask
 from nqnb.frames import decoded, outcomes_frame, preview, queues_frame, tasks_frame, workers_frame
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
@@ -203,21 +203,26 @@ def test_outcomes_have_receipts_and_errors() -> None:
         "b": stopping,
         "c": refusal,
         "d": Unconfirmed("lost"),
+        "e": UnknownTask("task e is unknown", "e"),
     }
     frame = outcomes_frame(outcomes)
-    assert frame.index.tolist() == ["a", "b", "c", "d"]
+    assert frame.index.tolist() == ["a", "b", "c", "d", "e"]
     assert frame["status"].astype(object).where(frame["status"].notna(), None).tolist() == [
         "cancelled",
         "processing",
         "completed",
         None,
+        None,
     ]
-    assert frame["stopping"].tolist() == [False, True, False, False]
+    assert frame["stopping"].tolist() == [False, True, False, False, False]
     assert frame.loc["a", "seconds"] == 0.25
     assert frame.loc["a", "outcome"] == "stopped 250 ms after the request"
-    assert frame.loc["c", "outcome"] == "refused: task c had completed"
+    assert frame.loc["c", "outcome"] == "refused: already completed"
     assert frame.loc["c", "error"] == "NotCancellable: task c had completed"
-    assert frame["error"].isna().tolist() == [True, True, False, False]
+    assert frame.loc["d", "outcome"] == "refused: lost"
+    assert frame.loc["e", "outcome"] == "refused: unknown task"
+    assert "refused: already completed" in repr(frame[["status", "outcome"]])
+    assert frame["error"].isna().tolist() == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize(

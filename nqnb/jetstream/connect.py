@@ -30,6 +30,7 @@ from nqnb.errors import BadInput
 from nqnb.jetstream.fast_client import FastClient
 from nqnb.jetstream.server_errors import CertificateRefused, Silent, no_server
 from nqnb.server import detached
+from nqnb.server.server_choice import uses_detached
 from nqnb.settings import Settings
 
 _CLOSE_SECONDS = 0.2
@@ -99,8 +100,11 @@ async def dial(settings: Settings, listener: Callable[[FastClient], L]) -> tuple
         except BaseException:
             await leave(client)
             raise
-    server = await _running_detached()
-    raise no_server(settings, reasons, "" if server is None else server.url)
+    found = await asyncio.to_thread(detached.look)
+    url = found.server.url if found.server is not None and found.condition is detached.Condition.RUNNING else ""
+    wanted = settings.detached or uses_detached(settings)
+    stopped = wanted and found.condition is detached.Condition.NONE and detached.was_started()
+    raise no_server(settings, reasons, url, stopped=stopped)
 
 
 async def _running_detached() -> detached.Detached | None:

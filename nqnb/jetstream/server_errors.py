@@ -137,16 +137,24 @@ class CertificateRefused(ConnectionError):
     """The server closed the connection because the client certificate was missing or refused."""
 
 
-def no_server(settings: Settings, reasons: Mapping[str, BaseException], detached: str = "") -> NoServer:
+def no_server(
+    settings: Settings, reasons: Mapping[str, BaseException], detached: str = "", *, stopped: bool = False
+) -> NoServer:
     """Return the error for a failed connection attempt, with a reason and a remedy for each address.
 
     Args:
         settings: the settings.
         reasons: the error for each address.
         detached: the address of the user's detached server, or an empty string if the server is not running.
+        stopped: whether the user's detached server would be used, but was stopped.
     """
     where = address(settings)
     another = "start a server with `nqnb up --detach`, or set another address with --url or NATS_URL"
+    if stopped:
+        another = (
+            "your detached server is stopped; start it with `nqnb up --detach`, or set another address with --url or "
+            "NATS_URL"
+        )
     if detached and detached not in settings.urls:
         another = f"your detached server is running at {detached}; to use it, do not set url, NATS_URL or context"
     found: dict[tuple[str, str], list[str]] = {}

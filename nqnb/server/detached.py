@@ -216,6 +216,11 @@ def former_port() -> int:
     return port if 0 < port < 65_536 else 0
 
 
+def was_started() -> bool:
+    """Return whether the detached server was ever started."""
+    return _is_private(home()) and (home() / "port").exists()
+
+
 def _start_again(
     folder: Path, lock: int, port: int, store: str | os.PathLike[str], go_queues: Sequence[str]
 ) -> Detached:

@@ -97,6 +97,11 @@ def resolve(settings: Settings, *, patient: bool = True) -> Choice:
     return Choice(settings, "the default" + (f"; {found.problem}" if found.problem else ""), named=False)
 
 
+def uses_detached(settings: Settings) -> bool:
+    """Return whether `resolve` chooses the detached server if it is running."""
+    return not (settings.named or settings.context is not None or any(getattr(settings, each) for each in _CREDENTIALS))
+
+
 async def resolved(settings: Settings) -> Settings:
     """Return the settings for the server that `resolve` chooses. This does not block the event loop.
 

@@ -358,6 +358,12 @@ class TestVariables:
             ("tasks {kept.id}", "%nq does not expand {kept.id}: write $kept.id to pass the value of the variable."),
             ("task show {kept[0].id}", "%nq does not expand {kept[0].id}: assign the value to a variable, and"),
             ("cancel {kept}", "write $kept to pass"),
+            (
+                "cancel $kept[80:] --yes",
+                "%nq expands only $name and $name.attribute, not $kept[80:]: assign the value to a variable, and write "
+                "$NAME to pass it.",
+            ),
+            ("task show $kept[0].id", "%nq expands only $name and $name.attribute, not $kept[0].id: assign"),
         ],
     )
     def test_an_unexpanded_expression_is_refused_and_says_how_to_pass_a_value(

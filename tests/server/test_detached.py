@@ -520,6 +520,27 @@ def test_an_error_about_a_missing_server_names_the_detached_one(monkeypatch: pyt
     assert f"your detached server is running at {server.url}; to use it, do not set url" in asyncio.run(refusal())
 
 
+def test_an_error_says_that_the_detached_server_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nqnb.settings.DEFAULT_URL", "nats://127.0.0.1:1")
+    told = "your detached server is stopped; start it with `nqnb up --detach`"
+    assert main(["queues"]) == 3
+    assert told not in capsys.readouterr().err
+    detached.start()
+    settings = detached.find()
+    assert settings is not None
+    detached.stop()
+    assert main(["queues"]) == 3
+    assert told in capsys.readouterr().err
+    for each in (None, settings):
+        with pytest.raises(NoServer, match="your detached server is stopped; start it with"):
+            asyncio.run(count(each or nqnb.Settings()))
+    # Another server is named, so that the detached server would not be used.
+    assert main(["-u", "nats://127.0.0.1:1", "queues"]) == 3
+    assert told not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["up", "--stop", "--port", "1"], ["up", "--status", "--go-queue", "q"]])
 def test_stop_and_status_reject_options_of_a_start(words: list[str]) -> None:
     assert main(words) == 2

@@ -71,15 +71,15 @@ def run(shell: Any, line: str, cell: str | None = None) -> Any:
 
 
 def _hint(error: BaseException, line: str) -> str:
-    """Return advice if an expression in braces may have caused the error, or an empty string otherwise."""
+    """Return advice if a Python expression may have caused the error, or an empty string otherwise."""
     import click
 
     from nqnb.errors import BadInput, UnknownQueue, UnknownTask
-    from nqnb.notebook.magics.parse_line import brace_hint
+    from nqnb.notebook.magics.parse_line import expression_hint
 
     with contextlib.suppress(BadInput):  # a quote is not closed, which the error itself reports
         if isinstance(error, (click.ClickException, BadInput, UnknownQueue, UnknownTask)):
-            return brace_hint(line)
+            return expression_hint(line)
     return ""
 
 

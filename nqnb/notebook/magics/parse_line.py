@@ -18,6 +18,9 @@ _VARIABLE = re.compile(rf"\$({_NAME})")
 _BRACES = re.compile(rf"\{{\s*({_NAME})\s*(?:\}}|[\[(!+*/%-].*)")
 """A pattern for a Python expression in braces. Other magics expand such expressions."""
 
+_EXPRESSION = re.compile(rf"\$({_NAME})[\[(+*/%-].*")
+"""A pattern for a word that begins like a variable, but is a Python expression."""
+
 
 def words(
     line: str,
@@ -49,13 +52,20 @@ def words(
     return found
 
 
-def brace_hint(line: str, *, windows: bool = os.name == "nt") -> str:
-    """Return advice if the line contains a Python expression in braces, or an empty string otherwise.
+def expression_hint(line: str, *, windows: bool = os.name == "nt") -> str:
+    """Return advice if the line contains a Python expression that is not expanded, or an empty string otherwise.
+
+    Such an expression is in braces, or begins with a variable, as in ``$tasks[:8]``.
 
     Raises:
         BadInput: a quote is not closed.
     """
     for written, word in _split(line, windows=windows):
+        if (expression := _EXPRESSION.fullmatch(written)) is not None:
+            return (
+                f"%nq expands only $name and $name.attribute, not {expression[0]}: assign the value to a variable, and "
+                "write $NAME to pass it."
+            )
         braces = None if _is_json(word) else _BRACES.search(written)
         if braces is None:
             continue
