@@ -337,8 +337,8 @@ class Client:
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
-            Failed if the task reached that state before its code could be stopped. If the task had already been
-            cancelled or deleted, the receipt is that of the earlier cancel.
+            Failed if the task reached that state before its code could be stopped. If an earlier call had
+            already cancelled the task, the receipt of that call is returned.
 
         Raises:
             NotCancellable: the task had already completed or failed.

@@ -154,7 +154,7 @@ class Shell:
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Callable[[Any], None]]:
-        """See `nqnb.commands.command.Front.follow`. Records fill the screen of a terminal, or are printed as lines."""
+        """See `nqnb.commands.command.Front.follow`. Only a terminal shows the records on the full screen."""
         if self.json:
             yield lambda record: print(to_json(record.as_json()), flush=True)
             return

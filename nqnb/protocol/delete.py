@@ -168,8 +168,8 @@ async def _refuse_if_in_use(backend: QueueBackend, queue: str, stream: str) -> N
         parts = [f"{count:,} tasks are {status.label}" for status, count in counts.items() if count]
         parts += [f"{workers:,} workers are serving it"] if workers else []
         raise QueueInUse(
-            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait for its tasks to finish and stop its "
-            "workers, or pass force=True to cancel its tasks.",
+            f"queue {queue!r} was not deleted: {', '.join(parts)}. Wait for its tasks to finish, then stop its "
+            "workers; or pass force=True to cancel its tasks.",
             queue,
             counts[Status.PENDING],
             counts[Status.PROCESSING],

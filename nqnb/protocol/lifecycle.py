@@ -301,7 +301,7 @@ def finish_again(entry: TaskMessage | None, *, claim: str, retry: int, status: S
 
 
 def is_claim(entry: TaskMessage, claim: str) -> bool:
-    """Return whether an entry is the Processing entry of a claim."""
+    """Return whether an entry is a Processing entry that was written by a claim."""
     return entry.Status is Status.PROCESSING and entry.marked and entry.meta.claim == claim
 
 

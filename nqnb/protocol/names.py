@@ -67,7 +67,9 @@ def check_task_id(task_id: object) -> str:
         )
     if task_id.startswith(".") or task_id.endswith(".") or ".." in task_id:
         raise InvalidTaskId(
-            f"task id {shown(task_id)} is invalid: a dot must be between two other characters.", task_id
+            f"task id {shown(task_id)} is invalid: it has a dot at its start or end, or two dots in a row. "
+            "Remove the dot.",
+            task_id,
         )
     return exact_text(task_id)
 

@@ -1,4 +1,4 @@
-"""The rows of a live table, with a search, a filter, an order, counts, pending cancels and the throughput."""
+"""The rows of a live table, with search, filtering, sorting, counts, pending cancels and throughput."""
 
 from __future__ import annotations
 

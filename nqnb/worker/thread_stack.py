@@ -20,8 +20,8 @@ _WRAPPERS = ("nqnb.notebook.print_capture", "nqnb.worker.handlers", "contextlib"
 def iter_frames(thread: int, count: int | None = None) -> Iterator[Any]:
     """Return an iterator over the frames of a thread, innermost first. The iterator runs only C code.
 
-    If the inspected thread exited a frame during the iteration, CPython 3.11 could crash. No step of this iterator
-    lets another thread run. For the same reason, the iterator must be consumed by C code, such as a list display.
+    If the inspected thread exited a frame during the iteration, CPython 3.11 could crash. Therefore, no step of
+    this iterator lets another thread run. Consume the iterator entirely in C, for example with `[*frames]`.
 
     Args:
         thread: the thread's identifier.

@@ -92,7 +92,7 @@ def failure(record: Any) -> NqnbError | None:
 
 
 def is_silent(record: Any) -> bool:
-    """Return whether the cell's result is an empty list. The record is then shown to explain the result."""
+    """Return whether the cell's result is an empty list. If it is, the record is shown to explain the empty result."""
     return isinstance(record, RequeuedAll) and not record.tasks
 
 

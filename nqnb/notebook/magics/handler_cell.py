@@ -42,7 +42,8 @@ def define(shell: Any, cell: str) -> str:
         code = shell.compile(tree, file, "exec")
     if code.co_flags & inspect.CO_COROUTINE:
         raise BadInput(
-            "cannot run the cell: it contains a top-level await. Make %%nq handler the first line of the cell."
+            "cannot run the cell: a top-level await works only if %%nq handler is the first line. "
+            "Move %%nq handler to the first line."
         )
     try:
         exec(code, shell.user_global_ns, shell.user_ns)  # noqa: S102  the user's cell

@@ -91,7 +91,7 @@ class ChaosOptions:
         elsewhere = sorted(set(self.faults) - set(FOREIGN_FAULTS))
         if self.settings is not None and elsewhere:
             raise BadInput(
-                f"faults are invalid: {elsewhere[0]!r} can be injected only on servers that the attack starts. "
+                f"faults are invalid: {elsewhere[0]!r} can be injected only into servers that the attack starts. "
                 f"On a server that you pass, use only {' and '.join(FOREIGN_FAULTS)}."
             )
 
