@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shlex
@@ -10,12 +11,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.kernels import Kernel, kernel
-from test_docs import blocks
+from test_docs import blocks, spans
 
 import nqnb
+from nqnb.frames import tasks_frame
 
 NOTEBOOKS = ["README.md", "docs/notebook.md"]
 """The pages whose first block of Python is a notebook's cell."""
@@ -76,6 +79,34 @@ def test_a_cell_of_the_docs_runs(newcomer: Kernel, page: str) -> None:
     assert newcomer.run("frame.empty if 'frame' in dir() else True").text.strip() == "True"
 
 
+def test_the_notebook_page_says_how_to_list_failed_tasks_and_print_a_traceback(
+    server: nqnb.DevServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (query,) = (code for page, code in spans() if page == "docs/notebook.md" and code.startswith("tasks.df.query"))
+    (printing,) = (code for page, code in spans() if page == "docs/notebook.md" and code.startswith("print("))
+    worker = nqnb.Worker(server.url)
+
+    @worker.handler("divide")
+    def divide(job: nqnb.Job, payload: int) -> float:
+        return 1 / payload
+
+    async def run() -> None:
+        async with worker, nqnb.connect(server.url) as nq:
+            good, bad = await nq.submit_many("divide", [1, 0], retry=0)
+            await asyncio.gather(good.wait(30), bad.wait(30))
+            tasks = SimpleNamespace(df=tasks_frame([await good.fetch(), await bad.fetch()]))
+            failures = eval(query, {"tasks": tasks})  # noqa: S307  as below
+            assert list(failures.index) == [bad.id]
+            assert list(failures.payload) == [0]
+            assert "ZeroDivisionError" in failures.error[bad.id]
+            with pytest.raises(nqnb.TaskFailed) as caught:
+                await bad.result()
+            exec(printing, {"error": caught.value})  # noqa: S102  that is what is tested
+
+    asyncio.run(run())
+    assert re.search(r"^Traceback .*return 1 / payload", capsys.readouterr().out, re.DOTALL)
+
+
 def environment(server: nqnb.DevServer) -> dict[str, str]:
     """Return the environment of a user of the server, whose shell finds `nqnb`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -118,7 +149,7 @@ def test_the_settings_of_the_docs_are_accepted() -> None:
     exec(programs_of("docs/settings.md")[0], {})  # noqa: S102  that is what is tested
 
 
-@pytest.mark.parametrize(("page", "count"), [("docs/worker.md", 1), ("docs/settings.md", 10)])
+@pytest.mark.parametrize(("page", "count"), [("docs/worker.md", 2), ("docs/settings.md", 10)])
 def test_the_tests_of_the_docs_pass(tmp_path: Path, page: str, count: int) -> None:
     first, second = programs_of(page)
     (tmp_path / "jobs.py").write_text(first, encoding="utf-8")

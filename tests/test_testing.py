@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import sys
@@ -33,6 +34,19 @@ class TestJob:
         assert job.cancelled
         with pytest.raises(nqnb.JobCancelled):
             resize(job, {"path": "a.png"})
+
+    def test_progress_does_not_raise_in_a_cancelled_coroutine_as_in_a_worker(self) -> None:
+        async def fetch(job: nqnb.Job) -> float:
+            job.progress(1, 2)
+            return 1.0
+
+        job = nqnb.testing.job(cancelled=True, progress_raises=False)
+        assert asyncio.run(fetch(job)) == 1.0
+        assert job.cancelled
+        with pytest.raises(nqnb.JobCancelled):
+            job.raise_if_cancelled()
+        with pytest.raises(nqnb.BadInput, match="progress_raises"):
+            nqnb.testing.job(progress_raises="no")  # type: ignore[arg-type]  # that is what is tested
 
 
 def test_without_pytest_the_contract_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nqnb import payload as payloads
+from nqnb.inputs import check_flag
 from nqnb.worker.job import Job
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def job(
     attempt: int = 1,
     max_retry: int = 0,
     cancelled: bool = False,
+    progress_raises: bool = True,
 ) -> Job:
     """Return a `Job` for calling a handler without a server, for example ``resize(job(data), data)``.
 
@@ -48,12 +50,24 @@ def job(
         queue: the queue name.
         attempt: the attempt number, starting at 1.
         max_retry: the maximum number of retries.
-        cancelled: whether the handler must stop. If so, `Job.progress` and `Job.raise_if_cancelled` raise an exception.
+        cancelled: whether the handler must stop. If so, `Job.wait` and `Job.raise_if_cancelled` raise `JobCancelled`.
+        progress_raises: whether `Job.progress` raises `JobCancelled` too. Pass False for an ``async def`` handler,
+            which a worker stops at an ``await``, or if the worker was created with ``progress_raises=False``.
 
     Raises:
         UnencodableValue: the payload cannot be encoded as JSON.
+        BadInput: ``progress_raises`` is not a bool.
     """
-    made = Job(id, queue, payloads.encode(payload), attempt, max_retry, None, lambda: None, progress_raises=True)
+    made = Job(
+        id,
+        queue,
+        payloads.encode(payload),
+        attempt,
+        max_retry,
+        None,
+        lambda: None,
+        progress_raises=check_flag("progress_raises", progress_raises),
+    )
     if cancelled:
         made.state.stop.set()
     return made

@@ -151,7 +151,9 @@ class Job:
         """Report the progress of the work, and raise `JobCancelled` if the handler must stop.
 
         The worker publishes the most recent report about four times a second. This method never raises `JobCancelled`
-        in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``.
+        in the cleanup code of a stopped handler, or in an ``async def`` handler, which is stopped at an ``await``. The
+        job of `nqnb.testing.job` does not know the handler: pass it ``progress_raises=False`` for an ``async def``
+        handler.
 
         Args:
             done: the amount of work done.
