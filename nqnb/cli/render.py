@@ -139,7 +139,8 @@ def _(record: ServerUp) -> RenderableType:
 @render.register
 def _(record: TaskInfo) -> RenderableType:
     ran = f", took {run_duration(record)}" if run_duration(record) else ""
-    due = moment(parse_time(record.process_at))
+    # The due time of a task that has ended has no meaning any more.
+    due = None if record.status.terminal else record.due_at or moment(parse_time(record.process_at))
     error = record.error
     return fields(
         [
@@ -155,7 +156,7 @@ def _(record: TaskInfo) -> RenderableType:
             ("timeout", duration(record.timeout) if record.timeout else ""),
             ("deadline", _when(record.deadline)),
             ("worker", _worker(record)),
-            ("progress", _progress_words(record)),
+            ("last progress" if record.status.terminal else "progress", _progress(record)),
             ("payload", clip(payload_text(record.payload, pretty=True))),
             ("size", size(len(record.payload)) if len(record.payload) > 1000 else ""),
             ("result", _result(record)),
@@ -499,6 +500,11 @@ def _progress_words(task: TaskInfo) -> str:
         return ""
     done, total, text = task.progress.done, task.progress.total, task.progress.text
     return " ".join(part for part in (f"{done:g} of {total:g}" if total else f"{done:g}", text) if part)
+
+
+def _progress(task: TaskInfo) -> str:
+    """Return the progress of a task. For a completed task, it would be misleading, because the work is complete."""
+    return "" if task.status is Status.COMPLETED else _progress_words(task)
 
 
 def _share(task: TaskInfo) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from nqnb import payload
 from nqnb.concurrency import first_of
 from nqnb.decode import SkipLog
+from nqnb.error_text import readable
 from nqnb.errors import (
     BadInput,
     ConnectionFailed,
@@ -162,7 +163,7 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
     """
     if info.status in (Status.CANCELLED, Status.DELETED):
         raise TaskCancelled(
-            f"task {info.id!r} has no result: the task was {info.status.label}. Requeue the task to run it again.",
+            f"task {info.id!r} has no result: {_how_cancelled(info)}. Requeue the task to run it again.",
             info.id,
             info.status,
         )
@@ -180,6 +181,12 @@ async def result(backend: QueueBackend, info: TaskInfo) -> Any:
             info.status,
         )
     return _decoded(info, entry.value, bytes if info.result_is_bytes else Any)
+
+
+def _how_cancelled(info: TaskInfo) -> str:
+    by = f" by {readable(info.cancel.by, 100)}" if info.cancel and info.cancel.by else ""
+    before = " before it started (NQ calls this deleted)" if info.status is Status.DELETED else ""
+    return f"it was cancelled{by}{before}"
 
 
 def _decoded(info: TaskInfo, data: bytes, kind: Any = Any) -> Any:

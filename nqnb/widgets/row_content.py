@@ -133,11 +133,15 @@ def _facts(task: TaskInfo) -> str:
         ("deadline", _when(task.deadline)),
         ("timeout", f"{task.timeout} s" if task.timeout else ""),
         ("worker", task.worker),
-        ("progress", task.progress.text if task.progress else ""),
+        ("last progress" if task.status.terminal else "progress", _progress(task)),
         ("requeued from", task.origin),
         ("requeued as", task.requeued_as),
     ]
     return _lines(pairs)
+
+
+def _progress(task: TaskInfo) -> str:
+    return task.progress.text if task.progress and task.status is not Status.COMPLETED else ""
 
 
 def _receipt(receipt: CancelReceipt) -> str:

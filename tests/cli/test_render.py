@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -137,6 +138,17 @@ def test_a_requeued_task_names_its_origin() -> None:
     fresh = replace(TASK, origin="")
     assert "requeued" not in shown(fresh, 100)
     assert "REQUEUED" not in shown(Tasks([fresh]), 200)
+
+
+def test_a_task_that_has_ended_is_not_due_and_has_only_a_last_progress() -> None:
+    due = (NOW + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
+    waiting = replace(TASK, process_at=due)
+    assert re.search(r"^due .*\(in ", shown(waiting, 100), re.MULTILINE)
+    assert not re.search("^due", shown(replace(waiting, status=Status.DELETED), 100), re.MULTILINE)
+    partial = replace(RUNNING, progress=Progress(2, 3, "parsing"))
+    assert re.search("^progress +2 of 3 parsing", shown(partial, 100), re.MULTILINE)
+    assert re.search("^last progress +2 of 3", shown(replace(partial, status=Status.FAILED), 100), re.MULTILINE)
+    assert "parsing" not in shown(replace(partial, status=Status.COMPLETED), 100)
 
 
 def test_text_of_a_handler_is_escaped() -> None:

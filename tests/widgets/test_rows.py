@@ -340,6 +340,13 @@ def test_an_opened_row_shows_all_parts() -> None:
     assert parts["log · 2 lines"] == "one\ntwo\\u202e"
     assert "how: SIGTERM" in parts["cancel"]
     assert "id: a" in parts["task"]
+    facts = {
+        status: row_content.detail(info("c", status, progress=Progress(2, 3, "parsing")))[-1]["text"].split("\n")
+        for status in (Status.PROCESSING, Status.FAILED, Status.COMPLETED)
+    }
+    assert "progress: parsing" in facts[Status.PROCESSING]
+    assert "last progress: parsing" in facts[Status.FAILED]
+    assert not any("parsing" in line for line in facts[Status.COMPLETED])
     plain = row_content.detail(info("b", Status.FAILED, payload=b"", error=ErrorInfo("E", "why", "somewhere")))
     assert plain[0]["text"] == "E: why\nsomewhere"
     assert plain[1]["text"] == "none"
