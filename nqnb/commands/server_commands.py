@@ -108,13 +108,19 @@ def _serve(ctx: click.Context, port: int, store_dir: Path | None, go_queues: tup
 
     again = ["nqnb", "up", *([] if port == _DEFAULT_PORT else ["--port", f"{port}"])]
     if named_store is not None:
-        again += ["--store-dir", str(named_store)]
+        again += ["--store-dir", str(named_store.absolute())]
     for queue in go_queues:
         again += ["--go-queue", queue]
 
     async def serve() -> None:
         async with front.stop_requested() as stop, DevServer(port, store_dir, go_queues) as server:
             front.show(ServerUp(server.url, server.store_dir, server.version, server.pid))
+            other = detached.look()
+            if other.condition is Condition.RUNNING and other.server is not None:
+                front.say(
+                    f"nqnb: your detached server ({other.server.url}) is running too; commands and notebooks use the "
+                    "detached server unless NATS_URL or a NATS CLI context is set"
+                )
             while server.running and not stop.is_set():
                 await first_of(stop, timeout=_POLL_SECONDS)
             if not stop.is_set():

@@ -230,6 +230,9 @@ class PullLoop:
             self._pause = 0.0
         if status == "503" or "Leadership" in description:
             self._connection.outage.began(f"queue {self.queue} has no leader ({status} {description})")
+        elif "Shutdown" in description:
+            # If this causes an outage, the lost connection or the next request reports the outage.
+            log.info("queue %s: the server that delivers its tasks is shutting down", self.queue)
         else:
             log.warning("queue %s: the server ended a pull: %s %s", self.queue, status, description)
         self._break()

@@ -640,7 +640,7 @@ def test_up_says_at_its_end_which_tasks_are_kept_and_where(
     keeps: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], start: Start
 ) -> None:
     store = tmp_path / "my store"
-    process = start("up", "--port", "0", *(["--store-dir", str(store)] if keeps else []))
+    process = start("up", "--port", "0", *(["--store-dir", store.name] if keeps else []), cwd=tmp_path)
     assert process.stdout is not None
     lines = "".join(process.stdout.readline() for _ in range(5))
     url = lines.split("NATS_URL=")[1].split()[0]

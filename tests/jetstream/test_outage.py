@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import signal
 import time
 from datetime import datetime, timedelta
 
@@ -67,6 +69,25 @@ async def test_a_worker_logs_a_lost_connection_and_its_return_and_a_line_a_minut
     else:
         assert 3 <= len(lines) <= 3 + seconds / every, "\n".join(lines)
         assert all("still trying" in line for line in lines[:-1])
+
+
+async def test_a_server_that_shuts_down_is_logged_as_a_lost_connection(
+    server: nqnb.DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = nqnb.Worker(server.url)
+    worker.handler("work")(lambda job: None)
+    async with nqnb.connect(server.url) as nq, worker:
+        await (await nq.submit("work")).wait(timeout=20)
+        before = len(warnings(caplog))
+        os.kill(server.pid, signal.SIGTERM)  # unlike `kill`, the server ends the open pulls
+        while len(warnings(caplog)) == before:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(server.restart)
+        await (await nq.submit("work")).wait(timeout=20)
+    lines = warnings(caplog)[before:]
+    assert lines[0].startswith(f"the connection to {server.url} was lost"), lines
+    assert not any("Shutdown" in line for line in lines)
 
 
 async def test_a_lost_connection_is_logged_with_the_time_when_the_lease_of_the_running_task_ends(

@@ -123,6 +123,16 @@ def test_a_detached_server_outlives_the_shell_and_every_command_finds_it(capsys:
     assert choose().detached
 
 
+def test_a_server_in_the_foreground_says_that_commands_use_the_detached_one(running: detached.Detached) -> None:
+    process = start("up", "--port", "0")
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == 0
+    assert f"your detached server ({running.url}) is running too" in said
+    assert "unless NATS_URL" in said
+
+
 def test_detaching_twice_makes_one_server(running: detached.Detached, capsys: pytest.CaptureFixture[str]) -> None:
     assert detached.start() == (running, False)
     assert main(["up", "--detach", "--json"]) == 0
