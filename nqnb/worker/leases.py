@@ -71,9 +71,8 @@ class LeaseKeeper:
         while True:
             await asyncio.sleep(self._presence.interval / 8)
             lapsed = [run for run in self._runs.values() if run.claimed and not run.finishing and run.lost_lease()]
+            self._log_lapsed([run for run in lapsed if run.why is None])
             for run in lapsed:
-                if run.why is None:
-                    self._log_lapsed(run)
                 run.stop(Stop.LEASE)
 
     async def watch_entries(self) -> None:
@@ -115,10 +114,16 @@ class LeaseKeeper:
         finally:
             self._recreating.discard(pull.queue)
 
-    def _log_lapsed(self, run: Run) -> None:
-        if self._backend.outage.active:
-            self._backend.outage.note("tasks were stopped because their leases ran out")
-        else:
-            log.warning(
-                "task %s is being stopped: its lease has run out, so another worker may receive the task", run.id
-            )
+    def _log_lapsed(self, runs: Sequence[Run]) -> None:
+        outage = self._backend.outage.active
+        if outage and len(runs) > 1:
+            # An outage can affect thousands of tasks, so they share a line.
+            text = "%s running tasks are being stopped: their leases have run out, so other workers may receive them"
+            log.warning(text, f"{len(runs):,}")
+        for run in runs:
+            if not outage or len(runs) == 1:
+                log.warning(
+                    "task %s is being stopped: its lease has run out, so another worker may receive the task", run.id
+                )
+            if outage:
+                self._backend.outage.note("tasks were stopped because their leases ran out")

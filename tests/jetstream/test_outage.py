@@ -11,6 +11,7 @@ import time
 from datetime import datetime, timedelta
 
 import pytest
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb.errors import ConnectionFailed, ServerRefused, Unconfirmed
@@ -108,11 +109,13 @@ async def test_a_lost_connection_is_logged_with_the_time_when_the_lease_of_the_r
             stopped.set()
 
     async with nqnb.connect(server.url, ack_wait=3.0) as nq, worker:
-        await nq.submit("work")
+        task = await nq.submit("work")
         await started.wait()
         lost = datetime.now()
         await asyncio.to_thread(server.kill)
         await asyncio.wait_for(stopped.wait(), 20)
+        said = [each for each in warnings(caplog) if "is being stopped: its lease has run out" in each]
+        assert [task.id in each for each in said] == [True]
         await asyncio.to_thread(server.restart)
     (line,) = [each for each in warnings(caplog) if "was lost" in each]
     found = re.search(r"; 1 running task continues until (\d\d:\d\d:\d\d), when its lease ends; still trying$", line)
@@ -122,6 +125,34 @@ async def test_a_lost_connection_is_logged_with_the_time_when_the_lease_of_the_r
         until += timedelta(days=1)
     # The line has whole seconds, and the task is stopped when its lease ends.
     assert lost - timedelta(seconds=1) <= until <= ended
+
+
+async def test_tasks_that_are_stopped_during_an_outage_share_a_line_of_the_log(
+    server: nqnb.DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = nqnb.Worker(server.url, ack_wait=3.0, retry_for=1.0, concurrency=TASKS)
+    running = stopped = 0
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job) -> None:
+        nonlocal running, stopped
+        running += 1
+        try:
+            await asyncio.sleep(30)
+        finally:
+            stopped += 1
+
+    async with nqnb.connect(server.url, ack_wait=3.0) as nq, worker:
+        await nq.submit_many("work", range(TASKS))
+        await until_async(lambda: running == TASKS)
+        await asyncio.to_thread(server.kill)
+        await until_async(lambda: stopped == TASKS, 20)
+        lines = [each for each in warnings(caplog) if "being stopped" in each]
+        await asyncio.to_thread(server.restart)
+    assert lines
+    assert len(lines) < 10, "\n".join(lines)
+    counts = [int(each.split()[0]) if "running tasks are" in each else 1 for each in lines]
+    assert sum(counts) == TASKS
 
 
 def test_only_errors_of_an_outage_are_taken(caplog: pytest.LogCaptureFixture) -> None:
