@@ -34,7 +34,7 @@ def typed(sheet: Callable[..., Sheet]) -> Callable[[str, str], Sheet]:
 
 def test_completions_show_their_help_in_one_line_each(typed: Callable[[str, str], Sheet]) -> None:
     for text, said in (
-        ("%nq ", "cancel tasks, by their ids"),
+        ("%nq ", "cancel tasks that are selected by id"),
         ("%nq submit q --", "fail the task if it has not ended"),
     ):
         page = typed(text, "Tab")
