@@ -125,10 +125,12 @@ def test_a_detached_server_outlives_the_shell_and_every_command_finds_it(capsys:
 
 def test_a_server_in_the_foreground_says_that_commands_use_the_detached_one(running: detached.Detached) -> None:
     process = start("up", "--port", "0")
-    assert process.stderr is not None
-    said = process.stderr.readline()
+    assert process.stdout is not None
+    while "NATS_URL=" not in process.stdout.readline():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert ended(process)[0] == 0
+    code, _, said = ended(process)
+    assert code == 0
     assert f"your detached server ({running.url}) is running too" in said
     assert "unless NATS_URL" in said
 
