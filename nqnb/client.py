@@ -155,7 +155,7 @@ class Client:
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds, because NQ stores whole seconds.
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
-                or a timedelta from now.
+                or a timedelta relative to now.
             process_at: the earliest time at which the task may start: a datetime (a naive datetime is local time), or a
                 timedelta from now.
 
@@ -200,7 +200,7 @@ class Client:
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
-                or a timedelta from now.
+                or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
@@ -481,7 +481,7 @@ class Client:
         return await delete_queue(self.backend, queue, self._name, force=force, wait=seconds, progress=progress)
 
     async def pause(self, queue: str) -> None:
-        """Pause a queue: workers start no tasks of the queue until `resume` is called. Running tasks continue.
+        """Pause a queue: workers do not start any tasks from it until `resume` is called. Running tasks continue.
 
         Pausing is idempotent, and the pause is stored on the server. From version 2.11 on, the server stops delivery to
         all workers at once. With older servers, nqnb workers stop within a second, and Go workers do not stop. If a Go

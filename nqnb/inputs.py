@@ -27,7 +27,7 @@ LONGEST_SECONDS = 100 * 365 * 86_400
 _TEXT = re.compile(r"(?=\d)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in ("d", "h", "m", "s?")))
 _UNIT_SECONDS = (86_400, 3_600, 60, 1)
 Moment = datetime | timedelta | None
-"""A point in time: a datetime, or a timedelta from now. A datetime without a time zone is in local time."""
+"""A point in time: a datetime, or a timedelta relative to now. A datetime without a time zone is in local time."""
 MOMENT_LIMIT_SECONDS = 9_214_646_400
 """The start of 2262 in Unix seconds. NATS counts time in nanoseconds, which overflow in that year."""
 State = Status | Waiting
@@ -216,7 +216,7 @@ def check_moment(name: str, value: object, now: float | None = None) -> float:
     if not isinstance(value, (datetime, timedelta)):
         raise BadInput(
             f"{name}={shown(value)} is invalid: expected a date, got {kind_of(value)}. "
-            "Pass a datetime, or a timedelta from now."
+            "Pass a datetime, or a timedelta relative to now."
         )
     try:
         # A naive datetime means local time, as everywhere in Python.

@@ -27,7 +27,8 @@ class StateStore(Protocol):
     """A key-value store with revisions. Each write to a key increases the key's revision.
 
     All clients and workers of a task must use the same store. Times from the store are compared with times from the
-    server, so the two clocks should agree within a second. If a store cannot determine whether a write took effect, the
+    server, so the two clocks should agree to within a second. If a store cannot determine whether a write took effect,
+    the
     store raises `Unconfirmed`, and the caller reads the key and retries. Every store must pass the tests of
     `nqnb.testing.StoreContract`.
 

@@ -191,7 +191,7 @@ def _fields(record: msgspec.Struct) -> dict[str, Any]:
 
 
 def _json(name: str, data: bytes) -> dict[str, Any]:
-    """Return decoded JSON as the field ``name``, or other data as the field ``<name>_text`` or ``<name>_base64``."""
+    """Return the data as a field: ``<name>`` if it is JSON, or else ``<name>_text`` or ``<name>_base64``."""
     try:
         return {name: decode_value(data) if data else None}
     except MalformedMessage:

@@ -243,7 +243,9 @@ class TestOptions:
     @pytest.mark.parametrize("name", ["deadline", "process_at"])
     async def test_an_invalid_moment_is_refused(self, nq: nqnb.Client, name: str, moment: Any) -> None:
         call = nq.submit("q", **{name: moment})
-        await refusal(BadInput, call, f"{name}={moment!r} is invalid", "Pass a datetime, or a timedelta from now")
+        await refusal(
+            BadInput, call, f"{name}={moment!r} is invalid", "Pass a datetime, or a timedelta relative to now"
+        )
 
     @pytest.mark.parametrize("moment", [timedelta.max, datetime.min, pd.NaT])  # NaT says that it is a datetime
     @pytest.mark.parametrize("name", ["deadline", "process_at"])

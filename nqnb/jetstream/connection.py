@@ -526,7 +526,7 @@ def whole(reply: Message, request: Pending[Any]) -> Message:
             )
         raise NoResponders(
             f"request on {subject!r} failed: the subject has no responders, because its stream has no leader or "
-            "does not exist. Check that JetStream is on and, in a cluster, that a majority of the servers are "
+            "does not exist. Check that JetStream is enabled and that, in a cluster, a majority of the servers are "
             "running. Then try again.",
             subject,
         )

@@ -266,7 +266,7 @@ class KernelLoop:
             self.loop = asyncio.get_running_loop()
         except RuntimeError:
             raise InvalidHandler(
-                "isolation='kernel' requires a kernel's event loop: no event loop is running. In a plain Python or "
+                "isolation='kernel' cannot run tasks: no event loop is running. In a plain Python or "
                 "IPython shell, omit isolation."
             ) from None
         self.thread = threading.get_ident()

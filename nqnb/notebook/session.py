@@ -227,7 +227,7 @@ class Session:
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which the task fails if it has not ended: a datetime (a naive datetime is local time),
-                or a timedelta from now.
+                or a timedelta relative to now.
             process_at: the earliest time at which the task may start, in the same form as ``deadline``.
 
         Returns:
@@ -299,7 +299,7 @@ class Session:
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
-                or a timedelta from now.
+                or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
@@ -368,7 +368,7 @@ class Session:
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
-                or a timedelta from now.
+                or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
@@ -746,7 +746,7 @@ class Session:
         return self.call(self.client.delete_queue(queue, force, wait=wait, progress=progress))
 
     def pause(self, queue: str) -> None:
-        """Pause a queue: workers start no tasks of the queue until `resume` is called. Running tasks continue.
+        """Pause a queue: workers do not start any tasks from it until `resume` is called. Running tasks continue.
 
         Pausing is idempotent.
 

@@ -34,8 +34,8 @@ def check_queue(queue: object) -> str:
     """Check a queue name, and return the name as a plain ``str``.
 
     Raises:
-        InvalidQueueName: the name does not consist of 1 to 200 letters (A-Z, a-z), digits, hyphens and underscores, or
-            it ends in ``_cancel``, the suffix of cancel streams.
+        InvalidQueueName: the name is not 1 to 200 characters long, contains a character other than letters (A-Z, a-z),
+            digits, hyphens and underscores, or ends in ``_cancel``, the suffix of cancel streams.
     """
     if not isinstance(queue, str) or not _QUEUE.fullmatch(queue):
         raise InvalidQueueName(
@@ -56,8 +56,8 @@ def check_task_id(task_id: object) -> str:
     """Check a task id, and return the id as a plain ``str``.
 
     Raises:
-        InvalidTaskId: the id does not consist of 1 to 200 letters (A-Z, a-z), digits and the characters ``-/_=.``, or
-            it has a dot at the start, at the end or next to another dot.
+        InvalidTaskId: the id is not 1 to 200 characters long, contains a character other than letters (A-Z, a-z),
+            digits and ``-/_=.``, or has a dot at the start, at the end or next to another dot.
     """
     if not isinstance(task_id, str) or not _TASK_ID.fullmatch(task_id):
         raise InvalidTaskId(

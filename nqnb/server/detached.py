@@ -208,7 +208,7 @@ def stop() -> Detached | None:
 
 
 def former_port() -> int:
-    """Return the last port of the detached server, or 0 if the port is unknown."""
+    """Return the port that the detached server last used, or 0 if it is unknown."""
     try:
         port = int((home() / "port").read_text(encoding="ascii"))
     except (OSError, ValueError):

@@ -245,7 +245,7 @@ class Guard:
             self._set(self._ready)
 
     async def _keep(self, connection: Connection, presence: Presence) -> None:
-        """Write the presence, renew the leases that have not run out, and read cancel requests for running tasks."""
+        """Write the worker's presence entry, renew the valid leases, and read cancel requests for running tasks."""
         asked = elapsed()
         try:
             await presence.announce(self._writer.record())
@@ -335,7 +335,7 @@ class Guard:
 
 
 def _is_renewable(run: Run) -> bool:
-    """Return whether the lease of a run has not run out and the task still belongs to this worker."""
+    """Return whether a run's lease is still valid and its task still belongs to this worker."""
     return not run.superseded and not run.lapsed() and run.why not in (Stop.LEASE, Stop.ENDED_ELSEWHERE)
 
 

@@ -203,7 +203,7 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
                 why = "the result bucket was missing"
         except PayloadTooLarge as error:
             raise BadInput(
-                f"the result of {len(data):,} bytes is too large: the server accepts at most {error.limit:,} bytes. "
+                f"the result is too large: it has {len(data):,} bytes, but the server accepts at most {error.limit:,}. "
                 "Store the result elsewhere, and return its path or key."
             ) from None
         except NoRoom as error:
@@ -230,7 +230,7 @@ async def _put_result(backend: Backend, run: Run, data: bytes) -> str:
 
 def _unkept(data: bytes, error: NqnbError) -> BadInput:
     return BadInput(
-        f"the result of {len(data):,} bytes cannot be stored: {clause(error)}. "
+        f"the result, which has {len(data):,} bytes, cannot be stored: {clause(error)}. "
         "Store the result elsewhere, and return its path or key."
     )
 

@@ -200,7 +200,9 @@ async def test_a_result_that_cannot_be_kept_fails_the_task_and_says_why(
     async with worker:
         await limit(nq, "nq-results", max_bytes=500)
         task = await nq.submit("work", retry=3)
-        with pytest.raises(nqnb.TaskFailed, match=r"result of 10,002 bytes cannot be stored: .*maximum bytes exceeded"):
+        with pytest.raises(
+            nqnb.TaskFailed, match=r"result, which has 10,002 bytes, cannot be stored: .*maximum bytes exceeded"
+        ):
             await task.result(timeout=20)
 
 

@@ -1,4 +1,4 @@
-"""The program of a worker process in an attack: ``python -m nqnb.testing.chaos.chaos_worker``.
+"""The program that each worker process runs during an attack: ``python -m nqnb.testing.chaos.chaos_worker``.
 
 The process reads its orders from stdin as JSON. To avoid outliving the attack, the process exits when stdin is closed.
 """
