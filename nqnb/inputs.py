@@ -116,7 +116,7 @@ def check_callable(name: str, value: Any, what: str, arguments: int) -> Any:
         raise BadInput(f"{name}={shown(value)} is invalid: the value is not callable. Pass {what}, or None.")
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001  a foreign object may raise anything when it is inspected
         return value
     try:
         signature.bind(*(None,) * arguments)

@@ -210,7 +210,7 @@ class CallbackError(Exception):
 def fallible(function: Callable[..., object]) -> Callable[..., object]:
     """The same function, with its errors marked as the caller's."""
 
-    @functools.wraps(function, updated=())
+    @functools.wraps(function, assigned=(), updated=())
     def call(*arguments: object) -> object:
         try:
             return function(*arguments)

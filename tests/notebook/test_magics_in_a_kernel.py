@@ -114,7 +114,7 @@ class TestShows:
     @pytest.mark.full
     def test_the_demo(self, cells: Kernel) -> None:
         cell = cells.run("%nq demo")
-        assert "Every task ended as announced." in cell.stdout + cell.text
+        assert "Every task ended as expected." in cell.stdout + cell.text
         assert len(cell.html) > 5
 
     def test_the_session_as_a_card_and_a_failure_as_one_line(self, cells: Kernel) -> None:
