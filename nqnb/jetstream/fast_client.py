@@ -184,11 +184,7 @@ class FastClient(NatsClient):
         """Call ``on_message``, which must not block, on the event loop for each message on a subject, in order."""
 
         async def take(message: Msg) -> None:
-            heard = Message(message.subject, message.reply, message.data, parsed=message.headers or {})
-            try:
-                on_message(heard)
-            except Exception:  # noqa: BLE001  logged
-                _log_error(heard)
+            _call(on_message, Message(message.subject, message.reply, message.data, parsed=message.headers or {}))
 
         if not self.fast:
             return await self.subscribe(subject, cb=take)
@@ -213,13 +209,8 @@ class FastClient(NatsClient):
         if on_message is None:
             return False
         # A subject may contain any bytes.
-        message = Message(
-            subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace"), data, headers
-        )
-        try:
-            on_message(message)
-        except Exception:  # noqa: BLE001  logged
-            _log_error(message)
+        name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
+        _call(on_message, Message(name, reply_to, data, headers))
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
@@ -279,9 +270,12 @@ def _header_start(name: str) -> bytes:
     return f"\r\n{name}:".encode()
 
 
-def _log_error(message: Message) -> None:
-    """Log the exception of a callback. The exception must not end the task that reads the socket."""
-    log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
+def _call(on_message: OnMessage, message: Message) -> None:
+    try:
+        on_message(message)
+    except Exception:
+        # The exception must not end the task that reads the socket.
+        log.exception("unexpected error in nqnb while handling a message on %s", message.subject)
 
 
 class SafeParser(Parser):
