@@ -63,15 +63,27 @@ class KeyValueStore:
         """Whether the bucket supports a ``ttl`` (server >= 2.11, see `ensure_bucket`). If not, a ``ttl`` is ignored."""
 
     async def create(self, key: str, value: bytes, ttl: float | None = None) -> int:
-        """See `StateStore.create`."""
-        try:
-            return await self._write(key, value, 0, ttl)
-        except RevisionConflict:
+        """See `StateStore.create`.
+
+        Raises:
+            Unconfirmed: an earlier write to the key is still in progress, and the key has no value yet. The earlier
+                write may be our own request, if its reply was lost. A leader without a quorum refuses such a write with
+                "wrong last sequence" although the key may never be stored.
+        """
+        revision = 0
+        while True:
+            try:
+                return await self._write(key, value, revision, ttl)
+            except RevisionConflict:
+                last = await self._last(key)
+                if last is not None and not _is_tombstone(last.hdrs):
+                    raise
             # A deleted key leaves a tombstone, which has a revision.
-            last = await self._last(key)
-            if last is None or not _is_tombstone(last.hdrs):
-                raise
-            return await self._write(key, value, last.seq, ttl)
+            if last is None or last.seq == revision:
+                raise Unconfirmed(
+                    f"writing {key!r} is unconfirmed: an earlier write to the same key is still in progress. Try again."
+                )
+            revision = last.seq
 
     def update(self, key: str, value: bytes, revision: int, ttl: float | None = None) -> Awaitable[int]:
         """See `StateStore.update`."""

@@ -32,6 +32,7 @@ _NOT_NOW = {
     STREAM_FULL: "the stream currently cannot store messages",
     10118: "the servers that have the stream are offline",
     10119: "the servers that have the consumer are offline",
+    10158: "the server is still storing an earlier copy of the message",
     10163: "an earlier write to the same key is still in progress",
 }
 """JetStream's codes for temporary errors, with descriptions. The request was valid and can be retried."""

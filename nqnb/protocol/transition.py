@@ -184,18 +184,29 @@ async def transition(
     while True:
         if tried and seen.task is not None and ours(seen.task):
             return Written(seen.task, seen.value, seen.revision, landed=True)
-        step, known = await decide(seen), None
+        step, known, conflict = await decide(seen), None, False
         if isinstance(step, Write):
             try:
                 return Written(
                     step.task, step.value, await compare_and_set(backend, step, seen.revision, insist=insist)
                 )
             except NqnbError as error:
+                conflict = isinstance(error, RevisionConflict)
                 known = await retry.after_write(error)
             tried = True
         elif step is not Again.READ:
             return step
+        before = seen.revision
         seen = await _read_again(backend, task_id, retry) if known is None else known
+        if conflict and seen.revision == before:
+            # A leader without a quorum refuses a write while an earlier write to the same entry is in progress.
+            if time.monotonic() >= retry.until:
+                raise Unconfirmed(
+                    f"changing task {task_id!r} is unconfirmed: an earlier change is still in progress. Check that a "
+                    "majority of the servers are running. Then try again.",
+                    task_id,
+                )
+            await retry.rest()
 
 
 def is_too_large(error: NqnbError) -> bool:

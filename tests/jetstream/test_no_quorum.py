@@ -6,12 +6,16 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 import nqnb
 from nqnb import Status
+from nqnb.jetstream.bucket import KeyValueStore
+from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import FastClient
+from nqnb.protocol import names
 from nqnb.server.cluster import Cluster
 
 pytestmark = pytest.mark.anyio
@@ -21,11 +25,12 @@ NOT_NOW = b'{"error":{"code":503,"err_code":10008,"description":"JetStream syste
 
 
 class Away:
-    """Answer every request to JetStream with 10008 while ``now`` is set, like a cluster without a quorum."""
+    """Answer every request to JetStream with an error while ``now`` is set, like a cluster without a quorum."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = False
         self.answered = 0
+        self.answer: Callable[[str], bytes] = lambda subject: NOT_NOW
         put = FastClient.put
 
         def answer(client: FastClient, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
@@ -34,7 +39,9 @@ class Away:
             if reply:
                 self.answered += 1
                 sid = next(sid for sid, sub in client._subs.items() if sub.subject == f"{reply.rpartition('.')[0]}.*")
-                asyncio.get_running_loop().call_soon(client.dispatch, sid, reply.encode(), b"", NOT_NOW, None)
+                asyncio.get_running_loop().call_soon(
+                    client.dispatch, sid, reply.encode(), b"", self.answer(subject), None
+                )
             return True
 
         monkeypatch.setattr(FastClient, "put", answer)
@@ -80,6 +87,32 @@ async def test_after_retry_for_the_error_says_that_there_is_no_leader(settings: 
                 await call()
             assert (caught.value.code, caught.value.err_code) == (503, 10008)
             assert caught.value.description == "JetStream system temporarily unavailable"
+
+
+async def test_a_write_that_is_still_in_progress_is_no_conflict(
+    nq: nqnb.Client, settings: nqnb.Settings, away: Away
+) -> None:
+    def answer(subject: str) -> bytes:
+        """Answer like a leader that holds an earlier copy of a write, but has no quorum to store it."""
+        if ".STREAM.MSG.GET." in subject:
+            return b'{"error":{"code":404,"err_code":10037,"description":"no message found"}}'
+        if subject.startswith("$KV."):
+            return b'{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"}}'
+        return b'{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"}}'
+
+    await nq.submit("work", 1)
+    away.answer = answer
+    async with nqnb.connect(settings, retry_for=0.3) as impatient:
+        away.now = True
+        with pytest.raises(nqnb.Unconfirmed, match="earlier write to the same key is still in progress"):
+            await impatient.backend.states.create("key", b"value")
+        with pytest.raises(nqnb.Unavailable, match="still storing an earlier copy of the message"):
+            await impatient.submit("work", 2)
+    submitted = asyncio.ensure_future(nq.submit("work", 3))
+    await asyncio.sleep(0.5)
+    assert not submitted.done()
+    away.now = False
+    assert await (await submitted).status() is Status.PENDING
 
 
 async def test_a_handler_that_returned_during_an_outage_does_not_run_again(
@@ -145,8 +178,8 @@ async def test_handlers_that_return_without_a_quorum_do_not_run_again(
             go.set()
             while len(returned) < TASKS:
                 await asyncio.sleep(0.05)
-            # Longer than the ack wait, and longer than a server needs to answer "not now" rather than nothing.
-            await asyncio.sleep(15)
+            # Longer than the ack wait. A leader without a quorum answers reads for up to 20 s.
+            await asyncio.sleep(22)
             asked = [asyncio.ensure_future(each) for each in (tasks[0].status(), nq.submit("later", 1))]
             await asyncio.sleep(5)
             assert not any(each.done() for each in asked)
@@ -167,6 +200,35 @@ async def test_handlers_that_return_without_a_quorum_do_not_run_again(
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("nqnb")]
     # Not one line per task: the start and end of an outage for each worker, sometimes twice.
     assert len(lines) <= 16, "\n".join(lines)
+
+
+@pytest.mark.full
+async def test_a_leader_that_has_just_lost_its_quorum_confirms_nothing() -> None:
+    async with Cluster() as cluster:
+        settings = nqnb.Settings(cluster.urls, replicas=3)
+        async with nqnb.connect(settings) as nq:
+            task = await nq.submit("work", 0)
+        leader = cluster.wait_for_leader(names.bucket_stream(names.STATE_BUCKET))
+        alone = nqnb.Settings(cluster.servers[leader].url, replicas=3, retry_for=3.0)
+        connection = await Connection.open(alone)
+        store = KeyValueStore(connection, names.STATE_BUCKET)
+        async with nqnb.connect(alone) as nq:
+            for number in {0, 1, 2} - {leader}:
+                cluster.kill(number)
+            # The leader answers a resent write with "wrong last sequence", although it has not stored the first one.
+            with pytest.raises(nqnb.Unconfirmed):
+                await store.create("key", b"value")
+            sent = nq.backend.connection.client.stats["out_msgs"]
+            with pytest.raises(nqnb.Unconfirmed, match="majority"):
+                await nq.cancel(task.id)
+            assert nq.backend.connection.client.stats["out_msgs"] - sent < 100
+            for number in {0, 1, 2} - {leader}:
+                cluster.restart(number)
+            while (entry := await store.get("key")) is None:
+                await asyncio.sleep(0.2)
+            assert entry.value == b"value"
+            assert (await nq.cancel(task.id)).status is Status.DELETED
+        await connection.close()
 
 
 @pytest.mark.full
