@@ -62,7 +62,9 @@ async def raw_publish(js: Any, subject: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def one_round(cluster: Cluster, stream: str, submits: Stalls, raws: list[Stalls]) -> dict[str, Any]:
+async def one_round(
+    cluster: Cluster, stream: str, submits: Stalls, raws: list[Stalls], loops: list[asyncio.Future[None]]
+) -> dict[str, Any]:
     await asyncio.sleep(SETTLE_SECONDS)
     for each in (submits, *raws):
         each.begin()
@@ -70,7 +72,11 @@ async def one_round(cluster: Cluster, stream: str, submits: Stalls, raws: list[S
     killed = time.monotonic()
     # Each has reached a new leader when a call that began after the kill has succeeded.
     until = killed + LONGEST_SECONDS
-    while min(each.last for each in (submits, *raws)) < killed + SETTLE_SECONDS and time.monotonic() < until:
+    while (
+        min(each.last for each in (submits, *raws)) < killed + SETTLE_SECONDS
+        and time.monotonic() < until
+        and not any(loop.done() for loop in loops)
+    ):
         await asyncio.sleep(0.05)
     await asyncio.sleep(SETTLE_SECONDS)
     raw = max(each.longest for each in raws)
@@ -98,7 +104,7 @@ async def measure(rounds: int, kill: str) -> dict[str, Any]:
             raws = [Stalls(functools.partial(raw_publish, js, subject)) for subject in subjects]
             loops = [asyncio.ensure_future(each.go_on()) for each in (submits, *raws)]
             stream = {"task": "work", "state": "KV_nq-store"}[kill]
-            found = [await one_round(cluster, stream, submits, raws) for _ in range(rounds)]
+            found = [await one_round(cluster, stream, submits, raws, loops) for _ in range(rounds)]
             failed = [repr(loop.exception()) for loop in loops if loop.done()]
             for loop in loops:
                 loop.cancel()
