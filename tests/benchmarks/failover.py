@@ -16,7 +16,7 @@ import functools
 import json
 import platform
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import nats
@@ -63,7 +63,7 @@ async def raw_publish(js: Any, subject: str) -> None:
 
 
 async def one_round(
-    cluster: Cluster, stream: str, submits: Stalls, raws: list[Stalls], loops: list[asyncio.Future[None]]
+    cluster: Cluster, stream: str, submits: Stalls, raws: list[Stalls], loops: Sequence[asyncio.Future[None]]
 ) -> dict[str, Any]:
     await asyncio.sleep(SETTLE_SECONDS)
     for each in (submits, *raws):
