@@ -89,7 +89,7 @@ async def test_after_retry_for_the_error_says_that_there_is_no_leader(settings: 
             assert caught.value.description == "JetStream system temporarily unavailable"
 
 
-async def test_a_write_that_is_still_in_progress_is_no_conflict(
+async def test_a_write_that_is_still_in_progress_does_not_conflict(
     nq: nqnb.Client, settings: nqnb.Settings, away: Away
 ) -> None:
     def answer(subject: str) -> bytes:
