@@ -125,7 +125,7 @@ def clock(moment: datetime | None) -> str:
 def receipt_words(receipt: CancelReceipt) -> str:
     """Describe the outcome of a cancel in a few words."""
     if receipt.stopping:
-        return f"cancelled; {receipt.how or 'its code is still stopping'}"
+        return f"requested; {receipt.how or 'its code is still stopping'}"
     if receipt.status is Status.CANCELLED and receipt.seconds is not None and receipt.delivered_at is not None:
         return f"stopped {duration(receipt.seconds, gap=' ')} after the request"
     if receipt.status in (Status.CANCELLED, Status.DELETED):

@@ -59,10 +59,10 @@ class WatchBoard:
 
 
 def changes(record: Changes) -> RenderableType:
-    """Return one line of text for each task that changed."""
+    """Return one line of text for each task that changed: the time, or the end of the task, and then its state."""
     lines = [line(record.trouble)] if record.trouble else ["the server is answering again"] if record.back else []
     for task in record.tasks:
-        when = clock(task.completed_at or task.started_at or task.submitted_at)
+        when = clock(task.completed_at or record.at)
         parts = (
             when,
             task.status.label,

@@ -26,6 +26,7 @@ from nqnb.commands.command_records import (
     Requeued,
     RequeuedAll,
     RequeuedTask,
+    RequeueGroup,
     RequeuePreview,
     ServerUp,
     Submitted,
@@ -466,13 +467,20 @@ def _requeue_preview(record: RequeuePreview) -> RenderableType:
         return _line("no tasks to requeue", left_out)
     columns = [Column("queue", least=10), Column("status"), Column("tasks", right=True), Column("error", least=16)]
     rows: list[list[str | Text]] = [
-        [each.queue, status(each.status), f"{each.tasks:,}", Text(line(each.error, 120), style="red")]
+        [each.queue, status(each.status), f"{each.tasks:,}", Text(_example(each), style="red")]
         for each in record.groups
     ]
     some = [line(each, 40) for each in record.ids[:3]]
     more = f" and {len(record.ids) - len(some):,} more" if len(record.ids) > len(some) else ""
     notes = [Text(each, style="dim") for each in (", ".join(some) + more, left_out) if each]
     return stack(Sheet(columns, rows), *notes)
+
+
+def _example(group: RequeueGroup) -> str:
+    """Return the first error of a group, and the number of other errors in the group."""
+    others = group.messages - 1
+    note = f" and {others:,} other message{'s' if others > 1 else ''}" if others else ""
+    return f"{line(group.error, 120 - len(note))}{note}"
 
 
 def _requeued_all(record: RequeuedAll) -> RenderableType:

@@ -45,7 +45,7 @@ class Health(Struct, frozen=True):
         broken = [each for each in self.checks if not each.ok]
         if not broken:
             return []
-        reasons = "; ".join(f"{each.name} {each.found}" for each in broken)
+        reasons = "; ".join(f"{each.name}: {each.found}" for each in broken)
         tasks = f"nqnb tasks {self.queue}" if self.queue else "nqnb tasks"
         commands = {
             "served": "nqnb workers",

@@ -99,12 +99,16 @@ class Requeued(Outcomes[RequeuedTask]):
 
 
 class RequeueGroup(Struct, frozen=True):
-    """A group of tasks with the same queue, state and error type. ``error`` is the first task's error."""
+    """A group of tasks with the same queue, state and error type.
+
+    ``error`` is the first task's error, and ``messages`` is the number of different errors in the group.
+    """
 
     queue: str
     status: Status
     error: str
     tasks: int
+    messages: int = 1
 
 
 class RequeuePreview(Struct, frozen=True):
@@ -122,7 +126,7 @@ class RequeuePreview(Struct, frozen=True):
             groups.setdefault((each.queue, each.status, each.error.type if each.error else ""), []).append(each)
         return cls(
             [
-                RequeueGroup(queue, status, some[0].failure, len(some))
+                RequeueGroup(queue, status, some[0].failure, len(some), len({each.failure for each in some}))
                 for (queue, status, _), some in sorted(groups.items(), key=lambda each: each[0])
             ],
             [each.id for some in groups.values() for each in some],
@@ -132,7 +136,13 @@ class RequeuePreview(Struct, frozen=True):
     def as_json(self) -> dict[str, Any]:
         """Return the groups and the id of every task."""
         rows = [
-            {"queue": each.queue, "status": each.status.label, "error": each.error, "tasks": each.tasks}
+            {
+                "queue": each.queue,
+                "status": each.status.label,
+                "error": each.error,
+                "tasks": each.tasks,
+                "messages": each.messages,
+            }
             for each in self.groups
         ]
         return {"tasks": len(self.ids), "left_out": self.left_out, "groups": rows, "ids": self.ids}

@@ -92,7 +92,7 @@ Examples:
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result and print it; SECONDS limits the wait",
+    help="Wait for the result of the task and print it; SECONDS limits the wait. Not with --lines",
 )
 @click.pass_context
 def submit(
@@ -120,7 +120,11 @@ def submit(
     if lines and (id is not None or waits):
         raise click.UsageError(
             f"too many options: --lines submits many tasks, but {'--wait' if waits else '--id'} is for a single task. "
-            "Use only one of these options"
+            + (
+                "Run `nqnb watch ID…` with the printed ids to wait for them"
+                if waits
+                else "Use only one of these options"
+            )
         )
     if ordered and not lines:
         raise click.UsageError("--ordered has no effect without --lines. Add --lines, or remove --ordered")

@@ -38,9 +38,11 @@ class QueueCounts(Struct, frozen=True):
 class Changes(Struct, frozen=True):
     """The tasks that have changed since the previous snapshot.
 
-    ``trouble`` describes a problem with the connection, if there is one. ``back`` is True if a problem has just ended.
+    ``at`` is the time of the snapshot. ``trouble`` describes a problem with the connection, if there is one. ``back``
+    is True if a problem has just ended.
     """
 
+    at: datetime
     tasks: list[TaskInfo]
     trouble: str = ""
     back: bool = False
@@ -64,7 +66,7 @@ class Snapshot(Struct, frozen=True):
     @property
     def news(self) -> Changes:
         """The changes since the previous snapshot."""
-        return Changes(self.changed, self.trouble, self.back)
+        return Changes(self.at, self.changed, self.trouble, self.back)
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts for each queue, and the tasks that changed."""

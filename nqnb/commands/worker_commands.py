@@ -17,6 +17,7 @@ from nqnb.client import Client
 from nqnb.commands.command import Command, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
+from nqnb.error_text import clause
 from nqnb.errors import NqnbError
 from nqnb.server.server_choice import resolve
 from nqnb.settings import Settings
@@ -162,5 +163,5 @@ def _user_error(name: str, error: BaseException) -> UserCodeError:
         inner = inner.tb_next
     text = "".join(traceback.format_exception(type(error), error, inner)).rstrip()
     return UserCodeError(
-        f"module {name!r} cannot be imported: {type(error).__name__}: {error}. See the traceback", text
+        f"module {name!r} cannot be imported: {type(error).__name__}: {clause(error)}. See the traceback", text
     )

@@ -34,7 +34,7 @@ from nqnb.protocol.transition import TOO_LARGE
 from nqnb.protocol.wire import ErrorInfo, Meta, Status, as_go
 from nqnb.text import line
 from nqnb.worker.execute import Poisoned
-from nqnb.worker.executors.executor import Result
+from nqnb.worker.executors.executor import ProcessTraceback, Result
 from nqnb.worker.job import plain_text
 from nqnb.worker.run import Run
 
@@ -251,7 +251,11 @@ def describe_error(error: BaseException) -> ErrorInfo:
     trace = error.__traceback__
     while trace is not None and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "") in _OUR_MODULES:
         trace = trace.tb_next
-    text = _with_cell_names("".join(traceback.format_exception(type(error), error, trace)))
+    if isinstance(error.__cause__, ProcessTraceback):
+        # The handler ran in another process, and this process has no frames of it.
+        text = str(error.__cause__).strip()
+    else:
+        text = _with_cell_names("".join(traceback.format_exception(type(error), error, trace)))
     if len(text) > _TRACEBACK_CHARACTERS:
         text = f"…{text[-_TRACEBACK_CHARACTERS:]}"
     return ErrorInfo(name, message, plain_text(text, _TRACEBACK_CHARACTERS + 1))

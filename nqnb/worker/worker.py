@@ -90,12 +90,14 @@ class Worker:
         `serve` has started the worker, mostly modules, from garbage collection. This makes short tasks faster."""
         self._given = (settings, options)
         self.settings = self._checked_settings = Settings.of(settings, **options)
-        self.id = f"w-{secrets.token_hex(6)}"
+        self.id = _new_id()
         self.state = State.NEW
         self.handlers: dict[str, Handler] = {}
         self._store = check_store(store)
         self._runtime: Runtime | None = None
         self._stop = asyncio.Event()
+        self._hurried = False
+        """Whether `request_stop` was called twice."""
         self._started = datetime.now(timezone.utc)
 
     def __repr__(self) -> str:
@@ -152,7 +154,7 @@ class Worker:
                     f"queue {queue!r} already has a handler: {shown(self.handlers[queue].function)}. "
                     "Register only one function per queue."
                 )
-            if self.state is not State.NEW:
+            if self.state in (State.RUNNING, State.STOPPING):
                 raise InvalidHandler(
                     f"cannot register a handler for queue {queue!r}: the worker is {self.state.value}. "
                     "Register handlers before the worker starts."
@@ -226,18 +228,23 @@ class Worker:
         )
 
     async def start(self) -> None:
-        """Connect to the server, and start pulling tasks.
+        """Connect to the server, and start pulling tasks. A worker that has stopped can be started again.
 
         Raises:
-            InvalidHandler: no handler is registered, or the worker has already been started.
+            InvalidHandler: no handler is registered, or the worker is running.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
         if not self.handlers:
             raise InvalidHandler(
                 "the worker cannot start: it has no handler. Decorate a function with @worker.handler(queue)."
             )
-        if self.state is not State.NEW:
-            raise InvalidHandler(f"the worker cannot start: it is already {self.state.value}. Create another Worker.")
+        if self.state in (State.RUNNING, State.STOPPING):
+            raise InvalidHandler(
+                f"the worker cannot start: it is already {self.state.value}. Stop it first, or create another Worker."
+            )
+        if self.state is State.STOPPED:
+            # Other programs must not take the restarted worker for the stopped one.
+            self.id, self.state, self._stop, self._hurried = _new_id(), State.NEW, asyncio.Event(), False
         # Import nats only to connect.
         from nqnb.jetstream.backend import Backend
         from nqnb.server.server_choice import resolved
@@ -284,7 +291,8 @@ class Worker:
             return
         self.state = State.STOPPING
         try:
-            await self._runtime.drain(self.shutdown_timeout if seconds is None else seconds)
+            default = 0.0 if self._hurried else self.shutdown_timeout
+            await self._runtime.drain(default if seconds is None else seconds)
         finally:
             try:
                 await self._runtime.close()
@@ -328,7 +336,7 @@ class Worker:
     def request_stop(self) -> None:
         """Make `serve` stop the worker. After a second call, `serve` no longer waits for running tasks."""
         if self._stop.is_set():
-            self.shutdown_timeout = 0.0
+            self._hurried = True
             if self._runtime is not None:
                 self._runtime.hurry()
         self._stop.set()
@@ -380,3 +388,7 @@ class Worker:
         finally:
             for number in caught:
                 loop.remove_signal_handler(number)
+
+
+def _new_id() -> str:
+    return f"w-{secrets.token_hex(6)}"

@@ -204,7 +204,7 @@ def test_failed_tasks_are_requeued_by_their_error_once(url: str, run: Run) -> No
     first, second, third = failed(url, "flaky", ["slow a", "slow b", "bad c"])
     preview = run("task", "requeue", "--queue", "flaky", "--error", "timeout")
     assert preview.code == 1
-    assert re.search(r"flaky +failed +2 +TimeoutError: slow", preview.out)
+    assert re.search(r"flaky +failed +2 +TimeoutError: slow a and 1 other message\n", preview.out)
     assert "ValueError" not in preview.out
     assert "Requeue 2 tasks?" in preview.err
     assert "Add --yes" in preview.err

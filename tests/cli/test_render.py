@@ -81,7 +81,7 @@ RECORDS: dict[str, Callable[[], Any]] = {
     "pruned": lambda: PruneReceipt(entries=1, results=2, intents=3, kept=4, dry_run=True),
     "requeued": lambda: Requeued([RequeuedTask("A" * 22, "q" * 40, "B" * 22)]),
     "preview of a requeue": lambda: RequeuePreview(
-        [RequeueGroup("q" * 40, Status.FAILED, "E: " + "x" * 300, 5)] * 9, ["A" * 22] * 5, 2
+        [RequeueGroup("q" * 40, Status.FAILED, "E: " + "x" * 300, 5, 3)] * 9, ["A" * 22] * 5, 2
     ),
     "requeued by a filter": lambda: RequeuedAll([RequeuedTask("A" * 22, "q" * 40, "B" * 22)], [], 2),
     "watch": lambda: Snapshot(NOW, [QueueCounts(QUEUE, {Status.FAILED: 3})] * 30, [RUNNING] * 100, [RUNNING]),

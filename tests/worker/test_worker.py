@@ -413,6 +413,33 @@ async def test_a_go_clients_cancel_stops_the_run(nq: nqnb.Client, settings: nqnb
         assert receipt.by == "a Go client"
 
 
+async def test_a_stopped_worker_can_be_started_again(nq: nqnb.Client, settings: nqnb.Settings) -> None:
+    worker = nqnb.Worker(settings)
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job, payload: int) -> int:
+        return payload
+
+    ids = []
+    for number in range(2):
+        async with worker:
+            ids.append(worker.id)
+            with pytest.raises(nqnb.InvalidHandler, match="already running"):
+                await worker.start()
+            assert await (await nq.submit("work", number)).result(timeout=20) == number
+        worker.request_stop()
+        worker.request_stop()
+    assert ids[0] != ids[1]
+    assert worker.shutdown_timeout == 10.0
+
+    @worker.handler("late")
+    async def late(job: nqnb.Job) -> str:
+        return "late"
+
+    async with worker:
+        assert await (await nq.submit("late")).result(timeout=20) == "late"
+
+
 async def test_a_worker_without_handlers_says_so(settings: nqnb.Settings) -> None:
     with pytest.raises(nqnb.InvalidHandler, match="no handler"):
         await nqnb.Worker(settings).start()

@@ -28,6 +28,13 @@ class Result:
     error: BaseException | None = None
 
 
+class ProcessTraceback(Exception):
+    """The ``__cause__`` of an exception from another process. The text is the traceback from that process."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
 class Executor(abc.ABC):
     """An object that runs a handler once.
 

@@ -35,7 +35,7 @@ import msgspec
 from nqnb.errors import BadInput, InvalidHandler, UnencodableValue
 from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import Progress
-from nqnb.worker.executors.executor import Executor, Result
+from nqnb.worker.executors.executor import Executor, ProcessTraceback, Result
 from nqnb.worker.executors.process_pool import Spares, TaskProcess, environment
 from nqnb.worker.handlers import Handler
 from nqnb.worker.job import Job
@@ -241,13 +241,6 @@ class RemoteError:
     trace: str
     final: bool
     data: bytes | None
-
-
-class ProcessTraceback(Exception):
-    """The ``__cause__`` of an exception from another process. The text is the traceback from that process."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 def stand_in(remote: RemoteError) -> Exception:
