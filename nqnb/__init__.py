@@ -14,7 +14,14 @@
 
 from __future__ import annotations
 
+import sys as _sys
+
 from nqnb.version import __version__ as __version__
+
+if "IPython" in _sys.modules:
+    from nqnb.notebook import tracebacks as _tracebacks
+
+    _tracebacks.begin()
 
 _modules: dict[str, str] = {}
 

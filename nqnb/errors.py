@@ -41,7 +41,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nqnb.error_text import readable
 from nqnb.protocol.status import Status
+
+_NOTE_LINE_CHARACTERS = 500
 
 
 class NqnbError(Exception):
@@ -220,7 +223,10 @@ class NotRequeueable(TaskError):
 
 
 class TaskFailed(TaskError):
-    """The task failed; ``.error_type`` and ``.traceback`` are strings that describe the handler's exception."""
+    """The task failed; ``.error_type`` and ``.traceback`` are strings that describe the handler's exception.
+
+    Notebooks, and Python 3.11 and later, print the handler's traceback as a note below the message.
+    """
 
     def __init__(
         self,
@@ -233,6 +239,19 @@ class TaskFailed(TaskError):
         super().__init__(message, task_id, status)
         self.error_type = error_type
         self.traceback = traceback
+        if traceback and not traceback.isspace():
+            # `add_note` does not exist in Python 3.10, whose notebooks print the notes too.
+            self.__notes__ = [f"\n{_note(traceback)}"]
+
+
+def _note(traceback: str) -> str:
+    """Return the handler's traceback with a heading that differs from that of the caller's traceback."""
+    lines = [readable(each.expandtabs(4), _NOTE_LINE_CHARACTERS) for each in traceback.rstrip().splitlines()]
+    if lines[0].startswith("Traceback "):
+        lines[0] = "The handler's traceback (most recent call last):"
+    else:
+        lines.insert(0, "The handler's traceback:")
+    return "\n".join(lines)
 
 
 class TaskCancelled(TaskError):

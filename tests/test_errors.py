@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import inspect
 import re
+import sys
+import traceback
 from collections.abc import Awaitable, Iterator
 from typing import Any
 
@@ -36,6 +38,21 @@ def drawn_tree() -> Iterator[tuple[str, str, str]]:
         depth = len(drawn[1]) // 4
         above[depth:] = [drawn[2]]
         yield drawn[2], above[depth - 1] if depth else "", drawn[3] or ""
+
+
+def test_a_failed_task_prints_the_traceback_of_its_handler_as_a_note() -> None:
+    trace = 'Traceback (most recent call last):\n  File "job.py", line 3, in resize\n    bad(\x1b[2J)\nValueError: no\n'
+    error = nqnb.TaskFailed("task 'a' failed: ValueError: no", "a", None, "ValueError", trace)
+    (note,) = error.__notes__
+    assert note == (
+        "\nThe handler's traceback (most recent call last):\n"
+        '  File "job.py", line 3, in resize\n    bad(\\x1b[2J)\nValueError: no'
+    )
+    printed = "".join(traceback.format_exception(error))
+    assert printed.endswith(f"{error}\n{note}\n" if sys.version_info >= (3, 11) else f"{error}\n")
+    assert error.traceback == trace
+    for nothing in (None, "", " \n"):
+        assert not hasattr(nqnb.TaskFailed("lost", "a", traceback=nothing), "__notes__")
 
 
 class TestTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import linecache
 import logging
 import re
 import sys
@@ -47,8 +48,8 @@ _DEEPEST_INLINE = 100
 _TRACEBACK_CHARACTERS = 4096
 _MESSAGE_CHARACTERS = 1024
 _NAME_CHARACTERS = 100
-_FILE_LINE = re.compile(r'^( *)File "([^"\n]+)",', re.MULTILINE)
-"""A pattern for the lines of a traceback that name a file."""
+_FILE_LINE = re.compile(r'^( *)File "([^"\n]+)", (line (\d+).*\n)(?=( {3,})?)', re.MULTILINE)
+"""A pattern for the lines of a traceback that name a file. The last group is empty if no source line follows."""
 _EARLY_SECONDS = 0.05
 """How many seconds before the deadline a run may be stopped, because the server's time is only estimated."""
 _RESULT_PAUSE_SECONDS = 1.0
@@ -253,16 +254,20 @@ def describe_error(error: BaseException) -> ErrorInfo:
         trace = trace.tb_next
     if isinstance(error.__cause__, ProcessTraceback):
         # The handler ran in another process, and this process has no frames of it.
-        text = str(error.__cause__).strip()
+        text = str(error.__cause__).lstrip()
     else:
-        text = _with_cell_names("".join(traceback.format_exception(type(error), error, trace)))
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    text = _with_cell_names(text)
     if len(text) > _TRACEBACK_CHARACTERS:
         text = f"…{text[-_TRACEBACK_CHARACTERS:]}"
     return ErrorInfo(name, message, plain_text(text, _TRACEBACK_CHARACTERS + 1))
 
 
 def _with_cell_names(trace: str) -> str:
-    """Replace IPython's names for compiled cells in a traceback with the names that the notebook shows."""
+    """Replace IPython's names for compiled cells in a traceback with the names that the notebook shows.
+
+    If the source line of a cell is missing, because the handler ran in another process, the line is added.
+    """
     ipython = sys.modules.get("IPython")  # if it is not imported, there are no cells
     shell = ipython.get_ipython() if ipython is not None else None
     # Old versions of IPython, and other shells, do not name cells.
@@ -270,8 +275,12 @@ def _with_cell_names(trace: str) -> str:
     if cell_of is None:
         return trace
 
-    def name_of(line: re.Match[str]) -> str:
-        cell = cell_of(line[2])
-        return line[0] if cell is None else f"{line[1]}{' '.join(cell)},"
+    def named(entry: re.Match[str]) -> str:
+        indent, file, place, number, follows = entry.groups()
+        cell = cell_of(file)
+        if cell is None:
+            return entry[0]
+        source = "" if follows else linecache.getline(file, int(number)).strip()
+        return f"{indent}{' '.join(cell)}, {place}{f'{indent}  {source}' + chr(10) if source else ''}"
 
-    return _FILE_LINE.sub(name_of, trace)
+    return _FILE_LINE.sub(named, trace)

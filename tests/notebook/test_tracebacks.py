@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers.kernels import Cell, Kernel, kernel
@@ -44,6 +46,7 @@ def check_frames(cell: Cell, *lines: str) -> None:
         "nq.cancel(3)",
         "nq.status('no-such-task')",
         "nq.map('resize', [1, object()])",
+        "nq.submit('resize', {'when': object()})",
         "nqnb.session('nats://127.0.0.1:1', connect_timeout=0.2)",
         "await nq.task('no-such-task')",
         "nq.handler('resize', concurrency=0)(print)",
@@ -103,3 +106,32 @@ def test_a_command_that_is_interrupted_shows_one_line(cells: Kernel) -> None:
     waits = cells.start_waiting("%nq submit nobody 1 --wait")
     cells.interrupt()
     assert cells.end(waits).traceback == "nqnb: interrupted"
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_a_failed_task_shows_the_line_of_its_handler(cells: Kernel, isolation: str) -> None:
+    if isolation == "process" and os.name != "posix":
+        pytest.skip("a process needs POSIX")
+    cells.run(BAD.replace('"bad"', f'"{isolation}", isolation="{isolation}"'))
+    for line in (f"nq.submit({isolation!r}, 1).result(20)", f"await nq.submit({isolation!r}, 2)"):
+        cell = cells.end(cells.start(line))
+        callers, _, handlers = cell.traceback.partition("The handler's traceback (most recent call last):\n")
+        assert f"--> 1 {line}\n" in callers
+        assert handlers.count("  Cell In[") == 2
+        assert '    raise ValueError("oh no")\n' in handlers
+        assert handlers.endswith("ValueError: oh no")
+        for own in (str(Path(nqnb.__file__).parent), "nqnb.worker", "File ", "dynamic-code"):
+            assert own not in cell.traceback
+
+
+def test_a_server_that_is_gone_shows_the_line_of_the_cell_alone(tmp_path: Path) -> None:
+    with kernel(tmp_path) as alone:
+        with nqnb.DevServer() as server:
+            alone.run(f"import nqnb\nnq = nqnb.session({server.url!r}, request_timeout=0.5, retry_for=1)")
+        check_frames(alone.end(alone.start("nq.submit('resize', 1)")), "nq.submit('resize', 1)")
+
+
+def test_a_client_without_a_session_shows_the_line_of_the_cell_alone(tmp_path: Path) -> None:
+    with kernel(tmp_path) as alone:
+        line = "await nqnb.connect('nats://127.0.0.1:1', connect_timeout=0.2)"
+        check_frames(alone.end(alone.start(f"import nqnb\n{line}")), line)

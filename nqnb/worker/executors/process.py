@@ -27,6 +27,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]  # it has no types
@@ -166,10 +167,14 @@ def _current_folder() -> str:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-    """A pickler that also accepts types for which msgspec has stored a cache."""
+    """A pickler that keeps the file names of functions, and accepts types for which msgspec has stored a cache."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return how to pickle a type; see `pickle.Pickler.reducer_override`."""
+        """Return how to pickle a type or code; see `pickle.Pickler.reducer_override`."""
+        if isinstance(obj, CodeType):
+            make, arguments = self.dispatch_table[CodeType](obj)
+            # cloudpickle replaces the file name, which tracebacks show.
+            return make, tuple(obj.co_filename if each == "<dynamic-code>" else each for each in arguments)
         if isinstance(obj, type):
             if "__msgspec_cache__" in vars(obj):
                 # The cache cannot be pickled, and msgspec recreates it when needed.
