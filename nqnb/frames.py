@@ -19,8 +19,10 @@ import pandas as pd
 from nqnb.decode import decode_value
 from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, MalformedMessage, NotCancellable, NqnbError, UnknownTask
+from nqnb.inputs import check_flag
 from nqnb.protocol.wire import Progress, Status
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.task_frame import TEXT, TaskFrame, field_columns, objects
 from nqnb.text import line, payload_text, receipt_words
 
 T = TypeVar("T")
@@ -29,21 +31,27 @@ STATUS = pd.CategoricalDtype([status.label for status in Status], ordered=True)
 """The dtype of status columns."""
 
 
-def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.DataFrame:
+def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat: bool = False) -> pd.DataFrame:
     """Return a DataFrame with one row per task, indexed by task id.
 
-    Columns: ``queue``, ``status``, ``attempt`` (from 1), ``max_retry``, ``submitted_at``, ``started_at``,
-    ``completed_at``, ``run_time`` (of the last attempt; for a running task, up to ``now``), ``due_at`` (when a
-    scheduled task or a retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1),
-    ``progress_text``, ``log`` (the last line), ``payload`` and ``result`` (decoded JSON, otherwise bytes; None if
-    missing), ``result_key`` (the key of a large result that is stored separately), ``error`` ("Type: message"),
-    ``cancel_requested_at``, ``origin``, ``requeued_as``, ``revision``.
+    Columns: ``queue``, ``status``, ``payload`` and ``result`` (decoded JSON, otherwise bytes; None if missing),
+    ``error`` ("Type: message"), ``attempt`` (from 1), ``run_time`` (of the last attempt; for a running task, up to
+    ``now``), ``max_retry``, ``submitted_at``, ``started_at``, ``completed_at``, ``due_at`` (when a scheduled task or a
+    retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``log``
+    (the last line), ``result_key`` (the key of a large result that is stored separately), ``cancel_requested_at``,
+    ``origin``, ``requeued_as``, ``revision``.
+
+    The display shows the columns up to ``run_time``, without the empty ones, and names the others.
 
     Args:
         infos: the tasks, as returned by a client.
         now: the end of the run time of tasks that are still running; the default is the current time.
+        flat: whether the fields of payloads and results that are JSON objects become columns: ``path`` for a field of
+            the payload (``payload.status`` if there is a column ``status``), and ``→ bytes`` for a field of the result.
+            At most the 50 most common fields of each become columns. The columns ``payload`` and ``result`` then have
+            only what is in no other column, and are left out if they would be empty.
     """
-    tasks = _listed("infos", infos, TaskInfo)
+    tasks, flat = _listed("infos", infos, TaskInfo), check_flag("flat", flat)
     if now is None:
         now = datetime.now(timezone.utc)
     elif not isinstance(now, datetime) or now.tzinfo is None:
@@ -51,18 +59,23 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             f"now={shown(now)} is invalid: expected a datetime with a time zone, got {kind_of(now)}. "
             "Pass a datetime whose tzinfo is set, or None."
         )
-    return _frame(
+    payloads: Iterable[Any] = (decoded(task.payload) for task in tasks)
+    results: Iterable[Any] = (task.result if task.result_is_bytes else decoded(task.result) for task in tasks)
+    frame = _frame(
         "id",
         [task.id for task in tasks],
         {
             "queue": _texts(task.queue for task in tasks),
             "status": _states(task.status for task in tasks),
+            "payload": objects(payloads),
+            "result": objects(results),
+            "error": _texts(task.failure for task in tasks),
             "attempt": _counts(task.attempt for task in tasks),
+            "run_time": _spans(run_time(task, now) for task in tasks),
             "max_retry": _counts(task.max_retry for task in tasks),
             "submitted_at": _times(task.submitted_at for task in tasks),
             "started_at": _times(task.started_at for task in tasks),
             "completed_at": _times(task.completed_at for task in tasks),
-            "run_time": _spans(run_time(task, now) for task in tasks),
             "due_at": _times(task.due_at for task in tasks),
             "deadline": _times(task.deadline for task in tasks),
             "timeout": _spans(_length(task.timeout) if task.timeout else None for task in tasks),
@@ -71,10 +84,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
             "progress": _numbers(share(task.progress) for task in tasks),
             "progress_text": _texts(task.progress.text if task.progress else "" for task in tasks),
             "log": _texts(task.log[-1] if task.log else "" for task in tasks),
-            "payload": _objects(decoded(task.payload) for task in tasks),
-            "result": _objects(task.result if task.result_is_bytes else decoded(task.result) for task in tasks),
             "result_key": _texts(task.result_key for task in tasks),
-            "error": _texts(task.failure for task in tasks),
             "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),
             "origin": _texts(task.origin for task in tasks),
             "requeued_as": _texts(task.requeued_as for task in tasks),
@@ -82,6 +92,24 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None) -> pd.Da
         },
         "no tasks",
     )
+    if not tasks:
+        return frame
+    made: TaskFrame = TaskFrame(_flattened(frame) if flat else frame)
+    return made
+
+
+def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
+    """Replace the payloads and results by their fields."""
+    columns: dict[str, Any] = {}
+    for name in frame.columns:
+        if name == "payload":
+            columns |= field_columns(name, frame[name], lambda key: f"payload.{key}" if key in frame else key)
+        elif name == "result":
+            columns |= field_columns(name, frame[name], lambda key: f"→ {key}")
+        else:
+            columns[name] = frame[name].array
+    flat: pd.DataFrame = pd.DataFrame(columns, index=frame.index)
+    return flat
 
 
 def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
@@ -110,9 +138,9 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
             "host": _texts(worker.host for worker in workers),
             "pid": _counts(worker.pid for worker in workers),
             "version": _texts(worker.version for worker in workers),
-            "queues": _objects(list(worker.queues) for worker in workers),
+            "queues": objects(list(worker.queues) for worker in workers),
             "concurrency": _counts(worker.concurrency for worker in workers),
-            "running": _objects(list(worker.running) for worker in workers),
+            "running": objects(list(worker.running) for worker in workers),
             "unlisted": _counts(worker.unlisted for worker in workers),
             "started_at": _times(worker.started_at for worker in workers),
             "last_seen": _times(worker.last_seen for worker in workers),
@@ -230,8 +258,6 @@ _MAX_SECONDS = 86400 * 365 * 1000
 """The maximum duration in a frame: 1,000 years. It prevents an overflow of the column's dtype."""
 
 _MAX_COUNT = 2**63 - 1
-_TEXT = pd.StringDtype("python")
-"""The dtype of text columns. It never uses Arrow, because Arrow rejects lone surrogates."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
@@ -252,7 +278,7 @@ def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> li
 
 
 def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any], note_if_empty: str) -> pd.DataFrame:
-    index = pd.Index(pd.array(list(ids), dtype=_TEXT), name=name)
+    index = pd.Index(pd.array(list(ids), dtype=TEXT), name=name)
     frame: pd.DataFrame = pd.DataFrame(dict(columns), index=index)
     if ids:
         return frame
@@ -262,7 +288,7 @@ def _frame(name: str, ids: Sequence[str], columns: Mapping[str, Any], note_if_em
 
 
 def _texts(values: Iterable[str]) -> Any:
-    return pd.array([value or None for value in values], dtype=_TEXT)
+    return pd.array([value or None for value in values], dtype=TEXT)
 
 
 def _counts(values: Iterable[int]) -> Any:
@@ -292,15 +318,6 @@ def _spans(values: Iterable[timedelta | None]) -> Any:
 
 def _length(seconds: float) -> timedelta:
     return timedelta(seconds=max(0, min(seconds, _MAX_SECONDS)))
-
-
-def _objects(values: Iterable[Any]) -> Any:
-    """Return the values as an object column, which pandas does not convert."""
-    plain = list(values)
-    column = np.empty(len(plain), dtype=object)
-    for position, value in enumerate(plain):
-        column[position] = value
-    return column
 
 
 def _torn(data: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pandas as pd
 import pytest
 
@@ -12,6 +13,7 @@ from nqnb.errors import NotCancellable, NqnbError, Unconfirmed, UnknownTask
 from nqnb.frames import decoded, outcomes_frame, preview, queues_frame, tasks_frame, workers_frame
 from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.task_frame import TaskFrame
 
 NOW = datetime(2026, 11, 24, 8, 0, tzinfo=timezone.utc)
 LABELS = ["pending", "processing", "failed", "completed", "cancelled", "deleted"]
@@ -175,6 +177,87 @@ def test_tasks_of_go_clients_and_extreme_numbers_are_accepted() -> None:
     assert frame["deadline"].isna()["odd"]
     assert frame.loc["odd", "attempt"] == 2**63 - 1
     assert frame["progress"].isna()["low"]
+
+
+def sweep() -> list[TaskInfo]:
+    """A completed, a failed and a pending task, with objects as payloads."""
+    began = NOW.timestamp() - 30
+    done = msgspec.Raw(b'{"bytes": 2048, "ms": 1.5}')
+    return [
+        info(
+            "a",
+            Status.COMPLETED,
+            b'{"path": "a.png", "width": 512}',
+            started_at=began,
+            finished_at=began + 3,
+            result=done,
+        ),
+        info(
+            "b", Status.FAILED, b'{"path": "b.png", "status": 7}', error=ErrorInfo("OSError", "<b>no\x1b[31m disk</b>")
+        ),
+        info("c", payload=b'{"path": "c.png", "width": 1024}'),
+    ]
+
+
+LEAD = ["queue", "status", "payload", "result", "error", "attempt", "run_time"]
+
+
+def test_the_columns_that_people_look_at_are_first() -> None:
+    assert list(tasks_frame([]).columns)[:7] == list(tasks_frame(sweep()).columns)[:7] == LEAD
+
+
+def test_a_flat_frame_has_the_fields_of_payloads_and_results_as_columns() -> None:
+    frame = tasks_frame(sweep(), flat=True)
+    fields = ["path", "width", "payload.status", "→ bytes", "→ ms"]
+    assert list(frame.columns)[:9] == ["queue", "status", *fields, "error", "attempt"]
+    assert [str(frame[name].dtype) for name in fields] == ["string", "Int64", "Int64", "Int64", "Float64"]
+    assert frame["status"].tolist() == ["completed", "failed", "pending"]
+    assert frame.loc["a", fields].tolist()[:2] == ["a.png", 512]
+    assert frame["→ bytes"].sum() == 2048
+    assert frame["width"].isna().tolist() == [False, True, False]
+
+
+def test_a_flat_frame_loses_nothing() -> None:
+    many = msgspec.json.encode({f"f{number}": number for number in range(70)})
+    frame = tasks_frame([info("a", payload=many), info("b", payload=b"[1]"), info("c", payload=b"\xff")], flat=True)
+    assert sum(name.startswith("f") for name in frame.columns) == 50
+    rest = frame["payload"]
+    assert len(rest["a"]) == 20
+    assert all(frame.loc["a", f"f{number}"] == number for number in range(70) if f"f{number}" not in rest["a"])
+    assert rest[["b", "c"]].tolist() == [[1], b"\xff"]
+    mixed = tasks_frame([info("a", payload=b'{"x": 1}'), info("b", payload=b'{"x": "1"}')], flat=True)
+    assert mixed["x"].tolist() == [1, "1"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 130, 200])
+def test_a_frame_of_tasks_fits_into_the_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    for flat in (False, True):
+        text = repr(tasks_frame(sweep() * 50, flat=flat))
+        assert max(map(len, text.splitlines())) <= width
+        assert text.count("completed") == 3 + ("completed_at" in text)
+        assert "150 tasks. More columns: " in text
+        assert "\x1b" not in text
+    assert "max_retry" not in text.splitlines()[0]
+    if width >= 130:
+        assert [name for name in LEAD if name not in repr(tasks_frame(sweep())).split("\n")[0]] == ["attempt"]
+
+
+def test_the_html_of_a_frame_shows_the_first_columns_and_no_markup_of_a_task() -> None:
+    html = str(TaskFrame(tasks_frame(sweep()))._repr_html_())
+    assert "&lt;b&gt;no\\x1b[31m disk&lt;/b&gt;" in html
+    assert "<b>" not in html
+    assert html.count("<tr>") == 4
+    assert "submitted_at" in html.partition("More columns")[2]
+    assert "submitted_at" not in html.partition("More columns")[0]
+    failed = tasks_frame(sweep()).query("status == 'failed'")
+    assert "1 task. More columns: result" in repr(failed)
+
+
+def test_selected_columns_are_displayed_by_pandas() -> None:
+    frame = tasks_frame(sweep())[["payload", "worker"]]
+    assert repr(frame) == repr(pd.DataFrame(frame))
+    assert str(TaskFrame(frame)._repr_html_()) == pd.DataFrame(frame).to_html(notebook=True)
 
 
 def test_queues_and_workers_have_their_fields_as_columns() -> None:

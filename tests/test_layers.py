@@ -39,6 +39,7 @@ ROOMS = [
     "client",
     "worker",
     "nqnb",
+    "task_frame",
     "frames",
     "demo testing",
     "commands",
@@ -63,7 +64,7 @@ ALONE: dict[str, set[str]] = {
 
 OUTSIDE = {
     "nats": {"jetstream"},
-    "pandas": {"frames", "widgets", "notebook"},
+    "pandas": {"task_frame", "frames", "widgets", "notebook"},
     "ipywidgets": {"widgets", "notebook"},
     "anywidget": {"widgets", "notebook"},
     "IPython": {"notebook", "widgets"},

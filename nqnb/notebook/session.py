@@ -624,11 +624,13 @@ class Session:
         queue: str | None = None,
         status: Status | str | int | Iterable[Status | str | int] | None = None,
         since: float | str | datetime | timedelta | None = None,
+        *,
+        flat: bool = False,
     ) -> pd.DataFrame:
         """Return the tasks in the state bucket as a DataFrame, with the least recently changed task first.
 
-        The columns include ``queue``, ``status``, ``attempt``, the times, ``progress``, ``payload``, ``result`` and
-        ``error``. See `nqnb.frames.tasks_frame` for all columns.
+        The first columns are ``queue``, ``status``, ``payload``, ``result``, ``error``, ``attempt`` and ``run_time``.
+        All columns are described in `nqnb.frames.tasks_frame`.
 
         Args:
             queue: return only tasks of this queue.
@@ -636,6 +638,7 @@ class Session:
                 label (``"failed"``) or its number in NQ. ``"scheduled"`` selects pending tasks that are not due yet.
             since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
                 time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
+            flat: whether the fields of payloads and results become columns, such as ``path`` and ``→ bytes``.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -643,12 +646,14 @@ class Session:
         """
         from nqnb.frames import tasks_frame
 
+        flat = check_flag("flat", flat)
+
         now = self.client.backend.now()
         start = check_past("since", since, now)
         infos = self.call(self.client.tasks(queue, status))
         if start is not None:
             infos = [info for info in infos if info.submitted_at is not None and info.submitted_at.timestamp() >= start]
-        return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc))
+        return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc), flat=flat)
 
     def watch(self, what: object = None) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row.
