@@ -284,6 +284,14 @@ class Backend:
             async for page in pages:
                 yield page
 
+    async def state_position(self) -> tuple[int, str]:
+        """See `KeyValueStore.position`. For a custom store, the result is 0 and an empty string."""
+        return await self._bucket.position() if self.states is self._bucket else (0, "")
+
+    async def remove_oldest_states(self, revision: int, created: str) -> None:
+        """Remove every entry of the state bucket up to a revision; see `KeyValueStore.delete_oldest`."""
+        await self._bucket.delete_oldest(revision, created)
+
     # Queues.
 
     async def ensure_queue(self, queue: str) -> QueueStreams:

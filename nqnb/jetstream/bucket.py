@@ -142,6 +142,27 @@ class KeyValueStore:
                     # The user has no permission to purge the bucket.
                     raise full from None
 
+    async def position(self) -> tuple[int, str]:
+        """Return the revision of the last write to any key, and the time at which the bucket was created.
+
+        If the bucket does not exist, the result is 0 and an empty string.
+        """
+        info = await self._connection.find(f"STREAM.INFO.{self._stream}")
+        return (0, "") if info is None else (int(info["state"]["last_seq"]), str(info["created"]))
+
+    async def delete_oldest(self, revision: int, created: str) -> None:
+        """Remove every key and tombstone whose revision is at most ``revision``, without leaving tombstones.
+
+        Do nothing if the bucket has been recreated, because the same revisions belong to other keys.
+
+        Args:
+            revision: the revision.
+            created: the time at which the bucket was created, as `position` returned it.
+        """
+        last, same = await self.position()
+        if same == created and last >= revision:
+            await self._connection.find(f"STREAM.PURGE.{self._stream}", {"seq": revision + 1})
+
     async def retire(self, key: str, revision: int) -> None:
         """Replace exactly this revision of a key with a tombstone.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from typing import TypeVar
 
 from nqnb.error_text import hint
@@ -55,14 +55,21 @@ async def task_entries(backend: QueueBackend, queue: str | None = None) -> Async
 
     The least recently changed entry comes first. Malformed entries are skipped and logged.
     """
+    async with contextlib.aclosing(seen_entries(backend)) as entries:
+        async for entry, task in entries:
+            if task is not None and (queue is None or task.Queue == queue):
+                yield entry, task
+
+
+async def seen_entries(backend: QueueBackend) -> AsyncGenerator[tuple[Entry, TaskMessage | None], None]:
+    """Yield each entry, together with its task, or with None if the entry is malformed; see `task_entries`."""
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:
             seen = SeenEntry.of(entry.key, entry)
             if seen.task is None:
                 skipped[entry.key] = str(seen.malformed)
-            elif queue is None or seen.task.Queue == queue:
-                yield entry, seen.task
+            yield entry, seen.task
     backend.skips.tell(skipped)
 
 

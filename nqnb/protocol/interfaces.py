@@ -343,6 +343,20 @@ class QueueBackend(TaskBackend, Protocol):
         """Return the creation time of a queue's stream, in Unix seconds, or infinity if the queue has no stream."""
         ...
 
+    async def state_position(self) -> tuple[int, str]:
+        """Return the highest revision in the state store, and a string that changes if the store is recreated.
+
+        If the store does not support `remove_oldest_states`, the revision is 0.
+        """
+        ...
+
+    async def remove_oldest_states(self, revision: int, created: str) -> None:
+        """Remove every entry whose revision is at most ``revision``, unless the state store has been recreated.
+
+        ``created`` is the string that `state_position` returned.
+        """
+        ...
+
     def watch_states(self) -> AsyncGenerator[StatePage, None]:
         """Yield all existing entries, then each change to an entry."""
         ...

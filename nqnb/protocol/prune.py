@@ -10,7 +10,7 @@ import msgspec
 from nqnb.errors import MalformedMessage
 from nqnb.inputs import Duration, check_flag, check_seconds
 from nqnb.protocol import lifecycle, names
-from nqnb.protocol.bulk import each_in, task_entries, unknown_queue
+from nqnb.protocol.bulk import each_in, seen_entries, unknown_queue
 from nqnb.protocol.interfaces import QueueBackend
 from nqnb.protocol.transition import read_entry, remove_entry
 from nqnb.protocol.wire import TaskMessage
@@ -36,25 +36,33 @@ async def prune(
     ended: dict[str, list[tuple[Entry, TaskMessage]]] = {}
     kept_results: dict[str, str | None] = {}
     """The result key of each task, by task id. None means that the task may still produce a result."""
-    async for entry, task in task_entries(backend, queue):
+    # Entries that are written from now on are removed one by one, because the listing may miss some of them.
+    last_revision, created = await backend.state_position()
+    oldest_kept = last_revision + 1
+    """A revision; all entries with a lower revision are removed."""
+    async for entry, task in seen_entries(backend):
+        if task is None or (queue is not None and task.Queue != queue):
+            oldest_kept = min(oldest_kept, entry.revision)
+            continue
         kept_results[task.ID] = task.meta.result_key if task.Status.terminal else None
         if lifecycle.prune(task, written=entry.created, before=before, has_message=False):
             # The payload is dropped to save memory, because there may be many entries.
             slim = Entry(entry.key, b"", entry.revision, entry.created)
             ended.setdefault(task.Queue, []).append((slim, msgspec.structs.replace(task, Payload=None)))
+        else:
+            oldest_kept = min(oldest_kept, entry.revision)
     if queue is not None and not kept_results and await backend.find_queue(queue) is None:
         raise await unknown_queue(backend, queue)
     gone: list[tuple[Entry, TaskMessage]] = []
     kept = 0
     for of_queue, candidates in ended.items():
         in_stream = await _ids_in_stream(backend, of_queue)
-        free = [
-            (entry, task)
-            for entry, task in candidates
-            if lifecycle.prune(task, written=entry.created, before=before, has_message=task.ID in in_stream)
-        ]
-        kept += len(candidates) - len(free)
-        gone += free
+        for entry, task in candidates:
+            if lifecycle.prune(task, written=entry.created, before=before, has_message=task.ID in in_stream):
+                gone.append((entry, task))
+            else:
+                kept += 1
+                oldest_kept = min(oldest_kept, entry.revision)
     # A server also stores keys with wildcards. These keys stay, because purging such a key would purge other keys.
     intents = {entry.key: entry async for entry in backend.intents.entries() if names.is_key(entry.key)}
     ids = {task.ID for _, task in gone}
@@ -71,13 +79,31 @@ async def prune(
         orphans = [entry async for entry in _orphaned_results(backend, kept_results, aged)]
     if not dry_run:
         # Entries are removed first, at their revisions. An entry that was written again stays, and needs its result.
-        await each_in(gone, lambda pair: remove_entry(backend, pair[0].key, pair[0].revision))
+        await _remove_entries(backend, [entry for entry, _ in gone], oldest_kept, created)
         await each_in(results, lambda key: _remove_result(backend, key))
         await each_in(orphans, lambda entry: backend.results.delete(entry.key, entry.revision))
         await each_in(old_intents, lambda entry: backend.intents.delete(entry.key, entry.revision))
     return PruneReceipt(
         entries=len(gone), results=len(results) + len(orphans), intents=len(old_intents), kept=kept, dry_run=dry_run
     )
+
+
+async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_kept: int, created: str) -> None:
+    """Remove entries, unless they have been written again.
+
+    Most entries that are old enough are the oldest of the bucket. One request removes all of these.
+
+    Args:
+        backend: the backend to use.
+        entries: the entries.
+        oldest_kept: a revision; ``entries`` includes every entry in the bucket with a lower revision.
+        created: see `QueueBackend.remove_oldest_states`.
+    """
+    oldest = [entry.revision for entry in entries if entry.revision < oldest_kept]
+    if oldest:
+        await backend.remove_oldest_states(max(oldest), created)
+    rest = [entry for entry in entries if entry.revision >= oldest_kept]
+    await each_in(rest, lambda entry: remove_entry(backend, entry.key, entry.revision))
 
 
 async def _remove_result(backend: QueueBackend, key: str) -> None:

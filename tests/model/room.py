@@ -58,9 +58,8 @@ class Failure(enum.IntEnum):
     """The server redelivers what a live worker holds, because the consumer was recreated."""
 
 
-WRITES = frozenset(
-    ("create", "update", "put", "delete", "retire", "publish", "schedule", "unschedule", "delete_message", "announce")
-)
+STORE_WRITES = frozenset(("create", "update", "put", "delete", "remove_oldest"))
+WRITES = STORE_WRITES | {"retire", "publish", "schedule", "unschedule", "delete_message", "announce"}
 LATE = frozenset(("create", "update", "put", "delete_message"))
 
 
@@ -338,7 +337,7 @@ class Room:
         if not self._scenario.duplicate_window:
             server = server._replace(message_ids=())
         after = written(world, world._replace(server=server), who)
-        if after.server is not world.server and call.operation in ("create", "update", "put", "delete"):
+        if after.server is not world.server and call.operation in STORE_WRITES:
             after = after._replace(stale=self._lagging(world, call))
         yield f"{label}{' — conflict' if isinstance(value, Raised) else ''}", value, after, False
         if call.operation in WRITES and not isinstance(value, Raised):
@@ -361,9 +360,13 @@ class Room:
     def _lagging(self, world: World, call: Call) -> tuple[Any, ...]:
         if call.arguments[0] != STATES or not world.budget[Failure.STALE_READ]:
             return ()
-        key = call.arguments[1]
-        stored = world.server.key(STATES, key)
-        return (*(other for other in world.stale if other[0] != key), (key, stored and stored.entry))
+        if call.operation == "remove_oldest":
+            keys = {stored.key for stored in world.server.states if stored.revision <= call.arguments[1]}
+        else:
+            keys = {call.arguments[1]}
+        lagging = ((key, world.server.key(STATES, key)) for key in sorted(keys))
+        kept = (other for other in world.stale if other[0] not in keys)
+        return (*kept, *((key, stored and stored.entry) for key, stored in lagging))
 
     def _received(self, world: World, w: int, name: str, message: StoredMessage) -> World:
         server = world.server

@@ -60,6 +60,13 @@ def after_submit(client: ClientSpec) -> ClientSpec:
     return client._replace(after=("submit",))
 
 
+class OneByOne(SimulatedBackend):
+    """Has a store that cannot remove its oldest entries with one request."""
+
+    async def state_position(self) -> tuple[int, str]:
+        return 0, ""
+
+
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
@@ -84,6 +91,9 @@ SCENARIOS = {
     "prune against submit with the same id": Scenario((SUBMIT, PRUNE, after_submit(AGAIN)), days=1),
     "prune against submit with the same id, lagging reads": Scenario(
         (SUBMIT, PRUNE, AGAIN._replace(after=("prune",))), failures=(Failure.STALE_READ,), days=1
+    ),
+    "prune one by one against submit with the same id": Scenario(
+        (SUBMIT, PRUNE, after_submit(AGAIN)), days=1, backend=(("prune", OneByOne),)
     ),
     "prune against cancel": Scenario((SUBMIT, after_submit(PRUNE), after_submit(CANCEL)), days=1),
     "requeue against finish": Scenario((SUBMIT, REQUEUE), failures=QUICK),
@@ -112,6 +122,7 @@ SCENARIOS = {
 LARGE_SCENARIOS = {
     "submit against submit against cancel, at any time": Scenario((SUBMIT, OTHER, CANCEL), duplicate_window=False),
     "purge against two tasks, at any time": Scenario((SUBMIT, PURGE, SECOND)),
+    "prune against two tasks": Scenario((SUBMIT, SECOND, after_submit(PRUNE)), days=1),
     "prune against cancel, at any time": Scenario((SUBMIT, PRUNE, after_submit(CANCEL)), days=1),
     "requeue against prune, at any time": Scenario((SUBMIT, PRUNE, REQUEUE), days=1),
     "schedule against cancel, at any time": Scenario(
@@ -381,9 +392,17 @@ class AnyRevisionStore(SimulatedStore):
         await super().delete(key)
 
 
-class AnyRevisionRemoved(SimulatedBackend):
+class AnyRevisionRemoved(OneByOne):
     def prepare(self) -> None:
         self.states = AnyRevisionStore(STATES)
+
+
+class NewerRemoved(SimulatedBackend):
+    """Removes not only the entries that were listed."""
+
+    async def remove_oldest_states(self, revision: int, created: str) -> None:
+        last, _ = await self.state_position()
+        await super().remove_oldest_states(last, created)
 
 
 class HidingStore(SimulatedStore):
@@ -588,6 +607,12 @@ VARIANTS = {
         Scenario((SUBMIT, after_submit(PRUNE), after_submit(PRUNE_TOO), AGAIN._replace(after=("prune2",))), days=1),
         REMOVED_EARLY,
         AnyRevisionRemoved,
+    ),
+    "prune: newer entries are removed with the oldest": Variant(
+        "prune",
+        Scenario((SUBMIT, after_submit(PRUNE), after_submit(PRUNE_TOO), AGAIN._replace(after=("prune2",))), days=1),
+        REMOVED_EARLY,
+        NewerRemoved,
     ),
     "requeue: the id is used again": Variant(
         "requeue",

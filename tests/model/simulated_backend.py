@@ -178,6 +178,13 @@ class SimulatedBackend:
         created_at: float = await Call("created_at")
         return created_at
 
+    async def state_position(self) -> tuple[int, str]:
+        revision: int = await Call("last_revision")
+        return revision, ""
+
+    async def remove_oldest_states(self, revision: int, created: str) -> None:
+        await self.insist(lambda: Call("remove_oldest", (STATES, revision)))
+
     def watch_states(self) -> AsyncGenerator[StatePage, None]:
         raise NotImplementedError("no operation that changes a task watches")
 

@@ -173,6 +173,15 @@ class Server(NamedTuple):
     def _delete(self, bucket: str, key: str, revision: int | None) -> tuple[Any, Server]:
         return None, self.without_key(bucket, key, revision)
 
+    def _last_revision(self) -> tuple[Any, Server]:
+        return self.revision, self
+
+    def _remove_oldest(self, bucket: str, revision: int) -> tuple[Any, Server]:
+        after = self
+        for stored in getattr(self, bucket):
+            after = after.without_key(bucket, stored.key, revision)
+        return None, after
+
     def _retire(self, bucket: str, key: str, revision: int) -> tuple[Any, Server]:
         stored = self.key(bucket, key)
         if stored is None or stored.revision != revision:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -396,6 +397,72 @@ class TestPrune:
         receipt = await nq.prune(0)
         assert (receipt.entries, receipt.kept) == (0, 101)
         assert len(await nq.tasks()) == 201
+
+    async def test_one_request_removes_the_oldest_and_what_is_kept_stays(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        purges: list[object] = []
+        api = nq.backend.connection.api
+
+        async def counted(name: str, body: dict[str, Any] | None = None, **options: Any) -> Any:
+            if name == "STREAM.PURGE.KV_nq-store":
+                purges.append(body)
+            return await api(name, body, **options)
+
+        await nq.submit_many("idle", range(20))
+        await nq.purge_queue("idle")
+        await nq.backend.states.create("broken", b"no task at all")
+        waiting = await nq.submit("idle")
+        await nq.submit_many("other", range(3))
+        await nq.purge_queue("other")
+        await nq.submit_many("idle", range(2, 4))
+        await (await nq.submit("idle")).cancel()
+        await asyncio.sleep(0.05)
+        monkeypatch.setattr(nq.backend.connection, "api", counted)
+        assert (await nq.prune(0, "idle")).entries == 21
+        assert len(purges) == 2, "one for the first 20 tasks, and one for the last"
+        assert (await nq.prune(0)).entries == 3
+        assert len(purges) == 5
+        assert {info.status for info in await nq.tasks()} == {Status.PENDING}
+        assert waiting.id in {info.id for info in await nq.tasks()}
+        assert await nq.backend.states.get("broken") is not None
+
+    async def test_an_entry_that_was_written_after_the_listing_stays(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = await nq.submit("idle", id="again")
+        entry = await nq.backend.states.get(task.id)
+        assert entry is not None
+        await task.cancel()
+        await asyncio.sleep(0.05)
+        remove = nq.backend.remove_oldest_states
+
+        async def later(revision: int, created: str) -> None:
+            await remove(revision, created)
+            await nq.backend.states.create(task.id, entry.value)
+            await remove(revision, created)
+
+        monkeypatch.setattr(nq.backend, "remove_oldest_states", later)
+        assert (await nq.prune(0)).entries == 1
+        assert await task.status() is Status.PENDING
+
+    async def test_nothing_goes_if_the_bucket_was_recreated_after_the_listing(
+        self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        task = await nq.submit("idle")
+        await task.cancel()
+        await asyncio.sleep(0.05)
+        remove = nq.backend.remove_oldest_states
+
+        async def later(revision: int, created: str) -> None:
+            await nq.backend.connection.api("STREAM.DELETE.KV_nq-store")
+            await nq.backend.ensure_buckets()
+            await nq.submit_many("idle", range(10))
+            await remove(revision, created)
+
+        monkeypatch.setattr(nq.backend, "remove_oldest_states", later)
+        await nq.prune(0)
+        assert len(await nq.tasks("idle")) == 10
 
     async def test_orphans_go_and_what_may_still_be_needed_stays(
         self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch
