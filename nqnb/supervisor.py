@@ -41,6 +41,8 @@ INTERRUPT = b"i"
 """The command to send SIGINT to the task's process group."""
 TERMINATE = b"t"
 """The command to send SIGTERM to the task's process group."""
+NEXT = b"n"
+"""The command to fork the process for the next task, after the last one has ended."""
 STOP_GRACE_SECONDS = 5.0
 """How many seconds a server may take to exit after SIGTERM. After that, the server is killed."""
 _PARENT_CHECK_SECONDS = 0.25
@@ -68,9 +70,9 @@ if sys.platform == "win32":
     import _winapi
     import msvcrt
 
-    def wake_on_child_end() -> int:
-        """Return -1, because Windows has no suitable descriptor. `next_command` polls stdin instead."""
-        return -1
+    def wake_on_child_end() -> tuple[int, int]:
+        """Return -1 twice, because Windows has no suitable descriptor. `next_command` polls stdin instead."""
+        return -1, -1
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
         """Read one command. Return b"" at the end of stdin, or None if no command arrived in time."""
@@ -89,19 +91,19 @@ if sys.platform == "win32":
 else:
     import select
 
-    def wake_on_child_end() -> int:
-        """Return a descriptor that becomes readable when a child exits."""
+    def wake_on_child_end() -> tuple[int, int]:
+        """Return a descriptor that becomes readable when a child exits, and the descriptor that makes it readable."""
         wake, woken = os.pipe()
         os.set_blocking(woken, False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # without a handler, nothing is written
         signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-        return wake
+        return wake, woken
 
     def next_command(wake: int = -1, *, ignore_stdin: bool = False) -> bytes | None:
         """Read one command. Return b"" at the end of stdin, or None if a child exited or no command arrived in time.
 
         Args:
-            wake: the descriptor that `wake_on_child_end` returned, or -1 if there is no child yet.
+            wake: the first descriptor that `wake_on_child_end` returned, or -1 if there is no child yet.
             ignore_stdin: whether to wait only for a child to exit, without a time limit.
         """
         watched = [*([] if ignore_stdin else [0]), *([] if wake < 0 else [wake])]
@@ -122,6 +124,11 @@ def load_prctl() -> Callable[..., int] | None:
     except (ImportError, OSError, AttributeError):
         return None
     return prctl
+
+
+def become_subreaper(prctl: Callable[..., int]) -> None:
+    """Ask Linux to make this process the parent of each descendant whose parent has exited."""
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with(supervisor: int, prctl: Callable[..., int] | None) -> None:
@@ -157,7 +164,7 @@ def keep_server(parent: int, locks: list[int], folder: str, command: list[str]) 
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         # Otherwise, the signal mask of the thread that started this process could block SIGTERM for the server.
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    wake = wake_on_child_end()
+    wake, _ = wake_on_child_end()
     os.mkdir(folder, 0o700)
     server: subprocess.Popen[bytes] | None = None
     commands, state, reported = 0, "made", ""
@@ -261,9 +268,14 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
     The supervisor is the leader of its own session, and the fork is the leader of its own process group. The fork calls
     ``run`` of `module` with the socket. From stdin, the supervisor reads the worker's ``sys.path`` as a line of JSON,
-    and then commands. To stdout, the supervisor writes the fork's process id at the start, and the fork's exit code at
-    the end. The exit code is negative if a signal killed the fork. When the fork has exited, KILL is received, or the
-    worker has died, the supervisor kills the process group and, on Linux, all remaining descendants.
+    and then commands. To stdout, the supervisor writes the fork's process id at the start, and at the end the fork's
+    exit code and a 1 if NEXT may follow, otherwise a 0. The exit code is negative if a signal killed the fork. When the
+    fork has exited, KILL is received, or the worker has died, the supervisor kills the process group and, on Linux, all
+    remaining descendants. The supervisor then waits for NEXT, and forks a process for another task.
+
+    A fork takes milliseconds; the import of `module` takes a hundred times as long. On Linux, the supervisor therefore
+    imports `module` before it forks, but no code of the handler: each handler's module is imported in its own process.
+    NEXT is offered only if all descendants are gone, which only Linux can tell, and if the supervisor has one thread.
 
     The handler does not run in the supervisor's process, because a C call in the handler may hold the GIL for hours.
     The supervisor is not in the handler's process group, because killing the group would also kill the supervisor.
@@ -277,33 +289,39 @@ def keep_task(worker: int, connection: int, module: str) -> None:
         os.setsid()  # not every system can create the session when it spawns a process
     _close_all_but(0, 1, 2, connection)
     os.set_inheritable(connection, False)
-    # A SIGINT that arrives too early stays pending until the handler's process can receive it. SIGTERM is unblocked,
-    # because the mask of the thread that started this process could block it.
-    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+    # A SIGINT that arrives too early stays pending until the handler's process can receive it. The other signals are
+    # blocked only in the supervisor.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     path = _read_path(worker)
     if path is None:
         return
     prctl = load_prctl()
     if prctl is not None:
-        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    supervisor = os.getpid()
-    runner = os.fork()
-    if runner == 0:
-        os.setpgid(0, 0)
-        die_with(supervisor, prctl)
-        _become_runner(connection, path, module)
-        return
-    with contextlib.suppress(OSError):  # the fork has already done this itself
-        os.setpgid(runner, runner)
-    os.close(connection)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _report(runner)
-    status = _wait_for_runner(worker, runner)
-    _kill_descendants(runner)
-    if status is not None:
-        _report(status)
+        become_subreaper(prctl)
+        sys.path[:] = path
+        _preload(module)
+    supervisor, wake = os.getpid(), wake_on_child_end()
+    may_fork_again = prctl is not None and _is_single_threaded()
+    while True:
+        runner = os.fork()
+        if runner == 0:
+            os.setpgid(0, 0)
+            die_with(supervisor, prctl)
+            _forget_children(*wake)
+            signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+            _become_runner(connection, path, module)
+            return
+        with contextlib.suppress(OSError):  # the fork has already done this itself
+            os.setpgid(runner, runner)
+        _report(runner)
+        status = _wait_for_runner(worker, runner, wake[0])
+        is_clean = _kill_descendants(runner)
+        if status is None:
+            return
+        _report(status, int(is_clean and may_fork_again))
+        if not is_clean or not may_fork_again or not _wait_for_next(worker):
+            return
 
 
 def _close_all_but(*kept: int) -> None:
@@ -328,6 +346,32 @@ def _read_path(worker: int) -> list[str] | None:
     return path
 
 
+def _preload(module: str) -> None:
+    """Import `module` and what it needs. Keep the imported objects out of garbage collections, also in the forks."""
+    import gc  # imported late, because the other role does not use it
+    from importlib import import_module
+
+    import_module(module).preload()
+    gc.collect()
+    gc.freeze()
+
+
+def _is_single_threaded() -> bool:
+    """Return whether a fork is safe. A ``sitecustomize`` module, for example, may have started a thread."""
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False
+
+
+def _forget_children(*wake: int) -> None:
+    """Undo `wake_on_child_end` in a fork."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor in wake:
+        os.close(descriptor)
+
+
 def _become_runner(connection: int, path: list[str], module: str) -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -347,13 +391,12 @@ def _become_runner(connection: int, path: list[str], module: str) -> None:
     import_module(module).run(connection)
 
 
-def _wait_for_runner(worker: int, runner: int) -> int | None:
+def _wait_for_runner(worker: int, runner: int, wake: int) -> int | None:
     """Wait for the runner (the fork that runs the task) to exit, and return the exit code.
 
     The runner is killed if KILL is received, stdin ends or the worker dies. Return None if the killed runner does not
     exit in time.
     """
-    wake = wake_on_child_end()
     while True:
         status = _collect(runner)
         if status is not None:
@@ -369,6 +412,14 @@ def _wait_for_runner(worker: int, runner: int) -> int | None:
             break
     _kill_group(runner)
     return _collect(runner, seconds=_KILL_TIMEOUT_SECONDS)
+
+
+def _wait_for_next(worker: int) -> bool:
+    """Return whether NEXT is received. Return False after any other command, or when the worker has died."""
+    while (command := next_command()) is None:
+        if os.getppid() != worker:
+            return False
+    return command == NEXT
 
 
 def _collect(runner: int, seconds: float = 0.0) -> int | None:
@@ -387,8 +438,11 @@ def _collect(runner: int, seconds: float = 0.0) -> int | None:
             time.sleep(0.001)
 
 
-def _kill_descendants(group: int) -> None:
-    """Kill a process group and, on Linux, all descendants of the supervisor, in any process group or session."""
+def _kill_descendants(group: int) -> bool:
+    """Kill a process group and, on Linux, all descendants of the supervisor, in any process group or session.
+
+    Return whether no child is left.
+    """
     _kill_group(group)
     until = time.monotonic() + _KILL_TIMEOUT_SECONDS
     while time.monotonic() < until:
@@ -399,9 +453,10 @@ def _kill_descendants(group: int) -> None:
         try:
             process, _ = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return True
         if process == 0:
             time.sleep(0.001)
+    return False
 
 
 def _kill_group(group: int) -> None:
@@ -417,9 +472,9 @@ def _children() -> list[int]:
         return []
 
 
-def _report(number: int) -> None:
+def _report(*numbers: int) -> None:
     with contextlib.suppress(OSError):  # the worker may be gone
-        os.write(1, b"%d\n" % number)
+        os.write(1, b"".join(b"%d\n" % number for number in numbers))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from nqnb.worker.job import Job
 
 Isolation = Literal["coroutine", "thread", "process"]
 """The place where a handler runs: the worker's event loop, a separate thread, or a separate process."""
+MOST_REUSE = 1_000_000
+"""The maximum value of ``reuse``."""
 MOST_TASKS_AT_ONCE = 1_000_000
 """The maximum value of ``concurrency``. In practice, a consumer delivers at most 65,536 messages at once."""
 
@@ -41,6 +43,8 @@ class Handler:
     is_failure: Callable[[Exception], bool] | None = None
     concurrency: int = MOST_TASKS_AT_ONCE
     progress_raises: bool = True
+    reuse: int = 1
+    """The maximum number of tasks that one process runs."""
 
     def call(self, job: Job) -> Callable[[], Any]:
         """Return a callable that calls the function with its arguments.
@@ -126,6 +130,7 @@ def make_handler(
     is_failure: Callable[[Exception], bool] | None = None,
     concurrency: int | None = None,
     progress_raises: bool = True,
+    reuse: int | None = None,
 ) -> Handler:
     """Build a handler from a function and the options of `Worker.handler`.
 
@@ -178,6 +183,7 @@ def make_handler(
         raise InvalidHandler(
             f"{name}{signature} cannot handle tasks: its parameters must be (job), (payload) or (job, payload)."
         )
+    where = _check_isolation(isolation, name, is_coroutine=is_coroutine)
     takes_both = len(parameters) > 1 and (len(required) > 1 or parameters[1].default is inspect.Parameter.empty)
     takes_one = not takes_both and _is_payload(target, parameters[0].name)
     return Handler(
@@ -188,10 +194,11 @@ def make_handler(
         payload_type=_payload_type(target, parameters[takes_both].name) if takes_both or takes_one else Any,
         backoff=backoff or Backoff(),
         grace=seconds,
-        isolation=_check_isolation(isolation, name, is_coroutine=is_coroutine),
+        isolation=where,
         is_failure=is_failure,
         concurrency=MOST_TASKS_AT_ONCE if concurrency is None else check_concurrency(concurrency, InvalidHandler),
         progress_raises=progress_raises,
+        reuse=_check_reuse(reuse, name, where),
     )
 
 
@@ -226,6 +233,18 @@ def _check_isolation(asked: object, name: str, *, is_coroutine: bool) -> Isolati
             f"isolation={asked!r} is invalid for {name}: {kind} cannot run in this mode. Use {fits!r} or 'process'."
         )
     return fits
+
+
+def _check_reuse(reuse: object, name: str, isolation: Isolation) -> int:
+    """Validate and return the maximum number of tasks per process. The default is 1."""
+    if reuse is None:
+        return 1
+    if isolation != "process":
+        raise InvalidHandler(
+            f"reuse={shown(reuse)} is invalid for {name}: isolation is {isolation!r}. "
+            "Omit reuse, or use isolation='process'."
+        )
+    return check_count("reuse", reuse, 1, MOST_REUSE, "the number of tasks that one process runs", InvalidHandler)
 
 
 def _is_payload(function: Callable[..., Any], name: str) -> bool:

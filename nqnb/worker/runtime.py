@@ -162,6 +162,8 @@ class Runtime:
         """Adjust the pull requests to a new concurrency limit."""
         for pull in self._pulls.values():
             pull.withdraw()
+        if self._reserve is not None:
+            self._reserve.resize(self._slots())
         self._wake.set()
 
     async def drain(self, timeout: float) -> None:

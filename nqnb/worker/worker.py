@@ -111,6 +111,7 @@ class Worker:
         backoff: Backoff | None = None,
         grace: Duration = 1.0,
         isolation: Isolation | None = None,
+        reuse: int | None = None,
         is_failure: Callable[[Exception], bool] | None = None,
     ) -> Callable[[F], F]:
         """Register the decorated function as the handler of a queue.
@@ -133,6 +134,11 @@ class Worker:
                 running are killed: all descendants on Linux, and the process group on other systems. cloudpickle must
                 be able to pickle the function. The function sees the environment variables that the worker has when
                 the task starts.
+            reuse: the maximum number of tasks that one process runs, one after another; requires
+                ``isolation="process"``. The default is 1: each task has a process of its own. A higher number makes
+                short tasks much faster, but the tasks of a process share its modules and their global variables. A
+                process does not run another task after it was stopped, or if the function left child processes or
+                raised an exception such as `SystemExit`.
             is_failure: a function that is called with the exception of a failed attempt. If the function returns True,
                 the task is not retried, as with NQ's ``isFailureFn``.
 
@@ -166,6 +172,7 @@ class Worker:
                 backoff=backoff,
                 grace=grace,
                 isolation=isolation,
+                reuse=reuse,
                 is_failure=is_failure,
                 progress_raises=self.progress_raises,
             )

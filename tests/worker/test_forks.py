@@ -141,7 +141,7 @@ async def main():
         tell(seconds=time.monotonic() - begun)
         os._exit(0)
     elif kind == "killed worker":
-        reserve = process_pool.Reserve([handler(ignores)], 1)
+        reserve = process_pool.Reserve([handler(ignores)], 2)
         executor, running = runs(ignores)
         process_pool.Spares.here().fill()
         fork()

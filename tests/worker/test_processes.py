@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 import pytest
 from helpers.history import assert_queues_empty
+from helpers.task_processes import in_sessions, supervisors
 from helpers.waiting import until_async
 
 import nqnb
@@ -49,37 +50,6 @@ GRACE = 1.0
 BOUND = GRACE + 2
 """Seconds from a cancel to the last process's end: the grace and a quarter second are promised, the rest is for a busy
 machine."""
-
-
-# -- what runs ---------------------------------------------------------------------------------------------------------
-
-
-def processes() -> Iterator[tuple[int, int, int, str]]:
-    """Yield (process, parent, session, state) of every process, zombies too."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, parent, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            yield int(folder.name), int(parent), int(session), state
-
-
-def in_sessions(*sessions: int) -> list[int]:
-    """Return the processes in these sessions, without orphans that have ended: init collects them when it likes."""
-    return [
-        process
-        for process, parent, session, state in processes()
-        if session in sessions and not (state == "Z" and parent == 1)
-    ]
-
-
-def supervisors(parent: int | None = None) -> list[int]:
-    """Return our children that supervise a task's process, or that were left as zombies."""
-    found = []
-    for process, above, _, state in processes():
-        with contextlib.suppress(OSError):
-            command = Path(f"/proc/{process}/cmdline").read_bytes()
-            if above == (parent or os.getpid()) and (b"supervisor.py\0task" in command or state == "Z"):
-                found.append(process)
-    return found
 
 
 # -- by the executor alone ---------------------------------------------------------------------------------------------
@@ -233,11 +203,11 @@ class TestResults:
         def handle(job: Job) -> list[Any]:
             mine = {name: ascii(value) for name, value in os.environ.items() if name.startswith("NQNB_TEST_")}
             for_programs = subprocess.run(["/usr/bin/env"], capture_output=True, check=True).stdout
-            return [mine, b"NQNB_TEST_COMES" in for_programs, b"NQNB_TEST_GOES" in for_programs, time.tzname[0]]
+            programs_see = [b"NQNB_TEST_COMES" in for_programs, b"NQNB_TEST_GOES" in for_programs]
+            return [mine, *programs_see, time.tzname[0], os.getsid(0)]
 
         seen = {"NQNB_TEST_COMES": ascii("\udcff ü"), "NQNB_TEST_CHANGES": "'2'"}
-        assert await value_of(handle) == [seen, True, False, "XYZ"]
-        assert spare.ended.done(), "it ran in another process than the one that stood by"
+        assert await value_of(handle) == [seen, True, False, "XYZ", spare.session]
         await reserve.close()
 
     async def test_the_environment_is_there_before_the_function_s_module_is_imported(

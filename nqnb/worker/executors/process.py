@@ -67,6 +67,8 @@ class ProcessExecutor(Executor):
         self.how = "its process was interrupted"
         self._loop = asyncio.get_running_loop()
         self._process: TaskProcess | None = None
+        self._over: asyncio.Future[int | None] | None = None
+        """A future that is resolved when the process has finished with the task."""
         self._outcome: Result | None = None
         self._raised: RemoteError | None = None
         self._rebuilding: asyncio.Task[BaseException] | None = None
@@ -76,19 +78,21 @@ class ProcessExecutor(Executor):
         try:
             arguments = self._handler.arguments(self._job)
             call = _pickle_call(self._handler, arguments)
-            process = self._process = Spares.here().take()
+            process = self._process = Spares.here().take(self._handler)
         except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
             return Result(Ended.FAILED, error=refused)
-        process.on_message = self._receive
         job = self._job
         facts = (job.id, job.queue, job.payload, job.attempt, job.max_retry, job.deadline)
-        process.send((sys.path, _current_folder(), environment(), facts, job.state.progress_raises, call))
+        where = (sys.path, _current_folder(), environment())
+        over = self._over = process.run(self._handler, self._receive, *where, facts, job.state.progress_raises, call)
         try:
-            status = await asyncio.shield(process.ended)
+            status = await asyncio.shield(over)
         finally:
-            process.kill()
             for timer in self._timers:
                 timer.cancel()
+            if not over.done():
+                process.kill()
+            Spares.here().free(process)
         if self._raised is not None and self._is_judged():
             self._rebuilding = asyncio.ensure_future(rebuild(self._raised))
             await asyncio.wait([self._rebuilding])
@@ -118,7 +122,12 @@ class ProcessExecutor(Executor):
         self._schedule(within / 2, self._kill, process)
 
     def _schedule(self, seconds: float, step: Callable[[TaskProcess], None], process: TaskProcess) -> None:
-        self._timers.append(self._loop.call_later(seconds, step, process))
+        def take_step() -> None:
+            # If the run is over, the process may already belong to another task.
+            if self._over is not None and not self._over.done():
+                step(process)
+
+        self._timers.append(self._loop.call_later(seconds, take_step))
 
     def _terminate(self, process: TaskProcess) -> None:
         if self._outcome is None:

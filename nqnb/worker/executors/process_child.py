@@ -1,11 +1,15 @@
-"""Run a handler once in this process, and report to the worker over a socket.
+"""Run a handler in this process, once or for several tasks, and report to the worker over a socket.
 
 A frame on the socket consists of a four-byte length and a pickle. Both ends of the socket belong to nqnb, and data from
-a queue is never unpickled. The worker sends one frame, which contains the task. This process replies with any number of
-``("report", progress, log)`` messages. The final message is ``("returned", JSON, is_bytes)``, or ``("unencodable",
-text, part)`` for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
+a queue is never unpickled. The worker sends one frame per task. This process replies with any number of ``("report",
+progress, log)`` messages. The outcome is ``("returned", JSON, is_bytes)``, or ``("unencodable", text, part)`` for a
+value that JSON cannot represent, or ``("failed", …)`` with the fields of
 `nqnb.worker.executors.process.RemoteError`. All messages consist of built-in values, so unpickling them imports no
 modules in the worker.
+
+If the worker has asked for it, this process then waits for another task of the same handler, and says so with
+``("ready",)``. The process does not do so after a stop, after an exception that usually ends a process, or if the
+handler has left child processes. The empty frame `NO_MORE_TASKS` ends the waiting process.
 
 To stop the handler, the worker sends SIGINT. The signal raises `JobCancelled` once in a plain function, and cancels a
 coroutine.
@@ -33,13 +37,15 @@ from importlib import import_module
 from types import FrameType
 from typing import Any
 
-from nqnb import payload
+from nqnb import payload, supervisor
 from nqnb.errors import BadInput, JobCancelled, UnencodableValue
 from nqnb.worker.job import Job, StopFlag
 
 Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 """The arguments of `Job` that describe the task."""
 LENGTH = struct.Struct(">I")
+NO_MORE_TASKS = LENGTH.pack(0)
+"""The frame after which the process exits."""
 MOST_RESULT_BYTES = 64 * 2**20
 """The maximum size of a result. No server accepts a larger result."""
 _MOST_TEXT_CHARACTERS = 2**20
@@ -50,17 +56,26 @@ _REPORT_INTERVAL_SECONDS = 0.05
 """The minimum time between two reports. The worker stores reports less often."""
 
 
+def preload() -> None:
+    """Import what almost every handler needs. The supervisor calls this function before it forks any process."""
+    # Import late, because the worker imports this module too. cloudpickle unpickles the function, and the handler's
+    # module usually creates a Worker.
+    import_module("cloudpickle")
+    import_module("nqnb.worker.worker")
+
+
 def run(descriptor: int) -> None:
-    """Wait for a task on the socket, and run the task.
+    """Wait for a task on the socket, and run the task. Repeat this while the worker asks for it.
 
     If the socket is closed first, return without running anything.
     """
-    # Import cloudpickle while this process is idle, not at the top, because the worker imports this module too.
     import_module("cloudpickle")
+    stop = _StopFlag()
     with socket.socket(fileno=descriptor) as connection:
-        task = _receive(connection)
-        if task is not None:
-            _Runner(connection, *task).run()
+        connection.setblocking(True)  # an earlier process may have changed this shared option
+        while (task := _receive(connection)) is not None:
+            if not _Runner(connection, stop, *task).run():
+                break
 
 
 def frame(message: tuple[Any, ...]) -> bytes:
@@ -70,16 +85,24 @@ def frame(message: tuple[Any, ...]) -> bytes:
 
 
 def _receive(connection: socket.socket) -> tuple[Any, ...] | None:
-    with connection.makefile("rb") as stream:
-        head = stream.read(LENGTH.size)
-        if len(head) < LENGTH.size:
-            return None
-        task: tuple[Any, ...] = pickle.loads(stream.read(LENGTH.unpack(head)[0]))  # noqa: S301  from our own worker
-        return task
+    head = _read(connection, LENGTH.size)
+    size = LENGTH.unpack(head)[0] if len(head) == LENGTH.size else 0
+    if size == 0:
+        return None
+    task: tuple[Any, ...] = pickle.loads(_read(connection, size))  # noqa: S301  from our own worker
+    return task
+
+
+def _read(connection: socket.socket, size: int) -> bytearray:
+    """Read `size` bytes, or fewer if the socket is closed first. Never read a byte of the next frame."""
+    data = bytearray()
+    while len(data) < size and (part := connection.recv(size - len(data))):
+        data += part
+    return data
 
 
 class _StopFlag(StopFlag):
-    """A stop flag that a signal handler can set.
+    """A stop flag that a signal handler can set. All tasks of this process share it, because a stop ends the process.
 
     The base class has a lock, which the interrupted thread may be holding.
     """
@@ -109,6 +132,8 @@ class _Runner:
 
     Args:
         connection: the socket to the worker.
+        stop: the stop flag of this process.
+        may_stay: whether the worker asks this process to wait for another task afterwards.
         path: the worker's ``sys.path``.
         folder: the worker's working directory.
         environment: the worker's current environment variables, which may have changed since this process started.
@@ -120,6 +145,8 @@ class _Runner:
     def __init__(
         self,
         connection: socket.socket,
+        stop: _StopFlag,
+        may_stay: bool,
         path: list[str],
         folder: str,
         environment: dict[str, str],
@@ -129,7 +156,8 @@ class _Runner:
     ) -> None:
         self._connection = connection
         self._call = call
-        self._stop = _StopFlag()
+        self._stop = stop
+        self._may_stay = may_stay
         self._job = Job(*facts, self._changed, self._stop, progress_raises)
         self._process = os.getpid()
         self._in_handler = False
@@ -143,13 +171,19 @@ class _Runner:
         self._next_report = 0.0
         self._report_is_due = False
         """Whether a thread is waiting to send a report."""
+        self._leaves = False
+        """Whether the handler has raised an exception that usually ends a process, such as `SystemExit`."""
+        self._over = False
+        """Whether the outcome has been sent. A thread that the handler has left may still report afterwards."""
+        if may_stay and (prctl := supervisor.load_prctl()) is not None:
+            supervisor.become_subreaper(prctl)  # so that no descendant of the handler escapes `_has_children`
         sys.path[:] = path
         with contextlib.suppress(OSError):
             os.chdir(folder)
         _set_environment(environment)
 
-    def run(self) -> None:
-        """Run the handler, and send its outcome."""
+    def run(self) -> bool:
+        """Run the handler, and send its outcome. Return whether this process now waits for another task."""
         signal.signal(signal.SIGINT, self._interrupt)
         # A signal raises at most one exception. If it misses the inner `except`, the outer one catches it.
         try:
@@ -159,9 +193,20 @@ class _Runner:
         self._in_handler = False
         if os.getpid() != self._process:  # the handler forked, and its child returned to this code
             os._exit(0)
+        stays = self._may_stay and self._can_stay()
         with contextlib.suppress(OSError), self._send_lock:  # the worker may be gone
-            self._send_report()
-            self._connection.sendall(frame(outcome))
+            self._over = True
+            last = (self._report(), frame(outcome), frame(("ready",)) if stays else b"")
+            self._connection.sendall(b"".join(last))
+        return stays
+
+    def _can_stay(self) -> bool:
+        # The next task's SIGINT must not arrive before its handler runs.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the handler may have replaced or closed the stream
+                stream.flush()
+        return not (self._stop.is_set() or self._leaves or _has_children())
 
     def _outcome(self) -> tuple[Any, ...]:
         try:
@@ -175,6 +220,7 @@ class _Runner:
             self._in_handler = False
         except BaseException as error:  # noqa: BLE001  a handler may raise anything
             self._in_handler = False
+            self._leaves = not isinstance(error, Exception)
             outcome = _failure(error)
         return outcome
 
@@ -232,9 +278,24 @@ class _Runner:
             self._send_report()
 
     def _send_report(self) -> None:
+        if not self._over:
+            self._next_report = time.monotonic() + _REPORT_INTERVAL_SECONDS
+            self._connection.sendall(self._report())
+
+    def _report(self) -> bytes:
         progress, log = self._job.said
-        self._next_report = time.monotonic() + _REPORT_INTERVAL_SECONDS
-        self._connection.sendall(frame(("report", progress and (progress.done, progress.total, progress.text), log)))
+        if progress is None and not log:
+            return b""
+        return frame(("report", progress and (progress.done, progress.total, progress.text), log))
+
+
+def _has_children() -> bool:
+    """Return whether any child process is still running. Reap the others."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+        return True
+    return False
 
 
 def _set_environment(environment: dict[str, str]) -> None:

@@ -1,6 +1,8 @@
-"""Start processes that run tasks, and keep a few idle processes ready, so that tasks can start at once.
+"""Start processes that run tasks, and keep idle processes ready, so that tasks can start at once.
 
-Each process runs one task. A supervisor (`nqnb.supervisor`) kills the process if the worker dies.
+Each process runs one task, or several if its handler allows this. A supervisor (`nqnb.supervisor`) forks the process,
+and kills it if the worker dies. On Linux, a supervisor can fork a process for each task in turn, which is much faster
+than to start another supervisor.
 
 Processes are not started with `subprocess`, because ``Popen`` reads a pipe until the new program has closed the pipe.
 If another thread forks at that moment, the forked process keeps the pipe open, and the event loop is blocked until the
@@ -26,13 +28,19 @@ from typing import Any, BinaryIO
 
 from nqnb import supervisor
 from nqnb.worker.executors import process_child
-from nqnb.worker.executors.process_child import LENGTH, MOST_RESULT_BYTES, frame
+from nqnb.worker.executors.process_child import LENGTH, MOST_RESULT_BYTES, NO_MORE_TASKS, frame
 from nqnb.worker.handlers import Handler
 
 log = logging.getLogger("nqnb.worker")
 
 MOST_SPARES = 2
-"""The maximum number of idle processes per worker. Each process uses about 20 MB of memory."""
+"""The maximum number of idle processes that a worker starts before a task needs them."""
+IDLE_SECONDS = 30.0
+"""After how many seconds an idle process is stopped."""
+_LEAST_PAUSE_SECONDS = 0.1
+"""The minimum time between two searches for processes that have been idle for too long."""
+_EXIT_TIMEOUT_SECONDS = 1.0
+"""The time limit for an idle process to exit if its handler has used it. ``atexit`` functions run in this time."""
 _KILL_TIMEOUT_SECONDS = 6.0
 """The time limit for a supervisor to kill its process, after which the worker kills both. The normal limit is 4 s."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
@@ -47,6 +55,8 @@ _MOST_LAST_READS = 256
 """The maximum number of reads after the process has exited, in case a child of the handler keeps writing."""
 SOCKET_DESCRIPTOR = 3
 """The descriptor of the socket in the supervisor's process."""
+_SIGNALS = (supervisor.INTERRUPT, supervisor.TERMINATE, supervisor.KILL)
+"""The commands after which a process runs no other task."""
 _LOWEST_COPY = 10
 """The lowest number for copied descriptors, which must not have the numbers 0, 1 or `SOCKET_DESCRIPTOR`."""
 
@@ -63,25 +73,40 @@ class Reserve:
     """
 
     def __init__(self, handlers: Iterable[Handler], concurrency: int) -> None:
-        self._count = min(concurrency, MOST_SPARES)
+        self._concurrency = 0
         self._spares = Spares.here()
-        self._spares.want(self._count)
+        self.resize(concurrency)
         if any(handler.isolation == "process" for handler in handlers):
             self._spares.fill()
 
+    def resize(self, concurrency: int) -> None:
+        """Change the number of tasks that the worker can run at the same time."""
+        self._spares.change(
+            min(concurrency, MOST_SPARES) - min(self._concurrency, MOST_SPARES), concurrency - self._concurrency
+        )
+        self._concurrency = concurrency
+
     async def close(self) -> None:
-        """Kill the worker's share of the idle processes. A second call does nothing."""
-        self._spares.want(-self._count)
-        self._count = 0
+        """Stop the worker's share of the idle processes. A second call does nothing."""
+        self.resize(0)
         await self._spares.shrink()
 
 
 class Spares:
-    """The idle processes of one event loop. All workers on the loop share them."""
+    """The idle processes of one event loop. All workers on the loop share them.
+
+    A process whose task has ended is kept for the next task. There are thus as many idle processes as tasks ran at the
+    same time lately, but with the running ones never more than the workers' concurrency. Of two idle processes, the one
+    that was used last is used first. A process that has been idle for `IDLE_SECONDS` is stopped, unless it is one of
+    the few that are kept for the first task.
+    """
 
     def __init__(self) -> None:
         self._idle: list[TaskProcess] = []
-        self._wanted = 0
+        """The idle processes. The one that has been idle longest is the first."""
+        self._running = 0
+        self._wanted = self._most = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     @staticmethod
     def here() -> Spares:
@@ -91,41 +116,83 @@ class Spares:
     @property
     def idle(self) -> list[TaskProcess]:
         """The processes that are waiting for a task."""
-        return [process for process in self._idle if not process.ended.done()]
+        return [process for process in self._idle if process.is_ready]
 
-    def take(self) -> TaskProcess:
-        """Return a process for a task, preferably an idle process. Schedule the start of a replacement.
+    def take(self, handler: Handler) -> TaskProcess:
+        """Return a process for a task: one that this handler has used, or a fresh one. Return it with `free`.
 
         Raises:
             OSError: the system cannot start another process.
         """
         self._idle = self.idle
-        process = self._idle.pop(0) if self._idle else TaskProcess()
+        # A used process has already imported the handler's module.
+        used = [process for process in self._idle if process.handler is handler]
+        fitting = used or [process for process in self._idle if process.handler is None]
+        if fitting:
+            process = fitting[-1]
+            self._idle.remove(process)
+        else:
+            process = TaskProcess(self._has_room)
+        self._running += 1
         asyncio.get_running_loop().call_soon(self.fill)
         return process
 
-    def want(self, change: int) -> None:
-        """Change the number of idle processes to keep.
+    def free(self, process: TaskProcess) -> None:
+        """Keep a process of `take` for another task, if it can run one."""
+        self._running -= 1
+        if process.is_ready:
+            process.idle_since = time.monotonic()
+            self._idle.append(process)
+            self._watch()
+        self._stop(self._idle[: max(0, len(self._idle) + self._running - self._most)])
+        asyncio.get_running_loop().call_soon(self.fill)
+
+    def change(self, wanted: int, most: int) -> None:
+        """Change the number of fresh idle processes to keep, and the maximum number of idle and running processes.
 
         Missing processes are started by `fill`, or after the first task.
         """
-        self._wanted += change
+        self._wanted += wanted
+        self._most += most
 
     def fill(self) -> None:
         """Start processes until the desired number of idle processes is reached."""
         try:
-            while len(self._idle) < self._wanted:
-                self._idle.append(TaskProcess())
+            while len(self._idle) < self._wanted and len(self._idle) + self._running < self._most:
+                self._idle.insert(0, TaskProcess(self._has_room))
         except OSError as error:
             log.warning("the worker cannot start an idle process for later tasks: %s", error)
 
     async def shrink(self) -> None:
-        """Kill surplus idle processes, and wait until they have exited."""
-        surplus, self._idle = self._idle[self._wanted :], self._idle[: self._wanted]
-        for process in surplus:
-            process.kill()
+        """Stop surplus idle processes, and wait until they have exited."""
+        surplus = self._idle[: max(0, len(self._idle) - self._wanted)]
+        self._stop(surplus)
         if surplus:
             await asyncio.wait([process.ended for process in surplus], timeout=_CLOSE_TIMEOUT_SECONDS)
+
+    def _has_room(self) -> bool:
+        """Return whether a process that is ending may be replaced by an idle one."""
+        return len(self._idle) + self._running <= self._most
+
+    def _stop(self, processes: list[TaskProcess]) -> None:
+        self._idle = [process for process in self._idle if process not in processes]
+        for process in processes:
+            process.retire()
+
+    def _stop_idle(self) -> None:
+        """Stop the processes that have been idle for too long."""
+        self._idle = self.idle
+        since = time.monotonic() - IDLE_SECONDS
+        old = [process for process in self._idle if process.idle_since <= since]
+        self._stop(old[: max(0, len(self._idle) - self._wanted)])
+        self._timer = None
+        self._watch()
+
+    def _watch(self) -> None:
+        """Stop idle processes later, as soon as the first one has been idle for too long."""
+        if self._timer is None and len(self._idle) > self._wanted:
+            due = min(process.idle_since for process in self._idle) + IDLE_SECONDS - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(due, _LEAST_PAUSE_SECONDS), self._stop_idle)
 
 
 _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = weakref.WeakKeyDictionary()
@@ -135,24 +202,37 @@ _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = 
 
 
 class TaskProcess:
-    """A process that runs one task. The object must be created and used on a running event loop.
+    """A process that runs tasks, one at a time. The object must be created and used on a running event loop.
+
+    A process that may run several tasks of its handler runs them all. Any other process runs one task, and then its
+    supervisor forks the next process, if it can. Neither happens after a signal or a crash: then the supervisor exits.
+
+    Args:
+        has_room: a function that returns whether another task may follow.
 
     Raises:
         OSError: the system cannot start another process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, has_room: Callable[[], bool]) -> None:
         self._loop = asyncio.get_running_loop()
         self._worker_pid = os.getpid()
         """The worker's process id. A forked process has a copy of this object, but must not send commands."""
-        self._killed = self._over = False
-        self.ended: asyncio.Future[int | None] = self._loop.create_future()
-        """The exit code, a negative signal number, or None if unknown.
-
-        The future is resolved once all descendants are gone.
-        """
-        self.on_message: Callable[[tuple[Any, ...]], None] = lambda message: None
-        """A function that is called with each message from the process."""
+        self._has_room = has_room
+        self._signalled = self._killed = self._over = False
+        self._is_closed = False
+        """Whether the process has closed the socket."""
+        self.handler: Handler | None = None
+        """The handler that has used the process. No other handler may use it. None if the process is fresh."""
+        self._tasks = 0
+        """The number of tasks that the process has run or is running."""
+        self.idle_since = time.monotonic()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        """A future that is resolved once the supervisor, the process and all descendants are gone."""
+        self._task: asyncio.Future[int | None] | None = None
+        self._has_outcome = False
+        """Whether the process has sent the outcome of its task."""
+        self._on_message: Callable[[tuple[Any, ...]], None] = lambda message: None
         self._socket, theirs = socket.socketpair()
         with theirs:
             try:
@@ -176,18 +256,59 @@ class TaskProcess:
         """The session id, which is also the supervisor's process id."""
         return self._supervisor.pid
 
-    def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message to the process without blocking."""
-        self._outgoing += frame(message)
+    @property
+    def is_ready(self) -> bool:
+        """Whether the process can run a task now."""
+        return self._task is None and not self._signalled and not self._over
+
+    def run(
+        self, handler: Handler, on_message: Callable[[tuple[Any, ...]], None], *task: Any
+    ) -> asyncio.Future[int | None]:
+        """Run a task without blocking.
+
+        Args:
+            handler: the task's handler.
+            on_message: a function that is called with each message from the process.
+            *task: the arguments of `nqnb.worker.executors.process_child` that describe the task.
+
+        Returns:
+            A future that is resolved once the process is ready for another task, or the process and all its descendants
+            are gone. The result is the exit code, a negative signal number, or None if unknown.
+        """
+        self.handler, self._on_message = handler, on_message
+        self._tasks += 1
+        self._has_outcome = False
+        self._task = self._loop.create_future()
+        self._send(frame((self._tasks < handler.reuse and self._has_room(), *task)))
+        return self._task
+
+    def _send(self, data: bytes) -> None:
+        self._outgoing += data
         self._flush()
 
     def interrupt(self) -> None:
         """Send SIGINT to the handler's process group."""
-        self._order(supervisor.INTERRUPT)
+        if not self._over:
+            self._read_report()
+        if len(self._reported_numbers) == 1 and os.getpid() == self._worker_pid:
+            # The way over the supervisor would take longer.
+            self._signalled = True
+            self._signal_group(signal.SIGINT)
+        else:
+            self._order(supervisor.INTERRUPT)
 
     def terminate(self) -> None:
         """Send SIGTERM to the handler's process group."""
         self._order(supervisor.TERMINATE)
+
+    def retire(self) -> None:
+        """Stop an idle process. If a handler has used the process, let the process exit by itself."""
+        if self.handler is None:
+            self.kill()
+        else:
+            self._signalled = True
+            self._send(NO_MORE_TASKS)
+            self._timers["retire"] = self._loop.call_later(_EXIT_TIMEOUT_SECONDS, self.kill)
 
     def kill(self) -> None:
         """Kill the process and all its descendants. A second call does nothing."""
@@ -203,25 +324,29 @@ class TaskProcess:
             "the supervisor (process %d) of a task's process does not respond, so the worker is killing both processes",
             self._supervisor.pid,
         )
-        self._kill_group()
+        self._signal_group(signal.SIGKILL)
         self._supervisor.send_signal(signal.SIGKILL)
 
-    def _kill_group(self) -> None:
-        """Kill the handler's process group.
+    def _signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to the handler's process group.
 
         If the process has exited, do nothing, because the id may have been reused.
         """
         if len(numbers := self._reported_numbers) == 1:
             with contextlib.suppress(OSError):
-                os.killpg(numbers[0], signal.SIGKILL)
+                os.killpg(numbers[0], number)
 
     @property
     def _reported_numbers(self) -> list[int]:
-        """The numbers that the supervisor has reported: the handler's process id, followed by the exit status."""
+        """The numbers that the supervisor has reported: the handler's process id, at the end followed by two others.
+
+        These are the exit status, and a 1 if the supervisor can fork another process.
+        """
         return [int(line) for line in self._reported.split(b"\n")[:-1]]
 
     def _order(self, data: bytes) -> None:
         if os.getpid() == self._worker_pid:
+            self._signalled = self._signalled or data in _SIGNALS
             with contextlib.suppress(OSError, ValueError):  # the supervisor is gone
                 self._commands.write(data)
 
@@ -246,6 +371,7 @@ class TaskProcess:
             data = b""
         if not data:
             self._loop.remove_reader(self._socket.fileno())
+            self._is_closed = True
             return False
         self._incoming += data
         try:
@@ -266,7 +392,25 @@ class TaskProcess:
                 break
             message = _PlainUnpickler(io.BytesIO(self._incoming[LENGTH.size : end])).load()
             del self._incoming[:end]
-            self.on_message(message)
+            if message == ("ready",):
+                self._become_ready()
+            else:
+                self._on_message(message)
+                self._has_outcome = message[0] != "report"
+
+    def _become_ready(self) -> None:
+        """End the task of a process that is waiting for another task of its handler."""
+        if self._task is None or not self._has_outcome:
+            raise ValueError("the process is ready before it has sent an outcome")
+        if self._signalled:
+            self._send(NO_MORE_TASKS)
+        else:
+            self._end_task(0)
+
+    def _end_task(self, status: int | None) -> None:
+        task, self._task = self._task, None
+        if task is not None and not task.done():
+            task.set_result(status)
 
     def _read_report(self) -> None:
         try:
@@ -277,8 +421,27 @@ class TaskProcess:
             return
         self._reported += data
         # Do not wait for the pipe to close: a fork of this process may hold it open.
-        if not data or len(self._reported_numbers) == 2:
+        if self._can_renew():
+            self._renew()
+        elif not data or len(self._reported_numbers) == 3:
             self._finish()
+
+    def _can_renew(self) -> bool:
+        """Return whether the process has ended as expected, and the supervisor can fork one for a later task."""
+        if self._reported_numbers[1:] != [0, 1]:
+            return False
+        for _ in range(_MOST_LAST_READS):
+            if not self._receive():
+                break
+        is_expected = self._task is not None and self._has_outcome and not self._signalled
+        return is_expected and not self._incoming and not self._is_closed and self._has_room()
+
+    def _renew(self) -> None:
+        """Let the supervisor fork another process."""
+        self._reported = b""
+        self.handler, self._tasks = None, 0
+        self._order(supervisor.NEXT)
+        self._end_task(0)
 
     def _check(self) -> None:
         if not self._supervisor.has_ended():
@@ -313,10 +476,10 @@ class TaskProcess:
             self._loop.call_later(0.001 if time.monotonic() < until else 0.1, self._collect, until)
             return
         # If the supervisor was killed, the handler's process dies with it (on Linux), but its children may survive.
-        self._kill_group()
-        numbers = self._reported_numbers
+        self._signal_group(signal.SIGKILL)
+        self._end_task(self._reported_numbers[1] if len(self._reported_numbers) == 3 else None)
         if not self.ended.done():
-            self.ended.set_result(numbers[1] if len(numbers) == 2 else None)
+            self.ended.set_result(None)
 
 
 class _PlainUnpickler(pickle.Unpickler):
