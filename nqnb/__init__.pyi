@@ -33,6 +33,7 @@ from nqnb.errors import UnencodableValue as UnencodableValue
 from nqnb.errors import UnknownQueue as UnknownQueue
 from nqnb.errors import UnknownTask as UnknownTask
 from nqnb.errors import WaitTimeout as WaitTimeout
+from nqnb.failures import FailureGroup as FailureGroup
 from nqnb.notebook.extension import load_ipython_extension as load_ipython_extension
 from nqnb.notebook.extension import unload_ipython_extension as unload_ipython_extension
 from nqnb.notebook.loop import nest as nest

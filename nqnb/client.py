@@ -13,6 +13,7 @@ import msgspec
 
 from nqnb.error_text import kind_of
 from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, WaitTimeout
+from nqnb.failures import FailureGroup, group_failures
 from nqnb.inputs import (
     Duration,
     Moment,
@@ -387,6 +388,20 @@ class Client:
         if queue is not None and not seen and await self.backend.find_queue(queue) is None:
             raise await unknown_queue(self.backend, queue)
         return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
+
+    async def failures(self, queue: str | None = None) -> list[FailureGroup]:
+        """Return the failed tasks, grouped by queue, type of the error, message pattern and line of the handler.
+
+        The largest group comes first. To run the tasks of a group again, pass each of its ``ids`` to `requeue`.
+
+        Args:
+            queue: return only failures in this queue.
+
+        Raises:
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
+            InvalidQueueName: the queue name is invalid.
+        """
+        return group_failures(await self.tasks(queue, Status.FAILED))
 
     async def watch(self) -> AsyncIterator[TaskBatch]:
         """Yield all tasks in the state bucket, in batches, and then yield changes as they happen, indefinitely.

@@ -19,6 +19,7 @@ import pandas as pd
 from nqnb.decode import decode_value
 from nqnb.error_text import kind_of, shown
 from nqnb.errors import BadInput, MalformedMessage, NotCancellable, NqnbError, UnknownTask
+from nqnb.failures import FAILURE_INDEX, FailureGroup
 from nqnb.inputs import check_flag
 from nqnb.protocol.wire import Progress, Status
 from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
@@ -147,6 +148,34 @@ def workers_frame(infos: Iterable[WorkerInfo]) -> pd.DataFrame:
             "ttl": _spans(_length(worker.ttl) for worker in workers),
         },
         "no nqnb workers; Go workers are not listed, because they do not register",
+    )
+
+
+def failures_frame(groups: Iterable[FailureGroup]) -> pd.DataFrame:
+    """Return a DataFrame with one row per group of failures, indexed by the group's id.
+
+    Columns: ``count``, ``queue``, ``error_type``, ``pattern`` (the message, with placeholders), ``where`` (the line of
+    the handler), ``requeued`` (how many of the tasks were requeued), ``first_at``, ``last_at``, ``example`` (the id of
+    the last task), ``traceback`` (of that task), ``ids`` (lists of task ids).
+    """
+    found = _listed("groups", groups, FailureGroup)
+    return _frame(
+        FAILURE_INDEX,
+        [group.id for group in found],
+        {
+            "count": _counts(group.count for group in found),
+            "queue": _texts(group.queue for group in found),
+            "error_type": _texts(group.error_type for group in found),
+            "pattern": _texts(group.pattern for group in found),
+            "where": _texts(group.where for group in found),
+            "requeued": _counts(group.requeued for group in found),
+            "first_at": _times(group.first_at for group in found),
+            "last_at": _times(group.last_at for group in found),
+            "example": _texts(group.example for group in found),
+            "traceback": _texts(group.traceback for group in found),
+            "ids": objects(list(group.ids) for group in found),
+        },
+        "no failed tasks",
     )
 
 

@@ -30,7 +30,7 @@ ROOMS = [
     "protocol.wire",
     "inputs",
     "retry protocol.lifecycle records payload",
-    "text",
+    "text failures",
     "settings",
     "store",
     "server.binary",

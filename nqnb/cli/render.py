@@ -20,6 +20,7 @@ from nqnb.commands.command_records import (
     CommandProgress,
     DetachedServer,
     Emptied,
+    Failures,
     Preview,
     Queues,
     Receipts,
@@ -57,6 +58,9 @@ from nqnb.text import (
 
 _TEXT_WIDTH = 110
 """The maximum length of a line in the output of `as_text`."""
+
+_EXAMPLES = 3
+"""The maximum number of groups of failures whose example traceback is shown."""
 
 _MEANING = {
     "deleted": "before they started",
@@ -483,6 +487,44 @@ def _example(group: RequeueGroup) -> str:
     return f"{line(group.error, 120 - len(note))}{note}"
 
 
+def _failures(record: Failures) -> RenderableType:
+    """Return a table of the groups, an example traceback of the largest groups, and how to requeue a group."""
+    if not record:
+        return "no failed tasks"
+    columns = [
+        Column("group", least=8),
+        Column("tasks", right=True),
+        Column("requeued", right=True, dispensable=3),
+        Column("queue", least=8, dispensable=1),
+        Column("error", least=20),
+        Column("at", least=12, dispensable=2),
+        Column("last", right=True, dispensable=4),
+    ]
+    rows: list[list[str | Text]] = [
+        [
+            each.id,
+            f"{each.count:,}",
+            f"{each.requeued:,}" if each.requeued else "",
+            each.queue,
+            Text(line(each.error, 200), style="red"),
+            each.where,
+            age(each.last_at),
+        ]
+        for each in record
+    ]
+    examples = [each for each in record[:_EXAMPLES] if each.traceback]
+    shown = [
+        part
+        for each in examples
+        for part in (
+            Text(f"\n{each.id}, for example task {line(each.example, 40)}", style="bold"),
+            Text(clean(clip(_unmarked(each.traceback), 20))),
+        )
+    ]
+    note = f"`nqnb task requeue --failure {record[0].id}` shows a preview, asks, and requeues the tasks of the group"
+    return stack(Sheet(columns, rows), *shown, Text(f"\n{note}", style="dim"))
+
+
 def _requeued_all(record: RequeuedAll) -> RenderableType:
     return _line(
         f"{len(record.tasks):,} requeued" if record.tasks else "no tasks were requeued",
@@ -532,4 +574,5 @@ render.register(Preview, _preview)
 render.register(Cancelled, _cancelled)
 render.register(RequeuePreview, _requeue_preview)
 render.register(RequeuedAll, _requeued_all)
+render.register(Failures, _failures)
 render.register(Health, _health)

@@ -9,7 +9,7 @@ import click
 
 from nqnb.commands import shell_completion
 from nqnb.commands.command import front_of
-from nqnb.commands.param_types import part_of_error, queue_name, seconds, status, task_id
+from nqnb.commands.param_types import failure_id, part_of_error, queue_name, seconds, status, task_id
 from nqnb.errors import NqnbError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -90,6 +90,18 @@ def error_option(function: F) -> F:
     """Add the ``--error`` option, which selects tasks by a part of their error."""
     return click.option(
         "--error", type=part_of_error, metavar="TEXT", help="Select only tasks whose error contains TEXT, ignoring case"
+    )(function)
+
+
+def failure_option(function: F) -> F:
+    """Add the repeatable ``--failure`` option, which selects a group of failed tasks."""
+    return click.option(
+        "failures",
+        "--failure",
+        type=failure_id,
+        multiple=True,
+        metavar="GROUP",
+        help="Select only tasks of this group of `nqnb task failures`; repeatable",
     )(function)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec import Struct, structs
 
 from nqnb.errors import ConnectionFailed, NoRoom, NqnbError, TaskError, Unconfirmed, UnknownTask
+from nqnb.failures import FailureGroup
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PurgeReceipt, QueueInfo, TaskInfo, WorkerInfo
 
@@ -109,6 +110,14 @@ class RequeueGroup(Struct, frozen=True):
     error: str
     tasks: int
     messages: int = 1
+
+
+class Failures(list[FailureGroup]):
+    """The groups of failed tasks, with the largest group first."""
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """Return the fields and the number of tasks of each group."""
+        return [{"count": each.count, **structs.asdict(each)} for each in self]
 
 
 class RequeuePreview(Struct, frozen=True):

@@ -93,6 +93,15 @@ def part_of_error(text: str) -> str:
     return text
 
 
+def failure_id(text: str) -> str:
+    """Parse the id of a group of failures."""
+    if not re.fullmatch("[0-9a-f]{8}", text):
+        raise click.BadParameter(
+            f"{text!r} is not the id of a group of failures. Use the first column of `nqnb task failures`"
+        )
+    return text
+
+
 def seconds(text: str | float) -> float:
     """Parse a positive duration, such as ``90``, ``1.5``, ``90s``, ``10m``, ``2h30m`` or ``1d``."""
     length = read_length(str(text))

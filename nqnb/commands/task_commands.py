@@ -20,6 +20,7 @@ from nqnb.commands.arguments import (
     count_tasks,
     dry_run_option,
     error_option,
+    failure_option,
     ids_argument,
     ids_argument_or_option,
     limit_option,
@@ -32,6 +33,7 @@ from nqnb.commands.command import Command, Group, ask, front_of, help_alone, say
 from nqnb.commands.command_records import (
     Cancelled,
     CommandProgress,
+    Failures,
     Preview,
     Receipts,
     Requeued,
@@ -51,6 +53,7 @@ from nqnb.commands.param_types import (
     task_id,
 )
 from nqnb.errors import ConnectionFailed, NotCancellable, NqnbError, TaskFailed, WaitTimeout
+from nqnb.failures import failure_id, group_failures
 from nqnb.inputs import State
 from nqnb.protocol.bulk import each_in
 from nqnb.protocol.cancel import cancel_many, read_intent
@@ -66,6 +69,7 @@ class Filter(Struct, frozen=True):
 
     Ages are in seconds since the task was submitted. A task of unknown age does not match any age limit. ``error`` is
     text to search for in the task's error message, ignoring case. ``not_requeued`` excludes tasks that were requeued.
+    ``failures`` are ids of `nqnb.failures.FailureGroup`.
     """
 
     queue: str | None = None
@@ -74,6 +78,7 @@ class Filter(Struct, frozen=True):
     newer_than: float | None = None
     error: str = ""
     not_requeued: bool = False
+    failures: tuple[str, ...] = ()
 
     async def tasks(self, nq: Client) -> list[TaskInfo]:
         """Return the matching tasks, with the least recently changed task first."""
@@ -85,6 +90,8 @@ class Filter(Struct, frozen=True):
         if self.error and self.error.casefold() not in task.failure.casefold():
             return False
         if self.not_requeued and task.requeued_as:
+            return False
+        if self.failures and failure_id(task) not in self.failures:
             return False
         if self.older_than is None and self.newer_than is None:
             return True
@@ -128,6 +135,7 @@ Examples:
 @status_option(help="Select only tasks in this state; repeatable")
 @age_option("--since", "Select only tasks submitted less than AGE ago")
 @error_option
+@failure_option
 @click.option("--not-requeued", is_flag=True, help="Leave out tasks that were requeued")
 @limit_option
 @click.pass_context
@@ -138,6 +146,7 @@ def list_tasks(
     statuses: tuple[State, ...],
     since: float | None,
     error: str | None,
+    failures: tuple[str, ...],
     not_requeued: bool,
     limit: int,
 ) -> Tasks:
@@ -148,7 +157,7 @@ def list_tasks(
     if queue is not None and named is not None:
         raise click.UsageError("too many queues: QUEUE and --queue cannot be combined. Use only one")
     queue = queue or named
-    which = Filter(queue, statuses, newer_than=since, error=error or "", not_requeued=not_requeued)
+    which = Filter(queue, statuses, newer_than=since, error=error or "", not_requeued=not_requeued, failures=failures)
     return ask(ctx, lambda nq: _last_tasks(nq, which, limit))
 
 
@@ -346,6 +355,34 @@ def task_list(ctx: click.Context, queue: str | None, statuses: tuple[State, ...]
 
 
 @task.command(
+    "failures",
+    epilog="""\b
+Examples:
+  nqnb task failures
+  nqnb task failures resize --since 2h
+  nqnb task requeue --failure 3f9a01bc
+""",
+)
+@click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
+@age_option("--since", "Select only tasks submitted less than AGE ago")
+@error_option
+@click.pass_context
+def task_failures(ctx: click.Context, queue: str | None, since: float | None, error: str | None) -> Failures:
+    """Group failed tasks by their error, and show the number and an example traceback of each group.
+
+    The tasks of a group have the same queue, type of error and line of the handler, and the same message except for
+    numbers, ids, paths and quoted text. The id of a group does not change when other tasks fail or are requeued.
+    Without QUEUE, the failures of all queues are grouped.
+    """
+    which = Filter(queue, (Status.FAILED,), newer_than=since, error=error or "")
+
+    async def question(nq: Client) -> Failures:
+        return Failures(group_failures(await which.tasks(nq)))
+
+    return ask(ctx, question)
+
+
+@task.command(
     "cancel",
     epilog="""\b
 Examples:
@@ -377,6 +414,7 @@ Examples:
   nqnb task requeue mic7JrVU1b6ZQ167o6RivY
   nqnb task requeue --queue resize --error timeout --dry-run
   nqnb task requeue --queue resize --since 2h --yes
+  nqnb task requeue --failure 3f9a01bc
   nqnb tasks -s failed --json | jq -r '.[].id' | nqnb task requeue - --yes
 """,
 )
@@ -389,6 +427,7 @@ Examples:
 )
 @age_option("--since", "Select only tasks submitted less than AGE ago")
 @error_option
+@failure_option
 @yes_option
 @dry_run_option("Show which tasks would be requeued, without requeuing them")
 @click.pass_context
@@ -400,6 +439,7 @@ def task_requeue(
     statuses: tuple[State, ...],
     since: float | None,
     error: str | None,
+    failures: tuple[str, ...],
     yes: bool,
     dry_run: bool,
 ) -> RequeuedTask | Requeued | RequeuePreview | RequeuedAll:
@@ -412,16 +452,16 @@ def task_requeue(
     to read ids from stdin, the command shows a preview and asks for confirmation. In this case, tasks that have already
     been requeued are skipped.
     """
-    filtered = bool(queue or statuses or since is not None or error)
+    filtered = bool(queue or statuses or since is not None or error or failures)
     if bool(ids or named) == filtered:
         raise click.UsageError(
             "tasks cannot be selected: expected either task ids or a filter. "
-            "Use ids, or --queue, --status, --since or --error"
+            "Use ids, or --queue, --status, --since, --error or --failure"
         )
     chosen = _ids_of_line_and_stdin(ctx, ids, named)
     if not (filtered or _STDIN in ids or dry_run):
         return _requeue_ids(ctx, chosen)
-    which = Filter(queue, statuses or (Status.FAILED,), newer_than=since, error=error or "")
+    which = Filter(queue, statuses or (Status.FAILED,), newer_than=since, error=error or "", failures=failures)
     # Tasks that are named on the command line are requeued even if they have already been requeued.
     again = not filtered and _STDIN not in ids
     preview, missing = ask(ctx, lambda nq: _preview_of_requeue(nq, which if filtered else chosen, again=again))

@@ -655,6 +655,23 @@ class Session:
             infos = [info for info in infos if info.submitted_at is not None and info.submitted_at.timestamp() >= start]
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc), flat=flat)
 
+    def failures(self, queue: str | None = None) -> pd.DataFrame:
+        """Return a DataFrame of the failed tasks, grouped by queue, type of the error, message pattern and line.
+
+        The largest group comes first. Pass the DataFrame, some of its rows or one row to `requeue` to run the tasks of
+        these groups again. See `nqnb.frames.failures_frame` for the columns.
+
+        Args:
+            queue: return only failures in this queue.
+
+        Raises:
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
+            InvalidQueueName: the queue name is invalid.
+        """
+        from nqnb.frames import failures_frame
+
+        return failures_frame(self.call(self.client.failures(queue)))
+
     def watch(self, what: object = None) -> TaskTable:
         """Return a live table of tasks, with a cancel button in each row.
 

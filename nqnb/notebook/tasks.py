@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypeVar
 from nqnb.client import Client, Task
 from nqnb.error_text import clause, exact_text, shown
 from nqnb.errors import BadInput, NqnbError, TaskError, WaitTimeout
+from nqnb.failures import FAILURE_INDEX, FailureGroup, group_failures
 from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
@@ -242,6 +243,16 @@ class TaskList(list[SessionTask]):
         infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
         return tasks_frame(info for info in infos if isinstance(info, TaskInfo))
 
+    def failures(self) -> pd.DataFrame:
+        """Return a DataFrame of the failed tasks, grouped by type of the error, message pattern and line.
+
+        The columns are the same as those of `Session.failures`. Tasks that no longer exist are left out.
+        """
+        from nqnb.frames import failures_frame
+
+        infos = self._session.call(outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT))
+        return failures_frame(group_failures(info for info in infos if isinstance(info, TaskInfo)))
+
     def results(
         self,
         timeout: Duration | None = None,
@@ -359,7 +370,7 @@ def ids_of(what: object) -> list[str]:
 
     Args:
         what: a task id, a task, a task's record, a DataFrame of tasks, a row, the index or a column of such a
-            DataFrame, or an iterable of any of these.
+            DataFrame, a DataFrame of failures or a row of it, or an iterable of any of these.
 
     Raises:
         BadInput: ``what`` does not contain the ids of tasks.
@@ -384,10 +395,18 @@ def _ids(what: Any, depth: int) -> Iterable[str]:
         return [what.id]
     if isinstance(what, CancelReceipt):
         return [what.task_id]
+    if isinstance(what, FailureGroup):
+        return what.ids
     # DataFrames and Series are recognised by their attributes, because reading plain ids must not import pandas.
     if hasattr(what, "columns") and hasattr(what, "index"):
+        if what.index.name == FAILURE_INDEX:
+            return _ids(list(what["ids"]), depth + 1)
         return _texts(what.index, "the index of the DataFrame")
     if hasattr(what, "index") and hasattr(what, "name") and hasattr(what, "dtype"):
+        if "pattern" in what.index and "ids" in what.index:
+            return _ids(what["ids"], depth + 1)
+        if what.index.name == FAILURE_INDEX and what.name == "ids":
+            return _ids(list(what), depth + 1)
         if "queue" in what.index and "status" in what.index:
             return _texts([what.name], "the name of the row")
         return _texts(what.index if what.index.name == "id" else what, "the column")

@@ -66,6 +66,46 @@ def test_failed_tasks_are_listed_with_their_errors(run: Run, url: str) -> None:
     assert "ValueError: cannot open a.png" in row
 
 
+def test_failures_are_grouped_and_one_group_is_requeued(run: Run, url: str) -> None:
+    async def fail() -> None:
+        worker = nqnb.Worker(url)
+
+        @worker.handler("failing")
+        async def failing(job: nqnb.Job, payload: int) -> None:
+            if payload % 3 == 0:
+                raise LookupError("no luck")
+            raise ValueError(f"image {payload} has no width \x1b[2J[bold]")
+
+        async with worker, nqnb.connect(url) as nq:
+            for task in await nq.submit_many("failing", range(9)):
+                assert await task.wait(20) is nqnb.Status.FAILED
+
+    asyncio.run(fail())
+    values, lookups = run("task", "failures", "failing", "--json").json
+    assert (values["count"], values["error_type"]) == (6, "ValueError")
+    assert values["pattern"] == r"image <number> has no width \x1b[<number>J[bold]"
+    assert (lookups["count"], lookups["pattern"], lookups["requeued"]) == (3, "no luck", 0)
+    assert "failing" in values["where"]
+    shown = run("task", "failures", "failing").out
+    assert re.search(rf"{values['id']} +6 +failing +ValueError: image <number> has", shown)
+    assert shown.count("Traceback (most recent call last):") == 2
+    assert f"`nqnb task requeue --failure {values['id']}`" in shown
+    assert "\x1b" not in shown
+    assert len(run("tasks", "--failure", lookups["id"], "--json").json) == 3
+    assert run("task", "failures", "failing", "--error", "luck", "--json").json == [lookups]
+    time.sleep(0.06)
+    assert run("task", "failures", "failing", "--since", "0.05").out == "no failed tasks\n"
+
+    assert run("task", "requeue", "--failure", lookups["id"], "--dry-run", "--json").json["ids"] == lookups["ids"]
+    requeued = run("task", "requeue", "--failure", lookups["id"], "--yes", "--json").json
+    assert sorted(each["of"] for each in requeued["tasks"]) == sorted(lookups["ids"])
+    again = run("task", "requeue", "--failure", lookups["id"], "--yes").out
+    assert again == "no tasks were requeued; 3 skipped: already requeued\n"
+    assert {**lookups, "requeued": 3} in run("task", "failures", "failing", "--json").json
+    refused = run("task", "requeue", "--failure", "1")
+    assert (refused.code, "`nqnb task failures`" in refused.err) == (2, True)
+
+
 def test_scheduled_tasks_are_a_state_of_their_own_and_say_when_they_are_due(run: Run) -> None:
     now = run("submit", "later", "1").out.strip()
     later = run("submit", "later", "2", "--process-at", "1h").out.strip()

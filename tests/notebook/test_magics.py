@@ -146,6 +146,7 @@ class TestResults:
             assert "no queues" in cells.run(f"%nq queues -u {other.url}").out
             assert "no nqnb workers" in cells.run(f"%nq workers -u {other.url}").out
             cells.run(f"%nq up {other.url} -q\n%nq down -q")
+        assert list(cells.run(f"%nq failures {queue}").value.columns)[:2] == ["count", "queue"]
         requeued = cells.run(f"%nq task requeue --queue {queue} -s failed --yes")
         assert "no tasks were requeued" in requeued.out
         assert isinstance(requeued.value, TaskList)

@@ -30,7 +30,7 @@ from nqnb import Status
 from nqnb.notebook import session_registry
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
-from nqnb.notebook.tasks import SessionTask, TaskList
+from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
 from nqnb.records import TaskBatch
 from nqnb.server import detached
 
@@ -166,6 +166,33 @@ class TestCalls:
                 assert list(ours)[: len(theirs)] == list(theirs), name
         for name in ("fetch", "status", "updates", "wait", "result", "cancel", "requeue"):
             assert callable(getattr(SessionTask, name))
+
+    def test_failures_are_grouped_and_one_group_is_requeued(self, session: Session) -> None:
+        @session.handler("unlucky")
+        def unlucky(job: nqnb.Job, payload: int) -> None:
+            raise (ValueError if payload < 3 else LookupError)(f"no luck with {payload}")
+
+        tasks = session.map("unlucky", range(5))
+        assert isinstance(tasks, TaskList)
+        tasks.wait(10)
+        frame = session.failures("unlucky")
+        assert list(frame["count"]) == [3, 2]
+        assert list(frame["pattern"]) == ["no luck with <number>"] * 2
+        assert frame["where"].str.contains("in unlucky").all()
+        assert sorted(frame["ids"].iloc[0]) == sorted(tasks.ids[:3])
+        assert list(tasks[3:].failures()["error_type"]) == ["LookupError"]
+        assert ids_of(frame) == [*frame["ids"].iloc[0], *frame["ids"].iloc[1]]
+        assert set(ids_of(frame["ids"])) == set(tasks.ids)
+        assert ids_of(session.call(session.client.failures("unlucky"))) == ids_of(frame)
+        assert ids_of(session.failures("unlucky").query("error_type == 'LookupError'")) == frame["ids"].iloc[1]
+
+        again = session.requeue(frame.iloc[1])
+        assert isinstance(again, TaskList)
+        again.wait(10)
+        # The copies failed for the same reason.
+        assert session.failures("unlucky").loc[frame.index[1], ["count", "requeued"]].tolist() == [4, 2]
+        session.submit("idle")
+        assert repr(session.failures("idle")) == "no failed tasks"
 
     def test_the_failed_tasks_of_a_frame_are_requeued_once(
         self, session: Session, capsys: pytest.CaptureFixture[str]
@@ -728,6 +755,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "delete_queue",
             "detached",
             "down",
+            "failures",
             "fetch",
             "handler",
         ),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nqnb.commands.command_records import (
     Cancelled,
+    Failures,
     Queues,
     Receipts,
     Requeued,
@@ -56,6 +57,10 @@ def result(record: Any, session: Session | None) -> Any:
         from nqnb.frames import queues_frame
 
         return queues_frame([record] if isinstance(record, QueueInfo) else record)
+    if isinstance(record, Failures):
+        from nqnb.frames import failures_frame
+
+        return failures_frame(record)
     if isinstance(record, Workers):
         from nqnb.frames import workers_frame
 

@@ -17,6 +17,7 @@ from nqnb.commands.arguments import yes_option
 from nqnb.commands.command import Command, front_of, options_of
 from nqnb.commands.command_records import DetachedServer
 from nqnb.commands.param_types import queue_name, seconds, task_id
+from nqnb.commands.task_commands import task_failures
 from nqnb.errors import UnknownTask
 from nqnb.notebook import session_registry
 from nqnb.notebook.magics import variables
@@ -217,6 +218,7 @@ def _build() -> click.Group:
     made.callback = _show_help_alone
     for command in (up, down, watch, handler, nest):
         made.commands[str(command.name)] = _adapt(command)
+    made.commands["failures"] = _adapt(task_failures)
     submit = made.commands["submit"]
     assert submit.callback is not None  # noqa: S101  for the type checker
     submit.callback = _with_cell_payload(submit.callback)

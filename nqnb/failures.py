@@ -1,0 +1,160 @@
+"""Group failed tasks that failed for the same reason."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from nqnb.error_text import readable
+from nqnb.protocol.status import Status
+from nqnb.records import TaskInfo
+
+FAILURE_INDEX = "failure"
+"""The name of the index of a DataFrame of groups."""
+_PATTERN_CHARACTERS = 300
+_READ_CHARACTERS = 8192
+"""How much of a message or traceback is read. Other programs may have written longer ones."""
+_QUOTED = r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*"|`[^`]*`|\u2018[^\u2019]*\u2019|\u201c[^\u201d]*\u201d"""
+_VARIABLE = re.compile(
+    rf"(?P<text>{_QUOTED})"
+    r"|(?P<url>\b[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s,;)\]}>]+)"
+    r"|(?P<path>(?<![\w.<])(?:[A-Za-z]:\\|~?/|\.{1,2}/)[^\s:,;)\]}>'\"]+"
+    r"|(?<![\w./-])[\w.-]+(?:/[\w.-]+)*/[\w-]+\.\w+\b)"
+    r"|(?P<id>\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b|\b0x[0-9a-fA-F]+\b"
+    r"|\b(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])(?:[0-9a-f]{8,}|[0-9A-Za-z]{20,})\b)"
+    r"|(?P<number>(?<![A-Za-z0-9.])[+-]?\d+(?:[,_.]\d+)*(?:[eE][+-]?\d+)?)"
+)
+"""A pattern for the parts of an error message that differ between tasks that failed for the same reason."""
+_FRAME = re.compile(r'^ *(?:File "([^"\n]+)"|(\S[^"\n]*?)), line (\d+), in ([^\n]*)$', re.MULTILINE)
+"""A pattern for a line of a traceback that names a file or the cell of a notebook."""
+_LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|/lib/python\d|\\Lib\\|^<frozen ")
+"""A pattern for the files of libraries."""
+
+
+class FailureGroup(Struct, frozen=True, kw_only=True):
+    """Failed tasks of one queue with the same type of error, message pattern and line of code.
+
+    Attributes:
+        id: the id of the group, which depends only on the attributes below, so that other failures do not change it.
+        queue: the queue of the tasks.
+        error_type: the type of the error, or an empty string if it is unknown.
+        pattern: the message of the error, in which ``<number>``, ``<id>``, ``<path>``, ``<url>`` and ``<text>`` (for
+            quoted text) replace the parts that differ between tasks.
+        where: the line of the handler's code, such as ``resize.py:12 in resize``. Lines of libraries are skipped. The
+            string is empty if the task has no traceback.
+        ids: the ids of the tasks, with the least recently changed task first.
+        requeued: the number of these tasks that were requeued. Only listings of all tasks know it.
+        first_at: the time at which the first of these tasks failed, or None if it is unknown.
+        last_at: the time at which the last of these tasks failed, or None if it is unknown.
+        example: the id of the most recently changed task.
+        traceback: the traceback of the example.
+    """
+
+    id: str
+    queue: str
+    error_type: str
+    pattern: str
+    where: str
+    ids: list[str]
+    requeued: int
+    first_at: datetime | None
+    last_at: datetime | None
+    example: str
+    traceback: str
+
+    def __repr__(self) -> str:
+        where = f" at {readable(self.where)}" if self.where else ""
+        error = readable(self.error, 100)
+        return f"<FailureGroup {self.id}: {self.count:,} in {readable(self.queue)}, {error}{where}>"
+
+    @property
+    def count(self) -> int:
+        """The number of tasks."""
+        return len(self.ids)
+
+    @property
+    def error(self) -> str:
+        """The error as "Type: pattern"."""
+        return ": ".join(filter(None, (self.error_type, self.pattern))) or "no reason was recorded"
+
+
+class _Reason(NamedTuple):
+    queue: str
+    error_type: str
+    pattern: str
+    where: str
+
+    @classmethod
+    def of(cls, task: TaskInfo) -> _Reason:
+        error = task.error
+        if error is None:
+            return cls(task.queue, "", "", "")
+        return cls(task.queue, error.type, message_pattern(error.message), handler_line(error.traceback))
+
+    @property
+    def id(self) -> str:
+        data = "\0".join(self).encode("utf-8", "surrogatepass")
+        return hashlib.sha256(data).hexdigest()[:8]
+
+
+def group_failures(tasks: Iterable[TaskInfo]) -> list[FailureGroup]:
+    """Group the failed tasks by queue, type of the error, message pattern and line, with the largest group first.
+
+    Tasks that have not failed are ignored.
+
+    Args:
+        tasks: the tasks, in the order of their last change.
+    """
+    groups: dict[_Reason, list[TaskInfo]] = {}
+    for task in tasks:
+        if task.status is Status.FAILED:
+            groups.setdefault(_Reason.of(task), []).append(task)
+    made = [_group(reason, some) for reason, some in groups.items()]
+    return sorted(made, key=lambda group: (-group.count, group.queue, group.error))
+
+
+def failure_id(task: TaskInfo) -> str:
+    """Return the id of the group that a task belongs to, or an empty string if the task has not failed."""
+    return _Reason.of(task).id if task.status is Status.FAILED else ""
+
+
+def message_pattern(message: str) -> str:
+    """Return a message on one line, with placeholders for numbers, ids, paths, URLs and quoted text."""
+    line = " ".join(message[:_READ_CHARACTERS].split())[: 4 * _PATTERN_CHARACTERS]
+    return readable(_VARIABLE.sub(lambda found: f"<{found.lastgroup}>", line), _PATTERN_CHARACTERS)
+
+
+def handler_line(traceback: str) -> str:
+    """Return the innermost line of a traceback that is not in a library, or an empty string if it has no such line.
+
+    If an error has causes, only the traceback of the error itself counts.
+    """
+    frames = _FRAME.findall(traceback[-_READ_CHARACTERS:].rpartition("Traceback (most recent call last):")[2])
+    own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
+    for file, cell, line, function in reversed(own or frames):
+        name = re.split(r"[/\\]", file)[-1] or cell
+        return readable(f"{name}:{line} in {function}" if file else f"{name}, line {line} in {function}", 200)
+    return ""
+
+
+def _group(reason: _Reason, tasks: list[TaskInfo]) -> FailureGroup:
+    ends = [task.completed_at for task in tasks if task.completed_at is not None]
+    example = tasks[-1]
+    return FailureGroup(
+        id=reason.id,
+        queue=reason.queue,
+        error_type=reason.error_type,
+        pattern=reason.pattern,
+        where=reason.where,
+        ids=[task.id for task in tasks],
+        requeued=sum(bool(task.requeued_as) for task in tasks),
+        first_at=min(ends, default=None),
+        last_at=max(ends, default=None),
+        example=example.id,
+        traceback=example.error.traceback if example.error else "",
+    )
