@@ -329,12 +329,14 @@ class Client:
         """
         return await result(self.backend, await ended(self.backend, names.check_task_id(id), timeout, self.serving))
 
-    async def cancel(self, id: str, wait: Duration | None = None) -> CancelReceipt:
+    async def cancel(self, id: str, wait: Duration | None = None, *, queue: str | None = None) -> CancelReceipt:
         """Cancel a task. Once the call returns, the cancel is durable: no worker will start another run of the task.
 
         Args:
             id: the id of the task.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
+            queue: the queue of the task, if you know it. Running code then stops sooner, because its worker is notified
+                before the state of the task is read. A task in another queue is not cancelled.
 
         Returns:
             The receipt. ``.stopping`` is True if the code of the task was still running. ``.status`` is Completed or
@@ -344,12 +346,13 @@ class Client:
         Raises:
             NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost; cancel again.
-            BadInput: ``wait`` is invalid; nothing was cancelled.
+            BadInput: ``wait`` or the queue name is invalid; nothing was cancelled.
             InvalidTaskId: the id is invalid.
-            UnknownTask: the server has no task with this id.
+            UnknownTask: the server has no task with this id, or the task is not in ``queue``; nothing was cancelled.
         """
         task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
-        receipt = await cancel(self.backend, task_id, self._name)
+        queue = None if queue is None else names.check_queue(queue)
+        receipt = await cancel(self.backend, task_id, self._name, queue)
         if not receipt.stopping or seconds is None:
             return receipt
         try:
@@ -656,7 +659,7 @@ class Task:
             NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost; cancel again.
         """
-        return await self._client.cancel(self.id, wait)
+        return await self._client.cancel(self.id, wait, queue=self.queue or None)
 
 
 def not_submitted(outcomes: Sequence[Any]) -> NotSubmitted:

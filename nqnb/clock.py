@@ -37,6 +37,8 @@ def _clock_that_counts_suspension() -> Callable[[], float]:
 
 _clock = _clock_that_counts_suspension()
 
+_DRIFT = 0.001
+"""By how much two clocks may drift apart, in seconds a second. Time services adjust a clock by at most half as much."""
 FRESH_SECONDS = 60.0
 """Decisions need a timestamp that is at most this many seconds old, because the server's clock may also jump."""
 
@@ -82,6 +84,17 @@ class ServerClock:
         """Return the earliest possible value of the server's time, now or at the given value of `elapsed`."""
         bounds, moment = self._bounds, elapsed() if moment is None else moment
         return self.at(moment) if bounds is None else moment + bounds[0]
+
+    def passed(self) -> float:
+        """Return a time that the server's clock has passed, even if the clocks drift apart since the last timestamp.
+
+        The time is in Unix seconds, or 0 if there has been no timestamp yet.
+        """
+        bounds = self._bounds
+        if bounds is None:
+            return 0.0
+        moment = elapsed()
+        return moment + bounds[0] - _DRIFT * (moment - bounds[2])
 
     def latest(self) -> float:
         """Return the latest possible value of the server's time. A delay from this time is never too short."""

@@ -29,6 +29,19 @@ def queue_option(help: str) -> Callable[[F], F]:
     )
 
 
+def known_queue_option(function: F) -> F:
+    """Add the ``--in`` option, which names the queue of tasks that are selected by id."""
+    return click.option(
+        "known_queue",
+        "--in",
+        type=queue_name,
+        metavar="QUEUE",
+        shell_complete=shell_completion.queues,
+        help="The queue of the tasks with these IDs, if you know it: running code stops sooner, and a task of "
+        "another queue is not cancelled",
+    )(function)
+
+
 def ids_argument(completion: Completion) -> Callable[[F], F]:
     """Add an argument that accepts any number of task ids."""
     return click.argument("ids", type=task_id, nargs=-1, metavar="[ID]...", shell_complete=completion)

@@ -23,6 +23,7 @@ from nqnb.commands.arguments import (
     failure_option,
     ids_argument,
     ids_argument_or_option,
+    known_queue_option,
     limit_option,
     queue_option,
     status_option,
@@ -166,13 +167,15 @@ def list_tasks(
     epilog="""\b
 Examples:
   nqnb cancel mic7JrVU1b6ZQ167o6RivY
+  nqnb cancel mic7JrVU1b6ZQ167o6RivY --in resize
   nqnb cancel --queue resize --dry-run
   nqnb cancel --queue resize --status pending --older-than 1h
   nqnb cancel -s processing --wait 10 --yes
 """,
 )
 @ids_argument(shell_completion.open_ids)
-@queue_option("Select only tasks of this queue")
+@known_queue_option
+@queue_option("Select all open tasks of this queue, instead of IDs")
 @status_option(
     open_status,
     completion=shell_completion.open_states,
@@ -187,6 +190,7 @@ Examples:
 def cancel(
     ctx: click.Context,
     ids: tuple[str, ...],
+    known_queue: str | None,
     queue: str | None,
     statuses: tuple[State, ...],
     older_than: float | None,
@@ -206,6 +210,11 @@ def cancel(
     A task that never started is marked as deleted. A task that had started is marked as cancelled once its code has
     stopped.
     """
+    if known_queue is not None and not ids:
+        raise click.UsageError(
+            f"--in {known_queue} is invalid: it names the queue of the tasks whose ids are given. "
+            f"To cancel all open tasks of the queue, use --queue {known_queue}"
+        )
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
     if bool(ids) == filtered:
         raise click.UsageError(
@@ -213,10 +222,10 @@ def cancel(
             "Use ids, or --queue, --status, --older-than or --newer-than"
         )
     if ids and not dry_run:
-        return cancel_ids(ctx, list(dict.fromkeys(ids)), wait)
+        return cancel_ids(ctx, list(dict.fromkeys(ids)), wait, known_queue)
     which = Filter(queue, statuses or OPEN_STATES, older_than, newer_than)
     found = ask(ctx, (lambda nq: _fetch_open(nq, ids)) if ids else which.tasks)
-    preview = Preview.of(found)
+    preview = Preview.of([task for task in found if known_queue in (None, task.queue)])
     if dry_run:
         return preview
     if not found:
@@ -391,10 +400,11 @@ Examples:
 """,
 )
 @ids_argument_or_option(shell_completion.open_ids)
+@known_queue_option
 @wait_option("Wait up to SECONDS for the tasks' code to stop")
 @click.pass_context
 def task_cancel(
-    ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], wait: float | None
+    ctx: click.Context, ids: tuple[str, ...], named: tuple[str, ...], known_queue: str | None, wait: float | None
 ) -> CancelReceipt | Receipts:
     """Cancel tasks by their ids, and show the receipts.
 
@@ -404,7 +414,7 @@ def task_cancel(
     A task that never started is marked as deleted. A task that had started is marked as cancelled once its code has
     stopped.
     """
-    return cancel_ids(ctx, chosen_ids(ids, named), wait)
+    return cancel_ids(ctx, chosen_ids(ids, named), wait, known_queue)
 
 
 @task.command(
@@ -511,9 +521,11 @@ def _requeue(ctx: click.Context, ids: list[str], show: Callable[[object], None])
         raise
 
 
-def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> CancelReceipt | Receipts:
+def cancel_ids(
+    ctx: click.Context, ids: list[str], wait: float | None, queue: str | None = None
+) -> CancelReceipt | Receipts:
     """Cancel tasks by their ids. For a single id, return the receipt or raise the error."""
-    receipts = _cancel(ctx, ids, wait)
+    receipts = _cancel(ctx, ids, wait, queue=queue)
     for error in receipts.errors:
         if isinstance(error, ConnectionFailed) and not receipts:
             raise error
@@ -527,12 +539,17 @@ def cancel_ids(ctx: click.Context, ids: list[str], wait: float | None) -> Cancel
 
 
 def _cancel(
-    ctx: click.Context, ids: Sequence[str], wait: float | None, show: Callable[[object], None] = lambda _: None
+    ctx: click.Context,
+    ids: Sequence[str],
+    wait: float | None,
+    show: Callable[[object], None] = lambda _: None,
+    *,
+    queue: str | None = None,
 ) -> Receipts:
     """Cancel the tasks with the given ids. On Ctrl-C, report how many cancels are stored."""
     outcomes: dict[str, CancelReceipt | NqnbError] = {}
     try:
-        return ask(ctx, lambda nq: _cancel_all(nq, ids, wait, show, outcomes))
+        return ask(ctx, lambda nq: _cancel_all(nq, ids, wait, show, outcomes, queue))
     except KeyboardInterrupt as interrupt:
         interrupt.args = (_interrupted(ids, outcomes),)
         raise
@@ -558,12 +575,15 @@ async def _cancel_all(
     wait: float | None,
     show: Callable[[object], None],
     outcomes: MutableMapping[str, CancelReceipt | NqnbError],
+    queue: str | None,
 ) -> Receipts:
     """Cancel the tasks with the given ids. Unless ``wait`` is None, wait up to ``wait`` seconds for their code to stop.
 
     ``show`` is called with the progress. The receipt or error for each task is added to ``outcomes`` immediately.
     """
-    await cancel_many(nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)))
+    await cancel_many(
+        nq, ids, wait, outcomes, lambda done, total, what: show(CommandProgress(done, total, what)), queue
+    )
     outcomes.update(await with_absence(nq, [each for each in outcomes.values() if isinstance(each, CancelReceipt)]))
     receipts = Receipts.of(outcomes[name] for name in ids)
     if wait is not None:

@@ -41,7 +41,7 @@ from nqnb.jetstream.queue_streams import (
 )
 from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.protocol import names
-from nqnb.protocol.wire import CancelRecord
+from nqnb.protocol.wire import CancelRecord, EarlyCancel
 from nqnb.records import QueueInfo, QueueService
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -61,6 +61,8 @@ _RESULT_MARGIN_SECONDS = 3600.0
 """The number of seconds by which a result outlives the task's state, because the result is written first."""
 _REPAIR_PATIENCE_SECONDS = 0.1
 """Seconds to wait for the recreation of missing streams and buckets before a request is retried."""
+_CLUSTER_SKEW_SECONDS = 1.0
+"""The number of seconds by which the clocks of a cluster's servers may differ."""
 _PRESENCE_MAX_AGE_SECONDS = 86_400
 """Seconds after which the presence entry of a dead worker is deleted."""
 
@@ -409,6 +411,15 @@ class Backend:
         """Return every message of a stream; see `nqnb.jetstream.messages.read_all_messages`."""
         return await read_all_messages(self.connection, stream)
 
+    async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
+        """Notify the workers of a cancel before the task's entry is read, without waiting for the server.
+
+        The message may be lost. It is never stored.
+        """
+        passed = self._clock.passed() - (_CLUSTER_SKEW_SECONDS if self.connection.clustered else 0.0)
+        early = EarlyCancel(queue, record.by, record.requested_at, max(0.0, passed))
+        self.intents.send_note(task_id, early.encode())
+
     async def announce_cancel(self, queue: str, task_id: str) -> None:
         """Publish a cancel message to the queue's workers, and wait until the server has stored the message.
 
@@ -475,9 +486,14 @@ class Backend:
         """Create the loop that pulls the tasks of a queue; see `PullLoop`."""
         return PullLoop(self.connection, queue, on_delivery, wake, arrived)
 
-    def cancel_listener(self, worker: str, on_cancel: Callable[[str, CancelRecord, bool], None]) -> CancelListener:
+    def cancel_listener(
+        self,
+        worker: str,
+        on_cancel: Callable[[str, CancelRecord, bool], None],
+        on_early_cancel: Callable[[str, EarlyCancel], None],
+    ) -> CancelListener:
         """Create the listener that notifies a worker of cancels; see `CancelListener`."""
-        return CancelListener(self.connection, self.intents, worker, on_cancel)
+        return CancelListener(self.connection, self.intents, worker, on_cancel, on_early_cancel)
 
     def lost_messages(self, queue: str) -> LostMessages:
         """Create the search for a queue's lost messages; see `LostMessages`."""

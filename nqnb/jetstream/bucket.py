@@ -30,6 +30,9 @@ log = logging.getLogger("nqnb.streams")
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _TTL = "Nats-TTL"
+_NOTE = "NQNB-NOTE"
+"""The operation of a note. Clients ignore messages of a bucket with an operation that they do not know."""
+_NOTE_BLOCK = f"NATS/1.0\r\n{EXPECTED_REVISION}: {2**63 - 1}\r\n{OPERATION}: {_NOTE}\r\n\r\n".encode()
 
 
 class _Stored(msgspec.Struct):
@@ -185,18 +188,33 @@ class KeyValueStore:
         """
         return await self._subscribe(key, lambda message: wake())
 
-    async def overhear(self, on_write: Callable[[str, bytes], None]) -> Unsubscribe:
-        """Call ``on_write`` with the key and value of each write that reaches the server.
+    async def overhear(
+        self,
+        on_write: Callable[[str, bytes], None],
+        on_note: Callable[[str, bytes], None] = lambda key, data: None,
+    ) -> Unsubscribe:
+        """Call ``on_write`` with the key and value of each write that reaches the server, and ``on_note`` for notes.
 
-        The callback runs on the event loop and must not block. It is called before the server has stored the value,
-        and even if the server refuses the write. It is not called while the connection is down.
+        The callbacks run on the event loop and must not block. They are called before the server has stored the value,
+        and even if the server refuses the write. They are not called while the connection is down.
         """
 
         def receive(message: Message) -> None:
-            if not message.carries(OPERATION):
-                on_write(message.subject.removeprefix(self._root), message.data)
+            key, operation = message.subject.removeprefix(self._root), message.header(OPERATION)
+            if operation == _NOTE:
+                on_note(key, message.data)
+            elif not operation:
+                on_write(key, message.data)
 
         return await self._subscribe(">", receive)
+
+    def send_note(self, key: str, data: bytes) -> None:
+        """Send a note about a key to all clients that overhear the bucket. The server does not store the note.
+
+        The note is lost if the connection is down. All users who may write the key may send and receive notes.
+        """
+        # The server refuses to store the note, because no key has this revision.
+        self._connection.put(self._root + key, data, "", _NOTE_BLOCK)
 
     async def _subscribe(self, key: str, on_message: Callable[[Message], None]) -> Unsubscribe:
         subscription = await self._connection.subscribe(self._root + key, on_message)

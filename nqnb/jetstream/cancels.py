@@ -20,7 +20,7 @@ from nqnb.jetstream.connection import Connection
 from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.queue_streams import QueueStreams, ensure_queue
 from nqnb.protocol import names
-from nqnb.protocol.wire import CancelMessage, CancelRecord
+from nqnb.protocol.wire import CancelMessage, CancelRecord, EarlyCancel
 from nqnb.store import Unsubscribe
 
 log = logging.getLogger("nqnb.cancels")
@@ -47,6 +47,7 @@ class CancelListener:
         worker: the worker's id, which is also the name of the worker's consumers.
         on_cancel: called on the event loop with the task id, the known details of the cancel, and whether the client
             also writes a cancel request. The function may be called several times for the same cancel.
+        on_early_cancel: called on the event loop with the task id and the early cancel.
     """
 
     def __init__(
@@ -55,11 +56,13 @@ class CancelListener:
         intents: KeyValueStore,
         worker: str,
         on_cancel: Callable[[str, CancelRecord, bool], None],
+        on_early_cancel: Callable[[str, EarlyCancel], None],
     ) -> None:
         self._connection = connection
         self._intents = intents
         self._worker = worker
         self._on_cancel = on_cancel
+        self._on_early_cancel = on_early_cancel
         self._subscriptions: dict[str, tuple[str, Subscription]] = {}
         self._streams: dict[str, QueueStreams] = {}
         self._stop_overhearing: Unsubscribe | None = None
@@ -90,7 +93,7 @@ class CancelListener:
             }
             await self._connection.insist(lambda: self._connection.api(f"CONSUMER.DURABLE.CREATE.{consumer}", body))
         if self._stop_overhearing is None:
-            self._stop_overhearing = await self._intents.overhear(self._overheard)
+            self._stop_overhearing = await self._intents.overhear(self._overheard, self._overheard_early)
 
     async def close(self) -> None:
         """Delete this worker's consumers, and unsubscribe."""
@@ -122,6 +125,9 @@ class CancelListener:
 
     def _overheard(self, task_id: str, intent: bytes) -> None:
         self._on_cancel(task_id, CancelRecord.of_intent(intent), True)
+
+    def _overheard_early(self, task_id: str, data: bytes) -> None:
+        self._on_early_cancel(task_id, EarlyCancel.decode(data))
 
     async def _ack(self, message: Message) -> None:
         try:

@@ -169,9 +169,12 @@ class Connection:
         if not self.put(subject, data, reply):
             await self._send(subject, data, reply)
 
-    def put(self, subject: str, data: bytes, reply: str = "") -> bool:
-        """Send a message without a coroutine, and return whether this was possible. If not, use `send`."""
-        return self.client.put(subject, data, reply)
+    def put(self, subject: str, data: bytes, reply: str = "", block: bytes = b"") -> bool:
+        """Send a message without a coroutine, and return whether this was possible. If not, use `send`.
+
+        ``block`` contains the headers, as `header_block` returns them.
+        """
+        return self.client.put(subject, data, reply, block)
 
     async def request(
         self,

@@ -505,27 +505,31 @@ class Session:
         task_id, cancel = names.check_task_id(id), check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
         return self.wait_for_tasks(self.client.result(task_id, timeout), lambda: [task_id], cancel, total=1)
 
-    def cancel(self, what: object, wait: Duration | None = None) -> pd.DataFrame:
+    def cancel(self, what: object, wait: Duration | None = None, *, queue: str | None = None) -> pd.DataFrame:
         """Cancel tasks. If one cancel is refused, the other tasks are still cancelled.
 
         Args:
             what: a task id, a task, a DataFrame of tasks (indexed by task id), a row of such a DataFrame, or an
                 iterable of any of these.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
+            queue: the queue of the tasks, if you know it. Running code then stops sooner. A task in another queue is
+                not cancelled.
 
         Returns:
             A DataFrame with the outcome of each cancel, indexed by task id. If a cancel was refused, the column
             ``error`` contains the reason.
 
         Raises:
-            BadInput: ``what`` does not contain task ids, or ``wait`` is invalid. Nothing was cancelled.
+            BadInput: ``what`` does not contain task ids, or ``wait`` or the queue name is invalid. Nothing was
+                cancelled.
         """
         from nqnb.frames import outcomes_frame
 
         ids, seconds = ids_of(what), check_seconds("wait", wait, none=True)
+        queue = None if queue is None else names.check_queue(queue)
         outcomes: dict[str, CancelReceipt | NqnbError] = {}
         try:
-            self.call(cancel_many(self.client, ids, seconds, outcomes))
+            self.call(cancel_many(self.client, ids, seconds, outcomes, queue=queue))
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(
@@ -537,12 +541,14 @@ class Session:
             raise
         return outcomes_frame({task_id: outcomes[task_id] for task_id in ids})
 
-    def cancel_one(self, id: str, wait: Duration | None = None) -> CancelReceipt:
+    def cancel_one(self, id: str, wait: Duration | None = None, *, queue: str | None = None) -> CancelReceipt:
         """Cancel a task, and return the receipt.
 
         Args:
             id: the id of the task.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
+            queue: the queue of the task, if you know it. Running code then stops sooner. A task in another queue is not
+                cancelled.
 
         Returns:
             The receipt. ``.stopping`` is True if the task's code was still running. ``.status`` is Completed or Failed
@@ -551,9 +557,9 @@ class Session:
         Raises:
             NotCancellable: the task had already completed or failed.
             Unconfirmed: the server's answers were lost. Cancel the task again.
-            UnknownTask: the server has no task with this id.
+            UnknownTask: the server has no task with this id, or the task is not in ``queue``.
         """
-        return self.call(self.client.cancel(id, wait))
+        return self.call(self.client.cancel(id, wait, queue=queue))
 
     @overload
     def requeue(self, what: str | SessionTask) -> SessionTask: ...  # type: ignore[overload-overlap]  # one before many

@@ -247,8 +247,9 @@ class TableFeed:
 
     async def _cancel(self, table: TaskTable, ids: list[str]) -> None:
         async def cancel_one(task_id: str) -> None:
+            known = self._tasks.get(task_id)
             try:
-                receipt = await self._client.cancel(task_id)
+                receipt = await self._client.cancel(task_id, queue=known.queue if known is not None else None)
             except NotCancellable as error:
                 table.cancel_too_late(task_id, error.status or Status.COMPLETED)
             except NqnbError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from nqnb.protocol.wire import CancelRecord
 from nqnb.records import QueueInfo, WorkerInfo
 from nqnb.store import Entry, StateStore
 
@@ -249,6 +250,13 @@ class TaskBackend(Protocol):
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
         """Return whether a task message has never been delivered to a worker."""
+        ...
+
+    async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
+        """Notify the workers of a cancel before the task's entry is read, without waiting for the server.
+
+        The message may be lost. It is never stored.
+        """
         ...
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:

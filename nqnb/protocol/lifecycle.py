@@ -17,7 +17,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from nqnb.inputs import MOMENT_LIMIT_SECONDS
-from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, parse_time
+from nqnb.protocol.wire import CancelRecord, EarlyCancel, Status, TaskMessage, parse_time
 
 FIRST_NAK_SECONDS = 0.05
 """The delay of the first nak for a message without an entry, in seconds. Each further nak doubles the delay."""
@@ -339,6 +339,21 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
     if entry.Status is Status.PENDING and entry.CurrentRetry == 0:
         return CancelStep.DELETE
     return CancelStep.STOPPING if announced else CancelStep.ANNOUNCE
+
+
+def heeds_early_cancel(early: EarlyCancel, *, queue: str, started_at: float) -> bool:
+    """Return whether a worker acts on an early cancel, whose client has not read the task's entry yet.
+
+    The client must find the task, because otherwise it reports that nothing was cancelled. The client finds the task if
+    the task is in the client's queue, and if the run had started, and so had been claimed, before the client sent the
+    message. Otherwise the worker waits for the cancel request, which the client writes after it has read the entry.
+
+    Args:
+        early: the early cancel.
+        queue: the queue of the task.
+        started_at: the latest time at which the handler may have started, in Unix seconds on the server's clock.
+    """
+    return early.queue == queue and started_at < early.sent_after
 
 
 class SubmitStep(enum.Enum):

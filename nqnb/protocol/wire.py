@@ -225,6 +225,37 @@ class CancelMessage(Struct, gc=False):
         return message
 
 
+class EarlyCancel(Struct, omit_defaults=True, gc=False):
+    """A cancel that a client announces before it reads the task's entry. The server does not store this message.
+
+    Times are in Unix seconds on the server's clock.
+    """
+
+    queue: str = ""
+    """The queue of the task. The client cancels the task only if its entry names the same queue."""
+    by: str = ""
+    requested_at: Moment = 0
+    sent_after: Moment = 0
+    """A time that the server's clock had passed when the message was sent, or 0 if no such time was known."""
+
+    def encode(self) -> bytes:
+        """Return the message as JSON."""
+        return _encoder.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> EarlyCancel:
+        """Decode an early cancel. A malformed one is decoded as an empty message, on which no worker acts."""
+        try:
+            return _early_decoder.decode(data)
+        except UNREADABLE:
+            return cls()
+
+    @property
+    def record(self) -> CancelRecord:
+        """The sender and the time of the cancel."""
+        return CancelRecord(by=self.by, requested_at=self.requested_at).clipped()
+
+
 def entry_of(data: bytes, sequence: int) -> bytes | None:
     """Build the first entry of a task by adding the stream sequence to the message.
 
@@ -261,6 +292,7 @@ _encoder = msgspec.json.Encoder()
 _task_decoder = msgspec.json.Decoder(TaskMessage)
 _cancel_decoder = msgspec.json.Decoder(CancelMessage)
 _intent_decoder = msgspec.json.Decoder(CancelRecord)
+_early_decoder = msgspec.json.Decoder(EarlyCancel)
 
 
 LONGEST_NAME = 200

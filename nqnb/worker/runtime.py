@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nqnb.clock import elapsed
@@ -15,12 +16,12 @@ from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.pull import PullLoop
-from nqnb.protocol import names
+from nqnb.protocol import lifecycle, names
 from nqnb.protocol.attempt import LEASE_SHARE
 from nqnb.protocol.claim import claim
 from nqnb.protocol.heartbeat import note_intent
 from nqnb.protocol.lifecycle import Ended, Stop
-from nqnb.protocol.wire import CancelRecord, TaskMessage
+from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
 from nqnb.records import WorkerInfo
 from nqnb.worker.execute import execute
 from nqnb.worker.executors.executor import Result
@@ -84,7 +85,7 @@ class Runtime:
         self._slots = slots
         self._poison_limit = poison_limit
         self._shutdown_on_disconnect = shutdown_on_disconnect
-        self._listener = backend.cancel_listener(worker_id, self._on_cancel)
+        self._listener = backend.cancel_listener(worker_id, self._on_cancel, self._on_early_cancel)
         self._pulse = Pulse(backend.settings.ack_wait)
         self._wake = asyncio.Event()
         self._empty = asyncio.Event()
@@ -300,6 +301,14 @@ class Runtime:
         run = self.runs.get(task_id)
         if run is not None:
             run.flag(record, self._worker_id)
+
+    def _on_early_cancel(self, task_id: str, early: EarlyCancel) -> None:
+        run = self.runs.get(task_id)
+        if run is None or not run.started:
+            return
+        started_at = self.backend.latest_now() - (time.monotonic() - run.started)
+        if lifecycle.heeds_early_cancel(early, queue=run.entry.Queue, started_at=started_at):
+            run.flag(early.record, self._worker_id)
 
     def _give_up(self) -> None:
         """Stop all tasks and the worker, because the connection was lost."""

@@ -33,6 +33,7 @@ BOUNDS = {
     "drain": "one core of Python in the worker: three round trips (read, claim, outcome) and an ack a task",
     "submit_to_start_ms": "the message's way through the server, and two round trips of the worker: read, claim",
     "cancel_to_coroutine_ms": "a round trip of the client (read), and its intent's way through the server",
+    "cancel_in_queue_to_coroutine_ms": "the way of a message through the server: the client names the queue",
     "cancel_to_thread_ms": "as for a coroutine, and a switch of threads",
     "cancel_to_process_ms": "as for a coroutine, and a signal to another process",
     "kib_a_1000_running_tasks": "some twenty Python objects a task: its message, entry, job, executor and coroutine",
@@ -123,14 +124,16 @@ async def submit_to_start(nq: nqnb.Client, worker: WorkerProcess, samples: int) 
     return milliseconds(waits)
 
 
-async def cancel_to_handler(nq: nqnb.Client, worker: WorkerProcess, kind: str, samples: int) -> dict[str, float]:
-    waits = []
+async def cancel_to_handler(
+    nq: nqnb.Client, worker: WorkerProcess, kind: str, samples: int, *, known_queue: bool = False
+) -> dict[str, float]:
+    waits, queue = [], f"bench-{kind}"
     for _ in range(samples):
-        task = await nq.submit(f"bench-{kind}")
+        task = await nq.submit(queue)
         await worker.expect("running", task.id)
         await asyncio.sleep(0.02)
         before = time.monotonic()
-        cancelling = asyncio.ensure_future(task.cancel())
+        cancelling = asyncio.ensure_future(nq.cancel(task.id, queue=queue if known_queue else None))
         waits.append((await worker.expect("cancelled", task.id))["at"] - before)
         await cancelling
         await task.wait(10)
@@ -158,6 +161,9 @@ async def measure(url: str, tasks: int, samples: int) -> dict[str, Any]:
             for kind in ("coroutine", "thread", "process"):
                 count = samples if kind != "process" else max(5, samples // 10)
                 figures[f"cancel_to_{kind}_ms"] = await cancel_to_handler(nq, worker, kind, count)
+            figures["cancel_in_queue_to_coroutine_ms"] = await cancel_to_handler(
+                nq, worker, "coroutine", samples, known_queue=True
+            )
         figures["kib_a_1000_running_tasks"] = await memory_of_running(url, 1000)
     return figures
 

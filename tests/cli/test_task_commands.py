@@ -40,6 +40,30 @@ def test_tasks_are_listed_by_queue_state_age_and_limit(run: Run, many: Many) -> 
     assert run("tasks", "seen", "--since", "0.05").out == "no tasks\n"
 
 
+@pytest.mark.parametrize("command", [("cancel",), ("task", "cancel")], ids=" ".join)
+def test_a_cancel_can_name_the_queue_of_its_tasks(run: Run, many: Many, command: tuple[str, ...]) -> None:
+    one, two, three = *many("here", 2), *many("there", 1)
+    answer = run(*command, one, three, "--in", "here")
+    assert answer.code == 1
+    assert f"task '{three}' was not cancelled: it is in queue 'there', not in queue 'here'" in answer.err
+    assert run("task", "status", one).out == "deleted\n"
+    assert run("task", "status", three).out == "pending\n"
+    assert run(*command, two, "--in", "here").code == 0
+
+
+def test_the_queue_of_a_cancel_by_id_is_not_used_as_a_filter(run: Run, many: Many) -> None:
+    """A filter selects all tasks of a queue, so the two options must not be confused."""
+    many("mine", 1)
+    for options in (("--in", "mine"), ("--queue", "mine", "--in", "mine", "--yes")):
+        answer = run("cancel", *options)
+        assert answer.code == 2
+        assert one_line(answer.err)
+        assert "use --queue mine" in answer.err
+    assert [each["status"] for each in run("tasks", "mine", "--json").json] == ["pending"]
+    (other,) = many("there", 1)
+    assert run("cancel", other, "--in", "mine", "--dry-run", "--json").json["ids"] == []
+
+
 def test_queues_and_workers_are_listed(run: Run, many: Many) -> None:
     many("counted", 2)
     assert run("queues", "--json").json == run("queue", "list", "--json").json
@@ -180,10 +204,12 @@ def test_a_failed_cancel_does_not_stop_the_others(run: Run, many: Many, monkeypa
     ids = many("mixed", 20)
     cancel = nqnb.Client.cancel
 
-    async def sometimes(self: nqnb.Client, id: str, wait: float | None = None) -> CancelReceipt:
+    async def sometimes(
+        self: nqnb.Client, id: str, wait: float | None = None, *, queue: str | None = None
+    ) -> CancelReceipt:
         if id in ids[5:7]:
             raise nqnb.Unconfirmed("the answer was lost", id)
-        return await cancel(self, id, wait)
+        return await cancel(self, id, wait, queue=queue)
 
     monkeypatch.setattr(nqnb.Client, "cancel", sometimes)
     answer = run("cancel", "-q", "mixed", "--yes", "--json")

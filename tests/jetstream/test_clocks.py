@@ -305,6 +305,15 @@ def test_a_slow_answer_only_narrows_the_bounds() -> None:
     assert clock.at(32.1) == pytest.approx(1_310.0)
 
 
+def test_a_time_that_has_passed_allows_for_the_drift_of_the_clocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ServerClock()
+    assert clock.passed() == 0.0
+    clock.observe(1_000.0, 10.0, 10.2)
+    for moment, passed in ((10.2, 1_000.0), (1_010.2, 1_999.0)):
+        monkeypatch.setattr("nqnb.clock.elapsed", lambda moment=moment: moment)
+        assert clock.passed() == pytest.approx(passed)
+
+
 @pytest.mark.parametrize("stamp", [0.0, -62_135_596_800.0, math.inf, math.nan])
 def test_an_invalid_time_stamp_is_ignored(stamp: float) -> None:
     clock = ServerClock()

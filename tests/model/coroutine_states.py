@@ -42,7 +42,7 @@ class Process(Protocol):
     def set_clock(self, clock: int) -> None:
         """Set the time that the process reads from now on."""
 
-    def hear(self, event: str) -> None:
+    def hear(self, event: Any) -> None:
         """Change the process's shared state from outside, between two of its steps."""
 
     def shared(self) -> Any:

@@ -22,6 +22,7 @@ from .room_processes import (
     ClientProcess,
     ClientSpec,
     DeliverySpec,
+    EarlyCancelHeard,
     Replacement,
     RunState,
     WorkerProcess,
@@ -75,6 +76,17 @@ class Slot(NamedTuple):
     """A cancel is on its way to the worker."""
 
 
+class EarlyCancelSent(NamedTuple):
+    """An early cancel on its way to any worker, which it may reach at any time or never."""
+
+    task_id: str
+    queue: str
+    by: str
+    requested_at: float
+    claims: frozenset[str]
+    """The claims of the runs that had started when the message was sent."""
+
+
 class World(NamedTuple):
     """Everything."""
 
@@ -83,6 +95,7 @@ class World(NamedTuple):
     slots: tuple[Slot, ...]
     budget: tuple[int, ...]
     facts: frozenset[tuple[Any, ...]] = frozenset()
+    early_cancels: frozenset[EarlyCancelSent] = frozenset()
     stale: tuple[Any, ...] = ()
     """By task, what a server that lags behind still answers."""
     rule: str = ""
@@ -248,6 +261,10 @@ class Room:
                 yield Step(label, self._fed(after, w, slot, value), failure)
         if slot.inbox:
             yield Step(f"{name} hears the cancel", self._hearing(world, w, slot._replace(inbox=False), "cancel"))
+        for early in world.early_cancels:
+            if early.task_id == slot.task_id:
+                heard = EarlyCancelHeard(*early[1:4], run.claim in early.claims)
+                yield Step(f"{name} hears the early cancel", self._hearing(world, w, slot, heard))
         if less := spend(world, Failure.WORKER_CRASH):
             yield Step(f"{name} crashes", less._replace(slots=_with(world.slots, w, Slot(slot.life + 1))), True)
         if run.why is None and not run.finishing and (less := spend(world, Failure.SHUTDOWN)):
@@ -324,6 +341,12 @@ class Room:
                 yield f"{label}, unheard", None, less, True
             if less := spend(told, Failure.LOST_REPLY):
                 yield f"{label}, unanswered", UNCONFIRMED, less, True
+            return
+        if call.operation == "send_early_cancel":
+            task_id, queue, by, requested_at = call.arguments
+            claims = frozenset(run.claim for run in self._running(world, task_id))
+            early = EarlyCancelSent(task_id, queue, by, requested_at, claims)
+            yield label, None, world._replace(early_cancels=world.early_cancels | {early}), False
             return
         if call.operation == "presence":
             owner, task_id = call.arguments
@@ -420,7 +443,7 @@ class Room:
         losses = (Failure.WORKER_CRASH, Failure.LEASE_LOST, Failure.SHUTDOWN)
         return any(world.budget[kind] < self._scenario.failures.count(kind) for kind in losses)
 
-    def _hearing(self, world: World, w: int, slot: Slot, event: str) -> World:
+    def _hearing(self, world: World, w: int, slot: Slot, event: str | EarlyCancelHeard) -> World:
         return self._fed(world, w, slot, event, event=True)
 
     def settled(self, world: World) -> bool:
@@ -516,6 +539,9 @@ def written(before: World, after: World, who: str) -> World:
     return after._replace(facts=frozenset(facts), rule=rule)
 
 
+CANCELLED_THOUGH_REFUSED = "a cancel was refused, and yet it cancelled a task"
+
+
 def entry_rule(world: World, was: TaskMessage | None, task: TaskMessage | None, key: str, who: str) -> str:
     """Return the rule that the change of an entry breaks, or ``""``."""
     if task is None:
@@ -526,6 +552,8 @@ def entry_rule(world: World, was: TaskMessage | None, task: TaskMessage | None, 
         return "a terminal state was changed"
     if task.Status is Status.DELETED and any(fact[0] == "started" and fact[1] == key for fact in world.facts):
         return "deleted, though it had started"
+    if task.meta.cancel is not None and ("refused", task.meta.cancel.by) in world.facts:
+        return CANCELLED_THOUGH_REFUSED
     ended = {fact[2] for fact in world.facts if fact[0] == "ended" and fact[1] == task.meta.claim}
     if task.Status is Status.COMPLETED and Ended.RETURNED not in ended:
         return "completed, though no run of that claim returned"
@@ -600,13 +628,22 @@ def returned(world: World, client: ClientSpec, ended: Any, *, alone: bool, faile
             rule = rule or "a client ended a waiting task and left the task's message"
     elif operation == "submit" and value == "TaskExists" and alone:
         rule = rule or "a submit took its own task for another's"
+    elif operation == "cancel" and value == "UnknownTask":
+        facts.add(("refused", client.name))
+        ended_tasks = [world.server.task(fact[2]) for fact in facts if fact[:2] == ("ended by", client.name)]
+        if any(task is not None for task in ended_tasks):  # else the task was pruned before the client read its entry
+            rule = rule or CANCELLED_THOUGH_REFUSED
     return world._replace(facts=frozenset(facts), rule=rule)
 
 
 def _left_message(world: World, task_id: str, *, schedules: bool) -> bool:
     """Whether the message of a task that has ended is where the entry says, or its schedule is left."""
     task = world.server.task(task_id)
-    return task is not None and any(
-        message.task_id == task_id and (message.sequence == task.Sequence or (schedules and message.schedule > 0))
-        for message in world.server.messages
+    return (
+        task is not None
+        and task.Status.terminal
+        and any(
+            message.task_id == task_id and (message.sequence == task.Sequence or (schedules and message.schedule > 0))
+            for message in world.server.messages
+        )
     )

@@ -13,6 +13,7 @@ from unittest import mock
 import msgspec
 
 from nqnb.errors import NqnbError
+from nqnb.protocol import lifecycle
 from nqnb.protocol.attempt import Attempt
 from nqnb.protocol.cancel import cancel
 from nqnb.protocol.claim import claim
@@ -25,7 +26,7 @@ from nqnb.protocol.prune import prune
 from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import requeue
 from nqnb.protocol.submit import submit
-from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
+from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
 
 from .simulated_backend import SimulatedBackend, SimulatedDelivery, as_backend
 from .simulated_server import QUEUE, Call
@@ -51,6 +52,8 @@ class ClientSpec(NamedTuple):
     schedules: bool = True
     """Whether the server takes schedules from this client; workers may always use them."""
     after: tuple[str, ...] = ()
+    queue: str | None = None
+    """The queue that a cancel names."""
 
 
 class DeliverySpec(NamedTuple):
@@ -77,7 +80,7 @@ async def _submit(backend: QueueBackend, client: ClientSpec) -> str:
 
 
 async def _cancel(backend: QueueBackend, client: ClientSpec) -> Any:
-    return (await cancel(backend, client.task_id, client.name)).status
+    return (await cancel(backend, client.task_id, client.name, client.queue)).status
 
 
 async def _purge(backend: QueueBackend, client: ClientSpec) -> Any:
@@ -118,11 +121,21 @@ class ClientProcess:
     def set_clock(self, clock: int) -> None:
         self._backend.clock = clock
 
-    def hear(self, event: str) -> None:
+    def hear(self, event: object) -> None:
         raise AssertionError(f"a client hears nothing of workers: {event}")
 
     def shared(self) -> tuple[()]:
         return ()
+
+
+class EarlyCancelHeard(NamedTuple):
+    """An early cancel that arrives at a worker."""
+
+    queue: str
+    by: str
+    requested_at: float
+    of_this_run: bool
+    """Whether this run had started when the message was sent."""
 
 
 class RunState(NamedTuple):
@@ -179,8 +192,13 @@ class WorkerProcess:
     def set_clock(self, clock: int) -> None:
         self._backend.clock = clock
 
-    def hear(self, event: str) -> None:
-        if event == "cancel":
+    def hear(self, event: str | EarlyCancelHeard) -> None:
+        if isinstance(event, EarlyCancelHeard):
+            # As in `nqnb.worker.runtime`.
+            early = EarlyCancel(event.queue, event.by, event.requested_at, 2.0 if event.of_this_run else 0.0)
+            if self._running and lifecycle.heeds_early_cancel(early, queue=self._attempt.entry.Queue, started_at=1.0):
+                self._attempt.flag(early.record, self._spec.worker)
+        elif event == "cancel":
             self._attempt.flag(CancelRecord(by="publish"), self._spec.worker)
         elif event == "shutdown":
             self._attempt.stop(Stop.SHUTDOWN)

@@ -15,10 +15,10 @@ from nqnb.protocol.lifecycle import Ended
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.store import Entry
 
-from .room import Failure, Scenario
+from .room import CANCELLED_THOUGH_REFUSED, Failure, Scenario
 from .room_processes import ClientSpec, Replacement
 from .simulated_backend import SimulatedBackend, SimulatedStore
-from .simulated_server import INTENTS, STATES, Call, decoded
+from .simulated_server import INTENTS, QUEUE, STATES, Call, decoded
 
 BOUNDS = """\
 One queue, one or two tasks, one or two workers, at most four clients.
@@ -48,6 +48,9 @@ OTHER = AGAIN._replace(payload=b'"two"')
 """A second submit with the same id and another payload."""
 SECOND = ClientSpec("second", "submit", 6, task_id="u", after=("submit",))
 CANCEL = ClientSpec("cancel", "cancel", 1)
+CANCEL_IN_QUEUE = CANCEL._replace(queue=QUEUE)
+CANCEL_ELSEWHERE = CANCEL._replace(queue="elsewhere")
+"""A cancel that names a queue in which the task is not."""
 PURGE = ClientSpec("purge", "purge", 2)
 DELETE = ClientSpec("delete", "delete", 3)
 PRUNE = ClientSpec("prune", "prune", 4)
@@ -71,6 +74,22 @@ REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failu
 SCENARIOS = {
     "submit against cancel, slow writes, full store": Scenario((SUBMIT, CANCEL), failures=(*SLOW, Failure.NO_ROOM)),
     "submit against cancel, shutdown": Scenario((SUBMIT, after_submit(CANCEL)), failures=(Failure.SHUTDOWN,)),
+    "cancel in a known queue against submit against claim": Scenario((SUBMIT, CANCEL_IN_QUEUE), failures=QUICK),
+    "cancel in a known queue, slow writes, full store": Scenario(
+        (SUBMIT, after_submit(CANCEL_IN_QUEUE)), failures=(*SLOW, Failure.NO_ROOM)
+    ),
+    "cancel in a known queue against finish against retry": Scenario(
+        (RETRIED, after_submit(CANCEL_IN_QUEUE)), handlers=BOTH_ENDS
+    ),
+    "cancel in a known queue that is not heard": Scenario(
+        (SUBMIT, after_submit(CANCEL_IN_QUEUE)), failures=(Failure.MISSED_CANCEL,), handlers=(), heartbeats=True
+    ),
+    "cancel in a known queue against cancel": Scenario(
+        (SUBMIT, CANCEL_IN_QUEUE, after_submit(CANCEL._replace(name="cancel2", number=7)))
+    ),
+    "cancel in a known queue against purge": Scenario((SUBMIT, CANCEL_IN_QUEUE, after_submit(PURGE))),
+    "cancel in a known queue against delete": Scenario((SUBMIT, after_submit(CANCEL_IN_QUEUE), after_submit(DELETE))),
+    "cancel in the wrong queue": Scenario((SUBMIT, CANCEL_ELSEWHERE), failures=QUICK),
     "submit against submit": Scenario((SUBMIT, OTHER), failures=QUICK),
     "submit against submit, later": Scenario((SUBMIT, OTHER), failures=(Failure.LOST_REPLY,), duplicate_window=False),
     "submit against submit against purge": Scenario((SUBMIT, after_submit(OTHER), PURGE), duplicate_window=False),
@@ -120,6 +139,15 @@ SCENARIOS = {
 """By name: small enough for every run of the tests."""
 
 LARGE_SCENARIOS = {
+    "cancel in a known queue against finish against retry, crash": Scenario(
+        (RETRIED, after_submit(CANCEL_IN_QUEUE)), failures=(Failure.WORKER_CRASH,), handlers=BOTH_ENDS
+    ),
+    "cancel in a known queue against prune against a later task with the same id": Scenario(
+        (SUBMIT, PRUNE, AGAIN._replace(after=("prune",)), after_submit(CANCEL_IN_QUEUE)), days=1
+    ),
+    "cancel in a known queue, lease lost, two workers": Scenario(
+        (SUBMIT, after_submit(CANCEL_IN_QUEUE)), workers=2, failures=(Failure.LEASE_LOST,)
+    ),
     "submit against submit against cancel, at any time": Scenario((SUBMIT, OTHER, CANCEL), duplicate_window=False),
     "purge against two tasks, at any time": Scenario((SUBMIT, PURGE, SECOND)),
     "prune against two tasks": Scenario((SUBMIT, SECOND, after_submit(PRUNE)), days=1),
@@ -584,6 +612,27 @@ VARIANTS = {
     ),
     "cancel: no cancel request is written": Variant("cancel", CANCELLED_CRASHING, LATE_RUN, IntentNotWritten),
     "cancel: the cancel is not announced": Variant("cancel", CANCELLED, UNTOLD, NotAnnounced),
+    "cancel: a worker acts on an early cancel that was sent before its run": Variant(
+        "worker",
+        Scenario((SUBMIT, CANCEL_IN_QUEUE)),
+        CANCELLED_THOUGH_REFUSED,
+        replacement=Replacement(
+            "heeds_early_cancel", lambda early, *, queue, started_at: early.queue == queue, "nqnb.protocol.lifecycle"
+        ),
+    ),
+    "cancel: a worker acts on an early cancel for another queue": Variant(
+        "worker",
+        Scenario((SUBMIT, CANCEL_ELSEWHERE)),
+        CANCELLED_THOUGH_REFUSED,
+        replacement=Replacement(
+            "heeds_early_cancel",
+            lambda early, *, queue, started_at: started_at < early.sent_after,
+            "nqnb.protocol.lifecycle",
+        ),
+    ),
+    "cancel: only an early cancel is sent": Variant(
+        "cancel", Scenario((SUBMIT, CANCEL_IN_QUEUE)), UNTOLD, NotAnnounced
+    ),
     "cancel: the schedule is kept": Variant("cancel", Scenario((NOT_DUE, CANCEL), days=1), LEFT_MESSAGE, ScheduleKept),
     "cancel: the message is kept": Variant("cancel", CANCELLED, LEFT_MESSAGE, MessageKept),
     "purge: the entry is written over whatever is there": Variant("purge", PURGED, DELETED_AFTER_START, PlainPut),

@@ -10,6 +10,7 @@ from nqnb.errors import NoResponders, RevisionConflict, Unconfirmed
 from nqnb.jetstream.connection import PubAck
 from nqnb.jetstream.messages import StreamMessage
 from nqnb.protocol.interfaces import QueueBackend, StatePage
+from nqnb.protocol.wire import CancelRecord
 from nqnb.store import Entry, Unsubscribe
 
 from .simulated_server import CLOCKS, INTENTS, QUEUE, RESULTS, STATES, Call
@@ -187,6 +188,9 @@ class SimulatedBackend:
 
     def watch_states(self) -> AsyncGenerator[StatePage, None]:
         raise NotImplementedError("no operation that changes a task watches")
+
+    async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
+        await Call("send_early_cancel", (task_id, queue, record.by, record.requested_at))
 
     async def announce_cancel(self, queue: str, task_id: str) -> None:
         await self.insist(lambda: Call("announce", (task_id,)))

@@ -31,6 +31,7 @@ from nqnb.notebook import session_registry
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.session import Session
 from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
+from nqnb.protocol.wire import EarlyCancel
 from nqnb.records import TaskBatch
 from nqnb.server import detached
 
@@ -393,6 +394,18 @@ class TestCancel:
         assert session.cancel([]).empty
         assert list(session.cancel([]).columns) == list(outcomes.columns)
 
+    def test_a_task_of_another_queue_than_the_one_named_is_not_cancelled(self, session: Session) -> None:
+        here, elsewhere = session.submit("resize"), session.submit("scale")
+        outcomes = session.cancel([here, elsewhere], queue="resize")
+        assert list(outcomes.error.isna()) == [True, False]
+        assert "it is in queue 'scale', not in queue 'resize'" in outcomes.error[elsewhere.id]
+        with pytest.raises(nqnb.UnknownTask):
+            session.cancel_one(elsewhere.id, queue="resize")
+        assert elsewhere.status() is Status.PENDING
+        with pytest.raises(nqnb.InvalidQueueName):
+            session.cancel([elsewhere], queue="sca le")
+        assert session.cancel_one(elsewhere.id, queue="scale").status is Status.DELETED
+
     @pytest.mark.parametrize("wrong", [3, None, b"x", {"id": 1}, [["a"], 3], pd.DataFrame({"id": ["a"]})], ids=type)
     def test_an_argument_without_tasks_is_refused_before_any_cancel(self, session: Session, wrong: Any) -> None:
         task = session.submit("resize")
@@ -442,12 +455,17 @@ class TestWatch:
             LOOP.soon(rest.set)
             until(lambda: len(table.df) == 1, 5)
 
-    def test_a_pressed_button_cancels(self, session: Session) -> None:
+    def test_a_pressed_button_cancels(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = session.map("resize", [1, 2])
         with contextlib.closing(session.watch("resize")) as table:
             until(lambda: len(table.df) == 2, 10)
+            notes: list[bytes] = []
+            intents = session.client.backend.intents
+            monkeypatch.setattr(intents, "send_note", lambda key, data: notes.append(data))
             table._receive({"type": "cancel", "ids": [first.id]})
             until(lambda: dict(table.df.status) == {first.id: "deleted", second.id: "pending"}, 10)
+            # The table knows the queue of each row.
+            assert [EarlyCancel.decode(data).queue for data in notes] == ["resize"]
 
     def test_an_argument_without_tasks_is_refused(self, session: Session) -> None:
         with pytest.raises(nqnb.BadInput):

@@ -21,7 +21,7 @@ from nqnb.protocol.lifecycle import (
     StopStep,
     SubmitStep,
 )
-from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage
+from nqnb.protocol.wire import CancelRecord, EarlyCancel, Meta, Status, TaskMessage
 
 NOW = 1_795_489_228.0
 SEQUENCE = 7
@@ -355,6 +355,21 @@ class TestCancel:
 
     def test_a_task_left_by_its_worker_is_announced_not_deleted_because_it_has_started(self) -> None:
         assert lifecycle.cancel(entry(Status.PROCESSING, worker=""), announced=False) is CancelStep.ANNOUNCE
+
+
+class TestHeedsEarlyCancel:
+    @pytest.mark.parametrize(
+        ("queue", "started_at", "heeded"),
+        [("q", 99.0, True), ("q", 100.0, False), ("q", 101.0, False), ("other", 99.0, False)],
+        ids=["of a run that had started", "at the same time", "of a run that started later", "of another queue"],
+    )
+    def test_only_a_cancel_that_will_find_the_run_stops_it(self, queue: str, started_at: float, heeded: bool) -> None:
+        early = EarlyCancel(queue="q", by="me", requested_at=100.1, sent_after=100.0)
+        assert lifecycle.heeds_early_cancel(early, queue=queue, started_at=started_at) is heeded
+
+    @pytest.mark.parametrize("data", [b"", b"{}", b"no JSON", b'{"queue": 3}', b'{"queue": "q"}'])
+    def test_an_unreadable_early_cancel_stops_nothing(self, data: bytes) -> None:
+        assert not lifecycle.heeds_early_cancel(EarlyCancel.decode(data), queue="q", started_at=1.0)
 
 
 class TestSubmitConflict:
