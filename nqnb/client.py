@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from nqnb.batch import Batch, Item
 from nqnb.error_text import kind_of
 from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, WaitTimeout
 from nqnb.failures import FailureGroup, group_failures
@@ -33,7 +34,7 @@ from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import Requeues, requeue
 from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
-from nqnb.protocol.submit import Payloads, Timeout, make_message, submit, with_payload
+from nqnb.protocol.submit import Timeout, make_message, submit
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
@@ -76,7 +77,8 @@ class Client:
         self._backend: Backend | None = None
         self.serving = Serving(lambda: self.backend)
         """A background check for queues of this client that no worker is serving."""
-        self._name = _user_and_host()
+        self.name = _user_and_host()
+        """The name of this client, ``user@host``, which is stored with its tasks and cancel requests."""
 
     def __repr__(self) -> str:
         state = "closed" if self._backend is None else f"server {self.server_version}"
@@ -173,10 +175,7 @@ class Client:
         message = make_message(
             queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
         )
-        return await self._submit(message, chosen=id is not None)
-
-    async def _submit(self, message: TaskMessage, *, chosen: bool) -> Task:
-        await submit(self.backend, message, self._name, chosen=chosen)
+        await submit(self.backend, message, self.name, chosen=id is not None)
         self.serving.look_soon(message.Queue)
         return Task(self, message.ID, message.Queue)
 
@@ -189,6 +188,7 @@ class Client:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        group: str | None = None,
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Any]:
@@ -196,13 +196,15 @@ class Client:
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. The payloads
+                of a DataFrame are its rows, as dicts with None for NaN.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            group: the name of the tasks' group, such as ``"sweep-7"``. It is stored with each task (`TaskInfo.group`).
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
                 are in flight at once, and some may overtake others.
@@ -219,21 +221,18 @@ class Client:
         """
         check_choice("errors", errors, ("raise", "return"))
         ordered = check_flag("ordered", ordered)
-        template = make_message(queue, b"", retry=retry, timeout=timeout, deadline=deadline, process_at=process_at)
-        counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
-        drawn = Payloads(payloads)
+        batch = Batch(
+            queue, payloads, group=group, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+        )
 
-        async def submit_one(payload: Any) -> Task:
-            if counted:
-                return await self.submit(
-                    queue, payload, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
-                )
-            # The options have already been checked, so each task only needs its payload.
-            return await self._submit(with_payload(template, payload), chosen=False)
+        async def submit_one(item: Item) -> Task:
+            task_id = await batch.submit(self.backend, self.name, item)
+            self.serving.look_soon(batch.queue)
+            return Task(self, task_id, batch.queue)
 
-        made: list[Any] = await outcomes_of(drawn, submit_one, 1 if ordered else IN_FLIGHT)
-        if drawn.error is not None:
-            raise not_submitted([*made, drawn.refused(len(made))]) from drawn.error
+        made: list[Any] = await outcomes_of(batch, submit_one, 1 if ordered else IN_FLIGHT)
+        if batch.payloads.error is not None:
+            raise not_submitted([*made, batch.payloads.refused(len(made))]) from batch.payloads.error
         failed = next((each for each in made if isinstance(each, NqnbError)), None)
         if failed is not None and errors == "raise":
             raise not_submitted(made) from failed
@@ -352,7 +351,7 @@ class Client:
         """
         task_id, seconds = names.check_task_id(id), check_seconds("wait", wait, none=True)
         queue = None if queue is None else names.check_queue(queue)
-        receipt = await cancel(self.backend, task_id, self._name, queue)
+        receipt = await cancel(self.backend, task_id, self.name, queue)
         if not receipt.stopping or seconds is None:
             return receipt
         try:
@@ -435,7 +434,7 @@ class Client:
             UnknownTask: the server has no task with this id.
             Unconfirmed: the server's answers were lost; the new task may or may not have been accepted.
         """
-        message = await requeue(self.backend, names.check_task_id(id), self._name)
+        message = await requeue(self.backend, names.check_task_id(id), self.name)
         return Task(self, message.ID, message.Queue)
 
     async def queues(self) -> list[QueueInfo]:
@@ -461,7 +460,7 @@ class Client:
         """
         queue = names.check_queue(queue)
         check_callable("progress", progress, "a function of (done, total)", 2)
-        return await purge_queue(self.backend, queue, self._name, progress)
+        return await purge_queue(self.backend, queue, self.name, progress)
 
     async def delete_queue(
         self,
@@ -496,7 +495,7 @@ class Client:
         queue, force = names.check_queue(queue), check_flag("force", force)
         check_callable("progress", progress, "a function of (done, total)", 2)
         seconds = check_seconds("wait", wait)
-        return await delete_queue(self.backend, queue, self._name, force=force, wait=seconds, progress=progress)
+        return await delete_queue(self.backend, queue, self.name, force=force, wait=seconds, progress=progress)
 
     async def pause(self, queue: str) -> None:
         """Pause a queue: workers do not start any tasks from it until `resume` is called. Running tasks continue.
@@ -513,7 +512,7 @@ class Client:
         """
         queue = names.check_queue(queue)
         stream = await stream_of(self.backend, queue)
-        await self.backend.pause(queue, stream, msgspec.json.encode({"by": self._name, "at": self.backend.now()}))
+        await self.backend.pause(queue, stream, msgspec.json.encode({"by": self.name, "at": self.backend.now()}))
 
     async def resume(self, queue: str) -> None:
         """Resume a paused queue. Workers start its tasks again within a second. Resuming is idempotent.

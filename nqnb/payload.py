@@ -59,6 +59,43 @@ def encode_json(value: object, name: str = "result") -> bytes:
     return data
 
 
+def is_frame(value: object) -> bool:
+    """Return whether a value is a DataFrame. This function does not import pandas."""
+    return all(hasattr(value, name) for name in ("columns", "index", "iloc", "to_dict")) and not isinstance(value, type)
+
+
+def frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
+    """Return an iterator over the rows of a DataFrame as dicts, with None in place of NaN, NaT and NA.
+
+    Raises:
+        BadInput: a name of a column is a tuple, or occurs twice, so that the rows would lose values.
+    """
+    names = list(map(str, frame.columns))
+    if any(isinstance(name, tuple) for name in frame.columns):
+        raise BadInput(
+            "payloads is invalid: the DataFrame has several levels of columns. Give it one level of columns."
+        )
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise BadInput(f"payloads is invalid: the DataFrame has two columns {shown(twice)}. Rename one of them.")
+    return _rows(frame, names)
+
+
+def _rows(frame: Any, names: list[str]) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(frame), _ROWS_AT_ONCE):
+        part = frame.iloc[start : start + _ROWS_AT_ONCE]
+        columns = [part.iloc[:, place].tolist() for place in range(len(names))]
+        for row in range(len(part)):
+            values = (column[row] for column in columns)
+            yield {name: None if _is_missing(value) else value for name, value in zip(names, values, strict=True)}
+
+
+def _is_missing(value: Any) -> bool:
+    if type(value).__name__ in ("NaTType", "NAType"):
+        return True
+    return (isinstance(value, float) or (is_numpy(value) and not value.ndim)) and bool(value != value)
+
+
 def decode_json(data: bytes | None, kind: Any = Any) -> Any:
     """Decode JSON to a value of type ``kind``. Empty bytes and None are decoded like ``null``.
 
@@ -149,6 +186,8 @@ def _remedy(found: object) -> str:
     return "Convert the value to strings, numbers, lists or dicts, or send bytes."
 
 
+_ROWS_AT_ONCE = 1000
+"""The number of rows of a DataFrame that are converted at once."""
 MAX_DEPTH = 200
 """The maximum nesting depth of a value."""
 KEY_CHARACTERS = 200

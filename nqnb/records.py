@@ -114,6 +114,12 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """Whether nqnb wrote this entry. If not, Go NQ wrote it."""
     origin: str = ""
     """The id of the original task, if this task is a requeue of another task."""
+    group: str = ""
+    """The name of the task's group, or an empty string."""
+    position: int = 0
+    """The position of the task in its group, from 0."""
+    label: bytes = b""
+    """The label of the task's row in the DataFrame of the group, as JSON. If it is empty, the label is the position."""
     requeued_as: str = ""
     """The id of the latest requeue of this task. Only listings (`nqnb.Client.tasks`) set this attribute."""
     result_is_bytes: bool = False
@@ -185,6 +191,9 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             revision=revision,
             marked=message.marked,
             origin=meta.origin,
+            group=meta.group,
+            position=meta.position,
+            label=b"" if isinstance(meta.label, UnsetType) else bytes(meta.label),
             requeued_as=requeued_as,
             not_before=moment(meta.not_before),
         )

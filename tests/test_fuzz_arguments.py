@@ -65,6 +65,8 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "function": (lambda job: None,),
     "retry": (1,),
     "errors": ("return",),
+    "name": ("sweep-7",),
+    "group": ("sweep-7",),
     "process_at": (timedelta(hours=1),),
 }
 """What is right for the arguments of these names: behind the first check there are others."""

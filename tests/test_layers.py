@@ -36,6 +36,7 @@ ROOMS = [
     "server.binary",
     "server",
     "jetstream protocol",
+    "batch",
     "client",
     "worker",
     "nqnb",

@@ -12,13 +12,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from nqnb.batch import Batch, Item
 from nqnb.client import Client, not_submitted
 from nqnb.errors import NqnbError
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tasks import SessionTask
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import cancel_many
-from nqnb.protocol.submit import Payloads
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt
 
@@ -42,13 +42,13 @@ class Submission:
         at_once: the maximum number of submissions in flight; 1 preserves the order of the payloads.
     """
 
-    def __init__(self, submit: Callable[[Any], Awaitable[SessionTask]], at_once: int) -> None:
+    def __init__(self, submit: Callable[[Item], Awaitable[SessionTask]], at_once: int) -> None:
         self._submit = submit
         self._at_once = at_once
         self._outcomes: dict[int, SessionTask | NqnbError] = {}
         self._refused = 0
 
-    def run(self, payloads: Payloads, show: Callable[[int, int], None]) -> list[Any]:
+    def run(self, payloads: Batch, show: Callable[[int, int], None]) -> list[Any]:
         """Submit all payloads, and wait until each of them is accepted or refused.
 
         Args:
@@ -67,8 +67,9 @@ class Submission:
         if not self._outcomes:
             show(0, 0)
         made: list[Any] = [self._outcomes[position] for position in range(len(self._outcomes))]
-        if payloads.error is not None:
-            raise not_submitted([*made, payloads.refused(len(made))]) from payloads.error
+        drawn = payloads.payloads
+        if drawn.error is not None:
+            raise not_submitted([*made, drawn.refused(len(made))]) from drawn.error
         return made
 
     def accepted_ids(self) -> list[str]:
@@ -76,12 +77,11 @@ class Submission:
         in_order = (self._outcomes[position] for position in sorted(self._outcomes))
         return [outcome.id for outcome in in_order if isinstance(outcome, SessionTask)]
 
-    async def _submit_one(self, numbered: tuple[int, Any]) -> None:
-        position, payload = numbered
+    async def _submit_one(self, item: Item) -> None:
         try:
-            self._outcomes[position] = await self._submit(payload)
+            self._outcomes[item.position] = await self._submit(item)
         except NqnbError as error:
-            self._outcomes[position] = error
+            self._outcomes[item.position] = error
             self._refused += 1
 
 
@@ -165,13 +165,13 @@ def _are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _batches(payloads: Iterable[Any]) -> Iterator[list[tuple[int, Any]]]:
-    """Yield batches of payloads and their positions. Each batch is filled for at most `_BATCH_SECONDS`."""
-    numbered = enumerate(payloads)
+def _batches(payloads: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield the payloads in batches. Each batch is filled for at most `_BATCH_SECONDS`."""
+    items = iter(payloads)
     while True:
-        batch: list[tuple[int, Any]] = []
+        batch: list[Item] = []
         full_at = time.monotonic() + _BATCH_SECONDS
-        for entry in itertools.islice(numbered, _BATCH_PAYLOADS):
+        for entry in itertools.islice(items, _BATCH_PAYLOADS):
             batch.append(entry)
             if time.monotonic() > full_at:
                 break

@@ -12,8 +12,9 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
+from nqnb.batch import Batch, Item, check_group
 from nqnb.client import Client, Task, not_submitted
-from nqnb.error_text import shown
+from nqnb.error_text import hint, shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
 from nqnb.inputs import Duration, Moment, check_choice, check_flag, check_optional_flag, check_past, check_seconds
 from nqnb.notebook import session_card
@@ -22,12 +23,12 @@ from nqnb.notebook.kernel_worker import KernelIsolation, Local
 from nqnb.notebook.live_output import SubmitProgress
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.table_feed import TableFeed
-from nqnb.notebook.tasks import SessionTask, TaskList, ids_of
+from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of
 from nqnb.notebook.wait_line import WaitLine
 from nqnb.protocol import names
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
 from nqnb.protocol.cancel import cancel_many
-from nqnb.protocol.submit import Payloads, Timeout, make_message
+from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, TaskInfo
 from nqnb.retry import Backoff
@@ -259,6 +260,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        group: str | None = ...,
         ordered: bool = ...,
         errors: Literal["raise"] = ...,
     ) -> TaskList: ...
@@ -272,6 +274,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        group: str | None = ...,
         ordered: bool = ...,
         errors: Literal["return"],
     ) -> TaskList | list[SessionTask | NqnbError]: ...
@@ -284,6 +287,7 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        group: str | None = None,
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> TaskList | list[SessionTask | NqnbError]:
@@ -294,13 +298,16 @@ class Session:
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. The payloads
+                of a DataFrame are its rows, as dicts with None for NaN; the results then have its index.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            group: the name of the tasks' group, such as ``"sweep-7"``. The method `group` finds the tasks again, also
+                after a restart of the kernel and in another notebook.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
@@ -315,7 +322,7 @@ class Session:
                 contain the details.
             BadInput: an argument is invalid; nothing was sent.
         """
-        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
+        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at, "group": group}
         return self._submit_all(queue, payloads, errors, options, ordered=ordered)
 
     @overload
@@ -328,6 +335,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        group: str | None = ...,
         ordered: bool = ...,
         errors: Literal["raise"] = ...,
         cancel_on_interrupt: bool | None = ...,
@@ -342,6 +350,7 @@ class Session:
         timeout: Timeout = ...,
         deadline: Moment = ...,
         process_at: Moment = ...,
+        group: str | None = ...,
         ordered: bool = ...,
         errors: Literal["return"],
         cancel_on_interrupt: bool | None = ...,
@@ -355,21 +364,27 @@ class Session:
         timeout: Timeout = None,
         deadline: Moment = None,
         process_at: Moment = None,
+        group: str | None = None,
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
     ) -> TaskList | list[SessionTask | NqnbError]:
         """Submit many tasks to a queue, as `submit_many` does, and show the progress below the cell.
 
+        A list of the tasks of a DataFrame can be joined with it, also while the tasks run: ``tasks.join(df)``.
+
         Args:
             queue: the queue; it is created if it does not exist.
-            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. The payloads
+                of a DataFrame are its rows, as dicts with None for NaN; the results then have its index.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
+            group: the name of the tasks' group, such as ``"sweep-7"``. The method `group` finds the tasks again, also
+                after a restart of the kernel and in another notebook.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
@@ -387,13 +402,38 @@ class Session:
             BadInput: an argument is invalid; nothing was sent.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
-        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
+        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at, "group": group}
         try:
             return self._submit_all(
                 queue, payloads, errors, options, progress.show, cancel_on_interrupt, ordered=ordered
             )
         finally:
             progress.finish()
+
+    def group(self, name: str, queue: str | None = None) -> TaskList:
+        """Return the tasks that were submitted with ``group=name``, in the order of their payloads.
+
+        A task that was requeued is replaced by its latest copy. Ended tasks are found until their states expire, which
+        is after seven days by default.
+
+        Args:
+            name: the name of the group.
+            queue: the queue of the tasks. If None, the tasks of all queues are searched.
+
+        Raises:
+            BadInput: the name is invalid, or no stored task belongs to the group.
+            UnknownQueue: the queue does not exist, and no states of its tasks are stored.
+        """
+        name = check_group(name)
+        infos = self.call(self.client.tasks(queue))
+        found = [info for info in infos if info.group == name and not info.requeued_as]
+        if not found:
+            known = {info.group for info in infos if info.group}
+            raise BadInput(
+                f"group={shown(name)} is unknown: no stored task belongs to the group. {hint(name, known)}"
+                "Check the name; the states of ended tasks expire."
+            )
+        return group_list(self, found)
 
     @property
     def interrupted(self) -> TaskList:
@@ -953,16 +993,16 @@ class Session:
         at_once = 1 if check_flag("ordered", ordered) else IN_FLIGHT
         check_choice("errors", errors, ("raise", "return"))
         cancel = check_optional_flag("cancel_on_interrupt", cancel)
-        queue = make_message(queue, b"", **options).Queue
-        source = Payloads(payloads)
+        batch = Batch(queue, payloads, **options)
 
-        async def submit(payload: Any) -> SessionTask:
-            task = await self.client.submit(queue, payload, **options)
-            return SessionTask(self, task.id, queue)
+        async def submit(item: Item) -> SessionTask:
+            task_id = await batch.submit(self.client.backend, self.client.name, item)
+            self.client.serving.look_soon(batch.queue)
+            return SessionTask(self, task_id, batch.queue, item.position)
 
         submission = Submission(submit, at_once)
         try:
-            made = submission.run(source, show)
+            made = submission.run(batch, show)
         except BaseException as error:
             self._interrupted_ids = submission.accepted_ids()
             if isinstance(error, KeyboardInterrupt) and self._interrupted_ids:
@@ -970,7 +1010,7 @@ class Session:
             raise
         tasks = [outcome for outcome in made if isinstance(outcome, SessionTask)]
         if len(tasks) == len(made):
-            return TaskList(self, tasks)
+            return TaskList(self, tasks, index=batch.index)
         if errors == "return":
             return made
         raise not_submitted(made) from next(outcome for outcome in made if isinstance(outcome, NqnbError))

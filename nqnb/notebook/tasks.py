@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
+import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsIndex, TypeVar, overload
 
+from nqnb.batch import encode_label
 from nqnb.client import Client, Task
-from nqnb.error_text import clause, exact_text, shown
-from nqnb.errors import BadInput, NqnbError, TaskError, WaitTimeout
+from nqnb.clock import elapsed
+from nqnb.decode import decode_value
+from nqnb.error_text import clause, exact_text, kind_of, shown
+from nqnb.errors import BadInput, ConnectionFailed, NqnbError, TaskError, WaitTimeout
 from nqnb.failures import FAILURE_INDEX, FailureGroup, group_failures
-from nqnb.inputs import Duration, check_choice, check_optional_flag, check_seconds
+from nqnb.inputs import Duration, check_choice, check_flag, check_optional_flag, check_seconds
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
 from nqnb.notebook.wait_line import state_of, unserved_words
 from nqnb.protocol.bulk import IN_FLIGHT, outcomes_of
+from nqnb.protocol.follow import watch
 from nqnb.protocol.wire import Status
 from nqnb.records import CancelReceipt, TaskInfo
 
@@ -27,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_LONG_AGO = datetime.min.replace(tzinfo=timezone.utc)
 MAX_NESTING = 100
 """The maximum depth of nested lists of tasks."""
 _DISPLAY_SECONDS = 1.0
@@ -67,11 +85,16 @@ class SessionTask:
         session: the session to use.
         id: the id of the task.
         queue: the queue of the task, or an empty string if the queue is unknown.
+        row: the position of the task's payload among the payloads of its call or group.
     """
 
-    def __init__(self, session: _TaskCalls, id: str, queue: str = "") -> None:
+    # A list may have a million tasks.
+    __slots__ = ("__weakref__", "_session", "id", "queue", "row")
+
+    def __init__(self, session: _TaskCalls, id: str, queue: str = "", row: int = -1) -> None:
         self.id = id
         self.queue = queue
+        self.row = row
         self._session = session
 
     def __repr__(self) -> str:
@@ -207,11 +230,13 @@ class TaskList(list[SessionTask]):
     Args:
         session: the session to use.
         tasks: the tasks.
+        index: the index of the DataFrame whose rows are the payloads, or None. The row of a task is its place there.
     """
 
-    def __init__(self, session: _TaskCalls, tasks: Iterable[SessionTask] = ()) -> None:
+    def __init__(self, session: _TaskCalls, tasks: Iterable[SessionTask] = (), index: Any = None) -> None:
         super().__init__(tasks)
         self._session = session
+        self._index = index
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> SessionTask: ...
@@ -219,7 +244,7 @@ class TaskList(list[SessionTask]):
     def __getitem__(self, index: slice) -> TaskList: ...
     def __getitem__(self, index: SupportsIndex | slice) -> SessionTask | TaskList:
         found = super().__getitem__(index)
-        return TaskList(self._session, found) if isinstance(found, list) else found
+        return TaskList(self._session, found, self._index) if isinstance(found, list) else found
 
     def __add__(self, other: list[Any]) -> Any:
         joined = super().__add__(other)
@@ -259,7 +284,7 @@ class TaskList(list[SessionTask]):
         *,
         errors: Literal["raise", "return", "drop"] = "raise",
         cancel_on_interrupt: bool | None = None,
-    ) -> list[Any]:
+    ) -> Any:
         """Wait until all tasks have ended, and return their results in the order of the tasks.
 
         Args:
@@ -269,6 +294,9 @@ class TaskList(list[SessionTask]):
                 results.
             cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If False, these tasks
                 continue, and a message reports their states. If None, the session's ``cancel_on_interrupt`` is used.
+
+        Returns:
+            A list. If the payloads are the rows of a DataFrame, a Series with the index of the DataFrame.
 
         Raises:
             TaskFailed: a task failed.
@@ -284,7 +312,85 @@ class TaskList(list[SessionTask]):
         failed = [outcome for outcome in outcomes if isinstance(outcome, NqnbError)]
         if failed and errors == "raise":
             raise _with_advice(failed[0], len(failed), len(outcomes))
-        return outcomes if errors != "drop" else [each for each in outcomes if not isinstance(each, NqnbError)]
+        kept = [errors != "drop" or not isinstance(outcome, NqnbError) for outcome in outcomes]
+        results = list(itertools.compress(outcomes, kept))
+        labels = self._labels()
+        if labels is None:
+            return results
+        import pandas as pd
+
+        from nqnb.task_frame import objects
+
+        return pd.Series(objects(results), index=labels[kept], name="result").infer_objects()
+
+    def completed(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Completed:
+        """Return an iterator over the tasks in the order in which they end: ``for task in tasks.completed(): …``.
+
+        The iterator yields tasks that have failed or were cancelled too. Call ``task.result()`` to get the result, or
+        the error. In an async function, use ``async for``.
+
+        Args:
+            timeout: how long to wait for all tasks, in seconds or as a timedelta. None means to wait without a limit.
+            cancel_on_interrupt: whether an interrupt cancels the tasks that have not ended. If None, the session's
+                ``cancel_on_interrupt`` is used.
+
+        Raises:
+            WaitTimeout: some tasks did not end in time. The tasks continue.
+            BadInput: an argument is invalid.
+        """
+        seconds = check_seconds("timeout", timeout, none=True)
+        return Completed(self._session, self, seconds, check_optional_flag("cancel_on_interrupt", cancel_on_interrupt))
+
+    def latest(self) -> TaskList:
+        """Return the list with the latest copy in place of each task that was requeued."""
+        infos = self._session.call(self._latest())
+        tasks = [
+            SessionTask(self._session, info.id, info.queue, task.row) if isinstance(info, TaskInfo) else task
+            for task, info in zip(self, infos, strict=True)
+        ]
+        return TaskList(self._session, tasks, self._index)
+
+    def join(self, df: pd.DataFrame, *, flat: bool = False) -> pd.DataFrame:
+        """Return a DataFrame with the current state and result of the task of each row, also while the tasks run.
+
+        The columns ``status``, ``result``, ``error``, ``run_time`` and ``task`` (the id) are appended to those of
+        ``df``; if ``df`` has a column of this name, the appended column is called ``task_status`` and so on. If a task
+        was requeued, its latest copy counts. Rows without a task have missing values.
+
+        Args:
+            df: the DataFrame whose rows are the payloads, or a part of it. The rows are found by the labels of its
+                index.
+            flat: whether the fields of the results become columns, such as ``→ bytes``.
+
+        Raises:
+            BadInput: ``df`` is not a DataFrame, or the payloads are not the rows of a DataFrame.
+        """
+        import pandas as pd
+
+        from nqnb.frames import tasks_frame
+
+        labels, flat = self._labels(), check_flag("flat", flat)
+        if not isinstance(df, pd.DataFrame):
+            raise BadInput(f"df={shown(df)} is invalid: expected a DataFrame, got {kind_of(df)}. Pass a DataFrame.")
+        if labels is None:
+            raise BadInput(
+                "the tasks cannot be joined: their payloads are not the rows of a DataFrame. Pass a DataFrame to "
+                "`map`, or use `results(errors='return')`, which has the order of the tasks."
+            )
+        found = self._session.call(self._latest())
+        infos = {info.id: info for info in found if isinstance(info, TaskInfo)}
+        tasks = tasks_frame(infos.values(), flat=flat)
+        names = [str(name) for name in tasks]
+        names = [name for name in names if name in ("status", "result", "error", "run_time") or name.startswith("→ ")]
+        tasks = tasks[names].assign(task=tasks.index)
+        numbered = not df.index.is_unique
+        keys = _row_keys(self._index, numbered)
+        ids = {keys[task.row]: info.id for task, info in zip(self, found, strict=True) if isinstance(info, TaskInfo)}
+        joined = tasks.reindex([ids.get(key, "") for key in _row_keys(df.index, numbered)])
+        joined.index = df.index
+        joined.columns = pd.Index([f"task_{name}" if name in df.columns else name for name in joined.columns])
+        whole: pd.DataFrame = pd.DataFrame(pd.concat([df, joined], axis=1))
+        return whole
 
     def wait(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> list[Status]:
         """Wait until all tasks have ended, and return their final states in the order of the tasks.
@@ -325,6 +431,26 @@ class TaskList(list[SessionTask]):
         """Return the current number of tasks in each state. Tasks that no longer exist are counted as ``unknown``."""
         return _counted(self._session.call(self._statuses()))
 
+    def _labels(self) -> Any:
+        """Return the labels of the tasks' rows as an index, or None if the payloads are not rows of a DataFrame."""
+        if self._index is None or any(task.row < 0 for task in self):
+            return None
+        return self._index.take([task.row for task in self])
+
+    async def _latest(self) -> list[TaskInfo | NqnbError]:
+        """Return the record of each task, or of its latest copy if it was requeued."""
+        client = self._session.client
+        infos = await outcomes_of(self.ids, client.fetch, IN_FLIGHT)
+        ended = [info for info in infos if isinstance(info, TaskInfo) and info.status.terminal]
+        if all(info.status is Status.COMPLETED for info in ended):
+            return infos
+        queues = {info.queue for info in ended}
+        listed = {info.id: info for info in await client.tasks(queues.pop() if len(queues) == 1 else None)}
+        return [
+            listed.get(known.requeued_as, info) if (known := listed.get(task.id)) else info
+            for task, info in zip(self, infos, strict=True)
+        ]
+
     def _repr_html_(self) -> str:
         """Return a line with the number of tasks in each state, and the names of queues without workers."""
         try:
@@ -363,6 +489,89 @@ class TaskList(list[SessionTask]):
             cancel_on_interrupt,
             total=len(self),
         )
+
+
+def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:
+    """Return the tasks of a group in the order of their payloads, with the labels of their rows as the index."""
+    import pandas as pd
+
+    ordered = sorted(infos, key=lambda info: (info.position, info.submitted_at or _LONG_AGO))
+    labels = [decode_value(info.label) if info.label else info.position for info in ordered]
+    index = pd.Index([tuple(label) if isinstance(label, list) else label for label in labels])
+    tasks = (SessionTask(session, info.id, info.queue, row) for row, info in enumerate(ordered))
+    return TaskList(session, tasks, index)
+
+
+class Completed:
+    """An iterator over tasks in the order in which they end, for ``for`` and ``async for``."""
+
+    def __init__(
+        self, session: _TaskCalls, tasks: Iterable[SessionTask], seconds: float | None, cancel_on_interrupt: bool | None
+    ) -> None:
+        self._session = session
+        self._waiting = {task.id: task for task in tasks}
+        self._seconds = seconds
+        self._cancel_on_interrupt = cancel_on_interrupt
+
+    def __iter__(self) -> Iterator[SessionTask]:
+        batches = self._batches()
+        try:
+            while (
+                ended := self._session.wait_for_tasks(
+                    _anext_or_none(batches),
+                    lambda: list(self._waiting),
+                    self._cancel_on_interrupt,
+                    total=len(self._waiting),
+                )
+            ) is not None:
+                yield from ended
+        finally:
+            with contextlib.suppress(ConnectionFailed):  # the session is closed
+                self._session.call(batches.aclose())
+
+    async def __aiter__(self) -> AsyncIterator[SessionTask]:
+        batches = self._batches()
+        try:
+            while (ended := await _on_own_loop(_anext_or_none(batches))) is not None:
+                for task in ended:
+                    yield task
+        finally:
+            await _on_own_loop(batches.aclose())
+
+    async def _batches(self) -> AsyncGenerator[list[SessionTask], None]:
+        """Yield the tasks as they end. A task that does not exist has ended."""
+        total, until = len(self._waiting), None if self._seconds is None else elapsed() + self._seconds
+        seen: set[str] = set()
+        looked = False
+        async with contextlib.aclosing(watch(self._session.client.backend)) as batches:
+            while self._waiting:
+                try:
+                    rest = None if until is None else max(0.0, until - elapsed())
+                    batch = await asyncio.wait_for(anext(batches), rest)
+                except asyncio.TimeoutError:
+                    raise WaitTimeout(
+                        f"{len(self._waiting):,} of {total:,} tasks did not end within {self._seconds:g} s: they are "
+                        "still pending or running. Wait longer, or cancel the tasks.",
+                        next(iter(self._waiting)),
+                    ) from None
+                seen.update(task.id for task in batch.tasks)
+                ended = [task.id for task in batch.tasks if task.status.terminal] + batch.gone
+                if batch.complete and not looked:
+                    looked = True
+                    ended += self._waiting.keys() - seen
+                found = [task for task_id in ended if (task := self._waiting.pop(task_id, None)) is not None]
+                if found:
+                    yield found
+
+
+async def _anext_or_none(batches: AsyncIterator[list[SessionTask]]) -> list[SessionTask] | None:
+    """Return the next batch, or None after the last one."""
+    return await anext(batches, None)
+
+
+async def _on_own_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Await a coroutine that must run on nqnb's own loop."""
+    return await (coroutine if LOOP.here else LOOP.begin(coroutine))
 
 
 def ids_of(what: object) -> list[str]:
@@ -435,6 +644,19 @@ def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
             "and the errors.",
         )
     return error
+
+
+def _row_keys(index: Any, numbered: bool) -> list[tuple[bytes, int]]:
+    """Return a key for each label of an index: the label as JSON, as the labels of a group are stored, and a number.
+
+    If ``numbered`` is True, the number is that of the equal labels before it, and otherwise 0.
+    """
+    counts: Counter[bytes] = Counter()
+    keys = []
+    for data in map(encode_label, index):
+        keys.append((data, counts[data]))
+        counts[data] += numbered
+    return keys
 
 
 def _not_tasks(what: object) -> BadInput:

@@ -46,7 +46,7 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
         Payload=task.Payload,
         Timeout=task.Timeout,
         MaxRetry=task.MaxRetry,
-        Meta=Meta(origin=origin),
+        Meta=Meta(origin=origin, group=task.meta.group, position=task.meta.position, label=task.meta.label),
     )
     await submit(backend, message, by, chosen=False)
     return message

@@ -28,7 +28,7 @@ from nqnb.protocol import lifecycle, names
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import SubmitStep
 from nqnb.protocol.transition import MISSING, Retry, SeenEntry, Write, read_entry, transition, write_once
-from nqnb.protocol.wire import CancelRecord, Meta, Status, TaskMessage, entry_of
+from nqnb.protocol.wire import CancelRecord, Status, TaskMessage, entry_of
 
 META_RESERVE = 16 * 1024
 """The number of bytes reserved in an entry for an error, a log and a small result."""
@@ -77,15 +77,6 @@ def make_message(
     return message
 
 
-def with_payload(template: TaskMessage, value: object) -> TaskMessage:
-    """Return a copy of a message with a new id and another payload.
-
-    Raises:
-        UnencodableValue: the payload cannot be encoded as JSON.
-    """
-    return msgspec.structs.replace(template, ID=names.new_task_id(), Payload=payload.encode(value))
-
-
 async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, chosen: bool) -> None:
     """Submit a task. When this function returns, the server has stored the task's message and entry.
 
@@ -101,8 +92,8 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
         Unconfirmed: the server's answers were lost, so the task may or may not have been accepted.
     """
     # The message also contains the Meta, because a worker that is faster than us writes the entry from the message.
-    origin = message.meta.origin
-    message = msgspec.structs.replace(message, Meta=Meta(client=client, submitted_at=backend.now(), origin=origin))
+    meta = msgspec.structs.replace(message.meta, client=client, submitted_at=backend.now())
+    message = msgspec.structs.replace(message, Meta=meta)
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
@@ -288,8 +279,8 @@ class Payloads:
 
 def _iterator(given: object) -> Iterator[object]:
     try:
-        if hasattr(given, "columns") and hasattr(given, "to_dict"):
-            raise BadInput('payloads is invalid: expected a list, got a DataFrame. Pass `frame.to_dict("records")`.')
+        if payload.is_frame(given):
+            return payload.frame_rows(given)
         if isinstance(given, (str, bytes, bytearray, memoryview, dict)):
             raise TypeError
         iterator: Iterator[object] = iter(given)  # type: ignore[call-overload]  # the call shows whether it is iterable

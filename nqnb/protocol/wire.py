@@ -104,6 +104,12 @@ class Meta(Struct, omit_defaults=True, gc=False):
     cancel: CancelRecord | None = None
     origin: str = ""
     """The id of the original task, if this task is a requeued copy."""
+    group: str = ""
+    """The name of the group of tasks that were submitted together."""
+    position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    """The position of the task in its group, from 0."""
+    label: msgspec.Raw | UnsetType = UNSET
+    """The label of the task's row in the index of a DataFrame, as JSON. It is not set if it is the position."""
 
 
 _Meta = Meta  # inside TaskMessage the name Meta is the field
@@ -183,6 +189,10 @@ class TaskMessage(Struct, gc=False):
                 worker=meta.worker[:LONGEST_NAME],
                 claim=meta.claim[:LONGEST_NAME],
                 origin=meta.origin[:LONGEST_NAME],
+                group=meta.group[:LONGEST_NAME],
+                label=meta.label
+                if not isinstance(meta.label, UnsetType) and len(meta.label) <= LONGEST_NAME
+                else UNSET,
                 result_key=meta.result_key if len(meta.result_key) <= 2 * LONGEST_NAME else "",
                 log=[],
                 error=error and ErrorInfo(error.type[:LONGEST_NAME], error.message[:LONGEST_NAME]),

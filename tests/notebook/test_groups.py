@@ -1,0 +1,265 @@
+"""Groups of tasks: the rows of a DataFrame as payloads, results beside their rows, and groups that are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import nqnb
+from nqnb import Status
+from nqnb.notebook.session import Session
+from nqnb.notebook.tasks import SessionTask, TaskList
+from nqnb.protocol.wire import TaskMessage
+
+
+@pytest.fixture
+def session(settings: nqnb.Settings) -> Iterator[Session]:
+    made = nqnb.session(settings.urls[0], ack_wait=1.0, retry_for=5.0)
+    yield made
+    made.down()
+
+
+def images(count: int = 6) -> pd.DataFrame:
+    """Return a DataFrame with labels for its rows."""
+    widths = [256 * (number + 1) for number in range(count)]
+    frame: pd.DataFrame = pd.DataFrame(
+        {"path": [f"{number}.png" for number in range(count)], "width": widths}, index=_labels(count)
+    )
+    return frame
+
+
+def _labels(count: int) -> list[str]:
+    return [f"row{number}" for number in range(count)]
+
+
+def serve(session: Session, broken: set[int] | None = None) -> set[int]:
+    """Serve queue ``resize``: a width in the set is an error. The set can be changed."""
+    broken = set() if broken is None else broken
+
+    @session.handler("resize", concurrency=4)
+    def resize(job: nqnb.Job, payload: dict[str, Any]) -> dict[str, Any]:
+        if payload["width"] in broken:
+            raise OSError(f"no disk for {payload['path']}")
+        return {"bytes": payload["width"] * 2}
+
+    return broken
+
+
+class TestRows:
+    def test_the_rows_of_a_frame_are_payloads_of_json_types(self, session: Session) -> None:
+        frame = pd.DataFrame(
+            {
+                "path": ["a.png", None],
+                "width": [512.5, np.nan],
+                "count": pd.array([3, None], dtype="Int64"),
+                "at": pd.Series([pd.Timestamp("2026-11-29T12:00:00Z"), pd.NaT]),
+                "kind": pd.Categorical(["x", None]),
+                7: [True, False],
+                "more": [{"a": [1]}, np.float32("nan")],
+            }
+        )
+        payloads = [info["payload"] for _, info in session.map("resize", frame).df.iterrows()]
+        assert payloads == [
+            {
+                "path": "a.png",
+                "width": 512.5,
+                "count": 3,
+                "at": "2026-11-29T12:00:00+00:00",
+                "kind": "x",
+                "7": True,
+                "more": {"a": [1]},
+            },
+            {"path": None, "width": None, "count": None, "at": None, "kind": None, "7": False, "more": None},
+        ]
+
+    def test_all_rows_of_a_long_frame_are_submitted_in_its_order(self, session: Session) -> None:
+        frame = images(2500)
+        tasks = session.map("resize", frame)
+        assert tasks.df["payload"].tolist() == frame.to_dict("records")
+
+    @pytest.mark.parametrize(
+        ("frame", "why"),
+        [
+            (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns 'a'"),
+            (pd.DataFrame([[1, 2]], columns=["1", 1]), "two columns '1'"),
+            (pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")])), "several levels"),
+        ],
+    )
+    def test_a_frame_whose_rows_would_lose_values_is_refused(
+        self, session: Session, frame: pd.DataFrame, why: str
+    ) -> None:
+        with pytest.raises(nqnb.BadInput, match=why):
+            session.map("resize", frame)
+        assert session.tasks().empty
+
+    def test_an_infinite_number_is_refused_and_not_null(self, session: Session) -> None:
+        with pytest.raises(nqnb.NotSubmitted, match=r"payload\['width'\]"):
+            session.map("resize", pd.DataFrame({"width": [1.0, np.inf]}))
+
+    @pytest.mark.anyio
+    async def test_a_client_submits_the_rows_of_a_frame_too(self, nq: nqnb.Client) -> None:
+        tasks = await nq.submit_many("resize", images(2), group="sweep-7")
+        infos = [await task.fetch() for task in tasks]
+        assert [info.payload for info in infos] == [b'{"path":"0.png","width":256}', b'{"path":"1.png","width":512}']
+        assert [(info.group, info.position, info.label) for info in infos] == [
+            ("sweep-7", 0, b'"row0"'),
+            ("sweep-7", 1, b'"row1"'),
+        ]
+
+
+class TestResults:
+    def test_the_results_of_a_frame_have_its_index(self, session: Session) -> None:
+        serve(session, {512})
+        tasks = session.map("resize", images())
+        results = tasks.results(20, errors="drop")
+        assert isinstance(results, pd.Series)
+        assert results.to_dict() == {f"row{number}": {"bytes": 512 * (number + 1)} for number in (0, 2, 3, 4, 5)}
+        assert isinstance(tasks.results(errors="return")["row1"], nqnb.TaskFailed)
+        assert tasks[2:4].results().index.tolist() == ["row2", "row3"]
+        assert sorted(tasks, key=lambda task: -task.row)[0].id == tasks[5].id
+        with pytest.raises(nqnb.TaskFailed, match="1 of 6 tasks has no result"):
+            tasks.results()
+        assert (tasks + tasks[:1]).results(errors="drop")[:1] == [{"bytes": 512}]
+
+    def test_a_frame_is_joined_with_the_states_and_results_while_tasks_run(self, session: Session) -> None:
+        frame = images()
+        tasks = session.map("resize", frame)
+        waiting = tasks.join(frame)
+        assert waiting[["path", "width"]].equals(frame)
+        assert waiting["status"].tolist() == ["pending"] * 6
+        assert waiting["task"].tolist() == tasks.ids
+        serve(session, {512})
+        tasks.wait(20)
+        joined = tasks.join(frame.iloc[::-1].assign(status="mine"), flat=True)
+        assert joined.index.tolist() == _labels(6)[::-1]
+        assert joined["status"].tolist() == ["mine"] * 6
+        assert joined["task_status"].tolist() == ["completed"] * 4 + ["failed", "completed"]
+        assert joined["→ bytes"].fillna(0).tolist() == [3072, 2560, 2048, 1536, 0, 512]
+        assert joined.loc["row1", "error"] == "OSError: no disk for 1.png"
+        more = tasks[:2].join(images(8))
+        assert more["task"].notna().tolist() == [True, True] + [False] * 6
+
+    def test_rows_with_equal_labels_keep_their_own_results(self, session: Session) -> None:
+        serve(session)
+        frame = images().set_axis(["a", "b", "a", "a", "b", "c"])
+        joined = session.map("resize", frame)
+        joined.wait(20)
+        assert joined.join(frame, flat=True)["→ bytes"].tolist() == (frame["width"] * 2).tolist()
+        with pytest.raises(nqnb.BadInput, match="the label 'a' twice"):
+            session.map("resize", frame, group="sweep-7")
+
+    def test_a_requeued_row_is_joined_with_its_latest_copy(self, session: Session) -> None:
+        broken, frame = serve(session, {512, 1024}), images()
+        tasks = session.map("resize", frame, group="sweep-7")
+        tasks.wait(20)
+        broken.remove(512)
+        for again in session.requeue([tasks[1], tasks[3]]):
+            again.wait(20)
+        joined = tasks.join(frame)
+        assert joined["status"].tolist() == ["completed"] * 3 + ["failed"] + ["completed"] * 2
+        assert joined.loc["row1", "result"] == {"bytes": 1024}
+        assert tasks.latest().results(errors="drop").index.tolist() == ["row0", "row1", "row2", "row4", "row5"]
+        assert session.group("sweep-7").join(frame).drop(columns="run_time").equals(joined.drop(columns="run_time"))
+        assert tasks.ids[0] == tasks.latest().ids[0]
+        assert tasks.ids[1] != tasks.latest().ids[1]
+
+    @pytest.mark.parametrize("wrong", ["frame", None, [1]])
+    def test_what_cannot_be_joined_is_refused(self, session: Session, wrong: Any) -> None:
+        tasks = session.map("resize", images(1))
+        with pytest.raises(nqnb.BadInput, match="expected a DataFrame"):
+            tasks.join(wrong)
+        with pytest.raises(nqnb.BadInput, match="not the rows of a DataFrame"):
+            session.map("resize", [1]).join(images(1))
+
+
+class TestCompleted:
+    def test_tasks_are_yielded_as_they_end_and_one_failure_hides_no_other(self, session: Session) -> None:
+        @session.handler("sleep", concurrency=4)
+        def sleep(job: nqnb.Job, payload: float) -> float:
+            job.wait(payload)
+            if payload == 0.4:
+                raise ValueError("four")
+            return payload
+
+        tasks = session.map("sleep", [0.9, 0.0, 0.4])
+        ended = list(tasks.completed(20))
+        assert [tasks.index(task) for task in ended] == [1, 2, 0]
+        assert [task.status() for task in ended] == [Status.COMPLETED, Status.FAILED, Status.COMPLETED]
+        assert {*tasks.completed()} == {*tasks}
+        assert list(TaskList(session).completed()) == []
+
+    @pytest.mark.anyio
+    async def test_tasks_are_yielded_to_async_for(self, session: Session) -> None:
+        serve(session, {512})
+        tasks = session.map("resize", images())
+        assert {task.id async for task in tasks.completed(20)} == {*tasks.ids}
+
+    def test_a_task_that_does_not_exist_has_ended(self, session: Session) -> None:
+        nobody = SessionTask(session, "nobody")
+        assert list(TaskList(session, [nobody]).completed(20)) == [nobody]
+
+    def test_the_wait_has_a_limit_and_the_ended_tasks_come_first(self, session: Session) -> None:
+        serve(session)
+        tasks = session.map("resize", images(2)) + session.map("other", [1])
+        ended: list[SessionTask] = []
+        with pytest.raises(nqnb.WaitTimeout, match="1 of 3 tasks did not end within 3 s"):
+            ended.extend(task for task in tasks.completed(3))
+        assert {*ended} == {*tasks[:2]}
+
+
+class TestGroup:
+    def test_a_group_is_found_again_in_the_order_of_its_rows(self, session: Session) -> None:
+        serve(session)
+        frame = images(300)
+        tasks = session.map("resize", frame, group="sweep-7")
+        session.map("resize", frame[:3], group="sweep-8")
+        tasks.wait(30)
+        again = session.group("sweep-7")
+        assert again.ids == tasks.ids
+        assert again.results().equals(tasks.results())
+        assert again[:2].join(frame[:3], flat=True)["→ bytes"].fillna(0).tolist() == [512, 1024, 0]
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            pd.RangeIndex(3),
+            pd.Index([2, 1, 0]),
+            pd.Index([0.5, 1.0, 2.5]),
+            pd.date_range("2026-11-29", periods=3, tz="UTC"),
+            pd.MultiIndex.from_tuples([("a", 1), ("a", 2), ("b", 1)]),
+        ],
+        ids=lambda index: type(index).__name__ + str(index.dtype),
+    )
+    def test_every_kind_of_index_joins(self, session: Session, index: pd.Index[Any]) -> None:
+        serve(session)
+        frame = images(3).set_axis(index)
+        session.map("resize", frame, group="sweep-7").wait(20)
+        joined = session.group("sweep-7", "resize").join(frame, flat=True)
+        assert joined.index.equals(index)
+        assert joined["→ bytes"].tolist() == [512, 1024, 1536]
+
+    def test_a_group_that_was_submitted_again_has_all_its_tasks_and_joins_with_the_last(self, session: Session) -> None:
+        frame = images(2)
+        first, second = (session.map("resize", frame, group="sweep-7") for _ in range(2))
+        again = session.group("sweep-7")
+        assert {*again} == {*first, *second}
+        assert again.join(frame)["task"].tolist() == second.ids
+
+    def test_an_unknown_group_suggests_another(self, session: Session) -> None:
+        session.map("resize", [1], group="sweep-7")
+        with pytest.raises(nqnb.BadInput, match="Did you mean 'sweep-7'"):
+            session.group("sweep7")
+        for wrong in ("", "a\n", "x" * 201, 7):
+            with pytest.raises(nqnb.BadInput, match="group="):
+                session.map("resize", [1], group=wrong)  # type: ignore[arg-type]  # that is what is tested
+
+    def test_a_message_without_a_group_has_the_bytes_that_it_had(self, session: Session) -> None:
+        task = session.submit("resize", 1)
+        entry = session.call(session.client.backend.states.get(task.id))
+        assert entry is not None
+        assert set(TaskMessage.decode(entry.value).meta.__struct_fields__) > {"group", "position", "label"}
+        assert not any(name in entry.value for name in (b"group", b"position", b"label"))
