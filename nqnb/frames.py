@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 
@@ -196,7 +196,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
     receipts = [each if isinstance(each, CancelReceipt) else None for each in outcomes.values()]
     errors = [each if isinstance(each, NqnbError) else None for each in outcomes.values()]
     pairs = list(zip(receipts, errors, strict=True))
-    return _frame(
+    frame = _frame(
         "id",
         ids,
         {
@@ -213,6 +213,7 @@ def outcomes_frame(outcomes: Mapping[str, CancelReceipt | NqnbError]) -> pd.Data
         },
         "no tasks to cancel",
     )
+    return frame if frame.empty else OutcomesFrame(frame)
 
 
 def _refusal(error: NqnbError | None) -> str:
@@ -222,7 +223,19 @@ def _refusal(error: NqnbError | None) -> str:
     return "refused: unknown task" if isinstance(error, UnknownTask) else f"refused: {error}"
 
 
-class NotedFrame(pd.DataFrame):
+class OutcomesFrame(pd.DataFrame):
+    """The outcomes of cancels. Awaiting the DataFrame returns it, so that ``await tasks.cancel()`` works too."""
+
+    @property
+    def _constructor(self) -> Any:
+        return pd.DataFrame
+
+    def __await__(self) -> Generator[Any, None, OutcomesFrame]:
+        yield from ()
+        return self
+
+
+class NotedFrame(OutcomesFrame):
     """An empty DataFrame that is displayed as a note. Operations on it return plain DataFrames."""
 
     _metadata = ("note",)

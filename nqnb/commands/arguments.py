@@ -9,7 +9,7 @@ import click
 
 from nqnb.commands import shell_completion
 from nqnb.commands.command import front_of
-from nqnb.commands.param_types import failure_id, part_of_error, queue_name, seconds, status, task_id
+from nqnb.commands.param_types import AtLeast, failure_id, part_of_error, queue_name, seconds, status, task_id
 from nqnb.errors import NqnbError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -95,7 +95,7 @@ def wait_option(help: str) -> Callable[[F], F]:
 def limit_option(function: F) -> F:
     """Add the ``--limit`` option, which limits the number of tasks shown."""
     return click.option(
-        "--limit", "-n", type=click.IntRange(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
+        "--limit", "-n", type=AtLeast(1), default=50, metavar="N", show_default=True, help="Show at most N tasks"
     )(function)
 
 

@@ -12,7 +12,7 @@ from nqnb.client import Client
 from nqnb.commands import shell_completion
 from nqnb.commands.arguments import age_option, count_tasks
 from nqnb.commands.command import Command, ask
-from nqnb.commands.param_types import queue_name, seconds
+from nqnb.commands.param_types import AtLeast, queue_name, seconds
 from nqnb.errors import NqnbError
 from nqnb.protocol.bulk import unknown_queue
 from nqnb.protocol.wire import Status
@@ -77,13 +77,13 @@ Examples:
 """,
 )
 @click.argument("queue", type=queue_name, required=False, shell_complete=shell_completion.queues)
-@click.option("--min-workers", type=click.IntRange(1), metavar="N", help="Fail if fewer than N nqnb workers are alive")
+@click.option("--min-workers", type=AtLeast(1), metavar="N", help="Fail if fewer than N nqnb workers are alive")
 @click.option(
     "--max-oldest", type=seconds, metavar="AGE", help="Fail if a due task has been waiting longer than AGE (90s, 5m)"
 )
 @click.option(
     "--max-failed",
-    type=click.IntRange(0),
+    type=AtLeast(0),
     metavar="N",
     help="Fail if more than N tasks have failed and were not requeued",
 )

@@ -13,7 +13,7 @@ import click
 
 from nqnb.commands.arguments import count_tasks, yes_option
 from nqnb.commands.command import Command, front_of, options_of
-from nqnb.commands.param_types import seconds
+from nqnb.commands.param_types import AtLeast, seconds
 from nqnb.demo import DemoSummary, run_demo
 from nqnb.errors import DevServerError, NqnbError
 from nqnb.server.devserver import find_server
@@ -78,13 +78,13 @@ Examples:
 @click.option(
     "--tasks",
     "-n",
-    type=click.IntRange(1),
+    type=AtLeast(1),
     default=1000,
     metavar="N",
     show_default=True,
     help="Number of tasks to submit",
 )
-@click.option("--seed", type=click.IntRange(0), metavar="S", help="Seed for all random choices  [random]")
+@click.option("--seed", type=AtLeast(0), metavar="S", help="Seed for all random choices  [random]")
 @click.option(
     "--minutes",
     type=click.FloatRange(0, min_open=True),

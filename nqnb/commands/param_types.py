@@ -93,6 +93,21 @@ def part_of_error(text: str) -> str:
     return text
 
 
+class AtLeast(click.IntRange):
+    """A whole number that is not less than a minimum. The error says which numbers are valid."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__(least)
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the number."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"expected a whole number, got {str(value)!r}. Use {self._least:,} or more", param, ctx)
+
+
 def failure_id(text: str) -> str:
     """Parse the id of a group of failures."""
     if not re.fullmatch("[0-9a-f]{8}", text):

@@ -14,7 +14,7 @@ from nqnb.commands import shell_completion
 from nqnb.commands.arguments import exclusive_flag
 from nqnb.commands.command import Command, ask, front_of, say_if_unserved, saying_if_unserved
 from nqnb.commands.command_records import CommandProgress, Submitted, Value
-from nqnb.commands.param_types import future_moment, queue_name, seconds, task_id
+from nqnb.commands.param_types import AtLeast, future_moment, queue_name, seconds, task_id
 from nqnb.error_text import shown
 from nqnb.errors import BadInput, NqnbError
 
@@ -61,9 +61,7 @@ Examples:
 @click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
 @click.argument("payload", required=False)
 @click.option("--id", type=task_id, metavar="ID", help="Task id  [generated]")
-@click.option(
-    "--retry", type=click.IntRange(0), default=0, metavar="N", help="Retry the task up to N times if it fails  [0]"
-)
+@click.option("--retry", type=AtLeast(0), default=0, metavar="N", help="Retry the task up to N times if it fails  [0]")
 @click.option("--timeout", type=seconds, metavar="SECONDS", help="Time limit for each run (90, 10m, 2h)  [no limit]")
 @click.option(
     "--deadline",

@@ -351,7 +351,7 @@ def task_result(ctx: click.Context, id: str | None, named: str | None, timeout: 
     epilog="""\b
 Examples:
   nqnb task list
-  nqnb task list -q resize -s pending -s processing
+  nqnb task list --queue resize -s pending -s processing
 """,
 )
 @queue_option("Select only tasks of this queue")

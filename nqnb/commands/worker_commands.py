@@ -16,6 +16,7 @@ import click
 from nqnb.client import Client
 from nqnb.commands.command import Command, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
+from nqnb.commands.param_types import AtLeast
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
 from nqnb.error_text import clause
 from nqnb.errors import NqnbError
@@ -35,9 +36,7 @@ class UserCodeError(NqnbError):
 
 
 @click.command("workers", cls=Command, epilog="\b\nExamples:\n  nqnb workers\n  nqnb workers --min-workers 1")
-@click.option(
-    "--min-workers", type=click.IntRange(0), default=0, metavar="N", help="Fail if fewer than N workers are alive"
-)
+@click.option("--min-workers", type=AtLeast(0), default=0, metavar="N", help="Fail if fewer than N workers are alive")
 @click.pass_context
 def list_workers(ctx: click.Context, min_workers: int) -> Workers:
     """List the nqnb workers that are alive.
@@ -61,8 +60,8 @@ Examples:
 """,
 )
 @click.argument("target", metavar="MODULE:WORKER")
-@click.option("--concurrency", type=click.IntRange(1), metavar="N", help="Run at most N tasks at once  [set in MODULE]")
-@click.option("--processes", type=click.IntRange(1), metavar="N", help="Run N processes, each with its own concurrency")
+@click.option("--concurrency", type=AtLeast(1), metavar="N", help="Run at most N tasks at once  [set in MODULE]")
+@click.option("--processes", type=AtLeast(1), metavar="N", help="Run N processes, each with its own concurrency")
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
 def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:

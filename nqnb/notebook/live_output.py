@@ -128,6 +128,11 @@ class CommandOutput:
         return f" at {_counts(self._record)}" if isinstance(self._record, CommandProgress) else ""
 
 
+def cell_output() -> CommandOutput:
+    """Return an output for the running cell or the terminal."""
+    return CommandOutput(_kernel())
+
+
 class SubmitProgress:
     """The progress display of `Session.map`. Outside a kernel, nothing is shown.
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from nqnb.batch import Batch, Item, check_group
 from nqnb.client import Client, Task, not_submitted
+from nqnb.commands.command_records import CommandProgress
 from nqnb.error_text import hint, shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
 from nqnb.inputs import Duration, Moment, check_choice, check_flag, check_optional_flag, check_past, check_seconds
 from nqnb.notebook import session_card
 from nqnb.notebook.interruptible import Submission, after_interrupt
 from nqnb.notebook.kernel_worker import KernelIsolation, Local
-from nqnb.notebook.live_output import SubmitProgress
+from nqnb.notebook.live_output import SubmitProgress, cell_output
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.table_feed import TableFeed
 from nqnb.notebook.tasks import SessionTask, TaskList, group_list, ids_of
@@ -60,6 +61,7 @@ _INTERNAL_NAMES = frozenset(
         "say",
         "store",
         "wait_for_tasks",
+        "where",
     ]
 )
 """The methods and attributes of a session that are for internal use only."""
@@ -145,6 +147,11 @@ class Session:
         with contextlib.suppress(ConnectionFailed):
             return self.client.backend.connected
         return False
+
+    @property
+    def where(self) -> str:
+        """The address of the server, and why it was chosen, as in ``nats://10.0.0.5:4222 (NATS_URL)``."""
+        return f"{', '.join(self.settings.urls)} ({self.why.removeprefix('that of ')})"
 
     @property
     def server_version(self) -> str:
@@ -568,8 +575,13 @@ class Session:
         ids, seconds = ids_of(what), check_seconds("wait", wait, none=True)
         queue = None if queue is None else names.check_queue(queue)
         outcomes: dict[str, CancelReceipt | NqnbError] = {}
+        output = cell_output()
+
+        def show(done: int, total: int, what: str) -> None:
+            output.show(CommandProgress(done, total, what))
+
         try:
-            self.call(cancel_many(self.client, ids, seconds, outcomes, queue=queue))
+            LOOP.call(cancel_many(self.client, ids, seconds, outcomes, show, queue), output.draw)
         except KeyboardInterrupt:
             if missing := len(set(ids)) - len(outcomes):
                 self.say(
@@ -579,6 +591,8 @@ class Session:
             else:
                 self.say("interrupted: all cancel requests are stored. Repeat the call to wait for the code to stop.")
             raise
+        finally:
+            output.draw(finished=True)
         return outcomes_frame({task_id: outcomes[task_id] for task_id in ids})
 
     def cancel_one(self, id: str, wait: Duration | None = None, *, queue: str | None = None) -> CancelReceipt:

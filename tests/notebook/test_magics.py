@@ -72,7 +72,7 @@ class TestResults:
 
     def test_lists_are_frames(self, cells: Shell, queue: str) -> None:
         task = nq(cells, f"submit {queue} 1")
-        for line in (f"tasks {queue}", f"task list --queue {queue}", f"task list -q {queue}"):
+        for line in (f"tasks {queue}", f"task list --queue {queue}"):
             frame = nq(cells, line)
             assert list(frame.index) == [task.id]
             assert frame.status.dtype.ordered
@@ -81,6 +81,13 @@ class TestResults:
         assert list(nq(cells, f"queue stats {queue}").pending) == [1]
         assert isinstance(nq(cells, "workers"), pd.DataFrame)
         assert nq(cells, f"tasks {queue} --status failed").empty
+
+    def test_q_means_quiet_in_every_magic(self, cells: Shell, queue: str) -> None:
+        cells.run(f"%%nq submit {queue} --lines -q\n1\n2")
+        quiet = cells.run(f"%nq cancel --queue {queue} --yes -q -o cancelled\nlen(cancelled)")
+        assert (quiet.out, quiet.value) == ("Out[0]: 2\n", 2)
+        shown = cells.run(f"%nq task list --queue {queue} -q")
+        assert (shown.out, shown.value) == ("", None)
 
     def test_a_frame_has_all_tasks_unless_a_limit_is_given(self, cells: Shell, queue: str) -> None:
         lines = "\n".join(map(str, range(60)))
@@ -388,7 +395,7 @@ class TestWhichServer:
             assert "does not exist" in cells.refused(f"%nq tasks {queue}")
             assert nqnb.session().settings.url == url
             ran = cells.run(f"%nq up {other.url}")
-            assert ran.out.startswith(f"server {other.url}: the one given, already connected\n")
+            assert ran.out.startswith(f"connected to {other.url} (the one given), already connected\n")
             assert len(nq(cells, f"tasks {queue}")) == 1
             assert f"disconnected from {other.url}" in cells.run("%nq down").out
             assert nqnb.session().settings.url == url
@@ -398,7 +405,7 @@ class TestWhichServer:
         self, plain: Shell, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("NATS_URL", url)
-        assert plain.run("%nq queues").out.startswith(f"server {url}: that of NATS_URL\n")
+        assert plain.run("%nq queues").out.startswith(f"connected to {url} (NATS_URL)\n")
         assert nqnb.session().settings.url == url
         assert plain.run("%nq down").out == f"disconnected from {url}\n"
         assert plain.run("%nq down").out == "no session is open\n"

@@ -111,6 +111,12 @@ class TestShows:
         assert "6,000 of 6,000 tasks cancelled" in cell.html
         assert cells.run("print(len(frame), set(frame.status))").stdout == "6000 {'deleted'}\n"
 
+    def test_a_call_that_cancels_many_tasks_shows_its_progress(self, cells: Kernel) -> None:
+        cell = cells.run("tasks = nq.submit_many('called', range(6000))\nframe = tasks.cancel()")
+        assert "<progress" in cell.html[0]
+        assert "6,000 of 6,000 tasks cancelled" in cell.html
+        assert "tasks cancelled" not in cells.run("frame = nq.submit_many('called', [1]).cancel()").text
+
     @pytest.mark.full
     def test_the_demo(self, cells: Kernel) -> None:
         cell = cells.run("%nq demo")

@@ -678,6 +678,11 @@ class TestInAKernel:
         assert cell.text.splitlines()[-1] == "2 of 3 tasks submitted to resize; 1 not accepted"
 
     def test_a_cancel_can_be_awaited(self, cells: Kernel) -> None:
+        for line in ("tasks.cancel()", "nq.cancel(tasks)", "nq.cancel([])"):
+            cells.run(
+                f"tasks = nq.submit_many('nobody', range(3))\nframe = await {line}\nassert frame.status is not None"
+            )
+        assert cells.run("print(len(await tasks.cancel()), len(await tasks[:0].cancel()))").stdout == "3 0\n"
         cell = cells.run("task = nq.submit('nobody', 1)\nreceipt = await task.cancel()\nprint(receipt.status)")
         assert cell.stdout == "deleted\n"
 

@@ -88,7 +88,7 @@ class NotebookFront:
             return known
         self.used = found = session_registry.find_or_open(**options)
         if self.verbose or known is None:
-            self.say(f"server {', '.join(found.settings.urls)}: {found.why}")
+            self.say(f"connected to {found.where}")
         return found
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:

@@ -16,7 +16,7 @@ from nqnb.commands import server_commands as servers
 from nqnb.commands.arguments import yes_option
 from nqnb.commands.command import Command, front_of, options_of
 from nqnb.commands.command_records import DetachedServer
-from nqnb.commands.param_types import queue_name, seconds, task_id
+from nqnb.commands.param_types import AtLeast, queue_name, seconds, task_id
 from nqnb.commands.task_commands import task_failures
 from nqnb.errors import UnknownTask
 from nqnb.notebook import session_registry
@@ -75,7 +75,7 @@ def up(ctx: click.Context, address: str | None) -> Session:
     already = ", already connected" if session in opened_before else ""
     front = _front(ctx)
     front.used = session
-    front.say(f"server {', '.join(session.settings.urls)}: {session.why}{already}")
+    front.say(f"connected to {session.where}{already}")
     return session
 
 
@@ -152,7 +152,7 @@ Example, as the first line of a cell:
 )
 @click.argument("queue", type=queue_name, shell_complete=shell_completion.queues)
 @click.option(
-    "--concurrency", "-c", type=click.IntRange(1), metavar="N", help="Run at most N tasks at once  [2, or unchanged]"
+    "--concurrency", "-c", type=AtLeast(1), metavar="N", help="Run at most N tasks at once  [2, or unchanged]"
 )
 @click.option(
     "--isolation",
@@ -232,17 +232,15 @@ def _build() -> click.Group:
 def _adapt(command: click.Command, *, root: bool = False) -> Any:
     """Return a copy of a command that is adapted to notebooks."""
     made = copy.copy(command)
-    taken = {option for param in command.params for option in param.opts}
-    made.params = [_without_limit(param) for param in command.params] + _cell_options(taken, hidden=not root)
+    made.params = [_adapt_option(param) for param in command.params] + _cell_options(hidden=not root)
     made.epilog = None if command.epilog is None else _as_magics(command.epilog)
     if isinstance(made, click.Group):
         made.commands = {name: _adapt(child) for name, child in made.commands.items()}
     return made
 
 
-def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
-    """Return the options `-o` and `-q`. If the command already has another `-q`, only `--quiet` is added."""
-    quiet = ["quiet", "--quiet", *([] if "-q" in taken else ["-q"])]
+def _cell_options(*, hidden: bool) -> list[click.Parameter]:
+    """Return the options `-o` and `-q`."""
     return [
         click.Option(
             ["into", "--out", "-o"],
@@ -253,7 +251,12 @@ def _cell_options(taken: set[str], *, hidden: bool) -> list[click.Parameter]:
             help="Assign the result to this variable",
         ),
         click.Option(
-            quiet, is_flag=True, expose_value=False, callback=_set_quiet, hidden=hidden, help="Show only errors"
+            ["quiet", "--quiet", "-q"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_quiet,
+            hidden=hidden,
+            help="Show only errors",
         ),
     ]
 
@@ -282,12 +285,15 @@ def _as_magics(examples: str) -> str:
     return re.sub(r"(?m)^(\s+)nqnb ", r"\1%nq ", piped)
 
 
-def _without_limit(param: click.Parameter) -> click.Parameter:
-    """Return a parameter without the default limit, because a DataFrame can contain all tasks."""
-    if param.name != "limit" or not isinstance(param, click.Option):
-        return param
+def _adapt_option(param: click.Parameter) -> click.Parameter:
+    """Return a parameter without the default limit, because a DataFrame can contain all tasks, and without ``-q``.
+
+    In magics, ``-q`` always means ``--quiet``.
+    """
     made = copy.copy(param)
-    made.default, made.show_default, made.help = sys.maxsize, False, f"{param.help}  [all]"
+    made.opts = [option for option in param.opts if option != "-q"]
+    if param.name == "limit" and isinstance(made, click.Option):
+        made.default, made.show_default, made.help = sys.maxsize, False, f"{made.help}  [all]"
     return made
 
 
