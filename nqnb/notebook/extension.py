@@ -12,7 +12,7 @@ _RECORDS = {
     "nqnb.records": "TaskInfo PruneReceipt",
     "nqnb.commands.command_records": "Preview RequeuePreview Emptied DetachedServer",
     "nqnb.commands.check_command": "Health",
-    "nqnb.demo.records": "DemoSummary",
+    "nqnb.demo": "DemoSummary",
 }
 """The command records that the extension displays as text, by module."""
 

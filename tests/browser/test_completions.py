@@ -39,7 +39,7 @@ def test_completions_show_their_help_in_one_line_each(typed: Callable[[str, str]
     ):
         page = typed(text, "Tab")
         helps = page.page.locator(".jp-Completer-typeExtended")
-        helps.first.wait_for()
+        page.until(helps.first.inner_text, "the help of the first completion")
         assert said in helps.first.inner_text().lower().replace("\N{NO-BREAK SPACE}", " ")
         assert max(helps.evaluate_all(LINES)) == 1, "the help of a completion is broken into lines"
         page.page.keyboard.press("Escape")
