@@ -280,6 +280,17 @@ class TestIdleProcesses:
         await reserve.close()
         assert supervisors() == []
 
+    async def test_an_idle_process_that_a_handler_has_used_is_replaced_after_a_while(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(process_pool, "IDLE_SECONDS", 0.5)
+        reserve = Reserve([], 1)
+        _, supervisor, _ = await done_by(handler_of())
+        await until_left(supervisor, 0)
+        assert [process.handler for process in Spares.here().idle] == [None]
+        await reserve.close()
+        assert supervisors() == []
+
     async def test_there_are_never_more_processes_than_tasks_may_run(self) -> None:
         reserve = Reserve([handler_of()], 3)
         for handler in [handler_of(), handler_of(), handler_of(None)] * 2:

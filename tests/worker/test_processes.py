@@ -496,6 +496,19 @@ class TestStopping:
         assert how == "its process was interrupted"
         assert (tmp_path / "flag.True").exists()
 
+    async def test_a_stop_reaches_the_handler_without_its_supervisor(self, tmp_path: Path) -> None:
+        def handle(job: Job, flag: str) -> None:
+            os.kill(os.getppid(), signal.SIGSTOP)
+            Path(flag).touch()
+            try:
+                time.sleep(60)
+            finally:
+                Path(f"{flag}.{job.cancelled}").touch()
+
+        result, how = await stopped_once_inside(handle, tmp_path / "flag", grace=30)
+        assert (result.ended, how) == (Ended.STOPPED, "its process was interrupted")
+        assert (tmp_path / "flag.True").exists()
+
     async def test_one_that_sees_it_and_returns_has_returned(self, tmp_path: Path) -> None:
         def handle(job: Job, flag: str) -> str:
             Path(flag).touch()

@@ -98,12 +98,14 @@ class Spares:
     A process whose task has ended is kept for the next task. There are thus as many idle processes as tasks ran at the
     same time lately, but with the running ones never more than the workers' concurrency. Of two idle processes, the one
     that was used last is used first. A process that has been idle for `IDLE_SECONDS` is stopped, unless it is one of
-    the few that are kept for the first task.
+    the few fresh ones that are kept for the first task.
     """
 
     def __init__(self) -> None:
         self._idle: list[TaskProcess] = []
         """The idle processes. The one that has been idle longest is the first."""
+        self._leaving: set[asyncio.Future[None]] = set()
+        """The ends of processes that are being stopped."""
         self._running = 0
         self._wanted = self._most = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -164,11 +166,10 @@ class Spares:
             log.warning("the worker cannot start an idle process for later tasks: %s", error)
 
     async def shrink(self) -> None:
-        """Stop surplus idle processes, and wait until they have exited."""
-        surplus = self._idle[: max(0, len(self._idle) - self._wanted)]
-        self._stop(surplus)
-        if surplus:
-            await asyncio.wait([process.ended for process in surplus], timeout=_CLOSE_TIMEOUT_SECONDS)
+        """Stop surplus idle processes, and wait until all stopped processes have exited."""
+        self._stop(self._idle[: max(0, len(self._idle) - self._wanted)])
+        if self._leaving:
+            await asyncio.wait(self._leaving, timeout=_CLOSE_TIMEOUT_SECONDS)
 
     def _has_room(self) -> bool:
         """Return whether a process that is ending may be replaced by an idle one."""
@@ -177,21 +178,26 @@ class Spares:
     def _stop(self, processes: list[TaskProcess]) -> None:
         self._idle = [process for process in self._idle if process not in processes]
         for process in processes:
+            self._leaving.add(process.ended)
+            process.ended.add_done_callback(self._leaving.discard)
             process.retire()
 
     def _stop_idle(self) -> None:
-        """Stop the processes that have been idle for too long."""
-        self._idle = self.idle
+        """Stop the processes that have been idle for too long, except as many fresh ones as are wanted."""
+        self._timer, self._idle = None, self.idle
         since = time.monotonic() - IDLE_SECONDS
         old = [process for process in self._idle if process.idle_since <= since]
-        self._stop(old[: max(0, len(self._idle) - self._wanted)])
-        self._timer = None
+        used = [process for process in old if process.handler is not None]
+        fresh = [process for process in old if process.handler is None]
+        self._stop([*used, *fresh[: max(0, len(self._idle) - len(used) - self._wanted)]])
+        self.fill()
         self._watch()
 
     def _watch(self) -> None:
-        """Stop idle processes later, as soon as the first one has been idle for too long."""
-        if self._timer is None and len(self._idle) > self._wanted:
-            due = min(process.idle_since for process in self._idle) + IDLE_SECONDS - time.monotonic()
+        """Call `_stop_idle` as soon as the first process has been idle for too long."""
+        leaving = [process for process in self._idle if process.handler or len(self._idle) > self._wanted]
+        if self._timer is None and leaving:
+            due = min(process.idle_since for process in leaving) + IDLE_SECONDS - time.monotonic()
             self._timer = asyncio.get_running_loop().call_later(max(due, _LEAST_PAUSE_SECONDS), self._stop_idle)
 
 
