@@ -6,9 +6,11 @@ Each task of a named group has the name, its position and the label of its row, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import numbers
+import re
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -16,19 +18,28 @@ from msgspec import UNSET
 from nqnb import payload
 from nqnb.error_text import exact_text, kind_of, shown
 from nqnb.errors import BadInput
-from nqnb.inputs import Moment
-from nqnb.jetstream.backend import Backend
+from nqnb.inputs import Moment, check_callable, check_choice
 from nqnb.protocol import names
+from nqnb.protocol.keyed import Keyed, submit_keyed
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
 from nqnb.protocol.wire import LONGEST_NAME, Meta, TaskMessage
 
+if TYPE_CHECKING:
+    from nqnb.jetstream.backend import Backend
+
+IfExists = Literal["attach", "replace", "error"]
+"""What a submit does if a task with the key exists."""
+UNPAIRED = re.compile("[\ud800-\udfff]")
+"""The surrogates, which UTF-8 cannot encode."""
+
 
 class Item(NamedTuple):
-    """A payload, its position, and the label of its row in the index of a DataFrame."""
+    """A payload, its position, the label of its row in the index of a DataFrame, and its key or an empty string."""
 
     position: int
     payload: Any
     label: Any = None
+    key: str = ""
 
 
 class Batch:
@@ -37,7 +48,10 @@ class Batch:
     Args:
         queue: the queue.
         payloads: the payloads, or a DataFrame.
+        id: the id of the only task, or None.
         group: the name of the group of tasks, or None.
+        key: a function that returns the key of a payload, or None.
+        if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
         retry, timeout, deadline, process_at: the options of `nqnb.Client.submit`.
 
     Attributes:
@@ -54,7 +68,10 @@ class Batch:
         queue: str,
         payloads: Any,
         *,
+        id: str | None = None,
         group: str | None = None,
+        key: Callable[[Any], object] | None = None,
+        if_exists: str = "attach",
         retry: int = 0,
         timeout: Timeout = None,
         deadline: Moment = None,
@@ -67,7 +84,12 @@ class Batch:
             "process_at": process_at,
         }
         self._counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
-        self._template = make_message(queue, b"", **self._options)
+        self._template = make_message(queue, b"", id=id, **self._options)
+        self._id = None if id is None else self._template.ID
+        self._key = check_callable("key", key, "a function of the payload", 1)
+        self._if_exists = check_choice("if_exists", if_exists, ("attach", "replace", "error"))
+        if key is not None and id is not None:
+            raise BadInput(f"id={shown(id)} is invalid: a task with a key gets its id from the key. Omit one of them.")
         self._group = None if group is None else check_group(group)
         self.queue = self._template.Queue
         self.payloads = Payloads(payloads)
@@ -82,10 +104,18 @@ class Batch:
     def __iter__(self) -> Iterator[Item]:
         """Draw the payloads. If the iterable raises an error, the iteration ends; ``payloads.error`` is the error."""
         labels = itertools.repeat(None) if self.index is None else self.index
-        return (Item(position, *pair) for position, pair in enumerate(zip(self.payloads, labels, strict=False)))
+        drawn = (Item(position, *pair) for position, pair in enumerate(zip(self.payloads, labels, strict=False)))
+        return drawn if self._key is None else self._with_keys(drawn)
 
-    async def submit(self, backend: Backend, client: str, item: Item) -> str:
-        """Submit a payload, and return the id of the task. See `nqnb.Client.submit` for the errors.
+    def only(self) -> Item:
+        """Return the only payload, or raise the error of its key."""
+        item = next(iter(self), None)
+        if item is None:
+            raise self.payloads.error or BadInput("payloads is invalid: it is empty. Pass one payload.")
+        return item
+
+    async def submit(self, backend: Backend, client: str, item: Item) -> Keyed:
+        """Submit a payload, and return its task. See `nqnb.Client.submit` for the errors.
 
         Args:
             backend: the backend to use.
@@ -93,29 +123,64 @@ class Batch:
             item: the payload.
         """
         message = await self._message(backend, item)
-        if self._group is not None:
+        if self._group is not None or item.key:
             message = msgspec.structs.replace(message, Meta=self._meta(item))
-        await submit(backend, message, client, chosen=False)
-        return message.ID
+        if item.key:
+            return await submit_keyed(backend, message, client, item.key, self._if_exists)
+        await submit(backend, message, client, chosen=self._id is not None)
+        return Keyed(message.ID, attached=False)
+
+    def _with_keys(self, items: Iterator[Item]) -> Iterator[Item]:
+        seen: set[str] = set()
+        try:
+            for item in items:
+                key = check_key(self._key(item.payload))
+                if key in seen:
+                    raise BadInput(
+                        f"key={shown(key)} is invalid: two payloads have this key. Use a key for each payload."
+                    )
+                if self._if_exists != "attach":
+                    seen.add(key)
+                yield item._replace(key=key)
+        except Exception as error:  # noqa: BLE001  the caller's function may raise anything
+            self.payloads.error = error
 
     async def _message(self, backend: Backend, item: Item) -> TaskMessage:
         if self._counted:
             # A timedelta is relative to the time at which the task is submitted.
             await backend.read_now()
-            return make_message(self.queue, item.payload, **self._options, now=backend.latest_now())
+            return make_message(self.queue, item.payload, id=self._id, **self._options, now=backend.latest_now())
         # The options have already been checked, so each task only needs its payload.
         value = payload.encode(item.payload)
-        return msgspec.structs.replace(self._template, ID=names.new_task_id(), Payload=value)
+        return msgspec.structs.replace(self._template, ID=self._id or names.new_task_id(), Payload=value)
 
     def _meta(self, item: Item) -> Meta:
         label = encode_label(item.label) if self.index is not None else b""
         same = label in (b"", msgspec.json.encode(item.position))
-        return Meta(group=self._group or "", position=item.position, label=UNSET if same else msgspec.Raw(label))
+        return Meta(
+            key=item.key[:LONGEST_NAME],
+            group=self._group or "",
+            position=item.position,
+            label=UNSET if same else msgspec.Raw(label),
+        )
 
 
 def encode_label(label: Any) -> bytes:
     """Return a label of a DataFrame's index as JSON. A label of several levels becomes a list."""
     return payload.encode_json(label, "the label of the row")
+
+
+def check_key(key: object) -> str:
+    """Return a key as a string, or raise `BadInput` if it is neither a whole number nor a string that is not empty."""
+    text = exact_text(key) if isinstance(key, str) else None
+    if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+        text = str(int(key))
+    if not text or UNPAIRED.search(text):
+        raise BadInput(
+            f"key={shown(key)} is invalid: expected a string that is not empty, or a whole number, got {kind_of(key)}. "
+            "Pass a key such as '2026-11/sweep/7'."
+        )
+    return text
 
 
 def check_group(name: object) -> str:

@@ -6,12 +6,11 @@ import contextlib
 import getpass
 import socket
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Sequence
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from nqnb.batch import Batch, Item
+from nqnb.batch import Batch, IfExists, Item
 from nqnb.error_text import kind_of
 from nqnb.errors import BadInput, ConnectionFailed, NotSubmitted, NqnbError, WaitTimeout
 from nqnb.failures import FailureGroup, group_failures
@@ -34,7 +33,7 @@ from nqnb.protocol.purge import purge_queue
 from nqnb.protocol.requeue import Requeues, requeue
 from nqnb.protocol.serving import Serving
 from nqnb.protocol.status import Waiting
-from nqnb.protocol.submit import Timeout, make_message, submit
+from nqnb.protocol.submit import Timeout
 from nqnb.protocol.wire import Status, TaskMessage
 from nqnb.records import CancelReceipt, PruneReceipt, PurgeReceipt, QueueInfo, TaskBatch, TaskInfo, WorkerInfo
 from nqnb.settings import Settings
@@ -140,6 +139,8 @@ class Client:
         payload: Any = None,
         *,
         id: str | None = None,
+        key: str | int | None = None,
+        if_exists: IfExists = "attach",
         retry: int = 0,
         timeout: Timeout = None,
         deadline: Moment = None,
@@ -154,6 +155,11 @@ class Client:
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON (see `nqnb.payload`).
             id: the task id, 1 to 200 characters long: letters (A-Z and a-z), digits, ``-``, ``/``, ``_``, ``=`` and
                 ``.``. By default, a new id is generated.
+            key: a name for the task, such as ``"2026-11/sweep/7"``: a string or a whole number. At most one task of the
+                queue has the key at a time, even if several clients submit the key at once.
+            if_exists: what to do if a task with the key exists, in whatever state. ``"attach"`` returns that task and
+                submits nothing. ``"replace"`` cancels it, waits up to 10 seconds for its code to stop, and submits a
+                new task. ``"error"`` raises `TaskExists`.
             retry: how many times to retry the task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds, because NQ stores whole seconds.
@@ -165,19 +171,32 @@ class Client:
         Raises:
             BadInput: an argument is invalid (also `InvalidQueueName`, `InvalidTaskId`, `UnencodableValue`,
                 `PayloadTooLarge`); nothing was sent.
-            TaskExists: another task already has this id.
+            TaskExists: another task already has this id or key.
             Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
-        counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
-        if counted:
-            await self.backend.read_now()
-        now = self.backend.latest_now() if counted else None
-        message = make_message(
-            queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at, now=now
+        batch = Batch(
+            queue,
+            (payload,),
+            id=id,
+            key=None if key is None else lambda _: key,
+            if_exists=if_exists,
+            retry=retry,
+            timeout=timeout,
+            deadline=deadline,
+            process_at=process_at,
         )
-        await submit(self.backend, message, self.name, chosen=id is not None)
-        self.serving.look_soon(message.Queue)
-        return Task(self, message.ID, message.Queue)
+        return await self.submit_item(batch, batch.only())
+
+    async def submit_item(self, batch: Batch, item: Item) -> Task:
+        """Submit one payload of a batch. This is the part that `submit`, `submit_many` and a session share.
+
+        Args:
+            batch: the batch.
+            item: the payload.
+        """
+        made = await batch.submit(self.backend, self.name, item)
+        self.serving.look_soon(batch.queue)
+        return Task(self, made.task_id, batch.queue, attached=made.attached)
 
     async def submit_many(
         self,
@@ -189,6 +208,8 @@ class Client:
         deadline: Moment = None,
         process_at: Moment = None,
         group: str | None = None,
+        key: Callable[[Any], str | int] | None = None,
+        if_exists: IfExists = "attach",
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> list[Any]:
@@ -205,6 +226,9 @@ class Client:
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             group: the name of the tasks' group, such as ``"sweep-7"``. It is stored with each task (`TaskInfo.group`).
+            key: a function that returns the key of a payload, a string or a whole number. At most one task of the queue
+                has a key at a time. So a repeated call does not submit a payload twice.
+            if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
                 are in flight at once, and some may overtake others.
@@ -222,13 +246,19 @@ class Client:
         check_choice("errors", errors, ("raise", "return"))
         ordered = check_flag("ordered", ordered)
         batch = Batch(
-            queue, payloads, group=group, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+            queue,
+            payloads,
+            group=group,
+            key=key,
+            if_exists=if_exists,
+            retry=retry,
+            timeout=timeout,
+            deadline=deadline,
+            process_at=process_at,
         )
 
         async def submit_one(item: Item) -> Task:
-            task_id = await batch.submit(self.backend, self.name, item)
-            self.serving.look_soon(batch.queue)
-            return Task(self, task_id, batch.queue)
+            return await self.submit_item(batch, item)
 
         made: list[Any] = await outcomes_of(batch, submit_one, 1 if ordered else IN_FLIGHT)
         if batch.payloads.error is not None:
@@ -558,11 +588,13 @@ class Task:
         client: the client to use.
         id: the id of the task.
         queue: the queue of the task, if it is known.
+        attached: whether the task already existed when it was submitted under its key.
     """
 
-    def __init__(self, client: Client, id: str, queue: str = "") -> None:
+    def __init__(self, client: Client, id: str, queue: str = "", *, attached: bool = False) -> None:
         self.id = id
         self.queue = queue
+        self.attached = attached
         self._client = client
 
     def __repr__(self) -> str:

@@ -40,7 +40,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
     ``now``), ``max_retry``, ``submitted_at``, ``started_at``, ``completed_at``, ``due_at`` (when a scheduled task or a
     retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``log``
     (the last line), ``result_key`` (the key of a large result that is stored separately), ``cancel_requested_at``,
-    ``origin``, ``requeued_as``, ``revision``.
+    ``key``, ``group``, ``origin``, ``requeued_as``, ``revision``.
 
     The display shows the columns up to ``run_time``, without the empty ones, and names the others.
 
@@ -87,6 +87,8 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
             "log": _texts(task.log[-1] if task.log else "" for task in tasks),
             "result_key": _texts(task.result_key for task in tasks),
             "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),
+            "key": _texts(task.key for task in tasks),
+            "group": _texts(task.group for task in tasks),
             "origin": _texts(task.origin for task in tasks),
             "requeued_as": _texts(task.requeued_as for task in tasks),
             "revision": _counts(task.revision for task in tasks),

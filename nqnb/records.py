@@ -114,6 +114,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """Whether nqnb wrote this entry. If not, Go NQ wrote it."""
     origin: str = ""
     """The id of the original task, if this task is a requeue of another task."""
+    key: str = ""
+    """The start of the key under which the task was submitted, or an empty string."""
     group: str = ""
     """The name of the task's group, or an empty string."""
     position: int = 0
@@ -191,6 +193,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             revision=revision,
             marked=message.marked,
             origin=meta.origin,
+            key=meta.key,
             group=meta.group,
             position=meta.position,
             label=b"" if isinstance(meta.label, UnsetType) else bytes(meta.label),

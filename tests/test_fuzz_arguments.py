@@ -47,7 +47,7 @@ NO_SURFACE = {
 INSIDE = {
     *("Session.call", "Session.call_within", "Session.wait_for_tasks", "Session.interrupt", "Session.abandon"),
     *("Session.say", "Session.close", "Local.close", "Local.serve"),
-    *("Worker.info", "Worker.swap"),
+    *("Worker.info", "Worker.swap", "Client.submit_item"),
 }
 """Methods that only nqnb's own parts call."""
 
@@ -67,6 +67,8 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "errors": ("return",),
     "name": ("sweep-7",),
     "group": ("sweep-7",),
+    "key": ("sweep/7", lambda payload: "sweep/7"),
+    "if_exists": ("attach", "replace", "error"),
     "process_at": (timedelta(hours=1),),
 }
 """What is right for the arguments of these names: behind the first check there are others."""

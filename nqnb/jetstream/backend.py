@@ -187,6 +187,18 @@ class Backend:
         info: dict[str, Any] = await self.connection.api("INFO")
         return info
 
+    async def last_number(self, stem: str) -> int:
+        """Return the highest number of a stored task whose id is ``<stem>.<number>``, or 0 if no such task is stored.
+
+        A custom store cannot search its keys, so all its entries are read.
+        """
+        if self.states is self._bucket:
+            keys = await self._bucket.keys_below(stem)
+        else:
+            keys = [entry.key async for entry in self.states.entries()]
+        numbers = (key.removeprefix(f"{stem}.") for key in keys if key.startswith(f"{stem}."))
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
     async def count_states(self) -> int:
         """Return the number of entries in the state bucket.
 

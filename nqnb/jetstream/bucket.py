@@ -180,6 +180,14 @@ class KeyValueStore:
         """See `StateStore.entries`; for the errors see `nqnb.jetstream.bucket_reader.list_entries`."""
         return list_entries(self._connection, self._name)
 
+    async def keys_below(self, stem: str) -> list[str]:
+        """Return the keys that are the stem, a dot and one more token. Deleted keys may be among them."""
+        body = {"subjects_filter": f"{self._root}{stem}.*"}
+        info = await self._connection.find(f"STREAM.INFO.{self._stream}", body)
+        # A bucket that does not exist, for example because the server lost its store, has no keys.
+        found = info["state"].get("subjects") if info is not None else None
+        return [subject.removeprefix(self._root) for subject in found or ()]
+
     async def subscribe(self, key: str, wake: Callable[[], None]) -> Unsubscribe:
         """See `StateStore.subscribe`.
 

@@ -46,14 +46,15 @@ class Submission:
         self._submit = submit
         self._at_once = at_once
         self._outcomes: dict[int, SessionTask | NqnbError] = {}
-        self._refused = 0
+        self._refused = self._attached = 0
 
-    def run(self, payloads: Batch, show: Callable[[int, int], None]) -> list[Any]:
+    def run(self, payloads: Batch, show: Callable[[int, int, int], None]) -> list[Any]:
         """Submit all payloads, and wait until each of them is accepted or refused.
 
         Args:
             payloads: the payloads.
-            show: called after each batch with the numbers of payloads that have been accepted and refused so far.
+            show: called after each batch with the numbers of payloads that have been accepted and refused so far, and
+                of the accepted payloads whose key already had a task.
 
         Returns:
             The task or error for each payload, in the order of the payloads.
@@ -63,9 +64,9 @@ class Submission:
         """
         for batch in _batches(payloads):
             LOOP.call(outcomes_of(batch, self._submit_one, self._at_once))
-            show(len(self._outcomes) - self._refused, self._refused)
+            show(len(self._outcomes) - self._refused, self._refused, self._attached)
         if not self._outcomes:
-            show(0, 0)
+            show(0, 0, 0)
         made: list[Any] = [self._outcomes[position] for position in range(len(self._outcomes))]
         drawn = payloads.payloads
         if drawn.error is not None:
@@ -79,7 +80,8 @@ class Submission:
 
     async def _submit_one(self, item: Item) -> None:
         try:
-            self._outcomes[item.position] = await self._submit(item)
+            self._outcomes[item.position] = task = await self._submit(item)
+            self._attached += task.attached
         except NqnbError as error:
             self._outcomes[item.position] = error
             self._refused += 1

@@ -146,28 +146,30 @@ class SubmitProgress:
         self._total = total
         self._output = LiveOutput() if _kernel() is not None else None
         self._next_draw = 0.0
-        self._counts: tuple[int, int] | None = None
+        self._counts: tuple[int, int, int] | None = None
 
-    def show(self, accepted: int, refused: int) -> None:
-        """Show the numbers of submitted tasks and refused payloads, at most ten times a second."""
-        self._counts = accepted, refused
+    def show(self, accepted: int, refused: int, attached: int) -> None:
+        """Show the numbers of accepted and refused payloads, and of existing tasks, at most ten times a second."""
+        self._counts = accepted, refused, attached
         if time.monotonic() >= self._next_draw:
             self._next_draw = time.monotonic() + _REDRAW_SECONDS
-            self._draw(accepted, refused, finished=False)
+            self._draw(accepted, refused, attached, finished=False)
 
     def finish(self) -> None:
         """Show the final numbers. Call this method even after an error or an interrupt."""
         if self._counts is not None:
             self._draw(*self._counts, finished=True)
 
-    def _draw(self, accepted: int, refused: int, *, finished: bool) -> None:
+    def _draw(self, accepted: int, refused: int, attached: int, *, finished: bool) -> None:
         if self._output is None:
             return
         done = accepted + refused
-        whole = self._total is None or (finished and accepted == self._total)
+        whole = self._total is None or (finished and accepted - attached == self._total)
         of_total = "" if whole else f" of {self._total:,}"
-        noun = "task" if accepted == 1 and whole else "tasks"
-        text = f"{accepted:,}{of_total} {noun} submitted to {self._queue}"
+        fresh = accepted - attached
+        noun = "task" if fresh == 1 and whole else "tasks"
+        text = f"{fresh:,}{of_total} {noun} submitted to {self._queue}"
+        text += f"; {attached:,} had been submitted before" if attached else ""
         text += f"; {refused:,} not accepted" if refused else ""
         self._output.show(text, _with_bar(text, done, self._total, finished=finished))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from nqnb.batch import Batch, Item, check_group
+from nqnb.batch import Batch, IfExists, Item, check_group
 from nqnb.client import Client, Task, not_submitted
 from nqnb.commands.command_records import CommandProgress
 from nqnb.error_text import hint, shown
@@ -219,6 +219,8 @@ class Session:
         payload: Any = None,
         *,
         id: str | None = None,
+        key: str | int | None = None,
+        if_exists: IfExists = "attach",
         retry: int = 0,
         timeout: Timeout = None,
         deadline: Moment = None,
@@ -231,6 +233,11 @@ class Session:
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON.
             id: the task id, 1 to 200 characters long: letters (A-Z and a-z), digits, ``-``, ``/``, ``_``, ``=`` and
                 ``.``. By default, a new id is generated.
+            key: a name for the task, such as ``"2026-11/sweep/7"``: a string or a whole number. At most one task of the
+                queue has the key at a time, even if several clients submit the key at once.
+            if_exists: what to do if a task with the key exists, in whatever state. ``"attach"`` returns that task and
+                submits nothing. ``"replace"`` cancels it, waits up to 10 seconds for its code to stop, and submits a
+                new task. ``"error"`` raises `TaskExists`.
             retry: how many times to retry the task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
@@ -243,19 +250,27 @@ class Session:
 
         Raises:
             BadInput: an argument is invalid; nothing was sent.
-            TaskExists: another task already has this id.
+            TaskExists: another task already has this id or key.
             Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
         try:
             task = self.call(
                 self.client.submit(
-                    queue, payload, id=id, retry=retry, timeout=timeout, deadline=deadline, process_at=process_at
+                    queue,
+                    payload,
+                    id=id,
+                    key=key,
+                    if_exists=if_exists,
+                    retry=retry,
+                    timeout=timeout,
+                    deadline=deadline,
+                    process_at=process_at,
                 )
             )
         except KeyboardInterrupt:
             self.say(f"interrupted: the task may or may not have been submitted to queue {shown(queue)}")
             raise
-        return SessionTask(self, task.id, task.queue)
+        return SessionTask(self, task.id, task.queue, attached=task.attached)
 
     @overload
     def submit_many(
@@ -268,6 +283,8 @@ class Session:
         deadline: Moment = ...,
         process_at: Moment = ...,
         group: str | None = ...,
+        key: Callable[[Any], str | int] | None = ...,
+        if_exists: IfExists = ...,
         ordered: bool = ...,
         errors: Literal["raise"] = ...,
     ) -> TaskList: ...
@@ -282,6 +299,8 @@ class Session:
         deadline: Moment = ...,
         process_at: Moment = ...,
         group: str | None = ...,
+        key: Callable[[Any], str | int] | None = ...,
+        if_exists: IfExists = ...,
         ordered: bool = ...,
         errors: Literal["return"],
     ) -> TaskList | list[SessionTask | NqnbError]: ...
@@ -295,6 +314,8 @@ class Session:
         deadline: Moment = None,
         process_at: Moment = None,
         group: str | None = None,
+        key: Callable[[Any], str | int] | None = None,
+        if_exists: IfExists = "attach",
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
     ) -> TaskList | list[SessionTask | NqnbError]:
@@ -315,6 +336,9 @@ class Session:
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             group: the name of the tasks' group, such as ``"sweep-7"``. The method `group` finds the tasks again, also
                 after a restart of the kernel and in another notebook.
+            key: a function that returns the key of a payload, a string or a whole number. At most one task of the queue
+                has a key at a time. So a repeated call does not submit a payload twice.
+            if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
@@ -329,7 +353,8 @@ class Session:
                 contain the details.
             BadInput: an argument is invalid; nothing was sent.
         """
-        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at, "group": group}
+        options: dict[str, Any] = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
+        options.update(group=group, key=key, if_exists=if_exists)
         return self._submit_all(queue, payloads, errors, options, ordered=ordered)
 
     @overload
@@ -343,6 +368,8 @@ class Session:
         deadline: Moment = ...,
         process_at: Moment = ...,
         group: str | None = ...,
+        key: Callable[[Any], str | int] | None = ...,
+        if_exists: IfExists = ...,
         ordered: bool = ...,
         errors: Literal["raise"] = ...,
         cancel_on_interrupt: bool | None = ...,
@@ -358,6 +385,8 @@ class Session:
         deadline: Moment = ...,
         process_at: Moment = ...,
         group: str | None = ...,
+        key: Callable[[Any], str | int] | None = ...,
+        if_exists: IfExists = ...,
         ordered: bool = ...,
         errors: Literal["return"],
         cancel_on_interrupt: bool | None = ...,
@@ -372,6 +401,8 @@ class Session:
         deadline: Moment = None,
         process_at: Moment = None,
         group: str | None = None,
+        key: Callable[[Any], str | int] | None = None,
+        if_exists: IfExists = "attach",
         ordered: bool = False,
         errors: Literal["raise", "return"] = "raise",
         cancel_on_interrupt: bool | None = None,
@@ -392,6 +423,9 @@ class Session:
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
             group: the name of the tasks' group, such as ``"sweep-7"``. The method `group` finds the tasks again, also
                 after a restart of the kernel and in another notebook.
+            key: a function that returns the key of a payload, a string or a whole number. At most one task of the queue
+                has a key at a time. So a repeated call does not submit a payload twice.
+            if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
@@ -409,7 +443,8 @@ class Session:
             BadInput: an argument is invalid; nothing was sent.
         """
         progress = SubmitProgress(names.check_queue(queue), _count_of(payloads))
-        options = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at, "group": group}
+        options: dict[str, Any] = {"retry": retry, "timeout": timeout, "deadline": deadline, "process_at": process_at}
+        options.update(group=group, key=key, if_exists=if_exists)
         try:
             return self._submit_all(
                 queue, payloads, errors, options, progress.show, cancel_on_interrupt, ordered=ordered
@@ -999,7 +1034,7 @@ class Session:
         payloads: Iterable[Any],
         errors: str,
         options: dict[str, Any],
-        show: Callable[[int, int], None] = lambda accepted, refused: None,
+        show: Callable[[int, int, int], None] = lambda accepted, refused, attached: None,
         cancel: bool | None = None,
         *,
         ordered: bool = False,
@@ -1010,9 +1045,8 @@ class Session:
         batch = Batch(queue, payloads, **options)
 
         async def submit(item: Item) -> SessionTask:
-            task_id = await batch.submit(self.client.backend, self.client.name, item)
-            self.client.serving.look_soon(batch.queue)
-            return SessionTask(self, task_id, batch.queue, item.position)
+            task = await self.client.submit_item(batch, item)
+            return SessionTask(self, task.id, batch.queue, item.position, attached=task.attached)
 
         submission = Submission(submit, at_once)
         try:

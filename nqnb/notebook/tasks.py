@@ -86,15 +86,17 @@ class SessionTask:
         id: the id of the task.
         queue: the queue of the task, or an empty string if the queue is unknown.
         row: the position of the task's payload among the payloads of its call or group.
+        attached: whether the task already existed when it was submitted under its key.
     """
 
     # A list may have a million tasks.
-    __slots__ = ("__weakref__", "_session", "id", "queue", "row")
+    __slots__ = ("__weakref__", "_session", "attached", "id", "queue", "row")
 
-    def __init__(self, session: _TaskCalls, id: str, queue: str = "", row: int = -1) -> None:
+    def __init__(self, session: _TaskCalls, id: str, queue: str = "", row: int = -1, *, attached: bool = False) -> None:
         self.id = id
         self.queue = queue
         self.row = row
+        self.attached = attached
         self._session = session
 
     def __repr__(self) -> str:

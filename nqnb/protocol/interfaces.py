@@ -264,6 +264,14 @@ class TaskBackend(Protocol):
         ...
 
 
+class KeyedBackend(TaskBackend, Protocol):
+    """The backend for submits under a key."""
+
+    async def last_number(self, stem: str) -> int:
+        """Return the highest number of a task whose id is ``<stem>.<number>``, or 0 if no such task is stored."""
+        ...
+
+
 class StatePage(Protocol):
     """A batch of changes to entries; see `nqnb.jetstream.bucket_reader`."""
 

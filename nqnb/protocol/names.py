@@ -7,6 +7,7 @@ NQ defines the stream ``<q>``, the subjects ``<q>.task`` and ``<q>.cancel``, the
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 import secrets
 import string
@@ -93,6 +94,12 @@ def new_task_id() -> str:
     """Generate a task id of 22 base-62 characters, like NQ's NUIDs, with 125 bits of randomness."""
     # Drawing each character separately would take a third of the time of a submit.
     return secrets.token_bytes(22).translate(_LETTER_OF_BYTE).decode()
+
+
+def keyed_task_id(queue: str, key: str) -> str:
+    """Return the start of the ids of the tasks that have a key in a queue. A dot and a number follow."""
+    digest = hashlib.blake2b(f"{queue}\0{key}".encode(), digest_size=22).digest()
+    return f"key-{digest.translate(_LETTER_OF_BYTE).decode()}"
 
 
 def task_stream(queue: str) -> str:

@@ -77,7 +77,9 @@ def make_message(
     return message
 
 
-async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, chosen: bool) -> None:
+async def submit(
+    backend: TaskBackend, message: TaskMessage, client: str, *, chosen: bool, adopt: bool = False
+) -> TaskMessage:
     """Submit a task. When this function returns, the server has stored the task's message and entry.
 
     Args:
@@ -85,6 +87,11 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
         message: the task.
         client: the name of the user who submits the task, for the entry.
         chosen: whether the caller chose the task's id. If so, `submit` checks that no other task has the same id.
+        adopt: whether a message with the same id that another client has just published is adopted. If so, the entry
+            is created for that message, because the other client may have died.
+
+    Returns:
+        ``message`` itself if it was published by this call, or the message that was adopted.
 
     Raises:
         TaskExists: another task has the same id.
@@ -93,7 +100,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     """
     # The message also contains the Meta, because a worker that is faster than us writes the entry from the message.
     meta = msgspec.structs.replace(message.meta, client=client, submitted_at=backend.now())
-    message = msgspec.structs.replace(message, Meta=meta)
+    given, message = message, msgspec.structs.replace(message, Meta=meta)
     data = message.encode()
     check_size(backend, message, data)
     await backend.ensure_queue(message.Queue)
@@ -102,8 +109,13 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     sequence, duplicate = await _publish(backend, message, data)
     # A message with this chosen id was published within the last few minutes. If it describes the same task, this
     # caller published it.
-    if chosen and duplicate and not await _was_submitted(backend, message, sequence):
-        raise _taken(message.ID)
+    if chosen and duplicate:
+        earlier = await _earlier(backend, message, sequence)
+        if earlier is None or not (adopt or lifecycle.is_same_task(earlier, message)):
+            raise _taken(message.ID)
+        if adopt and (earlier.meta.client, earlier.meta.submitted_at) != (client, meta.submitted_at):
+            given = message = earlier
+            data = message.encode()
     try:
         entry = msgspec.structs.replace(message, Sequence=sequence)
         step = await create_entry(backend, entry, entry_of(data, sequence))
@@ -116,6 +128,7 @@ async def submit(backend: TaskBackend, message: TaskMessage, client: str, *, cho
     if step is SubmitStep.TAKEN:
         await backend.delete_task_message(message.Queue, sequence)
         raise _taken(message.ID)
+    return given
 
 
 async def create_entry(backend: TaskBackend, message: TaskMessage, value: bytes | None = None) -> SubmitStep:
@@ -207,21 +220,21 @@ async def _free_id(backend: TaskBackend, task_id: str) -> None:
             await backend.insist(lambda: backend.intents.retire(task_id, intent.revision))
 
 
-async def _was_submitted(backend: TaskBackend, message: TaskMessage, sequence: int) -> bool:
-    """Return whether an earlier message with the same id describes the same task.
+async def _earlier(backend: TaskBackend, message: TaskMessage, sequence: int) -> TaskMessage | None:
+    """Return the task of an earlier message with the same id, or None if the task is gone or cannot be decoded.
 
-    If the message is gone, the entry is compared instead.
+    If the message is gone, the entry is read instead.
     """
     stored = await backend.read_task_message(message.Queue, sequence)
     if stored is None:
         # A worker ended the task before the answer to the publish arrived, or moved its message into a schedule, where
         # the message has a later sequence.
         there = (await read_entry(backend, message.ID)).task
-        return there is not None and there.Sequence >= sequence and lifecycle.is_same_task(there, message)
+        return there if there is not None and there.Sequence >= sequence else None
     try:
-        return lifecycle.is_same_task(TaskMessage.decode(stored), message)
+        return TaskMessage.decode(stored)
     except MalformedMessage:
-        return False
+        return None
 
 
 def check_size(backend: TaskBackend, message: TaskMessage, data: bytes) -> None:

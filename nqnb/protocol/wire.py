@@ -104,6 +104,8 @@ class Meta(Struct, omit_defaults=True, gc=False):
     cancel: CancelRecord | None = None
     origin: str = ""
     """The id of the original task, if this task is a requeued copy."""
+    key: str = ""
+    """The key under which the task was submitted, cut to `LONGEST_NAME` characters."""
     group: str = ""
     """The name of the group of tasks that were submitted together."""
     position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
@@ -189,6 +191,7 @@ class TaskMessage(Struct, gc=False):
                 worker=meta.worker[:LONGEST_NAME],
                 claim=meta.claim[:LONGEST_NAME],
                 origin=meta.origin[:LONGEST_NAME],
+                key=meta.key[:LONGEST_NAME],
                 group=meta.group[:LONGEST_NAME],
                 label=meta.label
                 if not isinstance(meta.label, UnsetType) and len(meta.label) <= LONGEST_NAME

@@ -48,6 +48,7 @@ def full_meta() -> Meta:
         result_key="a.7",
         cancel=CancelRecord("bob", 1795921529.0, 1795921529.5, 1795921530.0, "w-1", "stopped"),
         origin="first",
+        key="2026-11/sweep/7",
         group="sweep-7",
         position=3,
         label=msgspec.Raw(b'["a",7]'),

@@ -670,6 +670,20 @@ class TestInAKernel:
         assert "<progress" in cell.html[0]
         assert "<progress" not in cell.html[-1]
 
+    def test_a_cell_that_is_run_again_attaches_to_its_tasks_and_gets_the_same_results(self, cells: Kernel) -> None:
+        code = (
+            "tasks = nq.map('resize', [0, 0.1, 0.2], key=lambda s: f'sweep/{s}')\nprint(tasks.ids, tasks.results(20))"
+        )
+        first, again = cells.run(code), cells.run(code)
+        assert again.stdout == first.stdout
+        assert "3 tasks submitted to resize" in first.text
+        assert again.text.splitlines()[-1] == "0 of 3 tasks submitted to resize; 3 had been submitted before"
+        assert cells.run("print([task.attached for task in tasks])").stdout == "[True, True, True]\n"
+        one = "task = nq.submit('resize', 0.3, key='one'); print(task.id, task.result(20), task.attached)"
+        assert cells.run(one).stdout.replace("False", "True") == cells.run(one).stdout
+        replaced = cells.run(one.replace("key='one'", "key='one', if_exists='replace'")).stdout
+        assert replaced.endswith(" 0.3 False\n")
+
     def test_map_does_not_count_refused_payloads_as_submitted(self, cells: Kernel) -> None:
         cell = cells.end(cells.start("nq.map('resize', [0, float('nan'), 0])"))
         assert "1 of 3 tasks were not accepted" in cell.error

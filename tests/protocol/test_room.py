@@ -175,6 +175,7 @@ def test_a_lean_task_is_small_whatever_it_had() -> None:
             client=long,
             worker=long,
             origin=long,
+            key=long,
             group=long,
             label=msgspec.Raw(msgspec.json.encode(long)),
             result_key=long,
