@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
-from nqnb.concurrency import first_of, share
+from nqnb.concurrency import first_of, share, start_task
 
 pytestmark = pytest.mark.anyio
+
+
+async def test_a_task_makes_its_first_step_at_once_where_python_can() -> None:
+    steps: list[asyncio.Task[object] | None] = []
+
+    async def step() -> str:
+        steps.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        return "done"
+
+    task = start_task(step())
+    assert steps == ([task] if sys.version_info >= (3, 12) else [])
+    assert await task == "done"
+    assert steps == [task]
 
 
 @pytest.mark.parametrize("turns", range(6))

@@ -81,6 +81,7 @@ OUTSIDE = {
 PRIVATE_ACCESSES = {
     ("nqnb.jetstream.fast_client", "subscription._id"): "nats-py has no public way; a release without it is detected",
     ("nqnb.jetstream.fast_client", "subscription._stop_processing"): "nats-py has no public way",
+    ("nqnb.jetstream.fast_client", "subscription._pending_queue"): "nats-py has no public way",
     ("nqnb.notebook.comm_pump", "kernel._parent_ident"): "ipykernel has no public way",
     ("nqnb.notebook.comm_pump", "kernel._publish_status"): "ipykernel has no public way",
     ("nqnb.notebook.tracebacks", "error._render_traceback_"): "IPython calls this hook of an exception",

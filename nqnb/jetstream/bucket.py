@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 import nats.errors
+from nats.aio.subscription import Subscription
 
 from nqnb.concurrency import share
 from nqnb.decode import UNREADABLE
@@ -226,12 +228,7 @@ class KeyValueStore:
 
     async def _subscribe(self, key: str, on_message: Callable[[Message], None]) -> Unsubscribe:
         subscription = await self._connection.subscribe(self._root + key, on_message)
-
-        async def unsubscribe() -> None:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
-
-        return unsubscribe
+        return functools.partial(_unsubscribe, subscription)
 
     def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> Awaitable[int]:
         """Write a value if the key still has this revision. Revision 0 means that the key has never been written."""
@@ -375,6 +372,11 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
         log.info("entries of %s do not expire, because updating the stream failed: %s", config["name"], error)
         return False
     return True
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    with contextlib.suppress(nats.errors.Error):
+        await subscription.unsubscribe()
 
 
 async def _conflict(key: str) -> int:

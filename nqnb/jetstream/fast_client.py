@@ -88,6 +88,16 @@ Dispatch = Callable[[int, bytes, bytes, bytes, "bytes | None"], bool]
 """The type of `FastClient.dispatch`."""
 
 
+class _Unused:
+    """The parts of nats-py's subscriptions that `FastClient.listen` does not use. All subscriptions share them."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Msg] = asyncio.Queue()
+        self.future: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        # nats-py ignores the messages of a subscription whose future was cancelled.
+        self.future.cancel()
+
+
 class FastClient(NatsClient):
     """nats-py's client with a fast path for publishing (`write`) and for callbacks (`listen`)."""
 
@@ -103,6 +113,7 @@ class FastClient(NatsClient):
             self._ps = SafeParser(self, self.dispatch)
         self._writing = False
         """Whether a write of the send buffer is scheduled."""
+        self._unused = _Unused()
 
     @property
     def clustered(self) -> bool:
@@ -153,13 +164,14 @@ class FastClient(NatsClient):
 
     def _append(self, subject: str, data: bytes, reply: str, block: bytes) -> None:
         size = len(block) + len(data)
+        # The parts are joined when the buffer is written.
         if block:
             head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode()
-            command = b"%s%s%s\r\n" % (head, block, data)
+            self._pending += (head, block, data, _LINE_END)
         else:
-            command = b"%s%s\r\n" % (f"PUB {subject} {reply} {size}\r\n".encode(), data)
-        self._pending.append(command)
-        self._pending_data_size += len(command)
+            head = f"PUB {subject} {reply} {size}\r\n".encode()
+            self._pending += (head, data, _LINE_END)
+        self._pending_data_size += len(head) + size + len(_LINE_END)
         if not self._writing:
             self._writing = True
             asyncio.get_running_loop().call_soon(self._write_pending)
@@ -191,11 +203,15 @@ class FastClient(NatsClient):
         number = self._sid + 1
         self._callbacks[number] = on_message
         try:
-            # With a callback, nats-py would start a task for each subscription. Nothing sets this future.
-            return await self.subscribe(subject, future=asyncio.get_running_loop().create_future())
+            # With a callback, nats-py would start a task for each subscription.
+            subscription = await self.subscribe(subject, future=self._unused.future)
         except BaseException:
             self._callbacks.pop(number, None)
             raise
+        if hasattr(subscription, "_pending_queue"):
+            # A queue needs several kilobytes, and a worker has a subscription for each task that runs for a while.
+            subscription._pending_queue = self._unused.queue
+        return subscription
 
     async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
         if not self.dispatch(sid, subject, reply, data, headers):
@@ -208,9 +224,13 @@ class FastClient(NatsClient):
         on_message = self._callbacks.get(sid)
         if on_message is None:
             return False
-        # A subject may contain any bytes.
-        name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
-        _call(on_message, Message(name, reply_to, data, headers))
+        try:
+            message = Message(subject.decode(), reply.decode(), data, headers)
+        except UnicodeDecodeError:
+            # A subject may contain any bytes.
+            name, reply_to = subject.decode("utf-8", "backslashreplace"), reply.decode("utf-8", "backslashreplace")
+            message = Message(name, reply_to, data, headers)
+        _call(on_message, message)
         return True
 
     async def drain_subscription(self, subscription: Subscription) -> None:
@@ -332,7 +352,8 @@ class SafeParser(Parser):
                 _, subject, sid, reply, headers, length = words
             else:
                 return at
-            if not (_is_count(sid) and _is_count(headers) and _is_count(length)):
+            counts = sid + headers + length
+            if not counts.isdigit() or len(counts) > 3 * _LONGEST_COUNT:
                 return at
             header_end, end = start + int(headers), start + int(length)
             if end + 2 > size or not dispatch(

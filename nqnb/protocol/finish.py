@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 from msgspec import UnsetType
@@ -37,8 +36,7 @@ _SHORT_TEXT_CHARACTERS = 100
 """The maximum number of characters of an error's type or message in a shortened entry."""
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(msgspec.Struct):
     """Data about a finished run, for the task's entry."""
 
     ended: Ended

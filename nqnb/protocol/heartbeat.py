@@ -139,6 +139,8 @@ async def check_progress(backend: TaskBackend, worker: str, attempt: Attempt) ->
 class EntryWatch:
     """A watch on the entry of a running task. It detects changes by other programs sooner than a heartbeat does."""
 
+    __slots__ = ("_attempt", "_backend", "_closed", "_looking", "_loop", "_timer", "_unsubscribe", "_worker")
+
     def __init__(self, backend: TaskBackend, worker: str, attempt: Attempt) -> None:
         self._backend = backend
         self._worker = worker
@@ -178,7 +180,7 @@ class EntryWatch:
             self._timer = self._loop.call_later(_SETTLE_SECONDS, lambda: spawn(self._look()))
 
     async def _look(self) -> None:
-        self._looking = False
+        self._looking, self._timer = False, None
         if self._closed:
             return
         try:

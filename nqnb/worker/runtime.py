@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nqnb.clock import elapsed
-from nqnb.concurrency import first_of, spawn
+from nqnb.concurrency import first_of, spawn, start_task
 from nqnb.errors import BadInput, MalformedMessage, NqnbError
 from nqnb.jetstream.backend import Backend
 from nqnb.jetstream.delivery import Delivery
@@ -244,7 +244,7 @@ class Runtime:
             self.runs[message.ID] = run
             self._running[queue] += 1
             self._empty.clear()
-            run.life = asyncio.get_running_loop().create_task(self._live(run))
+            run.life = start_task(self._live(run))
 
     def _redelivered(self, run: Run, delivery: Delivery) -> None:
         """Handle a redelivery of a running task. Unless the run is ending, it continues with the new delivery."""

@@ -440,3 +440,25 @@ async def test_a_stop_after_the_end_pushes_nobody() -> None:
     gc.collect()
     # A timer that was still running would keep the executor alive.
     assert reference() is None
+
+
+async def test_the_error_of_a_coroutine_is_freed_without_a_garbage_collection() -> None:
+    class Trouble(Exception):
+        pass
+
+    async def fail(job: Job) -> None:
+        await asyncio.sleep(0)
+        raise Trouble
+
+    gc.collect()
+    gc.disable()
+    try:
+        run = executor(fail)
+        result = await ended(run)
+        assert isinstance(result.error, Trouble)
+        freed = weakref.ref(result.error)
+        del run, result
+        await asyncio.sleep(0)
+        assert freed() is None
+    finally:
+        gc.enable()

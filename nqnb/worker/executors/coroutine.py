@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from nqnb.concurrency import start_task
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.executors.executor import Executor, Result, StopLadder
 from nqnb.worker.handlers import Handler
@@ -20,7 +21,9 @@ class CoroutineExecutor(Executor):
 
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
-        self._task: asyncio.Task[Result] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        """The task that runs the handler, once the task has made its first step."""
+        self._ended: asyncio.Future[Result] | None = None
         self._ladder: StopLadder | None = None
 
     async def _run(self) -> Result:
@@ -28,17 +31,19 @@ class CoroutineExecutor(Executor):
             call = self._handler.call(self._job)
         except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
             return Result(Ended.FAILED, error=refused)
-        self._task = asyncio.get_running_loop().create_task(_await_handler(call))
-        await _end_of(self._task)
+        # The handler's task resolves a future, which takes one turn of the loop less than a callback of the task. If
+        # this coroutine is cancelled, the handler's task continues.
+        ended = self._ended = asyncio.Future()
+        start_task(self._await_handler(call))
+        result = await ended
         if self._ladder is not None:
             self._ladder.end()
-        # A task that was cancelled before its first step never entered the handler.
-        return Result(Ended.FAILED) if self._task.cancelled() else self._task.result()
+        return result
 
     def _begin_to_stop(self) -> None:
-        self._cancel()
         if self._task is not None and not self._task.done():
-            self._ladder = StopLadder(self._cancel, self._handler.grace)
+            self._task.cancel()
+            self._ladder = StopLadder(self._task.cancel, self._handler.grace)
             self._ladder.start()
 
     def runs_as(self, task: asyncio.Task[Any] | None) -> bool:
@@ -49,23 +54,23 @@ class CoroutineExecutor(Executor):
         if self._ladder is not None:
             self._ladder.hurry(within)
 
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    async def _await_handler(self, call: Callable[[], Any]) -> None:
+        """Await a coroutine handler, and report the outcome. Never raise, because `SystemExit` would stop the loop."""
+        if self._stopping:
+            self._settle(Result(Ended.STOPPED))
+            return
+        self._task = asyncio.current_task()
+        try:
+            value = call()
+            # A plain wrapper may return the coroutine of the wrapped function, and a coroutine may wrap a plain
+            # function.
+            self._settle(Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value))
+        except BaseException as error:  # noqa: BLE001  a handler may raise anything
+            self._settle(Result(Ended.FAILED, error=error))
 
-
-async def _end_of(task: asyncio.Task[Any]) -> None:
-    """Wait for a task to end, like `asyncio.wait` but faster. If the caller is cancelled, the task continues."""
-    ended = asyncio.get_running_loop().create_future()
-    task.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
-    await ended
-
-
-async def _await_handler(call: Callable[[], Any]) -> Result:
-    """Await a coroutine handler, and return the outcome. Never raise, because `SystemExit` would stop the loop."""
-    try:
-        value = call()
-        # A plain wrapper may return the coroutine of the wrapped function, and a coroutine may wrap a plain function.
-        return Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value)
-    except BaseException as error:  # noqa: BLE001  a handler may raise anything
-        return Result(Ended.FAILED, error=error)
+    def _settle(self, result: Result) -> None:
+        # The traceback of an error refers to this object, so this object must not refer to the error.
+        ended, self._ended = self._ended, None
+        # If the loop was closed while the handler was running, no coroutine waits for the result.
+        if ended is not None and not (ended.done() or ended.get_loop().is_closed()):
+            ended.set_result(result)

@@ -6,8 +6,9 @@ import abc
 import asyncio
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from nqnb.protocol.lifecycle import Ended
 from nqnb.worker.handlers import Handler
@@ -19,8 +20,7 @@ _SHORTEST_GRACE_SECONDS = 0.02
 """The minimum interval between two stop attempts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """The outcome of a run, including the handler's return value or exception."""
 
     ended: Ended
@@ -98,7 +98,7 @@ class StopLadder:
 
     __slots__ = ("_ended", "_grace", "_push", "_timer")
 
-    def __init__(self, push: Callable[[], None], grace: float) -> None:
+    def __init__(self, push: Callable[[], object], grace: float) -> None:
         self._push = push
         self._grace = grace
         self._timer: asyncio.TimerHandle | None = None
