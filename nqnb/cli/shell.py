@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, TextIO, TypeVar
 import click
 
 from nqnb.client import Client, connect
-from nqnb.commands.command import NeedsYes
+from nqnb.commands.command import NeedsYes, NewLoop
 from nqnb.commands.command_records import CommandProgress
 from nqnb.commands.worker_commands import UserCodeError
 from nqnb.errors import DevServerError, NoServer, NqnbError
@@ -47,17 +47,18 @@ class Shell:
         self.verbose = False
         self._waits_for = ""
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], new_loop: NewLoop | None = None) -> T:
         """See `nqnb.commands.command.Front.run`."""
         if sys.version_info < (3, 11):
             # In Python 3.10, asyncio raises KeyboardInterrupt at any point. anyio cancels the work, as 3.11 does.
             import anyio
 
             try:
-                return anyio.run(work)
+                return anyio.run(work, backend_options={"loop_factory": new_loop})
             except asyncio.CancelledError:
                 raise KeyboardInterrupt from None
-        return asyncio.run(work())
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(work())
 
     @contextlib.asynccontextmanager
     async def client(self, options: dict[str, Any]) -> AsyncIterator[Client]:

@@ -28,6 +28,10 @@ _UNSERVED_DELAY_SECONDS = 0.5
 """How long a command waits for a task before checking whether any worker is serving the task's queue."""
 
 
+NewLoop = Callable[[], asyncio.AbstractEventLoop]
+"""A function that creates an event loop."""
+
+
 class NeedsYes(NqnbError):
     """A command cannot ask for confirmation because there is no terminal."""
 
@@ -40,8 +44,12 @@ class Front(Protocol):
     verbose: bool
     """Whether to show which server was chosen and why."""
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run an async function to completion, and return its result."""
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], new_loop: NewLoop | None = None) -> T:
+        """Run an async function to completion, and return its result.
+
+        A front end that has an event loop of its own ignores ``new_loop``. Otherwise ``new_loop`` creates the event
+        loop; by default, asyncio's event loop is used.
+        """
         ...
 
     def client(self, options: dict[str, Any]) -> AbstractAsyncContextManager[Client]:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from nqnb.client import Client
-from nqnb.commands.command import Command, ask, front_of, options_of
+from nqnb.commands.command import Command, NewLoop, ask, front_of, options_of
 from nqnb.commands.command_records import Workers
 from nqnb.commands.param_types import AtLeast
 from nqnb.commands.worker_processes import ParentLink, WorkerProcesses
@@ -62,9 +62,18 @@ Examples:
 @click.argument("target", metavar="MODULE:WORKER")
 @click.option("--concurrency", type=AtLeast(1), metavar="N", help="Run at most N tasks at once  [set in MODULE]")
 @click.option("--processes", type=AtLeast(1), metavar="N", help="Run N processes, each with its own concurrency")
+@click.option(
+    "--loop",
+    type=click.Choice(("auto", "asyncio", "uvloop")),
+    default="auto",
+    show_default=True,
+    help="The event loop; auto uses uvloop if it is installed",
+)
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
-def worker(ctx: click.Context, target: str, concurrency: int | None, processes: int | None, member: bool) -> None:
+def worker(
+    ctx: click.Context, target: str, concurrency: int | None, processes: int | None, loop: str, member: bool
+) -> None:
     """Run a worker, which executes tasks from its queues until Ctrl-C.
 
     MODULE is the name of a Python module, which may be in the current folder. WORKER is the name of an nqnb.Worker in
@@ -83,16 +92,39 @@ def worker(ctx: click.Context, target: str, concurrency: int | None, processes: 
         options = {**options, **parent.options}
     found = _find_worker(target)
     if processes is not None:
-        ctx.exit(front.run(_processes(found, target, concurrency, front.json, options, processes).run))
+        ctx.exit(front.run(_processes(found, target, concurrency, front.json, options, processes, loop).run))
     found.settings = worker_settings(found.settings, options)
     if concurrency is not None:
         found.concurrency = concurrency
     found.dedicated = True
-    front.run(found.serve if parent is None else lambda: parent.serve(found))
+    front.run(found.serve if parent is None else lambda: parent.serve(found), new_loop_of(loop))
+
+
+def new_loop_of(choice: str) -> NewLoop | None:
+    """Return the function that creates the event loop of a worker, or None for asyncio's event loop.
+
+    Raises:
+        UsageError: uvloop was chosen, but cannot be imported.
+    """
+    if choice == "asyncio" or (choice == "auto" and sys.version_info >= (3, 14)):
+        # nqnb[fast] does not install uvloop on Python 3.14, so it is not tested there.
+        return None
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError as error:
+        if choice == "auto":
+            return None
+        raise click.UsageError(
+            f"--loop uvloop is not available: uvloop cannot be imported ({clause(error)}). "
+            "Install it with: pip install 'nqnb[fast]'"
+        ) from None
+    log.info("the worker uses the event loop of uvloop %s", uvloop.__version__)
+    new_loop: NewLoop = uvloop.new_event_loop
+    return new_loop
 
 
 def _processes(
-    found: Worker, target: str, concurrency: int | None, json: bool, options: dict[str, Any], count: int
+    found: Worker, target: str, concurrency: int | None, json: bool, options: dict[str, Any], count: int, loop: str
 ) -> WorkerProcesses:
     if sys.platform == "win32":
         raise click.UsageError(
@@ -102,6 +134,7 @@ def _processes(
         target,
         *(() if concurrency is None else ("--concurrency", f"{concurrency}")),
         *(["--json"] if json else []),
+        *("--loop", loop),
     ]
     return WorkerProcesses(arguments, options, count, found.shutdown_timeout)
 

@@ -15,7 +15,7 @@ from IPython.core.error import StdinNotImplementedError
 from nqnb.cli import usage
 from nqnb.cli.render import as_text
 from nqnb.client import Client, connect
-from nqnb.commands.command import NeedsYes
+from nqnb.commands.command import NeedsYes, NewLoop
 from nqnb.errors import BadInput, ConnectionFailed, DevServerError
 from nqnb.notebook import session_registry
 from nqnb.notebook.live_output import CommandOutput
@@ -61,7 +61,7 @@ class NotebookFront:
         self._progress: CommandOutput | None = None
         self._awaited_id = ""
 
-    def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    def run(self, work: Callable[[], Coroutine[Any, Any, T]], new_loop: NewLoop | None = None) -> T:
         """Run the coroutine of a command on nqnb's own loop. The notebook's stop button interrupts the coroutine."""
         with contextlib.ExitStack() as lines:
             line: WaitLine | None = None
