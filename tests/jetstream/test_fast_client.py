@@ -12,6 +12,8 @@ from helpers.waiting import until_async
 from nats.aio.client import Client as NatsClient
 
 import nqnb
+from nqnb import Status
+from nqnb.jetstream import fast_client
 from nqnb.jetstream.fast_client import FastClient, Message, SafeParser, header_block, read_headers
 
 pytestmark = pytest.mark.anyio
@@ -315,3 +317,40 @@ async def test_a_drained_subscription_is_forgotten_even_without_an_answer(
     assert not client._callbacks
     assert not client._subs
     await client.close()
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["quick", "public"])
+async def test_tasks_run_and_are_cancelled_on_either_path(
+    server: nqnb.DevServer, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    """As with a release of nats-py that lacks the private members: submits, runs, cancels, a watch, and a reconnect."""
+    if not fast:
+        monkeypatch.setattr(fast_client, "_PRIVATE", ("_a_member_that_is_missing",))
+        monkeypatch.setattr(fast_client, "is_safe_to_replace", lambda parser: False)
+    worker = nqnb.Worker(settings, concurrency=20)
+    running = asyncio.Event()
+
+    @worker.handler("double")
+    async def double(job: nqnb.Job, payload: int) -> int:
+        return 2 * payload
+
+    @worker.handler("wait")
+    async def wait(job: nqnb.Job) -> None:
+        running.set()
+        await asyncio.sleep(60)
+
+    async with nqnb.connect(settings) as nq, worker:
+        assert nq.backend.connection.client.fast is fast
+        tasks = await nq.submit_many("double", range(100))
+        assert [await task.result(20) for task in tasks] == list(range(0, 200, 2))
+        waiting = await nq.submit("wait")
+        await running.wait()
+        assert (await waiting.cancel(wait=10)).status is Status.CANCELLED
+        seen: set[str] = set()
+        async for batch in nq.watch():
+            seen |= {task.id for task in batch.tasks}
+            if batch.complete:
+                break
+        assert seen == {task.id for task in (*tasks, waiting)}
+        server.restart()
+        assert await (await nq.submit("double", 4)).result(30) == 8
