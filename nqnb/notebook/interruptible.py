@@ -14,7 +14,7 @@ from typing import Any
 
 from nqnb.batch import Batch, Item
 from nqnb.client import Client, not_submitted
-from nqnb.errors import NqnbError
+from nqnb.errors import NqnbError, Unconfirmed
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tasks import SessionTask
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
@@ -30,6 +30,10 @@ _STATUS_SECONDS = 0.15
 """The time limit, after an interrupt, for finding out which tasks are still running or pending."""
 _CANCEL_SECONDS = 0.25
 """How long an interrupted wait may block to cancel tasks. Slower cancels continue in the background."""
+_SETTLE_SECONDS = 2.0
+"""How long an interrupted submission waits for the answers to the submits in flight."""
+_MAX_LOOKS = 2000
+"""The maximum number of tasks whose states are read after an interrupt."""
 _NAMED_IDS = 3
 """The maximum number of ids in a message."""
 
@@ -45,8 +49,11 @@ class Submission:
     def __init__(self, submit: Callable[[Item], Awaitable[SessionTask]], at_once: int) -> None:
         self._submit = submit
         self._at_once = at_once
-        self._outcomes: dict[int, SessionTask | NqnbError] = {}
-        self._refused = self._attached = 0
+        self._outcomes: list[SessionTask | NqnbError | None] = []
+        self._accepted = self._refused = self._attached = 0
+        self._in_flight = 0
+        self._stopped = False
+        self._work: asyncio.Task[Any] | None = None
 
     def run(self, payloads: Batch, show: Callable[[int, int, int], None]) -> list[Any]:
         """Submit all payloads, and wait until each of them is accepted or refused.
@@ -63,11 +70,16 @@ class Submission:
             NotSubmitted: the iterable raised an error.
         """
         for batch in _batches(payloads):
-            LOOP.call(outcomes_of(batch, self._submit_one, self._at_once))
-            show(len(self._outcomes) - self._refused, self._refused, self._attached)
+            self._outcomes.extend([None] * len(batch))
+            try:
+                LOOP.call(self._submit_batch(batch))
+            except KeyboardInterrupt:
+                self._settle()
+                raise
+            show(self._accepted, self._refused, self._attached)
         if not self._outcomes:
             show(0, 0, 0)
-        made: list[Any] = [self._outcomes[position] for position in range(len(self._outcomes))]
+        made: list[Any] = self._outcomes
         drawn = payloads.payloads
         if drawn.error is not None:
             raise not_submitted([*made, drawn.refused(len(made))]) from drawn.error
@@ -75,16 +87,49 @@ class Submission:
 
     def accepted_ids(self) -> list[str]:
         """Return the ids of the tasks that have been accepted so far, in the order of the payloads."""
-        in_order = (self._outcomes[position] for position in sorted(self._outcomes))
-        return [outcome.id for outcome in in_order if isinstance(outcome, SessionTask)]
+        return [outcome.id for outcome in self._outcomes if isinstance(outcome, SessionTask)]
+
+    def after_interrupt(self, queue: str) -> str:
+        """Return the number of tasks that were submitted, as the start of a message."""
+        text = f"interrupted: {_tasks(self._accepted - self._attached)} {_were(self._accepted - self._attached)}"
+        text += f" submitted to {queue}"
+        text += f", {self._attached:,} had been submitted before" if self._attached else ""
+        unsure = self._in_flight + sum(isinstance(outcome, Unconfirmed) for outcome in self._outcomes)
+        return text + (f", and up to {unsure:,} more, which the server did not confirm" if unsure else "")
+
+    async def _submit_batch(self, batch: list[Item]) -> None:
+        """Submit a batch. If this is cancelled, no more payloads are submitted; `_settle` waits for those in flight."""
+        self._work = asyncio.ensure_future(outcomes_of(self._until_stopped(batch), self._submit_one, self._at_once))
+        try:
+            await asyncio.shield(self._work)
+        except asyncio.CancelledError:
+            self._stopped = True
+            raise
+
+    def _until_stopped(self, batch: list[Item]) -> Iterator[Item]:
+        return itertools.takewhile(lambda item: not self._stopped, batch)
+
+    def _settle(self) -> None:
+        """Wait until the server has answered the submits in flight, so that their number is exact."""
+        if self._work is not None and not self._work.done():
+            LOOP.begin(_give_up_after(self._work, _SETTLE_SECONDS)).wait(2 * _SETTLE_SECONDS)
 
     async def _submit_one(self, item: Item) -> None:
+        self._in_flight += 1
         try:
             self._outcomes[item.position] = task = await self._submit(item)
-            self._attached += task.attached
         except NqnbError as error:
             self._outcomes[item.position] = error
             self._refused += 1
+        else:
+            self._accepted += 1
+            self._attached += task.attached
+        self._in_flight -= 1
+
+
+async def _give_up_after(work: asyncio.Task[Any], seconds: float) -> None:
+    await asyncio.wait({work}, timeout=seconds)
+    work.cancel()
 
 
 def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tuple[str, list[str]]:
@@ -103,6 +148,8 @@ def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tupl
 
 def _look(client: Client, ids: Sequence[str]) -> tuple[str, list[str]]:
     states: dict[str, Status | NqnbError] = {}
+    if len(ids) > _MAX_LOOKS:
+        return "`nqnb.session().interrupted.cancel()` stops those that have not ended", list(ids)
 
     async def look() -> None:
         async def look_at(task_id: str) -> None:
@@ -165,6 +212,10 @@ def _tasks(count: int) -> str:
 
 def _are(count: int) -> str:
     return "is" if count == 1 else "are"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _batches(payloads: Iterable[Item]) -> Iterator[list[Item]]:
