@@ -22,7 +22,7 @@ from nqnb.inputs import Moment, check_callable, check_choice
 from nqnb.protocol import names
 from nqnb.protocol.keyed import Keyed, submit_keyed
 from nqnb.protocol.submit import Payloads, Timeout, make_message, submit
-from nqnb.protocol.wire import LONGEST_NAME, Meta, TaskMessage
+from nqnb.protocol.wire import LONGEST_NAME, Meta, Source, TaskMessage
 
 if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
@@ -52,6 +52,7 @@ class Batch:
         group: the name of the group of tasks, or None.
         key: a function that returns the key of a payload, or None.
         if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
+        source: the notebook and the cell that submit the tasks, or None.
         retry, timeout, deadline, process_at: the options of `nqnb.Client.submit`.
 
     Attributes:
@@ -72,6 +73,7 @@ class Batch:
         group: str | None = None,
         key: Callable[[Any], object] | None = None,
         if_exists: str = "attach",
+        source: Source | None = None,
         retry: int = 0,
         timeout: Timeout = None,
         deadline: Moment = None,
@@ -85,6 +87,7 @@ class Batch:
         }
         self._counted = isinstance(deadline, timedelta) or isinstance(process_at, timedelta)
         self._template = make_message(queue, b"", id=id, **self._options)
+        self._source = source
         self._id = None if id is None else self._template.ID
         self._key = check_callable("key", key, "a function of the payload", 1)
         self._if_exists = check_choice("if_exists", if_exists, ("attach", "replace", "error"))
@@ -123,7 +126,7 @@ class Batch:
             item: the payload.
         """
         message = await self._message(backend, item)
-        if self._group is not None or item.key:
+        if self._group is not None or item.key or self._source is not None:
             message = msgspec.structs.replace(message, Meta=self._meta(item))
         if item.key:
             return await submit_keyed(backend, message, client, item.key, self._if_exists)
@@ -155,14 +158,12 @@ class Batch:
         return msgspec.structs.replace(self._template, ID=self._id or names.new_task_id(), Payload=value)
 
     def _meta(self, item: Item) -> Meta:
-        label = encode_label(item.label) if self.index is not None else b""
-        same = label in (b"", msgspec.json.encode(item.position))
-        return Meta(
-            key=item.key[:LONGEST_NAME],
-            group=self._group or "",
-            position=item.position,
-            label=UNSET if same else msgspec.Raw(label),
-        )
+        meta = Meta(source=self._source, key=item.key[:LONGEST_NAME])
+        if self._group is not None:
+            label = encode_label(item.label) if self.index is not None else b""
+            meta.group, meta.position = self._group, item.position
+            meta.label = UNSET if label in (b"", msgspec.json.encode(item.position)) else msgspec.Raw(label)
+        return meta
 
 
 def encode_label(label: Any) -> bytes:

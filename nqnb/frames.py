@@ -40,7 +40,8 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
     ``now``), ``max_retry``, ``submitted_at``, ``started_at``, ``completed_at``, ``due_at`` (when a scheduled task or a
     retry is due), ``deadline``, ``timeout``, ``worker``, ``client``, ``progress`` (0 to 1), ``progress_text``, ``log``
     (the last line), ``result_key`` (the key of a large result that is stored separately), ``cancel_requested_at``,
-    ``key``, ``group``, ``origin``, ``requeued_as``, ``revision``.
+    ``source`` (notebook, execution count and first line of the cell), ``key``, ``group``, ``origin``, ``requeued_as``,
+    ``revision``.
 
     The display shows the columns up to ``run_time``, without the empty ones, and names the others.
 
@@ -87,6 +88,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
             "log": _texts(task.log[-1] if task.log else "" for task in tasks),
             "result_key": _texts(task.result_key for task in tasks),
             "cancel_requested_at": _times(task.cancel.requested_at if task.cancel else None for task in tasks),
+            "source": _texts(str(task.source or "") for task in tasks),
             "key": _texts(task.key for task in tasks),
             "group": _texts(task.group for task in tasks),
             "origin": _texts(task.origin for task in tasks),

@@ -13,7 +13,7 @@ from msgspec import Struct, UnsetType
 from nqnb.decode import LAST_MOMENT, Int64, Moment, decode
 from nqnb.error_text import quoted, readable
 from nqnb.errors import MalformedMessage
-from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage, parse_time
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Source, Status, TaskMessage, parse_time
 
 _ID_CHARACTERS = 200
 """The maximum number of characters of a task id in a repr."""
@@ -114,6 +114,8 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     """Whether nqnb wrote this entry. If not, Go NQ wrote it."""
     origin: str = ""
     """The id of the original task, if this task is a requeue of another task."""
+    source: Source | None = None
+    """The notebook and the cell that submitted the task, or None if it was not submitted in a notebook."""
     key: str = ""
     """The start of the key under which the task was submitted, or an empty string."""
     group: str = ""
@@ -193,6 +195,7 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
             revision=revision,
             marked=message.marked,
             origin=meta.origin,
+            source=meta.source,
             key=meta.key,
             group=meta.group,
             position=meta.position,

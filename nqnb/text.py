@@ -151,7 +151,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, Status):
         return value.label
     if isinstance(value, TaskInfo):
-        return {**_fields(value), **_json("payload", value.payload), **_json("result", value.result)}
+        encoded = {"payload": value.payload, "result": value.result, "label": value.label}
+        return _fields(value) | {key: each for name, data in encoded.items() for key, each in _json(name, data).items()}
     if isinstance(value, CancelReceipt):
         return {**_fields(value), "seconds": value.seconds}
     if isinstance(value, NqnbError):

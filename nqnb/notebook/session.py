@@ -17,8 +17,18 @@ from nqnb.client import Client, Task, not_submitted
 from nqnb.commands.command_records import CommandProgress
 from nqnb.error_text import hint, shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError
-from nqnb.inputs import Duration, Moment, check_choice, check_flag, check_optional_flag, check_past, check_seconds
+from nqnb.inputs import (
+    Duration,
+    Moment,
+    check_choice,
+    check_count,
+    check_flag,
+    check_optional_flag,
+    check_past,
+    check_seconds,
+)
 from nqnb.notebook import session_card
+from nqnb.notebook.cell_source import current_source, is_here
 from nqnb.notebook.interruptible import Submission, after_interrupt
 from nqnb.notebook.kernel_worker import KernelIsolation, Local
 from nqnb.notebook.live_output import SubmitProgress, cell_output
@@ -253,20 +263,20 @@ class Session:
             TaskExists: another task already has this id or key.
             Unconfirmed: the server's answers were lost; the task may or may not have been accepted.
         """
+        batch = Batch(
+            queue,
+            (payload,),
+            id=id,
+            key=None if key is None else lambda _: key,
+            if_exists=if_exists,
+            source=current_source(),
+            retry=retry,
+            timeout=timeout,
+            deadline=deadline,
+            process_at=process_at,
+        )
         try:
-            task = self.call(
-                self.client.submit(
-                    queue,
-                    payload,
-                    id=id,
-                    key=key,
-                    if_exists=if_exists,
-                    retry=retry,
-                    timeout=timeout,
-                    deadline=deadline,
-                    process_at=process_at,
-                )
-            )
+            task = self.call(self.client.submit_item(batch, batch.only()))
         except KeyboardInterrupt:
             self.say(f"interrupted: the task may or may not have been submitted to queue {shown(queue)}")
             raise
@@ -720,6 +730,8 @@ class Session:
         status: Status | str | int | Iterable[Status | str | int] | None = None,
         since: float | str | datetime | timedelta | None = None,
         *,
+        cell: int | str | None = None,
+        here: bool = False,
         flat: bool = False,
     ) -> pd.DataFrame:
         """Return the tasks in the state bucket as a DataFrame, with the least recently changed task first.
@@ -733,6 +745,10 @@ class Session:
                 label (``"failed"``) or its number in NQ. ``"scheduled"`` selects pending tasks that are not due yet.
             since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
                 time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
+            cell: return only tasks that a cell has submitted: the number in its brackets, as ``12`` for ``In [12]`` of
+                this notebook, or a part of its first line, in any notebook.
+            here: whether to return only tasks that this notebook has submitted. A notebook is known by its kernel and
+                by the name of its file.
             flat: whether the fields of payloads and results become columns, such as ``path`` and ``→ bytes``.
 
         Raises:
@@ -744,11 +760,37 @@ class Session:
         flat = check_flag("flat", flat)
 
         now = self.client.backend.now()
-        start = check_past("since", since, now)
+        start, chosen = check_past("since", since, now), self._submitted_by(cell, here)
         infos = self.call(self.client.tasks(queue, status))
         if start is not None:
             infos = [info for info in infos if info.submitted_at is not None and info.submitted_at.timestamp() >= start]
+        infos = list(filter(chosen, infos))
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc), flat=flat)
+
+    def here(self) -> TaskList:
+        """Return the tasks that this notebook has submitted, in the order of their submission.
+
+        A notebook is known by its kernel and by the name of its file, so that its tasks are found after a restart of
+        the kernel. Ended tasks are found until their states expire.
+        """
+        found = filter(self._submitted_by(None, here=True), self.call(self.client.tasks()))
+        by_time = sorted(found, key=lambda info: info.submitted_at.timestamp() if info.submitted_at else 0.0)
+        return TaskList(self, (SessionTask(self, info.id, info.queue) for info in by_time))
+
+    def _submitted_by(self, cell: object, here: object) -> Callable[[TaskInfo], bool]:
+        """Return the filter for the tasks that a cell, or this notebook, has submitted."""
+        here, me = check_flag("here", here), current_source()
+        number = None if cell is None or isinstance(cell, str) else check_count("cell", cell, 1, 2**31, "In [N]")
+
+        def chosen(info: TaskInfo) -> bool:
+            mine = is_here(info.source, me) or not (here or number is not None)
+            if not mine or cell is None:
+                return mine
+            if info.source is None:
+                return False
+            return info.source.cell == number if number is not None else f"{cell}" in info.source.line
+
+        return chosen
 
     def failures(self, queue: str | None = None) -> pd.DataFrame:
         """Return a DataFrame of the failed tasks, grouped by queue, type of the error, message pattern and line.
@@ -1042,7 +1084,7 @@ class Session:
         at_once = 1 if check_flag("ordered", ordered) else IN_FLIGHT
         check_choice("errors", errors, ("raise", "return"))
         cancel = check_optional_flag("cancel_on_interrupt", cancel)
-        batch = Batch(queue, payloads, **options)
+        batch = Batch(queue, payloads, source=current_source(), **options)
 
         async def submit(item: Item) -> SessionTask:
             task = await self.client.submit_item(batch, item)
@@ -1053,8 +1095,10 @@ class Session:
             made = submission.run(batch, show)
         except BaseException as error:
             self._interrupted_ids = submission.accepted_ids()
-            if isinstance(error, KeyboardInterrupt) and self._interrupted_ids:
-                self.interrupt(self._interrupted_ids, cancel)
+            if isinstance(error, KeyboardInterrupt):
+                self.say(submission.after_interrupt(batch.queue))
+                if self._interrupted_ids:
+                    self.interrupt(self._interrupted_ids, cancel)
             raise
         tasks = [outcome for outcome in made if isinstance(outcome, SessionTask)]
         if len(tasks) == len(made):

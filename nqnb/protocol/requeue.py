@@ -39,14 +39,17 @@ async def requeue(backend: TaskBackend, task_id: str, by: str) -> TaskMessage:
             task_id,
             task.Status,
         )
-    origin = task.meta.origin or task.ID
+    meta = task.meta
+    copied = Meta(
+        origin=meta.origin or task.ID, source=meta.source, group=meta.group, position=meta.position, label=meta.label
+    )
     message = TaskMessage(
         ID=names.new_task_id(),
         Queue=task.Queue,
         Payload=task.Payload,
         Timeout=task.Timeout,
         MaxRetry=task.MaxRetry,
-        Meta=Meta(origin=origin, group=task.meta.group, position=task.meta.position, label=task.meta.label),
+        Meta=copied,
     )
     await submit(backend, message, by, chosen=False)
     return message

@@ -77,6 +77,28 @@ class CancelRecord(Struct, omit_defaults=True, gc=False):
         return msgspec.structs.replace(self, by=by, worker=worker, how=how)
 
 
+class Source(Struct, omit_defaults=True, gc=False):
+    """The place in a notebook where a task was submitted.
+
+    ``notebook`` is the name of the file without its folder, ``cell`` is the execution count, and ``line`` is the start
+    of the first line of the cell, without the content of strings. ``kernel`` is the id of the kernel.
+    """
+
+    notebook: str = ""
+    cell: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    line: str = ""
+    kernel: str = ""
+
+    def __str__(self) -> str:
+        cell = f"[{self.cell}]" if self.cell else ""
+        return " ".join(part for part in (self.notebook, cell, self.line) if part)
+
+    def clipped(self) -> Source:
+        """Return a copy in which each string is truncated to 80 characters."""
+        notebook, line, kernel = (text[:80] for text in (self.notebook, self.line, self.kernel))
+        return Source(notebook, self.cell, line, kernel)
+
+
 class Meta(Struct, omit_defaults=True, gc=False):
     """The fields that nqnb adds to an NQ task. Times are in Unix seconds on the server's clock, or 0 if not set."""
 
@@ -104,6 +126,8 @@ class Meta(Struct, omit_defaults=True, gc=False):
     cancel: CancelRecord | None = None
     origin: str = ""
     """The id of the original task, if this task is a requeued copy."""
+    source: Source | None = None
+    """The notebook and the cell that submitted the task."""
     key: str = ""
     """The key under which the task was submitted, cut to `LONGEST_NAME` characters."""
     group: str = ""
@@ -191,6 +215,7 @@ class TaskMessage(Struct, gc=False):
                 worker=meta.worker[:LONGEST_NAME],
                 claim=meta.claim[:LONGEST_NAME],
                 origin=meta.origin[:LONGEST_NAME],
+                source=meta.source and meta.source.clipped(),
                 key=meta.key[:LONGEST_NAME],
                 group=meta.group[:LONGEST_NAME],
                 label=meta.label
@@ -346,7 +371,7 @@ def _has_wild_number(meta: Any) -> bool:
     """Return whether a number in ``Meta`` is out of range. Such a ``Meta`` is considered damaged, not foreign."""
     if not isinstance(meta, dict):
         return False
-    parts = [meta, *(part for name in ("cancel", "progress") if isinstance(part := meta.get(name), dict))]
+    parts = [meta, *(part for name in ("cancel", "progress", "source") if isinstance(part := meta.get(name), dict))]
     return any(
         isinstance(value, (int, float)) and not 0 <= value < LAST_MOMENT
         if name in _MOMENTS

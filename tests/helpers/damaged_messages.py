@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nqnb.protocol.wire import CancelMessage, CancelRecord, ErrorInfo, Meta, Progress, Status, TaskMessage
+from nqnb.protocol.wire import CancelMessage, CancelRecord, ErrorInfo, Meta, Progress, Source, Status, TaskMessage
 from nqnb.records import WorkerInfo
 
 DEEP = b"[" * 3000 + b"]" * 3000
@@ -48,6 +48,7 @@ def full_meta() -> Meta:
         result_key="a.7",
         cancel=CancelRecord("bob", 1795921529.0, 1795921529.5, 1795921530.0, "w-1", "stopped"),
         origin="first",
+        source=Source("sweep.ipynb", 7, "tasks = nq.map(df)", "f3a9"),
         key="2026-11/sweep/7",
         group="sweep-7",
         position=3,

@@ -643,7 +643,24 @@ class TestInAKernel:
         count, _, states = cells.run(code).stdout.partition(" ")
         assert count == "101"
         assert states == f"{{'deleted': {count}}}\n"
+        assert cell.stderr.startswith("interrupted: 101 tasks were submitted to other\n")
         assert (f"{count} tasks are cancelled" if cancels else f"{count} tasks are still pending") in cell.stderr
+
+    def test_an_interrupted_stream_of_payloads_says_how_many_were_submitted(self, cells: Kernel) -> None:
+        many = "drawn = 0\ndef many():\n    global drawn\n    for drawn in range(1_000_000):\n"
+        many += "        if drawn == 5000: print('waits', flush=True)\n        yield drawn\n"
+        submits = cells.start(f"{many}nq.map('stream', many())")
+        cells.until(submits, "waits")
+        cells.interrupt()
+        cell = cells.end(submits)
+        assert cell.error.startswith("KeyboardInterrupt")
+        found = re.match(r"interrupted: ([\d,]+) tasks were submitted to stream\n", cell.stderr)
+        assert found, cell.stderr
+        said = int(found[1].replace(",", ""))
+        left = cells.run("print(nq.queues().pending['stream'], len(nq.tasks('stream')), len(nq.interrupted), drawn)")
+        pending, states, listed, drawn = map(int, left.stdout.split())
+        assert pending == states == listed == said
+        assert 3000 < said <= drawn + 1 <= said + 1024 + 1
 
     @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
     def test_an_interrupt_does_not_reach_the_process_of_a_handler(self, cells: Kernel) -> None:
@@ -796,6 +813,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "fetch",
             "group",
             "handler",
+            "here",
         ),
         *("interrupted", "local", "log", "map", "open", "pause", "prune", "purge_queue", "queues", "requeue", "result"),
         *(

@@ -15,7 +15,7 @@ import nqnb
 from nqnb import Status
 from nqnb.protocol.names import CLIENT_HEADER
 from nqnb.protocol.submit import META_RESERVE, make_message
-from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, TaskMessage, as_go
+from nqnb.protocol.wire import CancelRecord, ErrorInfo, Meta, Progress, Source, TaskMessage, as_go
 from nqnb.worker.outcome import INLINE_RESULT
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +175,7 @@ def test_a_lean_task_is_small_whatever_it_had() -> None:
             client=long,
             worker=long,
             origin=long,
+            source=Source(long, 7, long, long),
             key=long,
             group=long,
             label=msgspec.Raw(msgspec.json.encode(long)),

@@ -1,0 +1,70 @@
+"""The notebook, the cell and the kernel that run the calling code, which are stored with the tasks that it submits.
+
+The content of strings and the arguments of magics are left out, because they may be secrets or paths.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+from pathlib import PurePath
+from typing import Any
+
+from nqnb.protocol.wire import Source
+from nqnb.text import line
+
+_LINE_CHARACTERS = 80
+"""The maximum number of characters of a cell's first line."""
+_STRING = re.compile(r"""('{3}|"{3}|'|")(?:\\.|(?!\1).)*(?:\1|$)""")
+_MAGIC = re.compile(r"%%?nq +[a-z]+|[%!]+\w*")
+
+
+def current_source() -> Source | None:
+    """Return the source of the calling code, or None if it does not run in a kernel.
+
+    The cell is known only on the main thread, because another thread may have been started by another cell.
+    """
+    ipython = sys.modules.get("IPython")
+    shell: Any = ipython.get_ipython() if ipython is not None else None
+    if getattr(shell, "kernel", None) is None:
+        return None
+    source = Source(notebook=_notebook(shell), kernel=_kernel_id(shell))
+    if threading.current_thread() is threading.main_thread():
+        source.cell = shell.execution_count
+        cells = shell.history_manager.input_hist_raw
+        source.line = first_line(cells[-1] if cells else "")
+    return source
+
+
+def first_line(code: str) -> str:
+    """Return the first line of a cell that is not a comment, shortened, without the content of strings.
+
+    Only the name of a magic is kept.
+    """
+    lines = (text.strip() for text in code.splitlines())
+    text = next((text for text in lines if text and not text.startswith("#")), "")
+    if magic := _MAGIC.match(text):
+        return f"{magic[0]} …"
+    text = _STRING.sub(lambda found: f"{found[1]}…{found[1]}", text)
+    return line(text.partition("#")[0], _LINE_CHARACTERS)
+
+
+def is_here(source: Source | None, here: Source | None) -> bool:
+    """Return whether a task was submitted in the same kernel or in a notebook with the same file name."""
+    if source is None or here is None:
+        return False
+    return source.kernel == here.kernel or (source.notebook == here.notebook != "")
+
+
+def _notebook(shell: Any) -> str:
+    # Jupyter Server and VS Code tell a kernel the path of its notebook.
+    path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
+    name = PurePath(path).name if isinstance(path, str) else ""
+    return name[:_LINE_CHARACTERS] if name.endswith(".ipynb") else ""
+
+
+def _kernel_id(shell: Any) -> str:
+    file = shell.kernel.config.get("IPKernelApp", {}).get("connection_file") or ""
+    return PurePath(str(file)).stem.removeprefix("kernel-")[:_LINE_CHARACTERS]
