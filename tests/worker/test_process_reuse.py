@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from helpers.task_processes import in_sessions, supervisors
-from helpers.waiting import until_async
+from helpers.waiting import until, until_async
 
 import nqnb
 from nqnb.errors import InvalidHandler
@@ -117,6 +117,12 @@ async def until_left(supervisor: int, count: int) -> None:
     await until_async(lambda: len(in_sessions(supervisor)) == count)
 
 
+def block_until_alone(supervisor: int) -> None:
+    """Block the loop until a supervisor has reported that its process has ended."""
+    until(lambda: in_sessions(supervisor) == [supervisor])
+    time.sleep(0.3)
+
+
 @pytest.mark.usefixtures("reserve")
 class TestWithoutReuse:
     async def test_each_task_has_its_own_process_but_all_may_have_one_supervisor(self) -> None:
@@ -125,6 +131,18 @@ class TestWithoutReuse:
         assert len({process for process, _, _ in ran}) == 4
         assert len({supervisor for _, supervisor, _ in ran}) == 1
         assert [calls for _, _, calls in ran] == [1] * 4, "global variables were shared"
+
+    async def test_a_stop_at_the_end_of_a_task_does_not_reach_the_next_process(self) -> None:
+        handler = handler_of(reuse=None)
+        _, supervisor, _ = await done_by(handler)
+        await until_left(supervisor, 2)
+        run = make_executor(handler, Job("a", "q", b'""', 1, 0, None, lambda: None))
+        running = asyncio.ensure_future(run.run())
+        await asyncio.sleep(0)
+        block_until_alone(supervisor)
+        run.stop()
+        assert (await asyncio.wait_for(running, 20)).ended is Ended.RETURNED
+        assert (await done_by(handler))[1] == supervisor
 
     async def test_a_supervisor_forks_no_process_after_a_crash(self) -> None:
         handler = handler_of(reuse=None)

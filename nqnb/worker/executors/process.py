@@ -90,8 +90,6 @@ class ProcessExecutor(Executor):
         finally:
             for timer in self._timers:
                 timer.cancel()
-            if not over.done():
-                process.kill()
             Spares.here().free(process)
         if self._raised is not None and self._is_judged():
             self._rebuilding = asyncio.ensure_future(rebuild(self._raised))

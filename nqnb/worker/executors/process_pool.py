@@ -140,12 +140,14 @@ class Spares:
         return process
 
     def free(self, process: TaskProcess) -> None:
-        """Keep a process of `take` for another task, if it can run one."""
+        """Keep a process of `take` for another task if it can run one. Otherwise, kill it, if it is still running."""
         self._running -= 1
         if process.is_ready:
             process.idle_since = time.monotonic()
             self._idle.append(process)
             self._watch()
+        else:
+            process.kill()
         self._stop(self._idle[: max(0, len(self._idle) + self._running - self._most)])
         asyncio.get_running_loop().call_soon(self.fill)
 
@@ -293,9 +295,11 @@ class TaskProcess:
         self._flush()
 
     def interrupt(self) -> None:
-        """Send SIGINT to the handler's process group."""
+        """Send SIGINT to the handler's process group, unless the task has ended."""
         if not self._over:
             self._read_report()
+        if self._task is None:
+            return
         if len(self._reported_numbers) == 1 and os.getpid() == self._worker_pid:
             # The way over the supervisor would take longer.
             self._signalled = True
