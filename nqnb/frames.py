@@ -304,6 +304,10 @@ _MAX_SECONDS = 86400 * 365 * 1000
 """The maximum duration in a frame: 1,000 years. It prevents an overflow of the column's dtype."""
 
 _MAX_COUNT = 2**63 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
+_NOT_A_TIME = -(2**63)
+"""The integer that stands for ``NaT`` in NumPy."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
@@ -338,7 +342,12 @@ def _texts(values: Iterable[str]) -> Any:
 
 
 def _counts(values: Iterable[int]) -> Any:
-    return pd.array([max(-_MAX_COUNT, min(value, _MAX_COUNT)) for value in values], dtype="Int64")
+    listed = list(values)
+    try:
+        column = np.array(listed, dtype="int64")
+    except OverflowError:
+        column = np.array([max(-_MAX_COUNT, min(value, _MAX_COUNT)) for value in listed], dtype="int64")
+    return pd.array(column, dtype="Int64")
 
 
 def _numbers(values: Iterable[float | None]) -> Any:
@@ -354,12 +363,17 @@ def _states(values: Iterable[Status | None]) -> Any:
 
 
 def _times(values: Iterable[datetime | None]) -> Any:
-    plain = [value and value.astimezone(timezone.utc).replace(tzinfo=None) for value in values]
-    return pd.Series(np.array(plain, dtype="datetime64[us]")).dt.tz_localize("UTC").array
+    column = _microseconds(None if value is None else value - _EPOCH for value in values)
+    return pd.Series(column.view("datetime64[us]")).dt.tz_localize("UTC").array
 
 
 def _spans(values: Iterable[timedelta | None]) -> Any:
-    return pd.Series(np.array(list(values), dtype="timedelta64[us]")).array
+    return pd.Series(_microseconds(values).view("timedelta64[us]")).array
+
+
+def _microseconds(values: Iterable[timedelta | None]) -> Any:
+    """Return durations as integers, which NumPy converts several times as fast as Python's objects."""
+    return np.array([_NOT_A_TIME if value is None else value // _MICROSECOND for value in values], dtype="int64")
 
 
 def _length(seconds: float) -> timedelta:
