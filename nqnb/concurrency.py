@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -63,6 +63,54 @@ async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]]
             await work(item)
 
     await asyncio.gather(*(work_through() for _ in range(min(limit, len(items)))))
+
+
+class Together(Generic[T]):
+    """Serves calls that are made at the same time together.
+
+    While one list of calls is being served, further calls are collected. They are served as soon as the first list has
+    been served.
+
+    Args:
+        work: serves a list of calls, and returns an error or None for each call.
+    """
+
+    def __init__(self, work: Callable[[list[T]], Awaitable[Sequence[Exception | None]]]) -> None:
+        self._work = work
+        self._calls: list[tuple[T, asyncio.Future[None]]] = []
+        self._serving = False
+
+    async def call(self, argument: T) -> None:
+        """Wait until the call with this argument has been served, and raise its error, if there is one."""
+        served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._calls.append((argument, served))
+        if not self._serving:
+            self._serving = True
+            spawn(self._serve())
+        await served
+
+    async def _serve(self) -> None:
+        try:
+            while self._calls:
+                calls, self._calls = self._calls, []
+                errors = await self._errors_of([argument for argument, _ in calls])
+                for (_, served), error in zip(calls, errors, strict=True):
+                    if served.done():  # the caller was cancelled
+                        continue
+                    if error is None:
+                        served.set_result(None)
+                    else:
+                        served.set_exception(error)
+        finally:
+            self._serving = False
+            for _, served in self._calls:
+                served.cancel()
+
+    async def _errors_of(self, arguments: list[T]) -> Sequence[Exception | None]:
+        try:
+            return await self._work(arguments)
+        except Exception as error:  # noqa: BLE001  each caller raises it
+            return [error] * len(arguments)
 
 
 async def first_of(*events: asyncio.Event, timeout: float | None = None) -> None:

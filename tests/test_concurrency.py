@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from nqnb.concurrency import first_of, share, start_task
+from nqnb.concurrency import Together, first_of, share, start_task
 
 pytestmark = pytest.mark.anyio
 
@@ -81,3 +81,28 @@ async def test_a_shared_call_outlives_a_caller_that_is_cancelled() -> None:
     await asyncio.sleep(0.01)
     first.cancel()
     assert await second == "done"
+
+
+async def test_calls_at_the_same_time_are_served_together_and_each_raises_its_own_error() -> None:
+    served: list[list[int]] = []
+    release = asyncio.Event()
+
+    async def work(numbers: list[int]) -> list[Exception | None]:
+        served.append(numbers)
+        await release.wait()
+        if 7 in numbers:
+            raise OSError("all of them")
+        return [ValueError(str(number)) if number % 2 else None for number in numbers]
+
+    together = Together(work)
+    calls = [asyncio.ensure_future(together.call(number)) for number in range(5)]
+    await asyncio.sleep(0.01)
+    calls[4].cancel()
+    calls += [asyncio.ensure_future(together.call(7))]
+    release.set()
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert served == [[0, 1, 2, 3, 4], [7]]
+    assert [ends[0], ends[2]] == [None, None]
+    assert [str(ends[1]), str(ends[3]), str(ends[5])] == ["1", "3", "all of them"]
+    assert isinstance(ends[4], asyncio.CancelledError)
+    await asyncio.wait_for(together.call(8), 5)

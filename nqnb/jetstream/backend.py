@@ -10,11 +10,11 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from typing import Any, TypeVar
 
 from nqnb.clock import elapsed
-from nqnb.concurrency import share, spawn
+from nqnb.concurrency import Together, share, spawn
 from nqnb.decode import SkipLog
 from nqnb.errors import NoResponders, NoRoom, NqnbError, PayloadTooLarge, ServerRefused
 from nqnb.jetstream.bucket import KeyValueStore, ensure_bucket
@@ -23,7 +23,15 @@ from nqnb.jetstream.cancels import CancelListener, publish_cancel
 from nqnb.jetstream.connection import Connection, Outage, PubAck
 from nqnb.jetstream.delivery import Delivery
 from nqnb.jetstream.lost_messages import LostMessages
-from nqnb.jetstream.messages import StreamMessage, delete_message, read_all_messages, read_message, read_messages
+from nqnb.jetstream.messages import (
+    StreamMessage,
+    delete_message,
+    oldest_messages,
+    read_all_messages,
+    read_message,
+    read_messages,
+    remove_oldest,
+)
 from nqnb.jetstream.presence import Presence
 from nqnb.jetstream.pull import PullLoop
 from nqnb.jetstream.queue_streams import (
@@ -41,7 +49,7 @@ from nqnb.jetstream.queue_streams import (
 )
 from nqnb.jetstream.schedules import OverdueSchedules, allow_schedules, can_schedule, publish_schedule, purge_schedule
 from nqnb.protocol import names
-from nqnb.protocol.wire import CancelRecord, EarlyCancel
+from nqnb.protocol.wire import CancelRecord, EarlyCancel, TaskMessage
 from nqnb.records import QueueInfo, QueueService
 from nqnb.settings import Settings
 from nqnb.store import StateStore
@@ -86,6 +94,10 @@ class Backend:
         self.presence = Presence(connection)
         self.skips = SkipLog(settings.state_bucket)
         """A log of invalid states, which listings skip."""
+        self.open_cancels = 0
+        """The number of cancels that are running."""
+        self.removals: dict[str, Together[TaskMessage]] = {}
+        """The calls that are removing the messages of ended tasks, by queue."""
         self._clock = connection.clock
         seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
@@ -407,6 +419,16 @@ class Backend:
         if sequence:
             streams = await self.ensure_queue(queue)
             await delete_message(self.connection, streams.tasks, sequence)
+
+    async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, dict[int, bytes]]:
+        """See `nqnb.jetstream.messages.oldest_messages`."""
+        streams = await self.ensure_queue(queue)
+        return await oldest_messages(self.connection, streams.tasks, sequences)
+
+    async def remove_oldest_messages(self, queue: str, sequence: int, created: str) -> bool:
+        """See `nqnb.jetstream.messages.remove_oldest`."""
+        streams = await self.ensure_queue(queue)
+        return await remove_oldest(self.connection, streams.tasks, sequence, created)
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
         """Return whether the message with this sequence has never been delivered to a worker."""

@@ -150,10 +150,13 @@ class KeyValueStore:
     async def position(self) -> tuple[int, str]:
         """Return the revision of the last write to any key, and the time at which the bucket was created.
 
-        If the bucket does not exist, the result is 0 and an empty string.
+        If the bucket does not exist or stores a longer history than one value of each key, the result is 0 and an empty
+        string, because `delete_oldest` would delete earlier values of the other keys.
         """
         info = await self._connection.find(f"STREAM.INFO.{self._stream}")
-        return (0, "") if info is None else (int(info["state"]["last_seq"]), str(info["created"]))
+        if info is None or info["config"].get("max_msgs_per_subject") != 1:
+            return 0, ""
+        return int(info["state"]["last_seq"]), str(info["created"])
 
     async def delete_oldest(self, revision: int, created: str) -> None:
         """Remove every key and tombstone whose revision is at most ``revision``, without leaving tombstones.

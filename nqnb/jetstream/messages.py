@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator
+import contextlib
+import itertools
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 
+import msgspec
+import nats.errors
+
+from nqnb.concurrency import first_of
 from nqnb.jetstream.connection import Connection
+from nqnb.jetstream.fast_client import Message
 from nqnb.jetstream.server_errors import MESSAGE_NOT_FOUND, NOT_FOUND
 from nqnb.protocol import names
 from nqnb.protocol.wire import parse_time
@@ -73,6 +80,90 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
     parts = await asyncio.gather(*(read(at, min(at + step, end)) for at in range(first, end, step)))
     # Messages that arrived during the reads are read last. They may come from schedules that fired before their read.
     return [message for part in (*parts, await read(max(end, 1), None)) for message in part]
+
+
+async def oldest_messages(
+    connection: Connection, stream: str, sequences: Collection[int]
+) -> tuple[str, dict[int, bytes]]:
+    """Return the data of the oldest messages of a stream, on any subject, as long as their sequences are expected.
+
+    Args:
+        connection: the connection.
+        stream: the stream.
+        sequences: the expected sequences.
+
+    Returns:
+        The stream's creation time, and the data by sequence, oldest first. If the server is older
+        than 2.11 or the stream does not allow direct reads, there is no data, because one request cannot read it.
+
+    Raises:
+        ServerRefused: the user has no permission to read the messages.
+        Unconfirmed: no reply arrived.
+    """
+    info = await connection.find(f"STREAM.INFO.{stream}")
+    if info is None or not info["config"].get("allow_direct") or connection.server_before(2, 11):
+        return "", {}
+    first = int(info["state"]["first_seq"])
+    if first not in sequences:
+        return "", {}
+    messages = await _read_batch(connection, stream, first, len(sequences))
+    return str(info["created"]), dict(itertools.takewhile(lambda message: message[0] in sequences, messages))
+
+
+async def remove_oldest(connection: Connection, stream: str, sequence: int, created: str) -> bool:
+    """Delete all messages of a stream up to a sequence, and return whether they were deleted.
+
+    Nothing is deleted if the stream was recreated, because the same sequences belong to other messages.
+
+    Args:
+        connection: the connection.
+        stream: the stream.
+        sequence: the last sequence to delete.
+        created: the stream's creation time, as `oldest_messages` returned it.
+    """
+    info = await connection.find(f"STREAM.INFO.{stream}")
+    if info is None or info["created"] != created or int(info["state"]["last_seq"]) < sequence:
+        return False
+    await connection.find(f"STREAM.PURGE.{stream}", {"seq": sequence + 1})
+    return True
+
+
+async def _read_batch(connection: Connection, stream: str, start: int, count: int) -> list[tuple[int, bytes]]:
+    """Return the sequence and data of up to ``count`` messages from a sequence on, without gaps (NATS ADR-31).
+
+    If the connection is lost or the server does not send the rest in time, only the first messages are returned.
+    """
+    subject, found = f"$JS.API.DIRECT.GET.{stream}", list[tuple[int, bytes]]()
+    # Only a request with a single reply reports that the user has no permission, or that there is no responder.
+    whole = await connection.request(subject, msgspec.json.encode({"seq": start}))
+    if not whole.header("Nats-Sequence"):
+        return []
+    arrived, ended, left = asyncio.Event(), False, -1
+
+    def receive(message: Message) -> None:
+        nonlocal ended, left
+        sequence, pending = message.header("Nats-Sequence"), message.header("Nats-Num-Pending")
+        if ended or not sequence or (found and int(pending) != left - 1):
+            ended = True
+        else:
+            left = int(pending)
+            found.append((int(sequence), message.data))
+        arrived.set()
+
+    inbox, losses = connection.client.new_inbox(), connection.losses
+    subscription = await connection.subscribe(inbox, receive)
+    try:
+        body = {"seq": start, "batch": count, "next_by_subj": ">"}
+        await connection.send(subject, msgspec.json.encode(body), reply=inbox)
+        while not ended and len(found) < count and connection.losses == losses:
+            arrived.clear()
+            await first_of(arrived, connection.closed, timeout=connection.settings.request_timeout)
+            if not arrived.is_set():
+                break
+    finally:
+        with contextlib.suppress(nats.errors.Error):
+            await subscription.unsubscribe()
+    return found
 
 
 async def delete_message(connection: Connection, stream: str, sequence: int) -> None:

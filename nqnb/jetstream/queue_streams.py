@@ -66,6 +66,8 @@ async def ensure_queue(connection: Connection, queue: str) -> QueueStreams:
             "storage": "file",
             "num_replicas": connection.settings.replicas,
             "discard": "old",
+            # A client can then read many messages with one request (server >= 2.11).
+            "allow_direct": True,
         },
     )
     subject = names.cancel_subject(queue)

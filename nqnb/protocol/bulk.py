@@ -18,7 +18,7 @@ from nqnb.store import Entry
 T = TypeVar("T")
 R = TypeVar("R")
 
-AT_ONCE = 64
+AT_ONCE = 256
 """The maximum number of tasks that one call cancels, ends or removes concurrently."""
 IN_FLIGHT = 256
 """The maximum number of tasks that one call submits or reads concurrently."""
@@ -75,12 +75,20 @@ async def seen_entries(backend: QueueBackend) -> AsyncGenerator[tuple[Entry, Tas
 
 async def each_in(things: list[T], work: Callable[[T], Awaitable[object]]) -> None:
     """Await ``work(thing)`` for each thing in a list, as `each_of` does for an asynchronous iterator."""
+    left = iter(things)
+    failed: Exception | None = None
 
-    async def listed() -> AsyncIterator[T]:
-        for thing in things:
-            yield thing
+    async def work_through() -> None:
+        nonlocal failed
+        for thing in left:
+            try:
+                await work(thing)
+            except Exception as error:  # noqa: BLE001  raised below
+                failed = failed or error
 
-    await each_of(listed(), work)
+    await asyncio.gather(*(work_through() for _ in range(min(AT_ONCE, len(things)))))
+    if failed is not None:
+        raise failed
 
 
 async def each_of(things: AsyncIterator[T], work: Callable[[T], Awaitable[object]]) -> None:

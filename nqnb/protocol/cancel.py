@@ -18,7 +18,6 @@ import msgspec
 from nqnb.error_text import clause
 from nqnb.errors import (
     ConnectionFailed,
-    MalformedMessage,
     NoResponders,
     NoRoom,
     NotCancellable,
@@ -30,6 +29,7 @@ from nqnb.errors import (
 )
 from nqnb.protocol import lifecycle
 from nqnb.protocol.bulk import AT_ONCE, IN_FLIGHT, outcomes_of
+from nqnb.protocol.forget import MANY_TASKS, forget_message, is_its_message
 from nqnb.protocol.interfaces import TaskBackend
 from nqnb.protocol.lifecycle import CancelStep, ended_by_cancel
 from nqnb.protocol.transition import (
@@ -39,7 +39,6 @@ from nqnb.protocol.transition import (
     SeenEntry,
     Write,
     Written,
-    let_expire,
     remove_entry,
     transition,
 )
@@ -72,8 +71,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
     record = CancelRecord(by=by, requested_at=backend.now())
     end = EndWaiting(backend, record, backend.retry_for)
     announced = False
-    if queue is not None:
-        await backend.send_early_cancel(queue, task_id, record)
+    start: SeenEntry | None = None
 
     async def decide(seen: SeenEntry) -> Write | Again | CancelReceipt:
         nonlocal announced
@@ -113,11 +111,36 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
             )
         return CancelReceipt.of(task_id, task.Status, task.meta.cancel)
 
-    done = await transition(backend, task_id, decide, ours=end.is_ours, retry=end)
-    if not isinstance(done, Written):
-        return done
-    await end.forget_message(done)
+    backend.open_cancels += 1
+    try:
+        if backend.open_cancels >= MANY_TASKS:
+            start = await _read_waiting(backend, task_id, queue)
+        if start is None and queue is not None:
+            await backend.send_early_cancel(queue, task_id, record)
+        done = await transition(backend, task_id, decide, ours=end.is_ours, retry=end, start=start)
+        if not isinstance(done, Written):
+            return done
+        await end.forget_message(done)
+    finally:
+        backend.open_cancels -= 1
     return CancelReceipt.of(task_id, done.task.Status, done.task.meta.cancel)
+
+
+async def _read_waiting(backend: TaskBackend, task_id: str, queue: str | None) -> SeenEntry | None:
+    """Return the entry of a task that never started, or None for any other task, and if the entry cannot be read.
+
+    Many tasks that are cancelled at the same time are usually waiting, so a quick read saves most of the slower reads
+    through the leader. If the entry is outdated, the compare-and-set fails, and the entry is read through the leader.
+    """
+    try:
+        seen = SeenEntry.of(task_id, await backend.states.get(task_id, fresh=False))
+    except NqnbError:
+        # The user may have no permission for this read.
+        return None
+    task = seen.task
+    if task is None or queue not in (None, task.Queue):
+        return None
+    return seen if lifecycle.cancel(task, announced=False) is CancelStep.DELETE else None
 
 
 class EndWaiting(Retry):
@@ -355,43 +378,6 @@ def in_another_queue(task: TaskMessage, queue: str) -> UnknownTask:
         "Name the right queue, or cancel the task without a queue.",
         task.ID,
     )
-
-
-async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
-    """Remove the message and the schedule of an ended task, then let the entry expire.
-
-    A failure is only logged. If the message is delivered later, the worker acks it without running the task.
-
-    Args:
-        backend: the backend to use.
-        task: the task in its waiting state.
-        value: the final entry, encoded.
-        revision: the revision of the final entry.
-    """
-    try:
-        if await is_its_message(backend, task):
-            await backend.delete_task_message(task.Queue, task.Sequence)
-        if lifecycle.due_at(task):
-            await backend.unschedule_task(task.Queue, task.ID)
-    except NqnbError as error:
-        log.info("could not remove the message of task %s; a worker will ack the message later: %s", task.ID, error)
-        return
-    if task.Sequence and not lifecycle.due_at(task):
-        # An entry may expire only after its message is gone. The entry of a scheduled task does not expire, because the
-        # message that its schedule published has a different sequence and may still exist.
-        await let_expire(backend, task.ID, value, revision)
-
-
-async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
-    """Return whether the sequence in a task's entry refers to the task's own message.
-
-    If the stream was deleted and recreated, another task's message may have the same sequence.
-    """
-    data = await backend.read_task_message(task.Queue, task.Sequence) if task.Sequence else None
-    try:
-        return data is not None and TaskMessage.decode(data).ID == task.ID
-    except MalformedMessage:
-        return False
 
 
 class Canceller(Protocol):

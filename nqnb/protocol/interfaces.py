@@ -7,10 +7,11 @@ through these interfaces.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from nqnb.protocol.wire import CancelRecord
+from nqnb.concurrency import Together
+from nqnb.protocol.wire import CancelRecord, TaskMessage
 from nqnb.records import QueueInfo, WorkerInfo
 from nqnb.store import Entry, StateStore
 
@@ -246,6 +247,34 @@ class TaskBackend(Protocol):
 
     async def delete_task_message(self, queue: str, sequence: int) -> None:
         """Remove a message from a queue's stream."""
+        ...
+
+    open_cancels: int
+    """The number of cancels that are running."""
+
+    @property
+    def removals(self) -> dict[str, Together[TaskMessage]]:
+        """The calls that are removing the messages of ended tasks, by queue; see `nqnb.protocol.forget`."""
+        ...
+
+    async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, Mapping[int, bytes]]:
+        """Return the oldest messages of a queue's stream, of any kind, as long as their sequences are expected.
+
+        Args:
+            queue: the queue.
+            sequences: the expected sequences.
+
+        Returns:
+            A string that changes if the stream is recreated, and the data of the messages by sequence, oldest first. If
+            the server cannot read many messages with one request, there are no messages.
+        """
+        ...
+
+    async def remove_oldest_messages(self, queue: str, sequence: int, created: str) -> bool:
+        """Remove all messages of a queue's stream up to a sequence, unless the stream has been recreated.
+
+        ``created`` is the string that `oldest_messages` returned. The result is whether the messages were removed.
+        """
         ...
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:

@@ -20,7 +20,6 @@ from nqnb.protocol.interfaces import QueueBackend, StoredMessage, TaskBackend
 from nqnb.protocol.transition import SeenEntry, read_entry
 from nqnb.protocol.wire import CancelRecord, Status, TaskMessage
 from nqnb.records import PurgeReceipt
-from nqnb.store import Entry
 
 ProgressCallback = Callable[[int, int], None]
 
@@ -114,10 +113,11 @@ async def _end_waiting(
     ended: dict[Status | None, int] = {}
     owed: dict[str, TaskMessage] = {} if callers_owed is None else callers_owed
 
-    async def end(entry: Entry) -> None:
-        seen = SeenEntry.of(entry.key, entry)
-        status = await end_waiting_task(backend, entry.key, record, start=seen, owed=owed, defer=True)
-        if entry.key not in owed:
+    async def end(seen: SeenEntry) -> None:
+        assert seen.task is not None  # noqa: S101  for the type checker
+        task_id = seen.task.ID
+        status = await end_waiting_task(backend, task_id, record, start=seen, owed=owed, defer=True)
+        if task_id not in owed:
             count(status)
 
     def count(status: Status | None) -> None:
@@ -126,7 +126,11 @@ async def _end_waiting(
             done = sum(ended.values())
             progress(done, max(done, total))
 
-    waiting = (entry async for entry, task in task_entries(backend, queue) if task.Status is Status.PENDING)
+    waiting = (
+        SeenEntry(task, entry.revision, entry.created, entry.value)
+        async for entry, task in task_entries(backend, queue)
+        if task.Status is Status.PENDING
+    )
     try:
         await each_of(waiting, end)
     finally:

@@ -60,7 +60,15 @@ class Failure(enum.IntEnum):
 
 
 STORE_WRITES = frozenset(("create", "update", "put", "delete", "remove_oldest"))
-WRITES = STORE_WRITES | {"retire", "publish", "schedule", "unschedule", "delete_message", "announce"}
+WRITES = STORE_WRITES | {
+    "retire",
+    "publish",
+    "schedule",
+    "unschedule",
+    "delete_message",
+    "remove_oldest_messages",
+    "announce",
+}
 LATE = frozenset(("create", "update", "put", "delete_message"))
 
 

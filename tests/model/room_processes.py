@@ -252,8 +252,24 @@ async def _each_in(things: list[Any], work: Callable[[Any], Awaitable[object]]) 
     await _each_of(listed(), work)
 
 
+class _Alone:
+    """Serves each call by itself, as `nqnb.concurrency.Together` does if there is only one."""
+
+    def __init__(self, work: Callable[[list[Any]], Awaitable[list[Exception | None]]]) -> None:
+        self._work = work
+
+    async def call(self, argument: Any) -> None:
+        (error,) = await self._work([argument])
+        if error is not None:
+            raise error
+
+
 NEW_TASK_ID = "requeued"
-IN_SEQUENCE = (Replacement("each_of", _each_of), Replacement("each_in", _each_in))
+IN_SEQUENCE = (
+    Replacement("each_of", _each_of),
+    Replacement("each_in", _each_in),
+    Replacement("Together", _Alone),
+)
 """The explorer decides the order of events, so nothing of the code under test may use an event loop."""
 
 

@@ -63,12 +63,22 @@ def after_submit(client: ClientSpec) -> ClientSpec:
     return client._replace(after=("submit",))
 
 
+class Unread(SimulatedBackend):
+    """Takes for granted which messages are the oldest ones."""
+
+    async def remove_oldest_messages(self, queue: str, sequence: int, created: str) -> bool:
+        return await super().remove_oldest_messages(queue, await Call("last_sequence"), created)
+
+
 class OneByOne(SimulatedBackend):
     """Has a store that cannot remove its oldest entries with one request."""
 
     async def state_position(self) -> tuple[int, str]:
         return 0, ""
 
+
+TOGETHER = (Replacement("MANY_TASKS", 1),)
+"""Even a single task is many: the oldest messages of the stream are removed together."""
 
 REDELIVERED = Scenario((SUBMIT,), workers=2, failures=(Failure.REDELIVERY, Failure.WORKER_CRASH), together=2)
 SCENARIOS = {
@@ -101,6 +111,15 @@ SCENARIOS = {
     "purge against purge": Scenario((SUBMIT, after_submit(PURGE), PURGE._replace(name="purge2", number=7))),
     "purge against two tasks": Scenario((SUBMIT, after_submit(PURGE), SECOND)),
     "purge against retry": Scenario((RETRIED, after_submit(PURGE)), failures=QUICK, handlers=BOTH_ENDS),
+    "purge of the oldest messages against claim": Scenario((SUBMIT, PURGE), failures=QUICK, replacements=TOGETHER),
+    "purge of the oldest messages against two tasks": Scenario(
+        (SUBMIT, after_submit(PURGE), SECOND), replacements=TOGETHER
+    ),
+    "purge of the oldest messages against retry": Scenario(
+        (RETRIED, after_submit(PURGE)), failures=QUICK, handlers=BOTH_ENDS, replacements=TOGETHER
+    ),
+    "cancel of many against claim": Scenario((SUBMIT, CANCEL), failures=SLOW, replacements=TOGETHER),
+    "cancel with the oldest messages against purge": Scenario((SUBMIT, CANCEL, PURGE), replacements=TOGETHER),
     "delete against claim": Scenario((SUBMIT, after_submit(DELETE)), failures=QUICK),
     "delete against claim, full store": Scenario((SUBMIT, after_submit(DELETE)), failures=FULL_STORE, together=2),
     "delete against submit": Scenario((SUBMIT, DELETE)),
@@ -649,6 +668,9 @@ VARIANTS = {
     ),
     "delete: tasks submitted meanwhile are forgotten": Variant(
         "delete", Scenario((SUBMIT, DELETE)), STUCK, WaitingForgotten
+    ),
+    "purge: the oldest messages are deleted without a look at them": Variant(
+        "purge", Scenario((SUBMIT, after_submit(PURGE), SECOND), replacements=TOGETHER), STUCK, Unread
     ),
     "prune: the stream is ignored": Variant("prune", PRUNED, REMOVED_EARLY, StreamIgnored),
     "prune: an entry is removed whatever its revision": Variant(

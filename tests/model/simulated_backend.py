@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -84,6 +84,8 @@ class SimulatedBackend:
         self.results = SimulatedStore(RESULTS)
         self.retry_for = -1.0 if impatient else 1.0
         self.settings = SimpleNamespace(retry_for=self.retry_for, state_bucket=STATES)
+        self.open_cancels = 0
+        self.removals: dict[str, Any] = {}
         self.outage: Any = SimpleNamespace(took=lambda *_: True, active=False)
         self.presence: Any = SimpleNamespace(rest=self._presence_rest)
         self.skips: Any = SimpleNamespace(tell=lambda _: None)
@@ -150,6 +152,14 @@ class SimulatedBackend:
     async def delete_task_message(self, queue: str, sequence: int) -> None:
         if sequence:
             await self.insist(lambda: Call("delete_message", (sequence,)))
+
+    async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, dict[int, bytes]]:
+        created, found = await Call("oldest_messages", (tuple(sorted(sequences)),))
+        return created, {each.sequence: each.data for each in found}
+
+    async def remove_oldest_messages(self, queue: str, sequence: int, created: str) -> bool:
+        removed: bool = await self.insist(lambda: Call("remove_oldest_messages", (sequence, created)))
+        return removed
 
     async def is_undelivered(self, queue: str, sequence: int) -> bool:
         undelivered: bool = await Call("is_undelivered", (sequence,))

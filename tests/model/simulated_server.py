@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import math
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from nqnb.errors import MalformedMessage
@@ -219,6 +220,16 @@ class Server(NamedTuple):
 
     def _delete_message(self, sequence: int) -> tuple[Any, Server]:
         return None, self.without_message(sequence)
+
+    def _oldest_messages(self, sequences: tuple[int, ...]) -> tuple[Any, Server]:
+        in_order = sorted(self.messages, key=lambda message: message.sequence)
+        found = tuple(takewhile(lambda message: message.sequence in sequences, in_order))
+        return (str(self.generation), found), self
+
+    def _remove_oldest_messages(self, sequence: int, created: str) -> tuple[Any, Server]:
+        if created != str(self.generation):
+            return False, self
+        return True, self._replace(messages=tuple(each for each in self.messages if each.sequence > sequence))
 
     def _is_undelivered(self, sequence: int) -> tuple[Any, Server]:
         return sequence > self.last_delivered, self
