@@ -187,8 +187,8 @@ def _freezer_of(kind: type) -> Callable[[Any, set[int]], Hashable] | None:
     """Return what freezes values of a type; None where they are hashable as they are."""
     if kind in (type(None), int, str, bytes, float, bool) or issubclass(kind, enum.Enum):
         return None
-    if issubclass(kind, msgspec.Struct) and kind.__module__ == "nqnb.protocol.transition":
-        # One of its fields may be an error, which has no JSON form.
+    if issubclass(kind, msgspec.Struct) and kind.__module__ in ("nqnb.protocol.transition", "nqnb.protocol.finish"):
+        # One of its fields may be an error or a function, which have no JSON form.
         return lambda value, open_ones: (
             kind.__qualname__,
             *(_freeze(getattr(value, name), open_ones) for name in kind.__struct_fields__),

@@ -98,7 +98,6 @@ SCENARIOS = {
         (SUBMIT, CANCEL_IN_QUEUE, after_submit(CANCEL._replace(name="cancel2", number=7)))
     ),
     "cancel in a known queue against purge": Scenario((SUBMIT, CANCEL_IN_QUEUE, after_submit(PURGE))),
-    "cancel in a known queue against delete": Scenario((SUBMIT, after_submit(CANCEL_IN_QUEUE), after_submit(DELETE))),
     "cancel in the wrong queue": Scenario((SUBMIT, CANCEL_ELSEWHERE), failures=QUICK),
     "submit against submit": Scenario((SUBMIT, OTHER), failures=QUICK),
     "submit against submit, later": Scenario((SUBMIT, OTHER), failures=(Failure.LOST_REPLY,), duplicate_window=False),
@@ -158,6 +157,7 @@ SCENARIOS = {
 """By name: small enough for every run of the tests."""
 
 LARGE_SCENARIOS = {
+    "cancel in a known queue against delete": Scenario((SUBMIT, after_submit(CANCEL_IN_QUEUE), after_submit(DELETE))),
     "cancel in a known queue against finish against retry, crash": Scenario(
         (RETRIED, after_submit(CANCEL_IN_QUEUE)), failures=(Failure.WORKER_CRASH,), handlers=BOTH_ENDS
     ),
