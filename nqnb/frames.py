@@ -128,6 +128,7 @@ def queues_frame(infos: Iterable[QueueInfo]) -> pd.DataFrame:
             **{name: _counts(getattr(queue, name) for queue in queues) for name in counts},
             "oldest_pending": _times(queue.oldest_pending for queue in queues),
             "paused": _flags(queue.paused for queue in queues),
+            "removed": _counts(queue.removed for queue in queues),
         },
         "no queues",
     )

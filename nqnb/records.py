@@ -243,6 +243,7 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         bytes: the size of the queue's task stream, in bytes.
         oldest_pending: the time at which the oldest message of the stream arrived, or None if the stream is empty.
         paused: whether the queue is paused. A paused queue delivers no tasks.
+        removed: the number of messages that were ever removed from the queue's task stream: acked, cancelled or purged.
     """
 
     name: str
@@ -254,6 +255,7 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
     bytes: int
     oldest_pending: datetime | None
     paused: bool = False
+    removed: int = 0
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{getattr(self, name):,} {name}" for name in ("pending", "scheduled", "processing"))

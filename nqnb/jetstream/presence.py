@@ -139,20 +139,28 @@ class Presence:
 
     async def live(self) -> AsyncIterator[WorkerInfo]:
         """Yield the workers that are alive."""
+        for worker, age in await self.seen():
+            if age < worker.ttl:
+                yield worker
+
+    async def seen(self) -> list[tuple[WorkerInfo, float]]:
+        """Return all workers that have an entry, including dead workers, with the age of each entry in seconds."""
         # The time is taken before the read, because on a busy loop entries may be old by the time they are read.
         asked = elapsed()
         entries = [entry async for entry in self.entries()]
         await self._read_clock_quietly()
         skipped: dict[str, str] = {}
+        found = []
         for entry in entries:
             try:
                 info = WorkerInfo.of_entry(entry.key, entry.value)
             except MalformedMessage as error:
                 skipped[entry.key] = str(error)
                 continue
-            if self._age(entry.created, asked) < info.ttl:
-                yield msgspec.structs.replace(info, last_seen=moment(entry.created))
+            info = msgspec.structs.replace(info, last_seen=moment(entry.created))
+            found.append((info, self._age(entry.created, asked)))
         self._skips.tell(skipped)
+        return found
 
     async def silent(self) -> dict[str, float]:
         """Return the ids of the workers that have missed a heartbeat, with the age of each worker's entry in seconds.

@@ -328,4 +328,5 @@ async def _queue_info(
         bytes=int(state["bytes"]),
         oldest_pending=moment(parse_time(state["first_ts"])) if messages else None,
         paused=paused,
+        removed=max(0, int(state["last_seq"]) - messages),
     )

@@ -50,6 +50,7 @@ from nqnb.worker.handlers import check_decorated
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nqnb.widgets.board import Board
     from nqnb.widgets.table import TaskTable
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,6 +110,7 @@ class Session:
         self.store = store
         self._client: Client | None = Client(settings, store)
         self._feed = TableFeed(self._client)
+        self._boards: list[Board] = []
         self._process_id = os.getpid()
         self._abandoned_ids: list[str] = []
         self._interrupted_ids: list[str] = []
@@ -209,6 +211,10 @@ class Session:
     def freeze_tables(self) -> None:
         """Replace the live tables of this session with snapshots that no longer change."""
         self._feed.close_tables()
+        boards, self._boards = self._boards, []
+        for board in boards:
+            with contextlib.suppress(Exception):  # the page may be gone
+                board.close()
 
     async def close(self, wait: float = 0.0) -> None:
         """Stop the handlers and disconnect. This is the asynchronous part of `down`, which leaves live tables open."""
@@ -841,6 +847,28 @@ class Session:
         return table
 
     # Queues and workers
+
+    def watch_queues(self) -> Board:
+        """Return a live table of all queues: their tasks, workers and rates, and a hint if something is wrong.
+
+        The buttons pause, resume or purge a queue, or cancel its tasks. They ask first.
+        """
+        from nqnb.notebook.queue_boards import queue_board
+
+        return self._opened(queue_board(self.client))
+
+    def watch_workers(self) -> Board:
+        """Return a live table of all nqnb workers and of what each is running. Lost workers come first.
+
+        For a lost worker, the table shows which tasks the worker held, and what became of them.
+        """
+        from nqnb.notebook.queue_boards import worker_board
+
+        return self._opened(worker_board(self.client))
+
+    def _opened(self, board: Board) -> Board:
+        self._boards = [known for known in self._boards if not known.closed] + [board]
+        return board
 
     def queues(self) -> pd.DataFrame:
         """Return a DataFrame of the queues, sorted by name. The columns are the fields of `nqnb.QueueInfo`."""

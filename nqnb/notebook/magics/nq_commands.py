@@ -25,6 +25,7 @@ from nqnb.notebook.magics.frontend import NotebookFront
 from nqnb.notebook.session import Session
 
 if TYPE_CHECKING:
+    from nqnb.widgets.board import Board
     from nqnb.widgets.table import TaskTable
 
 _EPILOG = """\b
@@ -114,13 +115,22 @@ def _disconnect(ctx: click.Context, session: Session) -> None:
 
 
 @click.command(
-    cls=Command, epilog="\b\nExamples:\n  nqnb watch\n  nqnb watch resize\n  nqnb watch mic7JrVU1b6ZQ167o6RivY -o table"
+    cls=Command,
+    epilog="""\b
+Examples:
+  nqnb watch
+  nqnb watch resize
+  nqnb watch mic7JrVU1b6ZQ167o6RivY -o table
+  nqnb watch --queues
+""",
 )
 @click.argument(
     "what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=shell_completion.queues_and_ids
 )
+@click.option("--queues", is_flag=True, help="Show a live table of all queues, with buttons to pause and purge them")
+@click.option("--workers", is_flag=True, help="Show a live table of all workers and their tasks")
 @click.pass_context
-def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
+def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool) -> TaskTable | Board:
     """Show a live table of tasks, with a cancel button in each row.
 
     If you do not name a queue or a task, the table shows all tasks.
@@ -128,7 +138,13 @@ def watch(ctx: click.Context, what: tuple[str, ...]) -> TaskTable:
     front = _front(ctx)
     if front.json:
         raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` to list the tasks.")
+    if bool(what) + queues + workers > 1:
+        raise click.UsageError(
+            "a live table shows tasks, queues or workers. Use only one of ID, --queues and --workers."
+        )
     session = front.session(options_of(ctx))
+    if queues or workers:
+        return session.watch_queues() if queues else session.watch_workers()
     if len(what) == 1 and not _is_task(session, what[0]):
         return session.watch(queue_name(what[0]))
     return session.watch(list(what) or None)

@@ -1,0 +1,288 @@
+"""The live tables of queues and workers: their rows, their hints, and what their buttons do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Any
+
+from nqnb.client import Client
+from nqnb.clock import elapsed
+from nqnb.concurrency import spawn
+from nqnb.errors import NqnbError
+from nqnb.notebook.loop import LOOP
+from nqnb.protocol.cancel import cancel_many
+from nqnb.protocol.status import Status
+from nqnb.records import CancelReceipt, QueueInfo, TaskInfo, WorkerInfo
+from nqnb.text import age, duration
+
+if TYPE_CHECKING:
+    from nqnb.widgets.board import Board, BoardContent
+
+_COUNTS = ("pending", "scheduled", "processing", "redelivered", "workers")
+_OPTIONAL = ("scheduled", "redelivered")
+"""The counts that are left out if they are 0 for all queues."""
+_SAMPLES = 20
+"""The number of reads from which the rate and its line are made."""
+_RATE_SAMPLES = 10
+_BARS = "▁▂▃▄▅▆▇█"
+_LEAST_REDELIVERED = 5
+"""Fewer redeliveries are normal, for example after a worker was stopped."""
+_LOST_SECONDS = 600.0
+"""How long a queue's hint names a lost worker."""
+_LISTED_IDS = 3
+"""The maximum number of tasks that are listed for a worker."""
+_SILENT_SHARE = 0.6
+
+
+def queue_board(client: Client) -> Board:
+    """Return a live table of all queues."""
+    return _board("queues", client, _Queues(client))
+
+
+def worker_board(client: Client) -> Board:
+    """Return a live table of all workers, including lost workers."""
+    return _board("workers", client, _Workers(client))
+
+
+def _board(title: str, client: Client, source: _Queues | _Workers) -> Board:
+    from nqnb.widgets.board import Board
+
+    def start(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        LOOP.soon(lambda: spawn(work()))
+
+    return Board(title, LOOP.call(source.read()), source.read, source.act, start)
+
+
+def queue_hints(info: QueueInfo, lost: Iterable[str], *, unserved: bool) -> list[str]:
+    """Return what is wrong with a queue.
+
+    Args:
+        info: the queue.
+        lost: the names of the lost workers that served the queue.
+        unserved: whether no worker is listening.
+    """
+    hints = []
+    if info.paused:
+        hints.append("paused: workers start no tasks until it is resumed")
+    elif unserved:
+        hints.append("no worker is listening")
+    unacked = info.processing + info.scheduled
+    if info.redelivered >= _LEAST_REDELIVERED and 2 * info.redelivered >= unacked:
+        hints.append(f"many redeliveries: {info.redelivered:,} of {max(unacked, info.redelivered):,} messages")
+    return hints + [f"worker {name} is lost" for name in lost]
+
+
+def worker_name(info: WorkerInfo) -> str:
+    """Return the host and process of a worker, such as ``gpu-3/811``."""
+    return f"{info.host}/{info.pid}"
+
+
+def is_lost(info: WorkerInfo, seconds: float) -> bool:
+    """Return whether a worker counts as dead, ``seconds`` after its last heartbeat."""
+    return seconds >= info.ttl
+
+
+class Rate:
+    """The number of messages that are removed from a queue in a second, from the counts of the last reads."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque(maxlen=_SAMPLES + 1)
+
+    def add(self, at: float, removed: int) -> None:
+        """Add the count of a read. A lower count than before means that the queue was created again."""
+        if self._counts and removed < self._counts[-1][1]:
+            self._counts.clear()
+        self._counts.append((at, removed))
+
+    def __str__(self) -> str:
+        if len(self._counts) < 2:
+            return ""
+        (start, before), (end, after) = self._counts[-min(len(self._counts), _RATE_SAMPLES + 1)], self._counts[-1]
+        rate = (after - before) / max(end - start, 0.001)
+        return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+    def line(self) -> str:
+        """Return the changes between the reads as a line of bars, or an empty string if nothing was removed."""
+        counts = [count for _, count in self._counts]
+        changes = [after - before for before, after in itertools.pairwise(counts)]
+        most = max(changes, default=0)
+        return "".join(_BARS[-(-change * (len(_BARS) - 1) // most)] for change in changes) if most else ""
+
+
+class _Queues:
+    """The rows of the table of queues."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._rates: dict[str, Rate] = {}
+
+    async def read(self) -> BoardContent:
+        """Return the current rows."""
+        from nqnb.widgets.board import BoardContent, BoardRow, Cell
+
+        queues = await self._client.queues()
+        now = elapsed()
+        lost = [
+            info
+            for info, seconds in await self._client.backend.presence.seen()
+            if is_lost(info, seconds) and seconds < info.ttl + _LOST_SECONDS
+        ]
+        idle = [info.name for info in queues if not info.workers]
+        unserved = dict(zip(idle, await asyncio.gather(*map(self._client.serving.is_missing, idle)), strict=True))
+        self._rates = {info.name: self._rates.get(info.name) or Rate() for info in queues}
+        counts = [name for name in _COUNTS if name not in _OPTIONAL or any(getattr(info, name) for info in queues)]
+        rows = []
+        for info in queues:
+            rate = self._rates[info.name]
+            rate.add(now, info.removed)
+            names = [worker_name(worker) for worker in lost if info.name in worker.queues]
+            hints = queue_hints(info, names, unserved=unserved.get(info.name, False))
+            waits = bool(info.pending or info.processing)
+            cells = [
+                Cell(info.name),
+                *(_number(getattr(info, name)) for name in counts),
+                Cell(f"{rate.line()} {rate}".strip(), "dim"),
+                Cell(age(info.oldest_pending) if info.pending else ""),
+                Cell("; ".join(hints), "dim" if not waits or not hints else "warn" if info.paused else "bad"),
+            ]
+            rows.append(BoardRow(info.name, cells, _queue_actions(info)))
+        columns = [
+            ("queue", False),
+            *((name, True) for name in counts),
+            ("rate", True),
+            ("oldest", True),
+            ("hint", False),
+        ]
+        return BoardContent(columns, rows, "no queues: a queue is created when its first task is submitted")
+
+    async def act(self, queue: str, action: str, show: Callable[[str], None]) -> str:
+        """Pause, resume or purge a queue, or cancel its tasks."""
+        if action == "pause":
+            await self._client.pause(queue)
+            return f"{queue} is paused"
+        if action == "resume":
+            await self._client.resume(queue)
+            return f"{queue} is resumed"
+        if action == "purge":
+            receipt = await self._client.purge_queue(
+                queue, lambda done, total: show(f"purging {queue}: {done:,} of {total:,} tasks ended")
+            )
+            return f"{queue} is purged: {receipt.deleted:,} deleted, {receipt.cancelled:,} cancelled"
+        return await self._cancel_all(queue, show)
+
+    async def _cancel_all(self, queue: str, show: Callable[[str], None]) -> str:
+        show(f"cancelling the tasks of {queue}: reading them")
+        tasks = await self._client.tasks(queue, (Status.PENDING, Status.PROCESSING))
+        outcomes: dict[str, CancelReceipt | NqnbError] = {}
+        next_note = 0.0
+
+        def progress(done: int, total: int, what: str) -> None:
+            nonlocal next_note
+            if elapsed() >= next_note:
+                next_note = elapsed() + 0.2
+                show(f"cancelling the tasks of {queue}: {done:,} of {total:,} {what}")
+
+        await cancel_many(self._client, [task.id for task in tasks], None, outcomes, progress)
+        refused = sum(isinstance(outcome, NqnbError) for outcome in outcomes.values())
+        stopping = sum(isinstance(outcome, CancelReceipt) and outcome.stopping for outcome in outcomes.values())
+        return (
+            f"{len(outcomes) - refused:,} tasks of {queue} are cancelled"
+            + (f", {stopping:,} of them are still stopping" if stopping else "")
+            + (f"; {refused:,} had ended or were refused" if refused else "")
+        )
+
+
+def _queue_actions(info: QueueInfo) -> list[Any]:
+    from nqnb.widgets.board import Action
+
+    waiting, running = info.pending + info.scheduled, info.processing
+    toggle = (
+        Action("resume", "Resume", f"Resume {info.name}? Workers start its tasks again.")
+        if info.paused
+        else Action("pause", "Pause", f"Pause {info.name}? Workers start none of its tasks until you resume it.")
+    )
+    purge = Action("purge", "Purge", f"End the {waiting:,} waiting tasks of {info.name}? Running tasks continue.")
+    cancel = Action("cancel", "Cancel all", f"Cancel the {waiting + running:,} open tasks of {info.name}?")
+    return [toggle, *([purge] if waiting else []), *([cancel] if waiting + running else [])]
+
+
+class _Workers:
+    """The rows of the table of workers."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def read(self) -> BoardContent:
+        """Return the current rows. Lost workers come first."""
+        from nqnb.widgets.board import BoardContent, BoardRow, Cell
+
+        seen = await self._client.backend.presence.seen()
+        names = {info.id: worker_name(info) for info, _ in seen}
+        rows = []
+        for info, seconds in sorted(seen, key=lambda each: (not is_lost(*each), worker_name(each[0]), each[0].id)):
+            lost = is_lost(info, seconds)
+            if lost:
+                state = Cell(f"lost for {duration(seconds)}", "bad")
+            elif seconds > max(2.0, _SILENT_SHARE * info.ttl):
+                state = Cell(f"silent for {duration(seconds)}", "warn")
+            else:
+                state = Cell("live")
+            tasks = await self._held(info, names) if lost else _listed(info)
+            cells = [
+                Cell(names[info.id]),
+                state,
+                Cell(", ".join(info.queues)),
+                Cell(f"{info.running_count:,}/{info.concurrency:,}"),
+                Cell(tasks, "bad" if lost and tasks else ""),
+                Cell(age(info.started_at)),
+                Cell(info.version, "dim"),
+            ]
+            rows.append(BoardRow(info.id, cells))
+        columns = [
+            ("worker", False),
+            ("state", False),
+            ("queues", False),
+            ("running", True),
+            ("tasks", False),
+            ("up", True),
+            ("nqnb", False),
+        ]
+        return BoardContent(columns, rows, "no nqnb workers; Go workers are not listed, because they do not register")
+
+    async def act(self, key: str, action: str, show: Callable[[str], None]) -> str:
+        """Do nothing, because workers have no buttons."""
+        return ""
+
+    async def _held(self, worker: WorkerInfo, names: dict[str, str]) -> str:
+        """Return what became of the tasks that a lost worker was running."""
+        found: list[str] = []
+        for task_id in worker.running[:_LISTED_IDS]:
+            try:
+                task = await self._client.fetch(task_id)
+            except NqnbError:
+                continue
+            found.append(f"{task_id} {_fate(task, worker, names)}")
+        more = worker.running_count - len(worker.running[:_LISTED_IDS])
+        return f"held {'; '.join(found)}{f' and {more:,} more' if more else ''}" if found else ""
+
+
+def _fate(task: TaskInfo, worker: WorkerInfo, names: dict[str, str]) -> str:
+    if task.status is not Status.PROCESSING:
+        return f"(now {task.status.label})"
+    if task.worker == worker.id:
+        return "(waits for another worker)"
+    return f"(now runs on {names.get(task.worker, 'another worker')})"
+
+
+def _listed(info: WorkerInfo) -> str:
+    more = info.running_count - len(info.running[:_LISTED_IDS])
+    return ", ".join(info.running[:_LISTED_IDS]) + (f" and {more:,} more" if more else "")
+
+
+def _number(count: int) -> Any:
+    from nqnb.widgets.board import Cell
+
+    return Cell(f"{count:,}", "" if count else "dim")

@@ -1,0 +1,123 @@
+"""The tables of queues and workers: hints, rates, rows, and the board's messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import pytest
+from helpers.waiting import until
+
+import nqnb
+from nqnb.notebook.queue_boards import Rate, is_lost, queue_hints
+from nqnb.notebook.session import Session
+from nqnb.records import QueueInfo, WorkerInfo
+from nqnb.widgets.board import BoardContent, BoardRow, Cell, html, text
+
+NOW = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+def session(server: nqnb.DevServer) -> Iterator[Session]:
+    opened = nqnb.session(server.url)
+    yield opened
+    opened.down()
+
+
+def queue(**changes: object) -> QueueInfo:
+    counts = dict.fromkeys(("pending", "scheduled", "processing", "redelivered", "workers", "bytes"), 0)
+    return QueueInfo(**{"name": "q", **counts, "oldest_pending": None, **changes})  # type: ignore[arg-type]  # a dict
+
+
+def worker(**changes: object) -> WorkerInfo:
+    known = {"id": "w", "host": "gpu-3", "pid": 811, "version": "1", "queues": ["q"], "concurrency": 2, "running": []}
+    return WorkerInfo(**{**known, "started_at": NOW, "ttl": 10.0, **changes})  # type: ignore[arg-type]  # a dict
+
+
+def test_hints_say_what_is_wrong() -> None:
+    assert queue_hints(queue(), [], unserved=False) == []
+    assert queue_hints(queue(pending=1), [], unserved=True) == ["no worker is listening"]
+    (paused,) = queue_hints(queue(paused=True), [], unserved=True)
+    assert paused.startswith("paused")
+    assert queue_hints(queue(), ["gpu-3/811"], unserved=False) == ["worker gpu-3/811 is lost"]
+    assert queue_hints(queue(redelivered=4, processing=4), [], unserved=False) == []
+    (storm,) = queue_hints(queue(redelivered=40, processing=60), [], unserved=False)
+    assert storm == "many redeliveries: 40 of 60 messages"
+    assert queue_hints(queue(redelivered=5, processing=600), [], unserved=False) == []
+
+
+def test_a_worker_is_lost_after_its_ttl() -> None:
+    assert [is_lost(worker(), seconds) for seconds in (0.0, 9.9, 10.0)] == [False, False, True]
+
+
+def test_the_rate_is_that_of_the_last_reads() -> None:
+    rate = Rate()
+    assert (str(rate), rate.line()) == ("", "")
+    for at, removed in enumerate((0, 0, 4, 12)):
+        rate.add(at, removed)
+    assert (str(rate), rate.line()) == ("4.0/s", "▁▅█")
+    for at in range(4, 40):
+        rate.add(at, 12 + 30 * at)
+    assert str(rate) == "30/s"
+    assert len(rate.line()) == 20
+    rate.add(40, 0)
+    assert str(rate) == "", "the queue was created again"
+
+
+def test_a_snapshot_is_escaped() -> None:
+    content = BoardContent([("queue", False), ("n", True)], [BoardRow("q", [Cell("<b>x\x1b[2J"), Cell("7")])], "none")
+    shown = html("<i>t</i>", content, NOW)
+    assert "&lt;b&gt;x\\x1b[2J" in shown
+    assert "<b>x" not in shown
+    assert "<i>t" not in shown
+    assert text("queues", content) == "queues\nqueue        n\n<b>x\\x1b[2J  7"
+    assert text("queues", BoardContent([], [], "no queues")) == "queues: no queues"
+
+
+class TestQueues:
+    def test_a_queue_without_workers_says_so_and_is_purged(self, session: Session) -> None:
+        session.submit_many("idle", range(3))
+        board = session.watch_queues()
+        assert "no worker is listening" in repr(board)
+        until(lambda: "idle" in repr(board))
+        board._receive({"type": "hello"})
+        board._receive({"type": "act", "key": "idle", "action": "unknown"})
+        board._receive({"type": "act", "key": "nothing", "action": "purge"})
+        board._receive({"type": "act", "key": "idle", "action": "pause"})
+        until(lambda: "paused" in repr(board))
+        assert session.queues().loc["idle", "paused"]
+        board._receive({"type": "act", "key": "idle", "action": "resume"})
+        until(lambda: "paused" not in repr(board))
+        assert session.queues().loc["idle", "pending"] == 3
+        board._receive({"type": "act", "key": "idle", "action": "purge"})
+        until(lambda: session.queues().loc["idle", "pending"] == 0)
+        session.submit_many("idle", range(3))
+        until(lambda: " 3 " in repr(board))
+        board._receive({"type": "act", "key": "idle", "action": "cancel"})
+        until(lambda: session.tasks("idle").status.eq("deleted").sum() == 6)
+        session.down()
+        assert board.closed
+
+    def test_removed_messages_are_counted(self, session: Session) -> None:
+        session.submit_many("idle", range(3))
+        session.purge_queue("idle")
+        assert session.queues().loc["idle", "removed"] == 3
+
+
+class TestWorkers:
+    def test_a_worker_shows_its_tasks(self, session: Session) -> None:
+        assert "no nqnb workers" in repr(session.watch_workers())
+
+        @session.handler("waits")
+        async def waits(job: nqnb.Job) -> None:
+            import asyncio
+
+            await asyncio.sleep(60)
+
+        task = session.submit("waits")
+        until(lambda: task.status() is nqnb.Status.PROCESSING)
+        board = session.watch_workers()
+        board._receive({"type": "hello"})
+        until(lambda: task.id in repr(board))
+        assert "live" in repr(board)
+        assert "1/2" in repr(board)
