@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -199,7 +198,7 @@ class KeyValueStore:
         ``wake`` is also called for writes that the server refuses, and is not called while the connection is down.
         Therefore, a call is only a hint, and the caller must read the key again after a reconnect.
         """
-        return await self._subscribe(key, lambda message: wake())
+        return await self._subscribe(key, _Hint(wake))
 
     async def overhear(
         self,
@@ -231,7 +230,7 @@ class KeyValueStore:
 
     async def _subscribe(self, key: str, on_message: Callable[[Message], None]) -> Unsubscribe:
         subscription = await self._connection.subscribe(self._root + key, on_message)
-        return functools.partial(_unsubscribe, subscription)
+        return _Unsubscribe(subscription)
 
     def _write(self, key: str, value: bytes, revision: int, ttl: float | None, operation: str = "") -> Awaitable[int]:
         """Write a value if the key still has this revision. Revision 0 means that the key has never been written."""
@@ -377,9 +376,32 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
     return True
 
 
-async def _unsubscribe(subscription: Subscription) -> None:
-    with contextlib.suppress(nats.errors.Error):
-        await subscription.unsubscribe()
+# A worker has an object of both classes for each task that runs for a while. Closures would need more memory.
+
+
+class _Hint:
+    """A callback for messages that calls a function without arguments."""
+
+    __slots__ = ("_wake",)
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+
+    def __call__(self, message: Message) -> None:
+        self._wake()
+
+
+class _Unsubscribe:
+    """A function that ends a subscription."""
+
+    __slots__ = ("_subscription",)
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+
+    async def __call__(self) -> None:
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
 
 
 async def _conflict(key: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -130,7 +131,7 @@ class PullLoop:
         Call this method often. If a repair fails, the error is logged, and the next call tries again.
         """
         self._check_pause()
-        silent = self.asked and asyncio.get_running_loop().time() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
+        silent = self.asked and time.monotonic() - self._heard > 2.5 * IDLE_HEARTBEAT_SECONDS
         if not (self._broken or silent) or not self._connection.connected:
             return
         if asyncio.get_running_loop().time() < self._not_before:
@@ -186,7 +187,7 @@ class PullLoop:
             self._inbox = self._connection.client.new_inbox()
             self._subscription = await self._connection.subscribe(self._inbox, self._receiver())
         self.asked += count
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = time.monotonic()
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._streams.tasks}.{names.CONSUMER}"
         await self._connection.send(subject, msgspec.json.encode(body), reply=self._inbox)
 
@@ -197,7 +198,7 @@ class PullLoop:
         def receive(message: Message) -> None:
             current = inbox == self._inbox and self._subscription is not None
             if current:
-                self._heard = asyncio.get_running_loop().time()
+                self._heard = time.monotonic()
             if message.reply.startswith("$JS.ACK."):
                 if current:
                     self.asked = max(0, self.asked - 1)

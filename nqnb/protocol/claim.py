@@ -181,14 +181,15 @@ def _moved(task: TaskMessage, sequence: int, *, slim: bool) -> Write:
 def _processing(attempt: Attempt, worker: str, prior: TaskMessage | None, max_payload: int, now: float) -> TaskMessage:
     """Return the entry for this claim, which replaces ``prior``."""
     before = prior or attempt.message
+    old = before.meta
     # A worker that shuts down removes its name from its claims. So a worker that is still named in a claim went silent.
-    crashed = before.Status is Status.PROCESSING and bool(before.meta.worker) and before.meta.claim != attempt.claim
+    crashed = before.Status is Status.PROCESSING and bool(old.worker) and old.claim != attempt.claim
     meta = msgspec.structs.replace(
-        before.meta,
+        old,
         # A Go client does not record when it submitted the task, but the stream does.
-        submitted_at=before.meta.submitted_at or min(attempt.delivery.stored, now),
+        submitted_at=old.submitted_at or min(attempt.delivery.stored, now),
         worker=worker,
-        crashes=before.meta.crashes + crashed,
+        crashes=old.crashes + crashed,
         claim=attempt.claim,
         started_at=now,
         finished_at=0,

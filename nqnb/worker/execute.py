@@ -57,7 +57,7 @@ async def execute(backend: Backend, worker: str, run: Run) -> Result | None:
         run.entry.MaxRetry,
         # The handler compares the deadline with this machine's clock.
         moment(until and time.time() + until - now),
-        progress.changed,
+        progress,
         # The event loop cancels a coroutine instead.
         progress_raises=run.handler.progress_raises and not run.handler.is_coroutine,
     )
@@ -100,7 +100,7 @@ class _ProgressWriter:
         self._waiting = False
         self._closed = False
 
-    def changed(self) -> None:
+    def __call__(self) -> None:
         """Schedule a write of the progress and log. This method can be called from any thread."""
         if not self._waiting and not self._closed:
             self._waiting = True

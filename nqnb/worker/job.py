@@ -19,6 +19,8 @@ from nqnb.protocol.wire import Progress
 
 LOG_LINES = 20
 LINE_CHARACTERS = 200
+_NO_LINES: list[str] = []
+"""The log of all jobs that have not logged a line. A log is replaced, and never changed in place."""
 
 
 class StopFlag:
@@ -66,7 +68,7 @@ class JobState:
         """Whether `Job.progress` may raise. False while the handler is being stopped, so that cleanup can report."""
         self.stop = StopFlag() if stop is None else stop
         self.progress: Progress | None = None
-        self.log: list[str] = []
+        self.log = _NO_LINES
 
     def report(self, progress: Progress | None, log: list[str]) -> None:
         """Replace the progress and the log, and notify the worker."""

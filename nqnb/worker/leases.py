@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -21,6 +22,8 @@ log = logging.getLogger("nqnb.worker")
 
 RENEWALS_AT_ONCE = 1000
 """The maximum number of concurrent renewals. If tens of thousands ran at once, most replies would be late."""
+WATCHES_AT_ONCE = 100
+"""The maximum number of watches to start every 50 ms. Each start needs memory for a subscription and a read."""
 LOOKS_AT_ONCE = 250
 """The maximum number of entries to read concurrently during the renewals."""
 
@@ -83,9 +86,9 @@ class LeaseKeeper:
         while True:
             await asyncio.sleep(WATCH_AFTER_SECONDS / 2)
             before = time.monotonic() - WATCH_AFTER_SECONDS
-            for run in self._runs.values():
-                if 0 < run.started < before and run.watch is None:
-                    run.watch = EntryWatch(self._backend, self._worker_id, run)
+            unwatched = (run for run in self._runs.values() if 0 < run.started < before and run.watch is None)
+            for run in itertools.islice(unwatched, WATCHES_AT_ONCE):
+                run.watch = EntryWatch(self._backend, self._worker_id, run)
 
     async def _renew(self, runs: Sequence[Run], before: float = math.inf) -> list[Run]:
         """Renew the leases of runs that have had no heartbeat since ``before``.

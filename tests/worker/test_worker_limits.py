@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from helpers.waiting import until_async
 
 import nqnb
 from nqnb import Status
+from nqnb.protocol.heartbeat import WATCH_AFTER_SECONDS, EntryWatch
+from nqnb.worker import leases
 
 pytestmark = pytest.mark.anyio
 
@@ -121,3 +125,31 @@ async def test_sigtstp_stops_pulling_only(nq: nqnb.Client, settings: nqnb.Settin
     assert await waiting.status() is Status.PENDING
     worker.request_stop()
     await serving
+
+
+async def test_the_entries_of_many_tasks_are_watched_a_few_at_a_time(
+    nq: nqnb.Client, settings: nqnb.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once, the first reads of thousands of entries would need more memory than the running tasks."""
+    started: list[float] = []
+
+    class Watch(EntryWatch):
+        def __init__(self, *arguments: Any) -> None:
+            started.append(asyncio.get_running_loop().time())
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(leases, "EntryWatch", Watch)
+    monkeypatch.setattr(leases, "WATCHES_AT_ONCE", 5)
+    worker, done = nqnb.Worker(settings, concurrency=20), asyncio.Event()
+
+    @worker.handler("q")
+    async def wait(job: nqnb.Job) -> None:
+        await done.wait()
+
+    async with worker:
+        tasks = await nq.submit_many("q", [None] * 20)
+        await until_async(lambda: len(started) == 20, 20, "each task is watched")
+        done.set()
+        await asyncio.gather(*(task.result(20) for task in tasks))
+    rounds = [sum(abs(one - other) < WATCH_AFTER_SECONDS / 4 for other in started) for one in started]
+    assert max(rounds) <= 5

@@ -26,19 +26,16 @@ class CoroutineExecutor(Executor):
         self._ended: asyncio.Future[Result] | None = None
         self._ladder: StopLadder | None = None
 
-    async def _run(self) -> Result:
+    def _run(self) -> asyncio.Future[Result]:
+        # If the caller is cancelled, the handler's task continues.
+        ended = self._ended = asyncio.Future()
         try:
             call = self._handler.call(self._job)
         except Exception as refused:  # noqa: BLE001  the payload may make its decoder raise anything
-            return Result(Ended.FAILED, error=refused)
-        # The handler's task resolves a future, which takes one turn of the loop less than a callback of the task. If
-        # this coroutine is cancelled, the handler's task continues.
-        ended = self._ended = asyncio.Future()
-        start_task(self._await_handler(call))
-        result = await ended
-        if self._ladder is not None:
-            self._ladder.end()
-        return result
+            self._settle(Result(Ended.FAILED, error=refused))
+        else:
+            start_task(self._await_handler(call))
+        return ended
 
     def _begin_to_stop(self) -> None:
         if self._task is not None and not self._task.done():
@@ -62,6 +59,7 @@ class CoroutineExecutor(Executor):
         self._task = asyncio.current_task()
         try:
             value = call()
+            del call
             # A plain wrapper may return the coroutine of the wrapped function, and a coroutine may wrap a plain
             # function.
             self._settle(Result(Ended.RETURNED, await value if inspect.isawaitable(value) else value))
@@ -69,8 +67,11 @@ class CoroutineExecutor(Executor):
             self._settle(Result(Ended.FAILED, error=error))
 
     def _settle(self, result: Result) -> None:
+        """Resolve the future. A callback of the handler's task would take another turn of the loop."""
         # The traceback of an error refers to this object, so this object must not refer to the error.
         ended, self._ended = self._ended, None
+        if self._ladder is not None:
+            self._ladder.end()
         # If the loop was closed while the handler was running, no coroutine waits for the result.
         if ended is not None and not (ended.done() or ended.get_loop().is_closed()):
             ended.set_result(result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -81,7 +81,7 @@ class Executor(abc.ABC):
         return False
 
     @abc.abstractmethod
-    async def _run(self) -> Result:
+    def _run(self) -> Awaitable[Result]:
         """Run the handler, and return its outcome."""
 
     @abc.abstractmethod
