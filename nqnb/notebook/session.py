@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from nqnb.widgets.board import Board
     from nqnb.widgets.table import TaskTable
+    from nqnb.widgets.timeline import Timeline
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -845,6 +846,24 @@ class Session:
         if not LOOP.here:
             table.wait_until_loaded()
         return table
+
+    def timeline(self, what: object) -> Timeline:
+        """Return a drawing of when each task waited and ran, on which worker, and how it ended.
+
+        The drawing is an SVG, which saved notebooks show. Each bar is the last attempt of a task. Retries and cancels
+        are marked.
+
+        Args:
+            what: tasks in any form that `cancel` accepts. Tasks that no longer exist are left out.
+
+        Raises:
+            BadInput: ``what`` does not contain task ids.
+        """
+        from nqnb.widgets.timeline import Timeline
+
+        infos = self.call(outcomes_of(ids_of(what), self.client.fetch, IN_FLIGHT))
+        names = {worker.id: f"{worker.host}/{worker.pid}" for worker in self.call(self.client.workers())}
+        return Timeline([info for info in infos if isinstance(info, TaskInfo)], names)
 
     # Queues and workers
 

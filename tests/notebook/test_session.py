@@ -825,6 +825,7 @@ def test_completion_of_a_session_offers_what_users_call(session: Session) -> Non
             "submit_many",
             "task",
             "tasks",
+            "timeline",
             "updates",
             "wait",
         ),
