@@ -25,7 +25,7 @@ FIRST_REST = "max_retry"
 """The first of the columns that a display leaves out."""
 _MAX_FIELDS = 50
 """The maximum number of fields of payloads, and of results, that become columns."""
-_CELL_STYLE = "max-width: 26em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap"
+_CELL_STYLE = "max-width: 22em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap"
 _CHARACTERS = 80
 """The maximum number of characters of a value in a display."""
 _LEAST_CHARACTERS = 10
@@ -81,7 +81,7 @@ class TaskFrame(pd.DataFrame):
         body = "".join(row_of(cells, "td") for cells in self._cells(names))
         head = row_of(self._head(names), "th")
         table = f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'
-        return f"<div>{table}<p>{html.escape(self._rest(names))}</p></div>"
+        return f'<div style="overflow-x: auto">{table}</div><p>{html.escape(self._rest(names))}</p>'
 
     def _head(self, names: Sequence[str]) -> list[str]:
         return [str(self.index.name or ""), *names]

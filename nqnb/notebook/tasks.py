@@ -29,6 +29,7 @@ from nqnb.error_text import clause, exact_text, kind_of, shown
 from nqnb.errors import BadInput, ConnectionFailed, NqnbError, TaskError, WaitTimeout
 from nqnb.failures import FAILURE_INDEX, FailureGroup, group_failures
 from nqnb.inputs import Duration, check_choice, check_flag, check_optional_flag, check_seconds
+from nqnb.notebook import task_list_card
 from nqnb.notebook.loop import LOOP
 from nqnb.notebook.tracebacks import hide_frames
 from nqnb.notebook.wait_line import state_of, unserved_words
@@ -431,7 +432,7 @@ class TaskList(list[SessionTask]):
 
     def counts(self) -> dict[str, int]:
         """Return the current number of tasks in each state. Tasks that no longer exist are counted as ``unknown``."""
-        return _counted(self._session.call(self._statuses()))
+        return task_list_card.counted(self._session.call(self._fetched()))
 
     def _labels(self) -> Any:
         """Return the labels of the tasks' rows as an index, or None if the payloads are not rows of a DataFrame."""
@@ -454,23 +455,22 @@ class TaskList(list[SessionTask]):
         ]
 
     def _repr_html_(self) -> str:
-        """Return a line with the number of tasks in each state, and the names of queues without workers."""
+        """Return a card with the progress by state, the rate, the time left, and the failures in groups."""
         try:
-            counts, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
+            outcomes, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
+            now = self._session.client.backend.now()
         except NqnbError as error:
             return f"{len(self):,} tasks; {html.escape(str(error))}"
-        queues = ", ".join(html.escape(queue) for queue in dict.fromkeys(task.queue for task in self) if queue)
-        states = ", ".join(f"{count:,} {label}" for label, count in counts.items()) or "none"
-        unserved = f"; {html.escape(unserved)}" if unserved else ""
-        return f"<b>{len(self):,} tasks</b>{f' in {queues}' if queues else ''}: {states}{unserved}"
+        queues = [queue for queue in dict.fromkeys(task.queue for task in self) if queue]
+        return task_list_card.html(outcomes, queues, now, unserved)
 
-    async def _summary(self) -> tuple[dict[str, int], str]:
-        states = await self._statuses()
-        waiting = [task.queue for task, state in zip(self, states, strict=True) if state is Status.PENDING]
-        return _counted(states), await unserved_words(self._session.client, filter(None, waiting))
+    async def _summary(self) -> tuple[list[Any], str]:
+        outcomes = await self._fetched()
+        waiting = {info.queue for info in outcomes if isinstance(info, TaskInfo) and info.status is Status.PENDING}
+        return outcomes, await unserved_words(self._session.client, sorted(waiting))
 
-    async def _statuses(self) -> list[Any]:
-        return await outcomes_of(self.ids, self._session.client.status, IN_FLIGHT)
+    async def _fetched(self) -> list[Any]:
+        return await outcomes_of(self.ids, self._session.client.fetch, IN_FLIGHT)
 
     def _wait_for_each(self, ask: Callable[[str], Awaitable[Any]], cancel_on_interrupt: bool | None) -> list[Any]:
         cancel_on_interrupt = check_optional_flag("cancel_on_interrupt", cancel_on_interrupt)
@@ -663,8 +663,3 @@ def _row_keys(index: Any, numbered: bool) -> list[tuple[bytes, int]]:
 
 def _not_tasks(what: object) -> BadInput:
     return BadInput(f"cannot read task ids from {shown(what)}: expected ids, tasks, or a DataFrame of tasks.")
-
-
-def _counted(states: list[Any]) -> dict[str, int]:
-    counts = Counter(state.label if isinstance(state, Status) else "unknown" for state in states)
-    return {label: counts[label] for label in (*(status.label for status in Status), "unknown") if counts[label]}

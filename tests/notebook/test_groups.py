@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from html import unescape
 from typing import Any
 
 import numpy as np
@@ -174,6 +176,25 @@ class TestResults:
             tasks.join(wrong)
         with pytest.raises(nqnb.BadInput, match="not the rows of a DataFrame"):
             session.map("resize", [1]).join(images(1))
+
+
+class TestCard:
+    def test_the_card_shows_progress_and_failures_in_groups_and_no_markup_of_a_task(self, session: Session) -> None:
+        broken = set(range(256, 7 * 256, 256))
+        serve(session, broken)
+        frame = images(20).assign(path=lambda rows: "<b>" + rows["path"])
+        tasks = session.map("resize", frame)
+        tasks.wait(20)
+        card = (tasks + session.map("other", [1, 2]))._repr_html_()
+        assert "<b>22 tasks</b> in resize, other: 2 pending, 6 failed, 14 completed; " in card
+        assert re.search(r"[\d.]+ tasks/s; about [\d.]+ s left; no worker serves queue 'other'", unescape(card))
+        assert card.count("<li>") == 1
+        assert "<li>6 failed: OSError: no disk for " in card
+        assert " in resize</li>" in card
+        assert card.count("<b>") == 1
+        assert "tasks.cancel()" in card
+        assert "tasks.cancel()" not in tasks._repr_html_()
+        assert "tasks/s" not in tasks._repr_html_()
 
 
 class TestCompleted:

@@ -1,0 +1,84 @@
+"""The card of a list of tasks: progress by state, rate, time left, and failures grouped. All text is escaped."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from nqnb.failures import group_failures
+from nqnb.protocol.wire import Status
+from nqnb.records import TaskInfo
+from nqnb.text import line, long_duration
+
+_COLOURS = {
+    "completed": "#2a9d43",
+    "failed": "#e5484d",
+    "cancelled": "#bf8700",
+    "deleted": "#9a6dd7",
+    "processing": "#3b82f6",
+    "pending": "rgba(128, 128, 128, .4)",
+    "unknown": "transparent",
+}
+"""The colours of the states on a light or dark page, in the order of the bar."""
+_RECENT_SECONDS = 60.0
+"""The rate is that of the tasks that ended within this time."""
+_MAX_FAILURES = 3
+"""The maximum number of groups of failures on the card."""
+
+
+def html(outcomes: Sequence[Any], queues: Sequence[str], now: float, unserved: str) -> str:
+    """Return the card as HTML.
+
+    Args:
+        outcomes: the record of each task, or the error for a task that no longer exists.
+        queues: the queues of the tasks.
+        now: the server's time, in Unix seconds.
+        unserved: a phrase that names the queues without workers, or an empty string.
+    """
+    infos = [each for each in outcomes if isinstance(each, TaskInfo)]
+    counts = counted(outcomes)
+    bar = "".join(
+        f'<span style="flex: {counts[label]}; background: {colour}" title="{counts[label]:,} {label}"></span>'
+        for label, colour in _COLOURS.items()
+        if counts.get(label)
+    )
+    states = ", ".join(f"{count:,} {label}" for label, count in counts.items()) or "none"
+    said = [states, *rate(infos, now), *([unserved] if unserved else [])]
+    total = f"{len(outcomes):,} task{'' if len(outcomes) == 1 else 's'}"
+    where = f" in {escape(line(', '.join(queues), 100))}" if queues else ""
+    head = f"<div><b>{total}</b>{where}: {escape('; '.join(said))}</div>"
+    drawn = f'<div style="display: flex; height: 6px; max-width: 40em; margin: 4px 0">{bar}</div>' if bar else ""
+    groups = group_failures(infos)
+    failures = [
+        f"{group.count:,} failed: {group.error}{f' at {group.where}' if group.where else ''}" for group in groups
+    ]
+    if len(failures) > _MAX_FAILURES:
+        failures[_MAX_FAILURES:] = [f"and {len(failures) - _MAX_FAILURES:,} more kinds of failures: tasks.failures()"]
+    listed = "".join(f"<li>{escape(line(text, 200))}</li>" for text in failures)
+    left = any(not info.status.terminal for info in infos)
+    hint = "<code>tasks.watch()</code> shows them live, <code>tasks.cancel()</code> cancels all" if left else ""
+    return f"<div>{head}{drawn}{f'<ul>{listed}</ul>' if listed else ''}{hint}</div>"
+
+
+def counted(outcomes: Sequence[Any]) -> dict[str, int]:
+    """Return the number of tasks in each state. Tasks that no longer exist are counted as ``unknown``."""
+    counts = Counter(each.status.label if isinstance(each, TaskInfo) else "unknown" for each in outcomes)
+    return {label: counts[label] for label in (*(status.label for status in Status), "unknown") if counts[label]}
+
+
+def rate(infos: Sequence[TaskInfo], now: float) -> list[str]:
+    """Return the number of tasks that end in a second, and the time left, as phrases.
+
+    If all tasks have ended, the list is empty.
+    """
+    left = sum(not info.status.terminal for info in infos)
+    ends = [info.completed_at.timestamp() for info in infos if info.completed_at]
+    recent = sum(end > now - _RECENT_SECONDS for end in ends)
+    if not left or not recent:
+        return []
+    began = min((info.started_at.timestamp() for info in infos if info.started_at), default=now)
+    speed = recent / max(1.0, min(_RECENT_SECONDS, now - began))
+    each = f"{speed:,.0f} tasks/s" if speed >= 10 else f"{speed:.1f} tasks/s"
+    return [each, f"about {long_duration(left / speed)} left"]
