@@ -226,7 +226,9 @@ class KeyValueStore:
         The note is lost if the connection is down. All users who may write the key may send and receive notes.
         """
         # The server refuses to store the note, because no key has this revision.
-        self._connection.put(self._root + key, data, "", _NOTE_BLOCK)
+        if self._connection.put(self._root + key, data, "", _NOTE_BLOCK):
+            # The caller's next request should not delay the note.
+            self._connection.client.write_now()
 
     async def _subscribe(self, key: str, on_message: Callable[[Message], None]) -> Unsubscribe:
         subscription = await self._connection.subscribe(self._root + key, on_message)

@@ -176,6 +176,10 @@ class FastClient(NatsClient):
             self._writing = True
             asyncio.get_running_loop().call_soon(self._write_pending)
 
+    def write_now(self) -> None:
+        """Write the send buffer to the socket, so that an urgent message need not wait for the next iteration."""
+        self._write_pending()
+
     def _write_pending(self) -> None:
         self._writing = False
         if not self.is_connected or not self._pending:

@@ -192,6 +192,24 @@ async def test_messages_of_one_turn_of_the_loop_are_written_together(
     assert [data.count(b"PUB ") for data in writes if b"PUB " in data] == [100]
 
 
+async def test_an_urgent_message_is_written_at_once(server: nqnb.DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+    write = asyncio.StreamWriter.write
+
+    def noted_write(self: asyncio.StreamWriter, data: bytes) -> None:
+        writes.append(data)
+        write(self, data)
+
+    client = FastClient()
+    await client.connect(server.url)
+    monkeypatch.setattr(asyncio.StreamWriter, "write", noted_write)
+    assert client.put("lane.x", b"urgent")
+    assert writes == []
+    client.write_now()
+    assert [b"urgent" in data for data in writes] == [True]
+    await client.close()
+
+
 @pytest.mark.parametrize("subject", ["lane x", "lane\r\nPUB y", "lane\x00", "", "x" * 2001])
 async def test_an_odd_subject_is_left_to_the_checked_way(client: FastClient, subject: str) -> None:
     assert not client.put(subject, b"")
