@@ -377,7 +377,7 @@ Examples:
 @error_option
 @click.pass_context
 def task_failures(ctx: click.Context, queue: str | None, since: float | None, error: str | None) -> Failures:
-    """Group failed tasks by their error, and show the number and an example traceback of each group.
+    """Group failed tasks by their error, with counts and a traceback.
 
     The tasks of a group have the same queue, type of error and line of the handler, and the same message except for
     numbers, ids, paths and quoted text. The id of a group does not change when other tasks fail or are requeued.

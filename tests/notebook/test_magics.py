@@ -193,7 +193,7 @@ class TestResults:
         assert cell_results.unreported_errors(record, made) == []
 
     def test_every_command_of_the_command_line_is_there(self) -> None:
-        assert set(tree.commands) == set(command_tree.tree.commands) | {"down", "handler", "nest"}
+        assert set(tree.commands) == set(command_tree.tree.commands) | {"down", "failures", "handler", "nest"}
         for name, group in tree.commands.items():
             theirs = command_tree.tree.commands.get(name)
             assert getattr(group, "commands", {}).keys() == getattr(theirs, "commands", {}).keys()

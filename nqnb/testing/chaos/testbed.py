@@ -261,9 +261,12 @@ class ChaosWorkers:
             life, process = found
             process.kill()
             life.killed = True
-            await asyncio.to_thread(process.wait)
-            life.died = time.monotonic()
-            _close(process)
+            try:
+                await asyncio.to_thread(process.wait)
+            finally:
+                # The end of the faults cancels this method, and the process still dies.
+                life.died = time.monotonic()
+                _close(process)
 
     def suspend(self, place: int, seconds: float) -> None:
         """Send SIGSTOP to the worker process in a place. Call `resume` to resume the process.
