@@ -47,7 +47,7 @@ function render({ model, el }) {
     const known = rows.get(row.key) ?? { line: make("tr", { "data-key": row.key }), cells: [], acts: make("td"), drawn: "" };
     rows.set(row.key, known);
     row.cells.forEach(([text, tone], place) => {
-      known.cells[place] ??= known.line.insertBefore(make("td", board.columns[place][1] ? { "data-number": "" } : {}), null);
+      known.cells[place] ??= known.line.insertBefore(make("td", { "data-number": board.columns[place][1] ? "" : null, "data-column": board.columns[place][0] }), null);
       if (known.cells[place].textContent !== text) known.cells[place].textContent = text;
       known.cells[place].dataset.tone = tone;
     });
@@ -88,7 +88,7 @@ function render({ model, el }) {
     if (headed !== JSON.stringify(names)) {
       headed = JSON.stringify(names);
       rows.clear();
-      head.replaceChildren(...names.map(([name, number]) => make("th", { scope: "col", "data-number": number ? "" : null }, name)));
+      head.replaceChildren(...names.map(([name, number]) => make("th", { scope: "col", "data-number": number ? "" : null, "data-column": name }, name)));
     }
     for (const key of [...rows.keys()]) if (!board.rows.some((row) => row.key === key)) rows.delete(key);
     const lines = board.rows.map(fill);
