@@ -23,6 +23,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import nats
+
 import nqnb
 
 HERE = Path(__file__).parent
@@ -31,6 +33,7 @@ BOUNDS = {
     "enqueue_sequential": "two round trips a task, one after the other: its message, then its entry",
     "enqueue_pipelined": "one core of Python in the client: two stored messages a task",
     "drain": "one core of Python in the worker: three round trips (read, claim, outcome) and an ack a task",
+    "acknowledged_publish_ms": "the unit of the latencies: one round trip of nats-py, after a pause as before a cancel",
     "submit_to_start_ms": "the message's way through the server, and two round trips of the worker: read, claim",
     "cancel_to_coroutine_ms": "a round trip of the client (read), and its intent's way through the server",
     "cancel_in_queue_to_coroutine_ms": "the way of a message through the server: the client names the queue",
@@ -114,6 +117,24 @@ async def drain(worker: WorkerProcess, tasks: int) -> int:
     return round((last["done"] - first["done"]) / (last["at"] - first["at"]))
 
 
+PAUSE_SECONDS = 0.02
+"""The pause before each measured publish and cancel. Without a pause, a process is faster, because it is not idle."""
+
+
+async def acknowledged_publish(url: str, samples: int) -> dict[str, float]:
+    client = await nats.connect(url)
+    stream = client.jetstream()
+    await stream.add_stream(name="bench-publish", subjects=["bench-publish"])
+    waits = []
+    for _ in range(samples):
+        await asyncio.sleep(PAUSE_SECONDS)
+        before = time.monotonic()
+        await stream.publish("bench-publish", b"x" * 100)
+        waits.append(time.monotonic() - before)
+    await client.close()
+    return milliseconds(waits)
+
+
 async def submit_to_start(nq: nqnb.Client, worker: WorkerProcess, samples: int) -> dict[str, float]:
     waits = []
     for _ in range(samples):
@@ -131,7 +152,7 @@ async def cancel_to_handler(
     for _ in range(samples):
         task = await nq.submit(queue)
         await worker.expect("running", task.id)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(PAUSE_SECONDS)
         before = time.monotonic()
         cancelling = asyncio.ensure_future(nq.cancel(task.id, queue=queue if known_queue else None))
         waits.append((await worker.expect("cancelled", task.id))["at"] - before)
@@ -157,6 +178,7 @@ async def measure(url: str, tasks: int, samples: int) -> dict[str, Any]:
         figures: dict[str, Any] = await enqueue(nq, tasks)
         async with worker_process(url) as worker:
             figures["drain"] = await drain(worker, tasks)
+            figures["acknowledged_publish_ms"] = await acknowledged_publish(url, samples)
             figures["submit_to_start_ms"] = await submit_to_start(nq, worker, samples)
             for kind in ("coroutine", "thread", "process"):
                 count = samples if kind != "process" else max(5, samples // 10)
