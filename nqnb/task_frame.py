@@ -11,12 +11,13 @@ import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from nqnb.protocol.wire import Status
 from nqnb.text import line, long_duration, payload_text
 
 TEXT = pd.StringDtype("python")
@@ -92,13 +93,15 @@ class TaskFrame(pd.DataFrame):
     def _shown_names(self) -> list[str]:
         """Return the columns to show: the first ones, without the empty ones, and without attempts if all are first.
 
-        A selection of columns has none.
+        The due times are shown if any task is waiting for its due time. A selection of columns has none.
         """
         names = [str(name) for name in self.columns]
         if FIRST_REST not in names or "status" not in names or not self.columns.is_unique:
             return []
         first = names[: names.index(FIRST_REST)]
         shown = [name for name in first if name in ("queue", "status") or bool(self[name].notna().any())]
+        if bool((self["due_at"].notna() & (self["status"] == Status.PENDING.label)).any()):
+            shown.append("due_at")
         return [name for name in shown if name != "attempt" or bool((self[name] > 1).any())]
 
     def _cells(self, names: Sequence[str]) -> list[list[str]]:
@@ -169,8 +172,12 @@ def _text(value: Any) -> str:
         return value
     if isinstance(value, bytes):
         return payload_text(value[:_CHARACTERS])
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S} UTC"
     if isinstance(value, timedelta):
-        return "" if value is pd.NaT else long_duration(value.total_seconds())
+        return long_duration(value.total_seconds())
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
-    return "" if value is None or value is pd.NA or value is pd.NaT else str(value)
+    return str(value)

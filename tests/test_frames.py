@@ -140,6 +140,8 @@ def test_run_time_is_that_of_the_last_attempt_and_counts_while_it_runs() -> None
     assert frame["run_time"].isna()["b"]
     assert frame.loc["b", "due_at"] == NOW + timedelta(seconds=8)
     assert frame.loc["c", "run_time"] == timedelta()
+    assert f"{NOW + timedelta(seconds=8):%Y-%m-%d %H:%M:%S} UTC" in repr(frame)
+    assert "due_at" not in repr(tasks_frame([running], now=NOW)).split("\n")[0]
 
 
 @pytest.mark.parametrize(

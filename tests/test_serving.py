@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import timedelta
 
 import nats
 import pytest
@@ -44,13 +45,17 @@ class TestWaiting:
             == f"task {task.id!r} did not finish within 0.2 s: {UNSERVED.replace(': its tasks are waiting', '')}"
         )
 
-    async def test_with_a_worker_the_task_is_still_pending_or_running(
-        self, nq: nqnb.Client, settings: nqnb.Settings
-    ) -> None:
+    async def test_with_a_worker_the_error_names_the_state(self, nq: nqnb.Client, settings: nqnb.Settings) -> None:
         async with make_worker(settings):
             task = await nq.submit("fech", 5)
-            with pytest.raises(nqnb.WaitTimeout, match="the task is still pending or running"):
-                await task.wait(timeout=0.2)
+            with pytest.raises(nqnb.WaitTimeout, match="the task is still processing"):
+                await task.wait(timeout=1)
+            later = await nq.submit("fech", 5, process_at=timedelta(hours=1))
+            with pytest.raises(
+                nqnb.WaitTimeout, match=r"the task is still pending, due at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\. Wait"
+            ):
+                await later.wait(timeout=0.5)
+            await later.cancel()
             await task.cancel(wait=5)
 
     async def test_many_waits_look_once(self, nq: nqnb.Client, monkeypatch: pytest.MonkeyPatch) -> None:

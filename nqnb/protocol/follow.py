@@ -133,7 +133,12 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         raise WaitTimeout(
             f"{failed}: no worker is serving queue {latest.queue!r}. Start a worker, or check the queue name.", task_id
         )
-    raise WaitTimeout(f"{failed}: the task is still pending or running. Wait longer, or cancel the task.", task_id)
+    state = "pending or running"
+    if latest is not None:
+        # A task that waits for its retry is also due later.
+        due = latest.due_at if latest.status is Status.PENDING else None
+        state = latest.status.label if due is None else f"pending, due at {due.astimezone():%Y-%m-%d %H:%M:%S}"
+    raise WaitTimeout(f"{failed}: the task is still {state}. Wait longer, or cancel the task.", task_id)
 
 
 async def watch(backend: QueueBackend) -> AsyncGenerator[TaskBatch, None]:

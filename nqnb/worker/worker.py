@@ -89,7 +89,7 @@ class Worker:
         """Whether the process does nothing but run this worker. If so, `gc.freeze` excludes all objects that exist when
         `serve` has started the worker, mostly modules, from garbage collection. This makes short tasks faster."""
         self._given = (settings, options)
-        self.settings = self._checked_settings = Settings.of(settings, **options)
+        self.settings = self._own_settings = Settings.of(settings, **options)
         self.id = _new_id()
         self.state = State.NEW
         self.handlers: dict[str, Handler] = {}
@@ -257,11 +257,12 @@ class Worker:
         from nqnb.server.server_choice import resolved
         from nqnb.worker.runtime import Runtime
 
-        if self.settings is self._checked_settings:
-            # The environment may have changed since the worker was created.
+        if self.settings is self._own_settings:
+            # The environment may have changed since the worker was created or last started.
             settings, options = self._given
-            self.settings = Settings.of(settings, **options)
-        self.settings = await resolved(self.settings)
+            self._own_settings = self.settings = await resolved(Settings.of(settings, **options))
+        else:
+            self.settings = await resolved(self.settings)
         backend = await Backend.open(self.settings, self._store)
         self._started = moment(backend.now()) or self._started
         self._runtime = Runtime(

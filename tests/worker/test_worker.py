@@ -440,6 +440,23 @@ async def test_a_stopped_worker_can_be_started_again(nq: nqnb.Client, settings: 
         assert await (await nq.submit("late")).result(timeout=20) == "late"
 
 
+def test_a_worker_that_is_started_again_reads_the_environment_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = nqnb.Worker()
+
+    @worker.handler("work")
+    async def work(job: nqnb.Job, payload: int) -> int:
+        return payload
+
+    async def round_trip() -> object:
+        async with worker, nqnb.connect() as nq:
+            return await (await nq.submit("work", 1)).result(timeout=20)
+
+    for _ in range(2):
+        with nqnb.DevServer() as server:
+            monkeypatch.setenv("NATS_URL", server.url)
+            assert asyncio.run(round_trip()) == 1
+
+
 async def test_a_worker_without_handlers_says_so(settings: nqnb.Settings) -> None:
     with pytest.raises(nqnb.InvalidHandler, match="no handler"):
         await nqnb.Worker(settings).start()
