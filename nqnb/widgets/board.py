@@ -84,6 +84,7 @@ class Board(anywidget.AnyWidget):
         start: a function that starts a coroutine on the loop that ``read`` and ``act`` need. It must not block.
     """
 
+    _ended = True  # until __init__ has run: an incomplete board has nothing to close
     _esm = _STATIC / "board.js"
     _css = (_STATIC / "table.css").read_text("utf-8") + (_STATIC / "board.css").read_text("utf-8")
 
