@@ -40,6 +40,7 @@ NOT_EXPLORED = {
     "heartbeat.renew": "the explorer decides which lease is lost",
     "heartbeat.write_progress": "progress is not written here",
     "prune._remove_result": "no result is too large for its entry here",
+    "keyed": "chooses an id; the cancel and the submit that follow are explored",
     "transition.after_write": "runs, and waits for no request",
     "transition.let_expire": "no entry expires here",
     "transition.rest": "runs, and waits for no request",
