@@ -69,7 +69,7 @@ class Client:
     def __init__(self, settings: Settings, store: StateStore | None = None) -> None:
         if not isinstance(settings, Settings):
             raise BadInput(
-                f"settings is invalid: expected nqnb.Settings, got {kind_of(settings)}. Use nqnb.connect(…) instead."
+                f"`settings` is invalid: expected nqnb.Settings, got {kind_of(settings)}. Use nqnb.connect(…) instead."
             )
         self.settings = self._given = settings
         self._store = check_store(store)

@@ -383,5 +383,5 @@ def _result(meta: Meta) -> bytes:
 
 
 def moment(seconds: float) -> datetime | None:
-    """Convert Unix seconds to a UTC datetime. Return None if the time is 0 or is not between 1970 and 9999."""
+    """Convert Unix seconds to a UTC datetime. Return None for 0, and outside the years 1970 to 9999."""
     return datetime.fromtimestamp(seconds, timezone.utc) if 0 < seconds < LAST_MOMENT else None

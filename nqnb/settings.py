@@ -435,7 +435,8 @@ def _parse_addresses(given: object, label: str) -> tuple[tuple[str, ...], dict[s
     texts = given.split(",") if isinstance(given, str) else given
     if isinstance(given, str) and any(map(_may_be_one_address, texts, texts[1:])):
         raise BadInput(
-            f"{label} is invalid: a comma may either separate addresses or be part of a password. Write commas in "
+            f"{label} is invalid: its comma is ambiguous, because it could separate two addresses or be part of a "
+            "password. Write commas in "
             f"passwords as %2C, and write each address in full, like {DEFAULT_URL}."
         )
     for number, address in enumerate(texts, 1):

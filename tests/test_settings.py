@@ -235,7 +235,7 @@ class TestSecrets:
             BadInput, match=r"^url is invalid: .* it must begin with one of nats://, tls://, ws://, wss://\."
         ):
             Settings("http://host")
-        with pytest.raises(BadInput, match=r"^url is invalid: a comma .*\. Write commas in passwords as %2C"):
+        with pytest.raises(BadInput, match=r"^url is invalid: its comma .*\. Write commas in passwords as %2C"):
             Settings("nats://ann:12,s3cret@host:1")
 
     @pytest.mark.parametrize(

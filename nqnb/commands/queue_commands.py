@@ -181,7 +181,7 @@ async def _preview_of_delete(nq: Client, name: str, *, force: bool) -> Preview:
         reasons.append("1 worker is serving it" if info.workers == 1 else f"{info.workers:,} workers are serving it")
     raise QueueInUse(
         f"queue {name!r} cannot be deleted: {', '.join(reasons)}. Wait for its tasks to finish, then stop its "
-        "workers; or add --force to delete or cancel its tasks",
+        "workers. Or add --force, which ends its waiting tasks and cancels its running tasks",
         name,
         counts[Status.PENDING],
         counts[Status.PROCESSING],

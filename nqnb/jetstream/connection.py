@@ -652,7 +652,8 @@ class Outage:
     """A log of a connection's outages: a line at the start of each outage, a line each minute, and a line at the end.
 
     During an outage, requests fail in many parts of a worker and for many tasks. All errors are reported to this
-    object, which logs a few lines instead of several lines for each task. Use this object only on the event loop.
+    object, which logs a few lines for the whole outage rather than several for every task. Use this object only on the
+    event loop.
     """
 
     def __init__(self) -> None:

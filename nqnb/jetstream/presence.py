@@ -11,8 +11,8 @@ the hash of its id. The filter has two properties:
 
 - The bit of a running task is always set, so no running task is taken over.
 - The bit of a task that is not running may also be set, because another task has the same bit. With 16 bits per task,
-  this happens in 6% of cases. The message of such a task is nak'ed again. Every entry has a different salt, so the next
-  check uses a different bit. Therefore, a dropped task is eventually taken over.
+  this happens in 6% of cases. The message of such a task is nak'ed again. The salt of the hash
+  changes with each write of the entry, so later checks use other bits, and a dropped task is eventually taken over.
 
 It would not be enough to store only the number of unlisted tasks: every task that is not listed would have to count as
 running, and a dropped task would wait until its worker stops. Several entries per worker would not help, because they

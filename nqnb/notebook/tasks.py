@@ -378,7 +378,7 @@ class TaskList(list[SessionTask]):
         if labels is None:
             raise BadInput(
                 "the tasks cannot be joined: their payloads are not the rows of a DataFrame. Pass a DataFrame to "
-                "`map`, or use `results(errors='return')`, which has the order of the tasks."
+                "`map`, or use `results(errors='return')`, which returns the results in the order of the tasks."
             )
         found = self._session.call(self._latest())
         infos = {info.id: info for info in found if isinstance(info, TaskInfo)}

@@ -135,7 +135,7 @@ def start(
     """Start the user's detached server, unless it is already running. The server outlives this process.
 
     Args:
-        port: the TCP port. If it is 0, the server's last port is used if it is free, and otherwise any free port.
+        port: the TCP port. With 0, the server gets its last port again, or another free port if that port is taken.
         store_dir: the folder for the streams. The default is ``store`` in the folder of the server's files.
         go_queues: see `nqnb.server.devserver.DevServer`.
 

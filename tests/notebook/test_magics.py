@@ -361,7 +361,10 @@ class TestVariables:
                 "cannot pass $nobody: it is not defined. Define the variable, or write '$nobody'",
             ),
             ("submit resize $kept.nobody", "cannot pass $kept.nobody: it is not defined"),
-            ("submit resize $raw", "cannot pass $raw: bytes are not text (b'ab'). Call nq.submit(queue, raw)"),
+            (
+                "submit resize $raw",
+                "cannot pass $raw: its value is bytes, not text (b'ab'). Call nq.submit(queue, raw)",
+            ),
             ("submit resize {kept}", "%nq does not expand {kept}: write $kept to pass the value of the variable."),
             ("tasks {kept.id}", "%nq does not expand {kept.id}: write $kept.id to pass the value of the variable."),
             ("task show {kept[0].id}", "%nq does not expand {kept[0].id}: assign the value to a variable, and"),

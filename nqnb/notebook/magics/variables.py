@@ -53,7 +53,9 @@ def read(shell: Any, name: str, words_before: list[str]) -> list[str]:
     if isinstance(value, str):
         return [VariableText(exact_text(value), exact_text(value))]
     if isinstance(value, (bytes, bytearray)):
-        raise BadInput(f"cannot pass ${name}: bytes are not text ({shown(value)}). Call nq.submit(queue, {name}).")
+        raise BadInput(
+            f"cannot pass ${name}: its value is bytes, not text ({shown(value)}). Call nq.submit(queue, {name})."
+        )
     command = next((word for word in words_before if not word.startswith("-")), "")
     if command != "submit" and (isinstance(value, (list, tuple, set, frozenset)) or hasattr(value, "index")):
         return ids_of(value)

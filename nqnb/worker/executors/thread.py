@@ -202,7 +202,7 @@ def _package(frame: FrameType) -> str:
 
 
 class Interrupter:
-    """An object that interrupts the handlers of one event loop in their threads. Use the object only on that loop."""
+    """An object that interrupts handlers in threads. It belongs to one event loop: use it only on that loop."""
 
     def __init__(self) -> None:
         self._wanted: dict[int, FrameType] = {}
