@@ -59,7 +59,10 @@ class WatchBoard:
 
 
 def changes(record: Changes) -> RenderableType:
-    """Return one line of text for each task that changed: the time, or the end of the task, and then its state."""
+    """Return one line of text for each task that changed.
+
+    Each line begins with the time at which the task ended, or the time of the snapshot if the task has not ended.
+    """
     lines = [line(record.trouble)] if record.trouble else ["the server is answering again"] if record.back else []
     for task in record.tasks:
         when = clock(task.completed_at or record.at)

@@ -60,7 +60,7 @@ _TEXT_WIDTH = 110
 """The maximum length of a line in the output of `as_text`."""
 
 _EXAMPLES = 3
-"""The maximum number of groups of failures whose example traceback is shown."""
+"""The maximum number of failure groups for which an example traceback is shown."""
 
 _MEANING = {
     "deleted": "before they started",
@@ -481,14 +481,14 @@ def _requeue_preview(record: RequeuePreview) -> RenderableType:
 
 
 def _example(group: RequeueGroup) -> str:
-    """Return the first error of a group, and the number of other errors in the group."""
+    """Return the first error in a group, and the number of other error messages in the group."""
     others = group.messages - 1
     note = f" and {others:,} other message{'s' if others > 1 else ''}" if others else ""
     return f"{line(group.error, 120 - len(note))}{note}"
 
 
 def _failures(record: Failures) -> RenderableType:
-    """Return a table of the groups, an example traceback of the largest groups, and how to requeue a group."""
+    """Return a table of the failure groups, example tracebacks for the largest groups, and a hint about requeuing."""
     if not record:
         return "no failed tasks"
     columns = [
@@ -517,11 +517,11 @@ def _failures(record: Failures) -> RenderableType:
         part
         for each in examples
         for part in (
-            Text(f"\n{each.id}, for example task {line(each.example, 40)}", style="bold"),
+            Text(f"\ngroup {each.id}: traceback of task {line(each.example, 40)}", style="bold"),
             Text(clean(clip(_unmarked(each.traceback), 20))),
         )
     ]
-    note = f"`nqnb task requeue --failure {record[0].id}` shows a preview, asks, and requeues the tasks of the group"
+    note = f"To requeue the tasks of a group, use its id, as in `nqnb task requeue --failure {record[0].id}`"
     return stack(Sheet(columns, rows), *shown, Text(f"\n{note}", style="dim"))
 
 

@@ -37,7 +37,7 @@ def known_queue_option(function: F) -> F:
         type=queue_name,
         metavar="QUEUE",
         shell_complete=shell_completion.queues,
-        help="The queue of the tasks with these IDs, if you know it: running code stops sooner, and a task of "
+        help="The queue of the tasks selected by ID, if you know it. Running code then stops sooner, and a task in "
         "another queue is not cancelled",
     )(function)
 
@@ -107,14 +107,14 @@ def error_option(function: F) -> F:
 
 
 def failure_option(function: F) -> F:
-    """Add the repeatable ``--failure`` option, which selects a group of failed tasks."""
+    """Add the repeatable ``--failure`` option, which selects the tasks of a failure group."""
     return click.option(
         "failures",
         "--failure",
         type=failure_id,
         multiple=True,
         metavar="GROUP",
-        help="Select only tasks of this group of `nqnb task failures`; repeatable",
+        help="Select only tasks of this failure group; repeatable. `nqnb task failures` lists the groups",
     )(function)
 
 

@@ -47,8 +47,8 @@ class Front(Protocol):
     def run(self, work: Callable[[], Coroutine[Any, Any, T]], new_loop: NewLoop | None = None) -> T:
         """Run an async function to completion, and return its result.
 
-        A front end that has an event loop of its own ignores ``new_loop``. Otherwise ``new_loop`` creates the event
-        loop; by default, asyncio's event loop is used.
+        ``new_loop`` creates the event loop. If ``new_loop`` is None, asyncio's default event loop is used. A front end
+        that already has an event loop ignores ``new_loop``.
         """
         ...
 

@@ -102,7 +102,7 @@ class Requeued(Outcomes[RequeuedTask]):
 class RequeueGroup(Struct, frozen=True):
     """A group of tasks with the same queue, state and error type.
 
-    ``error`` is the first task's error, and ``messages`` is the number of different errors in the group.
+    ``error`` is the first task's error, and ``messages`` is the number of distinct error messages in the group.
     """
 
     queue: str
@@ -113,10 +113,10 @@ class RequeueGroup(Struct, frozen=True):
 
 
 class Failures(list[FailureGroup]):
-    """The groups of failed tasks, with the largest group first."""
+    """Groups of failed tasks, with the largest group first."""
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Return the fields and the number of tasks of each group."""
+        """Return the number of tasks and the other fields of each group."""
         return [{"count": each.count, **structs.asdict(each)} for each in self]
 
 

@@ -94,25 +94,25 @@ def part_of_error(text: str) -> str:
 
 
 class AtLeast(click.IntRange):
-    """A whole number that is not less than a minimum. The error says which numbers are valid."""
+    """A parameter type for whole numbers with a minimum value. The error message states the minimum."""
 
     def __init__(self, least: int) -> None:
         super().__init__(least)
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse the number."""
+        """Parse a whole number."""
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter:
-            self.fail(f"expected a whole number, got {str(value)!r}. Use {self._least:,} or more", param, ctx)
+            self.fail(f"expected a whole number of at least {self._least:,}, got {str(value)!r}", param, ctx)
 
 
 def failure_id(text: str) -> str:
-    """Parse the id of a group of failures."""
+    """Parse the id of a failure group."""
     if not re.fullmatch("[0-9a-f]{8}", text):
         raise click.BadParameter(
-            f"{text!r} is not the id of a group of failures. Use the first column of `nqnb task failures`"
+            f"expected the id of a failure group, got {text!r}. `nqnb task failures` lists the ids in its first column"
         )
     return text
 

@@ -90,7 +90,7 @@ Examples:
     flag_value=_FOREVER,
     type=_wait,
     metavar="[SECONDS]",
-    help="Wait for the result of the task and print it; SECONDS limits the wait. Not with --lines",
+    help="Wait for the task's result and print the result; SECONDS limits the wait. Cannot be combined with --lines",
 )
 @click.pass_context
 def submit(
@@ -119,7 +119,7 @@ def submit(
         raise click.UsageError(
             f"too many options: --lines submits many tasks, but {'--wait' if waits else '--id'} is for a single task. "
             + (
-                "Run `nqnb watch ID…` with the printed ids to wait for them"
+                "To wait for the tasks, run `nqnb watch ID…` with the printed ids"
                 if waits
                 else "Use only one of these options"
             )

@@ -70,7 +70,7 @@ class Filter(Struct, frozen=True):
 
     Ages are in seconds since the task was submitted. A task of unknown age does not match any age limit. ``error`` is
     text to search for in the task's error message, ignoring case. ``not_requeued`` excludes tasks that were requeued.
-    ``failures`` are ids of `nqnb.failures.FailureGroup`.
+    ``failures`` contains the ids of failure groups. If it is not empty, only tasks in these groups match.
     """
 
     queue: str | None = None
@@ -175,7 +175,7 @@ Examples:
 )
 @ids_argument(shell_completion.open_ids)
 @known_queue_option
-@queue_option("Select all open tasks of this queue, instead of IDs")
+@queue_option("Select only open tasks of this queue; cannot be combined with IDs")
 @status_option(
     open_status,
     completion=shell_completion.open_states,
@@ -212,7 +212,7 @@ def cancel(
     """
     if known_queue is not None and not ids:
         raise click.UsageError(
-            f"--in {known_queue} is invalid: it names the queue of the tasks whose ids are given. "
+            f"--in {known_queue} is invalid without task ids: --in only names the queue of tasks selected by id. "
             f"To cancel all open tasks of the queue, use --queue {known_queue}"
         )
     filtered = bool(queue or statuses or older_than is not None or newer_than is not None)
@@ -377,11 +377,11 @@ Examples:
 @error_option
 @click.pass_context
 def task_failures(ctx: click.Context, queue: str | None, since: float | None, error: str | None) -> Failures:
-    """Group failed tasks by their error, with counts and a traceback.
+    """Group failed tasks by error, and show example tracebacks.
 
-    The tasks of a group have the same queue, type of error and line of the handler, and the same message except for
-    numbers, ids, paths and quoted text. The id of a group does not change when other tasks fail or are requeued.
-    Without QUEUE, the failures of all queues are grouped.
+    The tasks of a group are in the same queue and failed at the same line of the handler with the same type of error.
+    Their error messages differ only in numbers, ids, paths, URLs and quoted text. A group's id does not change when
+    other tasks fail or are requeued. Without QUEUE, the failed tasks of all queues are grouped.
     """
     which = Filter(queue, (Status.FAILED,), newer_than=since, error=error or "")
 

@@ -38,7 +38,7 @@ class QueueCounts(Struct, frozen=True):
 class Changes(Struct, frozen=True):
     """The tasks that have changed since the previous snapshot.
 
-    ``at`` is the time of the snapshot. ``trouble`` describes a problem with the connection, if there is one. ``back``
+    ``at`` is the time of the new snapshot. ``trouble`` describes a problem with the connection, or is empty. ``back``
     is True if a problem has just ended.
     """
 

@@ -67,7 +67,7 @@ Examples:
     type=click.Choice(("auto", "asyncio", "uvloop")),
     default="auto",
     show_default=True,
-    help="The event loop; auto uses uvloop if it is installed",
+    help="The event loop to use; auto selects uvloop if nqnb[fast] has installed it",
 )
 @click.option("--member", is_flag=True, hidden=True)
 @click.pass_context
@@ -101,13 +101,13 @@ def worker(
 
 
 def new_loop_of(choice: str) -> NewLoop | None:
-    """Return the function that creates the event loop of a worker, or None for asyncio's event loop.
+    """Return a function that creates a worker's event loop, or None to use asyncio's default event loop.
 
     Raises:
         UsageError: uvloop was chosen, but cannot be imported.
     """
     if choice == "asyncio" or (choice == "auto" and sys.version_info >= (3, 14)):
-        # nqnb[fast] does not install uvloop on Python 3.14, so it is not tested there.
+        # nqnb[fast] does not install uvloop on Python 3.14 and later, so nqnb is not tested with uvloop on them.
         return None
     try:
         uvloop: Any = importlib.import_module("uvloop")
@@ -116,9 +116,9 @@ def new_loop_of(choice: str) -> NewLoop | None:
             return None
         raise click.UsageError(
             f"--loop uvloop is not available: uvloop cannot be imported ({clause(error)}). "
-            "Install it with: pip install 'nqnb[fast]'"
+            "Install uvloop with: pip install 'nqnb[fast]' (from Python 3.14: pip install uvloop)"
         ) from None
-    log.info("the worker uses the event loop of uvloop %s", uvloop.__version__)
+    log.info("the worker uses uvloop %s as its event loop", uvloop.__version__)
     new_loop: NewLoop = uvloop.new_event_loop
     return new_loop
 

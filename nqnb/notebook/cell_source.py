@@ -1,6 +1,7 @@
-"""The notebook, the cell and the kernel that run the calling code, which are stored with the tasks that it submits.
+"""The source of a task: the notebook, the cell and the kernel that submitted the task.
 
-The content of strings and the arguments of magics are left out, because they may be secrets or paths.
+The source is stored with the task. The contents of strings and the arguments of magics are left out, because they may
+contain secrets or paths.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from nqnb.protocol.wire import Source
 from nqnb.text import line
 
 _LINE_CHARACTERS = 80
-"""The maximum number of characters of a cell's first line."""
+"""The maximum length of the first line of a cell, of a notebook's name and of a kernel's id, in characters."""
 _STRING = re.compile(r"""('{3}|"{3}|'|")(?:\\.|(?!\1).)*(?:\1|$)""")
 _MAGIC = re.compile(r"%%?nq +[a-z]+|[%!]+\w*")
 
 
 def current_source() -> Source | None:
-    """Return the source of the calling code, or None if it does not run in a kernel.
+    """Return the notebook, cell and kernel of the calling code, or None if the code is not running in a kernel.
 
-    The cell is known only on the main thread, because another thread may have been started by another cell.
+    The cell is included only on the main thread, because another thread may have been started by an earlier cell.
     """
     ipython = sys.modules.get("IPython")
     shell: Any = ipython.get_ipython() if ipython is not None else None
@@ -39,9 +40,9 @@ def current_source() -> Source | None:
 
 
 def first_line(code: str) -> str:
-    """Return the first line of a cell that is not a comment, shortened, without the content of strings.
+    """Return the first line of code in a cell, shortened and without the contents of strings.
 
-    Only the name of a magic is kept.
+    If the line is a magic, return only the magic's name. For ``%nq``, also return the name of the command.
     """
     lines = (text.strip() for text in code.splitlines())
     text = next((text for text in lines if text and not text.startswith("#")), "")
@@ -52,14 +53,14 @@ def first_line(code: str) -> str:
 
 
 def is_here(source: Source | None, here: Source | None) -> bool:
-    """Return whether a task was submitted in the same kernel or in a notebook with the same file name."""
+    """Return whether two sources have the same kernel, or notebooks with the same file name."""
     if source is None or here is None:
         return False
     return source.kernel == here.kernel or (source.notebook == here.notebook != "")
 
 
 def _notebook(shell: Any) -> str:
-    # Jupyter Server and VS Code tell a kernel the path of its notebook.
+    # Jupyter Server and VS Code pass the path of the notebook to the kernel.
     path = os.environ.get("JPY_SESSION_NAME") or shell.user_ns.get("__vsc_ipynb_file__")
     name = PurePath(path).name if isinstance(path, str) else ""
     return name[:_LINE_CHARACTERS] if name.endswith(".ipynb") else ""

@@ -31,9 +31,9 @@ _STATUS_SECONDS = 0.15
 _CANCEL_SECONDS = 0.25
 """How long an interrupted wait may block to cancel tasks. Slower cancels continue in the background."""
 _SETTLE_SECONDS = 2.0
-"""How long an interrupted submission waits for the answers to the submits in flight."""
+"""How long an interrupted submission waits for the server to answer the requests in flight."""
 _MAX_LOOKS = 2000
-"""The maximum number of tasks whose states are read after an interrupt."""
+"""The maximum number of tasks whose states are read after an interrupt. If there are more, no states are read."""
 _NAMED_IDS = 3
 """The maximum number of ids in a message."""
 
@@ -60,8 +60,8 @@ class Submission:
 
         Args:
             payloads: the payloads.
-            show: called after each batch with the numbers of payloads that have been accepted and refused so far, and
-                of the accepted payloads whose key already had a task.
+            show: called after each batch with three numbers: the payloads accepted so far, the payloads refused so far,
+                and the accepted payloads whose key already had a task.
 
         Returns:
             The task or error for each payload, in the order of the payloads.
@@ -90,15 +90,18 @@ class Submission:
         return [outcome.id for outcome in self._outcomes if isinstance(outcome, SessionTask)]
 
     def after_interrupt(self, queue: str) -> str:
-        """Return the number of tasks that were submitted, as the start of a message."""
+        """Return a message that reports how many tasks were submitted before the interrupt."""
         text = f"interrupted: {_tasks(self._accepted - self._attached)} {_were(self._accepted - self._attached)}"
         text += f" submitted to {queue}"
-        text += f", {self._attached:,} had been submitted before" if self._attached else ""
+        text += f"; {self._attached:,} had already been submitted" if self._attached else ""
         unsure = self._in_flight + sum(isinstance(outcome, Unconfirmed) for outcome in self._outcomes)
-        return text + (f", and up to {unsure:,} more, which the server did not confirm" if unsure else "")
+        return text + (f"; up to {unsure:,} more were sent, but not confirmed by the server" if unsure else "")
 
     async def _submit_batch(self, batch: list[Item]) -> None:
-        """Submit a batch. If this is cancelled, no more payloads are submitted; `_settle` waits for those in flight."""
+        """Submit a batch of payloads.
+
+        If this coroutine is cancelled, no more payloads are submitted. `_settle` then waits for the requests in flight.
+        """
         self._work = asyncio.ensure_future(outcomes_of(self._until_stopped(batch), self._submit_one, self._at_once))
         try:
             await asyncio.shield(self._work)
@@ -110,7 +113,7 @@ class Submission:
         return itertools.takewhile(lambda item: not self._stopped, batch)
 
     def _settle(self) -> None:
-        """Wait until the server has answered the submits in flight, so that their number is exact."""
+        """Wait briefly for the server to answer the requests in flight, so that the reported numbers are exact."""
         if self._work is not None and not self._work.done():
             LOOP.begin(_give_up_after(self._work, _SETTLE_SECONDS)).wait(2 * _SETTLE_SECONDS)
 
@@ -149,7 +152,7 @@ def after_interrupt(client: Client, ids: Sequence[str], *, cancel: bool) -> tupl
 def _look(client: Client, ids: Sequence[str]) -> tuple[str, list[str]]:
     states: dict[str, Status | NqnbError] = {}
     if len(ids) > _MAX_LOOKS:
-        return "`nqnb.session().interrupted.cancel()` stops those that have not ended", list(ids)
+        return "`nqnb.session().interrupted.cancel()` stops the tasks that have not ended", list(ids)
 
     async def look() -> None:
         async def look_at(task_id: str) -> None:

@@ -129,7 +129,7 @@ class CommandOutput:
 
 
 def cell_output() -> CommandOutput:
-    """Return an output for the running cell or the terminal."""
+    """Return an object that shows the output of a command in the running cell or in the terminal."""
     return CommandOutput(_kernel())
 
 
@@ -149,7 +149,10 @@ class SubmitProgress:
         self._counts: tuple[int, int, int] | None = None
 
     def show(self, accepted: int, refused: int, attached: int) -> None:
-        """Show the numbers of accepted and refused payloads, and of existing tasks, at most ten times a second."""
+        """Show how many payloads were accepted or refused, and how many of the tasks had already been submitted.
+
+        The display changes at most ten times a second.
+        """
         self._counts = accepted, refused, attached
         if time.monotonic() >= self._next_draw:
             self._next_draw = time.monotonic() + _REDRAW_SECONDS
@@ -169,7 +172,7 @@ class SubmitProgress:
         fresh = accepted - attached
         noun = "task" if fresh == 1 and whole else "tasks"
         text = f"{fresh:,}{of_total} {noun} submitted to {self._queue}"
-        text += f"; {attached:,} had been submitted before" if attached else ""
+        text += f"; {attached:,} had already been submitted" if attached else ""
         text += f"; {refused:,} not accepted" if refused else ""
         self._output.show(text, _with_bar(text, done, self._total, finished=finished))
 

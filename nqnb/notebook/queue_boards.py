@@ -1,4 +1,4 @@
-"""The live tables of queues and workers: their rows, their hints, and what their buttons do."""
+"""The live tables of queues and workers: the contents of the rows, the hints, and the actions of the buttons."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _COUNTS = ("pending", "scheduled", "processing", "redelivered", "workers")
 _OPTIONAL = ("scheduled", "redelivered")
 """The counts that are left out if they are 0 for all queues."""
 _SAMPLES = 20
-"""The number of reads from which the rate and its line are made."""
+"""The maximum number of intervals between reads in the line of bars."""
 _RATE_SAMPLES = 10
+"""The maximum number of intervals between reads from which the rate is computed."""
 _BARS = "▁▂▃▄▅▆▇█"
 _LEAST_REDELIVERED = 5
-"""Fewer redeliveries are normal, for example after a worker was stopped."""
+"""The minimum number of redeliveries for a hint. Fewer are normal, for example after a worker has been stopped."""
 _LOST_SECONDS = 600.0
-"""How long a queue's hint names a lost worker."""
+"""How long the hints of a queue mention a lost worker."""
 _LISTED_IDS = 3
 """The maximum number of tasks that are listed for a worker."""
 _SILENT_SHARE = 0.6
@@ -57,16 +58,16 @@ def _board(title: str, client: Client, source: _Queues | _Workers) -> Board:
 
 
 def queue_hints(info: QueueInfo, lost: Iterable[str], *, unserved: bool) -> list[str]:
-    """Return what is wrong with a queue.
+    """Return a hint about each problem of a queue.
 
     Args:
         info: the queue.
         lost: the names of the lost workers that served the queue.
-        unserved: whether no worker is listening.
+        unserved: whether no worker is listening to the queue.
     """
     hints = []
     if info.paused:
-        hints.append("paused: workers start no tasks until it is resumed")
+        hints.append("paused: workers start no tasks until the queue is resumed")
     elif unserved:
         hints.append("no worker is listening")
     unacked = info.processing + info.scheduled
@@ -76,23 +77,23 @@ def queue_hints(info: QueueInfo, lost: Iterable[str], *, unserved: bool) -> list
 
 
 def worker_name(info: WorkerInfo) -> str:
-    """Return the host and process of a worker, such as ``gpu-3/811``."""
+    """Return the host name and process id of a worker, as in ``gpu-3/811``."""
     return f"{info.host}/{info.pid}"
 
 
 def is_lost(info: WorkerInfo, seconds: float) -> bool:
-    """Return whether a worker counts as dead, ``seconds`` after its last heartbeat."""
+    """Return whether a worker whose last heartbeat was ``seconds`` ago is considered lost."""
     return seconds >= info.ttl
 
 
 class Rate:
-    """The number of messages that are removed from a queue in a second, from the counts of the last reads."""
+    """The number of messages that are removed from a queue per second, computed from recent reads."""
 
     def __init__(self) -> None:
         self._counts: deque[tuple[float, int]] = deque(maxlen=_SAMPLES + 1)
 
     def add(self, at: float, removed: int) -> None:
-        """Add the count of a read. A lower count than before means that the queue was created again."""
+        """Add the number of removed messages from a read. If the number has decreased, the queue was recreated."""
         if self._counts and removed < self._counts[-1][1]:
             self._counts.clear()
         self._counts.append((at, removed))
@@ -105,7 +106,7 @@ class Rate:
         return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
     def line(self) -> str:
-        """Return the changes between the reads as a line of bars, or an empty string if nothing was removed."""
+        """Return a line with a bar for each interval between reads, or an empty string if no message was removed."""
         counts = [count for _, count in self._counts]
         changes = [after - before for before, after in itertools.pairwise(counts)]
         most = max(changes, default=0)
@@ -120,7 +121,7 @@ class _Queues:
         self._rates: dict[str, Rate] = {}
 
     async def read(self) -> BoardContent:
-        """Return the current rows."""
+        """Return the current content of the table."""
         from nqnb.widgets.board import BoardContent, BoardRow, Cell
 
         queues = await self._client.queues()
@@ -162,19 +163,19 @@ class _Queues:
         """Pause, resume or purge a queue, or cancel its tasks."""
         if action == "pause":
             await self._client.pause(queue)
-            return f"{queue} is paused"
+            return f"{queue} was paused"
         if action == "resume":
             await self._client.resume(queue)
-            return f"{queue} is resumed"
+            return f"{queue} was resumed"
         if action == "purge":
             receipt = await self._client.purge_queue(
                 queue, lambda done, total: show(f"purging {queue}: {done:,} of {total:,} tasks ended")
             )
-            return f"{queue} is purged: {receipt.deleted:,} deleted, {receipt.cancelled:,} cancelled"
+            return f"{queue} was purged: {receipt.deleted:,} deleted, {receipt.cancelled:,} cancelled"
         return await self._cancel_all(queue, show)
 
     async def _cancel_all(self, queue: str, show: Callable[[str], None]) -> str:
-        show(f"cancelling the tasks of {queue}: reading them")
+        show(f"cancelling the tasks of {queue}: reading the list of tasks")
         tasks = await self._client.tasks(queue, (Status.PENDING, Status.PROCESSING))
         outcomes: dict[str, CancelReceipt | NqnbError] = {}
         next_note = 0.0
@@ -189,9 +190,9 @@ class _Queues:
         refused = sum(isinstance(outcome, NqnbError) for outcome in outcomes.values())
         stopping = sum(isinstance(outcome, CancelReceipt) and outcome.stopping for outcome in outcomes.values())
         return (
-            f"{len(outcomes) - refused:,} tasks of {queue} are cancelled"
-            + (f", {stopping:,} of them are still stopping" if stopping else "")
-            + (f"; {refused:,} had ended or were refused" if refused else "")
+            f"tasks of {queue}: {len(outcomes) - refused:,} cancelled"
+            + (f" ({stopping:,} still stopping)" if stopping else "")
+            + (f", {refused:,} not cancelled (already ended, or refused)" if refused else "")
         )
 
 
@@ -200,9 +201,9 @@ def _queue_actions(info: QueueInfo) -> list[Any]:
 
     waiting, running = info.pending + info.scheduled, info.processing
     toggle = (
-        Action("resume", "Resume", f"Resume {info.name}? Workers start its tasks again.")
+        Action("resume", "Resume", f"Resume {info.name}? Workers will start its tasks again.")
         if info.paused
-        else Action("pause", "Pause", f"Pause {info.name}? Workers start none of its tasks until you resume it.")
+        else Action("pause", "Pause", f"Pause {info.name}? Its tasks will not start until you resume the queue.")
     )
     purge = Action("purge", "Purge", f"End the {waiting:,} waiting tasks of {info.name}? Running tasks continue.")
     cancel = Action("cancel", "Cancel all", f"Cancel the {waiting + running:,} open tasks of {info.name}?")
@@ -216,7 +217,7 @@ class _Workers:
         self._client = client
 
     async def read(self) -> BoardContent:
-        """Return the current rows. Lost workers come first."""
+        """Return the current content of the table, with lost workers first."""
         from nqnb.widgets.board import BoardContent, BoardRow, Cell
 
         seen = await self._client.backend.presence.seen()
@@ -257,7 +258,7 @@ class _Workers:
         return ""
 
     async def _held(self, worker: WorkerInfo, names: dict[str, str]) -> str:
-        """Return what became of the tasks that a lost worker was running."""
+        """Return the ids and current states of the tasks that a lost worker was running, as text."""
         found: list[str] = []
         for task_id in worker.running[:_LISTED_IDS]:
             try:
@@ -266,15 +267,15 @@ class _Workers:
                 continue
             found.append(f"{task_id} {_fate(task, worker, names)}")
         more = worker.running_count - len(worker.running[:_LISTED_IDS])
-        return f"held {'; '.join(found)}{f' and {more:,} more' if more else ''}" if found else ""
+        return f"was running {'; '.join(found)}{f' and {more:,} more' if more else ''}" if found else ""
 
 
 def _fate(task: TaskInfo, worker: WorkerInfo, names: dict[str, str]) -> str:
     if task.status is not Status.PROCESSING:
         return f"(now {task.status.label})"
     if task.worker == worker.id:
-        return "(waits for another worker)"
-    return f"(now runs on {names.get(task.worker, 'another worker')})"
+        return "(waiting for another worker)"
+    return f"(now running on {names.get(task.worker, 'another worker')})"
 
 
 def _listed(info: WorkerInfo) -> str:

@@ -163,7 +163,7 @@ class Session:
 
     @property
     def where(self) -> str:
-        """The address of the server, and why it was chosen, as in ``nats://10.0.0.5:4222 (NATS_URL)``."""
+        """The server's address, and the source of this address, as in ``nats://10.0.0.5:4222 (NATS_URL)``."""
         return f"{', '.join(self.settings.urls)} ({self.why.removeprefix('that of ')})"
 
     @property
@@ -250,11 +250,11 @@ class Session:
             payload: the payload. Bytes are sent unchanged; any other value is sent as JSON.
             id: the task id, 1 to 200 characters long: letters (A-Z and a-z), digits, ``-``, ``/``, ``_``, ``=`` and
                 ``.``. By default, a new id is generated.
-            key: a name for the task, such as ``"2026-11/sweep/7"``: a string or a whole number. At most one task of the
-                queue has the key at a time, even if several clients submit the key at once.
-            if_exists: what to do if a task with the key exists, in whatever state. ``"attach"`` returns that task and
-                submits nothing. ``"replace"`` cancels it, waits up to 10 seconds for its code to stop, and submits a
-                new task. ``"error"`` raises `TaskExists`.
+            key: a string or a whole number that identifies the task, such as ``"2026-11/sweep/7"``. At any time, at
+                most one task in the queue has this key, even if several clients submit the key at the same time.
+            if_exists: what to do if a task with this key exists, whatever its state. ``"attach"`` returns the existing
+                task and submits nothing. ``"replace"`` cancels the existing task, waits up to 10 seconds for its code
+                to stop, and submits a new task. ``"error"`` raises `TaskExists`.
             retry: how many times to retry the task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
@@ -343,19 +343,20 @@ class Session:
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. The payloads
-                of a DataFrame are its rows, as dicts with None for NaN; the results then have its index.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. If you
+                pass a DataFrame, each row becomes a dict with None for NaN, and the results have the DataFrame's index.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            group: the name of the tasks' group, such as ``"sweep-7"``. The method `group` finds the tasks again, also
-                after a restart of the kernel and in another notebook.
-            key: a function that returns the key of a payload, a string or a whole number. At most one task of the queue
-                has a key at a time. So a repeated call does not submit a payload twice.
-            if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
+            group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
+                later, even after a kernel restart or in another notebook.
+            key: a function that returns the key for a payload: a string or a whole number. At any time, at most one
+                task in the queue has a given key. You can therefore repeat the call without submitting a payload twice.
+            if_exists: what to do if a task with the same key exists: ``"attach"``, ``"replace"`` or ``"error"``. The
+                method `submit` describes these values.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
@@ -426,23 +427,25 @@ class Session:
     ) -> TaskList | list[SessionTask | NqnbError]:
         """Submit many tasks to a queue, as `submit_many` does, and show the progress below the cell.
 
-        A list of the tasks of a DataFrame can be joined with it, also while the tasks run: ``tasks.join(df)``.
+        If you pass a DataFrame, ``tasks.join(df)`` returns the DataFrame with the state and result of each row's task.
+        You can call `join` even while tasks are running.
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. The payloads
-                of a DataFrame are its rows, as dicts with None for NaN; the results then have its index.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. If you
+                pass a DataFrame, each row becomes a dict with None for NaN, and the results have the DataFrame's index.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            group: the name of the tasks' group, such as ``"sweep-7"``. The method `group` finds the tasks again, also
-                after a restart of the kernel and in another notebook.
-            key: a function that returns the key of a payload, a string or a whole number. At most one task of the queue
-                has a key at a time. So a repeated call does not submit a payload twice.
-            if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
+            group: the name of a group for the tasks, such as ``"sweep-7"``. The method `group` returns these tasks
+                later, even after a kernel restart or in another notebook.
+            key: a function that returns the key for a payload: a string or a whole number. At any time, at most one
+                task in the queue has a given key. You can therefore repeat the call without submitting a payload twice.
+            if_exists: what to do if a task with the same key exists: ``"attach"``, ``"replace"`` or ``"error"``. The
+                method `submit` describes these values.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, which takes longer. If false, some tasks may overtake others.
             errors: how to report payloads that were not accepted. ``"raise"`` raises one error after all other payloads
@@ -472,8 +475,8 @@ class Session:
     def group(self, name: str, queue: str | None = None) -> TaskList:
         """Return the tasks that were submitted with ``group=name``, in the order of their payloads.
 
-        A task that was requeued is replaced by its latest copy. Ended tasks are found until their states expire, which
-        is after seven days by default.
+        If a task was requeued, only its latest copy is included. Ended tasks are included until their states expire,
+        after seven days by default.
 
         Args:
             name: the name of the group.
@@ -490,7 +493,7 @@ class Session:
             known = {info.group for info in infos if info.group}
             raise BadInput(
                 f"group={shown(name)} is unknown: no stored task belongs to the group. {hint(name, known)}"
-                "Check the name; the states of ended tasks expire."
+                "Check the name; the states of older tasks may have expired."
             )
         return group_list(self, found)
 
@@ -611,16 +614,15 @@ class Session:
             what: a task id, a task, a DataFrame of tasks (indexed by task id), a row of such a DataFrame, or an
                 iterable of any of these.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
-            queue: the queue of the tasks, if you know it. Running code then stops sooner. A task in another queue is
-                not cancelled.
+            queue: the queue of the tasks, if you know it. Running code then stops sooner, and tasks in other queues
+                are not cancelled.
 
         Returns:
             A DataFrame with the outcome of each cancel, indexed by task id. If a cancel was refused, the column
             ``error`` contains the reason.
 
         Raises:
-            BadInput: ``what`` does not contain task ids, or ``wait`` or the queue name is invalid. Nothing was
-                cancelled.
+            BadInput: ``what`` does not contain task ids, or ``wait`` or ``queue`` is invalid. Nothing was cancelled.
         """
         from nqnb.frames import outcomes_frame
 
@@ -653,8 +655,8 @@ class Session:
         Args:
             id: the id of the task.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
-            queue: the queue of the task, if you know it. Running code then stops sooner. A task in another queue is not
-                cancelled.
+            queue: the queue of the task, if you know it. Running code then stops sooner, and the task is not cancelled
+                if it is in another queue.
 
         Returns:
             The receipt. ``.stopping`` is True if the task's code was still running. ``.status`` is Completed or Failed
@@ -752,11 +754,13 @@ class Session:
                 label (``"failed"``) or its number in NQ. ``"scheduled"`` selects pending tasks that are not due yet.
             since: return only tasks that were submitted after this time. Pass a datetime (a naive datetime is local
                 time), or an age: a number of seconds, a timedelta, or a string such as ``"10m"``.
-            cell: return only tasks that a cell has submitted: the number in its brackets, as ``12`` for ``In [12]`` of
-                this notebook, or a part of its first line, in any notebook.
-            here: whether to return only tasks that this notebook has submitted. A notebook is known by its kernel and
-                by the name of its file.
-            flat: whether the fields of payloads and results become columns, such as ``path`` and ``→ bytes``.
+            cell: return only tasks that were submitted from certain cells. A number selects a cell of this notebook:
+                ``12`` selects ``In [12]``. A string selects all cells, including cells of other notebooks, that have
+                this string in their first line.
+            here: whether to return only tasks that were submitted from this notebook. A notebook is identified by its
+                kernel or its file name.
+            flat: whether to replace payloads and results with a column for each field, such as ``path`` for a payload
+                and ``→ bytes`` for a result.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -775,17 +779,17 @@ class Session:
         return tasks_frame(infos, datetime.fromtimestamp(now, timezone.utc), flat=flat)
 
     def here(self) -> TaskList:
-        """Return the tasks that this notebook has submitted, in the order of their submission.
+        """Return the tasks that were submitted from this notebook, in the order of submission.
 
-        A notebook is known by its kernel and by the name of its file, so that its tasks are found after a restart of
-        the kernel. Ended tasks are found until their states expire.
+        The notebook is identified by its kernel or its file name. The list can therefore include tasks from before a
+        kernel restart. Ended tasks are included until their states expire.
         """
         found = filter(self._submitted_by(None, here=True), self.call(self.client.tasks()))
         by_time = sorted(found, key=lambda info: info.submitted_at.timestamp() if info.submitted_at else 0.0)
         return TaskList(self, (SessionTask(self, info.id, info.queue) for info in by_time))
 
     def _submitted_by(self, cell: object, here: object) -> Callable[[TaskInfo], bool]:
-        """Return the filter for the tasks that a cell, or this notebook, has submitted."""
+        """Return a filter for tasks that were submitted from a cell or from this notebook."""
         here, me = check_flag("here", here), current_source()
         number = None if cell is None or isinstance(cell, str) else check_count("cell", cell, 1, 2**31, "In [N]")
 
@@ -800,13 +804,13 @@ class Session:
         return chosen
 
     def failures(self, queue: str | None = None) -> pd.DataFrame:
-        """Return a DataFrame of the failed tasks, grouped by queue, type of the error, message pattern and line.
+        """Return a DataFrame of failed tasks, grouped by queue, error type, message pattern and line of code.
 
-        The largest group comes first. Pass the DataFrame, some of its rows or one row to `requeue` to run the tasks of
-        these groups again. See `nqnb.frames.failures_frame` for the columns.
+        The largest group comes first. To run the tasks of these groups again, pass the DataFrame or some of its rows to
+        `requeue`. All columns are described in `nqnb.frames.failures_frame`.
 
         Args:
-            queue: return only failures in this queue.
+            queue: return only failed tasks of this queue.
 
         Raises:
             UnknownQueue: the queue does not exist, and no states of its tasks are stored.
@@ -848,10 +852,10 @@ class Session:
         return table
 
     def timeline(self, what: object) -> Timeline:
-        """Return a drawing of when each task waited and ran, on which worker, and how it ended.
+        """Return a drawing that shows when each task was waiting and running, on which worker it ran, and how it ended.
 
-        The drawing is an SVG, which saved notebooks show. Each bar is the last attempt of a task. Retries and cancels
-        are marked.
+        The drawing is an SVG image that remains visible in saved notebooks. Each bar represents the last attempt of a
+        task. Retries and cancels are marked.
 
         Args:
             what: tasks in any form that `cancel` accepts. Tasks that no longer exist are left out.
@@ -868,18 +872,18 @@ class Session:
     # Queues and workers
 
     def watch_queues(self) -> Board:
-        """Return a live table of all queues: their tasks, workers and rates, and a hint if something is wrong.
+        """Return a live table of all queues, with numbers of tasks and workers, rates, and hints about problems.
 
-        The buttons pause, resume or purge a queue, or cancel its tasks. They ask first.
+        The buttons pause, resume or purge a queue, or cancel its tasks. Each button asks for confirmation.
         """
         from nqnb.notebook.queue_boards import queue_board
 
         return self._opened(queue_board(self.client))
 
     def watch_workers(self) -> Board:
-        """Return a live table of all nqnb workers and of what each is running. Lost workers come first.
+        """Return a live table of all nqnb workers and their running tasks. Lost workers come first.
 
-        For a lost worker, the table shows which tasks the worker held, and what became of them.
+        For a lost worker, the table shows which tasks the worker was running, and their current states.
         """
         from nqnb.notebook.queue_boards import worker_board
 

@@ -1,4 +1,7 @@
-"""The card of a list of tasks: progress by state, rate, time left, and failures grouped. All text is escaped."""
+"""The card of a list of tasks: the number in each state, the rate, the time left, and the groups of failures.
+
+All text is escaped.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ _COLOURS = {
     "pending": "rgba(128, 128, 128, .4)",
     "unknown": "transparent",
 }
-"""The colours of the states on a light or dark page, in the order of the bar."""
+"""The colour of each state, in the order of the bar. The colours are readable on light and dark pages."""
 _RECENT_SECONDS = 60.0
-"""The rate is that of the tasks that ended within this time."""
+"""The length of the recent period for which the rate is computed."""
 _MAX_FAILURES = 3
-"""The maximum number of groups of failures on the card."""
+"""The maximum number of failure groups on the card."""
 
 
 def html(outcomes: Sequence[Any], queues: Sequence[str], now: float, unserved: str) -> str:
@@ -55,10 +58,12 @@ def html(outcomes: Sequence[Any], queues: Sequence[str], now: float, unserved: s
         f"{group.count:,} failed: {group.error}{f' at {group.where}' if group.where else ''}" for group in groups
     ]
     if len(failures) > _MAX_FAILURES:
-        failures[_MAX_FAILURES:] = [f"and {len(failures) - _MAX_FAILURES:,} more kinds of failures: tasks.failures()"]
+        failures[_MAX_FAILURES:] = [f"and {len(failures) - _MAX_FAILURES:,} more failure groups; see tasks.failures()"]
     listed = "".join(f"<li>{escape(line(text, 200))}</li>" for text in failures)
     left = any(not info.status.terminal for info in infos)
-    hint = "<code>tasks.watch()</code> shows them live, <code>tasks.cancel()</code> cancels all" if left else ""
+    hint = (
+        "<code>tasks.watch()</code> shows a live table; <code>tasks.cancel()</code> cancels all tasks" if left else ""
+    )
     return f"<div>{head}{drawn}{f'<ul>{listed}</ul>' if listed else ''}{hint}</div>"
 
 
@@ -69,9 +74,9 @@ def counted(outcomes: Sequence[Any]) -> dict[str, int]:
 
 
 def rate(infos: Sequence[TaskInfo], now: float) -> list[str]:
-    """Return the number of tasks that end in a second, and the time left, as phrases.
+    """Return phrases for the number of tasks that end per second and for the time left.
 
-    If all tasks have ended, the list is empty.
+    If all tasks have ended, or no task has ended recently, the list is empty.
     """
     left = sum(not info.status.terminal for info in infos)
     ends = [info.completed_at.timestamp() for info in infos if info.completed_at]

@@ -86,11 +86,11 @@ class SessionTask:
         session: the session to use.
         id: the id of the task.
         queue: the queue of the task, or an empty string if the queue is unknown.
-        row: the position of the task's payload among the payloads of its call or group.
-        attached: whether the task already existed when it was submitted under its key.
+        row: the position of the task's payload among the payloads of the call or group, or -1 if unknown.
+        attached: whether the task already existed when its key was submitted.
     """
 
-    # A list may have a million tasks.
+    # A list can contain a million tasks.
     __slots__ = ("__weakref__", "_session", "attached", "id", "queue", "row")
 
     def __init__(self, session: _TaskCalls, id: str, queue: str = "", row: int = -1, *, attached: bool = False) -> None:
@@ -233,7 +233,8 @@ class TaskList(list[SessionTask]):
     Args:
         session: the session to use.
         tasks: the tasks.
-        index: the index of the DataFrame whose rows are the payloads, or None. The row of a task is its place there.
+        index: the index of the DataFrame whose rows are the payloads, or None. The ``row`` of a task is a position
+            in this index.
     """
 
     def __init__(self, session: _TaskCalls, tasks: Iterable[SessionTask] = (), index: Any = None) -> None:
@@ -272,7 +273,7 @@ class TaskList(list[SessionTask]):
         return tasks_frame(info for info in infos if isinstance(info, TaskInfo))
 
     def failures(self) -> pd.DataFrame:
-        """Return a DataFrame of the failed tasks, grouped by type of the error, message pattern and line.
+        """Return a DataFrame of failed tasks, grouped by queue, error type, message pattern and line of code.
 
         The columns are the same as those of `Session.failures`. Tasks that no longer exist are left out.
         """
@@ -299,7 +300,7 @@ class TaskList(list[SessionTask]):
                 continue, and a message reports their states. If None, the session's ``cancel_on_interrupt`` is used.
 
         Returns:
-            A list. If the payloads are the rows of a DataFrame, a Series with the index of the DataFrame.
+            A list, or a Series with the DataFrame's index if the payloads are the rows of a DataFrame.
 
         Raises:
             TaskFailed: a task failed.
@@ -329,8 +330,8 @@ class TaskList(list[SessionTask]):
     def completed(self, timeout: Duration | None = None, *, cancel_on_interrupt: bool | None = None) -> Completed:
         """Return an iterator over the tasks in the order in which they end: ``for task in tasks.completed(): …``.
 
-        The iterator yields tasks that have failed or were cancelled too. Call ``task.result()`` to get the result, or
-        the error. In an async function, use ``async for``.
+        The iterator also yields failed and cancelled tasks. ``task.result()`` returns the result of a task or raises
+        its error. In an async function, use ``async for``.
 
         Args:
             timeout: how long to wait for all tasks, in seconds or as a timedelta. None means to wait without a limit.
@@ -345,7 +346,7 @@ class TaskList(list[SessionTask]):
         return Completed(self._session, self, seconds, check_optional_flag("cancel_on_interrupt", cancel_on_interrupt))
 
     def latest(self) -> TaskList:
-        """Return the list with the latest copy in place of each task that was requeued."""
+        """Return a list in which each requeued task is replaced with its latest copy."""
         infos = self._session.call(self._latest())
         tasks = [
             SessionTask(self._session, info.id, info.queue, task.row) if isinstance(info, TaskInfo) else task
@@ -354,16 +355,16 @@ class TaskList(list[SessionTask]):
         return TaskList(self._session, tasks, self._index)
 
     def join(self, df: pd.DataFrame, *, flat: bool = False) -> pd.DataFrame:
-        """Return a DataFrame with the current state and result of the task of each row, also while the tasks run.
+        """Return a copy of ``df`` with the current state and result of each row's task.
 
-        The columns ``status``, ``result``, ``error``, ``run_time`` and ``task`` (the id) are appended to those of
-        ``df``; if ``df`` has a column of this name, the appended column is called ``task_status`` and so on. If a task
-        was requeued, its latest copy counts. Rows without a task have missing values.
+        You can call this method while tasks are running. The columns ``status``, ``result``, ``error``, ``run_time``
+        and ``task`` (the task's id) are appended. If ``df`` already has a column with one of these names, the name of
+        the appended column begins with ``task_``, as in ``task_status``. If a task was requeued, the values are those
+        of its latest copy. In rows without a task, the values are missing.
 
         Args:
-            df: the DataFrame whose rows are the payloads, or a part of it. The rows are found by the labels of its
-                index.
-            flat: whether the fields of the results become columns, such as ``→ bytes``.
+            df: the DataFrame whose rows are the payloads, or a part of it. Rows are matched by their index labels.
+            flat: whether to append a column for each field of the results, such as ``→ bytes``.
 
         Raises:
             BadInput: ``df`` is not a DataFrame, or the payloads are not the rows of a DataFrame.
@@ -378,7 +379,7 @@ class TaskList(list[SessionTask]):
         if labels is None:
             raise BadInput(
                 "the tasks cannot be joined: their payloads are not the rows of a DataFrame. Pass a DataFrame to "
-                "`map`, or use `results(errors='return')`, which returns the results in the order of the tasks."
+                "`map`, or use `results(errors='return')`, which keeps the order of the tasks."
             )
         found = self._session.call(self._latest())
         infos = {info.id: info for info in found if isinstance(info, TaskInfo)}
@@ -435,13 +436,13 @@ class TaskList(list[SessionTask]):
         return task_list_card.counted(self._session.call(self._fetched()))
 
     def _labels(self) -> Any:
-        """Return the labels of the tasks' rows as an index, or None if the payloads are not rows of a DataFrame."""
+        """Return an index with the row label of each task, or None if the payloads are not the rows of a DataFrame."""
         if self._index is None or any(task.row < 0 for task in self):
             return None
         return self._index.take([task.row for task in self])
 
     async def _latest(self) -> list[TaskInfo | NqnbError]:
-        """Return the record of each task, or of its latest copy if it was requeued."""
+        """Return the record of each task. If a task was requeued, return the record of its latest copy instead."""
         client = self._session.client
         infos = await outcomes_of(self.ids, client.fetch, IN_FLIGHT)
         ended = [info for info in infos if isinstance(info, TaskInfo) and info.status.terminal]
@@ -455,7 +456,7 @@ class TaskList(list[SessionTask]):
         ]
 
     def _repr_html_(self) -> str:
-        """Return a card with the progress by state, the rate, the time left, and the failures in groups."""
+        """Return a card with the number of tasks in each state, the rate, the time left, and groups of failures."""
         try:
             outcomes, unserved = self._session.call_within(self._summary(), _DISPLAY_SECONDS)
             now = self._session.client.backend.now()
@@ -505,7 +506,7 @@ def group_list(session: _TaskCalls, infos: Iterable[TaskInfo]) -> TaskList:
 
 
 class Completed:
-    """An iterator over tasks in the order in which they end, for ``for`` and ``async for``."""
+    """An iterator over tasks in the order in which they end, for use in ``for`` and ``async for`` loops."""
 
     def __init__(
         self, session: _TaskCalls, tasks: Iterable[SessionTask], seconds: float | None, cancel_on_interrupt: bool | None
@@ -541,7 +542,7 @@ class Completed:
             await _on_own_loop(batches.aclose())
 
     async def _batches(self) -> AsyncGenerator[list[SessionTask], None]:
-        """Yield the tasks as they end. A task that does not exist has ended."""
+        """Yield tasks when they end. A task that does not exist is considered to have ended."""
         total, until = len(self._waiting), None if self._seconds is None else elapsed() + self._seconds
         seen: set[str] = set()
         looked = False
@@ -567,7 +568,7 @@ class Completed:
 
 
 async def _anext_or_none(batches: AsyncIterator[list[SessionTask]]) -> list[SessionTask] | None:
-    """Return the next batch, or None after the last one."""
+    """Return the next batch, or None after the last batch."""
     return await anext(batches, None)
 
 
@@ -580,8 +581,8 @@ def ids_of(what: object) -> list[str]:
     """Read the ids of one or more tasks from an object, and return these ids without duplicates.
 
     Args:
-        what: a task id, a task, a task's record, a DataFrame of tasks, a row, the index or a column of such a
-            DataFrame, a DataFrame of failures or a row of it, or an iterable of any of these.
+        what: a task id; a task; a task's record; a DataFrame of tasks, or a row, the index or a column of this
+            DataFrame; a DataFrame of failures, or a row of this DataFrame; or an iterable of any of these.
 
     Raises:
         BadInput: ``what`` does not contain the ids of tasks.
@@ -649,9 +650,10 @@ def _with_advice(error: NqnbError, failed: int, tasks: int) -> NqnbError:
 
 
 def _row_keys(index: Any, numbered: bool) -> list[tuple[bytes, int]]:
-    """Return a key for each label of an index: the label as JSON, as the labels of a group are stored, and a number.
+    """Return a key for each label of an index: the label as JSON, and a number.
 
-    If ``numbered`` is True, the number is that of the equal labels before it, and otherwise 0.
+    The labels of a group are stored in the same JSON form. If ``numbered`` is True, the number is the count of equal
+    labels that come earlier in the index. Otherwise, the number is 0.
     """
     counts: Counter[bytes] = Counter()
     keys = []

@@ -1,6 +1,6 @@
-"""A small live table in a notebook whose rows have buttons, such as the table of queues.
+"""A small live table for notebooks, with buttons in its rows. The table of queues is an example.
 
-All text is escaped in the snapshot, and set as text in the page.
+In the snapshot, all text is escaped. On the page, all text is inserted as text, never as HTML.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from nqnb.widgets import jupyter_compat
 
 _STATIC = Path(__file__).parent / "static"
 READ_SECONDS = 1.0
-"""The time between two reads while a page shows the board."""
+"""The time between two reads while the board is shown on a page."""
 VIEW_SECONDS = 25.0
-"""How long the board is read after the last sign of a page. A visible page sends a sign every 10 seconds."""
+"""How long reading continues after the last message from a page. A visible page sends a message every 10 seconds."""
 SAVE_SECONDS = 10.0
 """The minimum time between updates of the snapshot that is saved with the notebook."""
 _CHARACTERS = 200
-"""The maximum length of the text of a cell."""
+"""The maximum length of the text in a cell."""
 _EMPTY = {"text/html": "<span></span>", "text/plain": " "}
 _FONT = "font:13px/1.45 var(--jp-ui-font-family,system-ui,sans-serif);color:var(--jp-ui-font-color1,inherit)"
 _CELL = "padding:4px 10px;white-space:nowrap;border-bottom:1px solid rgba(128,128,128,.3);unicode-bidi:isolate"
 
 
 class Cell(NamedTuple):
-    """The text of a cell, and its tone: an empty string, ``dim``, ``warn`` or ``bad``."""
+    """The text of a cell, and the style of the text: an empty string, ``dim``, ``warn`` or ``bad``."""
 
     text: str
     tone: str = ""
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Action:
-    """A button. After a click, the page shows the question, and acts only if the user agrees."""
+    """A button. A click shows the question, and the action is performed only if the user confirms."""
 
     name: str
     label: str
@@ -64,7 +64,7 @@ class BoardRow:
 
 @dataclass(frozen=True)
 class BoardContent:
-    """The content of a board. ``columns`` has the name of each column, and whether its cells are numbers."""
+    """The content of a board. ``columns`` contains the name of each column, and whether the column is numeric."""
 
     columns: list[tuple[str, bool]]
     rows: list[BoardRow]
@@ -73,15 +73,15 @@ class BoardContent:
 
 
 class Board(anywidget.AnyWidget):
-    """A live table with buttons. It is read once a second while a page shows it.
+    """A live table with buttons. The content is read once a second while the table is shown on a page.
 
     Args:
         title: the title.
-        content: the first content.
+        content: the initial content.
         read: a coroutine function that returns the current content.
-        act: a coroutine function that performs an action. It receives the row's key, the action's name and a function
-            that shows progress, and returns the message to show.
-        start: a function that starts a coroutine on the loop that ``read`` and ``act`` need. It must not block.
+        act: a coroutine function that performs an action. The arguments are the row's key, the action's name and a
+            function that shows progress. The return value is the message to show.
+        start: a non-blocking function that starts a coroutine function on the event loop for ``read`` and ``act``.
     """
 
     _ended = True  # until __init__ has run: an incomplete board has nothing to close
@@ -121,7 +121,7 @@ class Board(anywidget.AnyWidget):
         return self._ended
 
     def close(self) -> None:
-        """Stop reading. The last snapshot stays on the page."""
+        """Stop updating the board. The last snapshot remains on the page."""
         if self._ended:
             return
         self._save()
@@ -131,7 +131,7 @@ class Board(anywidget.AnyWidget):
         self.layout.close()  # a separate widget, which would otherwise stay open
 
     def _ipython_display_(self, **kwargs: Any) -> None:
-        """Display a snapshot, which a saved notebook shows, and the live view, which hides the snapshot."""
+        """Display a snapshot for saved notebooks, and a live view that hides the snapshot."""
         view = None if self._ended or not jupyter_compat.in_a_kernel() else super()._repr_mimebundle_()
         display(self._snapshot(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]  # IPython's
         if view is None:
@@ -235,7 +235,7 @@ class Board(anywidget.AnyWidget):
 
 
 def html(title: str, content: BoardContent, at: datetime) -> str:
-    """Return a board as HTML without scripts and buttons. ``at`` is the time of the content."""
+    """Return a board as HTML without scripts or buttons. ``at`` is the time at which the content was read."""
     sides = ["right" if is_number else "left" for _, is_number in content.columns]
     head = "".join(
         f'<th scope="col" style="{_CELL};font-weight:500;text-align:{side}">{escape(name)}</th>'

@@ -1,7 +1,7 @@
-"""A timeline of tasks as SVG: when each task waited and ran, on which worker, and how it ended.
+"""A timeline of tasks as SVG: when each task was waiting and running, on which worker it ran, and how it ended.
 
-The SVG is static and has no scripts, so that saved notebooks show it. All text is escaped. The colours are readable on
-light and on dark pages.
+The SVG is static and contains no scripts. It therefore remains visible in saved notebooks. All text is escaped. The
+colours are readable on light and dark pages.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _STYLE = (
 
 
 class Timeline:
-    """A drawing of tasks over time. In a notebook, the drawing is shown as SVG.
+    """A drawing of tasks over time. A notebook shows the drawing as SVG.
 
     Args:
         tasks: the tasks.
         names: the names of workers, by id.
-        now: the end of the tasks that are still running. The default is the current time.
+        now: the time at which the bars of unfinished tasks end. The default is the current time.
     """
 
     def __init__(

@@ -694,7 +694,7 @@ class TestInAKernel:
         first, again = cells.run(code), cells.run(code)
         assert again.stdout == first.stdout
         assert "3 tasks submitted to resize" in first.text
-        assert again.text.splitlines()[-1] == "0 of 3 tasks submitted to resize; 3 had been submitted before"
+        assert again.text.splitlines()[-1] == "0 of 3 tasks submitted to resize; 3 had already been submitted"
         assert cells.run("print([task.attached for task in tasks])").stdout == "[True, True, True]\n"
         one = "task = nq.submit('resize', 0.3, key='one'); print(task.id, task.result(20), task.attached)"
         assert cells.run(one).stdout.replace("False", "True") == cells.run(one).stdout

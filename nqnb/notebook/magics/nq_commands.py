@@ -127,7 +127,7 @@ Examples:
 @click.argument(
     "what", nargs=-1, type=task_id, metavar="[QUEUE | ID...]", shell_complete=shell_completion.queues_and_ids
 )
-@click.option("--queues", is_flag=True, help="Show a live table of all queues, with buttons to pause and purge them")
+@click.option("--queues", is_flag=True, help="Show a live table of all queues, with buttons to pause and purge queues")
 @click.option("--workers", is_flag=True, help="Show a live table of all workers and their tasks")
 @click.pass_context
 def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool) -> TaskTable | Board:
@@ -140,7 +140,7 @@ def watch(ctx: click.Context, what: tuple[str, ...], queues: bool, workers: bool
         raise click.UsageError("a live table cannot be shown as JSON. Use `%nq tasks --json` to list the tasks.")
     if bool(what) + queues + workers > 1:
         raise click.UsageError(
-            "a live table shows tasks, queues or workers. Use only one of ID, --queues and --workers."
+            "a live table shows either tasks, queues or workers. Use only one of: QUEUE or ID, --queues, --workers."
         )
     session = front.session(options_of(ctx))
     if queues or workers:
@@ -302,9 +302,10 @@ def _as_magics(examples: str) -> str:
 
 
 def _adapt_option(param: click.Parameter) -> click.Parameter:
-    """Return a parameter without the default limit, because a DataFrame can contain all tasks, and without ``-q``.
+    """Return a copy of a parameter that is adapted to notebooks.
 
-    In magics, ``-q`` always means ``--quiet``.
+    The default of ``--limit`` is removed, because a DataFrame can contain all tasks. ``-q`` is removed from the names
+    of the option, because ``-q`` always means ``--quiet`` in magics.
     """
     made = copy.copy(param)
     made.opts = [option for option in param.opts if option != "-q"]

@@ -264,7 +264,7 @@ class ChaosWorkers:
             try:
                 await asyncio.to_thread(process.wait)
             finally:
-                # The end of the faults cancels this method, and the process still dies.
+                # If this method is cancelled when fault injection ends, the process still dies.
                 life.died = time.monotonic()
                 _close(process)
 

@@ -1,6 +1,6 @@
 // The live view of a board: a table whose rows have buttons. All text is set as text, never as HTML.
 
-/** Create an element with attributes, which null omits, and children. */
+/** Create an element with attributes and children. Attributes whose value is null are omitted. */
 function make(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) if (value !== null) made.setAttribute(name, value);
@@ -8,7 +8,7 @@ function make(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** Return the theme, light or dark, that the front end declares or, failing that, the system prefers. */
+/** Return the front end's theme, light or dark, or the system's preferred theme if the front end declares no theme. */
 function theme() {
   const { jpThemeLight, vscodeThemeKind, theme: marimo } = document.body.dataset;
   if (jpThemeLight) return jpThemeLight === "true" ? "light" : "dark";
@@ -19,7 +19,7 @@ function theme() {
 
 function render({ model, el }) {
   let board = null; // the last content from the kernel
-  let asking = null; // the row and the action of the question that is shown
+  let asking = null; // the row and the action that the visible question is about
   let over = false; // whether the kernel has closed the board, or has ended
   const root = make("div", { class: "nq nq-board", role: "region" });
   const hider = make("style"); // hides the snapshot while this view is on the page
@@ -41,7 +41,7 @@ function render({ model, el }) {
     draw();
     root.querySelector(action ? "[data-no]" : `[data-id="${CSS.escape(`${key} 0`)}"]`)?.focus();
   };
-  // A row keeps its elements, because an element that is replaced between press and release gets no click.
+  // Rows keep their elements: an element that is replaced between mouse press and release receives no click event.
   const rows = new Map();
   const fill = (row) => {
     const known = rows.get(row.key) ?? { line: make("tr", { "data-key": row.key }), cells: [], acts: make("td"), drawn: "" };
