@@ -1,6 +1,7 @@
-"""Submits payloads that share their options: the items of an iterable, or the rows of a DataFrame.
+"""Submit payloads with the same options: the items of an iterable, or the rows of a DataFrame.
 
-Each task of a named group has the name, its position and the label of its row, so that the group can be found again.
+Each task of a named group stores the group's name, the task's position and the label of the task's row, so that the
+group can be found again.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from nqnb.jetstream.backend import Backend
 
 IfExists = Literal["attach", "replace", "error"]
-"""What a submit does if a task with the key exists."""
+"""How a submit handles a key that already belongs to a task."""
 UNPAIRED = re.compile("[\ud800-\udfff]")
-"""The surrogates, which UTF-8 cannot encode."""
+"""A pattern for surrogates, which UTF-8 cannot encode."""
 
 
 class Item(NamedTuple):
-    """A payload, its position, the label of its row in the index of a DataFrame, and its key or an empty string."""
+    """A payload with its position, the label of its row in a DataFrame (or None), and its key (or an empty string)."""
 
     position: int
     payload: Any
@@ -48,16 +49,16 @@ class Batch:
     Args:
         queue: the queue.
         payloads: the payloads, or a DataFrame.
-        id: the id of the only task, or None.
+        id: the task id, if there is a single payload, or None.
         group: the name of the group of tasks, or None.
         key: a function that returns the key of a payload, or None.
-        if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
+        if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or ``"error"``.
         source: the notebook and the cell that submit the tasks, or None.
         retry, timeout, deadline, process_at: the options of `nqnb.Client.submit`.
 
     Attributes:
         queue: the name of the queue.
-        payloads: the iterator over the payloads, with the error that it raised.
+        payloads: the payloads, with the error that the iterable raised, if any.
         index: the index of the DataFrame, or None.
 
     Raises:
@@ -92,7 +93,9 @@ class Batch:
         self._key = check_callable("key", key, "a function of the payload", 1)
         self._if_exists = check_choice("if_exists", if_exists, ("attach", "replace", "error"))
         if key is not None and id is not None:
-            raise BadInput(f"id={shown(id)} is invalid: a task with a key gets its id from the key. Omit one of them.")
+            raise BadInput(
+                f"id={shown(id)} is invalid: the id of a task with a key is derived from the key. Omit id or key."
+            )
         self._group = None if group is None else check_group(group)
         self.queue = self._template.Queue
         self.payloads = Payloads(payloads)
@@ -100,30 +103,30 @@ class Batch:
         if self._group is not None and self.index is not None and not self.index.is_unique:
             raise BadInput(
                 f"payloads is invalid: the index of the DataFrame has the label "
-                f"{shown(self.index[self.index.duplicated()][0])} twice, so that group {self._group!r} could not be "
-                "joined with the rows. Pass `df.reset_index(drop=True)`."
+                f"{shown(self.index[self.index.duplicated()][0])} twice, so the tasks of group {self._group!r} could "
+                "not be matched with their rows. Pass `df.reset_index(drop=True)`."
             )
 
     def __iter__(self) -> Iterator[Item]:
-        """Draw the payloads. If the iterable raises an error, the iteration ends; ``payloads.error`` is the error."""
+        """Yield the items of the batch. If the iterable raises an error, stop, and set ``payloads.error``."""
         labels = itertools.repeat(None) if self.index is None else self.index
         drawn = (Item(position, *pair) for position, pair in enumerate(zip(self.payloads, labels, strict=False)))
         return drawn if self._key is None else self._with_keys(drawn)
 
     def only(self) -> Item:
-        """Return the only payload, or raise the error of its key."""
+        """Return the only item of the batch. If the key is invalid, raise the error."""
         item = next(iter(self), None)
         if item is None:
             raise self.payloads.error or BadInput("payloads is invalid: it is empty. Pass one payload.")
         return item
 
     async def submit(self, backend: Backend, client: str, item: Item) -> Keyed:
-        """Submit a payload, and return its task. See `nqnb.Client.submit` for the errors.
+        """Submit an item, and return the id of its task. See `nqnb.Client.submit` for the errors.
 
         Args:
             backend: the backend to use.
             client: the name of the client, for the entry.
-            item: the payload.
+            item: the item to submit.
         """
         message = await self._message(backend, item)
         if self._group is not None or item.key or self._source is not None:
@@ -139,9 +142,7 @@ class Batch:
             for item in items:
                 key = check_key(self._key(item.payload))
                 if key in seen:
-                    raise BadInput(
-                        f"key={shown(key)} is invalid: two payloads have this key. Use a key for each payload."
-                    )
+                    raise BadInput(f"key={shown(key)} is invalid: two payloads have this key. Use different keys.")
                 if self._if_exists != "attach":
                     seen.add(key)
                 yield item._replace(key=key)
@@ -167,25 +168,25 @@ class Batch:
 
 
 def encode_label(label: Any) -> bytes:
-    """Return a label of a DataFrame's index as JSON. A label of several levels becomes a list."""
+    """Return a label of a DataFrame's index as JSON. A multi-level label becomes a list."""
     return payload.encode_json(label, "the label of the row")
 
 
 def check_key(key: object) -> str:
-    """Return a key as a string, or raise `BadInput` if it is neither a whole number nor a string that is not empty."""
+    """Return a key as a string. Raise `BadInput` unless the key is a whole number or a non-empty string."""
     text = exact_text(key) if isinstance(key, str) else None
     if isinstance(key, numbers.Integral) and not isinstance(key, bool):
         text = str(int(key))
     if not text or UNPAIRED.search(text):
         raise BadInput(
-            f"key={shown(key)} is invalid: expected a string that is not empty, or a whole number, got {kind_of(key)}. "
+            f"key={shown(key)} is invalid: expected a non-empty string or a whole number, got {kind_of(key)}. "
             "Pass a key such as '2026-11/sweep/7'."
         )
     return text
 
 
 def check_group(name: object) -> str:
-    """Return the name of a group, or raise `BadInput` if it is not 1 to 200 printable characters."""
+    """Return a group name. Raise `BadInput` unless the name consists of 1 to 200 printable characters."""
     if not isinstance(name, str) or not 1 <= len(name) <= LONGEST_NAME or not name.isprintable():
         raise BadInput(
             f"group={shown(name)} is invalid: expected 1 to {LONGEST_NAME} printable characters, got {kind_of(name)}. "

@@ -157,9 +157,9 @@ class Client:
                 ``.``. By default, a new id is generated.
             key: a name for the task, such as ``"2026-11/sweep/7"``: a string or a whole number. At most one task of the
                 queue has the key at a time, even if several clients submit the key at once.
-            if_exists: what to do if a task with the key exists, in whatever state. ``"attach"`` returns that task and
-                submits nothing. ``"replace"`` cancels it, waits up to 10 seconds for its code to stop, and submits a
-                new task. ``"error"`` raises `TaskExists`.
+            if_exists: what to do if a task with the same key already exists, in any state. ``"attach"`` returns that
+                task and submits nothing. ``"replace"`` cancels it, waits up to 10 seconds for its code to stop, and
+                submits a new task. ``"error"`` raises `TaskExists`.
             retry: how many times to retry the task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds, because NQ stores whole seconds.
@@ -188,7 +188,7 @@ class Client:
         return await self.submit_item(batch, batch.only())
 
     async def submit_item(self, batch: Batch, item: Item) -> Task:
-        """Submit one payload of a batch. This is the part that `submit`, `submit_many` and a session share.
+        """Submit one payload of a batch. This method is used by `submit`, `submit_many` and sessions.
 
         Args:
             batch: the batch.
@@ -217,18 +217,20 @@ class Client:
 
         Args:
             queue: the queue; it is created if it does not exist.
-            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. The payloads
-                of a DataFrame are its rows, as dicts with None for NaN.
+            payloads: one payload for each task. Bytes are sent unchanged; any other value is sent as JSON. If
+                ``payloads`` is a DataFrame, each row is one payload: a dict with None in place of NaN.
             retry: how many times to retry each task if it fails.
             timeout: the maximum duration of one attempt, in seconds or as a timedelta. The duration is rounded up to
                 whole seconds.
             deadline: the time at which a task fails if it has not ended: a datetime (a naive datetime is local time),
                 or a timedelta relative to now.
             process_at: the earliest time at which a task may start, in the same form as ``deadline``.
-            group: the name of the tasks' group, such as ``"sweep-7"``. It is stored with each task (`TaskInfo.group`).
-            key: a function that returns the key of a payload, a string or a whole number. At most one task of the queue
-                has a key at a time. So a repeated call does not submit a payload twice.
-            if_exists: what to do if a task with the key exists: ``"attach"``, ``"replace"`` or ``"error"``.
+            group: a name for this group of tasks, such as ``"sweep-7"``. The name is stored with each task
+                (`TaskInfo.group`).
+            key: a function that returns the key for a payload: a string or a whole number. At most one task of the
+                queue has a given key at a time, so a repeated call does not submit a payload twice.
+            if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or
+                ``"error"``; see `submit`.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
                 are in flight at once, and some may overtake others.
@@ -364,7 +366,7 @@ class Client:
         Args:
             id: the id of the task.
             wait: how long to wait for running code to stop, in seconds or as a timedelta. None means not to wait.
-            queue: the queue of the task, if you know it. Running code then stops sooner, because its worker is notified
+            queue: the queue of the task, if you know it. Running code then stops sooner, because the worker is notified
                 before the state of the task is read. A task in another queue is not cancelled.
 
         Returns:
@@ -422,9 +424,9 @@ class Client:
         return [TaskInfo.of(task, revision, requeues.of(task)) for task, revision in found]
 
     async def failures(self, queue: str | None = None) -> list[FailureGroup]:
-        """Return the failed tasks, grouped by queue, type of the error, message pattern and line of the handler.
+        """Return the failed tasks, grouped by queue, error type, message pattern and line in the handler.
 
-        The largest group comes first. To run the tasks of a group again, pass each of its ``ids`` to `requeue`.
+        The largest group comes first. To run the tasks of a group again, pass each id in ``ids`` to `requeue`.
 
         Args:
             queue: return only failures in this queue.
@@ -588,7 +590,7 @@ class Task:
         client: the client to use.
         id: the id of the task.
         queue: the queue of the task, if it is known.
-        attached: whether the task already existed when it was submitted under its key.
+        attached: whether the submit found an existing task with the same key, and did not create a task.
     """
 
     def __init__(self, client: Client, id: str, queue: str = "", *, attached: bool = False) -> None:

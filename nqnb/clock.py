@@ -38,7 +38,7 @@ def _clock_that_counts_suspension() -> Callable[[], float]:
 _clock = _clock_that_counts_suspension()
 
 _DRIFT = 0.001
-"""By how much two clocks may drift apart, in seconds a second. Time services adjust a clock by at most half as much."""
+"""The maximum drift between two clocks, in seconds per second. Time services adjust a clock by at most half as much."""
 FRESH_SECONDS = 60.0
 """Decisions need a timestamp that is at most this many seconds old, because the server's clock may also jump."""
 
@@ -86,7 +86,7 @@ class ServerClock:
         return self.at(moment) if bounds is None else moment + bounds[0]
 
     def passed(self) -> float:
-        """Return a time that the server's clock has passed, even if the clocks drift apart since the last timestamp.
+        """Return a time that the server's clock has certainly passed, even if the clocks have drifted apart.
 
         The time is in Unix seconds, or 0 if there has been no timestamp yet.
         """

@@ -26,7 +26,7 @@ def spawn(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 def start_task(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Run a coroutine as a task. From Python 3.12, the first step runs at once, without a turn of the event loop."""
+    """Run a coroutine as a task. From Python 3.12 on, the first step runs before this function returns."""
     if sys.version_info >= (3, 12):
         return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), eager_start=True)
     return asyncio.get_running_loop().create_task(coroutine)
@@ -66,13 +66,12 @@ async def few_at_once(items: Sequence[T], work: Callable[[T], Awaitable[object]]
 
 
 class Together(Generic[T]):
-    """Serves calls that are made at the same time together.
+    """An object that processes concurrent calls in batches.
 
-    While one list of calls is being served, further calls are collected. They are served as soon as the first list has
-    been served.
+    While one batch is being processed, further calls are collected. These calls form the next batch.
 
     Args:
-        work: serves a list of calls, and returns an error or None for each call.
+        work: processes a list of arguments, and returns an error or None for each argument.
     """
 
     def __init__(self, work: Callable[[list[T]], Awaitable[Sequence[Exception | None]]]) -> None:
@@ -81,7 +80,7 @@ class Together(Generic[T]):
         self._serving = False
 
     async def call(self, argument: T) -> None:
-        """Wait until the call with this argument has been served, and raise its error, if there is one."""
+        """Process an argument in the next batch, and raise the error if the processing failed."""
         served: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._calls.append((argument, served))
         if not self._serving:

@@ -240,12 +240,12 @@ class TaskFailed(TaskError):
         self.error_type = error_type
         self.traceback = traceback
         if traceback and not traceback.isspace():
-            # `add_note` does not exist in Python 3.10, whose notebooks print the notes too.
+            # `add_note` does not exist in Python 3.10, but notebooks print the notes in Python 3.10 too.
             self.__notes__ = [f"\n{_note(traceback)}"]
 
 
 def _note(traceback: str) -> str:
-    """Return the handler's traceback with a heading that differs from that of the caller's traceback."""
+    """Return the handler's traceback, with a heading that distinguishes it from the caller's traceback."""
     lines = [readable(each.expandtabs(4), _NOTE_LINE_CHARACTERS) for each in traceback.rstrip().splitlines()]
     if lines[0].startswith("Traceback "):
         lines[0] = "The handler's traceback (most recent call last):"

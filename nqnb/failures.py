@@ -1,4 +1,4 @@
-"""Group failed tasks that failed for the same reason."""
+"""Group the tasks that failed for the same reason."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from nqnb.protocol.status import Status
 from nqnb.records import TaskInfo
 
 FAILURE_INDEX = "failure"
-"""The name of the index of a DataFrame of groups."""
+"""The name of the index of a DataFrame of failure groups."""
 _PATTERN_CHARACTERS = 300
 _READ_CHARACTERS = 8192
-"""How much of a message or traceback is read. Other programs may have written longer ones."""
+"""The maximum number of characters to read from a message or traceback. Other programs may write longer texts."""
 _QUOTED = r"""(?<!\w)'(?:[^'\\]|\\.)*'(?!\w)|"(?:[^"\\]|\\.)*"|`[^`]*`|\u2018[^\u2019]*\u2019|\u201c[^\u201d]*\u201d"""
 _VARIABLE = re.compile(
     rf"(?P<text>{_QUOTED})"
@@ -29,26 +29,26 @@ _VARIABLE = re.compile(
     r"|\b(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])(?:[0-9a-f]{8,}|[0-9A-Za-z]{20,})\b)"
     r"|(?P<number>(?<![A-Za-z0-9.])[+-]?\d+(?:[,_.]\d+)*(?:[eE][+-]?\d+)?)"
 )
-"""A pattern for the parts of an error message that differ between tasks that failed for the same reason."""
+"""A pattern for the parts of an error message that differ even if tasks failed for the same reason."""
 _FRAME = re.compile(r'^ *(?:File "([^"\n]+)"|(\S[^"\n]*?)), line (\d+), in ([^\n]*)$', re.MULTILINE)
 """A pattern for a line of a traceback that names a file or the cell of a notebook."""
 _LIBRARY = re.compile(r"[/\\](?:site|dist)-packages[/\\]|/lib/python\d|\\Lib\\|^<frozen ")
-"""A pattern for the files of libraries."""
+"""A pattern for the names of files that belong to libraries."""
 
 
 class FailureGroup(Struct, frozen=True, kw_only=True):
-    """Failed tasks of one queue with the same type of error, message pattern and line of code.
+    """Failed tasks of one queue with the same error type, message pattern and line of code.
 
     Attributes:
-        id: the id of the group, which depends only on the attributes below, so that other failures do not change it.
+        id: the id of the group. It depends only on ``queue``, ``error_type``, ``pattern`` and ``where``.
         queue: the queue of the tasks.
         error_type: the type of the error, or an empty string if it is unknown.
-        pattern: the message of the error, in which ``<number>``, ``<id>``, ``<path>``, ``<url>`` and ``<text>`` (for
-            quoted text) replace the parts that differ between tasks.
-        where: the line of the handler's code, such as ``resize.py:12 in resize``. Lines of libraries are skipped. The
+        pattern: the error message, with placeholders for the parts that differ between tasks: ``<number>``, ``<id>``,
+            ``<path>``, ``<url>``, and ``<text>`` for quoted text.
+        where: the line of the handler's code, such as ``resize.py:12 in resize``. Lines in libraries are skipped. The
             string is empty if the task has no traceback.
         ids: the ids of the tasks, with the least recently changed task first.
-        requeued: the number of these tasks that were requeued. Only listings of all tasks know it.
+        requeued: the number of these tasks that were requeued. This number is known only if all tasks were listed.
         first_at: the time at which the first of these tasks failed, or None if it is unknown.
         last_at: the time at which the last of these tasks failed, or None if it is unknown.
         example: the id of the most recently changed task.
@@ -103,7 +103,7 @@ class _Reason(NamedTuple):
 
 
 def group_failures(tasks: Iterable[TaskInfo]) -> list[FailureGroup]:
-    """Group the failed tasks by queue, type of the error, message pattern and line, with the largest group first.
+    """Group the failed tasks by queue, error type, message pattern and line of code, with the largest group first.
 
     Tasks that have not failed are ignored.
 
@@ -124,15 +124,15 @@ def failure_id(task: TaskInfo) -> str:
 
 
 def message_pattern(message: str) -> str:
-    """Return a message on one line, with placeholders for numbers, ids, paths, URLs and quoted text."""
+    """Return a message as a single line, with placeholders for numbers, ids, paths, URLs and quoted text."""
     line = " ".join(message[:_READ_CHARACTERS].split())[: 4 * _PATTERN_CHARACTERS]
     return readable(_VARIABLE.sub(lambda found: f"<{found.lastgroup}>", line), _PATTERN_CHARACTERS)
 
 
 def handler_line(traceback: str) -> str:
-    """Return the innermost line of a traceback that is not in a library, or an empty string if it has no such line.
+    """Return the innermost line of a traceback outside libraries, or the innermost line if all lines are in libraries.
 
-    If an error has causes, only the traceback of the error itself counts.
+    If the traceback has no lines, return an empty string. If the error has causes, their tracebacks are ignored.
     """
     frames = _FRAME.findall(traceback[-_READ_CHARACTERS:].rpartition("Traceback (most recent call last):")[2])
     own = [frame for frame in frames if not _LIBRARY.search(frame[0])]

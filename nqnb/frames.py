@@ -43,15 +43,17 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
     ``source`` (notebook, execution count and first line of the cell), ``key``, ``group``, ``origin``, ``requeued_as``,
     ``revision``.
 
-    The display shows the columns up to ``run_time``, without the empty ones, and names the others.
+    The display shows the columns up to ``run_time`` that are not empty, and lists the names of the other columns.
 
     Args:
         infos: the tasks, as returned by a client.
         now: the end of the run time of tasks that are still running; the default is the current time.
-        flat: whether the fields of payloads and results that are JSON objects become columns: ``path`` for a field of
-            the payload (``payload.status`` if there is a column ``status``), and ``→ bytes`` for a field of the result.
-            At most the 50 most common fields of each become columns. The columns ``payload`` and ``result`` then have
-            only what is in no other column, and are left out if they would be empty.
+        flat: whether to create a column for each field of the payloads and results that are JSON objects. A field
+            ``path`` of a payload becomes the column ``path``, and a field ``bytes`` of a result becomes ``→ bytes``. If
+            another column already has the name of a payload field, such as ``status``, the new column is
+            ``payload.status``. Only the 50 most common payload fields and the 50 most common result fields become
+            columns. The columns ``payload`` and ``result`` then contain only the remaining values, and are omitted if
+            they would be empty.
     """
     tasks, flat = _listed("infos", infos, TaskInfo), check_flag("flat", flat)
     if now is None:
@@ -104,7 +106,7 @@ def tasks_frame(infos: Iterable[TaskInfo], now: datetime | None = None, *, flat:
 
 
 def _flattened(frame: pd.DataFrame) -> pd.DataFrame:
-    """Replace the payloads and results by their fields."""
+    """Replace the columns of payloads and results with a column for each field."""
     columns: dict[str, Any] = {}
     for name in frame.columns:
         if name == "payload":
@@ -229,7 +231,7 @@ def _refusal(error: NqnbError | None) -> str:
 
 
 class OutcomesFrame(pd.DataFrame):
-    """The outcomes of cancels. Awaiting the DataFrame returns it, so that ``await tasks.cancel()`` works too."""
+    """A DataFrame of cancel outcomes. ``await`` returns it unchanged, so ``await tasks.cancel()`` also works."""
 
     @property
     def _constructor(self) -> Any:
@@ -308,7 +310,7 @@ _MAX_COUNT = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
 _NOT_A_TIME = -(2**63)
-"""The integer that stands for ``NaT`` in NumPy."""
+"""The integer that represents ``NaT`` in NumPy."""
 
 
 def _listed(name: str, given: Iterable[T], kinds: type | tuple[type, ...]) -> list[T]:
@@ -373,7 +375,7 @@ def _spans(values: Iterable[timedelta | None]) -> Any:
 
 
 def _microseconds(values: Iterable[timedelta | None]) -> Any:
-    """Return durations as integers, which NumPy converts several times as fast as Python's objects."""
+    """Return durations in microseconds. NumPy converts integers several times faster than timedelta objects."""
     return np.array([_NOT_A_TIME if value is None else value // _MICROSECOND for value in values], dtype="int64")
 
 

@@ -68,16 +68,18 @@ def frame_rows(frame: Any) -> Iterator[dict[str, Any]]:
     """Return an iterator over the rows of a DataFrame as dicts, with None in place of NaN, NaT and NA.
 
     Raises:
-        BadInput: a name of a column is a tuple, or occurs twice, so that the rows would lose values.
+        BadInput: a column name is a tuple or is not unique, so the rows would lose values.
     """
     names = list(map(str, frame.columns))
     if any(isinstance(name, tuple) for name in frame.columns):
         raise BadInput(
-            "payloads is invalid: the DataFrame has several levels of columns. Give it one level of columns."
+            "payloads is invalid: the column names of the DataFrame have several levels. Flatten the column names."
         )
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        raise BadInput(f"payloads is invalid: the DataFrame has two columns {shown(twice)}. Rename one of them.")
+        raise BadInput(
+            f"payloads is invalid: two columns of the DataFrame are named {shown(twice)}. Rename one of the columns."
+        )
     return _rows(frame, names)
 
 

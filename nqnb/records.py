@@ -115,15 +115,16 @@ class TaskInfo(Struct, frozen=True, kw_only=True):
     origin: str = ""
     """The id of the original task, if this task is a requeue of another task."""
     source: Source | None = None
-    """The notebook and the cell that submitted the task, or None if it was not submitted in a notebook."""
+    """The notebook and the cell that submitted the task, or None if the task was not submitted in a notebook."""
     key: str = ""
-    """The start of the key under which the task was submitted, or an empty string."""
+    """The first 200 characters of the key under which the task was submitted, or an empty string."""
     group: str = ""
     """The name of the task's group, or an empty string."""
     position: int = 0
     """The position of the task in its group, from 0."""
     label: bytes = b""
-    """The label of the task's row in the DataFrame of the group, as JSON. If it is empty, the label is the position."""
+    """The label of the task's row in the group's DataFrame, as JSON. Empty bytes mean that the label is the
+    position."""
     requeued_as: str = ""
     """The id of the latest requeue of this task. Only listings (`nqnb.Client.tasks`) set this attribute."""
     result_is_bytes: bool = False
@@ -243,7 +244,8 @@ class QueueInfo(Struct, frozen=True, kw_only=True):
         bytes: the size of the queue's task stream, in bytes.
         oldest_pending: the time at which the oldest message of the stream arrived, or None if the stream is empty.
         paused: whether the queue is paused. A paused queue delivers no tasks.
-        removed: the number of messages that were ever removed from the queue's task stream: acked, cancelled or purged.
+        removed: the total number of messages that have been removed from the queue's task stream: acked, cancelled or
+            purged.
     """
 
     name: str

@@ -42,7 +42,7 @@ INTERRUPT = b"i"
 TERMINATE = b"t"
 """The command to send SIGTERM to the task's process group."""
 NEXT = b"n"
-"""The command to fork the process for the next task, after the last one has ended."""
+"""The command to fork a process for the next task, after the previous process has exited."""
 STOP_GRACE_SECONDS = 5.0
 """How many seconds a server may take to exit after SIGTERM. After that, the server is killed."""
 _PARENT_CHECK_SECONDS = 0.25
@@ -92,7 +92,7 @@ else:
     import select
 
     def wake_on_child_end() -> tuple[int, int]:
-        """Return a descriptor that becomes readable when a child exits, and the descriptor that makes it readable."""
+        """Return the read end and the write end of a pipe. The read end becomes readable when a child exits."""
         wake, woken = os.pipe()
         os.set_blocking(woken, False)
         signal.signal(signal.SIGCHLD, lambda signum, frame: None)  # without a handler, nothing is written
@@ -268,14 +268,14 @@ def keep_task(worker: int, connection: int, module: str) -> None:
 
     The supervisor is the leader of its own session, and the fork is the leader of its own process group. The fork calls
     ``run`` of `module` with the socket. From stdin, the supervisor reads the worker's ``sys.path`` as a line of JSON,
-    and then commands. To stdout, the supervisor writes the fork's process id at the start, and at the end the fork's
-    exit code and a 1 if NEXT may follow, otherwise a 0. The exit code is negative if a signal killed the fork. When the
-    fork has exited, KILL is received, or the worker has died, the supervisor kills the process group and, on Linux, all
-    remaining descendants. The supervisor then waits for NEXT, and forks a process for another task.
+    and then commands. To stdout, the supervisor writes the fork's process id at the start. At the end, the supervisor
+    writes the fork's exit code, and a 1 if NEXT may follow, otherwise a 0. The exit code is negative if a signal killed
+    the fork. When the fork has exited, KILL is received, or the worker has died, the supervisor kills the process group
+    and, on Linux, all remaining descendants. The supervisor then waits for NEXT, and forks a process for another task.
 
-    A fork takes milliseconds; the import of `module` takes a hundred times as long. On Linux, the supervisor therefore
-    imports `module` before it forks, but no code of the handler: each handler's module is imported in its own process.
-    NEXT is offered only if all descendants are gone, which only Linux can tell, and if the supervisor has one thread.
+    A fork takes milliseconds, but importing `module` takes a hundred times as long. Therefore, on Linux, the supervisor
+    imports `module` before the first fork. The handler's code is imported only in the forks. NEXT may follow only if
+    the supervisor has a single thread and all descendants are gone, which can be determined only on Linux.
 
     The handler does not run in the supervisor's process, because a C call in the handler may hold the GIL for hours.
     The supervisor is not in the handler's process group, because killing the group would also kill the supervisor.
@@ -347,7 +347,7 @@ def _read_path(worker: int) -> list[str] | None:
 
 
 def _preload(module: str) -> None:
-    """Import `module` and what it needs. Keep the imported objects out of garbage collections, also in the forks."""
+    """Import `module` and its dependencies. Exclude the imported objects from garbage collection, also in the forks."""
     import gc  # imported late, because the other role does not use it
     from importlib import import_module
 
@@ -357,7 +357,7 @@ def _preload(module: str) -> None:
 
 
 def _is_single_threaded() -> bool:
-    """Return whether a fork is safe. A ``sitecustomize`` module, for example, may have started a thread."""
+    """Return whether this process has a single thread. A ``sitecustomize`` module may have started another."""
     try:
         return len(os.listdir("/proc/self/task")) == 1
     except OSError:
@@ -441,7 +441,7 @@ def _collect(runner: int, seconds: float = 0.0) -> int | None:
 def _kill_descendants(group: int) -> bool:
     """Kill a process group and, on Linux, all descendants of the supervisor, in any process group or session.
 
-    Return whether no child is left.
+    Return whether all children are gone.
     """
     _kill_group(group)
     until = time.monotonic() + _KILL_TIMEOUT_SECONDS

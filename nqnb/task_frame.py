@@ -1,4 +1,4 @@
-"""A DataFrame of tasks that displays its most useful columns, and the fields of payloads and results as columns.
+"""A DataFrame of tasks whose display shows the most useful columns, and columns for payload and result fields.
 
 All text from tasks is escaped: payloads, results and errors may come from any program that can write to a queue.
 """
@@ -23,21 +23,21 @@ from nqnb.text import line, long_duration, payload_text
 TEXT = pd.StringDtype("python")
 """The dtype of text columns. It never uses Arrow, because Arrow rejects lone surrogates."""
 FIRST_REST = "max_retry"
-"""The first of the columns that a display leaves out."""
+"""The first of the columns that a display omits."""
 _MAX_FIELDS = 50
 """The maximum number of fields of payloads, and of results, that become columns."""
 _CELL_STYLE = "max-width: 22em; overflow: hidden; text-overflow: ellipsis; white-space: nowrap"
 _CHARACTERS = 80
 """The maximum number of characters of a value in a display."""
 _LEAST_CHARACTERS = 10
-"""The number of characters that a long value keeps in a narrow terminal. If the room is too small, columns are left out
-from the right."""
+"""The minimum width of a shortened column in a narrow terminal. If the columns still do not fit, the last columns are
+omitted."""
 
 
 class TaskFrame(pd.DataFrame):
-    """A DataFrame of tasks. As long as it has all its columns, its display shows the first ones and names the others.
+    """A DataFrame of tasks. The display shows the first columns, and lists the names of the others.
 
-    The display of a selection of columns is that of pandas.
+    If only some columns were selected, pandas displays the DataFrame as usual.
     """
 
     @property
@@ -91,9 +91,10 @@ class TaskFrame(pd.DataFrame):
         return self[name].dtype.kind in "iufm"
 
     def _shown_names(self) -> list[str]:
-        """Return the columns to show: the first ones, without the empty ones, and without attempts if all are first.
+        """Return the names of the columns to show, or an empty list if only some columns were selected.
 
-        The due times are shown if any task is waiting for its due time. A selection of columns has none.
+        Empty columns are omitted. The column ``attempt`` is omitted if every attempt is the first attempt. The column
+        ``due_at`` is included if a task is waiting for its due time.
         """
         names = [str(name) for name in self.columns]
         if FIRST_REST not in names or "status" not in names or not self.columns.is_unique:
@@ -105,7 +106,7 @@ class TaskFrame(pd.DataFrame):
         return [name for name in shown if name != "attempt" or bool((self[name] > 1).any())]
 
     def _cells(self, names: Sequence[str]) -> list[list[str]]:
-        """Return the id and the values of each row as text. The middle rows of a long frame become one row of dots."""
+        """Return the id and values of each row as text. In a long frame, a row of dots replaces the middle rows."""
         most, least = pd.get_option("display.max_rows"), pd.get_option("display.min_rows")
         shown, half = self, (least or most or 10) // 2
         long = most is not None and most > 0 and len(self) > most
@@ -124,13 +125,13 @@ class TaskFrame(pd.DataFrame):
 
 
 def field_columns(name: str, values: Iterable[Any], column_of: Callable[[str], str]) -> dict[str, Any]:
-    """Return a column for each field of the values that are JSON objects, in the order of their first appearance.
+    """Return a column for each field of the JSON objects among the values, in the order of first appearance.
 
     Args:
-        name: the name of the column that keeps the values that are not objects, and the fields that are left out
-            because there are too many. Without such values, there is no such column.
+        name: the name of a column for the values that are not objects, and for the fields that do not become columns
+            because there are too many. The column is omitted if it would be empty.
         values: payloads or results.
-        column_of: returns the name of a field's column.
+        column_of: a function that returns the name of the column for a field.
     """
     left = [dict(value) if isinstance(value, dict) else value for value in values]
     counts = Counter(key for value in left if isinstance(value, dict) for key in value)
@@ -154,7 +155,7 @@ def objects(values: Iterable[Any]) -> Any:
 
 
 def _typed(values: list[Any]) -> Any:
-    """Return values as a nullable column of their common type, or as objects if they have none."""
+    """Return values as a nullable column of their common type, or as an object column if the types differ."""
     kinds = {type(value) for value in values if value is not None}
     if kinds == {str}:
         return pd.array(values, dtype=TEXT)

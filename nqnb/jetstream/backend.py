@@ -95,9 +95,9 @@ class Backend:
         self.skips = SkipLog(settings.state_bucket)
         """A log of invalid states, which listings skip."""
         self.open_cancels = 0
-        """The number of cancels that are running."""
+        """The number of cancels in progress."""
         self.removals: dict[str, Together[TaskMessage]] = {}
-        """The calls that are removing the messages of ended tasks, by queue."""
+        """For each queue, the object that removes the messages of ended tasks; see `nqnb.protocol.forget`."""
         self._clock = connection.clock
         seconds, shortest = settings.retention_seconds, _MIN_RETENTION_ACK_WAITS * settings.ack_wait
         self._retention = None if seconds is None else max(seconds, MIN_RETENTION_SECONDS, shortest)
@@ -200,9 +200,9 @@ class Backend:
         return info
 
     async def last_number(self, stem: str) -> int:
-        """Return the highest number of a stored task whose id is ``<stem>.<number>``, or 0 if no such task is stored.
+        """Return the highest number in the stored task ids ``<stem>.<number>``, or 0 if no such id is stored.
 
-        A custom store cannot search its keys, so all its entries are read.
+        If the store is a custom store, all entries are read, because a custom store cannot search its keys.
         """
         if self.states is self._bucket:
             keys = await self._bucket.keys_below(stem)
@@ -315,7 +315,7 @@ class Backend:
         return await self._bucket.position() if self.states is self._bucket else (0, "")
 
     async def remove_oldest_states(self, revision: int, created: str) -> None:
-        """Remove every entry of the state bucket up to a revision; see `KeyValueStore.delete_oldest`."""
+        """Remove every entry of the state bucket up to ``revision``; see `KeyValueStore.delete_oldest`."""
         await self._bucket.delete_oldest(revision, created)
 
     # Queues.
@@ -446,9 +446,9 @@ class Backend:
         return await read_all_messages(self.connection, stream)
 
     async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
-        """Notify the workers of a cancel before the task's entry is read, without waiting for the server.
+        """Notify the workers of a cancel before the task's entry is read. Do not wait for the server.
 
-        The message may be lost. It is never stored.
+        The server does not store the message, and the message may be lost.
         """
         passed = self._clock.passed() - (_CLUSTER_SKEW_SECONDS if self.connection.clustered else 0.0)
         early = EarlyCancel(queue, record.by, record.requested_at, max(0.0, passed))

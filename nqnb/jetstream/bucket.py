@@ -32,7 +32,7 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 TTL_DISABLED = 10166
 _TTL = "Nats-TTL"
 _NOTE = "NQNB-NOTE"
-"""The operation of a note. Clients ignore messages of a bucket with an operation that they do not know."""
+"""The value of the operation header of a note. Clients ignore messages with an unknown operation."""
 _NOTE_BLOCK = f"NATS/1.0\r\n{EXPECTED_REVISION}: {2**63 - 1}\r\n{OPERATION}: {_NOTE}\r\n\r\n".encode()
 
 
@@ -71,8 +71,8 @@ class KeyValueStore:
 
         Raises:
             Unconfirmed: an earlier write to the key is still in progress, and the key has no value yet. The earlier
-                write may be our own request, if its reply was lost. A leader without a quorum refuses such a write with
-                "wrong last sequence" although the key may never be stored.
+                write may be our own request whose reply was lost. A leader without a quorum refuses the new write with
+                "wrong last sequence", although the earlier write may never be stored.
         """
         revision = 0
         while True:
@@ -147,10 +147,10 @@ class KeyValueStore:
                     raise full from None
 
     async def position(self) -> tuple[int, str]:
-        """Return the revision of the last write to any key, and the time at which the bucket was created.
+        """Return the revision of the last write to any key, and the creation time of the bucket.
 
-        If the bucket does not exist or stores a longer history than one value of each key, the result is 0 and an empty
-        string, because `delete_oldest` would delete earlier values of the other keys.
+        Return 0 and an empty string if the bucket does not exist or keeps more than one value per key. With several
+        values per key, `delete_oldest` would also delete earlier values of other keys.
         """
         info = await self._connection.find(f"STREAM.INFO.{self._stream}")
         if info is None or info["config"].get("max_msgs_per_subject") != 1:
@@ -160,11 +160,11 @@ class KeyValueStore:
     async def delete_oldest(self, revision: int, created: str) -> None:
         """Remove every key and tombstone whose revision is at most ``revision``, without leaving tombstones.
 
-        Do nothing if the bucket has been recreated, because the same revisions belong to other keys.
+        Do nothing if the bucket has been recreated, because the revisions then belong to other keys.
 
         Args:
-            revision: the revision.
-            created: the time at which the bucket was created, as `position` returned it.
+            revision: the highest revision to remove.
+            created: the creation time of the bucket, as `position` returned it.
         """
         last, same = await self.position()
         if same == created and last >= revision:
@@ -185,7 +185,7 @@ class KeyValueStore:
         return list_entries(self._connection, self._name)
 
     async def keys_below(self, stem: str) -> list[str]:
-        """Return the keys that are the stem, a dot and one more token. Deleted keys may be among them."""
+        """Return the keys that consist of the stem, a dot and one more token. The result may include deleted keys."""
         body = {"subjects_filter": f"{self._root}{stem}.*"}
         info = await self._connection.find(f"STREAM.INFO.{self._stream}", body)
         # A bucket that does not exist, for example because the server lost its store, has no keys.
@@ -205,10 +205,11 @@ class KeyValueStore:
         on_write: Callable[[str, bytes], None],
         on_note: Callable[[str, bytes], None] = lambda key, data: None,
     ) -> Unsubscribe:
-        """Call ``on_write`` with the key and value of each write that reaches the server, and ``on_note`` for notes.
+        """Call ``on_write`` for each write that reaches the server, and ``on_note`` for each note.
 
-        The callbacks run on the event loop and must not block. They are called before the server has stored the value,
-        and even if the server refuses the write. They are not called while the connection is down.
+        The callbacks receive the key and the data. They run on the event loop and must not block. They are called
+        before the server has stored the value, and even if the server refuses the write. They are not called while the
+        connection is down.
         """
 
         def receive(message: Message) -> None:
@@ -221,9 +222,10 @@ class KeyValueStore:
         return await self._subscribe(">", receive)
 
     def send_note(self, key: str, data: bytes) -> None:
-        """Send a note about a key to all clients that overhear the bucket. The server does not store the note.
+        """Send a note about a key to all clients that have called `overhear`. The server does not store the note.
 
-        The note is lost if the connection is down. All users who may write the key may send and receive notes.
+        The note is lost if the connection is down. A user who may write the key may also send and receive notes about
+        the key.
         """
         # The server refuses to store the note, because no key has this revision.
         if self._connection.put(self._root + key, data, "", _NOTE_BLOCK):
@@ -378,11 +380,11 @@ async def _allow_ttl(connection: Connection, config: dict[str, Any]) -> bool:
     return True
 
 
-# A worker has an object of both classes for each task that runs for a while. Closures would need more memory.
+# A worker has one object of each class for each long-running task. Closures would need more memory.
 
 
 class _Hint:
-    """A callback for messages that calls a function without arguments."""
+    """A message callback that ignores the message, and calls ``wake``."""
 
     __slots__ = ("_wake",)
 
@@ -394,7 +396,7 @@ class _Hint:
 
 
 class _Unsubscribe:
-    """A function that ends a subscription."""
+    """A callable that ends a subscription."""
 
     __slots__ = ("_subscription",)
 

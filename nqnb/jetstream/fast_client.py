@@ -177,7 +177,7 @@ class FastClient(NatsClient):
             asyncio.get_running_loop().call_soon(self._write_pending)
 
     def write_now(self) -> None:
-        """Write the send buffer to the socket, so that an urgent message need not wait for the next iteration."""
+        """Write the send buffer to the socket now, so that an urgent message is not delayed."""
         self._write_pending()
 
     def _write_pending(self) -> None:
@@ -213,7 +213,7 @@ class FastClient(NatsClient):
             self._callbacks.pop(number, None)
             raise
         if hasattr(subscription, "_pending_queue"):
-            # A queue needs several kilobytes, and a worker has a subscription for each task that runs for a while.
+            # A queue needs several kilobytes, and a worker has a subscription for each long-running task.
             subscription._pending_queue = self._unused.queue
         return subscription
 

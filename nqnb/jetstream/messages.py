@@ -85,7 +85,7 @@ async def read_all_messages(connection: Connection, stream: str) -> list[StreamM
 async def oldest_messages(
     connection: Connection, stream: str, sequences: Collection[int]
 ) -> tuple[str, dict[int, bytes]]:
-    """Return the data of the oldest messages of a stream, on any subject, as long as their sequences are expected.
+    """Return the oldest messages of a stream, until the first message whose sequence is not expected.
 
     Args:
         connection: the connection.
@@ -93,8 +93,9 @@ async def oldest_messages(
         sequences: the expected sequences.
 
     Returns:
-        The stream's creation time, and the data by sequence, oldest first. If the server is older
-        than 2.11 or the stream does not allow direct reads, there is no data, because one request cannot read it.
+        The stream's creation time, and the data of the messages by sequence, oldest first. If the server is older than
+        2.11 or the stream does not allow direct reads, there are no messages, because one request cannot then read
+        several messages.
 
     Raises:
         ServerRefused: the user has no permission to read the messages.
@@ -111,9 +112,9 @@ async def oldest_messages(
 
 
 async def remove_oldest(connection: Connection, stream: str, sequence: int, created: str) -> bool:
-    """Delete all messages of a stream up to a sequence, and return whether they were deleted.
+    """Delete all messages of a stream up to ``sequence``, and return whether the messages were deleted.
 
-    Nothing is deleted if the stream was recreated, because the same sequences belong to other messages.
+    Nothing is deleted if the stream was recreated, because the sequences then belong to other messages.
 
     Args:
         connection: the connection.
@@ -129,9 +130,9 @@ async def remove_oldest(connection: Connection, stream: str, sequence: int, crea
 
 
 async def _read_batch(connection: Connection, stream: str, start: int, count: int) -> list[tuple[int, bytes]]:
-    """Return the sequence and data of up to ``count`` messages from a sequence on, without gaps (NATS ADR-31).
+    """Return the sequences and data of up to ``count`` consecutive messages, beginning at ``start`` (NATS ADR-31).
 
-    If the connection is lost or the server does not send the rest in time, only the first messages are returned.
+    If the connection is lost or the server is too slow, only the messages received so far are returned.
     """
     subject, found = f"$JS.API.DIRECT.GET.{stream}", list[tuple[int, bytes]]()
     # Only a request with a single reply reports that the user has no permission, or that there is no responder.

@@ -62,7 +62,7 @@ async def task_entries(backend: QueueBackend, queue: str | None = None) -> Async
 
 
 async def seen_entries(backend: QueueBackend) -> AsyncGenerator[tuple[Entry, TaskMessage | None], None]:
-    """Yield each entry, together with its task, or with None if the entry is malformed; see `task_entries`."""
+    """Yield each entry with its task, or with None if the entry is malformed; see `task_entries`."""
     skipped: dict[str, str] = {}
     async with contextlib.aclosing(backend.states.entries()) as entries:
         async for entry in entries:

@@ -54,8 +54,8 @@ HEADER_RESERVE_BYTES = 256
 async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None = None) -> CancelReceipt:
     """Cancel a task. When this function returns, the cancel is durable, and no new run of the task will start.
 
-    Each step is chosen by `nqnb.protocol.lifecycle.cancel`. In a known queue, an early cancel precedes these steps, so
-    that running code stops sooner. The early cancel replaces none of the steps, and may be lost.
+    Each step is chosen by `nqnb.protocol.lifecycle.cancel`. If the queue is known, an early cancel is sent before the
+    first step, so that running code stops sooner. All steps are still taken, because the early cancel may be lost.
 
     Args:
         backend: the backend to use.
@@ -64,7 +64,7 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
         queue: the queue of the task, if it is known.
 
     Raises:
-        UnknownTask: the task does not exist, or is in another queue than ``queue``.
+        UnknownTask: the task does not exist, or is not in ``queue``.
         NotCancellable: the task had already completed or failed.
         Unconfirmed: the server's answers were lost, so the cancel may or may not be stored. It is safe to retry.
     """
@@ -127,15 +127,16 @@ async def cancel(backend: TaskBackend, task_id: str, by: str, queue: str | None 
 
 
 async def _read_waiting(backend: TaskBackend, task_id: str, queue: str | None) -> SeenEntry | None:
-    """Return the entry of a task that never started, or None for any other task, and if the entry cannot be read.
+    """Return the entry of a task that never started. Return None for other tasks, or if the entry cannot be read.
 
-    Many tasks that are cancelled at the same time are usually waiting, so a quick read saves most of the slower reads
-    through the leader. If the entry is outdated, the compare-and-set fails, and the entry is read through the leader.
+    If many tasks are cancelled at the same time, most of them are usually waiting. For a waiting task, a quick read
+    replaces the slower read through the leader. If the quick read returns an outdated entry, the compare-and-set fails,
+    and the entry is read again through the leader.
     """
     try:
         seen = SeenEntry.of(task_id, await backend.states.get(task_id, fresh=False))
     except NqnbError:
-        # The user may have no permission for this read.
+        # The user may not have permission for this read.
         return None
     task = seen.task
     if task is None or queue not in (None, task.Queue):
@@ -372,10 +373,10 @@ def unknown(task_id: str) -> UnknownTask:
 
 
 def in_another_queue(task: TaskMessage, queue: str) -> UnknownTask:
-    """Return an `UnknownTask` error for a task that is not in the queue that the caller named."""
+    """Return the error for a task that is not in the specified queue."""
     return UnknownTask(
         f"task {task.ID!r} was not cancelled: it is in queue {task.Queue!r}, not in queue {queue!r}. "
-        "Name the right queue, or cancel the task without a queue.",
+        "Correct the queue name, or do not specify a queue.",
         task.ID,
     )
 

@@ -135,7 +135,7 @@ async def ended(backend: TaskBackend, task_id: str, timeout: object, serving: Se
         )
     state = "pending or running"
     if latest is not None:
-        # A task that waits for its retry is also due later.
+        # A task that is waiting for a retry also has a due time.
         due = latest.due_at if latest.status is Status.PENDING else None
         state = latest.status.label if due is None else f"pending, due at {due.astimezone():%Y-%m-%d %H:%M:%S}"
     raise WaitTimeout(f"{failed}: the task is still {state}. Wait longer, or cancel the task.", task_id)

@@ -1,7 +1,8 @@
 """Removes the messages of ended tasks, and then lets the entries of these tasks expire.
 
-Tasks that end at the same time are served together: if their messages are the oldest in the stream, as after a cancel
-of all waiting tasks, one request removes all of these messages. Any other message is read and deleted by itself.
+The messages of tasks that end at the same time are removed together. If these messages are the oldest in the stream,
+for example after a cancel of all waiting tasks, one request removes them all. Any other message is read and deleted
+separately.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from nqnb.protocol.wire import TaskMessage
 log = logging.getLogger("nqnb.cancel")
 
 MANY_TASKS = 8
-"""The minimum number of tasks that end at the same time for which the faster requests for many tasks are used."""
+"""If at least this many tasks end at the same time, requests that process many tasks at once are used."""
 
 
 async def forget_message(backend: TaskBackend, task: TaskMessage, value: bytes, revision: int) -> None:
@@ -58,10 +59,10 @@ async def is_its_message(backend: TaskBackend, task: TaskMessage) -> bool:
 
 
 async def remove_messages(backend: TaskBackend, queue: str, tasks: list[TaskMessage]) -> list[NqnbError | None]:
-    """Remove the messages of ended tasks of one queue.
+    """Remove the messages of a queue's ended tasks.
 
     Returns:
-        One item for each task, in order: the error for a task whose message was not removed, otherwise None.
+        One item for each task, in order: the error if the task's message was not removed, otherwise None.
     """
     last = await _remove_oldest(backend, queue, tasks) if len(tasks) >= MANY_TASKS else 0
     errors: dict[int, NqnbError] = {}
@@ -78,10 +79,10 @@ async def remove_messages(backend: TaskBackend, queue: str, tasks: list[TaskMess
 
 
 async def _remove_oldest(backend: TaskBackend, queue: str, tasks: list[TaskMessage]) -> int:
-    """Remove the oldest messages of a queue's stream, up to the first message that belongs to none of the tasks.
+    """Remove the oldest messages of a queue's stream, until the first message that belongs to another task.
 
     Returns:
-        The sequence up to which no message is left, or 0.
+        The sequence of the last message that was removed, or 0 if no message was removed.
     """
     ids = {task.Sequence: task.ID for task in tasks}
     last = 0
@@ -94,13 +95,13 @@ async def _remove_oldest(backend: TaskBackend, queue: str, tasks: list[TaskMessa
         if last and not await backend.remove_oldest_messages(queue, last, created):
             return 0
     except NqnbError as error:
-        log.debug("removing the messages of queue %s one by one: %s", queue, error)
+        log.debug("removing the messages of queue %s one by one, because a bulk removal failed: %s", queue, error)
         return 0
     return last
 
 
 def _removal(backend: TaskBackend, queue: str) -> Together[TaskMessage]:
-    """Return the object that serves the calls for one queue together."""
+    """Return the object that combines the concurrent removals for one queue."""
     removal = backend.removals.get(queue)
     if removal is None:
         removal = backend.removals[queue] = Together(functools.partial(remove_messages, backend, queue))

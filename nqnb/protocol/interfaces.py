@@ -250,15 +250,15 @@ class TaskBackend(Protocol):
         ...
 
     open_cancels: int
-    """The number of cancels that are running."""
+    """The number of cancels in progress."""
 
     @property
     def removals(self) -> dict[str, Together[TaskMessage]]:
-        """The calls that are removing the messages of ended tasks, by queue; see `nqnb.protocol.forget`."""
+        """For each queue, the object that removes the messages of ended tasks; see `nqnb.protocol.forget`."""
         ...
 
     async def oldest_messages(self, queue: str, sequences: Collection[int]) -> tuple[str, Mapping[int, bytes]]:
-        """Return the oldest messages of a queue's stream, of any kind, as long as their sequences are expected.
+        """Return the oldest messages of a queue's stream, until the first message whose sequence is not expected.
 
         Args:
             queue: the queue.
@@ -266,14 +266,14 @@ class TaskBackend(Protocol):
 
         Returns:
             A string that changes if the stream is recreated, and the data of the messages by sequence, oldest first. If
-            the server cannot read many messages with one request, there are no messages.
+            the server cannot return many messages for one request, there are no messages.
         """
         ...
 
     async def remove_oldest_messages(self, queue: str, sequence: int, created: str) -> bool:
-        """Remove all messages of a queue's stream up to a sequence, unless the stream has been recreated.
+        """Remove all messages of a queue's stream up to ``sequence``, unless the stream has been recreated.
 
-        ``created`` is the string that `oldest_messages` returned. The result is whether the messages were removed.
+        Return whether the messages were removed. ``created`` is the string that `oldest_messages` returned.
         """
         ...
 
@@ -282,9 +282,9 @@ class TaskBackend(Protocol):
         ...
 
     async def send_early_cancel(self, queue: str, task_id: str, record: CancelRecord) -> None:
-        """Notify the workers of a cancel before the task's entry is read, without waiting for the server.
+        """Notify the workers of a cancel before the task's entry is read. Do not wait for the server.
 
-        The message may be lost. It is never stored.
+        The server does not store the message, and the message may be lost.
         """
         ...
 
@@ -294,10 +294,10 @@ class TaskBackend(Protocol):
 
 
 class KeyedBackend(TaskBackend, Protocol):
-    """The backend for submits under a key."""
+    """A backend for submitting tasks under a key."""
 
     async def last_number(self, stem: str) -> int:
-        """Return the highest number of a task whose id is ``<stem>.<number>``, or 0 if no such task is stored."""
+        """Return the highest number in the stored task ids ``<stem>.<number>``, or 0 if no such id is stored."""
         ...
 
 

@@ -1,9 +1,8 @@
-"""Submits a task under a key: at most one task of a queue has the key at a time.
+"""Submits a task under a key. At most one task in a queue has a given key at a time.
 
-The id of the task is derived from the queue and the key, and ends in a number: ``key-….1``. A task that replaces
-another one has the next number, because the final state of a task never changes, and a task never takes the id of
-another one. Two clients that submit the same key at once publish the same message id, so that the server stores one
-message.
+The task id is derived from the queue and the key, and ends in a number: ``key-….1``. A task that replaces another task
+gets the next number, because the replaced task keeps its id and its final state. If two clients submit the same key at
+the same time, they publish the same message id, so the server stores only one message.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from nqnb.protocol.transition import MISSING, read_entry
 from nqnb.protocol.wire import TaskMessage
 
 STOP_SECONDS = 10.0
-"""How long a submit that replaces a task waits for the running code of that task to stop."""
+"""How long a submit waits for the code of the replaced task to stop."""
 _MAX_TRIES = 100
-"""How often a submit is repeated because other clients submit or replace the same key at the same time."""
+"""The maximum number of attempts to submit a task while other clients are submitting or replacing the same key."""
 
 
 class Keyed(NamedTuple):
-    """The task of a key, and whether the task already existed."""
+    """The id of the task that has a key, and whether the task already existed."""
 
     task_id: str
     attached: bool
@@ -59,13 +58,13 @@ async def submit_keyed(backend: KeyedBackend, message: TaskMessage, client: str,
             if if_exists == "error":
                 break
             await _end(backend, f"{stem}.{last}", client)
-        # The number of a task whose entry is gone is not used again: its message id may be known to the server.
+        # The number of a task whose entry is gone is not reused, because the server may still know the message id.
         number = last + 1
         fresh = msgspec.structs.replace(message, ID=f"{stem}.{number}")
         try:
             stored = await submit(backend, fresh, client, chosen=True, adopt=True)
         except TaskExists:
-            # Another client was faster, or the server knows the message id of a task that was pruned.
+            # Another client was faster, or the server still knows the message id of a pruned task.
             tried = last if (await read_entry(backend, fresh.ID)).revision else number
             continue
         if stored is fresh:

@@ -342,11 +342,12 @@ def cancel(entry: TaskMessage, *, announced: bool) -> CancelStep:
 
 
 def heeds_early_cancel(early: EarlyCancel, *, queue: str, started_at: float) -> bool:
-    """Return whether a worker acts on an early cancel, whose client has not read the task's entry yet.
+    """Return whether a worker acts on an early cancel, which a client sends before reading the task's entry.
 
-    The client must find the task, because otherwise it reports that nothing was cancelled. The client finds the task if
-    the task is in the client's queue, and if the run had started, and so had been claimed, before the client sent the
-    message. Otherwise the worker waits for the cancel request, which the client writes after it has read the entry.
+    If the client does not find the task, it reports that nothing was cancelled. Therefore, a worker acts only if the
+    client is certain to find the task: the task is in the queue that the client named, and its run had started before
+    the client sent the early cancel. Otherwise, the worker waits for the cancel request, which the client writes after
+    reading the entry.
 
     Args:
         early: the early cancel.

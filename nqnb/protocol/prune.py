@@ -39,7 +39,7 @@ async def prune(
     # Entries that are written from now on are removed one by one, because the listing may miss some of them.
     last_revision, created = await backend.state_position()
     oldest_kept = last_revision + 1
-    """A revision; all entries with a lower revision are removed."""
+    """The lowest revision to keep. All entries with a lower revision are removed."""
     async for entry, task in seen_entries(backend):
         if task is None or (queue is not None and task.Queue != queue):
             oldest_kept = min(oldest_kept, entry.revision)
@@ -89,14 +89,14 @@ async def prune(
 
 
 async def _remove_entries(backend: QueueBackend, entries: list[Entry], oldest_kept: int, created: str) -> None:
-    """Remove entries, unless they have been written again.
+    """Remove the entries that have not been written again since they were read.
 
-    Most entries that are old enough are the oldest of the bucket. One request removes all of these.
+    Most of these entries are usually the oldest in the bucket. One request removes all of the oldest entries.
 
     Args:
         backend: the backend to use.
-        entries: the entries.
-        oldest_kept: a revision; ``entries`` includes every entry in the bucket with a lower revision.
+        entries: the entries to remove.
+        oldest_kept: the lowest revision to keep. ``entries`` includes every entry in the bucket with a lower revision.
         created: see `QueueBackend.remove_oldest_states`.
     """
     oldest = [entry.revision for entry in entries if entry.revision < oldest_kept]

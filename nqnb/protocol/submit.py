@@ -87,11 +87,11 @@ async def submit(
         message: the task.
         client: the name of the user who submits the task, for the entry.
         chosen: whether the caller chose the task's id. If so, `submit` checks that no other task has the same id.
-        adopt: whether a message with the same id that another client has just published is adopted. If so, the entry
-            is created for that message, because the other client may have died.
+        adopt: whether to adopt a message with the same id that another client has just published. If so, `submit`
+            creates the entry for that message, because the other client may have died.
 
     Returns:
-        ``message`` itself if it was published by this call, or the message that was adopted.
+        ``message`` itself if this call published it, otherwise the adopted message.
 
     Raises:
         TaskExists: another task has the same id.

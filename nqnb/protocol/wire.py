@@ -80,8 +80,8 @@ class CancelRecord(Struct, omit_defaults=True, gc=False):
 class Source(Struct, omit_defaults=True, gc=False):
     """The place in a notebook where a task was submitted.
 
-    ``notebook`` is the name of the file without its folder, ``cell`` is the execution count, and ``line`` is the start
-    of the first line of the cell, without the content of strings. ``kernel`` is the id of the kernel.
+    ``notebook`` is the file name without the folder, ``cell`` is the cell's execution count, and ``line`` is the start
+    of the cell's first line, without the contents of string literals. ``kernel`` is the kernel's id.
     """
 
     notebook: str = ""
@@ -129,13 +129,13 @@ class Meta(Struct, omit_defaults=True, gc=False):
     source: Source | None = None
     """The notebook and the cell that submitted the task."""
     key: str = ""
-    """The key under which the task was submitted, cut to `LONGEST_NAME` characters."""
+    """The key under which the task was submitted, truncated to `LONGEST_NAME` characters."""
     group: str = ""
-    """The name of the group of tasks that were submitted together."""
+    """The name of the task's group. The tasks of a group were submitted together."""
     position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
     """The position of the task in its group, from 0."""
     label: msgspec.Raw | UnsetType = UNSET
-    """The label of the task's row in the index of a DataFrame, as JSON. It is not set if it is the position."""
+    """The label of the task's row in the DataFrame's index, as JSON. Unset if the label equals the position."""
 
 
 _Meta = Meta  # inside TaskMessage the name Meta is the field
@@ -264,17 +264,17 @@ class CancelMessage(Struct, gc=False):
 
 
 class EarlyCancel(Struct, omit_defaults=True, gc=False):
-    """A cancel that a client announces before it reads the task's entry. The server does not store this message.
+    """An early notice of a cancel, which a client sends before reading the task's entry.
 
-    Times are in Unix seconds on the server's clock.
+    The server does not store this message. Times are in Unix seconds on the server's clock.
     """
 
     queue: str = ""
-    """The queue of the task. The client cancels the task only if its entry names the same queue."""
+    """The queue of the task. If the task's entry names another queue, the client does not cancel the task."""
     by: str = ""
     requested_at: Moment = 0
     sent_after: Moment = 0
-    """A time that the server's clock had passed when the message was sent, or 0 if no such time was known."""
+    """A lower bound for the time at which the message was sent, or 0 if unknown."""
 
     def encode(self) -> bytes:
         """Return the message as JSON."""
@@ -282,7 +282,7 @@ class EarlyCancel(Struct, omit_defaults=True, gc=False):
 
     @classmethod
     def decode(cls, data: bytes) -> EarlyCancel:
-        """Decode an early cancel. A malformed one is decoded as an empty message, on which no worker acts."""
+        """Decode an early cancel. Malformed data is decoded as an empty message, which workers ignore."""
         try:
             return _early_decoder.decode(data)
         except UNREADABLE:
@@ -386,7 +386,7 @@ _GO_ESCAPES = tuple((text.encode(), b"\\u%04x" % ord(text)) for text in ("<", ">
 
 def as_go(data: bytes) -> bytes:
     """Escape the five characters that Go's JSON encoder escapes. In JSON, these characters occur only in strings."""
-    # Most data has none of the five characters, and these searches are faster than a loop.
+    # Most data contains none of the five characters, and these searches are faster than a loop.
     if b"<" in data or b">" in data or b"&" in data or not data.isascii():
         for plain, escaped in _GO_ESCAPES:
             data = data.replace(plain, escaped)

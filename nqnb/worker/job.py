@@ -20,7 +20,7 @@ from nqnb.protocol.wire import Progress
 LOG_LINES = 20
 LINE_CHARACTERS = 200
 _NO_LINES: list[str] = []
-"""The log of all jobs that have not logged a line. A log is replaced, and never changed in place."""
+"""The log of every job that has not logged a line. Logs are replaced, and never changed in place."""
 
 
 class StopFlag:

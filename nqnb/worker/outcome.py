@@ -253,7 +253,7 @@ def describe_error(error: BaseException) -> ErrorInfo:
     while trace is not None and trace.tb_next and trace.tb_frame.f_globals.get("__name__", "") in _OUR_MODULES:
         trace = trace.tb_next
     if isinstance(error.__cause__, ProcessTraceback):
-        # The handler ran in another process, and this process has no frames of it.
+        # The handler ran in another process, so this process does not have the handler's frames.
         text = str(error.__cause__).lstrip()
     else:
         text = "".join(traceback.format_exception(type(error), error, trace))
@@ -266,7 +266,7 @@ def describe_error(error: BaseException) -> ErrorInfo:
 def _with_cell_names(trace: str) -> str:
     """Replace IPython's names for compiled cells in a traceback with the names that the notebook shows.
 
-    If the source line of a cell is missing, because the handler ran in another process, the line is added.
+    If the handler ran in another process, the traceback lacks the source lines of cells, so the lines are added.
     """
     ipython = sys.modules.get("IPython")  # if it is not imported, there are no cells
     shell = ipython.get_ipython() if ipython is not None else None

@@ -135,9 +135,9 @@ class Worker:
                 be able to pickle the function. The function sees the environment variables that the worker has when
                 the task starts.
             reuse: the maximum number of tasks that one process runs, one after another; requires
-                ``isolation="process"``. The default is 1: each task has a process of its own. A higher number makes
-                short tasks much faster, but the tasks of a process share its modules and their global variables. A
-                process does not run another task after it was stopped, or if the function left child processes or
+                ``isolation="process"``. The default is 1: each task runs in a separate process. A higher number makes
+                short tasks much faster, but the tasks of a process share the imported modules and their global
+                variables. A process is not reused after a stop, or if the function left child processes running or
                 raised an exception such as `SystemExit`.
             is_failure: a function that is called with the exception of a failed attempt. If the function returns True,
                 the task is not retried, as with NQ's ``isFailureFn``.
@@ -238,7 +238,7 @@ class Worker:
         """Connect to the server, and start pulling tasks. A worker that has stopped can be started again.
 
         Raises:
-            InvalidHandler: no handler is registered, or the worker is running.
+            InvalidHandler: no handler is registered, or the worker is running or stopping.
             NoServer, NoJetStream, ServerRefused: see `nqnb.Client.open`.
         """
         if not self.handlers:
@@ -250,7 +250,7 @@ class Worker:
                 f"the worker cannot start: it is already {self.state.value}. Stop it first, or create another Worker."
             )
         if self.state is State.STOPPED:
-            # Other programs must not take the restarted worker for the stopped one.
+            # Other programs must not mistake the restarted worker for the stopped worker.
             self.id, self.state, self._stop, self._hurried = _new_id(), State.NEW, asyncio.Event(), False
         # Import nats only to connect.
         from nqnb.jetstream.backend import Backend

@@ -86,8 +86,8 @@ class TestRows:
     @pytest.mark.parametrize(
         ("frame", "why"),
         [
-            (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns 'a'"),
-            (pd.DataFrame([[1, 2]], columns=["1", 1]), "two columns '1'"),
+            (pd.DataFrame([[1, 2]], columns=["a", "a"]), "are named 'a'"),
+            (pd.DataFrame([[1, 2]], columns=["1", 1]), "are named '1'"),
             (pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", "b"), ("a", "c")])), "several levels"),
         ],
     )

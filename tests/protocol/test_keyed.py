@@ -177,6 +177,6 @@ async def test_invalid_keys_are_refused(nq: nqnb.Client, key: Any) -> None:
         await nq.submit("work", 1, key=key)
     with pytest.raises(nqnb.BadInput, match="if_exists="):
         await nq.submit("work", 1, key=KEY, if_exists="never")  # type: ignore[arg-type]  # that is what is tested
-    with pytest.raises(nqnb.BadInput, match="Omit one of them"):
+    with pytest.raises(nqnb.BadInput, match="Omit id or key"):
         await nq.submit("work", 1, key=KEY, id="mine")
     assert await nq.tasks() == []

@@ -22,7 +22,7 @@ class CoroutineExecutor(Executor):
     def __init__(self, handler: Handler, job: Job) -> None:
         super().__init__(handler, job)
         self._task: asyncio.Task[Any] | None = None
-        """The task that runs the handler, once the task has made its first step."""
+        """The asyncio task that runs the handler, or None until the first step of this task."""
         self._ended: asyncio.Future[Result] | None = None
         self._ladder: StopLadder | None = None
 
@@ -67,7 +67,7 @@ class CoroutineExecutor(Executor):
             self._settle(Result(Ended.FAILED, error=error))
 
     def _settle(self, result: Result) -> None:
-        """Resolve the future. A callback of the handler's task would take another turn of the loop."""
+        """Resolve the future. A callback of the handler's task would be called one turn of the event loop later."""
         # The traceback of an error refers to this object, so this object must not refer to the error.
         ended, self._ended = self._ended, None
         if self._ladder is not None:

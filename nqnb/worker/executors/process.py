@@ -68,7 +68,7 @@ class ProcessExecutor(Executor):
         self._loop = asyncio.get_running_loop()
         self._process: TaskProcess | None = None
         self._over: asyncio.Future[int | None] | None = None
-        """A future that is resolved when the process has finished with the task."""
+        """A future that is resolved when the process has finished the task."""
         self._outcome: Result | None = None
         self._raised: RemoteError | None = None
         self._rebuilding: asyncio.Task[BaseException] | None = None
@@ -177,10 +177,10 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
     """A pickler that keeps the file names of functions, and accepts types for which msgspec has stored a cache."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """Return how to pickle a type or code; see `pickle.Pickler.reducer_override`."""
+        """Return how to pickle a type or a code object; see `pickle.Pickler.reducer_override`."""
         if isinstance(obj, CodeType):
             make, arguments = self.dispatch_table[CodeType](obj)
-            # cloudpickle replaces the file name, which tracebacks show.
+            # cloudpickle replaces the file name, but tracebacks need it.
             return make, tuple(obj.co_filename if each == "<dynamic-code>" else each for each in arguments)
         if isinstance(obj, type):
             if "__msgspec_cache__" in vars(obj):

@@ -2,14 +2,14 @@
 
 A frame on the socket consists of a four-byte length and a pickle. Both ends of the socket belong to nqnb, and data from
 a queue is never unpickled. The worker sends one frame per task. This process replies with any number of ``("report",
-progress, log)`` messages. The outcome is ``("returned", JSON, is_bytes)``, or ``("unencodable", text, part)`` for a
-value that JSON cannot represent, or ``("failed", …)`` with the fields of
+progress, log)`` messages, and then with the outcome: ``("returned", JSON, is_bytes)``, or ``("unencodable", text,
+part)`` for a value that JSON cannot represent, or ``("failed", …)`` with the fields of
 `nqnb.worker.executors.process.RemoteError`. All messages consist of built-in values, so unpickling them imports no
 modules in the worker.
 
-If the worker has asked for it, this process then waits for another task of the same handler, and says so with
-``("ready",)``. The process does not do so after a stop, after an exception that usually ends a process, or if the
-handler has left child processes. The empty frame `NO_MORE_TASKS` ends the waiting process.
+If the worker has asked this process to stay, the process then sends ``("ready",)``, and waits for another task of the
+same handler. The process exits instead after a stop, after an exception that usually ends a process, or if the handler
+has left child processes running. A waiting process exits when it receives the empty frame `NO_MORE_TASKS`.
 
 To stop the handler, the worker sends SIGINT. The signal raises `JobCancelled` once in a plain function, and cancels a
 coroutine.
@@ -45,7 +45,7 @@ Facts = tuple[str, str, bytes, int, int, "datetime | None"]
 """The arguments of `Job` that describe the task."""
 LENGTH = struct.Struct(">I")
 NO_MORE_TASKS = LENGTH.pack(0)
-"""The frame after which the process exits."""
+"""The frame that tells the process to exit."""
 MOST_RESULT_BYTES = 64 * 2**20
 """The maximum size of a result. No server accepts a larger result."""
 _MOST_TEXT_CHARACTERS = 2**20
@@ -57,17 +57,17 @@ _REPORT_INTERVAL_SECONDS = 0.05
 
 
 def preload() -> None:
-    """Import what almost every handler needs. The supervisor calls this function before it forks any process."""
-    # Import late, because the worker imports this module too. cloudpickle unpickles the function, and the handler's
-    # module usually creates a Worker.
+    """Import the modules that almost every handler needs. The supervisor calls this function before the first fork."""
+    # These imports are not at the top, because the worker also imports this module. cloudpickle unpickles the function,
+    # and the handler's module usually creates a Worker.
     import_module("cloudpickle")
     import_module("nqnb.worker.worker")
 
 
 def run(descriptor: int) -> None:
-    """Wait for a task on the socket, and run the task. Repeat this while the worker asks for it.
+    """Wait for a task on the socket, and run the task. Repeat this as long as the worker asks this process to stay.
 
-    If the socket is closed first, return without running anything.
+    If the socket is closed before a task arrives, return.
     """
     import_module("cloudpickle")
     stop = _StopFlag()
@@ -102,9 +102,9 @@ def _read(connection: socket.socket, size: int) -> bytearray:
 
 
 class _StopFlag(StopFlag):
-    """A stop flag that a signal handler can set. All tasks of this process share it, because a stop ends the process.
+    """A stop flag that a signal handler can set. The interrupted thread may be holding the lock of the base class.
 
-    The base class has a lock, which the interrupted thread may be holding.
+    All tasks of this process share the flag, because a stop ends the process.
     """
 
     __slots__ = ("_is_raised", "_readable", "_writable")
@@ -133,7 +133,7 @@ class _Runner:
     Args:
         connection: the socket to the worker.
         stop: the stop flag of this process.
-        may_stay: whether the worker asks this process to wait for another task afterwards.
+        may_stay: whether the worker asks this process to wait for another task after this one.
         path: the worker's ``sys.path``.
         folder: the worker's working directory.
         environment: the worker's current environment variables, which may have changed since this process started.
@@ -174,7 +174,7 @@ class _Runner:
         self._leaves = False
         """Whether the handler has raised an exception that usually ends a process, such as `SystemExit`."""
         self._over = False
-        """Whether the outcome has been sent. A thread that the handler has left may still report afterwards."""
+        """Whether the outcome has been sent. A thread that the handler left running may still try to report."""
         if may_stay and (prctl := supervisor.load_prctl()) is not None:
             supervisor.become_subreaper(prctl)  # so that no descendant of the handler escapes `_has_children`
         sys.path[:] = path
@@ -201,7 +201,7 @@ class _Runner:
         return stays
 
     def _can_stay(self) -> bool:
-        # The next task's SIGINT must not arrive before its handler runs.
+        # A SIGINT for the next task must not arrive before the handler of that task runs.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):  # the handler may have replaced or closed the stream
@@ -290,7 +290,7 @@ class _Runner:
 
 
 def _has_children() -> bool:
-    """Return whether any child process is still running. Reap the others."""
+    """Reap the child processes that have exited, and return whether any child process is still running."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

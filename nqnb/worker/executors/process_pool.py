@@ -1,8 +1,8 @@
 """Start processes that run tasks, and keep idle processes ready, so that tasks can start at once.
 
 Each process runs one task, or several if its handler allows this. A supervisor (`nqnb.supervisor`) forks the process,
-and kills it if the worker dies. On Linux, a supervisor can fork a process for each task in turn, which is much faster
-than to start another supervisor.
+and kills the process if the worker dies. On Linux, one supervisor can fork the processes of several tasks, one after
+another. This is much faster than starting a supervisor for each task.
 
 Processes are not started with `subprocess`, because ``Popen`` reads a pipe until the new program has closed the pipe.
 If another thread forks at that moment, the forked process keeps the pipe open, and the event loop is blocked until the
@@ -36,11 +36,11 @@ log = logging.getLogger("nqnb.worker")
 MOST_SPARES = 2
 """The maximum number of idle processes that a worker starts before a task needs them."""
 IDLE_SECONDS = 30.0
-"""After how many seconds an idle process is stopped."""
+"""The number of seconds after which an idle process is stopped."""
 _LEAST_PAUSE_SECONDS = 0.1
 """The minimum time between two searches for processes that have been idle for too long."""
 _EXIT_TIMEOUT_SECONDS = 1.0
-"""The time limit for an idle process to exit if its handler has used it. ``atexit`` functions run in this time."""
+"""How long an idle process that has run tasks may take to exit, including its ``atexit`` functions."""
 _KILL_TIMEOUT_SECONDS = 6.0
 """The time limit for a supervisor to kill its process, after which the worker kills both. The normal limit is 4 s."""
 _CLOSE_TIMEOUT_SECONDS = 7.0
@@ -56,7 +56,7 @@ _MOST_LAST_READS = 256
 SOCKET_DESCRIPTOR = 3
 """The descriptor of the socket in the supervisor's process."""
 _SIGNALS = (supervisor.INTERRUPT, supervisor.TERMINATE, supervisor.KILL)
-"""The commands after which a process runs no other task."""
+"""The commands after which a process does not run another task."""
 _LOWEST_COPY = 10
 """The lowest number for copied descriptors, which must not have the numbers 0, 1 or `SOCKET_DESCRIPTOR`."""
 
@@ -95,17 +95,17 @@ class Reserve:
 class Spares:
     """The idle processes of one event loop. All workers on the loop share them.
 
-    A process whose task has ended is kept for the next task. There are thus as many idle processes as tasks ran at the
-    same time lately, but with the running ones never more than the workers' concurrency. Of two idle processes, the one
-    that was used last is used first. A process that has been idle for `IDLE_SECONDS` is stopped, unless it is one of
-    the few fresh ones that are kept for the first task.
+    A process whose task has ended is kept for a later task. So the number of processes is the number of tasks that
+    recently ran at the same time, and never exceeds the total concurrency of the workers. The most recently used
+    process is taken first. A process that has been idle for `IDLE_SECONDS` is stopped, except for a few fresh processes
+    that are kept for the first tasks.
     """
 
     def __init__(self) -> None:
         self._idle: list[TaskProcess] = []
-        """The idle processes. The one that has been idle longest is the first."""
+        """The idle processes. Processes are taken from the end of the list, and stopped from the beginning."""
         self._leaving: set[asyncio.Future[None]] = set()
-        """The ends of processes that are being stopped."""
+        """The ``ended`` futures of the processes that are being stopped."""
         self._running = 0
         self._wanted = self._most = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -121,7 +121,7 @@ class Spares:
         return [process for process in self._idle if process.is_ready]
 
     def take(self, handler: Handler) -> TaskProcess:
-        """Return a process for a task: one that this handler has used, or a fresh one. Return it with `free`.
+        """Return a process that this handler has used, or a fresh process. Release the process with `free`.
 
         Raises:
             OSError: the system cannot start another process.
@@ -140,7 +140,7 @@ class Spares:
         return process
 
     def free(self, process: TaskProcess) -> None:
-        """Keep a process of `take` for another task if it can run one. Otherwise, kill it, if it is still running."""
+        """Release a process that `take` returned. Keep the process if it can run another task, otherwise kill it."""
         self._running -= 1
         if process.is_ready:
             process.idle_since = time.monotonic()
@@ -152,7 +152,7 @@ class Spares:
         asyncio.get_running_loop().call_soon(self.fill)
 
     def change(self, wanted: int, most: int) -> None:
-        """Change the number of fresh idle processes to keep, and the maximum number of idle and running processes.
+        """Add to the number of fresh idle processes to keep, and to the maximum number of idle and running processes.
 
         Missing processes are started by `fill`, or after the first task.
         """
@@ -174,7 +174,7 @@ class Spares:
             await asyncio.wait(self._leaving, timeout=_CLOSE_TIMEOUT_SECONDS)
 
     def _has_room(self) -> bool:
-        """Return whether a process that is ending may be replaced by an idle one."""
+        """Return whether an idle process may replace a process that is ending."""
         return len(self._idle) + self._running <= self._most
 
     def _stop(self, processes: list[TaskProcess]) -> None:
@@ -185,7 +185,7 @@ class Spares:
             process.retire()
 
     def _stop_idle(self) -> None:
-        """Stop the processes that have been idle for too long, except as many fresh ones as are wanted."""
+        """Stop the processes that have been idle for too long, but keep the desired number of fresh processes."""
         self._timer, self._idle = None, self.idle
         since = time.monotonic() - IDLE_SECONDS
         old = [process for process in self._idle if process.idle_since <= since]
@@ -196,7 +196,7 @@ class Spares:
         self._watch()
 
     def _watch(self) -> None:
-        """Call `_stop_idle` as soon as the first process has been idle for too long."""
+        """Schedule a call of `_stop_idle` for the time at which a process will first have been idle for too long."""
         leaving = [process for process in self._idle if process.handler or len(self._idle) > self._wanted]
         if self._timer is None and leaving:
             due = min(process.idle_since for process in leaving) + IDLE_SECONDS - time.monotonic()
@@ -212,8 +212,9 @@ _spares_of_loop: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Spares] = 
 class TaskProcess:
     """A process that runs tasks, one at a time. The object must be created and used on a running event loop.
 
-    A process that may run several tasks of its handler runs them all. Any other process runs one task, and then its
-    supervisor forks the next process, if it can. Neither happens after a signal or a crash: then the supervisor exits.
+    If the handler allows reuse, the process runs several tasks of this handler. Otherwise, the process runs one task,
+    and then the supervisor forks another process if possible. After a signal or a crash, no other task is run, and the
+    supervisor exits.
 
     Args:
         has_room: a function that returns whether another task may follow.
@@ -231,7 +232,8 @@ class TaskProcess:
         self._is_closed = False
         """Whether the process has closed the socket."""
         self.handler: Handler | None = None
-        """The handler that has used the process. No other handler may use it. None if the process is fresh."""
+        """The handler that has used the process, or None if the process is fresh. No other handler may use the
+        process."""
         self._tasks = 0
         """The number of tasks that the process has run or is running."""
         self.idle_since = time.monotonic()
@@ -301,7 +303,7 @@ class TaskProcess:
         if self._task is None:
             return
         if len(self._reported_numbers) == 1 and os.getpid() == self._worker_pid:
-            # The way over the supervisor would take longer.
+            # Sending the signal through the supervisor would take longer.
             self._signalled = True
             self._signal_group(signal.SIGINT)
         else:
@@ -348,9 +350,10 @@ class TaskProcess:
 
     @property
     def _reported_numbers(self) -> list[int]:
-        """The numbers that the supervisor has reported: the handler's process id, at the end followed by two others.
+        """The numbers that the supervisor has reported.
 
-        These are the exit status, and a 1 if the supervisor can fork another process.
+        The first is the handler's process id. When the process has exited, two more numbers follow: the exit status,
+        and a 1 if the supervisor can fork another process, otherwise a 0.
         """
         return [int(line) for line in self._reported.split(b"\n")[:-1]]
 
@@ -409,7 +412,7 @@ class TaskProcess:
                 self._has_outcome = message[0] != "report"
 
     def _become_ready(self) -> None:
-        """End the task of a process that is waiting for another task of its handler."""
+        """Handle the message that the process is ready for another task of its handler."""
         if self._task is None or not self._has_outcome:
             raise ValueError("the process is ready before it has sent an outcome")
         if self._signalled:
@@ -437,7 +440,7 @@ class TaskProcess:
             self._finish()
 
     def _can_renew(self) -> bool:
-        """Return whether the process has ended as expected, and the supervisor can fork one for a later task."""
+        """Return whether the process has ended as expected, and the supervisor can fork another for a later task."""
         if self._reported_numbers[1:] != [0, 1]:
             return False
         for _ in range(_MOST_LAST_READS):
