@@ -294,7 +294,7 @@ class Settings:
         replaced: Iterable[str] = ()
         if options.get("context") is not None:
             replaced = ("url", *logins, *_TLS)
-        elif any(options.get(name) is not None for name in logins) or "@" in str(_plain_url(options.get("url"))):
+        elif any(options.get(name) is not None for name in logins) or _names_login(_plain_url(options.get("url"))):
             replaced = logins
         made = cls(**{**{name: value for name, value in given.items() if name not in replaced}, **options})
         if not settings.named and "url" not in options and options.get("context") is None:
@@ -308,6 +308,12 @@ class Settings:
         made = Settings.of(self, url=url, token=token)
         object.__setattr__(made, "detached", True)
         return made
+
+
+def _names_login(url: object) -> bool:
+    """Return whether an address, or one of several addresses, contains a login. Any other value is checked later."""
+    texts = [url] if isinstance(url, str) else url if isinstance(url, (list, tuple)) else []
+    return any(isinstance(text, str) and "@" in text for text in texts)
 
 
 def _plain_url(url: object) -> str | tuple[object, ...]:

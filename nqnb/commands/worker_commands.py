@@ -118,7 +118,6 @@ def new_loop_of(choice: str) -> NewLoop | None:
             f"--loop uvloop is not available: uvloop cannot be imported ({clause(error)}). "
             "Install uvloop with: pip install 'nqnb[fast]' (from Python 3.14: pip install uvloop)"
         ) from None
-    log.info("the worker uses uvloop %s as its event loop", uvloop.__version__)
     new_loop: NewLoop = uvloop.new_event_loop
     return new_loop
 

@@ -280,7 +280,10 @@ class Worker:
             await self._runtime.close()
             raise
         self.state = State.RUNNING
-        log.info("worker %s is serving %s", self.id, ", ".join(self.handlers))
+        loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+        log.info(
+            "worker %s is serving %s%s", self.id, ", ".join(self.handlers), "" if loop == "asyncio" else f" ({loop})"
+        )
 
     async def stop(self, shutdown_timeout: Duration | None = None) -> None:
         """Stop the worker. Tasks that are still running after ``shutdown_timeout`` are stopped and redelivered.

@@ -93,7 +93,7 @@ def test_queues_and_workers_say_what_is_wrong(
         page.until(lambda: "tasks of served: 1 cancelled" in queues.inner_text(), "the tasks are cancelled")
 
         page.run(4)
-        assert "idle" in page.output(4).locator(".nq-board").inner_text()
+        page.until(lambda: "idle" in page.output(4).locator(".nq-board").inner_text(), "the table of the magic")
     finally:
         for each in (first, *others):
             each.kill()

@@ -64,7 +64,7 @@ def test_the_task_of_a_killed_worker_has_a_note_and_its_cancel_says_who_will_rec
     assert f"{reason}. The cancel is stored" in answer.err
     assert "still running" not in answer.err
     assert re.search("waiting +1 +their workers are gone", answer.out)
-    assert f"cancelled; {reason}" in " ".join(run("cancel", task_id).out.split())
+    assert f"requested; {reason}" in " ".join(run("cancel", task_id).out.split())
     assert re.search(r"cancel +requested \d\d:\d\d:\d\d by \S+, not stopped yet\n", run("task", "show", task_id).out)
     request = run("task", "show", task_id, "--json").json["cancel"]
     assert (request["stopping"], bool(request["requested_at"]), request["status"]) == (True, True, "processing")

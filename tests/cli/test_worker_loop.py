@@ -62,7 +62,7 @@ def test_a_worker_runs_its_tasks_on_the_chosen_loop(
     fast = "asyncio" not in options
     worker = start("worker", "jobs:worker", "-u", url, *options, cwd=folder)
     request.addfinalizer(worker.kill)
-    until_said(worker, "uvloop " if fast else "is serving")
+    until_said(worker, "(uvloop)" if fast else "is serving")
     assert run("submit", "loop", "--wait", "--json").json["result"].startswith("uvloop" if fast else "asyncio")
     for queue in ("coroutine", "thread", "process"):
         task = run("submit", queue, "--json").json["id"]

@@ -161,9 +161,6 @@ LARGE_SCENARIOS = {
     "cancel in a known queue against finish against retry, crash": Scenario(
         (RETRIED, after_submit(CANCEL_IN_QUEUE)), failures=(Failure.WORKER_CRASH,), handlers=BOTH_ENDS
     ),
-    "cancel in a known queue against prune against a later task with the same id": Scenario(
-        (SUBMIT, PRUNE, AGAIN._replace(after=("prune",)), after_submit(CANCEL_IN_QUEUE)), days=1
-    ),
     "cancel in a known queue, lease lost, two workers": Scenario(
         (SUBMIT, after_submit(CANCEL_IN_QUEUE)), workers=2, failures=(Failure.LEASE_LOST,)
     ),
@@ -742,7 +739,7 @@ class Summary(NamedTuple):
 
 
 @cache
-def summary_of(scenario: Scenario, most: int = 400_000) -> Summary:
+def summary_of(scenario: Scenario, most: int = 1_000_000) -> Summary:
     """Explore a scenario, once in each run of the tests."""
     found = scenario.explore(most)
     exploration = found.exploration
