@@ -19,7 +19,7 @@ SETUP = "import nqnb\n%load_ext nqnb\nnq = nqnb.session()"
 
 
 def shows(helps: Any, said: str) -> bool:
-    """Return whether the help of the first completion contains a text. An earlier list may still be open."""
+    """Return whether the help of the first completion contains ``said``. An earlier list may still be open."""
     return bool(helps.count()) and said in helps.first.inner_text().lower().replace("\N{NO-BREAK SPACE}", " ")
 
 

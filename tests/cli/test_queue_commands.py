@@ -86,7 +86,7 @@ def test_delete_refuses_a_queue_with_tasks_unless_forced(run: Run, many: Many) -
     assert refused.code == 1
     assert one_line(refused.err)
     assert "3 tasks are pending" in refused.err
-    assert "or add --force" in refused.err
+    assert "Or add --force" in refused.err
     assert refused.out == "", "no preview of a refused delete"
     assert "Delete queue 'full' and end its 3 tasks?" in run("queue", "delete", "full", "--force").err
     answer = run("queue", "delete", "full", "--force", "--yes", "--json")
