@@ -230,7 +230,7 @@ class Client:
             key: a function that returns the key for a payload: a string or a whole number. At most one task of the
                 queue has a given key at a time, so a repeated call does not submit a payload twice.
             if_exists: what to do if a task with the same key already exists: ``"attach"``, ``"replace"`` or
-                ``"error"``; see `submit`.
+                ``"error"``. The method `submit` describes them.
             ordered: whether to keep the tasks in the order of the payloads. If true, each task is submitted only after
                 the server has stored the previous task, at the cost of one round trip per task. If false, many tasks
                 are in flight at once, and some may overtake others.

@@ -17,8 +17,8 @@ import time
 
 @nq.handler("resize", concurrency=4)
 def resize(job, payload):
-    for done in range(5 if payload["n"] else 1000):  # number 0 runs until the user stops it
-        job.progress(done, 5 if payload["n"] else 1000, "thumbnails")
+    for done in range(5 if payload["n"] else 3000):  # number 0 runs until the user stops it
+        job.progress(done, 5 if payload["n"] else 3000, "thumbnails")
         time.sleep(0.02)
     if payload["n"] % 40 == 7:
         raise ValueError(f"no image: {payload['n']}")

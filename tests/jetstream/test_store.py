@@ -155,6 +155,8 @@ class TestListing:
         async def write() -> None:
             while not ended:
                 await store.put(f"{next(numbers)}", b"")
+                # Several entries are written in each round trip of the listing, even on a busy machine.
+                await asyncio.sleep(0.004)
 
         async with Proxy(shared_server, delay=0.02) as proxy:
             far = await Connection.open(nqnb.Settings(proxy.url))

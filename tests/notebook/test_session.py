@@ -683,7 +683,7 @@ class TestInAKernel:
     def test_map_shows_its_progress(self, cells: Kernel) -> None:
         cell = cells.run("tasks = nq.map('resize', [0] * 1500)\nnone = nq.map('resize', (x for x in ()))")
         assert "1,500 tasks submitted to resize" in cell.text
-        assert "1,024 of 1,500" in cell.text
+        assert re.search(r"^[\d,]+ of 1,500 tasks submitted", cell.text)
         assert "<progress" in cell.html[0]
         assert "<progress" not in cell.html[-1]
 
