@@ -198,7 +198,7 @@ async def transition(
             return step
         before = seen.revision
         seen = await _read_again(backend, task_id, retry) if known is None else known
-        if conflict and seen.revision == before:
+        if conflict and seen.revision == before > 0:
             # A leader without a quorum refuses a write while an earlier write to the same entry is in progress.
             if time.monotonic() >= retry.until:
                 raise Unconfirmed(
