@@ -304,18 +304,25 @@ def keep_task(worker: int, connection: int, module: str) -> None:
     supervisor, wake = os.getpid(), wake_on_child_end()
     may_fork_again = prctl is not None and _is_single_threaded()
     while True:
+        command = _read_early_command()
         runner = os.fork()
         if runner == 0:
             os.setpgid(0, 0)
             die_with(supervisor, prctl)
             _forget_children(*wake)
             signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+            if command in _TASK_SIGNALS:
+                # If the supervisor sent the signal, it could arrive after the start of the handler.
+                os.kill(os.getpid(), _TASK_SIGNALS[command])
             _become_runner(connection, path, module)
             return
         with contextlib.suppress(OSError):  # the fork has already done this itself
             os.setpgid(runner, runner)
         _report(runner)
-        status = _wait_for_runner(worker, runner, wake[0])
+        if command is None or command in _TASK_SIGNALS:
+            status = _wait_for_runner(worker, runner, wake[0])
+        else:
+            status = _kill_runner(runner)
         is_clean = _kill_descendants(runner)
         if status is None:
             return
@@ -344,6 +351,13 @@ def _read_path(worker: int) -> list[str] | None:
         data += byte or b""
     path: list[str] = json.loads(data)
     return path
+
+
+def _read_early_command() -> bytes | None:
+    """Read a command that has arrived before the fork, without waiting. Return b"" at the end of stdin."""
+    from select import select  # imported late, because Windows cannot use it for pipes
+
+    return os.read(0, 1) if select([0], [], [], 0)[0] else None
 
 
 def _preload(module: str) -> None:
@@ -410,6 +424,10 @@ def _wait_for_runner(worker: int, runner: int, wake: int) -> int | None:
                 os.killpg(runner, _TASK_SIGNALS[command])
         else:
             break
+    return _kill_runner(runner)
+
+
+def _kill_runner(runner: int) -> int | None:
     _kill_group(runner)
     return _collect(runner, seconds=_KILL_TIMEOUT_SECONDS)
 

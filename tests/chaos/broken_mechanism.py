@@ -101,7 +101,8 @@ async def try_out() -> None:
             async for update in running.updates():
                 if update.status is Status.PROCESSING:
                     break
-            await running.cancel(wait=20)
+            # Without the queue, no early cancel ends the task before its cancel request is stored.
+            await nq.cancel(running.id, wait=20)
 
 
 def main() -> None:
